@@ -1,0 +1,97 @@
+//! The clouds: one trait, `PowerCloud`, and its implementations, one file a service.
+//!
+//! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows nothing of SQL, and decides
+//! nothing: it says what the cloud said, classed; `verdict` says what follows.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Sighting, Tracking};
+
+/// A cloud project that can be asked to switch servers.
+///
+/// No method retries by itself but for one renewal of a refused token or signature. Every method ends within the
+/// target's `request_timeout` (times the pages read, for `observe`).
+pub trait PowerCloud: Send + Sync {
+    /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
+    /// stored only the call itself is left.
+    fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>>;
+
+    /// Makes one submit call for all `servers`: 1 to `Service::batch_servers_cap`, each once.
+    ///
+    /// An error whose fault is `Fault::Lost` may have been carried out; with any other fault nothing was, as far as the documents go.
+    fn submit<'a>(&'a self, action: PowerAction, servers: &'a [ServerId])
+    -> BoxFuture<'a, Result<Tracking, CallError>>;
+
+    /// Asks what became of `job`. `Fault::Refused(CodeClass::JobUnknown)` if the cloud does not know it (any more).
+    fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>>;
+
+    /// Reads the states of `servers`, by list or one by one, whichever needs fewer calls.
+    ///
+    /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own call
+    /// before it is called missing.
+    fn observe<'a>(
+        &'a self,
+        servers: &'a [ServerId],
+    ) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>>;
+}
+
+/// Why a call did not succeed. `Display` is one sentence for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallError {
+    /// What the caller may do next.
+    pub fault: Fault,
+    /// HTTP status, if an answer came.
+    pub status: Option<u16>,
+    /// The cloud's code, such as `BMS.0039`; empty when it gave none.
+    pub code: String,
+    /// The cloud's text, or what went wrong on the way; at most 500 characters.
+    pub message: String,
+    /// The cloud's id for this call (`X-Request-Id` or the body's `request_id`), for a support case.
+    pub request_id: Option<String>,
+}
+
+/// The reactions to a failed call, one a variant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Could not connect: nothing left this machine. Resend later.
+    Unreachable,
+    /// The cloud is overloaded or throttles; nothing was carried out. Resend after `retry_after`, if it named one.
+    Throttled {
+        /// From `Retry-After`.
+        retry_after: Option<Duration>,
+        /// From the gateway's text `limit:50,time:1 minute`: so many calls in so long.
+        limit: Option<(u32, Duration)>,
+    },
+    /// A passing fault in front of the service; nothing was carried out. Resend later.
+    Unavailable,
+    /// The token or signature was refused, also after one renewal; nothing was carried out. Hold all that use this key.
+    Credentials,
+    /// These credentials may not do this; nothing was carried out. Hold the target.
+    Permission,
+    /// Wrong endpoint, project or service, or a redirect; nothing was carried out. Hold the target.
+    Configuration,
+    /// The service read the call and refused it.
+    Refused(CodeClass),
+    /// The call left and its answer is missing, unreadable, or says nothing certain: it may have been carried out.
+    Lost,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.status, self.code.is_empty()) {
+            (Some(status), false) => write!(f, "HTTP {status}, {}: {}", self.code, self.message)?,
+            (Some(status), true) => write!(f, "HTTP {status}: {}", self.message)?,
+            (None, _) => write!(f, "{}", self.message)?,
+        }
+        match &self.request_id {
+            Some(id) => write!(f, " (request id {id})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}

@@ -1,0 +1,5 @@
+//! poweryard
+
+pub mod cloud;
+pub mod model;
+pub mod settings;

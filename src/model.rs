@@ -1,0 +1,234 @@
+//! The vocabulary: ids, actions, states, evidence, and what the clouds tell us, as plain values.
+//!
+//! Owns the words that every other room uses. Knows nothing of SQL, HTTP, files or clocks.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+mod time;
+mod words;
+
+pub use time::{NotATime, UtcMillis};
+pub use words::{
+    AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service, UnknownWord,
+};
+
+/// One row of `power_requests`: one server, one action. Never reused; the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(pub i64);
+
+/// One row of `batches`: one submit call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BatchId(pub i64);
+
+/// What the cloud calls the job it runs for a batch. Opaque: printed as a UUID in one place and as 32 hex digits in another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(pub String);
+
+/// A `[targets.NAME]` of the config: one cloud project in one region. 1 to 64 of `A-Z a-z 0-9 . _ -`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TargetName(pub String);
+
+/// A server's id as its producer wrote it; compared without case, as the queue does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ServerId(pub String);
+
+impl ServerId {
+    /// True for 1 to 64 of `A-Z a-z 0-9 -`, the rule of `power_requests.server_id`.
+    pub fn is_valid(text: &str) -> bool {
+        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    }
+}
+
+impl PartialEq for ServerId {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for ServerId {}
+
+impl PartialOrd for ServerId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ServerId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let lower = |id: &Self| id.0.bytes().map(|b| b.to_ascii_lowercase()).collect::<Vec<_>>();
+        lower(self).cmp(&lower(other))
+    }
+}
+
+impl Hash for ServerId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for byte in self.0.bytes() {
+            state.write_u8(byte.to_ascii_lowercase());
+        }
+    }
+}
+
+macro_rules! display_inner {
+    ($($name:ty),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+display_inner!(RequestId, BatchId, JobId, TargetName, ServerId);
+
+impl FromStr for RequestId {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// What a submit call was accepted as: how its batch is followed from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tracking {
+    /// The cloud runs this job; asking for it covers the whole batch (BMS).
+    Job(JobId),
+    /// There is no job: the servers themselves tell (CloudDC).
+    ServerState,
+}
+
+/// A job's or sub-job's progress. Words that no document lists count as `Pending`, never as an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobStatus {
+    /// `INIT`, `RUNNING`, `PENDING_PAYMENT`, anything unknown.
+    Pending,
+    /// `SUCCESS`.
+    Succeeded,
+    /// `FAIL`.
+    Failed,
+}
+
+/// What the cloud says of a job: one answer for all servers of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobReport {
+    /// The job as a whole. What became of a server is in its own sub-job, whatever stands here.
+    pub status: JobStatus,
+    /// The job's own error, if it has one.
+    pub error: Option<Complaint>,
+    /// One entry per server the cloud has begun with; may be empty at first.
+    pub sub_jobs: Vec<SubJob>,
+    /// The cloud's own `end_time - begin_time`, once both are readable.
+    pub duration: Option<Duration>,
+}
+
+/// One server's part of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubJob {
+    /// Absent in some failed sub-jobs.
+    pub server: Option<ServerId>,
+    /// This server's own status.
+    pub status: JobStatus,
+    /// Why it failed, if it did.
+    pub error: Option<Complaint>,
+}
+
+/// A code and a text, as the cloud wrote them, with our class for the code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// The cloud's code, such as `BMS.0040`; empty when it gave none.
+    pub code: String,
+    /// The cloud's text.
+    pub message: String,
+    /// What the code means for us.
+    pub class: CodeClass,
+}
+
+/// What a cloud's error code means; the classes of the error tables, one reaction each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CodeClass {
+    /// Resend the same call later; nothing was carried out.
+    Retryable,
+    /// May be resent after the servers' states have been looked at.
+    RetryableUncertain,
+    /// The call may have been carried out: look before anything else.
+    Ambiguous,
+    /// This server only: it is powering on, off or rebooting; wait.
+    ServerBusy,
+    /// This server only: it is already as wished.
+    AlreadyInTargetState,
+    /// This server only, for good (missing, locked, frozen disk).
+    ServerPermanent,
+    /// This server only: the action was tried and failed.
+    ServerFailed,
+    /// The whole call was refused: one bad server, or our mistake.
+    BatchInvalid,
+    /// The token or the signature was refused: renew or re-sign once.
+    AuthToken,
+    /// The credentials may not do this: stop and tell a person.
+    AuthPermission,
+    /// The endpoint, project or service is wrong: stop and tell a person.
+    ConfigPermanent,
+    /// The job id is unknown or gone.
+    JobUnknown,
+    /// The parent says a sub-job failed: read the sub-jobs.
+    SubJobFailed,
+    /// Codes of creating, disks, networks and orders, and codes that no document lists.
+    Other,
+}
+
+/// What a look at one server showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sighting {
+    /// In no list, and the call for this one server confirms it: it does not exist, or is deleted.
+    Missing,
+    /// It exists and looks like this.
+    Present(ServerView),
+}
+
+/// A server's state, as far as power goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerView {
+    /// Is it running?
+    pub power: Power,
+    /// What the cloud is doing with it at this moment.
+    pub activity: Activity,
+    /// Locked servers refuse power actions.
+    pub locked: bool,
+}
+
+/// A server's power. `Unclear` when fields contradict one another or the word is unknown: never counted as proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// Running.
+    On,
+    /// Shut down.
+    Off,
+    /// Faulty (`ERROR`): neither running nor cleanly stopped.
+    Faulty,
+    /// Cannot be told from this answer.
+    Unclear,
+}
+
+/// What the cloud is doing with a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing.
+    Idle,
+    /// Powering on.
+    PoweringOn,
+    /// Powering off.
+    PoweringOff,
+    /// Rebooting, at whatever stage.
+    Rebooting,
+    /// Something else (rebuilding, deleting, an unknown word).
+    Other,
+}

@@ -1,0 +1,84 @@
+//! Points in time as the queue stores them. Reads no clock.
+
+use std::fmt;
+use std::ops::Add;
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A point in time in whole milliseconds since 1970-01-01 UTC; written `YYYY-MM-DDTHH:MM:SS.mmmZ`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UtcMillis(pub i64);
+
+/// Text that is not a time in the queue's own form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a time such as 2026-01-31T22:00:00.000Z")]
+pub struct NotATime(pub String);
+
+impl UtcMillis {
+    /// How long ago `earlier` was; zero if it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// This moment less `span`.
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+impl Add<Duration> for UtcMillis {
+    type Output = Self;
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+impl fmt::Display for UtcMillis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (low, high) = (Timestamp::MIN.as_millisecond(), Timestamp::MAX.as_millisecond());
+        let time = Timestamp::from_millisecond(self.0.clamp(low, high)).map_err(|_| fmt::Error)?;
+        write!(f, "{time:.3}")
+    }
+}
+
+impl FromStr for UtcMillis {
+    type Err = NotATime;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<Timestamp>().map(|time| Self(time.as_millisecond())).map_err(|_| NotATime(text.to_owned()))
+    }
+}
+
+impl Serialize for UtcMillis {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for UtcMillis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_with_three_digits_and_z_and_read_back() {
+        let text = "2026-01-31T22:00:00.000Z";
+        let time: UtcMillis = text.parse().expect("a valid time");
+        assert_eq!(time.to_string(), text);
+        assert_eq!((time + Duration::from_millis(7)).to_string(), "2026-01-31T22:00:00.007Z");
+    }
+
+    #[test]
+    fn spans_saturate_instead_of_wrapping() {
+        let time = UtcMillis(5);
+        assert_eq!(time.since(UtcMillis(9)), Duration::ZERO);
+        assert_eq!((time + Duration::MAX).0, i64::MAX);
+    }
+}

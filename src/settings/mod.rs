@@ -1,0 +1,119 @@
+//! The config file, as validated, finished values. Knows nothing of SQL, HTTP or the daemon.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use crate::model::{PowerAction, ServerId, Service, TargetName};
+
+/// Everything the daemon needs to know, checked. One is made per load of the config file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// `[queue]`.
+    pub queue: QueueSettings,
+    /// `[batch]`.
+    pub batch: BatchSettings,
+    /// `[targets.*]`, by name; never empty.
+    pub targets: Vec<TargetSettings>,
+    /// `[listen] address`; none: no metrics page.
+    pub listen: Option<std::net::SocketAddr>,
+}
+
+/// `[queue]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueSettings {
+    /// The SQLite file. Default `/var/lib/poweryard/queue.db`.
+    pub database: PathBuf,
+    /// How long a request without `expires_at` may wait; none: for ever (`"never"`). Default 24 h.
+    pub default_ttl: Option<Duration>,
+    /// How long finished requests are kept; none: for ever (`"forever"`). Default 90 d.
+    pub retention: Option<Duration>,
+}
+
+/// `[batch]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchSettings {
+    /// How long a batch that is not full waits for more rows. Default 100 ms.
+    pub linger: Duration,
+    /// How many calls may carry one request. Default 3.
+    pub attempts_max: NonZeroU32,
+}
+
+/// `[targets.NAME]`: one cloud project in one region.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TargetSettings {
+    /// NAME.
+    pub name: TargetName,
+    /// Which API.
+    pub service: Service,
+    /// Base URL of the API, without path.
+    pub endpoint: Url,
+    /// The cloud's project id.
+    pub project_id: String,
+    /// At most so many submit calls in any 60 s. Default 50, 1 to 6000.
+    pub submits_per_minute: u32,
+    /// At most so many servers a call. Default and cap: the service's own limit.
+    pub batch_servers_max: u32,
+    /// After this, the servers of a running job are looked at. Default 60 min.
+    pub job_time_limit: Duration,
+    /// Looking at servers ends after this. Default 15 min.
+    pub look_time_limit: Duration,
+    /// The unwished state, idle for so long, proves that nothing was carried out. Default 60 s, at least 1 s.
+    pub settle_time: Duration,
+    /// From a submit to its first look, without history to learn from. Default 2 s.
+    pub first_look: Duration,
+    /// Looks are at most this far apart. Default 30 s.
+    pub look_interval_max: Duration,
+    /// For the TCP and TLS handshakes. Default 10 s.
+    pub connect_timeout: Duration,
+    /// For a whole call, body included. Default 60 s.
+    pub request_timeout: Duration,
+    /// PEM file with the certificate authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Proxy for this target; nothing is taken from the environment.
+    pub proxy: Option<Url>,
+    /// Allows `http://` endpoints. Default false.
+    pub allow_http: bool,
+    /// `[targets.NAME.auth]`.
+    pub auth: AuthSettings,
+    /// `[targets.NAME.budget]`: at most so many servers per rolling span, by action.
+    pub budgets: Vec<(PowerAction, Budget)>,
+    /// `[targets.NAME.protect]`: stop and reboot of these are rejected.
+    pub protected: Vec<ServerId>,
+}
+
+/// `"500/1h"`: at most `servers` in any `span`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// How many servers.
+    pub servers: u32,
+    /// In how long.
+    pub span: Duration,
+}
+
+/// `[targets.NAME.auth]`. Holds where the secrets are, never the secrets.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AuthSettings {
+    /// `kind = "aksk"`: requests are signed.
+    AkSk {
+        /// File with the access key.
+        access_key_file: PathBuf,
+        /// File with the secret key.
+        secret_key_file: PathBuf,
+        /// File with the security token of temporary keys.
+        security_token_file: Option<PathBuf>,
+    },
+    /// `kind = "token"`: a token is bought from IAM with a password.
+    Token {
+        /// Base URL of IAM.
+        iam_endpoint: Url,
+        /// The account (domain) name.
+        domain: String,
+        /// The IAM user's name.
+        username: String,
+        /// File with the password.
+        password_file: PathBuf,
+    },
+}
