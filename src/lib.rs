@@ -1,5 +1,9 @@
 //! poweryard
 
 pub mod cloud;
+pub mod lifecycle;
 pub mod model;
+pub mod pace;
+pub mod plan;
 pub mod settings;
+pub mod verdict;

@@ -33,10 +33,7 @@ pub trait PowerCloud: Send + Sync {
     ///
     /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own call
     /// before it is called missing.
-    fn observe<'a>(
-        &'a self,
-        servers: &'a [ServerId],
-    ) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>>;
+    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>>;
 }
 
 /// Why a call did not succeed. `Display` is one sentence for the operator.

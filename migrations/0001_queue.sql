@@ -1,0 +1,381 @@
+-- The queue: a public API in SQL. Its producers are strangers with stock SQLite libraries from 3.26 on, so: no STRICT,
+-- no generated columns, no unixepoch(), no JSON, and RAISE texts are literals. Rules live in BEFORE triggers, because
+-- INSERT OR IGNORE drops a row that fails a CHECK without a word but cannot ignore RAISE(ABORT); named CHECKs repeat them.
+
+PRAGMA application_id = 1887007332; -- 'pyrd'
+
+CREATE TABLE power_requests (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT CONSTRAINT id_positive CHECK (id > 0),
+
+    -- what the producer asks for
+    server_id    TEXT NOT NULL COLLATE NOCASE
+                 CONSTRAINT server_id_form CHECK (length(server_id) BETWEEN 1 AND 64 AND server_id NOT GLOB '*[^A-Za-z0-9-]*'),
+    action       TEXT NOT NULL CONSTRAINT action_known CHECK (action IN ('start', 'stop', 'reboot')),
+    target       TEXT NOT NULL DEFAULT 'default'
+                 CONSTRAINT target_form CHECK (length(target) BETWEEN 1 AND 64 AND target NOT GLOB '*[^A-Za-z0-9._-]*'),
+    priority     INTEGER NOT NULL DEFAULT 0 CONSTRAINT priority_range CHECK (priority BETWEEN -100 AND 100),
+    not_before   TEXT CONSTRAINT not_before_form CHECK (not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
+    expires_at   TEXT CONSTRAINT expires_at_form CHECK (expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
+    after_id     INTEGER CONSTRAINT after_id_earlier CHECK (after_id < id),
+    request_key  TEXT,
+    label        TEXT,
+    requested_by TEXT,
+    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+
+    -- what the daemon tells
+    state        TEXT NOT NULL DEFAULT 'queued'
+                 CONSTRAINT state_known CHECK (state IN ('queued', 'submitting', 'running', 'succeeded', 'failed',
+                                                         'cancelled', 'expired', 'rejected', 'unknown')),
+    batch_id     INTEGER,
+    attempts     INTEGER NOT NULL DEFAULT 0 CONSTRAINT attempts_range CHECK (attempts >= 0),
+    retry_at     TEXT,
+    evidence     TEXT CONSTRAINT evidence_known CHECK (evidence IN ('job', 'already', 'refused', 'observed', 'none')),
+    error_code   TEXT,
+    error_message TEXT,
+    submitted_at TEXT,
+    finished_at  TEXT,
+
+    -- internal, kept by the triggers below and by the daemon.
+    -- gate: where a request stands on its way out. NULL once it is terminal. Per server at most one of 'ready', 'retry'
+    -- and 'flight' exists, and 'behind' only beside one of them, so that claiming never has to search parked rows.
+    --   ready   may be claimed               retry   waits for retry_at, and holds up its server
+    --   behind  due, another one goes first  later   waits for eligible_at (not_before)
+    --   after   waits for after_id           doomed  after_id did not succeed; about to be cancelled
+    --   flight  submitting or running
+    gate         TEXT DEFAULT 'ready'
+                 CONSTRAINT gate_known CHECK (gate IN ('ready', 'retry', 'behind', 'later', 'after', 'doomed', 'flight')),
+    -- the latest of created_at, not_before and the end of after_id; NULL while that end is not known
+    eligible_at  TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    -- 0: fresh. Else the part of a refused batch that this request belongs to; groups never share a batch
+    travel_group INTEGER NOT NULL DEFAULT 0,
+
+    CONSTRAINT flight_has_batch CHECK (state NOT IN ('submitting', 'running') OR (batch_id IS NOT NULL AND gate = 'flight')),
+    -- a producer's cancel sets only the state; the AFTER trigger fills the rest
+    CONSTRAINT end_is_complete CHECK (state = 'cancelled' OR ((state IN ('queued', 'submitting', 'running')) = (finished_at IS NULL)
+                                      AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL) = (gate IS NOT NULL))),
+    CONSTRAINT known_has_evidence CHECK (state NOT IN ('succeeded', 'failed') OR evidence <> 'none')
+);
+
+-- What may be claimed, in the order of the claim. Parked rows are not in it.
+CREATE INDEX power_requests_ready ON power_requests (target, action, travel_group, priority DESC, id) WHERE gate = 'ready';
+-- Promise 4: at most one request per server is submitting or running.
+CREATE UNIQUE INDEX power_requests_in_flight ON power_requests (target, server_id) WHERE state IN ('submitting', 'running');
+CREATE INDEX power_requests_server ON power_requests (target, server_id, gate, id) WHERE gate IS NOT NULL;
+CREATE INDEX power_requests_later ON power_requests (eligible_at) WHERE gate = 'later';
+CREATE INDEX power_requests_retry ON power_requests (retry_at) WHERE gate = 'retry';
+CREATE INDEX power_requests_doomed ON power_requests (id) WHERE gate = 'doomed';
+CREATE INDEX power_requests_expiry ON power_requests (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
+CREATE INDEX power_requests_ttl ON power_requests (eligible_at) WHERE state = 'queued' AND expires_at IS NULL;
+CREATE INDEX power_requests_after ON power_requests (after_id) WHERE gate IS NOT NULL AND after_id IS NOT NULL;
+CREATE INDEX power_requests_overview ON power_requests (target, action, state, created_at) WHERE gate IS NOT NULL;
+CREATE INDEX power_requests_outcome ON power_requests (server_id, target, finished_at, id) WHERE finished_at IS NOT NULL;
+CREATE INDEX power_requests_label ON power_requests (label) WHERE label IS NOT NULL;
+CREATE UNIQUE INDEX power_requests_key ON power_requests (request_key) WHERE request_key IS NOT NULL;
+
+-- Keys again: INSERT OR REPLACE on the unique index above deletes the old request without firing a delete trigger. The
+-- key stays here, and the AFTER INSERT trigger finds it and undoes the whole statement.
+CREATE TABLE request_keys (
+    request_key TEXT NOT NULL PRIMARY KEY,
+    request_id  INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE batches (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    target        TEXT NOT NULL,
+    service       TEXT NOT NULL,
+    endpoint      TEXT NOT NULL,
+    project_id    TEXT NOT NULL,
+    action        TEXT NOT NULL CONSTRAINT batch_action_known CHECK (action IN ('start', 'stop', 'reboot')),
+    state         TEXT NOT NULL CONSTRAINT batch_state_known CHECK (state IN ('submitting', 'tracking', 'looking', 'done')),
+    server_count  INTEGER NOT NULL CONSTRAINT batch_not_empty CHECK (server_count > 0),
+    job_id        TEXT,
+    intent_at     TEXT NOT NULL,
+    submitted_at  TEXT,
+    next_look_at  TEXT,
+    looks         INTEGER NOT NULL DEFAULT 0,
+    finished_at   TEXT,
+    error_code    TEXT,
+    error_message TEXT,
+
+    -- internal
+    travel_group  INTEGER NOT NULL DEFAULT 0,
+    look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap')),
+    look_until    TEXT,                         -- looking ends here
+    doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
+    job_ms        INTEGER,                      -- how long the job took, for later batches to learn from
+
+    CONSTRAINT looking_has_cause CHECK (state <> 'looking' OR (look_cause IS NOT NULL AND look_until IS NOT NULL)),
+    CONSTRAINT open_has_next_look CHECK ((state = 'done') = (next_look_at IS NULL)),
+    CONSTRAINT done_is_complete CHECK ((state = 'done') = (finished_at IS NOT NULL))
+);
+CREATE INDEX batches_open ON batches (next_look_at) WHERE state <> 'done';
+CREATE INDEX batches_pace ON batches (target, id);
+CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
+
+CREATE TABLE request_attempts (
+    request_id    INTEGER NOT NULL,
+    batch_id      INTEGER NOT NULL,
+    result        TEXT CONSTRAINT result_known CHECK (result IN ('succeeded', 'failed', 'already', 'busy', 'refused',
+                                                                 'not_sent', 'lost', 'unknown')),
+    error_code    TEXT,
+    error_message TEXT,
+    started_at    TEXT NOT NULL,
+    finished_at   TEXT,
+
+    -- internal: what looking has seen so far, and since when
+    seen          TEXT CONSTRAINT seen_known CHECK (seen IN ('moving', 'idle')),
+    seen_since    TEXT,
+
+    PRIMARY KEY (batch_id, request_id),
+    CONSTRAINT attempt_is_complete CHECK ((result IS NULL) = (finished_at IS NULL))
+) WITHOUT ROWID;
+CREATE INDEX request_attempts_request ON request_attempts (request_id);
+
+-- target or action NULL: all of them.
+CREATE TABLE holds (
+    id     INTEGER PRIMARY KEY,
+    target TEXT,
+    action TEXT CONSTRAINT hold_action_known CHECK (action IN ('start', 'stop', 'reboot')),
+    kind   TEXT NOT NULL CONSTRAINT hold_kind_known CHECK (kind IN ('operator', 'budget', 'credentials', 'breaker',
+                                                                    'unknown_target', 'restored')),
+    reason TEXT NOT NULL,
+    since  TEXT NOT NULL,
+    until  TEXT
+);
+CREATE UNIQUE INDEX holds_one_of_a_kind ON holds (ifnull(target, ''), ifnull(action, ''), kind);
+
+-- What the daemon last knew of each configured target, for `status`.
+CREATE TABLE targets (
+    target             TEXT NOT NULL PRIMARY KEY,
+    service            TEXT NOT NULL,
+    endpoint           TEXT NOT NULL,
+    project_id         TEXT NOT NULL,
+    submits_per_minute INTEGER NOT NULL,  -- as configured
+    pace_per_minute    INTEGER NOT NULL,  -- as lowered by the cloud's 429s
+    throttles          INTEGER NOT NULL DEFAULT 0,
+    updated_at         TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests
+BEGIN
+    SELECT CASE
+        WHEN NEW.id IS NOT -1 THEN RAISE(ABORT, 'id is given by the queue; leave it out')
+        WHEN typeof(NEW.server_id) <> 'text' OR length(NEW.server_id) NOT BETWEEN 1 AND 64 OR NEW.server_id GLOB '*[^A-Za-z0-9-]*'
+             OR length(NEW.server_id) <> length(CAST(NEW.server_id AS BLOB))
+            THEN RAISE(ABORT, 'server_id must be 1 to 64 characters of A-Z a-z 0-9 and -')
+        WHEN ifnull(NEW.action, '') NOT IN ('start', 'stop', 'reboot') THEN RAISE(ABORT, 'action must be start, stop or reboot')
+        WHEN typeof(NEW.target) <> 'text' OR length(NEW.target) NOT BETWEEN 1 AND 64 OR NEW.target GLOB '*[^A-Za-z0-9._-]*'
+             OR length(NEW.target) <> length(CAST(NEW.target AS BLOB))
+            THEN RAISE(ABORT, 'target must be 1 to 64 characters of A-Z a-z 0-9 . _ and -')
+        WHEN typeof(NEW.priority) <> 'integer' OR NEW.priority NOT BETWEEN -100 AND 100
+            THEN RAISE(ABORT, 'priority must be a whole number from -100 to 100')
+        WHEN typeof(NEW.request_key) NOT IN ('text', 'null') THEN RAISE(ABORT, 'request_key must be text')
+        WHEN typeof(NEW.label) NOT IN ('text', 'null') THEN RAISE(ABORT, 'label must be text')
+        WHEN typeof(NEW.requested_by) NOT IN ('text', 'null') THEN RAISE(ABORT, 'requested_by must be text')
+        WHEN NEW.not_before IS NOT NULL AND NOT (typeof(NEW.not_before) = 'text'
+             AND length(NEW.not_before) = length(CAST(NEW.not_before AS BLOB))
+             AND NEW.not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+             AND ifnull(date(julianday(substr(NEW.not_before, 1, 10))), '') = substr(NEW.not_before, 1, 10)
+             AND julianday(NEW.not_before) IS NOT NULL)
+            THEN RAISE(ABORT, 'not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
+        WHEN NEW.expires_at IS NOT NULL AND NOT (typeof(NEW.expires_at) = 'text'
+             AND length(NEW.expires_at) = length(CAST(NEW.expires_at AS BLOB))
+             AND NEW.expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+             AND ifnull(date(julianday(substr(NEW.expires_at, 1, 10))), '') = substr(NEW.expires_at, 1, 10)
+             AND julianday(NEW.expires_at) IS NOT NULL)
+            THEN RAISE(ABORT, 'expires_at must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
+        WHEN NEW.expires_at IS NOT NULL AND julianday(NEW.expires_at) <= julianday('now')
+            THEN RAISE(ABORT, 'expires_at must be later than now (times are UTC unless they carry an offset)')
+        WHEN NEW.expires_at IS NOT NULL AND NEW.not_before IS NOT NULL AND julianday(NEW.expires_at) <= julianday(NEW.not_before)
+            THEN RAISE(ABORT, 'expires_at must be later than not_before')
+        WHEN NEW.after_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM power_requests WHERE id = NEW.after_id)
+            THEN RAISE(ABORT, 'after_id must be the id of an existing request')
+        WHEN NEW.state IS NOT 'queued' OR NEW.batch_id IS NOT NULL OR NEW.attempts IS NOT 0 OR NEW.retry_at IS NOT NULL
+             OR NEW.evidence IS NOT NULL OR NEW.error_code IS NOT NULL OR NEW.error_message IS NOT NULL
+             OR NEW.submitted_at IS NOT NULL OR NEW.finished_at IS NOT NULL OR NEW.gate IS NOT 'ready' OR NEW.travel_group IS NOT 0
+             OR NEW.created_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+             OR NEW.eligible_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+            THEN RAISE(ABORT, 'a producer sets only server_id, action, target, priority, not_before, expires_at, after_id, request_key, label and requested_by')
+    END;
+END;
+
+-- Most rows need nothing more. The others: keep the key, normalise the times, find the gate.
+CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
+WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL OR NEW.request_key IS NOT NULL
+     OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
+                AND gate IS NOT NULL AND id <> NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'request_key is already used by another request, which cannot be replaced')
+    WHERE EXISTS (SELECT 1 FROM request_keys WHERE request_key = NEW.request_key);
+    INSERT INTO request_keys (request_key, request_id) SELECT NEW.request_key, NEW.id WHERE NEW.request_key IS NOT NULL;
+    UPDATE power_requests SET
+        not_before = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)),
+        expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)),
+        eligible_at = CASE
+            WHEN NEW.after_id IS NOT NULL AND (SELECT state FROM power_requests WHERE id = NEW.after_id) <> 'succeeded' THEN NULL
+            WHEN julianday(NEW.not_before) > julianday('now') THEN strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before))
+            ELSE NEW.created_at END,
+        gate = CASE
+            WHEN (SELECT gate FROM power_requests WHERE id = NEW.after_id) IS NOT NULL THEN 'after'
+            WHEN NEW.after_id IS NOT NULL AND (SELECT state FROM power_requests WHERE id = NEW.after_id) <> 'succeeded' THEN 'doomed'
+            WHEN julianday(NEW.not_before) > julianday('now') THEN 'later'
+            WHEN EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
+                         AND gate IN ('ready', 'retry', 'flight') AND id <> NEW.id) THEN 'behind'
+            ELSE 'ready' END
+    WHERE id = NEW.id;
+END;
+
+CREATE TRIGGER power_requests_check_end BEFORE UPDATE ON power_requests WHEN OLD.finished_at IS NOT NULL
+BEGIN
+    SELECT RAISE(ABORT, 'this request has ended; what became of it never changes');
+END;
+
+CREATE TRIGGER power_requests_check_wish
+BEFORE UPDATE OF id, server_id, action, target, after_id, request_key, requested_by, created_at ON power_requests
+WHEN NEW.id IS NOT OLD.id OR CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB) OR NEW.action IS NOT OLD.action
+     OR NEW.target IS NOT OLD.target OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key
+     OR NEW.requested_by IS NOT OLD.requested_by OR NEW.created_at IS NOT OLD.created_at
+BEGIN
+    SELECT RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another');
+END;
+
+CREATE TRIGGER power_requests_check_terms BEFORE UPDATE OF priority, not_before, expires_at, label ON power_requests
+BEGIN
+    SELECT CASE
+        WHEN OLD.state <> 'queued' AND (NEW.priority IS NOT OLD.priority OR NEW.not_before IS NOT OLD.not_before
+             OR NEW.expires_at IS NOT OLD.expires_at OR NEW.label IS NOT OLD.label)
+            THEN RAISE(ABORT, 'priority, not_before, expires_at and label can be changed only while a request is queued')
+        WHEN typeof(NEW.priority) <> 'integer' OR NEW.priority NOT BETWEEN -100 AND 100
+            THEN RAISE(ABORT, 'priority must be a whole number from -100 to 100')
+        WHEN typeof(NEW.label) NOT IN ('text', 'null') THEN RAISE(ABORT, 'label must be text')
+        WHEN NEW.not_before IS NOT NULL AND NOT (typeof(NEW.not_before) = 'text'
+             AND length(NEW.not_before) = length(CAST(NEW.not_before AS BLOB))
+             AND NEW.not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+             AND ifnull(date(julianday(substr(NEW.not_before, 1, 10))), '') = substr(NEW.not_before, 1, 10)
+             AND julianday(NEW.not_before) IS NOT NULL)
+            THEN RAISE(ABORT, 'not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
+        WHEN NEW.expires_at IS NOT NULL AND NOT (typeof(NEW.expires_at) = 'text'
+             AND length(NEW.expires_at) = length(CAST(NEW.expires_at AS BLOB))
+             AND NEW.expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+             AND ifnull(date(julianday(substr(NEW.expires_at, 1, 10))), '') = substr(NEW.expires_at, 1, 10)
+             AND julianday(NEW.expires_at) IS NOT NULL)
+            THEN RAISE(ABORT, 'expires_at must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
+        WHEN NEW.expires_at IS NOT OLD.expires_at AND julianday(NEW.expires_at) <= julianday('now')
+            THEN RAISE(ABORT, 'expires_at must be later than now (times are UTC unless they carry an offset)')
+        WHEN julianday(NEW.expires_at) <= julianday(NEW.not_before)
+            THEN RAISE(ABORT, 'expires_at must be later than not_before')
+    END;
+END;
+
+CREATE TRIGGER power_requests_expires_at AFTER UPDATE OF expires_at ON power_requests
+WHEN NEW.expires_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at))
+BEGIN
+    UPDATE power_requests SET expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)) WHERE id = NEW.id;
+END;
+
+-- A new not_before parks the request; the daemon lets it out when it is due, at once if it already is.
+CREATE TRIGGER power_requests_not_before AFTER UPDATE OF not_before ON power_requests
+WHEN NEW.state = 'queued' AND OLD.state = 'queued' AND NEW.not_before IS NOT OLD.not_before
+     AND NEW.not_before IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(OLD.not_before))
+BEGIN
+    UPDATE power_requests SET
+        not_before = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)),
+        eligible_at = CASE WHEN gate IN ('after', 'doomed') THEN NULL
+            ELSE max(created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''),
+                     ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), '')) END,
+        gate = CASE WHEN gate IN ('after', 'doomed') THEN gate ELSE 'later' END
+    WHERE id = NEW.id;
+    UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
+    WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
+                      AND gate IN ('ready', 'retry', 'flight'));
+END;
+
+CREATE TRIGGER power_requests_check_state BEFORE UPDATE OF state ON power_requests WHEN NEW.state IS NOT OLD.state
+BEGIN
+    SELECT CASE
+        WHEN NOT ((OLD.state = 'queued' AND ifnull(NEW.state, '') IN ('submitting', 'cancelled', 'expired', 'rejected'))
+               OR (OLD.state = 'submitting' AND ifnull(NEW.state, '') IN ('running', 'succeeded', 'failed', 'unknown', 'queued'))
+               OR (OLD.state = 'running' AND ifnull(NEW.state, '') IN ('succeeded', 'failed', 'unknown', 'queued')))
+            THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
+        WHEN NEW.state = 'submitting' AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target
+             AND server_id = NEW.server_id AND state IN ('submitting', 'running') AND id <> NEW.id)
+            THEN RAISE(ABORT, 'another request for this server is in flight')
+        WHEN NEW.state = 'submitting' AND (NEW.batch_id IS OLD.batch_id
+             OR NOT EXISTS (SELECT 1 FROM batches WHERE id = NEW.batch_id AND state = 'submitting'))
+            THEN RAISE(ABORT, 'only the daemon submits requests')
+    END;
+END;
+
+-- What the end of a request, or its return to the queue, means for the others: the next of this server comes forward,
+-- and those that waited for this one are let out or doomed.
+CREATE TRIGGER power_requests_state AFTER UPDATE OF state ON power_requests
+WHEN NEW.state IS NOT OLD.state AND NEW.state NOT IN ('submitting', 'running')
+BEGIN
+    UPDATE power_requests SET evidence = 'none', error_code = 'poweryard.cancelled', error_message = 'cancelled while queued',
+        retry_at = NULL, gate = NULL, finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+    WHERE id = NEW.id AND state = 'cancelled' AND finished_at IS NULL;
+    UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
+    WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
+                      AND gate IN ('ready', 'retry', 'flight'));
+    UPDATE power_requests SET gate = CASE NEW.state WHEN 'succeeded' THEN 'later' ELSE 'doomed' END,
+        eligible_at = CASE NEW.state WHEN 'succeeded' THEN max(NEW.finished_at, ifnull(not_before, '')) END
+    WHERE after_id = NEW.id AND gate = 'after' AND NEW.state <> 'queued';
+END;
+
+CREATE TRIGGER power_requests_check_delete BEFORE DELETE ON power_requests
+WHEN OLD.gate IS NOT NULL OR EXISTS (SELECT 1 FROM power_requests WHERE after_id = OLD.id AND gate IS NOT NULL)
+BEGIN
+    SELECT CASE
+        WHEN OLD.gate IS NOT NULL THEN RAISE(ABORT, 'an unfinished request cannot be deleted; cancel it while it is queued')
+        ELSE RAISE(ABORT, 'another request waits for this one; it cannot be deleted yet')
+    END;
+END;
+
+CREATE TRIGGER power_requests_delete AFTER DELETE ON power_requests WHEN OLD.request_key IS NOT NULL
+BEGIN
+    DELETE FROM request_keys WHERE request_key = OLD.request_key;
+END;
+
+CREATE VIEW power_outcomes AS
+SELECT r.id, r.target, r.server_id, r.action, r.state, r.evidence, r.error_code, r.error_message, b.job_id, r.batch_id, r.attempts,
+       r.created_at, r.submitted_at, r.finished_at,
+       CAST(round((julianday(r.finished_at) - julianday(r.submitted_at)) * 86400000.0) AS INTEGER) AS duration_ms,
+       r.label, r.requested_by, r.request_key
+FROM power_requests r LEFT JOIN batches b ON b.id = r.batch_id
+WHERE r.finished_at IS NOT NULL;
+
+CREATE VIEW server_outcomes AS
+SELECT r.target, r.server_id, r.action, r.state, r.evidence, r.error_code, r.error_message, r.finished_at, r.id AS request_id
+FROM power_requests r
+WHERE r.finished_at IS NOT NULL
+  AND r.id = (SELECT n.id FROM power_requests n WHERE n.target = r.target AND n.server_id = r.server_id
+              AND n.finished_at IS NOT NULL ORDER BY n.finished_at DESC, n.id DESC LIMIT 1);
+
+CREATE VIEW power_waiting AS
+SELECT r.id, r.target, r.server_id, r.action,
+    CASE
+        WHEN r.gate IN ('after', 'doomed') THEN 'waits for request ' || r.after_id
+        WHEN r.gate = 'later' AND r.eligible_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN 'not due until ' || r.eligible_at
+        WHEN r.gate = 'behind' THEN 'behind request ' || coalesce(
+            (SELECT max(p.id) FROM power_requests p WHERE p.target = r.target AND p.server_id = r.server_id
+             AND p.gate IN ('ready', 'retry', 'behind') AND p.id < r.id),
+            (SELECT min(p.id) FROM power_requests p WHERE p.target = r.target AND p.server_id = r.server_id
+             AND p.gate IN ('flight', 'ready', 'retry') AND p.id <> r.id), '')
+        ELSE coalesce(
+            (SELECT 'held: ' || h.reason FROM holds h
+             WHERE (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
+               AND (h.until IS NULL OR h.until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+             ORDER BY h.until IS NOT NULL, h.until DESC, h.id LIMIT 1),
+            CASE WHEN r.gate = 'retry' AND r.retry_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN 'retry at ' || r.retry_at END,
+            'next')
+    END AS reason
+FROM power_requests r
+WHERE r.state = 'queued';
+
+CREATE VIEW queue_overview AS
+SELECT target, action, state, count(*) AS count, min(created_at) AS oldest_created_at
+FROM power_requests
+WHERE gate IS NOT NULL
+GROUP BY target, action, state;

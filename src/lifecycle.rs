@@ -1,0 +1,203 @@
+//! Which state may follow which, for requests and batches; the only place that moves them.
+//!
+//! Owns the events and the one transition function. Knows nothing of SQL (the schema repeats the rules), clocks or HTTP.
+
+use crate::model::{AttemptResult, Complaint, Evidence, JobId, LookCause, RequestId, RequestState, UtcMillis};
+
+/// Something that happens to one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It was put into a batch; the intent is stored.
+    Claimed,
+    /// The cloud accepted the call that carries it.
+    Accepted,
+    /// It ended.
+    Ended(Outcome),
+    /// Back to the queue: proved not carried out, not sent, busy, refused beside others, or worth another try.
+    Returned(Return),
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// A terminal state.
+    pub state: RequestState,
+    /// How we know.
+    pub evidence: Evidence,
+    /// The cloud's code or ours; empty for none.
+    pub code: String,
+    /// A sentence for a person; empty for none.
+    pub message: String,
+    /// What the ledger says of the attempt that ended it.
+    pub result: AttemptResult,
+}
+
+/// Why and until when a request goes back to the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Return {
+    /// Not before this time; none: at once.
+    pub retry_at: Option<UtcMillis>,
+    /// The group it travels in from now on; none: as before.
+    pub group: Option<i64>,
+    /// What the ledger says of this attempt.
+    pub result: AttemptResult,
+    /// The cloud's code or ours.
+    pub code: String,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+/// A move that the life of a request does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a request that is {from} cannot be moved by {event:?}")]
+pub struct IllegalMove {
+    from: RequestState,
+    event: Event,
+}
+
+/// The state after `event`, or a refusal by name.
+///
+/// # Errors
+/// `IllegalMove` for every pair that the contract's diagram does not have.
+pub fn next(from: RequestState, event: &Event) -> Result<RequestState, IllegalMove> {
+    use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Submitting, Succeeded, Unknown};
+    match (from, event) {
+        (Queued, Event::Claimed) => Ok(Submitting),
+        (Submitting, Event::Accepted) => Ok(Running),
+        (Submitting | Running, Event::Returned(_)) => Ok(Queued),
+        (Submitting | Running, Event::Ended(end)) if matches!(end.state, Succeeded | Failed | Unknown) => Ok(end.state),
+        (Queued, Event::Ended(end)) if matches!(end.state, Cancelled | Expired | Rejected) => Ok(end.state),
+        (from, event) => Err(IllegalMove { from, event: event.clone() }),
+    }
+}
+
+impl Outcome {
+    /// Done, and this is how we know.
+    pub fn succeeded(evidence: Evidence, message: impl Into<String>) -> Self {
+        let result = if evidence == Evidence::Already { AttemptResult::Already } else { AttemptResult::Succeeded };
+        Self { state: RequestState::Succeeded, evidence, code: String::new(), message: message.into(), result }
+    }
+
+    /// Known to have failed.
+    pub fn failed(evidence: Evidence, code: impl Into<String>, message: impl Into<String>) -> Self {
+        let result = if evidence == Evidence::Refused { AttemptResult::Refused } else { AttemptResult::Failed };
+        Self { state: RequestState::Failed, evidence, code: code.into(), message: message.into(), result }
+    }
+
+    /// Nobody can tell.
+    pub fn unknown(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            state: RequestState::Unknown,
+            evidence: Evidence::None,
+            code: code.to_owned(),
+            message: message.into(),
+            result: AttemptResult::Unknown,
+        }
+    }
+}
+
+/// What follows from one step of a batch: the whole of it is stored in one transaction, or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Where the batch goes.
+    pub batch: BatchNext,
+    /// Requests that end or return to the queue; the others stay as they are.
+    pub moves: Vec<(RequestId, Event)>,
+    /// What looking saw of requests that stay.
+    pub seen: Vec<(RequestId, Seen)>,
+    /// An error that concerns the batch as a whole, for its row.
+    pub complaint: Option<Complaint>,
+    /// How long the job took, once it is over, in milliseconds.
+    pub job_ms: Option<i64>,
+}
+
+/// Where a batch goes after a step. A batch whose last request was moved is done, whatever stands here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BatchNext {
+    /// Accepted: its job is asked for, first at `next_look_at`.
+    Track {
+        /// None where the cloud has no jobs.
+        job: Option<JobId>,
+        /// The first look.
+        next_look_at: UtcMillis,
+    },
+    /// Its servers are looked at from now on.
+    Look {
+        /// Why.
+        cause: LookCause,
+        /// Looking ends here.
+        until: UtcMillis,
+        /// The first look.
+        next_look_at: UtcMillis,
+    },
+    /// As before; the next look is at `next_look_at`.
+    Again {
+        /// The next look.
+        next_look_at: UtcMillis,
+        /// Answers in a row that left the job's end in doubt.
+        doubts: u32,
+    },
+    /// Nothing is left to do.
+    Done,
+}
+
+/// What looking at a server has shown so far, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Which of the two.
+    pub what: SeenState,
+    /// Since then without a break, as far as we looked.
+    pub since: UtcMillis,
+}
+
+/// The two things worth remembering between looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeenState {
+    /// In the transition that the request would cause.
+    Moving,
+    /// Idle, and not as wished.
+    Idle,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn events() -> impl Strategy<Value = Event> {
+        let ends = prop::sample::select(RequestState::ALL)
+            .prop_map(|state| Event::Ended(Outcome { state, ..Outcome::unknown("", "") }));
+        let returned = Just(Event::Returned(Return {
+            retry_at: None,
+            group: None,
+            result: AttemptResult::Busy,
+            code: String::new(),
+            message: String::new(),
+        }));
+        prop_oneof![Just(Event::Claimed), Just(Event::Accepted), ends, returned]
+    }
+
+    proptest! {
+        #[test]
+        fn an_ended_request_never_moves_again(
+            from in prop::sample::select(RequestState::ALL),
+            events in prop::collection::vec(events(), 0..12),
+        ) {
+            let mut state = from;
+            for event in &events {
+                let after = next(state, event);
+                if state.is_terminal() {
+                    prop_assert!(after.is_err());
+                }
+                state = after.unwrap_or(state);
+            }
+        }
+
+        #[test]
+        fn only_requests_in_flight_end_as_succeeded_failed_or_unknown(event in events()) {
+            if let Ok(state) = next(RequestState::Queued, &event) {
+                prop_assert!(!matches!(state, RequestState::Succeeded | RequestState::Failed | RequestState::Unknown));
+            }
+        }
+    }
+}

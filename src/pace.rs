@@ -1,0 +1,299 @@
+//! How fast to submit and when to look: rolling window, throttling, backoff, learned durations.
+//!
+//! Pure: time comes in as an argument, jitter from a seed. The only user of the `backoff` crate. Knows nothing of SQL or HTTP.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff;
+
+use crate::model::UtcMillis;
+
+/// The span that `submits_per_minute` speaks of.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Without a named wait: after the first throttled call, and at most. Source: the contract; vendor FAQs advise 2 to 5 s.
+const THROTTLE_FIRST: Duration = Duration::from_secs(2);
+const THROTTLE_MAX: Duration = Duration::from_secs(60);
+/// A lowered rate rises again by a quarter after each quiet span of this length.
+const QUIET: Duration = Duration::from_secs(300);
+
+/// How fast one target's submit calls may follow one another.
+///
+/// At most `rate` calls in any 60 s. A call occupies its place from its start until 60 s after its end, so that the
+/// cloud's own count, taken somewhere between the two, cannot exceed ours.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    configured: u32,
+    rate: u32,
+    open: u32,
+    ended: VecDeque<UtcMillis>,
+    throttles: u32,
+    blocked_until: Option<UtcMillis>,
+    quiet_since: UtcMillis,
+}
+
+impl Pace {
+    /// A pace of `configured` calls a minute that remembers the `ended` calls, oldest first, of an earlier run.
+    pub fn new(configured: u32, ended: impl IntoIterator<Item = UtcMillis>, now: UtcMillis) -> Self {
+        let ended: VecDeque<_> =
+            ended.into_iter().filter(|&end| now.since(end) < WINDOW).map(|end| end.min(now)).collect();
+        Self { configured, rate: configured, open: 0, ended, throttles: 0, blocked_until: None, quiet_since: now }
+    }
+
+    /// Takes over what an earlier run had learned: the lowered rate and the throttled calls in a row.
+    pub fn resume(&mut self, rate: u32, throttles: u32, blocked_until: Option<UtcMillis>) {
+        self.rate = rate.clamp(1, self.configured);
+        self.throttles = throttles;
+        self.blocked_until = blocked_until;
+    }
+
+    /// Takes a new configured rate, after a reload.
+    pub fn reconfigure(&mut self, configured: u32) {
+        if self.rate == self.configured {
+            self.rate = configured;
+        }
+        self.configured = configured;
+        self.rate = self.rate.min(configured);
+    }
+
+    /// None if a call may leave now, else when to ask again.
+    pub fn wait(&mut self, now: UtcMillis) -> Option<UtcMillis> {
+        self.recover(now);
+        // After a clock that stepped back, a call of the "future" counts as one of now.
+        self.ended.iter_mut().for_each(|end| *end = (*end).min(now));
+        while self.ended.front().is_some_and(|&end| now.since(end) >= WINDOW) {
+            self.ended.pop_front();
+        }
+        if let Some(until) = self.blocked_until.filter(|&until| until > now) {
+            return Some(until);
+        }
+        self.blocked_until = None;
+        let taken = self.open as usize + self.ended.len();
+        if taken < self.rate as usize {
+            return None;
+        }
+        // The place of the call that must leave the window first; with only open calls the end of one wakes us.
+        let excess = taken - self.rate as usize;
+        let freeing = self.ended.get(excess).or(self.ended.back());
+        Some(freeing.map_or(now + WINDOW, |&end| end + WINDOW))
+    }
+
+    /// A call leaves.
+    pub fn call_started(&mut self) {
+        self.open += 1;
+    }
+
+    /// A call ended, however it went.
+    pub fn call_ended(&mut self, now: UtcMillis) {
+        self.open = self.open.saturating_sub(1);
+        self.ended.push_back(now);
+    }
+
+    /// The cloud throttled or could not be reached: nothing leaves until the time returned. A `limit` that the gateway
+    /// named becomes the rate; without one the rate is halved.
+    pub fn throttled(
+        &mut self,
+        now: UtcMillis,
+        retry_after: Option<Duration>,
+        limit: Option<(u32, Duration)>,
+    ) -> UtcMillis {
+        let named = limit.and_then(|(calls, span)| {
+            let per_minute = f64::from(calls) * WINDOW.as_secs_f64() / span.as_secs_f64().max(0.001);
+            (per_minute >= 1.0).then_some(per_minute.min(f64::from(u32::MAX)) as u32)
+        });
+        self.rate = named.unwrap_or(self.rate / 2).clamp(1, self.rate);
+        self.quiet_since = now;
+        self.stand_back(now, retry_after)
+    }
+
+    /// The cloud could not be reached: nothing leaves until the time returned. The rate stays.
+    pub fn stand_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
+        let wait = retry_after
+            .unwrap_or_else(|| exponential(THROTTLE_FIRST, 2.0, THROTTLE_MAX, self.throttles))
+            .clamp(Duration::from_millis(100), Duration::from_secs(3600));
+        self.throttles = self.throttles.saturating_add(1);
+        let until = self.blocked_until.unwrap_or(now).max(now + wait);
+        self.blocked_until = Some(until);
+        until
+    }
+
+    /// The service answered a call: it can be reached.
+    pub fn answered(&mut self) {
+        self.throttles = 0;
+    }
+
+    /// Calls a minute at present.
+    pub fn rate(&self) -> u32 {
+        self.rate
+    }
+
+    /// Throttled or failed calls in a row.
+    pub fn throttles(&self) -> u32 {
+        self.throttles
+    }
+
+    fn recover(&mut self, now: UtcMillis) {
+        while self.rate < self.configured && now.since(self.quiet_since) >= QUIET {
+            self.rate = (self.rate + (self.rate / 4).max(1)).min(self.configured);
+            self.quiet_since = self.quiet_since + QUIET;
+        }
+    }
+}
+
+/// When to look, for one target.
+#[derive(Debug, Clone, Copy)]
+pub struct LookTimes {
+    /// From the submit to the first look, without history.
+    pub first: Duration,
+    /// Looks are at most this far apart.
+    pub interval_max: Duration,
+}
+
+impl LookTimes {
+    /// The wait before the first look at a job, from how long earlier jobs of this target and action took.
+    ///
+    /// With at least three of them: when nine in ten had ended, because one look too early costs as much as one too late
+    /// and covers the whole batch. Never later than `interval_max` after the usual first look.
+    pub fn first_look(&self, history: &[Duration], seed: u64) -> Duration {
+        if history.len() < 3 {
+            return jittered(self.first, seed);
+        }
+        let mut sorted = history.to_vec();
+        sorted.sort_unstable();
+        let typical = sorted[(sorted.len() * 9 / 10).min(sorted.len() - 1)];
+        jittered(typical, seed)
+    }
+
+    /// The wait after the look number `looks` (1 is the first): a fraction of the time already waited, so that a job of an
+    /// hour is not asked for every two seconds, growing from a quarter of the first look's wait to `interval_max`.
+    pub fn next_look(&self, looks: u32, seed: u64) -> Duration {
+        let start = (self.first / 4).max(Duration::from_millis(20)).min(self.interval_max);
+        jittered(exponential(start, 1.5, self.interval_max, looks.saturating_sub(1)), seed)
+    }
+}
+
+/// The wait before try number `tries` + 1 of a request that is worth another try: 10 s, doubling to 5 min.
+pub fn retry_delay(tries: u32, seed: u64) -> Duration {
+    jittered(exponential(Duration::from_secs(10), 2.0, Duration::from_secs(300), tries), seed)
+}
+
+/// The wait before a busy server is tried again: 5 s, doubling to 5 min.
+pub fn busy_delay(tries: u32, seed: u64) -> Duration {
+    jittered(exponential(Duration::from_secs(5), 2.0, Duration::from_secs(300), tries), seed)
+}
+
+/// Interval number `steps` (0 is the first) of an exponential backoff.
+///
+/// `max_elapsed_time` is off, since it would end polling after 15 minutes of wall clock, and so is the crate's own jitter,
+/// since it cannot be seeded.
+fn exponential(initial: Duration, multiplier: f64, max: Duration, steps: u32) -> Duration {
+    let mut backoff = ExponentialBackoffBuilder::new()
+        .with_initial_interval(initial)
+        .with_multiplier(multiplier)
+        .with_max_interval(max)
+        .with_randomization_factor(0.0)
+        .with_max_elapsed_time(None)
+        .build();
+    let mut wait = initial;
+    for _ in 0..=steps.min(64) {
+        wait = backoff.next_backoff().unwrap_or(max);
+    }
+    wait
+}
+
+/// `span` plus up to a tenth of it, decided by `seed`.
+fn jittered(span: Duration, seed: u64) -> Duration {
+    // splitmix64: one round is enough to spread neighbouring seeds
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    let share = (z >> 40) as f64 / (1u64 << 24) as f64;
+    span.mul_f64(1.0 + share / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const T0: UtcMillis = UtcMillis(1_800_000_000_000);
+
+    fn after(seconds: u64) -> UtcMillis {
+        T0 + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_rate_holds_in_any_minute_also_over_a_restart() {
+        let mut pace = Pace::new(2, [T0], after(10));
+        assert_eq!(pace.wait(after(10)), None);
+        pace.call_started();
+        pace.call_ended(after(11));
+        assert_eq!(pace.wait(after(12)), Some(after(60)), "the call of the earlier run still counts");
+        assert_eq!(pace.wait(after(60)), None);
+    }
+
+    #[test]
+    fn without_a_named_wait_the_waits_double_to_a_minute() {
+        let mut pace = Pace::new(50, [], T0);
+        let waits: Vec<_> = (0..7)
+            .scan(T0, |now, _| {
+                let until = pace.stand_back(*now, None);
+                let wait = until.since(*now).as_secs();
+                *now = until;
+                Some(wait)
+            })
+            .collect();
+        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn a_limit_named_by_the_gateway_becomes_the_rate_and_quiet_raises_it_again() {
+        let mut pace = Pace::new(50, [], T0);
+        let until = pace.throttled(T0, None, Some((10, Duration::from_secs(60))));
+        assert_eq!((pace.rate(), pace.wait(T0)), (10, Some(until)));
+        assert_eq!(pace.wait(after(3600 * 2)), None);
+        assert_eq!(pace.rate(), 50);
+    }
+
+    #[test]
+    fn history_moves_the_first_look_to_where_jobs_end() {
+        let times = LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) };
+        assert!(times.first_look(&[], 1) < Duration::from_secs(3));
+        let history = [100, 101, 99, 102].map(Duration::from_secs);
+        let wait = times.first_look(&history, 1);
+        assert!(wait >= Duration::from_secs(100) && wait <= Duration::from_secs(113), "{wait:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_calls_than_the_rate_in_any_minute(
+            rate in 1u32..20,
+            steps in prop::collection::vec((0u64..20_000, 0u64..3_000), 1..200),
+        ) {
+            let mut pace = Pace::new(rate, [], T0);
+            let mut now = T0;
+            let mut calls: Vec<UtcMillis> = Vec::new();
+            for (gap, length) in steps {
+                now = now + Duration::from_millis(gap);
+                if pace.wait(now).is_none() {
+                    pace.call_started();
+                    now = now + Duration::from_millis(length);
+                    pace.call_ended(now);
+                    calls.push(now);
+                }
+            }
+            for (i, &first) in calls.iter().enumerate() {
+                let within = calls[i..].iter().filter(|&&call| call.since(first) < WINDOW).count();
+                prop_assert!(within <= rate as usize);
+            }
+        }
+
+        #[test]
+        fn looks_are_never_further_apart_than_configured(looks in 0u32..10_000, seed: u64) {
+            let times = LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) };
+            prop_assert!(times.next_look(looks, seed) <= Duration::from_secs(33));
+            prop_assert!(times.next_look(looks, seed) >= Duration::from_millis(400));
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Decides which requests leave next. Pure: knows nothing of SQL, HTTP or clocks.
+//!
+//! The store keeps claimable requests in lanes: one (target, action, travel group) each, highest priority first, then
+//! oldest. A batch is the head of one lane. What must not travel together is in different lanes, so the plan only
+//! chooses among lanes; which server's turn it is, is already settled by the queue's own order (promise 8).
+
+use std::time::Duration;
+
+use crate::model::{HoldKind, PowerAction, TargetName, UtcMillis};
+
+/// Claimable requests that may share a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lane {
+    /// Whose cloud project.
+    pub target: TargetName,
+    /// What is asked for.
+    pub action: PowerAction,
+    /// 0: fresh requests. Else the part of a refused batch, or servers that were busy.
+    pub group: i64,
+    /// Priority of the first request.
+    pub head_priority: i64,
+    /// Id of the first request.
+    pub head_id: i64,
+    /// How many requests stand in the lane, counted up to `Limits::batch_servers_max`.
+    pub ready: u32,
+    /// Since when the longest-waiting of them could go.
+    pub oldest_eligible_at: UtcMillis,
+}
+
+/// What a target's batches must keep to.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most servers in one call.
+    pub batch_servers_max: u32,
+    /// How long a batch that is not full waits for more.
+    pub linger: Duration,
+}
+
+/// One row of `holds`: a reason why something is not going out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// None: every target.
+    pub target: Option<TargetName>,
+    /// None: every action.
+    pub action: Option<PowerAction>,
+    /// Whose doing it is.
+    pub kind: HoldKind,
+    /// A sentence for the operator.
+    pub reason: String,
+    /// Since when.
+    pub since: UtcMillis,
+    /// It ends by itself here; none: it does not.
+    pub until: Option<UtcMillis>,
+}
+
+impl Hold {
+    /// True while it keeps this target and action from going out.
+    pub fn covers(&self, target: &TargetName, action: PowerAction, now: UtcMillis) -> bool {
+        self.target.as_ref().is_none_or(|held| held == target)
+            && self.action.is_none_or(|held| held == action)
+            && self.until.is_none_or(|until| until > now)
+    }
+}
+
+/// What to do for one target at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// Claim the head of this lane.
+    Go(Lane),
+    /// Something waits for more rows to join it; look again then.
+    WaitUntil(UtcMillis),
+    /// Nothing may go.
+    Nothing,
+}
+
+/// Chooses the lane of `target` whose head leaves next: the highest priority, then the oldest request.
+///
+/// A lane that is held stays. A lane of fresh requests that does not fill a batch waits until its oldest request could
+/// have gone for `linger`; returned groups do not wait, nobody can join them.
+pub fn choose(target: &TargetName, lanes: &[Lane], holds: &[Hold], limits: Limits, now: UtcMillis) -> Choice {
+    let mut open: Vec<&Lane> = lanes
+        .iter()
+        .filter(|lane| lane.target == *target && lane.ready > 0)
+        .filter(|lane| !holds.iter().any(|hold| hold.covers(target, lane.action, now)))
+        .collect();
+    open.sort_by_key(|lane| (-lane.head_priority, lane.head_id));
+    let leaves_at = |lane: &Lane| match lane.group == 0 && lane.ready < limits.batch_servers_max {
+        true => lane.oldest_eligible_at + limits.linger,
+        false => now,
+    };
+    // A clock that stepped back must not make a row linger for hours.
+    let may_go = |lane: &Lane| leaves_at(lane) <= now || leaves_at(lane) > now + limits.linger;
+    match open.iter().find(|lane| may_go(lane)) {
+        Some(lane) => Choice::Go((*lane).clone()),
+        None => open.iter().map(|lane| leaves_at(lane)).min().map_or(Choice::Nothing, Choice::WaitUntil),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
+    const LIMITS: Limits = Limits { batch_servers_max: 1000, linger: Duration::from_millis(100) };
+
+    fn lane(action: PowerAction, group: i64, head_priority: i64, head_id: i64, ready: u32, waited_ms: u64) -> Lane {
+        let oldest_eligible_at = NOW.before(Duration::from_millis(waited_ms));
+        Lane { target: target(), action, group, head_priority, head_id, ready, oldest_eligible_at }
+    }
+
+    fn target() -> TargetName {
+        TargetName("default".into())
+    }
+
+    fn hold(action: Option<PowerAction>, until: Option<UtcMillis>) -> Hold {
+        Hold { target: None, action, kind: HoldKind::Operator, reason: "paused".into(), since: NOW, until }
+    }
+
+    #[test]
+    fn a_higher_priority_goes_before_an_older_request() {
+        let lanes = [lane(PowerAction::Stop, 0, 0, 1, 5, 500), lane(PowerAction::Start, 0, 10, 9, 5, 500)];
+        let Choice::Go(chosen) = choose(&target(), &lanes, &[], LIMITS, NOW) else { panic!("one may go") };
+        assert_eq!(chosen.action, PowerAction::Start);
+    }
+
+    #[test]
+    fn a_batch_that_is_not_full_lingers_and_a_full_one_does_not() {
+        let small = lane(PowerAction::Stop, 0, 0, 1, 999, 40);
+        let wait = Choice::WaitUntil(NOW + Duration::from_millis(60));
+        assert_eq!(choose(&target(), std::slice::from_ref(&small), &[], LIMITS, NOW), wait);
+        let full = Lane { ready: 1000, ..small.clone() };
+        assert_eq!(choose(&target(), std::slice::from_ref(&full), &[], LIMITS, NOW), Choice::Go(full));
+        let part = Lane { group: 7, ..small };
+        assert_eq!(choose(&target(), std::slice::from_ref(&part), &[], LIMITS, NOW), Choice::Go(part));
+    }
+
+    #[test]
+    fn a_lingering_lane_does_not_hold_up_one_that_may_go() {
+        let lanes = [lane(PowerAction::Stop, 0, 50, 1, 1, 0), lane(PowerAction::Start, 0, 0, 2, 1, 200)];
+        assert_eq!(choose(&target(), &lanes, &[], LIMITS, NOW), Choice::Go(lanes[1].clone()));
+    }
+
+    #[test]
+    fn a_clock_that_stepped_back_an_hour_does_not_park_the_lane() {
+        let ahead =
+            Lane { oldest_eligible_at: NOW + Duration::from_secs(3600), ..lane(PowerAction::Stop, 0, 0, 1, 1, 0) };
+        assert_eq!(choose(&target(), std::slice::from_ref(&ahead), &[], LIMITS, NOW), Choice::Go(ahead));
+    }
+
+    #[test]
+    fn a_hold_stops_its_action_only_and_ends_by_itself() {
+        let lanes = [lane(PowerAction::Stop, 0, 0, 1, 5, 500), lane(PowerAction::Start, 0, 0, 2, 5, 500)];
+        let held = [hold(Some(PowerAction::Stop), None)];
+        assert_eq!(choose(&target(), &lanes, &held, LIMITS, NOW), Choice::Go(lanes[1].clone()));
+        let over = [hold(None, Some(NOW))];
+        assert_eq!(choose(&target(), &lanes, &over, LIMITS, NOW), Choice::Go(lanes[0].clone()));
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_is_never_held_and_never_behind_another_that_may_go(
+            shapes in prop::collection::vec((0usize..3, 0i64..3, -5i64..5, 1i64..500, 0u32..1001, 0u64..300), 0..12),
+            held in prop::option::of(0usize..3),
+        ) {
+            let actions = PowerAction::ALL;
+            let lanes: Vec<Lane> = shapes.iter()
+                .map(|&(a, g, p, id, ready, waited)| lane(actions[a], g, p, id, ready, waited)).collect();
+            let holds: Vec<Hold> = held.iter().map(|&a| hold(Some(actions[a]), None)).collect();
+            if let Choice::Go(chosen) = choose(&target(), &lanes, &holds, LIMITS, NOW) {
+                prop_assert!(chosen.ready > 0);
+                prop_assert!(!holds.iter().any(|hold| hold.covers(&chosen.target, chosen.action, NOW)));
+                let before = |lane: &Lane| (-lane.head_priority, lane.head_id) < (-chosen.head_priority, chosen.head_id);
+                let full_and_free = |lane: &Lane| lane.ready >= 1000
+                    && !holds.iter().any(|hold| hold.covers(&lane.target, lane.action, NOW));
+                prop_assert!(!lanes.iter().any(|lane| before(lane) && full_and_free(lane)));
+            }
+        }
+    }
+}

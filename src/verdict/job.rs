@@ -1,0 +1,304 @@
+//! A job's answer, read server by server: each sub-job's own status counts, whatever the parent says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Batch, Member, Rules, about_one_server};
+use crate::cloud::{CallError, Fault};
+use crate::lifecycle::{BatchNext, Event, Outcome, Step};
+use crate::model::{
+    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, RequestId, ServerId, SubJob, UtcMillis,
+};
+
+/// Answers in a row that leave a job's end in doubt (not found; or over, with sub-jobs that still run) before its servers
+/// are looked at. The error for an unknown job reads like a passing fault, so once is not enough.
+const DOUBTS_MAX: u32 = 5;
+
+/// What follows from a job's answer.
+///
+/// Servers are settled as soon as their own sub-job has ended. When the job is over, failed sub-jobs without a server id
+/// are matched by elimination, and servers that the answer leaves out are looked at.
+pub fn after_job(batch: &Batch, report: &JobReport, rules: &Rules, now: UtcMillis) -> Step {
+    let told = by_server(report);
+    let over = report.status != JobStatus::Pending;
+    let mut moves: Vec<(RequestId, Event)> = Vec::new();
+    let mut pending = false;
+    let mut untold: Vec<&Member> = Vec::new();
+    for member in &batch.members {
+        match told.get(&member.server) {
+            Some(Told::Ended(sub_job)) => match settle(batch, member, sub_job, rules, now) {
+                Some(event) => moves.push((member.request, event)),
+                None => untold.push(member),
+            },
+            Some(Told::Pending) => pending = true,
+            Some(Told::Contradictory) | None => untold.push(member),
+        }
+    }
+    if over && !pending {
+        let settled = eliminate(batch, report, &untold, rules, now);
+        untold.retain(|member| !settled.iter().any(|(request, _)| *request == member.request));
+        moves.extend(settled);
+    }
+    let job_ms = over.then(|| job_ms(batch, report, now));
+    let complaint = report.error.clone().filter(|_| over);
+    let next = if !pending && untold.is_empty() {
+        BatchNext::Done
+    } else if over && !pending {
+        batch.look(LookCause::Gap, rules, now)
+    } else if over {
+        doubtful(batch, LookCause::Gap, rules, now)
+    } else {
+        unfinished(batch, rules, now)
+    };
+    Step { batch: next, moves, seen: Vec::new(), complaint, job_ms }
+}
+
+/// What follows when the job could not be asked for. An unknown job is asked for again a few times, then its servers are
+/// looked at; everything else is only a reason to ask later, within the job's time limit.
+pub fn after_failed_query(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
+    match error.fault {
+        Fault::Refused(CodeClass::JobUnknown) => Step::only(doubtful(batch, LookCause::Vanished, rules, now)),
+        _ => Step::only(unfinished(batch, rules, now)),
+    }
+}
+
+/// What the sub-jobs say of one server.
+enum Told<'a> {
+    Pending,
+    Ended(&'a SubJob),
+    /// Two sub-jobs that ended differently: no evidence.
+    Contradictory,
+}
+
+fn by_server(report: &JobReport) -> BTreeMap<&ServerId, Told<'_>> {
+    let mut told = BTreeMap::new();
+    for sub_job in &report.sub_jobs {
+        let Some(server) = &sub_job.server else { continue };
+        let news = match sub_job.status {
+            JobStatus::Pending => Told::Pending,
+            JobStatus::Succeeded | JobStatus::Failed => Told::Ended(sub_job),
+        };
+        let news = match (told.remove(server), news) {
+            (None, news) => news,
+            (Some(Told::Ended(a)), Told::Ended(b)) if a.status == b.status => Told::Ended(a),
+            (Some(Told::Pending), _) | (_, Told::Pending) => Told::Pending,
+            (Some(_), _) => Told::Contradictory,
+        };
+        told.insert(server, news);
+    }
+    told
+}
+
+fn settle(batch: &Batch, member: &Member, sub_job: &SubJob, rules: &Rules, now: UtcMillis) -> Option<Event> {
+    if sub_job.status == JobStatus::Succeeded {
+        return Some(Event::Ended(Outcome::succeeded(Evidence::Job, "")));
+    }
+    let error = sub_job.error.clone().unwrap_or_else(nameless_failure);
+    about_one_server(batch, member, &error, Evidence::Job, rules, now)
+}
+
+/// Failed sub-jobs without a server id belong to the servers that nothing else tells of, if the numbers match. A failed job
+/// that carried one server speaks of that server even without sub-jobs.
+fn eliminate(
+    batch: &Batch,
+    report: &JobReport,
+    untold: &[&Member],
+    rules: &Rules,
+    now: UtcMillis,
+) -> Vec<(RequestId, Event)> {
+    let nameless: Vec<&SubJob> = report.sub_jobs.iter().filter(|sub_job| sub_job.server.is_none()).collect();
+    let all_failed = nameless.iter().all(|sub_job| sub_job.status == JobStatus::Failed);
+    let errors: BTreeSet<_> = nameless.iter().filter_map(|s| s.error.as_ref()).map(|e| (&e.code, e.class)).collect();
+    let error = if !nameless.is_empty() && all_failed && nameless.len() == untold.len() {
+        match (errors.len(), nameless[0].error.clone()) {
+            (1, Some(error)) => error,
+            // Which failed how cannot be told: no code, and no second try on the strength of one that may be another's.
+            _ => nameless_failure(),
+        }
+    } else if batch.server_count == 1 && report.sub_jobs.is_empty() && report.status == JobStatus::Failed {
+        report.error.clone().unwrap_or_else(nameless_failure)
+    } else {
+        return Vec::new();
+    };
+    let settle = |member: &&Member| {
+        let event = about_one_server(batch, member, &error, Evidence::Job, rules, now)?;
+        Some((member.request, event))
+    };
+    untold.iter().filter_map(settle).collect()
+}
+
+fn nameless_failure() -> Complaint {
+    Complaint {
+        code: "poweryard.failed".into(),
+        message: "the cloud's task failed and gave no reason for this server".into(),
+        class: CodeClass::ServerPermanent,
+    }
+}
+
+fn unfinished(batch: &Batch, rules: &Rules, now: UtcMillis) -> BatchNext {
+    let ends = batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit;
+    if now >= ends {
+        return batch.look(LookCause::TimeLimit, rules, now);
+    }
+    match batch.again(rules, now, 0) {
+        BatchNext::Again { next_look_at, doubts } => BatchNext::Again { next_look_at: next_look_at.min(ends), doubts },
+        other => other,
+    }
+}
+
+fn doubtful(batch: &Batch, cause: LookCause, rules: &Rules, now: UtcMillis) -> BatchNext {
+    match batch.doubts + 1 {
+        DOUBTS_MAX.. => batch.look(cause, rules, now),
+        doubts => batch.again(rules, now, doubts),
+    }
+}
+
+fn job_ms(batch: &Batch, report: &JobReport, now: UtcMillis) -> i64 {
+    let seen = now.since(batch.submitted_at.unwrap_or(batch.intent_at));
+    let took = report.duration.map_or(seen, |duration| duration.min(seen));
+    i64::try_from(took.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::model::{AttemptResult, BatchState, PowerAction, RequestState};
+    use proptest::prelude::*;
+
+    fn sub_job(server: Option<u32>, status: JobStatus, error: Option<Complaint>) -> SubJob {
+        SubJob { server: server.map(|n| ServerId(format!("SERVER-{n}"))), status, error }
+    }
+
+    fn report(status: JobStatus, sub_jobs: Vec<SubJob>) -> JobReport {
+        JobReport { status, error: None, sub_jobs, duration: None }
+    }
+
+    fn judge(action: PowerAction, servers: u32, report: &JobReport) -> Step {
+        after_job(&batch(action, BatchState::Tracking, servers), report, &rules(), NOW)
+    }
+
+    #[test]
+    fn each_server_counts_by_its_own_sub_job_whatever_the_parent_says() {
+        let failed = sub_job(Some(2), JobStatus::Failed, Some(complaint("BMS.0040", CodeClass::ServerPermanent)));
+        for parent in [JobStatus::Succeeded, JobStatus::Failed] {
+            let step = judge(
+                PowerAction::Stop,
+                2,
+                &report(parent, vec![sub_job(Some(1), JobStatus::Succeeded, None), failed.clone()]),
+            );
+            assert_eq!(step.batch, BatchNext::Done);
+            assert_eq!(ended(&step, 1).state, RequestState::Succeeded);
+            assert_eq!((ended(&step, 2).state, ended(&step, 2).evidence), (RequestState::Failed, Evidence::Job));
+        }
+    }
+
+    #[test]
+    fn servers_are_settled_while_the_job_still_runs() {
+        let answer = report(
+            JobStatus::Pending,
+            vec![sub_job(Some(1), JobStatus::Succeeded, None), sub_job(Some(2), JobStatus::Pending, None)],
+        );
+        let step = judge(PowerAction::Reboot, 3, &answer);
+        assert_eq!(ended(&step, 1).evidence, Evidence::Job);
+        assert!(stays(&step, 2) && stays(&step, 3));
+        assert!(matches!(step.batch, BatchNext::Again { doubts: 0, .. }));
+    }
+
+    #[test]
+    fn a_failed_sub_job_without_server_is_found_by_elimination() {
+        let nameless = sub_job(None, JobStatus::Failed, Some(complaint("BMS.0605", CodeClass::ServerPermanent)));
+        let step = judge(
+            PowerAction::Stop,
+            2,
+            &report(JobStatus::Failed, vec![sub_job(Some(1), JobStatus::Succeeded, None), nameless.clone()]),
+        );
+        assert_eq!(ended(&step, 2).code, "BMS.0605");
+        let two_untold = judge(
+            PowerAction::Stop,
+            3,
+            &report(JobStatus::Failed, vec![sub_job(Some(1), JobStatus::Succeeded, None), nameless]),
+        );
+        assert!(stays(&two_untold, 2) && stays(&two_untold, 3));
+        assert!(matches!(two_untold.batch, BatchNext::Look { cause: LookCause::Gap, .. }));
+    }
+
+    #[test]
+    fn a_server_that_a_finished_job_leaves_out_is_looked_at_not_assumed() {
+        let step = judge(
+            PowerAction::Reboot,
+            2,
+            &report(JobStatus::Succeeded, vec![sub_job(Some(1), JobStatus::Succeeded, None)]),
+        );
+        assert!(stays(&step, 2));
+        assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Gap, .. }));
+    }
+
+    #[test]
+    fn a_failed_job_without_sub_jobs_speaks_for_one_server_but_not_for_two() {
+        let failed = JobReport {
+            error: Some(complaint("BMS.0006", CodeClass::RetryableUncertain)),
+            ..report(JobStatus::Failed, vec![])
+        };
+        assert_eq!(ended(&judge(PowerAction::Reboot, 1, &failed), 1).code, "BMS.0006");
+        assert!(matches!(judge(PowerAction::Reboot, 2, &failed).batch, BatchNext::Look { .. }));
+    }
+
+    #[test]
+    fn a_failed_reboot_is_not_tried_again_and_a_failed_start_is() {
+        let answer = report(
+            JobStatus::Failed,
+            vec![sub_job(Some(1), JobStatus::Failed, Some(complaint("BMS.1007", CodeClass::RetryableUncertain)))],
+        );
+        assert_eq!(ended(&judge(PowerAction::Reboot, 1, &answer), 1).state, RequestState::Failed);
+        assert_eq!(returned(&judge(PowerAction::Start, 1, &answer), 1).result, AttemptResult::Failed);
+        let mut last = batch(PowerAction::Start, BatchState::Tracking, 1);
+        last.members[0].attempts = 3;
+        assert_eq!(ended(&after_job(&last, &answer, &rules(), NOW), 1).code, "BMS.1007");
+    }
+
+    #[test]
+    fn a_job_that_is_not_found_is_asked_for_again_before_its_servers_are_looked_at() {
+        let unknown = CallError {
+            fault: Fault::Refused(CodeClass::JobUnknown),
+            status: Some(400),
+            code: "Common.0011".into(),
+            message: String::new(),
+            request_id: None,
+        };
+        let mut batch = batch(PowerAction::Reboot, BatchState::Tracking, 1);
+        for doubts in 1..DOUBTS_MAX {
+            let step = after_failed_query(&batch, &unknown, &rules(), NOW);
+            assert!(matches!(step.batch, BatchNext::Again { doubts: d, .. } if d == doubts));
+            batch.doubts = doubts;
+        }
+        let step = after_failed_query(&batch, &unknown, &rules(), NOW);
+        assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Vanished, .. }));
+    }
+
+    #[test]
+    fn an_endless_job_is_left_at_its_time_limit() {
+        let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
+        batch.submitted_at = Some(NOW.before(rules().job_time_limit));
+        let step = after_job(&batch, &report(JobStatus::Pending, vec![]), &rules(), NOW);
+        assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::TimeLimit, .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn a_server_succeeds_only_if_its_own_sub_job_says_so(
+            parent in 0usize..3,
+            subs in prop::collection::vec((prop::option::of(1u32..5), 0usize..3), 0..8),
+        ) {
+            let statuses = [JobStatus::Pending, JobStatus::Succeeded, JobStatus::Failed];
+            let sub_jobs: Vec<_> = subs.iter().map(|&(server, s)| sub_job(server, statuses[s], None)).collect();
+            let step = judge(PowerAction::Reboot, 4, &report(statuses[parent], sub_jobs));
+            for (request, event) in &step.moves {
+                if let Event::Ended(outcome) = event && outcome.state == RequestState::Succeeded {
+                    let own: Vec<_> = subs.iter().filter(|(server, _)| server.map(i64::from) == Some(request.0)).collect();
+                    prop_assert!(!own.is_empty() && own.iter().all(|(_, s)| *s == 1));
+                }
+                prop_assert!(!matches!(event, Event::Returned(_)), "a reboot was given back: {event:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The servers' own states: what they prove when the job does not tell, when the submit's answer was lost, and which
+//! server made the cloud refuse a batch.
+
+use std::collections::HashMap;
+
+use super::{Batch, FIRST_PART, Member, Rules, SECOND_PART, already_sentence, busy, our_own};
+use crate::cloud::{CallError, Fault};
+use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
+use crate::model::{
+    Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction, ServerId, ServerView,
+    Sighting, UtcMillis,
+};
+use crate::pace;
+
+/// How often the states of a refused batch are asked for before it is split without them.
+const EXPLAINING_LOOKS_MAX: u32 = 3;
+
+/// What follows from a look at the servers of a batch.
+pub fn after_look(batch: &Batch, sightings: &HashMap<ServerId, Sighting>, rules: &Rules, now: UtcMillis) -> Step {
+    match batch.look_cause {
+        Some(LookCause::Refused) => explain(batch, sightings, rules, now),
+        Some(LookCause::Lost | LookCause::Vanished | LookCause::TimeLimit | LookCause::Gap) | None => {
+            prove(batch, |member| sightings.get(&member.server), rules, now)
+        }
+    }
+}
+
+/// What follows when the states could not be read: later again, within the time that looking has. A refused batch does not
+/// wait for long: it is split without an explanation.
+pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
+    let hopeless = matches!(error.fault, Fault::Permission | Fault::Refused(_));
+    if batch.look_cause == Some(LookCause::Refused) {
+        if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless {
+            return split(batch, &batch.members.iter().collect::<Vec<_>>(), Vec::new());
+        }
+        return Step::only(batch.again(rules, now, batch.doubts));
+    }
+    prove(batch, |_| None, rules, now)
+}
+
+/// Looks for evidence of what became of each request; see the contract, promises 3 and 6.
+fn prove<'a>(batch: &Batch, sighting: impl Fn(&Member) -> Option<&'a Sighting>, rules: &Rules, now: UtcMillis) -> Step {
+    let mut step = Step::only(batch.again(rules, now, 0));
+    let time_is_up = batch.look_until.is_some_and(|until| now >= until);
+    let mut open = 0;
+    for member in &batch.members {
+        let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, now));
+        match finding {
+            Finding::Event(event) => step.moves.push((member.request, event)),
+            _ if time_is_up => step.moves.push((member.request, Event::Ended(out_of_time()))),
+            Finding::Remember(seen) => {
+                open += 1;
+                if member.seen != Some(seen) {
+                    step.seen.push((member.request, seen));
+                }
+            }
+            Finding::Nothing => open += 1,
+        }
+    }
+    if open == 0 {
+        step.batch = BatchNext::Done;
+    } else if let (BatchNext::Again { next_look_at, doubts }, Some(until)) = (&step.batch, batch.look_until) {
+        let settles_at = now + rules.settle_time;
+        step.batch = BatchNext::Again { next_look_at: (*next_look_at).min(until).min(settles_at), doubts: *doubts };
+    }
+    step
+}
+
+enum Finding {
+    /// Settled.
+    Event(Event),
+    /// Not yet, but this is worth remembering.
+    Remember(Seen),
+    /// This look tells nothing.
+    Nothing,
+}
+
+fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now: UtcMillis) -> Finding {
+    let view = match sighting {
+        Sighting::Missing => return Finding::Event(Event::Ended(missing())),
+        Sighting::Present(view) => view,
+    };
+    let had_moved = matches!(member.seen, Some(Seen { what: SeenState::Moving, .. }));
+    match (view.activity, batch.action) {
+        (Activity::Rebooting, PowerAction::Reboot) => Finding::Remember(keep(member, SeenState::Moving, now)),
+        // Some other transition: nothing is proved while it lasts, and no idleness is counted across it.
+        (Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting | Activity::Other, _) => {
+            let what =
+                if had_moved || batch.action != PowerAction::Reboot { SeenState::Moving } else { SeenState::Idle };
+            Finding::Remember(Seen { what, since: now })
+        }
+        (Activity::Idle, PowerAction::Reboot) => find_reboot(member, view, had_moved, rules, now),
+        (Activity::Idle, action) if view.power == wished_power(action) => {
+            Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, observed_sentence(action))))
+        }
+        (Activity::Idle, _) if view.power == Power::Unclear => Finding::Nothing,
+        (Activity::Idle, _) => match keep(member, SeenState::Idle, now) {
+            seen if now.since(seen.since) >= rules.settle_time => {
+                Finding::Event(not_carried_out(batch, member, rules, now))
+            }
+            seen => Finding::Remember(seen),
+        },
+    }
+}
+
+/// A reboot leaves no lasting mark: only a transition that was seen proves it. Without one, idle through the settling time,
+/// it may have been over before the first look as well as never begun.
+fn find_reboot(member: &Member, view: &ServerView, had_moved: bool, rules: &Rules, now: UtcMillis) -> Finding {
+    match (had_moved, view.power) {
+        (_, Power::Unclear) => Finding::Nothing,
+        (true, Power::On) => Finding::Event(Event::Ended(Outcome::succeeded(
+            Evidence::Observed,
+            "the server was seen rebooting, and then running",
+        ))),
+        (true, Power::Off | Power::Faulty) => {
+            let message = "the server was seen rebooting, and did not come back";
+            Finding::Event(Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.not_running", message)))
+        }
+        (false, Power::On | Power::Off | Power::Faulty) => match keep(member, SeenState::Idle, now) {
+            seen if now.since(seen.since) >= rules.settle_time => Finding::Event(Event::Ended(Outcome::unknown(
+                "poweryard.unproved",
+                "the answer to the call was lost and no reboot was seen; it is not sent again by itself",
+            ))),
+            seen => Finding::Remember(seen),
+        },
+    }
+}
+
+/// `what`, since when it was first seen in a row.
+fn keep(member: &Member, what: SeenState, now: UtcMillis) -> Seen {
+    match member.seen {
+        Some(seen) if seen.what == what && seen.since <= now => seen,
+        _ => Seen { what, since: now },
+    }
+}
+
+/// Start or stop: the server is idle in the other state and has been for the settling time.
+fn not_carried_out(batch: &Batch, member: &Member, rules: &Rules, now: UtcMillis) -> Event {
+    let why = batch.complaint.clone().unwrap_or_else(|| our_own("not_carried_out", "the server stayed as it was"));
+    if member.attempts >= rules.attempts_max {
+        let message = format!("the server stayed as it was after {} calls; last: {}", member.attempts, why.message);
+        return Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.not_carried_out", message));
+    }
+    Event::Returned(Return {
+        retry_at: Some(now + pace::retry_delay(member.attempts.saturating_sub(1), batch.seed())),
+        group: None,
+        result: AttemptResult::Lost,
+        code: why.code,
+        message: why.message,
+    })
+}
+
+fn missing() -> Outcome {
+    Outcome::failed(Evidence::Observed, "poweryard.missing", "the cloud has no such server in this project")
+}
+
+fn out_of_time() -> Outcome {
+    Outcome::unknown("poweryard.time_limit", "the server's state proved nothing within look_time_limit")
+}
+
+fn wished_power(action: PowerAction) -> Power {
+    match action {
+        PowerAction::Start | PowerAction::Reboot => Power::On,
+        PowerAction::Stop => Power::Off,
+    }
+}
+
+fn observed_sentence(action: PowerAction) -> &'static str {
+    match action {
+        PowerAction::Start | PowerAction::Reboot => "the server was seen running",
+        PowerAction::Stop => "the server was seen stopped",
+    }
+}
+
+/// Settles what the states explain of a refused batch, and sends the rest again: in one group if something was explained,
+/// else in two halves, so that at last the culprit stands alone.
+fn explain(batch: &Batch, sightings: &HashMap<ServerId, Sighting>, rules: &Rules, now: UtcMillis) -> Step {
+    let mut moves = Vec::new();
+    let mut followed = Vec::new();
+    let mut rest: Vec<&Member> = Vec::new();
+    for member in &batch.members {
+        match sightings.get(&member.server).map(|sighting| blame(batch, member, sighting, now)) {
+            Some(Blame::Settled(event)) => moves.push((member.request, event)),
+            Some(Blame::CarriedOut) => followed.push((member.request, Seen { what: SeenState::Moving, since: now })),
+            Some(Blame::Innocent) | None => rest.push(member),
+        }
+    }
+    let explained = !moves.is_empty() || !followed.is_empty();
+    let mut step = if explained { resend(batch, &rest, moves) } else { split(batch, &rest, moves) };
+    if !followed.is_empty() {
+        step.batch = batch.look(LookCause::Lost, rules, now);
+        step.seen = followed;
+    }
+    step
+}
+
+enum Blame {
+    /// This server explains a refusal; here is what becomes of its request.
+    Settled(Event),
+    /// A reboot that is under way, although the call was refused.
+    CarriedOut,
+    /// Nothing to be seen: the call is made again with it.
+    Innocent,
+}
+
+fn blame(batch: &Batch, member: &Member, sighting: &Sighting, now: UtcMillis) -> Blame {
+    let view = match sighting {
+        Sighting::Missing => return Blame::Settled(Event::Ended(missing())),
+        Sighting::Present(view) => view,
+    };
+    if batch.action == PowerAction::Reboot && view.activity == Activity::Rebooting {
+        return Blame::CarriedOut;
+    }
+    if view.locked {
+        let locked = Outcome::failed(Evidence::Observed, "poweryard.locked", "the server is locked in the cloud");
+        return Blame::Settled(Event::Ended(locked));
+    }
+    if view.activity != Activity::Idle {
+        return Blame::Settled(busy(batch, member, &our_own("busy", "the server is in another transition"), now));
+    }
+    match (batch.action, view.power) {
+        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => {
+            Blame::Settled(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
+        }
+        (PowerAction::Reboot, Power::Off) => Blame::Settled(Event::Ended(stopped(batch))),
+        _ => Blame::Innocent,
+    }
+}
+
+/// A stopped server cannot be rebooted. Source: user guide, "Restarting a BMS".
+fn stopped(batch: &Batch) -> Outcome {
+    let said_so = batch.complaint.as_ref().filter(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
+    let (code, message) = match said_so {
+        Some(Complaint { code, message, .. }) => (code.as_str(), message.as_str()),
+        None => ("poweryard.stopped", "the server is stopped and cannot be rebooted"),
+    };
+    Outcome::failed(Evidence::Refused, code, message)
+}
+
+fn resend(batch: &Batch, rest: &[&Member], mut moves: Vec<(crate::model::RequestId, Event)>) -> Step {
+    moves.extend(rest.iter().map(|member| (member.request, beside_others(batch, FIRST_PART))));
+    Step { moves, ..Step::only(BatchNext::Done) }
+}
+
+fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(crate::model::RequestId, Event)>) -> Step {
+    let half = rest.len().div_ceil(2);
+    for (i, member) in rest.iter().enumerate() {
+        let part = if i < half { FIRST_PART } else { SECOND_PART };
+        moves.push((member.request, beside_others(batch, part)));
+    }
+    Step { moves, ..Step::only(BatchNext::Done) }
+}
+
+fn beside_others(batch: &Batch, part: i64) -> Event {
+    let why = batch.complaint.clone().unwrap_or_else(|| our_own("refused", "the whole call was refused"));
+    Event::Returned(Return {
+        retry_at: None,
+        group: Some(batch.group(part)),
+        result: AttemptResult::Refused,
+        code: why.code,
+        message: why.message,
+    })
+}
+
+#[cfg(test)]
+#[path = "look_tests.rs"]
+mod tests;

@@ -1,0 +1,183 @@
+//! What states prove, tested.
+
+use std::time::Duration;
+
+use super::super::testing::*;
+use super::*;
+use crate::model::{BatchState, RequestState};
+use proptest::prelude::*;
+
+fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {
+    let mut batch = batch(action, BatchState::Looking, servers);
+    batch.look_cause = Some(cause);
+    batch.look_until = Some(NOW + rules().look_time_limit);
+    batch
+}
+
+fn view(power: Power, activity: Activity) -> Sighting {
+    Sighting::Present(ServerView { power, activity, locked: false })
+}
+
+fn all(batch: &Batch, sighting: Sighting) -> HashMap<ServerId, Sighting> {
+    batch.members.iter().map(|member| (member.server.clone(), sighting.clone())).collect()
+}
+
+/// Looks every ten seconds at what `shows` tells, as the daemon would, until request 1 is moved.
+fn look_on(mut batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, Event) {
+    for seconds in (0..3600).step_by(10) {
+        let now = NOW + Duration::from_secs(seconds);
+        let step = after_look(&batch, &all(&batch, shows(seconds)), &rules(), now);
+        if let Some((_, event)) = step.moves.into_iter().next() {
+            return (seconds, event);
+        }
+        for (request, seen) in step.seen {
+            batch.members[request.0 as usize - 1].seen = Some(seen);
+        }
+        batch.looks += 1;
+    }
+    panic!("looking did not end");
+}
+
+#[test]
+fn a_stop_whose_server_is_seen_stopped_succeeded() {
+    let (after, event) = look_on(looking(PowerAction::Stop, LookCause::Lost, 1), |_| view(Power::Off, Activity::Idle));
+    let Event::Ended(outcome) = event else { panic!("{event:?}") };
+    assert_eq!((after, outcome.state, outcome.evidence), (0, RequestState::Succeeded, Evidence::Observed));
+}
+
+#[test]
+fn a_stop_is_not_proved_undone_before_the_settling_time() {
+    let (after, event) = look_on(looking(PowerAction::Stop, LookCause::Lost, 1), |_| view(Power::On, Activity::Idle));
+    assert_eq!(after, 60);
+    assert!(matches!(event, Event::Returned(Return { result: AttemptResult::Lost, .. })));
+}
+
+#[test]
+fn idleness_is_not_counted_across_a_transition() {
+    let flapping = |seconds| match seconds {
+        30 => view(Power::On, Activity::PoweringOff),
+        _ => view(Power::On, Activity::Idle),
+    };
+    assert_eq!(look_on(looking(PowerAction::Stop, LookCause::Lost, 1), flapping).0, 100);
+}
+
+#[test]
+fn a_lost_reboot_is_never_sent_again_and_without_a_transition_unknown() {
+    let (_, event) = look_on(looking(PowerAction::Reboot, LookCause::Lost, 1), |_| view(Power::On, Activity::Idle));
+    let Event::Ended(outcome) = event else { panic!("{event:?}") };
+    assert_eq!((outcome.state, outcome.code.as_str()), (RequestState::Unknown, "poweryard.unproved"));
+}
+
+#[test]
+fn a_reboot_seen_in_transition_is_followed_to_its_end() {
+    let comes_back = |seconds| match seconds {
+        20..200 => view(Power::Unclear, Activity::Rebooting),
+        _ => view(Power::On, Activity::Idle),
+    };
+    let (after, event) = look_on(looking(PowerAction::Reboot, LookCause::Lost, 1), comes_back);
+    let Event::Ended(outcome) = event else { panic!("{event:?}") };
+    assert_eq!((after, outcome.state, outcome.evidence), (200, RequestState::Succeeded, Evidence::Observed));
+}
+
+#[test]
+fn an_endless_transition_ends_unknown() {
+    let (after, event) =
+        look_on(looking(PowerAction::Start, LookCause::Lost, 1), |_| view(Power::Off, Activity::PoweringOn));
+    let Event::Ended(outcome) = event else { panic!("{event:?}") };
+    assert_eq!((after, outcome.state, outcome.code.as_str()), (900, RequestState::Unknown, "poweryard.time_limit"));
+}
+
+#[test]
+fn unreadable_states_end_unknown_in_time_too() {
+    let error = CallError {
+        fault: Fault::Unavailable,
+        status: None,
+        code: String::new(),
+        message: String::new(),
+        request_id: None,
+    };
+    let batch = looking(PowerAction::Stop, LookCause::Lost, 1);
+    assert!(after_failed_look(&batch, &error, &rules(), NOW).moves.is_empty());
+    let late = after_failed_look(&batch, &error, &rules(), NOW + rules().look_time_limit);
+    assert_eq!(ended(&late, 1).state, RequestState::Unknown);
+}
+
+#[test]
+fn a_stop_that_never_works_fails_after_the_last_attempt() {
+    let mut batch = looking(PowerAction::Stop, LookCause::Lost, 1);
+    batch.members[0].attempts = 3;
+    let (_, event) = look_on(batch, |_| view(Power::On, Activity::Idle));
+    let Event::Ended(outcome) = event else { panic!("{event:?}") };
+    assert_eq!((outcome.state, outcome.evidence), (RequestState::Failed, Evidence::Observed));
+}
+
+#[test]
+fn a_refused_batch_is_explained_and_the_rest_travels_together() {
+    let batch = looking(PowerAction::Stop, LookCause::Refused, 6);
+    let mut sightings = all(&batch, view(Power::On, Activity::Idle));
+    let server = |n: u32| ServerId(format!("server-{n}"));
+    sightings.insert(server(1), Sighting::Missing);
+    sightings.insert(server(2), view(Power::Off, Activity::Idle));
+    sightings
+        .insert(server(3), Sighting::Present(ServerView { power: Power::On, activity: Activity::Idle, locked: true }));
+    sightings.insert(server(4), view(Power::On, Activity::PoweringOff));
+    let step = after_look(&batch, &sightings, &rules(), NOW);
+    assert_eq!(step.batch, BatchNext::Done);
+    assert_eq!(ended(&step, 1).code, "poweryard.missing");
+    assert_eq!(ended(&step, 2).evidence, Evidence::Already);
+    assert_eq!(ended(&step, 3).code, "poweryard.locked");
+    assert_eq!(returned(&step, 4).result, AttemptResult::Busy);
+    assert_eq!(returned(&step, 5).group, returned(&step, 6).group);
+    assert_ne!(returned(&step, 4).group, returned(&step, 5).group);
+    assert_eq!(returned(&step, 5).retry_at, None);
+}
+
+#[test]
+fn an_unexplained_refusal_is_halved() {
+    let batch = looking(PowerAction::Stop, LookCause::Refused, 5);
+    let step = after_look(&batch, &all(&batch, view(Power::On, Activity::Idle)), &rules(), NOW);
+    let groups: Vec<_> = (1..=5).map(|n| returned(&step, n).group).collect();
+    assert!(groups[..3].iter().all(|group| *group == groups[0]) && groups[3..].iter().all(|group| *group == groups[3]));
+    assert_ne!(groups[0], groups[3]);
+}
+
+#[test]
+fn a_reboot_seen_under_way_after_a_refusal_counts_as_carried_out() {
+    let batch = looking(PowerAction::Reboot, LookCause::Refused, 2);
+    let mut sightings = all(&batch, view(Power::On, Activity::Idle));
+    sightings.insert(ServerId("server-1".into()), view(Power::Unclear, Activity::Rebooting));
+    let step = after_look(&batch, &sightings, &rules(), NOW);
+    assert!(stays(&step, 1));
+    assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+    assert_eq!(returned(&step, 2).result, AttemptResult::Refused);
+}
+
+fn sightings() -> impl Strategy<Value = Sighting> {
+    let powers = prop::sample::select(vec![Power::On, Power::Off, Power::Faulty, Power::Unclear]);
+    let activities = prop::sample::select(vec![
+        Activity::Idle,
+        Activity::PoweringOn,
+        Activity::PoweringOff,
+        Activity::Rebooting,
+        Activity::Other,
+    ]);
+    let present = (powers, activities, any::<bool>())
+        .prop_map(|(power, activity, locked)| Sighting::Present(ServerView { power, activity, locked }));
+    prop_oneof![1 => Just(Sighting::Missing), 9 => present]
+}
+
+proptest! {
+    #[test]
+    fn no_state_whatever_makes_a_lost_reboot_leave_again(shown in prop::collection::vec(sightings(), 1..100)) {
+        let batch = looking(PowerAction::Reboot, LookCause::Lost, 1);
+        let (_, event) = look_on(batch, |seconds| shown[(seconds / 10) as usize % shown.len()].clone());
+        prop_assert!(matches!(event, Event::Ended(_)), "{event:?}");
+    }
+
+    #[test]
+    fn every_look_ends(action in prop::sample::select(PowerAction::ALL), shown in prop::collection::vec(sightings(), 1..100)) {
+        let batch = looking(action, LookCause::Gap, 1);
+        let (after, _) = look_on(batch, |seconds| shown[(seconds / 10) as usize % shown.len()].clone());
+        prop_assert!(after <= 900);
+    }
+}

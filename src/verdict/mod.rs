@@ -1,0 +1,280 @@
+//! What follows from an answer of the cloud: pure functions from a batch and an answer to a `Step`.
+//!
+//! One file for each kind of answer: the submit call (`submit`), the job (`job`), the servers' states (`look`). Knows
+//! nothing of SQL, HTTP or clocks. Unknown words and codes fall to the careful side: keep looking, then "unknown".
+
+use std::time::Duration;
+
+use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, Step};
+use crate::model::{
+    AttemptResult, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, LookCause, PowerAction, RequestId,
+    ServerId, TargetName, UtcMillis,
+};
+use crate::pace::{self, LookTimes};
+
+mod job;
+mod look;
+mod submit;
+
+pub use job::{after_failed_query, after_job};
+pub use look::{after_failed_look, after_look};
+pub use submit::{after_submit, orphaned_intent, orphaned_target};
+
+/// A batch with those of its requests that are not settled yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Its row in `batches`.
+    pub id: BatchId,
+    /// Where it was sent.
+    pub target: TargetName,
+    /// What was asked for.
+    pub action: PowerAction,
+    /// Never `Done`.
+    pub state: BatchState,
+    /// The cloud's job, while tracking.
+    pub job: Option<JobId>,
+    /// When the intent was stored.
+    pub intent_at: UtcMillis,
+    /// When the cloud had accepted it.
+    pub submitted_at: Option<UtcMillis>,
+    /// Looks so far.
+    pub looks: u32,
+    /// Answers in a row that left the job's end in doubt.
+    pub doubts: u32,
+    /// How many servers the call carried.
+    pub server_count: u32,
+    /// Why its servers are looked at, while they are.
+    pub look_cause: Option<LookCause>,
+    /// When looking ends.
+    pub look_until: Option<UtcMillis>,
+    /// The error that concerns the batch as a whole: why it was refused, or how its job failed.
+    pub complaint: Option<Complaint>,
+    /// The requests that are not settled.
+    pub members: Vec<Member>,
+}
+
+/// One unsettled request of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its row in `power_requests`.
+    pub request: RequestId,
+    /// Whom it concerns.
+    pub server: ServerId,
+    /// Calls that carried it and that the cloud may have acted on, this one included once that is so.
+    pub attempts: u32,
+    /// Times it was found busy.
+    pub busy: u32,
+    /// What looking has seen so far.
+    pub seen: Option<Seen>,
+}
+
+/// The limits that verdicts keep to; from the target's settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// After this, the servers of a running job are looked at.
+    pub job_time_limit: Duration,
+    /// Looking at servers ends after this.
+    pub look_time_limit: Duration,
+    /// The unwished state, idle for so long, proves that nothing was carried out.
+    pub settle_time: Duration,
+    /// How many calls may carry one request.
+    pub attempts_max: u32,
+    /// When to look.
+    pub looks: LookTimes,
+}
+
+impl Batch {
+    fn seed(&self) -> u64 {
+        (self.id.0 as u64) << 16 | u64::from(self.looks)
+    }
+
+    /// The next look while nothing else changes.
+    fn again(&self, rules: &Rules, now: UtcMillis, doubts: u32) -> BatchNext {
+        BatchNext::Again { next_look_at: now + rules.looks.next_look(self.looks + 1, self.seed()), doubts }
+    }
+
+    /// Looking at the servers begins.
+    fn look(&self, cause: LookCause, rules: &Rules, now: UtcMillis) -> BatchNext {
+        BatchNext::Look { cause, until: now + rules.look_time_limit, next_look_at: now }
+    }
+
+    /// Group number `part` (1 to 3) of those that this batch falls into.
+    fn group(&self, part: i64) -> i64 {
+        self.id.0 * 4 + part
+    }
+}
+
+impl Step {
+    fn only(batch: BatchNext) -> Self {
+        Self { batch, moves: Vec::new(), seen: Vec::new(), complaint: None, job_ms: None }
+    }
+
+    fn complaining(mut self, complaint: Complaint) -> Self {
+        self.complaint = Some(complaint);
+        self
+    }
+}
+
+/// Parts of a batch, for `Batch::group`.
+const FIRST_PART: i64 = 1;
+const SECOND_PART: i64 = 2;
+const BUSY_PART: i64 = 3;
+
+/// The server is busy with something: it waits apart, so that it does not spoil the batches of others.
+fn busy(batch: &Batch, member: &Member, why: &Complaint, now: UtcMillis) -> Event {
+    Event::Returned(Return {
+        retry_at: Some(now + pace::busy_delay(member.busy, batch.seed())),
+        group: Some(batch.group(BUSY_PART)),
+        result: AttemptResult::Busy,
+        code: why.code.clone(),
+        message: why.message.clone(),
+    })
+}
+
+/// What an error that is about one server alone means for its request, whichever way it was told.
+///
+/// `None` where the class does not settle it: the server has to be looked at.
+fn about_one_server(
+    batch: &Batch,
+    member: &Member,
+    error: &Complaint,
+    evidence: Evidence,
+    rules: &Rules,
+    now: UtcMillis,
+) -> Option<Event> {
+    let failed = || Event::Ended(Outcome::failed(evidence, &error.code, &error.message));
+    match error.class {
+        CodeClass::AlreadyInTargetState if is_as_wished(batch.action, error) => {
+            Some(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
+        }
+        CodeClass::AlreadyInTargetState | CodeClass::ServerPermanent | CodeClass::BatchInvalid => Some(failed()),
+        CodeClass::ServerBusy => Some(busy(batch, member, error, now)),
+        CodeClass::Retryable => Some(again_or(failed, member, error, AttemptResult::Failed, rules, batch, now)),
+        // Said of the call, these settle nothing; said by the server's own task, they say that it failed. Start and stop
+        // may be sent again; a reboot may have begun.
+        CodeClass::RetryableUncertain | CodeClass::Ambiguous if evidence == Evidence::Job => match batch.action {
+            PowerAction::Start | PowerAction::Stop => {
+                Some(again_or(failed, member, error, AttemptResult::Failed, rules, batch, now))
+            }
+            PowerAction::Reboot => Some(failed()),
+        },
+        CodeClass::ServerFailed => Some(failed()),
+        CodeClass::RetryableUncertain
+        | CodeClass::Ambiguous
+        | CodeClass::SubJobFailed
+        | CodeClass::JobUnknown
+        | CodeClass::AuthToken
+        | CodeClass::AuthPermission
+        | CodeClass::ConfigPermanent
+        | CodeClass::Other => (evidence == Evidence::Job).then(failed),
+    }
+}
+
+/// Another try while there are tries left, else `last`.
+fn again_or(
+    last: impl Fn() -> Event,
+    member: &Member,
+    error: &Complaint,
+    result: AttemptResult,
+    rules: &Rules,
+    batch: &Batch,
+    now: UtcMillis,
+) -> Event {
+    if member.attempts >= rules.attempts_max {
+        return last();
+    }
+    Event::Returned(Return {
+        retry_at: Some(now + pace::retry_delay(member.attempts.saturating_sub(1), batch.seed())),
+        group: None,
+        result,
+        code: error.code.clone(),
+        message: error.message.clone(),
+    })
+}
+
+/// BMS.0038 says "running" and BMS.0039 says "stopped"; each is the wish of one action only. A reboot is never "already".
+fn is_as_wished(action: PowerAction, error: &Complaint) -> bool {
+    match action {
+        PowerAction::Start => error.code == "BMS.0038",
+        PowerAction::Stop => error.code == "BMS.0039",
+        PowerAction::Reboot => false,
+    }
+}
+
+fn already_sentence(action: PowerAction) -> &'static str {
+    match action {
+        PowerAction::Start => "the server was already running",
+        PowerAction::Stop => "the server was already stopped",
+        PowerAction::Reboot => "the server had already been rebooted",
+    }
+}
+
+/// A complaint of our own, with a code under `poweryard.`.
+fn our_own(code: &str, message: &str) -> Complaint {
+    Complaint { code: format!("poweryard.{code}"), message: message.to_owned(), class: CodeClass::Other }
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+
+    pub(super) const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
+
+    pub(super) fn rules() -> Rules {
+        Rules {
+            job_time_limit: Duration::from_secs(3600),
+            look_time_limit: Duration::from_secs(900),
+            settle_time: Duration::from_secs(60),
+            attempts_max: 3,
+            looks: LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) },
+        }
+    }
+
+    pub(super) fn batch(action: PowerAction, state: BatchState, servers: u32) -> Batch {
+        let members = (1..=servers).map(|n| Member {
+            request: RequestId(i64::from(n)),
+            server: ServerId(format!("server-{n}")),
+            attempts: u32::from(state != BatchState::Submitting),
+            busy: 0,
+            seen: None,
+        });
+        Batch {
+            id: BatchId(7),
+            target: TargetName("default".into()),
+            action,
+            state,
+            job: (state == BatchState::Tracking).then(|| JobId("job".into())),
+            intent_at: NOW,
+            submitted_at: (state == BatchState::Tracking).then_some(NOW),
+            looks: 0,
+            doubts: 0,
+            server_count: servers,
+            look_cause: None,
+            look_until: None,
+            complaint: None,
+            members: members.collect(),
+        }
+    }
+
+    pub(super) fn complaint(code: &str, class: CodeClass) -> Complaint {
+        Complaint { code: code.into(), message: format!("text of {code}"), class }
+    }
+
+    pub(super) fn ended(step: &Step, request: i64) -> &Outcome {
+        match step.moves.iter().find(|(id, _)| id.0 == request) {
+            Some((_, Event::Ended(outcome))) => outcome,
+            other => panic!("request {request} has not ended: {other:?}"),
+        }
+    }
+
+    pub(super) fn returned(step: &Step, request: i64) -> &Return {
+        match step.moves.iter().find(|(id, _)| id.0 == request) {
+            Some((_, Event::Returned(back))) => back,
+            other => panic!("request {request} is not back in the queue: {other:?}"),
+        }
+    }
+
+    pub(super) fn stays(step: &Step, request: i64) -> bool {
+        step.moves.iter().all(|(id, _)| id.0 != request)
+    }
+}

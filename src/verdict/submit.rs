@@ -1,0 +1,212 @@
+//! The answer to a submit call, or its absence.
+
+use super::{Batch, Rules, about_one_server, our_own};
+use crate::cloud::{CallError, Fault};
+use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
+use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Tracking, UtcMillis};
+
+/// What follows from the answer to a submit call.
+///
+/// Accepted: track. Certainly not carried out: every request back to the queue, in its place. Lost, or a refusal that
+/// does not say that nothing was done: look. Refused because of a server: alone, that server's outcome; among others,
+/// look at their states to find out which.
+pub fn after_submit(
+    batch: &Batch,
+    answer: Result<Tracking, CallError>,
+    history: &[std::time::Duration],
+    rules: &Rules,
+    now: UtcMillis,
+) -> Step {
+    match answer {
+        Ok(tracking) => accepted(batch, tracking, history, rules, now),
+        Err(error) => match error.fault {
+            Fault::Refused(class) => refused(batch, &complaint(error, class), rules, now),
+            Fault::Lost => lost(batch, complaint(error, CodeClass::Ambiguous), rules, now),
+            Fault::Unreachable
+            | Fault::Throttled { .. }
+            | Fault::Unavailable
+            | Fault::Credentials
+            | Fault::Permission
+            | Fault::Configuration => not_sent(batch, complaint(error, CodeClass::Retryable)),
+        },
+    }
+}
+
+/// A batch whose intent is stored and whose call nobody is making: the daemon ended in between. Whether the call left is
+/// not known, so this is a lost answer.
+pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
+    let why = our_own("interrupted", "the daemon ended while the call was being made");
+    lost(batch, why, rules, now)
+}
+
+/// A batch whose target the config no longer has, or has with another service, endpoint or project: it cannot be asked
+/// for. Its requests end `unknown` once its job's time has passed.
+pub fn orphaned_target(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
+    if now < batch.intent_at + rules.job_time_limit {
+        return Step::only(BatchNext::Again {
+            next_look_at: batch.intent_at + rules.job_time_limit,
+            doubts: batch.doubts,
+        });
+    }
+    let why =
+        "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
+    let end = Event::Ended(Outcome::unknown("poweryard.orphaned", why));
+    Step {
+        moves: batch.members.iter().map(|member| (member.request, end.clone())).collect(),
+        ..Step::only(BatchNext::Done)
+    }
+}
+
+fn complaint(error: CallError, class: CodeClass) -> Complaint {
+    let message = match (error.status, error.request_id) {
+        (Some(status), Some(id)) => format!("{} (HTTP {status}, request id {id})", error.message),
+        (Some(status), None) => format!("{} (HTTP {status})", error.message),
+        (None, _) => error.message,
+    };
+    Complaint { code: error.code, message, class }
+}
+
+fn accepted(batch: &Batch, tracking: Tracking, history: &[std::time::Duration], rules: &Rules, now: UtcMillis) -> Step {
+    let job = match tracking {
+        Tracking::Job(job) => Some(job),
+        Tracking::ServerState => None,
+    };
+    let next_look_at = now + rules.looks.first_look(history, batch.seed());
+    Step {
+        moves: batch.members.iter().map(|member| (member.request, Event::Accepted)).collect(),
+        ..Step::only(BatchNext::Track { job, next_look_at })
+    }
+}
+
+fn lost(batch: &Batch, why: Complaint, rules: &Rules, now: UtcMillis) -> Step {
+    Step::only(batch.look(LookCause::Lost, rules, now)).complaining(why)
+}
+
+fn not_sent(batch: &Batch, why: Complaint) -> Step {
+    let back = Event::Returned(Return {
+        retry_at: None,
+        group: None,
+        result: AttemptResult::NotSent,
+        code: why.code.clone(),
+        message: why.message.clone(),
+    });
+    let moves = batch.members.iter().map(|member| (member.request, back.clone())).collect();
+    Step { moves, ..Step::only(BatchNext::Done) }.complaining(why)
+}
+
+/// A documented refusal is taken to mean that nothing of the batch ran: an assumption, since no document says whether a
+/// batch is refused as a whole. Codes that do not say so lead to looking.
+fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Step {
+    let cause = match why.class {
+        CodeClass::ServerBusy
+        | CodeClass::AlreadyInTargetState
+        | CodeClass::ServerPermanent
+        | CodeClass::ServerFailed
+        | CodeClass::BatchInvalid => LookCause::Refused,
+        CodeClass::Retryable => return not_sent(batch, why.clone()),
+        CodeClass::RetryableUncertain
+        | CodeClass::Ambiguous
+        | CodeClass::AuthToken
+        | CodeClass::AuthPermission
+        | CodeClass::ConfigPermanent
+        | CodeClass::JobUnknown
+        | CodeClass::SubJobFailed
+        | CodeClass::Other => LookCause::Lost,
+    };
+    if let ([member], LookCause::Refused) = (batch.members.as_slice(), cause)
+        && let Some(event) = about_one_server(batch, member, why, Evidence::Refused, rules, now)
+    {
+        return Step { moves: vec![(member.request, event)], ..Step::only(BatchNext::Done) }.complaining(why.clone());
+    }
+    Step::only(batch.look(cause, rules, now)).complaining(why.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::model::{BatchState, JobId, PowerAction, RequestState};
+
+    fn error(fault: Fault, code: &str) -> CallError {
+        CallError { fault, status: Some(400), code: code.into(), message: "text".into(), request_id: None }
+    }
+
+    fn refused_with(code: &str, class: CodeClass, action: PowerAction, servers: u32) -> Step {
+        let batch = batch(action, BatchState::Submitting, servers);
+        after_submit(&batch, Err(error(Fault::Refused(class), code)), &[], &rules(), NOW)
+    }
+
+    #[test]
+    fn an_accepted_batch_runs_and_is_looked_at_soon() {
+        let batch = batch(PowerAction::Stop, BatchState::Submitting, 2);
+        let step = after_submit(&batch, Ok(Tracking::Job(JobId("j".into()))), &[], &rules(), NOW);
+        assert!(step.moves.iter().all(|(_, event)| *event == Event::Accepted) && step.moves.len() == 2);
+        let BatchNext::Track { job, next_look_at } = step.batch else { panic!("{step:?}") };
+        assert_eq!(job, Some(JobId("j".into())));
+        assert!(next_look_at.since(NOW).as_millis() >= 2000);
+    }
+
+    #[test]
+    fn what_was_not_sent_goes_back_without_delay_or_blame() {
+        for fault in [
+            Fault::Unreachable,
+            Fault::Unavailable,
+            Fault::Credentials,
+            Fault::Throttled { retry_after: None, limit: None },
+        ] {
+            let batch = batch(PowerAction::Reboot, BatchState::Submitting, 2);
+            let step = after_submit(&batch, Err(error(fault, "")), &[], &rules(), NOW);
+            assert_eq!(step.batch, BatchNext::Done);
+            let back = returned(&step, 1);
+            assert_eq!((back.retry_at, back.group, back.result), (None, None, AttemptResult::NotSent));
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_is_looked_into_and_nothing_is_returned() {
+        let batch = batch(PowerAction::Reboot, BatchState::Submitting, 2);
+        let step = after_submit(&batch, Err(error(Fault::Lost, "")), &[], &rules(), NOW);
+        assert!(step.moves.is_empty());
+        assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+    }
+
+    #[test]
+    fn a_refusal_among_others_is_explained_and_alone_it_settles() {
+        let step = refused_with("BMS.0039", CodeClass::AlreadyInTargetState, PowerAction::Stop, 3);
+        assert!(step.moves.is_empty() && matches!(step.batch, BatchNext::Look { cause: LookCause::Refused, .. }));
+        let alone = refused_with("BMS.0039", CodeClass::AlreadyInTargetState, PowerAction::Stop, 1);
+        assert_eq!((ended(&alone, 1).state, ended(&alone, 1).evidence), (RequestState::Succeeded, Evidence::Already));
+        let missing = refused_with("BMS.0040", CodeClass::ServerPermanent, PowerAction::Stop, 1);
+        assert_eq!((ended(&missing, 1).state, ended(&missing, 1).code.as_str()), (RequestState::Failed, "BMS.0040"));
+    }
+
+    #[test]
+    fn a_reboot_of_a_stopped_server_fails_refused() {
+        let step = refused_with("BMS.0039", CodeClass::AlreadyInTargetState, PowerAction::Reboot, 1);
+        assert_eq!((ended(&step, 1).state, ended(&step, 1).evidence), (RequestState::Failed, Evidence::Refused));
+    }
+
+    #[test]
+    fn a_busy_server_waits_apart() {
+        let step = refused_with("BMS.0037", CodeClass::ServerBusy, PowerAction::Reboot, 1);
+        let back = returned(&step, 1);
+        assert_eq!(back.result, AttemptResult::Busy);
+        assert!(back.retry_at > Some(NOW) && back.group.is_some_and(|group| group != 0));
+    }
+
+    #[test]
+    fn uncertain_and_unknown_codes_are_looked_into_even_alone() {
+        for (code, class) in [("BMS.0006", CodeClass::RetryableUncertain), ("BMS.9999", CodeClass::Other)] {
+            let step = refused_with(code, class, PowerAction::Reboot, 1);
+            assert!(step.moves.is_empty() && matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+        }
+    }
+
+    #[test]
+    fn an_orphan_of_the_config_ends_unknown_in_time() {
+        let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 2);
+        assert!(orphaned_target(&batch, &rules(), NOW).moves.is_empty());
+        batch.intent_at = NOW.before(rules().job_time_limit);
+        assert_eq!(ended(&orphaned_target(&batch, &rules(), NOW), 2).code, "poweryard.orphaned");
+    }
+}
