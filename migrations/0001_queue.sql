@@ -99,6 +99,7 @@ CREATE TABLE batches (
 
     -- internal
     travel_group  INTEGER NOT NULL DEFAULT 0,
+    error_class   TEXT,                         -- 'already' where the error said that a server was already so
     look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap')),
     look_until    TEXT,                         -- looking ends here
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished

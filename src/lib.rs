@@ -6,4 +6,5 @@ pub mod model;
 pub mod pace;
 pub mod plan;
 pub mod settings;
+pub mod store;
 pub mod verdict;

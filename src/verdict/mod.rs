@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, Step};
 use crate::model::{
     AttemptResult, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, LookCause, PowerAction, RequestId,
-    ServerId, TargetName, UtcMillis,
+    RequestState, ServerId, TargetName, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
@@ -60,6 +60,8 @@ pub struct Member {
     pub request: RequestId,
     /// Whom it concerns.
     pub server: ServerId,
+    /// `Submitting` or `Running`.
+    pub state: RequestState,
     /// Calls that carried it and that the cloud may have acted on, this one included once that is so.
     pub attempts: u32,
     /// Times it was found busy.
@@ -234,6 +236,7 @@ mod testing {
         let members = (1..=servers).map(|n| Member {
             request: RequestId(i64::from(n)),
             server: ServerId(format!("server-{n}")),
+            state: if state == BatchState::Tracking { RequestState::Running } else { RequestState::Submitting },
             attempts: u32::from(state != BatchState::Submitting),
             busy: 0,
             seen: None,

@@ -1,0 +1,429 @@
+//! Batches on their way: what is due, one batch with its open requests, and the record of a step.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+
+use super::{Store, StoreError, rows, text};
+use crate::lifecycle::{self, BatchNext, Event, Seen, SeenState, Step};
+use crate::model::{
+    AttemptResult, BatchId, BatchState, CodeClass, Complaint, JobId, LookCause, PowerAction, RequestId, ServerId,
+    Service, TargetName, UtcMillis,
+};
+use crate::verdict::{Batch, Member};
+
+/// Where a batch was sent: it can be asked for only while the config still says the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Which API.
+    pub service: Service,
+    /// Base URL.
+    pub endpoint: String,
+    /// The cloud's project.
+    pub project_id: String,
+}
+
+/// An open batch and when its next step is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueBatch {
+    /// Which.
+    pub id: BatchId,
+    /// Of which target.
+    pub target: TargetName,
+    /// Since or from when.
+    pub at: UtcMillis,
+}
+
+impl Store {
+    /// Open batches in the order in which their next steps are due, at most `limit`, without those in `except`.
+    pub async fn open_batches(&self, except: &BTreeSet<BatchId>, limit: u32) -> Result<Vec<DueBatch>, StoreError> {
+        let except = serde_json::to_string(except).unwrap_or_default();
+        let mut writer = self.writer.lock().await;
+        let found: Vec<(i64, String, String)> = sqlx::query_as(
+            "SELECT id, target, next_look_at FROM batches
+             WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT ?2",
+        )
+        .bind(except)
+        .bind(limit)
+        .fetch_all(&mut *writer)
+        .await?;
+        let due = |(id, target, at): (i64, String, String)| {
+            Ok(DueBatch { id: BatchId(id), target: TargetName(target), at: rows::time(&at)? })
+        };
+        found.into_iter().map(due).collect()
+    }
+
+    /// The batch with those of its requests that are not settled, and where it was sent. None if it is done.
+    pub async fn load_batch(&self, id: BatchId) -> Result<Option<(Batch, Origin)>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let Some(row) = batch_row(&mut writer, id).await? else { return Ok(None) };
+        let members = members(&mut writer, id).await?;
+        row.into_batch(members).map(Some)
+    }
+
+    /// How long the last jobs of this target and action took, newest first, at most twenty.
+    pub async fn job_history(&self, target: &TargetName, action: PowerAction) -> Result<Vec<Duration>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let took: Vec<i64> = sqlx::query_scalar(
+            "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
+        )
+        .bind(&target.0)
+        .bind(action.as_str())
+        .fetch_all(&mut *writer)
+        .await?;
+        Ok(took.into_iter().map(|ms| Duration::from_millis(ms.max(0) as u64)).collect())
+    }
+
+    /// When the last `count` submit calls of a target were made, oldest first.
+    pub async fn recent_calls(&self, target: &TargetName, count: u32) -> Result<Vec<UtcMillis>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut calls: Vec<String> = sqlx::query_scalar(
+            "SELECT max(intent_at, ifnull(submitted_at, intent_at)) FROM batches WHERE target = ? ORDER BY id DESC LIMIT ?",
+        )
+        .bind(&target.0)
+        .bind(count)
+        .fetch_all(&mut *writer)
+        .await?;
+        calls.reverse();
+        calls.iter().map(|call| rows::time(call)).collect()
+    }
+
+    /// Stores what follows from one answer, in one synced transaction.
+    pub async fn record(&self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
+        check_moves(batch, step)?;
+        let mut writer = self.writer.lock().await;
+        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        move_requests(&mut tx, batch, step, now).await?;
+        remember_seen(&mut tx, batch.id, &step.seen).await?;
+        move_batch(&mut tx, batch, step, now).await?;
+        Ok(tx.commit().await?)
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct BatchRecord {
+    id: i64,
+    target: String,
+    service: String,
+    endpoint: String,
+    project_id: String,
+    action: String,
+    state: String,
+    server_count: i64,
+    job_id: Option<String>,
+    intent_at: String,
+    submitted_at: Option<String>,
+    looks: i64,
+    doubts: i64,
+    look_cause: Option<String>,
+    look_until: Option<String>,
+    error_code: Option<String>,
+    error_message: Option<String>,
+    error_class: Option<String>,
+}
+
+async fn batch_row(connection: &mut SqliteConnection, id: BatchId) -> Result<Option<BatchRecord>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT id, target, service, endpoint, project_id, action, state, server_count, job_id, intent_at, submitted_at, looks, doubts,
+                look_cause, look_until, error_code, error_message, error_class
+         FROM batches WHERE id = ? AND state <> 'done'",
+    )
+    .bind(id.0)
+    .fetch_optional(connection)
+    .await?)
+}
+
+impl BatchRecord {
+    fn into_batch(self, members: Vec<Member>) -> Result<(Batch, Origin), StoreError> {
+        let origin =
+            Origin { service: rows::word(&self.service)?, endpoint: self.endpoint, project_id: self.project_id };
+        let said_already = self.error_class.as_deref() == Some(SAID_ALREADY);
+        let class = if said_already { CodeClass::AlreadyInTargetState } else { CodeClass::Other };
+        let complaint = (self.error_code.is_some() || self.error_message.is_some()).then(|| Complaint {
+            code: self.error_code.unwrap_or_default(),
+            message: self.error_message.unwrap_or_default(),
+            class,
+        });
+        let batch = Batch {
+            id: BatchId(self.id),
+            target: TargetName(self.target),
+            action: rows::word(&self.action)?,
+            state: rows::word(&self.state)?,
+            job: self.job_id.map(JobId),
+            intent_at: rows::time(&self.intent_at)?,
+            submitted_at: rows::maybe_time(self.submitted_at)?,
+            looks: self.looks as u32,
+            doubts: self.doubts as u32,
+            server_count: self.server_count as u32,
+            look_cause: self.look_cause.as_deref().map(rows::word).transpose()?,
+            look_until: rows::maybe_time(self.look_until)?,
+            complaint,
+            members,
+        };
+        Ok((batch, origin))
+    }
+}
+
+/// The one class of a batch's complaint that later steps ask for.
+const SAID_ALREADY: &str = "already";
+
+async fn members(connection: &mut SqliteConnection, id: BatchId) -> Result<Vec<Member>, StoreError> {
+    let found: Vec<(i64, String, String, i64, i64, Option<String>, Option<String>)> = sqlx::query_as(
+        "SELECT r.id, r.server_id, r.state, r.attempts,
+                CASE WHEN r.travel_group = 0 THEN 0
+                     ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END,
+                a.seen, a.seen_since
+         FROM request_attempts a JOIN power_requests r ON r.id = a.request_id AND r.batch_id = a.batch_id
+         WHERE a.batch_id = ? AND a.result IS NULL",
+    )
+    .bind(id.0)
+    .fetch_all(connection)
+    .await?;
+    let member = |(id, server, state, attempts, busy, seen, since): (
+        i64,
+        String,
+        String,
+        i64,
+        i64,
+        Option<String>,
+        Option<String>,
+    )| {
+        let seen = match (seen.as_deref(), rows::maybe_time(since)?) {
+            (Some("moving"), Some(since)) => Some(Seen { what: SeenState::Moving, since }),
+            (Some("idle"), Some(since)) => Some(Seen { what: SeenState::Idle, since }),
+            _ => None,
+        };
+        Ok(Member {
+            request: RequestId(id),
+            server: ServerId(server),
+            state: rows::word(&state)?,
+            attempts: attempts as u32,
+            busy: busy as u32,
+            seen,
+        })
+    };
+    found.into_iter().map(member).collect()
+}
+
+/// The schema refuses illegal moves too; this names the request and the event.
+fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
+    for (request, event) in &step.moves {
+        let member = batch.members.iter().find(|member| member.request == *request);
+        let state = member.ok_or(StoreError::NoSuchRequest(request.0))?.state;
+        lifecycle::next(state, event).map_err(|error| StoreError::Unreadable(format!("request {request}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// One request's move, for `json_each`.
+#[derive(Serialize)]
+struct Moved<'a> {
+    id: i64,
+    state: &'a str,
+    evidence: Option<&'a str>,
+    code: Option<&'a str>,
+    message: Option<&'a str>,
+    result: Option<&'a str>,
+    retry_at: Option<String>,
+    group: Option<i64>,
+    attempts: i64,
+}
+
+/// Calls that the cloud may have acted on count as attempts. This one does from the moment it is accepted or lost; busy,
+/// refused and unsent ones are taken back.
+fn was_counted(batch: &Batch) -> bool {
+    batch.submitted_at.is_some() || batch.look_cause == Some(LookCause::Lost)
+}
+
+fn moved<'a>(batch: &Batch, request: RequestId, event: &'a Event) -> Moved<'a> {
+    let some = |text: &'a str| (!text.is_empty()).then_some(text);
+    let mut moved = Moved {
+        id: request.0,
+        state: "running",
+        evidence: None,
+        code: None,
+        message: None,
+        result: None,
+        retry_at: None,
+        group: None,
+        attempts: 0,
+    };
+    match event {
+        Event::Claimed => {}
+        Event::Accepted => moved.attempts = 1,
+        Event::Ended(end) => {
+            moved.state = end.state.as_str();
+            moved.evidence = Some(end.evidence.as_str());
+            (moved.code, moved.message) = (some(&end.code), some(&end.message));
+            moved.result = Some(end.result.as_str());
+        }
+        Event::Returned(back) => {
+            moved.state = "queued";
+            (moved.code, moved.message) = (some(&back.code), some(&back.message));
+            moved.result = Some(back.result.as_str());
+            moved.retry_at = back.retry_at.map(text);
+            moved.group = back.group;
+            let uncounted =
+                matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
+            moved.attempts = if uncounted && was_counted(batch) { -1 } else { 0 };
+        }
+    }
+    moved
+}
+
+async fn move_requests(
+    tx: &mut SqliteConnection,
+    batch: &Batch,
+    step: &Step,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    if step.moves.is_empty() {
+        return Ok(());
+    }
+    let moved: Vec<Moved<'_>> = step.moves.iter().map(|(request, event)| moved(batch, *request, event)).collect();
+    let moved = serde_json::to_string(&moved).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    sqlx::query(
+        "UPDATE request_attempts SET result = j.value ->> 'result', error_code = j.value ->> 'code',
+             error_message = j.value ->> 'message', finished_at = ?3
+         FROM json_each(?1) j
+         WHERE batch_id = ?2 AND request_id = j.value ->> 'id' AND result IS NULL AND j.value ->> 'result' IS NOT NULL",
+    )
+    .bind(&moved)
+    .bind(batch.id.0)
+    .bind(text(now))
+    .execute(&mut *tx)
+    .await?;
+    // Back in the queue a request stands behind others of its server until the trigger finds it first.
+    sqlx::query(
+        "UPDATE power_requests SET
+             state = j.value ->> 'state',
+             evidence = j.value ->> 'evidence',
+             error_code = j.value ->> 'code',
+             error_message = j.value ->> 'message',
+             attempts = max(0, attempts + (j.value ->> 'attempts')),
+             retry_at = j.value ->> 'retry_at',
+             travel_group = ifnull(j.value ->> 'group', travel_group),
+             gate = CASE j.value ->> 'state' WHEN 'running' THEN 'flight' WHEN 'queued' THEN 'behind' END,
+             submitted_at = CASE j.value ->> 'state' WHEN 'queued' THEN NULL ELSE submitted_at END,
+             finished_at = CASE WHEN j.value ->> 'state' IN ('running', 'queued') THEN NULL ELSE ?3 END
+         FROM json_each(?1) j
+         WHERE power_requests.id = j.value ->> 'id' AND batch_id = ?2 AND power_requests.state IN ('submitting', 'running')",
+    )
+    .bind(&moved)
+    .bind(batch.id.0)
+    .bind(text(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn remember_seen(
+    tx: &mut SqliteConnection,
+    batch: BatchId,
+    seen: &[(RequestId, Seen)],
+) -> Result<(), StoreError> {
+    if seen.is_empty() {
+        return Ok(());
+    }
+    let word = |what| match what {
+        SeenState::Moving => "moving",
+        SeenState::Idle => "idle",
+    };
+    let seen: Vec<_> = seen.iter().map(|(request, seen)| (request.0, word(seen.what), text(seen.since))).collect();
+    sqlx::query(
+        "UPDATE request_attempts SET seen = j.value ->> 1, seen_since = j.value ->> 2 FROM json_each(?1) j
+         WHERE batch_id = ?2 AND request_id = j.value ->> 0",
+    )
+    .bind(serde_json::to_string(&seen).map_err(|error| StoreError::Unreadable(error.to_string()))?)
+    .bind(batch.0)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
+    let gone: BTreeSet<RequestId> =
+        step.moves.iter().filter(|(_, event)| !matches!(event, Event::Accepted)).map(|(request, _)| *request).collect();
+    let stay = batch.members.iter().filter(|member| !gone.contains(&member.request));
+    let stay: Vec<i64> = stay.map(|member| member.request.0).collect();
+    let next = if stay.is_empty() { &BatchNext::Done } else { &step.batch };
+    if matches!(next, BatchNext::Look { cause: LookCause::Lost, .. }) && !was_counted(batch) {
+        sqlx::query("UPDATE power_requests SET attempts = attempts + 1 WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(serde_json::to_string(&stay).unwrap_or_default())
+            .execute(&mut *tx)
+            .await?;
+    }
+    let change = Change::of(batch, next, now);
+    let complaint = step.complaint.as_ref();
+    let said_already = complaint.is_some_and(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
+    sqlx::query(
+        "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
+             looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
+             finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
+             error_class = ifnull(?13, error_class), job_ms = ifnull(job_ms, ?14)
+         WHERE id = ?1 AND state <> 'done'",
+    )
+    .bind(batch.id.0)
+    .bind(change.state.as_str())
+    .bind(change.job.map(|job| job.0))
+    .bind(change.submitted_at.map(text))
+    .bind(change.next_look_at.map(text))
+    .bind(i64::from(batch.state != BatchState::Submitting))
+    .bind(change.doubts)
+    .bind(change.look.map(|(cause, _)| cause.as_str()))
+    .bind(change.look.map(|(_, until)| text(until)))
+    .bind((change.state == BatchState::Done).then(|| text(now)))
+    .bind(complaint.map(|complaint| complaint.code.as_str()).filter(|code| !code.is_empty()))
+    .bind(complaint.map(|complaint| complaint.message.as_str()))
+    .bind(said_already.then_some(SAID_ALREADY))
+    .bind(step.job_ms)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// What changes in the batch's own row.
+struct Change {
+    state: BatchState,
+    job: Option<JobId>,
+    submitted_at: Option<UtcMillis>,
+    next_look_at: Option<UtcMillis>,
+    doubts: u32,
+    look: Option<(LookCause, UtcMillis)>,
+}
+
+impl Change {
+    fn of(batch: &Batch, next: &BatchNext, now: UtcMillis) -> Self {
+        let same = Self {
+            state: batch.state,
+            job: None,
+            submitted_at: None,
+            next_look_at: None,
+            doubts: batch.doubts,
+            look: None,
+        };
+        match next {
+            BatchNext::Track { job, next_look_at } => Self {
+                state: BatchState::Tracking,
+                job: job.clone(),
+                submitted_at: Some(now),
+                next_look_at: Some(*next_look_at),
+                ..same
+            },
+            BatchNext::Look { cause, until, next_look_at } => Self {
+                state: BatchState::Looking,
+                next_look_at: Some(*next_look_at),
+                look: Some((*cause, *until)),
+                doubts: 0,
+                ..same
+            },
+            BatchNext::Again { next_look_at, doubts } => {
+                Self { next_look_at: Some(*next_look_at), doubts: *doubts, ..same }
+            }
+            BatchNext::Done => Self { state: BatchState::Done, ..same },
+        }
+    }
+}

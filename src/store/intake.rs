@@ -1,0 +1,355 @@
+//! From a producer's row to a batch: what becomes due, what expires, which lanes can go, and the claim.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+
+use super::batches::Origin;
+use super::{Store, StoreError, rows, text};
+use crate::lifecycle::{self, Event};
+use crate::model::{BatchId, BatchState, RequestId, RequestState, ServerId, TargetName, UtcMillis};
+use crate::plan::Lane;
+use crate::verdict::{Batch, Member};
+
+/// Rows moved in one transaction, so that ours stay under 20 ms whatever waits.
+const CHUNK: i64 = 400;
+/// Lanes read at once; those beyond come with the next pass.
+const LANES_MAX: i64 = 256;
+
+/// What a take-in pass did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TakenIn {
+    /// Requests that became due (`not_before`, `after_id`, `retry_at`).
+    pub due: u64,
+    /// Requests that expired.
+    pub expired: u64,
+    /// Requests cancelled because what they waited for did not succeed.
+    pub cancelled: u64,
+    /// A chunk was full: call again soon.
+    pub more: bool,
+}
+
+impl Store {
+    /// Lets out what is due, expires what is too old, cancels what waited in vain: one chunk of each.
+    pub async fn take_in(&self, default_ttl: Option<Duration>, now: UtcMillis) -> Result<TakenIn, StoreError> {
+        let mut writer = self.writer.lock().await;
+        if !anything_due(&mut writer, default_ttl, now).await? {
+            return Ok(TakenIn::default());
+        }
+        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let counts = [
+            expire(&mut tx, default_ttl, now).await?,
+            cancel_doomed(&mut tx, now).await?,
+            end_retry_waits(&mut tx, now).await?,
+            let_out(&mut tx, now).await?,
+        ];
+        tx.commit().await?;
+        let [expired, cancelled, retried, let_out] = counts;
+        let more = counts.iter().any(|&count| count >= CHUNK as u64);
+        Ok(TakenIn { due: retried + let_out, expired, cancelled, more })
+    }
+
+    /// When the next queued row becomes due or expires without anybody's doing.
+    pub async fn next_due_at(&self, default_ttl: Option<Duration>) -> Result<Option<UtcMillis>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let (later, retry, expiry, oldest): (Option<String>, Option<String>, Option<String>, Option<String>) =
+            sqlx::query_as(
+                "SELECT (SELECT min(eligible_at) FROM power_requests WHERE gate = 'later'),
+                        (SELECT min(retry_at) FROM power_requests WHERE gate = 'retry'),
+                        (SELECT min(expires_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL),
+                        (SELECT min(eligible_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NULL)",
+            )
+            .fetch_one(&mut *writer)
+            .await?;
+        let ttl_ends = rows::maybe_time(oldest)?.zip(default_ttl).map(|(oldest, ttl)| oldest + ttl);
+        let times = [rows::maybe_time(later)?, rows::maybe_time(retry)?, rows::maybe_time(expiry)?, ttl_ends];
+        Ok(times.into_iter().flatten().min())
+    }
+
+    /// The targets that unfinished requests name.
+    pub async fn targets_in_use(&self) -> Result<BTreeSet<TargetName>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let names: Vec<String> = sqlx::query_scalar(
+            "WITH RECURSIVE used(target) AS (
+                 SELECT min(target) FROM power_requests WHERE gate IS NOT NULL
+                 UNION ALL
+                 SELECT (SELECT min(n.target) FROM power_requests n WHERE n.gate IS NOT NULL AND n.target > used.target)
+                 FROM used WHERE used.target IS NOT NULL
+             )
+             SELECT target FROM used WHERE target IS NOT NULL",
+        )
+        .fetch_all(&mut *writer)
+        .await?;
+        Ok(names.into_iter().map(TargetName).collect())
+    }
+
+    /// The lanes that hold claimable requests, each counted up to `count_max`. Cost does not depend on what waits behind.
+    pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
+            "WITH RECURSIVE head(id) AS (
+                 SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
+                         ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
+                 UNION ALL
+                 SELECT (SELECT n.id FROM power_requests n
+                         WHERE n.gate = 'ready' AND (n.target, n.action, n.travel_group) > (p.target, p.action, p.travel_group)
+                         ORDER BY n.target, n.action, n.travel_group, n.priority DESC, n.id LIMIT 1)
+                 FROM head JOIN power_requests p ON p.id = head.id
+             )
+             SELECT p.target, p.action, p.travel_group, p.priority, p.id,
+                    (SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = p.target
+                        AND r.action = p.action AND r.travel_group = p.travel_group LIMIT ?1)),
+                    (SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
+                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT ?1))
+             FROM head JOIN power_requests p ON p.id = head.id LIMIT ?2",
+        )
+        .bind(count_max)
+        .bind(LANES_MAX)
+        .fetch_all(&mut *writer)
+        .await?;
+        let lane = |(target, action, group, head_priority, head_id, ready, oldest): (
+            String,
+            String,
+            i64,
+            i64,
+            i64,
+            i64,
+            String,
+        )| {
+            Ok(Lane {
+                target: TargetName(target),
+                action: rows::word(&action)?,
+                group,
+                head_priority,
+                head_id,
+                ready: u32::try_from(ready).unwrap_or(u32::MAX),
+                oldest_eligible_at: rows::time(&oldest)?,
+            })
+        };
+        found.into_iter().map(lane).collect()
+    }
+
+    /// Stores the intent: a batch of the lane's first `servers_max` requests, synced before this returns.
+    ///
+    /// `None` if the lane has become empty. The batch's own next step, should the daemon die before the call's answer is
+    /// stored, is due at `next_look_at`.
+    pub async fn claim(
+        &self,
+        lane: &Lane,
+        origin: &Origin,
+        servers_max: u32,
+        next_look_at: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<Option<Batch>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let batch = insert_batch(&mut tx, lane, origin, next_look_at, now).await?;
+        let members = claim_members(&mut tx, lane, batch, servers_max, now).await?;
+        if members.is_empty() {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        sqlx::query("UPDATE batches SET server_count = ? WHERE id = ?")
+            .bind(members.len() as i64)
+            .bind(batch.0)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(Some(Batch {
+            id: batch,
+            target: lane.target.clone(),
+            action: lane.action,
+            state: BatchState::Submitting,
+            job: None,
+            intent_at: now,
+            submitted_at: None,
+            looks: 0,
+            doubts: 0,
+            server_count: members.len() as u32,
+            look_cause: None,
+            look_until: None,
+            complaint: None,
+            members,
+        }))
+    }
+}
+
+async fn insert_batch(
+    tx: &mut SqliteConnection,
+    lane: &Lane,
+    origin: &Origin,
+    next_look_at: UtcMillis,
+    now: UtcMillis,
+) -> Result<BatchId, StoreError> {
+    let id = sqlx::query_scalar(
+        "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at, travel_group)
+         VALUES (?, ?, ?, ?, ?, 'submitting', 1, ?, ?, ?) RETURNING id",
+    )
+    .bind(&lane.target.0)
+    .bind(origin.service.as_str())
+    .bind(&origin.endpoint)
+    .bind(&origin.project_id)
+    .bind(lane.action.as_str())
+    .bind(text(now))
+    .bind(text(next_look_at))
+    .bind(lane.group)
+    .fetch_one(tx)
+    .await?;
+    Ok(BatchId(id))
+}
+
+async fn claim_members(
+    tx: &mut SqliteConnection,
+    lane: &Lane,
+    batch: BatchId,
+    servers_max: u32,
+    now: UtcMillis,
+) -> Result<Vec<Member>, StoreError> {
+    lifecycle::next(RequestState::Queued, &Event::Claimed)
+        .map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    let claimed: Vec<(i64, String, i64)> = sqlx::query_as(
+        "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
+                      ORDER BY priority DESC, id LIMIT ?6)
+         RETURNING id, server_id, attempts",
+    )
+    .bind(batch.0)
+    .bind(text(now))
+    .bind(&lane.target.0)
+    .bind(lane.action.as_str())
+    .bind(lane.group)
+    .bind(servers_max)
+    .fetch_all(&mut *tx)
+    .await?;
+    let ids = serde_json::to_string(&claimed.iter().map(|row| row.0).collect::<Vec<_>>()).unwrap_or_default();
+    sqlx::query(
+        "INSERT INTO request_attempts (request_id, batch_id, started_at) SELECT value, ?2, ?3 FROM json_each(?1)",
+    )
+    .bind(&ids)
+    .bind(batch.0)
+    .bind(text(now))
+    .execute(&mut *tx)
+    .await?;
+    // Only a request that travels apart can have been busy before.
+    let busy: Vec<(i64, i64)> = match lane.group {
+        0 => Vec::new(),
+        _ => {
+            sqlx::query_as(
+                "SELECT a.request_id, count(*) FROM json_each(?1) j
+                 JOIN request_attempts a ON a.request_id = j.value AND a.result = 'busy' GROUP BY a.request_id",
+            )
+            .bind(&ids)
+            .fetch_all(&mut *tx)
+            .await?
+        }
+    };
+    let busy: std::collections::BTreeMap<i64, i64> = busy.into_iter().collect();
+    let member = |(id, server, attempts): (i64, String, i64)| Member {
+        request: RequestId(id),
+        server: ServerId(server),
+        state: RequestState::Submitting,
+        attempts: attempts as u32,
+        busy: busy.get(&id).map_or(0, |&count| count as u32),
+        seen: None,
+    };
+    Ok(claimed.into_iter().map(member).collect())
+}
+
+async fn anything_due(
+    connection: &mut SqliteConnection,
+    ttl: Option<Duration>,
+    now: UtcMillis,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1)
+             OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1)
+             OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'doomed')
+             OR EXISTS (SELECT 1 FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1)
+             OR EXISTS (SELECT 1 FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2)",
+    )
+    .bind(text(now))
+    .bind(ttl_edge(ttl, now))
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Requests that could have gone since before this have outlived the default time to live.
+fn ttl_edge(ttl: Option<Duration>, now: UtcMillis) -> String {
+    ttl.map_or_else(String::new, |ttl| text(now.before(ttl)))
+}
+
+async fn expire(tx: &mut SqliteConnection, ttl: Option<Duration>, now: UtcMillis) -> Result<u64, StoreError> {
+    let expired = sqlx::query(
+        "UPDATE power_requests SET state = 'expired', evidence = 'none', error_code = 'poweryard.expired',
+             error_message = 'its time passed before it could be sent', finished_at = ?1, gate = NULL, retry_at = NULL
+         WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1 LIMIT ?3)
+            OR id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2 LIMIT ?3)",
+    )
+    .bind(text(now))
+    .bind(ttl_edge(ttl, now))
+    .bind(CHUNK / 2)
+    .execute(tx)
+    .await?;
+    // Two halves make a chunk; a full half is reported as a full chunk.
+    Ok(if expired.rows_affected() >= (CHUNK / 2) as u64 { CHUNK as u64 } else { expired.rows_affected() })
+}
+
+async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
+    let cancelled = sqlx::query(
+        "UPDATE power_requests SET state = 'cancelled', evidence = 'none', error_code = 'poweryard.dependency',
+             error_message = 'request ' || after_id || ', which it waited for, ended as '
+                 || (SELECT a.state FROM power_requests a WHERE a.id = power_requests.after_id),
+             finished_at = ?1, gate = NULL, retry_at = NULL
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'doomed' LIMIT ?2)",
+    )
+    .bind(text(now))
+    .bind(CHUNK)
+    .execute(tx)
+    .await?;
+    Ok(cancelled.rows_affected())
+}
+
+async fn end_retry_waits(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
+    let ready = sqlx::query(
+        "UPDATE power_requests SET gate = 'ready', retry_at = NULL
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1 ORDER BY retry_at LIMIT ?2)",
+    )
+    .bind(text(now))
+    .bind(CHUNK)
+    .execute(tx)
+    .await?;
+    Ok(ready.rows_affected())
+}
+
+/// Requests whose `not_before` has come take their place among those of their server: the lowest id goes first.
+async fn let_out(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
+    let due: Vec<i64> = sqlx::query_scalar(
+        "SELECT id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1 ORDER BY eligible_at LIMIT ?2",
+    )
+    .bind(text(now))
+    .bind(CHUNK)
+    .fetch_all(&mut *tx)
+    .await?;
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let ids = serde_json::to_string(&due).unwrap_or_default();
+    let steps = [
+        "UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each(?1))",
+        // A later request that stood ready steps back.
+        "UPDATE power_requests SET gate = 'behind' WHERE id IN (
+             SELECT o.id FROM json_each(?1) j JOIN power_requests p ON p.id = j.value
+             JOIN power_requests o ON o.target = p.target AND o.server_id = p.server_id AND o.gate IN ('ready', 'retry') AND o.id > p.id)",
+        "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END WHERE id IN (
+             SELECT (SELECT min(b.id) FROM power_requests b WHERE b.target = p.target AND b.server_id = p.server_id AND b.gate = 'behind')
+             FROM json_each(?1) j JOIN power_requests p ON p.id = j.value
+             WHERE NOT EXISTS (SELECT 1 FROM power_requests f WHERE f.target = p.target AND f.server_id = p.server_id
+                               AND f.gate IN ('flight', 'ready', 'retry')))",
+    ];
+    for step in steps {
+        sqlx::query(step).bind(&ids).execute(&mut *tx).await?;
+    }
+    Ok(due.len() as u64)
+}
