@@ -1,5 +1,6 @@
 //! poweryard
 
 pub mod cloud;
+pub mod logging;
 pub mod model;
 pub mod settings;
