@@ -29,7 +29,10 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// `RUST_LOG` makes no sense.
-    #[error("RUST_LOG={value:?} is not a log filter; use a level (error, warn, info, debug, trace), or module=level pairs joined by commas")]
+    #[error(
+        "RUST_LOG={value:?} is not a log filter; use a level (error, warn, info, debug, trace), \
+         or module=level pairs joined by commas"
+    )]
     Filter {
         /// What it holds.
         value: String,
@@ -52,7 +55,7 @@ pub fn init(format: LogFormat) -> Result<(), LoggingError> {
     Ok(())
 }
 
-/// At `info` and quieter the libraries say no more than warnings; `debug` and `trace` without a module mean this daemon.
+/// Libraries say no more than warnings, also with `RUST_LOG=debug`, unless it names them.
 fn filter(rust_log: Option<&str>) -> Result<EnvFilter, LoggingError> {
     let wanted = rust_log.map(str::trim).filter(|value| !value.is_empty()).unwrap_or("info");
     let invalid = |source| LoggingError::Filter { value: wanted.to_owned(), source };
@@ -107,8 +110,11 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let writer = OneLine { inner: writer, journal: style.journal };
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(style.colour).with_target(false).with_writer(writer);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(style.colour)
+        .with_target(false)
+        .with_writer(writer);
     match format {
         LogFormat::Json => Box::new(builder.json().with_target(true).flatten_event(true).finish()),
         LogFormat::Text if style.journal => Box::new(builder.without_time().finish()),
@@ -174,6 +180,7 @@ impl<W: Write> Write for LineWriter<W> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may fail by a panic")]
 mod tests {
     use std::sync::{Arc, Mutex};
 

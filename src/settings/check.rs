@@ -24,7 +24,9 @@ impl Settings {
         Self::parse(&read(path)?, path)
     }
 
-    /// Checks a config text; `file_name` stands in front of each mistake. Also reads what `ca_file` and `servers_file` name.
+    /// Checks a config text; `file_name` stands in front of each mistake.
+    ///
+    /// Also reads the files that `ca_file` and `servers_file` name, but no secret.
     ///
     /// # Errors
     /// The text has mistakes; all of them are reported at once.
@@ -97,7 +99,9 @@ fn queue(root: &Section<'_>) -> QueueSettings {
         default_ttl: section
             .read("default_ttl", values::duration_or("never", SECOND..=CENTURY))
             .unwrap_or(usual.default_ttl),
-        retention: section.read("retention", values::duration_or("forever", SECOND..=CENTURY)).unwrap_or(usual.retention),
+        retention: section
+            .read("retention", values::duration_or("forever", SECOND..=CENTURY))
+            .unwrap_or(usual.retention),
     };
     section.refuse_unknown(|_| None);
     settings

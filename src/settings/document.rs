@@ -1,5 +1,5 @@
-//! Tables and keys of a TOML text, read one by one, so that each mistake is reported with its line and full key, and all
-//! of them at once. Knows nothing of what a key means.
+//! Tables and keys of a TOML text, read one by one, so that all mistakes are reported at once, each with its line and
+//! full key (serde stops at the first, and knows neither). Knows nothing of what a key means.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -109,7 +109,9 @@ impl<'d> Section<'d> {
 
     /// Reads a key that may be absent. None also when its value is wrong, which is reported then.
     pub(super) fn read<T>(
-        &self, key: &'static str, parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
     ) -> Option<T> {
         self.known.borrow_mut().push(key);
         let (_, value) = self.entry(key)?;
@@ -118,7 +120,10 @@ impl<'d> Section<'d> {
 
     /// Reads a key that must be there; `example` shows how to write it.
     pub(super) fn require<T>(
-        &self, key: &'static str, example: &str, parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
+        &self,
+        key: &'static str,
+        example: &str,
+        parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
     ) -> Option<T> {
         if self.entry(key).is_none() {
             self.mistake(key, format!("is missing; write for example {key} = {example}"));
@@ -201,8 +206,8 @@ fn key_near(text: &str, offset: usize) -> String {
     }
     let line_start = text[..end].rfind('\n').map_or(0, |at| at + 1);
     let line = text[line_start..].lines().next().unwrap_or_default();
-    let tables = text[..line_start].lines().filter_map(|line| line.trim().strip_prefix('['));
-    let table = tables.last().and_then(|rest| rest.split(']').next()).map(str::trim);
+    let mut tables = text[..line_start].lines().rev().filter_map(|line| line.trim().strip_prefix('['));
+    let table = tables.next().and_then(|rest| rest.split(']').next()).map(str::trim);
     let key = line.split_once('=').map(|(key, _)| key.trim());
     match (table, key) {
         _ if line.trim_start().starts_with('[') => line.trim().trim_matches(['[', ']']).to_owned(),
