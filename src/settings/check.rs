@@ -83,10 +83,8 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
     let targets = targets(root, credentials);
     let listen = root.section("listen");
     let address =
-        if root.has("listen") { listen.require("address", "\"127.0.0.1:9642\"", values::address) } else { None };
-    if listen.is_present() {
-        listen.refuse_unknown(|_| None);
-    }
+        if listen.is_present() { listen.require("address", "\"127.0.0.1:9642\"", values::address) } else { None };
+    listen.refuse_unknown(|_| None);
     root.refuse_unknown(|_| None);
     Some(Settings { queue, batch, targets, listen: address })
 }

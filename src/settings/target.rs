@@ -86,9 +86,9 @@ fn https_url(section: &Section<'_>, key: &'static str, example: &str, allow_http
     Some(url)
 }
 
-/// Depends on the service; without one, any number passes, since that is reported already.
+/// Depends on the service; a missing or wrong one is reported already, and counts as the most generous here.
 fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<u32> {
-    let cap = service.map_or(u32::MAX, Service::batch_servers_cap);
+    let cap = service.unwrap_or(Service::Bms).batch_servers_cap();
     let parsed = section.read("batch_servers_max", |value| {
         let number = values::any_whole(value)?;
         match u32::try_from(number) {

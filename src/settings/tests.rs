@@ -354,6 +354,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
             "10: listen.address: \"localhost:9642\" is not an IP address with a port; write for example \
              \"127.0.0.1:9642\" or \"[::1]:9642\"",
         ),
+        ("[[listen]]", "9: listen: must be a table, written as [listen]"),
         ("[que]", "9: que: unknown key; known here: queue, batch, targets, listen"),
         (
             "[queue]\nretention = 90d",
