@@ -206,7 +206,10 @@ fn key_near(text: &str, offset: usize) -> String {
     }
     let line_start = text[..end].rfind('\n').map_or(0, |at| at + 1);
     let line = text[line_start..].lines().next().unwrap_or_default();
-    let mut tables = text[..line_start].lines().rev().filter_map(|line| line.trim_start_matches('\u{feff}').trim().strip_prefix('['));
+    let mut tables = text[..line_start]
+        .lines()
+        .rev()
+        .filter_map(|line| line.trim_start_matches('\u{feff}').trim().strip_prefix('['));
     let table = tables.next().and_then(|rest| rest.split(']').next()).map(str::trim);
     let key = line.split_once('=').map(|(key, _)| key.trim());
     match (table, key) {
