@@ -1,4 +1,7 @@
 //! The config file, as validated, finished values. Knows nothing of SQL, HTTP or the daemon.
+//!
+//! `document` reads tables and keys, `values` single values, `check` the file as a whole,
+//! `target` one target, `secrets` the files with keys and passwords.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -7,6 +10,19 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::model::{PowerAction, ServerId, Service, TargetName};
+
+mod check;
+mod document;
+mod error;
+mod secrets;
+mod target;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Mistake, SettingsError};
+pub use secrets::{LoadedSecrets, SecretError, SecretProblem, SecretRules, SecretStamp};
 
 /// Everything the daemon needs to know, checked. One is made per load of the config file.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,11 +78,11 @@ pub struct TargetSettings {
     pub look_time_limit: Duration,
     /// The unwished state, idle for so long, proves that nothing was carried out. Default 60 s, at least 1 s.
     pub settle_time: Duration,
-    /// From a submit to its first look, without history to learn from. Default 2 s.
+    /// From a submit to its first look, without history to learn from. Default 2 s, or `look_interval_max` if that is less.
     pub first_look: Duration,
     /// Looks are at most this far apart. Default 30 s.
     pub look_interval_max: Duration,
-    /// For the TCP and TLS handshakes. Default 10 s.
+    /// For the TCP and TLS handshakes. Default 10 s, or `request_timeout` if that is less.
     pub connect_timeout: Duration,
     /// For a whole call, body included. Default 60 s.
     pub request_timeout: Duration,
