@@ -1,6 +1,7 @@
 //! poweryard
 
 pub mod cloud;
+pub mod daemon;
 pub mod lifecycle;
 pub mod logging;
 pub mod model;
