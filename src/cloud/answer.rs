@@ -139,7 +139,7 @@ impl Answer {
     /// A sentence about this machine's clock, when credentials or a date were refused and it is more than 5 minutes off.
     fn clock_skew(&self, fault: &Fault, message: &str, now: UtcMillis) -> Option<String> {
         let text = message.to_ascii_lowercase();
-        let about_time = text.contains("date") || text.contains("expired");
+        let about_time = ["sdk-date", "timestamp", "expired"].iter().any(|word| text.contains(word));
         if *fault != Fault::Credentials && !(about_time && self.status >= 400) {
             return None;
         }

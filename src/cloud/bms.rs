@@ -17,7 +17,9 @@ use super::answer::{Answer, CallKind};
 use super::auth::{Credentials, aksk};
 use super::session::{Call, Session};
 use super::{CallError, ClientError, Clock, Fault, PowerCloud};
-use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking};
+use crate::model::{
+    Activity, CodeClass, JobId, JobReport, Power, PowerAction, ServerId, ServerView, Service, Sighting, Tracking,
+};
 use crate::settings::TargetSettings;
 
 pub mod job;
@@ -95,12 +97,12 @@ impl Bms {
             seen = self.list(&wanted).await?;
         }
         let mut unseen: Vec<ServerId> = wanted.into_iter().filter(|id| !seen.contains_key(*id)).cloned().collect();
+        let alone = servers.len() == 1;
         // The first goes alone: four refused signatures at a time would soon lock the key.
         if let Some(first) = unseen.pop() {
-            let sighting = self.show(&first).await?;
-            seen.insert(first, sighting);
+            seen.extend([self.show_among(first, alone).await?]);
         }
-        let shows = stream::iter(unseen).map(|server| self.show_named(server));
+        let shows = stream::iter(unseen).map(|server| self.show_among(server, alone));
         let shown: Vec<_> = shows.buffer_unordered(SHOWS_AT_ONCE).try_collect().await?;
         seen.extend(shown);
         Ok(seen)
@@ -166,9 +168,14 @@ impl Bms {
         server::read_list(&answer, self.session.now())
     }
 
-    async fn show_named(&self, server: ServerId) -> Result<(ServerId, Sighting), CallError> {
-        let sighting = self.show(&server).await?;
-        Ok((server, sighting))
+    /// Shows one server of those asked for. Unless it is `alone`, a refusal about it must not hide the others' states: then
+    /// it is an unclear sighting, which proves nothing.
+    async fn show_among(&self, server: ServerId, alone: bool) -> Result<(ServerId, Sighting), CallError> {
+        let unclear = ServerView { power: Power::Unclear, activity: Activity::Other, locked: false };
+        match self.show(&server).await {
+            Err(CallError { fault: Fault::Refused(_), .. }) if !alone => Ok((server, Sighting::Present(unclear))),
+            shown => shown.map(|sighting| (server, sighting)),
+        }
     }
 
     async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {

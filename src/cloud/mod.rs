@@ -92,8 +92,9 @@ impl ClientError {
 
 /// A cloud project that can be asked to switch servers.
 ///
-/// No method retries by itself but for one renewal of a refused token or signature. Every method ends within the
-/// target's `request_timeout` (times the pages read, for `observe`).
+/// No method retries by itself but for one renewal of a refused token or signature. Every call ends within the target's
+/// `request_timeout`; a method makes one call, and after a 401 two and one for the token. `observe` makes one for each page
+/// or server that it reads.
 pub trait PowerCloud: Send + Sync {
     /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
     /// stored only the call itself is left.

@@ -47,7 +47,7 @@ enum Prover {
     /// Signs each request. The number counts refusals in a row: more than five lock the key for five minutes.
     Keys(AccessKeys, AtomicU32),
     /// Adds a token.
-    Token(TokenSource),
+    Token(Box<TokenSource>),
 }
 
 impl Session {
@@ -235,7 +235,7 @@ fn prover(auth: &AuthSettings, project_id: &str, credentials: Credentials) -> Re
     match (auth, credentials) {
         (AuthSettings::AkSk { .. }, Credentials::AkSk(keys)) => Ok(Prover::Keys(keys, AtomicU32::new(0))),
         (AuthSettings::Token { iam_endpoint, .. }, Credentials::Password(user)) => {
-            Ok(Prover::Token(TokenSource::new(iam_endpoint, project_id, user)))
+            Ok(Prover::Token(Box::new(TokenSource::new(iam_endpoint, project_id, user))))
         }
         (AuthSettings::AkSk { .. }, Credentials::Password(_)) => {
             Err(ClientError::CredentialsKind { wanted: "aksk", given })

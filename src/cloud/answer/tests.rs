@@ -219,6 +219,15 @@ proptest! {
     }
 
     #[test]
+    fn garbage_that_refuses_a_submit_sends_the_caller_to_look(
+        status in prop_oneof![Just(400_u16), Just(402), Just(409), Just(412), Just(422), Just(499)],
+        body in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let error = answer(status, &[], body).error(CallKind::Submit, NOW);
+        prop_assert_eq!(error.fault, Fault::Refused(CodeClass::Other));
+    }
+
+    #[test]
     fn no_answer_makes_the_reader_panic_or_talk_long(
         status in any::<u16>(),
         date in "\\PC{0,40}",

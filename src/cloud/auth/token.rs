@@ -38,7 +38,7 @@ pub struct TokenSource {
     project_id: String,
     user: Password,
     state: Mutex<State>,
-    /// Counts renewals begun, so that whoever waited for a failed one shares its failure instead of trying again.
+    /// Counts renewals ended, so that whoever waited for a failed one shares its failure instead of trying again.
     renewals: AtomicU64,
 }
 
@@ -92,9 +92,10 @@ impl TokenSource {
         {
             return Err(failure.clone());
         }
-        self.renewals.fetch_add(1, Ordering::SeqCst);
         state.failure = None;
-        match self.buy(http, clock).await {
+        let bought = self.buy(http, clock).await;
+        self.renewals.fetch_add(1, Ordering::SeqCst);
+        match bought {
             Ok(token) => Ok(state.token.insert(token).value.clone()),
             Err(error) => match usable {
                 Some(mut old) if error.fault != Fault::Credentials => {
