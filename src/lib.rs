@@ -3,3 +3,4 @@
 pub mod cloud;
 pub mod model;
 pub mod settings;
+pub mod sim;
