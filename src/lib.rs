@@ -8,5 +8,6 @@ pub mod model;
 pub mod pace;
 pub mod plan;
 pub mod settings;
+pub mod sim;
 pub mod store;
 pub mod verdict;
