@@ -18,6 +18,7 @@ use crate::model::{TargetName, UtcMillis};
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
 
+mod connect;
 mod dispatch;
 mod follow;
 mod report;
@@ -26,6 +27,7 @@ mod systemd;
 mod task;
 mod wake;
 
+pub use connect::{ConnectError, connect, connect_all};
 pub use dispatch::{Dispatcher, Round};
 pub use task::{Answer, Finished, Task};
 
