@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
+use serde::Deserialize;
 
 use super::codes::{self, Origin};
 use super::complaint::{Found, find_complaint};
@@ -46,6 +47,13 @@ impl Answer {
     /// True for 200 to 299.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
+    }
+
+    /// The body of a success, read as `T`; none if this is no success, or its body does not read so.
+    pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
+        // One pass over the whole body checks its UTF-8 faster than the parser does string by string.
+        let text = str::from_utf8(&self.body).ok().filter(|_| self.is_success())?;
+        serde_json::from_str(text).ok()
     }
 
     /// Why this answer is not the expected one. Total: also says so of a success that could not be read.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::complaint::job_complaint;
-use crate::cloud::objects::Objects;
+use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Fault};
 use crate::model::{CodeClass, Complaint, JobId, JobReport, JobStatus, ServerId, SubJob, UtcMillis};
@@ -24,7 +24,7 @@ pub fn read_submit(answer: &Answer, now: UtcMillis) -> Result<JobId, CallError> 
         #[serde(borrow)]
         job_id: Text<'a>,
     }
-    let body = answer.is_success().then(|| serde_json::from_slice::<Accepted<'_>>(&answer.body).ok()).flatten();
+    let body: Option<Accepted<'_>> = answer.success();
     match body.as_ref().and_then(|body| body.job_id.get()).filter(|id| is_usable(id)) {
         Some(id) => Ok(JobId(id.to_owned())),
         None => Err(answer.error(CallKind::Submit, now)),
@@ -44,7 +44,7 @@ pub fn is_usable(id: &str) -> bool {
 /// `Refused(JobUnknown)` for `Common.0011` (documented with HTTP 400) and for any 404 that is not the gateway's;
 /// `Unavailable` for a success that is not JSON or has no `status`.
 pub fn read_job(answer: &Answer, now: UtcMillis) -> Result<JobReport, CallError> {
-    let body = answer.is_success().then(|| serde_json::from_slice::<JobBody<'_>>(&answer.body).ok()).flatten();
+    let body: Option<JobBody<'_>> = answer.success();
     if let Some((body, status)) = body.as_ref().and_then(|body| Some((body, body.status.get()?))) {
         return Ok(report(body, job_status(Some(status))));
     }
@@ -169,7 +169,7 @@ impl<'a> Entities<'a> {
 impl<'de: 'a, 'a> Deserialize<'de> for Entities<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut entities = Self::default();
-        Objects::<EntityBody<'a>>::read(deserializer)?.into_iter().for_each(|body| entities.add(body));
+        each_object(deserializer, |body: EntityBody<'a>| entities.add(body))?;
         Ok(entities)
     }
 }
@@ -180,7 +180,9 @@ struct SubJobs<'a>(Vec<SubJobBody<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for SubJobs<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Objects::<SubJobBody<'a>>::read(deserializer).map(Self)
+        let mut sub_jobs = Vec::new();
+        each_object(deserializer, |body: SubJobBody<'a>| sub_jobs.push(body))?;
+        Ok(Self(sub_jobs))
     }
 }
 
