@@ -1,7 +1,7 @@
-//! What an HTTP answer that is not the expected one means: status, headers and body in, a `CallError` with its `Fault` out.
+//! What an HTTP answer that is not the expected one means: status, headers and body in, a classed `CallError` out.
 //!
-//! Owns the classing of answers and the shapes of error bodies. Pure: sends nothing and reads no clock. The meaning of a
-//! code is in `codes`; what the daemon does about a fault is decided elsewhere.
+//! Owns the classing of answers and the shapes of error bodies. Pure: sends nothing and reads no clock. The meaning of
+//! a code is in `codes`; what the daemon does about a fault is decided elsewhere.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 /// A wait asked for by `Retry-After` is believed up to this.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// A clock this far off the cloud's is worth a word; signatures are refused from 15 minutes on (API Request Signing Guide).
+/// A clock this far off the cloud's is worth a word; from 15 minutes on the cloud refuses (API Request Signing Guide).
 const CLOCK_SKEW_MIN: Duration = Duration::from_secs(5 * 60);
 
 /// May the call have changed something?
@@ -144,7 +144,7 @@ impl Answer {
         Some(wait.min(RETRY_AFTER_MAX))
     }
 
-    /// A sentence about this machine's clock, when credentials or a date were refused and it is more than 5 minutes off.
+    /// Says how far off this machine's clock is, when credentials or a date were refused and it is over 5 minutes.
     fn clock_skew(&self, fault: &Fault, message: &str, now: UtcMillis) -> Option<String> {
         let text = message.to_ascii_lowercase();
         let about_time = ["sdk-date", "timestamp", "expired"].iter().any(|word| text.contains(word));

@@ -1,7 +1,7 @@
 //! Reads what BMS says of a submit call and of its job. Pure: bytes in, values out.
 //!
-//! Tolerant on purpose: the documents print one job of another kind and no failed one. Unknown words are "still pending",
-//! never an end; unknown fields are skipped.
+//! Tolerant on purpose: the documents print one job of another kind and no failed one. Unknown words are "still
+//! pending", never an end; unknown fields are skipped.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use crate::model::{CodeClass, Complaint, JobId, JobReport, JobStatus, ServerId, 
 /// The job of an accepted submit call.
 ///
 /// # Errors
-/// Everything but a success with a usable `job_id`. A success without one is `Lost`, unless a documented code in it says more.
+/// Everything but a success with a usable `job_id`. A success without one is `Lost`, unless a documented code in it
+/// says more.
 pub fn read_submit(answer: &Answer, now: UtcMillis) -> Result<JobId, CallError> {
     #[derive(Deserialize)]
     struct Accepted<'a> {
@@ -128,7 +129,7 @@ impl SubJobBody<'_> {
     }
 }
 
-/// What a job or sub-job is about: an object, or (in one of the documents) an array of objects, whose first values count.
+/// What a job or sub-job is about: an object, or (in one document) an array of objects, whose first values count.
 #[derive(Default)]
 struct Entities<'a> {
     server_id: Text<'a>,
