@@ -231,7 +231,7 @@ async fn unused_port() -> u16 {
 
 /// A server as the list and the show call print it.
 fn running(id: &str) -> Value {
-    json!({ "id": id, "status": "ACTIVE", "OS-EXT-STS:vm_state": "active", "OS-EXT-STS:power_state": 1, "locked": false })
+    json!({ "id": id, "status": "ACTIVE", "OS-EXT-STS:vm_state": "active", "OS-EXT-STS:power_state": 1 })
 }
 
 const RUNNING: Sighting = Sighting::Present(ServerView { power: Power::On, activity: Activity::Idle, locked: false });

@@ -1,11 +1,12 @@
-//! What an HTTP answer that is not the expected one means: status, headers and body in, a `CallError` with its `Fault` out.
+//! What an HTTP answer that is not the expected one means: status, headers and body in, a classed `CallError` out.
 //!
-//! Owns the classing of answers and the shapes of error bodies. Pure: sends nothing and reads no clock. The meaning of a
-//! code is in `codes`; what the daemon does about a fault is decided elsewhere.
+//! Owns the classing of answers and the shapes of error bodies. Pure: sends nothing and reads no clock. The meaning of
+//! a code is in `codes`; what the daemon does about a fault is decided elsewhere.
 
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
+use serde::Deserialize;
 
 use super::codes::{self, Origin};
 use super::complaint::{Found, find_complaint};
@@ -19,7 +20,7 @@ const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 /// A wait asked for by `Retry-After` is believed up to this.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// A clock this far off the cloud's is worth a word; signatures are refused from 15 minutes on (API Request Signing Guide).
+/// A clock this far off the cloud's is worth a word; from 15 minutes on the cloud refuses (API Request Signing Guide).
 const CLOCK_SKEW_MIN: Duration = Duration::from_secs(5 * 60);
 
 /// May the call have changed something?
@@ -46,6 +47,13 @@ impl Answer {
     /// True for 200 to 299.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
+    }
+
+    /// The body of a success, read as `T`; none if this is no success, or its body does not read so.
+    pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
+        // One pass over the whole body checks its UTF-8 faster than the parser does string by string.
+        let text = str::from_utf8(&self.body).ok().filter(|_| self.is_success())?;
+        serde_json::from_str(text).ok()
     }
 
     /// Why this answer is not the expected one. Total: also says so of a success that could not be read.
@@ -136,7 +144,7 @@ impl Answer {
         Some(wait.min(RETRY_AFTER_MAX))
     }
 
-    /// A sentence about this machine's clock, when credentials or a date were refused and it is more than 5 minutes off.
+    /// Says how far off this machine's clock is, when credentials or a date were refused and it is over 5 minutes.
     fn clock_skew(&self, fault: &Fault, message: &str, now: UtcMillis) -> Option<String> {
         let text = message.to_ascii_lowercase();
         let about_time = ["sdk-date", "timestamp", "expired"].iter().any(|word| text.contains(word));

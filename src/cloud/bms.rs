@@ -1,9 +1,9 @@
 //! Bare Metal Server, API v1: start, stop and reboot in batches, followed by job; servers read by list or one by one.
 //!
-//! Owns this service's paths and bodies. Knows nothing of signing, and does not judge what an answer means for a request.
+//! Owns this service's paths and bodies. Knows nothing of signing; does not judge what an answer means for a request.
 //!
-//! Source: BMS API Reference (Huawei Cloud and OTC): Starting, Stopping, Restarting BMSs; Querying Task Statuses; Querying
-//! Details About BMSs.
+//! Source: BMS API Reference (Huawei Cloud and OTC): Starting, Stopping, Restarting BMSs; Querying Task Statuses;
+//! Querying Details About BMSs.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -110,7 +110,7 @@ impl Bms {
 
     /// Reads the list until every wanted server has been seen, or to its end.
     ///
-    /// The end is a short page, or one without anything new; `count` does not tell it, since the documents cap it by `limit`.
+    /// The end is a short page, or one without anything new; `count` does not tell it: the documents cap it by `limit`.
     async fn list(&self, wanted: &HashSet<&ServerId>) -> Result<HashMap<ServerId, Sighting>, CallError> {
         let mut seen = HashMap::with_capacity(wanted.len());
         let mut known = HashSet::new();
@@ -135,9 +135,9 @@ impl Bms {
 
     /// One page, numbered from 1.
     ///
-    /// Asks for all enterprise projects: where they are in use the list leaves servers out otherwise, and the vendor's own
-    /// Terraform provider always does so. OTC's reference names the parameter only in an example, so a refusal is taken to
-    /// be about it, and the page is read without it from then on: servers left out are shown one by one anyway.
+    /// Asks for all enterprise projects: where they are in use the list leaves servers out otherwise, and the vendor's
+    /// own Terraform provider always does so. OTC's reference names the parameter only in an example, so a refusal is
+    /// taken to be about it, and pages are read without it from then on: whoever is left out is shown alone anyway.
     async fn list_page(&self, page: usize) -> Result<Vec<server::Listed>, CallError> {
         let all_projects = self.all_projects.load(Ordering::Relaxed);
         let first = self.get_page(page, all_projects).await;
@@ -168,8 +168,8 @@ impl Bms {
         server::read_list(&answer, self.session.now())
     }
 
-    /// Shows one server of those asked for. Unless it is `alone`, a refusal about it must not hide the others' states: then
-    /// it is an unclear sighting, which proves nothing.
+    /// Shows one server of those asked for. Unless it is `alone`, a refusal about it must not hide the others' states:
+    /// then it is an unclear sighting, which proves nothing.
     async fn show_among(&self, server: ServerId, alone: bool) -> Result<(ServerId, Sighting), CallError> {
         let unclear = ServerView { power: Power::Unclear, activity: Activity::Other, locked: false };
         match self.show(&server).await {

@@ -1,6 +1,6 @@
 //! The clouds' error codes and what each means for us: one table, to be read beside the documents.
 //!
-//! Owns the code → class mapping. Stays away from HTTP bodies and from reactions: `answer` turns a class into a `Fault`.
+//! Owns which code has which class. Stays away from bodies and reactions: `answer` turns a class into a `Fault`.
 //!
 //! Sources: BMS API Reference, Error Codes (OTC and Huawei Cloud); ECS API Reference, Error Codes (`Common.*`, the same
 //! job engine); API Request Signing Guide and API Gateway User Guide (`APIGW.*`, printed `APIG.*` in older guides); IAM

@@ -29,7 +29,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// Builds both clients. Reads `ca_file`, and the system's authorities if TLS is to be spoken and there is no such file.
+    /// Builds both clients. Reads `ca_file`, or the system's authorities if TLS is to be spoken without one.
     ///
     /// # Errors
     /// An `http://` address without `allow_http`, an unreadable `ca_file`, a proxy or TLS set-up that cannot work.
@@ -58,8 +58,8 @@ impl Http {
     /// Sends a request over a connection of its own, and reads the whole answer, whatever its status.
     ///
     /// # Errors
-    /// `Unreachable`: no connection, so nothing left. Anything later (time ran out, reset, an answer that breaks off or is
-    /// larger than `BODY_BYTES_MAX`) is `Lost` after a submit and `Unavailable` after a read.
+    /// `Unreachable`: no connection, so nothing left. Anything later (time ran out, reset, an answer that breaks off
+    /// or is larger than `BODY_BYTES_MAX`) is `Lost` after a submit and `Unavailable` after a read.
     pub async fn send_fresh(&self, request: Request, kind: CallKind) -> Result<Answer, CallError> {
         self.exchange(&self.submits, request, kind).await
     }

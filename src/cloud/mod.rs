@@ -1,7 +1,7 @@
 //! The clouds: one trait, `PowerCloud`, and its implementations, one file a service.
 //!
-//! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows nothing of SQL, and decides
-//! nothing: it says what the cloud said, classed; `verdict` says what follows.
+//! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows nothing of SQL, and
+//! decides nothing: it says what the cloud said, classed; `verdict` says what follows.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -93,8 +93,8 @@ impl ClientError {
 /// A cloud project that can be asked to switch servers.
 ///
 /// No method retries by itself but for one renewal of a refused token or signature. Every call ends within the target's
-/// `request_timeout`; a method makes one call, and after a 401 two and one for the token. `observe` makes one for each page
-/// or server that it reads.
+/// `request_timeout`; a method makes one call, and after a 401 two and one for the token. `observe` makes one for each
+/// page or server that it reads.
 pub trait PowerCloud: Send + Sync {
     /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
     /// stored only the call itself is left.
@@ -102,7 +102,8 @@ pub trait PowerCloud: Send + Sync {
 
     /// Makes one submit call for all `servers`: 1 to `Service::batch_servers_cap`, each once.
     ///
-    /// An error whose fault is `Fault::Lost` may have been carried out; with any other fault nothing was, as far as the documents go.
+    /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused` with
+    /// `RetryableUncertain` or `Other`: look first. With any other fault nothing was, as far as the documents go.
     fn submit<'a>(&'a self, action: PowerAction, servers: &'a [ServerId])
     -> BoxFuture<'a, Result<Tracking, CallError>>;
 
@@ -111,8 +112,9 @@ pub trait PowerCloud: Send + Sync {
 
     /// Reads the states of `servers`, by list or one by one, whichever needs fewer calls.
     ///
-    /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own call
-    /// before it is called missing.
+    /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own
+    /// call before it is called missing. One of several that the service refuses to show is `Power::Unclear`,
+    /// `Activity::Other`.
     fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>>;
 }
 
@@ -151,7 +153,8 @@ pub enum Fault {
     Permission,
     /// Wrong endpoint, project or service, or a redirect; nothing was carried out. Hold the target.
     Configuration,
-    /// The service read the call and refused it.
+    /// The service read the call and refused it. After a submit: `RetryableUncertain` and `Other` may hide that it was
+    /// begun; `Retryable` is a passing refusal that concerns one of the servers (`BMS.1006`).
     Refused(CodeClass),
     /// The call left and its answer is missing, unreadable, or says nothing certain: it may have been carried out.
     Lost,

@@ -8,68 +8,70 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
 
-/// Reads an object as one `T`, an array as the `T`s in it, and everything else (null, "", numbers) as none.
-pub(crate) struct Objects<T>(PhantomData<T>);
-
-impl<T> Objects<T> {
-    /// Where serde asks for a value.
-    pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error>
-    where
-        T: Deserialize<'de>,
-    {
-        Self(PhantomData).deserialize(deserializer)
-    }
+/// Hands each object to `take`: a single one, or those in an array. Everything else (null, "", numbers) counts as none.
+///
+/// # Errors
+/// Broken JSON, or an object that is no `T`.
+pub(crate) fn each_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+    mut take: impl FnMut(T),
+) -> Result<(), D::Error> {
+    Objects { take: &mut take, of: PhantomData }.deserialize(deserializer)
 }
 
-impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Objects<T> {
-    type Value = Vec<T>;
+/// The visitor behind `each_object`. Collects nothing by itself, because a job's answer holds thousands of objects.
+struct Objects<'f, T, F> {
+    take: &'f mut F,
+    of: PhantomData<T>,
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Objects<'_, T, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Objects<T> {
-    type Value = Vec<T>;
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Objects<'_, T, F> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any value")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        Ok(vec![T::deserialize(MapAccessDeserializer::new(map))?])
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        (self.take)(T::deserialize(MapAccessDeserializer::new(map))?);
+        Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut found = Vec::new();
-        while let Some(element) = seq.next_element_seed(Self(PhantomData))? {
-            found.extend(element);
-        }
-        Ok(found)
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Objects { take: self.take, of: PhantomData })?.is_some() {}
+        Ok(())
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
     }
 }
 
@@ -93,8 +95,9 @@ mod tests {
             ("[]", vec![]),
         ] {
             let mut deserializer = serde_json::Deserializer::from_str(json);
-            let found = Objects::<Id>::read(&mut deserializer).expect("any value will do");
-            assert_eq!(found.iter().map(|id| id.id).collect::<Vec<_>>(), expected, "{json}");
+            let mut found = Vec::new();
+            each_object(&mut deserializer, |id: Id| found.push(id.id)).expect("any value will do");
+            assert_eq!(found, expected, "{json}");
         }
     }
 }

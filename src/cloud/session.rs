@@ -1,7 +1,7 @@
 //! A target's calls with proof of who we are: signs or adds a token, sends, and renews once what is refused.
 //!
-//! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after a 401, which says that
-//! nothing was carried out.
+//! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after an answer that refuses
+//! our credentials (401, or a documented code that says so): then nothing was carried out.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -221,7 +221,7 @@ impl Prover {
         }
     }
 
-    /// Counts a refusal; true if it is the first in a row. Keys that were refused twice are not signed with twice a call.
+    /// Counts a refusal; true if it is the first in a row: keys that were refused twice get one signature a call.
     fn may_try_again(&self) -> bool {
         match self {
             Self::Keys(_, refused) => refused.fetch_add(1, Ordering::SeqCst) == 0,

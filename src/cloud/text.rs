@@ -13,7 +13,7 @@ pub(crate) const MESSAGE_CHARS_MAX: usize = 500;
 /// Runs of token-like characters longer than this are cut out: a cloud may quote the token that it refuses.
 const WORD_CHARS_MAX: usize = 120;
 
-/// A JSON value read as text: strings as they are, numbers and booleans as written; null, arrays and objects count as absent.
+/// A JSON value read as text: strings, numbers and booleans as written; null, arrays and objects count as absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Text<'a>(Option<Cow<'a, str>>);
 
@@ -78,7 +78,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// A cloud's text as we store and print it: one line, no control characters, nothing token-like, at most 500 characters.
+/// A cloud's text as we store and print it: one line of at most 500 characters, without controls and token-like runs.
 pub(crate) fn tidy(text: &str) -> String {
     let mut tidy = String::new();
     for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {

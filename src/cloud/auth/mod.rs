@@ -45,9 +45,9 @@ pub struct Password {
 /// Tells keys apart without telling them: safe to store beside a hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint {
-    /// Of the kind and the access key, or of domain and user: 16 hex digits. The same for all targets that use this key.
+    /// Of the kind and the access key, or of domain and user: 16 hex digits, the same for all targets that use it.
     pub key: String,
-    /// Of the secret (and of the security token), 16 hex digits, slow to compute; differs once the secret has been changed.
+    /// Of the secret and the security token: 16 hex digits, slow to compute; another one once the secret has changed.
     pub secret: String,
 }
 

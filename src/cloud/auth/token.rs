@@ -71,8 +71,8 @@ impl TokenSource {
     /// `refused` is a token that the service has just refused: it is not given out again.
     ///
     /// # Errors
-    /// `Credentials`: wrong user or password. `Configuration`: IAM does not know the domain or project, or cannot read the
-    /// call. Otherwise as any read. Nothing of this touches a server.
+    /// `Credentials`: wrong user or password. `Configuration`: IAM does not know the domain or project, or cannot read
+    /// the call. Otherwise as any read. Nothing of this touches a server.
     pub async fn token(
         &self,
         http: &Http,

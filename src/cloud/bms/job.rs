@@ -1,7 +1,7 @@
 //! Reads what BMS says of a submit call and of its job. Pure: bytes in, values out.
 //!
-//! Tolerant on purpose: the documents print one job of another kind and no failed one. Unknown words are "still pending",
-//! never an end; unknown fields are skipped.
+//! Tolerant on purpose: the documents print one job of another kind and no failed one. Unknown words are "still
+//! pending", never an end; unknown fields are skipped.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::complaint::job_complaint;
-use crate::cloud::objects::Objects;
+use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Fault};
 use crate::model::{CodeClass, Complaint, JobId, JobReport, JobStatus, ServerId, SubJob, UtcMillis};
@@ -17,14 +17,15 @@ use crate::model::{CodeClass, Complaint, JobId, JobReport, JobStatus, ServerId, 
 /// The job of an accepted submit call.
 ///
 /// # Errors
-/// Everything but a success with a usable `job_id`. A success without one is `Lost`, unless a documented code in it says more.
+/// Everything but a success with a usable `job_id`. A success without one is `Lost`, unless a documented code in it
+/// says more.
 pub fn read_submit(answer: &Answer, now: UtcMillis) -> Result<JobId, CallError> {
     #[derive(Deserialize)]
     struct Accepted<'a> {
         #[serde(borrow)]
         job_id: Text<'a>,
     }
-    let body = answer.is_success().then(|| serde_json::from_slice::<Accepted<'_>>(&answer.body).ok()).flatten();
+    let body: Option<Accepted<'_>> = answer.success();
     match body.as_ref().and_then(|body| body.job_id.get()).filter(|id| is_usable(id)) {
         Some(id) => Ok(JobId(id.to_owned())),
         None => Err(answer.error(CallKind::Submit, now)),
@@ -44,7 +45,7 @@ pub fn is_usable(id: &str) -> bool {
 /// `Refused(JobUnknown)` for `Common.0011` (documented with HTTP 400) and for any 404 that is not the gateway's;
 /// `Unavailable` for a success that is not JSON or has no `status`.
 pub fn read_job(answer: &Answer, now: UtcMillis) -> Result<JobReport, CallError> {
-    let body = answer.is_success().then(|| serde_json::from_slice::<JobBody<'_>>(&answer.body).ok()).flatten();
+    let body: Option<JobBody<'_>> = answer.success();
     if let Some((body, status)) = body.as_ref().and_then(|body| Some((body, body.status.get()?))) {
         return Ok(report(body, job_status(Some(status))));
     }
@@ -128,7 +129,7 @@ impl SubJobBody<'_> {
     }
 }
 
-/// What a job or sub-job is about: an object, or (in one of the documents) an array of objects, whose first values count.
+/// What a job or sub-job is about: an object, or (in one document) an array of objects, whose first values count.
 #[derive(Default)]
 struct Entities<'a> {
     server_id: Text<'a>,
@@ -169,7 +170,7 @@ impl<'a> Entities<'a> {
 impl<'de: 'a, 'a> Deserialize<'de> for Entities<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut entities = Self::default();
-        Objects::<EntityBody<'a>>::read(deserializer)?.into_iter().for_each(|body| entities.add(body));
+        each_object(deserializer, |body: EntityBody<'a>| entities.add(body))?;
         Ok(entities)
     }
 }
@@ -180,7 +181,9 @@ struct SubJobs<'a>(Vec<SubJobBody<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for SubJobs<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Objects::<SubJobBody<'a>>::read(deserializer).map(Self)
+        let mut sub_jobs = Vec::new();
+        each_object(deserializer, |body: SubJobBody<'a>| sub_jobs.push(body))?;
+        Ok(Self(sub_jobs))
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::codes::{self, Origin};
-use crate::cloud::objects::Objects;
+use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Fault};
 use crate::model::{Activity, CodeClass, Power, ServerId, ServerView, Sighting, UtcMillis};
@@ -24,8 +24,7 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Vec<Listed>, CallErr
         #[serde(borrow)]
         servers: Servers<'a>,
     }
-    let page = answer.is_success().then(|| serde_json::from_slice::<Page<'_>>(&answer.body).ok()).flatten();
-    let Some(page) = page else { return Err(answer.error(CallKind::Read, now)) };
+    let Some(page) = answer.success::<Page<'_>>() else { return Err(answer.error(CallKind::Read, now)) };
     let listed = page.servers.0.iter().filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
     Ok(listed.collect())
 }
@@ -41,7 +40,7 @@ pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Si
         #[serde(borrow)]
         server: ServerBody<'a>,
     }
-    let shown = answer.is_success().then(|| serde_json::from_slice::<Shown<'_>>(&answer.body).ok()).flatten();
+    let shown: Option<Shown<'_>> = answer.success();
     let shown = shown.filter(|body| body.server.id.get().is_none_or(|id| id.eq_ignore_ascii_case(&asked.0)));
     if let Some(shown) = shown {
         return Ok(shown.server.view().map_or(Sighting::Missing, Sighting::Present));
@@ -60,7 +59,9 @@ struct Servers<'a>(Vec<ServerBody<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Servers<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Objects::<ServerBody<'a>>::read(deserializer).map(Self)
+        let mut servers = Vec::new();
+        each_object(deserializer, |body: ServerBody<'a>| servers.push(body))?;
+        Ok(Self(servers))
     }
 }
 

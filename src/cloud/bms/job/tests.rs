@@ -106,8 +106,9 @@ fn errors_carry_their_class_and_the_most_concrete_text() {
     let error = report.sub_jobs[1].error.as_ref().expect("an error");
     assert_eq!(error.class, CodeClass::AlreadyInTargetState);
     assert_eq!(error.message, "Server is running, not allow to start.");
-    let nested = r#"{"status":"FAIL","entities":{"sub_jobs":[{"status":"FAIL","fail_reason":"Task-fail","error_code":"Ecs.0204",
-        "entities":{"server_id":"s","errorcode_message":"{\"forbidden\": {\"message\": \"No host\", \"code\": 403}}"}}]}}"#;
+    let nested = r#"{"status":"FAIL","entities":{"sub_jobs":[{"status":"FAIL","error_code":"Ecs.0204",
+        "fail_reason":"Task-fail","entities":{"server_id":"s",
+        "errorcode_message":"{\"forbidden\": {\"message\": \"No host\", \"code\": 403}}"}}]}}"#;
     assert_eq!(job(nested).sub_jobs[0].error.as_ref().map(|error| error.message.as_str()), Some("No host"));
 }
 
