@@ -24,7 +24,8 @@ use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 pub(super) use action::read as read_action;
 use job::{Job, SubJob};
 use print::Printer;
-use server::{Operation, Refusal, Server};
+pub(super) use server::Refusal;
+use server::{Operation, Server};
 
 /// Most servers in one submit call, and in one page of the list.
 const SERVERS_MAX: usize = 1000;
@@ -96,17 +97,18 @@ impl Bms {
         if ids.iter().collect::<HashSet<_>>().len() < ids.len() {
             return Answer::refusal(400, "BMS.0018", "Request parameter is invalid.");
         }
-        let refusals: Vec<Option<Refusal>> = ids.iter().map(|id| self.refusal(around.now, action, id)).collect();
-        match (self.settings.refusals, refusals.iter().flatten().next()) {
-            (Refusals::Batch, Some(refusal)) => Answer::refusal(400, &refusal.code, &refusal.message),
-            (Refusals::Batch, None) | (Refusals::SubJob, _) => self.accept(action, ids, refusals, around),
+        let found: Vec<Result<usize, Refusal>> = ids.iter().map(|id| self.find(around.now, action, id)).collect();
+        match (self.settings.refusals, found.iter().find_map(|found| found.as_ref().err())) {
+            (Refusals::Batch, Some(refusal)) => refusal.answer(),
+            (Refusals::Batch, None) | (Refusals::SubJob, _) => self.accept(action, ids, found, around),
         }
     }
 
-    fn refusal(&mut self, now: UtcMillis, action: PowerAction, id: &ServerId) -> Option<Refusal> {
-        let Some(&index) = self.by_id.get(id) else { return Some(Refusal::missing()) };
+    /// The index of the server, if it takes `action` at this moment.
+    fn find(&mut self, now: UtcMillis, action: PowerAction, id: &ServerId) -> Result<usize, Refusal> {
+        let &index = self.by_id.get(id).ok_or_else(Refusal::missing)?;
         self.servers[index].settle(now);
-        self.servers[index].refusal(action)
+        self.servers[index].refusal(action).map_or(Ok(index), Err)
     }
 
     /// Begins every operation that is not refused, and makes the job.
@@ -114,16 +116,16 @@ impl Bms {
         &mut self,
         action: PowerAction,
         ids: &[ServerId],
-        refusals: Vec<Option<Refusal>>,
+        found: Vec<Result<usize, Refusal>>,
         mut around: Surroundings<'_>,
     ) -> Answer {
         let number = around.rng.next_u128();
         let job_id = JobId(format!("{number:032x}"));
         let mut sub_jobs = Vec::with_capacity(ids.len());
-        for (id, refusal) in ids.iter().zip(refusals) {
-            sub_jobs.push(match refusal {
-                Some(refusal) => SubJob::refused(id, around.now, refusal),
-                None => self.begin(action, id, &job_id, &mut around),
+        for (id, found) in ids.iter().zip(found) {
+            sub_jobs.push(match found {
+                Ok(index) => self.begin(action, index, &job_id, &mut around),
+                Err(refusal) => SubJob::refused(id, around.now, refusal),
             });
         }
         let is_vanished = around.struck.contains(&FaultKind::JobVanishes);
@@ -134,9 +136,10 @@ impl Bms {
     }
 
     /// Begins one server's operation with the faults that strike it.
-    fn begin(&mut self, action: PowerAction, id: &ServerId, job: &JobId, around: &mut Surroundings<'_>) -> SubJob {
-        let kinds = around.faults.strike_server(Scope::SubJob, around.nth, id, around.rng);
-        let mut sub_job = SubJob::plain(id, around.now, self.settings.operation_ms.draw_ms(around.rng));
+    fn begin(&mut self, action: PowerAction, index: usize, job: &JobId, around: &mut Surroundings<'_>) -> SubJob {
+        let server = &mut self.servers[index];
+        let kinds = around.faults.strike_server(Scope::SubJob, around.nth, &server.id, around.rng);
+        let mut sub_job = SubJob::plain(&server.id, around.now, self.settings.operation_ms.draw_ms(around.rng));
         for kind in kinds {
             match kind {
                 FaultKind::SubJobFails { code, message } => sub_job.failure = Some(Refusal { code, message }),
@@ -146,7 +149,6 @@ impl Bms {
                 _ => {}
             }
         }
-        let server = &mut self.servers[self.by_id[id]];
         let succeeds = sub_job.failure.is_none();
         if succeeds || action != PowerAction::Reboot {
             server.begin(Operation { action, begin: around.now, end: sub_job.end, succeeds });
@@ -206,10 +208,7 @@ impl Bms {
 
     fn show_missing(&self, id: &ServerId) -> Answer {
         match self.settings.missing_show {
-            MissingShow::Error => {
-                let Refusal { code, message } = Refusal::missing();
-                Answer::refusal(400, &code, &message)
-            }
+            MissingShow::Error => Refusal::missing().answer(),
             MissingShow::NotFound => {
                 let text = format!("Instance {id} could not be found.");
                 Answer::json(404, &json!({"itemNotFound": {"message": text, "code": 404}}))
@@ -231,6 +230,13 @@ impl Bms {
             }
         };
         self.servers.iter_mut().filter(|server| !server.is_missing).map(summarise).collect()
+    }
+}
+
+impl Refusal {
+    /// As the answer to a whole call.
+    pub(super) fn answer(&self) -> Answer {
+        Answer::refusal(400, &self.code, &self.message)
     }
 }
 

@@ -27,6 +27,8 @@
 //! | `operation_never_ends` | | the server stays in its transition, its sub-job `RUNNING` |
 //! | `missing`, `locked` | | the server does not exist; refuses power actions (chosen once, when the world is made) |
 
+mod table;
+
 use std::collections::HashSet;
 
 use serde::Deserialize;
@@ -36,9 +38,10 @@ use super::rng::Rng;
 use super::scenario::Chance;
 use crate::model::ServerId;
 
+pub(super) use table::read_faults;
+
 /// One `[[faults]]` entry.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(try_from = "FaultTable")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     /// What goes wrong.
     pub kind: FaultKind,
@@ -46,30 +49,83 @@ pub struct Fault {
     pub when: When,
 }
 
-/// What goes wrong; the table at the head of this module tells the effects.
+/// What goes wrong; the table at the head of this module tells more of each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the table at the head of this module describes each of them")]
 pub enum FaultKind {
-    Throttle { retry_after_s: Option<u32> },
-    ErrorBefore { status: u16 },
-    ErrorAfter { status: u16 },
+    /// 429; nothing carried out.
+    Throttle {
+        /// Seconds in `Retry-After`.
+        retry_after_s: Option<u32>,
+    },
+    /// A 5xx; nothing carried out.
+    ErrorBefore {
+        /// 500 to 599.
+        status: u16,
+    },
+    /// A 5xx although the call is carried out.
+    ErrorAfter {
+        /// 500 to 599.
+        status: u16,
+    },
+    /// No answer; nothing carried out.
     DropBefore,
+    /// No answer although the call is carried out.
     DropAfter,
-    Refuse { status: u16, code: String, message: String },
-    ExpiredToken { code: String },
-    Redirect { status: u16 },
+    /// A refusal; nothing carried out.
+    Refuse {
+        /// 200 to 599: some refusals come with odd ones.
+        status: u16,
+        /// The service's code.
+        code: String,
+        /// Its text.
+        message: String,
+    },
+    /// 401; nothing carried out.
+    ExpiredToken {
+        /// `APIGW.0301` or `APIGW.0307`.
+        code: String,
+    },
+    /// A redirect; nothing carried out.
+    Redirect {
+        /// 300 to 399.
+        status: u16,
+    },
+    /// Half the answer, as if it were whole.
     MalformedBody,
+    /// A proxy's page instead of the answer, with the answer's status.
     HtmlBody,
+    /// The connection closes in the middle of the answer's body.
     TruncatedBody,
-    OversizedBody { bytes: usize },
-    Slow { delay_ms: u64 },
+    /// Blanks after the answer.
+    OversizedBody {
+        /// How many.
+        bytes: usize,
+    },
+    /// A late answer.
+    Slow {
+        /// By so much later.
+        delay_ms: u64,
+    },
+    /// The job is unknown from the start; servers do their part.
     JobVanishes,
+    /// The job and its sub-jobs stay `RUNNING`; servers do their part.
     JobNeverEnds,
-    SubJobFails { code: String, message: String },
+    /// The server's sub-job fails; its power stays.
+    SubJobFails {
+        /// The sub-job's code.
+        code: String,
+        /// Its text.
+        message: String,
+    },
+    /// The server's sub-job does not name it.
     SubJobWithoutId,
+    /// The server's sub-job is not in the answer.
     SubJobLeftOut,
+    /// The server stays in its transition, its sub-job `RUNNING`.
     OperationNeverEnds,
+    /// The server does not exist.
     Missing,
+    /// The server refuses power actions.
     Locked,
 }
 
@@ -191,195 +247,16 @@ impl When {
     }
 }
 
-/// The file's shape of a fault: all keys of all kinds.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FaultTable {
-    kind: KindWord,
-    #[serde(default)]
-    on: Vec<Call>,
-    chance: Option<Chance>,
-    #[serde(default)]
-    calls: Vec<u64>,
-    #[serde(default)]
-    servers: Vec<ServerRef>,
-    status: Option<u16>,
-    code: Option<String>,
-    message: Option<String>,
-    bytes: Option<usize>,
-    delay_ms: Option<u64>,
-    retry_after_s: Option<u32>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum KindWord {
-    Throttle,
-    ErrorBefore,
-    ErrorAfter,
-    DropBefore,
-    DropAfter,
-    Refuse,
-    ExpiredToken,
-    Redirect,
-    MalformedBody,
-    HtmlBody,
-    TruncatedBody,
-    OversizedBody,
-    Slow,
-    JobVanishes,
-    JobNeverEnds,
-    SubJobFails,
-    SubJobWithoutId,
-    SubJobLeftOut,
-    OperationNeverEnds,
-    Missing,
-    Locked,
-}
-
-impl TryFrom<FaultTable> for Fault {
-    type Error = String;
-
-    fn try_from(mut table: FaultTable) -> Result<Self, String> {
-        let kind = table.take_kind()?;
-        table.refuse_leftovers()?;
-        let when = When { on: table.on, chance: table.chance, calls: table.calls, servers: table.servers };
-        if when.chance.is_none() && when.calls.is_empty() && when.servers.is_empty() {
-            return Err("a fault needs at least one of `chance`, `calls`, `servers`".into());
-        }
-        if kind.scope() != Scope::Call && !when.on.is_empty() {
-            return Err("`on` goes only with faults of calls".into());
-        }
-        if kind.scope() == Scope::Server && !when.calls.is_empty() {
-            return Err("`calls` does not go with `missing` and `locked`: they are chosen once".into());
-        }
-        if when.calls.contains(&0) || when.servers.contains(&ServerRef::Number(0)) {
-            return Err("`calls` and `servers` count from 1".into());
-        }
-        Ok(Self { kind, when })
-    }
-}
-
-impl FaultTable {
-    /// Builds the kind out of its own keys, which it takes; those of other kinds stay behind.
-    fn take_kind(&mut self) -> Result<FaultKind, String> {
-        Ok(match self.kind {
-            KindWord::Throttle => FaultKind::Throttle { retry_after_s: self.retry_after_s.take() },
-            KindWord::ErrorBefore => FaultKind::ErrorBefore { status: self.take_status(503, 500..=599)? },
-            KindWord::ErrorAfter => FaultKind::ErrorAfter { status: self.take_status(502, 500..=599)? },
-            KindWord::DropBefore => FaultKind::DropBefore,
-            KindWord::DropAfter => FaultKind::DropAfter,
-            KindWord::Refuse => {
-                let status = self.take_status(400, 400..=599)?;
-                let (code, message) = self.take_complaint("BMS.0212", "System is overloaded, please try again later.");
-                FaultKind::Refuse { status, code, message }
-            }
-            KindWord::ExpiredToken => FaultKind::ExpiredToken { code: self.take_token_code()? },
-            KindWord::Redirect => FaultKind::Redirect { status: self.take_status(302, 300..=399)? },
-            KindWord::MalformedBody => FaultKind::MalformedBody,
-            KindWord::HtmlBody => FaultKind::HtmlBody,
-            KindWord::TruncatedBody => FaultKind::TruncatedBody,
-            KindWord::OversizedBody => FaultKind::OversizedBody { bytes: self.bytes.take().unwrap_or(16 << 20) },
-            KindWord::Slow => FaultKind::Slow { delay_ms: self.delay_ms.take().unwrap_or(5000) },
-            KindWord::JobVanishes => FaultKind::JobVanishes,
-            KindWord::JobNeverEnds => FaultKind::JobNeverEnds,
-            KindWord::SubJobFails => {
-                let (code, message) =
-                    self.take_complaint("BMS.3037", "Insufficient resources or failed to start the BMS.");
-                FaultKind::SubJobFails { code, message }
-            }
-            KindWord::SubJobWithoutId => FaultKind::SubJobWithoutId,
-            KindWord::SubJobLeftOut => FaultKind::SubJobLeftOut,
-            KindWord::OperationNeverEnds => FaultKind::OperationNeverEnds,
-            KindWord::Missing => FaultKind::Missing,
-            KindWord::Locked => FaultKind::Locked,
-        })
-    }
-
-    fn take_status(&mut self, default: u16, allowed: std::ops::RangeInclusive<u16>) -> Result<u16, String> {
-        let status = self.status.take().unwrap_or(default);
-        if allowed.contains(&status) {
-            return Ok(status);
-        }
-        Err(format!("`status` is {status}; this kind takes {} to {}", allowed.start(), allowed.end()))
-    }
-
-    /// A code given without a message keeps a general text, never that of another code.
-    fn take_complaint(&mut self, code: &str, message: &str) -> (String, String) {
-        let text = if self.code.is_none() { message } else { "Refused by the scenario." };
-        (self.code.take().unwrap_or_else(|| code.into()), self.message.take().unwrap_or_else(|| text.into()))
-    }
-
-    fn take_token_code(&mut self) -> Result<String, String> {
-        let code = self.code.take().unwrap_or_else(|| "APIGW.0301".into());
-        if code == "APIGW.0301" || code == "APIGW.0307" {
-            return Ok(code);
-        }
-        Err(format!("`code` is {code}; this kind takes APIGW.0301 or APIGW.0307"))
-    }
-
-    fn refuse_leftovers(&self) -> Result<(), String> {
-        let left = [
-            ("status", self.status.is_some()),
-            ("code", self.code.is_some()),
-            ("message", self.message.is_some()),
-            ("bytes", self.bytes.is_some()),
-            ("delay_ms", self.delay_ms.is_some()),
-            ("retry_after_s", self.retry_after_s.is_some()),
-        ];
-        match left.iter().find(|(_, is_left)| *is_left) {
-            Some((key, _)) => Err(format!("`{key}` does not go with this kind of fault")),
-            None => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::scenario::Scenario;
     use super::*;
 
-    fn faults(text: &str) -> Result<Vec<Fault>, String> {
-        Scenario::from_toml(text).map(|scenario| scenario.faults).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_fault_is_read_with_its_kind_and_conditions() {
-        let read = faults(
-            "[[faults]]\nkind = \"error_after\"\nstatus = 504\non = [\"submit\"]\ncalls = [2, 4]\nservers = [1, \"ab-c\"]\n",
-        )
-        .expect("valid");
-        let when = When {
-            on: vec![Call::Submit],
-            chance: None,
-            calls: vec![2, 4],
-            servers: vec![ServerRef::Number(1), ServerRef::Id(ServerId("ab-c".into()))],
-        };
-        assert_eq!(read, [Fault { kind: FaultKind::ErrorAfter { status: 504 }, when }]);
-    }
-
-    #[test]
-    fn a_fault_that_makes_no_sense_is_refused_with_its_line() {
-        for (text, part) in [
-            ("kind = \"throttle\"", "at least one of"),
-            ("kind = \"throttle\"\nchance = 1.0\nbytes = 5", "`bytes` does not go"),
-            ("kind = \"error_before\"\nchance = 1.0\nstatus = 404", "500 to 599"),
-            ("kind = \"missing\"\ncalls = [1]", "chosen once"),
-            ("kind = \"sub_job_fails\"\nchance = 0.5\non = [\"job\"]", "only with faults of calls"),
-            ("kind = \"slow\"\ncalls = [0]", "count from 1"),
-            ("kind = \"expired_token\"\nchance = 1.0\ncode = \"X\"", "APIGW.0307"),
-            ("kind = \"boom\"\nchance = 1.0", "boom"),
-        ] {
-            let error = faults(&format!("[[faults]]\n{text}\n")).expect_err(text);
-            assert!(error.contains(part) && error.contains("line "), "{text}: {error}");
-        }
-    }
-
     #[test]
     fn conditions_are_joined_by_and() {
         let ids = [ServerId("a".into()), ServerId("b".into())];
         let text = "[[faults]]\nkind = \"drop_after\"\non = [\"submit\"]\ncalls = [2]\nservers = [2]\n";
-        let plan = FaultPlan::new(&faults(text).expect("valid"), &ids);
+        let plan = FaultPlan::new(&Scenario::from_toml(text).expect("valid").faults, &ids);
         let mut rng = Rng::new(1, "test");
         let mut strikes = |call, nth, named: &[ServerId]| plan.strike_call(call, nth, named, &mut rng).len();
         assert_eq!(strikes(Call::Submit, 2, &ids), 1);

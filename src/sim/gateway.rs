@@ -41,24 +41,24 @@ enum Route<'a> {
     Ledger,
     Servers,
     Token,
-    Project { project: &'a str, call: ProjectCall<'a> },
+    Bms { project: &'a str, call: BmsCall<'a> },
 }
 
-/// A call inside a project; these need a signature or a token.
-enum ProjectCall<'a> {
-    BmsSubmit,
-    BmsJob(&'a str),
-    BmsList,
-    BmsShow(&'a str),
+/// A call of the BMS service; these need a signature or a token for their project.
+enum BmsCall<'a> {
+    Submit,
+    Job(&'a str),
+    List,
+    Show(&'a str),
 }
 
-impl ProjectCall<'_> {
+impl BmsCall<'_> {
     fn kind(&self) -> Call {
         match self {
-            Self::BmsSubmit => Call::Submit,
-            Self::BmsJob(_) => Call::Job,
-            Self::BmsList => Call::List,
-            Self::BmsShow(_) => Call::Show,
+            Self::Submit => Call::Submit,
+            Self::Job(_) => Call::Job,
+            Self::List => Call::List,
+            Self::Show(_) => Call::Show,
         }
     }
 }
@@ -69,46 +69,52 @@ fn route(request: &Request) -> Option<Route<'_>> {
         ("GET", ["_sim", "ledger"]) => return Some(Route::Ledger),
         ("GET", ["_sim", "servers"]) => return Some(Route::Servers),
         ("POST", ["v3", "auth", "tokens"]) => return Some(Route::Token),
-        ("POST", ["v1", project, "baremetalservers", "action"]) => (project, ProjectCall::BmsSubmit),
-        ("GET", ["v1", project, "jobs", id]) => (project, ProjectCall::BmsJob(id)),
-        ("GET", ["v1", project, "baremetalservers", "detail"]) => (project, ProjectCall::BmsList),
-        ("GET", ["v1", project, "baremetalservers", id]) => (project, ProjectCall::BmsShow(id)),
+        ("POST", ["v1", project, "baremetalservers", "action"]) => (project, BmsCall::Submit),
+        ("GET", ["v1", project, "jobs", id]) => (project, BmsCall::Job(id)),
+        ("GET", ["v1", project, "baremetalservers", "detail"]) => (project, BmsCall::List),
+        ("GET", ["v1", project, "baremetalservers", id]) => (project, BmsCall::Show(id)),
         _ => return None,
     };
-    Some(Route::Project { project, call })
+    Some(Route::Bms { project, call })
 }
 
 impl World {
     /// Answers any request, from the path to the last fault.
     pub fn handle(&mut self, now: UtcMillis, request: &Request) -> Answer {
         match route(request) {
-            Some(Route::Ledger) => self.aside(|world| Answer::json(200, &world.ledger())),
-            Some(Route::Servers) => self.aside(|world| Answer::json(200, &world.servers(now))),
+            Some(Route::Ledger) => self.aside(|world, _| Answer::json(200, &world.ledger())),
+            Some(Route::Servers) => self.aside(|world, _| Answer::json(200, &world.servers(now))),
             Some(Route::Token) => self.issue_token(now, request),
-            Some(Route::Project { project, call }) => match self.gate.admit(now, request, project) {
+            Some(Route::Bms { project, call }) => match self.gate.admit(now, request, project) {
                 Ok(()) => self.carry_out(now, call, request),
                 Err(denied) => self.turn_away(now, call.kind(), |request_id| denied.answer(request_id)),
             },
-            None => self.aside(|world| {
+            None => self.aside(|_, request_id| {
                 let text = "The API does not exist or has not been published in the environment.";
-                Answer::gateway(404, "APIGW.0101", text, &world.request_id())
+                Answer::gateway(404, "APIGW.0101", text, request_id)
             }),
         }
     }
 
-    fn carry_out(&mut self, now: UtcMillis, call: ProjectCall<'_>, request: &Request) -> Answer {
+    fn carry_out(&mut self, now: UtcMillis, call: BmsCall<'_>, request: &Request) -> Answer {
         match call {
-            ProjectCall::BmsSubmit => self.submit_body(now, &request.body),
-            ProjectCall::BmsJob(id) => self.job(now, &JobId(id.to_owned())),
-            ProjectCall::BmsShow(id) => self.show(now, &ServerId(id.to_owned())),
-            ProjectCall::BmsList => self.list(now, &list_query(request)),
+            BmsCall::Submit => self.submit_body(now, &request.body),
+            BmsCall::Job(id) => self.job(now, &JobId(id.to_owned())),
+            BmsCall::Show(id) => self.show(now, &ServerId(id.to_owned())),
+            BmsCall::List => self.list(now, &list_query(request)),
         }
     }
 
+    /// Answers a request whose body is longer than the gateway takes.
+    pub(super) fn refuse_large(&mut self) -> Answer {
+        self.aside(|_, request_id| Answer::gateway(413, "APIGW.0201", "Request entity too large.", request_id))
+    }
+
     /// Answers outside the counted calls.
-    fn aside(&mut self, answer: impl FnOnce(&mut Self) -> Answer) -> Answer {
+    fn aside(&mut self, answer: impl FnOnce(&mut Self, &str) -> Answer) -> Answer {
         let request_id = self.request_id();
-        Answer { request_id, ..answer(self) }
+        let answer = answer(self, &request_id);
+        Answer { request_id, ..answer }
     }
 }
 
@@ -151,7 +157,7 @@ mod tests {
         request.path = "/v1/p/jobs".into();
         let answer = world.handle(NOW, &request);
         assert_eq!((answer.status, answer.value()["error_code"].as_str()), (404, Some("APIGW.0101")));
-        assert_eq!(answer.value()["request_id"].as_str().map(str::len), Some(32));
+        assert_eq!(answer.value()["request_id"], answer.request_id);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::model::{ServerId, UtcMillis};
 /// Longer bodies are refused (signing guide).
 const REQUEST_BYTES_MAX: usize = 12 << 20;
 /// Padding is sent in pieces of this size.
-const PADDING: [u8; 64 << 10] = [b' '; 64 << 10];
+static PADDING: [u8; 64 << 10] = [b' '; 64 << 10];
 
 /// A simulated cloud that listens on a TCP port. Ends when stopped or dropped.
 #[derive(Debug)]
@@ -113,8 +113,7 @@ async fn answer(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, REQUEST_BYTES_MAX).await else {
-        let answer = Answer::gateway(413, "APIGW.0201", "Request entity too large.", "");
-        return deliver(answer, &switch);
+        return deliver(lock(&world).refuse_large(), &switch);
     };
     let header = |(name, value): (&header::HeaderName, &HeaderValue)| {
         (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())

@@ -3,12 +3,16 @@
 //! Every key may be left out; `config/scenario.toml` lists all of them with their defaults. Unknown keys are errors.
 //! Ranges are `[least, most]` pairs of milliseconds, chances go from 0.0 to 1.0.
 
-use serde::{Deserialize, Deserializer};
+mod values;
 
-use super::faults::{Fault, FaultKind};
+use serde::Deserialize;
+
+use super::faults::{Fault, FaultKind, ServerRef, When, read_faults};
 use super::record::Call;
 use super::rng::Rng;
 use crate::model::ServerId;
+
+pub use values::{Chance, Span};
 
 /// A whole scenario. `Scenario::default()`: 1,000 BMS servers, half of them running, jobs of 1 to 3 s, no faults, no rates.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -27,6 +31,7 @@ pub struct Scenario {
     /// `[bms]`: the Bare Metal Server service.
     pub bms: BmsScenario,
     /// `[[faults]]`: what goes wrong; see [`Fault`].
+    #[serde(deserialize_with = "read_faults")]
     pub faults: Vec<Fault>,
 }
 
@@ -243,49 +248,23 @@ pub enum MissingShow {
     Deleted,
 }
 
-/// A probability, 0.0 to 1.0.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Chance(pub(super) f64);
-
-impl<'de> Deserialize<'de> for Chance {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let p = f64::deserialize(deserializer)?;
-        if (0.0..=1.0).contains(&p) {
-            return Ok(Self(p));
-        }
-        Err(serde::de::Error::custom(format!("{p} is no chance: expected 0.0 to 1.0")))
-    }
-}
-
-/// A range of milliseconds, written `[least, most]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Span {
-    /// The least.
-    pub min_ms: u64,
-    /// The most.
-    pub max_ms: u64,
-}
-
-impl Span {
-    pub(super) fn draw_ms(self, rng: &mut Rng) -> u64 {
-        rng.between(self.min_ms, self.max_ms)
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let [min_ms, max_ms] = <[u64; 2]>::deserialize(deserializer)?;
-        if min_ms <= max_ms {
-            return Ok(Self { min_ms, max_ms });
-        }
-        Err(serde::de::Error::custom(format!("[{min_ms}, {max_ms}] is no range: expected [least, most]")))
-    }
-}
-
-/// Why a text is no scenario. The message names the line and the key.
+/// Why a text is no scenario.
 #[derive(Debug, thiserror::Error)]
-#[error("not a scenario: {0}")]
-pub struct ScenarioError(#[from] toml::de::Error);
+pub enum ScenarioError {
+    /// Not TOML, an unknown key, or a value outside its bounds; the message names the line and the key, or the fault.
+    #[error("not a scenario: {0}")]
+    Toml(#[from] toml::de::Error),
+    /// A fault is about a server that the scenario does not have.
+    #[error("not a scenario: `servers` of fault {fault} has the number {number}, but `bms.servers` is {servers}")]
+    NoSuchServer {
+        /// The fault's place in the file, from 1.
+        fault: usize,
+        /// The server's number.
+        number: usize,
+        /// How many servers there are.
+        servers: usize,
+    },
+}
 
 impl Scenario {
     /// Reads a scenario file.
@@ -293,7 +272,19 @@ impl Scenario {
     /// # Errors
     /// Not TOML, an unknown key, a value outside its bounds, or a fault that lacks or does not take a key.
     pub fn from_toml(text: &str) -> Result<Self, ScenarioError> {
-        Ok(toml::from_str(text)?)
+        let scenario: Self = toml::from_str(text)?;
+        for (fault, at) in scenario.faults.iter().zip(1..) {
+            for server in &fault.when.servers {
+                match *server {
+                    ServerRef::Number(number) if number > scenario.bms.servers => {
+                        let servers = scenario.bms.servers;
+                        return Err(ScenarioError::NoSuchServer { fault: at, number, servers });
+                    }
+                    ServerRef::Number(_) | ServerRef::Id(_) => {}
+                }
+            }
+        }
+        Ok(scenario)
     }
 
     /// The ids of all BMS servers, in the order of the list call; also those that a fault makes missing.
@@ -304,7 +295,7 @@ impl Scenario {
 
     /// Adds a fault, for scenarios written in Rust.
     #[must_use]
-    pub fn with_fault(mut self, kind: FaultKind, when: super::faults::When) -> Self {
+    pub fn with_fault(mut self, kind: FaultKind, when: When) -> Self {
         self.faults.push(Fault { kind, when });
         self
     }
@@ -343,6 +334,16 @@ mod tests {
         assert!(chance.contains("line 2") && chance.contains("0.0 to 1.0"), "{chance}");
         let range = Scenario::from_toml("[latency]\njob_ms = [5, 1]\n").expect_err("backwards").to_string();
         assert!(range.contains("line 2") && range.contains("[least, most]"), "{range}");
+    }
+
+    #[test]
+    fn a_fault_cannot_be_about_a_server_that_is_not_there() {
+        let text = "[bms]\nservers = 3\n[[faults]]\nkind = \"locked\"\nservers = [3, 4]\n";
+        let error = Scenario::from_toml(text).expect_err("three servers").to_string();
+        assert!(
+            error.contains("fault 1") && error.contains("number 4") && error.contains("bms.servers` is 3"),
+            "{error}"
+        );
     }
 
     #[test]

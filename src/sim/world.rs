@@ -79,7 +79,7 @@ impl World {
             Ok((action, ids)) => self.submit(now, action, &ids),
             Err(refusal) => {
                 let about = About { call: Call::Submit, action: None, servers: &[] };
-                self.take_turn(now, about, |_, _| refusal)
+                self.take_turn(now, about, |_, _| refusal.answer())
             }
         }
     }

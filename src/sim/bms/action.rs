@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
+use super::server::Refusal;
 use crate::model::{PowerAction, ServerId};
-use crate::sim::answer::Answer;
 
 /// Exactly one of the three must be there.
 #[derive(Deserialize)]
@@ -53,13 +53,13 @@ enum TypeWord {
 }
 
 /// Reads an action and its servers, or says why not: `BMS.0001` for what is no JSON, `BMS.0018` for what is another body.
-pub(in crate::sim) fn read(body: &[u8]) -> Result<(PowerAction, Vec<ServerId>), Answer> {
-    let invalid = || Answer::refusal(400, "BMS.0018", "Request parameter is invalid.");
+pub(in crate::sim) fn read(body: &[u8]) -> Result<(PowerAction, Vec<ServerId>), Refusal> {
+    let invalid = || Refusal::new("BMS.0018", "Request parameter is invalid.");
     let parsed: ActionBody = serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             return invalid();
         }
-        Answer::refusal(400, "BMS.0001", &format!("Fail to parse request, reason: {error}."))
+        Refusal::new("BMS.0001", format!("Fail to parse request, reason: {error}."))
     })?;
     let (action, servers) = match (parsed.start, parsed.stop, parsed.reboot) {
         (Some(body), None, None) => (PowerAction::Start, body.servers),
@@ -75,9 +75,7 @@ mod tests {
     use super::*;
 
     fn code(body: &str) -> String {
-        let answer = read(body.as_bytes()).expect_err(body);
-        assert_eq!(answer.status, 400);
-        answer.value()["error"]["code"].as_str().expect("a code").to_owned()
+        read(body.as_bytes()).expect_err(body).code
     }
 
     #[test]

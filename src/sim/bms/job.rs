@@ -41,8 +41,8 @@ impl Job {
 
     /// When the last sub-job ends, or `None` if one never does.
     fn end(&self) -> Option<UtcMillis> {
-        let ends = self.sub_jobs.iter().map(|sub_job| sub_job.end);
-        ends.fold(Some(self.begin), |latest, end| Some(latest?.max(end?))).filter(|_| !self.never_ends)
+        let mut ends = self.sub_jobs.iter().map(|sub_job| sub_job.end);
+        ends.try_fold(self.begin, |latest, end| Some(latest.max(end?))).filter(|_| !self.never_ends)
     }
 
     /// What a query at `now` is answered; counts as a poll.

@@ -4,9 +4,12 @@
 
 use std::fmt::{self, Write as _};
 
-use super::server::{CREATED, Server, Shown};
+use super::server::{Server, Shown};
 use crate::model::UtcMillis;
 use crate::sim::scenario::IdleTaskState;
+
+/// [`CREATED`](super::server::CREATED) as it is printed, without its zone.
+const CREATED_TEXT: &str = "2026-01-01T00:00:00";
 
 /// Prints servers of one project.
 #[derive(Debug, Clone)]
@@ -67,7 +70,7 @@ fn write_flavor_and_metadata(out: &mut String, server: &Server) -> fmt::Result {
 }
 
 fn write_place(out: &mut String, server: &Server) -> fmt::Result {
-    let (number, created) = (server.index + 1, whole_seconds(CREATED));
+    let (number, created) = (server.index + 1, CREATED_TEXT);
     write!(
         out,
         r#""created":"{created}Z","OS-SRV-USG:launched_at":"{created}.000000","progress":0,"config_drive":"","#
@@ -95,7 +98,7 @@ fn whole_seconds(time: UtcMillis) -> String {
 mod tests {
     use serde_json::Value;
 
-    use super::super::server::Operation;
+    use super::super::server::{CREATED, Operation};
     use super::*;
     use crate::model::{PowerAction, ServerId};
 
@@ -108,6 +111,7 @@ mod tests {
     #[test]
     fn a_printed_server_is_json_with_the_documented_fields() {
         let mut server = Server::new(ServerId("616fb98f-46ca-475e-917e-2563e5a8cd19".into()), 0, true);
+        assert_eq!(whole_seconds(CREATED), CREATED_TEXT);
         let idle = print(&server, IdleTaskState::Omitted);
         assert_eq!(idle.get("OS-EXT-STS:task_state"), None);
         assert_eq!(

@@ -34,11 +34,11 @@ pub(super) struct Operation {
     pub(super) succeeds: bool,
 }
 
-/// Why a server does not take an action.
+/// Why a call or one of its servers is refused; always HTTP 400.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) code: String,
-    pub(super) message: String,
+pub(in crate::sim) struct Refusal {
+    pub(in crate::sim) code: String,
+    pub(in crate::sim) message: String,
 }
 
 impl Refusal {

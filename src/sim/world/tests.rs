@@ -1,7 +1,9 @@
 use serde_json::Value;
 
 use super::super::answer::Delivery;
+use super::super::faults::When;
 use super::super::record::OnOff;
+use super::super::scenario::Chance;
 use super::*;
 use PowerAction::{Reboot, Start, Stop};
 
@@ -207,6 +209,13 @@ fn a_missing_server_is_in_no_list_and_its_show_is_as_the_scenario_says() {
         assert_eq!(code(&world.submit(at(0), Stop, &missing)), "BMS.0040");
         assert_eq!(world.servers(at(0)).len(), 2);
     }
+}
+
+#[test]
+fn a_scenario_can_be_written_in_rust() {
+    let when = When { chance: Some(Chance::clamped(1.0)), ..When::default() };
+    let mut world = World::new(Scenario::default().with_fault(FaultKind::DropAfter, when));
+    assert_eq!(world.list(at(0), &ListQuery::default()).delivery, Delivery::Dropped);
 }
 
 #[test]
