@@ -2,6 +2,7 @@
 
 pub mod cloud;
 pub mod lifecycle;
+pub mod logging;
 pub mod model;
 pub mod pace;
 pub mod plan;

@@ -1,4 +1,7 @@
 //! The config file, as validated, finished values. Knows nothing of SQL, HTTP or the daemon.
+//!
+//! `document` reads tables and keys, `values` single values, `check` the file as a whole,
+//! `target` one target, `secrets` the files with keys and passwords.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -7,6 +10,19 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::model::{PowerAction, ServerId, Service, TargetName};
+
+mod check;
+mod document;
+mod error;
+mod secrets;
+mod target;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Mistake, SettingsError};
+pub use secrets::{LoadedSecrets, SecretError, SecretProblem, SecretRules, SecretStamp};
 
 /// Everything the daemon needs to know, checked. One is made per load of the config file.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,182 @@
+//! Single values of the config file, each from TOML to a finished type, or a sentence that says what would be right.
+//! Knows nothing of tables; reads no file.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+use toml::de::DeValue;
+
+use super::Budget;
+use crate::model::ServerId;
+
+/// A value, or what would be right.
+pub(super) type Parsed<T> = Result<T, String>;
+
+pub(super) fn text<'d>(value: &'d DeValue<'_>) -> Parsed<&'d str> {
+    value.as_str().ok_or_else(|| format!("must be a string in quotes, not {}", kind(value)))
+}
+
+/// Text that is not blank and holds no control characters.
+pub(super) fn name(value: &DeValue<'_>) -> Parsed<String> {
+    let text = text(value)?;
+    if text.trim().is_empty() || text.chars().any(char::is_control) {
+        return Err("must not be empty, nor hold control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn boolean(value: &DeValue<'_>) -> Parsed<bool> {
+    value.as_bool().ok_or_else(|| format!("must be true or false, not {}", kind(value)))
+}
+
+/// A whole number within `range`.
+pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Parsed<u32> {
+    move |value| {
+        let number = any_whole(value)?;
+        let wanted = || format!("{number} is out of range; use {} to {}", range.start(), range.end());
+        u32::try_from(number).ok().filter(|number| range.contains(number)).ok_or_else(wanted)
+    }
+}
+
+/// A whole number of any size that TOML allows; what is beyond 64 bits counts as the largest or smallest.
+pub(super) fn any_whole(value: &DeValue<'_>) -> Parsed<i128> {
+    let number = value.as_integer().ok_or_else(|| format!("must be a whole number, not {}", kind(value)))?;
+    i128::from_str_radix(number.as_str(), number.radix()).map_err(|_| "is too large a number".to_owned())
+}
+
+/// A duration such as `"90s"` within `range`.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>) -> Parsed<Duration> {
+    move |value| {
+        let text = value.as_str().ok_or_else(|| {
+            format!("must be a duration in quotes with its unit, such as \"90s\", not {}", kind(value))
+        })?;
+        let duration = parse_duration(text)?;
+        if range.contains(&duration) {
+            return Ok(duration);
+        }
+        let [least, most] = [range.start(), range.end()].map(|end| show(*end));
+        Err(format!("{text:?} is out of range; use \"{least}\" to \"{most}\""))
+    }
+}
+
+/// A duration, or `word` for none.
+pub(super) fn duration_or(
+    word: &'static str, range: RangeInclusive<Duration>,
+) -> impl Fn(&DeValue<'_>) -> Parsed<Option<Duration>> {
+    move |value| match value.as_str() {
+        Some(text) if text == word => Ok(None),
+        _ => duration(range.clone())(value).map(Some).map_err(|problem| format!("{problem}, or \"{word}\"")),
+    }
+}
+
+fn parse_duration(text: &str) -> Parsed<Duration> {
+    humantime::parse_duration(text).map_err(|error| {
+        format!("{text:?} is not a duration ({error}); write a number with its unit, such as \"100ms\", \"90s\", \"24h\" or \"90d\"")
+    })
+}
+
+/// A duration as an operator would write it, in the largest unit that leaves nothing over.
+pub(super) fn show(duration: Duration) -> String {
+    let (secs, millis) = (duration.as_secs(), duration.subsec_millis());
+    match secs {
+        _ if millis != 0 => format!("{}ms", duration.as_millis()),
+        0 => "0s".to_owned(),
+        _ if secs % 86_400 == 0 => format!("{}d", secs / 86_400),
+        _ if secs % 3_600 == 0 => format!("{}h", secs / 3_600),
+        _ if secs % 60 == 0 => format!("{}m", secs / 60),
+        _ => format!("{secs}s"),
+    }
+}
+
+/// `"500/1h"`: so many servers in so long a span, 1 s to 366 days.
+pub(super) fn budget(value: &DeValue<'_>) -> Parsed<Budget> {
+    let usual = "write servers per time, such as \"500/1h\"";
+    let text = value.as_str().ok_or_else(|| format!("must be a string, not {}; {usual}", kind(value)))?;
+    let (servers, span) = text.split_once('/').ok_or_else(|| format!("{text:?} has no slash; {usual}"))?;
+    let servers = servers.trim().parse::<u32>().ok().filter(|servers| *servers > 0).ok_or_else(|| {
+        format!("{:?} is not a number of servers from 1 to {}; {usual}", servers.trim(), u32::MAX)
+    })?;
+    let span = parse_duration(span.trim())?;
+    if !(Duration::from_secs(1)..=Duration::from_secs(366 * 86_400)).contains(&span) {
+        return Err(format!("the time of {text:?} is out of range; use \"1s\" to \"366d\""));
+    }
+    Ok(Budget { servers, span })
+}
+
+/// An absolute path.
+pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
+    let path = PathBuf::from(text(value)?);
+    if path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Ok(path);
+    }
+    Err(format!("{:?} is not an absolute path; write it from the root, beginning with /", path.as_os_str()))
+}
+
+/// An absolute path, or the bare name of a systemd credential. The value is not repeated: it might be a secret.
+pub(super) fn file_or_credential(value: &DeValue<'_>) -> Parsed<PathBuf> {
+    let text = text(value)?;
+    let is_name = (1..=255).contains(&text.len()) && !text.contains(['/', '\0', '\n']) && text != "." && text != "..";
+    if is_name || (text.starts_with('/') && !text.contains(['\0', '\n'])) {
+        return Ok(PathBuf::from(text));
+    }
+    Err("must be the absolute path of a file, or the name of a systemd credential (without any /)".to_owned())
+}
+
+/// An address with its port.
+pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
+    let text = text(value)?;
+    text.parse().map_err(|_| {
+        format!("{text:?} is not an IP address with a port; write for example \"127.0.0.1:9642\" or \"[::1]:9642\"")
+    })
+}
+
+/// A base URL: scheme and host, perhaps a port, nothing else.
+pub(super) fn base_url(value: &DeValue<'_>) -> Parsed<Url> {
+    let text = text(value)?;
+    let example = "write for example \"https://bms.eu-de.otc.t-systems.com\"";
+    let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); {example}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds a user name or a password, which has no place in a URL here; leave it out".to_owned());
+    }
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(format!("{text:?} is not an https URL; {example}"));
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        let base = url.origin().ascii_serialization();
+        return Err(format!("{text:?} has a path or a query; write the base URL alone: \"{base}\""));
+    }
+    Ok(url)
+}
+
+/// A cloud's project id: it becomes part of a URL's path.
+pub(super) fn project_id(value: &DeValue<'_>) -> Parsed<String> {
+    let text = text(value)?;
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        return Err(format!("{text:?} is not a project id; use letters, digits, - and _"));
+    }
+    Ok(text.to_owned())
+}
+
+/// One server id, by the queue's own rule.
+pub(super) fn server_id(text: &str) -> Parsed<ServerId> {
+    if ServerId::is_valid(text) {
+        return Ok(ServerId(text.to_owned()));
+    }
+    Err(format!("{text:?} is not a server id; use 1 to 64 letters, digits and -"))
+}
+
+/// What a value is, with its article.
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a number with a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
