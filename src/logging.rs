@@ -29,7 +29,9 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// `RUST_LOG` makes no sense.
-    #[error("RUST_LOG={value:?} is not a log filter; use a level (error, warn, info, debug, trace), or module=level pairs joined by commas")]
+    #[error(
+        "RUST_LOG={value:?} is not a log filter; use a level (error, warn, info, debug, trace), or module=level pairs joined by commas"
+    )]
     Filter {
         /// What it holds.
         value: String,
@@ -107,8 +109,11 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let writer = OneLine { inner: writer, journal: style.journal };
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(style.colour).with_target(false).with_writer(writer);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(style.colour)
+        .with_target(false)
+        .with_writer(writer);
     match format {
         LogFormat::Json => Box::new(builder.json().with_target(true).flatten_event(true).finish()),
         LogFormat::Text if style.journal => Box::new(builder.without_time().finish()),

@@ -97,7 +97,9 @@ fn queue(root: &Section<'_>) -> QueueSettings {
         default_ttl: section
             .read("default_ttl", values::duration_or("never", SECOND..=CENTURY))
             .unwrap_or(usual.default_ttl),
-        retention: section.read("retention", values::duration_or("forever", SECOND..=CENTURY)).unwrap_or(usual.retention),
+        retention: section
+            .read("retention", values::duration_or("forever", SECOND..=CENTURY))
+            .unwrap_or(usual.retention),
     };
     section.refuse_unknown(|_| None);
     settings

@@ -109,7 +109,9 @@ impl<'d> Section<'d> {
 
     /// Reads a key that may be absent. None also when its value is wrong, which is reported then.
     pub(super) fn read<T>(
-        &self, key: &'static str, parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
     ) -> Option<T> {
         self.known.borrow_mut().push(key);
         let (_, value) = self.entry(key)?;
@@ -118,7 +120,10 @@ impl<'d> Section<'d> {
 
     /// Reads a key that must be there; `example` shows how to write it.
     pub(super) fn require<T>(
-        &self, key: &'static str, example: &str, parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
+        &self,
+        key: &'static str,
+        example: &str,
+        parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
     ) -> Option<T> {
         if self.entry(key).is_none() {
             self.mistake(key, format!("is missing; write for example {key} = {example}"));

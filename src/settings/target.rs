@@ -230,8 +230,7 @@ fn token(section: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
     let iam_endpoint = https_url(section, "iam_endpoint", "\"https://iam.eu-de.otc.t-systems.com\"", allow_http);
     let domain = section.require("domain", "\"OTC-EU-DE-00000000001000000000\"", values::name);
     let username = section.require("username", "\"power-operator\"", values::name);
-    let password_file =
-        section.require("password_file", "\"/etc/poweryard/password\"", values::file_or_credential);
+    let password_file = section.require("password_file", "\"/etc/poweryard/password\"", values::file_or_credential);
     Some(AuthSettings::Token {
         iam_endpoint: iam_endpoint?,
         domain: domain?,
@@ -251,9 +250,9 @@ fn auth_hint(key: &str, kind: Option<AuthKind>) -> Option<String> {
         AuthKind::AkSk => ("aksk", AKSK_KEYS, "token", TOKEN_KEYS),
         AuthKind::Token => ("token", TOKEN_KEYS, "aksk", AKSK_KEYS),
     };
-    other_keys.contains(&key).then(|| {
-        format!("belongs to kind = \"{other}\"; kind = \"{own}\" takes {}", own_keys.join(", "))
-    })
+    other_keys
+        .contains(&key)
+        .then(|| format!("belongs to kind = \"{other}\"; kind = \"{own}\" takes {}", own_keys.join(", ")))
 }
 
 fn budgets(target: &Section<'_>) -> Vec<(PowerAction, Budget)> {

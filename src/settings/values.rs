@@ -64,7 +64,8 @@ pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>)
 
 /// A duration, or `word` for none.
 pub(super) fn duration_or(
-    word: &'static str, range: RangeInclusive<Duration>,
+    word: &'static str,
+    range: RangeInclusive<Duration>,
 ) -> impl Fn(&DeValue<'_>) -> Parsed<Option<Duration>> {
     move |value| match value.as_str() {
         Some(text) if text == word => Ok(None),
@@ -96,9 +97,10 @@ pub(super) fn budget(value: &DeValue<'_>) -> Parsed<Budget> {
     let usual = "write servers per time, such as \"500/1h\"";
     let text = value.as_str().ok_or_else(|| format!("must be a string, not {}; {usual}", kind(value)))?;
     let (servers, span) = text.split_once('/').ok_or_else(|| format!("{text:?} has no slash; {usual}"))?;
-    let servers = servers.trim().parse::<u32>().ok().filter(|servers| *servers > 0).ok_or_else(|| {
-        format!("{:?} is not a number of servers from 1 to {}; {usual}", servers.trim(), u32::MAX)
-    })?;
+    let servers =
+        servers.trim().parse::<u32>().ok().filter(|servers| *servers > 0).ok_or_else(|| {
+            format!("{:?} is not a number of servers from 1 to {}; {usual}", servers.trim(), u32::MAX)
+        })?;
     let span = parse_duration(span.trim())?;
     if !(Duration::from_secs(1)..=Duration::from_secs(366 * 86_400)).contains(&span) {
         return Err(format!("the time of {text:?} is out of range; use \"1s\" to \"366d\""));
