@@ -30,7 +30,8 @@ pub enum LogFormat {
 pub enum LoggingError {
     /// `RUST_LOG` makes no sense.
     #[error(
-        "RUST_LOG={value:?} is not a log filter; use a level (error, warn, info, debug, trace), or module=level pairs joined by commas"
+        "RUST_LOG={value:?} is not a log filter; use a level (error, warn, info, debug, trace), \
+         or module=level pairs joined by commas"
     )]
     Filter {
         /// What it holds.
@@ -54,7 +55,7 @@ pub fn init(format: LogFormat) -> Result<(), LoggingError> {
     Ok(())
 }
 
-/// At `info` and quieter the libraries say no more than warnings; `debug` and `trace` without a module mean this daemon.
+/// Libraries say no more than warnings, also with `RUST_LOG=debug`, unless it names them.
 fn filter(rust_log: Option<&str>) -> Result<EnvFilter, LoggingError> {
     let wanted = rust_log.map(str::trim).filter(|value| !value.is_empty()).unwrap_or("info");
     let invalid = |source| LoggingError::Filter { value: wanted.to_owned(), source };
@@ -179,6 +180,7 @@ impl<W: Write> Write for LineWriter<W> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may fail by a panic")]
 mod tests {
     use std::sync::{Arc, Mutex};
 

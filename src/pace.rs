@@ -42,10 +42,9 @@ impl Pace {
     }
 
     /// Takes over what an earlier run had learned: the lowered rate and the throttled calls in a row.
-    pub fn resume(&mut self, rate: u32, throttles: u32, blocked_until: Option<UtcMillis>) {
+    pub fn resume(&mut self, rate: u32, throttles: u32) {
         self.rate = rate.clamp(1, self.configured);
         self.throttles = throttles;
-        self.blocked_until = blocked_until;
     }
 
     /// Takes a new configured rate, after a reload.

@@ -1,20 +1,100 @@
 //! The clouds: one trait, `PowerCloud`, and its implementations, one file a service.
 //!
-//! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows nothing of SQL, and decides
-//! nothing: it says what the cloud said, classed; `verdict` says what follows.
+//! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows nothing of SQL, and
+//! decides nothing: it says what the cloud said, classed; `verdict` says what follows.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Sighting, Tracking};
+use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking, UtcMillis};
+use crate::settings::TargetSettings;
+
+pub mod answer;
+pub mod auth;
+pub mod bms;
+pub mod codes;
+mod complaint;
+pub mod http;
+mod objects;
+mod session;
+mod text;
+
+pub use auth::Credentials;
+pub use bms::Bms;
+
+/// Tells the time, for signatures and for the life of tokens; tests fix it.
+pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
+
+/// Makes the client for `target`'s service. Sends nothing yet.
+///
+/// # Errors
+/// See `ClientError`; each means that the settings or the secrets need a person.
+pub fn connect(
+    target: &TargetSettings,
+    credentials: Credentials,
+    clock: Clock,
+) -> Result<Arc<dyn PowerCloud>, ClientError> {
+    match target.service {
+        Service::Bms => Ok(Arc::new(Bms::new(target, credentials, clock)?)),
+        Service::CloudDc => Err(ClientError::Unsupported { service: target.service }),
+    }
+}
+
+/// Why no client can be made from these settings and secrets. `Display` is one sentence for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// This version has no client for the service.
+    #[error("service \"{service}\" is not supported by this version")]
+    Unsupported {
+        /// As in the config.
+        service: Service,
+    },
+    /// The address is not `https://`, and `allow_http` is not set.
+    #[error("{address} is not an https address; set allow_http = true if that is meant")]
+    Insecure {
+        /// `host:port`.
+        address: String,
+    },
+    /// `ca_file` is missing, unreadable, or holds no certificate.
+    #[error("ca_file {} cannot be used: {why}", file.display())]
+    Authorities {
+        /// As in the config.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The secrets are of another kind than `[targets.NAME.auth]` says.
+    #[error("the settings ask for credentials of kind \"{wanted}\", but those given are of kind \"{given}\"")]
+    CredentialsKind {
+        /// `kind` in the config.
+        wanted: &'static str,
+        /// The secrets' kind.
+        given: &'static str,
+    },
+    /// The HTTP client cannot be built: proxy, TLS, or the system's certificate authorities.
+    #[error("the HTTP client cannot be set up: {why}")]
+    SetUp {
+        /// The library's reasons.
+        why: String,
+    },
+}
+
+impl ClientError {
+    fn set_up(error: reqwest::Error) -> Self {
+        Self::SetUp { why: http::causes(&error.without_url()) }
+    }
+}
 
 /// A cloud project that can be asked to switch servers.
 ///
-/// No method retries by itself but for one renewal of a refused token or signature. Every method ends within the
-/// target's `request_timeout` (times the pages read, for `observe`).
+/// No method retries by itself but for one renewal of a refused token or signature. Every call ends within the target's
+/// `request_timeout`; a method makes one call, and after a 401 two and one for the token. `observe` makes one for each
+/// page or server that it reads.
 pub trait PowerCloud: Send + Sync {
     /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
     /// stored only the call itself is left.
@@ -22,7 +102,8 @@ pub trait PowerCloud: Send + Sync {
 
     /// Makes one submit call for all `servers`: 1 to `Service::batch_servers_cap`, each once.
     ///
-    /// An error whose fault is `Fault::Lost` may have been carried out; with any other fault nothing was, as far as the documents go.
+    /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused` with
+    /// `RetryableUncertain` or `Other`: look first. With any other fault nothing was, as far as the documents go.
     fn submit<'a>(&'a self, action: PowerAction, servers: &'a [ServerId])
     -> BoxFuture<'a, Result<Tracking, CallError>>;
 
@@ -31,8 +112,9 @@ pub trait PowerCloud: Send + Sync {
 
     /// Reads the states of `servers`, by list or one by one, whichever needs fewer calls.
     ///
-    /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own call
-    /// before it is called missing.
+    /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own
+    /// call before it is called missing. One of several that the service refuses to show is `Power::Unclear`,
+    /// `Activity::Other`.
     fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>>;
 }
 
@@ -71,7 +153,8 @@ pub enum Fault {
     Permission,
     /// Wrong endpoint, project or service, or a redirect; nothing was carried out. Hold the target.
     Configuration,
-    /// The service read the call and refused it.
+    /// The service read the call and refused it. After a submit: `RetryableUncertain` and `Other` may hide that it was
+    /// begun; `Retryable` is a passing refusal that concerns one of the servers (`BMS.1006`).
     Refused(CodeClass),
     /// The call left and its answer is missing, unreadable, or says nothing certain: it may have been carried out.
     Lost,

@@ -24,7 +24,9 @@ impl Settings {
         Self::parse(&read(path)?, path)
     }
 
-    /// Checks a config text; `file_name` stands in front of each mistake. Also reads what `ca_file` and `servers_file` name.
+    /// Checks a config text; `file_name` stands in front of each mistake.
+    ///
+    /// Also reads the files that `ca_file` and `servers_file` name, but no secret.
     ///
     /// # Errors
     /// The text has mistakes; all of them are reported at once.
@@ -81,10 +83,8 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
     let targets = targets(root, credentials);
     let listen = root.section("listen");
     let address =
-        if root.has("listen") { listen.require("address", "\"127.0.0.1:9642\"", values::address) } else { None };
-    if listen.is_present() {
-        listen.refuse_unknown(|_| None);
-    }
+        if listen.is_present() { listen.require("address", "\"127.0.0.1:9642\"", values::address) } else { None };
+    listen.refuse_unknown(|_| None);
     root.refuse_unknown(|_| None);
     Some(Settings { queue, batch, targets, listen: address })
 }

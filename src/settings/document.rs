@@ -1,5 +1,5 @@
-//! Tables and keys of a TOML text, read one by one, so that each mistake is reported with its line and full key, and all
-//! of them at once. Knows nothing of what a key means.
+//! Tables and keys of a TOML text, read one by one, so that all mistakes are reported at once, each with its line and
+//! full key (serde stops at the first, and knows neither). Knows nothing of what a key means.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -206,8 +206,11 @@ fn key_near(text: &str, offset: usize) -> String {
     }
     let line_start = text[..end].rfind('\n').map_or(0, |at| at + 1);
     let line = text[line_start..].lines().next().unwrap_or_default();
-    let tables = text[..line_start].lines().filter_map(|line| line.trim().strip_prefix('['));
-    let table = tables.last().and_then(|rest| rest.split(']').next()).map(str::trim);
+    let mut tables = text[..line_start]
+        .lines()
+        .rev()
+        .filter_map(|line| line.trim_start_matches('\u{feff}').trim().strip_prefix('['));
+    let table = tables.next().and_then(|rest| rest.split(']').next()).map(str::trim);
     let key = line.split_once('=').map(|(key, _)| key.trim());
     match (table, key) {
         _ if line.trim_start().starts_with('[') => line.trim().trim_matches(['[', ']']).to_owned(),

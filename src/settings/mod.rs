@@ -78,11 +78,11 @@ pub struct TargetSettings {
     pub look_time_limit: Duration,
     /// The unwished state, idle for so long, proves that nothing was carried out. Default 60 s, at least 1 s.
     pub settle_time: Duration,
-    /// From a submit to its first look, without history to learn from. Default 2 s.
+    /// From a submit to its first look, without history to learn from. Default 2 s, or `look_interval_max` if that is less.
     pub first_look: Duration,
     /// Looks are at most this far apart. Default 30 s.
     pub look_interval_max: Duration,
-    /// For the TCP and TLS handshakes. Default 10 s.
+    /// For the TCP and TLS handshakes. Default 10 s, or `request_timeout` if that is less.
     pub connect_timeout: Duration,
     /// For a whole call, body included. Default 60 s.
     pub request_timeout: Duration,

@@ -1,4 +1,4 @@
-//! The files with keys and passwords: where they are, who may read them, and what they hold. Never prints what they hold.
+//! The files with keys and passwords: where they are, who may read them, and what they hold, which is never printed.
 //! Knows nothing of how a secret is used.
 
 use std::ffi::OsStr;
@@ -43,9 +43,9 @@ impl LoadedSecrets {
     /// Reads the files that `auth` names, after checking who else may read them.
     ///
     /// # Errors
-    /// The first file that is missing, open to others or to the queue's group, empty, too large, or not one line of text.
+    /// The first file that is missing, open to others or to the queue's group, empty, too large, or not one line.
     pub fn load(target: &TargetName, auth: &AuthSettings, rules: &SecretRules) -> Result<Self, SecretError> {
-        let read = |key: &str, file: &Path| read_secret(format!("targets.{target}.auth.{key}"), file, rules);
+        let read = |key, file: &Path| read_secret(target, key, file, rules);
         match auth {
             AuthSettings::AkSk { access_key_file, secret_key_file, security_token_file } => Ok(Self::AkSk {
                 access_key: read("access_key_file", access_key_file)?,
@@ -59,6 +59,11 @@ impl LoadedSecrets {
                 Ok(Self::Token { password: read("password_file", password_file)? })
             }
         }
+    }
+
+    /// Every problem that the files of `auth` have; none if [`LoadedSecrets::load`] would succeed.
+    pub fn problems(target: &TargetName, auth: &AuthSettings, rules: &SecretRules) -> Vec<SecretError> {
+        files(auth).into_iter().filter_map(|(key, file)| read_secret(target, key, file, rules).err()).collect()
     }
 }
 
@@ -88,8 +93,8 @@ impl SecretRules {
     }
 
     /// Root-owned files in systemd's directory show a group bit that stands for the service's own access list.
-    fn is_systemd_credential(&self, path: &Path, meta: &Metadata) -> bool {
-        meta.uid() == 0 && self.credentials_directory.as_deref().is_some_and(|directory| path.starts_with(directory))
+    fn is_systemd_credential(&self, path: &Path, owner: u32) -> bool {
+        owner == 0 && self.credentials_directory.as_deref().is_some_and(|directory| path.starts_with(directory))
     }
 }
 
@@ -115,8 +120,7 @@ pub(super) fn resolve(value: &Path, credentials: Option<&Path>) -> Result<PathBu
 pub struct SecretError {
     /// The key with its tables, such as `targets.default.auth.secret_key_file`.
     pub key: String,
-    /// What is wrong with its file.
-    #[source]
+    /// What is wrong with its file; part of the message.
     pub problem: SecretProblem,
 }
 
@@ -162,11 +166,11 @@ pub enum SecretProblem {
     NotOneLine(PathBuf),
 }
 
-fn read_secret(key: String, value: &Path, rules: &SecretRules) -> Result<SecretString, SecretError> {
+fn read_secret(target: &TargetName, key: &str, value: &Path, rules: &SecretRules) -> Result<SecretString, SecretError> {
     resolve(value, rules.credentials_directory.as_deref())
         .map_err(SecretProblem::NoCredentials)
         .and_then(|file| read_file(file, rules))
-        .map_err(|problem| SecretError { key, problem })
+        .map_err(|problem| SecretError { key: format!("targets.{target}.auth.{key}"), problem })
 }
 
 /// Checks the very file that it then reads, whatever is put in its place meanwhile.
@@ -200,21 +204,24 @@ fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {
     SecretProblem::Unreadable { file: path.to_owned(), cause, mend }
 }
 
-/// A group other than the queue's may read: that is how a root-owned file is given to the daemon's own account.
 fn check_readers(path: &Path, meta: &Metadata, rules: &SecretRules) -> Result<(), SecretProblem> {
     let mode = meta.mode() & 0o7777;
-    let readers = if mode & READABLE_BY_OTHERS != 0 {
-        "everybody"
-    } else if mode & READABLE_BY_GROUP != 0
-        && rules.queue_groups.contains(&meta.gid())
-        && !rules.is_systemd_credential(path, meta)
-    {
-        "the queue's group, to which producers belong"
-    } else {
-        return Ok(());
-    };
+    let group_counts = rules.queue_groups.contains(&meta.gid()) && !rules.is_systemd_credential(path, meta.uid());
+    let Some(readers) = foreign_readers(mode, group_counts) else { return Ok(()) };
     let mend = mend_command(path, meta.uid(), own_user());
     Err(SecretProblem::Open { file: path.to_owned(), readers, mode, mend })
+}
+
+/// Who else may read a file of this mode. `group_counts` if its group is the queue's; any other group may read, since
+/// that is how a root-owned file is given to the daemon's own account.
+fn foreign_readers(mode: u32, group_counts: bool) -> Option<&'static str> {
+    if mode & READABLE_BY_OTHERS != 0 {
+        Some("everybody")
+    } else if mode & READABLE_BY_GROUP != 0 && group_counts {
+        Some("the queue's group, to which producers belong")
+    } else {
+        None
+    }
 }
 
 /// Mode 600 serves the owner only, so a file that is another's must change hands too.
@@ -258,7 +265,7 @@ impl SecretStamp {
     /// Looks at the files that `auth` names, without opening them. A missing file is part of the picture.
     pub fn take(auth: &AuthSettings, rules: &SecretRules) -> Self {
         let credentials = rules.credentials_directory.as_deref();
-        let stamps = files(auth).into_iter().map(|value| {
+        let stamps = files(auth).into_iter().map(|(_, value)| {
             let path = resolve(value, credentials).unwrap_or_else(|_| value.to_owned());
             let stamp = fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta));
             (path, stamp)
@@ -279,15 +286,214 @@ impl FileStamp {
     }
 }
 
-fn files(auth: &AuthSettings) -> Vec<&Path> {
+/// The keys of `auth` that name secret files, each with its value.
+fn files(auth: &AuthSettings) -> Vec<(&'static str, &Path)> {
     match auth {
         AuthSettings::AkSk { access_key_file, secret_key_file, security_token_file } => {
-            [Some(access_key_file), Some(secret_key_file), security_token_file.as_ref()]
-                .into_iter()
-                .flatten()
-                .map(PathBuf::as_path)
-                .collect()
+            let mut files = vec![("access_key_file", access_key_file.as_path()), ("secret_key_file", secret_key_file)];
+            files.extend(security_token_file.as_deref().map(|file| ("security_token_file", file)));
+            files
         }
-        AuthSettings::Token { password_file, .. } => vec![password_file],
+        AuthSettings::Token { password_file, .. } => vec![("password_file", password_file)],
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may fail by a panic")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use secrecy::ExposeSecret;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A folder with a queue and a secret in it; the secret's group is the queue's.
+    struct Folder {
+        dir: TempDir,
+        rules: SecretRules,
+    }
+
+    impl Folder {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("queue.db"), "").unwrap();
+            let rules = SecretRules::new(&dir.path().join("queue.db"), None);
+            Self { dir, rules }
+        }
+
+        fn file(&self, name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
+            let path = self.dir.path().join(name);
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            path
+        }
+
+        fn load(&self, password_file: impl Into<PathBuf>) -> Result<LoadedSecrets, String> {
+            let target = TargetName("default".into());
+            LoadedSecrets::load(&target, &token(password_file.into()), &self.rules).map_err(|error| error.to_string())
+        }
+
+        fn password(&self, content: impl AsRef<[u8]>) -> Result<String, String> {
+            match self.load(self.file("password", content, 0o600))? {
+                LoadedSecrets::Token { password } => Ok(password.expose_secret().to_owned()),
+                LoadedSecrets::AkSk { .. } => panic!("not the kind asked for"),
+            }
+        }
+    }
+
+    fn token(password_file: PathBuf) -> AuthSettings {
+        let iam_endpoint = "https://iam.example.com".parse().unwrap();
+        AuthSettings::Token { iam_endpoint, domain: "d".into(), username: "u".into(), password_file }
+    }
+
+    #[test]
+    fn the_white_space_at_the_end_is_cut() {
+        let folder = Folder::new();
+        assert_eq!(folder.password("hunter2").unwrap(), "hunter2");
+        assert_eq!(folder.password("a b\r\n").unwrap(), "a b");
+        assert_eq!(folder.password("x".repeat(64 * 1024)).unwrap().len(), 64 * 1024);
+    }
+
+    #[test]
+    fn contents_that_cannot_be_a_secret_are_refused_without_showing_them() {
+        let folder = Folder::new();
+        let path = folder.dir.path().join("password").display().to_string();
+        let key = "targets.default.auth.password_file";
+        let cases: [(&[u8], &str); 5] = [
+            (b" \n", "is empty; write the secret into it"),
+            (&[b'x'; 64 * 1024 + 1], "is larger than 64 KiB; is it the right file?"),
+            (b"hunter2\nhunter3\n", "is not one line of text; write the secret alone into it"),
+            (b"hunter\x002", "is not one line of text; write the secret alone into it"),
+            (b"\xff\xfe", "is not one line of text; write the secret alone into it"),
+        ];
+        for (content, expected) in cases {
+            assert_eq!(folder.password(content).unwrap_err(), format!("{key}: {path} {expected}"));
+        }
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_is_refused_with_the_command_that_mends_it() {
+        let folder = Folder::new();
+        for (mode, readers) in [
+            (0o644, "everybody"),
+            (0o604, "everybody"),
+            (0o640, "the queue's group, to which producers belong"),
+            (0o440, "the queue's group, to which producers belong"),
+        ] {
+            let path = folder.file(&format!("secret{mode:o}"), "hunter2", mode);
+            assert_eq!(
+                folder.load(&path).unwrap_err(),
+                format!(
+                    "targets.default.auth.password_file: {path} can be read by {readers} (mode {mode:04o}); \
+                     run: chmod 600 {path}",
+                    path = path.display()
+                )
+            );
+        }
+        for mode in [0o600, 0o400] {
+            assert!(folder.load(folder.file(&format!("fine{mode:o}"), "hunter2", mode)).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_check_finds_every_bad_file() {
+        let folder = Folder::new();
+        let auth = AuthSettings::AkSk {
+            access_key_file: folder.file("ak", "", 0o600),
+            secret_key_file: folder.file("sk", "hunter-sk", 0o644),
+            security_token_file: None,
+        };
+        let problems = LoadedSecrets::problems(&TargetName("t".into()), &auth, &folder.rules);
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["targets.t.auth.access_key_file", "targets.t.auth.secret_key_file"]);
+    }
+
+    #[test]
+    fn a_group_that_no_producer_is_in_may_read() {
+        let mut folder = Folder::new();
+        folder.rules.queue_groups = vec![u32::MAX - 1];
+        assert!(folder.load(folder.file("password", "hunter2", 0o640)).is_ok());
+        assert_eq!(foreign_readers(0o644, false), Some("everybody"));
+    }
+
+    #[test]
+    fn systemds_own_files_show_a_group_bit_that_does_not_count() {
+        let directory = Some(PathBuf::from("/run/credentials/poweryard.service"));
+        let rules = SecretRules { credentials_directory: directory, queue_groups: vec![0] };
+        let inside = Path::new("/run/credentials/poweryard.service/secret_key");
+        assert!(rules.is_systemd_credential(inside, 0));
+        assert!(!rules.is_systemd_credential(inside, 1000));
+        assert!(!rules.is_systemd_credential(Path::new("/etc/poweryard/secret_key"), 0));
+    }
+
+    #[test]
+    fn a_name_is_looked_up_in_the_credentials_directory() {
+        let mut folder = Folder::new();
+        assert_eq!(
+            folder.load("password").unwrap_err(),
+            "targets.default.auth.password_file: names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
+             write an absolute path, or start poweryard by its systemd unit"
+        );
+        folder.rules = SecretRules::new(Path::new("/no/queue.db"), Some(folder.dir.path().as_os_str()));
+        folder.file("password", "hunter2", 0o400);
+        assert!(folder.load("password").is_ok());
+    }
+
+    #[test]
+    fn a_missing_file_and_a_directory_are_named() {
+        let folder = Folder::new();
+        assert_eq!(
+            folder.load("/no/such").unwrap_err(),
+            "targets.default.auth.password_file: /no/such cannot be read (No such file or directory (os error 2)); \
+             write the secret into a file of that name, mode 600"
+        );
+        assert_eq!(
+            folder.load("/etc").unwrap_err(),
+            "targets.default.auth.password_file: /etc is not a regular file; name the file that holds the secret"
+        );
+    }
+
+    #[test]
+    fn a_file_of_another_owner_must_change_hands() {
+        assert_eq!(mend_command(Path::new("/s"), 0, 990), "chown 990 /s && chmod 600 /s");
+        assert_eq!(mend_command(Path::new("/s"), 990, 0), "chmod 600 /s");
+        assert_eq!(mend_command(Path::new("/a b'c"), 7, 7), r"chmod 600 '/a b'\''c'");
+    }
+
+    #[test]
+    fn both_kinds_are_loaded_and_debug_shows_neither() {
+        let folder = Folder::new();
+        let auth = AuthSettings::AkSk {
+            access_key_file: folder.file("ak", "hunter-ak", 0o600),
+            secret_key_file: folder.file("sk", "hunter-sk", 0o600),
+            security_token_file: Some(folder.file("st", "hunter-st", 0o600)),
+        };
+        let secrets = LoadedSecrets::load(&TargetName("t".into()), &auth, &folder.rules).unwrap();
+        assert!(!format!("{secrets:?}").contains("hunter"));
+        assert!(LoadedSecrets::problems(&TargetName("t".into()), &auth, &folder.rules).is_empty());
+        let LoadedSecrets::AkSk { access_key, secret_key, security_token } = secrets else { panic!("wrong kind") };
+        let texts =
+            [&access_key, &secret_key, &security_token.unwrap()].map(|secret| secret.expose_secret().to_owned());
+        assert_eq!(texts, ["hunter-ak", "hunter-sk", "hunter-st"]);
+    }
+
+    #[test]
+    fn a_stamp_changes_with_the_file_its_mode_and_its_absence() {
+        let folder = Folder::new();
+        let path = folder.file("password", "one", 0o600);
+        let take = || SecretStamp::take(&token(path.clone()), &folder.rules);
+        let first = take();
+        assert_eq!(first, take());
+        let other = folder.file("next", "two", 0o600);
+        fs::rename(other, &path).unwrap();
+        let second = take();
+        assert_ne!(first, second);
+        fs::write(&path, "longer").unwrap();
+        let third = take();
+        assert_ne!(second, third);
+        fs::remove_file(&path).unwrap();
+        assert_ne!(third, take());
+        assert_eq!(take(), take());
     }
 }

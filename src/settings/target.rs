@@ -29,7 +29,7 @@ pub(super) fn read(name: &str, section: &Section<'_>, credentials: Option<&Path>
     let batch_servers_max = batch_servers_max(section, service);
     let limits = Limits::read(section);
     let ca_file = section.read("ca_file", |value| ca_file(value, credentials));
-    let proxy = section.read("proxy", values::base_url);
+    let proxy = section.read("proxy", values::base_url("\"http://proxy.example.com:3128\""));
     let auth = auth(section, allow_http);
     let budgets = budgets(section);
     let protected = protected(section, credentials);
@@ -77,18 +77,18 @@ fn service(value: &DeValue<'_>) -> Parsed<Service> {
 }
 
 fn https_url(section: &Section<'_>, key: &'static str, example: &str, allow_http: bool) -> Option<Url> {
-    let url = section.require(key, example, values::base_url)?;
+    let url = section.require(key, example, values::base_url(example))?;
     if url.scheme() == "http" && !allow_http {
-        let problem = format!("\"{url}\" is not encrypted; use https://, or for a test set allow_http = true");
-        section.mistake(key, problem.replace("/\" is", "\" is"));
+        let base = url.origin().ascii_serialization();
+        section.mistake(key, format!("\"{base}\" is not encrypted; use https://, or for a test set allow_http = true"));
         return None;
     }
     Some(url)
 }
 
-/// Depends on the service; without one, any number passes, since that is reported already.
+/// Depends on the service; a missing or wrong one is reported already, and counts as the most generous here.
 fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<u32> {
-    let cap = service.map_or(u32::MAX, Service::batch_servers_cap);
+    let cap = service.unwrap_or(Service::Bms).batch_servers_cap();
     let parsed = section.read("batch_servers_max", |value| {
         let number = values::any_whole(value)?;
         match u32::try_from(number) {
@@ -118,15 +118,17 @@ struct Limits {
 impl Limits {
     fn read(section: &Section<'_>) -> Self {
         let time = |key, least, usual, most| section.read(key, values::duration(least..=most)).unwrap_or(usual);
+        let look_interval_max = time("look_interval_max", MILLISECOND, 30 * SECOND, HOUR);
+        let request_timeout = time("request_timeout", MILLISECOND, MINUTE, 10 * MINUTE);
         let limits = Self {
             submits_per_minute: section.read("submits_per_minute", values::whole(1..=6000)).unwrap_or(50),
             job_time_limit: time("job_time_limit", MILLISECOND, HOUR, 30 * DAY),
             look_time_limit: time("look_time_limit", MILLISECOND, 15 * MINUTE, 30 * DAY),
             settle_time: time("settle_time", SECOND, MINUTE, DAY),
-            first_look: time("first_look", MILLISECOND, 2 * SECOND, HOUR),
-            look_interval_max: time("look_interval_max", MILLISECOND, 30 * SECOND, HOUR),
-            connect_timeout: time("connect_timeout", MILLISECOND, 10 * SECOND, 10 * MINUTE),
-            request_timeout: time("request_timeout", MILLISECOND, MINUTE, 10 * MINUTE),
+            first_look: time("first_look", MILLISECOND, look_interval_max.min(2 * SECOND), HOUR),
+            look_interval_max,
+            connect_timeout: time("connect_timeout", MILLISECOND, request_timeout.min(10 * SECOND), 10 * MINUTE),
+            request_timeout,
         };
         limits.check(section);
         limits

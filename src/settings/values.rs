@@ -75,7 +75,10 @@ pub(super) fn duration_or(
 
 fn parse_duration(text: &str) -> Parsed<Duration> {
     humantime::parse_duration(text).map_err(|error| {
-        format!("{text:?} is not a duration ({error}); write a number with its unit, such as \"100ms\", \"90s\", \"24h\" or \"90d\"")
+        format!(
+            "{text:?} is not a duration ({error}); \
+             write a number with its unit, such as \"100ms\", \"90s\", \"24h\" or \"90d\""
+        )
     })
 }
 
@@ -135,22 +138,23 @@ pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
     })
 }
 
-/// A base URL: scheme and host, perhaps a port, nothing else.
-pub(super) fn base_url(value: &DeValue<'_>) -> Parsed<Url> {
-    let text = text(value)?;
-    let example = "write for example \"https://bms.eu-de.otc.t-systems.com\"";
-    let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); {example}"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("holds a user name or a password, which has no place in a URL here; leave it out".to_owned());
+/// A base URL: http or https, host, perhaps a port, nothing else. `example` stands in the messages.
+pub(super) fn base_url(example: &str) -> impl Fn(&DeValue<'_>) -> Parsed<Url> {
+    move |value| {
+        let text = text(value)?;
+        let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); write for example {example}"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("holds a user name or a password, which has no place in a URL here; leave it out".to_owned());
+        }
+        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+            return Err(format!("{text:?} does not begin with http:// or https://; write for example {example}"));
+        }
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            let base = url.origin().ascii_serialization();
+            return Err(format!("{text:?} has a path or a query; write the base URL alone: \"{base}\""));
+        }
+        Ok(url)
     }
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(format!("{text:?} is not an https URL; {example}"));
-    }
-    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        let base = url.origin().ascii_serialization();
-        return Err(format!("{text:?} has a path or a query; write the base URL alone: \"{base}\""));
-    }
-    Ok(url)
 }
 
 /// A cloud's project id: it becomes part of a URL's path.

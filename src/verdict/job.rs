@@ -57,6 +57,10 @@ pub fn after_job(batch: &Batch, report: &JobReport, rules: &Rules, now: UtcMilli
 pub fn after_failed_query(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
     match error.fault {
         Fault::Refused(CodeClass::JobUnknown) => Step::only(doubtful(batch, LookCause::Vanished, rules, now)),
+        Fault::Throttled { retry_after: Some(wait), .. } => match unfinished(batch, rules, now) {
+            BatchNext::Again { next_look_at, .. } => Step::look_again(batch, next_look_at.max(now + wait)),
+            over => Step::only(over),
+        },
         _ => Step::only(unfinished(batch, rules, now)),
     }
 }

@@ -107,6 +107,11 @@ impl Batch {
 }
 
 impl Step {
+    /// Nothing but another look at `at`.
+    pub fn look_again(batch: &Batch, at: UtcMillis) -> Self {
+        Self::only(BatchNext::Again { next_look_at: at, doubts: batch.doubts })
+    }
+
     fn only(batch: BatchNext) -> Self {
         Self { batch, moves: Vec::new(), seen: Vec::new(), complaint: None, job_ms: None }
     }

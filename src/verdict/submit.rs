@@ -1,9 +1,14 @@
 //! The answer to a submit call, or its absence.
 
+use std::time::Duration;
+
 use super::{Batch, Rules, about_one_server, our_own};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Tracking, UtcMillis};
+
+/// As long as a job may take by default.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What follows from the answer to a submit call.
 ///
@@ -13,7 +18,7 @@ use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Tra
 pub fn after_submit(
     batch: &Batch,
     answer: Result<Tracking, CallError>,
-    history: &[std::time::Duration],
+    history: &[Duration],
     rules: &Rules,
     now: UtcMillis,
 ) -> Step {
@@ -40,13 +45,11 @@ pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
 }
 
 /// A batch whose target the config no longer has, or has with another service, endpoint or project: it cannot be asked
-/// for. Its requests end `unknown` once its job's time has passed.
-pub fn orphaned_target(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
-    if now < batch.intent_at + rules.job_time_limit {
-        return Step::only(BatchNext::Again {
-            next_look_at: batch.intent_at + rules.job_time_limit,
-            doubts: batch.doubts,
-        });
+/// for. Its requests end `unknown` an hour after the call, which leaves time to mend the config.
+pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
+    let ends = batch.intent_at + ORPHAN_PATIENCE;
+    if now < ends {
+        return Step::only(BatchNext::Again { next_look_at: ends, doubts: batch.doubts });
     }
     let why =
         "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
@@ -66,7 +69,7 @@ fn complaint(error: CallError, class: CodeClass) -> Complaint {
     Complaint { code: error.code, message, class }
 }
 
-fn accepted(batch: &Batch, tracking: Tracking, history: &[std::time::Duration], rules: &Rules, now: UtcMillis) -> Step {
+fn accepted(batch: &Batch, tracking: Tracking, history: &[Duration], rules: &Rules, now: UtcMillis) -> Step {
     let job = match tracking {
         Tracking::Job(job) => Some(job),
         Tracking::ServerState => None,
@@ -205,8 +208,8 @@ mod tests {
     #[test]
     fn an_orphan_of_the_config_ends_unknown_in_time() {
         let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 2);
-        assert!(orphaned_target(&batch, &rules(), NOW).moves.is_empty());
-        batch.intent_at = NOW.before(rules().job_time_limit);
-        assert_eq!(ended(&orphaned_target(&batch, &rules(), NOW), 2).code, "poweryard.orphaned");
+        assert!(orphaned_target(&batch, NOW).moves.is_empty());
+        batch.intent_at = NOW.before(ORPHAN_PATIENCE);
+        assert_eq!(ended(&orphaned_target(&batch, NOW), 2).code, "poweryard.orphaned");
     }
 }

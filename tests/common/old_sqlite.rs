@@ -12,13 +12,13 @@ use std::sync::OnceLock;
 ///
 /// # Panics
 /// When it cannot be built: without it these tests prove nothing.
-pub fn path() -> &'static Path {
+pub(crate) fn path() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(build)
 }
 
 /// Runs `sql` on the database file `db`, waiting up to 5 s for a lock: what it printed, or what it complained of.
-pub fn run(db: &Path, sql: &str) -> Result<String, String> {
+pub(crate) fn run(db: &Path, sql: &str) -> Result<String, String> {
     let mut child = Command::new(path())
         .arg(db)
         .arg("5000")

@@ -28,9 +28,7 @@ pub fn statements(sql: &str) -> Vec<String> {
 fn starts_trigger(words: &[String]) -> bool {
     match words {
         [create, second, ..] if create == "create" && second == "trigger" => true,
-        [create, temp, third] => {
-            create == "create" && (temp == "temp" || temp == "temporary") && third == "trigger"
-        }
+        [create, temp, third] => create == "create" && (temp == "temp" || temp == "temporary") && third == "trigger",
         _ => false,
     }
 }
@@ -86,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_trigger_is_one_statement() {
-        let trigger = "CREATE TEMP TRIGGER t AFTER INSERT ON x BEGIN SELECT CASE WHEN 1 THEN 2 END; SELECT 1; -- so\nEND;";
+        let trigger =
+            "CREATE TEMP TRIGGER t AFTER INSERT ON x BEGIN SELECT CASE WHEN 1 THEN 2 END; SELECT 1; -- so\nEND;";
         let sql = format!("{trigger} SELECT 2");
         assert_eq!(statements(&sql), [trigger, " SELECT 2"]);
     }

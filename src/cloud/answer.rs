@@ -1,0 +1,263 @@
+//! What an HTTP answer that is not the expected one means: status, headers and body in, a classed `CallError` out.
+//!
+//! Owns the classing of answers and the shapes of error bodies. Pure: sends nothing and reads no clock. The meaning of
+//! a code is in `codes`; what the daemon does about a fault is decided elsewhere.
+
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use serde::Deserialize;
+
+use super::codes::{self, Origin};
+use super::complaint::{Found, find_complaint};
+use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
+use super::{CallError, Fault};
+use crate::model::{CodeClass, UtcMillis};
+
+/// Error bodies longer than this are not searched for a code.
+const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// A wait asked for by `Retry-After` is believed up to this.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A clock this far off the cloud's is worth a word; from 15 minutes on the cloud refuses (API Request Signing Guide).
+const CLOCK_SKEW_MIN: Duration = Duration::from_secs(5 * 60);
+
+/// May the call have changed something?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallKind {
+    /// It only reads, so a doubtful answer is simply asked for again.
+    Read,
+    /// It switches servers, so a doubtful answer is `Fault::Lost`.
+    Submit,
+}
+
+/// A whole HTTP answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers as received.
+    pub headers: HeaderMap,
+    /// The body, complete.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// True for 200 to 299.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// The body of a success, read as `T`; none if this is no success, or its body does not read so.
+    pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
+        // One pass over the whole body checks its UTF-8 faster than the parser does string by string.
+        let text = str::from_utf8(&self.body).ok().filter(|_| self.is_success())?;
+        serde_json::from_str(text).ok()
+    }
+
+    /// Why this answer is not the expected one. Total: also says so of a success that could not be read.
+    ///
+    /// A documented code decides, whatever the status; without one the status does, and doubt after a submit is
+    /// `Lost`. `now` is this machine's time, for `Retry-After` dates and for naming a wrong clock.
+    pub fn error(&self, kind: CallKind, now: UtcMillis) -> CallError {
+        let found = self.complaint();
+        let code = found.as_ref().map(|found| found.code.clone()).unwrap_or_default();
+        let code = if code == self.status.to_string() { String::new() } else { code };
+        let fault = self.fault(found.as_ref(), &code, kind, now);
+        let mut message = self.message(found.as_ref());
+        if let Some(skew) = self.clock_skew(&fault, &message, now) {
+            message = format!("{} ({skew})", cap(&message, MESSAGE_CHARS_MAX - skew.len() - 3));
+        }
+        let request_id = self.request_id(found.as_ref());
+        CallError { fault, status: Some(self.status), code, message, request_id }
+    }
+
+    /// The complaint in the body, if the body is JSON in one of the clouds' error shapes.
+    fn complaint(&self) -> Option<Found> {
+        if self.body.len() > ERROR_BODY_BYTES_MAX {
+            return None;
+        }
+        find_complaint(&serde_json::from_slice(&self.body).ok()?)
+    }
+
+    fn fault(&self, found: Option<&Found>, code: &str, kind: CallKind, now: UtcMillis) -> Fault {
+        if (300..400).contains(&self.status) {
+            return Fault::Configuration;
+        }
+        let throttled = || Fault::Throttled {
+            retry_after: self.retry_after(now),
+            limit: found.and_then(|found| named_limit(&found.message)),
+        };
+        match codes::documented(code, Some(self.status)) {
+            Some(known) if known.throttles => throttled(),
+            Some(known) if known.class == CodeClass::Retryable && self.status == 429 => throttled(),
+            Some(known) if known.class != CodeClass::Other => match kind {
+                CallKind::Submit => submit_fault(known.class, known.origin, self.status, code),
+                CallKind::Read => read_fault(known.class, self.status, code),
+            },
+            Some(_) | None if self.status == 429 => throttled(),
+            Some(_) | None => {
+                let explained = found.is_some() && codes::origin(code) != Origin::Gateway;
+                fault_by_status(self.status, explained, kind)
+            }
+        }
+    }
+
+    fn message(&self, found: Option<&Found>) -> String {
+        let text = found.map(|found| tidy(&found.message)).filter(|text| !text.is_empty());
+        text.unwrap_or_else(|| {
+            let start = self.body.trim_ascii_start();
+            let what = match start.first() {
+                _ if (300..400).contains(&self.status) => "redirects are not followed; check the endpoint",
+                None => "the answer is empty",
+                Some(b'<') => "the answer is an HTML page, not the service's",
+                Some(b'{') if self.is_success() => "the answer lacks what was asked for",
+                Some(b'{' | b'[') => "the answer gives no reason",
+                Some(_) => "the answer is not JSON",
+            };
+            what.to_owned()
+        })
+    }
+
+    fn request_id(&self, found: Option<&Found>) -> Option<String> {
+        let header = self.header("x-request-id").map(str::to_owned);
+        let id = header.or_else(|| found.and_then(|found| found.request_id.clone()))?;
+        Some(cap(&tidy(&id), 64)).filter(|id| !id.is_empty())
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
+    }
+
+    fn date(&self) -> Option<UtcMillis> {
+        http_date(self.header("date")?)
+    }
+
+    /// `Retry-After` as a span: seconds, or a date measured against the answer's own `Date`, else against `now`.
+    fn retry_after(&self, now: UtcMillis) -> Option<Duration> {
+        let text = self.header("retry-after")?;
+        let wait = match text.parse::<u64>() {
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => http_date(text)?.since(self.date().unwrap_or(now)),
+        };
+        Some(wait.min(RETRY_AFTER_MAX))
+    }
+
+    /// Says how far off this machine's clock is, when credentials or a date were refused and it is over 5 minutes.
+    fn clock_skew(&self, fault: &Fault, message: &str, now: UtcMillis) -> Option<String> {
+        let text = message.to_ascii_lowercase();
+        let about_time = ["sdk-date", "timestamp", "expired"].iter().any(|word| text.contains(word));
+        if *fault != Fault::Credentials && !(about_time && self.status >= 400) {
+            return None;
+        }
+        let cloud = self.date()?;
+        let (off, direction) = if cloud > now { (cloud.since(now), "behind") } else { (now.since(cloud), "ahead of") };
+        let minutes = off.as_secs() / 60;
+        (off > CLOCK_SKEW_MIN).then(|| format!("this machine's clock is {minutes} minutes {direction} the cloud's"))
+    }
+}
+
+/// What a documented code means as the answer to a submit.
+fn submit_fault(class: CodeClass, origin: Origin, status: u16, code: &str) -> Fault {
+    match class {
+        CodeClass::Retryable => match origin {
+            Origin::Gateway | Origin::Iam => Fault::Unavailable,
+            // The job engine speaks of a task that it had already made: look before sending again.
+            Origin::JobEngine => Fault::Refused(CodeClass::RetryableUncertain),
+            Origin::Bms | Origin::Unknown => Fault::Refused(CodeClass::Retryable),
+        },
+        // A job or its parts cannot be the answer to a submit, unless one was made.
+        CodeClass::Ambiguous | CodeClass::JobUnknown | CodeClass::SubJobFailed => Fault::Lost,
+        _ => certain_fault(class, status, code),
+    }
+}
+
+/// What a documented code means as the answer to a read.
+fn read_fault(class: CodeClass, status: u16, code: &str) -> Fault {
+    match class {
+        CodeClass::Retryable | CodeClass::RetryableUncertain | CodeClass::Ambiguous => Fault::Unavailable,
+        _ => certain_fault(class, status, code),
+    }
+}
+
+/// The classes that mean the same after any call.
+fn certain_fault(class: CodeClass, status: u16, code: &str) -> Fault {
+    match class {
+        CodeClass::AuthToken => Fault::Credentials,
+        // Locked accounts and wrong passwords come as 401: they are about the key, not about what it may do.
+        CodeClass::AuthPermission if status == 401 => Fault::Credentials,
+        // The token's project is not the URL's.
+        CodeClass::AuthPermission if code.eq_ignore_ascii_case("Common.0018") => Fault::Configuration,
+        CodeClass::AuthPermission => Fault::Permission,
+        CodeClass::ConfigPermanent => Fault::Configuration,
+        CodeClass::Retryable
+        | CodeClass::RetryableUncertain
+        | CodeClass::Ambiguous
+        | CodeClass::ServerBusy
+        | CodeClass::AlreadyInTargetState
+        | CodeClass::ServerPermanent
+        | CodeClass::ServerFailed
+        | CodeClass::BatchInvalid
+        | CodeClass::JobUnknown
+        | CodeClass::SubJobFailed
+        | CodeClass::Other => Fault::Refused(class),
+    }
+}
+
+/// Without a documented code: what the status alone allows to say. `explained`: the body is a complaint of the service.
+fn fault_by_status(status: u16, explained: bool, kind: CallKind) -> Fault {
+    let doubt = match kind {
+        CallKind::Submit => Fault::Lost,
+        CallKind::Read => Fault::Unavailable,
+    };
+    match status {
+        401 => Fault::Credentials,
+        403 => Fault::Permission,
+        404 if explained => Fault::Refused(CodeClass::Other),
+        404 | 405 | 406 | 407 | 410 | 415 | 421 | 426 => Fault::Configuration,
+        408 | 425 => doubt,
+        413 | 414 | 431 | 494 => Fault::Refused(CodeClass::BatchInvalid),
+        400..500 => Fault::Refused(CodeClass::Other),
+        _ => doubt,
+    }
+}
+
+/// True when refused credentials may be renewed and tried once more: not when the key or the account is locked, and not
+/// when the code says that they are wrong for good.
+pub fn worth_renewing(error: &CallError) -> bool {
+    let text = error.message.to_ascii_lowercase();
+    let locked = ["reach the limit", "locked", "frozen", "disabled"].iter().any(|word| text.contains(word));
+    error.fault == Fault::Credentials && !locked && codes::class(&error.code) != CodeClass::AuthPermission
+}
+
+/// `limit:50,time:1 minute` in a gateway's text: so many calls in so long.
+///
+/// Source: API Request Signing Guide; texts of public logs have a blank after the comma.
+fn named_limit(text: &str) -> Option<(u32, Duration)> {
+    let (_, rest) = text.split_once("limit:")?;
+    let (calls, rest) = leading_number(rest)?;
+    let (_, rest) = rest.split_once("time:")?;
+    let (count, unit) = leading_number(rest)?;
+    let unit = unit.trim_start().to_ascii_lowercase();
+    let seconds = [("second", 1), ("minute", 60), ("hour", 3600), ("day", 86_400)]
+        .iter()
+        .find_map(|(word, seconds)| unit.starts_with(word).then_some(*seconds))?;
+    let span = Duration::from_secs(u64::from(count.max(1)) * seconds);
+    Some((calls, span))
+}
+
+fn leading_number(text: &str) -> Option<(u32, &str)> {
+    let text = text.trim_start();
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    Some((text[..end].parse().ok()?, &text[end..]))
+}
+
+/// An HTTP date such as `Wed, 21 Oct 2015 07:28:00 GMT`.
+fn http_date(text: &str) -> Option<UtcMillis> {
+    let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(UtcMillis(time.as_millisecond()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+use proptest::prelude::*;
+use reqwest::header::{HeaderName, HeaderValue};
+
+use super::*;
+
+/// 2026-11-21T12:00:00Z.
+const NOW: UtcMillis = UtcMillis(1_795_262_400_000);
+
+macro_rules! example {
+    ($name:literal) => {
+        include_str!(concat!("../../../tests/fixtures/api-examples/", $name, ".json"))
+    };
+}
+
+fn answer(status: u16, headers: &[(&'static str, &'static str)], body: impl AsRef<[u8]>) -> Answer {
+    let headers =
+        headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect();
+    Answer { status, headers, body: body.as_ref().to_vec() }
+}
+
+fn submit(status: u16, body: &str) -> CallError {
+    answer(status, &[], body).error(CallKind::Submit, NOW)
+}
+
+fn read(status: u16, body: &str) -> CallError {
+    answer(status, &[], body).error(CallKind::Read, NOW)
+}
+
+fn coded(code: &str) -> String {
+    format!(r#"{{"error":{{"message":"text","code":"{code}"}}}}"#)
+}
+
+#[test]
+fn each_documented_refusal_of_a_submit_gets_its_class() {
+    use CodeClass::*;
+    for (body, code, class) in [
+        (example!("bms-submit-error-running"), "BMS.0038", AlreadyInTargetState),
+        (example!("bms-submit-error-stopped"), "BMS.0039", AlreadyInTargetState),
+        (example!("bms-submit-error-powering-on"), "BMS.0035", ServerBusy),
+        (example!("bms-submit-error-powering-off"), "BMS.0036", ServerBusy),
+        (example!("bms-submit-error-rebooting"), "BMS.0037", ServerBusy),
+        (example!("bms-submit-error-not-exist"), "BMS.0040", ServerPermanent),
+        (example!("bms-submit-error-locked"), "BMS.0605", ServerPermanent),
+        (example!("bms-submit-error-invalid-parameter"), "BMS.0018", BatchInvalid),
+        (example!("bms-submit-error-numeric-code"), "", Other),
+        (example!("bms-error-flat"), "AS.0001", Other),
+        (example!("clouddc-error-400"), "CloudDC.0000", Other),
+    ] {
+        let error = submit(400, body);
+        assert_eq!((error.fault, error.code.as_str()), (Fault::Refused(class), code));
+        assert_eq!(error.status, Some(400));
+    }
+}
+
+#[test]
+fn each_example_of_a_call_that_was_not_carried_out_gets_its_fault() {
+    let throttled = |limit| Fault::Throttled { retry_after: None, limit };
+    let per_minute = Some((50, Duration::from_secs(60)));
+    for (status, body, fault) in [
+        (400, example!("bms-submit-error-overloaded"), throttled(None)),
+        (429, example!("gateway-error-429-throttled"), throttled(per_minute)),
+        (403, example!("bms-submit-error-policy"), Fault::Permission),
+        (400, example!("bms-submit-error-tenant-mismatch"), Fault::Configuration),
+        (404, example!("gateway-error-404-api"), Fault::Configuration),
+        (401, example!("gateway-error-401-signature"), Fault::Credentials),
+        (401, example!("gateway-error-401-token-expired"), Fault::Credentials),
+        (401, example!("gateway-error-401-token-update"), Fault::Credentials),
+        (401, example!("gateway-error-401-aksk-locked"), Fault::Credentials),
+    ] {
+        assert_eq!(submit(status, body).fault, fault, "{body}");
+        assert_eq!(read(status, body).fault, fault, "{body}");
+    }
+}
+
+#[test]
+fn gateway_examples_of_502_and_504_leave_a_submit_in_doubt() {
+    for (status, body) in [(502, example!("gateway-error-502")), (504, example!("gateway-error-504"))] {
+        let error = submit(status, body);
+        assert_eq!(error.fault, Fault::Lost);
+        assert_eq!(error.request_id.as_deref(), Some("fd6530a01c09807640189e65e837b8ad"));
+        assert_eq!(read(status, body).fault, Fault::Unavailable);
+    }
+}
+
+#[test]
+fn the_code_decides_where_the_status_misleads() {
+    let throttled = Fault::Throttled { retry_after: None, limit: None };
+    assert_eq!(submit(202, &coded("Common.0024")).fault, throttled);
+    assert_eq!(submit(503, &coded("Common.1503")).fault, throttled);
+    assert_eq!(submit(500, &coded("BMS.0039")).fault, Fault::Refused(CodeClass::AlreadyInTargetState));
+    assert_eq!(submit(200, &coded("BMS.0040")).fault, Fault::Refused(CodeClass::ServerPermanent));
+    for code in ["APIGW.0613", "APIG.0605", "APIGW.0610"] {
+        assert_eq!(submit(503, &coded(code)).fault, Fault::Unavailable, "{code}");
+    }
+}
+
+#[test]
+fn a_submit_that_may_have_been_begun_is_never_called_not_carried_out() {
+    let looks = [Fault::Refused(CodeClass::RetryableUncertain), Fault::Refused(CodeClass::Other), Fault::Lost];
+    for code in ["BMS.0006", "BMS.1007", "BMS.9999", "Common.0001", "Common.0020", "Common.0022", "Common.0021", "X"] {
+        for status in [200, 400, 500] {
+            let error = submit(status, &coded(code));
+            assert!(looks.contains(&error.fault), "{code} with {status}: {:?}", error.fault);
+        }
+    }
+    assert_eq!(submit(500, &coded("BMS.9999")).fault, Fault::Lost);
+    assert_eq!(submit(400, &coded("BMS.1006")).fault, Fault::Refused(CodeClass::Retryable));
+}
+
+#[test]
+fn without_a_code_the_status_decides() {
+    for body in ["", "<html><title>502</title></html>", "upstream error", "{}", "[1]"] {
+        for (status, fault) in [
+            (401, Fault::Credentials),
+            (403, Fault::Permission),
+            (404, Fault::Configuration),
+            (405, Fault::Configuration),
+            (413, Fault::Refused(CodeClass::BatchInvalid)),
+            (429, Fault::Throttled { retry_after: None, limit: None }),
+            (400, Fault::Refused(CodeClass::Other)),
+            (307, Fault::Configuration),
+            (200, Fault::Lost),
+            (408, Fault::Lost),
+            (500, Fault::Lost),
+            (502, Fault::Lost),
+            (503, Fault::Lost),
+            (504, Fault::Lost),
+        ] {
+            assert_eq!(submit(status, body).fault, fault, "{status} {body}");
+        }
+        assert_eq!(read(500, body).fault, Fault::Unavailable);
+        assert_eq!(read(200, body).fault, Fault::Unavailable);
+    }
+}
+
+#[test]
+fn a_404_that_the_service_explains_is_not_taken_for_a_wrong_address() {
+    assert_eq!(read(404, example!("nova-error-not-found")).fault, Fault::Refused(CodeClass::Other));
+    assert_eq!(read(404, r#"{"error_code":"APIGW.9999","error_msg":"?"}"#).fault, Fault::Configuration);
+}
+
+#[test]
+fn retry_after_is_read_as_seconds_and_as_a_date() {
+    let wait = |headers: &[(&'static str, &'static str)]| {
+        let error = answer(429, headers, "").error(CallKind::Submit, NOW);
+        let Fault::Throttled { retry_after, .. } = error.fault else { panic!("{error}") };
+        retry_after
+    };
+    assert_eq!(wait(&[("retry-after", "120")]), Some(Duration::from_secs(120)));
+    assert_eq!(wait(&[("retry-after", "Sat, 21 Nov 2026 12:01:30 GMT")]), Some(Duration::from_secs(90)));
+    let date = ("date", "Sat, 21 Nov 2026 12:01:00 GMT");
+    assert_eq!(wait(&[("retry-after", "Sat, 21 Nov 2026 12:01:30 GMT"), date]), Some(Duration::from_secs(30)));
+    assert_eq!(wait(&[("retry-after", "99999999999999")]), Some(RETRY_AFTER_MAX));
+    assert_eq!(wait(&[("retry-after", "soon")]), None);
+}
+
+#[test]
+fn the_gateways_limit_is_read_from_its_text() {
+    assert_eq!(named_limit("over ratelimit,limit:50,time:1 minute"), Some((50, Duration::from_secs(60))));
+    assert_eq!(named_limit("limit:10, time:1 second."), Some((10, Duration::from_secs(1))));
+    assert_eq!(named_limit("limit: 200, time: 2 Minutes"), Some((200, Duration::from_secs(120))));
+    for other in ["", "limit:", "limit:x,time:1 minute", "limit:5", "limit:5,time:1 fortnight", "limit:99999999999"] {
+        assert_eq!(named_limit(other), None, "{other}");
+    }
+}
+
+#[test]
+fn a_wrong_clock_is_named_when_credentials_are_refused() {
+    let body = example!("gateway-error-401-signature");
+    let error = answer(401, &[("date", "Sat, 21 Nov 2026 12:20:00 GMT")], body).error(CallKind::Submit, NOW);
+    assert!(error.message.ends_with("(this machine's clock is 20 minutes behind the cloud's)"), "{}", error.message);
+    let error = answer(401, &[("date", "Sat, 21 Nov 2026 11:50:00 GMT")], body).error(CallKind::Submit, NOW);
+    assert!(error.message.ends_with("(this machine's clock is 10 minutes ahead of the cloud's)"), "{}", error.message);
+    let error = answer(401, &[("date", "Sat, 21 Nov 2026 12:04:00 GMT")], body).error(CallKind::Submit, NOW);
+    assert!(!error.message.contains("clock"), "{}", error.message);
+}
+
+#[test]
+fn a_locked_key_and_a_wrong_password_are_not_tried_again() {
+    assert!(!worth_renewing(&submit(401, example!("gateway-error-401-aksk-locked"))));
+    assert!(!worth_renewing(&read(401, r#"{"error_code":"IAM.0062","error_msg":"Incorrect password."}"#)));
+    assert!(worth_renewing(&submit(401, example!("gateway-error-401-signature"))));
+    assert!(worth_renewing(&submit(401, example!("gateway-error-401-token-expired"))));
+    assert!(!worth_renewing(&submit(403, "")));
+}
+
+#[test]
+fn the_header_names_the_call_before_the_body_does() {
+    let body = example!("gateway-error-502");
+    let error = answer(502, &[("x-request-id", "from-header")], body).error(CallKind::Submit, NOW);
+    assert_eq!(error.request_id.as_deref(), Some("from-header"));
+    assert_eq!(error.to_string(), "HTTP 502, APIGW.0201: Backend unavailable. (request id from-header)");
+}
+
+#[test]
+fn a_huge_error_body_is_not_repeated() {
+    let body = format!(r#"{{"error_code":"BMS.0018","error_msg":"{}"}}"#, "long text ".repeat(1000));
+    assert_eq!(submit(400, &body).message.chars().count(), MESSAGE_CHARS_MAX);
+    assert_eq!(submit(400, &"x".repeat(ERROR_BODY_BYTES_MAX + 1)).message, "the answer is not JSON");
+}
+
+/// Statuses that say nothing about whether a submit was carried out.
+fn doubtful_status() -> impl Strategy<Value = u16> {
+    prop_oneof![200_u16..300, Just(408_u16), 500_u16..1000, 100_u16..200]
+}
+
+proptest! {
+    #[test]
+    fn garbage_after_a_submit_is_never_classed_as_not_carried_out(
+        status in doubtful_status(),
+        body in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..200),
+            "[{\\[\"a-zA-Z0-9:,.}\\] ]{0,200}".prop_map(String::into_bytes),
+            "[A-Za-z]{1,8}\\.[0-9]{5,6}".prop_map(|code| coded(&code).into_bytes()),
+        ],
+    ) {
+        let error = answer(status, &[], body).error(CallKind::Submit, NOW);
+        prop_assert!(matches!(error.fault, Fault::Lost), "{error:?}");
+    }
+
+    #[test]
+    fn garbage_that_refuses_a_submit_sends_the_caller_to_look(
+        status in prop_oneof![Just(400_u16), Just(402), Just(409), Just(412), Just(422), Just(499)],
+        body in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let error = answer(status, &[], body).error(CallKind::Submit, NOW);
+        prop_assert_eq!(error.fault, Fault::Refused(CodeClass::Other));
+    }
+
+    #[test]
+    fn no_answer_makes_the_reader_panic_or_talk_long(
+        status in any::<u16>(),
+        date in "\\PC{0,40}",
+        body in proptest::collection::vec(any::<u8>(), 0..600),
+    ) {
+        let mut answer = answer(status, &[], body);
+        if let Ok(value) = HeaderValue::from_str(&date) {
+            for name in ["date", "retry-after", "x-request-id"] {
+                answer.headers.insert(name, value.clone());
+            }
+        }
+        for kind in [CallKind::Read, CallKind::Submit] {
+            prop_assert!(answer.error(kind, NOW).message.chars().count() <= MESSAGE_CHARS_MAX);
+        }
+    }
+}

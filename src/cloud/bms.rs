@@ -1,0 +1,250 @@
+//! Bare Metal Server, API v1: start, stop and reboot in batches, followed by job; servers read by list or one by one.
+//!
+//! Owns this service's paths and bodies. Knows nothing of signing; does not judge what an answer means for a request.
+//!
+//! Source: BMS API Reference (Huawei Cloud and OTC): Starting, Stopping, Restarting BMSs; Querying Task Statuses;
+//! Querying Details About BMSs.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::answer::{Answer, CallKind};
+use super::auth::{Credentials, aksk};
+use super::session::{Call, Session};
+use super::{CallError, ClientError, Clock, Fault, PowerCloud};
+use crate::model::{
+    Activity, CodeClass, JobId, JobReport, Power, PowerAction, ServerId, ServerView, Service, Sighting, Tracking,
+};
+use crate::settings::TargetSettings;
+
+pub mod job;
+pub mod server;
+
+/// Servers on a page of the list. Source: BMS API Reference, `limit` is at most 1000.
+const PAGE_SERVERS: usize = 1000;
+
+/// The list is read up to this many pages; whoever is not found by then is asked for by name.
+const PAGES_MAX: usize = 100;
+
+/// So few servers are shown one by one even where the list is a single page: a page of 1000 takes longer.
+const SHOWS_MIN: usize = 3;
+
+/// Shows under way at a time.
+const SHOWS_AT_ONCE: usize = 4;
+
+/// A BMS project.
+pub struct Bms {
+    session: Session,
+    /// Pages of the last listing that was read to its end; 0 before the first.
+    pages_known: AtomicUsize,
+    /// Whether the list is asked for servers of all enterprise projects; false once the cloud has refused that.
+    all_projects: AtomicBool,
+}
+
+impl Bms {
+    /// Makes a client for `target`. Sends nothing yet.
+    ///
+    /// # Errors
+    /// See `ClientError`.
+    pub fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
+        let session = Session::new(target, credentials, clock)?;
+        Ok(Self { session, pages_known: AtomicUsize::new(0), all_projects: AtomicBool::new(true) })
+    }
+
+    /// Uses `credentials` from the next call on; a cached token is dropped.
+    ///
+    /// # Errors
+    /// `CredentialsKind` if they are not of the kind that the settings name; then the old ones stay.
+    pub fn replace_credentials(&self, credentials: Credentials) -> Result<(), ClientError> {
+        self.session.replace_credentials(credentials)
+    }
+
+    async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {
+        let most = Service::Bms.batch_servers_cap() as usize;
+        if servers.is_empty() || servers.len() > most {
+            let what = format!("a batch holds 1 to {most} servers, not {}", servers.len());
+            return Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what));
+        }
+        let call = Call {
+            method: Method::POST,
+            path: self.session.path(&["baremetalservers", "action"]),
+            query: String::new(),
+            body: action_body(action, servers).to_string().into_bytes(),
+            kind: CallKind::Submit,
+        };
+        let answer = self.session.call(&call).await?;
+        job::read_submit(&answer, self.session.now()).map(Tracking::Job)
+    }
+
+    async fn query_job(&self, job: &JobId) -> Result<JobReport, CallError> {
+        if !job::is_usable(&job.0) {
+            let what = format!("'{job}' cannot be a job id");
+            return Err(not_sent(Fault::Refused(CodeClass::JobUnknown), what));
+        }
+        let answer = self.get(&["jobs", &job.0], &[]).await?;
+        job::read_job(&answer, self.session.now())
+    }
+
+    async fn observe_servers(&self, servers: &[ServerId]) -> Result<HashMap<ServerId, Sighting>, CallError> {
+        let wanted: HashSet<&ServerId> = servers.iter().collect();
+        let mut seen = HashMap::with_capacity(wanted.len());
+        if wanted.len() > SHOWS_MIN.max(self.pages_known.load(Ordering::Relaxed)) {
+            seen = self.list(&wanted).await?;
+        }
+        let mut unseen: Vec<ServerId> = wanted.into_iter().filter(|id| !seen.contains_key(*id)).cloned().collect();
+        let alone = servers.len() == 1;
+        // The first goes alone: four refused signatures at a time would soon lock the key.
+        if let Some(first) = unseen.pop() {
+            seen.extend([self.show_among(first, alone).await?]);
+        }
+        let shows = stream::iter(unseen).map(|server| self.show_among(server, alone));
+        let shown: Vec<_> = shows.buffer_unordered(SHOWS_AT_ONCE).try_collect().await?;
+        seen.extend(shown);
+        Ok(seen)
+    }
+
+    /// Reads the list until every wanted server has been seen, or to its end.
+    ///
+    /// The end is a short page, or one without anything new; `count` does not tell it: the documents cap it by `limit`.
+    async fn list(&self, wanted: &HashSet<&ServerId>) -> Result<HashMap<ServerId, Sighting>, CallError> {
+        let mut seen = HashMap::with_capacity(wanted.len());
+        let mut known = HashSet::new();
+        for page in 1..=PAGES_MAX {
+            let listed = self.list_page(page).await?;
+            let (entries, before) = (listed.len(), known.len());
+            for (server, view) in listed {
+                if let (Some(asked), Some(view)) = (wanted.get(&server), view) {
+                    seen.insert((*asked).clone(), Sighting::Present(view));
+                }
+                known.insert(server);
+            }
+            let ended = entries < PAGE_SERVERS || known.len() == before;
+            let pages = if ended { page } else { page.max(self.pages_known.load(Ordering::Relaxed)) };
+            self.pages_known.store(pages, Ordering::Relaxed);
+            if ended || seen.len() == wanted.len() {
+                break;
+            }
+        }
+        Ok(seen)
+    }
+
+    /// One page, numbered from 1.
+    ///
+    /// Asks for all enterprise projects: where they are in use the list leaves servers out otherwise, and the vendor's
+    /// own Terraform provider always does so. OTC's reference names the parameter only in an example, so a refusal is
+    /// taken to be about it, and pages are read without it from then on: whoever is left out is shown alone anyway.
+    async fn list_page(&self, page: usize) -> Result<Vec<server::Listed>, CallError> {
+        let all_projects = self.all_projects.load(Ordering::Relaxed);
+        let first = self.get_page(page, all_projects).await;
+        let refused = matches!(
+            &first,
+            Err(CallError {
+                fault: Fault::Refused(CodeClass::BatchInvalid | CodeClass::Other) | Fault::Permission,
+                ..
+            })
+        );
+        if !(all_projects && refused) {
+            return first;
+        }
+        let again = self.get_page(page, false).await;
+        if again.is_ok() {
+            self.all_projects.store(false, Ordering::Relaxed);
+        }
+        again
+    }
+
+    async fn get_page(&self, page: usize, all_projects: bool) -> Result<Vec<server::Listed>, CallError> {
+        let (limit, offset) = (PAGE_SERVERS.to_string(), page.to_string());
+        let mut query = vec![("limit", limit.as_str()), ("offset", offset.as_str())];
+        if all_projects {
+            query.push(("enterprise_project_id", "all_granted_eps"));
+        }
+        let answer = self.get(&["baremetalservers", "detail"], &query).await?;
+        server::read_list(&answer, self.session.now())
+    }
+
+    /// Shows one server of those asked for. Unless it is `alone`, a refusal about it must not hide the others' states:
+    /// then it is an unclear sighting, which proves nothing.
+    async fn show_among(&self, server: ServerId, alone: bool) -> Result<(ServerId, Sighting), CallError> {
+        let unclear = ServerView { power: Power::Unclear, activity: Activity::Other, locked: false };
+        match self.show(&server).await {
+            Err(CallError { fault: Fault::Refused(_), .. }) if !alone => Ok((server, Sighting::Present(unclear))),
+            shown => shown.map(|sighting| (server, sighting)),
+        }
+    }
+
+    async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {
+        if !ServerId::is_valid(&server.0) {
+            let what = format!("'{server}' cannot be a server id");
+            return Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what));
+        }
+        let answer = self.get(&["baremetalservers", &server.0], &[]).await?;
+        server::read_show(&answer, server, self.session.now())
+    }
+
+    async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
+        let (path, query) = (self.session.path(segments), aksk::canonical_query(query));
+        let call = Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read };
+        self.session.call(&call).await
+    }
+}
+
+impl PowerCloud for Bms {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
+        Box::pin(self.session.prepare())
+    }
+
+    fn submit<'a>(
+        &'a self,
+        action: PowerAction,
+        servers: &'a [ServerId],
+    ) -> BoxFuture<'a, Result<Tracking, CallError>> {
+        Box::pin(self.submit_batch(action, servers))
+    }
+
+    fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
+        Box::pin(self.query_job(job))
+    }
+
+    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>> {
+        Box::pin(self.observe_servers(servers))
+    }
+}
+
+/// The body of a power call. `HARD` is the only type that works; a reboot must name it, a stop may, a start has none.
+fn action_body(action: PowerAction, servers: &[ServerId]) -> Value {
+    let servers: Vec<_> = servers.iter().map(|server| json!({ "id": server.0 })).collect();
+    match action {
+        PowerAction::Start => json!({ "os-start": { "servers": servers } }),
+        PowerAction::Stop => json!({ "os-stop": { "type": "HARD", "servers": servers } }),
+        PowerAction::Reboot => json!({ "reboot": { "type": "HARD", "servers": servers } }),
+    }
+}
+
+fn not_sent(fault: Fault, message: String) -> CallError {
+    CallError { fault, status: None, code: String::new(), message, request_id: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn power_calls_have_the_documented_bodies() {
+        let ids = ["616fb98f-46ca-475e-917e-2563e5a8cd19", "726fb98f-46ca-475e-917e-2563e5a8cd20"];
+        let servers: Vec<_> = ids.iter().map(|id| ServerId((*id).to_owned())).collect();
+        for (action, documented) in [
+            (PowerAction::Start, include_str!("../../tests/fixtures/api-examples/bms-start-request.json")),
+            (PowerAction::Stop, include_str!("../../tests/fixtures/api-examples/bms-stop-request.json")),
+            (PowerAction::Reboot, include_str!("../../tests/fixtures/api-examples/bms-reboot-request.json")),
+        ] {
+            let documented: Value = serde_json::from_str(documented).expect("the example is JSON");
+            assert_eq!(action_body(action, &servers), documented, "{action}");
+        }
+    }
+}

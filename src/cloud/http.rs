@@ -1,0 +1,227 @@
+//! The HTTP client of one target: what may go over the wire, for how long, and what it means when no answer comes.
+//!
+//! Owns timeouts, TLS, connections and the cap on bodies. Follows no redirect, repeats nothing, reads no environment.
+//! Knows nothing of signing or of what a body says.
+
+use std::error::Error;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, ClientBuilder, Proxy, Request, Response, Url};
+
+use super::answer::{Answer, CallKind};
+use super::text::{MESSAGE_CHARS_MAX, cap};
+use super::{CallError, ClientError, Fault};
+use crate::settings::{AuthSettings, TargetSettings};
+
+/// Bodies are read up to this many bytes. A page of 1000 servers takes about 3 MB.
+pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Two clients for one target: one that keeps connections for reading, and one that opens a fresh one for each call.
+#[derive(Debug)]
+pub struct Http {
+    reads: Client,
+    submits: Client,
+    connect_timeout: Duration,
+    request_timeout: Duration,
+    proxy: Option<String>,
+}
+
+impl Http {
+    /// Builds both clients. Reads `ca_file`, or the system's authorities if TLS is to be spoken without one.
+    ///
+    /// # Errors
+    /// An `http://` address without `allow_http`, an unreadable `ca_file`, a proxy or TLS set-up that cannot work.
+    pub fn new(target: &TargetSettings) -> Result<Self, ClientError> {
+        check_scheme(&target.endpoint, target.allow_http)?;
+        if let AuthSettings::Token { iam_endpoint, .. } = &target.auth {
+            check_scheme(iam_endpoint, target.allow_http)?;
+        }
+        // Somebody else in this process may have installed a provider already; either will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Ok(Self {
+            reads: builder(target)?.build().map_err(ClientError::set_up)?,
+            // A stale keep-alive socket would turn a whole batch into "may have been carried out".
+            submits: builder(target)?.pool_max_idle_per_host(0).build().map_err(ClientError::set_up)?,
+            connect_timeout: target.connect_timeout,
+            request_timeout: target.request_timeout,
+            proxy: target.proxy.as_ref().map(address),
+        })
+    }
+
+    /// Sends a read over a kept or new connection. See `send_fresh` for what the errors mean.
+    pub async fn send(&self, request: Request) -> Result<Answer, CallError> {
+        self.exchange(&self.reads, request, CallKind::Read).await
+    }
+
+    /// Sends a request over a connection of its own, and reads the whole answer, whatever its status.
+    ///
+    /// # Errors
+    /// `Unreachable`: no connection, so nothing left. Anything later (time ran out, reset, an answer that breaks off
+    /// or is larger than `BODY_BYTES_MAX`) is `Lost` after a submit and `Unavailable` after a read.
+    pub async fn send_fresh(&self, request: Request, kind: CallKind) -> Result<Answer, CallError> {
+        self.exchange(&self.submits, request, kind).await
+    }
+
+    async fn exchange(&self, client: &Client, request: Request, kind: CallKind) -> Result<Answer, CallError> {
+        let host = address(request.url());
+        let response = client.execute(request).await.map_err(|error| self.no_answer(&host, kind, &error))?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        match read_body(response).await {
+            Ok(body) => Ok(Answer { status, headers, body }),
+            Err(BodyFault::TooLarge) => {
+                let message = format!("{host} answered with more than {} MiB; cut off", BODY_BYTES_MAX >> 20);
+                Err(failed(doubt(kind), Some(status), &message))
+            }
+            Err(BodyFault::Broken(error)) => {
+                let why = self.why(&error);
+                Err(failed(doubt(kind), Some(status), &format!("the answer of {host} broke off: {why}")))
+            }
+        }
+    }
+
+    fn no_answer(&self, host: &str, kind: CallKind, error: &reqwest::Error) -> CallError {
+        let through = self.proxy.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
+        if error.is_connect() {
+            let why = match error.is_timeout() {
+                true => format!("no connection within {}", humantime::format_duration(self.connect_timeout)),
+                false => causes(error),
+            };
+            failed(Fault::Unreachable, None, &format!("could not connect to {host}{through}: {why}"))
+        } else if error.is_builder() {
+            failed(Fault::Configuration, None, &format!("the request to {host} cannot be sent: {}", causes(error)))
+        } else {
+            let why = self.why(error);
+            failed(doubt(kind), None, &format!("no answer from {host}{through}: {why}"))
+        }
+    }
+
+    fn why(&self, error: &reqwest::Error) -> String {
+        match error.is_timeout() {
+            true => format!("not complete within {}", humantime::format_duration(self.request_timeout)),
+            false => causes(error),
+        }
+    }
+}
+
+fn check_scheme(url: &Url, allow_http: bool) -> Result<(), ClientError> {
+    match url.scheme() {
+        "https" => Ok(()),
+        "http" if allow_http => Ok(()),
+        _ => Err(ClientError::Insecure { address: address(url) }),
+    }
+}
+
+fn builder(target: &TargetSettings) -> Result<ClientBuilder, ClientError> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("poweryard/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .http1_title_case_headers()
+        .https_only(!target.allow_http)
+        .connect_timeout(target.connect_timeout)
+        .timeout(target.request_timeout)
+        .no_proxy();
+    if let Some(url) = &target.proxy {
+        builder = builder.proxy(Proxy::all(url.clone()).map_err(ClientError::set_up)?);
+    }
+    if let Some(file) = &target.ca_file {
+        builder = builder.tls_certs_only(authorities(file)?);
+    } else if !speaks_tls(target) {
+        // A test host without certificate authorities must still be able to talk to a loopback endpoint.
+        builder = builder.tls_certs_only([]);
+    }
+    Ok(builder)
+}
+
+fn speaks_tls(target: &TargetSettings) -> bool {
+    let iam = match &target.auth {
+        AuthSettings::Token { iam_endpoint, .. } => Some(iam_endpoint),
+        AuthSettings::AkSk { .. } => None,
+    };
+    [Some(&target.endpoint), iam, target.proxy.as_ref()].into_iter().flatten().any(|url| url.scheme() != "http")
+}
+
+fn authorities(file: &Path) -> Result<Vec<Certificate>, ClientError> {
+    let unusable = |why: String| ClientError::Authorities { file: file.to_owned(), why };
+    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    let found = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(causes(&error)))?;
+    if found.is_empty() { Err(unusable("it holds no PEM certificate".to_owned())) } else { Ok(found) }
+}
+
+enum BodyFault {
+    TooLarge,
+    Broken(reqwest::Error),
+}
+
+/// Reads chunk by chunk, so that neither a wrong `Content-Length` nor an endless body fills the memory.
+async fn read_body(mut response: Response) -> Result<Vec<u8>, BodyFault> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(BodyFault::Broken)? {
+        if body.len() + chunk.len() > BODY_BYTES_MAX {
+            return Err(BodyFault::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn doubt(kind: CallKind) -> Fault {
+    match kind {
+        CallKind::Read => Fault::Unavailable,
+        CallKind::Submit => Fault::Lost,
+    }
+}
+
+fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
+    CallError { fault, status, code: String::new(), message: cap(message, MESSAGE_CHARS_MAX), request_id: None }
+}
+
+/// `host:port`, without path, query or user.
+pub(crate) fn address(url: &Url) -> String {
+    let host = url.host_str().unwrap_or("?");
+    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// The causes below `error` in one line, without the HTTP library's wrappers, which name the URL or say nothing.
+pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut line: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = error.source();
+        let text = error.downcast_ref::<io::Error>().filter(|io| io.raw_os_error().is_some()).map_or_else(
+            || error.to_string(),
+            // "connection refused" rather than "Connection refused (os error 111)".
+            |io| io.kind().to_string(),
+        );
+        let wrapper = (error.is::<reqwest::Error>() || text.starts_with("client error")) && next.is_some();
+        if wrapper || text == "tcp connect error" || line.last().is_some_and(|last| last.contains(&text)) {
+            continue;
+        }
+        line.push(match error.is::<reqwest::Error>() {
+            true => "the HTTP library gives no reason".to_owned(),
+            false => text,
+        });
+    }
+    line.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_shows_host_and_port_and_no_secret() {
+        let url = Url::parse("https://user:secret@proxy.example/path?token=1").expect("a URL");
+        assert_eq!(address(&url), "proxy.example:443");
+    }
+
+    #[test]
+    fn causes_read_as_words() {
+        let refused = io::Error::from_raw_os_error(111);
+        assert_eq!(causes(&refused), "connection refused");
+        assert_eq!(causes(&io::Error::other("dns error: no such host")), "dns error: no such host");
+    }
+}

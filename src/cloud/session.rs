@@ -1,0 +1,268 @@
+//! A target's calls with proof of who we are: signs or adds a token, sends, and renews once what is refused.
+//!
+//! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after an answer that refuses
+//! our credentials (401, or a documented code that says so): then nothing was carried out.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use reqwest::{Method, Request, Url};
+use secrecy::ExposeSecret;
+
+use super::answer::{Answer, CallKind, worth_renewing};
+use super::auth::aksk::{self, Signable};
+use super::auth::token::TokenSource;
+use super::auth::{AccessKeys, Credentials};
+use super::http::Http;
+use super::{CallError, ClientError, Clock, Fault};
+use crate::model::UtcMillis;
+use crate::settings::{AuthSettings, TargetSettings};
+
+/// One call to a service.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    /// From `/`, percent-encoded.
+    pub(crate) path: String,
+    /// Made by `aksk::canonical_query`; empty for none.
+    pub(crate) query: String,
+    /// JSON; empty for none.
+    pub(crate) body: Vec<u8>,
+    pub(crate) kind: CallKind,
+}
+
+/// One target's endpoint, HTTP client and credentials.
+pub(crate) struct Session {
+    http: Http,
+    endpoint: Url,
+    project_id: String,
+    auth: AuthSettings,
+    clock: Clock,
+    prover: RwLock<Arc<Prover>>,
+}
+
+/// What proves who we are.
+enum Prover {
+    /// Signs each request. The number counts refusals in a row: more than five lock the key for five minutes.
+    Keys(AccessKeys, AtomicU32),
+    /// Adds a token.
+    Token(Box<TokenSource>),
+}
+
+impl Session {
+    /// Sends nothing yet.
+    ///
+    /// # Errors
+    /// As `Http::new`, and `CredentialsKind` if the secrets do not fit the settings.
+    pub(crate) fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
+        let prover = prover(&target.auth, &target.project_id, credentials)?;
+        Ok(Self {
+            http: Http::new(target)?,
+            endpoint: target.endpoint.clone(),
+            project_id: target.project_id.clone(),
+            auth: target.auth.clone(),
+            clock,
+            prover: RwLock::new(Arc::new(prover)),
+        })
+    }
+
+    /// Uses `credentials` from the next call on. Calls on their way end with the old ones.
+    ///
+    /// # Errors
+    /// `CredentialsKind`; the old ones stay.
+    pub(crate) fn replace_credentials(&self, credentials: Credentials) -> Result<(), ClientError> {
+        let new = Arc::new(prover(&self.auth, &self.project_id, credentials)?);
+        *self.prover.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    /// This machine's time.
+    pub(crate) fn now(&self) -> UtcMillis {
+        (self.clock)()
+    }
+
+    /// The path `/v1/{project_id}` with `segments` after it, each percent-encoded.
+    pub(crate) fn path(&self, segments: &[&str]) -> String {
+        let base = self.endpoint.path().trim_end_matches('/');
+        let mut path = format!("{base}/v1/{}", aksk::percent_encode(&self.project_id));
+        for segment in segments {
+            path.push('/');
+            path.push_str(&aksk::percent_encode(segment));
+        }
+        path
+    }
+
+    /// Gets a token if one is needed; keys need nothing.
+    pub(crate) async fn prepare(&self) -> Result<(), CallError> {
+        match &*self.prover() {
+            Prover::Keys(..) => Ok(()),
+            Prover::Token(source) => source.token(&self.http, &self.clock, None).await.map(drop),
+        }
+    }
+
+    /// Makes the call. Any answer that does not refuse our credentials is returned, whatever its status.
+    ///
+    /// # Errors
+    /// No answer (see `Http`), or `Credentials` once a renewed token or a second signature was refused too.
+    pub(crate) async fn call(&self, call: &Call) -> Result<Answer, CallError> {
+        let prover = self.prover();
+        let (answer, used) = self.once(&prover, call, None).await?;
+        let Err(refusal) = self.accepted(&answer, call.kind) else {
+            prover.was_accepted();
+            return Ok(answer);
+        };
+        if !prover.may_try_again() || !worth_renewing(&refusal) {
+            return Err(refusal);
+        }
+        let (answer, _) = self.once(&prover, call, Some(&used)).await?;
+        match self.accepted(&answer, call.kind) {
+            Ok(()) => {
+                prover.was_accepted();
+                Ok(answer)
+            }
+            Err(refusal) => {
+                prover.was_refused();
+                Err(refusal)
+            }
+        }
+    }
+
+    fn prover(&self) -> Arc<Prover> {
+        Arc::clone(&self.prover.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn accepted(&self, answer: &Answer, kind: CallKind) -> Result<(), CallError> {
+        if answer.is_success() {
+            return Ok(());
+        }
+        let error = answer.error(kind, self.now());
+        if error.fault == Fault::Credentials { Err(error) } else { Ok(()) }
+    }
+
+    /// Sends `call` once, with a new signature or a token other than `refused`. Also returns what proved us.
+    async fn once(
+        &self,
+        prover: &Prover,
+        call: &Call,
+        refused: Option<&HeaderValue>,
+    ) -> Result<(Answer, HeaderValue), CallError> {
+        let mut request = self.request(call).map_err(|what| unsendable(&what))?;
+        let proof = match prover {
+            Prover::Keys(keys, _) => self.sign(keys, &mut request, &call.body).map_err(|what| unsendable(&what))?,
+            Prover::Token(source) => {
+                let token = source.token(&self.http, &self.clock, refused).await?;
+                request.headers_mut().insert("x-auth-token", token.clone());
+                token
+            }
+        };
+        let answer = match call.kind {
+            CallKind::Read => self.http.send(request).await?,
+            CallKind::Submit => self.http.send_fresh(request, call.kind).await?,
+        };
+        Ok((answer, proof))
+    }
+
+    /// The request without proof: URL, body and the fixed headers.
+    fn request(&self, call: &Call) -> Result<Request, String> {
+        let mut url = self.endpoint.clone();
+        url.set_path(&call.path);
+        url.set_query((!call.query.is_empty()).then_some(call.query.as_str()));
+        let host = match (url.host_str(), url.port()) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (host, _) => host.unwrap_or_default().to_owned(),
+        };
+        let mut request = Request::new(call.method.clone(), url);
+        let json = if call.body.is_empty() { "application/json" } else { "application/json;charset=utf-8" };
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(json));
+        headers.insert(HOST, header("endpoint", &host)?);
+        headers.insert("x-project-id", header("project_id", &self.project_id)?);
+        if !call.body.is_empty() {
+            *request.body_mut() = Some(call.body.clone().into());
+        }
+        Ok(request)
+    }
+
+    /// Signs what the request holds by now, read back from it, so that nothing else can have been signed.
+    fn sign(&self, keys: &AccessKeys, request: &mut Request, body: &[u8]) -> Result<HeaderValue, String> {
+        let date = aksk::sdk_date(self.now());
+        request.headers_mut().insert("x-sdk-date", header("date", &date)?);
+        if let Some(token) = &keys.security_token {
+            request.headers_mut().insert("x-security-token", secret_header("security token", token.expose_secret())?);
+        }
+        let signable = Signable {
+            method: request.method().as_str(),
+            path: request.url().path(),
+            query: request.url().query().unwrap_or_default(),
+            headers: SIGNED.iter().filter_map(|name| Some((*name, value(request.headers(), name)?))).collect(),
+            body,
+            date: &date,
+        };
+        let proof = secret_header("access key", &aksk::authorization(keys, &signable))?;
+        request.headers_mut().insert(AUTHORIZATION, proof.clone());
+        Ok(proof)
+    }
+}
+
+/// The headers that a signature covers, where present. Nothing on the way may change them.
+const SIGNED: [&str; 5] = ["content-type", "host", "x-project-id", "x-sdk-date", "x-security-token"];
+
+impl Prover {
+    fn was_accepted(&self) {
+        if let Self::Keys(_, refused) = self {
+            refused.store(0, Ordering::SeqCst);
+        }
+    }
+
+    fn was_refused(&self) {
+        if let Self::Keys(_, refused) = self {
+            refused.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Counts a refusal; true if it is the first in a row: keys that were refused twice get one signature a call.
+    fn may_try_again(&self) -> bool {
+        match self {
+            Self::Keys(_, refused) => refused.fetch_add(1, Ordering::SeqCst) == 0,
+            Self::Token(_) => true,
+        }
+    }
+}
+
+fn prover(auth: &AuthSettings, project_id: &str, credentials: Credentials) -> Result<Prover, ClientError> {
+    let given = credentials.kind();
+    match (auth, credentials) {
+        (AuthSettings::AkSk { .. }, Credentials::AkSk(keys)) => Ok(Prover::Keys(keys, AtomicU32::new(0))),
+        (AuthSettings::Token { iam_endpoint, .. }, Credentials::Password(user)) => {
+            Ok(Prover::Token(Box::new(TokenSource::new(iam_endpoint, project_id, user))))
+        }
+        (AuthSettings::AkSk { .. }, Credentials::Password(_)) => {
+            Err(ClientError::CredentialsKind { wanted: "aksk", given })
+        }
+        (AuthSettings::Token { .. }, Credentials::AkSk(_)) => {
+            Err(ClientError::CredentialsKind { wanted: "token", given })
+        }
+    }
+}
+
+fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn header(what: &str, text: &str) -> Result<HeaderValue, String> {
+    let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let value = printable.then(|| HeaderValue::from_str(text).ok()).flatten();
+    value.ok_or_else(|| format!("the {what} holds a character that cannot stand in an HTTP header"))
+}
+
+fn secret_header(what: &str, text: &str) -> Result<HeaderValue, String> {
+    let mut value = header(what, text)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn unsendable(what: &str) -> CallError {
+    let message = what.to_owned();
+    CallError { fault: Fault::Configuration, status: None, code: String::new(), message, request_id: None }
+}

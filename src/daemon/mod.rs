@@ -1,0 +1,191 @@
+//! The daemon: takes rows in, submits batches, follows them, stores outcomes; wakes, stops and reports.
+//!
+//! `Dispatcher` decides and writes, one step at a time; its state in memory is only what is being done at this moment.
+//! `Task` is one call to a cloud. `run` is the loop that carries tasks between the two. A timer, a new row and a restart
+//! after `kill -9` all run the same round, so there is no code that only runs after a crash. Knows no wire formats and no
+//! SQL.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{error, info, warn};
+
+use crate::cloud::PowerCloud;
+use crate::model::{TargetName, UtcMillis};
+use crate::settings::Settings;
+use crate::store::{QueueLock, Store, StoreError};
+
+mod connect;
+mod dispatch;
+mod follow;
+mod report;
+mod submit;
+mod systemd;
+mod task;
+mod wake;
+
+pub use connect::{ConnectError, connect, connect_all};
+pub use dispatch::{Dispatcher, Round};
+pub use task::{Answer, Finished, Task};
+
+/// Without any news the queue is looked at this often: a net under the notifications.
+const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
+/// The first wait after the database failed; doubles up to `SAFETY_INTERVAL`.
+const TROUBLE_WAIT: Duration = Duration::from_millis(250);
+/// How long a stop waits for answers that cannot be stored.
+const UNSAVED_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The clouds, by target.
+pub type Clouds = BTreeMap<TargetName, Arc<dyn PowerCloud>>;
+
+/// Why the daemon ended other than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The queue cannot be used, and waiting will not help.
+    #[error("cannot use the queue {path}")]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// The time of day of this machine. Only the edges ask; decisions take it as an argument.
+pub fn now() -> UtcMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Runs the daemon until `stop` resolves.
+///
+/// # Errors
+/// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
+pub async fn run(settings: &Settings, clouds: Clouds, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    let path = settings.queue.database.clone();
+    let failed = |source| DaemonError::Store { path: path.clone(), source };
+    let lock = QueueLock::take(&path, now()).map_err(failed)?;
+    let store = Arc::new(Store::open(&path).await.map_err(failed)?);
+    let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds, now()).await.map_err(failed)?;
+    info!(queue = %path.display(), targets = settings.targets.len(), "poweryard {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
+    let outcome =
+        Loop { dispatcher, tasks: JoinSet::new(), followers: Vec::new(), trouble: None }.run(&store, stop).await;
+    drop(lock);
+    outcome.map_err(failed)
+}
+
+struct Loop {
+    dispatcher: Dispatcher,
+    tasks: JoinSet<Finished>,
+    /// Reads that a stop may cut short; submit calls are waited for.
+    followers: Vec<AbortHandle>,
+    /// The present wait, while the database fails.
+    trouble: Option<Duration>,
+}
+
+impl Loop {
+    async fn run(mut self, store: &Arc<Store>, stop: impl Future<Output = ()>) -> Result<(), StoreError> {
+        let mut wake = wake::watch(Arc::clone(store));
+        let mut stop = std::pin::pin!(stop);
+        let mut announced = false;
+        loop {
+            let pause = self.round().await?;
+            if !announced && self.trouble.is_none() {
+                systemd::ready();
+                announced = true;
+            }
+            systemd::status(&self.dispatcher.status_line());
+            tokio::select! {
+                () = &mut stop => break,
+                Some(finished) = self.tasks.join_next() => self.take(finished).await?,
+                () = wake.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        systemd::stopping();
+        self.finish().await
+    }
+
+    /// One round, and how long to sleep if nothing happens.
+    async fn round(&mut self) -> Result<Duration, StoreError> {
+        let now = now();
+        match self.dispatcher.round(now).await {
+            Ok(round) => {
+                if self.trouble.take().is_some() {
+                    info!("the database works again");
+                }
+                round.tasks.into_iter().for_each(|task| self.start(task));
+                Ok(round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now)).min(SAFETY_INTERVAL))
+            }
+            Err(error) => self.endure(&error).map_or(Err(error), Ok),
+        }
+    }
+
+    /// How long to wait before a passing failure of the database is tried again.
+    fn endure(&mut self, error: &StoreError) -> Option<Duration> {
+        if !error.is_passing() {
+            return None;
+        }
+        let wait = self.trouble.map_or(TROUBLE_WAIT, |wait| (wait * 2).min(SAFETY_INTERVAL));
+        if self.trouble.is_none() {
+            let unsaved = self.dispatcher.unsaved();
+            warn!(answers.unsaved = unsaved, "{}; nothing is sent until it works again", report::chain(error));
+        }
+        self.trouble = Some(wait);
+        Some(wait)
+    }
+
+    fn start(&mut self, task: Task) {
+        let is_submit = matches!(task, Task::Submit { .. });
+        let handle = self.tasks.spawn(task.run());
+        if !is_submit {
+            self.followers.retain(|follower| !follower.is_finished());
+            self.followers.push(handle);
+        }
+    }
+
+    async fn take(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<(), StoreError> {
+        let mut next = Some(finished);
+        while let Some(finished) = next {
+            match finished {
+                Ok(finished) => self.dispatcher.finish(finished, now()).await?,
+                // A panicking task ends the process, so that systemd sees it.
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_cut_short) => {}
+            }
+            next = self.tasks.try_join_next();
+        }
+        Ok(())
+    }
+
+    /// After a request to stop: no new call; the calls in flight and the writes of their answers are waited for.
+    async fn finish(mut self) -> Result<(), StoreError> {
+        info!(calls = self.dispatcher.open_calls(), "stopping: no new calls; waiting for those that are being made");
+        self.followers.iter().for_each(AbortHandle::abort);
+        while let Some(finished) = self.tasks.join_next().await {
+            self.take(finished).await?;
+        }
+        let patience = tokio::time::Instant::now() + UNSAVED_PATIENCE;
+        while self.dispatcher.unsaved() > 0 {
+            match self.dispatcher.save_answers(now()).await {
+                Ok(()) => break,
+                Err(error) if tokio::time::Instant::now() >= patience => {
+                    let unsaved = self.dispatcher.unsaved();
+                    error!(
+                        answers.unsaved = unsaved,
+                        "{}; the next start looks at the servers instead",
+                        report::chain(&error)
+                    );
+                    return Err(error);
+                }
+                Err(_) => tokio::time::sleep(TROUBLE_WAIT).await,
+            }
+        }
+        info!("stopped");
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! What happened to a batch, as one log line that an operator understands. Reads values, decides nothing.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+
+use tracing::{info, warn};
+
+use crate::cloud::CallError;
+use crate::lifecycle::{BatchNext, Event, Step};
+use crate::model::{LookCause, RequestState};
+use crate::verdict::Batch;
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Logs one step of a batch, if there is something to say.
+pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
+    let (id, action, servers) = (batch.id, batch.action, batch.members.len());
+    let because = error.map(|error| format!(": {error}")).unwrap_or_default();
+    match &step.batch {
+        BatchNext::Track { job: Some(job), .. } => {
+            info!(batch.id = %id, job.id = %job, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers accepted as job {job}");
+        }
+        BatchNext::Track { job: None, .. } => {
+            info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers accepted");
+        }
+        BatchNext::Look { cause, .. } => {
+            let why = cause_sentence(*cause);
+            match cause {
+                LookCause::Refused => {
+                    info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers {why}{because}")
+                }
+                _ => {
+                    warn!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers {why}{because}")
+                }
+            }
+        }
+        BatchNext::Again { .. } | BatchNext::Done => {}
+    }
+    settled(batch, step, &because);
+}
+
+fn cause_sentence(cause: LookCause) -> &'static str {
+    match cause {
+        LookCause::Refused => "was refused as a whole; the servers' states will tell why",
+        LookCause::Lost => "has no certain answer; looking at the servers",
+        LookCause::Vanished => "has a job that the cloud does not know; looking at the servers",
+        LookCause::TimeLimit => "runs beyond job_time_limit; looking at the servers",
+        LookCause::Gap => "is over, and its answer leaves servers out; looking at them",
+    }
+}
+
+fn settled(batch: &Batch, step: &Step, because: &str) {
+    let mut ends: BTreeMap<RequestState, usize> = BTreeMap::new();
+    let mut returned = 0;
+    for (_, event) in &step.moves {
+        match event {
+            Event::Ended(end) => *ends.entry(end.state).or_default() += 1,
+            Event::Returned(_) => returned += 1,
+            Event::Claimed | Event::Accepted => {}
+        }
+    }
+    if ends.is_empty() && returned == 0 {
+        return;
+    }
+    let mut parts: Vec<String> = ends.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    if returned > 0 {
+        parts.push(format!("{returned} back in the queue"));
+    }
+    let id = batch.id;
+    let open = batch.members.len() - ends.values().sum::<usize>() - returned;
+    let rest = if open > 0 { format!(", {open} open") } else { String::new() };
+    info!(batch.id = %id, target = %batch.target, requests.returned = returned, requests.open = open,
+        "batch {id}: {} of {}: {}{rest}{}", batch.action, batch.server_count, parts.join(", "), if returned > 0 { because } else { "" });
+}

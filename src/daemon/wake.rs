@@ -1,0 +1,100 @@
+//! Notices other programs' commits within milliseconds, and costs next to nothing while there are none.
+//!
+//! The folder is watched, not the file: the `-wal` comes and goes. The notification comes before the commit can be seen
+//! (with `synchronous=FULL` always), so the queue is looked at once and again a little later.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use inotify::{Inotify, WatchMask};
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use crate::store::Store;
+
+/// Looks after a notification. Later ones cover slow disks; the daemon's safety interval covers the rest.
+const LOOKS: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(4),
+    Duration::from_millis(8),
+    Duration::from_millis(25),
+];
+/// Between looks where the folder cannot be watched.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Tells when somebody else has committed.
+pub(super) struct Wake {
+    notify: Arc<Notify>,
+}
+
+impl Wake {
+    /// Resolves once for any number of commits since it last did.
+    pub(super) async fn changed(&mut self) {
+        self.notify.notified().await;
+    }
+}
+
+/// Starts watching the store's file.
+pub(super) fn watch(store: Arc<Store>) -> Wake {
+    let notify = Arc::new(Notify::new());
+    let wake = Wake { notify: Arc::clone(&notify) };
+    tokio::spawn(async move {
+        if let Err(error) = follow_notifications(&store, &notify).await {
+            warn!("the queue's folder cannot be watched: {error}; looking every {POLL_INTERVAL:?} instead");
+        }
+        let mut version = None;
+        loop {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            look(&store, &mut version, &notify).await;
+        }
+    });
+    wake
+}
+
+/// Returns only with an error.
+async fn follow_notifications(store: &Store, notify: &Notify) -> std::io::Result<()> {
+    let inotify = Inotify::init()?;
+    let folder = store.path().parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.map_or_else(|| std::path::Path::new("."), |folder| folder);
+    inotify.watches().add(folder, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
+    let file = store.path().file_name().unwrap_or_default().to_owned();
+    let mut events = inotify.into_event_stream([0; 4096])?;
+    let mut version = None;
+    let mut looks = LOOKS.iter();
+    loop {
+        let pause = looks.clone().next().copied();
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(event)) if concerns(event.name.as_deref(), &file) => looks = LOOKS.iter(),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(std::io::Error::other("the notifications ended")),
+            },
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
+                // A commit that is found does not end the looks: the notification may have been about the next one.
+                looks.next();
+                look(store, &mut version, notify).await;
+            }
+        }
+    }
+}
+
+/// The file itself or its `-wal`; our lock file and foreign files are no news.
+fn concerns(name: Option<&OsStr>, file: &OsStr) -> bool {
+    let (Some(name), Some(file)) = (name.and_then(OsStr::to_str), file.to_str()) else { return true };
+    name.strip_prefix(file).is_some_and(|rest| rest.is_empty() || rest == "-wal" || rest == "-journal")
+}
+
+/// Notifies if another connection has committed since the last look.
+async fn look(store: &Store, version: &mut Option<i64>, notify: &Notify) {
+    match store.data_version().await {
+        Ok(now) if *version == Some(now) => return,
+        Ok(now) => *version = Some(now),
+        Err(error) => debug!("the queue could not be looked at: {error}"),
+    }
+    notify.notify_one();
+}

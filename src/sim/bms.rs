@@ -1,0 +1,252 @@
+//! The Bare Metal Server service: servers, jobs, and the four calls on them. Time is an argument; nothing here waits.
+//!
+//! An operation enters the ledger at the moment it begins on its server, that is when the call is accepted: what has begun
+//! cannot be called back. A sub-job that fails is not in the ledger. Failing starts and stops show their transition and fall
+//! back; a failing reboot never touches its server, since a reboot that has begun has happened.
+//! Left open by the documents and decided here: a server named twice in one body makes it invalid (`BMS.0018`).
+
+mod action;
+mod job;
+mod print;
+mod server;
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::json;
+
+use super::answer::Answer;
+use super::faults::{FaultKind, FaultPlan, Scope};
+use super::record::{LedgerEntry, OnOff, ServerSummary};
+use super::rng::Rng;
+use super::scenario::{BmsScenario, MissingShow, Refusals, Scenario};
+use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
+
+pub(super) use action::read as read_action;
+use job::{Job, SubJob};
+use print::Printer;
+pub(super) use server::Refusal;
+use server::{Operation, Server};
+
+/// Most servers in one submit call, and in one page of the list.
+const SERVERS_MAX: usize = 1000;
+/// The size of a page when neither limit nor offset is given.
+const PAGE_DEFAULT: usize = 25;
+
+/// What a submit needs of the world around it.
+pub(super) struct Surroundings<'a> {
+    pub(super) now: UtcMillis,
+    /// The number of this submit, from 1.
+    pub(super) nth: u64,
+    pub(super) faults: &'a FaultPlan,
+    /// The faults that struck this call.
+    pub(super) struck: &'a [FaultKind],
+    pub(super) rng: &'a mut Rng,
+    pub(super) ledger: &'a mut Vec<LedgerEntry>,
+}
+
+/// The query of a list call; absent values take the documented defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListQuery {
+    /// `limit`: servers a page; 25, or 1000 when `offset` is given.
+    pub limit: Option<usize>,
+    /// `offset`: the page's number, from 1.
+    pub offset: Option<usize>,
+    /// `status`: exactly this word.
+    pub status: Option<String>,
+    /// `name`: part of the name.
+    pub name: Option<String>,
+}
+
+/// The service's whole state.
+#[derive(Debug, Clone)]
+pub(super) struct Bms {
+    settings: BmsScenario,
+    printer: Printer,
+    servers: Vec<Server>,
+    by_id: HashMap<ServerId, usize>,
+    jobs: HashMap<String, Job>,
+}
+
+impl Bms {
+    /// Makes the servers; `missing` and `locked` faults are drawn here, once.
+    pub(super) fn new(scenario: &Scenario, faults: &FaultPlan) -> Self {
+        let mut rng = Rng::new(scenario.seed, "bms server faults");
+        let ids = scenario.server_ids();
+        let by_id = ids.iter().cloned().zip(0..).collect();
+        let share = scenario.bms.running.0;
+        let running_before = |index: usize| (index as f64 * share).round();
+        let make = |(index, id): (usize, ServerId)| {
+            let kinds = faults.strike_server(Scope::Server, 0, &id, &mut rng);
+            let mut server = Server::new(id, index, running_before(index + 1) > running_before(index));
+            server.is_missing = kinds.contains(&FaultKind::Missing);
+            server.is_locked = kinds.contains(&FaultKind::Locked);
+            server
+        };
+        let servers = ids.into_iter().enumerate().map(make).collect();
+        let (project, idle_task_state) = (scenario.credentials.project_id.clone(), scenario.bms.idle_task_state);
+        let printer = Printer { project, idle_task_state };
+        Self { settings: scenario.bms.clone(), printer, servers, by_id, jobs: HashMap::new() }
+    }
+
+    /// `POST …/baremetalservers/action`
+    pub(super) fn submit(&mut self, action: PowerAction, ids: &[ServerId], around: Surroundings<'_>) -> Answer {
+        if ids.is_empty() || ids.len() > SERVERS_MAX {
+            let text = "The number of baremetal servers is out of range for one REquest.";
+            return Answer::refusal(400, "BMS.0205", text);
+        }
+        if ids.iter().collect::<HashSet<_>>().len() < ids.len() {
+            return Answer::refusal(400, "BMS.0018", "Request parameter is invalid.");
+        }
+        let found: Vec<Result<usize, Refusal>> = ids.iter().map(|id| self.find(around.now, action, id)).collect();
+        match (self.settings.refusals, found.iter().find_map(|found| found.as_ref().err())) {
+            (Refusals::Batch, Some(refusal)) => refusal.answer(),
+            (Refusals::Batch, None) | (Refusals::SubJob, _) => self.accept(action, ids, found, around),
+        }
+    }
+
+    /// The index of the server, if it takes `action` at this moment.
+    fn find(&mut self, now: UtcMillis, action: PowerAction, id: &ServerId) -> Result<usize, Refusal> {
+        let &index = self.by_id.get(id).ok_or_else(Refusal::missing)?;
+        self.servers[index].settle(now);
+        self.servers[index].refusal(action).map_or(Ok(index), Err)
+    }
+
+    /// Begins every operation that is not refused, and makes the job.
+    fn accept(
+        &mut self,
+        action: PowerAction,
+        ids: &[ServerId],
+        found: Vec<Result<usize, Refusal>>,
+        mut around: Surroundings<'_>,
+    ) -> Answer {
+        let number = around.rng.next_u128();
+        let job_id = JobId(format!("{number:032x}"));
+        let mut sub_jobs = Vec::with_capacity(ids.len());
+        for (id, found) in ids.iter().zip(found) {
+            sub_jobs.push(match found {
+                Ok(index) => self.begin(action, index, &job_id, &mut around),
+                Err(refusal) => SubJob::refused(id, around.now, refusal),
+            });
+        }
+        let is_vanished = around.struck.contains(&FaultKind::JobVanishes);
+        let never_ends = around.struck.contains(&FaultKind::JobNeverEnds);
+        let job = Job { number, begin: around.now, sub_jobs, polls: 0, is_vanished, never_ends };
+        self.jobs.insert(job.id(), job);
+        Answer::json(200, &json!({"job_id": job_id}))
+    }
+
+    /// Begins one server's operation with the faults that strike it.
+    fn begin(&mut self, action: PowerAction, index: usize, job: &JobId, around: &mut Surroundings<'_>) -> SubJob {
+        let server = &mut self.servers[index];
+        let kinds = around.faults.strike_server(Scope::SubJob, around.nth, &server.id, around.rng);
+        let mut sub_job = SubJob::plain(&server.id, around.now, self.settings.operation_ms.draw_ms(around.rng));
+        for kind in kinds {
+            match kind {
+                FaultKind::SubJobFails { code, message } => sub_job.failure = Some(Refusal { code, message }),
+                FaultKind::SubJobWithoutId => sub_job.names_server = false,
+                FaultKind::SubJobLeftOut => sub_job.is_listed = false,
+                FaultKind::OperationNeverEnds => sub_job.end = None,
+                _ => {}
+            }
+        }
+        let succeeds = sub_job.failure.is_none();
+        if succeeds || action != PowerAction::Reboot {
+            server.begin(Operation { action, begin: around.now, end: sub_job.end, succeeds });
+        }
+        if succeeds {
+            let (server_id, batch) = (server.id.clone(), job.clone());
+            around.ledger.push(LedgerEntry { at: around.now, service: Service::Bms, server_id, action, batch });
+        }
+        sub_job
+    }
+
+    /// `GET …/jobs/{id}`
+    pub(super) fn job(&mut self, now: UtcMillis, id: &str) -> Answer {
+        match self.jobs.get_mut(id).filter(|job| !job.is_vanished) {
+            Some(job) => Answer::json_text(200, job.report(now, &self.settings)),
+            None => Answer::refusal(400, "Common.0011", "Failed to query system tasks."),
+        }
+    }
+
+    /// `GET …/baremetalservers/detail`
+    pub(super) fn list(&mut self, now: UtcMillis, query: &ListQuery) -> Answer {
+        let limit = query.limit.unwrap_or(if query.offset.is_some() { SERVERS_MAX } else { PAGE_DEFAULT });
+        let page = query.offset.unwrap_or(1);
+        if page == 0 || !(1..=SERVERS_MAX).contains(&limit) {
+            return Answer::refusal(400, "BMS.0018", "Request parameter is invalid.");
+        }
+        let mut count = 0;
+        let mut text = String::from(r#"{"servers":["#);
+        let begin = (page - 1).saturating_mul(limit);
+        for server in self.servers.iter_mut().filter(|server| !server.is_missing) {
+            server.settle(now);
+            if query.status.as_ref().is_some_and(|status| server.shown(now).status != status)
+                || query.name.as_ref().is_some_and(|name| !server.name.contains(name.as_str()))
+            {
+                continue;
+            }
+            if (begin..begin.saturating_add(limit)).contains(&count) {
+                text.push_str(if count > begin { "," } else { "" });
+                self.printer.write(&mut text, server, now);
+            }
+            count += 1;
+        }
+        text.push_str(&format!(r#"],"count":{count}}}"#));
+        Answer::json_text(200, text)
+    }
+
+    /// `GET …/baremetalservers/{id}`
+    pub(super) fn show(&mut self, now: UtcMillis, id: &ServerId) -> Answer {
+        let found = self.by_id.get(id).map(|&index| &mut self.servers[index]);
+        let Some(server) = found.filter(|server| !server.is_missing) else { return self.show_missing(id) };
+        server.settle(now);
+        let mut text = String::from(r#"{"server":"#);
+        self.printer.write(&mut text, server, now);
+        text.push('}');
+        Answer::json_text(200, text)
+    }
+
+    fn show_missing(&self, id: &ServerId) -> Answer {
+        match self.settings.missing_show {
+            MissingShow::Error => Refusal::missing().answer(),
+            MissingShow::NotFound => {
+                let text = format!("Instance {id} could not be found.");
+                Answer::json(404, &json!({"itemNotFound": {"message": text, "code": 404}}))
+            }
+            MissingShow::Deleted => Answer::json(200, &json!({"server": {"id": id, "status": "DELETED"}})),
+        }
+    }
+
+    /// The servers that exist, as they are at `now`.
+    pub(super) fn summaries(&mut self, now: UtcMillis) -> Vec<ServerSummary> {
+        let summarise = |server: &mut Server| {
+            server.settle(now);
+            ServerSummary {
+                service: Service::Bms,
+                server_id: server.id.clone(),
+                name: server.name.clone(),
+                power: OnOff::from(server.is_on),
+                locked: server.is_locked,
+            }
+        };
+        self.servers.iter_mut().filter(|server| !server.is_missing).map(summarise).collect()
+    }
+}
+
+impl Refusal {
+    /// As the answer to a whole call.
+    pub(super) fn answer(&self) -> Answer {
+        Answer::refusal(400, &self.code, &self.message)
+    }
+}
+
+impl SubJob {
+    fn plain(id: &ServerId, now: UtcMillis, duration_ms: u64) -> Self {
+        let end = Some(now + std::time::Duration::from_millis(duration_ms));
+        Self { server: id.clone(), end, failure: None, names_server: true, is_listed: true }
+    }
+
+    fn refused(id: &ServerId, now: UtcMillis, refusal: Refusal) -> Self {
+        Self { failure: Some(refusal), ..Self::plain(id, now, 0) }
+    }
+}

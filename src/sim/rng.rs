@@ -1,0 +1,66 @@
+//! Seeded chance: the same seed and the same calls give the same world. Stays away from the machine's own entropy and clock.
+
+/// SplitMix64: tiny, fast and even enough for faults and durations; not for secrets.
+#[derive(Debug, Clone)]
+pub(super) struct Rng(u64);
+
+impl Rng {
+    /// A stream of its own for each `(seed, purpose)`.
+    pub(super) fn new(seed: u64, purpose: &str) -> Self {
+        let mixed = purpose.bytes().fold(seed, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        Self(mixed)
+    }
+
+    pub(super) fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn next_u128(&mut self) -> u128 {
+        (u128::from(self.next_u64()) << 64) | u128::from(self.next_u64())
+    }
+
+    /// 32 hex digits, as job and request ids are printed.
+    pub(super) fn hex32(&mut self) -> String {
+        format!("{:032x}", self.next_u128())
+    }
+
+    /// A whole number from `low` to `high`, both included.
+    pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
+        match high.saturating_sub(low).checked_add(1) {
+            Some(width) => low + self.next_u64() % width,
+            None => self.next_u64(),
+        }
+    }
+
+    /// True with probability `p`; never for 0.0, always for 1.0.
+    pub(super) fn happens(&mut self, p: f64) -> bool {
+        const STEPS: f64 = (1_u64 << 53) as f64;
+        ((self.next_u64() >> 11) as f64) / STEPS < p
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_repeats_itself_and_purposes_differ() {
+        let draw = |seed, purpose| Rng::new(seed, purpose).next_u64();
+        assert_eq!(draw(7, "faults"), draw(7, "faults"));
+        assert_ne!(draw(7, "faults"), draw(7, "servers"));
+        assert_ne!(draw(7, "faults"), draw(8, "faults"));
+    }
+
+    #[test]
+    fn draws_stay_inside_their_bounds() {
+        let mut rng = Rng::new(1, "bounds");
+        assert!((0..1000).all(|_| (10..=12).contains(&rng.between(10, 12))));
+        assert!((0..1000).all(|_| !rng.happens(0.0) && rng.happens(1.0)));
+        let hits = (0..10_000).filter(|_| rng.happens(0.25)).count();
+        assert!((2_200..2_800).contains(&hits), "{hits} of 10000 at 0.25");
+    }
+}

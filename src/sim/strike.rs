@@ -1,0 +1,91 @@
+//! What faults of calls do to answers: refusing before the work, spoiling after it. Stays away from choosing them; see `faults`.
+
+use super::answer::{Answer, Delivery};
+use super::faults::FaultKind;
+use crate::model::UtcMillis;
+
+/// The limit that a 429 names when the scenario lifts the rate: the documented one of the submit call.
+const DOCUMENTED_SUBMITS_PER_MINUTE: u32 = 50;
+
+/// A 429 as the gateway words it.
+pub(super) fn throttled(limit: u32, retry_after_s: Option<u32>, request_id: &str) -> Answer {
+    let limit = if limit == 0 { DOCUMENTED_SUBMITS_PER_MINUTE } else { limit };
+    let text =
+        format!("The throttling threshold has been reached: policy user over ratelimit,limit:{limit},time:1 minute");
+    let answer = Answer::gateway(429, "APIGW.0308", &text, request_id);
+    match retry_after_s {
+        Some(seconds) => answer.with_header("Retry-After", seconds.to_string()),
+        None => answer,
+    }
+}
+
+/// The answer of the first fault that keeps the call from being carried out, if there is one.
+pub(super) fn before(struck: &[FaultKind], limit: u32, now: UtcMillis, request_id: &str) -> Option<Answer> {
+    struck.iter().find_map(|kind| match kind {
+        FaultKind::Throttle { retry_after_s } => Some(throttled(limit, *retry_after_s, request_id)),
+        FaultKind::ErrorBefore { status: 503 } => {
+            let text = "The IAM service is currently unavailable.";
+            Some(Answer::gateway(503, "APIGW.0613", text, request_id))
+        }
+        FaultKind::ErrorBefore { status } => Some(server_error(*status, request_id)),
+        FaultKind::DropBefore => Some(Answer::dropped()),
+        FaultKind::Refuse { status, code, message } => Some(Answer::refusal(*status, code, message)),
+        FaultKind::ExpiredToken { code } => Some(expired_token(code, now, request_id)),
+        FaultKind::Redirect { status } => Some(Answer::empty(*status).with_header("Location", "/moved")),
+        _ => None,
+    })
+}
+
+/// The answer after the first fault that spoils it.
+pub(super) fn after(answer: Answer, struck: &[FaultKind], request_id: &str) -> Answer {
+    for kind in struck {
+        match kind {
+            FaultKind::ErrorAfter { status } => return server_error(*status, request_id),
+            FaultKind::DropAfter => return Answer::dropped(),
+            FaultKind::HtmlBody => return Answer::html(answer.status),
+            FaultKind::MalformedBody => return malformed(answer),
+            FaultKind::TruncatedBody => {
+                let bytes = answer.body.len() / 2;
+                return answer.delivered(Delivery::Truncated { bytes });
+            }
+            FaultKind::OversizedBody { bytes } => return answer.delivered(Delivery::Padded { bytes: *bytes }),
+            _ => {}
+        }
+    }
+    answer
+}
+
+/// By how much the struck call is slowed down.
+pub(super) fn slowed_ms(struck: &[FaultKind]) -> u64 {
+    let delay = |kind: &FaultKind| match kind {
+        FaultKind::Slow { delay_ms } => *delay_ms,
+        _ => 0,
+    };
+    struck.iter().map(delay).sum()
+}
+
+/// The gateway's one code for its own 5xx, with the text of the status; no body where the tables have no such text.
+fn server_error(status: u16, request_id: &str) -> Answer {
+    let text = match status {
+        500 => "An unexpected error occurred",
+        502 => "Backend unavailable.",
+        504 => "Backend timeout.",
+        _ => return Answer::empty(status),
+    };
+    Answer::gateway(status, "APIGW.0201", text, request_id)
+}
+
+fn expired_token(code: &str, now: UtcMillis, request_id: &str) -> Answer {
+    let text = if code == "APIGW.0307" {
+        "The token must be updated.".to_owned()
+    } else {
+        format!("Incorrect IAM authentication information: token expires, expires_at: {now}")
+    };
+    Answer::gateway(401, code, &text, request_id)
+}
+
+/// Half a body that is delivered as if it were whole.
+fn malformed(mut answer: Answer) -> Answer {
+    answer.body.truncate(answer.body.len() / 2);
+    answer
+}
