@@ -1,5 +1,6 @@
 //! poweryard
 
+pub mod cli;
 pub mod cloud;
 pub mod daemon;
 pub mod lifecycle;

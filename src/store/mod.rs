@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use crate::model::UtcMillis;
 
 mod batches;
+pub mod desk;
 mod error;
 mod file;
 mod holds;
@@ -25,6 +26,7 @@ mod rows;
 mod schema;
 
 pub use batches::{DueBatch, Origin};
+pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
 pub use intake::TakenIn;

@@ -1,0 +1,79 @@
+//! `explain`: why a request is where it is, and what comes next. Collects the facts; the sentences are in `sentences`.
+
+use serde_json::json;
+
+use super::args::{self, JsonArg, QueueArgs};
+use super::output::{self, visible};
+use super::{Context, Exit, Failure};
+use crate::model::RequestId;
+use crate::settings::{QueueSettings, Settings};
+use crate::store::daemon_info;
+use crate::store::desk::Access;
+
+mod sentences;
+
+use sentences::{Facts, Rules};
+
+/// Explain why a request is where it is, and what comes next.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: poweryard explain 17")]
+pub(super) struct Args {
+    /// The request's id.
+    id: RequestId,
+    #[command(flatten)]
+    json: JsonArg,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let facts = facts(context, &args).await?;
+    let sentences = facts.sentences();
+    if !args.json.json {
+        let lines: String = sentences.iter().map(|sentence| format!("{}\n", visible(sentence))).collect();
+        output::print(&lines)?;
+        return Ok(Exit::Done);
+    }
+    output::json(&json!({
+        "id": facts.request.id,
+        "state": facts.request.state,
+        "reason": facts.reason,
+        "explanation": sentences,
+        "holds": facts.holds,
+        "batch": facts.batch,
+        "daemon": { "running": facts.daemon_runs },
+    }))?;
+    Ok(Exit::Done)
+}
+
+async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
+    let now = args::now();
+    let mut desk = args.queue.open(context, Access::Read).await?;
+    let request = desk.request(args.id.0).await?;
+    let reason = desk.waiting_reason(request.id).await?;
+    let mut holds = desk.holds(now).await?;
+    holds.retain(|hold| hold.covers(&request.target, &request.action));
+    let batch = match request.batch_id {
+        Some(id) => desk.batch(id).await?,
+        None => None,
+    };
+    let after = match request.after_id {
+        Some(id) => Some(desk.request(id).await).transpose().ok().flatten(),
+        None => None,
+    };
+    let attempts = desk.attempts(request.id).await?;
+    let daemon_runs = daemon_info(desk.path()).is_some();
+    desk.close().await?;
+    Ok(Facts { request, reason, holds, batch, after, attempts, daemon_runs, rules: rules(context, args) })
+}
+
+/// What the config says, as far as this user may read it; a named database needs no config.
+fn rules(context: &Context, args: &Args) -> Rules {
+    if args.queue.is_named() {
+        return Rules::default();
+    }
+    Rules {
+        attempts_max: Settings::load(&context.config).ok().map(|settings| settings.batch.attempts_max.get()),
+        default_ttl: QueueSettings::load(&context.config).ok().and_then(|queue| queue.default_ttl),
+    }
+}

@@ -1,0 +1,310 @@
+//! From the facts about one request to sentences for an operator. Pure: no SQL, no clock.
+
+use std::time::Duration;
+
+use crate::model::{BatchState, Evidence, HoldKind, LookCause, RequestState};
+use crate::store::desk::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
+
+/// What is known of a request and its surroundings.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) request: RequestRecord,
+    /// From `power_waiting`, while queued.
+    pub(super) reason: Option<String>,
+    /// Those that cover it.
+    pub(super) holds: Vec<HoldRecord>,
+    /// The last one that carried it.
+    pub(super) batch: Option<BatchRecord>,
+    /// What it waits for.
+    pub(super) after: Option<RequestRecord>,
+    pub(super) attempts: Vec<AttemptRecord>,
+    pub(super) daemon_runs: bool,
+    pub(super) rules: Rules,
+}
+
+/// What the config says; none where it is not known, or where there is no limit.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) attempts_max: Option<u32>,
+    pub(super) default_ttl: Option<Duration>,
+}
+
+impl Facts {
+    /// Why it is where it is, then what comes next.
+    pub(super) fn sentences(&self) -> Vec<String> {
+        let mut said = vec![self.wish()];
+        match self.request.state.parse() {
+            Ok(RequestState::Queued) => self.queued(&mut said),
+            Ok(RequestState::Submitting | RequestState::Running) => self.on_its_way(&mut said),
+            Ok(state) => self.ended(state, &mut said),
+            Err(_) => said.push(format!("Its state, {}, is not one that this version knows.", self.request.state)),
+        }
+        said
+    }
+
+    fn wish(&self) -> String {
+        let request = &self.request;
+        let who = request.requested_by.as_ref().map(|who| format!(" by {who}")).unwrap_or_default();
+        format!(
+            "Request {} asks to {} server {} on target {}; it was inserted at {}{who}.",
+            request.id, request.action, request.server_id, request.target, request.created_at
+        )
+    }
+
+    fn queued(&self, said: &mut Vec<String>) {
+        said.push(self.why_queued());
+        said.extend(self.holds.iter().map(hold_sentence));
+        if self.request.retry_at.is_some() || self.request.attempts > 0 {
+            said.push(self.last_try());
+        }
+        if !self.daemon_runs {
+            said.push("No daemon runs on this queue; nothing leaves until one does.".to_owned());
+        }
+        said.push(match (&self.request.expires_at, self.rules.default_ttl) {
+            (Some(end), _) => format!("If it has not left by {end}, it expires."),
+            (None, Some(ttl)) => format!("It expires {} after it could have gone.", humantime::format_duration(ttl)),
+            (None, None) => "It has no time of its own at which it expires.".to_owned(),
+        });
+    }
+
+    fn why_queued(&self) -> String {
+        let reason = self.reason.as_deref().unwrap_or("next");
+        let after = |prefix| reason.strip_prefix(prefix);
+        if let Some(time) = after("not due until ") {
+            return format!("It is queued and not due until {time}.");
+        }
+        if let Some(time) = after("retry at ") {
+            return format!("It is queued and will be tried again at {time}.");
+        }
+        if let Some(id) = after("waits for request ") {
+            let state = self.after.as_ref().map(|after| format!(", which is {}", after.state)).unwrap_or_default();
+            return format!(
+                "It is queued and waits until request {id}{state} has succeeded; if that one ends in another way, this one is cancelled."
+            );
+        }
+        if let Some(id) = after("behind request ") {
+            return format!("It is queued behind request {id}, which is for the same server and goes first.");
+        }
+        match after("held: ") {
+            Some(why) => format!("It is queued and held: {why}."),
+            None => {
+                format!("It is queued and next: it leaves with the next batch of target {}.", self.request.target)
+            }
+        }
+    }
+
+    fn last_try(&self) -> String {
+        let used = match self.rules.attempts_max {
+            Some(max) => format!(
+                "{} of {max} attempts are used, {} left",
+                self.request.attempts,
+                i64::from(max).saturating_sub(self.request.attempts).max(0)
+            ),
+            None => format!("Attempts so far that the cloud may have acted on: {}", self.request.attempts),
+        };
+        match self.attempts.last() {
+            Some(last) => format!("{used}; the last try ended as {}.", attempt_end(last)),
+            None => format!("{used}."),
+        }
+    }
+
+    fn on_its_way(&self, said: &mut Vec<String>) {
+        let Some(batch) = &self.batch else {
+            said.push(format!("It is {}, but its batch is not in the file.", self.request.state));
+            return;
+        };
+        said.push(match batch.state.parse() {
+            Ok(BatchState::Submitting) => format!(
+                "Batch {} carries it with {} servers; its call has been on the way since {}.",
+                batch.id, batch.server_count, batch.intent_at
+            ),
+            Ok(BatchState::Tracking) => tracking(batch),
+            Ok(BatchState::Looking) => looking(batch),
+            Ok(BatchState::Done) | Err(_) => format!("Batch {}, which carried it, is {}.", batch.id, batch.state),
+        });
+        match (&batch.next_look_at, self.daemon_runs) {
+            (_, false) => said.push(format!("No daemon runs on this queue; batch {} waits for one.", batch.id)),
+            (Some(next), true) => {
+                said.push(format!("The next look is due at {next}; there were {} so far.", batch.looks))
+            }
+            (None, true) => {}
+        }
+        if self.request.attempts > 1 {
+            said.push(self.last_try());
+        }
+    }
+
+    fn ended(&self, state: RequestState, said: &mut Vec<String>) {
+        let request = &self.request;
+        let when = request.finished_at.as_deref().unwrap_or("an unknown time");
+        said.push(format!("It {} at {when}. {}", ending(state), self.how_known()));
+        match (&request.error_code, &request.error_message) {
+            (Some(code), Some(message)) => said.push(format!("{code}: {message}.")),
+            (Some(text), None) | (None, Some(text)) => said.push(format!("{text}.")),
+            (None, None) => {}
+        }
+        let again = format!("`poweryard retry {}", request.id);
+        said.push(match state {
+            RequestState::Failed => format!("Nothing more happens to it; {again}` inserts a new request."),
+            RequestState::Unknown => {
+                format!("It is never sent again by itself; look at the server, then {again}` inserts a new request.")
+            }
+            RequestState::Cancelled | RequestState::Expired | RequestState::Rejected => {
+                format!("Nothing more happens to it; {again} --state {state}` inserts a new request.")
+            }
+            _ => "Nothing more happens to it.".to_owned(),
+        });
+    }
+
+    fn how_known(&self) -> String {
+        let job = self.batch.as_ref().and_then(|batch| batch.job_id.as_deref());
+        match self.request.evidence.as_deref().and_then(|word| word.parse().ok()) {
+            Some(Evidence::Job) => match job {
+                Some(job) => format!("The cloud's job {job} said so."),
+                None => "The cloud's job said so.".to_owned(),
+            },
+            Some(Evidence::Already) => "The server was already so; there was nothing to do.".to_owned(),
+            Some(Evidence::Refused) => "The cloud refused it for this server alone.".to_owned(),
+            Some(Evidence::Observed) => "It was seen in the server's state, or in the list of servers.".to_owned(),
+            Some(Evidence::None) | None => match self.request.attempts {
+                0 => "It was never sent.".to_owned(),
+                _ => "There is no evidence of what became of it.".to_owned(),
+            },
+        }
+    }
+}
+
+fn ending(state: RequestState) -> &'static str {
+    match state {
+        RequestState::Succeeded => "succeeded",
+        RequestState::Failed => "failed",
+        RequestState::Cancelled => "was cancelled",
+        RequestState::Expired => "expired",
+        RequestState::Rejected => "was rejected by the daemon's own rules",
+        RequestState::Unknown => "ended without anybody knowing whether it happened",
+        RequestState::Queued | RequestState::Submitting | RequestState::Running => "is not over",
+    }
+}
+
+fn tracking(batch: &BatchRecord) -> String {
+    let since = batch.submitted_at.as_deref().unwrap_or(&batch.intent_at);
+    match &batch.job_id {
+        Some(job) => format!(
+            "The cloud accepted it at {since} with batch {} ({} servers); its job {job} is followed.",
+            batch.id, batch.server_count
+        ),
+        None => format!(
+            "The cloud accepted it at {since} with batch {} ({} servers); the servers' own states are followed.",
+            batch.id, batch.server_count
+        ),
+    }
+}
+
+fn looking(batch: &BatchRecord) -> String {
+    let cause = match batch.look_cause.as_deref().and_then(|word| word.parse().ok()) {
+        Some(LookCause::Refused) => {
+            "the cloud refused the whole call, and the servers' states tell which of them is to blame"
+        }
+        Some(LookCause::Lost) => "the call's answer was lost, so it may or may not have been carried out",
+        Some(LookCause::Vanished) => "the cloud does not know the job any more",
+        Some(LookCause::TimeLimit) => "the job runs longer than job_time_limit",
+        Some(LookCause::Gap) => "the job is over and its answer leaves servers out",
+        None => "the answer does not tell what became of them",
+    };
+    let until = batch.look_until.as_ref().map(|until| format!(", until {until} at the latest")).unwrap_or_default();
+    format!("Batch {} carries it, and its servers are being looked at{until}: {cause}.", batch.id)
+}
+
+fn hold_sentence(hold: &HoldRecord) -> String {
+    let until = hold.until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
+    let mend = match hold.kind.parse() {
+        Ok(HoldKind::Operator) => "`poweryard resume` ends it",
+        Ok(HoldKind::Budget) => "it goes on by itself as the budget of the config allows",
+        Ok(HoldKind::Credentials) => "it goes on once the credentials are mended, or when the hold's time is over",
+        Ok(HoldKind::Breaker) => "the daemon tries again by itself",
+        Ok(HoldKind::UnknownTarget) => "add the target to the config, or cancel the request",
+        Ok(HoldKind::Restored) => "the database was restored; `poweryard db release` lets it go or drops it",
+        Err(_) => "this version does not know this kind of hold",
+    };
+    format!("Held by {} since {}{until} ({}): {mend}.", hold.kind, hold.since, hold.reason)
+}
+
+fn attempt_end(attempt: &AttemptRecord) -> String {
+    let mut end = attempt.result.clone().unwrap_or_else(|| "not known yet".to_owned());
+    for text in [&attempt.error_code, &attempt.error_message].into_iter().flatten() {
+        end.push_str(&format!(", {text}"));
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(state: &str) -> Facts {
+        let request = RequestRecord {
+            id: 17,
+            server_id: "server-1".to_owned(),
+            action: "stop".to_owned(),
+            target: "default".to_owned(),
+            state: state.to_owned(),
+            ..RequestRecord::default()
+        };
+        Facts { request, daemon_runs: true, ..Facts::default() }
+    }
+
+    fn said(facts: &Facts) -> String {
+        facts.sentences().join(" ")
+    }
+
+    #[test]
+    fn a_held_request_says_by_what_and_how_that_ends() {
+        let hold = HoldRecord { kind: "operator".to_owned(), reason: "night".to_owned(), ..HoldRecord::default() };
+        let held = Facts { reason: Some("held: night".to_owned()), holds: vec![hold], ..facts("queued") };
+        assert!(said(&held).contains("held: night"), "{}", said(&held));
+        assert!(said(&held).contains("`poweryard resume`"), "{}", said(&held));
+    }
+
+    #[test]
+    fn without_a_daemon_it_says_so() {
+        let alone = Facts { daemon_runs: false, reason: Some("next".to_owned()), ..facts("queued") };
+        assert!(said(&alone).contains("No daemon runs"), "{}", said(&alone));
+    }
+
+    #[test]
+    fn a_running_request_names_its_job_and_the_next_look() {
+        let batch = BatchRecord {
+            id: 4,
+            state: "tracking".to_owned(),
+            job_id: Some("job-9".to_owned()),
+            next_look_at: Some("2026-01-31T22:00:00.000Z".to_owned()),
+            ..BatchRecord::default()
+        };
+        let running = Facts { batch: Some(batch), ..facts("running") };
+        assert!(said(&running).contains("job-9") && said(&running).contains("2026-01-31T22:00:00.000Z"));
+    }
+
+    #[test]
+    fn attempts_left_are_counted_against_the_config() {
+        let mut again = facts("queued");
+        again.request.attempts = 1;
+        again.rules.attempts_max = Some(3);
+        assert!(said(&again).contains("1 of 3 attempts are used, 2 left"), "{}", said(&again));
+    }
+
+    #[test]
+    fn every_ending_says_how_it_is_known() {
+        for state in RequestState::ALL.iter().filter(|state| state.is_terminal()) {
+            for evidence in Evidence::ALL {
+                let mut ended = facts(state.as_str());
+                ended.request.evidence = Some(evidence.to_string());
+                assert_eq!(ended.sentences().len(), 3, "{state} {evidence}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_of_a_later_version_is_named() {
+        assert!(said(&facts("paused")).contains("paused"));
+    }
+}

@@ -1,0 +1,174 @@
+//! How a command ends: its exit code, and the sentence on stderr. Decides nothing but these two.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::logging::LoggingError;
+use crate::settings::SettingsError;
+use crate::store::StoreError;
+
+/// The exit codes of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done; also nothing to wait for, and a status without a daemon.
+    Done = 0,
+    /// Some request ended otherwise than `succeeded`, or could not be cancelled.
+    Otherwise = 1,
+    /// What was asked for is wrong.
+    Usage = 2,
+    /// The database cannot be used.
+    Database = 3,
+    /// Timed out waiting.
+    TimedOut = 4,
+    /// Another daemon runs.
+    DaemonRuns = 5,
+    /// Bad configuration.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command could not do what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The arguments, or what they name, are wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// The queue could not be used, or refused what was asked for.
+    #[error("{}", on_file(path.as_deref(), source))]
+    Store {
+        /// The queue, once it is known which.
+        path: Option<PathBuf>,
+        /// Why.
+        source: StoreError,
+    },
+    /// The config file was not accepted.
+    #[error("{source}{}", no_config_hint(source))]
+    Settings {
+        /// Its mistakes.
+        source: SettingsError,
+    },
+    /// Logging could not be started.
+    #[error("{0}")]
+    Logging(#[from] LoggingError),
+    /// A file that was named, or stdin or stdout, could not be used.
+    #[error("cannot {what}")]
+    File {
+        /// What was tried, on which file.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The program's own threads could not be started.
+    #[error("cannot start")]
+    Runtime(#[source] io::Error),
+}
+
+impl Failure {
+    /// The exit code of the contract.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) | Self::Logging(_) | Self::File { .. } => Exit::Usage,
+            Self::Settings { .. } => Exit::Config,
+            Self::Runtime(_) => Exit::Otherwise,
+            Self::Store { source, .. } => match source {
+                StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,
+                StoreError::DaemonRuns { .. } => Exit::DaemonRuns,
+                StoreError::Missing(_)
+                | StoreError::Foreign(_)
+                | StoreError::Newer(_)
+                | StoreError::Older(_)
+                | StoreError::Busy
+                | StoreError::Full
+                | StoreError::Unusable { .. }
+                | StoreError::Corrupt(_)
+                | StoreError::ReadOnly
+                | StoreError::Unreadable(_)
+                | StoreError::Database(_) => Exit::Database,
+            },
+        }
+    }
+
+    /// One sentence, then its causes.
+    pub fn sentence(&self) -> String {
+        let mut sentence = format!("error: {self}");
+        // Store and settings errors stand in our own text; theirs are the causes.
+        let mut cause = match self {
+            Self::Store { source, .. } => source.source(),
+            Self::Settings { source } => source.source(),
+            other => other.source(),
+        };
+        while let Some(error) = cause {
+            sentence.push_str(&format!(": caused by {error}"));
+            cause = error.source();
+        }
+        sentence
+    }
+
+    /// Names the queue that this happened on.
+    pub(super) fn on(self, queue: &Path) -> Self {
+        match self {
+            Self::Store { path: None, source } => Self::Store { path: Some(queue.to_owned()), source },
+            other => other,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(source: StoreError) -> Self {
+        Self::Store { path: None, source }
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(source: SettingsError) -> Self {
+        Self::Settings { source }
+    }
+}
+
+/// The errors that do not name a file themselves get it in front.
+fn on_file(path: Option<&Path>, error: &StoreError) -> String {
+    match (path, error) {
+        (
+            Some(path),
+            StoreError::Busy
+            | StoreError::Full
+            | StoreError::ReadOnly
+            | StoreError::Unreadable(_)
+            | StoreError::Database(_),
+        ) => format!("{}: {error}", path.display()),
+        _ => error.to_string(),
+    }
+}
+
+fn no_config_hint(error: &SettingsError) -> &'static str {
+    match error {
+        SettingsError::Unreadable { .. } => {
+            " (name one with --config; commands that only use the queue take --database instead)"
+        }
+        SettingsError::Mistakes(_) => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_names_the_file_once_and_then_the_causes() {
+        let busy = Failure::from(StoreError::Busy).on(Path::new("/q/queue.db"));
+        assert_eq!(busy.sentence(), "error: /q/queue.db: the database is locked by another program");
+        assert_eq!(busy.exit(), Exit::Database);
+        let missing = Failure::from(StoreError::Missing("/q/queue.db".into())).on(Path::new("/q/queue.db"));
+        assert_eq!(missing.sentence().matches("/q/queue.db").count(), 1);
+        let source = io::Error::other("no such thing");
+        let unusable = Failure::from(StoreError::Unusable { path: "/q".into(), source });
+        assert_eq!(unusable.sentence(), "error: cannot use /q: caused by no such thing");
+    }
+}

@@ -1,0 +1,125 @@
+//! The command line: one file a command. Owns arguments, wording and exit codes; has no SQL and decides nothing about power.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use clap::{Parser, Subcommand};
+
+use crate::logging::{self, LogFormat};
+
+mod args;
+mod cancel;
+mod db;
+mod enqueue;
+mod explain;
+mod failure;
+mod list;
+mod output;
+mod pause;
+mod retry;
+mod show;
+mod status;
+mod wait;
+
+pub use failure::{Exit, Failure};
+
+/// Carries out queued power requests for bare-metal servers.
+#[derive(Debug, Parser)]
+#[command(name = "poweryard", version, about, arg_required_else_help = true, max_term_width = 110)]
+#[command(after_help = "Example: poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19 --wait")]
+pub struct Cli {
+    /// The config file.
+    #[arg(long, global = true, value_name = "FILE", env = "POWERYARD_CONFIG")]
+    #[arg(default_value = "/etc/poweryard/poweryard.toml")]
+    config: PathBuf,
+
+    /// How log lines look on stderr; RUST_LOG says how many there are (default info).
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Enqueue(enqueue::Args),
+    List(list::Args),
+    Show(show::Args),
+    Explain(explain::Args),
+    Status(status::Args),
+    Wait(wait::Args),
+    Cancel(cancel::Args),
+    Retry(retry::Args),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Db(db::Args),
+}
+
+/// What every command may need beside its own arguments.
+#[derive(Debug)]
+struct Context {
+    /// `--config`.
+    config: PathBuf,
+    /// The queue that the command uses, once it is known; errors name it.
+    queue: OnceLock<PathBuf>,
+}
+
+/// Runs the command that was asked for; an error goes to stderr as one sentence with its causes.
+pub fn main(cli: Cli) -> ExitCode {
+    let ended = start(cli).unwrap_or_else(|failure| {
+        output::note(&failure.sentence());
+        failure.exit()
+    });
+    ended.into()
+}
+
+fn start(cli: Cli) -> Result<Exit, Failure> {
+    logging::init(cli.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
+    let context = Context { config: cli.config, queue: OnceLock::new() };
+    runtime.block_on(run(&context, cli.command)).map_err(|failure| match context.queue.get() {
+        Some(queue) => failure.on(queue),
+        None => failure,
+    })
+}
+
+async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Enqueue(args) => enqueue::run(context, args).await,
+        Command::List(args) => list::run(context, args).await,
+        Command::Show(args) => show::run(context, args).await,
+        Command::Explain(args) => explain::run(context, args).await,
+        Command::Status(args) => status::run(context, args).await,
+        Command::Wait(args) => wait::run(context, args).await,
+        Command::Cancel(args) => cancel::run(context, args).await,
+        Command::Retry(args) => retry::run(context, args).await,
+        Command::Pause(args) => pause::pause(context, args).await,
+        Command::Resume(args) => pause::resume(context, args).await,
+        Command::Db(args) => db::run(context, args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_command_shows_an_example() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            let parts: Vec<_> = match sub.get_subcommands().count() {
+                0 => vec![sub],
+                _ => sub.get_subcommands().collect(),
+            };
+            for part in parts {
+                let help = part.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("poweryard "), "{} has no example", part.get_name());
+            }
+        }
+    }
+}

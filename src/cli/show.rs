@@ -1,0 +1,79 @@
+//! `show`: one request with its attempts and its batch.
+
+use serde_json::{Value, json};
+
+use super::args::{JsonArg, QueueArgs};
+use super::output::{self, Table, cell, visible};
+use super::{Context, Exit, Failure};
+use crate::model::RequestId;
+use crate::store::desk::{Access, AttemptRecord, BatchRecord, RequestRecord};
+
+/// Show one request with its attempts and its batch.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: poweryard show 17 --json")]
+pub(super) struct Args {
+    /// The request's id.
+    id: RequestId,
+    #[command(flatten)]
+    json: JsonArg,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let mut desk = args.queue.open(context, Access::Read).await?;
+    let request = desk.request(args.id.0).await?;
+    let attempts = desk.attempts(args.id.0).await?;
+    let batch = match request.batch_id {
+        Some(id) => desk.batch(id).await?,
+        None => None,
+    };
+    desk.close().await?;
+    match args.json.json {
+        true => output::json(&object(&request, &attempts, batch.as_ref()))?,
+        false => output::print(&text(&request, &attempts, batch.as_ref()))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// The row's columns; in `attempts` the attempts themselves stand instead of their number, which is `attempt_count`.
+fn object(request: &RequestRecord, attempts: &[AttemptRecord], batch: Option<&BatchRecord>) -> Value {
+    let mut object = json!(request);
+    object["attempt_count"] = json!(request.attempts);
+    object["attempts"] = json!(attempts);
+    object["batch"] = json!(batch);
+    object
+}
+
+fn text(request: &RequestRecord, attempts: &[AttemptRecord], batch: Option<&BatchRecord>) -> String {
+    let mut text = fields(&request.columns(), "");
+    if !attempts.is_empty() {
+        let mut table = Table::new(&["BATCH", "JOB", "RESULT", "ERROR", "STARTED", "FINISHED", "MESSAGE"], &[0]);
+        for attempt in attempts {
+            table.row([
+                attempt.batch_id.to_string(),
+                cell(&attempt.job_id),
+                cell(&attempt.result),
+                cell(&attempt.error_code),
+                attempt.started_at.clone(),
+                cell(&attempt.finished_at),
+                cell(&attempt.error_message),
+            ]);
+        }
+        text.push_str(&format!("\nattempts\n{}", table.render()));
+    }
+    if let Some(batch) = batch {
+        text.push_str(&format!("\nbatch\n{}", fields(&batch.columns(), "  ")));
+    }
+    text
+}
+
+/// One line a field, without those that are NULL.
+fn fields(columns: &[(&str, Value)], indent: &str) -> String {
+    let line = |(name, value): &(&str, Value)| match value {
+        Value::Null => None,
+        Value::String(text) => Some(format!("{indent}{name:<14} {}\n", visible(text))),
+        other => Some(format!("{indent}{name:<14} {other}\n")),
+    };
+    columns.iter().filter_map(line).collect()
+}

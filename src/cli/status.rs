@@ -1,0 +1,194 @@
+//! `status`: the queue at a glance, as fast beside ten million finished rows as beside none.
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::{self, JsonArg, QueueArgs};
+use super::output::{self, Table, cell, visible};
+use super::{Context, Exit, Failure};
+use crate::model::HoldKind;
+use crate::store::desk::{Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote};
+use crate::store::{DaemonInfo, daemon_info};
+
+/// Show the daemon, the queue's counts, running batches, holds and each target's pace.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit code: 0 also when no daemon runs.
+
+Example: poweryard status --json")]
+pub(super) struct Args {
+    #[command(flatten)]
+    json: JsonArg,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+/// All that is shown.
+struct Status {
+    daemon: Option<DaemonInfo>,
+    queue: Vec<OverviewCount>,
+    oldest_ready: Option<OldestReady>,
+    batches: Vec<BatchRecord>,
+    holds: Vec<HoldRecord>,
+    targets: Vec<Target>,
+}
+
+/// What is known of a target, with the holds that are about its health.
+#[derive(Serialize)]
+struct Target {
+    #[serde(flatten)]
+    note: TargetNote,
+    breaker: Option<HoldRecord>,
+    credentials: Option<HoldRecord>,
+}
+
+pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let status = read(context, &args.queue).await?;
+    match args.json.json {
+        true => output::json(&status.object())?,
+        false => output::print(&status.text())?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn read(context: &Context, queue: &QueueArgs) -> Result<Status, Failure> {
+    let now = args::now();
+    let mut desk = queue.open(context, Access::Read).await?;
+    let holds = desk.holds(now).await?;
+    let ready = desk.oldest_ready().await?;
+    let free = |ready: &OldestReady| !holds.iter().any(|hold| hold.covers(&ready.target, &ready.action));
+    let targets = desk.targets(now).await?.into_iter().map(|note| Target {
+        breaker: about(&holds, &note.target, HoldKind::Breaker),
+        credentials: about(&holds, &note.target, HoldKind::Credentials),
+        note,
+    });
+    let status = Status {
+        daemon: daemon_info(desk.path()),
+        queue: desk.overview().await?,
+        oldest_ready: ready.into_iter().find(free),
+        batches: desk.open_batches().await?,
+        targets: targets.collect(),
+        holds,
+    };
+    desk.close().await?;
+    Ok(status)
+}
+
+fn about(holds: &[HoldRecord], target: &str, kind: HoldKind) -> Option<HoldRecord> {
+    let of_target = |hold: &&HoldRecord| hold.target.as_deref().is_none_or(|held| held == target);
+    holds.iter().find(|hold| hold.kind == kind.as_str() && of_target(hold)).cloned()
+}
+
+impl Status {
+    fn object(&self) -> serde_json::Value {
+        json!({
+            "daemon": {
+                "running": self.daemon.is_some(),
+                "pid": self.daemon.as_ref().map(|daemon| daemon.pid),
+                "since": self.daemon.as_ref().map(|daemon| daemon.since),
+            },
+            "queue": self.queue,
+            "oldest_ready": self.oldest_ready,
+            "batches": self.batches,
+            "holds": self.holds,
+            "targets": self.targets,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = match &self.daemon {
+            Some(daemon) => format!("daemon: running, pid {}, since {}\n", daemon.pid, daemon.since),
+            None => "daemon: not running\n".to_owned(),
+        };
+        section(&mut text, "queue", "nothing is waiting or running", self.queue_table());
+        if let Some(oldest) = &self.oldest_ready {
+            let since = oldest.eligible_at.as_ref().unwrap_or(&oldest.created_at);
+            let line = format!(
+                "oldest that could go: request {}, {} {} on {}, since {since}",
+                oldest.id, oldest.action, oldest.server_id, oldest.target
+            );
+            text.push_str(&format!("{}\n", visible(&line)));
+        }
+        section(&mut text, "batches", "none is running", self.batch_table());
+        section(&mut text, "holds", "nothing is held", self.hold_table());
+        section(&mut text, "targets", "no daemon has noted any yet", self.target_table());
+        text
+    }
+
+    fn queue_table(&self) -> Option<Table> {
+        let mut table = Table::new(&["TARGET", "ACTION", "STATE", "COUNT", "OLDEST"], &[3]);
+        for count in &self.queue {
+            table.row([
+                count.target.clone(),
+                count.action.clone(),
+                count.state.clone(),
+                count.count.to_string(),
+                cell(&count.oldest_created_at),
+            ]);
+        }
+        (!self.queue.is_empty()).then_some(table)
+    }
+
+    fn batch_table(&self) -> Option<Table> {
+        let mut table = Table::new(
+            &["BATCH", "TARGET", "ACTION", "STATE", "SERVERS", "JOB", "SINCE", "LOOKS", "NEXT LOOK"],
+            &[0, 4, 7],
+        );
+        for batch in &self.batches {
+            table.row([
+                batch.id.to_string(),
+                batch.target.clone(),
+                batch.action.clone(),
+                batch.state.clone(),
+                batch.server_count.to_string(),
+                cell(&batch.job_id),
+                batch.intent_at.clone(),
+                batch.looks.to_string(),
+                cell(&batch.next_look_at),
+            ]);
+        }
+        (!self.batches.is_empty()).then_some(table)
+    }
+
+    fn hold_table(&self) -> Option<Table> {
+        let mut table = Table::new(&["TARGET", "ACTION", "KIND", "SINCE", "UNTIL", "REASON"], &[]);
+        for hold in &self.holds {
+            table.row([
+                hold.target.clone().unwrap_or_else(|| "all".to_owned()),
+                hold.action.clone().unwrap_or_else(|| "all".to_owned()),
+                hold.kind.clone(),
+                hold.since.clone(),
+                cell(&hold.until),
+                hold.reason.clone(),
+            ]);
+        }
+        (!self.holds.is_empty()).then_some(table)
+    }
+
+    fn target_table(&self) -> Option<Table> {
+        let head = ["TARGET", "SERVICE", "CALLS/60S", "PACE/MIN", "CONFIGURED", "BREAKER", "CREDENTIALS", "NOTED"];
+        let mut table = Table::new(&head, &[2, 3, 4]);
+        let health =
+            |hold: &Option<HoldRecord>| hold.as_ref().map_or_else(|| "ok".to_owned(), |hold| hold.reason.clone());
+        for target in &self.targets {
+            table.row([
+                target.note.target.clone(),
+                target.note.service.clone(),
+                target.note.calls_last_minute.to_string(),
+                target.note.pace_per_minute.to_string(),
+                target.note.submits_per_minute.to_string(),
+                health(&target.breaker),
+                health(&target.credentials),
+                target.note.updated_at.clone(),
+            ]);
+        }
+        (!self.targets.is_empty()).then_some(table)
+    }
+}
+
+fn section(text: &mut String, name: &str, empty: &str, table: Option<Table>) {
+    match table {
+        Some(table) => text.push_str(&format!("\n{name}\n{}", table.render())),
+        None => text.push_str(&format!("\n{name}: {empty}\n")),
+    }
+}

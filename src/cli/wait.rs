@@ -1,0 +1,174 @@
+//! `wait`: follows requests until they are terminal, and sums up how they ended. Polls the file; changes nothing.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::args::{self, JsonArg, QueueArgs};
+use super::output::{self, Table, cell};
+use super::{Context, Exit, Failure};
+use crate::model::{RequestId, RequestState};
+use crate::store::Desk;
+use crate::store::desk::{Access, OutcomeCount, RequestRecord};
+
+/// How often the file is asked whether anything has changed.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Requests that are named one by one in a summary for people.
+const NAMED_MAX: usize = 20;
+
+/// Follow requests until all of them have ended.
+///
+/// With ids, these; with --label, those unfinished now, and with --since those newer than that; with neither, all that are unfinished now.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit code: 0 all succeeded, or nothing to wait for; 1 some ended otherwise; 4 timed out.
+
+Example: poweryard wait --label patch-day --since 2h --timeout 30m")]
+pub(super) struct Args {
+    /// The requests' ids.
+    #[arg(value_name = "ID", conflicts_with_all = ["label", "since"])]
+    ids: Vec<RequestId>,
+    /// Requests with exactly this label.
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    /// Also requests inserted since then: a UTC time, or a span such as 2h for two hours ago.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Give up after this span, such as 90s or 30m.
+    #[arg(long, value_name = "SPAN", value_parser = args::span)]
+    timeout: Option<Duration>,
+    #[command(flatten)]
+    json: JsonArg,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let mut desk = args.queue.open(context, Access::Read).await?;
+    let ids = if args.ids.is_empty() {
+        let since = match &args.since {
+            Some(since) => Some(args::past(&mut desk, since, args::now()).await?),
+            None => None,
+        };
+        desk.to_follow(args.label.as_deref(), since.as_deref()).await?
+    } else {
+        named(&mut desk, &args.ids).await?
+    };
+    let followed = Followed::to_the_end(&mut desk, ids, args.timeout).await?;
+    desk.close().await?;
+    match args.json.json {
+        true => output::json(&followed)?,
+        false => output::print(&summary(&followed))?,
+    }
+    Ok(followed.exit())
+}
+
+/// Ids from the command line, each once, all of them known.
+pub(super) async fn named(desk: &mut Desk, ids: &[RequestId]) -> Result<Vec<i64>, Failure> {
+    let ids = args::unique(ids);
+    desk.require_ids(&ids).await?;
+    Ok(ids)
+}
+
+/// What became of the requests that were followed.
+#[derive(Debug, Serialize)]
+pub(super) struct Followed {
+    requests: usize,
+    succeeded: i64,
+    timed_out: bool,
+    outcomes: Vec<OutcomeCount>,
+    /// All that have not succeeded (yet).
+    others: Vec<RequestRecord>,
+}
+
+impl Followed {
+    /// Waits until all of `ids` are terminal or the time is up.
+    pub(super) async fn to_the_end(desk: &mut Desk, ids: Vec<i64>, timeout: Option<Duration>) -> Result<Self, Failure> {
+        let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let bar = progress_bar(ids.len());
+        let mut open = desk.unfinished(&ids).await?;
+        let mut version = desk.data_version().await?;
+        while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
+            bar.set_position((ids.len() - open.len()) as u64);
+            // A look at very many requests takes longer; then looks are rarer, and the daemon has its disk.
+            let looked = Instant::now();
+            let changed = desk.data_version().await?;
+            if changed != version {
+                version = changed;
+                open = desk.unfinished(&open).await?;
+            }
+            let pause = POLL_INTERVAL.max(looked.elapsed() * 4);
+            sleep(end.map_or(pause, |end| pause.min(end.saturating_duration_since(Instant::now())))).await;
+        }
+        bar.finish_and_clear();
+        Self::sum_up(desk, &ids, !open.is_empty()).await
+    }
+
+    async fn sum_up(desk: &mut Desk, ids: &[i64], timed_out: bool) -> Result<Self, Failure> {
+        let outcomes = desk.outcome_counts(ids).await?;
+        let succeeded = outcomes.iter().filter(|outcome| outcome.state == RequestState::Succeeded.as_str());
+        let succeeded = succeeded.map(|outcome| outcome.count).sum();
+        let others = desk.not_succeeded(ids).await?;
+        Ok(Self { requests: ids.len(), succeeded, timed_out, outcomes, others })
+    }
+
+    /// A request that was deleted while it was followed has not succeeded as far as anybody knows.
+    pub(super) fn exit(&self) -> Exit {
+        match (self.timed_out, self.succeeded == self.requests as i64) {
+            (true, _) => Exit::TimedOut,
+            (false, true) => Exit::Done,
+            (false, false) => Exit::Otherwise,
+        }
+    }
+}
+
+/// On a terminal only; a log wants no bar.
+fn progress_bar(requests: usize) -> ProgressBar {
+    let hidden = !std::io::stderr().is_terminal();
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {elapsed}");
+    ProgressBar::with_draw_target(Some(requests as u64), target)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// The table of outcomes, and the first of those that did not succeed.
+pub(super) fn summary(followed: &Followed) -> String {
+    if followed.requests == 0 {
+        return "nothing to wait for\n".to_owned();
+    }
+    let mut outcomes = Table::new(&["STATE", "EVIDENCE", "ERROR", "COUNT", "FIRST ID"], &[3, 4]);
+    for outcome in &followed.outcomes {
+        outcomes.row([
+            outcome.state.clone(),
+            cell(&outcome.evidence),
+            cell(&outcome.error_code),
+            outcome.count.to_string(),
+            outcome.first_id.to_string(),
+        ]);
+    }
+    let mut text = outcomes.render();
+    if !followed.others.is_empty() {
+        let mut others = Table::new(&["ID", "SERVER", "ACTION", "STATE", "ERROR", "MESSAGE"], &[0]);
+        for request in followed.others.iter().take(NAMED_MAX) {
+            others.row([
+                request.id.to_string(),
+                request.server_id.clone(),
+                request.action.clone(),
+                request.state.clone(),
+                cell(&request.error_code),
+                cell(&request.error_message),
+            ]);
+        }
+        text.push_str(&format!("\n{}", others.render()));
+    }
+    if followed.others.len() > NAMED_MAX {
+        text.push_str(&format!("and {} more\n", followed.others.len() - NAMED_MAX));
+    }
+    if followed.timed_out {
+        text.push_str("timed out; what is unfinished goes on\n");
+    }
+    text
+}

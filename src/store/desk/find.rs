@@ -1,0 +1,196 @@
+//! Requests and what belongs to them: lists, single rows, who is still unfinished, how they ended. Writes nothing.
+
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite};
+
+use super::{AttemptRecord, BatchRecord, Desk, HoldRecord, OutcomeCount, RequestRecord, id_list};
+use crate::model::{RequestState, UtcMillis};
+use crate::store::{StoreError, text};
+
+/// The columns of [`RequestRecord`].
+const REQUEST_COLUMNS: &str = "id, server_id, action, target, priority, not_before, expires_at, after_id, request_key, \
+    label, requested_by, created_at, state, batch_id, attempts, retry_at, evidence, error_code, error_message, \
+    submitted_at, finished_at";
+
+/// Which requests to list; an absent or empty field leaves nothing out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// In one of these states.
+    pub states: Vec<RequestState>,
+    /// Of this target.
+    pub target: Option<String>,
+    /// With exactly this label.
+    pub label: Option<String>,
+    /// For this server; compared without case.
+    pub server: Option<String>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+impl Desk {
+    /// Requests that match, newest first.
+    pub async fn list(&mut self, filter: &Filter) -> Result<Vec<RequestRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
+        query.push(REQUEST_COLUMNS).push(" FROM power_requests WHERE 1");
+        if !filter.states.is_empty() {
+            push_states(&mut query, &filter.states);
+        }
+        if let Some(target) = &filter.target {
+            query.push(" AND target = ").push_bind(target.clone());
+        }
+        if let Some(label) = &filter.label {
+            query.push(" AND label = ").push_bind(label.clone());
+        }
+        if let Some(server) = &filter.server {
+            // Each half has an index of its own.
+            query.push(" AND id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL AND server_id = ");
+            query.push_bind(server.clone());
+            query.push(" UNION ALL SELECT id FROM power_requests WHERE gate IS NOT NULL AND server_id = ");
+            query.push_bind(server.clone()).push(")");
+        }
+        query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(filter.limit));
+        Ok(query.build_query_as().fetch_all(&mut self.connection).await?)
+    }
+
+    /// One request.
+    ///
+    /// # Errors
+    /// `NoSuchRequest`.
+    pub async fn request(&mut self, id: i64) -> Result<RequestRecord, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
+        query.push(REQUEST_COLUMNS).push(" FROM power_requests WHERE id = ").push_bind(id);
+        let found = query.build_query_as().fetch_optional(&mut self.connection).await?;
+        found.ok_or(StoreError::NoSuchRequest(id))
+    }
+
+    /// Those of `ids` that have not succeeded (yet), in the order of their ids.
+    pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
+        query.push(REQUEST_COLUMNS).push(" FROM power_requests WHERE id IN (SELECT value FROM json_each(");
+        query.push_bind(id_list(ids)).push(")) AND state <> 'succeeded' ORDER BY id");
+        Ok(query.build_query_as().fetch_all(&mut self.connection).await?)
+    }
+
+    /// What a request was carried by, oldest first.
+    pub async fn attempts(&mut self, request: i64) -> Result<Vec<AttemptRecord>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
+             FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id WHERE a.request_id = ? ORDER BY a.batch_id",
+        )
+        .bind(request)
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
+    /// One batch.
+    pub async fn batch(&mut self, id: i64) -> Result<Option<BatchRecord>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT id, target, service, endpoint, project_id, action, state, server_count, job_id, intent_at, submitted_at,
+                    next_look_at, looks, look_cause, look_until, finished_at, error_code, error_message
+             FROM batches WHERE id = ?",
+        )
+        .bind(id)
+        .fetch_optional(&mut self.connection)
+        .await?)
+    }
+
+    /// The reason that `power_waiting` gives; none if the request is not queued.
+    pub async fn waiting_reason(&mut self, id: i64) -> Result<Option<String>, StoreError> {
+        Ok(sqlx::query_scalar("SELECT reason FROM power_waiting WHERE id = ?")
+            .bind(id)
+            .fetch_optional(&mut self.connection)
+            .await?)
+    }
+
+    /// All holds whose time has not passed.
+    pub async fn holds(&mut self, now: UtcMillis) -> Result<Vec<HoldRecord>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT target, action, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
+        )
+        .bind(text(now))
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
+    /// Refuses a list of ids of which one is unknown.
+    ///
+    /// # Errors
+    /// `NoSuchRequest` for the first such id.
+    pub async fn require_ids(&mut self, ids: &[i64]) -> Result<(), StoreError> {
+        require_ids(&mut self.connection, ids).await
+    }
+
+    /// Requests with this label, or all, that are unfinished now or were inserted at `since` or later.
+    pub async fn to_follow(&mut self, label: Option<&str>, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE (gate IS NOT NULL");
+        if let Some(since) = since {
+            query.push(" OR created_at >= ").push_bind(since.to_owned());
+        }
+        query.push(")");
+        if let Some(label) = label {
+            query.push(" AND label = ").push_bind(label.to_owned());
+        }
+        query.push(" ORDER BY id");
+        Ok(query.build_query_scalar().fetch_all(&mut self.connection).await?)
+    }
+
+    /// Those of `ids` that have not ended.
+    pub async fn unfinished(&mut self, ids: &[i64]) -> Result<Vec<i64>, StoreError> {
+        Ok(sqlx::query_scalar(
+            "SELECT r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
+        )
+        .bind(id_list(ids))
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
+    /// How many of `ids` stand or ended in which way.
+    pub async fn outcome_counts(&mut self, ids: &[i64]) -> Result<Vec<OutcomeCount>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT r.state, r.evidence, r.error_code, count(*) AS count, min(r.id) AS first_id
+             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
+             GROUP BY r.state, r.evidence, r.error_code ORDER BY count(*) DESC, min(r.id)",
+        )
+        .bind(id_list(ids))
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
+    /// A time as a producer may write it, in the queue's own form; none if the schema would refuse it.
+    pub async fn read_time(&mut self, time: &str) -> Result<Option<String>, StoreError> {
+        let found: Option<Option<String>> = sqlx::query_scalar(
+            "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+             AND date(julianday(substr(?1, 1, 10))) = substr(?1, 1, 10)",
+        )
+        .bind(time)
+        .fetch_optional(&mut self.connection)
+        .await?;
+        Ok(found.flatten())
+    }
+}
+
+pub(super) async fn require_ids(connection: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+    let unknown: Option<i64> = sqlx::query_scalar(
+        "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = j.value) LIMIT 1",
+    )
+    .bind(id_list(ids))
+    .fetch_optional(connection)
+    .await?;
+    unknown.map_or(Ok(()), |id| Err(StoreError::NoSuchRequest(id)))
+}
+
+/// Unfinished requests are found by the index of those, however many finished ones there are.
+fn push_states(query: &mut QueryBuilder<Sqlite>, states: &[RequestState]) {
+    let open = states.iter().all(|state| !state.is_terminal());
+    query.push(match open {
+        true => {
+            " AND id IN (SELECT id FROM power_requests INDEXED BY power_requests_overview WHERE gate IS NOT NULL AND state IN ("
+        }
+        false => " AND state IN (",
+    });
+    let mut list = query.separated(", ");
+    for state in states {
+        list.push_bind(state.as_str());
+    }
+    query.push(if open { "))" } else { ")" });
+}

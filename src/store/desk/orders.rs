@@ -1,0 +1,280 @@
+//! What commands write: new requests, cancellations, an operator's holds. Each method is one transaction, all or nothing.
+
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
+
+use super::{Desk, find, id_list};
+use crate::model::{HoldKind, PowerAction, RequestState, TargetName};
+use crate::plan::Hold;
+use crate::store::{StoreError, holds};
+
+/// Rows inserted by one statement.
+const CHUNK: usize = 500;
+
+/// A request to be inserted; the fields are the producer's columns.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+pub struct NewRequest {
+    pub server_id: String,
+    pub action: String,
+    pub target: String,
+    pub priority: i64,
+    pub not_before: Option<String>,
+    pub expires_at: Option<String>,
+    pub after_id: Option<i64>,
+    pub request_key: Option<String>,
+    pub label: Option<String>,
+    pub requested_by: Option<String>,
+}
+
+/// What a cancellation did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cancelled {
+    /// Requests that were queued and are cancelled now.
+    pub cancelled: Vec<i64>,
+    /// Those asked for that were not queued, with their states.
+    pub kept: Vec<(i64, String)>,
+}
+
+/// Which ended requests are to be tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RetryFilter {
+    /// These, whatever their states; empty: those that the other fields describe.
+    pub ids: Vec<i64>,
+    /// With exactly this label.
+    pub label: Option<String>,
+    /// That ended in one of these states. Not looked at beside `ids`.
+    pub states: Vec<RequestState>,
+    /// That ended at this time or later.
+    pub since: Option<String>,
+}
+
+/// A request that may be tried again.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct RetryCandidate {
+    /// Its id.
+    pub id: i64,
+    /// Its server.
+    pub server_id: String,
+    /// Its action.
+    pub action: String,
+    /// How it ended, or where it is.
+    pub state: String,
+    /// A later request for the same server, if there is one.
+    pub later_id: Option<i64>,
+}
+
+/// What a retry did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Retried {
+    /// The ids of ended requests, each with the id of its new one.
+    pub inserted: Vec<(i64, i64)>,
+    /// Those that were not tried again, with the reason.
+    pub skipped: Vec<(i64, String)>,
+}
+
+impl Desk {
+    /// Inserts requests and returns their ids in the same order.
+    ///
+    /// # Errors
+    /// `Refused` names the first server that the schema refuses; nothing is inserted then.
+    pub async fn enqueue(&mut self, requests: &[NewRequest]) -> Result<Vec<i64>, StoreError> {
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut ids = Vec::with_capacity(requests.len());
+        for chunk in requests.chunks(CHUNK) {
+            match insert(&mut tx, chunk).await {
+                Ok(new) => ids.extend(new),
+                Err(StoreError::Refused(reason)) => return Err(name_refused(&mut tx, chunk, reason).await?),
+                Err(error) => return Err(error),
+            }
+        }
+        tx.commit().await?;
+        Ok(ids)
+    }
+
+    /// Cancels those of `ids` that are queued.
+    ///
+    /// # Errors
+    /// `NoSuchRequest`: nothing is cancelled then.
+    pub async fn cancel(&mut self, ids: &[i64]) -> Result<Cancelled, StoreError> {
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        find::require_ids(&mut tx, ids).await?;
+        let kept = sqlx::query_as(
+            "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state <> 'queued'",
+        )
+        .bind(id_list(ids))
+        .fetch_all(&mut *tx)
+        .await?;
+        let cancelled = sqlx::query_scalar(
+            "UPDATE power_requests SET state = 'cancelled'
+             WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued' RETURNING id",
+        )
+        .bind(id_list(ids))
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Cancelled { cancelled, kept })
+    }
+
+    /// Cancels what is queued with this label; what is on its way is kept, and listed.
+    pub async fn cancel_label(&mut self, label: &str) -> Result<Cancelled, StoreError> {
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let kept = sqlx::query_as(
+            "SELECT id, state FROM power_requests WHERE label = ? AND state IN ('submitting', 'running') ORDER BY id",
+        )
+        .bind(label)
+        .fetch_all(&mut *tx)
+        .await?;
+        let cancelled = sqlx::query_scalar(
+            "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued' RETURNING id",
+        )
+        .bind(label)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Cancelled { cancelled, kept })
+    }
+
+    /// Inserts a new request for each that the filter finds and that `skip` has no reason against. Server, action, target,
+    /// priority and label are copied.
+    ///
+    /// # Errors
+    /// `NoSuchRequest` for an unknown id: nothing is inserted then.
+    pub async fn retry(
+        &mut self,
+        filter: &RetryFilter,
+        requested_by: Option<&str>,
+        skip: impl Fn(&RetryCandidate) -> Option<String>,
+    ) -> Result<Retried, StoreError> {
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        find::require_ids(&mut tx, &filter.ids).await?;
+        let mut retried = Retried::default();
+        let mut again = Vec::new();
+        for candidate in retry_candidates(&mut tx, filter).await? {
+            match skip(&candidate) {
+                Some(reason) => retried.skipped.push((candidate.id, reason)),
+                None => again.push(candidate.id),
+            }
+        }
+        let new = copy(&mut tx, &again, requested_by).await?;
+        retried.inserted = again.into_iter().zip(new).collect();
+        tx.commit().await?;
+        Ok(retried)
+    }
+
+    /// Puts an operator's hold. False if the same one stood already.
+    pub async fn pause(&mut self, hold: &Hold) -> Result<bool, StoreError> {
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let stood: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND until IS NULL)",
+        )
+        .bind(HoldKind::Operator.as_str())
+        .bind(hold.target.as_ref().map(|target| &target.0))
+        .bind(hold.action.map(PowerAction::as_str))
+        .fetch_one(&mut *tx)
+        .await?;
+        if !stood {
+            holds::put_hold(&mut tx, hold).await?;
+        }
+        tx.commit().await?;
+        Ok(!stood)
+    }
+
+    /// Removes the operator's holds that lie within `target` and `action` (none: all of them). Returns how many.
+    pub async fn resume(
+        &mut self,
+        target: Option<&TargetName>,
+        action: Option<PowerAction>,
+    ) -> Result<u64, StoreError> {
+        let removed = sqlx::query(
+            "DELETE FROM holds WHERE kind = ?1 AND (?2 IS NULL OR target = ?2) AND (?3 IS NULL OR action = ?3)",
+        )
+        .bind(HoldKind::Operator.as_str())
+        .bind(target.map(|target| &target.0))
+        .bind(action.map(PowerAction::as_str))
+        .execute(&mut self.connection)
+        .await?;
+        Ok(removed.rows_affected())
+    }
+}
+
+async fn retry_candidates(tx: &mut SqliteConnection, filter: &RetryFilter) -> Result<Vec<RetryCandidate>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "SELECT r.id, r.server_id, r.action, r.state,
+                coalesce((SELECT max(l.id) FROM power_requests l WHERE l.gate IS NOT NULL
+                          AND l.target = r.target AND l.server_id = r.server_id AND l.id > r.id),
+                         (SELECT max(l.id) FROM power_requests l WHERE l.finished_at IS NOT NULL
+                          AND l.target = r.target AND l.server_id = r.server_id AND l.id > r.id)) AS later_id
+         FROM power_requests r WHERE 1",
+    );
+    if filter.ids.is_empty() {
+        query.push(" AND r.finished_at IS NOT NULL AND r.state IN (");
+        let mut states = query.separated(", ");
+        for state in &filter.states {
+            states.push_bind(state.as_str());
+        }
+        query.push(")");
+    } else {
+        query.push(" AND r.id IN (SELECT value FROM json_each(").push_bind(id_list(&filter.ids)).push("))");
+    }
+    if let Some(label) = &filter.label {
+        query.push(" AND r.label = ").push_bind(label.clone());
+    }
+    if let Some(since) = &filter.since {
+        query.push(" AND r.finished_at >= ").push_bind(since.clone());
+    }
+    query.push(" ORDER BY r.id");
+    Ok(query.build_query_as().fetch_all(tx).await?)
+}
+
+/// In SQL, so that a label of any bytes arrives as it is.
+async fn copy(tx: &mut SqliteConnection, ids: &[i64], requested_by: Option<&str>) -> Result<Vec<i64>, StoreError> {
+    let mut new: Vec<i64> = sqlx::query_scalar(
+        "INSERT INTO power_requests (server_id, action, target, priority, label, requested_by)
+         SELECT server_id, action, target, priority, label, ?2 FROM power_requests
+         WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id RETURNING id",
+    )
+    .bind(id_list(ids))
+    .bind(requested_by)
+    .fetch_all(tx)
+    .await?;
+    // Ids are given in the order of insertion; RETURNING promises none.
+    new.sort_unstable();
+    Ok(new)
+}
+
+async fn insert(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<Vec<i64>, StoreError> {
+    let rows = serde_json::to_string(requests).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    let mut ids: Vec<i64> = sqlx::query_scalar(
+        "INSERT INTO power_requests (server_id, action, target, priority, not_before, expires_at, after_id, request_key,
+                                     label, requested_by)
+         SELECT j.value ->> 'server_id', j.value ->> 'action', j.value ->> 'target', j.value ->> 'priority',
+                j.value ->> 'not_before', j.value ->> 'expires_at', j.value ->> 'after_id', j.value ->> 'request_key',
+                j.value ->> 'label', j.value ->> 'requested_by'
+         FROM json_each(?) j ORDER BY j.key RETURNING id",
+    )
+    .bind(rows)
+    .fetch_all(tx)
+    .await?;
+    // Ids are given in the order of insertion; RETURNING promises none.
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Finds the row that a statement was refused for, one by one; the transaction is given up afterwards.
+async fn name_refused(
+    tx: &mut SqliteConnection,
+    requests: &[NewRequest],
+    reason: String,
+) -> Result<StoreError, StoreError> {
+    for request in requests {
+        match insert(tx, std::slice::from_ref(request)).await {
+            Ok(_) => {}
+            Err(StoreError::Refused(reason)) => {
+                return Ok(StoreError::Refused(format!("server {}: {reason}", request.server_id)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(StoreError::Refused(reason))
+}

@@ -1,0 +1,122 @@
+//! The queue as a whole, for `status`: every query costs what is unfinished, never what is finished. Writes nothing.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::FromRow;
+
+use super::{BatchRecord, Desk};
+use crate::model::UtcMillis;
+use crate::store::{StoreError, text};
+
+/// One row of `queue_overview`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[expect(missing_docs, reason = "the fields are the columns, which the contract describes")]
+pub struct OverviewCount {
+    pub target: String,
+    pub action: String,
+    pub state: String,
+    pub count: i64,
+    pub oldest_created_at: Option<String>,
+}
+
+/// The oldest request that could go, of one target and action.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct OldestReady {
+    /// Its id.
+    pub id: i64,
+    /// Its target.
+    pub target: String,
+    /// Its action.
+    pub action: String,
+    /// Its server.
+    pub server_id: String,
+    /// When it was inserted.
+    pub created_at: String,
+    /// Since when it could go.
+    pub eligible_at: Option<String>,
+}
+
+/// What the daemon last noted of a configured target, with its calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct TargetNote {
+    /// Its name.
+    pub target: String,
+    /// Which API.
+    pub service: String,
+    /// Base URL.
+    pub endpoint: String,
+    /// The cloud's project.
+    pub project_id: String,
+    /// As configured.
+    pub submits_per_minute: i64,
+    /// As lowered by the cloud's 429s.
+    pub pace_per_minute: i64,
+    /// Throttled calls in a row.
+    pub throttles: i64,
+    /// Submit calls of the last 60 s.
+    pub calls_last_minute: i64,
+    /// When the daemon noted it.
+    pub updated_at: String,
+}
+
+/// How many requests stand or ended in one way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct OutcomeCount {
+    /// State.
+    pub state: String,
+    /// How it is known, once it has ended.
+    pub evidence: Option<String>,
+    /// The cloud's code or ours.
+    pub error_code: Option<String>,
+    /// So many.
+    pub count: i64,
+    /// The first of them.
+    pub first_id: i64,
+}
+
+impl Desk {
+    /// Unfinished requests by target, action and state.
+    pub async fn overview(&mut self) -> Result<Vec<OverviewCount>, StoreError> {
+        Ok(sqlx::query_as("SELECT target, action, state, count, oldest_created_at FROM queue_overview")
+            .fetch_all(&mut self.connection)
+            .await?)
+    }
+
+    /// The oldest request that could go, for each target and action that has one. Holds are not looked at.
+    pub async fn oldest_ready(&mut self) -> Result<Vec<OldestReady>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
+             FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
+                   WHERE gate = 'ready' GROUP BY target, action) oldest
+             JOIN power_requests r ON r.id = oldest.id ORDER BY r.id",
+        )
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
+    /// Batches that are not done, the next to be looked at first.
+    pub async fn open_batches(&mut self) -> Result<Vec<BatchRecord>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT id, target, service, endpoint, project_id, action, state, server_count, job_id, intent_at, submitted_at,
+                    next_look_at, looks, look_cause, look_until, finished_at, error_code, error_message
+             FROM batches WHERE state <> 'done' ORDER BY next_look_at",
+        )
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
+    /// Every target that the daemon has noted. No target makes more than 6000 calls a minute, so that many are read.
+    pub async fn targets(&mut self, now: UtcMillis) -> Result<Vec<TargetNote>, StoreError> {
+        Ok(sqlx::query_as(
+            "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
+                    (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
+                                           ORDER BY b.id DESC LIMIT 6000)
+                     WHERE intent_at > ?) AS calls_last_minute, t.updated_at
+             FROM targets t ORDER BY t.target",
+        )
+        .bind(text(now.before(Duration::from_secs(60))))
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+}
