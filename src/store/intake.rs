@@ -91,13 +91,14 @@ impl Store {
     /// The lanes that hold claimable requests, each counted up to `count_max`. Cost does not depend on what waits behind.
     pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
         let mut writer = self.writer.lock().await;
+        // `+`: two columns compare without affinity, and the index then serves only the first of the three.
         let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
             "WITH RECURSIVE head(id) AS (
                  SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
                          ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
                  UNION ALL
                  SELECT (SELECT n.id FROM power_requests n
-                         WHERE n.gate = 'ready' AND (n.target, n.action, n.travel_group) > (p.target, p.action, p.travel_group)
+                         WHERE n.gate = 'ready' AND (n.target, n.action, n.travel_group) > (+p.target, +p.action, +p.travel_group)
                          ORDER BY n.target, n.action, n.travel_group, n.priority DESC, n.id LIMIT 1)
                  FROM head JOIN power_requests p ON p.id = head.id
              )
