@@ -22,37 +22,45 @@ CREATE TABLE power_requests (
     requested_by TEXT,
     created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
 
-    -- what the daemon tells
+    -- what the daemon tells. A stranger who writes here anyway must leave something that the daemon can read
     state        TEXT NOT NULL DEFAULT 'queued'
                  CONSTRAINT state_known CHECK (state IN ('queued', 'submitting', 'running', 'succeeded', 'failed',
                                                          'cancelled', 'expired', 'rejected', 'unknown')),
-    batch_id     INTEGER,
-    attempts     INTEGER NOT NULL DEFAULT 0 CONSTRAINT attempts_range CHECK (attempts >= 0),
-    retry_at     TEXT,
+    batch_id     INTEGER CONSTRAINT batch_id_form CHECK (typeof(batch_id) IN ('integer', 'null')),
+    attempts     INTEGER NOT NULL DEFAULT 0 CONSTRAINT attempts_range CHECK (typeof(attempts) = 'integer' AND attempts >= 0),
+    retry_at     TEXT CONSTRAINT retry_at_form CHECK (retry_at IS NULL OR (typeof(retry_at) = 'text' AND retry_at GLOB
+                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
     evidence     TEXT CONSTRAINT evidence_known CHECK (evidence IN ('job', 'already', 'refused', 'observed', 'none')),
-    error_code   TEXT,
-    error_message TEXT,
-    submitted_at TEXT,
-    finished_at  TEXT,
+    error_code   TEXT CONSTRAINT error_code_form CHECK (typeof(error_code) IN ('text', 'null')),
+    error_message TEXT CONSTRAINT error_message_form CHECK (typeof(error_message) IN ('text', 'null')),
+    submitted_at TEXT CONSTRAINT submitted_at_form CHECK (submitted_at IS NULL OR (typeof(submitted_at) = 'text' AND submitted_at GLOB
+                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
+    finished_at  TEXT CONSTRAINT finished_at_form CHECK (finished_at IS NULL OR (typeof(finished_at) = 'text' AND finished_at GLOB
+                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
 
     -- internal, kept by the triggers below and by the daemon.
     -- gate: where a request stands on its way out. NULL once it is terminal. Per server at most one of 'ready', 'retry'
     -- and 'flight' exists, and 'behind' only beside one of them, so that claiming never has to search parked rows.
     --   ready   may be claimed               retry   waits for retry_at, and holds up its server
     --   behind  due, another one goes first  later   waits for eligible_at (not_before)
-    --   after   waits for after_id           doomed  after_id did not succeed; about to be cancelled
+    --   after   waits for after_id           doomed  after_id had not succeeded; about to be cancelled
     --   flight  submitting or running
     gate         TEXT DEFAULT 'ready'
                  CONSTRAINT gate_known CHECK (gate IN ('ready', 'retry', 'behind', 'later', 'after', 'doomed', 'flight')),
     -- the latest of created_at, not_before and the end of after_id; NULL while that end is not known
-    eligible_at  TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    eligible_at  TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+                 CONSTRAINT eligible_at_form CHECK (eligible_at IS NULL OR (typeof(eligible_at) = 'text' AND eligible_at GLOB
+                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
     -- 0: fresh. Else the part of a refused batch that this request belongs to; groups never share a batch
-    travel_group INTEGER NOT NULL DEFAULT 0,
+    travel_group INTEGER NOT NULL DEFAULT 0 CONSTRAINT travel_group_form CHECK (typeof(travel_group) = 'integer'),
 
     CONSTRAINT flight_has_batch CHECK (state NOT IN ('submitting', 'running') OR (batch_id IS NOT NULL AND gate = 'flight')),
+    CONSTRAINT gate_fits CHECK (CASE gate WHEN 'flight' THEN state IN ('submitting', 'running') WHEN 'retry' THEN retry_at IS NOT NULL
+                                          WHEN 'later' THEN eligible_at IS NOT NULL ELSE 1 END),
     -- a producer's cancel sets only the state; the AFTER trigger fills the rest
-    CONSTRAINT end_is_complete CHECK (state = 'cancelled' OR ((state IN ('queued', 'submitting', 'running')) = (finished_at IS NULL)
-                                      AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL) = (gate IS NOT NULL))),
+    CONSTRAINT end_is_complete CHECK (CASE WHEN state = 'cancelled' AND gate IS NOT NULL THEN finished_at IS NULL AND evidence IS NULL
+                                      ELSE (state IN ('queued', 'submitting', 'running')) = (finished_at IS NULL)
+                                      AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL) = (gate IS NOT NULL) END),
     CONSTRAINT known_has_evidence CHECK (state NOT IN ('succeeded', 'failed') OR evidence <> 'none')
 );
 
@@ -70,14 +78,21 @@ CREATE INDEX power_requests_after ON power_requests (after_id) WHERE gate IS NOT
 CREATE INDEX power_requests_overview ON power_requests (target, action, state, created_at) WHERE gate IS NOT NULL;
 CREATE INDEX power_requests_outcome ON power_requests (server_id, target, finished_at, id) WHERE finished_at IS NOT NULL;
 CREATE INDEX power_requests_label ON power_requests (label) WHERE label IS NOT NULL;
-CREATE UNIQUE INDEX power_requests_key ON power_requests (request_key) WHERE request_key IS NOT NULL;
+-- Not partial, so that ON CONFLICT (request_key) finds it.
+CREATE UNIQUE INDEX power_requests_key ON power_requests (request_key);
 
--- Keys again: INSERT OR REPLACE on the unique index above deletes the old request without firing a delete trigger. The
--- key stays here, and the AFTER INSERT trigger finds it and undoes the whole statement.
-CREATE TABLE request_keys (
-    request_key TEXT NOT NULL PRIMARY KEY,
-    request_id  INTEGER NOT NULL
+-- Keys again: INSERT OR REPLACE on the unique index above deletes the old request, with or without firing delete triggers.
+-- The BEFORE trigger still sees the old one and notes its key here; if the insert goes on, the AFTER trigger finds the
+-- note and undoes the whole statement. OR IGNORE and DO NOTHING leave the note behind; the next insert wipes it.
+CREATE TABLE repeated_key (
+    request_key TEXT NOT NULL PRIMARY KEY
 ) WITHOUT ROWID;
+
+-- Requests that ended while others waited for them: the daemon lets those out or cancels them, some at a time. There may
+-- be a hundred thousand of them, too many for the transaction that ends the one.
+CREATE TABLE awaited_ends (
+    request_id INTEGER PRIMARY KEY
+);
 
 CREATE TABLE batches (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -177,13 +192,13 @@ BEGIN
              AND length(NEW.not_before) = length(CAST(NEW.not_before AS BLOB))
              AND NEW.not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
              AND ifnull(date(julianday(substr(NEW.not_before, 1, 10))), '') = substr(NEW.not_before, 1, 10)
-             AND julianday(NEW.not_before) IS NOT NULL)
+             AND ifnull(strftime('%Y', julianday(NEW.not_before)), '') GLOB '20[0-9][0-9]')
             THEN RAISE(ABORT, 'not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
         WHEN NEW.expires_at IS NOT NULL AND NOT (typeof(NEW.expires_at) = 'text'
              AND length(NEW.expires_at) = length(CAST(NEW.expires_at AS BLOB))
              AND NEW.expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
              AND ifnull(date(julianday(substr(NEW.expires_at, 1, 10))), '') = substr(NEW.expires_at, 1, 10)
-             AND julianday(NEW.expires_at) IS NOT NULL)
+             AND ifnull(strftime('%Y', julianday(NEW.expires_at)), '') GLOB '20[0-9][0-9]')
             THEN RAISE(ABORT, 'expires_at must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
         WHEN NEW.expires_at IS NOT NULL AND julianday(NEW.expires_at) <= julianday('now')
             THEN RAISE(ABORT, 'expires_at must be later than now (times are UTC unless they carry an offset)')
@@ -200,15 +215,20 @@ BEGIN
     END;
 END;
 
--- Most rows need nothing more. The others: keep the key, normalise the times, find the gate.
+CREATE TRIGGER power_requests_note_key BEFORE INSERT ON power_requests WHEN NEW.request_key IS NOT NULL
+BEGIN
+    DELETE FROM repeated_key;
+    INSERT INTO repeated_key (request_key) SELECT request_key FROM power_requests WHERE request_key = NEW.request_key;
+END;
+
+-- Most rows need nothing more. The others: settle the key, normalise the times, find the gate.
 CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
 WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL OR NEW.request_key IS NOT NULL
      OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
                 AND gate IS NOT NULL AND id <> NEW.id)
 BEGIN
     SELECT RAISE(ABORT, 'request_key is already used by another request, which cannot be replaced')
-    WHERE EXISTS (SELECT 1 FROM request_keys WHERE request_key = NEW.request_key);
-    INSERT INTO request_keys (request_key, request_id) SELECT NEW.request_key, NEW.id WHERE NEW.request_key IS NOT NULL;
+    WHERE EXISTS (SELECT 1 FROM repeated_key WHERE request_key = NEW.request_key);
     UPDATE power_requests SET
         not_before = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)),
         expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)),
@@ -226,21 +246,26 @@ BEGIN
     WHERE id = NEW.id;
 END;
 
-CREATE TRIGGER power_requests_check_end BEFORE UPDATE ON power_requests WHEN OLD.finished_at IS NOT NULL
+-- The id is looked at whatever the statement names: "UPDATE OF id" does not see SET rowid = 5.
+CREATE TRIGGER power_requests_check_end BEFORE UPDATE ON power_requests WHEN OLD.finished_at IS NOT NULL OR NEW.id IS NOT OLD.id
 BEGIN
-    SELECT RAISE(ABORT, 'this request has ended; what became of it never changes');
+    SELECT CASE
+        WHEN OLD.finished_at IS NOT NULL THEN RAISE(ABORT, 'this request has ended; what became of it never changes')
+        ELSE RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
+    END;
 END;
 
 CREATE TRIGGER power_requests_check_wish
-BEFORE UPDATE OF id, server_id, action, target, after_id, request_key, requested_by, created_at ON power_requests
-WHEN NEW.id IS NOT OLD.id OR CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB) OR NEW.action IS NOT OLD.action
+BEFORE UPDATE OF server_id, action, target, after_id, request_key, requested_by, created_at ON power_requests
+WHEN OLD.finished_at IS NULL AND (CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB) OR NEW.action IS NOT OLD.action
      OR NEW.target IS NOT OLD.target OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key
-     OR NEW.requested_by IS NOT OLD.requested_by OR NEW.created_at IS NOT OLD.created_at
+     OR NEW.requested_by IS NOT OLD.requested_by OR NEW.created_at IS NOT OLD.created_at)
 BEGIN
     SELECT RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another');
 END;
 
 CREATE TRIGGER power_requests_check_terms BEFORE UPDATE OF priority, not_before, expires_at, label ON power_requests
+WHEN OLD.finished_at IS NULL
 BEGIN
     SELECT CASE
         WHEN OLD.state <> 'queued' AND (NEW.priority IS NOT OLD.priority OR NEW.not_before IS NOT OLD.not_before
@@ -253,13 +278,13 @@ BEGIN
              AND length(NEW.not_before) = length(CAST(NEW.not_before AS BLOB))
              AND NEW.not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
              AND ifnull(date(julianday(substr(NEW.not_before, 1, 10))), '') = substr(NEW.not_before, 1, 10)
-             AND julianday(NEW.not_before) IS NOT NULL)
+             AND ifnull(strftime('%Y', julianday(NEW.not_before)), '') GLOB '20[0-9][0-9]')
             THEN RAISE(ABORT, 'not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
         WHEN NEW.expires_at IS NOT NULL AND NOT (typeof(NEW.expires_at) = 'text'
              AND length(NEW.expires_at) = length(CAST(NEW.expires_at AS BLOB))
              AND NEW.expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
              AND ifnull(date(julianday(substr(NEW.expires_at, 1, 10))), '') = substr(NEW.expires_at, 1, 10)
-             AND julianday(NEW.expires_at) IS NOT NULL)
+             AND ifnull(strftime('%Y', julianday(NEW.expires_at)), '') GLOB '20[0-9][0-9]')
             THEN RAISE(ABORT, 'expires_at must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
         WHEN NEW.expires_at IS NOT OLD.expires_at AND julianday(NEW.expires_at) <= julianday('now')
             THEN RAISE(ABORT, 'expires_at must be later than now (times are UTC unless they carry an offset)')
@@ -269,7 +294,7 @@ BEGIN
 END;
 
 CREATE TRIGGER power_requests_expires_at AFTER UPDATE OF expires_at ON power_requests
-WHEN NEW.expires_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at))
+WHEN NEW.expires_at IS NOT OLD.expires_at AND NEW.expires_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(OLD.expires_at))
 BEGIN
     UPDATE power_requests SET expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)) WHERE id = NEW.id;
 END;
@@ -292,7 +317,8 @@ BEGIN
                       AND gate IN ('ready', 'retry', 'flight'));
 END;
 
-CREATE TRIGGER power_requests_check_state BEFORE UPDATE OF state ON power_requests WHEN NEW.state IS NOT OLD.state
+CREATE TRIGGER power_requests_check_state BEFORE UPDATE OF state ON power_requests
+WHEN NEW.state IS NOT OLD.state AND OLD.finished_at IS NULL
 BEGIN
     SELECT CASE
         WHEN NOT ((OLD.state = 'queued' AND ifnull(NEW.state, '') IN ('submitting', 'cancelled', 'expired', 'rejected'))
@@ -309,7 +335,7 @@ BEGIN
 END;
 
 -- What the end of a request, or its return to the queue, means for the others: the next of this server comes forward,
--- and those that waited for this one are let out or doomed.
+-- and the daemon hears of those that waited for this one.
 CREATE TRIGGER power_requests_state AFTER UPDATE OF state ON power_requests
 WHEN NEW.state IS NOT OLD.state AND NEW.state NOT IN ('submitting', 'running')
 BEGIN
@@ -320,9 +346,8 @@ BEGIN
     WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
       AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
                       AND gate IN ('ready', 'retry', 'flight'));
-    UPDATE power_requests SET gate = CASE NEW.state WHEN 'succeeded' THEN 'later' ELSE 'doomed' END,
-        eligible_at = CASE NEW.state WHEN 'succeeded' THEN max(NEW.finished_at, ifnull(not_before, '')) END
-    WHERE after_id = NEW.id AND gate = 'after' AND NEW.state <> 'queued';
+    INSERT INTO awaited_ends (request_id)
+    SELECT NEW.id WHERE NEW.state <> 'queued' AND EXISTS (SELECT 1 FROM power_requests WHERE after_id = NEW.id AND gate IS NOT NULL);
 END;
 
 CREATE TRIGGER power_requests_check_delete BEFORE DELETE ON power_requests
@@ -332,11 +357,6 @@ BEGIN
         WHEN OLD.gate IS NOT NULL THEN RAISE(ABORT, 'an unfinished request cannot be deleted; cancel it while it is queued')
         ELSE RAISE(ABORT, 'another request waits for this one; it cannot be deleted yet')
     END;
-END;
-
-CREATE TRIGGER power_requests_delete AFTER DELETE ON power_requests WHEN OLD.request_key IS NOT NULL
-BEGIN
-    DELETE FROM request_keys WHERE request_key = OLD.request_key;
 END;
 
 CREATE VIEW power_outcomes AS
@@ -361,9 +381,9 @@ SELECT r.id, r.target, r.server_id, r.action,
         WHEN r.gate = 'later' AND r.eligible_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN 'not due until ' || r.eligible_at
         WHEN r.gate = 'behind' THEN 'behind request ' || coalesce(
             (SELECT max(p.id) FROM power_requests p WHERE p.target = r.target AND p.server_id = r.server_id
-             AND p.gate IN ('ready', 'retry', 'behind') AND p.id < r.id),
-            (SELECT min(p.id) FROM power_requests p WHERE p.target = r.target AND p.server_id = r.server_id
-             AND p.gate IN ('flight', 'ready', 'retry') AND p.id <> r.id), '')
+             AND p.gate = 'behind' AND p.id < r.id),
+            (SELECT p.id FROM power_requests p WHERE p.target = r.target AND p.server_id = r.server_id
+             AND p.gate IN ('flight', 'ready', 'retry') LIMIT 1), '')
         ELSE coalesce(
             (SELECT 'held: ' || h.reason FROM holds h
              WHERE (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)

@@ -27,7 +27,7 @@ pub struct TakenIn {
     pub expired: u64,
     /// Requests cancelled because what they waited for did not succeed.
     pub cancelled: u64,
-    /// A chunk was full: call again soon.
+    /// Something is left to do: call again soon.
     pub more: bool,
 }
 
@@ -39,30 +39,33 @@ impl Store {
             return Ok(TakenIn::default());
         }
         let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
-        let counts = [
-            expire(&mut tx, default_ttl, now).await?,
-            cancel_doomed(&mut tx, now).await?,
-            end_retry_waits(&mut tx, now).await?,
-            let_out(&mut tx, now).await?,
-        ];
+        let expired = expire(&mut tx, default_ttl, now).await?;
+        follow_ends(&mut tx).await?;
+        let cancelled = cancel_doomed(&mut tx, now).await?;
+        let retried = end_retry_waits(&mut tx, now).await?;
+        let let_out = let_out(&mut tx, now).await?;
+        // What was expired or cancelled may have been awaited in turn.
+        let more = anything_due(&mut tx, default_ttl, now).await?;
         tx.commit().await?;
-        let [expired, cancelled, retried, let_out] = counts;
-        let more = counts.iter().any(|&count| count >= CHUNK as u64);
         Ok(TakenIn { due: retried + let_out, expired, cancelled, more })
     }
 
-    /// When the next queued row becomes due or expires without anybody's doing.
+    /// When the next queued row becomes due or expires without anybody's doing; long ago if `take_in` has work already.
     pub async fn next_due_at(&self, default_ttl: Option<Duration>) -> Result<Option<UtcMillis>, StoreError> {
+        type Times = (bool, Option<String>, Option<String>, Option<String>, Option<String>);
         let mut writer = self.writer.lock().await;
-        let (later, retry, expiry, oldest): (Option<String>, Option<String>, Option<String>, Option<String>) =
-            sqlx::query_as(
-                "SELECT (SELECT min(eligible_at) FROM power_requests WHERE gate = 'later'),
+        let (ended, later, retry, expiry, oldest): Times = sqlx::query_as(
+            "SELECT EXISTS (SELECT 1 FROM awaited_ends) OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'doomed'),
+                        (SELECT min(eligible_at) FROM power_requests WHERE gate = 'later'),
                         (SELECT min(retry_at) FROM power_requests WHERE gate = 'retry'),
                         (SELECT min(expires_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL),
                         (SELECT min(eligible_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NULL)",
-            )
-            .fetch_one(&mut *writer)
-            .await?;
+        )
+        .fetch_one(&mut *writer)
+        .await?;
+        if ended {
+            return Ok(Some(UtcMillis(0)));
+        }
         let ttl_ends = rows::maybe_time(oldest)?.zip(default_ttl).map(|(oldest, ttl)| oldest + ttl);
         let times = [rows::maybe_time(later)?, rows::maybe_time(retry)?, rows::maybe_time(expiry)?, ttl_ends];
         Ok(times.into_iter().flatten().min())
@@ -88,13 +91,14 @@ impl Store {
     /// The lanes that hold claimable requests, each counted up to `count_max`. Cost does not depend on what waits behind.
     pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
         let mut writer = self.writer.lock().await;
+        // `+`: two columns compare without affinity, and the index then serves only the first of the three.
         let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
             "WITH RECURSIVE head(id) AS (
                  SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
                          ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
                  UNION ALL
                  SELECT (SELECT n.id FROM power_requests n
-                         WHERE n.gate = 'ready' AND (n.target, n.action, n.travel_group) > (p.target, p.action, p.travel_group)
+                         WHERE n.gate = 'ready' AND (n.target, n.action, n.travel_group) > (+p.target, +p.action, +p.travel_group)
                          ORDER BY n.target, n.action, n.travel_group, n.priority DESC, n.id LIMIT 1)
                  FROM head JOIN power_requests p ON p.id = head.id
              )
@@ -265,7 +269,7 @@ async fn anything_due(
     Ok(sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1)
              OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1)
-             OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'doomed')
+             OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'doomed') OR EXISTS (SELECT 1 FROM awaited_ends)
              OR EXISTS (SELECT 1 FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1)
              OR EXISTS (SELECT 1 FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2)",
     )
@@ -292,8 +296,25 @@ async fn expire(tx: &mut SqliteConnection, ttl: Option<Duration>, now: UtcMillis
     .bind(CHUNK / 2)
     .execute(tx)
     .await?;
-    // Two halves make a chunk; a full half is reported as a full chunk.
-    Ok(if expired.rows_affected() >= (CHUNK / 2) as u64 { CHUNK as u64 } else { expired.rows_affected() })
+    Ok(expired.rows_affected())
+}
+
+/// Those that waited for a request that has ended may go, or are doomed.
+async fn follow_ends(tx: &mut SqliteConnection) -> Result<(), StoreError> {
+    let steps = [
+        "UPDATE power_requests SET gate = CASE a.state WHEN 'succeeded' THEN 'later' ELSE 'doomed' END,
+             eligible_at = CASE a.state WHEN 'succeeded' THEN max(a.finished_at, ifnull(power_requests.not_before, '')) END
+         FROM power_requests a
+         WHERE a.id = power_requests.after_id AND power_requests.id IN (
+             SELECT r.id FROM (SELECT request_id FROM awaited_ends LIMIT ?1) e
+             CROSS JOIN power_requests r ON r.after_id = e.request_id AND r.gate = 'after' LIMIT ?1)",
+        "DELETE FROM awaited_ends WHERE request_id IN (SELECT request_id FROM awaited_ends LIMIT ?1)
+             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.after_id = awaited_ends.request_id AND r.gate = 'after')",
+    ];
+    for step in steps {
+        sqlx::query(step).bind(CHUNK).execute(&mut *tx).await?;
+    }
+    Ok(())
 }
 
 async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {

@@ -1,0 +1,181 @@
+//! The daemon's statements and the views find their rows by an index, whatever waits in the queue. The statements are read
+//! out of the store's own source, so that none can be forgotten; nothing is run.
+
+#[path = "common/queue.rs"]
+mod queue;
+
+use queue::Queue;
+
+const SOURCES: [&str; 3] = [
+    include_str!("../src/store/intake.rs"),
+    include_str!("../src/store/batches.rs"),
+    include_str!("../src/store/holds.rs"),
+];
+
+/// The string literals of the sources that are SQL.
+fn statements() -> Vec<&'static str> {
+    let literals = SOURCES.iter().flat_map(|source| source.split('"').skip(1).step_by(2));
+    let sql =
+        |text: &&str| ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "].iter().any(|word| text.starts_with(word));
+    literals.filter(sql).collect()
+}
+
+/// The one statement that contains this.
+fn statement(part: &str) -> &'static str {
+    let found: Vec<&str> = statements().into_iter().filter(|sql| sql.contains(part)).collect();
+    assert_eq!(found.len(), 1, "statements with {part}: {found:?}");
+    found[0]
+}
+
+async fn plan(queue: &mut Queue, sql: &str) -> Vec<String> {
+    let rows = queue.sql(&format!("EXPLAIN QUERY PLAN {sql}")).await;
+    rows.into_iter().map(|row| row[3].clone()).collect()
+}
+
+/// Tables that stay small: one row a hold, a target, an open batch, an end that is being followed.
+fn is_small(step: &str) -> bool {
+    let small = [
+        "SCAN holds",
+        "SCAN targets",
+        "SCAN awaited_ends",
+        "SCAN head",
+        "SCAN used",
+        "SCAN e",
+        "SCAN CONSTANT ROW",
+        "SCAN (subquery",
+    ];
+    small.iter().any(|start| step.starts_with(start)) || step.contains("VIRTUAL TABLE")
+}
+
+/// Walks from one end of a partial index, ended by a LIMIT.
+fn is_head_of_an_index(step: &str) -> bool {
+    [
+        "SCAN power_requests USING COVERING INDEX power_requests_ready",
+        "SCAN power_requests USING COVERING INDEX power_requests_doomed",
+        "SCAN batches USING INDEX batches_open",
+    ]
+    .contains(&step)
+}
+
+#[tokio::test]
+async fn no_statement_of_the_daemon_searches_or_sorts_the_queue() {
+    let mut queue = Queue::new().await;
+    assert!(statements().len() > 30);
+    for sql in statements() {
+        let plan = plan(&mut queue, sql).await;
+        for step in &plan {
+            let scan = step.starts_with("SCAN ") && !is_small(step) && !is_head_of_an_index(step);
+            // Grouping the members of one batch is no search.
+            let sort = step.contains("TEMP B-TREE") && !sql.contains("a.result = 'busy' GROUP BY");
+            assert!(!scan && !sort && !step.contains("AUTOMATIC"), "{sql}\n{plan:#?}");
+        }
+        // A list of ids is walked once, not once for every row that it is about.
+        let list = plan.iter().position(|step| step.starts_with("SCAN j VIRTUAL TABLE"));
+        let table = plan.iter().position(|step| step.starts_with("SEARCH "));
+        if let (Some(list), Some(table)) = (list, table) {
+            assert!(list < table || plan[table..list].iter().any(|step| step.starts_with("LIST")), "{sql}\n{plan:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_statement_uses_the_index_that_was_made_for_it() {
+    let mut queue = Queue::new().await;
+    for (part, steps) in [
+        (
+            "SET state = 'submitting'",
+            &[
+                "SEARCH power_requests USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
+            ][..],
+        ),
+        (
+            "WITH RECURSIVE head",
+            &[
+                "SEARCH n USING COVERING INDEX power_requests_ready ((target,action,travel_group)>(?,?,?))",
+                "SEARCH r USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
+            ],
+        ),
+        ("min(n.target)", &["SEARCH n USING COVERING INDEX power_requests_server (target>?)"]),
+        (
+            "SET state = 'expired'",
+            &[
+                "SEARCH power_requests USING COVERING INDEX power_requests_expiry (expires_at>? AND expires_at<?)",
+                "SEARCH power_requests USING INDEX power_requests_ttl (eligible_at<?)",
+            ],
+        ),
+        ("SET gate = CASE a.state", &["SEARCH r USING INDEX power_requests_after (after_id=?)"]),
+        ("'poweryard.dependency'", &["SCAN power_requests USING COVERING INDEX power_requests_doomed"]),
+        (
+            "gate = 'retry' AND retry_at <= ?1 ORDER",
+            &["SEARCH power_requests USING COVERING INDEX power_requests_retry (retry_at<?)"],
+        ),
+        (
+            "gate = 'later' AND eligible_at <= ?1 ORDER",
+            &["SEARCH power_requests USING COVERING INDEX power_requests_later (eligible_at<?)"],
+        ),
+        (
+            "o.gate IN ('ready', 'retry')",
+            &["SEARCH o USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id>?)"],
+        ),
+        ("min(b.id)", &["SEARCH b USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)"]),
+        ("SELECT id, target, next_look_at", &["SCAN batches USING INDEX batches_open"]),
+        ("SELECT job_ms", &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"]),
+        ("SELECT max(intent_at", &["SEARCH batches USING INDEX batches_pace (target=?)"]),
+        (
+            "a.seen, a.seen_since",
+            &["SEARCH a USING PRIMARY KEY (batch_id=?)", "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"],
+        ),
+        ("SET result = j.value", &["SEARCH request_attempts USING INDEX request_attempts_request (request_id=?)"]),
+        (
+            "SET seen = j.value",
+            &["SEARCH request_attempts USING COVERING INDEX request_attempts_request (request_id=?)"],
+        ),
+        ("state = j.value ->> 'state'", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
+    ] {
+        let sql = statement(part);
+        let plan = plan(&mut queue, sql).await;
+        for step in steps {
+            assert!(plan.iter().any(|found| found == step), "{sql}\n{step}\n{plan:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_views_find_their_rows_by_an_index() {
+    let mut queue = Queue::new().await;
+    for (sql, steps) in [
+        (
+            "SELECT reason FROM power_waiting WHERE id = 17",
+            &[
+                "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH p USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id<?)",
+                "SEARCH p USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)",
+            ][..],
+        ),
+        ("SELECT * FROM power_outcomes WHERE id = 17", &["SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"]),
+        ("SELECT * FROM queue_overview", &["SCAN power_requests USING INDEX power_requests_overview"]),
+        (
+            "SELECT * FROM server_outcomes WHERE server_id = 'a'",
+            &[
+                "SEARCH r USING INDEX power_requests_outcome (server_id=?)",
+                "SEARCH n USING COVERING INDEX power_requests_outcome (server_id=? AND target=? AND finished_at>?)",
+            ],
+        ),
+        (
+            "SELECT * FROM server_outcomes WHERE target = 'default' AND server_id = 'a'",
+            &[
+                "SEARCH r USING INDEX power_requests_outcome (server_id=? AND target=? AND finished_at>?)",
+                "SEARCH n USING COVERING INDEX power_requests_outcome (server_id=? AND target=? AND finished_at>?)",
+            ],
+        ),
+    ] {
+        let plan = plan(&mut queue, sql).await;
+        for step in steps {
+            assert!(plan.iter().any(|found| found == step), "{sql}\n{step}\n{plan:#?}");
+        }
+        assert!(
+            !plan.iter().any(|step| step.contains("TEMP B-TREE FOR GROUP BY") || step.contains("AUTOMATIC")),
+            "{plan:#?}"
+        );
+    }
+}

@@ -1,0 +1,16 @@
+//! The SQL contract: what producers may rely on, tried on real files from connections other than the daemon's, with the
+//! library of today and, where libraries differ, with SQLite 3.26. Knows nothing of clouds.
+
+#[path = "../common/old_sqlite.rs"]
+mod old_sqlite;
+#[path = "../common/queue.rs"]
+mod queue;
+
+mod ending;
+mod inserting;
+mod keys;
+mod order;
+mod states;
+mod times;
+mod views;
+mod walk;
