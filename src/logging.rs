@@ -206,7 +206,8 @@ mod tests {
     fn logged(format: LogFormat, style: Style, rust_log: Option<&str>, log: impl FnOnce()) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber = subscriber(format, style, filter(rust_log, LevelFilter::INFO).unwrap(), move || writer.clone());
+        let subscriber =
+            subscriber(format, style, filter(rust_log, LevelFilter::INFO).unwrap(), move || writer.clone());
         tracing::subscriber::with_default(subscriber, log);
         String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::task::{Answer, Finished, Task};
+use super::task::{Finished, Task};
 use super::{Clouds, report};
 use crate::cloud::PowerCloud;
 use crate::lifecycle::Step;
@@ -18,7 +18,7 @@ use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
 use crate::store::{Origin, Store, StoreError};
-use crate::verdict::{self, Batch, Rules};
+use crate::verdict::{Batch, Rules};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
 const CHUNKS_A_ROUND: u32 = 4;
@@ -32,8 +32,8 @@ pub struct Dispatcher {
     pub(super) holds: Vec<Hold>,
     /// Batches whose call is being made.
     pub(super) in_hand: BTreeSet<BatchId>,
-    /// Reads among them.
-    pub(super) following: usize,
+    /// Jobs being asked for.
+    pub(super) tracking: usize,
     /// Answers that the database did not take.
     unsaved: Vec<(Batch, Step)>,
 }
@@ -48,7 +48,9 @@ pub(super) struct Target {
     pub(super) ready: Readiness,
     /// Submit calls being made.
     pub(super) submitting: usize,
-    /// A breaker hold of ours is in the table.
+    /// Its servers are being looked at.
+    pub(super) looking: bool,
+    /// A breaker hold of ours may be in the table.
     pub(super) broken: bool,
     /// The rate and throttle count as last stored.
     noted: Option<(u32, u32)>,
@@ -107,7 +109,7 @@ impl Dispatcher {
             targets,
             holds: Vec::new(),
             in_hand: BTreeSet::new(),
-            following: 0,
+            tracking: 0,
             unsaved: Vec::new(),
         })
     }
@@ -135,18 +137,17 @@ impl Dispatcher {
     pub async fn finish(&mut self, finished: Finished, now: UtcMillis) -> Result<(), StoreError> {
         match finished {
             Finished::Prepared { target, result } => self.prepared(&target, result, now).await,
-            Finished::Answered { batch, answer } => {
+            Finished::Submitted { batch, answer } => {
                 self.in_hand.remove(&batch.id);
-                let error = answer.error().cloned();
-                if matches!(answer, Answer::Submit(_)) {
-                    self.submit_ended(&batch.target, now);
-                } else {
-                    self.following = self.following.saturating_sub(1);
-                }
-                let step = self.decide(&batch, answer, now).await;
-                report::step(&batch, &step, error.as_ref());
-                self.save(batch, step, now).await?;
-                Ok(())
+                self.submitted(batch, answer, now).await
+            }
+            Finished::Tracked { batch, answer } => {
+                self.in_hand.remove(&batch.id);
+                self.tracked(batch, answer, now).await
+            }
+            Finished::Looked { target, batches, answer } => {
+                self.in_hand.retain(|id| batches.iter().all(|batch| batch.id != *id));
+                self.looked(&target, batches, answer, now).await
             }
         }
     }
@@ -192,30 +193,6 @@ impl Dispatcher {
                 Ok(())
             }
             Err(error) => Err(error),
-        }
-    }
-
-    async fn decide(&mut self, batch: &Batch, answer: Answer, now: UtcMillis) -> Step {
-        let Some(target) = self.targets.get_mut(&batch.target) else {
-            return verdict::orphaned_target(batch, now);
-        };
-        let rules = target.rules;
-        match answer {
-            Answer::Submit(answer) => {
-                let history = self.store.job_history(&batch.target, batch.action).await.unwrap_or_default();
-                self.learn_from_submit(&batch.target, answer.as_ref().err(), now).await;
-                verdict::after_submit(batch, answer, &history, &rules, now)
-            }
-            Answer::Job(Ok(report)) => verdict::after_job(batch, &report, &rules, now),
-            Answer::Job(Err(error)) => {
-                self.learn_from_read(&batch.target, &error, now).await;
-                verdict::after_failed_query(batch, &error, &rules, now)
-            }
-            Answer::Look(Ok(sightings)) => verdict::after_look(batch, &sightings, &rules, now),
-            Answer::Look(Err(error)) => {
-                self.learn_from_read(&batch.target, &error, now).await;
-                verdict::after_failed_look(batch, &error, &rules, now)
-            }
         }
     }
 
@@ -289,6 +266,7 @@ impl Target {
             pace,
             ready: Readiness::Unknown,
             submitting: 0,
+            looking: false,
             broken: true,
             noted: None,
         })

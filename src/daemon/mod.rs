@@ -29,7 +29,7 @@ mod wake;
 
 pub use connect::{ConnectError, connect, connect_all};
 pub use dispatch::{Dispatcher, Round};
-pub use task::{Answer, Finished, Task};
+pub use task::{Finished, Task};
 
 /// Without any news the queue is looked at this often: a net under the notifications.
 const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
@@ -121,7 +121,7 @@ impl Loop {
                 round.tasks.into_iter().for_each(|task| self.start(task));
                 Ok(round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now)).min(SAFETY_INTERVAL))
             }
-            Err(error) => self.endure(&error).map_or(Err(error), Ok),
+            Err(error) => self.endure(&error).ok_or(error),
         }
     }
 

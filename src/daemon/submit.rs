@@ -5,11 +5,13 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::dispatch::{Dispatcher, Readiness, Round};
+use super::report;
 use super::task::Task;
 use crate::cloud::{CallError, Fault};
-use crate::model::{HoldKind, TargetName, UtcMillis};
+use crate::model::{HoldKind, TargetName, Tracking, UtcMillis};
 use crate::plan::{self, Choice, Hold, Lane, Limits};
 use crate::store::StoreError;
+use crate::verdict::{self, Batch};
 
 /// Submit calls of one target that may be open at once.
 const SUBMITTING_MAX: usize = 16;
@@ -101,15 +103,27 @@ impl Dispatcher {
         Ok(())
     }
 
-    pub(super) fn submit_ended(&mut self, name: &TargetName, now: UtcMillis) {
-        if let Some(target) = self.targets.get_mut(name) {
-            target.pace.call_ended(now);
-            target.submitting = target.submitting.saturating_sub(1);
-        }
+    /// A submit call has ended: what follows for its batch, and for the target's next calls.
+    pub(super) async fn submitted(
+        &mut self,
+        batch: Batch,
+        answer: Result<Tracking, CallError>,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let history = self.store.job_history(&batch.target, batch.action).await.unwrap_or_default();
+        let Some(target) = self.targets.get_mut(&batch.target) else { return Ok(()) };
+        target.pace.call_ended(now);
+        target.submitting = target.submitting.saturating_sub(1);
+        let rules = target.rules;
+        let error = answer.as_ref().err().cloned();
+        self.learn_from_submit(&batch.target, error.as_ref(), now).await;
+        let step = verdict::after_submit(&batch, answer, &history, &rules, now);
+        report::step(&batch, &step, error.as_ref());
+        self.save(batch, step, now).await
     }
 
     /// What the fate of a submit call means for the next ones.
-    pub(super) async fn learn_from_submit(&mut self, name: &TargetName, error: Option<&CallError>, now: UtcMillis) {
+    async fn learn_from_submit(&mut self, name: &TargetName, error: Option<&CallError>, now: UtcMillis) {
         match error.map(|error| (error, &error.fault)) {
             None | Some((_, Fault::Refused(_))) => self.reached(name).await,
             Some((error, _)) => self.stand_back(name, error, now).await,

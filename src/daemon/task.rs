@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::cloud::{CallError, PowerCloud};
-use crate::model::{BatchState, JobReport, ServerId, Sighting, TargetName, Tracking};
+use crate::model::{JobId, JobReport, ServerId, Sighting, TargetName, Tracking};
 use crate::verdict::Batch;
 
 /// Something to do at a cloud.
@@ -24,10 +24,21 @@ pub enum Task {
         /// Where.
         cloud: Arc<dyn PowerCloud>,
     },
-    /// Ask for a batch's job, or look at its servers.
-    Follow {
+    /// Ask for a batch's job.
+    Track {
         /// The batch.
         batch: Batch,
+        /// Its job.
+        job: JobId,
+        /// Where.
+        cloud: Arc<dyn PowerCloud>,
+    },
+    /// Look at the servers of batches of one target, all at once: a list call shows a thousand, whoever asks.
+    Look {
+        /// For whom.
+        target: TargetName,
+        /// The batches.
+        batches: Vec<Batch>,
         /// Where.
         cloud: Arc<dyn PowerCloud>,
     },
@@ -43,35 +54,29 @@ pub enum Finished {
         /// Whether.
         result: Result<(), CallError>,
     },
-    /// A batch's call was answered, or was not.
-    Answered {
+    /// A batch's submit call was answered, or was not.
+    Submitted {
         /// The batch as it was when the call was made.
         batch: Batch,
         /// What came.
-        answer: Answer,
+        answer: Result<Tracking, CallError>,
     },
-}
-
-/// What a cloud said, or why it said nothing.
-#[derive(Debug)]
-pub enum Answer {
-    /// To the submit call.
-    Submit(Result<Tracking, CallError>),
-    /// About the job.
-    Job(Result<JobReport, CallError>),
-    /// About the servers.
-    Look(Result<HashMap<ServerId, Sighting>, CallError>),
-}
-
-impl Answer {
-    /// The error, if it is one.
-    pub fn error(&self) -> Option<&CallError> {
-        match self {
-            Self::Submit(answer) => answer.as_ref().err(),
-            Self::Job(answer) => answer.as_ref().err(),
-            Self::Look(answer) => answer.as_ref().err(),
-        }
-    }
+    /// A job was asked for.
+    Tracked {
+        /// The batch as it was when the call was made.
+        batch: Batch,
+        /// What came.
+        answer: Result<JobReport, CallError>,
+    },
+    /// Servers were looked at.
+    Looked {
+        /// For whom.
+        target: TargetName,
+        /// The batches as they were when the call was made.
+        batches: Vec<Batch>,
+        /// What came.
+        answer: Result<HashMap<ServerId, Sighting>, CallError>,
+    },
 }
 
 impl Task {
@@ -80,21 +85,17 @@ impl Task {
         match self {
             Self::Prepare { target, cloud } => Finished::Prepared { result: cloud.prepare().await, target },
             Self::Submit { batch, cloud } => {
-                let servers = servers(&batch);
-                let answer = Answer::Submit(cloud.submit(batch.action, &servers).await);
-                Finished::Answered { batch, answer }
+                let servers = servers(std::slice::from_ref(&batch));
+                Finished::Submitted { answer: cloud.submit(batch.action, &servers).await, batch }
             }
-            Self::Follow { batch, cloud } => {
-                let answer = match (&batch.job, batch.state) {
-                    (Some(job), BatchState::Tracking) => Answer::Job(cloud.job(job).await),
-                    _ => Answer::Look(cloud.observe(&servers(&batch)).await),
-                };
-                Finished::Answered { batch, answer }
+            Self::Track { batch, job, cloud } => Finished::Tracked { answer: cloud.job(&job).await, batch },
+            Self::Look { target, batches, cloud } => {
+                Finished::Looked { answer: cloud.observe(&servers(&batches)).await, target, batches }
             }
         }
     }
 }
 
-fn servers(batch: &Batch) -> Vec<ServerId> {
-    batch.members.iter().map(|member| member.server.clone()).collect()
+fn servers(batches: &[Batch]) -> Vec<ServerId> {
+    batches.iter().flat_map(|batch| &batch.members).map(|member| member.server.clone()).collect()
 }

@@ -59,7 +59,7 @@ pub(super) fn watch(store: Arc<Store>) -> Wake {
 async fn follow_notifications(store: &Store, notify: &Notify) -> std::io::Result<()> {
     let inotify = Inotify::init()?;
     let folder = store.path().parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.map_or_else(|| std::path::Path::new("."), |folder| folder);
+    let folder = folder.unwrap_or(std::path::Path::new("."));
     inotify.watches().add(folder, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
     let file = store.path().file_name().unwrap_or_default().to_owned();
     let mut events = inotify.into_event_stream([0; 4096])?;

@@ -33,6 +33,8 @@ pub struct DueBatch {
     pub id: BatchId,
     /// Of which target.
     pub target: TargetName,
+    /// What its next step is about.
+    pub state: BatchState,
     /// Since or from when.
     pub at: UtcMillis,
 }
@@ -42,16 +44,21 @@ impl Store {
     pub async fn open_batches(&self, except: &BTreeSet<BatchId>, limit: u32) -> Result<Vec<DueBatch>, StoreError> {
         let except = serde_json::to_string(except).unwrap_or_default();
         let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, String, String)> = sqlx::query_as(
-            "SELECT id, target, next_look_at FROM batches
+        let found: Vec<(i64, String, String, String)> = sqlx::query_as(
+            "SELECT id, target, state, next_look_at FROM batches
              WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT ?2",
         )
         .bind(except)
         .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        let due = |(id, target, at): (i64, String, String)| {
-            Ok(DueBatch { id: BatchId(id), target: TargetName(target), at: rows::time(&at)? })
+        let due = |(id, target, state, at): (i64, String, String, String)| {
+            Ok(DueBatch {
+                id: BatchId(id),
+                target: TargetName(target),
+                state: rows::word(&state)?,
+                at: rows::time(&at)?,
+            })
         };
         found.into_iter().map(due).collect()
     }
@@ -171,10 +178,10 @@ impl BatchRecord {
 const SAID_ALREADY: &str = "already";
 
 async fn members(connection: &mut SqliteConnection, id: BatchId) -> Result<Vec<Member>, StoreError> {
-    let found: Vec<(i64, String, String, i64, i64, Option<String>, Option<String>)> = sqlx::query_as(
+    let found: Vec<MemberRecord> = sqlx::query_as(
         "SELECT r.id, r.server_id, r.state, r.attempts,
                 CASE WHEN r.travel_group = 0 THEN 0
-                     ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END,
+                     ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END AS busy,
                 a.seen, a.seen_since
          FROM request_attempts a JOIN power_requests r ON r.id = a.request_id AND r.batch_id = a.batch_id
          WHERE a.batch_id = ? AND a.result IS NULL",
@@ -182,30 +189,36 @@ async fn members(connection: &mut SqliteConnection, id: BatchId) -> Result<Vec<M
     .bind(id.0)
     .fetch_all(connection)
     .await?;
-    let member = |(id, server, state, attempts, busy, seen, since): (
-        i64,
-        String,
-        String,
-        i64,
-        i64,
-        Option<String>,
-        Option<String>,
-    )| {
-        let seen = match (seen.as_deref(), rows::maybe_time(since)?) {
+    found.into_iter().map(MemberRecord::into_member).collect()
+}
+
+#[derive(sqlx::FromRow)]
+struct MemberRecord {
+    id: i64,
+    server_id: String,
+    state: String,
+    attempts: i64,
+    busy: i64,
+    seen: Option<String>,
+    seen_since: Option<String>,
+}
+
+impl MemberRecord {
+    fn into_member(self) -> Result<Member, StoreError> {
+        let seen = match (self.seen.as_deref(), rows::maybe_time(self.seen_since)?) {
             (Some("moving"), Some(since)) => Some(Seen { what: SeenState::Moving, since }),
             (Some("idle"), Some(since)) => Some(Seen { what: SeenState::Idle, since }),
             _ => None,
         };
         Ok(Member {
-            request: RequestId(id),
-            server: ServerId(server),
-            state: rows::word(&state)?,
-            attempts: attempts as u32,
-            busy: busy as u32,
+            request: RequestId(self.id),
+            server: ServerId(self.server_id),
+            state: rows::word(&self.state)?,
+            attempts: self.attempts as u32,
+            busy: self.busy as u32,
             seen,
         })
-    };
-    found.into_iter().map(member).collect()
+    }
 }
 
 /// The schema refuses illegal moves too; this names the request and the event.
