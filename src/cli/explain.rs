@@ -74,6 +74,6 @@ fn rules(context: &Context, args: &Args) -> Rules {
     }
     Rules {
         attempts_max: Settings::load(&context.config).ok().map(|settings| settings.batch.attempts_max.get()),
-        default_ttl: QueueSettings::load(&context.config).ok().and_then(|queue| queue.default_ttl),
+        default_ttl: QueueSettings::load(&context.config).ok().map(|queue| queue.default_ttl),
     }
 }

@@ -10,6 +10,7 @@ use crate::logging::{self, LogFormat};
 
 mod args;
 mod cancel;
+mod check;
 mod db;
 mod enqueue;
 mod explain;
@@ -19,6 +20,7 @@ mod output;
 mod pause;
 mod retry;
 mod show;
+mod simulate;
 mod status;
 mod wait;
 
@@ -54,7 +56,9 @@ enum Command {
     Retry(retry::Args),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
+    Check(check::Args),
     Db(db::Args),
+    Simulate(simulate::Args),
 }
 
 /// What every command may need beside its own arguments.
@@ -97,7 +101,9 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Retry(args) => retry::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,
+        Command::Check(args) => check::run(context, args).await,
         Command::Db(args) => db::run(context, args).await,
+        Command::Simulate(args) => simulate::run(args).await,
     }
 }
 
