@@ -458,7 +458,10 @@ fn pause_holds_and_resume_explains_a_wider_pause() {
     assert!(queue.run(&["pause"]).out.contains("already paused"));
     assert_eq!(queue.run(&["status", "--json"]).json()["holds"][0]["kind"], "operator");
     let narrow = queue.run(&["resume", "--target", "default", "--action", "stop"]);
-    assert!(narrow.code == Some(2) && narrow.err.contains("still held by the pause of every action"), "{narrow:?}");
+    assert!(
+        narrow.code == Some(2) && narrow.err.contains("every action on every target is still paused"),
+        "{narrow:?}"
+    );
     queue.run(&["pause", "--target", "default", "--action", "stop"]);
     assert!(queue.run(&["resume"]).out.contains("2 pauses ended"));
     assert!(queue.run(&["resume"]).out.contains("not paused"));
@@ -478,18 +481,28 @@ fn a_reader_that_leaves_early_is_no_error() {
 }
 
 #[test]
-fn simulate_prints_its_address_first_and_check_online_finds_it_well() {
+fn simulate_prints_its_address_first_and_ends_on_sigterm_and_check_online_finds_it_well() {
     let mut simulated = poweryard().arg("simulate").stdout(Stdio::piped()).spawn().expect("it runs");
     let mut url = String::new();
     BufReader::new(simulated.stdout.take().expect("piped")).read_line(&mut url).expect("a line");
     let said = check_against(url.trim(), 0o600, &["--online"]);
-    simulated.kill().expect("it still ran");
-    simulated.wait().expect("it ends");
+    let pid = simulated.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+    assert_eq!(simulated.wait().expect("it ends").code(), Some(0));
     let findings = said.json();
     let levels: Vec<_> = findings.as_array().expect("an array").iter().map(|finding| &finding["level"]).collect();
     assert!(said.code == Some(0) && !levels.contains(&&"error".into()), "{findings:#}");
     assert!(findings.to_string().contains("a read call was allowed"), "{findings:#}");
     assert!(findings.to_string().contains("clock"), "{findings:#}");
+}
+
+#[test]
+fn a_bad_scenario_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("scenario.toml");
+    fs::write(&file, "weather = \"rain\"\n").expect("written");
+    let said = Said::from(poweryard().args(["simulate", "--scenario"]).arg(&file).output().expect("it runs"));
+    assert!(said.code == Some(2) && said.err.contains("scenario.toml") && said.err.contains("weather"), "{said:?}");
 }
 
 #[test]

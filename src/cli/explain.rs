@@ -58,7 +58,8 @@ async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
         None => None,
     };
     let after = match request.after_id {
-        Some(id) => Some(desk.request(id).await).transpose().ok().flatten(),
+        // It may have been pruned.
+        Some(id) => desk.request(id).await.ok(),
         None => None,
     };
     let attempts = desk.attempts(request.id).await?;
