@@ -44,20 +44,22 @@ pub enum LoggingError {
     AlreadySet(#[from] tracing::subscriber::SetGlobalDefaultError),
 }
 
-/// Sends log lines to stderr from now on, as `RUST_LOG` (default `info`) and `format` say.
+/// Sends log lines to stderr from now on, as `RUST_LOG` and `format` say; without `RUST_LOG` from `level` up.
 ///
 /// # Errors
 /// `RUST_LOG` is invalid, or logging has been set up before.
-pub fn init(format: LogFormat) -> Result<(), LoggingError> {
-    let filter = filter(env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned()).as_deref())?;
+pub fn init(format: LogFormat, level: LevelFilter) -> Result<(), LoggingError> {
+    let wanted = env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned());
+    let filter = filter(wanted.as_deref(), level)?;
     let style = Style::choose(&Surroundings::look());
     tracing::subscriber::set_global_default(subscriber(format, style, filter, io::stderr))?;
     Ok(())
 }
 
 /// Libraries say no more than warnings, also with `RUST_LOG=debug`, unless it names them.
-fn filter(rust_log: Option<&str>) -> Result<EnvFilter, LoggingError> {
-    let wanted = rust_log.map(str::trim).filter(|value| !value.is_empty()).unwrap_or("info");
+fn filter(rust_log: Option<&str>, level: LevelFilter) -> Result<EnvFilter, LoggingError> {
+    let level = level.to_string();
+    let wanted = rust_log.map(str::trim).filter(|value| !value.is_empty()).unwrap_or(&level);
     let invalid = |source| LoggingError::Filter { value: wanted.to_owned(), source };
     let filter = EnvFilter::try_new(wanted).map_err(invalid)?;
     if filter.max_level_hint() < Some(LevelFilter::INFO) {
@@ -204,7 +206,7 @@ mod tests {
     fn logged(format: LogFormat, style: Style, rust_log: Option<&str>, log: impl FnOnce()) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber = subscriber(format, style, filter(rust_log).unwrap(), move || writer.clone());
+        let subscriber = subscriber(format, style, filter(rust_log, LevelFilter::INFO).unwrap(), move || writer.clone());
         tracing::subscriber::with_default(subscriber, log);
         String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
     }
@@ -249,7 +251,7 @@ mod tests {
 
     #[test]
     fn an_invalid_filter_is_a_sentence() {
-        let error = filter(Some("poweryard=loud")).unwrap_err();
+        let error = filter(Some("poweryard=loud"), LevelFilter::INFO).unwrap_err();
         assert_eq!(
             error.to_string(),
             "RUST_LOG=\"poweryard=loud\" is not a log filter; use a level (error, warn, info, debug, trace), \

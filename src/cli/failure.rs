@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::daemon::{ConnectError, DaemonError};
 use crate::logging::LoggingError;
 use crate::settings::SettingsError;
 use crate::store::StoreError;
@@ -54,6 +55,9 @@ pub enum Failure {
         /// Its mistakes.
         source: SettingsError,
     },
+    /// A secret is missing or unsafe, or the settings make no client.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// Logging could not be started.
     #[error("{0}")]
     Logging(#[from] LoggingError),
@@ -78,7 +82,7 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) | Self::Logging(_) | Self::File { .. } => Exit::Usage,
-            Self::Settings { .. } => Exit::Config,
+            Self::Settings { .. } | Self::Connect(_) => Exit::Config,
             Self::Output(_) | Self::Runtime(_) => Exit::Otherwise,
             Self::Store { source, .. } => match source {
                 StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,
@@ -126,6 +130,12 @@ impl Failure {
 impl From<StoreError> for Failure {
     fn from(source: StoreError) -> Self {
         Self::Store { path: None, source }
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(DaemonError::Store { path, source }: DaemonError) -> Self {
+        Self::Store { path: Some(path), source }
     }
 }
 

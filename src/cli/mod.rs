@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::logging::{self, LogFormat};
 
@@ -12,6 +13,7 @@ mod args;
 mod cancel;
 mod check;
 mod db;
+mod demo;
 mod enqueue;
 mod explain;
 mod failure;
@@ -19,6 +21,7 @@ mod list;
 mod output;
 mod pause;
 mod retry;
+mod serve;
 mod show;
 mod simulate;
 mod status;
@@ -46,6 +49,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Args),
+    Demo(demo::Args),
     Enqueue(enqueue::Args),
     List(list::Args),
     Show(show::Args),
@@ -80,7 +85,9 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
-    logging::init(cli.log_format)?;
+    // The demo shows a progress bar and a table; its deliberate faults would only drown them.
+    let level = if matches!(cli.command, Command::Demo(_)) { LevelFilter::ERROR } else { LevelFilter::INFO };
+    logging::init(cli.log_format, level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
     let context = Context { config: cli.config, queue: OnceLock::new() };
     runtime.block_on(run(&context, cli.command)).map_err(|failure| match context.queue.get() {
@@ -91,6 +98,8 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
 
 async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
+        Command::Serve(args) => serve::run(context, args).await,
+        Command::Demo(args) => demo::run(context, args).await,
         Command::Enqueue(args) => enqueue::run(context, args).await,
         Command::List(args) => list::run(context, args).await,
         Command::Show(args) => show::run(context, args).await,

@@ -135,11 +135,8 @@ fn progress_bar(requests: usize) -> ProgressBar {
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// The table of outcomes, and the first of those that did not succeed.
-pub(super) fn summary(followed: &Followed) -> String {
-    if followed.requests == 0 {
-        return "nothing to wait for\n".to_owned();
-    }
+/// How many ended in which way.
+pub(super) fn outcome_table(followed: &Followed) -> String {
     let mut outcomes = Table::new(&["STATE", "EVIDENCE", "ERROR", "COUNT", "FIRST ID"], &[3, 4]);
     for outcome in &followed.outcomes {
         outcomes.row([
@@ -150,7 +147,15 @@ pub(super) fn summary(followed: &Followed) -> String {
             outcome.first_id.to_string(),
         ]);
     }
-    let mut text = outcomes.render();
+    outcomes.render()
+}
+
+/// The table of outcomes, and the first of those that did not succeed.
+pub(super) fn summary(followed: &Followed) -> String {
+    if followed.requests == 0 {
+        return "nothing to wait for\n".to_owned();
+    }
+    let mut text = outcome_table(followed);
     if !followed.others.is_empty() {
         let mut others = Table::new(&["ID", "SERVER", "ACTION", "STATE", "ERROR", "MESSAGE"], &[0]);
         for request in followed.others.iter().take(NAMED_MAX) {

@@ -285,11 +285,12 @@ async fn move_requests(
     }
     let moved: Vec<Moved<'_>> = step.moves.iter().map(|(request, event)| moved(batch, *request, event)).collect();
     let moved = serde_json::to_string(&moved).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    // The `+` keeps the batch's index out: with it, SQLite would read the whole list once for every member.
     sqlx::query(
         "UPDATE request_attempts SET result = j.value ->> 'result', error_code = j.value ->> 'code',
              error_message = j.value ->> 'message', finished_at = ?3
          FROM json_each(?1) j
-         WHERE batch_id = ?2 AND request_id = j.value ->> 'id' AND result IS NULL AND j.value ->> 'result' IS NOT NULL",
+         WHERE +batch_id = ?2 AND request_id = j.value ->> 'id' AND result IS NULL AND j.value ->> 'result' IS NOT NULL",
     )
     .bind(&moved)
     .bind(batch.id.0)
@@ -335,7 +336,7 @@ async fn remember_seen(
     let seen: Vec<_> = seen.iter().map(|(request, seen)| (request.0, word(seen.what), text(seen.since))).collect();
     sqlx::query(
         "UPDATE request_attempts SET seen = j.value ->> 1, seen_since = j.value ->> 2 FROM json_each(?1) j
-         WHERE batch_id = ?2 AND request_id = j.value ->> 0",
+         WHERE +batch_id = ?2 AND request_id = j.value ->> 0",
     )
     .bind(serde_json::to_string(&seen).map_err(|error| StoreError::Unreadable(error.to_string()))?)
     .bind(batch.0)

@@ -156,6 +156,8 @@ fn about_one_server(
         }
         CodeClass::AlreadyInTargetState | CodeClass::ServerPermanent | CodeClass::BatchInvalid => Some(failed()),
         CodeClass::ServerBusy => Some(busy(batch, member, error, now)),
+        // The cloud could not do it at that moment and did nothing: like a busy server, it waits apart.
+        CodeClass::Retryable if evidence == Evidence::Refused => Some(busy(batch, member, error, now)),
         CodeClass::Retryable => Some(again_or(failed, member, error, AttemptResult::Failed, rules, batch, now)),
         // Said of the call, these settle nothing; said by the server's own task, they say that it failed. Start and stop
         // may be sent again; a reboot may have begun.

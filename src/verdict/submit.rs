@@ -105,8 +105,8 @@ fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Ste
         | CodeClass::AlreadyInTargetState
         | CodeClass::ServerPermanent
         | CodeClass::ServerFailed
-        | CodeClass::BatchInvalid => LookCause::Refused,
-        CodeClass::Retryable => return not_sent(batch, why.clone()),
+        | CodeClass::BatchInvalid
+        | CodeClass::Retryable => LookCause::Refused,
         CodeClass::RetryableUncertain
         | CodeClass::Ambiguous
         | CodeClass::AuthToken

@@ -112,11 +112,14 @@ impl Desk {
 
     /// Requests with this label, or all, that are unfinished now or were inserted at `since` or later.
     pub async fn to_follow(&mut self, label: Option<&str>, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE (gate IS NOT NULL");
-        if let Some(since) = since {
-            query.push(" OR created_at >= ").push_bind(since.to_owned());
-        }
-        query.push(")");
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE ");
+        match since {
+            Some(since) => query.push("(gate IS NOT NULL OR created_at >= ").push_bind(since.to_owned()).push(")"),
+            // Found by the index of what is unfinished, however much has ended.
+            None => query.push(
+                "id IN (SELECT id FROM power_requests INDEXED BY power_requests_overview WHERE gate IS NOT NULL)",
+            ),
+        };
         if let Some(label) = label {
             query.push(" AND label = ").push_bind(label.to_owned());
         }

@@ -1,0 +1,183 @@
+//! `demo`: the whole thing on one machine, without config or account: a simulated cloud, the real daemon, rows by plain
+//! SQL, and at the end the outcomes beside what the cloud really did. What agrees with what is in `demo/agreement`.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::output;
+use super::wait::{self, Followed};
+use super::{Context, Exit, Failure};
+use crate::daemon;
+use crate::model::ServerId;
+use crate::settings::{SecretRules, Settings};
+use crate::sim::{Scenario, SimCloud};
+use crate::store::desk::{Access, Filter, NewRequest};
+use crate::store::{Desk, Store};
+
+mod agreement;
+
+/// What goes wrong in the demo: a little of everything that the daemon is there for.
+const FAULTS: &str = include_str!("demo/faults.toml");
+
+/// Switch simulated servers: a simulated cloud, the real daemon, a fresh queue; no config, no account.
+///
+/// Exit code: 0 when every request has ended and its outcome agrees with what the cloud did.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: poweryard demo --servers 20000")]
+pub(super) struct Args {
+    /// How many servers, with one request each.
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    servers: u32,
+    /// Folder for the queue, config and keys; made if it is missing. Default: a new one among the temporary files.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
+    let dir = folder(args.dir)?;
+    let database = dir.join("queue.db");
+    if database.exists() {
+        return Err(Failure::Usage(format!("{} exists; the demo wants a fresh queue", database.display())));
+    }
+    let cloud = start_cloud(args.servers).await?;
+    let config = write_config(&dir, &cloud.base_url())?;
+    let settings = Settings::load(&config)?;
+    let clouds = daemon::connect_all(&settings, &SecretRules::new(&database, None))?;
+    Store::open(&database).await?.close().await?;
+    output::print(&format!(
+        "simulated cloud  {}, {} servers, some of them faulty\nqueue            {}\n",
+        cloud.base_url(),
+        args.servers,
+        database.display()
+    ))?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serve = daemon::run(&settings, clouds, async {
+        let _ = stopped.await;
+    });
+    let follow = async {
+        let agreed = insert_and_follow(&database, &cloud).await;
+        let _ = stop.send(());
+        agreed
+    };
+    let (served, agreed) = tokio::join!(serve, follow);
+    served?;
+    let exit = agreed?;
+    output::print(&format!("\nLook around: poweryard --config {} list --state failed\n", config.display()))?;
+    cloud.stop().await;
+    Ok(exit)
+}
+
+async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let mut desk = Desk::open(database, Access::Write).await?;
+    let ids = desk.enqueue(&requests(cloud)).await?;
+    let actions = "stop, start and reboot mixed";
+    output::print(&format!("inserted         {} requests in one transaction: {actions}\n", ids.len()))?;
+    let followed = Followed::to_the_end(&mut desk, ids.clone(), None).await?;
+    let took = started.elapsed().as_secs_f64();
+    let everything = Filter { limit: u32::MAX, ..Filter::default() };
+    let rows = desk.list(&everything).await?;
+    desk.close().await?;
+    let (ledger, calls) = (cloud.ledger(), cloud.calls());
+    let disagreements = agreement::disagreements(&rows, &ledger, &cloud.servers());
+    let submits = calls.iter().filter(|call| call.action.is_some()).count();
+    output::print(&format!(
+        "all ended        after {took:.1} s: {submits} submit calls, {} others\n\n{}\n",
+        calls.len() - submits,
+        wait::outcome_table(&followed)
+    ))?;
+    match disagreements.as_slice() {
+        [] => {
+            output::print(&format!(
+                "The cloud carried out {} operations, and every outcome agrees with them; no server was rebooted twice.\n",
+                ledger.len()
+            ))?;
+            Ok(Exit::Done)
+        }
+        some => {
+            output::print(&format!(
+                "{} outcomes disagree with what the cloud did:\n{}\n",
+                some.len(),
+                some.join("\n")
+            ))?;
+            Ok(Exit::Otherwise)
+        }
+    }
+}
+
+/// One request for each server.
+fn requests(cloud: &SimCloud) -> Vec<NewRequest> {
+    let actions = ["stop", "start", "reboot"];
+    let request = |(n, server): (usize, ServerId)| NewRequest {
+        server_id: server.0,
+        action: actions[n % actions.len()].to_owned(),
+        target: "default".to_owned(),
+        priority: 0,
+        not_before: None,
+        expires_at: None,
+        after_id: None,
+        request_key: None,
+        label: Some("demo".to_owned()),
+        requested_by: Some("demo".to_owned()),
+    };
+    cloud.server_ids().into_iter().enumerate().map(request).collect()
+}
+
+async fn start_cloud(servers: u32) -> Result<SimCloud, Failure> {
+    let text = format!("{FAULTS}\n[bms]\nservers = {servers}\nrunning = 0.6\n");
+    let scenario = Scenario::from_toml(&text).map_err(|error| Failure::Usage(error.to_string()))?;
+    let unusable = |source| Failure::File { what: "listen on 127.0.0.1".to_owned(), source };
+    SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.map_err(unusable)
+}
+
+fn folder(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let dir = dir.unwrap_or_else(|| std::env::temp_dir().join(format!("poweryard-demo-{}", std::process::id())));
+    let unusable = |source| Failure::File { what: format!("use the folder {}", dir.display()), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(unusable)?;
+    fs::canonicalize(&dir).map_err(unusable)
+}
+
+/// A config such as an operator would write, so that other commands can be tried on what the demo leaves.
+fn write_config(dir: &Path, endpoint: &str) -> Result<PathBuf, Failure> {
+    let default = Scenario::default().credentials;
+    write(&dir.join("access-key"), &default.access_key)?;
+    write(&dir.join("secret-key"), &default.secret_key)?;
+    let text = format!(
+        r#"[queue]
+database = "{dir}/queue.db"
+
+[targets.default]
+service = "bms"
+endpoint = "{endpoint}"
+project_id = "{project}"
+allow_http = true
+submits_per_minute = 6000
+first_look = "500ms"
+look_interval_max = "1s"
+settle_time = "3s"
+look_time_limit = "20s"
+
+[targets.default.auth]
+kind = "aksk"
+access_key_file = "{dir}/access-key"
+secret_key_file = "{dir}/secret-key"
+"#,
+        dir = dir.display(),
+        project = default.project_id,
+    );
+    let config = dir.join("poweryard.toml");
+    write(&config, &text)?;
+    Ok(config)
+}
+
+fn write(path: &Path, content: &str) -> Result<(), Failure> {
+    let unusable = |source| Failure::File { what: format!("write {}", path.display()), source };
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(unusable)?;
+    file.write_all(content.as_bytes()).map_err(unusable)
+}
