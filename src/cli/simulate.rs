@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tokio::signal::unix::{SignalKind, signal};
-
-use super::output;
-use super::{Exit, Failure};
+use super::serve::told_to_stop;
+use super::{Exit, Failure, output};
 use crate::sim::{Scenario, SimCloud};
 
 /// Run the simulated cloud; its base URL is the first line on stdout.
@@ -29,8 +27,8 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         Some(file) => read(file)?,
         None => Scenario::default(),
     };
-    // Asked for before the URL is out, so that a signal right after it is not missed.
-    let stop = stop_signal()?;
+    // Caught before the URL is out, so that a signal right after it is not missed.
+    let stop = told_to_stop()?;
     let listening = SimCloud::start(args.listen, scenario).await;
     let cloud = listening.map_err(|source| Failure::File { what: format!("listen on {}", args.listen), source })?;
     output::print(&format!("{}\n", cloud.base_url()))?;
@@ -43,15 +41,4 @@ fn read(file: &Path) -> Result<Scenario, Failure> {
     let what = || format!("read the scenario {}", file.display());
     let text = std::fs::read_to_string(file).map_err(|source| Failure::File { what: what(), source })?;
     Scenario::from_toml(&text).map_err(|error| Failure::Usage(format!("cannot {}: {error}", what())))
-}
-
-fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
-    let listen = |kind| signal(kind).map_err(|source| Failure::File { what: "listen for signals".to_owned(), source });
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }
