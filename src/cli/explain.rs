@@ -58,7 +58,8 @@ async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
         None => None,
     };
     let after = match request.after_id {
-        Some(id) => Some(desk.request(id).await).transpose().ok().flatten(),
+        // It may have been pruned.
+        Some(id) => desk.request(id).await.ok(),
         None => None,
     };
     let attempts = desk.attempts(request.id).await?;
@@ -74,6 +75,6 @@ fn rules(context: &Context, args: &Args) -> Rules {
     }
     Rules {
         attempts_max: Settings::load(&context.config).ok().map(|settings| settings.batch.attempts_max.get()),
-        default_ttl: QueueSettings::load(&context.config).ok().and_then(|queue| queue.default_ttl),
+        default_ttl: QueueSettings::load(&context.config).ok().map(|queue| queue.default_ttl),
     }
 }

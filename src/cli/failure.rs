@@ -15,7 +15,7 @@ use crate::store::StoreError;
 pub enum Exit {
     /// Done; also nothing to wait for, and a status without a daemon.
     Done = 0,
-    /// Some request ended otherwise than `succeeded`, or could not be cancelled.
+    /// Some request ended otherwise than `succeeded`, or could not be cancelled; or the result could not be written.
     Otherwise = 1,
     /// What was asked for is wrong.
     Usage = 2,
@@ -61,7 +61,10 @@ pub enum Failure {
     /// Logging could not be started.
     #[error("{0}")]
     Logging(#[from] LoggingError),
-    /// A file that was named, or stdin or stdout, could not be used.
+    /// The results could not be written.
+    #[error("cannot write to stdout")]
+    Output(#[source] io::Error),
+    /// A file or an address that was named, or stdin, could not be used.
     #[error("cannot {what}")]
     File {
         /// What was tried, on which file.
@@ -80,7 +83,7 @@ impl Failure {
         match self {
             Self::Usage(_) | Self::Logging(_) | Self::File { .. } => Exit::Usage,
             Self::Settings { .. } | Self::Connect(_) => Exit::Config,
-            Self::Runtime(_) => Exit::Otherwise,
+            Self::Output(_) | Self::Runtime(_) => Exit::Otherwise,
             Self::Store { source, .. } => match source {
                 StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,
                 StoreError::DaemonRuns { .. } => Exit::DaemonRuns,

@@ -11,6 +11,7 @@ use crate::logging::{self, LogFormat};
 
 mod args;
 mod cancel;
+mod check;
 mod db;
 mod demo;
 mod enqueue;
@@ -22,6 +23,7 @@ mod pause;
 mod retry;
 mod serve;
 mod show;
+mod simulate;
 mod status;
 mod wait;
 
@@ -59,7 +61,9 @@ enum Command {
     Retry(retry::Args),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
+    Check(check::Args),
     Db(db::Args),
+    Simulate(simulate::Args),
 }
 
 /// What every command may need beside its own arguments.
@@ -106,7 +110,9 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Retry(args) => retry::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,
+        Command::Check(args) => check::run(context, args).await,
         Command::Db(args) => db::run(context, args).await,
+        Command::Simulate(args) => simulate::run(args).await,
     }
 }
 

@@ -12,15 +12,14 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(source) => Err(Failure::File { what: "write to stdout".to_owned(), source }),
+        Err(error) => Err(Failure::Output(error)),
         Ok(()) => Ok(()),
     }
 }
 
 /// Writes one JSON value to stdout, indented.
 pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::File { what: "write the result as JSON".to_owned(), source: error.into() })?;
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Output(error.into()))?;
     print(&(text + "\n"))
 }
 

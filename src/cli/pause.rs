@@ -48,11 +48,11 @@ impl Scope {
         scope_name(self.target.as_deref(), self.action.map(PowerAction::as_str))
     }
 
-    /// True if a hold is about more than this, and also about this.
-    fn is_within(&self, hold: &HoldRecord) -> bool {
-        let target = hold.target.is_none() || hold.target == self.target;
-        let action = hold.action.is_none() || hold.action.as_deref() == self.action.map(PowerAction::as_str);
-        target && action
+    /// True if a hold is about this, or about some of it.
+    fn touches(&self, hold: &HoldRecord) -> bool {
+        let action = self.action.map(PowerAction::as_str);
+        let target = hold.target.is_none() || self.target.is_none() || hold.target == self.target;
+        target && (hold.action.is_none() || action.is_none() || hold.action.as_deref() == action)
     }
 }
 
@@ -89,30 +89,31 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
     let ended = desk.resume(target.as_ref(), args.scope.action).await?;
     let holds = desk.holds(args::now()).await?;
     desk.close().await?;
-    match ended {
-        0 => output::print(&format!("not paused: {}\n", args.scope.name()))?,
-        _ => output::print(&format!(
-            "resumed: {} ({} ended)\n",
-            args.scope.name(),
-            output::count(ended as usize, "pause")
-        ))?,
+    let wider = wider(&args.scope, &holds);
+    match (ended, wider.is_empty()) {
+        (0, true) => output::print(&format!("not paused: {}\n", args.scope.name()))?,
+        (0, false) => {}
+        _ => {
+            let pauses = output::count(ended as usize, "pause");
+            output::print(&format!("resumed: {} ({pauses} ended)\n", args.scope.name()))?;
+        }
     }
-    let wider: Vec<String> = wider(&args.scope, &holds);
     for hold in &wider {
         output::note(hold);
     }
     Ok(if wider.is_empty() { Exit::Done } else { Exit::Usage })
 }
 
-/// A sentence for each pause that is wider than what was to be resumed, and so still holds it.
+/// A sentence for each pause that reaches beyond what was resumed, and so stays and still holds it, or some of it.
 fn wider(scope: &Scope, holds: &[HoldRecord]) -> Vec<String> {
-    let pauses = holds.iter().filter(|hold| hold.kind == HoldKind::Operator.as_str() && scope.is_within(hold));
+    let pauses = holds.iter().filter(|hold| hold.kind == HoldKind::Operator.as_str() && scope.touches(hold));
     let sentence = |hold: &HoldRecord| {
         let pause = scope_name(hold.target.as_deref(), hold.action.as_deref());
         let mut command = "poweryard resume".to_owned();
         command.extend(hold.target.iter().map(|target| format!(" --target {target}")));
         command.extend(hold.action.iter().map(|action| format!(" --action {action}")));
-        let text = format!("error: {} is still held by the pause of {pause}; `{command}` ends that", scope.name());
+        let text =
+            format!("error: {pause} is still paused, which is more than {}; `{command}` ends that", scope.name());
         output::visible(&text)
     };
     pauses.map(sentence).collect()
@@ -137,5 +138,11 @@ mod tests {
         let said = wider(&stops, &[pause_of(None, None), pause_of(Some("us"), None), pause_of(None, Some("start"))]);
         assert_eq!(said.len(), 1, "{said:?}");
         assert!(said[0].contains("every action on every target") && said[0].contains("`poweryard resume`"), "{said:?}");
+    }
+
+    #[test]
+    fn a_pause_across_targets_still_holds_some_of_one_target() {
+        let target = Scope { target: Some("eu".to_owned()), action: None };
+        assert_eq!(wider(&target, &[pause_of(None, Some("stop"))]).len(), 1);
     }
 }

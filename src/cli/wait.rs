@@ -89,8 +89,9 @@ impl Followed {
     pub(super) async fn to_the_end(desk: &mut Desk, ids: Vec<i64>, timeout: Option<Duration>) -> Result<Self, Failure> {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let bar = progress_bar(ids.len());
-        let mut open = desk.unfinished(&ids).await?;
+        // Asked for first: what changes between the two is then seen as a change.
         let mut version = desk.data_version().await?;
+        let mut open = desk.unfinished(&ids).await?;
         while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
             bar.set_position((ids.len() - open.len()) as u64);
             // A look at very many requests takes longer; then looks are rarer, and the daemon has its disk.

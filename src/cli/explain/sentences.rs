@@ -22,11 +22,12 @@ pub(super) struct Facts {
     pub(super) rules: Rules,
 }
 
-/// What the config says; none where it is not known, or where there is no limit.
+/// What the config says; none where the config is not known.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     pub(super) attempts_max: Option<u32>,
-    pub(super) default_ttl: Option<Duration>,
+    /// None inside: for ever.
+    pub(super) default_ttl: Option<Option<Duration>>,
 }
 
 impl Facts {
@@ -62,8 +63,11 @@ impl Facts {
         }
         said.push(match (&self.request.expires_at, self.rules.default_ttl) {
             (Some(end), _) => format!("If it has not left by {end}, it expires."),
-            (None, Some(ttl)) => format!("It expires {} after it could have gone.", humantime::format_duration(ttl)),
-            (None, None) => "It has no time of its own at which it expires.".to_owned(),
+            (None, Some(Some(ttl))) => {
+                format!("If it has not left {} after it could first go, it expires.", humantime::format_duration(ttl))
+            }
+            (None, Some(None)) => "It never expires.".to_owned(),
+            (None, None) => "It has no expires_at; the daemon's default_ttl counts.".to_owned(),
         });
     }
 

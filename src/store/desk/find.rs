@@ -7,11 +7,6 @@ use super::{AttemptRecord, BatchRecord, Desk, HoldRecord, OutcomeCount, RequestR
 use crate::model::{RequestState, UtcMillis};
 use crate::store::{StoreError, text};
 
-/// The columns of [`RequestRecord`].
-const REQUEST_COLUMNS: &str = "id, server_id, action, target, priority, not_before, expires_at, after_id, request_key, \
-    label, requested_by, created_at, state, batch_id, attempts, retry_at, evidence, error_code, error_message, \
-    submitted_at, finished_at";
-
 /// Which requests to list; an absent or empty field leaves nothing out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -30,8 +25,7 @@ pub struct Filter {
 impl Desk {
     /// Requests that match, newest first.
     pub async fn list(&mut self, filter: &Filter) -> Result<Vec<RequestRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
-        query.push(REQUEST_COLUMNS).push(" FROM power_requests WHERE 1");
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM power_requests WHERE 1");
         if !filter.states.is_empty() {
             push_states(&mut query, &filter.states);
         }
@@ -57,18 +51,19 @@ impl Desk {
     /// # Errors
     /// `NoSuchRequest`.
     pub async fn request(&mut self, id: i64) -> Result<RequestRecord, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
-        query.push(REQUEST_COLUMNS).push(" FROM power_requests WHERE id = ").push_bind(id);
-        let found = query.build_query_as().fetch_optional(&mut self.connection).await?;
-        found.ok_or(StoreError::NoSuchRequest(id))
+        let found = sqlx::query_as("SELECT * FROM power_requests WHERE id = ?").bind(id);
+        found.fetch_optional(&mut self.connection).await?.ok_or(StoreError::NoSuchRequest(id))
     }
 
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
     pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
-        query.push(REQUEST_COLUMNS).push(" FROM power_requests WHERE id IN (SELECT value FROM json_each(");
-        query.push_bind(id_list(ids)).push(")) AND state <> 'succeeded' ORDER BY id");
-        Ok(query.build_query_as().fetch_all(&mut self.connection).await?)
+        Ok(sqlx::query_as(
+            "SELECT * FROM power_requests
+             WHERE id IN (SELECT value FROM json_each(?)) AND state <> 'succeeded' ORDER BY id",
+        )
+        .bind(id_list(ids))
+        .fetch_all(&mut self.connection)
+        .await?)
     }
 
     /// What a request was carried by, oldest first.
@@ -84,22 +79,17 @@ impl Desk {
 
     /// One batch.
     pub async fn batch(&mut self, id: i64) -> Result<Option<BatchRecord>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT id, target, service, endpoint, project_id, action, state, server_count, job_id, intent_at, submitted_at,
-                    next_look_at, looks, look_cause, look_until, finished_at, error_code, error_message
-             FROM batches WHERE id = ?",
-        )
-        .bind(id)
-        .fetch_optional(&mut self.connection)
-        .await?)
+        Ok(sqlx::query_as("SELECT * FROM batches WHERE id = ?").bind(id).fetch_optional(&mut self.connection).await?)
     }
 
     /// The reason that `power_waiting` gives; none if the request is not queued.
     pub async fn waiting_reason(&mut self, id: i64) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar("SELECT reason FROM power_waiting WHERE id = ?")
+        // As bytes: the reason of a hold may be anybody's text.
+        let reason: Option<Vec<u8>> = sqlx::query_scalar("SELECT CAST(reason AS BLOB) FROM power_waiting WHERE id = ?")
             .bind(id)
             .fetch_optional(&mut self.connection)
-            .await?)
+            .await?;
+        Ok(reason.map(|reason| String::from_utf8_lossy(&reason).into_owned()))
     }
 
     /// All holds whose time has not passed.
@@ -122,11 +112,14 @@ impl Desk {
 
     /// Requests with this label, or all, that are unfinished now or were inserted at `since` or later.
     pub async fn to_follow(&mut self, label: Option<&str>, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE (gate IS NOT NULL");
-        if let Some(since) = since {
-            query.push(" OR created_at >= ").push_bind(since.to_owned());
-        }
-        query.push(")");
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE ");
+        match since {
+            Some(since) => query.push("(gate IS NOT NULL OR created_at >= ").push_bind(since.to_owned()).push(")"),
+            // Found by the index of what is unfinished, however much has ended.
+            None => query.push(
+                "id IN (SELECT id FROM power_requests INDEXED BY power_requests_overview WHERE gate IS NOT NULL)",
+            ),
+        };
         if let Some(label) = label {
             query.push(" AND label = ").push_bind(label.to_owned());
         }

@@ -271,10 +271,21 @@ async fn name_refused(
         match insert(tx, std::slice::from_ref(request)).await {
             Ok(_) => {}
             Err(StoreError::Refused(reason)) => {
+                let reason = repeated_key(tx, request).await?.unwrap_or(reason);
                 return Ok(StoreError::Refused(format!("server {}: {reason}", request.server_id)));
             }
             Err(error) => return Err(error),
         }
     }
     Ok(StoreError::Refused(reason))
+}
+
+/// The schema's sentences hold no values; an operator wants to know which request has the key.
+async fn repeated_key(tx: &mut SqliteConnection, request: &NewRequest) -> Result<Option<String>, StoreError> {
+    let taken: Option<i64> = sqlx::query_scalar("SELECT request_id FROM request_keys WHERE request_key = ?")
+        .bind(&request.request_key)
+        .fetch_optional(tx)
+        .await?;
+    let key = request.request_key.as_deref().unwrap_or_default();
+    Ok(taken.map(|id| format!("request_key '{key}' is already used by request {id}")))
 }

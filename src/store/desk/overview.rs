@@ -97,13 +97,9 @@ impl Desk {
 
     /// Batches that are not done, the next to be looked at first.
     pub async fn open_batches(&mut self) -> Result<Vec<BatchRecord>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT id, target, service, endpoint, project_id, action, state, server_count, job_id, intent_at, submitted_at,
-                    next_look_at, looks, look_cause, look_until, finished_at, error_code, error_message
-             FROM batches WHERE state <> 'done' ORDER BY next_look_at",
-        )
-        .fetch_all(&mut self.connection)
-        .await?)
+        Ok(sqlx::query_as("SELECT * FROM batches WHERE state <> 'done' ORDER BY next_look_at")
+            .fetch_all(&mut self.connection)
+            .await?)
     }
 
     /// Every target that the daemon has noted. No target makes more than 6000 calls a minute, so that many are read.

@@ -1,0 +1,219 @@
+//! `check`: what would keep the daemon from working, before it is started. Changes nothing; the config is read as `serve` reads it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::ValueEnum as _;
+use serde::Serialize;
+
+use super::args::{self, JsonArg};
+use super::output::{self, visible};
+use super::{Context, Exit, Failure};
+use crate::settings::{Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings};
+use crate::store::desk::{Access, HoldRecord};
+use crate::store::{Desk, StoreError, daemon_info};
+
+mod files;
+mod online;
+
+/// Check the config, file modes, the database and the credentials; sends nothing unless --online is given.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+With --online each target's endpoint, this machine's clock and one read call are checked too.
+Exit code: 0 no error (warnings do not count); 78 an error in the config, the credentials or online; 3 in the database or its files.
+
+Example: poweryard --config /etc/poweryard/poweryard.toml check --online")]
+pub(super) struct Args {
+    /// Also ask each target's cloud.
+    #[arg(long)]
+    online: bool,
+    #[command(flatten)]
+    json: JsonArg,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warning,
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Finding {
+    level: Level,
+    /// The file, key or target.
+    subject: String,
+    /// What is so.
+    finding: String,
+    /// What to do about it.
+    mend: Option<String>,
+    /// The exit code that an error here means.
+    #[serde(skip)]
+    exit: Exit,
+}
+
+impl Finding {
+    fn ok(subject: impl ToString, finding: impl ToString) -> Self {
+        Self {
+            level: Level::Ok,
+            subject: subject.to_string(),
+            finding: finding.to_string(),
+            mend: None,
+            exit: Exit::Done,
+        }
+    }
+
+    fn warning(subject: impl ToString, finding: impl ToString, mend: impl ToString) -> Self {
+        Self { level: Level::Warning, mend: Some(mend.to_string()), ..Self::ok(subject, finding) }
+    }
+
+    fn error(exit: Exit, subject: impl ToString, finding: impl ToString, mend: impl ToString) -> Self {
+        Self { level: Level::Error, exit, ..Self::warning(subject, finding, mend) }
+    }
+}
+
+pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let findings = findings(context, args.online).await;
+    match args.json.json {
+        true => output::json(&findings)?,
+        false => output::print(&text(&findings))?,
+    }
+    let errors = || findings.iter().filter(|finding| finding.level == Level::Error);
+    let config = errors().any(|finding| finding.exit == Exit::Config);
+    Ok(if config { Exit::Config } else { errors().next().map_or(Exit::Done, |finding| finding.exit) })
+}
+
+async fn findings(context: &Context, online: bool) -> Vec<Finding> {
+    let settings = match Settings::load(&context.config) {
+        Ok(settings) => settings,
+        Err(error) => return config_errors(error),
+    };
+    let database = &settings.queue.database;
+    let rules = SecretRules::from_env(database);
+    let mut findings = vec![Finding::ok(context.config.display(), count_targets(&settings))];
+    findings.extend(files::findings(database));
+    let holds = queue(&settings, &mut findings).await;
+    for target in &settings.targets {
+        findings.extend(target_findings(target, &rules));
+    }
+    if online {
+        findings.extend(online::findings(&settings, &rules, &holds).await);
+    }
+    findings
+}
+
+fn config_errors(error: SettingsError) -> Vec<Finding> {
+    match error {
+        SettingsError::Unreadable { file, source } => {
+            let mend = "name the config with --config or POWERYARD_CONFIG, and let this user read it";
+            vec![Finding::error(Exit::Config, file.display(), format!("cannot be read ({source})"), mend)]
+        }
+        SettingsError::Mistakes(mistakes) => {
+            let mistake = |mistake: Mistake| {
+                let place = format!("{}:{}", mistake.file.display(), mistake.line);
+                let finding = format!("{}: {}", mistake.key, mistake.problem);
+                Finding::error(Exit::Config, place, finding, format!("mend {} in that line", mistake.key))
+            };
+            mistakes.into_iter().map(mistake).collect()
+        }
+    }
+}
+
+fn count_targets(settings: &Settings) -> String {
+    format!("reads well; {}", output::count(settings.targets.len(), "target"))
+}
+
+/// The database and its daemon. Returns the holds, which tell which credentials had better rest.
+async fn queue(settings: &Settings, findings: &mut Vec<Finding>) -> Vec<HoldRecord> {
+    let path = &settings.queue.database;
+    let subject = path.display();
+    match daemon_info(path) {
+        Some(daemon) => findings
+            .push(Finding::ok(&subject, format!("a daemon runs on it (pid {}, since {})", daemon.pid, daemon.since))),
+        None => findings.push(Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`")),
+    }
+    match read_holds(path).await {
+        Ok(holds) => {
+            findings.push(Finding::ok(&subject, "can be read and has the current schema"));
+            holds
+        }
+        Err(StoreError::Missing(_)) => {
+            findings.push(Finding::warning(
+                &subject,
+                "does not exist yet",
+                "`poweryard serve` or `poweryard db migrate` creates it",
+            ));
+            Vec::new()
+        }
+        Err(error) => {
+            let sentence = Failure::from(error).sentence();
+            let finding = sentence.trim_start_matches("error: ").to_owned();
+            findings.push(Finding::error(Exit::Database, &subject, finding, "see README, section Queue"));
+            Vec::new()
+        }
+    }
+}
+
+async fn read_holds(path: &Path) -> Result<Vec<HoldRecord>, StoreError> {
+    let mut desk = Desk::open(path, Access::Read).await?;
+    let holds = desk.holds(args::now()).await?;
+    desk.close().await?;
+    Ok(holds)
+}
+
+fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding> {
+    let subject = format!("targets.{}", target.name);
+    let mut findings: Vec<Finding> = LoadedSecrets::problems(&target.name, &target.auth, rules)
+        .into_iter()
+        .map(|error| Finding::error(Exit::Config, error.key, error.problem, "mend the file, then check again"))
+        .collect();
+    if findings.is_empty() {
+        findings
+            .push(Finding::ok(format!("{subject}.auth"), "the credentials can be read, and only by those who should"));
+    }
+    for (action, budget) in &target.budgets {
+        let finding =
+            format!("{}/{} lets 5,000 servers take {}", budget.servers, span(budget.span), time_for(5_000, budget));
+        findings.push(Finding::ok(format!("{subject}.budget.{action}"), finding));
+    }
+    findings
+}
+
+fn span(span: Duration) -> String {
+    humantime::format_duration(span).to_string()
+}
+
+/// How long a rolling budget stretches so many servers: the first lot goes at once.
+fn time_for(servers: u32, budget: &Budget) -> String {
+    match servers.div_ceil(budget.servers.max(1)) - 1 {
+        0 => "no time: they fit into it at once".to_owned(),
+        further => span(budget.span * further),
+    }
+}
+
+fn text(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let level = finding.level.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        text.push_str(&format!("{level:<7}  {}: {}\n", visible(&finding.subject), visible(&finding.finding)));
+        if let Some(mend) = &finding.mend {
+            text.push_str(&format!("         {}\n", visible(mend)));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_says_how_long_many_servers_take() {
+        let budget = Budget { servers: 500, span: Duration::from_secs(3600) };
+        assert_eq!(time_for(5_000, &budget), "9h");
+        assert!(time_for(500, &budget).starts_with("no time"));
+    }
+}

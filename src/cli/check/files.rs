@@ -1,0 +1,124 @@
+//! The modes of the queue's file and folder: who can lock the daemon out, or take the queue away. Looks by path; opens nothing.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+use crate::cli::Exit;
+
+const OTHERS_WRITE: u32 = 0o002;
+const OTHERS_READ: u32 = 0o004;
+const GROUP_WRITE: u32 = 0o020;
+const GROUP_READ_WRITE: u32 = 0o060;
+const STICKY: u32 = 0o1000;
+const SETGID: u32 = 0o2000;
+
+/// What the modes of the folder, the database, its `-wal` and its `-shm` mean.
+pub(super) fn findings(database: &Path) -> Vec<Finding> {
+    let folder = match database.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut findings = match fs::metadata(folder) {
+        Err(error) => return vec![unreadable(folder, &error, "create it with mode 3770 and the producers' group")],
+        Ok(meta) if !meta.is_dir() => {
+            let mend = "let queue.database name a file in a folder";
+            return vec![Finding::error(Exit::Database, folder.display(), "is not a folder", mend)];
+        }
+        Ok(meta) => vec![judge_folder(folder, mode(&meta))],
+    };
+    let shared = fs::metadata(folder).is_ok_and(|meta| mode(&meta) & GROUP_WRITE != 0);
+    for path in [database.to_owned(), beside(database, "-wal"), beside(database, "-shm")] {
+        match fs::metadata(&path) {
+            Ok(meta) => findings.push(judge_file(&path, mode(&meta), shared)),
+            // The database itself is missed elsewhere; the others come and go.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => findings.push(unreadable(&path, &error, "let this user reach it")),
+        }
+    }
+    findings
+}
+
+fn mode(meta: &Metadata) -> u32 {
+    meta.mode() & 0o7777
+}
+
+fn beside(database: &Path, ending: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+fn unreadable(path: &Path, error: &io::Error, mend: &str) -> Finding {
+    Finding::error(Exit::Database, path.display(), format!("cannot be looked at ({error})"), mend)
+}
+
+fn judge_folder(folder: &Path, mode: u32) -> Finding {
+    let subject = folder.display();
+    let mend = format!("chmod 3770 {subject}");
+    if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
+        return Finding::error(
+            Exit::Database,
+            subject,
+            format!("everybody can replace the queue (mode {mode:04o})"),
+            mend,
+        );
+    }
+    if mode & GROUP_WRITE == 0 {
+        return Finding::ok(subject, format!("only its owner can use the queue (mode {mode:04o})"));
+    }
+    if mode & STICKY == 0 {
+        return Finding::warning(
+            subject,
+            format!("a producer can delete the queue (mode {mode:04o}, not sticky)"),
+            mend,
+        );
+    }
+    if mode & SETGID == 0 {
+        let finding = format!("files made by a producer get that one's own group (mode {mode:04o}, not setgid)");
+        return Finding::warning(subject, finding, mend);
+    }
+    Finding::ok(subject, format!("producers can use the queue and not delete it (mode {mode:04o})"))
+}
+
+fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
+    let subject = path.display();
+    let mend = format!("chmod 660 {subject}");
+    if mode & OTHERS_WRITE != 0 {
+        let finding = format!("everybody who reaches it can switch servers (mode {mode:04o})");
+        return Finding::error(Exit::Database, subject, finding, mend);
+    }
+    if mode & OTHERS_READ != 0 {
+        return Finding::warning(subject, format!("everybody who reaches it can read it (mode {mode:04o})"), mend);
+    }
+    if shared && mode & GROUP_READ_WRITE != GROUP_READ_WRITE {
+        let finding = format!("the folder is shared, but the group cannot write this (mode {mode:04o})");
+        return Finding::warning(subject, finding, mend);
+    }
+    Finding::ok(subject, format!("mode {mode:04o}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    #[test]
+    fn a_folder_is_shared_only_setgid_and_sticky() {
+        let level = |mode| judge_folder(Path::new("/q"), mode).level;
+        assert_eq!([0o3770, 0o700, 0o755].map(level), [Level::Ok; 3]);
+        assert_eq!([0o2770, 0o1770, 0o770].map(level), [Level::Warning; 3]);
+        assert_eq!(level(0o777), Level::Error);
+    }
+
+    #[test]
+    fn a_wal_that_the_group_cannot_write_is_noticed() {
+        let level = |mode, shared| judge_file(Path::new("/q/queue.db-wal"), mode, shared).level;
+        assert_eq!(level(0o660, true), Level::Ok);
+        assert_eq!(level(0o640, true), Level::Warning);
+        assert_eq!(level(0o640, false), Level::Ok);
+        assert_eq!(level(0o666, true), Level::Error);
+    }
+}

@@ -1,0 +1,544 @@
+//! The commands as users and scripts meet them: the real program on a real queue, its exit codes, its JSON, its sentences.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use poweryard::model::UtcMillis;
+use poweryard::store::QueueLock;
+use serde_json::Value;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions};
+use tempfile::TempDir;
+
+const TIME: &str = "2026-01-31T22:00:00.000Z";
+
+/// A fresh queue made by `db migrate`.
+struct Queue {
+    dir: TempDir,
+}
+
+/// What a command said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    fn ids(&self) -> Vec<i64> {
+        self.out.lines().map(|line| line.parse().expect("an id a line")).collect()
+    }
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+fn poweryard() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_poweryard"));
+    for name in ["POWERYARD_CONFIG", "RUST_LOG", "SUDO_USER", "LOGNAME", "CREDENTIALS_DIRECTORY"] {
+        command.env_remove(name);
+    }
+    command.env("USER", "alice").stdin(Stdio::null());
+    command
+}
+
+impl Queue {
+    fn new() -> Self {
+        let queue = Self { dir: tempfile::tempdir().expect("a folder") };
+        assert_eq!(queue.run(&["db", "migrate"]).code, Some(0));
+        queue
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("queue.db")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = poweryard();
+        command.args(args).arg("--database").arg(self.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        self.command(args).output().expect("it runs").into()
+    }
+
+    fn run_with_input(&self, args: &[&str], input: &str) -> Said {
+        let mut child = self.spawn(args, Stdio::piped());
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
+        child.wait_with_output().expect("it ends").into()
+    }
+
+    fn spawn(&self, args: &[&str], stdin: Stdio) -> Child {
+        let mut command = self.command(args);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
+    }
+
+    /// Another client, as a producer or the daemon would be.
+    async fn sql(&self, statements: &str) {
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut connection).await.expect("valid SQL");
+    }
+
+    async fn connect(&self) -> SqliteConnection {
+        SqliteConnectOptions::new().filename(self.path()).connect().await.expect("the queue opens")
+    }
+
+    /// Takes a queued request along as the daemon does: a batch, then in flight.
+    async fn submit(&self, id: i64) {
+        self.sql(&format!(
+            "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
+             SELECT target, 'bms', 'https://example.test', 'p', action, 'submitting', 1, '{TIME}', '{TIME}'
+             FROM power_requests WHERE id = {id};
+             UPDATE power_requests SET state = 'submitting', gate = 'flight', submitted_at = '{TIME}',
+                 batch_id = (SELECT max(id) FROM batches) WHERE id = {id};
+             INSERT INTO request_attempts (request_id, batch_id, started_at)
+             SELECT id, batch_id, '{TIME}' FROM power_requests WHERE id = {id};"
+        ))
+        .await;
+    }
+
+    async fn run_job(&self, id: i64) {
+        self.submit(id).await;
+        self.sql(&format!(
+            "UPDATE power_requests SET state = 'running', attempts = 1 WHERE id = {id};
+             UPDATE batches SET state = 'tracking', job_id = 'job-{id}', submitted_at = '{TIME}'
+             WHERE id = (SELECT batch_id FROM power_requests WHERE id = {id});"
+        ))
+        .await;
+    }
+
+    async fn end(&self, id: i64, state: &str, evidence: &str) {
+        self.sql(&format!(
+            "UPDATE power_requests SET state = '{state}', evidence = '{evidence}', error_code = 'BMS.0040',
+                 error_message = 'so it was', gate = NULL, finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+             WHERE id = {id};"
+        ))
+        .await;
+    }
+
+    /// One request that has ended in this way.
+    async fn ended(&self, action: &str, server: &str, label: &str, state: &str, evidence: &str) -> i64 {
+        let id = self.run(&["enqueue", action, server, "--label", label]).ids()[0];
+        self.run_job(id).await;
+        self.end(id, state, evidence).await;
+        id
+    }
+}
+
+#[test]
+fn enqueue_prints_the_new_ids_one_a_line() {
+    let queue = Queue::new();
+    let said = queue.run(&["enqueue", "stop", "server-1", "server-2", "--label", "night", "--priority", "-5"]);
+    assert_eq!((said.code, said.ids()), (Some(0), vec![1, 2]));
+    let rows = queue.run(&["list", "--json"]).json();
+    assert_eq!(rows[0]["id"], 2, "newest first");
+    assert_eq!((&rows[1]["server_id"], &rows[1]["action"]), (&"server-1".into(), &"stop".into()));
+    assert_eq!((&rows[1]["priority"], &rows[1]["requested_by"]), (&(-5).into(), &"alice".into()));
+}
+
+#[test]
+fn enqueue_takes_all_servers_or_none_and_names_the_one_refused() {
+    let queue = Queue::new();
+    assert_eq!(queue.run(&["enqueue", "stop", "server-2", "server-9", "--key", "night"]).code, Some(0));
+    let again = queue.run(&["enqueue", "stop", "server-1", "server-2", "--key", "night"]);
+    assert_eq!((again.code, again.out.as_str()), (Some(2), ""));
+    assert!(again.err.contains("server-2") && again.err.contains("'night:server-2' is already used by request 1"));
+    assert_eq!(queue.run(&["list", "--json"]).json().as_array().map(Vec::len), Some(2));
+    assert_eq!(queue.run(&["list", "--json"]).json()[1]["request_key"], "night:server-2");
+}
+
+#[test]
+fn one_server_keeps_the_key_as_it_is() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1", "--key", "night"]);
+    assert_eq!(queue.run(&["list", "--json"]).json()[0]["request_key"], "night");
+}
+
+#[test]
+fn enqueue_reads_servers_from_a_file_or_stdin() {
+    let queue = Queue::new();
+    let said =
+        queue.run_with_input(&["enqueue", "start", "--from-file", "-"], "# rack 7\n\nserver-1\r\nserver-2 # b\n");
+    assert_eq!((said.code, said.ids()), (Some(0), vec![1, 2]));
+    let bad = queue.run_with_input(&["enqueue", "start", "--from-file", "-"], "server-3\nserver_4\n");
+    assert_eq!(bad.code, Some(2));
+    assert!(bad.err.contains("stdin:2") && bad.err.contains("server_4"), "{}", bad.err);
+    let missing = queue.run(&["enqueue", "start", "--from-file", "/no/such/list"]);
+    assert_eq!(missing.code, Some(2));
+    assert!(missing.err.contains("/no/such/list: caused by"), "{}", missing.err);
+}
+
+#[test]
+fn a_long_list_goes_in_whole() {
+    let queue = Queue::new();
+    let list: String = (0..1234).map(|number| format!("server-{number}\n")).collect();
+    let said = queue.run_with_input(&["enqueue", "start", "--from-file", "-"], &list);
+    assert_eq!(said.ids(), (1..=1234).collect::<Vec<_>>());
+    assert_eq!(queue.run(&["list", "--server", "server-1233", "--json"]).json()[0]["id"], 1234);
+}
+
+#[test]
+fn whatever_is_wrong_in_a_request_is_exit_code_2_in_one_sentence() {
+    let queue = Queue::new();
+    let wrong: &[(&[&str], &str)] = &[
+        (&["enqueue", "halt", "server-1"], "invalid value 'halt'"),
+        (&["enqueue", "stop"], "no server is named"),
+        (&["enqueue", "stop", "server 1"], "'server 1'"),
+        (&["enqueue", "stop", "server-1", "SERVER-1"], "named twice"),
+        (&["enqueue", "stop", "server-1", "--priority", "101"], "--priority"),
+        (&["enqueue", "stop", "server-1", "--target", "eu west"], "target must be"),
+        (&["enqueue", "stop", "server-1", "--not-before", "22:00"], "server-1: not_before must be"),
+        (&["enqueue", "stop", "server-1", "--not-before", "+2 parsecs"], "--not-before"),
+        (&["enqueue", "stop", "server-1", "--expires-at", "2025-01-01"], "expires_at must be later"),
+        (&["enqueue", "stop", "server-1", "--after", "99"], "after_id must be"),
+        (&["show", "99"], "no request 99"),
+        (&["explain", "99"], "no request 99"),
+        (&["wait", "99"], "no request 99"),
+        (&["cancel", "99"], "no request 99"),
+        (&["retry", "99"], "no request 99"),
+        (&["cancel"], "required"),
+        (&["retry"], "required"),
+        (&["retry", "--label", "x", "--state", "running"], "running"),
+        (&["wait", "--since", "yesterday"], "yesterday"),
+        (&["list", "--state", "gone"], "gone"),
+    ];
+    for (args, what) in wrong {
+        let said = queue.run(args);
+        assert_eq!(said.code, Some(2), "{args:?}: {said:?}");
+        assert!(said.err.contains(what) && said.out.is_empty(), "{args:?}: {said:?}");
+    }
+    assert_eq!(queue.run(&["list", "--json"]).json(), Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_relative_time_is_counted_from_now() {
+    let queue = Queue::new();
+    let said = queue.run(&["enqueue", "stop", "server-1", "--not-before", "+2h", "--expires-at", "+3h"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let row = &queue.run(&["list", "--json"]).json()[0];
+    let time = |name: &str| row[name].as_str().expect("a time").parse::<UtcMillis>().expect("the queue's form");
+    assert_eq!(time("expires_at").since(time("not_before")).as_secs().div_ceil(60), 60);
+}
+
+#[test]
+fn files_that_are_no_queue_are_exit_code_3_and_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let missing = dir.path().join("missing.db");
+    let text = dir.path().join("text.db");
+    fs::write(&text, "this is not a database, however long it may be".repeat(100)).expect("written");
+    for file in [&missing, &text, &dir.path().to_owned()] {
+        let said = Said::from(poweryard().args(["list", "--database"]).arg(file).output().expect("it runs"));
+        assert_eq!(said.code, Some(3), "{said:?}");
+        assert!(said.err.contains(&file.display().to_string()), "{said:?}");
+    }
+    assert!(!missing.exists(), "a command creates no queue");
+}
+
+#[tokio::test]
+async fn foreign_and_other_schemas_are_exit_code_3() {
+    let queue = Queue::new();
+    queue.sql("UPDATE _sqlx_migrations SET version = 9999").await;
+    assert_eq!(queue.run(&["status"]).code, Some(3));
+    queue.sql("UPDATE _sqlx_migrations SET version = 0").await;
+    let older = queue.run(&["status"]);
+    assert!(older.code == Some(3) && older.err.contains("db migrate"), "{older:?}");
+    queue.sql("PRAGMA application_id = 7").await;
+    let foreign = queue.run(&["status"]);
+    assert!(foreign.code == Some(3) && foreign.err.contains("something else"), "{foreign:?}");
+}
+
+#[test]
+fn without_a_config_a_command_ends_with_78_and_names_the_way_out() {
+    let said = Said::from(poweryard().args(["--config", "/no/such.toml", "list"]).output().expect("it runs"));
+    assert_eq!(said.code, Some(78));
+    assert!(said.err.contains("/no/such.toml") && said.err.contains("--database"), "{said:?}");
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = dir.path().join("poweryard.toml");
+    fs::write(&config, "[queue]\ndatabse = \"/q\"\n").expect("written");
+    let said = Said::from(poweryard().env("POWERYARD_CONFIG", &config).arg("list").output().expect("it runs"));
+    assert!(said.code == Some(78) && said.err.contains("databse"), "{said:?}");
+}
+
+#[test]
+fn migrate_refuses_while_a_daemon_runs() {
+    let queue = Queue::new();
+    let lock = QueueLock::take(&queue.path(), UtcMillis(0)).expect("nobody else");
+    let said = queue.run(&["db", "migrate"]);
+    assert_eq!(said.code, Some(5));
+    assert!(said.err.contains(&std::process::id().to_string()), "{said:?}");
+    let status = queue.run(&["status", "--json"]).json();
+    assert_eq!((&status["daemon"]["running"], &status["daemon"]["pid"]), (&true.into(), &std::process::id().into()));
+    drop(lock);
+    assert_eq!(queue.run(&["db", "migrate"]).code, Some(0));
+}
+
+#[tokio::test]
+async fn a_foreign_value_never_stops_a_list() {
+    let queue = Queue::new();
+    queue
+        .sql(
+            "INSERT INTO power_requests (server_id, action, label, requested_by, request_key)
+             VALUES ('server-1', 'stop', CAST(x'ff1b5b324a' AS TEXT), CAST(x'c3' AS TEXT), CAST(x'6bff' AS TEXT));
+             INSERT INTO holds (kind, reason, since) VALUES ('operator', CAST(x'ff' AS TEXT), 'last tuesday');",
+        )
+        .await;
+    for args in [&["list"][..], &["list", "--json"], &["show", "1"], &["explain", "1"], &["status"]] {
+        let said = queue.run(args);
+        assert!(said.code == Some(0) && said.out.contains("server-1") | said.out.contains("stop"), "{said:?}");
+        assert!(!said.out.contains('\u{1b}'), "a label steers no terminal: {said:?}");
+    }
+    assert_eq!(queue.run(&["list", "--json"]).json()[0]["label"], "\u{fffd}\u{1b}[2J");
+}
+
+#[test]
+fn list_filters_and_limits() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1", "server-2", "--label", "a"]);
+    queue.run(&["enqueue", "start", "server-3", "--label", "b", "--target", "eu"]);
+    queue.run(&["cancel", "2"]);
+    let ids = |args: &[&str]| {
+        let said = queue.run(&[&["list", "--json"], args].concat()).json();
+        said.as_array().expect("an array").iter().map(|row| row["id"].as_i64().expect("an id")).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&[]), [3, 2, 1]);
+    assert_eq!(ids(&["--limit", "1"]), [3]);
+    assert_eq!(ids(&["--state", "queued"]), [3, 1]);
+    assert_eq!(ids(&["--state", "queued,cancelled", "--label", "a"]), [2, 1]);
+    assert_eq!(ids(&["--target", "eu"]), [3]);
+    assert_eq!(ids(&["--server", "SERVER-2"]), [2]);
+    assert_eq!(ids(&["--state", "failed"]), Vec::<i64>::new());
+}
+
+#[tokio::test]
+async fn show_has_the_columns_the_attempts_and_the_batch() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1"]);
+    queue.run_job(1).await;
+    let shown = queue.run(&["show", "1", "--json"]).json();
+    assert_eq!((&shown["state"], &shown["server_id"]), (&"running".into(), &"server-1".into()));
+    assert_eq!(shown["attempts"][0]["batch_id"], 1);
+    assert_eq!((&shown["attempt_count"], &shown["batch"]["job_id"]), (&1.into(), &"job-1".into()));
+    assert!(queue.run(&["show", "1"]).out.contains("job-1"));
+}
+
+#[tokio::test]
+async fn explain_follows_a_request_from_queue_to_end() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1"]);
+    queue.run(&["enqueue", "start", "server-1"]);
+    queue.run(&["pause"]);
+    let held = queue.run(&["explain", "1"]).out;
+    assert!(held.contains("held") && held.contains("alice") && held.contains("poweryard resume"), "{held}");
+    assert!(held.contains("No daemon runs"), "{held}");
+    assert!(queue.run(&["explain", "2"]).out.contains("behind request 1"));
+    queue.run_job(1).await;
+    let running = queue.run(&["explain", "1", "--json"]).json();
+    assert!(running["explanation"].to_string().contains("job-1"), "{running}");
+    queue.end(1, "failed", "job").await;
+    let failed = queue.run(&["explain", "1"]).out;
+    assert!(failed.contains("BMS.0040: so it was") && failed.contains("poweryard retry 1"), "{failed}");
+}
+
+#[tokio::test]
+async fn status_counts_what_is_unfinished_and_says_what_could_go() {
+    let queue = Queue::new();
+    let empty = queue.run(&["status", "--json"]);
+    assert_eq!((empty.code, &empty.json()["daemon"]["running"]), (Some(0), &false.into()));
+    queue.run(&["enqueue", "stop", "server-1", "server-2", "server-3"]);
+    queue.run_job(1).await;
+    queue
+        .sql(&format!(
+            "INSERT INTO targets VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
+             INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'breaker', 'cannot be reached', '{TIME}');
+             UPDATE batches SET intent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now');"
+        ))
+        .await;
+    let status = queue.run(&["status", "--json"]).json();
+    assert_eq!(status["queue"].as_array().map(Vec::len), Some(2));
+    assert_eq!(status["oldest_ready"], Value::Null, "all of it is held");
+    assert_eq!(status["batches"][0]["job_id"], "job-1");
+    let target = &status["targets"][0];
+    assert_eq!((&target["pace_per_minute"], &target["calls_last_minute"]), (&25.into(), &1.into()));
+    assert_eq!(target["breaker"]["reason"], "cannot be reached");
+    queue.sql("DELETE FROM holds").await;
+    assert_eq!(queue.run(&["status", "--json"]).json()["oldest_ready"]["id"], 2);
+    assert!(queue.run(&["status"]).out.contains("oldest that could go: request 2"));
+}
+
+#[tokio::test]
+async fn wait_ends_with_the_outcome() {
+    let queue = Queue::new();
+    assert_eq!(queue.run(&["wait"]).code, Some(0), "nothing to wait for");
+    let good = queue.ended("stop", "server-1", "good", "succeeded", "job").await.to_string();
+    let bad = queue.ended("stop", "server-2", "bad", "failed", "job").await.to_string();
+    assert_eq!(queue.run(&["wait", &good]).code, Some(0));
+    let said = queue.run(&["wait", &good, &bad, "--json"]);
+    assert_eq!(said.code, Some(1));
+    let said = said.json();
+    assert_eq!((&said["requests"], &said["succeeded"], &said["timed_out"]), (&2.into(), &1.into(), &false.into()));
+    assert_eq!(said["others"][0]["error_code"], "BMS.0040");
+    assert_eq!(queue.run(&["wait", "--label", "bad"]).code, Some(0), "it is over, and nothing newer is asked for");
+    assert_eq!(queue.run(&["wait", "--label", "bad", "--since", "1h"]).code, Some(1));
+    queue.run(&["enqueue", "stop", "server-3", "--label", "slow"]);
+    let late = queue.run(&["wait", "--label", "slow", "--timeout", "1ms"]);
+    assert!(late.code == Some(4) && late.out.contains("timed out"), "{late:?}");
+}
+
+#[tokio::test]
+async fn enqueue_wait_follows_its_own_requests() {
+    let queue = Queue::new();
+    let mut child = queue.spawn(&["enqueue", "stop", "server-1", "--wait"], Stdio::null());
+    let mut id = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    out.read_line(&mut id).expect("an id");
+    let id: i64 = id.trim().parse().expect("an id");
+    queue.run_job(id).await;
+    queue.end(id, "succeeded", "job").await;
+    let mut err = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut err).expect("UTF-8");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert!(err.contains("succeeded"), "{err}");
+}
+
+#[tokio::test]
+async fn cancel_withdraws_what_is_queued_and_says_what_is_not() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1", "server-2", "server-3", "--label", "a"]);
+    queue.run_job(1).await;
+    let said = queue.run(&["cancel", "1", "2"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.out.contains("cancelled 1 request") && said.out.contains("request 1 could not"), "{said:?}");
+    assert_eq!(queue.run(&["cancel", "3", "99"]).code, Some(2), "an unknown id spoils the whole call");
+    let rest = queue.run(&["cancel", "--label", "a", "--json"]);
+    assert_eq!((rest.code, &rest.json()["cancelled"]), (Some(0), &vec![3].into()));
+    assert_eq!(queue.run(&["cancel", "3"]).code, Some(0), "it is as wished");
+    assert_eq!(queue.run(&["show", "3", "--json"]).json()["error_code"], "poweryard.cancelled");
+}
+
+#[tokio::test]
+async fn retry_copies_failed_requests_and_leaves_doubtful_reboots_alone() {
+    let queue = Queue::new();
+    let failed = queue.ended("stop", "server-1", "a", "failed", "job").await;
+    let replaced = queue.ended("stop", "server-2", "a", "failed", "job").await;
+    let good = queue.ended("start", "server-2", "a", "succeeded", "job").await;
+    let doubtful = queue.ended("reboot", "server-3", "a", "unknown", "none").await;
+    let said = queue.run(&["retry", "--label", "a", "--json"]);
+    assert_eq!(said.code, Some(0));
+    let said = said.json();
+    assert_eq!(said["inserted"], serde_json::json!([{ "id": doubtful + 1, "retry_of": failed }]));
+    assert_eq!(said["skipped"][0]["id"], replaced);
+    let new = queue.run(&["show", &(doubtful + 1).to_string(), "--json"]).json();
+    assert_eq!((&new["server_id"], &new["label"], &new["state"]), (&"server-1".into(), &"a".into(), &"queued".into()));
+
+    let by_state = queue.run(&["retry", "--label", "a", "--state", "unknown"]);
+    assert!(by_state.out.is_empty() && by_state.err.contains("may have happened"), "{by_state:?}");
+    assert_eq!(queue.run(&["retry", &doubtful.to_string()]).ids(), [doubtful + 2]);
+    let refused = queue.run(&["retry", &good.to_string()]);
+    assert!(refused.out.is_empty() && refused.err.contains("ended as succeeded"), "{refused:?}");
+}
+
+#[test]
+fn pause_holds_and_resume_explains_a_wider_pause() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1"]);
+    assert_eq!(queue.run(&["pause"]).code, Some(0));
+    assert!(queue.run(&["pause"]).out.contains("already paused"));
+    assert_eq!(queue.run(&["status", "--json"]).json()["holds"][0]["kind"], "operator");
+    let narrow = queue.run(&["resume", "--target", "default", "--action", "stop"]);
+    assert!(
+        narrow.code == Some(2) && narrow.err.contains("every action on every target is still paused"),
+        "{narrow:?}"
+    );
+    queue.run(&["pause", "--target", "default", "--action", "stop"]);
+    assert!(queue.run(&["resume"]).out.contains("2 pauses ended"));
+    assert!(queue.run(&["resume"]).out.contains("not paused"));
+    assert!(queue.run(&["explain", "1"]).out.contains("next"));
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let queue = Queue::new();
+    let list: String = (0..3000).map(|number| format!("server-{number}\n")).collect();
+    queue.run_with_input(&["enqueue", "start", "--from-file", "-"], &list);
+    let mut child = queue.spawn(&["list", "--limit", "3000"], Stdio::null());
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut err).expect("UTF-8");
+    assert_eq!((child.wait().expect("it ends").code(), err.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn simulate_prints_its_address_first_and_ends_on_sigterm_and_check_online_finds_it_well() {
+    let mut simulated = poweryard().arg("simulate").stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut url = String::new();
+    BufReader::new(simulated.stdout.take().expect("piped")).read_line(&mut url).expect("a line");
+    let said = check_against(url.trim(), 0o600, &["--online"]);
+    let pid = simulated.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+    assert_eq!(simulated.wait().expect("it ends").code(), Some(0));
+    let findings = said.json();
+    let levels: Vec<_> = findings.as_array().expect("an array").iter().map(|finding| &finding["level"]).collect();
+    assert!(said.code == Some(0) && !levels.contains(&&"error".into()), "{findings:#}");
+    assert!(findings.to_string().contains("a read call was allowed"), "{findings:#}");
+    assert!(findings.to_string().contains("clock"), "{findings:#}");
+}
+
+#[test]
+fn a_bad_scenario_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("scenario.toml");
+    fs::write(&file, "weather = \"rain\"\n").expect("written");
+    let said = Said::from(poweryard().args(["simulate", "--scenario"]).arg(&file).output().expect("it runs"));
+    assert!(said.code == Some(2) && said.err.contains("scenario.toml") && said.err.contains("weather"), "{said:?}");
+}
+
+#[test]
+fn check_finds_an_open_secret_and_an_endpoint_that_is_not_there() {
+    let open = check_against("http://127.0.0.1:9", 0o644, &[]);
+    assert_eq!(open.code, Some(78));
+    let findings = open.json();
+    let error = findings.as_array().expect("an array").iter().find(|finding| finding["level"] == "error");
+    let error = error.expect("an error");
+    assert!(error["subject"].to_string().contains("secret_key_file") && error["mend"].is_string(), "{error:#}");
+    let dead = check_against("http://127.0.0.1:9", 0o600, &["--online"]);
+    assert_eq!(dead.code, Some(78), "{dead:?}");
+    let said = Said::from(poweryard().args(["--config", "/no/such.toml", "check"]).output().expect("it runs"));
+    assert!(said.code == Some(78) && said.out.contains("/no/such.toml"), "{said:?}");
+}
+
+/// Runs `check --json` on a queue of its own with the simulated cloud's default keys.
+fn check_against(endpoint: &str, secret_mode: u32, args: &[&str]) -> Said {
+    let queue = Queue::new();
+    let secret = |name: &str, content: &str, mode| {
+        let path = queue.dir.path().join(name);
+        fs::write(&path, content).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
+        path.display().to_string()
+    };
+    let config = format!(
+        "[queue]\ndatabase = {:?}\n[targets.default]\nservice = \"bms\"\nendpoint = {endpoint:?}\nallow_http = true\n\
+         project_id = \"bbf1946d374b44a0a2a95533562ba954\"\n[targets.default.auth]\nkind = \"aksk\"\n\
+         access_key_file = {:?}\nsecret_key_file = {:?}\n",
+        queue.path(),
+        secret("ak", "POWERYARDSIMAK", 0o600),
+        secret("sk", "poweryard-sim-secret-key", secret_mode),
+    );
+    let path = queue.dir.path().join("poweryard.toml");
+    fs::write(&path, config).expect("written");
+    let mut command = poweryard();
+    command.arg("--config").arg(path).args(["check", "--json"]).args(args);
+    command.output().expect("it runs").into()
+}
