@@ -5,7 +5,7 @@
 use crate::model::{AttemptResult, Complaint, Evidence, JobId, LookCause, RequestId, RequestState, UtcMillis};
 
 /// Something that happens to one request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
     /// It was put into a batch; the intent is stored.
     Claimed,
@@ -18,7 +18,7 @@ pub enum Event {
 }
 
 /// How a request ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
     /// A terminal state.
     pub state: RequestState,
@@ -33,7 +33,7 @@ pub struct Outcome {
 }
 
 /// Why and until when a request goes back to the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Return {
     /// Not before this time; none: at once.
     pub retry_at: Option<UtcMillis>,

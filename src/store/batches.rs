@@ -1,14 +1,13 @@
 //! Batches on their way: what is due, one batch with its open requests, and the record of a step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::Serialize;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
-use crate::lifecycle::{self, BatchNext, Event, Seen, SeenState, Step};
+use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
     AttemptResult, BatchId, BatchState, CodeClass, Complaint, JobId, LookCause, PowerAction, RequestId, ServerId,
     Service, TargetName, UtcMillis,
@@ -231,60 +230,20 @@ fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// One request's move, for `json_each`.
-#[derive(Serialize)]
-struct Moved<'a> {
-    id: i64,
-    state: &'a str,
-    evidence: Option<&'a str>,
-    code: Option<&'a str>,
-    message: Option<&'a str>,
-    result: Option<&'a str>,
-    retry_at: Option<String>,
-    group: Option<i64>,
-    attempts: i64,
-}
-
 /// Calls that the cloud may have acted on count as attempts. This one does from the moment it is accepted or lost; busy,
 /// refused and unsent ones are taken back.
 fn was_counted(batch: &Batch) -> bool {
     batch.submitted_at.is_some() || batch.look_cause == Some(LookCause::Lost)
 }
 
-fn moved<'a>(batch: &Batch, request: RequestId, event: &'a Event) -> Moved<'a> {
-    let some = |text: &'a str| (!text.is_empty()).then_some(text);
-    let mut moved = Moved {
-        id: request.0,
-        state: "running",
-        evidence: None,
-        code: None,
-        message: None,
-        result: None,
-        retry_at: None,
-        group: None,
-        attempts: 0,
-    };
-    match event {
-        Event::Claimed => {}
-        Event::Accepted => moved.attempts = 1,
-        Event::Ended(end) => {
-            moved.state = end.state.as_str();
-            moved.evidence = Some(end.evidence.as_str());
-            (moved.code, moved.message) = (some(&end.code), some(&end.message));
-            moved.result = Some(end.result.as_str());
-        }
-        Event::Returned(back) => {
-            moved.state = "queued";
-            (moved.code, moved.message) = (some(&back.code), some(&back.message));
-            moved.result = Some(back.result.as_str());
-            moved.retry_at = back.retry_at.map(text);
-            moved.group = back.group;
-            let uncounted =
-                matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
-            moved.attempts = if uncounted && was_counted(batch) { -1 } else { 0 };
-        }
+/// Requests to which the same happens, so that one statement moves them all: a step rarely has more than a handful of such
+/// groups, and a list of ids costs SQLite a third of a list of objects.
+fn groups(step: &Step) -> Vec<(&Event, String)> {
+    let mut groups: BTreeMap<&Event, Vec<RequestId>> = BTreeMap::new();
+    for (request, event) in &step.moves {
+        groups.entry(event).or_default().push(*request);
     }
-    moved
+    groups.into_iter().map(|(event, ids)| (event, serde_json::to_string(&ids).unwrap_or_default())).collect()
 }
 
 async fn move_requests(
@@ -293,41 +252,96 @@ async fn move_requests(
     step: &Step,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    if step.moves.is_empty() {
-        return Ok(());
+    for (event, ids) in groups(step) {
+        match event {
+            Event::Claimed => {}
+            Event::Accepted => accept(tx, batch, &ids).await?,
+            Event::Ended(outcome) => {
+                end_attempts(tx, batch, &ids, (outcome.result, &outcome.code, &outcome.message), now).await?;
+                end(tx, batch, &ids, outcome, now).await?;
+            }
+            Event::Returned(back) => {
+                end_attempts(tx, batch, &ids, (back.result, &back.code, &back.message), now).await?;
+                give_back(tx, batch, &ids, back).await?;
+            }
+        }
     }
-    let moved: Vec<Moved<'_>> = step.moves.iter().map(|(request, event)| moved(batch, *request, event)).collect();
-    let moved = serde_json::to_string(&moved).map_err(|error| StoreError::Unreadable(error.to_string()))?;
-    // The `+` keeps the batch's index out: with it, SQLite would read the whole list once for every member.
+    Ok(())
+}
+
+async fn accept(tx: &mut SqliteConnection, batch: &Batch, ids: &str) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE request_attempts SET result = j.value ->> 'result', error_code = j.value ->> 'code',
-             error_message = j.value ->> 'message', finished_at = ?3
-         FROM json_each(?1) j
-         WHERE +batch_id = ?2 AND request_id = j.value ->> 'id' AND result IS NULL AND j.value ->> 'result' IS NOT NULL",
+        "UPDATE power_requests SET state = 'running', attempts = attempts + 1
+         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'submitting'",
     )
-    .bind(&moved)
+    .bind(ids)
     .bind(batch.id.0)
-    .bind(text(now))
-    .execute(&mut *tx)
+    .execute(tx)
     .await?;
-    // Back in the queue a request stands behind others of its server until the trigger finds it first.
+    Ok(())
+}
+
+async fn end(
+    tx: &mut SqliteConnection,
+    batch: &Batch,
+    ids: &str,
+    outcome: &Outcome,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET
-             state = j.value ->> 'state',
-             evidence = j.value ->> 'evidence',
-             error_code = j.value ->> 'code',
-             error_message = j.value ->> 'message',
-             attempts = max(0, attempts + (j.value ->> 'attempts')),
-             retry_at = j.value ->> 'retry_at',
-             travel_group = ifnull(j.value ->> 'group', travel_group),
-             gate = CASE j.value ->> 'state' WHEN 'running' THEN 'flight' WHEN 'queued' THEN 'behind' END,
-             submitted_at = CASE j.value ->> 'state' WHEN 'queued' THEN NULL ELSE submitted_at END,
-             finished_at = CASE WHEN j.value ->> 'state' IN ('running', 'queued') THEN NULL ELSE ?3 END
-         FROM json_each(?1) j
-         WHERE power_requests.id = j.value ->> 'id' AND batch_id = ?2 AND power_requests.state IN ('submitting', 'running')",
+        "UPDATE power_requests SET state = ?3, evidence = ?4, error_code = nullif(?5, ''), error_message = nullif(?6, ''),
+             finished_at = ?7, gate = NULL
+         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",
     )
-    .bind(&moved)
+    .bind(ids)
     .bind(batch.id.0)
+    .bind(outcome.state.as_str())
+    .bind(outcome.evidence.as_str())
+    .bind(&outcome.code)
+    .bind(&outcome.message)
+    .bind(text(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Back in the queue a request stands behind others of its server until the trigger finds it first.
+async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &Return) -> Result<(), StoreError> {
+    let uncounted = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
+    sqlx::query(
+        "UPDATE power_requests SET state = 'queued', gate = 'behind', submitted_at = NULL, retry_at = ?3,
+             travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
+             error_code = nullif(?6, ''), error_message = nullif(?7, '')
+         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",
+    )
+    .bind(ids)
+    .bind(batch.id.0)
+    .bind(back.retry_at.map(text))
+    .bind(back.group)
+    .bind(i64::from(uncounted && was_counted(batch)))
+    .bind(&back.code)
+    .bind(&back.message)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn end_attempts(
+    tx: &mut SqliteConnection,
+    batch: &Batch,
+    ids: &str,
+    (result, code, message): (AttemptResult, &str, &str),
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE request_attempts SET result = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''), finished_at = ?6
+         WHERE batch_id = ?2 AND request_id IN (SELECT value FROM json_each(?1)) AND result IS NULL",
+    )
+    .bind(ids)
+    .bind(batch.id.0)
+    .bind(result.as_str())
+    .bind(code)
+    .bind(message)
     .bind(text(now))
     .execute(tx)
     .await?;
