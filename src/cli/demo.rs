@@ -64,9 +64,8 @@ pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
         let _ = stop.send(());
         agreed
     };
-    let (served, agreed) = tokio::join!(serve, follow);
-    served?;
-    let exit = agreed?;
+    let serve = async { serve.await.map_err(Failure::from) };
+    let ((), exit) = tokio::try_join!(serve, follow)?;
     output::print(&format!("\nLook around: poweryard --config {} list --state failed\n", config.display()))?;
     cloud.stop().await;
     Ok(exit)

@@ -69,8 +69,18 @@ pub async fn run(settings: &Settings, clouds: Clouds, stop: impl Future<Output =
     let path = settings.queue.database.clone();
     let failed = |source| DaemonError::Store { path: path.clone(), source };
     let lock = QueueLock::take(&path, now()).map_err(failed)?;
-    let store = Arc::new(Store::open(&path).await.map_err(failed)?);
-    let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds, now()).await.map_err(failed)?;
+    let begin = async || {
+        let store = Arc::new(Store::open(&path).await?);
+        let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
+        Ok((store, dispatcher))
+    };
+    let (store, dispatcher) = loop {
+        match begin().await {
+            // A producer that inserts a million rows at once holds its lock for longer than we wait.
+            Err(StoreError::Busy) => warn!("{} is locked by another program; waiting for it", path.display()),
+            begun => break begun.map_err(failed)?,
+        }
+    };
     info!(queue = %path.display(), targets = settings.targets.len(), "poweryard {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
     let outcome =
         Loop { dispatcher, tasks: JoinSet::new(), followers: Vec::new(), trouble: None }.run(&store, stop).await;

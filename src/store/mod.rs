@@ -35,6 +35,9 @@ pub use intake::TakenIn;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
 const WAL_SIZE_LIMIT: &str = "67108864";
+/// The page cache, in KiB (negative, as SQLite wants it). Server ids are random, so a batch touches pages all over the
+/// indexes; with the usual 2 MiB a thousand outcomes of 20,000 requests took four times as long.
+const CACHE_SIZE: &str = "-16384";
 
 /// The daemon's side of the queue.
 #[derive(Debug)]
@@ -82,6 +85,8 @@ async fn connect_writer(path: &Path) -> Result<SqliteConnection, StoreError> {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
         .pragma("journal_size_limit", WAL_SIZE_LIMIT)
+        .pragma("cache_size", CACHE_SIZE)
+        .pragma("temp_store", "MEMORY")
         .disable_statement_logging();
     options.connect().await.map_err(|error| StoreError::opening(path, error))
 }
