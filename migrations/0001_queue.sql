@@ -126,6 +126,7 @@ CREATE TABLE batches (
 );
 CREATE INDEX batches_open ON batches (next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_pace ON batches (target, id);
+CREATE INDEX batches_spent ON batches (target, action, intent_at);
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
 
 CREATE TABLE request_attempts (

@@ -8,8 +8,8 @@ use super::dispatch::{Dispatcher, Readiness, Round};
 use super::report;
 use super::task::Task;
 use crate::cloud::{CallError, Fault};
-use crate::model::{HoldKind, TargetName, Tracking, UtcMillis};
-use crate::plan::{self, Choice, Hold, Lane, Limits};
+use crate::model::{HoldKind, PowerAction, TargetName, Tracking, UtcMillis};
+use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::store::StoreError;
 use crate::verdict::{self, Batch};
 
@@ -28,8 +28,10 @@ impl Dispatcher {
         let names: Vec<TargetName> = self.targets.keys().cloned().collect();
         for name in names {
             while let Some(lane) = self.next_lane(&name, &lanes, round, now) {
-                self.claim(&name, &lane, round, now).await?;
-                lanes = self.store.lanes(count_max).await?;
+                if let Some(servers_max) = self.allowed(&name, lane.action, round, now).await? {
+                    self.claim(&name, &lane, servers_max, round, now).await?;
+                    lanes = self.store.lanes(count_max).await?;
+                }
             }
             if let Some(target) = self.targets.get_mut(&name)
                 && target.ready == Readiness::Ready
@@ -52,7 +54,9 @@ impl Dispatcher {
             }
             Choice::Nothing => return None,
         };
-        if target.submitting >= SUBMITTING_MAX {
+        // After a failed call one call probes whether the cloud is back; its end is followed by a round.
+        let most = if target.pace.throttles() > 0 { 1 } else { SUBMITTING_MAX };
+        if target.submitting >= most {
             return None;
         }
         if let Some(at) = target.pace.wait(now) {
@@ -70,15 +74,46 @@ impl Dispatcher {
         }
     }
 
+    /// How many servers the next call for this action may carry; none if its budget is used up, which is a hold.
+    async fn allowed(
+        &mut self,
+        name: &TargetName,
+        action: PowerAction,
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<Option<u32>, StoreError> {
+        let Some(target) = self.targets.get(name) else { return Ok(None) };
+        let most = target.settings.batch_servers_max;
+        let Some((_, budget)) = target.settings.budgets.iter().find(|(of, _)| *of == action) else {
+            return Ok(Some(most));
+        };
+        let spent = self.store.spent(name, action, now.before(budget.span)).await?;
+        match plan::allowance(*budget, &spent, now) {
+            Allowance::Servers(left) => Ok(Some(left.min(most))),
+            Allowance::NoneUntil(until) => {
+                let span = humantime::format_duration(budget.span);
+                let reason =
+                    format!("the budget of {} servers to {action} in {span} is used up until {until}", budget.servers);
+                let (target, action, kind) = (Some(name.clone()), Some(action), HoldKind::Budget);
+                let hold = Hold { target, action, kind, reason, since: now, until: Some(until) };
+                info!(target = %name, hold.until = %until, "target \"{name}\": {}", hold.reason);
+                self.store.put_hold(&hold).await?;
+                self.holds.push(hold);
+                round.wake(until);
+                Ok(None)
+            }
+        }
+    }
+
     async fn claim(
         &mut self,
         name: &TargetName,
         lane: &Lane,
+        servers_max: u32,
         round: &mut Round,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
-        let servers_max = target.settings.batch_servers_max;
         // Should we die before the answer is stored, the next start looks into it at once.
         let Some(batch) = self.store.claim(lane, &target.origin, servers_max, now, now).await? else { return Ok(()) };
         target.pace.call_started();

@@ -50,6 +50,41 @@ impl Store {
         Ok(TakenIn { due: retried + let_out, expired, cancelled, more })
     }
 
+    /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that were.
+    pub async fn reject_protected(
+        &self,
+        target: &TargetName,
+        protected: &[ServerId],
+        now: UtcMillis,
+    ) -> Result<u64, StoreError> {
+        let servers = serde_json::to_string(protected).unwrap_or_default();
+        let mut writer = self.writer.lock().await;
+        let found: Vec<i64> = sqlx::query_scalar(
+            "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+             ON r.target = ?2 AND r.server_id = j.value AND r.gate IS NOT NULL
+             WHERE r.state = 'queued' AND r.action IN ('stop', 'reboot') LIMIT ?3",
+        )
+        .bind(&servers)
+        .bind(&target.0)
+        .bind(CHUNK)
+        .fetch_all(&mut *writer)
+        .await?;
+        if found.is_empty() {
+            return Ok(0);
+        }
+        let rejected = sqlx::query(
+            "UPDATE power_requests SET state = 'rejected', evidence = 'none', error_code = 'poweryard.protected',
+                 error_message = 'the config protects this server from stop and reboot', finished_at = ?2, gate = NULL,
+                 retry_at = NULL
+             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'",
+        )
+        .bind(serde_json::to_string(&found).unwrap_or_default())
+        .bind(text(now))
+        .execute(&mut *writer)
+        .await?;
+        Ok(rejected.rows_affected())
+    }
+
     /// When the next queued row becomes due or expires without anybody's doing; long ago if `take_in` has work already.
     pub async fn next_due_at(&self, default_ttl: Option<Duration>) -> Result<Option<UtcMillis>, StoreError> {
         type Times = (bool, Option<String>, Option<String>, Option<String>, Option<String>);

@@ -59,6 +59,21 @@ impl Store {
         Ok(Self { writer: Mutex::new(writer), path: path.to_owned() })
     }
 
+    /// Opens an existing queue of the current schema so that nothing can be written.
+    ///
+    /// # Errors
+    /// `Missing`, `Foreign`, `Newer`, `Older`, `Corrupt`.
+    pub async fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Missing(path.to_owned()));
+        }
+        let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).pragma("query_only", "ON");
+        let connected = options.disable_statement_logging().connect().await;
+        let mut writer = connected.map_err(|error| StoreError::opening(path, error))?;
+        schema::require_current(&mut writer, path).await?;
+        Ok(Self { writer: Mutex::new(writer), path: path.to_owned() })
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
