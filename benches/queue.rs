@@ -79,6 +79,9 @@ fn wall() -> UtcMillis {
 }
 
 fn report(what: &str, mut took: Vec<Duration>) {
+    if took.is_empty() {
+        return;
+    }
     took.sort();
     let ms = |at: usize| took.get(at).map_or(f64::NAN, |took| took.as_secs_f64() * 1e3);
     println!("{what:<62} {:>9.2} ({:.2}-{:.2}) ms, n={}", ms(took.len() / 2), ms(0), ms(took.len() - 1), took.len());
