@@ -353,21 +353,40 @@ BEGIN
     END;
 END;
 
--- What the end of a request, or its return to the queue, means for the others: the next of this server comes forward,
--- and the daemon hears of those that waited for this one.
-CREATE TRIGGER power_requests_state AFTER UPDATE OF state ON power_requests
-WHEN NEW.state IS NOT OLD.state AND NEW.state NOT IN ('submitting', 'running')
+-- What a move means for others: one trigger for each, because an UPDATE inside a trigger costs much even if it finds nothing.
+
+-- A producer's cancel sets only the state.
+CREATE TRIGGER power_requests_cancel AFTER UPDATE OF state ON power_requests
+WHEN NEW.state = 'cancelled' AND NEW.gate IS NOT NULL
 BEGIN
     UPDATE power_requests SET evidence = 'none', error_code = 'poweryard.cancelled', error_message = 'cancelled while queued',
         retry_at = NULL, gate = NULL, finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = NEW.id AND state = 'cancelled' AND finished_at IS NULL;
+    WHERE id = NEW.id;
     UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
     WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
       AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
       AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
       AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
-    INSERT INTO awaited_ends (request_id)
-    SELECT NEW.id WHERE NEW.state <> 'queued' AND EXISTS (SELECT 1 FROM power_requests WHERE after_id = NEW.id AND gate IS NOT NULL);
+END;
+
+-- A request ended, or came back to the queue behind another: the first of its server comes forward.
+CREATE TRIGGER power_requests_next AFTER UPDATE OF state ON power_requests
+WHEN NEW.state IS NOT OLD.state AND (NEW.gate IS NULL OR NEW.gate = 'behind')
+     AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
+BEGIN
+    UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
+    WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
+END;
+
+-- The daemon hears of an end that others waited for.
+CREATE TRIGGER power_requests_awaited AFTER UPDATE OF state ON power_requests
+WHEN NEW.state IS NOT OLD.state AND (NEW.gate IS NULL OR NEW.state = 'cancelled')
+     AND EXISTS (SELECT 1 FROM power_requests WHERE after_id = NEW.id AND gate IS NOT NULL)
+BEGIN
+    INSERT INTO awaited_ends (request_id) VALUES (NEW.id);
 END;
 
 CREATE TRIGGER power_requests_check_delete BEFORE DELETE ON power_requests

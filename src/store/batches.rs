@@ -297,7 +297,8 @@ async fn move_requests(
     .bind(text(now))
     .execute(&mut *tx)
     .await?;
-    // Back in the queue a request stands behind others of its server until the trigger finds it first.
+    // Back in the queue a request is the first of its server again, unless an earlier one has become due meanwhile: that one
+    // is brought forward by a trigger.
     sqlx::query(
         "UPDATE power_requests SET
              state = j.value ->> 'state',
@@ -307,7 +308,10 @@ async fn move_requests(
              attempts = max(0, attempts + (j.value ->> 'attempts')),
              retry_at = j.value ->> 'retry_at',
              travel_group = ifnull(j.value ->> 'group', travel_group),
-             gate = CASE j.value ->> 'state' WHEN 'running' THEN 'flight' WHEN 'queued' THEN 'behind' END,
+             gate = CASE j.value ->> 'state' WHEN 'running' THEN 'flight' WHEN 'queued' THEN
+                 CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
+                                   AND b.server_id = power_requests.server_id AND b.gate = 'behind' AND b.id < power_requests.id)
+                      THEN 'behind' WHEN j.value ->> 'retry_at' IS NULL THEN 'ready' ELSE 'retry' END END,
              submitted_at = CASE j.value ->> 'state' WHEN 'queued' THEN NULL ELSE submitted_at END,
              finished_at = CASE WHEN j.value ->> 'state' IN ('running', 'queued') THEN NULL ELSE ?3 END
          FROM json_each(?1) j
