@@ -337,11 +337,15 @@ async fn end(
     Ok(())
 }
 
-/// Back in the queue a request stands behind others of its server until the trigger finds it first.
+/// Back in the queue a request is the first of its server again, unless an earlier one has become due meanwhile: that one
+/// is brought forward by a trigger.
 async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &Return) -> Result<(), StoreError> {
     let uncounted = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
     sqlx::query(
-        "UPDATE power_requests SET state = 'queued', gate = 'behind', submitted_at = NULL, retry_at = ?3,
+        "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
+             gate = CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
+                                      AND b.server_id = power_requests.server_id AND b.gate = 'behind' AND b.id < power_requests.id)
+                         THEN 'behind' WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
              travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
              error_code = nullif(?6, ''), error_message = nullif(?7, '')
          WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",
