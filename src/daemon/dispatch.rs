@@ -48,6 +48,10 @@ pub(super) struct Target {
     pub(super) ready: Readiness,
     /// Submit calls being made.
     pub(super) submitting: usize,
+    /// Calls being made, reads included.
+    pub(super) open: usize,
+    /// The cloud has taken the key, and has not refused it since.
+    pub(super) proved: bool,
     /// Its servers are being looked at.
     pub(super) looking: bool,
     /// A breaker hold of ours may be in the table.
@@ -283,6 +287,8 @@ impl Target {
             pace,
             ready: Readiness::Unknown,
             submitting: 0,
+            open: 0,
+            proved: false,
             looking: false,
             broken: true,
             noted: None,

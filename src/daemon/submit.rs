@@ -44,6 +44,9 @@ impl Dispatcher {
 
     /// The lane of `name` to claim from, if a call may leave at this moment; else notes when to ask again.
     fn next_lane(&mut self, name: &TargetName, lanes: &[Lane], round: &mut Round, now: UtcMillis) -> Option<Lane> {
+        if !self.may_call(name) {
+            return None;
+        }
         let target = self.targets.get_mut(name)?;
         let limits = Limits { batch_servers_max: target.settings.batch_servers_max, linger: self.batching.linger };
         let lane = match plan::choose(name, lanes, &self.holds, limits, now) {
@@ -118,6 +121,7 @@ impl Dispatcher {
         let Some(batch) = self.store.claim(lane, &target.origin, servers_max, now, now).await? else { return Ok(()) };
         target.pace.call_started();
         target.submitting += 1;
+        target.open += 1;
         self.in_hand.insert(batch.id);
         round.tasks.push(Task::Submit { batch, cloud: target.cloud.clone() });
         Ok(())
@@ -149,8 +153,10 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(&batch.target) else { return Ok(()) };
         target.pace.call_ended(now);
         target.submitting = target.submitting.saturating_sub(1);
+        target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         let error = answer.as_ref().err().cloned();
+        self.learn_of_key(&batch.target, error.as_ref());
         self.learn_from_submit(&batch.target, error.as_ref(), now).await;
         let step = verdict::after_submit(&batch, answer, &history, &rules, now);
         report::step(&batch, &step, error.as_ref());
@@ -229,6 +235,37 @@ impl Dispatcher {
                 warn!(target = %name, "the hold of target \"{name}\" is kept in memory only: {error}");
             }
             self.holds.push(hold);
+        }
+    }
+
+    /// While the cloud has not taken the key, calls that use it are made one at a time: five refused signatures in a row
+    /// would lock it, and the first refusal holds all the others back. The end of a call is followed by a round.
+    pub(super) fn may_call(&self, name: &TargetName) -> bool {
+        let is_free = |name: &TargetName| self.targets.get(name).is_none_or(|target| target.open == 0);
+        self.targets.get(name).is_none_or(|target| target.proved) || self.sharing_key_with(name).iter().all(is_free)
+    }
+
+    /// What the fate of any call says of the key: the service took it, or it was refused. Anything else says nothing.
+    pub(super) fn learn_of_key(&mut self, name: &TargetName, error: Option<&CallError>) {
+        let taken = match error.map(|error| &error.fault) {
+            None | Some(Fault::Refused(_)) => true,
+            Some(Fault::Credentials) => false,
+            Some(
+                Fault::Unreachable
+                | Fault::Throttled { .. }
+                | Fault::Unavailable
+                | Fault::Lost
+                | Fault::Permission
+                | Fault::Configuration,
+            ) => return,
+        };
+        if self.targets.get(name).is_none_or(|target| target.proved == taken) {
+            return;
+        }
+        for name in self.sharing_key_with(name) {
+            if let Some(target) = self.targets.get_mut(&name) {
+                target.proved = taken;
+            }
         }
     }
 
