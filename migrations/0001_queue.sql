@@ -1,6 +1,9 @@
 -- The queue: a public API in SQL. Its producers are strangers with stock SQLite libraries from 3.26 on, so: no STRICT,
 -- no generated columns, no unixepoch(), no JSON, and RAISE texts are literals. Rules live in BEFORE triggers, because
 -- INSERT OR IGNORE drops a row that fails a CHECK without a word but cannot ignore RAISE(ABORT); named CHECKs repeat them.
+--
+-- What triggers evaluate spells lists out (a = 'x' OR a = 'y' OR ...): for IN with three values or more SQLite builds a
+-- temporary b-tree each time a trigger runs, which costs more than all the rest of an insert.
 
 PRAGMA application_id = 1887007332; -- 'pyrd'
 
@@ -30,7 +33,8 @@ CREATE TABLE power_requests (
     attempts     INTEGER NOT NULL DEFAULT 0 CONSTRAINT attempts_range CHECK (typeof(attempts) = 'integer' AND attempts >= 0),
     retry_at     TEXT CONSTRAINT retry_at_form CHECK (retry_at IS NULL OR (typeof(retry_at) = 'text' AND retry_at GLOB
                      '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
-    evidence     TEXT CONSTRAINT evidence_known CHECK (evidence IN ('job', 'already', 'refused', 'observed', 'none')),
+    evidence     TEXT CONSTRAINT evidence_known CHECK (evidence = 'job' OR evidence = 'already' OR evidence = 'refused'
+                                                      OR evidence = 'observed' OR evidence = 'none'),
     error_code   TEXT CONSTRAINT error_code_form CHECK (typeof(error_code) IN ('text', 'null')),
     error_message TEXT CONSTRAINT error_message_form CHECK (typeof(error_message) IN ('text', 'null')),
     submitted_at TEXT CONSTRAINT submitted_at_form CHECK (submitted_at IS NULL OR (typeof(submitted_at) = 'text' AND submitted_at GLOB
@@ -45,8 +49,7 @@ CREATE TABLE power_requests (
     --   behind  due, another one goes first  later   waits for eligible_at (not_before)
     --   after   waits for after_id           doomed  after_id had not succeeded; about to be cancelled
     --   flight  submitting or running
-    gate         TEXT DEFAULT 'ready'
-                 CONSTRAINT gate_known CHECK (gate IN ('ready', 'retry', 'behind', 'later', 'after', 'doomed', 'flight')),
+    gate         TEXT DEFAULT 'ready',
     -- the latest of created_at, not_before and the end of after_id; NULL while that end is not known
     eligible_at  TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
                  CONSTRAINT eligible_at_form CHECK (eligible_at IS NULL OR (typeof(eligible_at) = 'text' AND eligible_at GLOB
@@ -55,11 +58,12 @@ CREATE TABLE power_requests (
     travel_group INTEGER NOT NULL DEFAULT 0 CONSTRAINT travel_group_form CHECK (typeof(travel_group) = 'integer'),
 
     CONSTRAINT flight_has_batch CHECK (state NOT IN ('submitting', 'running') OR (batch_id IS NOT NULL AND gate = 'flight')),
-    CONSTRAINT gate_fits CHECK (CASE gate WHEN 'flight' THEN state IN ('submitting', 'running') WHEN 'retry' THEN retry_at IS NOT NULL
-                                          WHEN 'later' THEN eligible_at IS NOT NULL ELSE 1 END),
+    CONSTRAINT gate_fits CHECK (CASE gate WHEN 'ready' THEN 1 WHEN 'behind' THEN 1 WHEN 'after' THEN 1 WHEN 'doomed' THEN 1
+                                          WHEN 'retry' THEN retry_at IS NOT NULL WHEN 'later' THEN eligible_at IS NOT NULL
+                                          WHEN 'flight' THEN state IN ('submitting', 'running') ELSE gate IS NULL END),
     -- a producer's cancel sets only the state; the AFTER trigger fills the rest
     CONSTRAINT end_is_complete CHECK (CASE WHEN state = 'cancelled' AND gate IS NOT NULL THEN finished_at IS NULL AND evidence IS NULL
-                                      ELSE (state IN ('queued', 'submitting', 'running')) = (finished_at IS NULL)
+                                      ELSE (state = 'queued' OR state = 'submitting' OR state = 'running') = (finished_at IS NULL)
                                       AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL) = (gate IS NOT NULL) END),
     CONSTRAINT known_has_evidence CHECK (state NOT IN ('succeeded', 'failed') OR evidence <> 'none')
 );
@@ -126,6 +130,7 @@ CREATE TABLE batches (
 );
 CREATE INDEX batches_open ON batches (next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_pace ON batches (target, id);
+CREATE INDEX batches_spent ON batches (target, action, intent_at);
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
 
 CREATE TABLE request_attempts (
@@ -179,7 +184,7 @@ BEGIN
         WHEN typeof(NEW.server_id) <> 'text' OR length(NEW.server_id) NOT BETWEEN 1 AND 64 OR NEW.server_id GLOB '*[^A-Za-z0-9-]*'
              OR length(NEW.server_id) <> length(CAST(NEW.server_id AS BLOB))
             THEN RAISE(ABORT, 'server_id must be 1 to 64 characters of A-Z a-z 0-9 and -')
-        WHEN ifnull(NEW.action, '') NOT IN ('start', 'stop', 'reboot') THEN RAISE(ABORT, 'action must be start, stop or reboot')
+        WHEN NOT ifnull(NEW.action = 'start' OR NEW.action = 'stop' OR NEW.action = 'reboot', 0) THEN RAISE(ABORT, 'action must be start, stop or reboot')
         WHEN typeof(NEW.target) <> 'text' OR length(NEW.target) NOT BETWEEN 1 AND 64 OR NEW.target GLOB '*[^A-Za-z0-9._-]*'
              OR length(NEW.target) <> length(CAST(NEW.target AS BLOB))
             THEN RAISE(ABORT, 'target must be 1 to 64 characters of A-Z a-z 0-9 . _ and -')
@@ -221,14 +226,18 @@ BEGIN
     INSERT INTO repeated_key (request_key) SELECT request_key FROM power_requests WHERE request_key = NEW.request_key;
 END;
 
--- Most rows need nothing more. The others: settle the key, normalise the times, find the gate.
-CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
-WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL OR NEW.request_key IS NOT NULL
-     OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
-                AND gate IS NOT NULL AND id <> NEW.id)
+CREATE TRIGGER power_requests_check_key AFTER INSERT ON power_requests WHEN NEW.request_key IS NOT NULL
 BEGIN
     SELECT RAISE(ABORT, 'request_key is already used by another request, which cannot be replaced')
     WHERE EXISTS (SELECT 1 FROM repeated_key WHERE request_key = NEW.request_key);
+END;
+
+-- Most rows need nothing more. The others: normalise the times, find the gate.
+CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
+WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL
+     OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
+                AND gate IS NOT NULL AND id <> NEW.id)
+BEGIN
     UPDATE power_requests SET
         not_before = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)),
         expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)),
@@ -240,8 +249,10 @@ BEGIN
             WHEN (SELECT gate FROM power_requests WHERE id = NEW.after_id) IS NOT NULL THEN 'after'
             WHEN NEW.after_id IS NOT NULL AND (SELECT state FROM power_requests WHERE id = NEW.after_id) <> 'succeeded' THEN 'doomed'
             WHEN julianday(NEW.not_before) > julianday('now') THEN 'later'
-            WHEN EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
-                         AND gate IN ('ready', 'retry', 'flight') AND id <> NEW.id) THEN 'behind'
+            WHEN EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
+              OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
+              OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready'
+                         AND id <> NEW.id) THEN 'behind'
             ELSE 'ready' END
     WHERE id = NEW.id;
 END;
@@ -313,20 +324,29 @@ BEGIN
     WHERE id = NEW.id;
     UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
     WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
-                      AND gate IN ('ready', 'retry', 'flight'));
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
 END;
 
 CREATE TRIGGER power_requests_check_state BEFORE UPDATE OF state ON power_requests
 WHEN NEW.state IS NOT OLD.state AND OLD.finished_at IS NULL
 BEGIN
     SELECT CASE
-        WHEN NOT ((OLD.state = 'queued' AND ifnull(NEW.state, '') IN ('submitting', 'cancelled', 'expired', 'rejected'))
-               OR (OLD.state = 'submitting' AND ifnull(NEW.state, '') IN ('running', 'succeeded', 'failed', 'unknown', 'queued'))
-               OR (OLD.state = 'running' AND ifnull(NEW.state, '') IN ('succeeded', 'failed', 'unknown', 'queued')))
+        WHEN NOT CASE NEW.state
+                 WHEN 'submitting' THEN OLD.state = 'queued'
+                 WHEN 'cancelled' THEN OLD.state = 'queued'
+                 WHEN 'expired' THEN OLD.state = 'queued'
+                 WHEN 'rejected' THEN OLD.state = 'queued'
+                 WHEN 'running' THEN OLD.state = 'submitting'
+                 WHEN 'queued' THEN OLD.state = 'submitting' OR OLD.state = 'running'
+                 WHEN 'succeeded' THEN OLD.state = 'submitting' OR OLD.state = 'running'
+                 WHEN 'failed' THEN OLD.state = 'submitting' OR OLD.state = 'running'
+                 WHEN 'unknown' THEN OLD.state = 'submitting' OR OLD.state = 'running'
+                 ELSE 0 END
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
         WHEN NEW.state = 'submitting' AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target
-             AND server_id = NEW.server_id AND state IN ('submitting', 'running') AND id <> NEW.id)
+             AND server_id = NEW.server_id AND gate = 'flight' AND id <> NEW.id)
             THEN RAISE(ABORT, 'another request for this server is in flight')
         WHEN NEW.state = 'submitting' AND (NEW.batch_id IS OLD.batch_id
              OR NOT EXISTS (SELECT 1 FROM batches WHERE id = NEW.batch_id AND state = 'submitting'))
@@ -334,20 +354,40 @@ BEGIN
     END;
 END;
 
--- What the end of a request, or its return to the queue, means for the others: the next of this server comes forward,
--- and the daemon hears of those that waited for this one.
-CREATE TRIGGER power_requests_state AFTER UPDATE OF state ON power_requests
-WHEN NEW.state IS NOT OLD.state AND NEW.state NOT IN ('submitting', 'running')
+-- What a move means for others: one trigger for each, because an UPDATE inside a trigger costs much even if it finds nothing.
+
+-- A producer's cancel sets only the state.
+CREATE TRIGGER power_requests_cancel AFTER UPDATE OF state ON power_requests
+WHEN NEW.state = 'cancelled' AND NEW.gate IS NOT NULL
 BEGIN
     UPDATE power_requests SET evidence = 'none', error_code = 'poweryard.cancelled', error_message = 'cancelled while queued',
         retry_at = NULL, gate = NULL, finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = NEW.id AND state = 'cancelled' AND finished_at IS NULL;
+    WHERE id = NEW.id;
     UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
     WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
-                      AND gate IN ('ready', 'retry', 'flight'));
-    INSERT INTO awaited_ends (request_id)
-    SELECT NEW.id WHERE NEW.state <> 'queued' AND EXISTS (SELECT 1 FROM power_requests WHERE after_id = NEW.id AND gate IS NOT NULL);
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
+END;
+
+-- A request ended, or came back to the queue behind another: the first of its server comes forward.
+CREATE TRIGGER power_requests_next AFTER UPDATE OF state ON power_requests
+WHEN NEW.state IS NOT OLD.state AND (NEW.gate IS NULL OR NEW.gate = 'behind')
+     AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
+BEGIN
+    UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
+    WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
+      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
+END;
+
+-- The daemon hears of an end that others waited for.
+CREATE TRIGGER power_requests_awaited AFTER UPDATE OF state ON power_requests
+WHEN NEW.state IS NOT OLD.state AND (NEW.gate IS NULL OR NEW.state = 'cancelled')
+     AND EXISTS (SELECT 1 FROM power_requests WHERE after_id = NEW.id AND gate IS NOT NULL)
+BEGIN
+    INSERT INTO awaited_ends (request_id) VALUES (NEW.id);
 END;
 
 CREATE TRIGGER power_requests_check_delete BEFORE DELETE ON power_requests

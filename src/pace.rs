@@ -117,6 +117,11 @@ impl Pace {
         until
     }
 
+    /// What kept calls back is over, by somebody's doing.
+    pub fn unblock(&mut self) {
+        self.blocked_until = None;
+    }
+
     /// The service answered a call: it can be reached.
     pub fn answered(&mut self) {
         self.throttles = 0;

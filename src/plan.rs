@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::model::{HoldKind, PowerAction, TargetName, UtcMillis};
+use crate::settings::Budget;
 
 /// Claimable requests that may share a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +97,27 @@ pub fn choose(target: &TargetName, lanes: &[Lane], holds: &[Hold], limits: Limit
     }
 }
 
+/// How many servers a budget still lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowance {
+    /// At most so many, at least one.
+    Servers(u32),
+    /// None before this time.
+    NoneUntil(UtcMillis),
+}
+
+/// What is left of `budget`, given the calls of its span that may have had an effect: when, and for how many servers.
+///
+/// The span rolls: a call counts until exactly one span has passed.
+pub fn allowance(budget: Budget, spent: &[(UtcMillis, u32)], now: UtcMillis) -> Allowance {
+    let in_span = || spent.iter().filter(|(at, _)| now.since(*at) < budget.span);
+    let used: u64 = in_span().map(|(_, servers)| u64::from(*servers)).sum();
+    match u64::from(budget.servers).checked_sub(used) {
+        Some(left) if left > 0 => Allowance::Servers(u32::try_from(left).unwrap_or(u32::MAX)),
+        _ => Allowance::NoneUntil(in_span().map(|(at, _)| *at).min().map_or(now + budget.span, |at| at + budget.span)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +177,17 @@ mod tests {
         assert_eq!(choose(&target(), &lanes, &held, LIMITS, NOW), Choice::Go(lanes[1].clone()));
         let over = [hold(None, Some(NOW))];
         assert_eq!(choose(&target(), &lanes, &over, LIMITS, NOW), Choice::Go(lanes[0].clone()));
+    }
+
+    #[test]
+    fn a_budget_lets_through_what_its_rolling_span_has_left() {
+        let budget = Budget { servers: 500, span: Duration::from_secs(3600) };
+        let at = |minutes: u64| NOW.before(Duration::from_secs(minutes * 60));
+        assert_eq!(allowance(budget, &[], NOW), Allowance::Servers(500));
+        assert_eq!(allowance(budget, &[(at(61), 400), (at(30), 200)], NOW), Allowance::Servers(300));
+        let until = at(50) + budget.span;
+        assert_eq!(allowance(budget, &[(at(50), 300), (at(10), 200)], NOW), Allowance::NoneUntil(until));
+        assert_eq!(allowance(budget, &[(at(50), 300), (at(10), 200)], until), Allowance::Servers(300));
     }
 
     proptest! {

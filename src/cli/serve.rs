@@ -1,34 +1,121 @@
 //! `serve`: the daemon, until it is told to stop. Reads config and secrets, catches signals; the rest is `daemon`.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info};
 
 use super::{Context, Exit, Failure};
-use crate::daemon;
-use crate::settings::{SecretRules, Settings};
+use crate::daemon::{self, Reload};
+use crate::model::TargetName;
+use crate::settings::{SecretRules, SecretStamp, Settings};
+
+/// A replaced secret is noticed within this time without a signal.
+const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Run the daemon: take in requests, submit them in batches, follow them, store what became of each.
 ///
-/// Ends on SIGTERM or SIGINT once the calls in flight are answered and stored.
+/// SIGHUP reloads config and secrets. SIGTERM or SIGINT ends it once the calls in flight are answered and stored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard --config /etc/poweryard/poweryard.toml serve")]
-pub(super) struct Args {}
+pub(super) struct Args {
+    /// Log what would be sent; send and change nothing, take no lock.
+    #[arg(long)]
+    dry_run: bool,
+}
 
-pub(super) async fn run(context: &Context, Args {}: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = Settings::load(&context.config)?;
-    let clouds = daemon::connect_all(&settings, &SecretRules::from_env(&settings.queue.database))?;
-    daemon::run(&settings, clouds, told_to_stop()?).await?;
+    if args.dry_run {
+        daemon::dry_run(&settings, told_to_stop()?).await?;
+        return Ok(Exit::Done);
+    }
+    let rules = SecretRules::from_env(&settings.queue.database);
+    let stamps = stamps(&settings, &rules);
+    let clouds = daemon::connect_all(&settings, &rules)?;
+    let (sender, reloads) = mpsc::channel(1);
+    let reloader = Reloader { config: context.config.clone(), settings: settings.clone(), stamps, sender };
+    let hangup = signal(SignalKind::hangup()).map_err(Failure::Runtime)?;
+    tokio::spawn(reloader.run(hangup));
+    daemon::run_reloading(&settings, clouds, reloads, told_to_stop()?).await?;
     Ok(Exit::Done)
 }
 
 /// Resolves on SIGTERM or SIGINT. The signals are caught from this call on.
 pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
     let catch = |kind| signal(kind).map_err(Failure::Runtime);
-    let (mut terminate, mut interrupt): (Signal, Signal) =
-        (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    let mut terminate: Signal = catch(SignalKind::terminate())?;
+    let mut interrupt: Signal = catch(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// Brings new settings and secrets to the daemon: on SIGHUP, and secrets also by itself.
+struct Reloader {
+    config: PathBuf,
+    /// What the daemon goes by at present.
+    settings: Settings,
+    /// The secret files as they were when they were read.
+    stamps: BTreeMap<TargetName, SecretStamp>,
+    sender: mpsc::Sender<Reload>,
+}
+
+impl Reloader {
+    async fn run(mut self, mut hangup: Signal) {
+        loop {
+            let settings = tokio::select! {
+                Some(()) = hangup.recv() => {
+                    info!("reloading {}", self.config.display());
+                    match Settings::load(&self.config) {
+                        Ok(settings) => settings,
+                        Err(mistakes) => {
+                            error!("the new config is refused and the old one stays: {mistakes}");
+                            continue;
+                        }
+                    }
+                }
+                () = tokio::time::sleep(SECRETS_INTERVAL) => {
+                    let rules = SecretRules::from_env(&self.settings.queue.database);
+                    if stamps(&self.settings, &rules) == self.stamps {
+                        continue;
+                    }
+                    info!("a secret file has changed; taking it up");
+                    self.settings.clone()
+                }
+            };
+            self.hand_over(settings).await;
+        }
+    }
+
+    async fn hand_over(&mut self, settings: Settings) {
+        let rules = SecretRules::from_env(&settings.queue.database);
+        let stamps = stamps(&settings, &rules);
+        let clouds = match daemon::connect_all(&settings, &rules) {
+            Ok(clouds) => clouds,
+            Err(error) => {
+                error!("the new secrets are refused and the old ones stay: {error}");
+                // Said once; the next change of the files is another one.
+                self.stamps = stamps;
+                return;
+            }
+        };
+        let new = stamps.iter().filter(|(name, stamp)| self.stamps.get(name) != Some(stamp));
+        let new_secrets: BTreeSet<TargetName> = new.map(|(name, _)| name.clone()).collect();
+        let (accepted, answer) = oneshot::channel();
+        let reload = Reload { settings: settings.clone(), clouds, new_secrets, accepted };
+        if self.sender.send(reload).await.is_ok() && answer.await.is_ok() {
+            (self.settings, self.stamps) = (settings, stamps);
+        }
+    }
+}
+
+fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {
+    settings.targets.iter().map(|target| (target.name.clone(), SecretStamp::take(&target.auth, rules))).collect()
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, CallKind};
 use super::auth::{Credentials, aksk};
+use super::http::Wire;
 use super::session::{Call, Session};
 use super::{CallError, ClientError, Clock, Fault, PowerCloud};
 use crate::model::{
@@ -52,8 +53,21 @@ impl Bms {
     /// # Errors
     /// See `ClientError`.
     pub fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
-        let session = Session::new(target, credentials, clock)?;
-        Ok(Self { session, pages_known: AtomicUsize::new(0), all_projects: AtomicBool::new(true) })
+        Ok(Self::of(Session::new(target, credentials, clock)?))
+    }
+
+    /// As `new`, over another wire than the network.
+    pub(crate) fn over(
+        wire: Box<dyn Wire>,
+        target: &TargetSettings,
+        credentials: Credentials,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
+        Ok(Self::of(Session::over(wire, target, credentials, clock)?))
+    }
+
+    fn of(session: Session) -> Self {
+        Self { session, pages_known: AtomicUsize::new(0), all_projects: AtomicBool::new(true) }
     }
 
     /// Uses `credentials` from the next call on; a cached token is dropped.
@@ -96,7 +110,10 @@ impl Bms {
         if wanted.len() > SHOWS_MIN.max(self.pages_known.load(Ordering::Relaxed)) {
             seen = self.list(&wanted).await?;
         }
-        let mut unseen: Vec<ServerId> = wanted.into_iter().filter(|id| !seen.contains_key(*id)).cloned().collect();
+        // In the caller's order, so that the same question makes the same calls.
+        let mut wanted = wanted;
+        let mut is_unseen = |id: &&ServerId| wanted.remove(*id) && !seen.contains_key(*id);
+        let mut unseen: Vec<ServerId> = servers.iter().filter(&mut is_unseen).cloned().collect();
         let alone = servers.len() == 1;
         // The first goes alone: four refused signatures at a time would soon lock the key.
         if let Some(first) = unseen.pop() {

@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, Request, Response, Url};
 
 use super::answer::{Answer, CallKind};
@@ -17,6 +18,29 @@ use crate::settings::{AuthSettings, TargetSettings};
 
 /// Bodies are read up to this many bytes. A page of 1000 servers takes about 3 MB.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Carries a call to its answer: over the network, or to a simulated cloud in the same process.
+pub trait Wire: Send + Sync {
+    /// Sends a read; any connection will do. See `send_fresh` for what the errors mean.
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Answer, CallError>>;
+
+    /// Sends a request over a connection of its own, and reads the whole answer, whatever its status.
+    ///
+    /// # Errors
+    /// `Unreachable`: no connection, so nothing left. Anything later (time ran out, reset, an answer that breaks off
+    /// or is larger than `BODY_BYTES_MAX`) is `Lost` after a submit and `Unavailable` after a read.
+    fn send_fresh(&self, request: Request, kind: CallKind) -> BoxFuture<'_, Result<Answer, CallError>>;
+}
+
+impl Wire for Http {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(self.exchange(&self.reads, request, CallKind::Read))
+    }
+
+    fn send_fresh(&self, request: Request, kind: CallKind) -> BoxFuture<'_, Result<Answer, CallError>> {
+        Box::pin(self.exchange(&self.submits, request, kind))
+    }
+}
 
 /// Two clients for one target: one that keeps connections for reading, and one that opens a fresh one for each call.
 #[derive(Debug)]
@@ -48,20 +72,6 @@ impl Http {
             request_timeout: target.request_timeout,
             proxy: target.proxy.as_ref().map(address),
         })
-    }
-
-    /// Sends a read over a kept or new connection. See `send_fresh` for what the errors mean.
-    pub async fn send(&self, request: Request) -> Result<Answer, CallError> {
-        self.exchange(&self.reads, request, CallKind::Read).await
-    }
-
-    /// Sends a request over a connection of its own, and reads the whole answer, whatever its status.
-    ///
-    /// # Errors
-    /// `Unreachable`: no connection, so nothing left. Anything later (time ran out, reset, an answer that breaks off
-    /// or is larger than `BODY_BYTES_MAX`) is `Lost` after a submit and `Unavailable` after a read.
-    pub async fn send_fresh(&self, request: Request, kind: CallKind) -> Result<Answer, CallError> {
-        self.exchange(&self.submits, request, kind).await
     }
 
     async fn exchange(&self, client: &Client, request: Request, kind: CallKind) -> Result<Answer, CallError> {
@@ -168,14 +178,14 @@ async fn read_body(mut response: Response) -> Result<Vec<u8>, BodyFault> {
     Ok(body)
 }
 
-fn doubt(kind: CallKind) -> Fault {
+pub(crate) fn doubt(kind: CallKind) -> Fault {
     match kind {
         CallKind::Read => Fault::Unavailable,
         CallKind::Submit => Fault::Lost,
     }
 }
 
-fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
+pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
     CallError { fault, status, code: String::new(), message: cap(message, MESSAGE_CHARS_MAX), request_id: None }
 }
 

@@ -14,7 +14,7 @@ use super::answer::{Answer, CallKind, worth_renewing};
 use super::auth::aksk::{self, Signable};
 use super::auth::token::TokenSource;
 use super::auth::{AccessKeys, Credentials};
-use super::http::Http;
+use super::http::{Http, Wire};
 use super::{CallError, ClientError, Clock, Fault};
 use crate::model::UtcMillis;
 use crate::settings::{AuthSettings, TargetSettings};
@@ -34,7 +34,7 @@ pub(crate) struct Call {
 
 /// One target's endpoint, HTTP client and credentials.
 pub(crate) struct Session {
-    http: Http,
+    http: Box<dyn Wire>,
     endpoint: Url,
     project_id: String,
     auth: AuthSettings,
@@ -56,9 +56,19 @@ impl Session {
     /// # Errors
     /// As `Http::new`, and `CredentialsKind` if the secrets do not fit the settings.
     pub(crate) fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
+        Self::over(Box::new(Http::new(target)?), target, credentials, clock)
+    }
+
+    /// As `new`, over another wire than the network.
+    pub(crate) fn over(
+        http: Box<dyn Wire>,
+        target: &TargetSettings,
+        credentials: Credentials,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
         let prover = prover(&target.auth, &target.project_id, credentials)?;
         Ok(Self {
-            http: Http::new(target)?,
+            http,
             endpoint: target.endpoint.clone(),
             project_id: target.project_id.clone(),
             auth: target.auth.clone(),
@@ -97,7 +107,7 @@ impl Session {
     pub(crate) async fn prepare(&self) -> Result<(), CallError> {
         match &*self.prover() {
             Prover::Keys(..) => Ok(()),
-            Prover::Token(source) => source.token(&self.http, &self.clock, None).await.map(drop),
+            Prover::Token(source) => source.token(&*self.http, &self.clock, None).await.map(drop),
         }
     }
 
@@ -151,7 +161,7 @@ impl Session {
         let proof = match prover {
             Prover::Keys(keys, _) => self.sign(keys, &mut request, &call.body).map_err(|what| unsendable(&what))?,
             Prover::Token(source) => {
-                let token = source.token(&self.http, &self.clock, refused).await?;
+                let token = source.token(&*self.http, &self.clock, refused).await?;
                 request.headers_mut().insert("x-auth-token", token.clone());
                 token
             }

@@ -48,6 +48,10 @@ pub(super) struct Target {
     pub(super) ready: Readiness,
     /// Submit calls being made.
     pub(super) submitting: usize,
+    /// Calls being made, reads included.
+    pub(super) open: usize,
+    /// The cloud has taken the key, and has not refused it since.
+    pub(super) proved: bool,
     /// Its servers are being looked at.
     pub(super) looking: bool,
     /// A breaker hold of ours may be in the table.
@@ -123,6 +127,7 @@ impl Dispatcher {
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now).await?;
         self.take_in(&mut round, now).await?;
+        self.reject_protected(&mut round, now).await?;
         self.review_holds(&mut round, now).await?;
         self.submit_pass(&mut round, now).await?;
         self.follow_pass(&mut round, now).await?;
@@ -150,6 +155,12 @@ impl Dispatcher {
                 self.looked(&target, batches, answer, now).await
             }
         }
+    }
+
+    /// Takes up what is not about one target.
+    pub(super) fn take_up(&mut self, settings: &Settings) {
+        self.batching = settings.batch.clone();
+        self.default_ttl = settings.queue.default_ttl;
     }
 
     /// Answers that wait to be stored.
@@ -219,6 +230,17 @@ impl Dispatcher {
         Ok(())
     }
 
+    async fn reject_protected(&self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
+        for (name, target) in self.targets.iter().filter(|(_, target)| !target.settings.protected.is_empty()) {
+            let rejected = self.store.reject_protected(name, &target.settings.protected, now).await?;
+            if rejected > 0 {
+                warn!(target = %name, requests.rejected = rejected, "{rejected} requests to stop or reboot protected servers of target \"{name}\" rejected");
+                round.wake(now);
+            }
+        }
+        Ok(())
+    }
+
     async fn review_holds(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
         let used = self.store.targets_in_use().await?;
         let unknown: Vec<TargetName> = used.into_iter().filter(|name| !self.targets.contains_key(name)).collect();
@@ -245,7 +267,7 @@ impl Dispatcher {
 }
 
 impl Target {
-    async fn new(
+    pub(super) async fn new(
         store: &Store,
         settings: &TargetSettings,
         attempts_max: u32,
@@ -257,19 +279,35 @@ impl Target {
         if let Some((rate, throttles)) = store.noted_pace(&settings.name).await? {
             pace.resume(rate, throttles);
         }
-        let endpoint = settings.endpoint.as_str().trim_end_matches('/').to_owned();
         Ok(Self {
-            origin: Origin { service: settings.service, endpoint, project_id: settings.project_id.clone() },
+            origin: Self::origin_of(settings),
             settings: settings.clone(),
             cloud,
             rules: rules(settings, attempts_max),
             pace,
             ready: Readiness::Unknown,
             submitting: 0,
+            open: 0,
+            proved: false,
             looking: false,
             broken: true,
             noted: None,
         })
+    }
+
+    /// Where `settings` send their batches.
+    pub(super) fn origin_of(settings: &TargetSettings) -> Origin {
+        let endpoint = settings.endpoint.as_str().trim_end_matches('/').to_owned();
+        Origin { service: settings.service, endpoint, project_id: settings.project_id.clone() }
+    }
+
+    /// Goes on with other limits or another client; what is being done goes on.
+    pub(super) fn take_up(&mut self, settings: &TargetSettings, attempts_max: u32, cloud: Arc<dyn PowerCloud>) {
+        self.pace.reconfigure(settings.submits_per_minute);
+        self.rules = rules(settings, attempts_max);
+        self.settings = settings.clone();
+        self.cloud = cloud;
+        self.noted = None;
     }
 }
 

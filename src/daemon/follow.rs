@@ -29,7 +29,7 @@ impl Dispatcher {
                 round.wake(due.at);
                 break;
             }
-            if self.has_a_hand_free(&due)
+            if self.has_a_hand_free(&due, &looks)
                 && let Some((batch, origin)) = self.store.load_batch(due.id).await?
             {
                 self.pick_up(batch, &origin, round, &mut looks, now).await?;
@@ -52,8 +52,10 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         self.tracking = self.tracking.saturating_sub(1);
-        let Some(target) = self.targets.get(&batch.target) else { return Ok(()) };
+        let Some(target) = self.targets.get_mut(&batch.target) else { return Ok(()) };
+        target.open = target.open.saturating_sub(1);
         let rules = target.rules;
+        self.learn_of_key(&batch.target, answer.as_ref().err());
         let step = match &answer {
             Ok(job) => verdict::after_job(&batch, job, &rules, now),
             Err(error) => {
@@ -75,7 +77,9 @@ impl Dispatcher {
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
         target.looking = false;
+        target.open = target.open.saturating_sub(1);
         let rules = target.rules;
+        self.learn_of_key(name, answer.as_ref().err());
         if let Err(error) = &answer {
             self.learn_from_read(name, error, now).await;
         }
@@ -97,10 +101,13 @@ impl Dispatcher {
     }
 
     /// False for what must wait for the end of another task; that end is followed by a round.
-    fn has_a_hand_free(&self, due: &DueBatch) -> bool {
+    fn has_a_hand_free(&self, due: &DueBatch, looks: &BTreeMap<TargetName, Vec<Batch>>) -> bool {
         match due.state {
-            BatchState::Tracking => self.tracking < TRACKING_MAX,
-            BatchState::Looking => !self.targets.get(&due.target).is_some_and(|target| target.looking),
+            BatchState::Tracking => self.tracking < TRACKING_MAX && self.may_call(&due.target),
+            BatchState::Looking if looks.contains_key(&due.target) => true,
+            BatchState::Looking => {
+                !self.targets.get(&due.target).is_some_and(|target| target.looking) && self.may_call(&due.target)
+            }
             BatchState::Submitting | BatchState::Done => true,
         }
     }
@@ -134,11 +141,23 @@ impl Dispatcher {
                 let (job, cloud) = (job.clone(), target.cloud.clone());
                 self.in_hand.insert(batch.id);
                 self.tracking += 1;
+                self.call_opens(&batch.target);
                 round.tasks.push(Task::Track { batch, job, cloud });
             }
-            _ => looks.entry(batch.target.clone()).or_default().push(batch),
+            _ => {
+                if !looks.contains_key(&batch.target) {
+                    self.call_opens(&batch.target);
+                }
+                looks.entry(batch.target.clone()).or_default().push(batch);
+            }
         }
         Ok(())
+    }
+
+    fn call_opens(&mut self, name: &TargetName) {
+        if let Some(target) = self.targets.get_mut(name) {
+            target.open += 1;
+        }
     }
 
     /// While the cloud refuses the credentials, reads would only prolong its lock.

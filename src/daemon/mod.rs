@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
@@ -20,7 +21,9 @@ use crate::store::{QueueLock, Store, StoreError};
 
 mod connect;
 mod dispatch;
+mod dry_run;
 mod follow;
+mod reload;
 mod report;
 mod submit;
 mod systemd;
@@ -29,6 +32,8 @@ mod wake;
 
 pub use connect::{ConnectError, connect, connect_all};
 pub use dispatch::{Dispatcher, Round};
+pub use dry_run::dry_run;
+pub use reload::{Reload, ReloadError};
 pub use task::{Finished, Task};
 
 /// Without any news the queue is looked at this often: a net under the notifications.
@@ -64,8 +69,22 @@ pub fn now() -> UtcMillis {
 /// Runs the daemon until `stop` resolves.
 ///
 /// # Errors
-/// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
+/// As [`run_reloading`].
 pub async fn run(settings: &Settings, clouds: Clouds, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    let (_, no_reloads) = mpsc::channel(1);
+    run_reloading(settings, clouds, no_reloads, stop).await
+}
+
+/// Runs the daemon until `stop` resolves, and goes on with what comes by `reloads`.
+///
+/// # Errors
+/// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
+pub async fn run_reloading(
+    settings: &Settings,
+    clouds: Clouds,
+    reloads: mpsc::Receiver<Reload>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
     let path = settings.queue.database.clone();
     let failed = |source| DaemonError::Store { path: path.clone(), source };
     let lock = QueueLock::take(&path, now()).map_err(failed)?;
@@ -82,8 +101,9 @@ pub async fn run(settings: &Settings, clouds: Clouds, stop: impl Future<Output =
         }
     };
     info!(queue = %path.display(), targets = settings.targets.len(), "poweryard {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
-    let outcome =
-        Loop { dispatcher, tasks: JoinSet::new(), followers: Vec::new(), trouble: None }.run(&store, stop).await;
+    let outcome = Loop { dispatcher, tasks: JoinSet::new(), followers: Vec::new(), trouble: None, reloads }
+        .run(&store, stop)
+        .await;
     drop(lock);
     outcome.map_err(failed)
 }
@@ -95,6 +115,8 @@ struct Loop {
     followers: Vec<AbortHandle>,
     /// The present wait, while the database fails.
     trouble: Option<Duration>,
+    /// New settings.
+    reloads: mpsc::Receiver<Reload>,
 }
 
 impl Loop {
@@ -112,6 +134,7 @@ impl Loop {
             tokio::select! {
                 () = &mut stop => break,
                 Some(finished) = self.tasks.join_next() => self.take(finished).await?,
+                Some(reload) = self.reloads.recv() => self.reload(reload).await,
                 () = wake.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -132,6 +155,13 @@ impl Loop {
                 Ok(round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now)).min(SAFETY_INTERVAL))
             }
             Err(error) => self.endure(&error).ok_or(error),
+        }
+    }
+
+    async fn reload(&mut self, reload: Reload) {
+        match self.dispatcher.reload(reload, now()).await {
+            Ok(()) => info!("the new settings are in force"),
+            Err(error) => error!("the new settings are refused and the old ones stay: {}", report::chain(&error)),
         }
     }
 

@@ -8,8 +8,8 @@ use super::dispatch::{Dispatcher, Readiness, Round};
 use super::report;
 use super::task::Task;
 use crate::cloud::{CallError, Fault};
-use crate::model::{HoldKind, TargetName, Tracking, UtcMillis};
-use crate::plan::{self, Choice, Hold, Lane, Limits};
+use crate::model::{HoldKind, PowerAction, TargetName, Tracking, UtcMillis};
+use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::store::StoreError;
 use crate::verdict::{self, Batch};
 
@@ -28,8 +28,10 @@ impl Dispatcher {
         let names: Vec<TargetName> = self.targets.keys().cloned().collect();
         for name in names {
             while let Some(lane) = self.next_lane(&name, &lanes, round, now) {
-                self.claim(&name, &lane, round, now).await?;
-                lanes = self.store.lanes(count_max).await?;
+                if let Some(servers_max) = self.allowed(&name, lane.action, round, now).await? {
+                    self.claim(&name, &lane, servers_max, round, now).await?;
+                    lanes = self.store.lanes(count_max).await?;
+                }
             }
             if let Some(target) = self.targets.get_mut(&name)
                 && target.ready == Readiness::Ready
@@ -42,6 +44,9 @@ impl Dispatcher {
 
     /// The lane of `name` to claim from, if a call may leave at this moment; else notes when to ask again.
     fn next_lane(&mut self, name: &TargetName, lanes: &[Lane], round: &mut Round, now: UtcMillis) -> Option<Lane> {
+        if !self.may_call(name) {
+            return None;
+        }
         let target = self.targets.get_mut(name)?;
         let limits = Limits { batch_servers_max: target.settings.batch_servers_max, linger: self.batching.linger };
         let lane = match plan::choose(name, lanes, &self.holds, limits, now) {
@@ -52,7 +57,9 @@ impl Dispatcher {
             }
             Choice::Nothing => return None,
         };
-        if target.submitting >= SUBMITTING_MAX {
+        // After a failed call one call probes whether the cloud is back; its end is followed by a round.
+        let most = if target.pace.throttles() > 0 { 1 } else { SUBMITTING_MAX };
+        if target.submitting >= most {
             return None;
         }
         if let Some(at) = target.pace.wait(now) {
@@ -70,19 +77,51 @@ impl Dispatcher {
         }
     }
 
+    /// How many servers the next call for this action may carry; none if its budget is used up, which is a hold.
+    async fn allowed(
+        &mut self,
+        name: &TargetName,
+        action: PowerAction,
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<Option<u32>, StoreError> {
+        let Some(target) = self.targets.get(name) else { return Ok(None) };
+        let most = target.settings.batch_servers_max;
+        let Some((_, budget)) = target.settings.budgets.iter().find(|(of, _)| *of == action) else {
+            return Ok(Some(most));
+        };
+        let spent = self.store.spent(name, action, now.before(budget.span)).await?;
+        match plan::allowance(*budget, &spent, now) {
+            Allowance::Servers(left) => Ok(Some(left.min(most))),
+            Allowance::NoneUntil(until) => {
+                let span = humantime::format_duration(budget.span);
+                let reason =
+                    format!("the budget of {} servers to {action} in {span} is used up until {until}", budget.servers);
+                let (target, action, kind) = (Some(name.clone()), Some(action), HoldKind::Budget);
+                let hold = Hold { target, action, kind, reason, since: now, until: Some(until) };
+                info!(target = %name, hold.until = %until, "target \"{name}\": {}", hold.reason);
+                self.store.put_hold(&hold).await?;
+                self.holds.push(hold);
+                round.wake(until);
+                Ok(None)
+            }
+        }
+    }
+
     async fn claim(
         &mut self,
         name: &TargetName,
         lane: &Lane,
+        servers_max: u32,
         round: &mut Round,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
-        let servers_max = target.settings.batch_servers_max;
         // Should we die before the answer is stored, the next start looks into it at once.
         let Some(batch) = self.store.claim(lane, &target.origin, servers_max, now, now).await? else { return Ok(()) };
         target.pace.call_started();
         target.submitting += 1;
+        target.open += 1;
         self.in_hand.insert(batch.id);
         round.tasks.push(Task::Submit { batch, cloud: target.cloud.clone() });
         Ok(())
@@ -114,8 +153,10 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(&batch.target) else { return Ok(()) };
         target.pace.call_ended(now);
         target.submitting = target.submitting.saturating_sub(1);
+        target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         let error = answer.as_ref().err().cloned();
+        self.learn_of_key(&batch.target, error.as_ref());
         self.learn_from_submit(&batch.target, error.as_ref(), now).await;
         let step = verdict::after_submit(&batch, answer, &history, &rules, now);
         report::step(&batch, &step, error.as_ref());
@@ -194,6 +235,37 @@ impl Dispatcher {
                 warn!(target = %name, "the hold of target \"{name}\" is kept in memory only: {error}");
             }
             self.holds.push(hold);
+        }
+    }
+
+    /// While the cloud has not taken the key, calls that use it are made one at a time: five refused signatures in a row
+    /// would lock it, and the first refusal holds all the others back. The end of a call is followed by a round.
+    pub(super) fn may_call(&self, name: &TargetName) -> bool {
+        let is_free = |name: &TargetName| self.targets.get(name).is_none_or(|target| target.open == 0);
+        self.targets.get(name).is_none_or(|target| target.proved) || self.sharing_key_with(name).iter().all(is_free)
+    }
+
+    /// What the fate of any call says of the key: the service took it, or it was refused. Anything else says nothing.
+    pub(super) fn learn_of_key(&mut self, name: &TargetName, error: Option<&CallError>) {
+        let taken = match error.map(|error| &error.fault) {
+            None | Some(Fault::Refused(_)) => true,
+            Some(Fault::Credentials) => false,
+            Some(
+                Fault::Unreachable
+                | Fault::Throttled { .. }
+                | Fault::Unavailable
+                | Fault::Lost
+                | Fault::Permission
+                | Fault::Configuration,
+            ) => return,
+        };
+        if self.targets.get(name).is_none_or(|target| target.proved == taken) {
+            return;
+        }
+        for name in self.sharing_key_with(name) {
+            if let Some(target) = self.targets.get_mut(&name) {
+                target.proved = taken;
+            }
         }
     }
 

@@ -70,6 +70,38 @@ impl Store {
         row.into_batch(members).map(Some)
     }
 
+    /// Calls since `since` that may have had an effect (not those that were not sent, or refused): when, and for how many
+    /// servers.
+    pub async fn spent(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+        since: UtcMillis,
+    ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let calls: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT intent_at, server_count FROM batches
+             WHERE target = ? AND action = ? AND intent_at > ?
+               AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
+        )
+        .bind(&target.0)
+        .bind(action.as_str())
+        .bind(text(since))
+        .fetch_all(&mut *writer)
+        .await?;
+        calls.into_iter().map(|(at, servers)| Ok((rows::time(&at)?, servers as u32))).collect()
+    }
+
+    /// How many batches are open, by target.
+    pub async fn unfinished_batches(&self) -> Result<Vec<(TargetName, i64)>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let counts: Vec<(String, i64)> =
+            sqlx::query_as("SELECT target, count(*) FROM batches WHERE state <> 'done' GROUP BY target")
+                .fetch_all(&mut *writer)
+                .await?;
+        Ok(counts.into_iter().map(|(target, count)| (TargetName(target), count)).collect())
+    }
+
     /// How long the last jobs of this target and action took, newest first, at most twenty.
     pub async fn job_history(&self, target: &TargetName, action: PowerAction) -> Result<Vec<Duration>, StoreError> {
         let mut writer = self.writer.lock().await;
@@ -305,11 +337,15 @@ async fn end(
     Ok(())
 }
 
-/// Back in the queue a request stands behind others of its server until the trigger finds it first.
+/// Back in the queue a request is the first of its server again, unless an earlier one has become due meanwhile: that one
+/// is brought forward by a trigger.
 async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &Return) -> Result<(), StoreError> {
     let uncounted = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
     sqlx::query(
-        "UPDATE power_requests SET state = 'queued', gate = 'behind', submitted_at = NULL, retry_at = ?3,
+        "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
+             gate = CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
+                                      AND b.server_id = power_requests.server_id AND b.gate = 'behind' AND b.id < power_requests.id)
+                         THEN 'behind' WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
              travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
              error_code = nullif(?6, ''), error_message = nullif(?7, '')
          WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",

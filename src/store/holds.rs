@@ -8,6 +8,17 @@ use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::plan::Hold;
 
 impl Store {
+    /// The holds in force; removes none.
+    pub async fn present_holds(&self, now: UtcMillis) -> Result<Vec<Hold>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let found: Vec<HoldRecord> =
+            sqlx::query_as("SELECT target, action, kind, reason, since, until FROM holds ORDER BY id")
+                .fetch_all(&mut *writer)
+                .await?;
+        let holds = found.into_iter().map(HoldRecord::into_hold).collect::<Result<Vec<_>, _>>()?;
+        Ok(holds.into_iter().filter(|hold| hold.until.is_none_or(|until| until > now)).collect())
+    }
+
     /// All holds; those whose time has passed are removed first.
     pub async fn holds(&self, now: UtcMillis) -> Result<Vec<Hold>, StoreError> {
         let mut writer = self.writer.lock().await;

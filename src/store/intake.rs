@@ -1,6 +1,6 @@
 //! From a producer's row to a batch: what becomes due, what expires, which lanes can go, and the claim.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sqlx::Connection;
@@ -50,6 +50,41 @@ impl Store {
         Ok(TakenIn { due: retried + let_out, expired, cancelled, more })
     }
 
+    /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that were.
+    pub async fn reject_protected(
+        &self,
+        target: &TargetName,
+        protected: &[ServerId],
+        now: UtcMillis,
+    ) -> Result<u64, StoreError> {
+        let servers = serde_json::to_string(protected).unwrap_or_default();
+        let mut writer = self.writer.lock().await;
+        let found: Vec<i64> = sqlx::query_scalar(
+            "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+             ON r.target = ?2 AND r.server_id = j.value AND r.gate IS NOT NULL
+             WHERE r.state = 'queued' AND r.action IN ('stop', 'reboot') LIMIT ?3",
+        )
+        .bind(&servers)
+        .bind(&target.0)
+        .bind(CHUNK)
+        .fetch_all(&mut *writer)
+        .await?;
+        if found.is_empty() {
+            return Ok(0);
+        }
+        let rejected = sqlx::query(
+            "UPDATE power_requests SET state = 'rejected', evidence = 'none', error_code = 'poweryard.protected',
+                 error_message = 'the config protects this server from stop and reboot', finished_at = ?2, gate = NULL,
+                 retry_at = NULL
+             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'",
+        )
+        .bind(serde_json::to_string(&found).unwrap_or_default())
+        .bind(text(now))
+        .execute(&mut *writer)
+        .await?;
+        Ok(rejected.rows_affected())
+    }
+
     /// When the next queued row becomes due or expires without anybody's doing; long ago if `take_in` has work already.
     pub async fn next_due_at(&self, default_ttl: Option<Duration>) -> Result<Option<UtcMillis>, StoreError> {
         type Times = (bool, Option<String>, Option<String>, Option<String>, Option<String>);
@@ -91,15 +126,19 @@ impl Store {
     /// The lanes that hold claimable requests, each counted up to `count_max`. Cost does not depend on what waits behind.
     pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
         let mut writer = self.writer.lock().await;
-        // `+`: two columns compare without affinity, and the index then serves only the first of the three.
+        // One seek for each part of the key: (target, action, travel_group) > (…) would walk through the lane before.
         let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
             "WITH RECURSIVE head(id) AS (
                  SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
                          ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
                  UNION ALL
-                 SELECT (SELECT n.id FROM power_requests n
-                         WHERE n.gate = 'ready' AND (n.target, n.action, n.travel_group) > (+p.target, +p.action, +p.travel_group)
-                         ORDER BY n.target, n.action, n.travel_group, n.priority DESC, n.id LIMIT 1)
+                 SELECT coalesce(
+                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target = p.target AND n.action = p.action
+                      AND n.travel_group > p.travel_group ORDER BY n.travel_group, n.priority DESC, n.id LIMIT 1),
+                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target = p.target AND n.action > p.action
+                      ORDER BY n.action, n.travel_group, n.priority DESC, n.id LIMIT 1),
+                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target > p.target
+                      ORDER BY n.target, n.action, n.travel_group, n.priority DESC, n.id LIMIT 1))
                  FROM head JOIN power_requests p ON p.id = head.id
              )
              SELECT p.target, p.action, p.travel_group, p.priority, p.id,
@@ -249,7 +288,7 @@ async fn claim_members(
             .await?
         }
     };
-    let busy: std::collections::BTreeMap<i64, i64> = busy.into_iter().collect();
+    let busy: BTreeMap<i64, i64> = busy.into_iter().collect();
     let member = |(id, server, attempts): (i64, String, i64)| Member {
         request: RequestId(id),
         server: ServerId(server),
@@ -346,8 +385,8 @@ async fn end_retry_waits(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u6
 
 /// Requests whose `not_before` has come take their place among those of their server: the lowest id goes first.
 async fn let_out(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
-    let due: Vec<i64> = sqlx::query_scalar(
-        "SELECT id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1 ORDER BY eligible_at LIMIT ?2",
+    let due: Vec<(i64, String, String)> = sqlx::query_as(
+        "SELECT id, target, server_id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1 ORDER BY eligible_at LIMIT ?2",
     )
     .bind(text(now))
     .bind(CHUNK)
@@ -356,21 +395,49 @@ async fn let_out(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, Store
     if due.is_empty() {
         return Ok(0);
     }
-    let ids = serde_json::to_string(&due).unwrap_or_default();
+    let mut firsts: BTreeMap<(&str, String), i64> = BTreeMap::new();
+    for (id, target, server) in &due {
+        let first = firsts.entry((target, server.to_ascii_lowercase())).or_insert(*id);
+        *first = (*first).min(*id);
+    }
+    let firsts: BTreeSet<i64> = firsts.into_values().collect();
+    let others: Vec<i64> = due.iter().map(|row| row.0).filter(|id| !firsts.contains(id)).collect();
+    let (firsts, others) = (list(&firsts), list(&others));
     let steps = [
-        "UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each(?1))",
+        // Most have no others of their server beside them, and are done with this.
+        (
+            "UPDATE power_requests SET gate = CASE
+                 WHEN EXISTS (SELECT 1 FROM power_requests o WHERE o.target = power_requests.target
+                              AND o.server_id = power_requests.server_id AND o.gate IN ('flight', 'ready', 'retry', 'behind')) THEN 'behind'
+                 WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
+             WHERE id IN (SELECT value FROM json_each(?1))",
+            &firsts,
+        ),
+        ("UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each(?1))", &others),
         // A later request that stood ready steps back.
-        "UPDATE power_requests SET gate = 'behind' WHERE id IN (
-             SELECT o.id FROM json_each(?1) j JOIN power_requests p ON p.id = j.value
-             JOIN power_requests o ON o.target = p.target AND o.server_id = p.server_id AND o.gate IN ('ready', 'retry') AND o.id > p.id)",
-        "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END WHERE id IN (
-             SELECT (SELECT min(b.id) FROM power_requests b WHERE b.target = p.target AND b.server_id = p.server_id AND b.gate = 'behind')
-             FROM json_each(?1) j JOIN power_requests p ON p.id = j.value
-             WHERE NOT EXISTS (SELECT 1 FROM power_requests f WHERE f.target = p.target AND f.server_id = p.server_id
-                               AND f.gate IN ('flight', 'ready', 'retry')))",
+        (
+            "UPDATE power_requests SET gate = 'behind' WHERE id IN (
+                 SELECT o.id FROM json_each(?1) j JOIN power_requests p ON p.id = j.value
+                 JOIN power_requests o ON o.target = p.target AND o.server_id = p.server_id AND o.gate IN ('ready', 'retry') AND o.id > p.id)",
+            &firsts,
+        ),
+        (
+            "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END WHERE id IN (
+                 SELECT (SELECT min(b.id) FROM power_requests b WHERE b.target = p.target AND b.server_id = p.server_id AND b.gate = 'behind')
+                 FROM json_each(?1) j JOIN power_requests p ON p.id = j.value
+                 WHERE NOT EXISTS (SELECT 1 FROM power_requests f WHERE f.target = p.target AND f.server_id = p.server_id
+                                   AND f.gate IN ('flight', 'ready', 'retry')))",
+            &firsts,
+        ),
     ];
-    for step in steps {
-        sqlx::query(step).bind(&ids).execute(&mut *tx).await?;
+    for (step, ids) in steps {
+        sqlx::query(step).bind(ids).execute(&mut *tx).await?;
     }
     Ok(due.len() as u64)
+}
+
+/// Ids for `json_each`.
+fn list<'a>(ids: impl IntoIterator<Item = &'a i64>) -> String {
+    let ids: Vec<String> = ids.into_iter().map(i64::to_string).collect();
+    format!("[{}]", ids.join(","))
 }

@@ -31,13 +31,29 @@ pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
 pub use intake::TakenIn;
 
-/// How long a statement waits for a producer's lock. A longer one is an answer (`StoreError::Busy`), not a failure.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
 const WAL_SIZE_LIMIT: &str = "67108864";
 /// The page cache, in KiB (negative, as SQLite wants it). Server ids are random, so a batch touches pages all over the
 /// indexes; with the usual 2 MiB a thousand outcomes of 20,000 requests took four times as long.
 const CACHE_SIZE: &str = "-16384";
+
+/// How long a statement waits for a producer's lock. A longer one is an answer (`StoreError::Busy`), not a failure.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How the daemon's side is opened. The defaults are what `serve` uses; a simulation wants speed, and to be asked.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// How long a statement waits for a producer's lock.
+    pub busy_timeout: Duration,
+    /// Waits until a commit is on the disk. Without it a power failure loses intents.
+    pub synced: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { busy_timeout: BUSY_TIMEOUT, synced: true }
+    }
+}
 
 /// The daemon's side of the queue.
 #[derive(Debug)]
@@ -53,15 +69,49 @@ impl Store {
     /// # Errors
     /// `Foreign`, `Newer` and `Corrupt` files are left alone.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, &StoreOptions::default()).await
+    }
+
+    /// As `open`, opened in another way than the daemon's.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_with(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
         file::create(path)?;
-        let mut writer = connect_writer(path).await?;
+        let mut writer = connect_writer(path, options).await?;
         schema::migrate(&mut writer, path).await?;
+        Ok(Self { writer: Mutex::new(writer), path: path.to_owned() })
+    }
+
+    /// Opens an existing queue of the current schema so that nothing can be written.
+    ///
+    /// # Errors
+    /// `Missing`, `Foreign`, `Newer`, `Older`, `Corrupt`.
+    pub async fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Missing(path.to_owned()));
+        }
+        let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).pragma("query_only", "ON");
+        let connected = options.disable_statement_logging().connect().await;
+        let mut writer = connected.map_err(|error| StoreError::opening(path, error))?;
+        schema::require_current(&mut writer, path).await?;
         Ok(Self { writer: Mutex::new(writer), path: path.to_owned() })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Asks `allow` before each commit from now on; one that it does not allow is rolled back, and fails.
+    ///
+    /// A simulation counts the commits this way, and ends a daemon just before one of them.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub async fn ask_before_commits(&self, allow: impl FnMut() -> bool + Send + 'static) -> Result<(), StoreError> {
+        self.writer.lock().await.lock_handle().await?.set_commit_hook(allow);
+        Ok(())
     }
 
     /// A number that changes when another connection has committed.
@@ -76,14 +126,14 @@ impl Store {
     }
 }
 
-async fn connect_writer(path: &Path) -> Result<SqliteConnection, StoreError> {
+async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnection, StoreError> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(BUSY_TIMEOUT)
+        .synchronous(if how.synced { SqliteSynchronous::Full } else { SqliteSynchronous::Off })
+        .busy_timeout(how.busy_timeout)
         .pragma("journal_size_limit", WAL_SIZE_LIMIT)
         .pragma("cache_size", CACHE_SIZE)
         .pragma("temp_store", "MEMORY")

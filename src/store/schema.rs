@@ -31,6 +31,18 @@ pub(super) async fn require_current(connection: &mut SqliteConnection, path: &Pa
     }
 }
 
+/// True for what a daemon leaves behind that was killed while it made the queue: the list of migrations is made first, by
+/// itself, and is still empty.
+async fn is_barely_begun(connection: &mut SqliteConnection, objects: &[String]) -> Result<bool, sqlx::Error> {
+    let only_the_list =
+        |name: &String| name == "_sqlx_migrations" || name.starts_with("sqlite_autoindex__sqlx_migrations");
+    if !objects.iter().all(only_the_list) {
+        return Ok(false);
+    }
+    let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations").fetch_one(connection).await?;
+    Ok(applied == 0)
+}
+
 enum State {
     Empty,
     Older,
@@ -39,9 +51,9 @@ enum State {
 
 async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, StoreError> {
     let opening = |error| StoreError::opening(path, error);
-    let objects: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_master").fetch_one(&mut *connection).await.map_err(opening)?;
-    if objects == 0 {
+    let objects: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM sqlite_master").fetch_all(&mut *connection).await.map_err(opening)?;
+    if objects.is_empty() || is_barely_begun(connection, &objects).await.map_err(opening)? {
         return Ok(State::Empty);
     }
     let id: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await.map_err(opening)?;
@@ -57,5 +69,38 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, 
         std::cmp::Ordering::Less => Ok(State::Older),
         std::cmp::Ordering::Equal => Ok(State::Current),
         std::cmp::Ordering::Greater => Err(StoreError::Newer(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{ConnectOptions, Connection};
+
+    use super::super::connect_writer;
+    use super::*;
+
+    /// A file with this much of sqlx's own list, as a kill leaves it between two steps.
+    async fn migrated_after(steps: &'static str) -> Result<(), StoreError> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = options.connect().await.expect("a file");
+        sqlx::raw_sql(steps).execute(&mut connection).await.expect("done");
+        connection.close().await.expect("closed");
+        migrate(&mut connect_writer(&path).await?, &path).await
+    }
+
+    #[tokio::test]
+    async fn a_kill_while_the_queue_is_made_does_not_make_it_foreign() {
+        migrated_after("").await.expect("an empty file becomes a queue");
+        let list = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+                        installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
+                        checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)";
+        migrated_after(list).await.expect("one with nothing but an empty list, too");
+        let other =
+            "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY); INSERT INTO _sqlx_migrations VALUES (7)";
+        assert!(matches!(migrated_after(other).await, Err(StoreError::Foreign(_))), "somebody else uses sqlx as well");
+        let other = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY); CREATE TABLE notes (text)";
+        assert!(matches!(migrated_after(other).await, Err(StoreError::Foreign(_))));
     }
 }

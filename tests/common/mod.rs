@@ -51,6 +51,13 @@ impl Yard {
         Self { dir, cloud, target_lines: target_lines.into() }
     }
 
+    /// Sets one line of the config's target, such as `job_time_limit = "1s"`, in place of an earlier one of that key.
+    pub(crate) fn set(&mut self, line: &str) {
+        let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+        let others = self.target_lines.lines().filter(|other| key(other) != key(line));
+        self.target_lines = others.chain([line]).map(|line| format!("{line}\n")).collect();
+    }
+
     pub(crate) fn database(&self) -> PathBuf {
         self.dir.path().join("queue.db")
     }

@@ -6,7 +6,7 @@ use reqwest::{Method, Request};
 
 use super::Finding;
 use crate::cli::{Exit, args};
-use crate::cloud::http::Http;
+use crate::cloud::http::{Http, Wire};
 use crate::cloud::{CallError, Fault};
 use crate::daemon;
 use crate::model::{HoldKind, ServerId, UtcMillis};

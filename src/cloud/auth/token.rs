@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use super::Password;
 use crate::cloud::answer::{Answer, CallKind};
-use crate::cloud::http::{Http, address};
+use crate::cloud::http::{Wire, address};
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Clock, Fault};
 use crate::model::UtcMillis;
@@ -75,7 +75,7 @@ impl TokenSource {
     /// the call. Otherwise as any read. Nothing of this touches a server.
     pub async fn token(
         &self,
-        http: &Http,
+        http: &dyn Wire,
         clock: &Clock,
         refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, CallError> {
@@ -107,7 +107,7 @@ impl TokenSource {
         }
     }
 
-    async fn buy(&self, http: &Http, clock: &Clock) -> Result<Token, CallError> {
+    async fn buy(&self, http: &dyn Wire, clock: &Clock) -> Result<Token, CallError> {
         let answer = http.send_fresh(self.request(), CallKind::Read).await?;
         let now = clock();
         read_token(&answer, now).ok_or_else(|| self.refusal(&answer, now))

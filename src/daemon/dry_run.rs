@@ -1,0 +1,94 @@
+//! What the daemon would send, without sending or changing anything: no lock, no write, no call.
+//!
+//! It sees the queue as it stands: rows that become due are let out only by a real daemon.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::{DaemonError, now, wake};
+use crate::model::{PowerAction, UtcMillis};
+use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
+use crate::settings::{Settings, TargetSettings};
+use crate::store::{Store, StoreError};
+
+/// Logs the plan, and again whenever the queue changes, until `stop` resolves.
+///
+/// # Errors
+/// When the queue is missing, foreign, of another version, or unreadable.
+pub async fn dry_run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    let path = settings.queue.database.clone();
+    let failed = |source| DaemonError::Store { path: path.clone(), source };
+    let store = Arc::new(Store::open_to_read(&path).await.map_err(failed)?);
+    let mut wake = wake::watch(Arc::clone(&store));
+    let mut stop = std::pin::pin!(stop);
+    let mut told = Vec::new();
+    loop {
+        let lines = lines(&store, settings, now()).await.map_err(failed)?;
+        if lines != told {
+            lines.iter().for_each(|line| info!("{line}"));
+            told = lines;
+        }
+        tokio::select! {
+            () = &mut stop => return Ok(()),
+            () = wake.changed() => {}
+        }
+    }
+}
+
+/// The plan as sentences, in the order in which batches would leave.
+async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec<String>, StoreError> {
+    let holds = store.present_holds(now).await?;
+    let count_max = settings.targets.iter().map(|target| target.batch_servers_max).max().unwrap_or(1);
+    let lanes = store.lanes(count_max).await?;
+    let mut lines = Vec::new();
+    for target in &settings.targets {
+        let mut rest: Vec<Lane> = lanes.iter().filter(|lane| lane.target == target.name).cloned().collect();
+        while let Choice::Go(lane) = choose(target, &rest, &holds, now) {
+            lines.push(line(store, target, &lane, now).await?);
+            rest.retain(|other| *other != lane);
+        }
+        lines.extend(
+            rest.iter()
+                .map(|lane| format!("held: {} of {} servers at target \"{}\"", lane.action, lane.ready, target.name)),
+        );
+    }
+    for name in store.targets_in_use().await? {
+        if settings.targets.iter().all(|target| target.name != name) {
+            lines.push(format!("held: the config has no [targets.{name}]"));
+        }
+    }
+    if lines.is_empty() {
+        lines.push("nothing would be sent".to_owned());
+    }
+    Ok(lines)
+}
+
+fn choose(target: &TargetSettings, lanes: &[Lane], holds: &[Hold], now: UtcMillis) -> Choice {
+    // Lingering only delays; what would go is told at once.
+    let limits = Limits { batch_servers_max: target.batch_servers_max, linger: std::time::Duration::ZERO };
+    plan::choose(&target.name, lanes, holds, limits, now)
+}
+
+async fn line(store: &Store, target: &TargetSettings, lane: &Lane, now: UtcMillis) -> Result<String, StoreError> {
+    let what = format!("{} of {} servers at target \"{}\"", lane.action, lane.ready, target.name);
+    let more = if lane.ready >= target.batch_servers_max { ", and more in further batches" } else { "" };
+    let first = lane.head_id;
+    let budget = target.budgets.iter().find(|(action, _)| *action == lane.action);
+    let limit = match budget {
+        None => String::new(),
+        Some((action, budget)) => {
+            let spent = store.spent(&target.name, *action, now.before(budget.span)).await?;
+            match plan::allowance(*budget, &spent, now) {
+                Allowance::Servers(left) if left >= lane.ready => String::new(),
+                Allowance::Servers(left) => format!("; the budget lets {left} of them through now"),
+                Allowance::NoneUntil(until) => format!("; the budget lets none of them through until {until}"),
+            }
+        }
+    };
+    let protected = match (lane.action, target.protected.len()) {
+        (PowerAction::Start, _) | (_, 0) => String::new(),
+        (_, count) => format!("; those for the {count} protected servers would be rejected"),
+    };
+    Ok(format!("would send: {what}, from request {first} on{more}{limit}{protected}"))
+}

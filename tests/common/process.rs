@@ -1,0 +1,160 @@
+//! The real program as a child process: the daemon with its signals, and the commands. Knows nothing of what a test asserts.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::fs::File;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a condition may take to come true before a test fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program, without what the environment of the test says of it.
+pub(crate) fn poweryard() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_poweryard"));
+    for name in ["POWERYARD_CONFIG", "RUST_LOG", "SUDO_USER", "LOGNAME", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"] {
+        command.env_remove(name);
+    }
+    command.env("USER", "alice").stdin(Stdio::null());
+    command
+}
+
+/// One command to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    poweryard().args(args).output().expect("it runs")
+}
+
+/// `poweryard serve`, killed when dropped.
+pub(crate) struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    /// Starts it; its log goes to a file beside the config.
+    pub(crate) fn start(config: &Path) -> Self {
+        Self::start_telling(config, None)
+    }
+
+    /// Starts it with `NOTIFY_SOCKET`.
+    pub(crate) fn start_telling(config: &Path, ear: Option<&Ear>) -> Self {
+        let log = config.with_extension("log");
+        let log = File::options().create(true).append(true).open(log).expect("a log file");
+        let mut command = poweryard();
+        if let Some(ear) = ear {
+            command.env("NOTIFY_SOCKET", &ear.path);
+        }
+        let child = command.arg("--config").arg(config).arg("serve").stdout(Stdio::null()).stderr(log).spawn();
+        Self { child: child.expect("it starts") }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`: nothing of the process runs after this returns.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it has ended");
+    }
+
+    /// SIGTERM.
+    pub(crate) fn ask_to_stop(&self) {
+        self.signal("-TERM");
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.pid().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
+        let mut code = None;
+        until("the daemon has ended", || {
+            code = self.child.try_wait().expect("it can be waited for").map(|status| status.code());
+            code.is_some()
+        })
+        .await;
+        code.flatten()
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) async fn stop(mut self) -> Option<i32> {
+        self.ask_to_stop();
+        self.exit_code().await
+    }
+
+    /// Processor time used so far, in ticks of 10 ms.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        // utime and stime are fields 14 and 15; the first after the name is field 3.
+        let field = |number: usize| after_name.split_whitespace().nth(number - 3).and_then(|text| text.parse().ok());
+        field(14).zip(field(15)).map(|(user, system): (u64, u64)| user + system).expect("two numbers")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A `NOTIFY_SOCKET`, and what the daemon said on it.
+pub(crate) struct Ear {
+    path: PathBuf,
+    socket: UnixDatagram,
+    heard: Vec<String>,
+}
+
+impl Ear {
+    pub(crate) fn new(dir: &Path) -> Self {
+        let path = dir.join("notify");
+        let _ = std::fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        socket.set_nonblocking(true).expect("it does not block");
+        Self { path, socket, heard: Vec::new() }
+    }
+
+    /// Waits for a message with a line that begins so, and returns that line.
+    pub(crate) async fn hear(&mut self, beginning: &str) -> String {
+        let mut line = None;
+        until(beginning, || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = self.socket.recv(&mut buffer) {
+                self.heard.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
+            }
+            line = self.heard.iter().find(|line| line.starts_with(beginning)).cloned();
+            line.is_some()
+        })
+        .await;
+        line.expect("heard")
+    }
+}
+
+/// Waits until `holds` says so.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let ends = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < ends, "waited in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Seeded chance, so that a failing run can be had again.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    /// From 0 to `most`.
+    pub(crate) fn roll(&mut self, most: u64) -> u64 {
+        // splitmix64
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % (most + 1)
+    }
+}

@@ -1,0 +1,129 @@
+//! What the config forbids or rations, and what a reload changes: protected servers, budgets, secrets, targets.
+
+mod common;
+
+use std::fs;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use common::{Yard, insert, insert_many, outcomes, secret, text, wait_for};
+use poweryard::settings::Settings;
+
+const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 50]\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protected_server_is_neither_stopped_nor_rebooted_but_may_be_started() {
+    let mut yard = Yard::new(QUICK).await;
+    let (protected, other) = (yard.server(1), yard.server(2));
+    yard.target_lines.push_str(&format!("protect = {{ servers = [\"{}\"] }}\n", protected.to_uppercase()));
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    for action in ["stop", "reboot", "start"] {
+        insert(&mut producer, &protected, action).await;
+    }
+    insert(&mut producer, &other, "stop").await;
+    let ended = outcomes(&mut producer).await;
+    daemon.stop().await;
+    assert_eq!(ended, "2 rejected/none/poweryard.protected, 1 succeeded/already, 1 succeeded/job");
+    assert_eq!(yard.cloud.ledger().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_rations_servers_over_a_rolling_span_and_says_so() {
+    let mut yard = Yard::new(QUICK).await;
+    yard.target_lines.push_str("budget = { stop = \"5/2s\" }\n");
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    let servers: Vec<String> = (1..=12).map(|n| yard.server(n)).collect();
+    insert_many(&mut producer, &servers, "stop").await;
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'budget' AND action = 'stop'", "1").await;
+    let reason = text(&mut producer, "SELECT reason FROM power_waiting ORDER BY id DESC LIMIT 1").await;
+    assert!(reason.starts_with("held: the budget of 5 servers to stop in 2s is used up until "), "{reason}");
+    // A budget is about its action only.
+    insert(&mut producer, &yard.server(20), "reboot").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE action = 'reboot'", "succeeded").await;
+    assert_eq!(outcomes(&mut producer).await, "13 succeeded/job");
+    daemon.stop().await;
+    let ledger = yard.cloud.ledger();
+    for entry in &ledger {
+        let within = ledger.iter().filter(|other| other.action == entry.action && other.at >= entry.at);
+        assert!(within.filter(|other| other.at.since(entry.at) < Duration::from_millis(1900)).count() <= 5);
+    }
+    assert_eq!(ledger.len(), 13);
+}
+
+/// The real program, killed when the test ends.
+struct Program(Child);
+
+impl Program {
+    fn serve(yard: &Yard) -> Self {
+        let config = yard.dir.path().join("poweryard.toml");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_poweryard"));
+        Self(command.arg("--config").arg(config).arg("serve").env("RUST_LOG", "off").spawn().expect("started"))
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mended_secret_lifts_the_hold_and_the_same_rows_go_through() {
+    let yard = Yard::new(QUICK).await;
+    yard.write_config();
+    secret(yard.dir.path(), "secret-key", "not-the-secret-key");
+    let program = Program::serve(&yard);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT kind FROM holds WHERE target = 'default'", "credentials").await;
+    assert_eq!(text(&mut producer, "SELECT state FROM power_requests").await, "queued");
+    let refused = yard.cloud.calls().len();
+    assert!(refused <= 2, "{refused} calls with a wrong key");
+    secret(yard.dir.path(), "secret-key", "poweryard-sim-secret-key");
+    program.signal("HUP");
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_up_a_new_target_and_refuses_to_drop_one_at_work() {
+    let yard = Yard::new("[bms]\nservers = 4\nrunning = 1.0\noperation_ms = [1500, 1500]\n").await;
+    let config = yard.write_config();
+    let program = Program::serve(&yard);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "running").await;
+    let whole = fs::read_to_string(&config).expect("readable");
+    // The target at work under another name: refused, and the old config stays in force.
+    fs::write(&config, whole.replace("targets.default", "targets.other")).expect("written");
+    program.signal("HUP");
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    // Nothing is at work any more: taken up now.
+    sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', 'other')")
+        .bind(yard.server(2))
+        .execute(&mut producer)
+        .await
+        .expect("accepted");
+    wait_for(&mut producer, "SELECT kind FROM holds", "unknown_target").await;
+    program.signal("HUP");
+    assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
+    // A config with a mistake changes nothing.
+    fs::write(&config, "[queue]\nnonsense = 1\n").expect("written");
+    program.signal("HUP");
+    fs::write(&config, whole.replace("targets.default", "targets.other")).expect("written");
+    sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', 'other')")
+        .bind(yard.server(3))
+        .execute(&mut producer)
+        .await
+        .expect("accepted");
+    assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
+    Settings::load(&config).expect("valid again");
+}
