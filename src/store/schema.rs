@@ -76,7 +76,7 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, 
 mod tests {
     use sqlx::{ConnectOptions, Connection};
 
-    use super::super::connect_writer;
+    use super::super::{StoreOptions, connect_writer};
     use super::*;
 
     /// A file with this much of sqlx's own list, as a kill leaves it between two steps.
@@ -87,7 +87,7 @@ mod tests {
         let mut connection = options.connect().await.expect("a file");
         sqlx::raw_sql(steps).execute(&mut connection).await.expect("done");
         connection.close().await.expect("closed");
-        migrate(&mut connect_writer(&path).await?, &path).await
+        migrate(&mut connect_writer(&path, &StoreOptions::default()).await?, &path).await
     }
 
     #[tokio::test]
