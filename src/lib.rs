@@ -29,7 +29,7 @@
 //! | --- | --- | --- |
 //! | [`model`] | the vocabulary: ids, actions, states, evidence | everything else |
 //! | [`lifecycle`] | which state may follow which; `Step`, what follows for a batch | SQL, time |
-//! | [`plan`] | lanes, limits and holds → what leaves next | SQL, HTTP, clocks |
+//! | [`plan`] | lanes, limits, budgets and holds → what leaves next | SQL, HTTP, clocks |
 //! | [`verdict`] | an answer or a server's state → what we know, and how | SQL, HTTP, clocks |
 //! | [`pace`] | how fast to submit, when to look; the only user of `backoff` | SQL, HTTP |
 //! | [`settings`] | the config file → checked, finished values | SQL, HTTP |
@@ -89,10 +89,11 @@
 //! learned from what earlier jobs of that target and action took, and kept in the row, so that a restart neither forgets nor
 //! stampedes. At most eight job answers are in memory at once: each can be a quarter of a megabyte.
 //!
-//! **Holds.** What keeps a target or action from going out stands in a table of its own (`operator`, `credentials`,
-//! `breaker`, `unknown_target`): never a write to a million rows. A refused key holds every target that uses it for longer
+//! **Holds.** What keeps a target or action from going out stands in a table of its own (`operator`, `budget`,
+//! `credentials`, `breaker`, `unknown_target`): never a write to a million rows. A refused key holds every target that uses it for longer
 //! than the cloud's own lock of five minutes, so that five bad signatures in a row do not happen. Holds stop submits; jobs
-//! are followed all the same, except while the credentials are held, when reads would only prolong the lock.
+//! are followed all the same, except while the credentials are held, when reads would only prolong the lock. Budgets and
+//! protected servers stand in the config, because whoever may write the database could lift them there.
 //!
 //! **Wake-up.** inotify on the folder, since the `-wal` comes and goes. The notification comes before the commit can be
 //! seen, so the queue is looked at once and again after 1, 2, 4, 8 and 25 ms. Every 5 s there is a round without any news:
