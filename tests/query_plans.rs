@@ -120,19 +120,25 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH o USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id>?)"],
         ),
         ("min(b.id)", &["SEARCH b USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)"]),
-        ("SELECT id, target, next_look_at", &["SCAN batches USING INDEX batches_open"]),
+        ("SELECT id, target, state, next_look_at", &["SCAN batches USING INDEX batches_open"]),
         ("SELECT job_ms", &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"]),
         ("SELECT max(intent_at", &["SEARCH batches USING INDEX batches_pace (target=?)"]),
         (
             "a.seen, a.seen_since",
             &["SEARCH a USING PRIMARY KEY (batch_id=?)", "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
-        ("SET result = j.value", &["SEARCH request_attempts USING INDEX request_attempts_request (request_id=?)"]),
+        ("SET result = ?3", &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"]),
         (
             "SET seen = j.value",
             &["SEARCH request_attempts USING COVERING INDEX request_attempts_request (request_id=?)"],
         ),
-        ("state = j.value ->> 'state'", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
+        ("SET state = 'running'", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
+        ("SET state = ?3", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
+        ("SET state = 'queued'", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (
+            "SELECT intent_at, server_count",
+            &["SEARCH batches USING INDEX batches_spent (target=? AND action=? AND intent_at>?)"],
+        ),
     ] {
         let sql = statement(part);
         let plan = plan(&mut queue, sql).await;

@@ -282,7 +282,7 @@ async fn name_refused(
 
 /// The schema's sentences hold no values; an operator wants to know which request has the key.
 async fn repeated_key(tx: &mut SqliteConnection, request: &NewRequest) -> Result<Option<String>, StoreError> {
-    let taken: Option<i64> = sqlx::query_scalar("SELECT request_id FROM request_keys WHERE request_key = ?")
+    let taken: Option<i64> = sqlx::query_scalar("SELECT id FROM power_requests WHERE request_key = ?")
         .bind(&request.request_key)
         .fetch_optional(tx)
         .await?;
