@@ -1,14 +1,136 @@
-//! poweryard
+//! poweryard carries out power requests (start, stop, reboot) for bare-metal servers: from a SQLite file in which anybody
+//! may insert rows, in batches, through a cloud's API, to outcomes with evidence in the same file.
+//!
+//! What users may rely on is in the README. This page is the map of the inside.
+//!
+//! # What flows where
+//!
+//! ```text
+//!  producers ──INSERT──▶ power_requests ◀────────── outcomes ──────────┐
+//!                             │ take in: due, expired, cancelled        │
+//!                             ▼                                         │
+//!                           lanes ──plan──▶ claim = stored intent       │
+//!                                              │                        │
+//!                        batches:          submitting ──accepted──▶ tracking ──every server known──▶ done
+//!                                              │                        │                             ▲
+//!                                   answer lost, killed          job gone, too long, gaps             │
+//!                                   refused: which of them?             │                             │
+//!                                              └──────▶ looking ◀───────┘                             │
+//!                                                  the servers' own states ───────────────────────────┘
+//! ```
+//!
+//! A *round* does all of it once: it stores answers that could not be stored before, takes rows in, claims what may leave,
+//! picks open batches to follow, and returns calls to make and the time of the next round. A new row, a finished call, a
+//! timer and a restart all lead to the same round.
+//!
+//! # The rooms, in reading order
+//!
+//! | room | owns | stays away from |
+//! | --- | --- | --- |
+//! | [`model`] | the vocabulary: ids, actions, states, evidence | everything else |
+//! | [`lifecycle`] | which state may follow which; `Step`, what follows for a batch | SQL, time |
+//! | [`plan`] | lanes, limits, budgets and holds → what leaves next | SQL, HTTP, clocks |
+//! | [`verdict`] | an answer or a server's state → what we know, and how | SQL, HTTP, clocks |
+//! | [`pace`] | how fast to submit, when to look; the only user of `backoff` | SQL, HTTP |
+//! | [`settings`] | the config file → checked, finished values | SQL, HTTP |
+//! | [`store`] | all SQL, pragmas, migrations, the file's mode and lock | HTTP |
+//! | [`cloud`] | `PowerCloud`: wire formats, signing, tokens, codes | SQL, decisions |
+//! | [`sim`] | the simulated cloud, with its own reading of the documents | all but `model` |
+//! | [`logging`] | how log lines look | |
+//! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
+//! | [`cli`] | one file a command: arguments, wording, exit codes | SQL, decisions about power |
+//!
+//! The schema, `migrations/0001_queue.sql`, belongs to the vocabulary: it checks producers' rows, refuses moves that
+//! `lifecycle` does not have, and keeps each request's gate.
+//!
+//! # ARCHITECTURE
+//!
+//! **The database is the state machine.** A batch is a durable row that is moved one step at a time: read it, decide with a
+//! pure function, do at most one thing in the outside world, write what came of it in one transaction. What the process
+//! keeps in memory (calls being made, answers not yet stored, the pace) is lost without harm. So there is no recovery code
+//! that only runs after a crash: a batch found `submitting` with nobody making its call is a lost answer like any other.
+//!
+//! **Intent before call.** A claim moves the requests to `submitting` and writes batch and members, synced, before the call
+//! leaves; otherwise a crash could leave servers switched that no row knows of. All that can wait or fail comes before the
+//! intent (pace, token), so that little can go wrong after it. Each submit has a fresh connection: a stale one would turn a
+//! thousand reboots into doubt. Redirects are not followed and nothing is repeated below `daemon`.
+//!
+//! **Classes of answer decide, not the HTTP status.** The documents warn that the status may be wrong. `cloud::codes` gives
+//! each documented code a class, and each class has one reaction: not carried out (send again later), refused (explain),
+//! accepted (track), lost (look). A word or code that nobody documents falls to the careful side: look, and if that proves
+//! nothing, `unknown`.
+//!
+//! **Explain, then split.** One bad server may make the cloud refuse a thousand. The states of the servers are read once,
+//! those that explain the refusal are settled, and the rest goes again. Only where nothing explains it is the batch
+//! halved, until the culprit stands alone. The parts are kept as travel groups in the rows, and groups never mix, nor do
+//! servers that were busy with fresh ones: else twenty stuck servers would spoil every batch. That a documented refusal
+//! means that nothing ran is an assumption; a reboot that is then seen counts as carried out.
+//!
+//! **Each server by its own evidence.** A sub-job's status counts, whatever the parent says. Servers are settled as soon
+//! as their own sub-job has ended; those that the answer leaves out are found by elimination, or looked at.
+//!
+//! **Looking settles.** Start and stop: the wished state, idle, is success; the other state, idle through `settle_time`, is
+//! proof that nothing was carried out. A reboot leaves no lasting mark: it succeeded if it was seen, else it is `unknown`
+//! and never sent again by itself. Every look has a time by which it ends.
+//!
+//! **Gates and lanes.** A claim must not search a million parked rows for the thousand that may go. So each unfinished
+//! request has a gate, kept by triggers and by the take-in: `ready`, `retry`, `behind`, `later`, `after`, `doomed`,
+//! `flight`. Per server at most one request is ready, waiting for a retry or in flight; the others stand behind it in the
+//! order of arrival, whatever their priority. A lane is the ready rows of one (target, action, travel group), and an index
+//! over ready rows alone keeps them in the order of the claim. A batch is the head of one lane, so the plan only chooses
+//! among lanes.
+//!
+//! **One dispatcher decides and writes; tasks only call.** There is one writer connection and no transaction spans a network
+//! call. A task knows nothing of the queue and hands back what the cloud said; what follows from it is decided and stored
+//! in one place. An answer that cannot be stored (lock, full disk) waits in memory, and no new call leaves meanwhile.
+//!
+//! **One look a target, for all batches.** A list call shows a thousand servers, whoever asks. So a target's servers are
+//! looked at by one task at a time, for every batch that wants it. A job query covers its whole batch; when to ask is
+//! learned from what earlier jobs of that target and action took, and kept in the row, so that a restart neither forgets nor
+//! stampedes. At most eight job answers are in memory at once: each can be a quarter of a megabyte.
+//!
+//! **Holds.** What keeps a target or action from going out stands in a table of its own (`operator`, `budget`,
+//! `credentials`, `breaker`, `unknown_target`): never a write to a million rows. A refused key holds every target that uses it for longer
+//! than the cloud's own lock of five minutes, so that five bad signatures in a row do not happen. Holds stop submits; jobs
+//! are followed all the same, except while the credentials are held, when reads would only prolong the lock. Budgets and
+//! protected servers stand in the config, because whoever may write the database could lift them there.
+//!
+//! **Wake-up.** inotify on the folder, since the `-wal` comes and goes. The notification comes before the commit can be
+//! seen, so the queue is looked at once and again after 1, 2, 4, 8 and 25 ms. Every 5 s there is a round without any news:
+//! a net, not the way it works. An idle daemon costs next to nothing.
+//!
+//! **File modes.** SQLite gives `-wal` and `-shm` the mode of the database, and creates that 0640 under the umask 0007; a
+//! reader who opens first would then lock the daemon out. So the file is made 0660 before SQLite opens it, in a
+//! directory of mode 3770: setgid for the producers' group, sticky so that no producer can delete the queue. After that
+//! nothing in this process opens the database by hand: closing such a handle drops SQLite's locks, and the next producer
+//! to leave would delete the live `-wal`. The daemon's own lock is on a file of its own.
+//!
+//! **Time is an argument.** Decisions take `now`; the edges ask the clock. A clock that steps back parks nothing for long.
+
+// Vocabulary.
+pub mod model;
+
+// Decisions: pure.
+pub mod lifecycle;
+
+pub mod plan;
+
+pub mod verdict;
+
+pub mod pace;
+
+// Edges: files, the network, the terminal.
+pub mod settings;
+
+pub mod store;
+
+pub mod cloud;
+
+pub mod sim;
+
+pub mod logging;
+
+// Loops: what runs.
+pub mod daemon;
 
 pub mod cli;
-pub mod cloud;
-pub mod daemon;
-pub mod lifecycle;
-pub mod logging;
-pub mod model;
-pub mod pace;
-pub mod plan;
-pub mod settings;
-pub mod sim;
-pub mod store;
-pub mod verdict;
