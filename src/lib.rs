@@ -11,4 +11,5 @@ pub mod plan;
 pub mod settings;
 pub mod sim;
 pub mod store;
+pub mod torture;
 pub mod verdict;
