@@ -128,7 +128,7 @@ fn faults(rng: &mut Rng) -> Vec<Fault> {
 }
 
 fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
-    let refusals = ["BMS.0212", "BMS.0018", "BMS.0006", "BMS.1007", "BMS.1006", "BMS.0040", "BMS.0037", "Common.0021"];
+    let refusals = ["BMS.0212", "BMS.0018", "BMS.0006", "BMS.1007", "BMS.1006", "BMS.0037", "Common.0021"];
     let sub_jobs = ["BMS.3037", "BMS.1007", "BMS.0006", "BMS.0035", "BMS.0040", "Common.9999"];
     let word = |rng: &mut Rng, among: &[&str]| (*rng.pick(among).unwrap_or(&"BMS.0212")).to_owned();
     let any_5xx = |rng: &mut Rng| *rng.pick(&[500, 502, 503, 504]).unwrap_or(&502);

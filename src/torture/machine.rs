@@ -126,6 +126,27 @@ impl<'a> Machine<'a> {
 
     /// Runs until everything has ended and every promise was kept.
     pub(super) async fn run(&mut self) -> Result<Summary, Broken> {
+        let outcome = self.run_to_the_end().await;
+        if outcome.is_err() && self.trace.is_some() {
+            self.describe_queue().await?;
+        }
+        outcome
+    }
+
+    /// What is unfinished, for the trace.
+    async fn describe_queue(&mut self) -> Result<(), Broken> {
+        let rows: Vec<(i64, String, Option<String>, Option<String>, Option<String>, Option<String>, Option<i64>)> = sqlx::query_as(
+            "SELECT id, state, gate, eligible_at, expires_at, retry_at, after_id FROM power_requests WHERE gate IS NOT NULL",
+        )
+        .fetch_all(&mut self.desk)
+        .await?;
+        for row in rows {
+            self.say(|| format!("unfinished (id, state, gate, eligible_at, expires_at, retry_at, after_id): {row:?}"));
+        }
+        Ok(())
+    }
+
+    async fn run_to_the_end(&mut self) -> Result<Summary, Broken> {
         while !self.is_over() {
             self.summary.steps += 1;
             if self.summary.steps > STEPS_MAX {
@@ -202,10 +223,11 @@ impl<'a> Machine<'a> {
         let due = |at: Option<UtcMillis>| at.is_some_and(|at| at <= now);
         let mut events: Vec<Event> = (0..self.flights.len()).filter(|&i| self.flights[i].at <= now).map(Event::Flight).collect();
         events.extend(due(self.wake_at).then_some(Event::Round));
-        events.extend(due(self.act_at).then_some(Event::Act));
+        events.extend((due(self.act_at) && self.locked_until.is_none()).then_some(Event::Act));
         events.extend(due(self.locked_until).then_some(Event::Unlock));
         let chosen = self.rng.index(events.len());
-        match events.swap_remove(chosen) {
+        let chosen = events.swap_remove(chosen);
+        match chosen {
             Event::Round => self.round().await,
             Event::Flight(index) => self.fly(index).await,
             Event::Act => self.act().await,
