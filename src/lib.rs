@@ -134,3 +134,6 @@ pub mod logging;
 pub mod daemon;
 
 pub mod cli;
+
+// The proof: the loops under a virtual clock.
+pub mod torture;

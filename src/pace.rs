@@ -34,11 +34,21 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A pace of `configured` calls a minute that remembers the `ended` calls, oldest first, of an earlier run.
+    /// A pace of `configured` calls a minute that remembers when the calls of an earlier run `ended`, in any order.
     pub fn new(configured: u32, ended: impl IntoIterator<Item = UtcMillis>, now: UtcMillis) -> Self {
-        let ended: VecDeque<_> =
+        let mut ended: Vec<_> =
             ended.into_iter().filter(|&end| now.since(end) < WINDOW).map(|end| end.min(now)).collect();
-        Self { configured, rate: configured, open: 0, ended, throttles: 0, blocked_until: None, quiet_since: now }
+        // Calls end in another order than they were made; the window is emptied from its front.
+        ended.sort_unstable();
+        Self {
+            configured,
+            rate: configured,
+            open: 0,
+            ended: ended.into(),
+            throttles: 0,
+            blocked_until: None,
+            quiet_since: now,
+        }
     }
 
     /// Takes over what an earlier run had learned: the lowered rate and the throttled calls in a row.
@@ -234,6 +244,13 @@ mod tests {
         pace.call_started();
         pace.call_ended(after(11));
         assert_eq!(pace.wait(after(12)), Some(after(60)), "the call of the earlier run still counts");
+        assert_eq!(pace.wait(after(60)), None);
+    }
+
+    #[test]
+    fn calls_of_an_earlier_run_that_ended_out_of_order_leave_the_window_in_theirs() {
+        let mut pace = Pace::new(2, [after(5), T0], after(10));
+        assert_eq!(pace.wait(after(10)), Some(after(60)));
         assert_eq!(pace.wait(after(60)), None);
     }
 

@@ -1,0 +1,125 @@
+//! The proof by simulation, any number of seeds: `cargo run --release --example torture -- --seeds 10000`.
+//!
+//! Exit 1 with the seed and what it broke; `--from SEED --seeds 1 --verbose` replays it step by step.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use poweryard::torture::{Broken, Failure, Simulator, Summary};
+
+/// Run the daemon against the simulated cloud under a virtual clock, seed by seed.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The first one.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Threads; by default one for each core.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Go on after a failure, and list all of them.
+    #[arg(long)]
+    keep_going: bool,
+    /// Print what happens, step by step; for a few seeds.
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// What the threads share.
+struct Work {
+    next: AtomicU64,
+    end: u64,
+    stop: AtomicBool,
+    total: Mutex<(Summary, Vec<Failure>)>,
+    bar: ProgressBar,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let started = Instant::now();
+    let work = Work {
+        next: AtomicU64::new(args.from),
+        end: args.from + args.seeds,
+        stop: AtomicBool::new(false),
+        total: Mutex::default(),
+        bar: bar(args.seeds, args.verbose),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let run = || run_seeds(&work, &args);
+        let threads: Vec<_> = (0..args.threads.unwrap_or(cores)).map(|_| scope.spawn(run)).collect();
+        for thread in threads {
+            if let Ok(Err(broken)) = thread.join() {
+                println!("{broken}");
+                work.stop.store(true, Ordering::Relaxed);
+            }
+        }
+    });
+    work.bar.finish_and_clear();
+    report(work.total.into_inner().unwrap_or_else(PoisonError::into_inner), started.elapsed())
+}
+
+fn run_seeds(work: &Work, args: &Args) -> Result<(), Broken> {
+    let simulator = Simulator::new()?;
+    while !work.stop.load(Ordering::Relaxed) {
+        let seed = work.next.fetch_add(1, Ordering::Relaxed);
+        if seed >= work.end {
+            break;
+        }
+        let outcome = simulator.run(seed, args.verbose);
+        let mut total = work.total.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(summary) => total.0.add(&summary),
+            Err(failure) => {
+                work.stop.fetch_or(!args.keep_going, Ordering::Relaxed);
+                total.1.push(failure);
+            }
+        }
+        work.bar.inc(1);
+    }
+    Ok(())
+}
+
+fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> ExitCode {
+    println!(
+        "{} submit calls, {} calls, {} crashes, {} commits, {} steps in {:.1} s; digest {:016x}",
+        total.submits,
+        total.calls,
+        total.crashes,
+        total.commits,
+        total.steps,
+        took.as_secs_f64(),
+        total.digest
+    );
+    for (end, count) in &total.ends {
+        println!("{count:>9} {end}");
+    }
+    failures.sort_by_key(|failure| failure.seed);
+    for failure in &failures {
+        for line in &failure.trace {
+            println!("{line}");
+        }
+        println!(
+            "{failure}\n  replay: cargo run --release --example torture -- --from {} --seeds 1 --verbose",
+            failure.seed
+        );
+    }
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn bar(seeds: u64, verbose: bool) -> ProgressBar {
+    let shown = std::io::stderr().is_terminal() && !verbose;
+    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(seeds), target);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {per_sec}, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}

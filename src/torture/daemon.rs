@@ -1,0 +1,134 @@
+//! One life of a daemon: the real store, client and dispatcher, as `daemon::run` puts them together, and a fuse that ends it
+//! before a commit. Knows nothing of schedules.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use secrecy::SecretString;
+
+use super::wire::{Cloud, SimWire};
+use super::{Broken, store_options};
+use crate::cloud::auth::{AccessKeys, Password};
+use crate::cloud::{Bms, Clock, Credentials, PowerCloud};
+use crate::daemon::Dispatcher;
+use crate::settings::{AuthSettings, Settings};
+use crate::sim::scenario;
+use crate::store::{Store, StoreError};
+
+/// A daemon that lives.
+pub(super) struct Daemon {
+    pub(super) dispatcher: Dispatcher,
+    store: Arc<Store>,
+}
+
+impl Daemon {
+    /// As `daemon::run` begins.
+    pub(super) async fn start(
+        path: &Path,
+        settings: &Settings,
+        cloud: &Cloud,
+        fuse: &Arc<Fuse>,
+    ) -> Result<Self, StoreError> {
+        let store = Arc::new(Store::open_with(path, &store_options()).await?);
+        let commits = Arc::clone(fuse);
+        store.ask_before_commits(move || commits.allows()).await?;
+        let made = match clouds(settings, cloud) {
+            Ok(clouds) => Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.now()).await,
+            Err(error) => Err(StoreError::Unreadable(error.0)),
+        };
+        match made {
+            Ok(dispatcher) => Ok(Self { dispatcher, store }),
+            Err(error) => {
+                close(store).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Nothing of it is left; the connection is closed before this returns.
+    pub(super) async fn end(self) {
+        drop(self.dispatcher);
+        close(self.store).await;
+    }
+}
+
+async fn close(store: Arc<Store>) {
+    if let Ok(store) = Arc::try_unwrap(store) {
+        let _ = store.close().await;
+    }
+}
+
+fn clouds(
+    settings: &Settings,
+    cloud: &Cloud,
+) -> Result<BTreeMap<crate::model::TargetName, Arc<dyn PowerCloud>>, Broken> {
+    let mut clouds: BTreeMap<_, Arc<dyn PowerCloud>> = BTreeMap::new();
+    for target in &settings.targets {
+        let secrets = scenario::Credentials::default();
+        let credentials = match target.auth {
+            AuthSettings::AkSk { .. } => Credentials::AkSk(AccessKeys {
+                access_key: secrets.access_key,
+                secret_key: SecretString::from(secrets.secret_key),
+                security_token: None,
+            }),
+            AuthSettings::Token { .. } => Credentials::Password(Password {
+                domain: secrets.domain,
+                username: secrets.user,
+                password: SecretString::from(secrets.password),
+            }),
+        };
+        let time = cloud.clone();
+        let clock: Clock = Arc::new(move || time.now());
+        let wire = SimWire { cloud: cloud.clone(), timeout: target.request_timeout };
+        let client = Bms::over(Box::new(wire), target, credentials, clock);
+        let client = client.map_err(|error| Broken(error.to_string()))?;
+        clouds.insert(target.name.clone(), Arc::new(client));
+    }
+    Ok(clouds)
+}
+
+/// Counts commits over all lives, and ends a life before one of them.
+#[derive(Debug, Default)]
+pub(super) struct Fuse {
+    commits: AtomicU64,
+    /// 0: never.
+    ends_before: AtomicU64,
+    blown: AtomicBool,
+}
+
+impl Fuse {
+    /// From now on the commit after `more` others ends the daemon.
+    pub(super) fn set(&self, more: u64) {
+        self.ends_before.store(self.commits() + more + 1, Ordering::SeqCst);
+    }
+
+    /// The daemon is dead: nothing it writes any more counts.
+    pub(super) fn is_blown(&self) -> bool {
+        self.blown.load(Ordering::SeqCst)
+    }
+
+    /// For the next life.
+    pub(super) fn mend(&self) {
+        self.ends_before.store(0, Ordering::SeqCst);
+        self.blown.store(false, Ordering::SeqCst);
+    }
+
+    /// Commits so far.
+    pub(super) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::SeqCst)
+    }
+
+    fn allows(&self) -> bool {
+        if self.is_blown() {
+            return false;
+        }
+        if self.commits() + 1 == self.ends_before.load(Ordering::SeqCst) {
+            self.blown.store(true, Ordering::SeqCst);
+            return false;
+        }
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+}

@@ -1,0 +1,232 @@
+//! From a seed to a run: the cloud's scenario, the daemon's settings, and how rough the schedule is. Pure.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use super::Broken;
+use super::rng::Rng;
+use crate::model::{Service, TargetName};
+use crate::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
+use crate::sim::faults::{Fault, FaultKind, When};
+use crate::sim::{Call, Scenario};
+
+use crate::sim::scenario::{BmsScenario, Chance, IdleTaskState, Latency, MissingShow, ParentOnFailure, Refusals, Span};
+
+/// A target's name in every run.
+pub(super) const TARGET: &str = "default";
+
+/// Everything that a run is decided by, beside the order of its steps.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) scenario: Scenario,
+    pub(super) settings: Settings,
+    pub(super) rough: Roughness,
+}
+
+/// How rough the schedule is. Chances are of a thousand.
+#[derive(Debug, Clone)]
+pub(super) struct Roughness {
+    /// A daemon ends between two steps.
+    pub(super) crash: u64,
+    /// A daemon is set to end before one of its next commits, after a step.
+    pub(super) crash_in_step: u64,
+    /// A producer takes the write lock for some steps.
+    pub(super) lock: u64,
+    /// A call is on its way to the cloud for at most so long; always less than the settling time.
+    pub(super) way_max_ms: u64,
+    /// Requests to insert, at most.
+    pub(super) requests: u64,
+    /// Time between two acts of the producers, at most.
+    pub(super) act_gap_max_ms: u64,
+    /// A producer's act is something other than an insert.
+    pub(super) meddling: u64,
+}
+
+/// What the seed decides.
+pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
+    let servers = match rng.between(0, 9) {
+        0 => rng.between(20, 60),
+        _ => rng.between(3, 16),
+    };
+    let scenario = scenario(rng, servers as usize);
+    let settings = settings(rng)?;
+    let calm = rng.permille(250);
+    let settle = settings.targets.first().map(|target| target.settle_time).unwrap_or_default();
+    let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
+    let rough = Roughness {
+        crash: if calm { 0 } else { rng.between(0, 40) },
+        crash_in_step: if calm { 0 } else { rng.between(0, 40) },
+        lock: if rng.permille(300) { rng.between(0, 30) } else { 0 },
+        way_max_ms: rng.between(0, 900).min(settle_ms / 2),
+        requests: rng.between(1, servers * 3).min(80),
+        act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
+        meddling: rng.between(0, 400),
+    };
+    Ok(Plan { scenario, settings, rough })
+}
+
+fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
+    let bms = BmsScenario {
+        servers,
+        running: Chance::clamped(rng.between(0, 10) as f64 / 10.0),
+        operation_ms: *rng
+            .pick(&[span(10, 100), span(500, 4_000), span(1_000, 20_000), span(30_000, 90_000)])
+            .unwrap_or(&span(500, 4_000)),
+        init_polls: rng.between(0, 2) as u32,
+        refusals: either(rng, Refusals::Batch, Refusals::SubJob),
+        parent_on_failure: either(rng, ParentOnFailure::Fail, ParentOnFailure::Success),
+        sub_jobs_without_id: rng.permille(300),
+        idle_task_state: either(rng, IdleTaskState::Omitted, IdleTaskState::Null),
+        missing_show: *rng
+            .pick(&[MissingShow::Error, MissingShow::NotFound, MissingShow::Deleted])
+            .unwrap_or(&MissingShow::Error),
+    };
+    let late = |rng: &mut Rng| span(0, *rng.pick(&[0, 100, 3_000, 12_000]).unwrap_or(&0));
+    let latency = Latency {
+        submit_ms: late(rng),
+        job_ms: late(rng),
+        list_ms: late(rng),
+        show_ms: late(rng),
+        token_ms: late(rng),
+    };
+    let mut scenario = Scenario { seed: rng.next(), latency, bms, faults: faults(rng), ..Scenario::default() };
+    scenario.token_lifetime_s = *rng.pick(&[30, 600, 86_400]).unwrap_or(&600);
+    if rng.permille(300) {
+        scenario.rates.submits_per_minute = rng.between(2, 60) as u32;
+        scenario.rates.retry_after_s = rng.between(0, 20) as u32;
+        scenario.rates.refused_calls_count = rng.permille(500);
+    }
+    if rng.permille(200) {
+        scenario.rates.jobs_per_minute = rng.between(5, 60) as u32;
+        scenario.rates.lists_per_minute = rng.between(5, 60) as u32;
+        scenario.rates.shows_per_minute = rng.between(20, 100) as u32;
+    }
+    scenario
+}
+
+/// Some of the kinds there are, each with a chance of its own.
+fn faults(rng: &mut Rng) -> Vec<Fault> {
+    let heavy = rng.permille(200);
+    let mut faults = Vec::new();
+    for kind in kinds(rng) {
+        if !rng.permille(if heavy { 500 } else { 180 }) {
+            continue;
+        }
+        let chance = rng.between(1, if heavy { 60 } else { 25 }) as f64 / 100.0;
+        let on = match rng.between(0, 2) {
+            0 => Vec::new(),
+            1 => vec![Call::Submit],
+            _ => vec![Call::Job, Call::List, Call::Show],
+        };
+        let on = if is_of_calls(&kind) { on } else { Vec::new() };
+        faults.push(Fault { kind, when: When { on, chance: Some(Chance::clamped(chance)), ..When::default() } });
+    }
+    faults
+}
+
+fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
+    let refusals = ["BMS.0212", "BMS.0018", "BMS.0006", "BMS.1007", "BMS.1006", "BMS.0037", "Common.0021"];
+    let sub_jobs = ["BMS.3037", "BMS.1007", "BMS.0006", "BMS.0035", "BMS.0040", "Common.9999"];
+    let word = |rng: &mut Rng, among: &[&str]| (*rng.pick(among).unwrap_or(&"BMS.0212")).to_owned();
+    let any_5xx = |rng: &mut Rng| *rng.pick(&[500, 502, 503, 504]).unwrap_or(&502);
+    let (refusal, sub_job) = (word(rng, &refusals), word(rng, &sub_jobs));
+    let (before, after) = (any_5xx(rng), any_5xx(rng));
+    let retry_after_s = rng.permille(500).then(|| rng.between(1, 90) as u32);
+    let token = word(rng, &["APIGW.0301", "APIGW.0307"]);
+    vec![
+        FaultKind::Throttle { retry_after_s },
+        FaultKind::ErrorBefore { status: before },
+        FaultKind::ErrorAfter { status: after },
+        FaultKind::DropBefore,
+        FaultKind::DropAfter,
+        FaultKind::Refuse { status: 400, code: refusal, message: "refused by the scenario".into() },
+        FaultKind::ExpiredToken { code: token },
+        FaultKind::Redirect { status: 302 },
+        FaultKind::MalformedBody,
+        FaultKind::HtmlBody,
+        FaultKind::TruncatedBody,
+        FaultKind::OversizedBody { bytes: if rng.permille(500) { 1_000 } else { 1 << 25 } },
+        FaultKind::Slow { delay_ms: rng.between(100, 40_000) },
+        FaultKind::JobVanishes,
+        FaultKind::JobNeverEnds,
+        FaultKind::SubJobFails { code: sub_job, message: "failed by the scenario".into() },
+        FaultKind::SubJobWithoutId,
+        FaultKind::SubJobLeftOut,
+        FaultKind::OperationNeverEnds,
+        FaultKind::Missing,
+        FaultKind::Locked,
+    ]
+}
+
+fn is_of_calls(kind: &FaultKind) -> bool {
+    !matches!(
+        kind,
+        FaultKind::JobVanishes
+            | FaultKind::JobNeverEnds
+            | FaultKind::SubJobFails { .. }
+            | FaultKind::SubJobWithoutId
+            | FaultKind::SubJobLeftOut
+            | FaultKind::OperationNeverEnds
+            | FaultKind::Missing
+            | FaultKind::Locked
+    )
+}
+
+fn settings(rng: &mut Rng) -> Result<Settings, Broken> {
+    let seconds = |rng: &mut Rng, low: u64, high: u64| rng.millis(low * 1000, high * 1000);
+    let url = |text: &str| Url::parse(text).map_err(|error| Broken(format!("{text}: {error}")));
+    let auth = match rng.permille(500) {
+        true => AuthSettings::AkSk {
+            access_key_file: PathBuf::from("access-key"),
+            secret_key_file: PathBuf::from("secret-key"),
+            security_token_file: None,
+        },
+        false => AuthSettings::Token {
+            iam_endpoint: url("http://iam.simulated.invalid")?,
+            domain: "sim".into(),
+            username: "sim".into(),
+            password_file: PathBuf::from("password"),
+        },
+    };
+    let target = TargetSettings {
+        name: TargetName(TARGET.into()),
+        service: Service::Bms,
+        endpoint: url("http://bms.simulated.invalid")?,
+        project_id: Scenario::default().credentials.project_id,
+        submits_per_minute: rng.between(3, 50) as u32,
+        batch_servers_max: rng.between(1, 20) as u32,
+        job_time_limit: seconds(rng, 30, 240),
+        look_time_limit: seconds(rng, 20, 180),
+        settle_time: rng.millis(1_000, 20_000),
+        first_look: rng.millis(50, 4_000),
+        look_interval_max: seconds(rng, 4, 30),
+        connect_timeout: Duration::from_secs(5),
+        request_timeout: seconds(rng, 2, 20),
+        ca_file: None,
+        proxy: None,
+        allow_http: true,
+        auth,
+        budgets: Vec::new(),
+        protected: Vec::new(),
+    };
+    Ok(Settings {
+        queue: QueueSettings { database: PathBuf::new(), default_ttl: Some(seconds(rng, 120, 3_600)), retention: None },
+        batch: BatchSettings {
+            linger: rng.millis(0, 300),
+            attempts_max: NonZeroU32::new(rng.between(1, 4) as u32).unwrap_or(NonZeroU32::MIN),
+        },
+        targets: vec![target],
+        listen: None,
+    })
+}
+
+fn span(min_ms: u64, max_ms: u64) -> Span {
+    Span { min_ms, max_ms }
+}
+
+fn either<T>(rng: &mut Rng, one: T, other: T) -> T {
+    if rng.permille(500) { one } else { other }
+}

@@ -1,0 +1,75 @@
+//! One scenario of each kind, with a daemon that dies at every single point of it, one run a point.
+
+use super::draw::{self, Plan};
+use super::machine::Point;
+use super::rng::Rng;
+use super::{Broken, Failure, Simulator, Summary};
+use crate::sim::Scenario;
+
+/// The kinds of scenarios: what happens to the first submit calls.
+pub const KINDS: [&str; 7] = ["accepted", "lost", "lost before", "refused", "vanished", "gap", "retry"];
+
+/// How many points a scenario has at which a daemon can die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Points {
+    /// Commits.
+    pub commits: u64,
+    /// Calls to the cloud.
+    pub calls: u64,
+}
+
+impl Simulator {
+    /// Runs the scenario of this kind once undisturbed, and then once for each of its points, with a daemon that dies there.
+    ///
+    /// # Errors
+    /// The first broken promise; its `what` names the point.
+    pub fn run_every_crash(&self, kind: &str) -> Result<Points, Failure> {
+        let whole = self.run_kind(kind, None)?;
+        let points = Points { commits: whole.commits, calls: whole.calls };
+        let commits = (1..=points.commits).map(Point::Commit);
+        let calls = (1..=points.calls).flat_map(|n| [Point::Call(n), Point::Answer(n)]);
+        for point in commits.chain(calls) {
+            self.run_kind(kind, Some(point))?;
+        }
+        Ok(points)
+    }
+
+    fn run_kind(&self, kind: &str, point: Option<Point>) -> Result<Summary, Failure> {
+        let named = |failure: Failure| Failure {
+            what: Broken(format!("\"{kind}\", ending at {point:?}: {}", failure.what)),
+            ..failure
+        };
+        self.run_with(0, point.is_some(), |seed| plan(kind, seed).map(|(plan, rng)| (plan, rng, point))).map_err(named)
+    }
+}
+
+fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
+    let mut rng = Rng::new(seed);
+    let mut plan = draw::plan(&mut rng)?;
+    let text = format!("[bms]\nservers = 4\noperation_ms = [2000, 4000]\n{}", faults(kind));
+    plan.scenario = Scenario::from_toml(&text).map_err(|error| Broken(error.to_string()))?;
+    plan.rough = draw::Roughness {
+        crash: 0,
+        crash_in_step: 0,
+        lock: 0,
+        way_max_ms: 200,
+        requests: 8,
+        act_gap_max_ms: 1_000,
+        meddling: 0,
+    };
+    Ok((plan, rng))
+}
+
+fn faults(kind: &str) -> &'static str {
+    match kind {
+        "lost" => "[[faults]]\nkind = \"drop_after\"\non = [\"submit\"]\ncalls = [1, 2]\n",
+        "lost before" => "[[faults]]\nkind = \"drop_before\"\non = [\"submit\"]\ncalls = [1, 2]\n",
+        "refused" => "[[faults]]\nkind = \"locked\"\nservers = [2]\n",
+        "vanished" => "[[faults]]\nkind = \"job_vanishes\"\ncalls = [1, 2]\n",
+        "gap" => "[[faults]]\nkind = \"sub_job_left_out\"\nservers = [1, 3]\n",
+        "retry" => {
+            "[[faults]]\nkind = \"throttle\"\non = [\"submit\"]\ncalls = [1]\n[[faults]]\nkind = \"sub_job_fails\"\ncode = \"BMS.1007\"\ncalls = [2]\n"
+        }
+        _ => "",
+    }
+}

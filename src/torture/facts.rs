@@ -1,0 +1,272 @@
+//! What is true of a run, from its own sources: what producers wrote, what left, what the cloud carried out, what the queue
+//! recorded. Owns the bookkeeping; what must hold is in `rules`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::audit::{Entry, Move};
+use super::wire::Cloud;
+use super::{Broken, rules};
+use crate::cloud::{CallError, Fault};
+use crate::model::{
+    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, Tracking, UtcMillis,
+};
+
+/// What a producer asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Wish {
+    pub(super) server: ServerId,
+    pub(super) action: PowerAction,
+    pub(super) not_before: Option<UtcMillis>,
+    pub(super) expires_at: Option<UtcMillis>,
+    pub(super) after: Option<i64>,
+    pub(super) inserted_at: UtcMillis,
+}
+
+/// One request and its history.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub(super) wish: Wish,
+    pub(super) state: RequestState,
+    pub(super) evidence: Option<Evidence>,
+    pub(super) since: UtcMillis,
+    /// Batches that took it up, oldest first, each with its result once the queue names one.
+    pub(super) calls: Vec<(i64, Option<AttemptResult>)>,
+}
+
+/// One batch and its history.
+#[derive(Debug, Clone)]
+pub(super) struct BatchFacts {
+    pub(super) action: PowerAction,
+    pub(super) state: BatchState,
+    pub(super) members: BTreeSet<i64>,
+    /// The call left this machine, as far as the daemon is concerned.
+    pub(super) departed: bool,
+    /// The daemon that made the call still lives and has not stored its answer.
+    pub(super) in_hand: bool,
+    /// What the daemon was told, until it is stored.
+    told: Option<Fate>,
+    /// What the queue knows of the call.
+    fate: Fate,
+    /// Members that the cloud really acted on for this batch.
+    pub(super) carried: BTreeSet<i64>,
+}
+
+impl BatchFacts {
+    /// What the queue knows of the call, or is just being told.
+    pub(super) fn known_fate(&self) -> Fate {
+        if self.fate == Fate::Open { self.told.unwrap_or(Fate::InDoubt) } else { self.fate }
+    }
+}
+
+/// What a daemon can know of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// No answer is stored.
+    Open,
+    /// It has a job.
+    Accepted,
+    /// Certainly nothing was done.
+    NotDone,
+    /// It may have been acted on.
+    InDoubt,
+}
+
+/// Everything that is known of a run.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) limits: rules::Limits,
+    pub(super) requests: BTreeMap<i64, Request>,
+    pub(super) batches: BTreeMap<i64, BatchFacts>,
+    /// Actions that an operator holds at present; none: all of them.
+    pub(super) held: BTreeSet<Option<PowerAction>>,
+    /// When the submit calls of the last minute left.
+    pub(super) departures: VecDeque<UtcMillis>,
+    /// A number that the whole history decides.
+    pub(super) digest: u64,
+    pub(super) last_move: UtcMillis,
+}
+
+impl Facts {
+    pub(super) fn new(limits: rules::Limits, now: UtcMillis) -> Self {
+        Self {
+            limits,
+            requests: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            held: BTreeSet::new(),
+            departures: VecDeque::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
+            last_move: now,
+        }
+    }
+
+    /// A producer inserted a row.
+    pub(super) fn inserted(&mut self, id: i64, wish: Wish) -> Result<(), Broken> {
+        let since = wish.inserted_at;
+        let request = Request { wish, state: RequestState::Queued, evidence: None, since, calls: Vec::new() };
+        match self.requests.insert(id, request) {
+            None => Ok(()),
+            Some(_) => Err(Broken(format!("request id {id} was given twice"))),
+        }
+    }
+
+    /// A submit call leaves.
+    pub(super) fn departs(
+        &mut self,
+        batch: i64,
+        action: PowerAction,
+        members: &BTreeMap<i64, ServerId>,
+        now: UtcMillis,
+    ) -> Result<(), Broken> {
+        rules::check_departure(self, batch, action, members)?;
+        self.departures.push_back(now);
+        rules::check_pace(self, now)?;
+        if let Some(facts) = self.batches.get_mut(&batch) {
+            (facts.departed, facts.in_hand) = (true, true);
+        }
+        Ok(())
+    }
+
+    /// The cloud acted on these servers for a batch.
+    pub(super) fn carried_out(&mut self, batch: i64, servers: &BTreeSet<ServerId>) -> Result<(), Broken> {
+        let Some(facts) = self.batches.get(&batch) else {
+            return Err(Broken(format!("the cloud acted for batch {batch}, which is not in the queue")));
+        };
+        let of = |request: &i64| self.requests.get(request).is_some_and(|r| servers.contains(&r.wish.server));
+        let carried: BTreeSet<i64> = facts.members.iter().copied().filter(of).collect();
+        if carried.len() != servers.len() {
+            return Err(Broken(format!("batch {batch} switched servers that it has no members for")));
+        }
+        for &request in &carried {
+            rules::check_carried(self, batch, request)?;
+        }
+        if let Some(facts) = self.batches.get_mut(&batch) {
+            facts.carried.extend(carried);
+        }
+        Ok(())
+    }
+
+    /// The daemon is told how a submit call went; it counts once it is stored.
+    pub(super) fn told(&mut self, batch: i64, answer: &Result<Tracking, CallError>) {
+        if let Some(facts) = self.batches.get_mut(&batch) {
+            facts.told = Some(fate(answer));
+        }
+    }
+
+    /// The daemon died: whatever it had not stored is forgotten.
+    pub(super) fn crashed(&mut self) {
+        for facts in self.batches.values_mut() {
+            (facts.told, facts.in_hand) = (None, false);
+        }
+    }
+
+    /// Takes what the queue recorded, and checks each move.
+    pub(super) fn learn(&mut self, entries: &[Entry], cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+        for entry in entries {
+            self.digest = (self.digest ^ fingerprint(&format!("{now} {entry:?}"))).wrapping_mul(0x0100_0000_01b3);
+            match entry {
+                Entry::Moved(moved) => self.moved(moved, cloud, now)?,
+                Entry::Deleted { request, was } => {
+                    return Err(Broken(format!("request {request} ({was}) was deleted")));
+                }
+                Entry::Intent { batch, action } => self.intent(*batch, *action),
+                Entry::Batch { batch, was, becomes } => self.batch_moved(*batch, *was, *becomes)?,
+                Entry::Member { request, batch } => {
+                    if let Some(facts) = self.batches.get_mut(batch) {
+                        facts.members.insert(*request);
+                    }
+                }
+                Entry::Result { request, batch, result } => self.result(*request, *batch, *result)?,
+            }
+            self.last_move = now;
+        }
+        Ok(())
+    }
+
+    /// Every call that took up this request and was really carried out.
+    pub(super) fn times_carried(&self, request: i64) -> usize {
+        self.batches.values().filter(|batch| batch.carried.contains(&request)).count()
+    }
+
+    /// When a queued request's time is over; none while what it waits for has not ended.
+    pub(super) fn expiry(&self, request: &Request) -> Option<UtcMillis> {
+        if let Some(at) = request.wish.expires_at {
+            return Some(at);
+        }
+        let waited = match request.wish.after.map(|id| self.requests.get(&id)) {
+            None => request.wish.inserted_at,
+            Some(awaited) => awaited.filter(|awaited| awaited.state.is_terminal())?.since,
+        };
+        let from = waited.max(request.wish.inserted_at).max(request.wish.not_before.unwrap_or(waited));
+        self.limits.default_ttl.map(|ttl| from + ttl)
+    }
+
+    fn intent(&mut self, batch: i64, action: PowerAction) {
+        let facts = BatchFacts {
+            action,
+            state: BatchState::Submitting,
+            members: BTreeSet::new(),
+            departed: false,
+            in_hand: false,
+            told: None,
+            fate: Fate::Open,
+            carried: BTreeSet::new(),
+        };
+        self.batches.insert(batch, facts);
+    }
+
+    fn batch_moved(&mut self, batch: i64, was: BatchState, becomes: BatchState) -> Result<(), Broken> {
+        let Some(facts) = self.batches.get_mut(&batch) else {
+            return Err(Broken(format!("batch {batch} moves without having been made")));
+        };
+        if was == BatchState::Done {
+            return Err(Broken(format!("batch {batch} was done and is {becomes} again")));
+        }
+        if was == BatchState::Submitting {
+            if facts.in_hand && facts.told.is_none() {
+                return Err(Broken(format!("batch {batch} was given up while its call was being made")));
+            }
+            facts.fate = facts.told.take().unwrap_or(Fate::InDoubt);
+            facts.in_hand = false;
+        }
+        facts.state = becomes;
+        Ok(())
+    }
+
+    fn result(&mut self, request: i64, batch: i64, result: AttemptResult) -> Result<(), Broken> {
+        let Some(facts) = self.requests.get_mut(&request) else {
+            return Err(Broken(format!("an attempt of request {request}, which nobody inserted")));
+        };
+        match facts.calls.iter_mut().find(|(call, _)| *call == batch) {
+            Some((_, open @ None)) => *open = Some(result),
+            _ => return Err(Broken(format!("request {request} has no open attempt in batch {batch}"))),
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, moved: &Move, cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+        rules::check_move(self, moved, cloud, now)?;
+        let Some(request) = self.requests.get_mut(&moved.request) else { return Ok(()) };
+        if let (RequestState::Submitting, Some(batch)) = (moved.becomes, moved.batch) {
+            request.calls.push((batch, None));
+        }
+        (request.state, request.evidence, request.since) = (moved.becomes, moved.evidence, now);
+        Ok(())
+    }
+}
+
+/// By the words of `PowerCloud::submit`.
+fn fate(answer: &Result<Tracking, CallError>) -> Fate {
+    match answer.as_ref().map_err(|error| &error.fault) {
+        Ok(_) => Fate::Accepted,
+        Err(Fault::Lost | Fault::Refused(CodeClass::RetryableUncertain | CodeClass::Other)) => Fate::InDoubt,
+        Err(_) => Fate::NotDone,
+    }
+}
+
+fn fingerprint(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// How long a span is, generously: for bounds that only mean "some day".
+pub(super) const SLACK: Duration = Duration::from_secs(180);

@@ -1,0 +1,214 @@
+//! The proof by simulation: runs the real dispatcher and the real store under a virtual clock against the simulated cloud,
+//! in process, and checks the promises of the contract after every step.
+//!
+//! ```text
+//!  seed ─▶ draw ──▶ machine ──round, finish──▶ Dispatcher ─▶ Store ─▶ a queue on a RAM disk
+//!                    │   ▲                         │tasks                 │ triggers
+//!   producer ◀──acts─┤   └─answers, reordered──────┤                      ▼
+//!                    │                      real client ─▶ wire        audit ─▶ facts ─▶ rules
+//!                    └─ crashes, locks             └─▶ World (ledger) ─────────────┘
+//! ```
+//!
+//! A seed decides everything: the cloud's faults, the settings, what producers insert and when, how long every call is on
+//! its way, in which order answers come back, and where the daemon dies: between two steps, before any commit, between a
+//! call's being carried out and its answer. Virtual time begins far ahead of this machine's, because the schema's triggers
+//! ask SQLite for "now". Needs no network and no clock; a failing seed replays exactly.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sqlx::ConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio::runtime::Runtime;
+
+use crate::store::{Store, StoreOptions};
+
+mod audit;
+mod daemon;
+mod draw;
+mod exhaustive;
+mod facts;
+mod machine;
+mod producer;
+mod rng;
+mod rules;
+mod wire;
+
+pub use exhaustive::{KINDS, Points};
+
+use machine::Machine;
+
+/// A promise that does not hold, or a simulation that cannot go on; one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Broken(pub String);
+
+impl From<sqlx::Error> for Broken {
+    fn from(error: sqlx::Error) -> Self {
+        Self(format!("the simulation's own SQL failed: {error}"))
+    }
+}
+
+/// A run that broke a promise.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Replays it.
+    pub seed: u64,
+    /// Which promise, and how.
+    pub what: Broken,
+    /// What happened, step by step, if asked for.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}: {}", self.seed, self.what)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What happened in a run that kept every promise.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// How requests ended: state and evidence, and how many.
+    pub ends: std::collections::BTreeMap<String, u64>,
+    /// Submit calls that reached the cloud.
+    pub submits: u64,
+    /// How often a daemon died.
+    pub crashes: u64,
+    /// Steps of the simulation.
+    pub steps: u64,
+    /// Commits of the daemon.
+    pub commits: u64,
+    /// Calls of any kind that reached the cloud.
+    pub calls: u64,
+    /// Decided by the whole history: equal for equal runs.
+    pub digest: u64,
+}
+
+impl Summary {
+    /// Adds the counts of another run.
+    pub fn add(&mut self, other: &Self) {
+        for (end, count) in &other.ends {
+            *self.ends.entry(end.clone()).or_default() += count;
+        }
+        self.submits += other.submits;
+        self.crashes += other.crashes;
+        self.steps += other.steps;
+        self.commits += other.commits;
+        self.calls += other.calls;
+        self.digest ^= other.digest;
+    }
+}
+
+/// Runs seeds, one after another, each on a fresh queue. One for each thread.
+pub struct Simulator {
+    runtime: Runtime,
+    folder: Folder,
+    /// A queue as the daemon makes it, with the audit beside it.
+    fresh: Vec<u8>,
+}
+
+impl Simulator {
+    /// Prepares a folder on a RAM disk, if there is one, and a queue to begin each run with.
+    ///
+    /// # Errors
+    /// When files or the queue cannot be made.
+    pub fn new() -> Result<Self, Broken> {
+        let io = |error: std::io::Error| Broken(format!("cannot prepare the simulation: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
+        let folder = Folder::new().map_err(io)?;
+        let path = folder.path.join("fresh.db");
+        runtime.block_on(make_fresh(&path))?;
+        let fresh = std::fs::read(&path).map_err(io)?;
+        Ok(Self { runtime, folder, fresh })
+    }
+
+    /// Runs `seed` to its end.
+    ///
+    /// # Errors
+    /// The promise that was broken; with `trace`, also what led there.
+    pub fn run(&self, seed: u64, trace: bool) -> Result<Summary, Failure> {
+        self.run_with(seed, trace, |seed| {
+            let mut rng = rng::Rng::new(seed);
+            let plan = draw::plan(&mut rng)?;
+            Ok((plan, rng, None))
+        })
+    }
+
+    fn run_with(
+        &self,
+        seed: u64,
+        trace: bool,
+        plan: impl FnOnce(u64) -> Result<(draw::Plan, rng::Rng, Option<machine::Point>), Broken>,
+    ) -> Result<Summary, Failure> {
+        let mut trace = trace.then(Vec::new);
+        let outcome = self.runtime.block_on(async {
+            let (plan, rng, end_at) = plan(seed)?;
+            let path = self.folder.begin(&self.fresh)?;
+            let mut machine = Machine::new(plan, rng, &path, end_at, &mut trace).await?;
+            let outcome = machine.run().await;
+            machine.close().await;
+            outcome
+        });
+        outcome.map_err(|what| Failure { seed, what, trace: trace.unwrap_or_default() })
+    }
+}
+
+/// How a daemon's queue is opened here: a commit waits for nobody.
+fn store_options() -> StoreOptions {
+    StoreOptions { busy_timeout: std::time::Duration::ZERO, synced: false }
+}
+
+async fn make_fresh(path: &Path) -> Result<(), Broken> {
+    let store = Store::open_with(path, &store_options()).await.map_err(|error| Broken(error.to_string()))?;
+    store.close().await.map_err(|error| Broken(error.to_string()))?;
+    let mut connection = connect(path).await?;
+    audit::install(&mut connection).await?;
+    sqlx::Connection::close(connection).await?;
+    Ok(())
+}
+
+/// A producer's connection.
+async fn connect(path: &Path) -> Result<SqliteConnection, Broken> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .synchronous(sqlx::sqlite::SqliteSynchronous::Off)
+        .disable_statement_logging();
+    Ok(options.connect().await?)
+}
+
+/// A folder of its own, gone with its owner.
+struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    fn new() -> std::io::Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let ram = Path::new("/dev/shm");
+        let base = if ram.is_dir() { ram.to_owned() } else { std::env::temp_dir() };
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = base.join(format!("poweryard-torture-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self { path })
+    }
+
+    /// A fresh queue in place of the one before.
+    fn begin(&self, fresh: &[u8]) -> Result<PathBuf, Broken> {
+        let path = self.path.join("queue.db");
+        for ending in ["queue.db-wal", "queue.db-shm"] {
+            let _ = std::fs::remove_file(self.path.join(ending));
+        }
+        std::fs::write(&path, fresh).map_err(|error| Broken(format!("cannot write {}: {error}", path.display())))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}

@@ -1,0 +1,218 @@
+//! The producers: strangers who insert, cancel, change and hold, over a connection of their own.
+//!
+//! Owns their SQL. The schema takes "now" from this machine's clock, far behind the virtual one; what it derives from that is
+//! set to virtual time in the same transaction.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+use super::Broken;
+use super::draw::TARGET;
+use super::facts::{Facts, Wish};
+use super::rng::Rng;
+use crate::model::{PowerAction, RequestState, ServerId, UtcMillis};
+
+/// What the producers may name.
+pub(super) struct Producers {
+    pub(super) servers: Vec<ServerId>,
+    /// Requests still to be inserted.
+    pub(super) left: u64,
+    /// Of a thousand acts, so many change something that is there.
+    pub(super) meddling: u64,
+    inserted: u64,
+}
+
+impl Producers {
+    pub(super) fn new(servers: Vec<ServerId>, left: u64, meddling: u64) -> Self {
+        Self { servers, left, meddling, inserted: 0 }
+    }
+
+    /// One act; what was done, for the trace.
+    pub(super) async fn act(
+        &mut self,
+        desk: &mut SqliteConnection,
+        facts: &mut Facts,
+        rng: &mut Rng,
+        now: UtcMillis,
+    ) -> Result<String, Broken> {
+        if facts.requests.is_empty() || !rng.permille(self.meddling) {
+            let rows = rng.between(1, 8).min(self.left);
+            return self.insert(desk, facts, rng, rows, now).await;
+        }
+        let queued = facts.requests.iter().filter(|(_, request)| request.state == RequestState::Queued);
+        let queued: Vec<i64> = queued.map(|(id, _)| *id).collect();
+        match (rng.between(0, 5), rng.pick(&queued).copied()) {
+            (0, Some(id)) => cancel(desk, id).await,
+            (1, Some(id)) => change_not_before(desk, facts, rng, id, now).await,
+            (2, Some(id)) => change_expiry(desk, facts, rng, id, now).await,
+            (3, Some(id)) => change_priority(desk, rng, id).await,
+            _ => hold(desk, facts, rng, now).await,
+        }
+    }
+
+    /// Lifts every hold of an operator; the end of a run.
+    pub(super) async fn resume_all(&mut self, desk: &mut SqliteConnection, facts: &mut Facts) -> Result<(), Broken> {
+        sqlx::query("DELETE FROM holds WHERE kind = 'operator'").execute(desk).await?;
+        facts.held.clear();
+        Ok(())
+    }
+
+    async fn insert(
+        &mut self,
+        desk: &mut SqliteConnection,
+        facts: &mut Facts,
+        rng: &mut Rng,
+        rows: u64,
+        now: UtcMillis,
+    ) -> Result<String, Broken> {
+        let one_action = rng.permille(600).then(|| action(rng));
+        let mut said = String::from("insert");
+        let mut tx = desk.begin().await?;
+        for _ in 0..rows {
+            let wish = self.wish(facts, rng, one_action, now);
+            self.inserted += 1;
+            let spelled = if rng.permille(100) { wish.server.0.to_uppercase() } else { wish.server.0.clone() };
+            let priority = if rng.permille(200) { rng.between(0, 20) as i64 - 10 } else { 0 };
+            let key = rng.permille(300).then(|| format!("key-{}", self.inserted));
+            let id: i64 = sqlx::query_scalar(
+                "INSERT INTO power_requests (server_id, action, target, priority, not_before, expires_at, after_id, request_key)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            )
+            .bind(&spelled)
+            .bind(wish.action.as_str())
+            .bind(TARGET)
+            .bind(priority)
+            .bind(wish.not_before.map(|at| at.to_string()))
+            .bind(wish.expires_at.map(|at| at.to_string()))
+            .bind(wish.after)
+            .bind(key)
+            .fetch_one(&mut *tx)
+            .await?;
+            set_eligible(&mut tx, id, now).await?;
+            said.push_str(&format!(" {id}:{} {}", wish.action, wish.server.0.get(..8).unwrap_or(&wish.server.0)));
+            facts.inserted(id, wish)?;
+        }
+        tx.commit().await?;
+        self.left -= rows;
+        Ok(said)
+    }
+
+    fn wish(&self, facts: &Facts, rng: &mut Rng, one_action: Option<PowerAction>, now: UtcMillis) -> Wish {
+        let nobody = ServerId(format!("nobody-{}", rng.between(1, 3)));
+        let known = rng.pick(&self.servers).cloned().unwrap_or_else(|| nobody.clone());
+        let server = if rng.permille(20) { nobody } else { known };
+        let not_before = rng.permille(100).then(|| now + rng.millis(1, 120_000));
+        let expires_at = rng.permille(100).then(|| not_before.unwrap_or(now) + rng.millis(1, 240_000));
+        let ids: Vec<i64> = facts.requests.keys().copied().collect();
+        let after = if rng.permille(120) { rng.pick(&ids).copied() } else { None };
+        let action = one_action.unwrap_or_else(|| action(rng));
+        Wish { server, action, not_before, expires_at, after, inserted_at: now }
+    }
+}
+
+fn action(rng: &mut Rng) -> PowerAction {
+    *rng.pick(&[PowerAction::Start, PowerAction::Stop, PowerAction::Reboot, PowerAction::Reboot])
+        .unwrap_or(&PowerAction::Reboot)
+}
+
+/// What the schema took from this machine's clock, in virtual time.
+async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Result<(), Broken> {
+    sqlx::query("UPDATE power_requests SET eligible_at = ? WHERE id = ? AND eligible_at = created_at")
+        .bind(at.to_string())
+        .bind(id)
+        .execute(desk)
+        .await?;
+    Ok(())
+}
+
+async fn cancel(desk: &mut SqliteConnection, id: i64) -> Result<String, Broken> {
+    sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE id = ? AND state = 'queued'")
+        .bind(id)
+        .execute(desk)
+        .await?;
+    Ok(format!("cancel {id}"))
+}
+
+async fn change_not_before(
+    desk: &mut SqliteConnection,
+    facts: &mut Facts,
+    rng: &mut Rng,
+    id: i64,
+    now: UtcMillis,
+) -> Result<String, Broken> {
+    let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
+    let at = rng.permille(600).then(|| now + rng.millis(1, 60_000));
+    if request.wish.expires_at.is_some_and(|end| at.is_some_and(|at| end <= at)) {
+        return Ok(format!("not_before of {id} cannot be after its end"));
+    }
+    request.wish.not_before = at;
+    let inserted_at = request.wish.inserted_at;
+    let mut tx = desk.begin().await?;
+    sqlx::query("UPDATE power_requests SET not_before = ? WHERE id = ?")
+        .bind(at.map(|at| at.to_string()))
+        .bind(id)
+        .execute(&mut *tx)
+        .await?;
+    set_eligible(&mut tx, id, inserted_at).await?;
+    tx.commit().await?;
+    Ok(format!("not_before of {id} = {at:?}"))
+}
+
+async fn change_expiry(
+    desk: &mut SqliteConnection,
+    facts: &mut Facts,
+    rng: &mut Rng,
+    id: i64,
+    now: UtcMillis,
+) -> Result<String, Broken> {
+    let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
+    let from = request.wish.not_before.unwrap_or(now).max(now);
+    let at = from + rng.millis(1, 120_000);
+    request.wish.expires_at = Some(at);
+    sqlx::query("UPDATE power_requests SET expires_at = ? WHERE id = ?")
+        .bind(at.to_string())
+        .bind(id)
+        .execute(desk)
+        .await?;
+    Ok(format!("expires_at of {id} = {at}"))
+}
+
+async fn change_priority(desk: &mut SqliteConnection, rng: &mut Rng, id: i64) -> Result<String, Broken> {
+    let priority = rng.between(0, 200) as i64 - 100;
+    sqlx::query("UPDATE power_requests SET priority = ? WHERE id = ?").bind(priority).bind(id).execute(desk).await?;
+    Ok(format!("priority of {id} = {priority}"))
+}
+
+/// Pauses or resumes all actions or one.
+async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: UtcMillis) -> Result<String, Broken> {
+    let action = rng.permille(500).then(|| action(rng));
+    if facts.held.remove(&action) {
+        sqlx::query("DELETE FROM holds WHERE kind = 'operator' AND action IS ?")
+            .bind(action.map(PowerAction::as_str))
+            .execute(desk)
+            .await?;
+        return Ok(format!("resume {action:?}"));
+    }
+    facts.held.insert(action);
+    let target = rng.permille(500).then_some(TARGET);
+    sqlx::query("INSERT INTO holds (target, action, kind, reason, since) VALUES (?, ?, 'operator', 'a test', ?)")
+        .bind(target)
+        .bind(action.map(PowerAction::as_str))
+        .bind(now.to_string())
+        .execute(desk)
+        .await?;
+    Ok(format!("pause {action:?}"))
+}
+
+/// Takes the write lock, or gives it back.
+pub(super) async fn lock(desk: &mut SqliteConnection, locked: bool) -> Result<(), Broken> {
+    let statement = if locked { "BEGIN IMMEDIATE" } else { "ROLLBACK" };
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(desk).await?;
+    Ok(())
+}
+
+/// Between two acts.
+pub(super) fn gap(rng: &mut Rng, most_ms: u64) -> Duration {
+    rng.millis(0, most_ms)
+}

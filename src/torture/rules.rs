@@ -1,0 +1,223 @@
+//! The promises of the contract, as checks of a run's facts. Pure: changes nothing, reads no clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Broken;
+use super::audit::Move;
+use super::facts::{BatchFacts, Facts, Fate, Request, SLACK};
+use super::wire::Cloud;
+use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, UtcMillis};
+use crate::sim::OnOff;
+
+/// The configured bounds that a run is held to.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) submits_per_minute: u32,
+    pub(super) batch_servers_max: u32,
+    pub(super) attempts_max: u32,
+    pub(super) default_ttl: Option<Duration>,
+    /// From a claim to the end of its attempt.
+    pub(super) flight_max: Duration,
+}
+
+macro_rules! hold {
+    ($true:expr, $($text:tt)*) => {
+        if !$true {
+            return Err(Broken(format!($($text)*)));
+        }
+    };
+}
+
+/// Intents precede calls: what leaves is a stored batch with these members and no others.
+pub(super) fn check_departure(
+    facts: &Facts,
+    batch: i64,
+    action: PowerAction,
+    members: &BTreeMap<i64, ServerId>,
+) -> Result<(), Broken> {
+    let stored = facts.batches.get(&batch);
+    hold!(stored.is_some(), "the call of batch {batch} leaves, but no intent is stored");
+    let Some(stored) = stored else { return Ok(()) };
+    hold!(stored.state == BatchState::Submitting, "the call of batch {batch} leaves, but it is {}", stored.state);
+    hold!(!stored.departed, "the call of batch {batch} leaves a second time");
+    hold!(stored.action == action, "batch {batch} is for {}, but its call is {action}", stored.action);
+    hold!(stored.members.iter().eq(members.keys()), "batch {batch} has other members stored than it sends");
+    hold!(members.len() <= facts.limits.batch_servers_max as usize, "batch {batch} is too large");
+    for (id, server) in members {
+        let known = facts.requests.get(id).map(|request| (&request.wish.server, request.wish.action, request.state));
+        hold!(
+            known == Some((server, action, RequestState::Submitting)),
+            "batch {batch} sends {action} of {server} for request {id}, which is {known:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Never more calls in 60 s than configured, over restarts too.
+pub(super) fn check_pace(facts: &mut Facts, now: UtcMillis) -> Result<(), Broken> {
+    while facts.departures.front().is_some_and(|&at| now.since(at) >= Duration::from_secs(60)) {
+        facts.departures.pop_front();
+    }
+    let (calls, most) = (facts.departures.len(), facts.limits.submits_per_minute);
+    hold!(calls <= most as usize, "{calls} submit calls in 60 s; {most} are allowed");
+    Ok(())
+}
+
+/// What the cloud acts on must still be open in this batch, and no reboot may come twice.
+pub(super) fn check_carried(facts: &Facts, batch: i64, id: i64) -> Result<(), Broken> {
+    let Some(request) = facts.requests.get(&id) else { return Ok(()) };
+    let is_reboot = request.wish.action == PowerAction::Reboot;
+    hold!(!is_reboot || facts.times_carried(id) == 0, "request {id}: batch {batch} reboots its server a second time");
+    let result = request.calls.iter().find(|(call, _)| *call == batch).and_then(|(_, result)| *result);
+    let denied = matches!(
+        result,
+        Some(AttemptResult::NotSent | AttemptResult::Busy | AttemptResult::Refused | AttemptResult::Lost)
+    ) || (request.state == RequestState::Failed && result.is_some());
+    hold!(!denied, "request {id}: batch {batch} is carried out after its attempt was settled as {result:?}");
+    Ok(())
+}
+
+/// One move of one request.
+pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+    let id = moved.request;
+    let Some(request) = facts.requests.get(&id) else {
+        return Err(Broken(format!("request {id} moves, but nobody inserted it")));
+    };
+    hold!(request.state == moved.was, "request {id} was {}, and is moved from {}", request.state, moved.was);
+    hold!(is_legal(moved.was, moved.becomes), "request {id} moves from {} to {}", moved.was, moved.becomes);
+    match moved.becomes {
+        RequestState::Submitting => check_claim(facts, id, request, now),
+        RequestState::Queued => check_return(facts, id, request),
+        RequestState::Running => Ok(()),
+        _ => check_end(facts, moved, request, cloud, now),
+    }
+}
+
+/// The diagram of the contract.
+fn is_legal(was: RequestState, becomes: RequestState) -> bool {
+    use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Submitting, Succeeded, Unknown};
+    match was {
+        Queued => matches!(becomes, Submitting | Cancelled | Expired | Rejected),
+        Submitting => matches!(becomes, Running | Queued | Succeeded | Failed | Unknown),
+        Running => matches!(becomes, Queued | Succeeded | Failed | Unknown),
+        Succeeded | Failed | Cancelled | Expired | Rejected | Unknown => false,
+    }
+}
+
+/// Nothing goes out before its time, after its time, out of turn or past an operator's hold; no reboot goes out again.
+fn check_claim(facts: &Facts, id: i64, request: &Request, now: UtcMillis) -> Result<(), Broken> {
+    let wish = &request.wish;
+    hold!(wish.not_before.is_none_or(|at| at <= now), "request {id} goes out before its not_before");
+    hold!(facts.expiry(request).is_none_or(|at| at > now), "request {id} goes out after its time");
+    hold!(is_freed(facts, request), "request {id} goes out before what it waits for has succeeded");
+    let held = facts.held.contains(&None) || facts.held.contains(&Some(wish.action));
+    hold!(!held, "request {id} goes out although {} is held", wish.action);
+    let reboots = wish.action == PowerAction::Reboot && facts.times_carried(id) > 0;
+    hold!(!reboots, "request {id}: a reboot that was carried out is claimed again");
+    for (other_id, other) in facts.requests.iter().filter(|(other, r)| **other != id && r.wish.server == wish.server) {
+        let in_flight = matches!(other.state, RequestState::Submitting | RequestState::Running);
+        hold!(!in_flight, "requests {other_id} and {id} are in flight for {} together", wish.server);
+        let due = other.wish.not_before.is_none_or(|at| at <= now) && is_freed(facts, other);
+        let waits_first = *other_id < id && other.state == RequestState::Queued && due;
+        hold!(!waits_first, "request {id} goes out before request {other_id} of the same server, which is due");
+    }
+    Ok(())
+}
+
+fn is_freed(facts: &Facts, request: &Request) -> bool {
+    let awaited = request.wish.after.and_then(|id| facts.requests.get(&id));
+    awaited.is_none_or(|awaited| awaited.state == RequestState::Succeeded)
+}
+
+/// Back in the queue means: proved not carried out.
+fn check_return(facts: &Facts, id: i64, request: &Request) -> Result<(), Broken> {
+    let Some((batch, result)) = request.calls.last() else { return Ok(()) };
+    let carried = facts.batches.get(batch).is_some_and(|batch| batch.carried.contains(&id));
+    hold!(!carried, "request {id} is queued again ({result:?}), but the cloud has carried it out for batch {batch}");
+    Ok(())
+}
+
+fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+    let (id, evidence) = (moved.request, moved.evidence);
+    let carried = facts.times_carried(id);
+    let is_reboot = request.wish.action == PowerAction::Reboot;
+    match moved.becomes {
+        RequestState::Succeeded => match evidence {
+            Some(Evidence::Job) => {
+                let batch = moved.batch.and_then(|batch| facts.batches.get(&batch));
+                let by_it = batch.is_some_and(|batch| batch.carried.contains(&id));
+                hold!(by_it, "request {id} succeeded by its job, but batch {:?} did not carry it out", moved.batch);
+            }
+            Some(Evidence::Already | Evidence::Observed) if !is_reboot => {
+                let (wished, power) = (wished(request.wish.action), power(cloud, &request.wish.server));
+                hold!(power == Some(wished), "request {id} succeeded ({evidence:?}), but its power is {power:?}");
+            }
+            Some(Evidence::Observed) => {
+                hold!(carried > 0, "request {id}: a reboot was observed, but the cloud made none");
+            }
+            _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
+        },
+        RequestState::Failed => {
+            let known = matches!(evidence, Some(Evidence::Job | Evidence::Refused | Evidence::Observed));
+            hold!(known, "request {id} failed with evidence {evidence:?}");
+            let honest = carried == 0 || moved.code == "poweryard.not_running";
+            hold!(honest, "request {id} failed ({evidence:?}, {}), but the cloud carried it out", moved.code);
+        }
+        RequestState::Expired => {
+            let due = facts.expiry(request).is_some_and(|at| at <= now);
+            hold!(due, "request {id} expired before its time");
+        }
+        RequestState::Cancelled if moved.code == "poweryard.dependency" => {
+            let awaited = request.wish.after.and_then(|id| facts.requests.get(&id)).map(|awaited| awaited.state);
+            let in_vain = awaited.is_some_and(|state| state.is_terminal() && state != RequestState::Succeeded);
+            hold!(in_vain, "request {id} was cancelled for what it waits for, which is {awaited:?}");
+        }
+        _ => {}
+    }
+    check_attempts(facts, moved, request)
+}
+
+/// Calls that the cloud may have acted on, and no others, count as attempts.
+fn check_attempts(facts: &Facts, moved: &Move, request: &Request) -> Result<(), Broken> {
+    let counts = |(batch, result): &&(i64, Option<AttemptResult>)| {
+        let fate = facts.batches.get(batch).map(BatchFacts::known_fate);
+        let taken_back = matches!(result, Some(AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent));
+        matches!(fate, Some(Fate::Accepted | Fate::InDoubt)) && !taken_back
+    };
+    let (id, counted) = (moved.request, request.calls.iter().filter(counts).count());
+    hold!(
+        moved.attempts == counted as i64,
+        "request {id} ended with {} attempts, but {counted} calls may have been acted on",
+        moved.attempts
+    );
+    hold!(moved.attempts <= i64::from(facts.limits.attempts_max), "request {id} had {} attempts", moved.attempts);
+    hold!(moved.attempts >= facts.times_carried(id) as i64, "request {id} was carried out more often than tried");
+    Ok(())
+}
+
+/// Nothing stays for ever: neither on its way, nor in the queue after its time.
+pub(super) fn check_bounds(facts: &Facts, now: UtcMillis) -> Result<(), Broken> {
+    for (id, request) in &facts.requests {
+        match request.state {
+            RequestState::Submitting | RequestState::Running => {
+                let flown = now.since(request.since);
+                hold!(flown < facts.limits.flight_max, "request {id} is {} for {flown:?}", request.state);
+            }
+            RequestState::Queued => {
+                let over = facts.expiry(request).map(|at| now.since(at)).unwrap_or_default();
+                hold!(over < SLACK, "request {id} is still queued {over:?} after its time");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn wished(action: PowerAction) -> OnOff {
+    OnOff::from(action != PowerAction::Stop)
+}
+
+fn power(cloud: &Cloud, server: &ServerId) -> Option<OnOff> {
+    cloud.servers().into_iter().find(|summary| summary.server_id == *server).map(|summary| summary.power)
+}

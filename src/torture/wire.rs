@@ -1,0 +1,140 @@
+//! The real client's wire, laid to a simulated cloud in this process: no socket, no waiting, the same answers.
+//!
+//! Owns what the network does to an answer, as the HTTP client would report it. Knows nothing of what answers mean.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use reqwest::Request;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::cloud::CallError;
+use crate::cloud::answer::{Answer, CallKind};
+use crate::cloud::http::{BODY_BYTES_MAX, Wire, doubt, failed};
+use crate::model::UtcMillis;
+use crate::sim::{self, Delivery, LedgerEntry, ServerSummary, World};
+
+/// The simulated cloud, its time, and how long the present task's answers have taken so far.
+#[derive(Clone)]
+pub(super) struct Cloud {
+    world: Arc<Mutex<World>>,
+    now: Arc<AtomicI64>,
+    took_ms: Arc<AtomicI64>,
+}
+
+impl Cloud {
+    pub(super) fn new(world: World, now: UtcMillis) -> Self {
+        let clock = |ms| Arc::new(AtomicI64::new(ms));
+        Self { world: Arc::new(Mutex::new(world)), now: clock(now.0), took_ms: clock(0) }
+    }
+
+    pub(super) fn now(&self) -> UtcMillis {
+        UtcMillis(self.now.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_now(&self, now: UtcMillis) {
+        self.now.store(now.0, Ordering::Relaxed);
+    }
+
+    /// How long the answers since the last question took.
+    pub(super) fn take_delay(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.took_ms.swap(0, Ordering::Relaxed)).unwrap_or(0))
+    }
+
+    /// The operations really carried out, from number `from` on.
+    pub(super) fn ledger_from(&self, from: usize) -> Vec<LedgerEntry> {
+        self.world().ledger().get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// How many operations were carried out.
+    pub(super) fn ledger_len(&self) -> usize {
+        self.world().ledger().len()
+    }
+
+    /// The servers as they are now.
+    pub(super) fn servers(&self) -> Vec<ServerSummary> {
+        let now = self.now();
+        self.world().servers(now)
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn took(&self, span: Duration) {
+        self.took_ms.fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// A wire to `cloud` that waits for an answer no longer than `timeout`.
+pub(super) struct SimWire {
+    pub(super) cloud: Cloud,
+    pub(super) timeout: Duration,
+}
+
+impl Wire for SimWire {
+    fn send(&self, request: Request) -> BoxFuture<'_, Result<Answer, CallError>> {
+        self.send_fresh(request, CallKind::Read)
+    }
+
+    fn send_fresh(&self, request: Request, kind: CallKind) -> BoxFuture<'_, Result<Answer, CallError>> {
+        async move { self.exchange(&request, kind) }.boxed()
+    }
+}
+
+impl SimWire {
+    fn exchange(&self, request: &Request, kind: CallKind) -> Result<Answer, CallError> {
+        let now = self.cloud.now();
+        let answer = self.cloud.world().handle(now, &translated(request));
+        if answer.delay > self.timeout {
+            self.cloud.took(self.timeout);
+            return Err(failed(doubt(kind), None, "no answer: not complete in time"));
+        }
+        self.cloud.took(answer.delay);
+        deliver(answer, kind)
+    }
+}
+
+/// What the HTTP client makes of the answer; see `cloud::http`.
+fn deliver(answer: sim::Answer, kind: CallKind) -> Result<Answer, CallError> {
+    let headers = headers(&answer);
+    let mut body = answer.body;
+    match answer.delivery {
+        Delivery::Dropped => return Err(failed(doubt(kind), None, "no answer: the connection was closed")),
+        Delivery::Truncated { .. } => return Err(failed(doubt(kind), Some(answer.status), "the answer broke off")),
+        Delivery::Padded { bytes } if body.len() + bytes > BODY_BYTES_MAX => {
+            return Err(failed(doubt(kind), Some(answer.status), "the answer is too large; cut off"));
+        }
+        Delivery::Padded { bytes } => body.resize(body.len() + bytes, b' '),
+        Delivery::Whole => {}
+    }
+    Ok(Answer { status: answer.status, headers, body })
+}
+
+fn headers(answer: &sim::Answer) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let fixed = [("x-request-id", answer.request_id.as_str()), ("content-type", answer.content_type)];
+    let others = answer.headers.iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in fixed.into_iter().chain(others) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+fn translated(request: &Request) -> sim::Request {
+    let header = |(name, value): (&HeaderName, &HeaderValue)| {
+        (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
+    sim::Request {
+        method: request.method().as_str().to_owned(),
+        path: request.url().path().to_owned(),
+        query: request.url().query().unwrap_or_default().to_owned(),
+        headers: request.headers().iter().map(header).collect(),
+        body: request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default().to_vec(),
+    }
+}
