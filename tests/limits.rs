@@ -127,3 +127,24 @@ async fn a_reload_takes_up_a_new_target_and_refuses_to_drop_one_at_work() {
     assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
     Settings::load(&config).expect("valid again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_crowd_of_protected_requests_gets_one_of_them_through() {
+    let mut yard = Yard::new("[bms]\nservers = 300\nrunning = 1.0\noperation_ms = [10, 50]\n").await;
+    let servers: Vec<String> = (1..=300).map(|n| yard.server(n)).collect();
+    let list = yard.dir.path().join("protected");
+    fs::write(&list, servers.join("\n")).expect("written");
+    yard.target_lines.push_str(&format!("protect = {{ servers_file = \"{}\" }}\n", list.display()));
+    let settings = yard.settings();
+    let store = poweryard::store::Store::open(&settings.queue.database).await.expect("a queue");
+    store.close().await.expect("closed");
+    let mut producer = yard.producer().await;
+    for _ in 0..4 {
+        insert_many(&mut producer, &servers, "reboot").await;
+    }
+    let daemon = yard.start_with(settings);
+    let ended = outcomes(&mut producer).await;
+    daemon.stop().await;
+    assert_eq!(ended, "1200 rejected/none/poweryard.protected");
+    assert!(yard.cloud.calls().is_empty());
+}

@@ -91,6 +91,7 @@ impl Failure {
                 | StoreError::Foreign(_)
                 | StoreError::Newer(_)
                 | StoreError::Older(_)
+                | StoreError::Replaced(_)
                 | StoreError::Busy
                 | StoreError::Full
                 | StoreError::Unusable { .. }

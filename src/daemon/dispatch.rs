@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::task::{Finished, Task};
 use super::{Clouds, report};
-use crate::cloud::PowerCloud;
+use crate::cloud::{CallError, PowerCloud};
 use crate::lifecycle::Step;
 use crate::model::{BatchId, TargetName, UtcMillis};
 use crate::pace::{LookTimes, Pace};
@@ -22,6 +22,9 @@ use crate::verdict::{Batch, Rules};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
 const CHUNKS_A_ROUND: u32 = 4;
+
+/// A clock that goes back by more than this was set, not corrected.
+const CLOCK_STEP: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct Dispatcher {
@@ -35,7 +38,15 @@ pub struct Dispatcher {
     /// Jobs being asked for.
     pub(super) tracking: usize,
     /// Answers that the database did not take.
-    unsaved: Vec<(Batch, Step)>,
+    unsaved: Vec<Answered>,
+    last_round_at: Option<UtcMillis>,
+}
+
+/// An answer and what follows from it, on its way into the database.
+pub(super) struct Answered {
+    pub(super) batch: Batch,
+    pub(super) step: Step,
+    pub(super) error: Option<CallError>,
 }
 
 /// A configured target at work.
@@ -115,6 +126,7 @@ impl Dispatcher {
             in_hand: BTreeSet::new(),
             tracking: 0,
             unsaved: Vec::new(),
+            last_round_at: None,
         })
     }
 
@@ -123,11 +135,15 @@ impl Dispatcher {
     /// # Errors
     /// Those of the store; nothing is lost, and the same round can be tried again.
     pub async fn round(&mut self, now: UtcMillis) -> Result<Round, StoreError> {
+        if !self.store.is_in_place() {
+            return Err(StoreError::Replaced(self.store.path().to_owned()));
+        }
+        self.notice_clock(now).await?;
         let mut round = Round::default();
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now).await?;
         self.take_in(&mut round, now).await?;
-        self.reject_protected(&mut round, now).await?;
+        self.reject_protected(now).await?;
         self.review_holds(&mut round, now).await?;
         self.submit_pass(&mut round, now).await?;
         self.follow_pass(&mut round, now).await?;
@@ -187,24 +203,46 @@ impl Dispatcher {
     /// # Errors
     /// The database still fails.
     pub async fn save_answers(&mut self, now: UtcMillis) -> Result<(), StoreError> {
-        while let Some((batch, step)) = self.unsaved.last() {
-            self.store.record(batch, step, now).await?;
-            self.unsaved.pop();
+        while let Some(answered) = self.unsaved.last() {
+            self.store.record(&answered.batch, &answered.step, now).await?;
+            if let Some(answered) = self.unsaved.pop() {
+                report::step(&answered.batch, &answered.step, answered.error.as_ref());
+            }
         }
         Ok(())
     }
 
-    pub(super) async fn save(&mut self, batch: Batch, step: Step, now: UtcMillis) -> Result<(), StoreError> {
-        match self.store.record(&batch, &step, now).await {
-            Ok(()) => Ok(()),
+    /// Stores what follows from an answer, and then says so.
+    pub(super) async fn save(&mut self, answered: Answered, now: UtcMillis) -> Result<(), StoreError> {
+        match self.store.record(&answered.batch, &answered.step, now).await {
+            Ok(()) => {
+                report::step(&answered.batch, &answered.step, answered.error.as_ref());
+                Ok(())
+            }
             Err(error) if error.is_passing() => {
-                // Its own batch must not be touched by another round meanwhile.
-                warn!(batch.id = %batch.id, "batch {}: the answer cannot be stored yet: {}", batch.id, report::chain(&error));
-                self.unsaved.push((batch, step));
+                let id = answered.batch.id;
+                warn!(batch.id = %id, "batch {id}: the answer cannot be stored yet: {}", report::chain(&error));
+                self.unsaved.push(answered);
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// After a clock that stepped back, what was put off until some time of the "future" is due again at once; else a step of
+    /// an hour would park it for an hour.
+    async fn notice_clock(&mut self, now: UtcMillis) -> Result<(), StoreError> {
+        let last = self.last_round_at.replace(now).unwrap_or(now);
+        if last.since(now) < CLOCK_STEP {
+            return Ok(());
+        }
+        warn!(
+            clock.step_ms = last.0 - now.0,
+            "this machine's clock has stepped back by {:?}; waits are cut short",
+            last.since(now)
+        );
+        self.targets.values_mut().for_each(|target| target.pace.unblock());
+        self.store.forget_waits(now).await
     }
 
     async fn take_in(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
@@ -230,12 +268,18 @@ impl Dispatcher {
         Ok(())
     }
 
-    async fn reject_protected(&self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
+    /// All of them, before anything is claimed.
+    pub(super) async fn reject_protected(&self, now: UtcMillis) -> Result<(), StoreError> {
         for (name, target) in self.targets.iter().filter(|(_, target)| !target.settings.protected.is_empty()) {
-            let rejected = self.store.reject_protected(name, &target.settings.protected, now).await?;
+            let mut rejected = 0;
+            loop {
+                match self.store.reject_protected(name, &target.settings.protected, now).await? {
+                    0 => break,
+                    some => rejected += some,
+                }
+            }
             if rejected > 0 {
                 warn!(target = %name, requests.rejected = rejected, "{rejected} requests to stop or reboot protected servers of target \"{name}\" rejected");
-                round.wake(now);
             }
         }
         Ok(())

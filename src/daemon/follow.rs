@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tracing::warn;
 
-use super::dispatch::{Dispatcher, Round};
+use super::dispatch::{Answered, Dispatcher, Round};
 use super::report;
 use super::task::Task;
 use crate::cloud::CallError;
@@ -63,8 +63,7 @@ impl Dispatcher {
                 verdict::after_failed_query(&batch, error, &rules, now)
             }
         };
-        report::step(&batch, &step, answer.err().as_ref());
-        self.save(batch, step, now).await
+        self.save(Answered { batch, step, error: answer.err() }, now).await
     }
 
     /// Servers were looked at.
@@ -88,8 +87,8 @@ impl Dispatcher {
                 Ok(sightings) => verdict::after_look(&batch, sightings, &rules, now),
                 Err(error) => verdict::after_failed_look(&batch, error, &rules, now),
             };
-            report::step(&batch, &step, answer.as_ref().err());
-            self.save(batch, step, now).await?;
+            let error = answer.as_ref().err().cloned();
+            self.save(Answered { batch, step, error }, now).await?;
         }
         Ok(())
     }
@@ -129,9 +128,10 @@ impl Dispatcher {
         };
         if batch.state == BatchState::Submitting {
             let step = verdict::orphaned_intent(&batch, &target.rules, now);
-            report::step(&batch, &step, None);
             round.wake(now);
-            return self.store.record(&batch, &step, now).await;
+            self.store.record(&batch, &step, now).await?;
+            report::step(&batch, &step, None);
+            return Ok(());
         }
         if let Some(until) = self.credentials_held(&batch.target, now) {
             return self.store.record(&batch, &Step::look_again(&batch, until), now).await;

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::dispatch::{Dispatcher, Readiness, Round};
-use super::report;
+use super::dispatch::{Answered, Dispatcher, Readiness, Round};
 use super::task::Task;
 use crate::cloud::{CallError, Fault};
 use crate::model::{HoldKind, PowerAction, TargetName, Tracking, UtcMillis};
@@ -117,8 +116,13 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
-        // Should we die before the answer is stored, the next start looks into it at once.
-        let Some(batch) = self.store.claim(lane, &target.origin, servers_max, now, now).await? else { return Ok(()) };
+        let barred = match lane.action {
+            PowerAction::Start => &[],
+            PowerAction::Stop | PowerAction::Reboot => target.settings.protected.as_slice(),
+        };
+        let Some(batch) = self.store.claim(lane, &target.origin, servers_max, barred, now).await? else {
+            return self.reject_protected(now).await;
+        };
         target.pace.call_started();
         target.submitting += 1;
         target.open += 1;
@@ -159,8 +163,7 @@ impl Dispatcher {
         self.learn_of_key(&batch.target, error.as_ref());
         self.learn_from_submit(&batch.target, error.as_ref(), now).await;
         let step = verdict::after_submit(&batch, answer, &history, &rules, now);
-        report::step(&batch, &step, error.as_ref());
-        self.save(batch, step, now).await
+        self.save(Answered { batch, step, error }, now).await
     }
 
     /// What the fate of a submit call means for the next ones.

@@ -92,6 +92,21 @@ impl Store {
         calls.into_iter().map(|(at, servers)| Ok((rows::time(&at)?, servers as u32))).collect()
     }
 
+    /// Makes due at once what waits for a time that we set ourselves: looks, second tries, and holds that end by themselves.
+    /// A producer's `not_before` and an operator's pause stay.
+    pub async fn forget_waits(&self, now: UtcMillis) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        for statement in [
+            "UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1",
+            "UPDATE power_requests SET retry_at = ?1 WHERE gate = 'retry' AND retry_at > ?1",
+            "DELETE FROM holds WHERE kind IN ('breaker', 'budget') AND until > ?1",
+        ] {
+            sqlx::query(statement).bind(text(now)).execute(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
     /// How many batches are open, by target.
     pub async fn unfinished_batches(&self) -> Result<Vec<(TargetName, i64)>, StoreError> {
         let mut writer = self.writer.lock().await;

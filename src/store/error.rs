@@ -17,6 +17,11 @@ pub enum StoreError {
     /// Written by an earlier version; the daemon and `db migrate` bring it up to date.
     #[error("{0} has an older schema; run `poweryard db migrate`")]
     Older(PathBuf),
+    /// The file was deleted or replaced while the daemon ran on it: what producers write now is in another file.
+    #[error(
+        "{0} was deleted or replaced while poweryard ran on it; it ends, and the next start takes up what is there now"
+    )]
+    Replaced(PathBuf),
     /// A daemon runs on it.
     #[error("another poweryard runs on {path} (pid {pid}); two daemons on one queue are refused")]
     DaemonRuns {

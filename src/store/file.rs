@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,12 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(unusable(error)),
     }
+}
+
+/// Device and inode, by path: opening the file by hand would drop SQLite's locks.
+pub(super) fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+    let meta = std::fs::metadata(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 /// Held for as long as a daemon runs on a queue.

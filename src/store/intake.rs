@@ -1,6 +1,6 @@
 //! From a producer's row to a batch: what becomes due, what expires, which lanes can go, and the claim.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use sqlx::Connection;
@@ -176,21 +176,23 @@ impl Store {
 
     /// Stores the intent: a batch of the lane's first `servers_max` requests, synced before this returns.
     ///
-    /// `None` if the lane has become empty. The batch's own next step, should the daemon die before the call's answer is
-    /// stored, is due at `next_look_at`.
+    /// `None` if the lane has become empty, or if one of `barred` stands among them: a row of a stranger may have come in at
+    /// this very moment. The batch's own next step, should the daemon die before the call's answer is
+    /// stored, is due at once.
     pub async fn claim(
         &self,
         lane: &Lane,
         origin: &Origin,
         servers_max: u32,
-        next_look_at: UtcMillis,
+        barred: &[ServerId],
         now: UtcMillis,
     ) -> Result<Option<Batch>, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
-        let batch = insert_batch(&mut tx, lane, origin, next_look_at, now).await?;
+        let batch = insert_batch(&mut tx, lane, origin, now).await?;
         let members = claim_members(&mut tx, lane, batch, servers_max, now).await?;
-        if members.is_empty() {
+        let barred: HashSet<&ServerId> = barred.iter().collect();
+        if members.is_empty() || members.iter().any(|member| barred.contains(&member.server)) {
             tx.rollback().await?;
             return Ok(None);
         }
@@ -223,7 +225,6 @@ async fn insert_batch(
     tx: &mut SqliteConnection,
     lane: &Lane,
     origin: &Origin,
-    next_look_at: UtcMillis,
     now: UtcMillis,
 ) -> Result<BatchId, StoreError> {
     let id = sqlx::query_scalar(
@@ -236,7 +237,7 @@ async fn insert_batch(
     .bind(&origin.project_id)
     .bind(lane.action.as_str())
     .bind(text(now))
-    .bind(text(next_look_at))
+    .bind(text(now))
     .bind(lane.group)
     .fetch_one(tx)
     .await?;

@@ -60,6 +60,8 @@ impl Default for StoreOptions {
 pub struct Store {
     writer: Mutex<SqliteConnection>,
     path: PathBuf,
+    /// Device and inode of the file.
+    identity: (u64, u64),
 }
 
 impl Store {
@@ -80,7 +82,8 @@ impl Store {
         file::create(path)?;
         let mut writer = connect_writer(path, options).await?;
         schema::migrate(&mut writer, path).await?;
-        Ok(Self { writer: Mutex::new(writer), path: path.to_owned() })
+        let identity = file::identity(path)?;
+        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), identity })
     }
 
     /// Opens an existing queue of the current schema so that nothing can be written.
@@ -95,7 +98,8 @@ impl Store {
         let connected = options.disable_statement_logging().connect().await;
         let mut writer = connected.map_err(|error| StoreError::opening(path, error))?;
         schema::require_current(&mut writer, path).await?;
-        Ok(Self { writer: Mutex::new(writer), path: path.to_owned() })
+        let identity = file::identity(path)?;
+        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), identity })
     }
 
     /// The file.
@@ -112,6 +116,11 @@ impl Store {
     pub async fn ask_before_commits(&self, allow: impl FnMut() -> bool + Send + 'static) -> Result<(), StoreError> {
         self.writer.lock().await.lock_handle().await?.set_commit_hook(allow);
         Ok(())
+    }
+
+    /// False once the file at the path is another one than was opened, or is gone: producers write elsewhere then.
+    pub fn is_in_place(&self) -> bool {
+        file::identity(&self.path).is_ok_and(|identity| identity == self.identity)
     }
 
     /// A number that changes when another connection has committed.

@@ -89,7 +89,7 @@ fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now:
                 if had_moved || batch.action != PowerAction::Reboot { SeenState::Moving } else { SeenState::Idle };
             Finding::Remember(Seen { what, since: now })
         }
-        (Activity::Idle, PowerAction::Reboot) => find_reboot(member, view, had_moved, rules, now),
+        (Activity::Idle, PowerAction::Reboot) => find_reboot(batch, member, view, had_moved, rules, now),
         (Activity::Idle, action) if view.power == wished_power(action) => {
             Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, observed_sentence(action))))
         }
@@ -105,7 +105,14 @@ fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now:
 
 /// A reboot leaves no lasting mark: only a transition that was seen proves it. Without one, idle through the settling time,
 /// it may have been over before the first look as well as never begun.
-fn find_reboot(member: &Member, view: &ServerView, had_moved: bool, rules: &Rules, now: UtcMillis) -> Finding {
+fn find_reboot(
+    batch: &Batch,
+    member: &Member,
+    view: &ServerView,
+    had_moved: bool,
+    rules: &Rules,
+    now: UtcMillis,
+) -> Finding {
     match (had_moved, view.power) {
         (_, Power::Unclear) => Finding::Nothing,
         (true, Power::On) => Finding::Event(Event::Ended(Outcome::succeeded(
@@ -119,10 +126,20 @@ fn find_reboot(member: &Member, view: &ServerView, had_moved: bool, rules: &Rule
         (false, Power::On | Power::Off | Power::Faulty) => match keep(member, SeenState::Idle, now) {
             seen if now.since(seen.since) >= rules.settle_time => Finding::Event(Event::Ended(Outcome::unknown(
                 "poweryard.unproved",
-                "the answer to the call was lost and no reboot was seen; it is not sent again by itself",
+                format!("{}, and no reboot was seen; it is not sent again by itself", doubt(batch.look_cause)),
             ))),
             seen => Finding::Remember(seen),
         },
+    }
+}
+
+/// Why the servers had to be asked.
+fn doubt(cause: Option<LookCause>) -> &'static str {
+    match cause {
+        Some(LookCause::Lost | LookCause::Refused) => "the answer to the call was lost",
+        Some(LookCause::Vanished) => "the cloud does not know the job any more",
+        Some(LookCause::TimeLimit) => "the job did not end within job_time_limit",
+        Some(LookCause::Gap) | None => "the job's answer leaves this server out",
     }
 }
 
