@@ -106,7 +106,10 @@ fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> Exi
         for line in &failure.trace {
             println!("{line}");
         }
-        println!("{failure}\n  replay: cargo run --release --example torture -- --from {} --seeds 1 --verbose", failure.seed);
+        println!(
+            "{failure}\n  replay: cargo run --release --example torture -- --from {} --seeds 1 --verbose",
+            failure.seed
+        );
     }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

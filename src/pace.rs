@@ -40,7 +40,15 @@ impl Pace {
             ended.into_iter().filter(|&end| now.since(end) < WINDOW).map(|end| end.min(now)).collect();
         // Calls end in another order than they were made; the window is emptied from its front.
         ended.sort_unstable();
-        Self { configured, rate: configured, open: 0, ended: ended.into(), throttles: 0, blocked_until: None, quiet_since: now }
+        Self {
+            configured,
+            rate: configured,
+            open: 0,
+            ended: ended.into(),
+            throttles: 0,
+            blocked_until: None,
+            quiet_since: now,
+        }
     }
 
     /// Takes over what an earlier run had learned: the lowered rate and the throttled calls in a row.

@@ -74,6 +74,8 @@ pub struct Round {
     pub tasks: Vec<Task>,
     /// When the next round is due if nothing happens before; none: no time is known.
     pub wake_at: Option<UtcMillis>,
+    /// Why the round ended early. What it had claimed and picked up by then is in `tasks` all the same.
+    pub trouble: Option<StoreError>,
 }
 
 impl Round {
@@ -115,19 +117,20 @@ impl Dispatcher {
     }
 
     /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks batches to follow.
-    ///
-    /// # Errors
-    /// Those of the store; nothing is lost, and the same round can be tried again.
-    pub async fn round(&mut self, now: UtcMillis) -> Result<Round, StoreError> {
+    pub async fn round(&mut self, now: UtcMillis) -> Round {
         let mut round = Round::default();
+        round.trouble = self.passes(&mut round, now).await.err();
+        round
+    }
+
+    async fn passes(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now).await?;
-        self.take_in(&mut round, now).await?;
-        self.review_holds(&mut round, now).await?;
-        self.submit_pass(&mut round, now).await?;
-        self.follow_pass(&mut round, now).await?;
-        self.note_paces(now).await?;
-        Ok(round)
+        self.take_in(round, now).await?;
+        self.review_holds(round, now).await?;
+        self.submit_pass(round, now).await?;
+        self.follow_pass(round, now).await?;
+        self.note_paces(now).await
     }
 
     /// Decides what follows from a finished task, and stores it. An answer that cannot be stored is kept.

@@ -10,8 +10,8 @@ use super::Broken;
 use super::rng::Rng;
 use crate::model::{Service, TargetName};
 use crate::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
-use crate::sim::{Call, Scenario};
 use crate::sim::faults::{Fault, FaultKind, When};
+use crate::sim::{Call, Scenario};
 
 use crate::sim::scenario::{BmsScenario, Chance, IdleTaskState, Latency, MissingShow, ParentOnFailure, Refusals, Span};
 
@@ -54,11 +54,12 @@ pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
     let scenario = scenario(rng, servers as usize);
     let settings = settings(rng)?;
     let calm = rng.permille(250);
+    let crashes = if rng.permille(200) { 40 } else { 8 };
     let settle = settings.targets.first().map(|target| target.settle_time).unwrap_or_default();
     let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
     let rough = Roughness {
-        crash: if calm { 0 } else { rng.between(0, 40) },
-        crash_in_step: if calm { 0 } else { rng.between(0, 40) },
+        crash: if calm { 0 } else { rng.between(0, crashes) },
+        crash_in_step: if calm { 0 } else { rng.between(0, crashes) },
         lock: if rng.permille(300) { rng.between(0, 30) } else { 0 },
         way_max_ms: rng.between(0, 900).min(settle_ms / 2),
         requests: rng.between(1, servers * 3).min(80),
@@ -213,11 +214,7 @@ fn settings(rng: &mut Rng) -> Result<Settings, Broken> {
         protected: Vec::new(),
     };
     Ok(Settings {
-        queue: QueueSettings {
-            database: PathBuf::new(),
-            default_ttl: Some(seconds(rng, 120, 3_600)),
-            retention: None,
-        },
+        queue: QueueSettings { database: PathBuf::new(), default_ttl: Some(seconds(rng, 120, 3_600)), retention: None },
         batch: BatchSettings {
             linger: rng.millis(0, 300),
             attempts_max: NonZeroU32::new(rng.between(1, 4) as u32).unwrap_or(NonZeroU32::MIN),

@@ -67,7 +67,9 @@ fn faults(kind: &str) -> &'static str {
         "refused" => "[[faults]]\nkind = \"locked\"\nservers = [2]\n",
         "vanished" => "[[faults]]\nkind = \"job_vanishes\"\ncalls = [1, 2]\n",
         "gap" => "[[faults]]\nkind = \"sub_job_left_out\"\nservers = [1, 3]\n",
-        "retry" => "[[faults]]\nkind = \"throttle\"\non = [\"submit\"]\ncalls = [1]\n[[faults]]\nkind = \"sub_job_fails\"\ncode = \"BMS.1007\"\ncalls = [2]\n",
+        "retry" => {
+            "[[faults]]\nkind = \"throttle\"\non = [\"submit\"]\ncalls = [1]\n[[faults]]\nkind = \"sub_job_fails\"\ncode = \"BMS.1007\"\ncalls = [2]\n"
+        }
         _ => "",
     }
 }

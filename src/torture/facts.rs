@@ -111,7 +111,13 @@ impl Facts {
     }
 
     /// A submit call leaves.
-    pub(super) fn departs(&mut self, batch: i64, action: PowerAction, members: &BTreeMap<i64, ServerId>, now: UtcMillis) -> Result<(), Broken> {
+    pub(super) fn departs(
+        &mut self,
+        batch: i64,
+        action: PowerAction,
+        members: &BTreeMap<i64, ServerId>,
+        now: UtcMillis,
+    ) -> Result<(), Broken> {
         rules::check_departure(self, batch, action, members)?;
         self.departures.push_back(now);
         rules::check_pace(self, now)?;

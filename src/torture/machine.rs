@@ -201,6 +201,10 @@ impl<'a> Machine<'a> {
             let more = self.rng.between(0, 5);
             self.fuse.set(more);
         }
+        if self.rng.permille(rough.lock) {
+            let (more, times) = (self.rng.between(0, 5), self.rng.between(1, 4));
+            self.fuse.fail(more, times);
+        }
         if self.rng.permille(rough.lock) && self.locked_until.is_none() && self.act_at.is_some() {
             producer::lock(&mut self.desk, true).await?;
             let until = self.now() + self.rng.millis(1, 8_000);
@@ -221,7 +225,8 @@ impl<'a> Machine<'a> {
         let now = self.now().max(next);
         self.cloud.set_now(now);
         let due = |at: Option<UtcMillis>| at.is_some_and(|at| at <= now);
-        let mut events: Vec<Event> = (0..self.flights.len()).filter(|&i| self.flights[i].at <= now).map(Event::Flight).collect();
+        let mut events: Vec<Event> =
+            (0..self.flights.len()).filter(|&i| self.flights[i].at <= now).map(Event::Flight).collect();
         events.extend(due(self.wake_at).then_some(Event::Round));
         events.extend((due(self.act_at) && self.locked_until.is_none()).then_some(Event::Act));
         events.extend(due(self.locked_until).then_some(Event::Unlock));
@@ -246,20 +251,14 @@ impl<'a> Machine<'a> {
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let before = self.fuse.commits();
-        let outcome = daemon.dispatcher.round(now).await;
+        let round = daemon.dispatcher.round(now).await;
         self.learn().await?;
         if self.fuse.is_blown() {
             self.crash("before a commit, in a round").await;
             return Ok(());
         }
-        match outcome {
-            Ok(round) => {
-                self.trouble = Duration::ZERO;
-                let progress = self.fuse.commits() > before || !round.tasks.is_empty();
-                self.after_round(round, progress, now)
-            }
-            Err(error) => self.endure(&error),
-        }
+        let progress = self.fuse.commits() > before || !round.tasks.is_empty();
+        self.after_round(round, progress, now)
     }
 
     fn after_round(&mut self, round: Round, progress: bool, now: UtcMillis) -> Result<(), Broken> {
@@ -267,7 +266,13 @@ impl<'a> Machine<'a> {
         if self.idle_rounds > IDLE_ROUNDS_MAX {
             return Err(Broken(format!("the daemon spins: {IDLE_ROUNDS_MAX} rounds without anything to do")));
         }
-        self.wake_at = round.wake_at.map(|at| at.max(now));
+        match &round.trouble {
+            None => {
+                self.trouble = Duration::ZERO;
+                self.wake_at = round.wake_at.map(|at| at.max(now));
+            }
+            Some(error) => self.endure(error)?,
+        }
         let wake_at = self.wake_at;
         self.say(|| format!("round: {} tasks, next {wake_at:?}", round.tasks.len()));
         for task in round.tasks {
@@ -334,7 +339,8 @@ impl<'a> Machine<'a> {
         let before = self.cloud.ledger_len();
         let finished = task.run().await;
         let delay = self.cloud.take_delay();
-        let done: BTreeSet<ServerId> = self.cloud.ledger_from(before).into_iter().map(|entry| entry.server_id).collect();
+        let done: BTreeSet<ServerId> =
+            self.cloud.ledger_from(before).into_iter().map(|entry| entry.server_id).collect();
         self.say(|| format!("at the cloud: {} (switches {})", describe(&finished), done.len()));
         if let Some(batch) = batch {
             self.summary.submits += 1;
@@ -471,10 +477,14 @@ fn limits(plan: &Plan) -> rules::Limits {
 }
 
 fn describe(finished: &Finished) -> String {
-    let outcome = |error: Option<&crate::cloud::CallError>| error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code));
+    let outcome = |error: Option<&crate::cloud::CallError>| {
+        error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code))
+    };
     match finished {
         Finished::Prepared { result, .. } => format!("prepare: {}", outcome(result.as_ref().err())),
-        Finished::Submitted { batch, answer } => format!("submit of batch {}: {}", batch.id, outcome(answer.as_ref().err())),
+        Finished::Submitted { batch, answer } => {
+            format!("submit of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
+        }
         Finished::Tracked { batch, answer } => format!("job of batch {}: {}", batch.id, outcome(answer.as_ref().err())),
         Finished::Looked { batches, answer, .. } => {
             let ids: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();

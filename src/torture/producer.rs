@@ -185,12 +185,7 @@ async fn change_priority(desk: &mut SqliteConnection, rng: &mut Rng, id: i64) ->
 }
 
 /// Pauses or resumes all actions or one.
-async fn hold(
-    desk: &mut SqliteConnection,
-    facts: &mut Facts,
-    rng: &mut Rng,
-    now: UtcMillis,
-) -> Result<String, Broken> {
+async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: UtcMillis) -> Result<String, Broken> {
     let action = rng.permille(500).then(|| action(rng));
     if facts.held.remove(&action) {
         sqlx::query("DELETE FROM holds WHERE kind = 'operator' AND action IS ?")

@@ -182,9 +182,14 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
 fn check_attempts(facts: &Facts, moved: &Move, request: &Request) -> Result<(), Broken> {
     let counts = |(batch, result): &&(i64, Option<AttemptResult>)| {
         let fate = facts.batches.get(batch).map(BatchFacts::known_fate);
-        let taken_back =
-            matches!(result, Some(AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent));
-        matches!(fate, Some(Fate::Accepted | Fate::InDoubt)) && !taken_back
+        let taken_back = matches!(result, Some(AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent));
+        // A refused reboot that was then seen under way counts too: the cloud had begun it after all, as far as can be told.
+        let seen_after_all = matches!(result, Some(AttemptResult::Succeeded | AttemptResult::Unknown));
+        match fate {
+            Some(Fate::Accepted | Fate::InDoubt) => !taken_back,
+            Some(Fate::NotDone) => seen_after_all,
+            Some(Fate::Open) | None => false,
+        }
     };
     let (id, counted) = (moved.request, request.calls.iter().filter(counts).count());
     hold!(
@@ -206,7 +211,7 @@ pub(super) fn check_bounds(facts: &Facts, now: UtcMillis) -> Result<(), Broken> 
                 hold!(flown < facts.limits.flight_max, "request {id} is {} for {flown:?}", request.state);
             }
             RequestState::Queued => {
-                let over = facts.expiry(request).map(|at| now.since(at)).unwrap_or_default();
+                let over = facts.expiry(request).map(|at| now.since(at.max(request.since))).unwrap_or_default();
                 hold!(over < SLACK, "request {id} is still queued {over:?} after its time");
             }
             _ => {}

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{Batch, FIRST_PART, Member, Rules, SECOND_PART, already_sentence, busy, our_own};
-use crate::cloud::{CallError, Fault};
+use crate::cloud::{CallError, Fault, codes};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
     Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction, ServerId, ServerView,
@@ -208,7 +208,7 @@ fn blame(batch: &Batch, member: &Member, sighting: &Sighting, now: UtcMillis) ->
         Sighting::Missing => return Blame::Settled(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
-    if batch.action == PowerAction::Reboot && view.activity == Activity::Rebooting {
+    if batch.action == PowerAction::Reboot && view.activity == Activity::Rebooting && !was_refused_as_busy(batch) {
         return Blame::CarriedOut;
     }
     if view.locked {
@@ -225,6 +225,11 @@ fn blame(batch: &Batch, member: &Member, sighting: &Sighting, now: UtcMillis) ->
         (PowerAction::Reboot, Power::Off) => Blame::Settled(Event::Ended(stopped(batch))),
         _ => Blame::Innocent,
     }
+}
+
+/// The cloud itself says that a server was in a transition before the call: one that is seen now began before it.
+fn was_refused_as_busy(batch: &Batch) -> bool {
+    batch.complaint.as_ref().is_some_and(|complaint| codes::class(&complaint.code) == CodeClass::ServerBusy)
 }
 
 /// A stopped server cannot be rebooted. Source: user guide, "Restarting a BMS".

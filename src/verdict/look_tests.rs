@@ -112,6 +112,16 @@ fn a_stop_that_never_works_fails_after_the_last_attempt() {
 }
 
 #[test]
+fn a_reboot_that_made_the_cloud_refuse_another_is_not_taken_for_it() {
+    let mut batch = looking(PowerAction::Reboot, LookCause::Refused, 2);
+    let sightings = all(&batch, view(Power::On, Activity::Rebooting));
+    assert_eq!(after_look(&batch, &sightings, &rules(), NOW).seen.len(), 2, "nothing else explains the transition");
+    batch.complaint = Some(complaint("BMS.0037", CodeClass::Other));
+    let step = after_look(&batch, &sightings, &rules(), NOW);
+    assert_eq!(returned(&step, 1).result, AttemptResult::Busy);
+}
+
+#[test]
 fn a_refused_batch_is_explained_and_the_rest_travels_together() {
     let batch = looking(PowerAction::Stop, LookCause::Refused, 6);
     let mut sightings = all(&batch, view(Power::On, Activity::Idle));
