@@ -48,8 +48,8 @@ pub(super) struct Target {
     pub(super) ready: Readiness,
     /// Submit calls being made.
     pub(super) submitting: usize,
-    /// Its servers are being looked at.
-    pub(super) looking: bool,
+    /// Since when its servers are being looked at.
+    pub(super) looking: Option<UtcMillis>,
     /// A breaker hold of ours may be in the table.
     pub(super) broken: bool,
     /// The rate and throttle count as last stored.
@@ -269,7 +269,7 @@ impl Target {
             pace,
             ready: Readiness::Unknown,
             submitting: 0,
-            looking: false,
+            looking: None,
             broken: true,
             noted: None,
         })

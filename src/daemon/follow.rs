@@ -37,7 +37,7 @@ impl Dispatcher {
         }
         for (name, batches) in looks {
             let Some(target) = self.targets.get_mut(&name) else { continue };
-            target.looking = true;
+            target.looking = Some(now);
             self.in_hand.extend(batches.iter().map(|batch| batch.id));
             round.tasks.push(Task::Look { target: name, batches, cloud: target.cloud.clone() });
         }
@@ -74,14 +74,14 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
-        target.looking = false;
+        let asked_at = target.looking.take().unwrap_or(now);
         let rules = target.rules;
         if let Err(error) = &answer {
             self.learn_from_read(name, error, now).await;
         }
         for batch in batches {
             let step = match &answer {
-                Ok(sightings) => verdict::after_look(&batch, sightings, &rules, now),
+                Ok(sightings) => verdict::after_look(&batch, sightings, &rules, asked_at, now),
                 Err(error) => verdict::after_failed_look(&batch, error, &rules, now),
             };
             report::step(&batch, &step, answer.as_ref().err());
@@ -100,7 +100,7 @@ impl Dispatcher {
     fn has_a_hand_free(&self, due: &DueBatch) -> bool {
         match due.state {
             BatchState::Tracking => self.tracking < TRACKING_MAX,
-            BatchState::Looking => !self.targets.get(&due.target).is_some_and(|target| target.looking),
+            BatchState::Looking => !self.targets.get(&due.target).is_some_and(|target| target.looking.is_some()),
             BatchState::Submitting | BatchState::Done => true,
         }
     }
