@@ -17,7 +17,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Rounds at the times that `clock` shows, each task carried out at once.
 async fn round(dispatcher: &mut Dispatcher, now: UtcMillis) {
-    let round = dispatcher.round(now).await.expect("a round");
+    let round = dispatcher.round(now).await;
+    assert!(round.trouble.is_none(), "{:?}", round.trouble);
     for task in round.tasks {
         let finished: Finished = task.run().await;
         dispatcher.finish(finished, now).await.expect("stored");

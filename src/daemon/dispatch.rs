@@ -63,8 +63,8 @@ pub(super) struct Target {
     pub(super) open: usize,
     /// The cloud has taken the key, and has not refused it since.
     pub(super) proved: bool,
-    /// Its servers are being looked at.
-    pub(super) looking: bool,
+    /// Since when its servers are being looked at.
+    pub(super) looking: Option<UtcMillis>,
     /// A breaker hold of ours may be in the table.
     pub(super) broken: bool,
     /// The rate and throttle count as last stored.
@@ -89,6 +89,8 @@ pub struct Round {
     pub tasks: Vec<Task>,
     /// When the next round is due if nothing happens before; none: no time is known.
     pub wake_at: Option<UtcMillis>,
+    /// Why the round ended early. What it had claimed and picked up by then is in `tasks` all the same.
+    pub trouble: Option<StoreError>,
 }
 
 impl Round {
@@ -131,24 +133,25 @@ impl Dispatcher {
     }
 
     /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks batches to follow.
-    ///
-    /// # Errors
-    /// Those of the store; nothing is lost, and the same round can be tried again.
-    pub async fn round(&mut self, now: UtcMillis) -> Result<Round, StoreError> {
+    pub async fn round(&mut self, now: UtcMillis) -> Round {
+        let mut round = Round::default();
+        round.trouble = self.passes(&mut round, now).await.err();
+        round
+    }
+
+    async fn passes(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
         if !self.store.is_in_place() {
             return Err(StoreError::Replaced(self.store.path().to_owned()));
         }
         self.notice_clock(now).await?;
-        let mut round = Round::default();
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now).await?;
-        self.take_in(&mut round, now).await?;
+        self.take_in(round, now).await?;
         self.reject_protected(now).await?;
-        self.review_holds(&mut round, now).await?;
-        self.submit_pass(&mut round, now).await?;
-        self.follow_pass(&mut round, now).await?;
-        self.note_paces(now).await?;
-        Ok(round)
+        self.review_holds(round, now).await?;
+        self.submit_pass(round, now).await?;
+        self.follow_pass(round, now).await?;
+        self.note_paces(now).await
     }
 
     /// Decides what follows from a finished task, and stores it. An answer that cannot be stored is kept.
@@ -333,7 +336,7 @@ impl Target {
             submitting: 0,
             open: 0,
             proved: false,
-            looking: false,
+            looking: None,
             broken: true,
             noted: None,
         })

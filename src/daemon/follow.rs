@@ -37,7 +37,7 @@ impl Dispatcher {
         }
         for (name, batches) in looks {
             let Some(target) = self.targets.get_mut(&name) else { continue };
-            target.looking = true;
+            target.looking = Some(now);
             self.in_hand.extend(batches.iter().map(|batch| batch.id));
             round.tasks.push(Task::Look { target: name, batches, cloud: target.cloud.clone() });
         }
@@ -75,7 +75,7 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
-        target.looking = false;
+        let asked_at = target.looking.take().unwrap_or(now);
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         self.learn_of_key(name, answer.as_ref().err());
@@ -84,7 +84,7 @@ impl Dispatcher {
         }
         for batch in batches {
             let step = match &answer {
-                Ok(sightings) => verdict::after_look(&batch, sightings, &rules, now),
+                Ok(sightings) => verdict::after_look(&batch, sightings, &rules, asked_at, now),
                 Err(error) => verdict::after_failed_look(&batch, error, &rules, now),
             };
             let error = answer.as_ref().err().cloned();
@@ -105,7 +105,8 @@ impl Dispatcher {
             BatchState::Tracking => self.tracking < TRACKING_MAX && self.may_call(&due.target),
             BatchState::Looking if looks.contains_key(&due.target) => true,
             BatchState::Looking => {
-                !self.targets.get(&due.target).is_some_and(|target| target.looking) && self.may_call(&due.target)
+                !self.targets.get(&due.target).is_some_and(|target| target.looking.is_some())
+                    && self.may_call(&due.target)
             }
             BatchState::Submitting | BatchState::Done => true,
         }

@@ -146,16 +146,18 @@ impl Loop {
     /// One round, and how long to sleep if nothing happens.
     async fn round(&mut self) -> Result<Duration, StoreError> {
         let now = now();
-        match self.dispatcher.round(now).await {
-            Ok(round) => {
+        let round = self.dispatcher.round(now).await;
+        let pause = match round.trouble {
+            None => {
                 if self.trouble.take().is_some() {
                     info!("the database works again");
                 }
-                round.tasks.into_iter().for_each(|task| self.start(task));
-                Ok(round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now)).min(SAFETY_INTERVAL))
+                round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now)).min(SAFETY_INTERVAL)
             }
-            Err(error) => self.endure(&error).ok_or(error),
-        }
+            Some(error) => self.endure(&error).ok_or(error)?,
+        };
+        round.tasks.into_iter().for_each(|task| self.start(task));
+        Ok(pause)
     }
 
     async fn reload(&mut self, reload: Reload) {

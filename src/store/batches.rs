@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
@@ -96,7 +95,7 @@ impl Store {
     /// A producer's `not_before` and an operator's pause stay.
     pub async fn forget_waits(&self, now: UtcMillis) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         for statement in [
             "UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1",
             "UPDATE power_requests SET retry_at = ?1 WHERE gate = 'retry' AND retry_at > ?1",
@@ -151,7 +150,7 @@ impl Store {
     pub async fn record(&self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
         check_moves(batch, step)?;
         let mut writer = self.writer.lock().await;
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         move_requests(&mut tx, batch, step, now).await?;
         remember_seen(&mut tx, batch.id, &step.seen).await?;
         move_batch(&mut tx, batch, step, now).await?;

@@ -97,7 +97,8 @@ impl From<sqlx::Error> for StoreError {
         let Some(database) = error.as_database_error() else { return Self::Database(error) };
         // SQLite's primary result codes; the extended code carries more in its upper bits.
         match database.code().and_then(|code| code.parse::<i32>().ok()).map(|code| (code & 0xff, code)) {
-            Some((5 | 6, _)) => Self::Busy,
+            // 531: a commit hook refused; only a simulation has one, and means a commit that fails for now.
+            Some((5 | 6, _) | (_, 531)) => Self::Busy,
             Some((8, _)) => Self::ReadOnly,
             Some((13, _)) => Self::Full,
             Some((19, _)) => Self::Refused(database.message().to_owned()),

@@ -1,7 +1,5 @@
 //! Reasons why something is not going out, and what is known of each target.
 
-use sqlx::Connection;
-
 use super::batches::Origin;
 use super::{Store, StoreError, rows, text};
 use crate::model::{HoldKind, TargetName, UtcMillis};
@@ -65,7 +63,7 @@ impl Store {
         if new.is_empty() && over.is_empty() {
             return Ok(new);
         }
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         for name in over {
             sqlx::query("DELETE FROM holds WHERE kind = 'unknown_target' AND target = ?")
                 .bind(name)

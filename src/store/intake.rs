@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::batches::Origin;
@@ -38,7 +37,7 @@ impl Store {
         if !anything_due(&mut writer, default_ttl, now).await? {
             return Ok(TakenIn::default());
         }
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         let expired = expire(&mut tx, default_ttl, now).await?;
         follow_ends(&mut tx).await?;
         let cancelled = cancel_doomed(&mut tx, now).await?;
@@ -188,7 +187,7 @@ impl Store {
         now: UtcMillis,
     ) -> Result<Option<Batch>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         let batch = insert_batch(&mut tx, lane, origin, now).await?;
         let members = claim_members(&mut tx, lane, batch, servers_max, now).await?;
         let barred: HashSet<&ServerId> = barred.iter().collect();

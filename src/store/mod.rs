@@ -7,11 +7,13 @@
 //! Nothing in this process opens the database, its `-wal` or its `-shm` by itself once SQLite has: closing such a handle
 //! drops SQLite's POSIX locks, and the next producer to leave would delete the live `-wal`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use crate::model::UtcMillis;
@@ -41,17 +43,30 @@ const CACHE_SIZE: &str = "-16384";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How the daemon's side is opened. The defaults are what `serve` uses; a simulation wants speed, and to be asked.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct StoreOptions {
     /// How long a statement waits for a producer's lock.
     pub busy_timeout: Duration,
     /// Waits until a commit is on the disk. Without it a power failure loses intents.
     pub synced: bool,
+    /// Asked before each commit; one that it does not allow is rolled back, and fails as if the queue were locked. A
+    /// simulation counts commits this way, and ends a daemon just before one of them.
+    pub allow_commit: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { busy_timeout: BUSY_TIMEOUT, synced: true }
+        Self { busy_timeout: BUSY_TIMEOUT, synced: true, allow_commit: None }
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { busy_timeout, synced, allow_commit: _ } = self;
+        f.debug_struct("StoreOptions")
+            .field("busy_timeout", busy_timeout)
+            .field("synced", synced)
+            .finish_non_exhaustive()
     }
 }
 
@@ -60,6 +75,7 @@ impl Default for StoreOptions {
 pub struct Store {
     writer: Mutex<SqliteConnection>,
     path: PathBuf,
+    options: StoreOptions,
     /// Device and inode of the file.
     identity: (u64, u64),
 }
@@ -83,7 +99,7 @@ impl Store {
         let mut writer = connect_writer(path, options).await?;
         schema::migrate(&mut writer, path).await?;
         let identity = file::identity(path)?;
-        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), identity })
+        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), options: options.clone(), identity })
     }
 
     /// Opens an existing queue of the current schema so that nothing can be written.
@@ -99,23 +115,12 @@ impl Store {
         let mut writer = connected.map_err(|error| StoreError::opening(path, error))?;
         schema::require_current(&mut writer, path).await?;
         let identity = file::identity(path)?;
-        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), identity })
+        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), options: StoreOptions::default(), identity })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Asks `allow` before each commit from now on; one that it does not allow is rolled back, and fails.
-    ///
-    /// A simulation counts the commits this way, and ends a daemon just before one of them.
-    ///
-    /// # Errors
-    /// The connection is broken.
-    pub async fn ask_before_commits(&self, allow: impl FnMut() -> bool + Send + 'static) -> Result<(), StoreError> {
-        self.writer.lock().await.lock_handle().await?.set_commit_hook(allow);
-        Ok(())
     }
 
     /// False once the file at the path is another one than was opened, or is gone: producers write elsewhere then.
@@ -133,6 +138,21 @@ impl Store {
     pub async fn close(self) -> Result<(), StoreError> {
         Ok(self.writer.into_inner().close().await?)
     }
+
+    /// Begins a transaction that writes.
+    ///
+    /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still counts it as open, and
+    /// would begin no other on this connection for ever: the connection is replaced.
+    async fn begin<'c>(&self, writer: &'c mut SqliteConnection) -> Result<Transaction<'c, Sqlite>, StoreError> {
+        if writer.is_in_transaction() {
+            // A transaction that was dropped is rolled back in the background; this waits for it.
+            writer.ping().await?;
+        }
+        if writer.is_in_transaction() {
+            *writer = connect_writer(&self.path, &self.options).await?;
+        }
+        Ok(writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
 }
 
 async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnection, StoreError> {
@@ -147,10 +167,54 @@ async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnect
         .pragma("cache_size", CACHE_SIZE)
         .pragma("temp_store", "MEMORY")
         .disable_statement_logging();
-    options.connect().await.map_err(|error| StoreError::opening(path, error))
+    let mut writer = options.connect().await.map_err(|error| StoreError::opening(path, error))?;
+    if let Some(allow) = how.allow_commit.clone() {
+        writer.lock_handle().await?.set_commit_hook(move || allow());
+    }
+    Ok(writer)
 }
 
 /// The times of the schema, as text.
 fn text(time: UtcMillis) -> String {
     time.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::model::{PowerAction, Service, TargetName};
+    use crate::plan::Lane;
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let refuse = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&refuse);
+        let allow_commit: Arc<dyn Fn() -> bool + Send + Sync> = Arc::new(move || !asked.swap(false, Ordering::SeqCst));
+        let options = StoreOptions { synced: false, allow_commit: Some(allow_commit), ..StoreOptions::default() };
+        let store = Store::open_with(&dir.path().join("queue.db"), &options).await.expect("a queue");
+        let insert = "INSERT INTO power_requests (server_id, action) VALUES ('a', 'stop')";
+        sqlx::query(insert).execute(&mut *store.writer.lock().await).await.expect("a row");
+        let now = UtcMillis(4_000_000_000_000);
+        let target = TargetName("default".into());
+        let (lane, origin) = (
+            Lane {
+                target,
+                action: PowerAction::Stop,
+                group: 0,
+                head_priority: 0,
+                head_id: 1,
+                ready: 1,
+                oldest_eligible_at: now,
+            },
+            Origin { service: Service::Bms, endpoint: String::new(), project_id: String::new() },
+        );
+        refuse.store(true, Ordering::SeqCst);
+        let failed = store.claim(&lane, &origin, 10, &[], now).await;
+        assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
+        let claimed = store.claim(&lane, &origin, 10, &[], now).await.expect("the next transaction begins");
+        assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
+    }
 }

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use secrecy::SecretString;
 
@@ -15,7 +15,7 @@ use crate::cloud::{Bms, Clock, Credentials, PowerCloud};
 use crate::daemon::Dispatcher;
 use crate::settings::{AuthSettings, Settings};
 use crate::sim::scenario;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreOptions};
 
 /// A daemon that lives.
 pub(super) struct Daemon {
@@ -31,9 +31,9 @@ impl Daemon {
         cloud: &Cloud,
         fuse: &Arc<Fuse>,
     ) -> Result<Self, StoreError> {
-        let store = Arc::new(Store::open_with(path, &store_options()).await?);
         let commits = Arc::clone(fuse);
-        store.ask_before_commits(move || commits.allows()).await?;
+        let options = StoreOptions { allow_commit: Some(Arc::new(move || commits.allows())), ..store_options() };
+        let store = Arc::new(Store::open_with(path, &options).await?);
         let made = match clouds(settings, cloud) {
             Ok(clouds) => Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.now()).await,
             Err(error) => Err(StoreError::Unreadable(error.0)),
@@ -96,12 +96,19 @@ pub(super) struct Fuse {
     /// 0: never.
     ends_before: AtomicU64,
     blown: AtomicBool,
+    /// Commits that fail without ending the daemon: after so many others (0: none), so many.
+    fails: Mutex<(u64, u64)>,
 }
 
 impl Fuse {
     /// From now on the commit after `more` others ends the daemon.
     pub(super) fn set(&self, more: u64) {
         self.ends_before.store(self.commits() + more + 1, Ordering::SeqCst);
+    }
+
+    /// After `more` other commits the next `times` fail, as when a producer takes the lock in the middle of a step.
+    pub(super) fn fail(&self, more: u64, times: u64) {
+        *self.fails.lock().unwrap_or_else(PoisonError::into_inner) = (self.commits() + more + 1, times);
     }
 
     /// The daemon is dead: nothing it writes any more counts.
@@ -126,6 +133,11 @@ impl Fuse {
         }
         if self.commits() + 1 == self.ends_before.load(Ordering::SeqCst) {
             self.blown.store(true, Ordering::SeqCst);
+            return false;
+        }
+        let mut fails = self.fails.lock().unwrap_or_else(PoisonError::into_inner);
+        if fails.1 > 0 && self.commits() + 1 >= fails.0 {
+            fails.1 -= 1;
             return false;
         }
         self.commits.fetch_add(1, Ordering::SeqCst);

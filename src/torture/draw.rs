@@ -54,11 +54,12 @@ pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
     let scenario = scenario(rng, servers as usize);
     let settings = settings(rng)?;
     let calm = rng.permille(250);
+    let crashes = if rng.permille(200) { 40 } else { 8 };
     let settle = settings.targets.first().map(|target| target.settle_time).unwrap_or_default();
     let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
     let rough = Roughness {
-        crash: if calm { 0 } else { rng.between(0, 40) },
-        crash_in_step: if calm { 0 } else { rng.between(0, 40) },
+        crash: if calm { 0 } else { rng.between(0, crashes) },
+        crash_in_step: if calm { 0 } else { rng.between(0, crashes) },
         lock: if rng.permille(300) { rng.between(0, 30) } else { 0 },
         way_max_ms: rng.between(0, 900).min(settle_ms / 2),
         requests: rng.between(1, servers * 3).min(80),

@@ -201,6 +201,10 @@ impl<'a> Machine<'a> {
             let more = self.rng.between(0, 5);
             self.fuse.set(more);
         }
+        if self.rng.permille(rough.lock) {
+            let (more, times) = (self.rng.between(0, 5), self.rng.between(1, 4));
+            self.fuse.fail(more, times);
+        }
         if self.rng.permille(rough.lock) && self.locked_until.is_none() && self.act_at.is_some() {
             producer::lock(&mut self.desk, true).await?;
             let until = self.now() + self.rng.millis(1, 8_000);
@@ -247,20 +251,14 @@ impl<'a> Machine<'a> {
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let before = self.fuse.commits();
-        let outcome = daemon.dispatcher.round(now).await;
+        let round = daemon.dispatcher.round(now).await;
         self.learn().await?;
         if self.fuse.is_blown() {
             self.crash("before a commit, in a round").await;
             return Ok(());
         }
-        match outcome {
-            Ok(round) => {
-                self.trouble = Duration::ZERO;
-                let progress = self.fuse.commits() > before || !round.tasks.is_empty();
-                self.after_round(round, progress, now)
-            }
-            Err(error) => self.endure(&error),
-        }
+        let progress = self.fuse.commits() > before || !round.tasks.is_empty();
+        self.after_round(round, progress, now)
     }
 
     fn after_round(&mut self, round: Round, progress: bool, now: UtcMillis) -> Result<(), Broken> {
@@ -268,7 +266,13 @@ impl<'a> Machine<'a> {
         if self.idle_rounds > IDLE_ROUNDS_MAX {
             return Err(Broken(format!("the daemon spins: {IDLE_ROUNDS_MAX} rounds without anything to do")));
         }
-        self.wake_at = round.wake_at.map(|at| at.max(now));
+        match &round.trouble {
+            None => {
+                self.trouble = Duration::ZERO;
+                self.wake_at = round.wake_at.map(|at| at.max(now));
+            }
+            Some(error) => self.endure(error)?,
+        }
         let wake_at = self.wake_at;
         self.say(|| format!("round: {} tasks, next {wake_at:?}", round.tasks.len()));
         for task in round.tasks {

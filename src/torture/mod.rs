@@ -159,7 +159,7 @@ impl Simulator {
 
 /// How a daemon's queue is opened here: a commit waits for nobody.
 fn store_options() -> StoreOptions {
-    StoreOptions { busy_timeout: std::time::Duration::ZERO, synced: false }
+    StoreOptions { busy_timeout: std::time::Duration::ZERO, synced: false, allow_commit: None }
 }
 
 async fn make_fresh(path: &Path) -> Result<(), Broken> {

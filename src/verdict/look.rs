@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{Batch, FIRST_PART, Member, Rules, SECOND_PART, already_sentence, busy, our_own};
-use crate::cloud::{CallError, Fault};
+use crate::cloud::{CallError, Fault, codes};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
     Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction, ServerId, ServerView,
@@ -15,12 +15,20 @@ use crate::pace;
 /// How often the states of a refused batch are asked for before it is split without them.
 const EXPLAINING_LOOKS_MAX: u32 = 3;
 
-/// What follows from a look at the servers of a batch.
-pub fn after_look(batch: &Batch, sightings: &HashMap<ServerId, Sighting>, rules: &Rules, now: UtcMillis) -> Step {
+/// What follows from a look at the servers of a batch that was begun at `asked_at`.
+///
+/// The answer may be slow, and shows the servers as they were at some moment since then: idleness counts only up to there.
+pub fn after_look(
+    batch: &Batch,
+    sightings: &HashMap<ServerId, Sighting>,
+    rules: &Rules,
+    asked_at: UtcMillis,
+    now: UtcMillis,
+) -> Step {
     match batch.look_cause {
         Some(LookCause::Refused) => explain(batch, sightings, rules, now),
         Some(LookCause::Lost | LookCause::Vanished | LookCause::TimeLimit | LookCause::Gap) | None => {
-            prove(batch, |member| sightings.get(&member.server), rules, now)
+            prove(batch, |member| sightings.get(&member.server), rules, asked_at, now)
         }
     }
 }
@@ -35,16 +43,22 @@ pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: U
         }
         return Step::only(batch.again(rules, now, batch.doubts));
     }
-    prove(batch, |_| None, rules, now)
+    prove(batch, |_| None, rules, now, now)
 }
 
 /// Looks for evidence of what became of each request; see the contract, promises 3 and 6.
-fn prove<'a>(batch: &Batch, sighting: impl Fn(&Member) -> Option<&'a Sighting>, rules: &Rules, now: UtcMillis) -> Step {
+fn prove<'a>(
+    batch: &Batch,
+    sighting: impl Fn(&Member) -> Option<&'a Sighting>,
+    rules: &Rules,
+    asked_at: UtcMillis,
+    now: UtcMillis,
+) -> Step {
     let mut step = Step::only(batch.again(rules, now, 0));
     let time_is_up = batch.look_until.is_some_and(|until| now >= until);
     let mut open = 0;
     for member in &batch.members {
-        let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, now));
+        let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, asked_at));
         match finding {
             Finding::Event(event) => step.moves.push((member.request, event)),
             _ if time_is_up => step.moves.push((member.request, Event::Ended(out_of_time()))),
@@ -225,7 +239,7 @@ fn blame(batch: &Batch, member: &Member, sighting: &Sighting, now: UtcMillis) ->
         Sighting::Missing => return Blame::Settled(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
-    if batch.action == PowerAction::Reboot && view.activity == Activity::Rebooting {
+    if batch.action == PowerAction::Reboot && view.activity == Activity::Rebooting && !was_refused_as_busy(batch) {
         return Blame::CarriedOut;
     }
     if view.locked {
@@ -242,6 +256,11 @@ fn blame(batch: &Batch, member: &Member, sighting: &Sighting, now: UtcMillis) ->
         (PowerAction::Reboot, Power::Off) => Blame::Settled(Event::Ended(stopped(batch))),
         _ => Blame::Innocent,
     }
+}
+
+/// The cloud itself says that a server was in a transition before the call: one that is seen now began before it.
+fn was_refused_as_busy(batch: &Batch) -> bool {
+    batch.complaint.as_ref().is_some_and(|complaint| codes::class(&complaint.code) == CodeClass::ServerBusy)
 }
 
 /// A stopped server cannot be rebooted. Source: user guide, "Restarting a BMS".

@@ -26,7 +26,7 @@ fn all(batch: &Batch, sighting: Sighting) -> HashMap<ServerId, Sighting> {
 fn look_on(mut batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, Event) {
     for seconds in (0..3600).step_by(10) {
         let now = NOW + Duration::from_secs(seconds);
-        let step = after_look(&batch, &all(&batch, shows(seconds)), &rules(), now);
+        let step = after_look(&batch, &all(&batch, shows(seconds)), &rules(), now, now);
         if let Some((_, event)) = step.moves.into_iter().next() {
             return (seconds, event);
         }
@@ -43,6 +43,16 @@ fn a_stop_whose_server_is_seen_stopped_succeeded() {
     let (after, event) = look_on(looking(PowerAction::Stop, LookCause::Lost, 1), |_| view(Power::Off, Activity::Idle));
     let Event::Ended(outcome) = event else { panic!("{event:?}") };
     assert_eq!((after, outcome.state, outcome.evidence), (0, RequestState::Succeeded, Evidence::Observed));
+}
+
+#[test]
+fn idleness_is_counted_to_the_question_and_not_to_a_late_answer() {
+    let mut batch = looking(PowerAction::Stop, LookCause::Lost, 1);
+    batch.members[0].seen = Some(Seen { what: SeenState::Idle, since: NOW });
+    let idle = all(&batch, view(Power::On, Activity::Idle));
+    let at = |seconds| NOW + Duration::from_secs(seconds);
+    assert!(stays(&after_look(&batch, &idle, &rules(), at(5), at(65)), 1), "it may have begun in the minute between");
+    assert!(!stays(&after_look(&batch, &idle, &rules(), at(60), at(65)), 1));
 }
 
 #[test]
@@ -112,6 +122,20 @@ fn a_stop_that_never_works_fails_after_the_last_attempt() {
 }
 
 #[test]
+fn a_reboot_that_made_the_cloud_refuse_another_is_not_taken_for_it() {
+    let mut batch = looking(PowerAction::Reboot, LookCause::Refused, 2);
+    let sightings = all(&batch, view(Power::On, Activity::Rebooting));
+    assert_eq!(
+        after_look(&batch, &sightings, &rules(), NOW, NOW).seen.len(),
+        2,
+        "nothing else explains the transition"
+    );
+    batch.complaint = Some(complaint("BMS.0037", CodeClass::Other));
+    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
+    assert_eq!(returned(&step, 1).result, AttemptResult::Busy);
+}
+
+#[test]
 fn a_refused_batch_is_explained_and_the_rest_travels_together() {
     let batch = looking(PowerAction::Stop, LookCause::Refused, 6);
     let mut sightings = all(&batch, view(Power::On, Activity::Idle));
@@ -121,7 +145,7 @@ fn a_refused_batch_is_explained_and_the_rest_travels_together() {
     sightings
         .insert(server(3), Sighting::Present(ServerView { power: Power::On, activity: Activity::Idle, locked: true }));
     sightings.insert(server(4), view(Power::On, Activity::PoweringOff));
-    let step = after_look(&batch, &sightings, &rules(), NOW);
+    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
     assert_eq!(step.batch, BatchNext::Done);
     assert_eq!(ended(&step, 1).code, "poweryard.missing");
     assert_eq!(ended(&step, 2).evidence, Evidence::Already);
@@ -135,7 +159,7 @@ fn a_refused_batch_is_explained_and_the_rest_travels_together() {
 #[test]
 fn an_unexplained_refusal_is_halved() {
     let batch = looking(PowerAction::Stop, LookCause::Refused, 5);
-    let step = after_look(&batch, &all(&batch, view(Power::On, Activity::Idle)), &rules(), NOW);
+    let step = after_look(&batch, &all(&batch, view(Power::On, Activity::Idle)), &rules(), NOW, NOW);
     let groups: Vec<_> = (1..=5).map(|n| returned(&step, n).group).collect();
     assert!(groups[..3].iter().all(|group| *group == groups[0]) && groups[3..].iter().all(|group| *group == groups[3]));
     assert_ne!(groups[0], groups[3]);
@@ -146,7 +170,7 @@ fn a_reboot_seen_under_way_after_a_refusal_counts_as_carried_out() {
     let batch = looking(PowerAction::Reboot, LookCause::Refused, 2);
     let mut sightings = all(&batch, view(Power::On, Activity::Idle));
     sightings.insert(ServerId("server-1".into()), view(Power::Unclear, Activity::Rebooting));
-    let step = after_look(&batch, &sightings, &rules(), NOW);
+    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
     assert!(stays(&step, 1));
     assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
     assert_eq!(returned(&step, 2).result, AttemptResult::Refused);
