@@ -1,7 +1,5 @@
 //! Ends: a producer's cancel, expiry, what waits for another (after_id), and deleting.
 
-use std::time::Duration;
-
 use crate::queue::{HOUR, Queue, failed, ids, succeeded, wall};
 
 #[tokio::test]
