@@ -100,7 +100,7 @@ impl Dispatcher {
     fn has_a_hand_free(&self, due: &DueBatch) -> bool {
         match due.state {
             BatchState::Tracking => self.tracking < TRACKING_MAX,
-            BatchState::Looking => !self.targets.get(&due.target).is_some_and(|target| target.looking.is_some()),
+            BatchState::Looking => self.targets.get(&due.target).is_none_or(|target| target.looking.is_none()),
             BatchState::Submitting | BatchState::Done => true,
         }
     }
