@@ -13,7 +13,7 @@ use super::task::{Finished, Task};
 use super::{Clouds, report};
 use crate::cloud::{CallError, PowerCloud};
 use crate::lifecycle::Step;
-use crate::model::{BatchId, TargetName, UtcMillis};
+use crate::model::{BatchId, HoldKind, TargetName, UtcMillis};
 use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
@@ -323,11 +323,16 @@ impl Target {
     ) -> Result<Self, StoreError> {
         let calls = store.recent_calls(&settings.name, settings.submits_per_minute).await?;
         let mut pace = Pace::new(settings.submits_per_minute, calls, now);
-        if let Some((rate, throttles)) = store.noted_pace(&settings.name).await? {
-            pace.resume(rate, throttles);
+        let origin = Self::origin_of(settings);
+        match store.noted_pace(&settings.name, &origin).await? {
+            Some((rate, throttles)) => pace.resume(rate, throttles),
+            // What kept calls back was met somewhere else: a mended endpoint is tried at once.
+            None => {
+                store.lift_hold(&settings.name, HoldKind::Breaker).await?;
+            }
         }
         Ok(Self {
-            origin: Self::origin_of(settings),
+            origin,
             settings: settings.clone(),
             cloud,
             rules: rules(settings, attempts_max),

@@ -1,6 +1,7 @@
 //! The follow pass: which open batches are asked for now, and what follows from what they say.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -12,12 +13,18 @@ use crate::lifecycle::Step;
 use crate::model::{BatchState, HoldKind, JobReport, ServerId, Sighting, TargetName, UtcMillis};
 use crate::plan::Hold;
 use crate::store::{DueBatch, Origin, StoreError};
-use crate::verdict::{self, Batch};
+use crate::verdict::{self, Batch, Rules};
 
 /// Jobs asked for at once: each answer can be a quarter of a megabyte, and as much again when parsed.
 const TRACKING_MAX: usize = 8;
 /// Open batches considered in one round.
 const CONSIDERED_MAX: u32 = 128;
+
+/// No look is set further ahead than this: not by job times or intervals, nor by a credentials hold, `Retry-After` or the
+/// patience with orphans, which are an hour at most. A bound too short would make a waiting batch due all the time.
+fn longest_wait(rules: &Rules) -> Duration {
+    ((rules.job_time_limit + rules.looks.interval_max) * 2).max(Duration::from_secs(2 * 3600))
+}
 
 impl Dispatcher {
     /// Picks the open batches whose next look is due. One batch is never in two hands; a target's servers are looked at by
@@ -95,7 +102,7 @@ impl Dispatcher {
 
     /// A look that lies further ahead than any wait we set was set by a clock that has stepped back since.
     fn is_due(&self, due: &DueBatch, now: UtcMillis) -> bool {
-        let longest = self.targets.get(&due.target).map(|target| target.rules.job_time_limit * 2);
+        let longest = self.targets.get(&due.target).map(|target| longest_wait(&target.rules));
         due.at <= now || longest.is_some_and(|longest| due.at.since(now) > longest)
     }
 

@@ -102,6 +102,8 @@ impl Dispatcher {
     async fn renewed(&mut self, name: &TargetName) {
         if let Some(target) = self.targets.get_mut(name) {
             target.pace.unblock();
+            // Nobody has tried these yet: one call at a time until the cloud has taken them.
+            target.proved = false;
         }
         match self.store.lift_hold(name, HoldKind::Credentials).await {
             Ok(true) => info!(target = %name, "target \"{name}\" has new credentials and is held no longer"),

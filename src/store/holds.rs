@@ -116,11 +116,17 @@ impl Store {
         Ok(())
     }
 
-    /// The rate and the throttled calls in a row that an earlier run left for this target.
-    pub async fn noted_pace(&self, target: &TargetName) -> Result<Option<(u32, u32)>, StoreError> {
+    /// The rate and the throttled calls in a row that an earlier run left for this target; none if it was another
+    /// service, endpoint or project then.
+    pub async fn noted_pace(&self, target: &TargetName, origin: &Origin) -> Result<Option<(u32, u32)>, StoreError> {
         let mut writer = self.writer.lock().await;
-        Ok(sqlx::query_as("SELECT pace_per_minute, throttles FROM targets WHERE target = ?")
+        let sql = "SELECT pace_per_minute, throttles FROM targets
+                   WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
+        Ok(sqlx::query_as(sql)
             .bind(&target.0)
+            .bind(origin.service.as_str())
+            .bind(&origin.endpoint)
+            .bind(&origin.project_id)
             .fetch_optional(&mut *writer)
             .await?)
     }
