@@ -22,6 +22,8 @@ use crate::verdict::{Batch, Rules};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
 const CHUNKS_A_ROUND: u32 = 4;
+/// From a round that the database cut short to the next.
+const AFTER_CUT_SHORT: Duration = Duration::from_millis(250);
 
 /// See the module.
 pub struct Dispatcher {
@@ -30,6 +32,8 @@ pub struct Dispatcher {
     default_ttl: Option<Duration>,
     pub(super) targets: BTreeMap<TargetName, Target>,
     pub(super) holds: Vec<Hold>,
+    /// What was last said of holds that do not read.
+    odd_holds: Vec<String>,
     /// Batches whose call is being made.
     pub(super) in_hand: BTreeSet<BatchId>,
     /// Jobs being asked for.
@@ -112,6 +116,7 @@ impl Dispatcher {
             default_ttl: settings.queue.default_ttl,
             targets,
             holds: Vec::new(),
+            odd_holds: Vec::new(),
             in_hand: BTreeSet::new(),
             tracking: 0,
             unsaved: Vec::new(),
@@ -124,14 +129,27 @@ impl Dispatcher {
     /// Those of the store; nothing is lost, and the same round can be tried again.
     pub async fn round(&mut self, now: UtcMillis) -> Result<Round, StoreError> {
         let mut round = Round::default();
+        match self.passes(&mut round, now).await {
+            Ok(()) => Ok(round),
+            Err(error) if round.tasks.is_empty() => Err(error),
+            // What was claimed or picked up before the failure is in our hands: its calls must be made, or nobody ever
+            // touches it again. The next round meets the same failure with empty hands.
+            Err(error) => {
+                warn!("a round was cut short: {}", report::chain(&error));
+                round.wake(now + AFTER_CUT_SHORT);
+                Ok(round)
+            }
+        }
+    }
+
+    async fn passes(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now).await?;
-        self.take_in(&mut round, now).await?;
-        self.review_holds(&mut round, now).await?;
-        self.submit_pass(&mut round, now).await?;
-        self.follow_pass(&mut round, now).await?;
-        self.note_paces(now).await?;
-        Ok(round)
+        self.take_in(round, now).await?;
+        self.review_holds(round, now).await?;
+        self.submit_pass(round, now).await?;
+        self.follow_pass(round, now).await?;
+        self.note_paces(now).await
     }
 
     /// Decides what follows from a finished task, and stores it. An answer that cannot be stored is kept.
@@ -229,7 +247,12 @@ impl Dispatcher {
         for target in self.store.hold_unknown_targets(&unknown, now).await? {
             warn!(%target, "requests name target \"{target}\", which the config does not have; they wait");
         }
-        self.holds = self.store.holds(now).await?;
+        let (holds, odd) = self.store.holds(now).await?;
+        self.holds = holds;
+        if odd != self.odd_holds {
+            odd.iter().for_each(|sentence| warn!("{sentence}"));
+            self.odd_holds = odd;
+        }
         self.holds.iter().filter_map(|hold| hold.until).for_each(|until| round.wake(until));
         Ok(())
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
@@ -57,7 +56,7 @@ impl Store {
                 id: BatchId(id),
                 target: TargetName(target),
                 state: rows::word(&state)?,
-                at: rows::time(&at)?,
+                at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
             })
         };
         found.into_iter().map(due).collect()
@@ -102,7 +101,7 @@ impl Store {
     pub async fn record(&self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
         check_moves(batch, step)?;
         let mut writer = self.writer.lock().await;
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         move_requests(&mut tx, batch, step, now).await?;
         remember_seen(&mut tx, batch.id, &step.seen).await?;
         move_batch(&mut tx, batch, step, now).await?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::batches::Origin;
@@ -38,7 +37,7 @@ impl Store {
         if !anything_due(&mut writer, default_ttl, now).await? {
             return Ok(TakenIn::default());
         }
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         let expired = expire(&mut tx, default_ttl, now).await?;
         follow_ends(&mut tx).await?;
         let cancelled = cancel_doomed(&mut tx, now).await?;
@@ -66,9 +65,10 @@ impl Store {
         if ended {
             return Ok(Some(UtcMillis(0)));
         }
-        let ttl_ends = rows::maybe_time(oldest)?.zip(default_ttl).map(|(oldest, ttl)| oldest + ttl);
-        let times = [rows::maybe_time(later)?, rows::maybe_time(retry)?, rows::maybe_time(expiry)?, ttl_ends];
-        Ok(times.into_iter().flatten().min())
+        let ttl_ends = rows::readable_time(oldest).zip(default_ttl).map(|(oldest, ttl)| oldest + ttl);
+        // A time that a stranger spoilt tells nothing; whoever it belongs to waits, and the others go on.
+        let times = [later, retry, expiry].map(rows::readable_time);
+        Ok(times.into_iter().chain([ttl_ends]).flatten().min())
     }
 
     /// The targets that unfinished requests name.
@@ -129,7 +129,7 @@ impl Store {
                 head_priority,
                 head_id,
                 ready: u32::try_from(ready).unwrap_or(u32::MAX),
-                oldest_eligible_at: rows::time(&oldest)?,
+                oldest_eligible_at: rows::readable_time(Some(oldest)).unwrap_or(UtcMillis(0)),
             })
         };
         found.into_iter().map(lane).collect()
@@ -148,7 +148,7 @@ impl Store {
         now: UtcMillis,
     ) -> Result<Option<Batch>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = self.begin(&mut writer).await?;
         let batch = insert_batch(&mut tx, lane, origin, next_look_at, now).await?;
         let members = claim_members(&mut tx, lane, batch, servers_max, now).await?;
         if members.is_empty() {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use crate::model::UtcMillis;
@@ -51,7 +51,8 @@ impl Store {
     /// `Foreign`, `Newer` and `Corrupt` files are left alone.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         file::create(path)?;
-        let mut writer = connect_writer(path).await?;
+        schema::refuse_strangers(path).await?;
+        let mut writer = connect_writer(path).await.map_err(|error| StoreError::opening(path, error))?;
         schema::migrate(&mut writer, path).await?;
         Ok(Self { writer: Mutex::new(writer), path: path.to_owned() })
     }
@@ -59,6 +60,22 @@ impl Store {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Begins a write.
+    ///
+    /// When the disk is full SQLite has often rolled back by itself. sqlx does not notice, tries to roll back once more, fails,
+    /// and refuses to begin anything ever after: then the connection is opened anew.
+    async fn begin<'a>(&self, writer: &'a mut SqliteConnection) -> Result<Transaction<'a, Sqlite>, StoreError> {
+        if writer.is_in_transaction() {
+            // What was still to be rolled back has been by the time this returns, or never will be.
+            writer.ping().await?;
+        }
+        if writer.is_in_transaction() {
+            // The old one goes when the new one is open, so that `-wal` and `-shm` stay.
+            *writer = connect_writer(&self.path).await?;
+        }
+        Ok(writer.begin_with("BEGIN IMMEDIATE").await?)
     }
 
     /// A number that changes when another connection has committed.
@@ -73,7 +90,7 @@ impl Store {
     }
 }
 
-async fn connect_writer(path: &Path) -> Result<SqliteConnection, StoreError> {
+async fn connect_writer(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)
@@ -83,10 +100,34 @@ async fn connect_writer(path: &Path) -> Result<SqliteConnection, StoreError> {
         .busy_timeout(BUSY_TIMEOUT)
         .pragma("journal_size_limit", WAL_SIZE_LIMIT)
         .disable_statement_logging();
-    options.connect().await.map_err(|error| StoreError::opening(path, error))
+    options.connect().await
 }
 
 /// The times of the schema, as text.
 fn text(time: UtcMillis) -> String {
     time.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&dir.path().join("queue.db")).await.expect("a queue");
+        let mut writer = store.writer.lock().await;
+        let mut tx = store.begin(&mut writer).await.expect("begun");
+        // As a full disk does it: behind sqlx's back.
+        sqlx::query("ROLLBACK").execute(&mut *tx).await.expect("rolled back");
+        drop(tx);
+        for _ in 0..2 {
+            let mut tx = store.begin(&mut writer).await.expect("begun again");
+            sqlx::query("DELETE FROM holds").execute(&mut *tx).await.expect("written");
+            tx.commit().await.expect("committed");
+        }
+        let tx = store.begin(&mut writer).await.expect("begun");
+        drop(tx);
+        store.begin(&mut writer).await.expect("an ordinary roll-back needs nothing");
+    }
 }
