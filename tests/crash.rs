@@ -171,7 +171,7 @@ async fn a_stop_in_the_middle_of_a_call_stores_its_answer_and_sends_nothing_new(
         Yard::new("[bms]\nservers = 10\nrunning = 1.0\noperation_ms = [10, 20]\n[latency]\nsubmit_ms = [1000, 1000]\n")
             .await;
     let config = yard.write_config();
-    let mut ear = Ear::new(yard.dir.path());
+    let ear = Ear::new(yard.dir.path());
     let mut daemon = Daemon::start_telling(&config, Some(&ear));
     let mut producer = yard.producer().await;
     let first = insert(&mut producer, &yard.server(1), "reboot").await;

@@ -124,13 +124,18 @@ impl Loop {
         let mut wake = wake::watch(Arc::clone(store));
         let mut stop = std::pin::pin!(stop);
         let mut announced = false;
+        let mut told = String::new();
         loop {
             let pause = self.round().await?;
             if !announced && self.trouble.is_none() {
                 systemd::ready();
                 announced = true;
             }
-            systemd::status(&self.dispatcher.status_line());
+            let status = self.dispatcher.status_line();
+            if status != told {
+                systemd::status(&status);
+                told = status;
+            }
             tokio::select! {
                 () = &mut stop => break,
                 Some(finished) = self.tasks.join_next() => self.take(finished).await?,
