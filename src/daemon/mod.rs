@@ -104,6 +104,12 @@ pub async fn run_reloading(
     let outcome = Loop { dispatcher, tasks: JoinSet::new(), followers: Vec::new(), trouble: None, reloads }
         .run(&store, stop)
         .await;
+    // Closing it tidies up the `-wal`, if no producer has the file open.
+    if let Some(store) = Arc::into_inner(store)
+        && let Err(error) = store.close().await
+    {
+        warn!("the queue was not closed in order: {}", report::chain(&error));
+    }
     drop(lock);
     outcome.map_err(failed)
 }
@@ -145,6 +151,7 @@ impl Loop {
             }
         }
         systemd::stopping();
+        wake.end().await;
         self.finish().await
     }
 
