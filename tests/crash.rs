@@ -50,9 +50,9 @@ async fn insert_some(producer: &mut SqliteConnection, servers: &[String], dice: 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_or_rebooted_twice_by_twenty_five_kills() {
     let begin = Instant::now();
-    let faults = "[[faults]]\nkind = \"drop_after\"\non = [\"submit\"]\nchance = 0.01\n\
-                  [[faults]]\nkind = \"error_after\"\non = [\"submit\"]\nchance = 0.01\n\
-                  [[faults]]\nkind = \"error_before\"\nchance = 0.01\n\
+    let faults = "[[faults]]\nkind = \"drop_after\"\non = [\"submit\"]\ncalls = [5, 25, 45]\n\
+                  [[faults]]\nkind = \"error_after\"\non = [\"submit\"]\ncalls = [12, 35]\n\
+                  [[faults]]\nkind = \"error_before\"\ncalls = [18, 40]\n\
                   [[faults]]\nkind = \"job_vanishes\"\nchance = 0.02\n\
                   [[faults]]\nkind = \"sub_job_fails\"\nchance = 0.02\n\
                   [[faults]]\nkind = \"sub_job_left_out\"\nchance = 0.02\n\

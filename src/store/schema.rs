@@ -31,7 +31,11 @@ pub(super) async fn refuse_strangers(path: &Path) -> Result<(), StoreError> {
     let Ok(mut connection) = options.connect().await else { return Ok(()) };
     match state(&mut connection, path).await {
         Err(error @ (StoreError::Foreign(_) | StoreError::Newer(_))) => Err(error),
-        _ => Ok(connection.close().await.unwrap_or_default()),
+        // Whatever is wrong with the file otherwise shows when it is opened for good.
+        _ => {
+            let _ = connection.close().await;
+            Ok(())
+        }
     }
 }
 
