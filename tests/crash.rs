@@ -50,9 +50,9 @@ async fn insert_some(producer: &mut SqliteConnection, servers: &[String], dice: 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_or_rebooted_twice_by_twenty_five_kills() {
     let begin = Instant::now();
-    let faults = "[[faults]]\nkind = \"drop_after\"\non = [\"submit\"]\nchance = 0.01\n\
-                  [[faults]]\nkind = \"error_after\"\non = [\"submit\"]\nchance = 0.01\n\
-                  [[faults]]\nkind = \"error_before\"\nchance = 0.01\n\
+    let faults = "[[faults]]\nkind = \"drop_after\"\non = [\"submit\"]\ncalls = [5, 25, 45]\n\
+                  [[faults]]\nkind = \"error_after\"\non = [\"submit\"]\ncalls = [12, 35]\n\
+                  [[faults]]\nkind = \"error_before\"\ncalls = [18, 40]\n\
                   [[faults]]\nkind = \"job_vanishes\"\nchance = 0.02\n\
                   [[faults]]\nkind = \"sub_job_fails\"\nchance = 0.02\n\
                   [[faults]]\nkind = \"sub_job_left_out\"\nchance = 0.02\n\
@@ -171,7 +171,7 @@ async fn a_stop_in_the_middle_of_a_call_stores_its_answer_and_sends_nothing_new(
         Yard::new("[bms]\nservers = 10\nrunning = 1.0\noperation_ms = [10, 20]\n[latency]\nsubmit_ms = [1000, 1000]\n")
             .await;
     let config = yard.write_config();
-    let mut ear = Ear::new(yard.dir.path());
+    let ear = Ear::new(yard.dir.path());
     let mut daemon = Daemon::start_telling(&config, Some(&ear));
     let mut producer = yard.producer().await;
     let first = insert(&mut producer, &yard.server(1), "reboot").await;

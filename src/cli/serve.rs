@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{Context, Exit, Failure};
 use crate::daemon::{self, Reload};
@@ -32,6 +32,9 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     if args.dry_run {
         daemon::dry_run(&settings, told_to_stop()?).await?;
         return Ok(Exit::Done);
+    }
+    if settings.listen.is_some() {
+        warn!("listen.address is set, but this version serves no metrics and no health page yet");
     }
     let rules = SecretRules::from_env(&settings.queue.database);
     let stamps = stamps(&settings, &rules);

@@ -33,6 +33,8 @@ pub struct Dispatcher {
     default_ttl: Option<Duration>,
     pub(super) targets: BTreeMap<TargetName, Target>,
     pub(super) holds: Vec<Hold>,
+    /// What was last said of holds that do not read.
+    odd_holds: Vec<String>,
     /// Batches whose call is being made.
     pub(super) in_hand: BTreeSet<BatchId>,
     /// Jobs being asked for.
@@ -125,6 +127,7 @@ impl Dispatcher {
             default_ttl: settings.queue.default_ttl,
             targets,
             holds: Vec::new(),
+            odd_holds: Vec::new(),
             in_hand: BTreeSet::new(),
             tracking: 0,
             unsaved: Vec::new(),
@@ -294,7 +297,12 @@ impl Dispatcher {
         for target in self.store.hold_unknown_targets(&unknown, now).await? {
             warn!(%target, "requests name target \"{target}\", which the config does not have; they wait");
         }
-        self.holds = self.store.holds(now).await?;
+        let (holds, odd) = self.store.holds(now).await?;
+        self.holds = holds;
+        if odd != self.odd_holds {
+            odd.iter().for_each(|sentence| warn!("{sentence}"));
+            self.odd_holds = odd;
+        }
         self.holds.iter().filter_map(|hold| hold.until).for_each(|until| round.wake(until));
         Ok(())
     }

@@ -38,7 +38,7 @@ pub async fn dry_run(settings: &Settings, stop: impl Future<Output = ()>) -> Res
 
 /// The plan as sentences, in the order in which batches would leave.
 async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec<String>, StoreError> {
-    let holds = store.present_holds(now).await?;
+    let (holds, _) = store.present_holds(now).await?;
     let count_max = settings.targets.iter().map(|target| target.batch_servers_max).max().unwrap_or(1);
     let lanes = store.lanes(count_max).await?;
     let mut lines = Vec::new();

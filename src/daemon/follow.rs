@@ -112,7 +112,7 @@ impl Dispatcher {
             BatchState::Tracking => self.tracking < TRACKING_MAX && self.may_call(&due.target),
             BatchState::Looking if looks.contains_key(&due.target) => true,
             BatchState::Looking => {
-                !self.targets.get(&due.target).is_some_and(|target| target.looking.is_some())
+                self.targets.get(&due.target).is_none_or(|target| target.looking.is_none())
                     && self.may_call(&due.target)
             }
             BatchState::Submitting | BatchState::Done => true,

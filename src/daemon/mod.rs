@@ -104,6 +104,12 @@ pub async fn run_reloading(
     let outcome = Loop { dispatcher, tasks: JoinSet::new(), followers: Vec::new(), trouble: None, reloads }
         .run(&store, stop)
         .await;
+    // Closing it tidies up the `-wal`, if no producer has the file open.
+    if let Some(store) = Arc::into_inner(store)
+        && let Err(error) = store.close().await
+    {
+        warn!("the queue was not closed in order: {}", report::chain(&error));
+    }
     drop(lock);
     outcome.map_err(failed)
 }
@@ -124,13 +130,18 @@ impl Loop {
         let mut wake = wake::watch(Arc::clone(store));
         let mut stop = std::pin::pin!(stop);
         let mut announced = false;
+        let mut told = String::new();
         loop {
             let pause = self.round().await?;
             if !announced && self.trouble.is_none() {
                 systemd::ready();
                 announced = true;
             }
-            systemd::status(&self.dispatcher.status_line());
+            let status = self.dispatcher.status_line();
+            if status != told {
+                systemd::status(&status);
+                told = status;
+            }
             tokio::select! {
                 () = &mut stop => break,
                 Some(finished) = self.tasks.join_next() => self.take(finished).await?,
@@ -140,6 +151,7 @@ impl Loop {
             }
         }
         systemd::stopping();
+        wake.end().await;
         self.finish().await
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use crate::store::Store;
@@ -29,6 +30,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Tells when somebody else has committed.
 pub(super) struct Wake {
     notify: Arc<Notify>,
+    watcher: JoinHandle<()>,
 }
 
 impl Wake {
@@ -36,23 +38,30 @@ impl Wake {
     pub(super) async fn changed(&mut self) {
         self.notify.notified().await;
     }
+
+    /// Stops watching; the store is no longer in use when this returns.
+    pub(super) async fn end(self) {
+        self.watcher.abort();
+        // An aborted task is an error here, and what is wanted.
+        let _ = self.watcher.await;
+    }
 }
 
 /// Starts watching the store's file.
 pub(super) fn watch(store: Arc<Store>) -> Wake {
     let notify = Arc::new(Notify::new());
-    let wake = Wake { notify: Arc::clone(&notify) };
-    tokio::spawn(async move {
-        if let Err(error) = follow_notifications(&store, &notify).await {
+    let told = Arc::clone(&notify);
+    let watcher = tokio::spawn(async move {
+        if let Err(error) = follow_notifications(&store, &told).await {
             warn!("the queue's folder cannot be watched: {error}; looking every {POLL_INTERVAL:?} instead");
         }
         let mut version = None;
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
-            look(&store, &mut version, &notify).await;
+            look(&store, &mut version, &told).await;
         }
     });
-    wake
+    Wake { notify, watcher }
 }
 
 /// Returns only with an error.

@@ -55,7 +55,7 @@ impl Store {
                 id: BatchId(id),
                 target: TargetName(target),
                 state: rows::word(&state)?,
-                at: rows::time(&at)?,
+                at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
             })
         };
         found.into_iter().map(due).collect()

@@ -6,29 +6,35 @@ use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::plan::Hold;
 
 impl Store {
-    /// The holds in force; removes none.
-    pub async fn present_holds(&self, now: UtcMillis) -> Result<Vec<Hold>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let found: Vec<HoldRecord> =
-            sqlx::query_as("SELECT target, action, kind, reason, since, until FROM holds ORDER BY id")
-                .fetch_all(&mut *writer)
+    /// All holds; those whose time has passed are removed first. Otherwise as [`Store::present_holds`].
+    pub async fn holds(&self, now: UtcMillis) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
+        {
+            let mut writer = self.writer.lock().await;
+            let over: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE until <= ?)")
+                .bind(text(now))
+                .fetch_one(&mut *writer)
                 .await?;
-        let holds = found.into_iter().map(HoldRecord::into_hold).collect::<Result<Vec<_>, _>>()?;
-        Ok(holds.into_iter().filter(|hold| hold.until.is_none_or(|until| until > now)).collect())
+            if over {
+                sqlx::query("DELETE FROM holds WHERE until <= ?").bind(text(now)).execute(&mut *writer).await?;
+            }
+        }
+        self.present_holds(now).await
     }
 
-    /// All holds; those whose time has passed are removed first.
-    pub async fn holds(&self, now: UtcMillis) -> Result<Vec<Hold>, StoreError> {
+    /// The holds in force. And a sentence on each row that a stranger wrote and that does not read: without a known action
+    /// or kind it holds nothing, while odd times leave it in force.
+    pub async fn present_holds(&self, now: UtcMillis) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
         let mut writer = self.writer.lock().await;
-        let found: Vec<HoldRecord> =
-            sqlx::query_as("SELECT target, action, kind, reason, since, until FROM holds ORDER BY id")
-                .fetch_all(&mut *writer)
-                .await?;
-        let holds = found.into_iter().map(HoldRecord::into_hold).collect::<Result<Vec<_>, _>>()?;
-        if holds.iter().any(|hold| hold.until.is_some_and(|until| until <= now)) {
-            sqlx::query("DELETE FROM holds WHERE until <= ?").bind(text(now)).execute(&mut *writer).await?;
-        }
-        Ok(holds.into_iter().filter(|hold| hold.until.is_none_or(|until| until > now)).collect())
+        let found: Vec<HoldRecord> = sqlx::query_as(
+            "SELECT id, CAST(target AS BLOB) AS target, CAST(action AS BLOB) AS action, CAST(kind AS BLOB) AS kind,
+                    CAST(reason AS BLOB) AS reason, CAST(since AS BLOB) AS since, CAST(until AS BLOB) AS until
+             FROM holds ORDER BY id",
+        )
+        .fetch_all(&mut *writer)
+        .await?;
+        let mut odd = Vec::new();
+        let holds: Vec<Hold> = found.into_iter().filter_map(|record| record.into_hold(now, &mut odd)).collect();
+        Ok((holds.into_iter().filter(|hold| hold.until.is_none_or(|until| until > now)).collect(), odd))
     }
 
     /// Puts a hold, or renews the one of the same target, action and kind; its `since` stays.
@@ -55,17 +61,21 @@ impl Store {
         now: UtcMillis,
     ) -> Result<Vec<TargetName>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let held: Vec<String> = sqlx::query_scalar("SELECT target FROM holds WHERE kind = 'unknown_target'")
-            .fetch_all(&mut *writer)
-            .await?;
-        let new: Vec<TargetName> = unknown.iter().filter(|name| !held.contains(&name.0)).cloned().collect();
-        let over: Vec<&String> = held.iter().filter(|name| !unknown.iter().any(|target| target.0 == **name)).collect();
+        let held: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT CAST(target AS BLOB) FROM holds WHERE kind = 'unknown_target' AND target IS NOT NULL",
+        )
+        .fetch_all(&mut *writer)
+        .await?;
+        let new: Vec<TargetName> =
+            unknown.iter().filter(|name| !held.iter().any(|held| held == name.0.as_bytes())).cloned().collect();
+        let over: Vec<&Vec<u8>> =
+            held.iter().filter(|name| !unknown.iter().any(|target| target.0.as_bytes() == name.as_slice())).collect();
         if new.is_empty() && over.is_empty() {
             return Ok(new);
         }
         let mut tx = self.begin(&mut writer).await?;
         for name in over {
-            sqlx::query("DELETE FROM holds WHERE kind = 'unknown_target' AND target = ?")
+            sqlx::query("DELETE FROM holds WHERE kind = 'unknown_target' AND CAST(target AS BLOB) = ?")
                 .bind(name)
                 .execute(&mut *tx)
                 .await?;
@@ -159,25 +169,71 @@ pub(super) async fn put_hold(connection: &mut sqlx::SqliteConnection, hold: &Hol
     Ok(())
 }
 
+/// A row as anybody may have written it.
 #[derive(sqlx::FromRow)]
-pub(super) struct HoldRecord {
-    target: Option<String>,
-    action: Option<String>,
-    kind: String,
-    reason: String,
-    since: String,
-    until: Option<String>,
+struct HoldRecord {
+    id: i64,
+    target: Option<Vec<u8>>,
+    action: Option<Vec<u8>>,
+    kind: Vec<u8>,
+    reason: Vec<u8>,
+    since: Vec<u8>,
+    until: Option<Vec<u8>>,
 }
 
 impl HoldRecord {
-    pub(super) fn into_hold(self) -> Result<Hold, StoreError> {
-        Ok(Hold {
-            target: self.target.map(TargetName),
-            action: self.action.as_deref().map(rows::word).transpose()?,
-            kind: rows::word(&self.kind)?,
-            reason: self.reason,
-            since: rows::time(&self.since)?,
-            until: rows::maybe_time(self.until)?,
+    fn into_hold(self, now: UtcMillis, odd: &mut Vec<String>) -> Option<Hold> {
+        let id = self.id;
+        let mut note = |what: &str, error: StoreError| odd.push(format!("row {id} of holds: {what}: {error}"));
+        let read = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let ignored = "it holds nothing";
+        let kind = rows::word(&read(self.kind)).map_err(|error| note(ignored, error)).ok()?;
+        let action = self.action.map(|action| rows::word(&read(action))).transpose();
+        let action = action.map_err(|error| note(ignored, error)).ok()?;
+        let since = rows::time(&read(self.since)).unwrap_or_else(|error| {
+            note("it is in force since an unknown time", error);
+            now
+        });
+        let until = rows::maybe_time(self.until.map(read)).unwrap_or_else(|error| {
+            note("it is in force without an end", error);
+            None
+        });
+        Some(Hold {
+            target: self.target.map(read).map(TargetName),
+            action,
+            kind,
+            reason: read(self.reason),
+            since,
+            until,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
+
+    #[tokio::test]
+    async fn a_strangers_row_neither_hides_the_other_holds_nor_ends_the_pass() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&dir.path().join("queue.db")).await.expect("a queue");
+        let rows = "PRAGMA ignore_check_constraints = ON;
+            INSERT INTO holds (target, kind, reason, since) VALUES ('a', 'whim', '', '2026-01-31T22:00:00.000Z');
+            INSERT INTO holds (target, action, kind, reason, since) VALUES ('b', 'explode', 'operator', '', '2026-01-31T22:00:00.000Z');
+            INSERT INTO holds (target, kind, reason, since, until) VALUES ('c', 'operator', CAST(x'ff' AS TEXT), 'yesterday', 'soon');
+            INSERT INTO holds (kind, reason, since) VALUES ('unknown_target', '', x'00');
+            INSERT INTO holds (target, kind, reason, since) VALUES ('d', 'operator', 'paused', '2026-01-31T22:00:00.000Z');
+            INSERT INTO holds (target, kind, reason, since) VALUES (CAST(x'ff' AS TEXT), 'unknown_target', '', '2026-01-31T22:00:00.000Z');
+            PRAGMA ignore_check_constraints = OFF;";
+        sqlx::raw_sql(rows).execute(&mut *store.writer.lock().await).await.expect("inserted");
+        let (holds, odd) = store.holds(NOW).await.expect("readable");
+        let held: Vec<_> = holds.iter().map(|hold| hold.target.as_ref().map(|target| target.0.as_str())).collect();
+        assert_eq!(held, [Some("c"), None, Some("d"), Some("\u{fffd}")]);
+        assert_eq!((holds[0].since, holds[0].until), (NOW, None), "what is meant to hold goes on to hold");
+        assert_eq!(odd.len(), 5, "{odd:?}");
+        store.hold_unknown_targets(&[TargetName("e".into())], NOW).await.expect("the others go on");
+        assert_eq!(store.holds(NOW).await.expect("readable").0.len(), 4, "the target that nobody asks for is let go");
     }
 }

@@ -100,9 +100,10 @@ impl Store {
         if ended {
             return Ok(Some(UtcMillis(0)));
         }
-        let ttl_ends = rows::maybe_time(oldest)?.zip(default_ttl).map(|(oldest, ttl)| oldest + ttl);
-        let times = [rows::maybe_time(later)?, rows::maybe_time(retry)?, rows::maybe_time(expiry)?, ttl_ends];
-        Ok(times.into_iter().flatten().min())
+        let ttl_ends = rows::readable_time(oldest).zip(default_ttl).map(|(oldest, ttl)| oldest + ttl);
+        // A time that a stranger spoilt tells nothing; whoever it belongs to waits, and the others go on.
+        let times = [later, retry, expiry].map(rows::readable_time);
+        Ok(times.into_iter().chain([ttl_ends]).flatten().min())
     }
 
     /// The targets that unfinished requests name.
@@ -167,7 +168,7 @@ impl Store {
                 head_priority,
                 head_id,
                 ready: u32::try_from(ready).unwrap_or(u32::MAX),
-                oldest_eligible_at: rows::time(&oldest)?,
+                oldest_eligible_at: rows::readable_time(Some(oldest)).unwrap_or(UtcMillis(0)),
             })
         };
         found.into_iter().map(lane).collect()

@@ -96,6 +96,7 @@ impl Store {
     /// As `open`.
     pub async fn open_with(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
         file::create(path)?;
+        schema::refuse_strangers(path).await?;
         let mut writer = connect_writer(path, options).await?;
         schema::migrate(&mut writer, path).await?;
         let identity = file::identity(path)?;

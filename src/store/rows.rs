@@ -19,3 +19,8 @@ pub(super) fn time(text: &str) -> Result<UtcMillis, StoreError> {
 pub(super) fn maybe_time(text: Option<String>) -> Result<Option<UtcMillis>, StoreError> {
     text.as_deref().map(time).transpose()
 }
+
+/// A time that a stranger may have spoilt: then none, since the pass must go on.
+pub(super) fn readable_time(text: Option<String>) -> Option<UtcMillis> {
+    text.and_then(|text| text.parse().ok())
+}

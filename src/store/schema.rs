@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection};
 
 use super::StoreError;
 
@@ -20,6 +21,21 @@ pub(super) async fn migrate(connection: &mut SqliteConnection, path: &Path) -> R
             sqlx::migrate::MigrateError::Execute(error) => StoreError::opening(path, error),
             other => StoreError::Unreadable(other.to_string()),
         })?),
+    }
+}
+
+/// Refuses a foreign or newer file before anything is done that would change it, as switching to WAL does. What cannot be
+/// opened only for reading is judged when it is opened for good.
+pub(super) async fn refuse_strangers(path: &Path) -> Result<(), StoreError> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();
+    let Ok(mut connection) = options.connect().await else { return Ok(()) };
+    match state(&mut connection, path).await {
+        Err(error @ (StoreError::Foreign(_) | StoreError::Newer(_))) => Err(error),
+        // Whatever is wrong with the file otherwise shows when it is opened for good.
+        _ => {
+            let _ = connection.close().await;
+            Ok(())
+        }
     }
 }
 
@@ -83,7 +99,7 @@ mod tests {
     async fn migrated_after(steps: &'static str) -> Result<(), StoreError> {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("queue.db");
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
         let mut connection = options.connect().await.expect("a file");
         sqlx::raw_sql(steps).execute(&mut connection).await.expect("done");
         connection.close().await.expect("closed");

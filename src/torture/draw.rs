@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::Broken;
+use super::facts::SLACK;
 use super::rng::Rng;
+use super::{Broken, rules};
 use crate::model::{Service, TargetName};
 use crate::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
 use crate::sim::faults::{Fault, FaultKind, When};
@@ -24,6 +25,24 @@ pub(super) struct Plan {
     pub(super) scenario: Scenario,
     pub(super) settings: Settings,
     pub(super) rough: Roughness,
+}
+
+impl Plan {
+    /// The bounds that the run is held to.
+    pub(super) fn limits(&self) -> rules::Limits {
+        let target = self.settings.targets.first();
+        let flight_max = target.map_or(SLACK, |target| {
+            let answers = target.request_timeout * 20;
+            target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + SLACK * 6
+        });
+        rules::Limits {
+            submits_per_minute: target.map_or(0, |target| target.submits_per_minute),
+            batch_servers_max: target.map_or(0, |target| target.batch_servers_max),
+            attempts_max: self.settings.batch.attempts_max.get(),
+            default_ttl: self.settings.queue.default_ttl,
+            flight_max,
+        }
+    }
 }
 
 /// How rough the schedule is. Chances are of a thousand.

@@ -1,7 +1,6 @@
 //! The driver: moves virtual time from event to event, lets the daemon take its steps, carries its calls to the cloud and
 //! the answers back in any order, and ends it where the seed says. After each step it has the facts checked.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +9,18 @@ use sqlx::SqliteConnection;
 
 use super::daemon::{Daemon, Fuse};
 use super::draw::Plan;
-use super::facts::{Facts, SLACK};
+use super::facts::Facts;
 use super::producer::{self, Producers};
 use super::rng::Rng;
 use super::wire::Cloud;
 use super::{Broken, Summary, audit, connect, rules};
 use crate::daemon::{Finished, Round, Task};
-use crate::model::{BatchState, ServerId, UtcMillis};
+use crate::model::{BatchState, UtcMillis};
 use crate::sim::World;
 use crate::store::StoreError;
+
+mod calls;
+mod ending;
 
 /// 2080-01-01: ahead of any machine's clock.
 const BEGIN: UtcMillis = UtcMillis(3_471_292_800_000);
@@ -101,7 +103,7 @@ impl<'a> Machine<'a> {
             fuse.set(n.saturating_sub(1));
         }
         Ok(Self {
-            facts: Facts::new(limits(&plan), BEGIN),
+            facts: Facts::new(plan.limits(), BEGIN),
             producers: Producers::new(servers, plan.rough.requests, plan.rough.meddling),
             cloud: Cloud::new(world, BEGIN),
             desk: connect(path).await?,
@@ -131,19 +133,6 @@ impl<'a> Machine<'a> {
             self.describe_queue().await?;
         }
         outcome
-    }
-
-    /// What is unfinished, for the trace.
-    async fn describe_queue(&mut self) -> Result<(), Broken> {
-        let rows: Vec<(i64, String, Option<String>, Option<String>, Option<String>, Option<String>, Option<i64>)> = sqlx::query_as(
-            "SELECT id, state, gate, eligible_at, expires_at, retry_at, after_id FROM power_requests WHERE gate IS NOT NULL",
-        )
-        .fetch_all(&mut self.desk)
-        .await?;
-        for row in rows {
-            self.say(|| format!("unfinished (id, state, gate, eligible_at, expires_at, retry_at, after_id): {row:?}"));
-        }
-        Ok(())
     }
 
     async fn run_to_the_end(&mut self) -> Result<Summary, Broken> {
@@ -231,8 +220,7 @@ impl<'a> Machine<'a> {
         events.extend((due(self.act_at) && self.locked_until.is_none()).then_some(Event::Act));
         events.extend(due(self.locked_until).then_some(Event::Unlock));
         let chosen = self.rng.index(events.len());
-        let chosen = events.swap_remove(chosen);
-        match chosen {
+        match events.swap_remove(chosen) {
             Event::Round => self.round().await,
             Event::Flight(index) => self.fly(index).await,
             Event::Act => self.act().await,
@@ -281,19 +269,6 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn launch(&mut self, task: Task, now: UtcMillis) -> Result<(), Broken> {
-        if let Task::Submit { batch, .. } = &task {
-            let members: BTreeMap<i64, ServerId> =
-                batch.members.iter().map(|member| (member.request.0, member.server.clone())).collect();
-            let (id, action) = (batch.id.0, batch.action);
-            self.say(|| format!("submit of batch {id} leaves: {action} {:?}", members.keys()));
-            self.facts.departs(id, action, &members, now)?;
-        }
-        let at = now + self.rng.millis(0, self.plan.rough.way_max_ms);
-        self.flights.push(Flight { at, stage: Stage::Out(task), orphaned: false });
-        Ok(())
-    }
-
     /// The passing failures of a database are waited out, as `daemon::run` does.
     fn endure(&mut self, error: &StoreError) -> Result<(), Broken> {
         if !error.is_passing() {
@@ -317,68 +292,6 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    async fn fly(&mut self, index: usize) -> Result<(), Broken> {
-        let flight = self.flights.swap_remove(index);
-        match flight.stage {
-            Stage::Out(task) => self.carry_out(task, flight.orphaned).await,
-            Stage::Back(finished) => self.deliver(finished).await,
-        }
-    }
-
-    /// A call reaches the cloud.
-    async fn carry_out(&mut self, task: Task, orphaned: bool) -> Result<(), Broken> {
-        self.calls += 1;
-        if self.end_at == Some(Point::Call(self.calls)) {
-            self.crash("before a call arrives").await;
-            return Ok(());
-        }
-        let batch = match &task {
-            Task::Submit { batch, .. } => Some(batch.id.0),
-            Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } => None,
-        };
-        let before = self.cloud.ledger_len();
-        let finished = task.run().await;
-        let delay = self.cloud.take_delay();
-        let done: BTreeSet<ServerId> =
-            self.cloud.ledger_from(before).into_iter().map(|entry| entry.server_id).collect();
-        self.say(|| format!("at the cloud: {} (switches {})", describe(&finished), done.len()));
-        if let Some(batch) = batch {
-            self.summary.submits += 1;
-            self.facts.carried_out(batch, &done)?;
-        }
-        if orphaned {
-            return Ok(());
-        }
-        let at = self.now() + delay + self.rng.millis(0, self.plan.rough.way_max_ms);
-        self.flights.push(Flight { at, stage: Stage::Back(finished), orphaned });
-        if self.end_at == Some(Point::Answer(self.calls)) {
-            self.crash("between a call and its answer").await;
-        }
-        Ok(())
-    }
-
-    /// An answer reaches the daemon; as in `daemon::run`, a round follows.
-    async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
-        let now = self.now();
-        self.say(|| format!("answer: {}", describe(&finished)));
-        if let Finished::Submitted { batch, answer } = &finished {
-            self.facts.told(batch.id.0, answer);
-        }
-        let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
-        let outcome = daemon.dispatcher.finish(finished, now).await;
-        self.learn().await?;
-        if self.fuse.is_blown() {
-            self.crash("before a commit, after an answer").await;
-            return Ok(());
-        }
-        self.idle_rounds = 0;
-        match outcome {
-            Ok(()) => self.wake_at = Some(now),
-            Err(error) => self.endure(&error)?,
-        }
-        Ok(())
-    }
-
     async fn act(&mut self) -> Result<(), Broken> {
         let now = self.now();
         if self.producers.left == 0 {
@@ -396,27 +309,6 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The daemon is gone from one moment to the next. A call that has left may still arrive.
-    async fn crash(&mut self, how: &str) {
-        self.say(|| format!("the daemon dies {how}"));
-        self.summary.crashes += 1;
-        self.facts.crashed();
-        for mut flight in std::mem::take(&mut self.flights) {
-            let is_submit = matches!(flight.stage, Stage::Out(Task::Submit { .. }));
-            if is_submit && (flight.orphaned || self.rng.permille(500)) {
-                flight.orphaned = true;
-                self.flights.push(flight);
-            }
-        }
-        if let Some(daemon) = self.daemon.take() {
-            daemon.end().await;
-        }
-        self.fuse.mend();
-        let pause = if self.rng.permille(700) { 0 } else { self.rng.between(0, 20_000) };
-        self.wake_at = Some(self.now() + Duration::from_millis(pause));
-        self.trouble = Duration::ZERO;
-    }
-
     /// Takes what the queue has recorded since the last time.
     async fn learn(&mut self) -> Result<(), Broken> {
         let commits = self.fuse.commits();
@@ -429,66 +321,5 @@ impl<'a> Machine<'a> {
             }
         }
         self.facts.learn(&entries, &self.cloud, now)
-    }
-
-    /// After the end nothing is left open, and no row is lost.
-    async fn check_remains(&mut self) -> Result<(), Broken> {
-        let (rows, open, attempts, ends): (i64, i64, i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM power_requests), (SELECT count(*) FROM power_requests WHERE gate IS NOT NULL),
-                    (SELECT count(*) FROM request_attempts WHERE result IS NULL), (SELECT count(*) FROM awaited_ends)",
-        )
-        .fetch_one(&mut self.desk)
-        .await?;
-        let inserted = self.facts.requests.len() as i64;
-        if (rows, open, attempts) != (inserted, 0, 0) {
-            return Err(Broken(format!(
-                "{inserted} rows were inserted and {rows} are left; {open} are not ended, {attempts} attempts are open, {ends} ends are not followed"
-            )));
-        }
-        Ok(())
-    }
-
-    fn sum_up(&mut self) -> Summary {
-        let mut summary = std::mem::take(&mut self.summary);
-        for request in self.facts.requests.values() {
-            let evidence = request.evidence.map_or("-", crate::model::Evidence::as_str);
-            *summary.ends.entry(format!("{} {evidence}", request.state)).or_default() += 1;
-        }
-        summary.commits = self.fuse.commits();
-        summary.calls = self.calls;
-        summary.digest = self.facts.digest;
-        summary
-    }
-}
-
-fn limits(plan: &Plan) -> rules::Limits {
-    let target = plan.settings.targets.first();
-    let flight_max = target.map_or(SLACK, |target| {
-        let answers = target.request_timeout * 20;
-        target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + SLACK * 6
-    });
-    rules::Limits {
-        submits_per_minute: target.map_or(0, |target| target.submits_per_minute),
-        batch_servers_max: target.map_or(0, |target| target.batch_servers_max),
-        attempts_max: plan.settings.batch.attempts_max.get(),
-        default_ttl: plan.settings.queue.default_ttl,
-        flight_max,
-    }
-}
-
-fn describe(finished: &Finished) -> String {
-    let outcome = |error: Option<&crate::cloud::CallError>| {
-        error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code))
-    };
-    match finished {
-        Finished::Prepared { result, .. } => format!("prepare: {}", outcome(result.as_ref().err())),
-        Finished::Submitted { batch, answer } => {
-            format!("submit of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
-        }
-        Finished::Tracked { batch, answer } => format!("job of batch {}: {}", batch.id, outcome(answer.as_ref().err())),
-        Finished::Looked { batches, answer, .. } => {
-            let ids: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
-            format!("look for batches {ids:?}: {}", outcome(answer.as_ref().err()))
-        }
     }
 }

@@ -140,29 +140,12 @@ fn check_return(facts: &Facts, id: i64, request: &Request) -> Result<(), Broken>
 
 fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
     let (id, evidence) = (moved.request, moved.evidence);
-    let carried = facts.times_carried(id);
-    let is_reboot = request.wish.action == PowerAction::Reboot;
     match moved.becomes {
-        RequestState::Succeeded => match evidence {
-            Some(Evidence::Job) => {
-                let batch = moved.batch.and_then(|batch| facts.batches.get(&batch));
-                let by_it = batch.is_some_and(|batch| batch.carried.contains(&id));
-                hold!(by_it, "request {id} succeeded by its job, but batch {:?} did not carry it out", moved.batch);
-            }
-            Some(Evidence::Already | Evidence::Observed) if !is_reboot => {
-                let (wished, power) = (wished(request.wish.action), power(cloud, &request.wish.server));
-                hold!(power == Some(wished), "request {id} succeeded ({evidence:?}), but its power is {power:?}");
-            }
-            Some(Evidence::Observed) => {
-                let honest = carried > 0 || is_in_a_shadow(facts, id, request);
-                hold!(honest, "request {id}: a reboot was observed, but the cloud made none");
-            }
-            _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
-        },
+        RequestState::Succeeded => check_success(facts, moved, request, cloud)?,
         RequestState::Failed => {
             let known = matches!(evidence, Some(Evidence::Job | Evidence::Refused | Evidence::Observed));
             hold!(known, "request {id} failed with evidence {evidence:?}");
-            let honest = carried == 0 || moved.code == "poweryard.not_running";
+            let honest = facts.times_carried(id) == 0 || moved.code == "poweryard.not_running";
             hold!(honest, "request {id} failed ({evidence:?}, {}), but the cloud carried it out", moved.code);
         }
         RequestState::Expired => {
@@ -177,6 +160,29 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
         _ => {}
     }
     check_attempts(facts, moved, request)
+}
+
+/// Success has evidence, and the evidence is true.
+fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) -> Result<(), Broken> {
+    let (id, evidence) = (moved.request, moved.evidence);
+    let is_reboot = request.wish.action == PowerAction::Reboot;
+    match evidence {
+        Some(Evidence::Job) => {
+            let batch = moved.batch.and_then(|batch| facts.batches.get(&batch));
+            let by_it = batch.is_some_and(|batch| batch.carried.contains(&id));
+            hold!(by_it, "request {id} succeeded by its job, but batch {:?} did not carry it out", moved.batch);
+        }
+        Some(Evidence::Already | Evidence::Observed) if !is_reboot => {
+            let (wished, power) = (wished(request.wish.action), power(cloud, &request.wish.server));
+            hold!(power == Some(wished), "request {id} succeeded ({evidence:?}), but its power is {power:?}");
+        }
+        Some(Evidence::Observed) => {
+            let honest = facts.times_carried(id) > 0 || is_in_a_shadow(facts, id, request);
+            hold!(honest, "request {id}: a reboot was observed, but the cloud made none");
+        }
+        _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
+    }
+    Ok(())
 }
 
 /// An earlier reboot of the server, whose request ended unknown, was carried out and may have been seen in place of this one.

@@ -150,7 +150,7 @@ pub(crate) async fn insert_many(connection: &mut SqliteConnection, servers: &[St
 /// The first column of the first row, once it satisfies `wanted`; else what it is after `patience`.
 pub(crate) async fn wait_for(connection: &mut SqliteConnection, sql: &str, wanted: &str) {
     let mut last = String::new();
-    let ends = std::time::Instant::now() + Duration::from_secs(60);
+    let ends = std::time::Instant::now() + Duration::from_secs(40);
     while std::time::Instant::now() < ends {
         last = text(connection, sql).await;
         if last == wanted {
@@ -163,12 +163,9 @@ pub(crate) async fn wait_for(connection: &mut SqliteConnection, sql: &str, wante
 
 /// The first column of the first row, as text; empty if there is none.
 pub(crate) async fn text(connection: &mut SqliteConnection, sql: &str) -> String {
-    let sql = format!("SELECT CAST(x AS TEXT) FROM (SELECT ({sql}) AS x)");
-    sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(sql))
-        .fetch_one(connection)
-        .await
-        .expect("readable")
-        .unwrap_or_default()
+    let sql = format!("SELECT CAST(CAST(x AS TEXT) AS BLOB) FROM (SELECT ({sql}) AS x)");
+    let bytes = sqlx::query_scalar::<_, Option<Vec<u8>>>(AssertSqlSafe(sql)).fetch_one(connection).await;
+    String::from_utf8_lossy(&bytes.expect("readable").unwrap_or_default()).into_owned()
 }
 
 /// Waits until every request is terminal, and returns `state/evidence/code` with their counts.

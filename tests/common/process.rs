@@ -6,10 +6,11 @@ use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a condition may take to come true before a test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The program, without what the environment of the test says of it.
 pub(crate) fn poweryard() -> Command {
@@ -103,35 +104,36 @@ impl Drop for Daemon {
     }
 }
 
-/// A `NOTIFY_SOCKET`, and what the daemon said on it.
+/// A `NOTIFY_SOCKET`, and what the daemon said on it. Read all the time, as systemd does: a full socket blocks who writes.
 pub(crate) struct Ear {
     path: PathBuf,
-    socket: UnixDatagram,
-    heard: Vec<String>,
+    heard: Arc<Mutex<Vec<String>>>,
 }
 
 impl Ear {
     pub(crate) fn new(dir: &Path) -> Self {
         let path = dir.join("notify");
-        let _ = std::fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path).expect("a socket");
-        socket.set_nonblocking(true).expect("it does not block");
-        Self { path, socket, heard: Vec::new() }
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ear = Self { path, heard: Arc::clone(&heard) };
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                let lines = String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned).collect::<Vec<_>>();
+                heard.lock().expect("nobody panics with it").extend(lines);
+            }
+        });
+        ear
     }
 
-    /// Waits for a message with a line that begins so, and returns that line.
-    pub(crate) async fn hear(&mut self, beginning: &str) -> String {
-        let mut line = None;
-        until(beginning, || {
-            let mut buffer = [0; 4096];
-            while let Ok(length) = self.socket.recv(&mut buffer) {
-                self.heard.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
-            }
-            line = self.heard.iter().find(|line| line.starts_with(beginning)).cloned();
-            line.is_some()
-        })
-        .await;
-        line.expect("heard")
+    /// Waits for a line that begins so.
+    pub(crate) async fn hear(&self, beginning: &str) {
+        until(beginning, || self.heard().iter().any(|line| line.starts_with(beginning))).await;
+    }
+
+    /// All lines so far.
+    pub(crate) fn heard(&self) -> Vec<String> {
+        self.heard.lock().expect("nobody panics with it").clone()
     }
 }
 

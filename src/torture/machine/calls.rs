@@ -1,0 +1,123 @@
+//! Calls on their way: from the daemon to the cloud, and their answers back, or into the void when a daemon dies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Flight, Machine, Point, Stage};
+use crate::cloud::CallError;
+use crate::daemon::{Finished, Task};
+use crate::model::{ServerId, UtcMillis};
+use crate::torture::Broken;
+
+impl Machine<'_> {
+    pub(super) fn launch(&mut self, task: Task, now: UtcMillis) -> Result<(), Broken> {
+        if let Task::Submit { batch, .. } = &task {
+            let members: BTreeMap<i64, ServerId> =
+                batch.members.iter().map(|member| (member.request.0, member.server.clone())).collect();
+            let (id, action) = (batch.id.0, batch.action);
+            self.say(|| format!("submit of batch {id} leaves: {action} {:?}", members.keys()));
+            self.facts.departs(id, action, &members, now)?;
+        }
+        let at = now + self.rng.millis(0, self.plan.rough.way_max_ms);
+        self.flights.push(Flight { at, stage: Stage::Out(task), orphaned: false });
+        Ok(())
+    }
+
+    pub(super) async fn fly(&mut self, index: usize) -> Result<(), Broken> {
+        let flight = self.flights.swap_remove(index);
+        match flight.stage {
+            Stage::Out(task) => self.carry_out(task, flight.orphaned).await,
+            Stage::Back(finished) => self.deliver(finished).await,
+        }
+    }
+
+    /// A call reaches the cloud.
+    async fn carry_out(&mut self, task: Task, orphaned: bool) -> Result<(), Broken> {
+        self.calls += 1;
+        if self.end_at == Some(Point::Call(self.calls)) {
+            self.crash("before a call arrives").await;
+            return Ok(());
+        }
+        let batch = match &task {
+            Task::Submit { batch, .. } => Some(batch.id.0),
+            Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } => None,
+        };
+        let before = self.cloud.ledger_len();
+        let finished = task.run().await;
+        let delay = self.cloud.take_delay();
+        let done: BTreeSet<ServerId> =
+            self.cloud.ledger_from(before).into_iter().map(|entry| entry.server_id).collect();
+        self.say(|| format!("at the cloud: {} (switches {})", describe(&finished), done.len()));
+        if let Some(batch) = batch {
+            self.summary.submits += 1;
+            self.facts.carried_out(batch, &done)?;
+        }
+        if orphaned {
+            return Ok(());
+        }
+        let at = self.now() + delay + self.rng.millis(0, self.plan.rough.way_max_ms);
+        self.flights.push(Flight { at, stage: Stage::Back(finished), orphaned });
+        if self.end_at == Some(Point::Answer(self.calls)) {
+            self.crash("between a call and its answer").await;
+        }
+        Ok(())
+    }
+
+    /// An answer reaches the daemon; as in `daemon::run`, a round follows.
+    async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
+        let now = self.now();
+        self.say(|| format!("answer: {}", describe(&finished)));
+        if let Finished::Submitted { batch, answer } = &finished {
+            self.facts.told(batch.id.0, answer);
+        }
+        let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
+        let outcome = daemon.dispatcher.finish(finished, now).await;
+        self.learn().await?;
+        if self.fuse.is_blown() {
+            self.crash("before a commit, after an answer").await;
+            return Ok(());
+        }
+        self.idle_rounds = 0;
+        match outcome {
+            Ok(()) => self.wake_at = Some(now),
+            Err(error) => self.endure(&error)?,
+        }
+        Ok(())
+    }
+
+    /// The daemon is gone from one moment to the next. A call that has left may still arrive.
+    pub(super) async fn crash(&mut self, how: &str) {
+        self.say(|| format!("the daemon dies {how}"));
+        self.summary.crashes += 1;
+        self.facts.crashed();
+        for mut flight in std::mem::take(&mut self.flights) {
+            let is_submit = matches!(flight.stage, Stage::Out(Task::Submit { .. }));
+            if is_submit && (flight.orphaned || self.rng.permille(500)) {
+                flight.orphaned = true;
+                self.flights.push(flight);
+            }
+        }
+        if let Some(daemon) = self.daemon.take() {
+            daemon.end().await;
+        }
+        self.fuse.mend();
+        let pause = if self.rng.permille(700) { 0 } else { self.rng.between(0, 20_000) };
+        self.wake_at = Some(self.now() + Duration::from_millis(pause));
+        self.trouble = Duration::ZERO;
+    }
+}
+
+fn describe(finished: &Finished) -> String {
+    let outcome = |error: Option<&CallError>| error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code));
+    match finished {
+        Finished::Prepared { result, .. } => format!("prepare: {}", outcome(result.as_ref().err())),
+        Finished::Submitted { batch, answer } => {
+            format!("submit of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
+        }
+        Finished::Tracked { batch, answer } => format!("job of batch {}: {}", batch.id, outcome(answer.as_ref().err())),
+        Finished::Looked { batches, answer, .. } => {
+            let ids: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
+            format!("look for batches {ids:?}: {}", outcome(answer.as_ref().err()))
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The end of a run: nothing is left open, no row is lost, and what is worth counting.
+
+use super::Machine;
+use crate::model::Evidence;
+use crate::torture::{Broken, Summary};
+
+impl Machine<'_> {
+    /// What is unfinished, for the trace.
+    pub(super) async fn describe_queue(&mut self) -> Result<(), Broken> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT 'unfinished: request ' || id || ' is ' || state || ', gate ' || gate || ', eligible_at ' || ifnull(eligible_at, '-')
+                 || ', expires_at ' || ifnull(expires_at, '-') || ', retry_at ' || ifnull(retry_at, '-')
+             FROM power_requests WHERE gate IS NOT NULL",
+        )
+        .fetch_all(&mut self.desk)
+        .await?;
+        for row in rows {
+            self.say(|| row);
+        }
+        Ok(())
+    }
+
+    /// After the end nothing is left open, and no row is lost.
+    pub(super) async fn check_remains(&mut self) -> Result<(), Broken> {
+        let (rows, open, attempts, ends): (i64, i64, i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM power_requests), (SELECT count(*) FROM power_requests WHERE gate IS NOT NULL),
+                    (SELECT count(*) FROM request_attempts WHERE result IS NULL), (SELECT count(*) FROM awaited_ends)",
+        )
+        .fetch_one(&mut self.desk)
+        .await?;
+        let inserted = self.facts.requests.len() as i64;
+        if (rows, open, attempts) != (inserted, 0, 0) {
+            return Err(Broken(format!(
+                "{inserted} rows were inserted and {rows} are left; {open} are not ended, {attempts} attempts are open, {ends} ends are not followed"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn sum_up(&mut self) -> Summary {
+        let mut summary = std::mem::take(&mut self.summary);
+        for request in self.facts.requests.values() {
+            let evidence = request.evidence.map_or("-", Evidence::as_str);
+            *summary.ends.entry(format!("{} {evidence}", request.state)).or_default() += 1;
+        }
+        summary.commits = self.fuse.commits();
+        summary.calls = self.calls;
+        summary.digest = self.facts.digest;
+        summary
+    }
+}

@@ -1,0 +1,453 @@
+//! The daemon as a service of its machine: what it refuses to start on, how fast it wakes, what it costs when idle, what it
+//! tells systemd, and how it lives with strangers in its file, a held lock and a full disk.
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use common::{Yard, insert, outcomes, secret, text, wait_for};
+use poweryard::sim::Call;
+use process::{Daemon, Ear, poweryard, until};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+
+const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 20]\n";
+
+fn submits(yard: &Yard) -> usize {
+    yard.cloud.calls().iter().filter(|call| call.call == Call::Submit).count()
+}
+
+/// `serve` that is expected to end by itself.
+async fn serve(config: &Path) -> Output {
+    let mut command = poweryard();
+    command.arg("--config").arg(config).arg("serve");
+    end_of(command).await
+}
+
+/// The output of a program that ends by itself, and soon.
+async fn end_of(mut command: Command) -> Output {
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let pid = child.id();
+    let mut end = tokio::task::spawn_blocking(move || child.wait_with_output().expect("it has ended"));
+    tokio::select! {
+        output = &mut end => output.expect("it ended"),
+        () = tokio::time::sleep(process::PATIENCE) => {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+            panic!("it goes on: {}", stderr(&end.await.expect("it ended")));
+        }
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_config_ends_it_with_78_and_a_sentence_that_names_the_line_and_the_key() {
+    let yard = Yard::new(QUICK).await;
+    let config = yard.write_config();
+    let good = fs::read_to_string(&config).expect("written");
+    let bad = [
+        ("first_look = \"20ms\"", "frist_look = \"20ms\"", "targets.default.frist_look"),
+        ("first_look = \"20ms\"", "first_look = \"1 fortnight\"", "targets.default.first_look"),
+        ("linger = \"0ms\"", "linger = 0", "batch.linger"),
+        ("service = \"bms\"", "service = \"ecs\"", "targets.default.service"),
+        ("allow_http = true", "allow_http = false", "targets.default.endpoint"),
+    ];
+    for (from, to, key) in bad {
+        let spoilt = good.replacen(from, to, 1);
+        fs::write(&config, &spoilt).expect("written");
+        let said = serve(&config).await;
+        assert_eq!(said.status.code(), Some(78), "{to}: {}", stderr(&said));
+        let of_key = format!("{} ", key.rsplit('.').next().unwrap_or_default());
+        let line = spoilt.lines().position(|line| line.starts_with(&of_key)).expect("the line is there") + 1;
+        let place = format!("{}:{line}: {key}: ", config.display());
+        assert!(stderr(&said).contains(&place), "{place} is not in {}", stderr(&said));
+        assert_eq!(stderr(&said).trim().lines().count(), 1, "{}", stderr(&said));
+    }
+    let said = serve(&yard.dir.path().join("none.toml")).await;
+    assert_eq!(said.status.code(), Some(78));
+    assert!(stderr(&said).contains("none.toml"), "{}", stderr(&said));
+    assert!(!yard.database().exists(), "nothing was made on the way");
+    assert!(yard.cloud.calls().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_others_or_producers_can_read_ends_it_with_78_and_is_not_printed() {
+    let yard = Yard::new(QUICK).await;
+    let config = yard.write_config();
+    let key = yard.dir.path().join("secret-key");
+    // The tests' own group owns the queue's folder, as the producers' group does in a real one.
+    for mode in [0o644, 0o640, 0o604] {
+        fs::set_permissions(&key, Permissions::from_mode(mode)).expect("mode set");
+        let said = serve(&config).await;
+        assert_eq!(said.status.code(), Some(78), "{mode:o}: {}", stderr(&said));
+        assert!(stderr(&said).contains("secret_key_file") && stderr(&said).contains("secret-key"), "{}", stderr(&said));
+        assert!(!stderr(&said).contains("poweryard-sim-secret-key"));
+    }
+    fs::remove_file(&key).expect("removed");
+    assert_eq!(serve(&config).await.status.code(), Some(78));
+    assert!(yard.cloud.calls().is_empty());
+}
+
+/// A queue that a daemon has made and left.
+async fn made_queue(yard: &Yard) -> PathBuf {
+    let config = yard.write_config();
+    let daemon = Daemon::start(&config);
+    yard.producer().await.close().await.expect("closed");
+    assert_eq!(daemon.stop().await, Some(0));
+    config
+}
+
+async fn execute(database: &Path, sql: &'static str) {
+    let options = SqliteConnectOptions::new().filename(database).create_if_missing(true);
+    let mut connection = options.connect().await.expect("opened");
+    sqlx::raw_sql(sql).execute(&mut connection).await.expect("done");
+    connection.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_newer_or_damaged_file_is_refused_and_stays_as_it_is() {
+    let foreign = Yard::new(QUICK).await;
+    foreign.write_config();
+    execute(&foreign.database(), "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('mine')").await;
+
+    let newer = Yard::new(QUICK).await;
+    made_queue(&newer).await;
+    execute(
+        &newer.database(),
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (999, 'later', 1, x'00', 0)",
+    )
+    .await;
+
+    let text_file = Yard::new(QUICK).await;
+    text_file.write_config();
+    fs::write(text_file.database(), "to do: buy milk\n".repeat(500)).expect("written");
+
+    let smeared = Yard::new(QUICK).await;
+    made_queue(&smeared).await;
+    // Else a -wal may stay behind, which heals what is smeared.
+    execute(&smeared.database(), "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    let mut bytes = fs::read(smeared.database()).expect("read");
+    bytes[100..4096].fill(0xff);
+    fs::write(smeared.database(), &bytes).expect("written");
+
+    for (what, yard) in [("foreign", &foreign), ("newer", &newer), ("text", &text_file), ("smeared", &smeared)] {
+        let config = yard.dir.path().join("poweryard.toml");
+        let before = fs::read(yard.database()).expect("read");
+        let said = serve(&config).await;
+        assert_eq!(said.status.code(), Some(3), "{what}: {}", stderr(&said));
+        assert!(stderr(&said).contains("queue.db"), "{what}: {}", stderr(&said));
+        assert!(fs::read(yard.database()).expect("read") == before, "{what}: the file was changed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_folder_and_a_file_that_may_not_be_written_end_it_with_3() {
+    let yard = Yard::new(QUICK).await;
+    let config = made_queue(&yard).await;
+    let good = fs::read_to_string(&config).expect("written");
+    fs::write(&config, good.replacen("/queue.db", "/nowhere/queue.db", 1)).expect("written");
+    let said = serve(&config).await;
+    assert_eq!(said.status.code(), Some(3), "{}", stderr(&said));
+    assert!(stderr(&said).contains("nowhere"), "{}", stderr(&said));
+
+    fs::write(&config, good).expect("written");
+    fs::set_permissions(yard.database(), Permissions::from_mode(0o444)).expect("mode set");
+    let mut command = poweryard();
+    command.arg("--config").arg(&config).arg("serve");
+    if is_root() {
+        // Modes do not bind root: run as nobody, who owns everything here but the queue.
+        const NOBODY: u32 = 65534;
+        for entry in fs::read_dir(yard.dir.path()).expect("read") {
+            let path = entry.expect("an entry").path();
+            if path != yard.database() {
+                chown(&path, Some(NOBODY), Some(NOBODY)).expect("owner set");
+            }
+        }
+        chown(yard.dir.path(), Some(NOBODY), Some(NOBODY)).expect("owner set");
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let before = fs::read(yard.database()).expect("read");
+    let said = end_of(command).await;
+    assert_eq!(said.status.code(), Some(3), "{}", stderr(&said));
+    assert!(stderr(&said).contains("queue.db"), "{}", stderr(&said));
+    assert!(fs::read(yard.database()).expect("read") == before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_inserted_alone_reaches_the_cloud_within_a_hundred_milliseconds() {
+    let yard = Yard::new(QUICK).await;
+    let daemon = Daemon::start(&yard.write_config());
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(100), "reboot").await;
+    outcomes(&mut producer).await;
+    let mut waits = Vec::new();
+    for number in 1..=30 {
+        let server = yard.server(number);
+        let begin = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+        insert(&mut producer, &server, "reboot").await;
+        until("the call has arrived", || submits(&yard) == number + 1).await;
+        let call = yard.cloud.calls().into_iter().rfind(|call| call.call == Call::Submit).expect("it has");
+        waits.push(call.at.0 - begin);
+        outcomes(&mut producer).await;
+    }
+    waits.sort_unstable();
+    println!("from the insert to the call: median {} ms, slowest {} ms", waits[15], waits[29]);
+    assert!(waits[15] < 100, "{waits:?}");
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_daemon_makes_no_calls_and_uses_no_processor() {
+    let yard = Yard::new(QUICK).await;
+    let ear = Ear::new(yard.dir.path());
+    let daemon = Daemon::start_telling(&yard.write_config(), Some(&ear));
+    ear.hear("READY=1").await;
+    let mut producer = yard.producer().await;
+    // Work that is done, and work that cannot go, cost nothing either.
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    for sql in [
+        "INSERT INTO power_requests (server_id, action, not_before) VALUES ('a', 'stop', datetime('now', '+1 hour'))",
+        "INSERT INTO power_requests (server_id, action, target) VALUES ('b', 'stop', 'nobody')",
+    ] {
+        sqlx::query(sql).execute(&mut producer).await.expect("accepted");
+    }
+    wait_for(&mut producer, "SELECT count(*) FROM holds", "1").await;
+    let (calls, told) = (yard.cloud.calls().len(), ear.heard().len());
+    let used = measure(&daemon, Duration::from_secs(2)).await;
+    println!("idle: {used} ticks of 10 ms in 2 s");
+    assert!(used <= 4, "{used} ticks of 10 ms in 2 s");
+    assert_eq!(yard.cloud.calls().len(), calls);
+    assert_eq!(ear.heard().len(), told, "systemd is told what is new");
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+/// Ticks of 10 ms that the daemon uses in this span.
+async fn measure(daemon: &Daemon, span: Duration) -> u64 {
+    let before = daemon.cpu_ticks();
+    tokio::time::sleep(span).await;
+    daemon.cpu_ticks() - before
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_is_open_to_its_group_and_systemd_is_told() {
+    let yard = Yard::new(QUICK).await;
+    let ear = Ear::new(yard.dir.path());
+    let daemon = Daemon::start_telling(&yard.write_config(), Some(&ear));
+    ear.hear("READY=1").await;
+    ear.hear("STATUS=").await;
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    outcomes(&mut producer).await;
+    for end in ["", "-wal", "-shm"] {
+        let path = yard.dir.path().join(format!("queue.db{end}"));
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o660, "{}", path.display());
+    }
+    daemon.ask_to_stop();
+    ear.hear("STOPPING=1").await;
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_held_beyond_all_patience_loses_nothing_and_sends_nothing_twice() {
+    let yard = Yard::new(&format!("{QUICK}[latency]\nsubmit_ms = [300, 300]\n")).await;
+    let daemon = Daemon::start(&yard.write_config());
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    until("the call has arrived", || submits(&yard) == 1).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut producer).await.expect("locked");
+    let begin = Instant::now();
+    insert(&mut producer, &yard.server(2), "reboot").await;
+    let used = measure(&daemon, Duration::from_millis(6500)).await;
+    assert!(used <= 65, "{used} ticks of 10 ms while the lock was held for 6.5 s");
+    assert_eq!((submits(&yard), yard.cloud.ledger().len()), (1, 1));
+    assert_eq!(text(&mut producer, "SELECT state FROM power_requests WHERE id = 1").await, "submitting");
+    sqlx::query("COMMIT").execute(&mut producer).await.expect("unlocked");
+    assert!(begin.elapsed() > Duration::from_millis(6500));
+    assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
+    assert_eq!((submits(&yard), yard.cloud.ledger().len()), (2, 2));
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+/// A small disk of its own, unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: PathBuf, megabytes: u32) -> Option<Self> {
+        fs::create_dir_all(&path).expect("a folder");
+        let options = format!("size={megabytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).output();
+        mounted.is_ok_and(|mounted| mounted.status.success()).then_some(Self(path))
+    }
+
+    /// Fills it to the last byte; what fills it can be removed.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = fs::File::create(&path).expect("a file");
+        let mut size = 65_536;
+        while size > 0 {
+            if file.write_all(&vec![0; size]).is_err() {
+                size /= 2;
+            }
+        }
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_loses_nothing_and_is_waited_out() {
+    let yard = Yard::new(&format!("{QUICK}[latency]\nsubmit_ms = [500, 500]\n")).await;
+    let Some(disk) = is_root().then(|| SmallDisk::mount(yard.dir.path().join("disk"), 4)).flatten() else {
+        println!("skipped: only root can mount a small disk");
+        return;
+    };
+    let config = yard.write_config();
+    let database = disk.0.join("queue.db");
+    let moved = fs::read_to_string(&config).expect("written").replacen("/queue.db", "/disk/queue.db", 1);
+    fs::write(&config, moved).expect("written");
+    let ear = Ear::new(yard.dir.path());
+    let daemon = Daemon::start_telling(&config, Some(&ear));
+    ear.hear("READY=1").await;
+    let options = SqliteConnectOptions::new().filename(&database).busy_timeout(Duration::from_secs(5));
+    let mut producer = options.connect().await.expect("opened");
+    let mut accepted = 1;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    until("the call has arrived", || submits(&yard) == 1).await;
+    let filler = disk.fill();
+    let mut refused = 0;
+    for number in 2..=20 {
+        let row = sqlx::query(
+            "INSERT INTO power_requests (server_id, action, label) VALUES (?, 'reboot', hex(zeroblob(20000)))",
+        );
+        match row.bind(yard.server(number)).execute(&mut producer).await {
+            Ok(_) => accepted += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 0, "the disk is not full");
+    let used = measure(&daemon, Duration::from_secs(3)).await;
+    assert!(used <= 30, "{used} ticks of 10 ms in 3 s on a full disk");
+    assert_eq!(submits(&yard), 1, "nothing is sent whose answer could not be stored");
+    assert_eq!(text(&mut producer, "SELECT state FROM power_requests WHERE id = 1").await, "submitting");
+    fs::remove_file(filler).expect("removed");
+    assert_eq!(outcomes(&mut producer).await, format!("{accepted} succeeded/job"));
+    assert_eq!(yard.cloud.ledger().len(), accepted);
+    assert_eq!(text(&mut producer, "SELECT integrity_check FROM pragma_integrity_check").await, "ok");
+    // There is room for new work, too.
+    insert(&mut producer, &yard.server(50), "reboot").await;
+    assert_eq!(outcomes(&mut producer).await, format!("{} succeeded/job", accepted + 1));
+    producer.close().await.expect("closed");
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+/// Inserts a request and waits until it has succeeded.
+async fn the_daemon_still_works(yard: &Yard, producer: &mut SqliteConnection, number: usize, after: &str) {
+    let id = insert(producer, &yard.server(number), "reboot").await;
+    println!("after: {after}");
+    wait_for(producer, &format!("SELECT state FROM power_requests WHERE id = {id}"), "succeeded").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_strangers_write_never_stops_a_pass() {
+    let yard = Yard::new(QUICK).await;
+    let daemon = Daemon::start(&yard.write_config());
+    let mut producer = yard.producer().await;
+    let later = "INSERT INTO power_requests (server_id, action, not_before) VALUES ('parked', 'stop', datetime('now', '+1 hour'))";
+    sqlx::query(later).execute(&mut producer).await.expect("accepted");
+    let odd = [
+        "INSERT INTO power_requests (server_id, action, label) VALUES ('a', 'stop', CAST(x'ff00fe' AS TEXT))",
+        "INSERT INTO power_requests (server_id, action, requested_by, request_key) VALUES ('b', 'stop', CAST(x'c328' AS TEXT), CAST(x'80' AS TEXT))",
+        "INSERT INTO power_requests (server_id, action, label) VALUES ('c', 'stop', hex(zeroblob(4000000)))",
+        "UPDATE power_requests SET error_message = CAST(x'ff' AS TEXT) WHERE server_id = 'parked'",
+        "UPDATE power_requests SET eligible_at = '2099-19-39T29:59:59.999Z' WHERE server_id = 'parked'",
+        "UPDATE power_requests SET retry_at = '2099-19-39T29:59:59.999Z', gate = 'retry' WHERE server_id = 'parked'",
+        "UPDATE power_requests SET retry_at = '2026-00-00T00:00:00.000Z' WHERE server_id = 'parked'",
+        "INSERT INTO holds (target, kind, reason, since) VALUES ('elsewhere', 'operator', CAST(x'ff' AS TEXT), 'yesterday')",
+        "INSERT INTO holds (kind, target, reason, since, until) VALUES ('budget', 'elsewhere', '', '', 'tomorrow')",
+        "PRAGMA ignore_check_constraints = ON; INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'whim', 'why not', 'now')",
+        "INSERT INTO holds (target, action, kind, reason, since) VALUES ('default', 'explode', 'operator', 'why not', 'now')",
+        "PRAGMA ignore_check_constraints = OFF; INSERT INTO holds (target, kind, reason, since) VALUES (CAST(x'ff' AS TEXT), 'unknown_target', 'so there', '')",
+        "UPDATE power_requests SET eligible_at = '2026-00-00T00:00:00.000Z' WHERE server_id = 'parked'",
+        "UPDATE batches SET job_ms = 'long', next_look_at = NULL WHERE state = 'done'",
+        "DELETE FROM targets",
+        "DELETE FROM awaited_ends",
+    ];
+    for (number, sql) in (1..).zip(odd) {
+        // What the schema refuses is as good.
+        let written = sqlx::raw_sql(sql).execute(&mut producer).await;
+        the_daemon_still_works(&yard, &mut producer, number, &format!("{sql}: {written:?}")).await;
+    }
+    assert_eq!(daemon.stop().await, Some(0));
+    let daemon = Daemon::start(&yard.dir.path().join("poweryard.toml"));
+    the_daemon_still_works(&yard, &mut producer, 60, "a restart").await;
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_read_from_the_folder_of_systemds_credentials() {
+    let yard = Yard::new(QUICK).await;
+    let config = yard.write_config();
+    let folder = yard.dir.path().join("credentials");
+    fs::create_dir(&folder).expect("a folder");
+    secret(&folder, "poweryard-ak", "POWERYARDSIMAK");
+    secret(&folder, "poweryard-sk", "poweryard-sim-secret-key");
+    let text = fs::read_to_string(&config).expect("written");
+    let dir = yard.dir.path().display();
+    let text = text
+        .replace(&format!("{dir}/access-key"), "poweryard-ak")
+        .replace(&format!("{dir}/secret-key"), "poweryard-sk");
+    fs::write(&config, text).expect("written");
+    assert_eq!(serve(&config).await.status.code(), Some(78), "without the folder there is nothing to look it up in");
+    let mut child = poweryard()
+        .env("CREDENTIALS_DIRECTORY", &folder)
+        .arg("--config")
+        .arg(&config)
+        .arg("serve")
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_late_in_a_round_does_not_lose_what_the_round_began() {
+    let throttle = "[[faults]]\nkind = \"throttle\"\non = [\"submit\"]\ncalls = [1]\n";
+    let yard = Yard::new(&format!("{QUICK}[latency]\nsubmit_ms = [300, 300]\n{throttle}")).await;
+    let daemon = Daemon::start(&yard.write_config());
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    until("the call has arrived", || submits(&yard) == 1).await;
+    // The 429 lowers the pace, which cannot be noted at the end of a round.
+    sqlx::query("ALTER TABLE targets RENAME TO elsewhere").execute(&mut producer).await.expect("renamed");
+    until("the call is made again", || submits(&yard) == 2).await;
+    sqlx::query("ALTER TABLE elsewhere RENAME TO targets").execute(&mut producer).await.expect("renamed");
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    assert_eq!(yard.cloud.ledger().len(), 1);
+    assert_eq!(daemon.stop().await, Some(0));
+}
