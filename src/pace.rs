@@ -176,7 +176,8 @@ impl LookTimes {
         let mut sorted = history.to_vec();
         sorted.sort_unstable();
         let typical = sorted[(sorted.len() * 9 / 10).min(sorted.len() - 1)];
-        jittered(typical, seed)
+        // A job lasts as long as its slowest server; the others must not wait an hour for their outcomes because of it.
+        jittered(typical.min(self.first + self.interval_max), seed)
     }
 
     /// The wait after the look number `looks` (1 is the first): a fraction of the time already waited, so that a job of an
@@ -281,9 +282,16 @@ mod tests {
     fn history_moves_the_first_look_to_where_jobs_end() {
         let times = LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) };
         assert!(times.first_look(&[], 1) < Duration::from_secs(3));
-        let history = [100, 101, 99, 102].map(Duration::from_secs);
+        let history = [20, 21, 19, 22].map(Duration::from_secs);
         let wait = times.first_look(&history, 1);
-        assert!(wait >= Duration::from_secs(100) && wait <= Duration::from_secs(113), "{wait:?}");
+        assert!(wait >= Duration::from_secs(20) && wait <= Duration::from_secs(25), "{wait:?}");
+    }
+
+    #[test]
+    fn jobs_that_one_slow_server_drew_out_do_not_keep_the_others_waiting() {
+        let times = LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) };
+        let wait = times.first_look(&[Duration::from_secs(3600); 5], 1);
+        assert!(wait >= Duration::from_secs(30) && wait <= Duration::from_secs(36), "{wait:?}");
     }
 
     proptest! {

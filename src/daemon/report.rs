@@ -44,6 +44,11 @@ pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
                 }
             }
         }
+        // A read that fails is repeated. Said at looks 1, 2, 4, 8 and so on: an hour of it is not silent, and no flood.
+        BatchNext::Again { .. } if error.is_some() && (batch.looks + 1).is_power_of_two() => {
+            let look = batch.looks + 1;
+            warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {action} of {servers} servers failed, to be repeated{because}");
+        }
         BatchNext::Again { .. } | BatchNext::Done => {}
     }
     settled(batch, step, &because);
