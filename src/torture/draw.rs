@@ -68,7 +68,7 @@ pub(super) struct Roughness {
 pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
     let servers = match rng.between(0, 9) {
         0 => rng.between(20, 60),
-        _ => rng.between(3, 16),
+        _ => rng.between(3, 12),
     };
     let scenario = scenario(rng, servers as usize);
     let settings = settings(rng)?;
@@ -81,7 +81,7 @@ pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
         crash_in_step: if calm { 0 } else { rng.between(0, crashes) },
         lock: if rng.permille(300) { rng.between(0, 30) } else { 0 },
         way_max_ms: rng.between(0, 900).min(settle_ms / 2),
-        requests: rng.between(1, servers * 3).min(80),
+        requests: rng.between(1, servers * 2).min(60),
         act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
         meddling: rng.between(0, 400),
     };

@@ -83,7 +83,10 @@ pub(super) struct Machine<'a> {
     end_at: Option<Point>,
     calls: u64,
     idle_rounds: u32,
+    /// Commits of the daemon, and the last entry of the audit, that are taken into account.
     seen: (u64, i64),
+    /// A producer has written since.
+    acted: bool,
     summary: Summary,
     trace: &'a mut Option<Vec<String>>,
 }
@@ -119,6 +122,7 @@ impl<'a> Machine<'a> {
             calls: 0,
             idle_rounds: 0,
             seen: (0, 0),
+            acted: false,
             summary: Summary::default(),
             plan,
             rng,
@@ -302,6 +306,7 @@ impl<'a> Machine<'a> {
             self.say(|| done);
             self.act_at = Some(now + producer::gap(&mut self.rng, self.plan.rough.act_gap_max_ms));
         }
+        self.acted = true;
         // The notification comes a little later; a few are missed, and the safety pass finds the change.
         let heard = if self.rng.permille(900) { self.rng.millis(0, 20) } else { Duration::from_secs(5) };
         self.wake_at = Some(self.wake_at.map_or(now + heard, |at| at.min(now + heard)));
@@ -312,6 +317,9 @@ impl<'a> Machine<'a> {
     /// Takes what the queue has recorded since the last time.
     async fn learn(&mut self) -> Result<(), Broken> {
         let commits = self.fuse.commits();
+        if commits == self.seen.0 && !std::mem::take(&mut self.acted) {
+            return Ok(());
+        }
         let now = self.now();
         let (entries, newest) = audit::read(&mut self.desk, self.seen.1).await?;
         self.seen = (commits, newest);
