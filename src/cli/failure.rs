@@ -97,6 +97,7 @@ impl Failure {
                 | StoreError::Unusable { .. }
                 | StoreError::Corrupt(_)
                 | StoreError::ReadOnly
+                | StoreError::Damaged
                 | StoreError::Unreadable(_)
                 | StoreError::Database(_) => Exit::Database,
             },
@@ -154,6 +155,7 @@ fn on_file(path: Option<&Path>, error: &StoreError) -> String {
             StoreError::Busy
             | StoreError::Full
             | StoreError::ReadOnly
+            | StoreError::Damaged
             | StoreError::Unreadable(_)
             | StoreError::Database(_),
         ) => format!("{}: {error}", path.display()),

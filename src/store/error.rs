@@ -48,6 +48,9 @@ pub enum StoreError {
     /// The file is damaged or not a database.
     #[error("{0} is damaged or is not an SQLite database; restore it from a backup")]
     Corrupt(PathBuf),
+    /// SQLite found the open file damaged. Waiting does not mend that.
+    #[error("the database is damaged; restore it from a backup")]
+    Damaged,
     /// The database or its folder may not be written.
     #[error("the database is read-only; check the mode and owner of the file and its folder")]
     ReadOnly,
@@ -100,6 +103,7 @@ impl From<sqlx::Error> for StoreError {
             // 531: a commit hook refused; only a simulation has one, and means a commit that fails for now.
             Some((5 | 6, _) | (_, 531)) => Self::Busy,
             Some((8, _)) => Self::ReadOnly,
+            Some((11 | 26, _)) => Self::Damaged,
             Some((13, _)) => Self::Full,
             Some((19, _)) => Self::Refused(database.message().to_owned()),
             _ => Self::Database(error),

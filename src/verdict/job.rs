@@ -6,7 +6,8 @@ use super::{Batch, Member, Rules, about_one_server};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::{
-    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, RequestId, ServerId, SubJob, UtcMillis,
+    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, PowerAction, RequestId, ServerId, SubJob,
+    UtcMillis,
 };
 
 /// Answers in a row that leave a job's end in doubt (not found; or over, with sub-jobs that still run) before its servers
@@ -113,10 +114,12 @@ fn eliminate(
     let all_failed = nameless.iter().all(|sub_job| sub_job.status == JobStatus::Failed);
     let errors: BTreeSet<_> = nameless.iter().filter_map(|s| s.error.as_ref()).map(|e| (&e.code, e.class)).collect();
     let error = if !nameless.is_empty() && all_failed && nameless.len() == untold.len() {
-        match (errors.len(), nameless[0].error.clone()) {
-            (1, Some(error)) => error,
-            // Which failed how cannot be told: no code, and no second try on the strength of one that may be another's.
-            _ => nameless_failure(),
+        match (errors.len(), nameless[0].error.clone(), batch.action) {
+            (1, Some(error), _) => error,
+            // Which failed how cannot be told. One that was already as wished shows it when it is looked at; a reboot does
+            // not, but all of these have failed.
+            (_, _, PowerAction::Start | PowerAction::Stop) => return Vec::new(),
+            (_, _, PowerAction::Reboot) => nameless_failure(),
         }
     } else if batch.server_count == 1 && report.sub_jobs.is_empty() && report.status == JobStatus::Failed {
         report.error.clone().unwrap_or_else(nameless_failure)
@@ -166,7 +169,7 @@ fn job_ms(batch: &Batch, report: &JobReport, now: UtcMillis) -> i64 {
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::model::{AttemptResult, BatchState, PowerAction, RequestState};
+    use crate::model::{AttemptResult, BatchState, RequestState};
     use proptest::prelude::*;
 
     fn sub_job(server: Option<u32>, status: JobStatus, error: Option<Complaint>) -> SubJob {
@@ -224,6 +227,21 @@ mod tests {
         );
         assert!(stays(&two_untold, 2) && stays(&two_untold, 3));
         assert!(matches!(two_untold.batch, BatchNext::Look { cause: LookCause::Gap, .. }));
+    }
+
+    #[test]
+    fn nameless_failures_that_differ_are_looked_at_unless_they_were_reboots() {
+        let nameless = |code, class| sub_job(None, JobStatus::Failed, Some(complaint(code, class)));
+        let subs = || {
+            vec![
+                nameless("BMS.0039", CodeClass::AlreadyInTargetState),
+                nameless("BMS.0605", CodeClass::ServerPermanent),
+            ]
+        };
+        let stops = judge(PowerAction::Stop, 2, &report(JobStatus::Failed, subs()));
+        assert!(stops.moves.is_empty() && matches!(stops.batch, BatchNext::Look { cause: LookCause::Gap, .. }));
+        let reboots = judge(PowerAction::Reboot, 2, &report(JobStatus::Failed, subs()));
+        assert_eq!((ended(&reboots, 1).state, ended(&reboots, 2).state), (RequestState::Failed, RequestState::Failed));
     }
 
     #[test]
