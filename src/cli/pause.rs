@@ -77,9 +77,13 @@ pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Fa
         until: None,
     };
     let new = desk.pause(&hold).await?;
+    let known: Vec<String> = desk.targets(args::now()).await?.into_iter().map(|note| note.target).collect();
     desk.close().await?;
     let word = if new { "paused" } else { "already paused" };
     output::print(&format!("{word}: {}; what runs is still followed\n", args.scope.name()))?;
+    if let Some(note) = args.scope.target.as_deref().and_then(|target| stranger(target, &known)) {
+        output::note(&note);
+    }
     Ok(Exit::Done)
 }
 
@@ -102,6 +106,16 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
         output::note(hold);
     }
     Ok(if wider.is_empty() { Exit::Done } else { Exit::Usage })
+}
+
+/// A warning about a target that the last daemon did not have: whoever mistypes a name believes that something is held.
+/// None where no daemon has run yet.
+fn stranger(target: &str, known: &[String]) -> Option<String> {
+    if known.is_empty() || known.iter().any(|name| name == target) {
+        return None;
+    }
+    let text = format!("warning: the daemon has no target {target}; it has {}", known.join(", "));
+    Some(output::visible(&text))
 }
 
 /// A sentence for each pause that reaches beyond what was resumed, and so stays and still holds it, or some of it.
@@ -138,6 +152,16 @@ mod tests {
         let said = wider(&stops, &[pause_of(None, None), pause_of(Some("us"), None), pause_of(None, Some("start"))]);
         assert_eq!(said.len(), 1, "{said:?}");
         assert!(said[0].contains("every action on every target") && said[0].contains("`poweryard resume`"), "{said:?}");
+    }
+
+    #[test]
+    fn a_pause_of_a_mistyped_target_is_warned_about() {
+        let known = ["default".to_owned(), "eu".to_owned()];
+        assert_eq!(stranger("eu", &known), None);
+        assert_eq!(stranger("eu", &[]), None);
+        assert!(
+            stranger("defualt", &known).is_some_and(|note| note.contains("defualt") && note.contains("default, eu"))
+        );
     }
 
     #[test]

@@ -272,6 +272,11 @@ mod tests {
             vec![sub_job(Some(1), JobStatus::Failed, Some(complaint("BMS.1007", CodeClass::RetryableUncertain)))],
         );
         assert_eq!(ended(&judge(PowerAction::Reboot, 1, &answer), 1).state, RequestState::Failed);
+        // "Its status is null" may have been said after the reboot had begun.
+        let state = complaint("BMS.1006", CodeClass::Retryable);
+        let passing = report(JobStatus::Failed, vec![sub_job(Some(1), JobStatus::Failed, Some(state))]);
+        assert_eq!(ended(&judge(PowerAction::Reboot, 1, &passing), 1).state, RequestState::Failed);
+        assert_eq!(returned(&judge(PowerAction::Stop, 1, &passing), 1).result, AttemptResult::Failed);
         assert_eq!(returned(&judge(PowerAction::Start, 1, &answer), 1).result, AttemptResult::Failed);
         let mut last = batch(PowerAction::Start, BatchState::Tracking, 1);
         last.members[0].attempts = 3;

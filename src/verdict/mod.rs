@@ -156,17 +156,18 @@ fn about_one_server(
         }
         CodeClass::AlreadyInTargetState | CodeClass::ServerPermanent | CodeClass::BatchInvalid => Some(failed()),
         CodeClass::ServerBusy => Some(busy(batch, member, error, now)),
-        // The cloud could not do it at that moment and did nothing: like a busy server, it waits apart.
-        CodeClass::Retryable if evidence == Evidence::Refused => Some(busy(batch, member, error, now)),
-        CodeClass::Retryable => Some(again_or(failed, member, error, AttemptResult::Failed, rules, batch, now)),
-        // Said of the call, these settle nothing; said by the server's own task, they say that it failed. Start and stop
-        // may be sent again; a reboot may have begun.
-        CodeClass::RetryableUncertain | CodeClass::Ambiguous if evidence == Evidence::Job => match batch.action {
-            PowerAction::Start | PowerAction::Stop => {
-                Some(again_or(failed, member, error, AttemptResult::Failed, rules, batch, now))
+        // Said of the call, the last two settle nothing; said by the server's own task, all three say that it failed, not
+        // how far it had come. Start and stop may be sent again; a reboot may have begun.
+        CodeClass::Retryable | CodeClass::RetryableUncertain | CodeClass::Ambiguous if evidence == Evidence::Job => {
+            match batch.action {
+                PowerAction::Start | PowerAction::Stop => {
+                    Some(again_or(failed, member, error, AttemptResult::Failed, rules, batch, now))
+                }
+                PowerAction::Reboot => Some(failed()),
             }
-            PowerAction::Reboot => Some(failed()),
-        },
+        }
+        // Said of the call: the cloud could not do it at that moment and did nothing. Like a busy server, it waits apart.
+        CodeClass::Retryable => Some(busy(batch, member, error, now)),
         CodeClass::ServerFailed => Some(failed()),
         CodeClass::RetryableUncertain
         | CodeClass::Ambiguous
