@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use poweryard::cloud::auth::{AccessKeys, Password};
-use poweryard::cloud::{Bms, CallError, ClientError, Clock, Credentials, Fault, PowerCloud, connect};
+use poweryard::cloud::{Bms, CallError, Clock, Credentials, Fault, PowerCloud, connect};
 use poweryard::model::{
     Activity, CodeClass, JobId, JobStatus, Power, PowerAction, ServerId, ServerView, Service, Sighting, TargetName,
     Tracking, UtcMillis,
@@ -577,14 +577,13 @@ async fn a_locked_key_is_left_alone() {
 }
 
 #[tokio::test]
-async fn replaced_keys_sign_the_next_call() {
+async fn clients_that_share_a_key_say_so_without_telling_it() {
     let cloud = Cloud::start(|_, _| ok(ACCEPTED)).await;
-    let bms = client(&cloud);
-    bms.replace_credentials(keys("SECONDKEY", None)).expect("the same kind");
-    stop_one(&bms).await.expect("accepted");
-    assert!(cloud.received()[0].header("authorization").is_some_and(|text| text.contains("Access=SECONDKEY,")));
-    let error = bms.replace_credentials(password()).expect_err("another kind");
-    assert_eq!(error, ClientError::CredentialsKind { wanted: "aksk", given: "token" });
+    let with = |credentials| Bms::new(&target(cloud.port), credentials, clock()).expect("a client");
+    let (one, other) = (with(keys("FIRSTKEY", None)), with(keys("SECONDKEY", None)));
+    assert_eq!(one.key(), with(keys("FIRSTKEY", None)).key());
+    assert_ne!(one.key(), other.key());
+    assert!(!one.key().contains("FIRSTKEY"));
 }
 
 /// An IAM that gives out `token-1`, `token-2`, … for a day each.

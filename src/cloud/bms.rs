@@ -70,14 +70,6 @@ impl Bms {
         Self { session, pages_known: AtomicUsize::new(0), all_projects: AtomicBool::new(true) }
     }
 
-    /// Uses `credentials` from the next call on; a cached token is dropped.
-    ///
-    /// # Errors
-    /// `CredentialsKind` if they are not of the kind that the settings name; then the old ones stay.
-    pub fn replace_credentials(&self, credentials: Credentials) -> Result<(), ClientError> {
-        self.session.replace_credentials(credentials)
-    }
-
     async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {
         let most = Service::Bms.batch_servers_cap() as usize;
         if servers.is_empty() || servers.len() > most {
@@ -212,6 +204,10 @@ impl Bms {
 }
 
 impl PowerCloud for Bms {
+    fn key(&self) -> &str {
+        self.session.key()
+    }
+
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
         Box::pin(self.session.prepare())
     }

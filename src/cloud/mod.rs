@@ -96,6 +96,9 @@ impl ClientError {
 /// `request_timeout`; a method makes one call, and after a 401 two and one for the token. `observe` makes one for each
 /// page or server that it reads.
 pub trait PowerCloud: Send + Sync {
+    /// Tells which key calls are made with, without telling the key: the same for all clients that share it.
+    fn key(&self) -> &str;
+
     /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
     /// stored only the call itself is left.
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>>;

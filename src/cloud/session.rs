@@ -4,7 +4,6 @@
 //! our credentials (401, or a documented code that says so): then nothing was carried out.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Url};
@@ -37,9 +36,10 @@ pub(crate) struct Session {
     http: Box<dyn Wire>,
     endpoint: Url,
     project_id: String,
-    auth: AuthSettings,
     clock: Clock,
-    prover: RwLock<Arc<Prover>>,
+    prover: Prover,
+    /// Names the key, without telling it.
+    key: String,
 }
 
 /// What proves who we are.
@@ -66,25 +66,14 @@ impl Session {
         credentials: Credentials,
         clock: Clock,
     ) -> Result<Self, ClientError> {
+        let key = credentials.key();
         let prover = prover(&target.auth, &target.project_id, credentials)?;
-        Ok(Self {
-            http,
-            endpoint: target.endpoint.clone(),
-            project_id: target.project_id.clone(),
-            auth: target.auth.clone(),
-            clock,
-            prover: RwLock::new(Arc::new(prover)),
-        })
+        Ok(Self { http, endpoint: target.endpoint.clone(), project_id: target.project_id.clone(), clock, prover, key })
     }
 
-    /// Uses `credentials` from the next call on. Calls on their way end with the old ones.
-    ///
-    /// # Errors
-    /// `CredentialsKind`; the old ones stay.
-    pub(crate) fn replace_credentials(&self, credentials: Credentials) -> Result<(), ClientError> {
-        let new = Arc::new(prover(&self.auth, &self.project_id, credentials)?);
-        *self.prover.write().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(())
+    /// The fingerprint of the key that all calls are made with.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
     }
 
     /// This machine's time.
@@ -105,7 +94,7 @@ impl Session {
 
     /// Gets a token if one is needed; keys need nothing.
     pub(crate) async fn prepare(&self) -> Result<(), CallError> {
-        match &*self.prover() {
+        match &self.prover {
             Prover::Keys(..) => Ok(()),
             Prover::Token(source) => source.token(&*self.http, &self.clock, None).await.map(drop),
         }
@@ -116,8 +105,8 @@ impl Session {
     /// # Errors
     /// No answer (see `Http`), or `Credentials` once a renewed token or a second signature was refused too.
     pub(crate) async fn call(&self, call: &Call) -> Result<Answer, CallError> {
-        let prover = self.prover();
-        let (answer, used) = self.once(&prover, call, None).await?;
+        let prover = &self.prover;
+        let (answer, used) = self.once(prover, call, None).await?;
         let Err(refusal) = self.accepted(&answer, call.kind) else {
             prover.was_accepted();
             return Ok(answer);
@@ -125,7 +114,7 @@ impl Session {
         if !prover.may_try_again() || !worth_renewing(&refusal) {
             return Err(refusal);
         }
-        let (answer, _) = self.once(&prover, call, Some(&used)).await?;
+        let (answer, _) = self.once(prover, call, Some(&used)).await?;
         match self.accepted(&answer, call.kind) {
             Ok(()) => {
                 prover.was_accepted();
@@ -136,10 +125,6 @@ impl Session {
                 Err(refusal)
             }
         }
-    }
-
-    fn prover(&self) -> Arc<Prover> {
-        Arc::clone(&self.prover.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn accepted(&self, answer: &Answer, kind: CallKind) -> Result<(), CallError> {

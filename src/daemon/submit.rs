@@ -274,8 +274,8 @@ impl Dispatcher {
 
     /// The targets whose calls are made with the same key as those of `name`, itself included.
     fn sharing_key_with(&self, name: &TargetName) -> Vec<TargetName> {
-        let auth = self.targets.get(name).map(|target| &target.settings.auth);
-        let same = self.targets.iter().filter(|(_, other)| Some(&other.settings.auth) == auth);
+        let key = self.targets.get(name).map(|target| target.cloud.key());
+        let same = self.targets.iter().filter(|(_, other)| Some(other.cloud.key()) == key);
         same.map(|(name, _)| name.clone()).collect()
     }
 }

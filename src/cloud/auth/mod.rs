@@ -55,16 +55,23 @@ pub struct Fingerprint {
 const SECRET_ROUNDS: u32 = 20_000;
 
 impl Credentials {
+    /// Which key this is: of its kind and the access key, or of domain and user; 16 hex digits.
+    pub fn key(&self) -> String {
+        match self {
+            Self::AkSk(keys) => short_hash(&["aksk", &keys.access_key, ""]),
+            Self::Password(user) => short_hash(&["token", &user.domain, &user.username]),
+        }
+    }
+
     /// Which key this is, and which version of its secret. Takes some milliseconds.
     pub fn fingerprint(&self) -> Fingerprint {
-        let (parts, secrets): ([&str; 3], [&str; 2]) = match self {
-            Self::AkSk(keys) => (
-                ["aksk", &keys.access_key, ""],
-                [keys.secret_key.expose_secret(), keys.security_token.as_ref().map_or("", |s| s.expose_secret())],
-            ),
-            Self::Password(user) => (["token", &user.domain, &user.username], [user.password.expose_secret(), ""]),
+        let secrets: [&str; 2] = match self {
+            Self::AkSk(keys) => {
+                [keys.secret_key.expose_secret(), keys.security_token.as_ref().map_or("", |s| s.expose_secret())]
+            }
+            Self::Password(user) => [user.password.expose_secret(), ""],
         };
-        let key = short_hash(&parts);
+        let key = self.key();
         let mut secret = short_hash(&[&key, secrets[0], secrets[1]]);
         for _ in 0..SECRET_ROUNDS {
             secret = short_hash(&[&secret, secrets[0], secrets[1]]);
