@@ -31,22 +31,33 @@ impl Dispatcher {
     /// one task at a time, for all batches that want it.
     pub(super) async fn follow_pass(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
         let mut looks: BTreeMap<TargetName, Vec<Batch>> = BTreeMap::new();
-        for due in self.store.open_batches(&self.in_hand, CONSIDERED_MAX).await? {
-            if !self.is_due(&due, now) {
-                round.wake(due.at);
-                break;
-            }
-            if self.has_a_hand_free(&due, &looks)
-                && let Some((batch, origin)) = self.store.load_batch(due.id).await?
-            {
-                self.pick_up(batch, &origin, round, &mut looks, now).await?;
-            }
-        }
+        let gathered = self.gather(round, &mut looks, now).await;
+        // Also after a failure half-way: what was picked up counts as an open call from then on.
         for (name, batches) in looks {
             let Some(target) = self.targets.get_mut(&name) else { continue };
             target.looking = Some(now);
             self.in_hand.extend(batches.iter().map(|batch| batch.id));
             round.tasks.push(Task::Look { target: name, batches, cloud: target.cloud.clone() });
+        }
+        gathered
+    }
+
+    async fn gather(
+        &mut self,
+        round: &mut Round,
+        looks: &mut BTreeMap<TargetName, Vec<Batch>>,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        for due in self.store.open_batches(&self.in_hand, CONSIDERED_MAX).await? {
+            if !self.is_due(&due, now) {
+                round.wake(due.at);
+                break;
+            }
+            if self.has_a_hand_free(&due, looks)
+                && let Some((batch, origin)) = self.store.load_batch(due.id).await?
+            {
+                self.pick_up(batch, &origin, round, looks, now).await?;
+            }
         }
         Ok(())
     }
