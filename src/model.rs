@@ -48,6 +48,11 @@ impl ServerId {
     pub fn is_valid(text: &str) -> bool {
         (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     }
+
+    /// What is compared and hashed.
+    fn lower_case(&self) -> impl Iterator<Item = u8> {
+        self.0.bytes().map(|byte| byte.to_ascii_lowercase())
+    }
 }
 
 impl PartialEq for ServerId {
@@ -66,16 +71,13 @@ impl PartialOrd for ServerId {
 
 impl Ord for ServerId {
     fn cmp(&self, other: &Self) -> Ordering {
-        let lower = |id: &Self| id.0.bytes().map(|b| b.to_ascii_lowercase()).collect::<Vec<_>>();
-        lower(self).cmp(&lower(other))
+        self.lower_case().cmp(other.lower_case())
     }
 }
 
 impl Hash for ServerId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        for byte in self.0.bytes() {
-            state.write_u8(byte.to_ascii_lowercase());
-        }
+        self.lower_case().for_each(|byte| state.write_u8(byte));
     }
 }
 

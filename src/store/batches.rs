@@ -8,8 +8,8 @@ use sqlx::sqlite::SqliteConnection;
 use super::{Store, StoreError, rows, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
-    AttemptResult, BatchId, BatchState, CodeClass, Complaint, JobId, LookCause, PowerAction, RequestId, ServerId,
-    Service, TargetName, UtcMillis,
+    AttemptResult, BatchId, BatchState, CodeClass, Complaint, JobId, LookCause, PowerAction, RequestId, RequestState,
+    ServerId, Service, TargetName, UtcMillis,
 };
 use crate::verdict::{Batch, Member};
 
@@ -271,9 +271,10 @@ impl MemberRecord {
 
 /// The schema refuses illegal moves too; this names the request and the event.
 fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
+    let states: BTreeMap<RequestId, RequestState> =
+        batch.members.iter().map(|member| (member.request, member.state)).collect();
     for (request, event) in &step.moves {
-        let member = batch.members.iter().find(|member| member.request == *request);
-        let state = member.ok_or(StoreError::NoSuchRequest(request.0))?.state;
+        let state = *states.get(request).ok_or(StoreError::NoSuchRequest(request.0))?;
         lifecycle::next(state, event).map_err(|error| StoreError::Unreadable(format!("request {request}: {error}")))?;
     }
     Ok(())
