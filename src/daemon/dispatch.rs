@@ -238,17 +238,19 @@ impl Dispatcher {
     /// After a clock that stepped back, what was put off until some time of the "future" is due again at once; else a step of
     /// an hour would park it for an hour.
     async fn notice_clock(&mut self, now: UtcMillis) -> Result<(), StoreError> {
-        let last = self.last_round_at.replace(now).unwrap_or(now);
-        if last.since(now) < CLOCK_STEP {
-            return Ok(());
+        let last = self.last_round_at.unwrap_or(now);
+        if last.since(now) >= CLOCK_STEP {
+            self.store.forget_waits(now).await?;
+            self.targets.values_mut().for_each(|target| target.pace.unblock());
+            warn!(
+                clock.step_ms = last.0 - now.0,
+                "this machine's clock has stepped back by {:?}; waits are cut short",
+                last.since(now)
+            );
         }
-        warn!(
-            clock.step_ms = last.0 - now.0,
-            "this machine's clock has stepped back by {:?}; waits are cut short",
-            last.since(now)
-        );
-        self.targets.values_mut().for_each(|target| target.pace.unblock());
-        self.store.forget_waits(now).await
+        // Only now: a step whose waits could not be forgotten is noticed again.
+        self.last_round_at = Some(now);
+        Ok(())
     }
 
     async fn take_in(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
