@@ -205,6 +205,27 @@ pub struct ServerView {
     pub activity: Activity,
     /// Locked servers refuse power actions.
     pub locked: bool,
+    /// The last power operation, where the service remembers it (CloudDC).
+    pub operation: Option<Operation>,
+    /// What the service says is wrong with the server.
+    pub error: Option<Complaint>,
+}
+
+impl ServerView {
+    /// A server of which only power and activity are known.
+    pub const fn of(power: Power, activity: Activity) -> Self {
+        Self { power, activity, locked: false, operation: None, error: None }
+    }
+}
+
+/// The last power operation of a server and how it stands. It has neither time nor id, and stays until the next one: that
+/// it succeeded proves nothing unless it was seen to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// What was done.
+    pub action: PowerAction,
+    /// `Pending`: it is being done.
+    pub status: JobStatus,
 }
 
 /// A server's power. `Unclear` when fields contradict one another or the word is unknown: never counted as proof.

@@ -234,7 +234,7 @@ fn running(id: &str) -> Value {
     json!({ "id": id, "status": "ACTIVE", "OS-EXT-STS:vm_state": "active", "OS-EXT-STS:power_state": 1 })
 }
 
-const RUNNING: Sighting = Sighting::Present(ServerView { power: Power::On, activity: Activity::Idle, locked: false });
+const RUNNING: Sighting = Sighting::Present(ServerView::of(Power::On, Activity::Idle));
 
 // ---------------------------------------------------------------------------------------------- what is sent
 
@@ -407,7 +407,7 @@ async fn one_server_that_cannot_be_shown_does_not_hide_the_others() {
     .await;
     let bms = client(&cloud);
     let seen = bms.observe(&ids(&["odd", "fine"])).await.expect("seen");
-    let unclear = ServerView { power: Power::Unclear, activity: Activity::Other, locked: false };
+    let unclear = ServerView::of(Power::Unclear, Activity::Other);
     assert_eq!(seen[&ServerId("odd".to_owned())], Sighting::Present(unclear));
     assert_eq!(seen[&ServerId("fine".to_owned())], RUNNING);
     assert_eq!(fault(bms.observe(&ids(&["odd"])).await), Fault::Refused(CodeClass::Other));

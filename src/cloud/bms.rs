@@ -180,7 +180,7 @@ impl Bms {
     /// Shows one server of those asked for. Unless it is `alone`, a refusal about it must not hide the others' states:
     /// then it is an unclear sighting, which proves nothing.
     async fn show_among(&self, server: ServerId, alone: bool) -> Result<(ServerId, Sighting), CallError> {
-        let unclear = ServerView { power: Power::Unclear, activity: Activity::Other, locked: false };
+        let unclear = ServerView::of(Power::Unclear, Activity::Other);
         match self.show(&server).await {
             Err(CallError { fault: Fault::Refused(_), .. }) if !alone => Ok((server, Sighting::Present(unclear))),
             shown => shown.map(|sighting| (server, sighting)),

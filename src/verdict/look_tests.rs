@@ -15,7 +15,7 @@ fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {
 }
 
 fn view(power: Power, activity: Activity) -> Sighting {
-    Sighting::Present(ServerView { power, activity, locked: false })
+    Sighting::Present(ServerView::of(power, activity))
 }
 
 fn all(batch: &Batch, sighting: Sighting) -> HashMap<ServerId, Sighting> {
@@ -143,7 +143,7 @@ fn a_refused_batch_is_explained_and_the_rest_travels_together() {
     sightings.insert(server(1), Sighting::Missing);
     sightings.insert(server(2), view(Power::Off, Activity::Idle));
     sightings
-        .insert(server(3), Sighting::Present(ServerView { power: Power::On, activity: Activity::Idle, locked: true }));
+        .insert(server(3), Sighting::Present(ServerView { locked: true, ..ServerView::of(Power::On, Activity::Idle) }));
     sightings.insert(server(4), view(Power::On, Activity::PoweringOff));
     let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
     assert_eq!(step.batch, BatchNext::Done);
@@ -185,8 +185,9 @@ fn sightings() -> impl Strategy<Value = Sighting> {
         Activity::Rebooting,
         Activity::Other,
     ]);
-    let present = (powers, activities, any::<bool>())
-        .prop_map(|(power, activity, locked)| Sighting::Present(ServerView { power, activity, locked }));
+    let present = (powers, activities, any::<bool>()).prop_map(|(power, activity, locked)| {
+        Sighting::Present(ServerView { locked, ..ServerView::of(power, activity) })
+    });
     prop_oneof![1 => Just(Sighting::Missing), 9 => present]
 }
 

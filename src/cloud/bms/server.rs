@@ -102,7 +102,7 @@ impl ServerBody<'_> {
         let locked = self.locked.get().is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
         let (power, activity) =
             (power(status, vm_state.as_deref(), power_state), activity(status, vm_state.as_deref(), task.as_deref()));
-        Some(ServerView { power, activity, locked })
+        Some(ServerView { locked, ..ServerView::of(power, activity) })
     }
 }
 

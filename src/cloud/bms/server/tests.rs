@@ -40,8 +40,8 @@ fn view(status: &str, vm: &str, power: &str, task: &str) -> (Power, Activity) {
     }
 }
 
-const RUNNING: ServerView = ServerView { power: Power::On, activity: Activity::Idle, locked: false };
-const STOPPED: ServerView = ServerView { power: Power::Off, activity: Activity::Idle, locked: false };
+const RUNNING: ServerView = ServerView::of(Power::On, Activity::Idle);
+const STOPPED: ServerView = ServerView::of(Power::Off, Activity::Idle);
 
 #[test]
 fn the_documented_list_and_details_are_read() {
