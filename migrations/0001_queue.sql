@@ -123,7 +123,20 @@ CREATE TABLE batches (
     look_until    TEXT,                         -- looking ends here
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
     job_ms        INTEGER,                      -- how long the job took, for later batches to learn from
+    read_error    TEXT,                         -- why the last look failed; NULL once one succeeds
 
+    CONSTRAINT batch_texts CHECK (typeof(target) = 'text' AND typeof(service) = 'text' AND typeof(endpoint) = 'text'
+                                  AND typeof(project_id) = 'text' AND typeof(job_id) IN ('text', 'null')),
+    CONSTRAINT batch_numbers CHECK (typeof(server_count) = 'integer' AND typeof(looks) = 'integer' AND typeof(doubts) = 'integer'
+                                    AND typeof(travel_group) = 'integer' AND typeof(job_ms) IN ('integer', 'null')),
+    CONSTRAINT batch_times CHECK (typeof(intent_at) = 'text' AND intent_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'
+        AND (submitted_at IS NULL OR (typeof(submitted_at) = 'text' AND submitted_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+        AND (next_look_at IS NULL OR (typeof(next_look_at) = 'text' AND next_look_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+        AND (look_until IS NULL OR (typeof(look_until) = 'text' AND look_until GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))),
     CONSTRAINT looking_has_cause CHECK (state <> 'looking' OR (look_cause IS NOT NULL AND look_until IS NOT NULL)),
     CONSTRAINT open_has_next_look CHECK ((state = 'done') = (next_look_at IS NULL)),
     CONSTRAINT done_is_complete CHECK ((state = 'done') = (finished_at IS NOT NULL))
@@ -143,7 +156,9 @@ CREATE TABLE request_attempts (
     started_at    TEXT NOT NULL,
     finished_at   TEXT,
 
-    -- internal: what looking has seen so far, and since when
+    -- internal: the server's last operation before the call, where the service remembers it, as "reboot succeeded"; what
+    -- looking has seen so far, and since when
+    baseline      TEXT,
     seen          TEXT CONSTRAINT seen_known CHECK (seen IN ('moving', 'idle')),
     seen_since    TEXT,
 
@@ -151,6 +166,37 @@ CREATE TABLE request_attempts (
     CONSTRAINT attempt_is_complete CHECK ((result IS NULL) = (finished_at IS NULL))
 ) WITHOUT ROWID;
 CREATE INDEX request_attempts_request ON request_attempts (request_id);
+
+-- Whoever may insert could write here too. What is on its way must stay as the daemon left it, or a request would be lost.
+CREATE TRIGGER batches_check_insert BEFORE INSERT ON batches WHEN EXISTS (SELECT 1 FROM batches WHERE id = NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'a batch cannot be replaced');
+END;
+
+CREATE TRIGGER batches_check_update BEFORE UPDATE ON batches
+WHEN OLD.state = 'done' OR NEW.id IS NOT OLD.id OR NEW.target IS NOT OLD.target OR NEW.service IS NOT OLD.service
+     OR NEW.endpoint IS NOT OLD.endpoint OR NEW.project_id IS NOT OLD.project_id OR NEW.action IS NOT OLD.action
+     OR NEW.intent_at IS NOT OLD.intent_at OR (NEW.state = 'submitting' AND OLD.state <> 'submitting')
+     OR (NEW.state = 'tracking' AND OLD.state = 'looking')
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes batches, and what was sent never changes');
+END;
+
+CREATE TRIGGER batches_check_delete BEFORE DELETE ON batches WHEN OLD.state <> 'done'
+BEGIN
+    SELECT RAISE(ABORT, 'this batch is not done; it cannot be deleted');
+END;
+
+CREATE TRIGGER request_attempts_check_delete BEFORE DELETE ON request_attempts WHEN OLD.result IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'this attempt is not over; it cannot be deleted');
+END;
+
+CREATE TRIGGER request_attempts_check_update BEFORE UPDATE OF request_id, batch_id, result ON request_attempts
+WHEN OLD.result IS NOT NULL OR NEW.request_id IS NOT OLD.request_id OR NEW.batch_id IS NOT OLD.batch_id
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes attempts, and how one ended never changes');
+END;
 
 -- target or action NULL: all of them.
 CREATE TABLE holds (
@@ -174,7 +220,19 @@ CREATE TABLE targets (
     submits_per_minute INTEGER NOT NULL,  -- as configured
     pace_per_minute    INTEGER NOT NULL,  -- as lowered by the cloud's 429s
     throttles          INTEGER NOT NULL DEFAULT 0,
-    updated_at         TEXT NOT NULL
+    updated_at         TEXT NOT NULL,
+    CONSTRAINT target_numbers CHECK (typeof(submits_per_minute) = 'integer' AND typeof(pace_per_minute) = 'integer'
+                                     AND typeof(throttles) = 'integer')
+) WITHOUT ROWID;
+
+-- Keys that the cloud refused last: how often in a row, and until when all targets that use one are held. By fingerprint of
+-- the access key, or of domain and user. The cloud's own count goes on over our restarts.
+CREATE TABLE refused_keys (
+    key      TEXT NOT NULL PRIMARY KEY,
+    secret   TEXT,                        -- tells another secret key from this one, and nothing else
+    refusals INTEGER NOT NULL CONSTRAINT refusals_form CHECK (typeof(refusals) = 'integer' AND refusals > 0),
+    until    TEXT NOT NULL,
+    reason   TEXT NOT NULL
 ) WITHOUT ROWID;
 
 CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests

@@ -109,6 +109,8 @@ pub struct Step {
     pub complaint: Option<Complaint>,
     /// How long the job took, once it is over, in milliseconds.
     pub job_ms: Option<i64>,
+    /// Why this look at the job or the servers failed; none once one succeeds.
+    pub read_error: Option<String>,
 }
 
 /// Where a batch goes after a step. A batch whose last request was moved is done, whatever stands here.

@@ -581,9 +581,9 @@ async fn clients_that_share_a_key_say_so_without_telling_it() {
     let cloud = Cloud::start(|_, _| ok(ACCEPTED)).await;
     let with = |credentials| Bms::new(&target(cloud.port), credentials, clock()).expect("a client");
     let (one, other) = (with(keys("FIRSTKEY", None)), with(keys("SECONDKEY", None)));
-    assert_eq!(one.key(), with(keys("FIRSTKEY", None)).key());
-    assert_ne!(one.key(), other.key());
-    assert!(!one.key().contains("FIRSTKEY"));
+    assert_eq!(one.key().id(), with(keys("FIRSTKEY", None)).key().id());
+    assert_ne!(one.key().id(), other.key().id());
+    assert!(!one.key().id().contains("FIRSTKEY"));
 }
 
 /// An IAM that gives out `token-1`, `token-2`, … for a day each.

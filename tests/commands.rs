@@ -363,6 +363,7 @@ async fn status_counts_what_is_unfinished_and_says_what_could_go() {
         .sql(&format!(
             "INSERT INTO targets VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
              INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'breaker', 'cannot be reached', '{TIME}');
+             DROP TRIGGER batches_check_update;
              UPDATE batches SET intent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now');"
         ))
         .await;

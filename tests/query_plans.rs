@@ -37,6 +37,7 @@ fn is_small(step: &str) -> bool {
     let small = [
         "SCAN holds",
         "SCAN targets",
+        "SCAN refused_keys",
         "SCAN awaited_ends",
         "SCAN head",
         "SCAN used",

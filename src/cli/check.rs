@@ -10,7 +10,7 @@ use super::args::{self, JsonArg};
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::settings::{Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings};
-use crate::store::desk::{Access, HoldRecord};
+use crate::store::desk::Access;
 use crate::store::{Desk, StoreError, daemon_info};
 
 mod files;
@@ -95,12 +95,12 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     let rules = SecretRules::from_env(database);
     let mut findings = vec![Finding::ok(context.config.display(), count_targets(&settings))];
     findings.extend(files::findings(database));
-    let holds = queue(&settings, &mut findings).await;
+    queue(&settings, &mut findings).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
     }
     if online {
-        findings.extend(online::findings(&settings, &rules, &holds).await);
+        findings.extend(online::findings(&settings, &rules).await);
     }
     findings
 }
@@ -126,42 +126,34 @@ fn count_targets(settings: &Settings) -> String {
     format!("reads well; {}", output::count(settings.targets.len(), "target"))
 }
 
-/// The database and its daemon. Returns the holds, which tell which credentials had better rest.
-async fn queue(settings: &Settings, findings: &mut Vec<Finding>) -> Vec<HoldRecord> {
+/// The database and its daemon.
+async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
     let path = &settings.queue.database;
     let subject = path.display();
-    match daemon_info(path) {
-        Some(daemon) => findings
-            .push(Finding::ok(&subject, format!("a daemon runs on it (pid {}, since {})", daemon.pid, daemon.since))),
-        None => findings.push(Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`")),
-    }
-    match read_holds(path).await {
-        Ok(holds) => {
-            findings.push(Finding::ok(&subject, "can be read and has the current schema"));
-            holds
+    findings.push(match daemon_info(path) {
+        Some(daemon) => {
+            Finding::ok(&subject, format!("a daemon runs on it (pid {}, since {})", daemon.pid, daemon.since))
         }
+        None => Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`"),
+    });
+    findings.push(match read(path).await {
+        Ok(()) => Finding::ok(&subject, "can be read and has the current schema"),
         Err(StoreError::Missing(_)) => {
-            findings.push(Finding::warning(
-                &subject,
-                "does not exist yet",
-                "`poweryard serve` or `poweryard db migrate` creates it",
-            ));
-            Vec::new()
+            let mend = "`poweryard serve` or `poweryard db migrate` creates it";
+            Finding::warning(&subject, "does not exist yet", mend)
         }
         Err(error) => {
             let sentence = Failure::from(error).sentence();
             let finding = sentence.trim_start_matches("error: ").to_owned();
-            findings.push(Finding::error(Exit::Database, &subject, finding, "see README, section Queue"));
-            Vec::new()
+            Finding::error(Exit::Database, &subject, finding, "see README, section Queue")
         }
-    }
+    });
 }
 
-async fn read_holds(path: &Path) -> Result<Vec<HoldRecord>, StoreError> {
+async fn read(path: &Path) -> Result<(), StoreError> {
     let mut desk = Desk::open(path, Access::Read).await?;
-    let holds = desk.holds(args::now()).await?;
-    desk.close().await?;
-    Ok(holds)
+    desk.holds(args::now()).await?;
+    desk.close().await
 }
 
 fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding> {

@@ -102,10 +102,12 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
             output::print(&format!("resumed: {} ({pauses} ended)\n", args.scope.name()))?;
         }
     }
+    // What was asked for is done, or is not, because of them.
+    let word = if ended > 0 { "note" } else { "error" };
     for hold in &wider {
-        output::note(hold);
+        output::note(&format!("{word}: {hold}"));
     }
-    Ok(if wider.is_empty() { Exit::Done } else { Exit::Usage })
+    Ok(if ended > 0 || wider.is_empty() { Exit::Done } else { Exit::Usage })
 }
 
 /// A warning about a target that the last daemon did not have: whoever mistypes a name believes that something is held.
@@ -126,8 +128,7 @@ fn wider(scope: &Scope, holds: &[HoldRecord]) -> Vec<String> {
         let mut command = "poweryard resume".to_owned();
         command.extend(hold.target.iter().map(|target| format!(" --target {target}")));
         command.extend(hold.action.iter().map(|action| format!(" --action {action}")));
-        let text =
-            format!("error: {pause} is still paused, which is more than {}; `{command}` ends that", scope.name());
+        let text = format!("{pause} is still paused, which is more than {}; `{command}` ends that", scope.name());
         output::visible(&text)
     };
     pauses.map(sentence).collect()

@@ -110,6 +110,11 @@ impl Status {
             text.push_str(&format!("{}\n", visible(&line)));
         }
         section(&mut text, "batches", "none is running", self.batch_table());
+        for batch in &self.batches {
+            if let Some(why) = &batch.read_error {
+                text.push_str(&format!("{}\n", visible(&format!("batch {}: the last look failed: {why}", batch.id))));
+            }
+        }
         section(&mut text, "holds", "nothing is held", self.hold_table());
         section(&mut text, "targets", "no daemon has noted any yet", self.target_table());
         text

@@ -14,7 +14,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, CallKind};
-use super::auth::{Credentials, aksk};
+use super::auth::{Credentials, Key, aksk};
 use super::http::Wire;
 use super::session::{Call, Session};
 use super::{CallError, ClientError, Clock, Fault, PowerCloud};
@@ -204,7 +204,7 @@ impl Bms {
 }
 
 impl PowerCloud for Bms {
-    fn key(&self) -> &str {
+    fn key(&self) -> &Key {
         self.session.key()
     }
 

@@ -24,7 +24,7 @@ mod objects;
 mod session;
 mod text;
 
-pub use auth::Credentials;
+pub use auth::{Credentials, Key};
 pub use bms::Bms;
 
 /// Tells the time, for signatures and for the life of tokens; tests fix it.
@@ -96,8 +96,8 @@ impl ClientError {
 /// `request_timeout`; a method makes one call, and after a 401 two and one for the token. `observe` makes one for each
 /// page or server that it reads.
 pub trait PowerCloud: Send + Sync {
-    /// Tells which key calls are made with, without telling the key: the same for all clients that share it.
-    fn key(&self) -> &str;
+    /// The key that calls are made with, and how often in a row it was refused.
+    fn key(&self) -> &Key;
 
     /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
     /// stored only the call itself is left.

@@ -3,8 +3,6 @@
 //! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after an answer that refuses
 //! our credentials (401, or a documented code that says so): then nothing was carried out.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Url};
 use secrecy::ExposeSecret;
@@ -12,7 +10,7 @@ use secrecy::ExposeSecret;
 use super::answer::{Answer, CallKind, worth_renewing};
 use super::auth::aksk::{self, Signable};
 use super::auth::token::TokenSource;
-use super::auth::{AccessKeys, Credentials};
+use super::auth::{AccessKeys, Credentials, Key};
 use super::http::{Http, Wire};
 use super::{CallError, ClientError, Clock, Fault};
 use crate::model::UtcMillis;
@@ -38,14 +36,13 @@ pub(crate) struct Session {
     project_id: String,
     clock: Clock,
     prover: Prover,
-    /// Names the key, without telling it.
-    key: String,
+    key: Key,
 }
 
 /// What proves who we are.
 enum Prover {
-    /// Signs each request. The number counts refusals in a row: more than five lock the key for five minutes.
-    Keys(AccessKeys, AtomicU32),
+    /// Signs each request.
+    Keys(AccessKeys),
     /// Adds a token.
     Token(Box<TokenSource>),
 }
@@ -71,8 +68,8 @@ impl Session {
         Ok(Self { http, endpoint: target.endpoint.clone(), project_id: target.project_id.clone(), clock, prover, key })
     }
 
-    /// The fingerprint of the key that all calls are made with.
-    pub(crate) fn key(&self) -> &str {
+    /// The key that all calls are made with.
+    pub(crate) fn key(&self) -> &Key {
         &self.key
     }
 
@@ -95,8 +92,8 @@ impl Session {
     /// Gets a token if one is needed; keys need nothing.
     pub(crate) async fn prepare(&self) -> Result<(), CallError> {
         match &self.prover {
-            Prover::Keys(..) => Ok(()),
-            Prover::Token(source) => source.token(&*self.http, &self.clock, None).await.map(drop),
+            Prover::Keys(_) => Ok(()),
+            Prover::Token(source) => self.counted(source.token(&*self.http, &self.clock, None).await).map(drop),
         }
     }
 
@@ -105,26 +102,33 @@ impl Session {
     /// # Errors
     /// No answer (see `Http`), or `Credentials` once a renewed token or a second signature was refused too.
     pub(crate) async fn call(&self, call: &Call) -> Result<Answer, CallError> {
-        let prover = &self.prover;
-        let (answer, used) = self.once(prover, call, None).await?;
+        let (answer, used) = self.counted(self.once(call, None).await)?;
         let Err(refusal) = self.accepted(&answer, call.kind) else {
-            prover.was_accepted();
+            self.key.was_accepted();
             return Ok(answer);
         };
-        if !prover.may_try_again() || !worth_renewing(&refusal) {
+        let is_first = self.key.was_refused();
+        // A token ends in the ordinary course of things; keys that were refused before get one signature a call.
+        let may_try_again = is_first || matches!(self.prover, Prover::Token(_));
+        if !may_try_again || !worth_renewing(&refusal) {
             return Err(refusal);
         }
-        let (answer, _) = self.once(prover, call, Some(&used)).await?;
-        match self.accepted(&answer, call.kind) {
+        let (answer, _) = self.counted(self.once(call, Some(&used)).await)?;
+        match self.counted(self.accepted(&answer, call.kind)) {
             Ok(()) => {
-                prover.was_accepted();
+                self.key.was_accepted();
                 Ok(answer)
             }
-            Err(refusal) => {
-                prover.was_refused();
-                Err(refusal)
-            }
+            Err(refusal) => Err(refusal),
         }
+    }
+
+    /// Counts a refusal of the key.
+    fn counted<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
+        if outcome.as_ref().is_err_and(|error| error.fault == Fault::Credentials) {
+            self.key.was_refused();
+        }
+        outcome
     }
 
     fn accepted(&self, answer: &Answer, kind: CallKind) -> Result<(), CallError> {
@@ -136,15 +140,10 @@ impl Session {
     }
 
     /// Sends `call` once, with a new signature or a token other than `refused`. Also returns what proved us.
-    async fn once(
-        &self,
-        prover: &Prover,
-        call: &Call,
-        refused: Option<&HeaderValue>,
-    ) -> Result<(Answer, HeaderValue), CallError> {
+    async fn once(&self, call: &Call, refused: Option<&HeaderValue>) -> Result<(Answer, HeaderValue), CallError> {
         let mut request = self.request(call).map_err(|what| unsendable(&what))?;
-        let proof = match prover {
-            Prover::Keys(keys, _) => self.sign(keys, &mut request, &call.body).map_err(|what| unsendable(&what))?,
+        let proof = match &self.prover {
+            Prover::Keys(keys) => self.sign(keys, &mut request, &call.body).map_err(|what| unsendable(&what))?,
             Prover::Token(source) => {
                 let token = source.token(&*self.http, &self.clock, refused).await?;
                 request.headers_mut().insert("x-auth-token", token.clone());
@@ -203,32 +202,10 @@ impl Session {
 /// The headers that a signature covers, where present. Nothing on the way may change them.
 const SIGNED: [&str; 5] = ["content-type", "host", "x-project-id", "x-sdk-date", "x-security-token"];
 
-impl Prover {
-    fn was_accepted(&self) {
-        if let Self::Keys(_, refused) = self {
-            refused.store(0, Ordering::SeqCst);
-        }
-    }
-
-    fn was_refused(&self) {
-        if let Self::Keys(_, refused) = self {
-            refused.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    /// Counts a refusal; true if it is the first in a row: keys that were refused twice get one signature a call.
-    fn may_try_again(&self) -> bool {
-        match self {
-            Self::Keys(_, refused) => refused.fetch_add(1, Ordering::SeqCst) == 0,
-            Self::Token(_) => true,
-        }
-    }
-}
-
 fn prover(auth: &AuthSettings, project_id: &str, credentials: Credentials) -> Result<Prover, ClientError> {
     let given = credentials.kind();
     match (auth, credentials) {
-        (AuthSettings::AkSk { .. }, Credentials::AkSk(keys)) => Ok(Prover::Keys(keys, AtomicU32::new(0))),
+        (AuthSettings::AkSk { .. }, Credentials::AkSk(keys)) => Ok(Prover::Keys(keys)),
         (AuthSettings::Token { iam_endpoint, .. }, Credentials::Password(user)) => {
             Ok(Prover::Token(Box::new(TokenSource::new(iam_endpoint, project_id, user))))
         }

@@ -11,13 +11,13 @@ use tracing::{info, warn};
 
 use super::task::{Finished, Task};
 use super::{Clouds, report};
-use crate::cloud::{CallError, PowerCloud};
+use crate::cloud::{CallError, Fault, PowerCloud};
 use crate::lifecycle::Step;
-use crate::model::{BatchId, HoldKind, TargetName, UtcMillis};
+use crate::model::{BatchId, HoldKind, PowerAction, TargetName, UtcMillis};
 use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Origin, Store, StoreError};
+use crate::store::{Origin, RefusedKey, Store, StoreError};
 use crate::verdict::{Batch, Rules};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
@@ -35,6 +35,8 @@ pub struct Dispatcher {
     pub(super) holds: Vec<Hold>,
     /// What was last said of holds that do not read.
     odd_holds: Vec<String>,
+    /// Keys that the cloud refused last, by fingerprint.
+    pub(super) refused: BTreeMap<String, RefusedKey>,
     /// Batches whose call is being made.
     pub(super) in_hand: BTreeSet<BatchId>,
     /// Jobs being asked for.
@@ -65,6 +67,8 @@ pub(super) struct Target {
     pub(super) open: usize,
     /// The cloud has taken the key, and has not refused it since.
     pub(super) proved: bool,
+    /// Actions whose last call did not arrive, as far as we know: the next one carries a single server.
+    pub(super) doubted: BTreeSet<PowerAction>,
     /// Since when its servers are being looked at.
     pub(super) looking: Option<UtcMillis>,
     /// A breaker hold of ours may be in the table.
@@ -121,18 +125,29 @@ impl Dispatcher {
         }
         let names: Vec<TargetName> = targets.keys().cloned().collect();
         store.forget_targets_except(&names).await?;
-        Ok(Self {
+        let stranded = store.end_stranded(now).await?;
+        if stranded > 0 {
+            warn!(
+                requests.stranded = stranded,
+                "{stranded} requests on their way had lost their batch and end unknown"
+            );
+        }
+        let refused = store.refused_keys().await?;
+        let mut dispatcher = Self {
             store,
             batching: settings.batch.clone(),
             default_ttl: settings.queue.default_ttl,
             targets,
             holds: Vec::new(),
             odd_holds: Vec::new(),
+            refused,
             in_hand: BTreeSet::new(),
             tracking: 0,
             unsaved: Vec::new(),
             last_round_at: None,
-        })
+        };
+        dispatcher.resume_keys(now).await?;
+        Ok(dispatcher)
     }
 
     /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks batches to follow.
@@ -341,6 +356,7 @@ impl Target {
                 store.lift_hold(&settings.name, HoldKind::Breaker).await?;
             }
         }
+        let pace_in_doubt = pace.throttles() > 0;
         Ok(Self {
             origin,
             settings: settings.clone(),
@@ -351,10 +367,25 @@ impl Target {
             submitting: 0,
             open: 0,
             proved: false,
+            doubted: if pace_in_doubt { PowerAction::ALL.iter().copied().collect() } else { BTreeSet::new() },
             looking: None,
             broken: true,
             noted: None,
         })
+    }
+
+    /// Notes whose next call shall find out whether calls arrive again. One that was throttled did arrive.
+    pub(super) fn doubt(&mut self, fault: &Fault, action: Option<PowerAction>) {
+        match fault {
+            Fault::Throttled { .. } => {}
+            Fault::Permission => self.doubted.extend(action),
+            Fault::Unreachable
+            | Fault::Unavailable
+            | Fault::Lost
+            | Fault::Credentials
+            | Fault::Configuration
+            | Fault::Refused(_) => self.doubted.extend(PowerAction::ALL),
+        }
     }
 
     /// Where `settings` send their batches.

@@ -73,7 +73,7 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(&batch.target) else { return Ok(()) };
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
-        self.learn_of_key(&batch.target, answer.as_ref().err());
+        self.learn_of_key(&batch.target, answer.as_ref().err()).await;
         let step = match &answer {
             Ok(job) => verdict::after_job(&batch, job, &rules, now),
             Err(error) => {
@@ -96,7 +96,7 @@ impl Dispatcher {
         let asked_at = target.looking.take().unwrap_or(now);
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
-        self.learn_of_key(name, answer.as_ref().err());
+        self.learn_of_key(name, answer.as_ref().err()).await;
         if let Err(error) = &answer {
             self.learn_from_read(name, error, now).await;
         }

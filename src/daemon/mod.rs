@@ -23,6 +23,7 @@ mod connect;
 mod dispatch;
 mod dry_run;
 mod follow;
+mod keys;
 mod reload;
 mod report;
 mod submit;
@@ -33,6 +34,7 @@ mod wake;
 pub use connect::{ConnectError, connect, connect_all};
 pub use dispatch::{Dispatcher, Round};
 pub use dry_run::dry_run;
+pub(crate) use keys::CREDENTIALS_HOLD;
 pub use reload::{Reload, ReloadError};
 pub use task::{Finished, Task};
 

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-use tracing::{info, warn};
-
 use super::Clouds;
 use super::dispatch::{Dispatcher, Target};
 use crate::model::{HoldKind, TargetName, UtcMillis};
-use crate::settings::Settings;
+use crate::settings::{Settings, TargetSettings};
 use crate::store::StoreError;
+use tokio::sync::oneshot;
 
 /// What the daemon shall go on with.
 pub struct Reload {
@@ -55,30 +53,39 @@ impl Dispatcher {
         self.check(&settings).await?;
         let attempts_max = settings.batch.attempts_max.get();
         let mut targets = BTreeMap::new();
-        for new in &settings.targets {
+        // First what may fail, so that nothing has changed then.
+        for new in settings.targets.iter().filter(|new| !self.has(new)) {
             let Some(cloud) = clouds.get(&new.name) else { continue };
-            let target = match self.targets.remove(&new.name) {
-                Some(mut target) if target.origin == Target::origin_of(new) => {
-                    target.take_up(new, attempts_max, Arc::clone(cloud));
-                    target
-                }
-                _ => Target::new(&self.store, new, attempts_max, Arc::clone(cloud), now).await?,
-            };
+            let target = Target::new(&self.store, new, attempts_max, Arc::clone(cloud), now).await?;
             targets.insert(new.name.clone(), target);
+        }
+        for new in &settings.targets {
+            if targets.contains_key(&new.name) {
+                continue;
+            }
+            if let (Some(mut target), Some(cloud)) = (self.targets.remove(&new.name), clouds.get(&new.name)) {
+                target.take_up(new, attempts_max, Arc::clone(cloud));
+                targets.insert(new.name.clone(), target);
+            }
         }
         let names: Vec<TargetName> = targets.keys().cloned().collect();
         self.targets = targets;
         self.store.forget_targets_except(&names).await?;
         for name in &names {
-            // Budgets may have changed; those that still bind are found again at once.
+            // Budgets may have changed; those that still bind are found again at once. And whoever reloads has mended
+            // something: a call finds out.
             self.store.lift_hold(name, HoldKind::Budget).await?;
+            self.store.lift_hold(name, HoldKind::Breaker).await?;
         }
         self.take_up(&settings);
-        for name in new_secrets {
-            self.renewed(&name).await;
-        }
+        self.retry_keys(&new_secrets, now).await?;
         let _ = accepted.send(());
         Ok(())
+    }
+
+    /// True for a target that is sent to the same place as now.
+    fn has(&self, new: &TargetSettings) -> bool {
+        self.targets.get(&new.name).is_some_and(|target| target.origin == Target::origin_of(new))
     }
 
     async fn check(&self, settings: &Settings) -> Result<(), ReloadError> {
@@ -96,21 +103,5 @@ impl Dispatcher {
             return Err(ReloadError::InUse { target, change, batches });
         }
         Ok(())
-    }
-
-    /// Its secrets have been replaced, so what was held for the old ones may go.
-    async fn renewed(&mut self, name: &TargetName) {
-        if let Some(target) = self.targets.get_mut(name) {
-            target.pace.unblock();
-            // Nobody has tried these yet: one call at a time until the cloud has taken them.
-            target.proved = false;
-        }
-        match self.store.lift_hold(name, HoldKind::Credentials).await {
-            Ok(true) => info!(target = %name, "target \"{name}\" has new credentials and is held no longer"),
-            Ok(false) => {}
-            Err(error) => {
-                warn!(target = %name, "the credentials hold of target \"{name}\" stays until its end: {error}")
-            }
-        }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::dispatch::{Answered, Dispatcher, Readiness, Round};
+use super::keys::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault};
 use crate::model::{HoldKind, PowerAction, TargetName, Tracking, UtcMillis};
@@ -14,8 +15,6 @@ use crate::verdict::{self, Batch};
 
 /// Submit calls of one target that may be open at once.
 const SUBMITTING_MAX: usize = 16;
-/// Longer than the cloud's own lock after too many bad signatures, which is five minutes. Source: vendor FAQs.
-const CREDENTIALS_HOLD: Duration = Duration::from_secs(6 * 60);
 /// A wrong endpoint or project does not mend itself; asking every so often notices that somebody did.
 const CONFIGURATION_HOLD: Duration = Duration::from_secs(5 * 60);
 
@@ -85,7 +84,8 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<Option<u32>, StoreError> {
         let Some(target) = self.targets.get(name) else { return Ok(None) };
-        let most = target.settings.batch_servers_max;
+        // While it is in doubt whether calls arrive, one server is enough to find out.
+        let most = if target.doubted.contains(&action) { 1 } else { target.settings.batch_servers_max };
         let Some((_, budget)) = target.settings.budgets.iter().find(|(of, _)| *of == action) else {
             return Ok(Some(most));
         };
@@ -141,7 +141,7 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
         target.ready = if result.is_ok() { Readiness::Ready } else { Readiness::Unknown };
         if let Err(error) = result {
-            self.stand_back(name, &error, now).await;
+            self.stand_back(name, None, &error, now).await;
         }
         Ok(())
     }
@@ -160,31 +160,38 @@ impl Dispatcher {
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         let error = answer.as_ref().err().cloned();
-        self.learn_of_key(&batch.target, error.as_ref());
-        self.learn_from_submit(&batch.target, error.as_ref(), now).await;
+        self.learn_of_key(&batch.target, error.as_ref()).await;
+        self.learn_from_submit(&batch.target, batch.action, error.as_ref(), now).await;
         let step = verdict::after_submit(&batch, answer, &history, &rules, now);
         self.save(Answered { batch, step, error }, now).await
     }
 
     /// What the fate of a submit call means for the next ones.
-    async fn learn_from_submit(&mut self, name: &TargetName, error: Option<&CallError>, now: UtcMillis) {
+    async fn learn_from_submit(
+        &mut self,
+        name: &TargetName,
+        action: PowerAction,
+        error: Option<&CallError>,
+        now: UtcMillis,
+    ) {
         match error.map(|error| (error, &error.fault)) {
-            None | Some((_, Fault::Refused(_))) => self.reached(name).await,
-            Some((error, _)) => self.stand_back(name, error, now).await,
+            None | Some((_, Fault::Refused(_))) => self.reached(name, action).await,
+            Some((error, _)) => self.stand_back(name, Some(action), error, now).await,
         }
     }
 
     /// What a failed read means for the target: only refused credentials concern more than this read.
     pub(super) async fn learn_from_read(&mut self, name: &TargetName, error: &CallError, now: UtcMillis) {
         if error.fault == Fault::Credentials {
-            self.stand_back(name, error, now).await;
+            self.stand_back(name, None, error, now).await;
         }
     }
 
     /// The service answered: whatever kept calls back is over.
-    async fn reached(&mut self, name: &TargetName) {
+    async fn reached(&mut self, name: &TargetName, action: PowerAction) {
         let Some(target) = self.targets.get_mut(name) else { return };
         target.pace.answered();
+        target.doubted.remove(&action);
         if std::mem::take(&mut target.broken) {
             match self.store.lift_hold(name, HoldKind::Breaker).await {
                 Ok(true) => info!(target = %name, "target \"{name}\" answers again"),
@@ -194,8 +201,8 @@ impl Dispatcher {
         }
     }
 
-    /// No call leaves for a while, and `holds` says why.
-    async fn stand_back(&mut self, name: &TargetName, error: &CallError, now: UtcMillis) {
+    /// No call leaves for a while, and `holds` says why. `action` is what was asked for, if anything was.
+    async fn stand_back(&mut self, name: &TargetName, action: Option<PowerAction>, error: &CallError, now: UtcMillis) {
         let Some(target) = self.targets.get_mut(name) else { return };
         let pace = &mut target.pace;
         let (kind, until, what) = match &error.fault {
@@ -205,77 +212,33 @@ impl Dispatcher {
             Fault::Unreachable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud cannot be reached"),
             Fault::Unavailable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud is not available"),
             Fault::Lost => (HoldKind::Breaker, pace.stand_back(now, None), "the last call's answer was lost"),
-            Fault::Credentials => (
-                HoldKind::Credentials,
-                pace.stand_back(now, Some(CREDENTIALS_HOLD)),
-                "the cloud refuses the credentials",
-            ),
-            Fault::Permission => (
-                HoldKind::Credentials,
-                pace.stand_back(now, Some(CREDENTIALS_HOLD)),
-                "the credentials lack a permission",
-            ),
+            Fault::Credentials => (HoldKind::Credentials, now, "the cloud refuses the credentials"),
+            Fault::Permission => (HoldKind::Credentials, now + CREDENTIALS_HOLD, "the credentials lack a permission"),
             Fault::Configuration | Fault::Refused(_) => {
                 (HoldKind::Breaker, pace.stand_back(now, Some(CONFIGURATION_HOLD)), "the target's settings are wrong")
             }
         };
         target.broken |= kind == HoldKind::Breaker;
-        let names = match error.fault {
-            Fault::Credentials => self.sharing_key_with(name),
-            _ => vec![name.clone()],
-        };
-        warn!(target = %name, hold.until = %until, "target \"{name}\" is held until {until}: {what}: {error}");
-        for name in names {
-            let hold = Hold {
-                target: Some(name.clone()),
-                action: None,
-                kind,
-                reason: format!("{what}: {error}"),
-                since: now,
-                until: Some(until),
-            };
-            if let Err(error) = self.store.put_hold(&hold).await {
-                warn!(target = %name, "the hold of target \"{name}\" is kept in memory only: {error}");
+        target.doubt(&error.fault, action);
+        let reason = format!("{what}: {error}");
+        let until = match error.fault {
+            Fault::Credentials => self.hold_key(name, &reason, now).await,
+            _ => {
+                // A user may hold the permission for one action and not for another.
+                let action = action.filter(|_| error.fault == Fault::Permission);
+                let (target, reason) = (Some(name.clone()), reason.clone());
+                self.put_hold(Hold { target, action, kind, reason, since: now, until: Some(until) }).await;
+                until
             }
-            self.holds.push(hold);
-        }
-    }
-
-    /// While the cloud has not taken the key, calls that use it are made one at a time: five refused signatures in a row
-    /// would lock it, and the first refusal holds all the others back. The end of a call is followed by a round.
-    pub(super) fn may_call(&self, name: &TargetName) -> bool {
-        let is_free = |name: &TargetName| self.targets.get(name).is_none_or(|target| target.open == 0);
-        self.targets.get(name).is_none_or(|target| target.proved) || self.sharing_key_with(name).iter().all(is_free)
-    }
-
-    /// What the fate of any call says of the key: the service took it, or it was refused. Anything else says nothing.
-    pub(super) fn learn_of_key(&mut self, name: &TargetName, error: Option<&CallError>) {
-        let taken = match error.map(|error| &error.fault) {
-            None | Some(Fault::Refused(_)) => true,
-            Some(Fault::Credentials) => false,
-            Some(
-                Fault::Unreachable
-                | Fault::Throttled { .. }
-                | Fault::Unavailable
-                | Fault::Lost
-                | Fault::Permission
-                | Fault::Configuration,
-            ) => return,
         };
-        if self.targets.get(name).is_none_or(|target| target.proved == taken) {
-            return;
-        }
-        for name in self.sharing_key_with(name) {
-            if let Some(target) = self.targets.get_mut(&name) {
-                target.proved = taken;
-            }
-        }
+        warn!(target = %name, hold.until = %until, "target \"{name}\" is held until {until}: {reason}");
     }
 
-    /// The targets whose calls are made with the same key as those of `name`, itself included.
-    fn sharing_key_with(&self, name: &TargetName) -> Vec<TargetName> {
-        let key = self.targets.get(name).map(|target| target.cloud.key());
-        let same = self.targets.iter().filter(|(_, other)| Some(other.cloud.key()) == key);
-        same.map(|(name, _)| name.clone()).collect()
+    /// Puts a hold into the queue and into the present plan.
+    pub(super) async fn put_hold(&mut self, hold: Hold) {
+        if let Err(error) = self.store.put_hold(&hold).await {
+            warn!("a hold is kept in memory only: {error}");
+        }
+        self.holds.push(hold);
     }
 }

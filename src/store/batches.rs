@@ -65,7 +65,7 @@ impl Store {
     pub async fn load_batch(&self, id: BatchId) -> Result<Option<(Batch, Origin)>, StoreError> {
         let mut writer = self.writer.lock().await;
         let Some(row) = batch_row(&mut writer, id).await? else { return Ok(None) };
-        let members = members(&mut writer, id).await?;
+        let members = members(&mut writer, &row).await?;
         row.into_batch(members).map(Some)
     }
 
@@ -88,7 +88,8 @@ impl Store {
         .bind(text(since))
         .fetch_all(&mut *writer)
         .await?;
-        calls.into_iter().map(|(at, servers)| Ok((rows::time(&at)?, servers as u32))).collect()
+        let call = |(at, servers): (String, i64)| Ok((rows::time(&at)?, u32::try_from(servers).unwrap_or(u32::MAX)));
+        calls.into_iter().map(call).collect()
     }
 
     /// Makes due at once what waits for a time that we set ourselves: looks, second tries, and holds that end by themselves.
@@ -178,12 +179,13 @@ struct BatchRecord {
     error_code: Option<String>,
     error_message: Option<String>,
     error_class: Option<String>,
+    read_error: Option<String>,
 }
 
 async fn batch_row(connection: &mut SqliteConnection, id: BatchId) -> Result<Option<BatchRecord>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, target, service, endpoint, project_id, action, state, server_count, job_id, intent_at, submitted_at, looks, doubts,
-                look_cause, look_until, error_code, error_message, error_class
+                look_cause, look_until, error_code, error_message, error_class, read_error
          FROM batches WHERE id = ? AND state <> 'done'",
     )
     .bind(id.0)
@@ -216,6 +218,7 @@ impl BatchRecord {
             look_cause: self.look_cause.as_deref().map(rows::word).transpose()?,
             look_until: rows::maybe_time(self.look_until)?,
             complaint,
+            read_error: self.read_error,
             members,
         };
         Ok((batch, origin))
@@ -225,16 +228,28 @@ impl BatchRecord {
 /// The one class of a batch's complaint that later steps ask for.
 const SAID_ALREADY: &str = "already";
 
-async fn members(connection: &mut SqliteConnection, id: BatchId) -> Result<Vec<Member>, StoreError> {
+/// An unknown reboot may be under way for this long. Documented jobs take minutes; nobody says what the longest is.
+const SHADOW: Duration = Duration::from_secs(24 * 3600);
+
+async fn members(connection: &mut SqliteConnection, batch: &BatchRecord) -> Result<Vec<Member>, StoreError> {
+    // Asked only of those to whom it matters.
+    let shadows_since = match (batch.action.as_str(), rows::readable_time(Some(batch.intent_at.clone()))) {
+        ("reboot", Some(intent_at)) => Some(text(intent_at.before(SHADOW))),
+        _ => None,
+    };
     let found: Vec<MemberRecord> = sqlx::query_as(
         "SELECT r.id, r.server_id, r.state, r.attempts,
                 CASE WHEN r.travel_group = 0 THEN 0
                      ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END AS busy,
-                a.seen, a.seen_since
+                a.seen, a.seen_since, a.baseline,
+                ?2 IS NOT NULL AND EXISTS (
+                    SELECT 1 FROM power_requests e WHERE e.server_id = r.server_id AND e.target = r.target
+                    AND e.finished_at > ?2 AND e.state = 'unknown' AND e.action = 'reboot') AS shadowed
          FROM request_attempts a JOIN power_requests r ON r.id = a.request_id AND r.batch_id = a.batch_id
-         WHERE a.batch_id = ? AND a.result IS NULL",
+         WHERE a.batch_id = ?1 AND a.result IS NULL",
     )
-    .bind(id.0)
+    .bind(batch.id)
+    .bind(shadows_since)
     .fetch_all(connection)
     .await?;
     found.into_iter().map(MemberRecord::into_member).collect()
@@ -249,11 +264,13 @@ struct MemberRecord {
     busy: i64,
     seen: Option<String>,
     seen_since: Option<String>,
+    baseline: Option<String>,
+    shadowed: bool,
 }
 
 impl MemberRecord {
     fn into_member(self) -> Result<Member, StoreError> {
-        let seen = match (self.seen.as_deref(), rows::maybe_time(self.seen_since)?) {
+        let seen = match (self.seen.as_deref(), rows::readable_time(self.seen_since)) {
             (Some("moving"), Some(since)) => Some(Seen { what: SeenState::Moving, since }),
             (Some("idle"), Some(since)) => Some(Seen { what: SeenState::Idle, since }),
             _ => None,
@@ -265,6 +282,8 @@ impl MemberRecord {
             attempts: self.attempts as u32,
             busy: self.busy as u32,
             seen,
+            baseline: self.baseline.as_deref().and_then(rows::operation),
+            shadowed: self.shadowed,
         })
     }
 }
@@ -445,7 +464,7 @@ async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: 
         "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
              looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
              finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
-             error_class = ifnull(?13, error_class), job_ms = ifnull(job_ms, ?14)
+             error_class = ifnull(?13, error_class), job_ms = ifnull(job_ms, ?14), read_error = ?15
          WHERE id = ?1 AND state <> 'done'",
     )
     .bind(batch.id.0)
@@ -462,6 +481,7 @@ async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: 
     .bind(complaint.map(|complaint| complaint.message.as_str()))
     .bind(said_already.then_some(SAID_ALREADY))
     .bind(step.job_ms)
+    .bind(&step.read_error)
     .execute(tx)
     .await?;
     Ok(())

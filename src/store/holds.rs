@@ -1,5 +1,7 @@
 //! Reasons why something is not going out, and what is known of each target.
 
+use std::collections::BTreeMap;
+
 use super::batches::Origin;
 use super::{Store, StoreError, rows, text};
 use crate::model::{HoldKind, TargetName, UtcMillis};
@@ -52,6 +54,26 @@ impl Store {
             .execute(&mut *writer)
             .await?;
         Ok(lifted.rows_affected() > 0)
+    }
+
+    /// Keys that were refused last, by fingerprint. A row that a stranger spoilt says nothing.
+    pub async fn refused_keys(&self) -> Result<BTreeMap<String, RefusedKey>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS).fetch_all(&mut *writer).await?;
+        Ok(found.into_iter().filter_map(RefusedKeyRecord::into_key).collect())
+    }
+
+    /// Remembers that a key was refused.
+    pub async fn note_refused_key(&self, key: &str, refused: &RefusedKey) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        note_refused_key(&mut writer, key, refused).await
+    }
+
+    /// The cloud has taken this key.
+    pub async fn forget_refused_key(&self, key: &str) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        sqlx::query("DELETE FROM refused_keys WHERE key = ?").bind(key).execute(&mut *writer).await?;
+        Ok(())
     }
 
     /// Makes the `unknown_target` holds cover exactly `unknown`. Returns the targets newly held.
@@ -150,6 +172,64 @@ impl Store {
             .await?;
         Ok(())
     }
+}
+
+/// What is known of a key that was refused last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedKey {
+    /// Tells its secret from another one, if that may be.
+    pub secret: Option<String>,
+    /// In a row, as far as we saw.
+    pub refusals: u32,
+    /// The targets that use it are held until then.
+    pub until: UtcMillis,
+    /// The cloud's words.
+    pub reason: String,
+}
+
+/// Casts, because anybody may have written anything here.
+pub(super) const REFUSED_KEYS: &str =
+    "SELECT CAST(key AS BLOB) AS key, CAST(secret AS BLOB) AS secret, CAST(refusals AS INTEGER) AS refusals,
+    CAST(until AS BLOB) AS until, CAST(reason AS BLOB) AS reason FROM refused_keys";
+
+/// A row as anybody may have written it.
+#[derive(sqlx::FromRow)]
+pub(super) struct RefusedKeyRecord {
+    key: Vec<u8>,
+    secret: Option<Vec<u8>>,
+    refusals: i64,
+    until: Vec<u8>,
+    reason: Vec<u8>,
+}
+
+impl RefusedKeyRecord {
+    pub(super) fn into_key(self) -> Option<(String, RefusedKey)> {
+        let until = rows::readable_time(String::from_utf8(self.until).ok())?;
+        let reason = String::from_utf8_lossy(&self.reason).into_owned();
+        let secret = self.secret.and_then(|secret| String::from_utf8(secret).ok());
+        let refused = RefusedKey { secret, refusals: u32::try_from(self.refusals).unwrap_or(1), until, reason };
+        Some((String::from_utf8(self.key).ok()?, refused))
+    }
+}
+
+/// Takes any connection, so that `check --online` counts its refusals too.
+pub(super) async fn note_refused_key(
+    connection: &mut sqlx::SqliteConnection,
+    key: &str,
+    refused: &RefusedKey,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO refused_keys (key, refusals, until, reason, secret) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (key) DO UPDATE SET refusals = ?2, until = ?3, reason = ?4, secret = ?5",
+    )
+    .bind(key)
+    .bind(refused.refusals.max(1))
+    .bind(text(refused.until))
+    .bind(&refused.reason)
+    .bind(&refused.secret)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds the same way.

@@ -49,6 +49,24 @@ impl Store {
         Ok(TakenIn { due: retried + let_out, expired, cancelled, more })
     }
 
+    /// Ends requests on their way that no open batch carries: somebody wrote into the ledgers, and nobody would ever ask
+    /// what became of them. Returns how many that were.
+    pub async fn end_stranded(&self, now: UtcMillis) -> Result<u64, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let ended = sqlx::query(
+            "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = 'poweryard.orphaned',
+                 error_message = 'its batch was removed from the queue by hand, so nobody can ask what became of it',
+                 finished_at = ?1, gate = NULL
+             WHERE state IN ('submitting', 'running') AND NOT EXISTS (
+                 SELECT 1 FROM batches b JOIN request_attempts a ON a.batch_id = b.id AND a.request_id = power_requests.id
+                 WHERE b.id = power_requests.batch_id AND b.state <> 'done' AND a.result IS NULL)",
+        )
+        .bind(text(now))
+        .execute(&mut *writer)
+        .await?;
+        Ok(ended.rows_affected())
+    }
+
     /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that were.
     pub async fn reject_protected(
         &self,
@@ -216,6 +234,7 @@ impl Store {
             look_cause: None,
             look_until: None,
             complaint: None,
+            read_error: None,
             members,
         }))
     }
@@ -297,6 +316,8 @@ async fn claim_members(
         attempts: attempts as u32,
         busy: busy.get(&id).map_or(0, |&count| count as u32),
         seen: None,
+        baseline: None,
+        shadowed: false,
     };
     Ok(claimed.into_iter().map(member).collect())
 }

@@ -31,6 +31,7 @@ pub use batches::{DueBatch, Origin};
 pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
+pub use holds::RefusedKey;
 pub use intake::TakenIn;
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.

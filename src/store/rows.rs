@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::StoreError;
-use crate::model::UtcMillis;
+use crate::model::{JobStatus, Operation, UtcMillis};
 
 pub(super) fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
 where
@@ -23,4 +23,26 @@ pub(super) fn maybe_time(text: Option<String>) -> Result<Option<UtcMillis>, Stor
 /// A time that a stranger may have spoilt: then none, since the pass must go on.
 pub(super) fn readable_time(text: Option<String>) -> Option<UtcMillis> {
     text.and_then(|text| text.parse().ok())
+}
+
+/// A server's last operation, as `reboot succeeded`.
+pub(super) fn operation_text(operation: Operation) -> String {
+    let status = match operation.status {
+        JobStatus::Pending => "pending",
+        JobStatus::Succeeded => "succeeded",
+        JobStatus::Failed => "failed",
+    };
+    format!("{} {status}", operation.action)
+}
+
+/// Reads `operation_text` back; none for anything else.
+pub(super) fn operation(text: &str) -> Option<Operation> {
+    let (action, status) = text.split_once(' ')?;
+    let status = match status {
+        "pending" => JobStatus::Pending,
+        "succeeded" => JobStatus::Succeeded,
+        "failed" => JobStatus::Failed,
+        _ => return None,
+    };
+    Some(Operation { action: action.parse().ok()?, status })
 }

@@ -177,23 +177,11 @@ fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) 
             hold!(power == Some(wished), "request {id} succeeded ({evidence:?}), but its power is {power:?}");
         }
         Some(Evidence::Observed) => {
-            let honest = facts.times_carried(id) > 0 || is_in_a_shadow(facts, id, request);
-            hold!(honest, "request {id}: a reboot was observed, but the cloud made none");
+            hold!(facts.times_carried(id) > 0, "request {id}: a reboot was observed, but the cloud made none");
         }
         _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
     }
     Ok(())
-}
-
-/// An earlier reboot of the server, whose request ended unknown, was carried out and may have been seen in place of this one.
-/// Known limit: nothing in the cloud's answers tells the two apart.
-fn is_in_a_shadow(facts: &Facts, id: i64, request: &Request) -> bool {
-    facts.requests.iter().any(|(other_id, other)| {
-        *other_id != id
-            && other.wish.server == request.wish.server
-            && (other.state, other.wish.action) == (RequestState::Unknown, PowerAction::Reboot)
-            && facts.times_carried(*other_id) > 0
-    })
 }
 
 /// Calls that the cloud may have acted on, and no others, count as attempts.

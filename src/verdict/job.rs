@@ -50,20 +50,21 @@ pub fn after_job(batch: &Batch, report: &JobReport, rules: &Rules, now: UtcMilli
     } else {
         unfinished(batch, rules, now)
     };
-    Step { batch: next, moves, seen: Vec::new(), complaint, job_ms }
+    Step { moves, complaint, job_ms, ..Step::only(next) }
 }
 
 /// What follows when the job could not be asked for. An unknown job is asked for again a few times, then its servers are
 /// looked at; everything else is only a reason to ask later, within the job's time limit.
 pub fn after_failed_query(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
-    match error.fault {
+    let step = match error.fault {
         Fault::Refused(CodeClass::JobUnknown) => Step::only(doubtful(batch, LookCause::Vanished, rules, now)),
         Fault::Throttled { retry_after: Some(wait), .. } => match unfinished(batch, rules, now) {
             BatchNext::Again { next_look_at, .. } => Step::look_again(batch, next_look_at.max(now + wait)),
             over => Step::only(over),
         },
         _ => Step::only(unfinished(batch, rules, now)),
-    }
+    };
+    step.after_failed_read(error)
 }
 
 /// What the sub-jobs say of one server.

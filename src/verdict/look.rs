@@ -41,9 +41,9 @@ pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: U
         if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless {
             return split(batch, &batch.members.iter().collect::<Vec<_>>(), Vec::new());
         }
-        return Step::only(batch.again(rules, now, batch.doubts));
+        return Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error);
     }
-    prove(batch, |_| None, rules, now, now)
+    prove(batch, |_| None, rules, now, now).after_failed_read(error)
 }
 
 /// Looks for evidence of what became of each request; see the contract, promises 3 and 6.
@@ -61,7 +61,7 @@ fn prove<'a>(
         let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, asked_at));
         match finding {
             Finding::Event(event) => step.moves.push((member.request, event)),
-            _ if time_is_up => step.moves.push((member.request, Event::Ended(out_of_time()))),
+            _ if time_is_up => step.moves.push((member.request, Event::Ended(out_of_time(batch)))),
             Finding::Remember(seen) => {
                 open += 1;
                 if member.seen != Some(seen) {
@@ -127,7 +127,8 @@ fn find_reboot(
     rules: &Rules,
     now: UtcMillis,
 ) -> Finding {
-    match (had_moved, view.power) {
+    let shadow = if member.shadowed { " that could not be an earlier one" } else { "" };
+    match (had_moved && !member.shadowed, view.power) {
         (_, Power::Unclear) => Finding::Nothing,
         (true, Power::On) => Finding::Event(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
@@ -140,7 +141,7 @@ fn find_reboot(
         (false, Power::On | Power::Off | Power::Faulty) => match keep(member, SeenState::Idle, now) {
             seen if now.since(seen.since) >= rules.settle_time => Finding::Event(Event::Ended(Outcome::unknown(
                 "poweryard.unproved",
-                format!("{}, and no reboot was seen; it is not sent again by itself", doubt(batch.look_cause)),
+                format!("{}, and no reboot was seen{shadow}; it is not sent again by itself", doubt(batch)),
             ))),
             seen => Finding::Remember(seen),
         },
@@ -148,12 +149,16 @@ fn find_reboot(
 }
 
 /// Why the servers had to be asked.
-fn doubt(cause: Option<LookCause>) -> &'static str {
-    match cause {
-        Some(LookCause::Lost | LookCause::Refused) => "the answer to the call was lost",
-        Some(LookCause::Vanished) => "the cloud does not know the job any more",
-        Some(LookCause::TimeLimit) => "the job did not end within job_time_limit",
-        Some(LookCause::Gap) | None => "the job's answer leaves this server out",
+fn doubt(batch: &Batch) -> String {
+    let answered = batch.complaint.as_ref().filter(|why| !why.code.is_empty() && !why.code.starts_with("poweryard."));
+    match batch.look_cause {
+        Some(LookCause::Lost | LookCause::Refused) => match answered {
+            Some(why) => format!("the cloud answered with {}, which does not tell whether anything was done", why.code),
+            None => "the answer to the call was lost".to_owned(),
+        },
+        Some(LookCause::Vanished) => "the cloud does not know the job any more".to_owned(),
+        Some(LookCause::TimeLimit) => "the job did not end within job_time_limit".to_owned(),
+        Some(LookCause::Gap) | None => "the job's answer leaves this server out".to_owned(),
     }
 }
 
@@ -185,8 +190,12 @@ fn missing() -> Outcome {
     Outcome::failed(Evidence::Observed, "poweryard.missing", "the cloud has no such server in this project")
 }
 
-fn out_of_time() -> Outcome {
-    Outcome::unknown("poweryard.time_limit", "the server's state proved nothing within look_time_limit")
+fn out_of_time(batch: &Batch) -> Outcome {
+    let why = batch.read_error.as_ref().map(|error| format!("; the last look failed: {error}")).unwrap_or_default();
+    Outcome::unknown(
+        "poweryard.time_limit",
+        format!("{}, and the server's state proved nothing within look_time_limit{why}", doubt(batch)),
+    )
 }
 
 fn wished_power(action: PowerAction) -> Power {

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
+use crate::cloud::CallError;
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, Step};
 use crate::model::{
-    AttemptResult, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, LookCause, PowerAction, RequestId,
-    RequestState, ServerId, TargetName, UtcMillis,
+    AttemptResult, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, LookCause, Operation, PowerAction,
+    RequestId, RequestState, ServerId, TargetName, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
@@ -49,6 +50,8 @@ pub struct Batch {
     pub look_until: Option<UtcMillis>,
     /// The error that concerns the batch as a whole: why it was refused, or how its job failed.
     pub complaint: Option<Complaint>,
+    /// Why the last look failed, if it did.
+    pub read_error: Option<String>,
     /// The requests that are not settled.
     pub members: Vec<Member>,
 }
@@ -68,6 +71,10 @@ pub struct Member {
     pub busy: u32,
     /// What looking has seen so far.
     pub seen: Option<Seen>,
+    /// The server's last operation before the call, where the service remembers it.
+    pub baseline: Option<Operation>,
+    /// An earlier reboot of this server ended `unknown` and may still be under way: one that is seen proves nothing.
+    pub shadowed: bool,
 }
 
 /// The limits that verdicts keep to; from the target's settings.
@@ -109,11 +116,17 @@ impl Batch {
 impl Step {
     /// Nothing but another look at `at`.
     pub fn look_again(batch: &Batch, at: UtcMillis) -> Self {
-        Self::only(BatchNext::Again { next_look_at: at, doubts: batch.doubts })
+        let read_error = batch.read_error.clone();
+        Self { read_error, ..Self::only(BatchNext::Again { next_look_at: at, doubts: batch.doubts }) }
     }
 
     fn only(batch: BatchNext) -> Self {
-        Self { batch, moves: Vec::new(), seen: Vec::new(), complaint: None, job_ms: None }
+        Self { batch, moves: Vec::new(), seen: Vec::new(), complaint: None, job_ms: None, read_error: None }
+    }
+
+    fn after_failed_read(mut self, error: &CallError) -> Self {
+        self.read_error = Some(error.to_string());
+        self
     }
 
     fn complaining(mut self, complaint: Complaint) -> Self {
@@ -248,6 +261,8 @@ mod testing {
             attempts: u32::from(state != BatchState::Submitting),
             busy: 0,
             seen: None,
+            baseline: None,
+            shadowed: false,
         });
         Batch {
             id: BatchId(7),
@@ -263,6 +278,7 @@ mod testing {
             look_cause: None,
             look_until: None,
             complaint: None,
+            read_error: None,
             members: members.collect(),
         }
     }

@@ -1,5 +1,7 @@
 //! What only the cloud can tell: the endpoint, this machine's clock, and whether one read call is allowed. Switches nothing.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use reqwest::{Method, Request};
@@ -7,53 +9,64 @@ use reqwest::{Method, Request};
 use super::Finding;
 use crate::cli::{Exit, args};
 use crate::cloud::http::{Http, Wire};
-use crate::cloud::{CallError, Fault};
-use crate::daemon;
-use crate::model::{HoldKind, ServerId, UtcMillis};
-use crate::settings::{AuthSettings, SecretRules, Settings, TargetSettings};
-use crate::store::desk::HoldRecord;
+use crate::cloud::{CallError, Fault, Key, PowerCloud};
+use crate::daemon::{self, CREDENTIALS_HOLD};
+use crate::model::{ServerId, UtcMillis};
+use crate::settings::{SecretRules, Settings, TargetSettings};
+use crate::store::desk::Access;
+use crate::store::{Desk, RefusedKey};
 
 /// Signatures are refused beyond 15 minutes (signing guide); half of that is worth a word.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(450);
 /// No server has this id, so the answer is short: that it does not exist.
 const NO_SERVER: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Asks every target once. Five bad signatures in a row lock a key, so a key that was refused is not tried again.
-pub(super) async fn findings(settings: &Settings, rules: &SecretRules, holds: &[HoldRecord]) -> Vec<Finding> {
+/// Asks every target once. Five bad signatures in a row lock a key, so a key that was refused is not tried again before its
+/// hold is over, and a refusal is counted where the daemon will find it.
+pub(super) async fn findings(settings: &Settings, rules: &SecretRules) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut refused: Vec<&AuthSettings> = Vec::new();
+    let mut keys = Keys::read(&settings.queue.database).await;
     for target in &settings.targets {
         let subject = format!("targets.{}", target.name);
         findings.push(endpoint(target, &subject).await);
-        if refused.contains(&&target.auth) {
-            findings.push(Finding::warning(
-                subject,
-                "not asked: its key was just refused for another target",
-                "mend that key first",
-            ));
-            continue;
-        }
-        if let Some(hold) = credentials_hold(holds, target) {
-            let mend = "wait until the hold is over, so that the cloud does not lock the key";
-            findings.push(Finding::warning(
-                subject,
-                format!("not asked: its credentials are held ({})", hold.reason),
-                mend,
-            ));
-            continue;
-        }
-        let (finding, fault) = read_call(target, rules, &subject).await;
-        if fault == Some(Fault::Credentials) {
-            refused.push(&target.auth);
-        }
-        findings.push(finding);
+        findings.push(match daemon::connect(target, rules) {
+            Ok(cloud) => read_call(&*cloud, &mut keys, &subject).await,
+            Err(error) => Finding::error(Exit::Config, subject, error, "mend it, then check again"),
+        });
     }
     findings
 }
 
-fn credentials_hold<'a>(holds: &'a [HoldRecord], target: &TargetSettings) -> Option<&'a HoldRecord> {
-    let held = |hold: &&HoldRecord| hold.target.as_deref().is_none_or(|held| held == target.name.0);
-    holds.iter().filter(held).find(|hold| hold.kind == HoldKind::Credentials.as_str())
+/// What is known of refused keys, from the queue if there is one.
+struct Keys<'a> {
+    database: &'a Path,
+    refused: BTreeMap<String, RefusedKey>,
+}
+
+impl<'a> Keys<'a> {
+    async fn read(database: &'a Path) -> Self {
+        let refused = match Desk::open(database, Access::Read).await {
+            Ok(mut desk) => desk.refused_keys().await.unwrap_or_default(),
+            Err(_) => BTreeMap::new(),
+        };
+        Self { database, refused }
+    }
+
+    /// Until when this key is better left alone, and why.
+    fn rest(&self, key: &Key, now: UtcMillis) -> Option<&RefusedKey> {
+        let same_secret = |refused: &&RefusedKey| refused.secret.is_none() || refused.secret.as_deref() == key.secret();
+        self.refused.get(key.id()).filter(same_secret).filter(|refused| refused.until > now)
+    }
+
+    async fn note(&mut self, key: &Key, reason: String, now: UtcMillis) {
+        let secret = key.secret().map(str::to_owned);
+        let refused = RefusedKey { secret, refusals: key.refusals(), until: now + CREDENTIALS_HOLD, reason };
+        if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
+            // Without it the daemon would only count from nothing.
+            let _ = desk.note_refused_key(key.id(), &refused).await;
+        }
+        self.refused.insert(key.id().to_owned(), refused);
+    }
 }
 
 /// One call without credentials: any answer will do, and its `Date` shows how far off this machine's clock is.
@@ -95,16 +108,22 @@ fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
 }
 
 /// One read call with the target's credentials.
-async fn read_call(target: &TargetSettings, rules: &SecretRules, subject: &str) -> (Finding, Option<Fault>) {
-    let cloud = match daemon::connect(target, rules) {
-        Ok(cloud) => cloud,
-        Err(error) => return (Finding::error(Exit::Config, subject, error, "mend it, then check again"), None),
-    };
+async fn read_call(cloud: &dyn PowerCloud, keys: &mut Keys<'_>, subject: &str) -> Finding {
+    let key = cloud.key();
+    if let Some(refused) = keys.rest(key, args::now()) {
+        let finding =
+            format!("not asked: its key was refused {} times in a row ({})", refused.refusals, refused.reason);
+        let mend = format!("mend the key, or wait until {}, so that the cloud does not lock it", refused.until);
+        return Finding::warning(subject, finding, mend);
+    }
+    key.set_refusals(keys.refused.get(key.id()).map_or(0, |refused| refused.refusals));
     match cloud.observe(&[ServerId(NO_SERVER.to_owned())]).await {
-        Ok(_) => (Finding::ok(subject, "a read call was allowed"), None),
+        Ok(_) => Finding::ok(subject, "a read call was allowed"),
         Err(error) => {
-            let mend = mend(&error.fault);
-            (Finding::error(Exit::Config, subject, &error, mend), Some(error.fault))
+            if error.fault == Fault::Credentials {
+                keys.note(key, format!("the cloud refuses the credentials: {error}"), args::now()).await;
+            }
+            Finding::error(Exit::Config, subject, &error, mend(&error.fault))
         }
     }
 }

@@ -133,6 +133,9 @@ impl Facts {
             }
             (None, true) => {}
         }
+        if let Some(why) = &batch.read_error {
+            said.push(format!("The last look failed: {why}."));
+        }
         if self.request.attempts > 1 {
             said.push(self.last_try());
         }

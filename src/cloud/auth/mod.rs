@@ -3,9 +3,10 @@
 //! Owns the secrets while they are in memory. Reads no file, and keeps every secret out of `Debug`, logs and messages.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hmac::digest::Digest;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
 pub mod aksk;
@@ -42,13 +43,60 @@ pub struct Password {
     pub password: SecretString,
 }
 
+/// A key as the clouds count it: which one it is, and how often in a row it was refused. More than five bad signatures in a
+/// row lock it for five minutes. Source: vendor FAQs.
+#[derive(Debug)]
+pub struct Key {
+    id: String,
+    secret: Option<String>,
+    refusals: AtomicU32,
+}
+
+impl Key {
+    /// The same for all clients that use this key, whatever its secret; tells nothing of either. 16 hex digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Changes with the secret key, and is too short to tell anything of it; 8 hex digits. None for a password: those can be
+    /// guessed, and this is stored where producers can read.
+    pub fn secret(&self) -> Option<&str> {
+        self.secret.as_deref()
+    }
+
+    /// Refusals in a row, as far as this client knows.
+    pub fn refusals(&self) -> u32 {
+        self.refusals.load(Ordering::SeqCst)
+    }
+
+    /// Takes over what other clients, or an earlier run, know of this key.
+    pub fn set_refusals(&self, refusals: u32) {
+        self.refusals.store(refusals, Ordering::SeqCst);
+    }
+
+    /// Counts a refusal; true if it is the first in a row.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refusals.fetch_add(1, Ordering::SeqCst) == 0
+    }
+
+    pub(super) fn was_accepted(&self) {
+        self.set_refusals(0);
+    }
+}
+
 impl Credentials {
-    /// Which key this is: of its kind and the access key, or of domain and user; 16 hex digits.
-    pub fn key(&self) -> String {
-        match self {
-            Self::AkSk(keys) => short_hash(&["aksk", &keys.access_key, ""]),
-            Self::Password(user) => short_hash(&["token", &user.domain, &user.username]),
-        }
+    /// Which key this is: by its kind and the access key, or by domain and user.
+    pub fn key(&self) -> Key {
+        let (id, secret) = match self {
+            Self::AkSk(keys) => {
+                let token = keys.security_token.as_ref().map_or("", ExposeSecret::expose_secret);
+                let mut secret = short_hash(&["secret", &keys.access_key, keys.secret_key.expose_secret(), token]);
+                secret.truncate(8);
+                (short_hash(&["aksk", &keys.access_key, ""]), Some(secret))
+            }
+            Self::Password(user) => (short_hash(&["token", &user.domain, &user.username]), None),
+        };
+        Key { id, secret, refusals: AtomicU32::new(0) }
     }
 
     /// The word of the config: `aksk` or `token`.
@@ -100,10 +148,12 @@ mod tests {
     #[test]
     fn a_key_is_told_apart_whatever_its_secret_and_not_given_away() {
         let (one, renewed, other) = (keys("AK1", "s1").key(), keys("AK1", "s2").key(), keys("AK2", "s1").key());
-        assert_eq!(one, renewed);
-        assert_ne!(one, other);
-        assert_eq!(one.len(), 16);
-        assert!(!one.contains("AK1"));
+        assert_eq!(one.id(), renewed.id());
+        assert_ne!(one.id(), other.id());
+        assert_ne!(one.secret(), renewed.secret());
+        assert_eq!((one.id().len(), one.secret().map(str::len)), (16, Some(8)));
+        let user = Password { domain: "d".into(), username: "u".into(), password: SecretString::from("hush") };
+        assert_eq!(Credentials::Password(user).key().secret(), None);
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub struct BatchRecord {
     pub finished_at: Option<String>,
     pub error_code: Option<String>,
     pub error_message: Option<String>,
+    pub read_error: Option<String>,
 }
 
 /// One row of `request_attempts`, with the job that carried it.
@@ -171,6 +172,7 @@ from_columns!(BatchRecord {
     finished_at: maybe_text,
     error_code: maybe_text,
     error_message: maybe_text,
+    read_error: maybe_text,
 });
 
 from_columns!(AttemptRecord {
