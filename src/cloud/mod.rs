@@ -20,6 +20,7 @@ pub mod bms;
 pub mod codes;
 mod complaint;
 pub mod http;
+pub mod looking;
 mod objects;
 mod session;
 mod text;
@@ -178,3 +179,18 @@ impl fmt::Display for CallError {
 }
 
 impl std::error::Error for CallError {}
+
+/// Refuses a batch that is empty or larger than `service` takes in one call.
+fn check_batch(service: Service, servers: &[ServerId]) -> Result<(), CallError> {
+    let most = service.batch_servers_cap() as usize;
+    if (1..=most).contains(&servers.len()) {
+        return Ok(());
+    }
+    let what = format!("a batch holds 1 to {most} servers, not {}", servers.len());
+    Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what))
+}
+
+/// A call that was not made, because of what it would have held.
+fn not_sent(fault: Fault, message: String) -> CallError {
+    CallError { fault, status: None, code: String::new(), message, request_id: None }
+}
