@@ -3,230 +3,43 @@
 //! The other end is a few lines of TCP, so that answers may be wrong in every way. Nothing here waits for time to pass,
 //! except for a connect timeout of a tenth of a second.
 
-use std::io::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "common/wire.rs"]
+mod wire;
+
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use poweryard::cloud::auth::{AccessKeys, Password};
-use poweryard::cloud::{Bms, CallError, Clock, Credentials, Fault, PowerCloud, connect};
+use poweryard::cloud::{Bms, CallError, Clock, Fault, PowerCloud, connect};
 use poweryard::model::{
-    Activity, CodeClass, JobId, JobStatus, Power, PowerAction, ServerId, ServerView, Service, Sighting, TargetName,
-    Tracking, UtcMillis,
+    Activity, CodeClass, JobId, JobStatus, Power, PowerAction, ServerId, ServerView, Service, Sighting, Tracking,
+    UtcMillis,
 };
-use poweryard::settings::{AuthSettings, TargetSettings};
+use poweryard::settings::TargetSettings;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
+use wire::{
+    Cloud, PROJECT, REFUSED, Reply, assert_as_captured, clock, fault, iam, ids, keys, ok, password, refuse, unused_port,
+};
 
-const PROJECT: &str = "bbf1946d374b44a0a2a95533562ba954";
 const FIRST: &str = "616fb98f-46ca-475e-917e-2563e5a8cd19";
 const SECOND: &str = "726fb98f-46ca-475e-917e-2563e5a8cd20";
 const ACCEPTED: &str = include_str!("fixtures/api-examples/bms-submit-response.json");
 
-// ---------------------------------------------------------------------------------------------- the other end
-
-/// A request as it came over the wire.
-#[derive(Debug, Clone)]
-struct Received {
-    method: String,
-    target: String,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-    connection: usize,
-}
-
-impl Received {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    }
-}
-
-/// What the other end does with a request.
-enum Reply {
-    /// A whole answer.
-    Http(u16, Vec<(&'static str, String)>, String),
-    /// These bytes, then the connection ends.
-    Raw(Vec<u8>),
-    /// A 200 whose body has no end before so many bytes.
-    Flood(usize),
-}
-
-fn ok(body: impl Into<String>) -> Reply {
-    Reply::Http(200, vec![], body.into())
-}
-
-/// A server on a loopback port that keeps what it was asked.
-struct Cloud {
-    port: u16,
-    received: Arc<Mutex<Vec<Received>>>,
-    written: Arc<AtomicUsize>,
-}
-
-impl Cloud {
-    /// Starts; `reply` gets each request and how many came before it.
-    async fn start(reply: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-        let port = listener.local_addr().expect("an address").port();
-        let (received, written) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
-        let cloud = Self { port, received: Arc::clone(&received), written: Arc::clone(&written) };
-        let reply = Arc::new(reply);
-        tokio::spawn(async move {
-            let mut connection = 0;
-            while let Ok((stream, _)) = listener.accept().await {
-                connection += 1;
-                let (received, written) = (Arc::clone(&received), Arc::clone(&written));
-                tokio::spawn(serve(stream, connection, Arc::clone(&reply), received, written));
-            }
-        });
-        cloud
-    }
-
-    fn received(&self) -> Vec<Received> {
-        self.received.lock().expect("not poisoned").clone()
-    }
-}
-
-async fn serve(
-    stream: TcpStream,
-    connection: usize,
-    reply: Arc<impl Fn(&Received, usize) -> Reply>,
-    received: Arc<Mutex<Vec<Received>>>,
-    written: Arc<AtomicUsize>,
-) {
-    let mut stream = BufReader::new(stream);
-    while let Some(request) = read_request(&mut stream, connection).await {
-        let before = {
-            let mut received = received.lock().expect("not poisoned");
-            received.push(request.clone());
-            received.len() - 1
-        };
-        let sent = match reply(&request, before) {
-            Reply::Http(status, headers, body) => {
-                let mut answer = Vec::new();
-                write!(answer, "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n", body.len()).expect("memory");
-                headers.iter().for_each(|(n, v)| write!(answer, "{n}: {v}\r\n").expect("memory"));
-                write!(answer, "\r\n{body}").expect("memory");
-                stream.write_all(&answer).await
-            }
-            Reply::Raw(bytes) => {
-                let _ = stream.write_all(&bytes).await;
-                return;
-            }
-            Reply::Flood(bytes) => flood(&mut stream, bytes, &written).await,
-        };
-        if sent.is_err() {
-            return;
-        }
-    }
-}
-
-async fn flood(stream: &mut BufReader<TcpStream>, bytes: usize, written: &AtomicUsize) -> std::io::Result<()> {
-    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
-    let chunk = vec![b' '; 64 * 1024];
-    while written.fetch_add(chunk.len(), Ordering::SeqCst) < bytes {
-        stream.write_all(&chunk).await?;
-    }
-    Ok(())
-}
-
-async fn read_request(stream: &mut BufReader<TcpStream>, connection: usize) -> Option<Received> {
-    let mut line = String::new();
-    stream.read_line(&mut line).await.ok().filter(|bytes| *bytes > 0)?;
-    let mut words = line.split_whitespace();
-    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut headers = Vec::new();
-    loop {
-        let mut line = String::new();
-        stream.read_line(&mut line).await.ok()?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
-        headers.push((name.to_owned(), value.trim().to_owned()));
-    }
-    let mut request = Received { method, target, headers, body: Vec::new(), connection };
-    let length = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-    request.body.resize(length, 0);
-    stream.read_exact(&mut request.body).await.ok()?;
-    Some(request)
-}
-
-// ---------------------------------------------------------------------------------------------- our end
-
 fn target(port: u16) -> TargetSettings {
-    TargetSettings {
-        name: TargetName("default".to_owned()),
-        service: Service::Bms,
-        endpoint: format!("http://127.0.0.1:{port}").parse().expect("a URL"),
-        project_id: PROJECT.to_owned(),
-        submits_per_minute: 50,
-        batch_servers_max: 1000,
-        job_time_limit: Duration::from_secs(3600),
-        look_time_limit: Duration::from_secs(900),
-        settle_time: Duration::from_secs(60),
-        first_look: Duration::from_secs(2),
-        look_interval_max: Duration::from_secs(30),
-        connect_timeout: Duration::from_secs(10),
-        request_timeout: Duration::from_secs(60),
-        ca_file: None,
-        proxy: None,
-        allow_http: true,
-        auth: AuthSettings::AkSk {
-            access_key_file: "access".into(),
-            secret_key_file: "secret".into(),
-            security_token_file: None,
-        },
-        budgets: vec![],
-        protected: vec![],
-    }
-}
-
-fn keys(access_key: &str, security_token: Option<&str>) -> Credentials {
-    Credentials::AkSk(AccessKeys {
-        access_key: access_key.to_owned(),
-        secret_key: "ExampleSecretKey0000000000000000000000001".into(),
-        security_token: security_token.map(Into::into),
-    })
-}
-
-fn password() -> Credentials {
-    let (domain, username) = ("sim".to_owned(), "sim".to_owned());
-    Credentials::Password(Password { domain, username, password: "sim-password".into() })
+    wire::target(Service::Bms, port)
 }
 
 fn with_token(port: u16, iam_port: u16) -> TargetSettings {
-    let auth = AuthSettings::Token {
-        iam_endpoint: format!("http://127.0.0.1:{iam_port}").parse().expect("a URL"),
-        domain: "sim".to_owned(),
-        username: "sim".to_owned(),
-        password_file: "password".into(),
-    };
-    TargetSettings { auth, ..target(port) }
-}
-
-/// A clock that stands at 2024-01-02T03:04:05Z.
-fn clock() -> Clock {
-    Arc::new(|| UtcMillis(1_704_164_645_000))
+    wire::with_token(target(port), iam_port)
 }
 
 fn client(cloud: &Cloud) -> Bms {
     Bms::new(&target(cloud.port), keys("EXAMPLEAK00000000001", None), clock()).expect("a client")
 }
 
-fn ids(texts: &[&str]) -> Vec<ServerId> {
-    texts.iter().map(|text| ServerId((*text).to_owned())).collect()
-}
-
 async fn stop_one(bms: &Bms) -> Result<Tracking, CallError> {
     bms.submit(PowerAction::Stop, &ids(&[FIRST])).await
-}
-
-fn fault<T: std::fmt::Debug>(result: Result<T, CallError>) -> Fault {
-    result.expect_err("an error").fault
-}
-
-/// A port that nobody listens on.
-async fn unused_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-    listener.local_addr().expect("an address").port()
 }
 
 /// A server as the list and the show call print it.
@@ -237,36 +50,6 @@ fn running(id: &str) -> Value {
 const RUNNING: Sighting = Sighting::Present(ServerView::of(Power::On, Activity::Idle));
 
 // ---------------------------------------------------------------------------------------------- what is sent
-
-fn capture(call: &str) -> Value {
-    let all: Value = serde_json::from_str(include_str!("fixtures/wire-captures.json")).expect("the fixture is JSON");
-    let captures = all["captures"].as_array().expect("captures");
-    captures.iter().find(|capture| capture["call"] == call).expect(call).clone()
-}
-
-/// Asserts that `sent` is what the vendor's client sends, but for user agent, date, signature and library headers.
-fn assert_as_captured(sent: &Received, call: &str) {
-    let capture = capture(call);
-    assert_eq!(sent.method, capture["method"].as_str().expect("text"), "{call}");
-    assert_eq!(sent.target, capture["request_target"].as_str().expect("text"), "{call}");
-    let body = if sent.body.is_empty() { Value::Null } else { serde_json::from_slice(&sent.body).expect("JSON") };
-    assert_eq!(body, capture["body_json"], "{call}");
-    for pair in capture["headers"].as_array().expect("headers") {
-        let (name, value) = (pair[0].as_str().expect("text"), pair[1].as_str().expect("text"));
-        let ours = sent.header(name);
-        match name {
-            "Content-Type" | "X-Project-Id" | "X-Security-Token" => assert_eq!(ours, Some(value), "{call} {name}"),
-            "X-Sdk-Date" => assert_eq!(ours, Some("20240102T030405Z"), "{call}"),
-            "Authorization" => {
-                let start = value.split(',').next().expect("a part");
-                assert!(ours.is_some_and(|ours| ours.starts_with(start)), "{call} {ours:?}");
-            }
-            "Host" => assert!(ours.is_some_and(|host| host.starts_with("127.0.0.1:")), "{call} {ours:?}"),
-            _ => {}
-        }
-    }
-    assert_eq!(sent.header("user-agent"), Some(concat!("poweryard/", env!("CARGO_PKG_VERSION"))));
-}
 
 #[tokio::test]
 async fn power_calls_go_out_as_the_vendors_client_sends_them() {
@@ -544,12 +327,6 @@ async fn every_submit_opens_a_connection_of_its_own_and_reads_keep_theirs() {
 
 // ---------------------------------------------------------------------------------------------- credentials
 
-const REFUSED: &str = include_str!("fixtures/api-examples/gateway-error-401-signature.json");
-
-fn refuse(body: &str) -> Reply {
-    Reply::Http(401, vec![], body.to_owned())
-}
-
 #[tokio::test]
 async fn one_refused_signature_is_made_again_exactly_once() {
     let cloud = Cloud::start(|_, before| if before == 0 { refuse(REFUSED) } else { ok(ACCEPTED) }).await;
@@ -584,16 +361,6 @@ async fn clients_that_share_a_key_say_so_without_telling_it() {
     assert_eq!(one.key().id(), with(keys("FIRSTKEY", None)).key().id());
     assert_ne!(one.key().id(), other.key().id());
     assert!(!one.key().id().contains("FIRSTKEY"));
-}
-
-/// An IAM that gives out `token-1`, `token-2`, … for a day each.
-async fn iam() -> Cloud {
-    Cloud::start(|_, before| {
-        let body =
-            r#"{"token":{"expires_at":"2024-01-03T03:04:05.000000Z","issued_at":"2024-01-02T03:04:05.000000Z"}}"#;
-        Reply::Http(201, vec![("X-Subject-Token", format!("token-{}", before + 1))], body.to_owned())
-    })
-    .await
 }
 
 #[tokio::test]
@@ -679,8 +446,6 @@ fn clients_that_cannot_work_are_refused_with_a_reason() {
         |target: &TargetSettings| connect(target, keys("AK", None), clock()).err().expect("an error").to_string();
     let insecure = TargetSettings { allow_http: false, ..target(80) };
     assert_eq!(refused(&insecure), "127.0.0.1:80 is not an https address; set allow_http = true if that is meant");
-    let clouddc = TargetSettings { service: Service::CloudDc, ..target(80) };
-    assert_eq!(refused(&clouddc), "service \"clouddc\" is not supported by this version");
     let no_file = TargetSettings { ca_file: Some("/nonexistent/ca.pem".into()), ..target(80) };
     assert!(refused(&no_file).starts_with("ca_file /nonexistent/ca.pem cannot be used: "));
     let no_pem =

@@ -12,10 +12,13 @@ use super::codes::{self, Origin};
 use super::complaint::{Found, find_complaint};
 use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
 use super::{CallError, Fault};
-use crate::model::{CodeClass, UtcMillis};
+use crate::model::{CodeClass, Service, UtcMillis};
 
 /// Error bodies longer than this are not searched for a code.
 const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// A body without structure is taken for a sentence up to this length.
+const BARE_TEXT_BYTES_MAX: usize = 2000;
 
 /// A wait asked for by `Retry-After` is believed up to this.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -49,11 +52,12 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// The body of a success, read as `T`; none if this is no success, or its body does not read so.
+    /// The body of a success, read as `T`; none if this is no success, or its body is no object or does not read so.
     pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
         // One pass over the whole body checks its UTF-8 faster than the parser does string by string.
         let text = str::from_utf8(&self.body).ok().filter(|_| self.is_success())?;
-        serde_json::from_str(text).ok()
+        // The parser would also take an array for an object, its elements for the fields in their order.
+        if text.trim_start().starts_with('{') { serde_json::from_str(text).ok() } else { None }
     }
 
     /// Why this answer is not the expected one. Total: also says so of a success that could not be read.
@@ -61,10 +65,15 @@ impl Answer {
     /// A documented code decides, whatever the status; without one the status does, and doubt after a submit is
     /// `Lost`. `now` is this machine's time, for `Retry-After` dates and for naming a wrong clock.
     pub fn error(&self, kind: CallKind, now: UtcMillis) -> CallError {
+        self.error_of(Service::Bms, kind, now)
+    }
+
+    /// As `error`, for an answer of `service`: a code is documented for some services only.
+    pub fn error_of(&self, service: Service, kind: CallKind, now: UtcMillis) -> CallError {
         let found = self.complaint();
         let code = found.as_ref().map(|found| found.code.clone()).unwrap_or_default();
         let code = if code == self.status.to_string() { String::new() } else { code };
-        let fault = self.fault(found.as_ref(), &code, kind, now);
+        let fault = self.fault(service, found.as_ref(), &code, kind, now);
         let mut message = self.message(found.as_ref());
         if let Some(skew) = self.clock_skew(&fault, &message, now) {
             message = format!("{} ({skew})", cap(&message, MESSAGE_CHARS_MAX - skew.len() - 3));
@@ -81,15 +90,15 @@ impl Answer {
         find_complaint(&serde_json::from_slice(&self.body).ok()?)
     }
 
-    fn fault(&self, found: Option<&Found>, code: &str, kind: CallKind, now: UtcMillis) -> Fault {
+    fn fault(&self, service: Service, found: Option<&Found>, code: &str, kind: CallKind, now: UtcMillis) -> Fault {
         if (300..400).contains(&self.status) {
             return Fault::Configuration;
         }
         let throttled = || Fault::Throttled {
             retry_after: self.retry_after(now),
-            limit: found.and_then(|found| named_limit(&found.message)),
+            limit: named_limit(found.map_or(&self.bare_text(), |found| &found.message)),
         };
-        match codes::documented(code, Some(self.status)) {
+        match codes::documented_for(service, code, Some(self.status)) {
             Some(known) if known.throttles => throttled(),
             Some(known) if known.class == CodeClass::Retryable && self.status == 429 => throttled(),
             Some(known) if known.class != CodeClass::Other => match kind {
@@ -105,7 +114,8 @@ impl Answer {
     }
 
     fn message(&self, found: Option<&Found>) -> String {
-        let text = found.map(|found| tidy(&found.message)).filter(|text| !text.is_empty());
+        let bare = || (self.status == 429).then(|| self.bare_text());
+        let text = found.map(|found| tidy(&found.message)).or_else(bare).filter(|text| !text.is_empty());
         text.unwrap_or_else(|| {
             let start = self.body.trim_ascii_start();
             let what = match start.first() {
@@ -118,6 +128,16 @@ impl Answer {
             };
             what.to_owned()
         })
+    }
+
+    /// The body as one text, if it is neither a document nor long: CloudDC's 429 is documented as a bare string.
+    fn bare_text(&self) -> String {
+        let text = str::from_utf8(&self.body).unwrap_or_default().trim();
+        if text.len() > BARE_TEXT_BYTES_MAX || text.starts_with(['<', '{', '[']) {
+            return String::new();
+        }
+        let unquoted: Option<String> = serde_json::from_str(text).ok();
+        tidy(unquoted.as_deref().unwrap_or(text))
     }
 
     fn request_id(&self, found: Option<&Found>) -> Option<String> {

@@ -5,22 +5,20 @@
 //! Source: BMS API Reference (Huawei Cloud and OTC): Starting, Stopping, Restarting BMSs; Querying Task Statuses;
 //! Querying Details About BMSs.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, CallKind};
 use super::auth::{Credentials, Key, aksk};
 use super::http::Wire;
+use super::looking::{Listed, Looking, Page, ServerReader};
 use super::session::{Call, Session};
-use super::{CallError, ClientError, Clock, Fault, PowerCloud};
-use crate::model::{
-    Activity, CodeClass, JobId, JobReport, Power, PowerAction, ServerId, ServerView, Service, Sighting, Tracking,
-};
+use super::{CallError, ClientError, Clock, Fault, PowerCloud, check_batch, not_sent};
+use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking};
 use crate::settings::TargetSettings;
 
 pub mod job;
@@ -29,20 +27,10 @@ pub mod server;
 /// Servers on a page of the list. Source: BMS API Reference, `limit` is at most 1000.
 const PAGE_SERVERS: usize = 1000;
 
-/// The list is read up to this many pages; whoever is not found by then is asked for by name.
-const PAGES_MAX: usize = 100;
-
-/// So few servers are shown one by one even where the list is a single page: a page of 1000 takes longer.
-const SHOWS_MIN: usize = 3;
-
-/// Shows under way at a time.
-const SHOWS_AT_ONCE: usize = 4;
-
 /// A BMS project.
 pub struct Bms {
     session: Session,
-    /// Pages of the last listing that was read to its end; 0 before the first.
-    pages_known: AtomicUsize,
+    looking: Looking,
     /// Whether the list is asked for servers of all enterprise projects; false once the cloud has refused that.
     all_projects: AtomicBool,
 }
@@ -67,15 +55,11 @@ impl Bms {
     }
 
     fn of(session: Session) -> Self {
-        Self { session, pages_known: AtomicUsize::new(0), all_projects: AtomicBool::new(true) }
+        Self { session, looking: Looking::default(), all_projects: AtomicBool::new(true) }
     }
 
     async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {
-        let most = Service::Bms.batch_servers_cap() as usize;
-        if servers.is_empty() || servers.len() > most {
-            let what = format!("a batch holds 1 to {most} servers, not {}", servers.len());
-            return Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what));
-        }
+        check_batch(Service::Bms, servers)?;
         let call = Call {
             method: Method::POST,
             path: self.session.path(&["baremetalservers", "action"]),
@@ -96,58 +80,12 @@ impl Bms {
         job::read_job(&answer, self.session.now())
     }
 
-    async fn observe_servers(&self, servers: &[ServerId]) -> Result<HashMap<ServerId, Sighting>, CallError> {
-        let wanted: HashSet<&ServerId> = servers.iter().collect();
-        let mut seen = HashMap::with_capacity(wanted.len());
-        if wanted.len() > SHOWS_MIN.max(self.pages_known.load(Ordering::Relaxed)) {
-            seen = self.list(&wanted).await?;
-        }
-        // In the caller's order, so that the same question makes the same calls.
-        let mut wanted = wanted;
-        let mut is_unseen = |id: &&ServerId| wanted.remove(*id) && !seen.contains_key(*id);
-        let mut unseen: Vec<ServerId> = servers.iter().filter(&mut is_unseen).cloned().collect();
-        let alone = servers.len() == 1;
-        // The first goes alone: four refused signatures at a time would soon lock the key.
-        if let Some(first) = unseen.pop() {
-            seen.extend([self.show_among(first, alone).await?]);
-        }
-        let shows = stream::iter(unseen).map(|server| self.show_among(server, alone));
-        let shown: Vec<_> = shows.buffer_unordered(SHOWS_AT_ONCE).try_collect().await?;
-        seen.extend(shown);
-        Ok(seen)
-    }
-
-    /// Reads the list until every wanted server has been seen, or to its end.
-    ///
-    /// The end is a short page, or one without anything new; `count` does not tell it: the documents cap it by `limit`.
-    async fn list(&self, wanted: &HashSet<&ServerId>) -> Result<HashMap<ServerId, Sighting>, CallError> {
-        let mut seen = HashMap::with_capacity(wanted.len());
-        let mut known = HashSet::new();
-        for page in 1..=PAGES_MAX {
-            let listed = self.list_page(page).await?;
-            let (entries, before) = (listed.len(), known.len());
-            for (server, view) in listed {
-                if let (Some(asked), Some(view)) = (wanted.get(&server), view) {
-                    seen.insert((*asked).clone(), Sighting::Present(view));
-                }
-                known.insert(server);
-            }
-            let ended = entries < PAGE_SERVERS || known.len() == before;
-            let pages = if ended { page } else { page.max(self.pages_known.load(Ordering::Relaxed)) };
-            self.pages_known.store(pages, Ordering::Relaxed);
-            if ended || seen.len() == wanted.len() {
-                break;
-            }
-        }
-        Ok(seen)
-    }
-
     /// One page, numbered from 1.
     ///
     /// Asks for all enterprise projects: where they are in use the list leaves servers out otherwise, and the vendor's
     /// own Terraform provider always does so. OTC's reference names the parameter only in an example, so a refusal is
     /// taken to be about it, and pages are read without it from then on: whoever is left out is shown alone anyway.
-    async fn list_page(&self, page: usize) -> Result<Vec<server::Listed>, CallError> {
+    async fn list_page(&self, page: usize) -> Result<Vec<Listed>, CallError> {
         let all_projects = self.all_projects.load(Ordering::Relaxed);
         let first = self.get_page(page, all_projects).await;
         let refused = matches!(
@@ -167,7 +105,7 @@ impl Bms {
         again
     }
 
-    async fn get_page(&self, page: usize, all_projects: bool) -> Result<Vec<server::Listed>, CallError> {
+    async fn get_page(&self, page: usize, all_projects: bool) -> Result<Vec<Listed>, CallError> {
         let (limit, offset) = (PAGE_SERVERS.to_string(), page.to_string());
         let mut query = vec![("limit", limit.as_str()), ("offset", offset.as_str())];
         if all_projects {
@@ -177,14 +115,25 @@ impl Bms {
         server::read_list(&answer, self.session.now())
     }
 
-    /// Shows one server of those asked for. Unless it is `alone`, a refusal about it must not hide the others' states:
-    /// then it is an unclear sighting, which proves nothing.
-    async fn show_among(&self, server: ServerId, alone: bool) -> Result<(ServerId, Sighting), CallError> {
-        let unclear = ServerView::of(Power::Unclear, Activity::Other);
-        match self.show(&server).await {
-            Err(CallError { fault: Fault::Refused(_), .. }) if !alone => Ok((server, Sighting::Present(unclear))),
-            shown => shown.map(|sighting| (server, sighting)),
-        }
+    async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
+        let (path, query) = (self.session.path(segments), aksk::canonical_query(query));
+        let call = Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read };
+        self.session.call(&call).await
+    }
+}
+
+/// Pages are numbered from 1, and the last one is short; `count` does not tell it: the documents cap it by `limit`.
+impl ServerReader for Bms {
+    type Place = usize;
+
+    fn first_page(&self) -> usize {
+        1
+    }
+
+    async fn page(&self, number: usize) -> Result<Page<usize>, CallError> {
+        let servers = self.list_page(number).await?;
+        let next = (servers.len() >= PAGE_SERVERS).then_some(number + 1);
+        Ok(Page { servers, next })
     }
 
     async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {
@@ -194,12 +143,6 @@ impl Bms {
         }
         let answer = self.get(&["baremetalservers", &server.0], &[]).await?;
         server::read_show(&answer, server, self.session.now())
-    }
-
-    async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
-        let (path, query) = (self.session.path(segments), aksk::canonical_query(query));
-        let call = Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read };
-        self.session.call(&call).await
     }
 }
 
@@ -225,7 +168,7 @@ impl PowerCloud for Bms {
     }
 
     fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>> {
-        Box::pin(self.observe_servers(servers))
+        Box::pin(self.looking.observe(self, servers))
     }
 }
 
@@ -237,10 +180,6 @@ fn action_body(action: PowerAction, servers: &[ServerId]) -> Value {
         PowerAction::Stop => json!({ "os-stop": { "type": "HARD", "servers": servers } }),
         PowerAction::Reboot => json!({ "reboot": { "type": "HARD", "servers": servers } }),
     }
-}
-
-fn not_sent(fault: Fault, message: String) -> CallError {
-    CallError { fault, status: None, code: String::new(), message, request_id: None }
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! job engine); API Request Signing Guide and API Gateway User Guide (`APIGW.*`, printed `APIG.*` in older guides); IAM
 //! API Reference. The codes, statuses and texts are documented; the classes are our judgement.
 
-use crate::model::CodeClass;
 use crate::model::CodeClass::*;
+use crate::model::{CodeClass, Service};
 
 /// Which part of the cloud a code comes from, as far as its prefix tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,15 @@ pub fn documented(code: &str, status: Option<u16>) -> Option<Known> {
         None => Ambiguous,
     };
     Some(Known { origin: origin(&name), class, throttles: THROTTLING.contains(&name.as_str()) })
+}
+
+/// As `documented`, for an answer of `service`: from another service than BMS only the codes of the gateway and of IAM
+/// count. BMS's own codes and its job engine's are documented for BMS, and no document lists CloudDC's.
+pub fn documented_for(service: Service, code: &str, status: Option<u16>) -> Option<Known> {
+    documented(code, status).filter(|known| match known.origin {
+        Origin::Gateway | Origin::Iam => true,
+        Origin::Bms | Origin::JobEngine | Origin::Unknown => service == Service::Bms,
+    })
 }
 
 /// Codes that say "too many calls", under whatever HTTP status they travel.
@@ -372,6 +381,17 @@ mod tests {
         assert_eq!(documented("APIGW.0201", Some(504)).map(|known| known.class), Some(Ambiguous));
         assert_eq!(documented("APIGW.0201", Some(503)).map(|known| known.class), Some(Ambiguous));
         assert_eq!(class("APIGW.0201"), Ambiguous);
+    }
+
+    #[test]
+    fn another_services_answer_is_not_read_by_the_codes_of_bms() {
+        for code in ["APIGW.0308", "APIG.0301", "IAM.0066"] {
+            assert_eq!(documented_for(Service::CloudDc, code, None), documented(code, None), "{code}");
+        }
+        for code in ["BMS.0038", "BMS.0040", "Common.0002", "Common.1503", "CloudDC.0000"] {
+            assert_eq!(documented_for(Service::CloudDc, code, None), None, "{code}");
+            assert_eq!(documented_for(Service::Bms, code, None), documented(code, None), "{code}");
+        }
     }
 
     #[test]

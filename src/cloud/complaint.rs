@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::codes;
 use super::text::tidy;
-use crate::model::Complaint;
+use crate::model::{CodeClass, Complaint};
 
 /// A code and a text found in a body, as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,13 @@ pub(crate) fn job_complaint(code: Option<&str>, text: Option<&str>) -> Option<Co
     let inner = inner.as_ref().and_then(find_complaint).map(|found| found.message).filter(|text| !text.is_empty());
     let message = tidy(inner.as_deref().unwrap_or(text));
     Some(Complaint { class: codes::class(&code), code, message })
+}
+
+/// What stands at a server as its error; none if it has neither code nor text.
+///
+/// It says that this server failed, whatever its code: no document lists the codes that stand there.
+pub(crate) fn server_complaint(code: Option<&str>, text: Option<&str>) -> Option<Complaint> {
+    job_complaint(code, text).map(|complaint| Complaint { class: CodeClass::ServerFailed, ..complaint })
 }
 
 /// A code as we keep it: one word, at most 64 characters.

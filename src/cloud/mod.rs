@@ -17,15 +17,19 @@ use crate::settings::TargetSettings;
 pub mod answer;
 pub mod auth;
 pub mod bms;
+pub mod clouddc;
 pub mod codes;
 mod complaint;
 pub mod http;
+pub mod looking;
 mod objects;
 mod session;
 mod text;
 
 pub use auth::{Credentials, Key};
 pub use bms::Bms;
+pub use clouddc::CloudDc;
+use http::Wire;
 
 /// Tells the time, for signatures and for the life of tokens; tests fix it.
 pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
@@ -39,21 +43,25 @@ pub fn connect(
     credentials: Credentials,
     clock: Clock,
 ) -> Result<Arc<dyn PowerCloud>, ClientError> {
+    over(Box::new(http::Http::new(target)?), target, credentials, clock)
+}
+
+/// As `connect`, over another wire than the network.
+pub(crate) fn over(
+    wire: Box<dyn Wire>,
+    target: &TargetSettings,
+    credentials: Credentials,
+    clock: Clock,
+) -> Result<Arc<dyn PowerCloud>, ClientError> {
     match target.service {
-        Service::Bms => Ok(Arc::new(Bms::new(target, credentials, clock)?)),
-        Service::CloudDc => Err(ClientError::Unsupported { service: target.service }),
+        Service::Bms => Ok(Arc::new(Bms::over(wire, target, credentials, clock)?)),
+        Service::CloudDc => Ok(Arc::new(CloudDc::over(wire, target, credentials, clock)?)),
     }
 }
 
 /// Why no client can be made from these settings and secrets. `Display` is one sentence for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// This version has no client for the service.
-    #[error("service \"{service}\" is not supported by this version")]
-    Unsupported {
-        /// As in the config.
-        service: Service,
-    },
     /// The address is not `https://`, and `allow_http` is not set.
     #[error("{address} is not an https address; set allow_http = true if that is meant")]
     Insecure {
@@ -110,7 +118,8 @@ pub trait PowerCloud: Send + Sync {
     fn submit<'a>(&'a self, action: PowerAction, servers: &'a [ServerId])
     -> BoxFuture<'a, Result<Tracking, CallError>>;
 
-    /// Asks what became of `job`. `Fault::Refused(CodeClass::JobUnknown)` if the cloud does not know it (any more).
+    /// Asks what became of `job`. `Fault::Refused(CodeClass::JobUnknown)` if the cloud does not know it (any more), or has
+    /// no jobs at all.
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>>;
 
     /// Reads the states of `servers`, by list or one by one, whichever needs fewer calls.
@@ -178,3 +187,18 @@ impl fmt::Display for CallError {
 }
 
 impl std::error::Error for CallError {}
+
+/// Refuses a batch that is empty or larger than `service` takes in one call.
+fn check_batch(service: Service, servers: &[ServerId]) -> Result<(), CallError> {
+    let most = service.batch_servers_cap() as usize;
+    if (1..=most).contains(&servers.len()) {
+        return Ok(());
+    }
+    let what = format!("a batch holds 1 to {most} servers, not {}", servers.len());
+    Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what))
+}
+
+/// A call that was not made, because of what it would have held.
+fn not_sent(fault: Fault, message: String) -> CallError {
+    CallError { fault, status: None, code: String::new(), message, request_id: None }
+}

@@ -19,6 +19,20 @@ pub(crate) fn each_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Objects { take: &mut take, of: PhantomData }.deserialize(deserializer)
 }
 
+/// The first object, where one is expected; an empty one if there is none. For `deserialize_with`.
+///
+/// # Errors
+/// As `each_object`.
+pub(crate) fn an_object<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let mut first = None;
+    each_object(deserializer, |object: T| {
+        first.get_or_insert(object);
+    })?;
+    Ok(first.unwrap_or_default())
+}
+
 /// The visitor behind `each_object`. Collects nothing by itself, because a job's answer holds thousands of objects.
 struct Objects<'f, T, F> {
     take: &'f mut F,
@@ -79,9 +93,17 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Objects<'_, T, F> {
 mod tests {
     use super::*;
 
-    #[derive(Deserialize)]
+    #[derive(Deserialize, Default)]
     struct Id {
         id: u32,
+    }
+
+    #[test]
+    fn one_object_is_found_and_its_absence_is_an_empty_one() {
+        for (json, expected) in [(r#"{"id":1}"#, 1), (r#"[null,{"id":2},{"id":3}]"#, 2), ("null", 0), ("\"text\"", 0)] {
+            let id: Id = an_object(&mut serde_json::Deserializer::from_str(json)).expect("any value will do");
+            assert_eq!(id.id, expected, "{json}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::auth::token::TokenSource;
 use super::auth::{AccessKeys, Credentials, Key};
 use super::http::{Http, Wire};
 use super::{CallError, ClientError, Clock, Fault};
-use crate::model::UtcMillis;
+use crate::model::{Service, UtcMillis};
 use crate::settings::{AuthSettings, TargetSettings};
 
 /// One call to a service.
@@ -32,6 +32,8 @@ pub(crate) struct Call {
 /// One target's endpoint, HTTP client and credentials.
 pub(crate) struct Session {
     http: Box<dyn Wire>,
+    /// Whose codes its answers are read by.
+    service: Service,
     endpoint: Url,
     project_id: String,
     clock: Clock,
@@ -65,7 +67,8 @@ impl Session {
     ) -> Result<Self, ClientError> {
         let key = credentials.key();
         let prover = prover(&target.auth, &target.project_id, credentials)?;
-        Ok(Self { http, endpoint: target.endpoint.clone(), project_id: target.project_id.clone(), clock, prover, key })
+        let (service, endpoint, project_id) = (target.service, target.endpoint.clone(), target.project_id.clone());
+        Ok(Self { http, service, endpoint, project_id, clock, prover, key })
     }
 
     /// The key that all calls are made with.
@@ -135,7 +138,7 @@ impl Session {
         if answer.is_success() {
             return Ok(());
         }
-        let error = answer.error(kind, self.now());
+        let error = answer.error_of(self.service, kind, self.now());
         if error.fault == Fault::Credentials { Err(error) } else { Ok(()) }
     }
 

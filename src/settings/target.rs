@@ -24,7 +24,7 @@ pub(super) fn read(name: &str, section: &Section<'_>, credentials: Option<&Path>
     let name = target_name(name, section);
     let service = section.require("service", "\"bms\"", service);
     let allow_http = section.read("allow_http", values::boolean).unwrap_or(false);
-    let endpoint = https_url(section, "endpoint", "\"https://bms.eu-de.otc.t-systems.com\"", allow_http);
+    let endpoint = https_url(section, "endpoint", endpoint_example(service), allow_http);
     let project_id = section.require("project_id", "\"bbf1946d374b44a0a2a95533562ba954\"", values::project_id);
     let batch_servers_max = batch_servers_max(section, service);
     let limits = Limits::read(section);
@@ -66,14 +66,18 @@ fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {
     None
 }
 
-/// The only place that decides which services may be configured.
+/// An endpoint as it may stand in the file, for a sentence about a missing or wrong one.
+fn endpoint_example(service: Option<Service>) -> &'static str {
+    match service {
+        Some(Service::Bms) | None => "\"https://bms.eu-de.otc.t-systems.com\"",
+        Some(Service::CloudDc) => "\"https://clouddc.cn-south-1.myhuaweicloud.com\"",
+    }
+}
+
+/// Any service that there is a client for.
 fn service(value: &DeValue<'_>) -> Parsed<Service> {
     let text = values::text(value)?;
-    match text.parse() {
-        Ok(Service::Bms) => Ok(Service::Bms),
-        Ok(Service::CloudDc) => Err("\"clouddc\" is not supported yet; use \"bms\"".to_owned()),
-        Err(_) => Err(format!("{text:?} is not a service; use \"bms\"")),
-    }
+    text.parse().map_err(|_| format!("{text:?} is not a service; use \"bms\" or \"clouddc\""))
 }
 
 fn https_url(section: &Section<'_>, key: &'static str, example: &str, allow_http: bool) -> Option<Url> {

@@ -247,10 +247,32 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
 }
 
 #[test]
+fn a_clouddc_target_takes_fifty_servers_a_call_and_no_more() {
+    let text = LEAST.replace("\"bms\"", "\"clouddc\"");
+    let target = &parse(&text).unwrap().targets[0];
+    assert_eq!((target.service, target.batch_servers_max), (Service::CloudDc, 50));
+    let with = |number: u32| text.replace("project_id", &format!("batch_servers_max = {number}\nproject_id"));
+    assert_eq!(parse(&with(20)).unwrap().targets[0].batch_servers_max, 20);
+    assert_eq!(
+        mistakes(&with(51)),
+        "4: targets.default.batch_servers_max: 51 is more than clouddc takes in one call; use 1 to 50"
+    );
+    assert_eq!(
+        mistakes(&text.replace("endpoint = \"https://bms.example.com\"\n", "")),
+        "1: targets.default.endpoint: is missing; \
+         write for example endpoint = \"https://clouddc.cn-south-1.myhuaweicloud.com\""
+    );
+}
+
+#[test]
 fn each_wrong_required_key_gets_its_sentence() {
     let cases = [
-        ("\"bms\"", "\"clouddc\"", "2: targets.default.service: \"clouddc\" is not supported yet; use \"bms\""),
-        ("\"bms\"", "\"ecs\"", "2: targets.default.service: \"ecs\" is not a service; use \"bms\""),
+        ("\"bms\"", "\"ecs\"", "2: targets.default.service: \"ecs\" is not a service; use \"bms\" or \"clouddc\""),
+        (
+            "\"bms\"",
+            "\"CloudDC\"",
+            "2: targets.default.service: \"CloudDC\" is not a service; use \"bms\" or \"clouddc\"",
+        ),
         (
             "project_id = \"p1\"",
             "",

@@ -134,6 +134,34 @@ fn without_a_code_the_status_decides() {
 }
 
 #[test]
+fn a_429_that_is_a_bare_string_tells_its_text_and_its_limit() {
+    let limit = Some((10, Duration::from_secs(60)));
+    for (body, text, limit) in [
+        ("\"The request is overloaded.\"", "The request is overloaded.", None),
+        ("over ratelimit,limit:10,time:1 minute", "over ratelimit,limit:10,time:1 minute", limit),
+        ("", "the answer is empty", None),
+        ("<html>429</html>", "the answer is an HTML page, not the service's", None),
+    ] {
+        let error = submit(429, body);
+        assert_eq!((error.message.as_str(), error.fault), (text, Fault::Throttled { retry_after: None, limit }));
+    }
+    assert_eq!(submit(400, "\"text\"").message, "the answer is not JSON");
+}
+
+#[test]
+fn codes_of_bms_do_not_class_another_services_answer() {
+    let clouddc =
+        |status, code: &str| answer(status, &[], coded(code)).error_of(Service::CloudDc, CallKind::Submit, NOW).fault;
+    for code in ["BMS.0038", "BMS.0212", "Common.0002", "Common.0021", "Common.1503"] {
+        assert_eq!(clouddc(400, code), Fault::Refused(CodeClass::Other), "{code}");
+        assert_eq!(clouddc(500, code), Fault::Lost, "{code}");
+        assert_eq!(clouddc(401, code), Fault::Credentials, "{code}");
+    }
+    assert_eq!(clouddc(400, "APIGW.0307"), Fault::Credentials);
+    assert_eq!(clouddc(503, "APIGW.0613"), Fault::Unavailable);
+}
+
+#[test]
 fn a_404_that_the_service_explains_is_not_taken_for_a_wrong_address() {
     assert_eq!(read(404, example!("nova-error-not-found")).fault, Fault::Refused(CodeClass::Other));
     assert_eq!(read(404, r#"{"error_code":"APIGW.9999","error_msg":"?"}"#).fault, Fault::Configuration);

@@ -6,13 +6,11 @@ use serde::Deserialize;
 
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::codes::{self, Origin};
+use crate::cloud::looking::Listed;
 use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Fault};
 use crate::model::{Activity, CodeClass, Power, ServerId, ServerView, Sighting, UtcMillis};
-
-/// An entry of the list; without a view if the list calls the server deleted.
-pub type Listed = (ServerId, Option<ServerView>);
 
 /// A page of the list. Entries without an id are left out.
 ///

@@ -1,0 +1,140 @@
+//! Cloud Data Center, API v1: start, stop and reboot in batches of at most 50, followed by the servers' own states.
+//!
+//! Owns this service's paths, its pages and which ids can be asked for. Knows nothing of signing; does not judge what an
+//! answer means for a request.
+//!
+//! Source: CloudDC API Reference (Huawei Cloud): Batch Modifying the Power Statuses of Physical Servers; Querying the
+//! List of Physical Servers; Querying Physical Server Information.
+
+use std::collections::HashMap;
+
+use futures_util::future::BoxFuture;
+use reqwest::Method;
+
+use super::answer::{Answer, CallKind};
+use super::auth::{Credentials, aksk};
+use super::http::Wire;
+use super::looking::{Looking, Page, ServerReader};
+use super::session::{Call, Session};
+use super::{CallError, ClientError, Clock, Fault, PowerCloud, check_batch, not_sent};
+use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking};
+use crate::settings::TargetSettings;
+
+mod marker;
+pub mod power;
+pub mod server;
+
+/// Servers on a page of the list. Source: CloudDC API Reference, `limit` is 10 to 1000.
+const PAGE_SERVERS: &str = "1000";
+
+/// What stands where an id would in `GET …/physicalservers/status`: another call, which only counts servers.
+const STATUS_CALL: &str = "status";
+
+/// A CloudDC project.
+pub struct CloudDc {
+    session: Session,
+    looking: Looking,
+}
+
+impl CloudDc {
+    /// Makes a client for `target`. Sends nothing yet.
+    ///
+    /// # Errors
+    /// See `ClientError`.
+    pub fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
+        Ok(Self { session: Session::new(target, credentials, clock)?, looking: Looking::default() })
+    }
+
+    /// As `new`, over another wire than the network.
+    pub(crate) fn over(
+        wire: Box<dyn Wire>,
+        target: &TargetSettings,
+        credentials: Credentials,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
+        Ok(Self { session: Session::over(wire, target, credentials, clock)?, looking: Looking::default() })
+    }
+
+    async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {
+        check_batch(Service::CloudDc, servers)?;
+        // Nothing but a server's own state tells how its action ended: one that cannot be asked for is not switched.
+        servers.iter().try_for_each(check_id)?;
+        let call = Call {
+            method: Method::PUT,
+            path: self.session.path(&["physicalservers", "power-state"]),
+            query: String::new(),
+            body: power::body(action, servers).to_string().into_bytes(),
+            kind: CallKind::Submit,
+        };
+        let answer = self.session.call(&call).await?;
+        power::read_submit(&answer, self.session.now())
+    }
+
+    async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
+        let (path, query) = (self.session.path(segments), aksk::canonical_query(query));
+        let call = Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read };
+        self.session.call(&call).await
+    }
+}
+
+/// A page is found by the marker that the page before it named; the first has none. `count` is not believed, nor is a
+/// short page the last one: the documents do not say that every page but the last is full.
+impl ServerReader for CloudDc {
+    type Place = Option<String>;
+
+    fn first_page(&self) -> Option<String> {
+        None
+    }
+
+    async fn page(&self, marker: Option<String>) -> Result<Page<Option<String>>, CallError> {
+        let mut query = vec![("limit", PAGE_SERVERS)];
+        query.extend(marker.as_deref().map(|marker| ("marker", marker)));
+        let answer = self.get(&["physicalservers"], &query).await?;
+        let page = server::read_list(&answer, self.session.now())?;
+        // A page that names itself as the next one would only be read again.
+        let next = page.next.filter(|next| marker.as_ref() != Some(next));
+        Ok(Page { servers: page.servers, next: next.map(Some) })
+    }
+
+    async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {
+        check_id(server)?;
+        let answer = self.get(&["physicalservers", &server.0], &[]).await?;
+        server::read_show(&answer, server, self.session.now())
+    }
+}
+
+impl PowerCloud for CloudDc {
+    fn key(&self) -> &str {
+        self.session.key()
+    }
+
+    fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
+        Box::pin(self.session.prepare())
+    }
+
+    fn submit<'a>(
+        &'a self,
+        action: PowerAction,
+        servers: &'a [ServerId],
+    ) -> BoxFuture<'a, Result<Tracking, CallError>> {
+        Box::pin(self.submit_batch(action, servers))
+    }
+
+    fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
+        let what = format!("CloudDC has no jobs, so none is called '{job}'; its servers' own states tell");
+        Box::pin(async { Err(not_sent(Fault::Refused(CodeClass::JobUnknown), what)) })
+    }
+
+    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>> {
+        Box::pin(self.looking.observe(self, servers))
+    }
+}
+
+/// Refuses what cannot stand in the path of the call that shows one server.
+fn check_id(server: &ServerId) -> Result<(), CallError> {
+    if ServerId::is_valid(&server.0) && !server.0.eq_ignore_ascii_case(STATUS_CALL) {
+        return Ok(());
+    }
+    let what = format!("'{server}' cannot be a server id");
+    Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what))
+}

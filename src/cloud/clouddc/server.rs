@@ -1,0 +1,196 @@
+//! Reads what CloudDC shows of physical servers: one, or a page of the list. Pure: bytes in, values out.
+//!
+//! Owns the reading of states, which `power_state` and `operation_state` tell together. Does not say what a state means
+//! for a request: above all not whether an operation that has ended is the one that was asked for.
+
+use serde::{Deserialize, Deserializer};
+
+use super::marker;
+use crate::cloud::answer::{Answer, CallKind};
+use crate::cloud::codes::{self, Origin};
+use crate::cloud::complaint::server_complaint;
+use crate::cloud::looking::{Listed, Page};
+use crate::cloud::objects::{an_object, each_object};
+use crate::cloud::text::Text;
+use crate::cloud::{CallError, Fault};
+use crate::model::{
+    Activity, CodeClass, Complaint, JobStatus, Operation, Power, PowerAction, ServerId, ServerView, Service, Sighting,
+    UtcMillis,
+};
+
+/// A page of the list, and the marker of the next. Entries without an id are left out.
+///
+/// # Errors
+/// `Unavailable` for a success that is not JSON or has no `servers`: an unreadable list shows nobody missing.
+pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Page<String>, CallError> {
+    #[derive(Deserialize)]
+    struct PageBody<'a> {
+        servers: Servers,
+        #[serde(borrow, default, deserialize_with = "an_object")]
+        page_info: PageInfo<'a>,
+    }
+    let page: Option<PageBody<'_>> = answer.success();
+    let Some(page) = page else { return Err(answer.error_of(Service::CloudDc, CallKind::Read, now)) };
+    Ok(Page { servers: page.servers.0, next: page.page_info.next_marker.get().and_then(marker::find) })
+}
+
+/// One server, by itself as documented or inside `{"server": …}`. `Missing`: a 404 in the service's own words (see
+/// `is_missing`).
+///
+/// # Errors
+/// As any read; `Unavailable` for a success that is unreadable, shows another server than `asked`, or shows none: an
+/// object that says nothing must not pass for a server that has had no operation.
+pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Sighting, CallError> {
+    #[derive(Deserialize)]
+    struct Wrapped<'a> {
+        #[serde(borrow, deserialize_with = "an_object")]
+        server: ServerBody<'a>,
+    }
+    let bare = answer.success::<ServerBody<'_>>().filter(ServerBody::says_something);
+    let shown = bare.or_else(|| Some(answer.success::<Wrapped<'_>>()?.server).filter(ServerBody::says_something));
+    let asked_for = |body: &ServerBody<'_>| body.id.get().is_none_or(|id| id.eq_ignore_ascii_case(&asked.0));
+    if let Some(body) = shown.filter(asked_for) {
+        return Ok(Sighting::Present(body.view()));
+    }
+    let error = answer.error_of(Service::CloudDc, CallKind::Read, now);
+    if is_missing(answer, &error) { Ok(Sighting::Missing) } else { Err(error) }
+}
+
+/// No document names a code for "no such server", so only a 404 can say it, and only in the one shape that is documented
+/// for this service: `error_code` and `error_msg`. A gateway, a proxy or a web server that does not know the path has
+/// its own codes or another shape, and would otherwise make every server of a project disappear.
+fn is_missing(answer: &Answer, error: &CallError) -> bool {
+    #[derive(Deserialize)]
+    struct Refusal<'a> {
+        #[serde(borrow)]
+        error_code: Text<'a>,
+        #[serde(borrow)]
+        error_msg: Text<'a>,
+    }
+    if answer.status != 404 || error.fault != Fault::Refused(CodeClass::Other) {
+        return false;
+    }
+    let refusal: Option<Refusal<'_>> = serde_json::from_slice(&answer.body).ok();
+    let in_its_words = refusal.is_some_and(|body| body.error_code.get().and(body.error_msg.get()).is_some());
+    in_its_words && !matches!(codes::origin(&error.code), Origin::Gateway | Origin::Iam)
+}
+
+struct Servers(Vec<Listed>);
+
+impl<'de> Deserialize<'de> for Servers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut servers = Vec::new();
+        each_object(deserializer, |body: ServerBody<'de>| {
+            servers.extend(body.id.get().map(|id| (ServerId(id.to_owned()), Some(body.view()))));
+        })?;
+        Ok(Self(servers))
+    }
+}
+
+/// Where the next page is; `previous_marker` and `current_count` are not needed.
+#[derive(Deserialize, Default)]
+struct PageInfo<'a> {
+    #[serde(borrow, default)]
+    next_marker: Text<'a>,
+}
+
+/// The fields that tell a server's state.
+///
+/// Not read: `manage_state` (`maintain`, `offboarding`, and `frozen` for arrears), `frozen_state` (a number without a
+/// printed meaning) and `health_state`. No document says that any of them makes the service refuse power actions, and a
+/// server wrongly called locked would fail its request with evidence; if one does refuse, the answer to the call says so.
+#[derive(Deserialize, Default)]
+struct ServerBody<'a> {
+    #[serde(borrow, default)]
+    id: Text<'a>,
+    #[serde(borrow, default)]
+    power_state: Text<'a>,
+    #[serde(borrow, default)]
+    operation_state: Text<'a>,
+    #[serde(borrow, default, deserialize_with = "an_object")]
+    error: ServerError<'a>,
+}
+
+impl ServerBody<'_> {
+    fn says_something(&self) -> bool {
+        [&self.id, &self.power_state, &self.operation_state].iter().any(|text| text.get().is_some())
+    }
+
+    fn view(&self) -> ServerView {
+        let (power_word, operation_word) = (self.power_state.get(), self.operation_state.get());
+        let (power, by_power) = read_power(power_word);
+        let (operation, by_operation) = read_operation(operation_word);
+        let activity = match (by_power, by_operation) {
+            // Without either word, nothing is known of the server: not even that nothing goes on.
+            (None, None) if power_word.or(operation_word).is_none() => Activity::Other,
+            (None, None) => Activity::Idle,
+            (Some(activity), None) | (None, Some(activity)) => activity,
+            (Some(one), Some(other)) if one == other => one,
+            (Some(_), Some(_)) => Activity::Other,
+        };
+        ServerView { operation, error: self.error.complaint(), ..ServerView::of(power, activity) }
+    }
+}
+
+/// The power, and the activity if the word names one: older documents have words for a server on its way.
+///
+/// On its way its power is unclear: of `powering-on` nobody knows whether it is on by now. `unknown` is what the overview
+/// counts servers under whose power it cannot tell; any other word may be an activity that no document lists.
+fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
+    const WORDS: [(&str, Power, Option<Activity>); 6] = [
+        ("on", Power::On, None),
+        ("off", Power::Off, None),
+        ("powering-on", Power::Unclear, Some(Activity::PoweringOn)),
+        ("powering-off", Power::Unclear, Some(Activity::PoweringOff)),
+        ("rebooting", Power::Unclear, Some(Activity::Rebooting)),
+        ("unknown", Power::Unclear, None),
+    ];
+    let Some(word) = word else { return (Power::Unclear, None) };
+    match WORDS.iter().find(|(listed, ..)| listed.eq_ignore_ascii_case(word)) {
+        Some((_, power, activity)) => (*power, *activity),
+        None => (Power::Unclear, Some(Activity::Other)),
+    }
+}
+
+/// The last operation, and the activity while it is being done. A word that no document lists tells of an operation, but
+/// not of which, nor whether it has ended.
+fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
+    const ACTIONS: [(&str, PowerAction, Activity); 3] = [
+        ("power-on-", PowerAction::Start, Activity::PoweringOn),
+        ("power-off-", PowerAction::Stop, Activity::PoweringOff),
+        ("reboot-", PowerAction::Reboot, Activity::Rebooting),
+    ];
+    let Some(word) = word else { return (None, None) };
+    let split = |(prefix, action, activity): &(&str, PowerAction, Activity)| {
+        let (start, end) = word.split_at_checked(prefix.len())?;
+        start.eq_ignore_ascii_case(prefix).then_some((*action, *activity, end))
+    };
+    let Some((action, activity, end)) = ACTIONS.iter().find_map(split) else { return (None, Some(Activity::Other)) };
+    let of = |status| Some(Operation { action, status });
+    match end {
+        _ if end.eq_ignore_ascii_case("processing") => (of(JobStatus::Pending), Some(activity)),
+        _ if end.eq_ignore_ascii_case("succeed") => (of(JobStatus::Succeeded), None),
+        _ if end.eq_ignore_ascii_case("failed") => (of(JobStatus::Failed), None),
+        _ => (None, Some(Activity::Other)),
+    }
+}
+
+/// What the service says is wrong with a server; empty where it says nothing.
+#[derive(Deserialize, Default)]
+struct ServerError<'a> {
+    #[serde(borrow, default)]
+    error_code: Text<'a>,
+    #[serde(borrow, default)]
+    error_msg: Text<'a>,
+    #[serde(borrow, default)]
+    error_type: Text<'a>,
+}
+
+impl ServerError<'_> {
+    fn complaint(&self) -> Option<Complaint> {
+        server_complaint(self.error_code.get(), self.error_msg.get().or(self.error_type.get()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
