@@ -48,12 +48,13 @@ fn is_small(step: &str) -> bool {
     small.iter().any(|start| step.starts_with(start)) || step.contains("VIRTUAL TABLE")
 }
 
-/// Walks from one end of a partial index, ended by a LIMIT.
+/// Walks from one end of a partial index, ended by a LIMIT; or, once at a start, along what is in flight.
 fn is_head_of_an_index(step: &str) -> bool {
     [
         "SCAN power_requests USING COVERING INDEX power_requests_ready",
         "SCAN power_requests USING COVERING INDEX power_requests_doomed",
         "SCAN batches USING INDEX batches_open",
+        "SCAN power_requests USING INDEX power_requests_in_flight",
     ]
     .contains(&step)
 }

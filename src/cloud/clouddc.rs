@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use reqwest::Method;
 
 use super::answer::{Answer, CallKind};
-use super::auth::{Credentials, aksk};
+use super::auth::{Credentials, Key, aksk};
 use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
 use super::session::{Call, Session};
@@ -104,7 +104,7 @@ impl ServerReader for CloudDc {
 }
 
 impl PowerCloud for CloudDc {
-    fn key(&self) -> &str {
+    fn key(&self) -> &Key {
         self.session.key()
     }
 

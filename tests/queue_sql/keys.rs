@@ -93,7 +93,7 @@ async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server
     queue
         .sql(
             "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
-             VALUES ('default', 'bms', 'e', 'p', 'reboot', 'submitting', 1, '2026-01-01', '2026-01-01')",
+             VALUES ('default', 'bms', 'e', 'p', 'reboot', 'submitting', 1, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
         )
         .await;
     for update in ["UPDATE", "UPDATE OR REPLACE", "UPDATE OR IGNORE"] {
