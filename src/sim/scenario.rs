@@ -3,6 +3,7 @@
 //! Every key may be left out; `config/scenario.toml` lists all of them with their defaults. Unknown keys are errors.
 //! Ranges are `[least, most]` pairs of milliseconds, chances go from 0.0 to 1.0.
 
+pub mod clouddc;
 mod values;
 
 use serde::Deserialize;
@@ -10,11 +11,13 @@ use serde::Deserialize;
 use super::faults::{Fault, FaultKind, ServerRef, When, read_faults};
 use super::record::Call;
 use super::rng::Rng;
-use crate::model::ServerId;
+use crate::model::{ServerId, Service};
 
-pub use values::{Chance, Span};
+pub use clouddc::CloudDcScenario;
+pub use values::{Chance, Span, Unset};
 
-/// A whole scenario. `Scenario::default()`: 1,000 BMS servers, half of them running, jobs of 1 to 3 s, no faults, no rates.
+/// A whole scenario. `Scenario::default()`: 1,000 BMS servers and 100 CloudDC servers, half of them running, operations of
+/// 1 to 3 s, no faults, no rates.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scenario {
@@ -30,6 +33,8 @@ pub struct Scenario {
     pub rates: Rates,
     /// `[bms]`: the Bare Metal Server service.
     pub bms: BmsScenario,
+    /// `[clouddc]`: the Cloud Data Center service.
+    pub clouddc: CloudDcScenario,
     /// `[[faults]]`: what goes wrong; see [`Fault`].
     #[serde(deserialize_with = "read_faults")]
     pub faults: Vec<Fault>,
@@ -44,6 +49,7 @@ impl Default for Scenario {
             latency: Latency::default(),
             rates: Rates::default(),
             bms: BmsScenario::default(),
+            clouddc: CloudDcScenario::default(),
             faults: Vec::new(),
         }
     }
@@ -123,7 +129,8 @@ impl Latency {
     }
 }
 
-/// `[rates]`: calls of one kind allowed in any 60 s; 0, the default, lifts the rate. Documented: 50, 2000, 500 and 1000.
+/// `[rates]`: calls of one kind allowed in any 60 s, for each service by itself; 0, the default, lifts the rate. Documented
+/// for BMS: 50, 2000, 500 and 1000; for CloudDC: none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rates {
@@ -184,8 +191,8 @@ pub struct BmsScenario {
     pub parent_on_failure: ParentOnFailure,
     /// `sub_jobs_without_id`: failed sub-jobs do not name their server; default false.
     pub sub_jobs_without_id: bool,
-    /// `idle_task_state`: what stands for "no task"; default `"omitted"`.
-    pub idle_task_state: IdleTaskState,
+    /// `idle_task_state`: how the `OS-EXT-STS:task_state` of an idle server is written; default `"omitted"`.
+    pub idle_task_state: Unset,
     /// `missing_show`: how a show of an unknown server is answered; default `"error"`.
     pub missing_show: MissingShow,
 }
@@ -200,7 +207,7 @@ impl Default for BmsScenario {
             refusals: Refusals::Batch,
             parent_on_failure: ParentOnFailure::Fail,
             sub_jobs_without_id: false,
-            idle_task_state: IdleTaskState::Omitted,
+            idle_task_state: Unset::Omitted,
             missing_show: MissingShow::Error,
         }
     }
@@ -226,16 +233,6 @@ pub enum ParentOnFailure {
     Success,
 }
 
-/// How `OS-EXT-STS:task_state` is written for an idle server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IdleTaskState {
-    /// The field is left out.
-    Omitted,
-    /// The field is null.
-    Null,
-}
-
 /// How a show of a server that does not exist is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -255,10 +252,12 @@ pub enum ScenarioError {
     #[error("not a scenario: {0}")]
     Toml(#[from] toml::de::Error),
     /// A fault is about a server that the scenario does not have.
-    #[error("not a scenario: `servers` of fault {fault} has the number {number}, but `bms.servers` is {servers}")]
+    #[error("not a scenario: `servers` of fault {fault} has the number {number}, but `{service}.servers` is {servers}")]
     NoSuchServer {
         /// The fault's place in the file, from 1.
         fault: usize,
+        /// The service whose servers are numbered.
+        service: Service,
         /// The server's number.
         number: usize,
         /// How many servers there are.
@@ -274,11 +273,12 @@ impl Scenario {
     pub fn from_toml(text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = toml::from_str(text)?;
         for (fault, at) in scenario.faults.iter().zip(1..) {
+            let service = fault.numbered_service();
+            let servers = scenario.server_count(service);
             for server in &fault.when.servers {
                 match *server {
-                    ServerRef::Number(number) if number > scenario.bms.servers => {
-                        let servers = scenario.bms.servers;
-                        return Err(ScenarioError::NoSuchServer { fault: at, number, servers });
+                    ServerRef::Number(number) if number > servers => {
+                        return Err(ScenarioError::NoSuchServer { fault: at, service, number, servers });
                     }
                     ServerRef::Number(_) | ServerRef::Id(_) => {}
                 }
@@ -287,10 +287,20 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// The ids of all BMS servers, in the order of the list call; also those that a fault makes missing.
-    pub fn server_ids(&self) -> Vec<ServerId> {
-        let mut rng = Rng::new(self.seed, "bms server ids");
-        (0..self.bms.servers).map(|_| ServerId(uuid(rng.next_u128()))).collect()
+    /// The ids of all servers of `service`, in the order of its list call; also those that a fault makes missing.
+    pub fn server_ids(&self, service: Service) -> Vec<ServerId> {
+        let mut rng = match service {
+            Service::Bms => Rng::new(self.seed, "bms server ids"),
+            Service::CloudDc => Rng::new(self.seed, "clouddc server ids"),
+        };
+        (0..self.server_count(service)).map(|_| ServerId(uuid(rng.next_u128()))).collect()
+    }
+
+    fn server_count(&self, service: Service) -> usize {
+        match service {
+            Service::Bms => self.bms.servers,
+            Service::CloudDc => self.clouddc.servers,
+        }
     }
 
     /// Adds a fault, for scenarios written in Rust.
@@ -344,15 +354,25 @@ mod tests {
             error.contains("fault 1") && error.contains("number 4") && error.contains("bms.servers` is 3"),
             "{error}"
         );
+        for own in ["kind = \"locked\"\nservice = \"clouddc\"", "kind = \"operation_fails\""] {
+            let text = format!("[clouddc]\nservers = 2\n[[faults]]\n{own}\nservers = [3]\n");
+            let error = Scenario::from_toml(&text).expect_err("two servers").to_string();
+            assert!(error.contains("number 3") && error.contains("clouddc.servers` is 2"), "{error}");
+        }
     }
 
     #[test]
     fn server_ids_are_uuids_that_depend_on_the_seed_alone() {
-        let ids = Scenario::default().server_ids();
-        assert_eq!(ids.len(), 1000);
-        assert_eq!(ids, Scenario::default().server_ids());
-        assert_ne!(ids, Scenario { seed: 2, ..Scenario::default() }.server_ids());
-        assert!(ids.iter().all(|id| ServerId::is_valid(&id.0) && id.0.len() == 36 && id.0.as_bytes()[14] == b'4'));
+        let [ids, others] = [Service::Bms, Service::CloudDc].map(|service| Scenario::default().server_ids(service));
+        assert_eq!((ids.len(), others.len()), (1000, 100));
+        assert_eq!(ids, Scenario::default().server_ids(Service::Bms));
+        assert_ne!(ids, Scenario { seed: 2, ..Scenario::default() }.server_ids(Service::Bms));
+        assert_ne!(ids[..100], others);
+        assert!(
+            ids.iter()
+                .chain(&others)
+                .all(|id| ServerId::is_valid(&id.0) && id.0.len() == 36 && id.0.as_bytes()[14] == b'4')
+        );
     }
 
     #[test]
