@@ -10,8 +10,8 @@ const OVERLOADED: &str = "The request is overloaded.";
 /// The limit that a 429 names when the scenario lifts the rate: the documented one of the submit call.
 const DOCUMENTED_SUBMITS_PER_MINUTE: u32 = 50;
 
-/// The call that gets another answer than its own, as far as it decides the words.
-pub(super) struct Struck<'a> {
+/// The words of an answer that is given instead of the service's own: what they depend on.
+pub(super) struct Instead<'a> {
     /// `None`: the identity service.
     pub(super) service: Option<Service>,
     pub(super) now: UtcMillis,
@@ -21,7 +21,7 @@ pub(super) struct Struck<'a> {
     pub(super) throttle_body: ThrottleBody,
 }
 
-impl Struck<'_> {
+impl Instead<'_> {
     /// A 429: as the gateway words it, or as the document of CloudDC has it, which knows only "String".
     pub(super) fn throttled(&self, retry_after_s: Option<u32>) -> Answer {
         let answer = match self.throttle_body {

@@ -16,7 +16,7 @@ use super::rates::RateWindow;
 use super::record::{Call, CallRecord, LedgerEntry, ServerSummary};
 use super::scenario::Scenario;
 use super::scenario::clouddc::ThrottleBody;
-use super::strike::{self, Struck};
+use super::strike::{self, Instead};
 use super::turn::{About, Chances, Turn};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
@@ -168,16 +168,16 @@ impl World {
         let latency_ms = self.scenario.latency.of(about.call).draw_ms(rng);
         let rates = self.scenario.rates;
         let (limit, throttle_body) = (rates.of(about.call), self.throttle_body(about.service));
-        let fate = Struck { service: about.service, now, request_id: &request_id, limit, throttle_body };
+        let instead = Instead { service: about.service, now, request_id: &request_id, limit, throttle_body };
         let window = self.windows.entry(kind).or_default();
         if !window.take(now, limit, rates.refused_calls_count) {
             let retry_after_s = Some(rates.retry_after_s).filter(|&seconds| seconds > 0);
-            return self.finish(now, about, fate.throttled(retry_after_s), request_id, latency_ms);
+            return self.finish(now, about, instead.throttled(retry_after_s), request_id, latency_ms);
         }
         let struck = self.faults.strike_call(about, nth, self.chances.of(about.service));
         let turn = Turn { now, nth, struck: &struck, request_id: &request_id };
-        let answer = match fate.before(&struck) {
-            Some(instead) => instead,
+        let answer = match instead.before(&struck) {
+            Some(answer) => answer,
             None => strike::after(work(self, &turn), &struck, &request_id),
         };
         self.finish(now, about, answer, request_id, latency_ms.saturating_add(strike::slowed_ms(&struck)))
