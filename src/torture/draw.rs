@@ -14,7 +14,7 @@ use crate::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, Targ
 use crate::sim::faults::{Fault, FaultKind, When};
 use crate::sim::{Call, Scenario};
 
-use crate::sim::scenario::{BmsScenario, Chance, IdleTaskState, Latency, MissingShow, ParentOnFailure, Refusals, Span};
+use crate::sim::scenario::{BmsScenario, Chance, Latency, MissingShow, ParentOnFailure, Refusals, Span, Unset};
 
 /// A target's name in every run.
 pub(super) const TARGET: &str = "default";
@@ -99,7 +99,7 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
         refusals: either(rng, Refusals::Batch, Refusals::SubJob),
         parent_on_failure: either(rng, ParentOnFailure::Fail, ParentOnFailure::Success),
         sub_jobs_without_id: rng.permille(300),
-        idle_task_state: either(rng, IdleTaskState::Omitted, IdleTaskState::Null),
+        idle_task_state: either(rng, Unset::Omitted, Unset::Null),
         missing_show: *rng
             .pick(&[MissingShow::Error, MissingShow::NotFound, MissingShow::Deleted])
             .unwrap_or(&MissingShow::Error),
@@ -189,6 +189,7 @@ fn is_of_calls(kind: &FaultKind) -> bool {
             | FaultKind::SubJobFails { .. }
             | FaultKind::SubJobWithoutId
             | FaultKind::SubJobLeftOut
+            | FaultKind::OperationFails { .. }
             | FaultKind::OperationNeverEnds
             | FaultKind::Missing
             | FaultKind::Locked

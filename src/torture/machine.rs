@@ -15,7 +15,7 @@ use super::rng::Rng;
 use super::wire::Cloud;
 use super::{Broken, Summary, audit, connect, rules};
 use crate::daemon::{Finished, Round, Task};
-use crate::model::{BatchState, UtcMillis};
+use crate::model::{BatchState, Service, UtcMillis};
 use crate::sim::World;
 use crate::store::StoreError;
 
@@ -100,7 +100,7 @@ impl<'a> Machine<'a> {
         trace: &'a mut Option<Vec<String>>,
     ) -> Result<Self, Broken> {
         let world = World::new(plan.scenario.clone());
-        let servers = world.server_ids();
+        let servers = world.server_ids(Service::Bms);
         let fuse = Arc::new(Fuse::default());
         if let Some(Point::Commit(n)) = end_at {
             fuse.set(n.saturating_sub(1));

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use poweryard::daemon::{self, DaemonError};
+use poweryard::model::Service;
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::{Scenario, SimCloud};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -117,7 +118,7 @@ impl Yard {
     }
 
     pub(crate) fn server(&self, number: usize) -> String {
-        self.cloud.server_ids()[number - 1].to_string()
+        self.cloud.server_ids(Service::Bms)[number - 1].to_string()
     }
 }
 
