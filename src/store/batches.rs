@@ -33,6 +33,8 @@ pub struct DueBatch {
     pub target: TargetName,
     /// What its next step is about.
     pub state: BatchState,
+    /// Followed by the servers' own states, not by a job.
+    pub by_servers: bool,
     /// Since or from when.
     pub at: UtcMillis,
 }
@@ -42,19 +44,20 @@ impl Store {
     pub async fn open_batches(&self, except: &BTreeSet<BatchId>, limit: u32) -> Result<Vec<DueBatch>, StoreError> {
         let except = serde_json::to_string(except).unwrap_or_default();
         let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, String, String, String)> = sqlx::query_as(
-            "SELECT id, target, state, next_look_at FROM batches
+        let found: Vec<(i64, String, String, bool, String)> = sqlx::query_as(
+            "SELECT id, target, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at FROM batches
              WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT ?2",
         )
         .bind(except)
         .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        let due = |(id, target, state, at): (i64, String, String, String)| {
+        let due = |(id, target, state, by_servers, at): (i64, String, String, bool, String)| {
             Ok(DueBatch {
                 id: BatchId(id),
                 target: TargetName(target),
                 state: rows::word(&state)?,
+                by_servers,
                 at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
             })
         };
@@ -282,7 +285,7 @@ impl MemberRecord {
             attempts: self.attempts as u32,
             busy: self.busy as u32,
             seen,
-            baseline: self.baseline.as_deref().and_then(rows::operation),
+            baseline: rows::baseline(self.baseline),
             shadowed: self.shadowed,
         })
     }

@@ -218,6 +218,7 @@ fn settings(rng: &mut Rng) -> Result<Settings, Broken> {
         endpoint: url("http://bms.simulated.invalid")?,
         project_id: Scenario::default().credentials.project_id,
         submits_per_minute: rng.between(3, 50) as u32,
+        submits_open_max: 16,
         batch_servers_max: rng.between(1, 20) as u32,
         job_time_limit: seconds(rng, 30, 240),
         look_time_limit: seconds(rng, 20, 180),
