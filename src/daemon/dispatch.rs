@@ -351,7 +351,7 @@ impl Target {
         cloud: Arc<dyn PowerCloud>,
         now: UtcMillis,
     ) -> Result<Self, StoreError> {
-        let calls = store.recent_calls(&settings.name, settings.submits_per_minute).await?;
+        let calls = store.recent_calls(&settings.name, settings.submits_per_minute, now).await?;
         let mut pace = Pace::new(settings.submits_per_minute, calls, now);
         let origin = Self::origin_of(settings);
         match store.noted_pace(&settings.name, &origin).await? {

@@ -9,7 +9,6 @@ use super::dispatch::{Answered, Dispatcher, Round};
 use super::report;
 use super::task::Task;
 use crate::cloud::CallError;
-use crate::lifecycle::Step;
 use crate::model::{BatchState, HoldKind, JobReport, ServerId, Sighting, TargetName, UtcMillis};
 use crate::plan::Hold;
 use crate::store::{DueBatch, Origin, StoreError};
@@ -160,7 +159,8 @@ impl Dispatcher {
             return Ok(());
         }
         if let Some(until) = self.credentials_held(&batch.target, now) {
-            return self.store.record(&batch, &Step::look_again(&batch, until), now).await;
+            let step = verdict::while_held(&batch, until, &target.rules, now);
+            return self.store.record(&batch, &step, now).await;
         }
         match (&batch.job, batch.state) {
             (Some(job), BatchState::Tracking) => {

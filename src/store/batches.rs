@@ -136,14 +136,22 @@ impl Store {
         Ok(took.into_iter().map(|ms| Duration::from_millis(ms.max(0) as u64)).collect())
     }
 
-    /// When the last `count` submit calls of a target were made, oldest first.
-    pub async fn recent_calls(&self, target: &TargetName, count: u32) -> Result<Vec<UtcMillis>, StoreError> {
+    /// When the last `count` submit calls of a target were over, in the order in which they were made. One whose answer is
+    /// not known may have arrived only just now.
+    pub async fn recent_calls(
+        &self,
+        target: &TargetName,
+        count: u32,
+        now: UtcMillis,
+    ) -> Result<Vec<UtcMillis>, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut calls: Vec<String> = sqlx::query_scalar(
-            "SELECT max(intent_at, ifnull(submitted_at, intent_at)) FROM batches WHERE target = ? ORDER BY id DESC LIMIT ?",
+            "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
+             FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT ?2",
         )
         .bind(&target.0)
         .bind(count)
+        .bind(text(now))
         .fetch_all(&mut *writer)
         .await?;
         calls.reverse();

@@ -13,10 +13,12 @@ use crate::model::{
 };
 use crate::pace::{self, LookTimes};
 
+mod held;
 mod job;
 mod look;
 mod submit;
 
+pub use held::while_held;
 pub use job::{after_failed_query, after_job};
 pub use look::{after_failed_look, after_look};
 pub use submit::{after_submit, orphaned_intent, orphaned_target};
