@@ -66,6 +66,11 @@
 //! servers that were busy with fresh ones: else twenty stuck servers would spoil every batch. That a documented refusal
 //! means that nothing ran is an assumption; a reboot that is then seen counts as carried out.
 //!
+//! **Baselines.** CloudDC has no jobs: a server shows its last operation, without time or id, for ever. So the servers of a
+//! lane's head are read just before their intent, what they showed is stored with it, and only a change from that, a
+//! transition that was seen, or the power of a start or stop proves anything. One look covers all batches of a target that
+//! want one soon.
+//!
 //! **Each server by its own evidence.** A sub-job's status counts, whatever the parent says. Servers are settled as soon
 //! as their own sub-job has ended; those that the answer leaves out are found by elimination, or looked at.
 //!
@@ -91,7 +96,9 @@
 //!
 //! **Holds.** What keeps a target or action from going out stands in a table of its own (`operator`, `budget`,
 //! `credentials`, `breaker`, `unknown_target`): never a write to a million rows. A refused key holds every target that uses it for longer
-//! than the cloud's own lock of five minutes, so that five bad signatures in a row do not happen. Holds stop submits; jobs
+//! than the cloud's own lock of five minutes, and how often it was refused in a row is kept in the queue by its fingerprint,
+//! so that neither restarts nor `check --online` add up to five bad signatures. After a call that did not arrive the next one
+//! carries one server: an outage must not fill the ledger with thousands of rows. Holds stop submits; jobs
 //! are followed all the same, except while the credentials are held, when reads would only prolong the lock. Budgets and
 //! protected servers stand in the config, because whoever may write the database could lift them there.
 //!
