@@ -235,6 +235,16 @@ CREATE TABLE refused_keys (
     reason   TEXT NOT NULL
 ) WITHOUT ROWID;
 
+-- One row: which copy of the queue this is. The daemon raises `epoch` at each start and as it works, and notes it beside the
+-- queue: a file with a smaller one is an older copy. `copied_at` marks what `db backup` wrote.
+CREATE TABLE queue_mark (
+    id               INTEGER PRIMARY KEY CONSTRAINT mark_is_one CHECK (id = 1),
+    epoch            INTEGER NOT NULL CONSTRAINT epoch_form CHECK (typeof(epoch) = 'integer'),
+    copied_at        TEXT,
+    restored_last_id INTEGER        -- ids up to this one were in the copy that was put back last
+);
+INSERT INTO queue_mark (id, epoch) VALUES (1, 0);
+
 CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests
 BEGIN
     SELECT CASE

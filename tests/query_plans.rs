@@ -85,7 +85,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
     let mut queue = Queue::new().await;
     for (part, steps) in [
         (
-            "SET state = 'submitting'",
+            "WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready'",
             &[
                 "SEARCH power_requests USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
             ][..],

@@ -1,13 +1,19 @@
-//! `db`: the queue's file itself. Refuses while a daemon runs on it.
+//! `db`: the queue's file itself: its schema, a copy, old rows, and what a restore put on hold.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::args::QueueArgs;
+use super::args::{self, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
-use crate::store::{Store, StoreError, daemon_info};
+use crate::settings::QueueSettings;
+use crate::store::desk::Access;
+use crate::store::{Prune, Store, StoreError, daemon_info};
+
+/// Producers get their turn between two steps of a prune.
+const STEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Look after the queue's file.
 #[derive(Debug, clap::Args)]
@@ -19,9 +25,12 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum DbCommand {
     Migrate(MigrateArgs),
+    Backup(BackupArgs),
+    Prune(PruneArgs),
+    Release(ReleaseArgs),
 }
 
-/// Create the queue, or bring its schema up to date.
+/// Create the queue, or bring its schema up to date. Refuses while a daemon runs on it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard db migrate --database /var/lib/poweryard/queue.db")]
 struct MigrateArgs {
@@ -29,10 +38,107 @@ struct MigrateArgs {
     queue: QueueArgs,
 }
 
+/// Write a checked copy of the queue, also while the daemon and producers work on it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The copy has mode 0600 and replaces FILE in one step, once it has passed SQLite's integrity check. To put it back: stop the
+daemon, remove queue.db, queue.db-wal and queue.db-shm, copy FILE to queue.db with the owner, group and mode of the old one,
+leave queue.db.epoch where it is, start the daemon. Its unfinished requests are on hold then; see `poweryard db release`.
+
+Example: poweryard db backup /var/backups/poweryard/queue.db")]
+struct BackupArgs {
+    /// Where to.
+    #[arg(value_name = "FILE")]
+    to: PathBuf,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+/// Delete requests that ended long ago, with their attempts and batches, in small steps.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without --older-than it is queue.retention of the config that counts, which the daemon keeps to by itself. What somebody
+still waits for (after_id) stays.
+
+Example: poweryard db prune --older-than 30d")]
+struct PruneArgs {
+    /// Delete what ended longer ago than this, such as 30d.
+    #[arg(long, value_name = "TIME", value_parser = args::span)]
+    older_than: Option<Duration>,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+/// Let requests go that a restored copy put on hold, or drop them.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A daemon that is started on an older copy of the queue sends nothing: what was queued in it may have been carried out since.
+Look at `poweryard list --state queued` first. Ids of requests inserted from now on are higher than any that was ever given.
+
+Example: poweryard db release --drop")]
+struct ReleaseArgs {
+    /// Cancel what was queued in the copy, and let only later requests go.
+    #[arg(long)]
+    drop: bool,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     match args.command {
         DbCommand::Migrate(args) => migrate(&args.queue.path(context)?).await,
+        DbCommand::Backup(args) => backup(context, &args).await,
+        DbCommand::Prune(args) => prune(context, &args).await,
+        DbCommand::Release(args) => release(context, &args).await,
     }
+}
+
+async fn backup(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
+    let mut desk = args.queue.open(context, Access::Write).await?;
+    desk.backup(&args.to, args::now()).await?;
+    desk.close().await?;
+    output::print(&format!("{} is a checked copy\n", args.to.display()))?;
+    Ok(Exit::Done)
+}
+
+async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
+    let age = match args.older_than {
+        Some(age) => Some(age),
+        None if args.queue.is_named() => {
+            return Err(Failure::Usage("with --database the config is not read; say --older-than too".to_owned()));
+        }
+        None => QueueSettings::load(&context.config)?.retention,
+    };
+    let Some(age) = age else {
+        output::print("queue.retention is \"forever\": nothing is deleted\n")?;
+        return Ok(Exit::Done);
+    };
+    let cutoff = args::now().before(age);
+    let mut desk = args.queue.open(context, Access::Write).await?;
+    let mut prune = Prune::default();
+    while !prune.done {
+        prune = desk.prune(prune, cutoff).await?;
+        tokio::time::sleep(STEP_PAUSE).await;
+    }
+    desk.close().await?;
+    let (requests, batches) =
+        (output::count(prune.requests as usize, "request"), output::count(prune.batches as usize, "batch"));
+    output::print(&format!("deleted {requests} and {batches} that ended before {cutoff}\n"))?;
+    Ok(Exit::Done)
+}
+
+async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure> {
+    let mut desk = args.queue.open(context, Access::Write).await?;
+    let released = desk.release(args.drop).await?;
+    desk.close().await?;
+    output::print(&match (released, args.drop) {
+        (None, _) => "no restore has put anything on hold\n".to_owned(),
+        (Some(_), false) => "released: what was queued in the restored copy may leave now\n".to_owned(),
+        (Some(cancelled), true) => {
+            format!("released; {} of the restored copy cancelled\n", output::count(cancelled as usize, "request"))
+        }
+    })?;
+    Ok(Exit::Done)
 }
 
 async fn migrate(path: &Path) -> Result<Exit, Failure> {

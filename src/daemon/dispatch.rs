@@ -10,6 +10,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::baselines::Baselines;
+use super::keep::Keeping;
 use super::task::{Finished, Task};
 use super::{Clouds, report};
 use crate::cloud::{CallError, Fault, PowerCloud};
@@ -45,6 +46,7 @@ pub struct Dispatcher {
     /// Answers that the database did not take.
     unsaved: Vec<Answered>,
     last_round_at: Option<UtcMillis>,
+    pub(super) keeping: Keeping,
 }
 
 /// An answer and what follows from it, on its way into the database.
@@ -150,6 +152,7 @@ impl Dispatcher {
             tracking: 0,
             unsaved: Vec::new(),
             last_round_at: None,
+            keeping: Keeping::new(settings.queue.retention),
         };
         dispatcher.resume_keys(now).await?;
         Ok(dispatcher)
@@ -174,6 +177,7 @@ impl Dispatcher {
         self.review_holds(round, now).await?;
         self.submit_pass(round, now).await?;
         self.follow_pass(round, now).await?;
+        self.keep_pass(round, now).await?;
         self.note_paces(now).await
     }
 
@@ -203,6 +207,7 @@ impl Dispatcher {
     pub(super) fn take_up(&mut self, settings: &Settings) {
         self.batching = settings.batch.clone();
         self.default_ttl = settings.queue.default_ttl;
+        self.keeping.retention = settings.queue.retention;
     }
 
     /// Answers that wait to be stored.

@@ -24,6 +24,7 @@ mod connect;
 mod dispatch;
 mod dry_run;
 mod follow;
+mod keep;
 mod keys;
 mod reload;
 mod report;
@@ -93,6 +94,9 @@ pub async fn run_reloading(
     let lock = QueueLock::take(&path, now()).map_err(failed)?;
     let begin = async || {
         let store = Arc::new(Store::open(&path).await?);
+        if let Some(restored) = store.begin_epoch(now()).await? {
+            report::restored(&restored);
+        }
         let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
         Ok((store, dispatcher))
     };

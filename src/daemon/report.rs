@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use crate::cloud::CallError;
 use crate::lifecycle::{BatchNext, Event, Step};
 use crate::model::{LookCause, RequestState};
+use crate::store::Restored;
 use crate::verdict::Batch;
 
 /// An error with its causes, in one line.
@@ -20,6 +21,16 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Logs that the queue is an older copy.
+pub(super) fn restored(restored: &Restored) {
+    let unfinished = restored.unfinished;
+    let of = restored.copied_at.as_ref().map(|at| format!(" of {at}")).unwrap_or_default();
+    warn!(
+        requests.unfinished = unfinished,
+        "this queue is an older copy{of}: {unfinished} requests that were unfinished in it are on hold until `poweryard db release`"
+    );
 }
 
 /// Logs one step of a batch, if there is something to say.

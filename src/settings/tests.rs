@@ -113,7 +113,7 @@ fn the_shipped_file_shows_every_key() {
         .filter_map(|line| line.split_once("known here: "))
         .flat_map(|(_, keys)| keys.split(", "))
         .collect();
-    assert_eq!(known.len(), 4 + 18 + 3 + 2 + 1 + 4 + 3 + 2, "{messages}");
+    assert_eq!(known.len(), 4 + 19 + 3 + 2 + 1 + 4 + 3 + 2, "{messages}");
     for key in known.iter().chain(&["iam_endpoint", "domain", "username", "password_file"]) {
         let shown = SHIPPED.contains(&format!("{key} = ")) || SHIPPED.contains(&format!("{key}]"));
         assert!(shown || *key == "targets", "config/poweryard.toml does not show {key}");

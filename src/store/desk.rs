@@ -11,6 +11,7 @@ use sqlx::{ConnectOptions, Connection};
 use super::{BUSY_TIMEOUT, StoreError, schema};
 
 mod find;
+mod keep;
 mod keys;
 mod orders;
 mod overview;

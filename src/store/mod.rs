@@ -24,6 +24,7 @@ mod error;
 mod file;
 mod holds;
 mod intake;
+mod keep;
 mod rows;
 mod schema;
 
@@ -33,6 +34,7 @@ pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
 pub use holds::RefusedKey;
 pub use intake::{Head, TakenIn, Which};
+pub use keep::{Prune, Restored};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
 const WAL_SIZE_LIMIT: &str = "67108864";

@@ -1,0 +1,266 @@
+//! Keeping the queue for years: old rows go, in small steps, and a copy that is put back is known for one.
+//!
+//! Ids are never given twice, also not by an older copy: a small file beside the queue, `PATH.epoch`, remembers how far they
+//! went. Deletes only what has ended; decides nothing about power.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteConnection;
+
+use super::holds::put_hold;
+use super::{Store, StoreError, rows, text};
+use crate::model::{HoldKind, UtcMillis};
+use crate::plan::Hold;
+
+/// Rows looked at in one transaction, so that it stays short.
+const CHUNK: i64 = 300;
+/// Free pages given back to the file system after each chunk.
+const VACUUM_PAGES: &str = "PRAGMA incremental_vacuum(512)";
+/// Ids left out after a restore: more than anybody inserts between two notes of the last one.
+const IDS_SKIPPED: i64 = 1_000_000;
+
+/// How far a prune has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prune {
+    /// Requests deleted.
+    pub requests: u64,
+    /// Batches deleted.
+    pub batches: u64,
+    /// Everything older has been looked at.
+    pub done: bool,
+    request_cursor: i64,
+    batch_cursor: i64,
+    requests_done: bool,
+}
+
+/// Looks at one chunk more: deletes requests that ended before `cutoff` and that nobody waits for, then batches without
+/// requests. Takes any connection, so that a command prunes the same way as the daemon.
+pub(super) async fn prune_chunk(
+    connection: &mut SqliteConnection,
+    so_far: Prune,
+    cutoff: UtcMillis,
+) -> Result<Prune, StoreError> {
+    let next = match so_far.requests_done {
+        false => prune_requests(connection, so_far, cutoff).await?,
+        true => prune_batches(connection, so_far, cutoff).await?,
+    };
+    if next.requests + next.batches > so_far.requests + so_far.batches {
+        sqlx::query(VACUUM_PAGES).fetch_all(connection).await?;
+    }
+    Ok(next)
+}
+
+async fn prune_requests(
+    connection: &mut SqliteConnection,
+    mut prune: Prune,
+    cutoff: UtcMillis,
+) -> Result<Prune, StoreError> {
+    let found: Vec<(i64, String, Option<String>)> =
+        sqlx::query_as("SELECT id, created_at, finished_at FROM power_requests WHERE id > ? ORDER BY id LIMIT ?")
+            .bind(prune.request_cursor)
+            .bind(CHUNK)
+            .fetch_all(&mut *connection)
+            .await?;
+    let cutoff = text(cutoff);
+    // Ids are the order of arrival: behind one that came in since, none can have ended before.
+    let old: Vec<_> = found.iter().take_while(|(_, created_at, _)| *created_at < cutoff).collect();
+    prune.requests_done = old.len() < CHUNK as usize;
+    prune.request_cursor = old.last().map_or(prune.request_cursor, |(id, ..)| *id);
+    let ended = old.iter().filter(|(.., finished_at)| finished_at.as_ref().is_some_and(|at| *at < cutoff));
+    let ids: Vec<i64> = ended.map(|(id, ..)| *id).collect();
+    if ids.is_empty() {
+        return Ok(prune);
+    }
+    let ids = serde_json::to_string(&ids).unwrap_or_default();
+    let mut tx = sqlx::Connection::begin_with(connection, "BEGIN IMMEDIATE").await?;
+    let deleted = sqlx::query(
+        "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = power_requests.id AND w.gate IS NOT NULL)",
+    )
+    .bind(&ids)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "DELETE FROM request_attempts WHERE request_id IN (SELECT value FROM json_each(?1)) AND result IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = request_attempts.request_id)",
+    )
+    .bind(&ids)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    prune.requests += deleted.rows_affected();
+    Ok(prune)
+}
+
+async fn prune_batches(
+    connection: &mut SqliteConnection,
+    mut prune: Prune,
+    cutoff: UtcMillis,
+) -> Result<Prune, StoreError> {
+    let found: Vec<(i64, String)> =
+        sqlx::query_as("SELECT id, intent_at FROM batches WHERE id > ? ORDER BY id LIMIT ?")
+            .bind(prune.batch_cursor)
+            .bind(CHUNK)
+            .fetch_all(&mut *connection)
+            .await?;
+    let cutoff = text(cutoff);
+    let old: Vec<i64> = found.iter().take_while(|(_, intent_at)| *intent_at < cutoff).map(|(id, _)| *id).collect();
+    prune.done = old.len() < CHUNK as usize;
+    prune.batch_cursor = old.last().copied().unwrap_or(prune.batch_cursor);
+    let deleted = sqlx::query(
+        "DELETE FROM batches WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done' AND finished_at < ?2
+            AND NOT EXISTS (SELECT 1 FROM request_attempts a WHERE a.batch_id = batches.id)",
+    )
+    .bind(serde_json::to_string(&old).unwrap_or_default())
+    .bind(cutoff)
+    .execute(connection)
+    .await?;
+    prune.batches += deleted.rows_affected();
+    Ok(prune)
+}
+
+/// What the file beside the queue says: how far this queue has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct EpochNote {
+    epoch: i64,
+    last_id: i64,
+    last_batch_id: i64,
+}
+
+impl EpochNote {
+    /// None if there is no such file, or it does not read: then only a mark in the queue itself tells of a restore.
+    fn read(queue: &Path) -> Option<Self> {
+        serde_json::from_str(&std::fs::read_to_string(note_path(queue)).ok()?).ok()
+    }
+
+    /// Replaces the file as a whole.
+    fn write(self, queue: &Path) -> std::io::Result<()> {
+        let path = note_path(queue);
+        let mut partial = path.clone().into_os_string();
+        partial.push(".partial");
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&partial)?;
+        file.write_all(serde_json::to_string(&self)?.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(partial, path)
+    }
+}
+
+fn note_path(queue: &Path) -> PathBuf {
+    let mut name = queue.as_os_str().to_owned();
+    name.push(".epoch");
+    PathBuf::from(name)
+}
+
+/// What was found of a queue that is an older copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Requests that were unfinished in it.
+    pub unfinished: i64,
+    /// When the copy was made, if `db backup` made it.
+    pub copied_at: Option<String>,
+}
+
+impl Store {
+    /// Begins a new epoch. A copy, marked by `db backup` or older than the note beside the queue, has its requests put on hold
+    /// and its ids moved past all that were ever given.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn begin_epoch(&self, now: UtcMillis) -> Result<Option<Restored>, StoreError> {
+        let note = EpochNote::read(&self.path).unwrap_or_default();
+        let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
+        let (epoch, copied_at): (i64, Option<String>) =
+            sqlx::query_as("SELECT epoch, CAST(copied_at AS TEXT) FROM queue_mark").fetch_one(&mut *tx).await?;
+        let is_copy = copied_at.is_some() || note.epoch > epoch;
+        let restored = if is_copy { Some(hold_restored(&mut tx, note, copied_at, now).await?) } else { None };
+        sqlx::query("UPDATE queue_mark SET epoch = max(epoch, ?) + 1, copied_at = NULL")
+            .bind(note.epoch)
+            .execute(&mut *tx)
+            .await?;
+        let note = read_note(&mut tx).await?;
+        tx.commit().await?;
+        // If it cannot be written now, it is tried again as the daemon works.
+        let _ = self.write_note(note);
+        Ok(restored)
+    }
+
+    /// Raises the epoch if anything was written since `seen`; returns what is to be passed the next time.
+    ///
+    /// # Errors
+    /// Those of the store, and `Unusable` when the note cannot be written.
+    pub async fn raise_epoch(&self, seen: Option<(i64, i64)>) -> Result<(i64, i64), StoreError> {
+        const WRITTEN: &str = "SELECT total_changes(), data_version FROM pragma_data_version";
+        let mut writer = self.writer.lock().await;
+        let now: (i64, i64) = sqlx::query_as(WRITTEN).fetch_one(&mut *writer).await?;
+        if Some(now) == seen {
+            return Ok(now);
+        }
+        sqlx::query("UPDATE queue_mark SET epoch = epoch + 1").execute(&mut *writer).await?;
+        let note = read_note(&mut writer).await?;
+        let seen = sqlx::query_as(WRITTEN).fetch_one(&mut *writer).await?;
+        self.write_note(note)?;
+        Ok(seen)
+    }
+
+    /// Looks at one chunk more of what ended before `cutoff`.
+    pub async fn prune(&self, so_far: Prune, cutoff: UtcMillis) -> Result<Prune, StoreError> {
+        let mut writer = self.writer.lock().await;
+        // As for any other transaction of ours, the connection must be fit to begin one.
+        self.begin(&mut writer).await?.rollback().await?;
+        prune_chunk(&mut writer, so_far, cutoff).await
+    }
+
+    fn write_note(&self, note: EpochNote) -> Result<(), StoreError> {
+        note.write(&self.path).map_err(|source| StoreError::Unusable { path: note_path(&self.path), source })
+    }
+}
+
+async fn read_note(connection: &mut SqliteConnection) -> Result<EpochNote, StoreError> {
+    let (epoch, last_id, last_batch_id) = sqlx::query_as(
+        "SELECT epoch, ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'power_requests'), 0),
+                ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'batches'), 0) FROM queue_mark",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(EpochNote { epoch, last_id, last_batch_id })
+}
+
+/// Puts everything on hold that was unfinished in the copy, and moves its ids on.
+async fn hold_restored(
+    tx: &mut SqliteConnection,
+    note: EpochNote,
+    copied_at: Option<String>,
+    now: UtcMillis,
+) -> Result<Restored, StoreError> {
+    let own = read_note(tx).await?;
+    let unfinished: i64 =
+        sqlx::query_scalar("SELECT ifnull(sum(count), 0) FROM queue_overview").fetch_one(&mut *tx).await?;
+    if unfinished > 0 {
+        let of = rows::readable_time(copied_at.clone()).map(|at| format!(" of {at}")).unwrap_or_default();
+        let reason = format!(
+            "this queue is an older copy{of}; what became of its unfinished requests since is not in it: see `poweryard db release --help`"
+        );
+        let kind = HoldKind::Restored;
+        put_hold(tx, &Hold { target: None, action: None, kind, reason, since: now, until: None }).await?;
+    }
+    sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), ?)")
+        .bind(own.last_id)
+        .execute(&mut *tx)
+        .await?;
+    for (table, last) in
+        [("power_requests", own.last_id.max(note.last_id)), ("batches", own.last_batch_id.max(note.last_batch_id))]
+    {
+        sqlx::query("DELETE FROM sqlite_sequence WHERE name = ?").bind(table).execute(&mut *tx).await?;
+        sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)")
+            .bind(table)
+            .bind(last + IDS_SKIPPED)
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(Restored { unfinished, copied_at })
+}
