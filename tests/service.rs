@@ -422,9 +422,13 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
         "UPDATE batches SET looks = 4294967295",
         "UPDATE request_attempts SET baseline = CAST(x'ff' AS TEXT), seen = 'idle', seen_since = '2026-19-39T29:59:59.999Z'",
         "UPDATE request_attempts SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'ff' AS TEXT)",
-        &format!("{foreign}) VALUES ('default', 'bms', CAST(x'ff' AS TEXT), CAST(x'ff' AS TEXT), 'stop', 'tracking', 1, '2026-19-39T29:59:59.999Z', {time})"),
+        &format!(
+            "{foreign}) VALUES ('default', 'bms', CAST(x'ff' AS TEXT), CAST(x'ff' AS TEXT), 'stop', 'tracking', 1, '2026-19-39T29:59:59.999Z', {time})"
+        ),
         &format!("{foreign}) VALUES (CAST(x'ff' AS TEXT), 'clouddc', '', '', 'stop', 'submitting', 7, {time}, {time})"),
-        &format!("{foreign}, look_cause, look_until) VALUES ('nobody', 'bms', '', '', 'stop', 'looking', 7, {time}, {time}, 'gap', {time})"),
+        &format!(
+            "{foreign}, look_cause, look_until) VALUES ('nobody', 'bms', '', '', 'stop', 'looking', 7, {time}, {time}, 'gap', {time})"
+        ),
         "INSERT INTO request_attempts (request_id, batch_id, started_at) VALUES (1, 99, '2026-01-01T00:00:00.000Z')",
     ];
     for (number, sql) in (1..).zip(spoilt) {

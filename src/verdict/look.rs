@@ -28,7 +28,7 @@ pub fn after_look(
     match batch.look_cause {
         Some(LookCause::Refused) => explain(batch, sightings, rules, now),
         Some(LookCause::Lost | LookCause::Vanished | LookCause::TimeLimit | LookCause::Gap) | None => {
-            prove(batch, |member| sightings.get(&member.server), rules, asked_at, now)
+            prove(batch, |member| sightings.get(&member.server), None, rules, asked_at, now)
         }
     }
 }
@@ -43,13 +43,15 @@ pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: U
         }
         return Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error);
     }
-    prove(batch, |_| None, rules, now, now).after_failed_read(error)
+    prove(batch, |_| None, Some(error), rules, now, now).after_failed_read(error)
 }
 
-/// Looks for evidence of what became of each request; see the contract, promises 3 and 6.
+/// Looks for evidence of what became of each request; see the contract, promises 3 and 6. `failure` is why this look shows
+/// nothing.
 fn prove<'a>(
     batch: &Batch,
     sighting: impl Fn(&Member) -> Option<&'a Sighting>,
+    failure: Option<&CallError>,
     rules: &Rules,
     asked_at: UtcMillis,
     now: UtcMillis,
@@ -61,7 +63,7 @@ fn prove<'a>(
         let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, asked_at));
         match finding {
             Finding::Event(event) => step.moves.push((member.request, event)),
-            _ if time_is_up => step.moves.push((member.request, Event::Ended(out_of_time(batch)))),
+            _ if time_is_up => step.moves.push((member.request, Event::Ended(out_of_time(batch, failure)))),
             Finding::Remember(seen) => {
                 open += 1;
                 if member.seen != Some(seen) {
@@ -190,8 +192,8 @@ fn missing() -> Outcome {
     Outcome::failed(Evidence::Observed, "poweryard.missing", "the cloud has no such server in this project")
 }
 
-fn out_of_time(batch: &Batch) -> Outcome {
-    let why = batch.read_error.as_ref().map(|error| format!("; the last look failed: {error}")).unwrap_or_default();
+fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
+    let why = failure.map(|error| format!("; the last look failed: {error}")).unwrap_or_default();
     Outcome::unknown(
         "poweryard.time_limit",
         format!("{}, and the server's state proved nothing within look_time_limit{why}", doubt(batch)),
