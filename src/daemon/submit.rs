@@ -56,7 +56,8 @@ impl Dispatcher {
             Choice::Nothing => return None,
         };
         // After a failed call one call probes whether the cloud is back; its end is followed by a round.
-        let most = if target.pace.throttles() > 0 { 1 } else { SUBMITTING_MAX };
+        let probes = target.pace.throttles() > 0 || target.doubted.contains(&lane.action);
+        let most = if probes { 1 } else { SUBMITTING_MAX };
         if target.submitting >= most {
             return None;
         }

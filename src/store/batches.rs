@@ -109,6 +109,17 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
+    /// Makes the next looks of a target's open batches due.
+    pub async fn look_at_once(&self, target: &TargetName, now: UtcMillis) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
+            .bind(text(now))
+            .bind(&target.0)
+            .execute(&mut *writer)
+            .await?;
+        Ok(())
+    }
+
     /// How many batches are open, by target.
     pub async fn unfinished_batches(&self) -> Result<Vec<(TargetName, i64)>, StoreError> {
         let mut writer = self.writer.lock().await;
