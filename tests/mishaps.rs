@@ -6,7 +6,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Yard, insert, outcomes, text, wait_for};
+use common::{Yard, insert, insert_many, outcomes, text, wait_for};
 use poweryard::daemon::{self, DaemonError, Dispatcher, Finished};
 use poweryard::model::{PowerAction, UtcMillis};
 use poweryard::settings::SecretRules;
@@ -129,4 +129,52 @@ async fn a_reboot_that_was_never_carried_out_is_not_proved_by_an_earlier_unknown
     assert_eq!(outcomes(&mut producer).await, "1 unknown/none/poweryard.time_limit, 1 unknown/none/poweryard.unproved");
     daemon.stop().await;
     assert_eq!(yard.cloud.ledger().len(), 1, "the second was never carried out");
+}
+
+/// What a checkpoint cuts the `-wal` back to.
+const WAL_LIMIT: u64 = 64 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_never_leaves_costs_disk_and_nothing_else_and_the_wal_is_cut_back_after_it() {
+    let yard = Yard::new("[bms]\nservers = 1000\nrunning = 1.0\noperation_ms = [10, 20]\n").await;
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    let servers: Vec<String> = (1..=1000).map(|number| yard.server(number)).collect();
+    let wal = yard.dir.path().join("queue.db-wal");
+    let size = || fs::metadata(&wal).map_or(0, |meta| meta.len());
+    let mut reader = yard.producer().await;
+    sqlx::raw_sql("BEGIN; SELECT count(*) FROM power_requests").execute(&mut reader).await.expect("a snapshot");
+    let mut sizes = vec![size()];
+    for done in 1..=3 {
+        insert_many(&mut producer, &servers, "reboot").await;
+        assert_eq!(outcomes(&mut producer).await, format!("{} succeeded/job", done * 1000));
+        sizes.push(size());
+    }
+    assert!(sizes.windows(2).all(|pair| pair[0] < pair[1]), "the reader keeps the -wal growing: {sizes:?}");
+    assert_eq!(text(&mut reader, "SELECT count(*) FROM power_requests").await, "0", "it sees what it saw");
+    // Beyond the limit, by rows that are large and not due.
+    let large = "INSERT INTO power_requests (server_id, action, not_before, requested_by)
+                 VALUES ('large', 'stop', datetime('now', '+1 day'), hex(zeroblob(5000000)))";
+    while size() <= WAL_LIMIT + (8 << 20) {
+        sqlx::query(large).execute(&mut producer).await.expect("accepted");
+    }
+    insert_many(&mut producer, &servers, "reboot").await;
+    let succeeded = "SELECT count(*) FROM power_requests WHERE state = 'succeeded'";
+    wait_for(&mut producer, succeeded, "4000").await;
+    let grown = size();
+    assert!(grown > WAL_LIMIT, "{grown}");
+
+    sqlx::query("COMMIT").execute(&mut reader).await.expect("it leaves");
+    // Whoever writes next begins the -wal anew; it is cut back when the daemon is the one.
+    let mut rounds = 4;
+    while size() > WAL_LIMIT && rounds < 12 {
+        rounds += 1;
+        insert_many(&mut producer, &servers, "reboot").await;
+        wait_for(&mut producer, succeeded, &format!("{rounds}000")).await;
+    }
+    println!("the -wal: {sizes:?}, then {grown}, and {} after {rounds} rounds", size());
+    assert!(size() <= WAL_LIMIT, "the -wal has {} bytes, {grown} before the reader left", size());
+    daemon.stop().await;
+    assert_eq!(yard.cloud.ledger().len(), rounds * 1000);
+    assert_eq!(text(&mut producer, "SELECT integrity_check FROM pragma_integrity_check").await, "ok");
 }
