@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use poweryard::daemon;
+use poweryard::model::Service;
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::{CallRecord, Scenario, SimCloud};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -109,7 +110,7 @@ fn start_cloud(servers: u64, latency: u64, operation: u64) -> (String, String, S
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.expect("a free port");
-            let ids: Vec<String> = cloud.server_ids().iter().map(ToString::to_string).collect();
+            let ids: Vec<String> = cloud.server_ids(Service::Bms).iter().map(ToString::to_string).collect();
             sender.send((cloud.base_url(), serde_json::to_string(&ids).expect("text"))).expect("sent");
             let _ = stopped.await;
             let calls = cloud.calls();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{AttemptResult, Evidence, JobId, Service, UtcMillis};
-use poweryard::store::{Origin, Store};
+use poweryard::store::{Origin, Store, Which};
 use poweryard::verdict::Batch;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions};
@@ -131,7 +131,7 @@ async fn claims(what: &str, backlog: &str, more: usize, ttl: Option<Duration>) -
         // A lane of its own for each kind; the held one is not claimed.
         let Some(lane) = found.iter().find(|lane| lane.target.0 == "default" && lane.group == 0) else { break };
         let start = Instant::now();
-        let Some(batch) = bench.store.claim(lane, &origin, 1000, &[], now).await? else { break };
+        let Some(batch) = bench.store.claim(lane, &origin, Which::First(1000), &[], now).await? else { break };
         claim.push(start.elapsed());
         let start = Instant::now();
         let moves = batch.members.iter().map(|member| (member.request, Event::Accepted)).collect();

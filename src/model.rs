@@ -104,7 +104,7 @@ impl FromStr for RequestId {
 pub enum Tracking {
     /// The cloud runs this job; asking for it covers the whole batch (BMS).
     Job(JobId),
-    /// There is no job: the servers themselves tell (CloudDC).
+    /// There is no job: the servers' own states tell (CloudDC).
     ServerState,
 }
 
@@ -239,6 +239,16 @@ pub enum Power {
     Faulty,
     /// Cannot be told from this answer.
     Unclear,
+}
+
+/// What was known of a server's last operation when its request was about to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Baseline {
+    /// Nothing: the service remembers no operations, or said nothing readable of this one.
+    #[default]
+    Unknown,
+    /// This one; none: there had not been any.
+    Known(Option<Operation>),
 }
 
 /// What the cloud is doing with a server.

@@ -198,6 +198,11 @@ pub fn busy_delay(tries: u32, seed: u64) -> Duration {
     jittered(exponential(Duration::from_secs(5), 2.0, Duration::from_secs(300), tries), seed)
 }
 
+/// The wait before a server that has been busy for so long already is looked at again: a quarter of it, 5 s to 5 min.
+pub fn busy_wait(busy: Duration, seed: u64) -> Duration {
+    jittered((busy / 4).clamp(Duration::from_secs(5), Duration::from_secs(300)), seed)
+}
+
 /// Interval number `steps` (0 is the first) of an exponential backoff.
 ///
 /// `max_elapsed_time` is off, since it would end polling after 15 minutes of wall clock, and so is the crate's own jitter,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use common::{Yard, insert, outcomes, text, wait_for};
-use poweryard::model::PowerAction;
+use poweryard::model::{PowerAction, Service};
 use poweryard::sim::{Call, CallRecord, OnOff};
 use process::{Daemon, Dice, Ear, until};
 use sqlx::SqliteConnection;
@@ -65,7 +65,7 @@ async fn nothing_is_lost_or_rebooted_twice_by_twenty_five_kills() {
     let mut yard = Yard::new(&scenario).await;
     yard.target_lines.push_str("batch_servers_max = 25\n");
     let config = yard.write_config();
-    let servers: Vec<String> = yard.cloud.server_ids().iter().map(ToString::to_string).collect();
+    let servers: Vec<String> = yard.cloud.server_ids(Service::Bms).iter().map(ToString::to_string).collect();
     let mut dice = Dice(20_261_121);
 
     // While the queue is being made, too.

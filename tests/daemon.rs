@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Yard, insert, insert_many, outcomes, text};
-use poweryard::model::PowerAction;
+use poweryard::model::{PowerAction, Service};
 
 const QUICK: &str = "[bms]\nservers = 3000\noperation_ms = [10, 50]\n";
 
@@ -27,7 +27,7 @@ async fn three_thousand_rows_leave_in_three_calls() {
     let yard = Yard::new(&format!("{QUICK}running = 1.0\n")).await;
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = yard.cloud.server_ids().iter().map(ToString::to_string).collect();
+    let servers: Vec<String> = yard.cloud.server_ids(Service::Bms).iter().map(ToString::to_string).collect();
     insert_many(&mut producer, &servers, "reboot").await;
     assert_eq!(outcomes(&mut producer).await, "3000 succeeded/job");
     daemon.stop().await;
@@ -43,7 +43,7 @@ async fn a_refused_batch_is_explained_and_the_good_servers_go() {
     let yard = Yard::new(&format!("[bms]\nservers = 1000\nrunning = 0.7\noperation_ms = [10, 50]\n{faults}")).await;
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = yard.cloud.server_ids().iter().map(ToString::to_string).collect();
+    let servers: Vec<String> = yard.cloud.server_ids(Service::Bms).iter().map(ToString::to_string).collect();
     insert_many(&mut producer, &servers, "stop").await;
     let seen = outcomes(&mut producer).await;
     daemon.stop().await;

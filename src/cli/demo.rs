@@ -13,7 +13,7 @@ use super::output;
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure};
 use crate::daemon;
-use crate::model::ServerId;
+use crate::model::{ServerId, Service};
 use crate::settings::{SecretRules, Settings};
 use crate::sim::{Scenario, SimCloud};
 use crate::store::desk::{Access, Filter, NewRequest};
@@ -124,7 +124,7 @@ fn requests(cloud: &SimCloud) -> Vec<NewRequest> {
         label: Some("demo".to_owned()),
         requested_by: Some("demo".to_owned()),
     };
-    cloud.server_ids().into_iter().enumerate().map(request).collect()
+    cloud.server_ids(Service::Bms).into_iter().enumerate().map(request).collect()
 }
 
 async fn start_cloud(servers: u32) -> Result<SimCloud, Failure> {

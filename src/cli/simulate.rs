@@ -17,7 +17,7 @@ pub(super) struct Args {
     /// Where to listen; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// What the cloud is like and what goes wrong (TOML); by default 1,000 BMS servers and no faults.
+    /// What the cloud is like and what goes wrong (TOML); by default 1,000 BMS and 100 CloudDC servers and no faults.
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
 }

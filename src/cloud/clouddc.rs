@@ -108,6 +108,10 @@ impl PowerCloud for CloudDc {
         self.session.key()
     }
 
+    fn wants_baselines(&self) -> bool {
+        true
+    }
+
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
         Box::pin(self.session.prepare())
     }

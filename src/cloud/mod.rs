@@ -107,6 +107,11 @@ pub trait PowerCloud: Send + Sync {
     /// The key that calls are made with, and how often in a row it was refused.
     fn key(&self) -> &Key;
 
+    /// True where the servers' own states are all that tells what became of a call: then they must be read beforehand.
+    fn wants_baselines(&self) -> bool {
+        false
+    }
+
     /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
     /// stored only the call itself is left.
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>>;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::baselines::Baselines;
 use super::task::{Finished, Task};
 use super::{Clouds, report};
 use crate::cloud::{CallError, Fault, PowerCloud};
@@ -17,7 +18,7 @@ use crate::model::{BatchId, HoldKind, PowerAction, TargetName, UtcMillis};
 use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Origin, RefusedKey, Store, StoreError};
+use crate::store::{Head, Origin, RefusedKey, Store, StoreError};
 use crate::verdict::{Batch, Rules};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
@@ -61,6 +62,10 @@ pub(super) struct Target {
     pub(super) rules: Rules,
     pub(super) pace: Pace,
     pub(super) ready: Readiness,
+    /// Whose states are being read, to leave next.
+    pub(super) heads: Vec<Head>,
+    /// What they were.
+    pub(super) baselines: Baselines,
     /// Submit calls being made.
     pub(super) submitting: usize,
     /// Calls being made, reads included.
@@ -82,8 +87,8 @@ pub(super) struct Target {
 pub(super) enum Readiness {
     /// Not asked.
     Unknown,
-    /// Being asked.
-    Preparing,
+    /// Being asked, since then.
+    Preparing(UtcMillis),
     /// Yes, for the calls of this round.
     Ready,
 }
@@ -346,7 +351,7 @@ impl Target {
         cloud: Arc<dyn PowerCloud>,
         now: UtcMillis,
     ) -> Result<Self, StoreError> {
-        let calls = store.recent_calls(&settings.name, settings.submits_per_minute).await?;
+        let calls = store.recent_calls(&settings.name, settings.submits_per_minute, now).await?;
         let mut pace = Pace::new(settings.submits_per_minute, calls, now);
         let origin = Self::origin_of(settings);
         match store.noted_pace(&settings.name, &origin).await? {
@@ -364,6 +369,8 @@ impl Target {
             rules: rules(settings, attempts_max),
             pace,
             ready: Readiness::Unknown,
+            heads: Vec::new(),
+            baselines: Baselines::default(),
             submitting: 0,
             open: 0,
             proved: false,

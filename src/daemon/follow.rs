@@ -9,7 +9,6 @@ use super::dispatch::{Answered, Dispatcher, Round};
 use super::report;
 use super::task::Task;
 use crate::cloud::CallError;
-use crate::lifecycle::Step;
 use crate::model::{BatchState, HoldKind, JobReport, ServerId, Sighting, TargetName, UtcMillis};
 use crate::plan::Hold;
 use crate::store::{DueBatch, Origin, StoreError};
@@ -18,7 +17,9 @@ use crate::verdict::{self, Batch, Rules};
 /// Jobs asked for at once: each answer can be a quarter of a megabyte, and as much again when parsed.
 const TRACKING_MAX: usize = 8;
 /// Open batches considered in one round.
-const CONSIDERED_MAX: u32 = 128;
+const CONSIDERED_MAX: u32 = 256;
+/// Looks at one target's servers that lie no further apart than this are made as one.
+const JOIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// No look is set further ahead than this: not by job times or intervals, nor by a credentials hold, `Retry-After` or the
 /// patience with orphans, which are an hour at most. A bound too short would make a waiting batch due all the time.
@@ -49,9 +50,14 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         for due in self.store.open_batches(&self.in_hand, CONSIDERED_MAX).await? {
-            if !self.is_due(&due, now) {
+            // A look that is made anyway shows the servers of those too that would want one soon.
+            let joins = due.by_servers && looks.contains_key(&due.target) && due.at <= now + JOIN_WITHIN;
+            if !joins && !self.is_due(&due, now) {
                 round.wake(due.at);
-                break;
+                if due.at > now + JOIN_WITHIN {
+                    break;
+                }
+                continue;
             }
             if self.has_a_hand_free(&due, looks)
                 && let Some((batch, origin)) = self.store.load_batch(due.id).await?
@@ -120,13 +126,13 @@ impl Dispatcher {
     /// False for what must wait for the end of another task; that end is followed by a round.
     fn has_a_hand_free(&self, due: &DueBatch, looks: &BTreeMap<TargetName, Vec<Batch>>) -> bool {
         match due.state {
-            BatchState::Tracking => self.tracking < TRACKING_MAX && self.may_call(&due.target),
-            BatchState::Looking if looks.contains_key(&due.target) => true,
-            BatchState::Looking => {
+            _ if due.by_servers && looks.contains_key(&due.target) => true,
+            _ if due.by_servers => {
                 self.targets.get(&due.target).is_none_or(|target| target.looking.is_none())
                     && self.may_call(&due.target)
             }
-            BatchState::Submitting | BatchState::Done => true,
+            BatchState::Tracking => self.tracking < TRACKING_MAX && self.may_call(&due.target),
+            BatchState::Submitting | BatchState::Looking | BatchState::Done => true,
         }
     }
 
@@ -153,7 +159,8 @@ impl Dispatcher {
             return Ok(());
         }
         if let Some(until) = self.credentials_held(&batch.target, now) {
-            return self.store.record(&batch, &Step::look_again(&batch, until), now).await;
+            let step = verdict::while_held(&batch, until, &target.rules, now);
+            return self.store.record(&batch, &step, now).await;
         }
         match (&batch.job, batch.state) {
             (Some(job), BatchState::Tracking) => {

@@ -19,6 +19,7 @@ use crate::model::{TargetName, UtcMillis};
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
 
+mod baselines;
 mod connect;
 mod dispatch;
 mod dry_run;

@@ -1,20 +1,22 @@
 //! The submit pass: which batches leave now, and what a call's fate means for the target's pace and holds.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::baselines::Baselines;
 use super::dispatch::{Answered, Dispatcher, Readiness, Round};
 use super::keys::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault};
-use crate::model::{HoldKind, PowerAction, TargetName, Tracking, UtcMillis};
+use crate::model::{HoldKind, PowerAction, ServerId, Sighting, TargetName, Tracking, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
-use crate::store::StoreError;
+use crate::store::{Head, StoreError, Which};
 use crate::verdict::{self, Batch};
 
-/// Submit calls of one target that may be open at once.
-const SUBMITTING_MAX: usize = 16;
+/// Servers read at once before their requests leave: a page of the list.
+const HEADS_MAX: usize = 1000;
 /// A wrong endpoint or project does not mend itself; asking every so often notices that somebody did.
 const CONFIGURATION_HOLD: Duration = Duration::from_secs(5 * 60);
 
@@ -25,7 +27,7 @@ impl Dispatcher {
         let mut lanes = self.store.lanes(count_max).await?;
         let names: Vec<TargetName> = self.targets.keys().cloned().collect();
         for name in names {
-            while let Some(lane) = self.next_lane(&name, &lanes, round, now) {
+            while let Some(lane) = self.next_lane(&name, &lanes, round, now).await? {
                 if let Some(servers_max) = self.allowed(&name, lane.action, round, now).await? {
                     self.claim(&name, &lane, servers_max, round, now).await?;
                     lanes = self.store.lanes(count_max).await?;
@@ -41,39 +43,69 @@ impl Dispatcher {
     }
 
     /// The lane of `name` to claim from, if a call may leave at this moment; else notes when to ask again.
-    fn next_lane(&mut self, name: &TargetName, lanes: &[Lane], round: &mut Round, now: UtcMillis) -> Option<Lane> {
+    async fn next_lane(
+        &mut self,
+        name: &TargetName,
+        lanes: &[Lane],
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<Option<Lane>, StoreError> {
         if !self.may_call(name) {
-            return None;
+            return Ok(None);
         }
-        let target = self.targets.get_mut(name)?;
+        let Some(target) = self.targets.get_mut(name) else { return Ok(None) };
         let limits = Limits { batch_servers_max: target.settings.batch_servers_max, linger: self.batching.linger };
         let lane = match plan::choose(name, lanes, &self.holds, limits, now) {
             Choice::Go(lane) => lane,
             Choice::WaitUntil(at) => {
                 round.wake(at);
-                return None;
+                return Ok(None);
             }
-            Choice::Nothing => return None,
+            Choice::Nothing => return Ok(None),
         };
         // After a failed call one call probes whether the cloud is back; its end is followed by a round.
         let probes = target.pace.throttles() > 0 || target.doubted.contains(&lane.action);
-        let most = if probes { 1 } else { SUBMITTING_MAX };
-        if target.submitting >= most {
-            return None;
+        let most = if probes { 1 } else { target.settings.submits_open_max };
+        if target.submitting >= most as usize {
+            return Ok(None);
         }
         if let Some(at) = target.pace.wait(now) {
             round.wake(at);
-            return None;
+            return Ok(None);
         }
+        let covered = !target.cloud.wants_baselines() || target.baselines.cover(&lane, now);
         match target.ready {
-            Readiness::Ready => Some(lane),
-            Readiness::Preparing => None,
-            Readiness::Unknown => {
-                target.ready = Readiness::Preparing;
-                round.tasks.push(Task::Prepare { target: name.clone(), cloud: target.cloud.clone() });
-                None
+            Readiness::Ready if covered => Ok(Some(lane)),
+            Readiness::Preparing(_) => Ok(None),
+            Readiness::Ready | Readiness::Unknown => {
+                let heads = if covered { Vec::new() } else { self.heads(name, lanes, now).await? };
+                self.prepare(name, heads, round, now);
+                Ok(None)
             }
         }
+    }
+
+    /// The requests of `name` that may leave next, of all lanes that are not held: one look shows the servers of all.
+    async fn heads(&self, name: &TargetName, lanes: &[Lane], now: UtcMillis) -> Result<Vec<Head>, StoreError> {
+        let held = |lane: &Lane| self.holds.iter().any(|hold| hold.covers(name, lane.action, now));
+        let mut open: Vec<&Lane> = lanes.iter().filter(|lane| lane.target == *name && !held(lane)).collect();
+        open.sort_by_key(|lane| (-lane.head_priority, lane.head_id));
+        let each = (HEADS_MAX / open.len().max(1)).max(self.batch_servers_max(name) as usize);
+        open.truncate(HEADS_MAX.div_ceil(each));
+        self.store.heads(&open, each as u32).await
+    }
+
+    fn batch_servers_max(&self, name: &TargetName) -> u32 {
+        self.targets.get(name).map_or(1, |target| target.settings.batch_servers_max)
+    }
+
+    fn prepare(&mut self, name: &TargetName, heads: Vec<Head>, round: &mut Round, now: UtcMillis) {
+        let Some(target) = self.targets.get_mut(name) else { return };
+        target.ready = Readiness::Preparing(now);
+        target.open += 1;
+        let servers = heads.iter().map(|head| head.server.clone()).collect();
+        target.heads = heads;
+        round.tasks.push(Task::Prepare { target: name.clone(), servers, cloud: target.cloud.clone() });
     }
 
     /// How many servers the next call for this action may carry; none if its budget is used up, which is a hold.
@@ -121,7 +153,12 @@ impl Dispatcher {
             PowerAction::Start => &[],
             PowerAction::Stop | PowerAction::Reboot => target.settings.protected.as_slice(),
         };
-        let Some(batch) = self.store.claim(lane, &target.origin, servers_max, barred, now).await? else {
+        let heads = match target.cloud.wants_baselines() {
+            true => Some(target.baselines.take(lane, servers_max)),
+            false => None,
+        };
+        let which = heads.as_deref().map_or(Which::First(servers_max), Which::These);
+        let Some(batch) = self.store.claim(lane, &target.origin, which, barred, now).await? else {
             return self.reject_protected(now).await;
         };
         target.pace.call_started();
@@ -136,15 +173,54 @@ impl Dispatcher {
     pub(super) async fn prepared(
         &mut self,
         name: &TargetName,
-        result: Result<(), CallError>,
+        result: Result<HashMap<ServerId, Sighting>, CallError>,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
+        target.open = target.open.saturating_sub(1);
+        let (heads, was) = (std::mem::take(&mut target.heads), target.ready);
+        let result = match result {
+            // An id that cannot be asked for must not hold up the others; what is wrong with it the call itself will show.
+            Err(CallError { fault: Fault::Refused(_), .. }) if !heads.is_empty() => Ok(HashMap::new()),
+            result => result,
+        };
         target.ready = if result.is_ok() { Readiness::Ready } else { Readiness::Unknown };
-        if let Err(error) = result {
-            self.stand_back(name, None, &error, now).await;
+        // Without a call that was signed, nothing is known of the key.
+        if !heads.is_empty() || result.is_err() {
+            self.learn_of_key(name, result.as_ref().err()).await;
         }
-        Ok(())
+        match result {
+            Ok(sightings) => {
+                let asked_at = if let Readiness::Preparing(since) = was { since } else { now };
+                self.take_baselines(name, &heads, &sightings, asked_at, now).await
+            }
+            Err(error) => {
+                self.stand_back(name, None, &error, now).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn take_baselines(
+        &mut self,
+        name: &TargetName,
+        heads: &[Head],
+        sightings: &HashMap<ServerId, Sighting>,
+        asked_at: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        if heads.is_empty() {
+            return Ok(());
+        }
+        let sorted = Baselines::sort(heads, sightings, asked_at, now);
+        if let Some(target) = self.targets.get_mut(name) {
+            target.baselines = sorted.baselines;
+        }
+        match self.store.put_off(&sorted.put_off).await {
+            // They stay where they are, and are looked at again.
+            Err(error) if error.is_passing() => Ok(()),
+            done => done,
+        }
     }
 
     /// A submit call has ended: what follows for its batch, and for the target's next calls.

@@ -14,6 +14,8 @@ pub enum Task {
     Prepare {
         /// For whom.
         target: TargetName,
+        /// Whose states are part of the intents, for a service that has no jobs.
+        servers: Vec<ServerId>,
         /// Where.
         cloud: Arc<dyn PowerCloud>,
     },
@@ -51,8 +53,8 @@ pub enum Finished {
     Prepared {
         /// Who.
         target: TargetName,
-        /// Whether.
-        result: Result<(), CallError>,
+        /// Whether, and what the servers look like.
+        result: Result<HashMap<ServerId, Sighting>, CallError>,
     },
     /// A batch's submit call was answered, or was not.
     Submitted {
@@ -83,7 +85,9 @@ impl Task {
     /// Makes the call and returns its answer; never fails otherwise.
     pub async fn run(self) -> Finished {
         match self {
-            Self::Prepare { target, cloud } => Finished::Prepared { result: cloud.prepare().await, target },
+            Self::Prepare { target, servers, cloud } => {
+                Finished::Prepared { result: prepare(&*cloud, &servers).await, target }
+            }
             Self::Submit { batch, cloud } => {
                 let servers = servers(std::slice::from_ref(&batch));
                 Finished::Submitted { answer: cloud.submit(batch.action, &servers).await, batch }
@@ -93,6 +97,14 @@ impl Task {
                 Finished::Looked { answer: cloud.observe(&servers(&batches)).await, target, batches }
             }
         }
+    }
+}
+
+async fn prepare(cloud: &dyn PowerCloud, servers: &[ServerId]) -> Result<HashMap<ServerId, Sighting>, CallError> {
+    cloud.prepare().await?;
+    match servers {
+        [] => Ok(HashMap::new()),
+        servers => cloud.observe(servers).await,
     }
 }
 

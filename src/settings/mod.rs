@@ -70,6 +70,8 @@ pub struct TargetSettings {
     pub project_id: String,
     /// At most so many submit calls in any 60 s. Default 50, 1 to 6000.
     pub submits_per_minute: u32,
+    /// At most so many submit calls open at a time. Default 16, 1 to 64.
+    pub submits_open_max: u32,
     /// At most so many servers a call. Default and cap: the service's own limit.
     pub batch_servers_max: u32,
     /// After this, the servers of a running job are looked at. Default 60 min.

@@ -40,6 +40,7 @@ pub(super) fn read(name: &str, section: &Section<'_>, credentials: Option<&Path>
         endpoint: endpoint?,
         project_id: project_id?,
         submits_per_minute: limits.submits_per_minute,
+        submits_open_max: limits.submits_open_max,
         batch_servers_max: batch_servers_max?,
         job_time_limit: limits.job_time_limit,
         look_time_limit: limits.look_time_limit,
@@ -110,6 +111,7 @@ fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<
 /// The numbers and times of a target.
 struct Limits {
     submits_per_minute: u32,
+    submits_open_max: u32,
     job_time_limit: Duration,
     look_time_limit: Duration,
     settle_time: Duration,
@@ -126,6 +128,7 @@ impl Limits {
         let request_timeout = time("request_timeout", MILLISECOND, MINUTE, 10 * MINUTE);
         let limits = Self {
             submits_per_minute: section.read("submits_per_minute", values::whole(1..=6000)).unwrap_or(50),
+            submits_open_max: section.read("submits_open_max", values::whole(1..=64)).unwrap_or(16),
             job_time_limit: time("job_time_limit", MILLISECOND, HOUR, 30 * DAY),
             look_time_limit: time("look_time_limit", MILLISECOND, 15 * MINUTE, 30 * DAY),
             settle_time: time("settle_time", SECOND, MINUTE, DAY),

@@ -63,6 +63,7 @@ fn every_absent_key_takes_its_default() {
             endpoint: Url::parse("https://bms.example.com").unwrap(),
             project_id: "p1".into(),
             submits_per_minute: 50,
+            submits_open_max: 16,
             batch_servers_max: 1000,
             job_time_limit: Duration::from_secs(3600),
             look_time_limit: Duration::from_secs(900),

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::model::Service;
+
 /// One answer of the simulated cloud.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -62,9 +64,22 @@ impl Answer {
         Self::new(status, JSON, text.into_bytes())
     }
 
-    /// The shape of a service's refusal: `{"error":{"message","code"}}`.
+    /// The shape of a BMS refusal: `{"error":{"message","code"}}`.
     pub(super) fn refusal(status: u16, code: &str, message: &str) -> Self {
         Self::json(status, &json!({"error": {"message": message, "code": code}}))
+    }
+
+    /// The shape of a CloudDC refusal: `{"error_code","error_msg"}`.
+    pub(super) fn flat_refusal(status: u16, code: &str, message: &str) -> Self {
+        Self::json(status, &json!({"error_code": code, "error_msg": message}))
+    }
+
+    /// A refusal in the shape of the service that was called; `None` is the identity service.
+    pub(super) fn refusal_by(service: Option<Service>, status: u16, code: &str, message: &str) -> Self {
+        match service {
+            Some(Service::CloudDc) => Self::flat_refusal(status, code, message),
+            Some(Service::Bms) | None => Self::refusal(status, code, message),
+        }
     }
 
     /// The shape of the gateway: `{"error_msg","error_code","request_id"}`.
@@ -77,6 +92,11 @@ impl Answer {
         let page =
             format!("<html><head><title>{status}</title></head><body><h1>{status}</h1><hr>proxy</body></html>\n");
         Self::new(status, "text/html", page.into_bytes())
+    }
+
+    /// Text that is no JSON.
+    pub(super) fn text(status: u16, text: &str) -> Self {
+        Self::new(status, "text/plain", text.into())
     }
 
     /// No body at all.

@@ -19,6 +19,7 @@ use super::faults::{FaultKind, FaultPlan, Scope};
 use super::record::{LedgerEntry, OnOff, ServerSummary};
 use super::rng::Rng;
 use super::scenario::{BmsScenario, MissingShow, Refusals, Scenario};
+use super::turn::Surroundings;
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 pub(super) use action::read as read_action;
@@ -31,18 +32,6 @@ use server::{Operation, Server};
 const SERVERS_MAX: usize = 1000;
 /// The size of a page when neither limit nor offset is given.
 const PAGE_DEFAULT: usize = 25;
-
-/// What a submit needs of the world around it.
-pub(super) struct Surroundings<'a> {
-    pub(super) now: UtcMillis,
-    /// The number of this submit, from 1.
-    pub(super) nth: u64,
-    pub(super) faults: &'a FaultPlan,
-    /// The faults that struck this call.
-    pub(super) struck: &'a [FaultKind],
-    pub(super) rng: &'a mut Rng,
-    pub(super) ledger: &'a mut Vec<LedgerEntry>,
-}
 
 /// The query of a list call; absent values take the documented defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,12 +60,12 @@ impl Bms {
     /// Makes the servers; `missing` and `locked` faults are drawn here, once.
     pub(super) fn new(scenario: &Scenario, faults: &FaultPlan) -> Self {
         let mut rng = Rng::new(scenario.seed, "bms server faults");
-        let ids = scenario.server_ids();
+        let ids = scenario.server_ids(Service::Bms);
         let by_id = ids.iter().cloned().zip(0..).collect();
         let share = scenario.bms.running.0;
         let running_before = |index: usize| (index as f64 * share).round();
         let make = |(index, id): (usize, ServerId)| {
-            let kinds = faults.strike_server(Scope::Server, 0, &id, &mut rng);
+            let kinds = faults.strike_server(Scope::Server, Service::Bms, 0, &id, &mut rng);
             let mut server = Server::new(id, index, running_before(index + 1) > running_before(index));
             server.is_missing = kinds.contains(&FaultKind::Missing);
             server.is_locked = kinds.contains(&FaultKind::Locked);
@@ -138,7 +127,7 @@ impl Bms {
     /// Begins one server's operation with the faults that strike it.
     fn begin(&mut self, action: PowerAction, index: usize, job: &JobId, around: &mut Surroundings<'_>) -> SubJob {
         let server = &mut self.servers[index];
-        let kinds = around.faults.strike_server(Scope::SubJob, around.nth, &server.id, around.rng);
+        let kinds = around.faults.strike_server(Scope::Operation, Service::Bms, around.nth, &server.id, around.rng);
         let mut sub_job = SubJob::plain(&server.id, around.now, self.settings.operation_ms.draw_ms(around.rng));
         for kind in kinds {
             match kind {

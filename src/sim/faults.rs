@@ -1,30 +1,34 @@
 //! What goes wrong, and when: `[[faults]]` of a scenario, and the choice of those that strike a call or a server.
-//! Stays away from carrying them out; `world` and `bms` do that.
+//! Stays away from carrying them out; `world` and the services do that.
 //!
 //! A fault has a `kind`, the kind's own keys, and conditions. All conditions given must hold; at least one is needed.
 //!
 //! | condition | meaning |
 //! | --- | --- |
 //! | `chance` | 0.0 to 1.0, drawn for each call, or for each server where the fault is about servers |
-//! | `calls` | the n-th calls of their kind, from 1; for faults of jobs and servers, of the submits |
-//! | `servers` | ids, or numbers from 1 in the order of the list; the call names one of them, or the fault is about them |
+//! | `calls` | the n-th calls of their kind and service, from 1; for faults of jobs and servers, of the submits |
+//! | `servers` | ids, or numbers from 1 in the order of the service's list; the call names one of them, or the fault is about them |
+//! | `service` | `bms` or `clouddc`; left out: both, but numbers in `servers` count in the list of `bms` |
 //! | `on` | only for faults of calls: any of `submit`, `job`, `list`, `show`, `token`; left out: all but `token` |
+//!
+//! `service` alone is not enough of a condition. `on` calls CloudDC's power call a `submit`, and its counts a `list`.
 //!
 //! | kind | own keys (defaults) | effect |
 //! | --- | --- | --- |
 //! | `throttle` | `retry_after_s` (none) | 429, `APIGW.0308`; nothing carried out |
 //! | `error_before`, `error_after` | `status` (503; 502) | a 5xx before, after the call is carried out |
 //! | `drop_before`, `drop_after` | | the connection closes without an answer, before or after the call is carried out |
-//! | `refuse` | `code` (`BMS.0212`), `message`, `status` (400) | the call is refused; nothing carried out |
+//! | `refuse` | `code` (`BMS.0212`; with `service = "clouddc"`: `CloudDC.0000`), `message`, `status` (400) | the call is refused; nothing carried out |
 //! | `expired_token` | `code` (`APIGW.0301` or `APIGW.0307`) | 401; nothing carried out |
 //! | `redirect` | `status` (302) | a redirect to a path that leads nowhere; nothing carried out |
 //! | `malformed_body`, `html_body`, `truncated_body` | | carried out, but the answer cannot be read; HTML keeps the status |
 //! | `oversized_body` | `bytes` (16777216) | carried out; so many blanks follow the answer |
 //! | `slow` | `delay_ms` (5000) | the answer takes so much longer; goes along with other faults |
-//! | `job_vanishes`, `job_never_ends` | | servers do their part, but the job is unknown, or all of it `RUNNING` for ever |
-//! | `sub_job_fails` | `code` (`BMS.3037`), `message` | the server's sub-job fails and its power stays |
-//! | `sub_job_without_id`, `sub_job_left_out` | | the server's sub-job does not name it; is not in the answer at all |
-//! | `operation_never_ends` | | the server stays in its transition, its sub-job `RUNNING` |
+//! | `job_vanishes`, `job_never_ends` | | BMS: servers do their part, but the job is unknown, or all of it `RUNNING` for ever |
+//! | `sub_job_fails` | `code` (`BMS.3037`), `message` | BMS: the server's sub-job fails and its power stays |
+//! | `sub_job_without_id`, `sub_job_left_out` | | BMS: the server's sub-job does not name it; is not in the answer at all |
+//! | `operation_fails` | `code` (`CloudDC.0006`), `message` | CloudDC: the server's operation ends `…-failed` with this `error` and its power stays |
+//! | `operation_never_ends` | | the server stays in its transition, its sub-job `RUNNING`, its operation `…-processing` |
 //! | `missing`, `locked` | | the server does not exist; refuses power actions (chosen once, when the world is made) |
 
 mod table;
@@ -36,7 +40,8 @@ use serde::Deserialize;
 use super::record::Call;
 use super::rng::Rng;
 use super::scenario::Chance;
-use crate::model::ServerId;
+use super::turn::About;
+use crate::model::{ServerId, Service};
 
 pub(super) use table::read_faults;
 
@@ -121,7 +126,14 @@ pub enum FaultKind {
     SubJobWithoutId,
     /// The server's sub-job is not in the answer.
     SubJobLeftOut,
-    /// The server stays in its transition, its sub-job `RUNNING`.
+    /// The server's operation ends `…-failed`; its power stays.
+    OperationFails {
+        /// `error_code` of the server's `error`.
+        code: String,
+        /// Its `error_msg`.
+        message: String,
+    },
+    /// The server stays in its transition, its sub-job `RUNNING`, its operation `…-processing`.
     OperationNeverEnds,
     /// The server does not exist.
     Missing,
@@ -136,8 +148,8 @@ pub(super) enum Scope {
     Call,
     /// A job, when it is accepted.
     Job,
-    /// One server's part of a job, when it is accepted.
-    SubJob,
+    /// One server's part of a submit, when it is accepted.
+    Operation,
     /// A server, when the world is made.
     Server,
 }
@@ -159,17 +171,66 @@ impl FaultKind {
             | Self::OversizedBody { .. }
             | Self::Slow { .. } => Scope::Call,
             Self::JobVanishes | Self::JobNeverEnds => Scope::Job,
-            Self::SubJobFails { .. } | Self::SubJobWithoutId | Self::SubJobLeftOut | Self::OperationNeverEnds => {
-                Scope::SubJob
-            }
+            Self::SubJobFails { .. }
+            | Self::SubJobWithoutId
+            | Self::SubJobLeftOut
+            | Self::OperationFails { .. }
+            | Self::OperationNeverEnds => Scope::Operation,
             Self::Missing | Self::Locked => Scope::Server,
         }
+    }
+
+    /// The service whose kind it is: only BMS has jobs, only CloudDC servers that remember an operation. `None`: both.
+    pub(super) fn service(&self) -> Option<Service> {
+        match self {
+            Self::JobVanishes
+            | Self::JobNeverEnds
+            | Self::SubJobFails { .. }
+            | Self::SubJobWithoutId
+            | Self::SubJobLeftOut => Some(Service::Bms),
+            Self::OperationFails { .. } => Some(Service::CloudDc),
+            Self::Throttle { .. }
+            | Self::ErrorBefore { .. }
+            | Self::ErrorAfter { .. }
+            | Self::DropBefore
+            | Self::DropAfter
+            | Self::Refuse { .. }
+            | Self::ExpiredToken { .. }
+            | Self::Redirect { .. }
+            | Self::MalformedBody
+            | Self::HtmlBody
+            | Self::TruncatedBody
+            | Self::OversizedBody { .. }
+            | Self::Slow { .. }
+            | Self::OperationNeverEnds
+            | Self::Missing
+            | Self::Locked => None,
+        }
+    }
+}
+
+impl Fault {
+    /// The only service that it strikes; `None`: any.
+    fn service(&self) -> Option<Service> {
+        self.kind.service().or(self.when.service)
+    }
+
+    /// The service in whose list its servers' numbers count.
+    pub(super) fn numbered_service(&self) -> Service {
+        self.service().unwrap_or(Service::Bms)
+    }
+
+    /// True if it may strike `service`; `None` is the identity service.
+    fn strikes(&self, service: Option<Service>) -> bool {
+        self.service().is_none_or(|own| service == Some(own))
     }
 }
 
 /// The conditions of a fault: all that are given must hold.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct When {
+    /// The service; `None`: any.
+    pub service: Option<Service>,
     /// The kinds of calls; empty: all but `token`.
     pub on: Vec<Call>,
     /// How likely; `None`: certain.
@@ -180,7 +241,7 @@ pub struct When {
     pub servers: Vec<ServerRef>,
 }
 
-/// A server in a scenario: by id, or by its number from 1 in the order of the list.
+/// A server in a scenario: by id, or by its number from 1 in the order of its service's list.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum ServerRef {
@@ -197,42 +258,58 @@ pub(super) struct FaultPlan {
 }
 
 impl FaultPlan {
-    /// `ids` are all servers, in the order of the list.
-    pub(super) fn new(faults: &[Fault], ids: &[ServerId]) -> Self {
-        let look_up = |server: &ServerRef| match server {
-            ServerRef::Number(number) => number.checked_sub(1).and_then(|index| ids.get(index)).cloned(),
-            ServerRef::Id(id) => Some(id.clone()),
+    /// `ids` tells all servers of a service, in the order of its list.
+    pub(super) fn new(faults: &[Fault], ids: impl Fn(Service) -> Vec<ServerId>) -> Self {
+        let (bms, clouddc) = (ids(Service::Bms), ids(Service::CloudDc));
+        let resolve = |fault: &Fault| {
+            let ids = match fault.numbered_service() {
+                Service::Bms => &bms,
+                Service::CloudDc => &clouddc,
+            };
+            let look_up = |server: &ServerRef| match server {
+                ServerRef::Number(number) => number.checked_sub(1).and_then(|index| ids.get(index)).cloned(),
+                ServerRef::Id(id) => Some(id.clone()),
+            };
+            (fault.clone(), fault.when.servers.iter().filter_map(look_up).collect())
         };
-        let resolve = |fault: &Fault| (fault.clone(), fault.when.servers.iter().filter_map(look_up).collect());
         Self { faults: faults.iter().map(resolve).collect() }
     }
 
-    /// The faults that strike the `nth` call of this kind, in the order of the scenario. `named` are the servers in it.
-    pub(super) fn strike_call(&self, call: Call, nth: u64, named: &[ServerId], rng: &mut Rng) -> Vec<FaultKind> {
+    /// The faults that strike the `nth` call of this kind and service, in the order of the scenario.
+    pub(super) fn strike_call(&self, about: About<'_>, nth: u64, rng: &mut Rng) -> Vec<FaultKind> {
         let concerns = |fault: &Fault| match fault.kind.scope() {
-            Scope::Call if fault.when.on.is_empty() => call != Call::Token,
-            Scope::Call => fault.when.on.contains(&call),
-            Scope::Job => call == Call::Submit,
-            Scope::SubJob | Scope::Server => false,
+            Scope::Call if fault.when.on.is_empty() => about.call != Call::Token,
+            Scope::Call => fault.when.on.contains(&about.call),
+            Scope::Job => about.call == Call::Submit,
+            Scope::Operation | Scope::Server => false,
         };
         self.faults
             .iter()
             .filter(|(fault, servers)| {
                 concerns(fault)
+                    && fault.strikes(about.service)
                     && (servers.is_empty() && fault.when.servers.is_empty()
-                        || named.iter().any(|id| servers.contains(id)))
+                        || about.servers.iter().any(|id| servers.contains(id)))
                     && fault.when.is_due(nth, rng)
             })
             .map(|(fault, _)| fault.kind.clone())
             .collect()
     }
 
-    /// The faults of this scope that strike one server in the `nth` submit.
-    pub(super) fn strike_server(&self, scope: Scope, nth: u64, id: &ServerId, rng: &mut Rng) -> Vec<FaultKind> {
+    /// The faults of this scope that strike one server of `service` in the `nth` submit.
+    pub(super) fn strike_server(
+        &self,
+        scope: Scope,
+        service: Service,
+        nth: u64,
+        id: &ServerId,
+        rng: &mut Rng,
+    ) -> Vec<FaultKind> {
         self.faults
             .iter()
             .filter(|(fault, servers)| {
                 fault.kind.scope() == scope
+                    && fault.strikes(Some(service))
                     && (fault.when.servers.is_empty() || servers.contains(id))
                     && fault.when.is_due(nth, rng)
             })
@@ -252,16 +329,59 @@ mod tests {
     use super::super::scenario::Scenario;
     use super::*;
 
+    fn ids(names: &[&str]) -> Vec<ServerId> {
+        names.iter().map(|name| ServerId((*name).into())).collect()
+    }
+
+    /// Servers `a` and `b` of BMS, `c` and `d` of CloudDC.
+    fn plan(fault: &str) -> FaultPlan {
+        let faults = Scenario::from_toml(&format!("[[faults]]\n{fault}\n")).expect("valid").faults;
+        FaultPlan::new(&faults, |service| match service {
+            Service::Bms => ids(&["a", "b"]),
+            Service::CloudDc => ids(&["c", "d"]),
+        })
+    }
+
+    /// How many faults strike a call of `service` that names `servers`.
+    fn strikes(plan: &FaultPlan, service: Option<Service>, call: Call, nth: u64, servers: &[&str]) -> usize {
+        let about = About { service, call, action: None, servers: &ids(servers) };
+        plan.strike_call(about, nth, &mut Rng::new(1, "test")).len()
+    }
+
     #[test]
     fn conditions_are_joined_by_and() {
-        let ids = [ServerId("a".into()), ServerId("b".into())];
-        let text = "[[faults]]\nkind = \"drop_after\"\non = [\"submit\"]\ncalls = [2]\nservers = [2]\n";
-        let plan = FaultPlan::new(&Scenario::from_toml(text).expect("valid").faults, &ids);
-        let mut rng = Rng::new(1, "test");
-        let mut strikes = |call, nth, named: &[ServerId]| plan.strike_call(call, nth, named, &mut rng).len();
-        assert_eq!(strikes(Call::Submit, 2, &ids), 1);
-        assert_eq!(strikes(Call::Submit, 1, &ids), 0);
-        assert_eq!(strikes(Call::Submit, 2, &ids[..1]), 0);
-        assert_eq!(strikes(Call::Show, 2, &ids), 0);
+        let plan = plan("kind = \"drop_after\"\non = [\"submit\"]\ncalls = [2]\nservers = [2]");
+        let bms = Some(Service::Bms);
+        assert_eq!(strikes(&plan, bms, Call::Submit, 2, &["a", "b"]), 1);
+        assert_eq!(strikes(&plan, bms, Call::Submit, 1, &["a", "b"]), 0);
+        assert_eq!(strikes(&plan, bms, Call::Submit, 2, &["a"]), 0);
+        assert_eq!(strikes(&plan, bms, Call::Show, 2, &["a", "b"]), 0);
+    }
+
+    #[test]
+    fn a_fault_keeps_to_its_service_and_counts_servers_in_its_list() {
+        let (bms, clouddc) = (Some(Service::Bms), Some(Service::CloudDc));
+        let either = plan("kind = \"drop_after\"\nchance = 1.0");
+        assert_eq!([bms, clouddc].map(|service| strikes(&either, service, Call::List, 1, &[])), [1, 1]);
+        let own = plan("kind = \"drop_after\"\nservice = \"clouddc\"\nchance = 1.0");
+        assert_eq!([bms, clouddc, None].map(|service| strikes(&own, service, Call::List, 1, &[])), [0, 1, 0]);
+        let numbered = plan("kind = \"drop_after\"\nservice = \"clouddc\"\nservers = [2]");
+        assert_eq!(["b", "c", "d"].map(|id| strikes(&numbered, clouddc, Call::Submit, 1, &[id])), [0, 0, 1]);
+        let by_id = plan("kind = \"drop_after\"\nservers = [\"D\"]");
+        assert_eq!(strikes(&by_id, clouddc, Call::Submit, 1, &["c", "d"]), 1);
+    }
+
+    #[test]
+    fn a_kind_of_one_service_alone_never_strikes_the_other() {
+        let struck = |plan: &FaultPlan, service, id: &str| {
+            let id = ServerId(id.into());
+            plan.strike_server(Scope::Operation, service, 1, &id, &mut Rng::new(1, "test")).len()
+        };
+        let fails = plan("kind = \"operation_fails\"\nservers = [1]");
+        assert_eq!((struck(&fails, Service::CloudDc, "c"), struck(&fails, Service::Bms, "a")), (1, 0));
+        let sub_job = plan("kind = \"sub_job_fails\"\nchance = 1.0");
+        assert_eq!((struck(&sub_job, Service::CloudDc, "c"), struck(&sub_job, Service::Bms, "a")), (0, 1));
+        let job = plan("kind = \"job_vanishes\"\nchance = 1.0");
+        assert_eq!(strikes(&job, Some(Service::CloudDc), Call::Submit, 1, &["c"]), 0);
     }
 }

@@ -2,11 +2,12 @@
 
 use super::answer::Answer;
 use super::bms::ListQuery;
+use super::clouddc::PageQuery;
 use super::gate::Denied;
 use super::record::Call;
 use super::signature;
 use super::world::World;
-use crate::model::{JobId, ServerId, UtcMillis};
+use crate::model::{JobId, ServerId, Service, UtcMillis};
 
 /// One HTTP request, as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,24 +42,31 @@ enum Route<'a> {
     Ledger,
     Servers,
     Token,
-    Bms { project: &'a str, call: BmsCall<'a> },
+    Service { project: &'a str, call: ServiceCall<'a> },
 }
 
-/// A call of the BMS service; these need a signature or a token for their project.
-enum BmsCall<'a> {
-    Submit,
-    Job(&'a str),
-    List,
-    Show(&'a str),
+/// A call of BMS or CloudDC; these need a signature or a token for their project.
+enum ServiceCall<'a> {
+    BmsSubmit,
+    BmsJob(&'a str),
+    BmsList,
+    BmsShow(&'a str),
+    CloudDcPowerState,
+    CloudDcList,
+    CloudDcStatus,
+    CloudDcShow(&'a str),
 }
 
-impl BmsCall<'_> {
-    fn kind(&self) -> Call {
+impl ServiceCall<'_> {
+    fn kind(&self) -> (Service, Call) {
         match self {
-            Self::Submit => Call::Submit,
-            Self::Job(_) => Call::Job,
-            Self::List => Call::List,
-            Self::Show(_) => Call::Show,
+            Self::BmsSubmit => (Service::Bms, Call::Submit),
+            Self::BmsJob(_) => (Service::Bms, Call::Job),
+            Self::BmsList => (Service::Bms, Call::List),
+            Self::BmsShow(_) => (Service::Bms, Call::Show),
+            Self::CloudDcPowerState => (Service::CloudDc, Call::Submit),
+            Self::CloudDcList | Self::CloudDcStatus => (Service::CloudDc, Call::List),
+            Self::CloudDcShow(_) => (Service::CloudDc, Call::Show),
         }
     }
 }
@@ -69,13 +77,17 @@ fn route(request: &Request) -> Option<Route<'_>> {
         ("GET", ["_sim", "ledger"]) => return Some(Route::Ledger),
         ("GET", ["_sim", "servers"]) => return Some(Route::Servers),
         ("POST", ["v3", "auth", "tokens"]) => return Some(Route::Token),
-        ("POST", ["v1", project, "baremetalservers", "action"]) => (project, BmsCall::Submit),
-        ("GET", ["v1", project, "jobs", id]) => (project, BmsCall::Job(id)),
-        ("GET", ["v1", project, "baremetalservers", "detail"]) => (project, BmsCall::List),
-        ("GET", ["v1", project, "baremetalservers", id]) => (project, BmsCall::Show(id)),
+        ("POST", ["v1", project, "baremetalservers", "action"]) => (project, ServiceCall::BmsSubmit),
+        ("GET", ["v1", project, "jobs", id]) => (project, ServiceCall::BmsJob(id)),
+        ("GET", ["v1", project, "baremetalservers", "detail"]) => (project, ServiceCall::BmsList),
+        ("GET", ["v1", project, "baremetalservers", id]) => (project, ServiceCall::BmsShow(id)),
+        ("PUT", ["v1", project, "physicalservers", "power-state"]) => (project, ServiceCall::CloudDcPowerState),
+        ("GET", ["v1", project, "physicalservers"]) => (project, ServiceCall::CloudDcList),
+        ("GET", ["v1", project, "physicalservers", "status"]) => (project, ServiceCall::CloudDcStatus),
+        ("GET", ["v1", project, "physicalservers", id]) => (project, ServiceCall::CloudDcShow(id)),
         _ => return None,
     };
-    Some(Route::Bms { project, call })
+    Some(Route::Service { project, call })
 }
 
 impl World {
@@ -85,9 +97,12 @@ impl World {
             Some(Route::Ledger) => self.aside(|world, _| Answer::json(200, &world.ledger())),
             Some(Route::Servers) => self.aside(|world, _| Answer::json(200, &world.servers(now))),
             Some(Route::Token) => self.issue_token(now, request),
-            Some(Route::Bms { project, call }) => match self.gate.admit(now, request, project) {
+            Some(Route::Service { project, call }) => match self.gate.admit(now, request, project) {
                 Ok(()) => self.carry_out(now, call, request),
-                Err(denied) => self.turn_away(now, call.kind(), |request_id| denied.answer(request_id)),
+                Err(denied) => {
+                    let (service, kind) = call.kind();
+                    self.turn_away(now, service, kind, |request_id| denied.answer(service, request_id))
+                }
             },
             None => self.aside(|_, request_id| {
                 let text = "The API does not exist or has not been published in the environment.";
@@ -96,12 +111,16 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, now: UtcMillis, call: BmsCall<'_>, request: &Request) -> Answer {
+    fn carry_out(&mut self, now: UtcMillis, call: ServiceCall<'_>, request: &Request) -> Answer {
         match call {
-            BmsCall::Submit => self.submit_body(now, &request.body),
-            BmsCall::Job(id) => self.job(now, &JobId(id.to_owned())),
-            BmsCall::Show(id) => self.show(now, &ServerId(id.to_owned())),
-            BmsCall::List => self.list(now, &list_query(request)),
+            ServiceCall::BmsSubmit => self.submit_body(now, &request.body),
+            ServiceCall::BmsJob(id) => self.job(now, &JobId(id.to_owned())),
+            ServiceCall::BmsShow(id) => self.show(now, &ServerId(id.to_owned())),
+            ServiceCall::BmsList => self.list(now, &list_query(request)),
+            ServiceCall::CloudDcPowerState => self.power_state_body(now, &request.body),
+            ServiceCall::CloudDcShow(id) => self.clouddc_show(now, &ServerId(id.to_owned())),
+            ServiceCall::CloudDcList => self.clouddc_list(now, &page_query(request)),
+            ServiceCall::CloudDcStatus => self.clouddc_status(now),
         }
     }
 
@@ -119,13 +138,16 @@ impl World {
 }
 
 impl Denied {
-    fn answer(&self, request_id: &str) -> Answer {
+    fn answer(&self, service: Service, request_id: &str) -> Answer {
         match self {
             Self::Unauthenticated(reason) => {
                 let text = format!("Incorrect IAM authentication information: {reason}");
                 Answer::gateway(401, "APIGW.0301", &text, request_id)
             }
-            Self::WrongProject => Answer::refusal(400, "Common.0018", "tenantId in token is not the same with in URL."),
+            Self::WrongProject => {
+                let text = "tenantId in token is not the same with in URL.";
+                Answer::refusal_by(Some(service), 400, "Common.0018", text)
+            }
         }
     }
 }
@@ -138,6 +160,15 @@ fn list_query(request: &Request) -> ListQuery {
         offset: number("offset"),
         status: request.query_value("status"),
         name: request.query_value("name"),
+    }
+}
+
+/// Reads the query; a limit that is no number becomes 0, which the list call takes for its least.
+fn page_query(request: &Request) -> PageQuery {
+    PageQuery {
+        limit: request.query_value("limit").map(|text| text.parse().unwrap_or(0)),
+        marker: request.query_value("marker").map(ServerId),
+        manage_state: request.query_value("manage_state"),
     }
 }
 
@@ -171,9 +202,29 @@ mod tests {
     }
 
     #[test]
+    fn another_project_is_refused_in_the_shape_of_the_service() {
+        let mut world = World::new(Scenario::default());
+        world.gate.remember(NOW, "t".into(), true);
+        let mut answer = |method: &str, path: &str| {
+            let mut request = signed("", "");
+            (request.method, request.path) = (method.into(), path.into());
+            request.headers = vec![("x-auth-token".into(), "t".into())];
+            world.handle(NOW, &request)
+        };
+        let bms = answer("GET", "/v1/other/baremetalservers/detail");
+        assert_eq!((bms.status, bms.value()["error"]["code"].as_str()), (400, Some("Common.0018")));
+        let clouddc = answer("PUT", "/v1/other/physicalservers/power-state");
+        assert_eq!((clouddc.status, clouddc.value()["error_code"].as_str()), (400, Some("Common.0018")));
+        let wrong_method = answer("POST", "/v1/other/physicalservers/power-state");
+        assert_eq!((wrong_method.status, wrong_method.value()["error_code"].as_str()), (404, Some("APIGW.0101")));
+        let kinds: Vec<_> = world.calls().iter().map(|record| (record.service, record.call)).collect();
+        assert_eq!(kinds, [(Some(Service::Bms), Call::List), (Some(Service::CloudDc), Call::Submit)]);
+    }
+
+    #[test]
     fn the_ledger_and_the_servers_need_no_credentials() {
         let mut world = World::new(Scenario::default());
-        let id = world.server_ids().remove(0);
+        let id = world.server_ids(Service::Bms).remove(0);
         let begun = world.submit(NOW, crate::model::PowerAction::Stop, std::slice::from_ref(&id));
         let get = |path: &str| Request {
             method: "GET".into(),
@@ -187,9 +238,21 @@ mod tests {
             "at": NOW.to_string(), "service": "bms", "server_id": id, "action": "stop", "batch": begun.value()["job_id"],
         });
         assert_eq!(ledger, serde_json::json!([entry]));
+        let other = world.server_ids(Service::CloudDc).remove(0);
+        let begun = world.power_state(NOW, crate::model::PowerAction::Stop, std::slice::from_ref(&other));
+        let second = world.handle(NOW, &get("/_sim/ledger")).value()[1].clone();
+        assert_eq!(
+            (&second["service"], &second["server_id"], &second["batch"]),
+            (&"clouddc".into(), &other.0.clone().into(), &begun.request_id.into())
+        );
         let servers = world.handle(NOW, &get("/_sim/servers")).value();
+        let last = &servers[1099];
+        assert_eq!(
+            (&last["service"], &last["name"], &last["locked"]),
+            (&"clouddc".into(), &"clouddc-0100".into(), &false.into())
+        );
         let first =
             serde_json::json!({"service": "bms", "server_id": id, "name": "bms-0001", "power": "on", "locked": false});
-        assert_eq!((servers.as_array().map(Vec::len), &servers[0]), (Some(1000), &first));
+        assert_eq!((servers.as_array().map(Vec::len), &servers[0]), (Some(1100), &first));
     }
 }

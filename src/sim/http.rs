@@ -20,7 +20,7 @@ use super::gateway::Request;
 use super::record::{CallRecord, LedgerEntry, ServerSummary};
 use super::scenario::Scenario;
 use super::world::World;
-use crate::model::{ServerId, UtcMillis};
+use crate::model::{ServerId, Service, UtcMillis};
 
 /// Longer bodies are refused (signing guide).
 const REQUEST_BYTES_MAX: usize = 12 << 20;
@@ -71,9 +71,9 @@ impl SimCloud {
         lock(&self.world).servers(now())
     }
 
-    /// The ids of all BMS servers of the scenario, in the order of the list; also of those that a fault makes missing.
-    pub fn server_ids(&self) -> Vec<ServerId> {
-        lock(&self.world).server_ids()
+    /// The ids of all servers of `service`, in the order of its list; also of those that a fault makes missing.
+    pub fn server_ids(&self, service: Service) -> Vec<ServerId> {
+        lock(&self.world).server_ids(service)
     }
 
     /// Every call that arrived, in order.

@@ -8,7 +8,8 @@ use super::gate::microseconds;
 use super::gateway::Request;
 use super::record::Call;
 use super::scenario::Credentials;
-use super::world::{About, World};
+use super::turn::About;
+use super::world::World;
 use crate::model::UtcMillis;
 
 #[derive(Deserialize)]
@@ -66,7 +67,7 @@ enum Wish {
 impl World {
     /// Issues a token, or refuses as documented: 400 for what is no such body, 401 for a wrong user, password or project.
     pub(super) fn issue_token(&mut self, now: UtcMillis, request: &Request) -> Answer {
-        let about = About { call: Call::Token, action: None, servers: &[] };
+        let about = About::read(None, Call::Token, &[]);
         self.take_turn(now, about, |world, _| match read_wish(&request.body, &world.scenario.credentials) {
             None => refusal(400, "The request body is invalid", "Bad Request"),
             Some(Wish::Denied) => refusal(401, "The username or password is wrong.", "Unauthorized"),

@@ -1,4 +1,5 @@
-//! The simulated cloud: Bare Metal Server API v1 and the identity service, with a gateway's checks, limits and faults.
+//! The simulated cloud: Bare Metal Server API v1, Cloud Data Center API v1 and the identity service, with a gateway's
+//! checks, limits and faults.
 //!
 //! Owns its own reading of the clouds' documents, its own signature check and its own servers, so that a mistake of the
 //! client is not repeated here. Uses the crate's `model` and nothing else of it: no client code, no database, no settings.
@@ -9,8 +10,9 @@
 //!                       ▼
 //!                     world ─▶ rates, faults, strike  what goes wrong
 //!                       │
-//!                       ├─▶ bms                       servers and jobs: one file per service
-//!                       └─▶ iam                       tokens
+//!                       ├─▶ bms                       servers and jobs
+//!                       ├─▶ clouddc                   physical servers, without jobs
+//!                       └─▶ iam                       tokens: one file per service
 //! ```
 //!
 //! All but `http` and `connection` is a plain value: [`World`] takes the time as an argument of every call and returns an
@@ -20,6 +22,7 @@
 
 mod answer;
 mod bms;
+mod clouddc;
 mod connection;
 pub mod faults;
 mod gate;
@@ -32,10 +35,12 @@ mod rng;
 pub mod scenario;
 mod signature;
 mod strike;
+mod turn;
 mod world;
 
 pub use answer::{Answer, Delivery};
 pub use bms::ListQuery;
+pub use clouddc::PageQuery;
 pub use gateway::Request;
 pub use http::SimCloud;
 pub use record::{Call, CallRecord, LedgerEntry, OnOff, ServerSummary};

@@ -11,9 +11,9 @@ use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 pub enum Call {
     /// Start, stop or reboot for a batch of servers.
     Submit,
-    /// One job.
+    /// One job; only BMS has them.
     Job,
-    /// A page of the list of servers.
+    /// A page of the list of servers, or their counts.
     List,
     /// One server.
     Show,
@@ -26,6 +26,8 @@ pub enum Call {
 pub struct CallRecord {
     /// When it arrived.
     pub at: UtcMillis,
+    /// The service; `None`: the identity service.
+    pub service: Option<Service>,
     /// What was called.
     pub call: Call,
     /// The action of a submit whose body could be read.
@@ -51,7 +53,7 @@ pub struct LedgerEntry {
     pub server_id: ServerId,
     /// What was done.
     pub action: PowerAction,
-    /// The job it belongs to.
+    /// The job it belongs to; CloudDC has none: the `X-Request-Id` of its call.
     pub batch: JobId,
 }
 

@@ -36,6 +36,12 @@ impl Rng {
         }
     }
 
+    /// One of them, each as likely; `None` if there are none.
+    pub(super) fn pick<'a, T>(&mut self, among: &'a [T]) -> Option<&'a T> {
+        let last = u64::try_from(among.len().checked_sub(1)?).ok()?;
+        among.get(usize::try_from(self.between(0, last)).ok()?)
+    }
+
     /// True with probability `p`; never for 0.0, always for 1.0.
     pub(super) fn happens(&mut self, p: f64) -> bool {
         const STEPS: f64 = (1_u64 << 53) as f64;
@@ -60,6 +66,7 @@ mod tests {
         let mut rng = Rng::new(1, "bounds");
         assert!((0..1000).all(|_| (10..=12).contains(&rng.between(10, 12))));
         assert!((0..1000).all(|_| !rng.happens(0.0) && rng.happens(1.0)));
+        assert!((0..1000).all(|_| rng.pick(&[7, 8]).is_some()) && rng.pick::<u8>(&[]).is_none());
         let hits = (0..10_000).filter(|_| rng.happens(0.25)).count();
         assert!((2_200..2_800).contains(&hits), "{hits} of 10000 at 0.25");
     }

@@ -3,6 +3,8 @@
 //! Every key may be left out; `config/scenario.toml` lists all of them with their defaults. Unknown keys are errors.
 //! Ranges are `[least, most]` pairs of milliseconds, chances go from 0.0 to 1.0.
 
+mod bms;
+pub mod clouddc;
 mod values;
 
 use serde::Deserialize;
@@ -10,11 +12,14 @@ use serde::Deserialize;
 use super::faults::{Fault, FaultKind, ServerRef, When, read_faults};
 use super::record::Call;
 use super::rng::Rng;
-use crate::model::ServerId;
+use crate::model::{ServerId, Service};
 
-pub use values::{Chance, Span};
+pub use bms::{BmsScenario, MissingShow, ParentOnFailure, Refusals};
+pub use clouddc::CloudDcScenario;
+pub use values::{Chance, Span, Unset};
 
-/// A whole scenario. `Scenario::default()`: 1,000 BMS servers, half of them running, jobs of 1 to 3 s, no faults, no rates.
+/// A whole scenario. `Scenario::default()`: 1,000 BMS servers and 100 CloudDC servers, half of them running, operations of
+/// 1 to 3 s, no faults, no rates.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scenario {
@@ -30,6 +35,8 @@ pub struct Scenario {
     pub rates: Rates,
     /// `[bms]`: the Bare Metal Server service.
     pub bms: BmsScenario,
+    /// `[clouddc]`: the Cloud Data Center service.
+    pub clouddc: CloudDcScenario,
     /// `[[faults]]`: what goes wrong; see [`Fault`].
     #[serde(deserialize_with = "read_faults")]
     pub faults: Vec<Fault>,
@@ -44,6 +51,7 @@ impl Default for Scenario {
             latency: Latency::default(),
             rates: Rates::default(),
             bms: BmsScenario::default(),
+            clouddc: CloudDcScenario::default(),
             faults: Vec::new(),
         }
     }
@@ -123,7 +131,8 @@ impl Latency {
     }
 }
 
-/// `[rates]`: calls of one kind allowed in any 60 s; 0, the default, lifts the rate. Documented: 50, 2000, 500 and 1000.
+/// `[rates]`: calls of one kind allowed in any 60 s, for each service by itself; 0, the default, lifts the rate. Documented
+/// for BMS: 50, 2000, 500 and 1000; for CloudDC: none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rates {
@@ -166,88 +175,6 @@ impl Rates {
     }
 }
 
-/// `[bms]`: servers and jobs of the Bare Metal Server service, and the answers that its documents leave open.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BmsScenario {
-    /// `servers`: how many there are; default 1000.
-    pub servers: usize,
-    /// `running`: the share of them that runs at first, spread evenly; default 0.5.
-    pub running: Chance,
-    /// `operation_ms`: how long one server's part of a job takes, a range in ms; default `[1000, 3000]`.
-    pub operation_ms: Span,
-    /// `init_polls`: so many queries of a job are answered `INIT`, without sub-jobs; default 0.
-    pub init_polls: u32,
-    /// `refusals`: what a missing, locked, busy or already-so server does to its batch; default `"batch"`.
-    pub refusals: Refusals,
-    /// `parent_on_failure`: a job's own status when a sub-job failed; default `"fail"`.
-    pub parent_on_failure: ParentOnFailure,
-    /// `sub_jobs_without_id`: failed sub-jobs do not name their server; default false.
-    pub sub_jobs_without_id: bool,
-    /// `idle_task_state`: what stands for "no task"; default `"omitted"`.
-    pub idle_task_state: IdleTaskState,
-    /// `missing_show`: how a show of an unknown server is answered; default `"error"`.
-    pub missing_show: MissingShow,
-}
-
-impl Default for BmsScenario {
-    fn default() -> Self {
-        Self {
-            servers: 1000,
-            running: Chance(0.5),
-            operation_ms: Span { min_ms: 1000, max_ms: 3000 },
-            init_polls: 0,
-            refusals: Refusals::Batch,
-            parent_on_failure: ParentOnFailure::Fail,
-            sub_jobs_without_id: false,
-            idle_task_state: IdleTaskState::Omitted,
-            missing_show: MissingShow::Error,
-        }
-    }
-}
-
-/// What a missing, locked, busy or already-so server does to the batch it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Refusals {
-    /// The whole POST fails with that server's code, and nothing runs.
-    Batch,
-    /// The POST is accepted, and that server's sub-job fails with the code.
-    SubJob,
-}
-
-/// A job's own status when a sub-job failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ParentOnFailure {
-    /// `FAIL`, with `Common.0021`.
-    Fail,
-    /// `SUCCESS`, whatever the sub-jobs say.
-    Success,
-}
-
-/// How `OS-EXT-STS:task_state` is written for an idle server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IdleTaskState {
-    /// The field is left out.
-    Omitted,
-    /// The field is null.
-    Null,
-}
-
-/// How a show of a server that does not exist is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MissingShow {
-    /// HTTP 400, `BMS.0040`, as in the error table.
-    Error,
-    /// HTTP 404 in the native form, `itemNotFound`.
-    NotFound,
-    /// HTTP 200 with status `DELETED`.
-    Deleted,
-}
-
 /// Why a text is no scenario.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
@@ -255,10 +182,12 @@ pub enum ScenarioError {
     #[error("not a scenario: {0}")]
     Toml(#[from] toml::de::Error),
     /// A fault is about a server that the scenario does not have.
-    #[error("not a scenario: `servers` of fault {fault} has the number {number}, but `bms.servers` is {servers}")]
+    #[error("not a scenario: `servers` of fault {fault} has the number {number}, but `{service}.servers` is {servers}")]
     NoSuchServer {
         /// The fault's place in the file, from 1.
         fault: usize,
+        /// The service whose servers are numbered.
+        service: Service,
         /// The server's number.
         number: usize,
         /// How many servers there are.
@@ -274,11 +203,12 @@ impl Scenario {
     pub fn from_toml(text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = toml::from_str(text)?;
         for (fault, at) in scenario.faults.iter().zip(1..) {
+            let service = fault.numbered_service();
+            let servers = scenario.server_count(service);
             for server in &fault.when.servers {
                 match *server {
-                    ServerRef::Number(number) if number > scenario.bms.servers => {
-                        let servers = scenario.bms.servers;
-                        return Err(ScenarioError::NoSuchServer { fault: at, number, servers });
+                    ServerRef::Number(number) if number > servers => {
+                        return Err(ScenarioError::NoSuchServer { fault: at, service, number, servers });
                     }
                     ServerRef::Number(_) | ServerRef::Id(_) => {}
                 }
@@ -287,10 +217,20 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// The ids of all BMS servers, in the order of the list call; also those that a fault makes missing.
-    pub fn server_ids(&self) -> Vec<ServerId> {
-        let mut rng = Rng::new(self.seed, "bms server ids");
-        (0..self.bms.servers).map(|_| ServerId(uuid(rng.next_u128()))).collect()
+    /// The ids of all servers of `service`, in the order of its list call; also those that a fault makes missing.
+    pub fn server_ids(&self, service: Service) -> Vec<ServerId> {
+        let mut rng = match service {
+            Service::Bms => Rng::new(self.seed, "bms server ids"),
+            Service::CloudDc => Rng::new(self.seed, "clouddc server ids"),
+        };
+        (0..self.server_count(service)).map(|_| ServerId(uuid(rng.next_u128()))).collect()
+    }
+
+    fn server_count(&self, service: Service) -> usize {
+        match service {
+            Service::Bms => self.bms.servers,
+            Service::CloudDc => self.clouddc.servers,
+        }
     }
 
     /// Adds a fault, for scenarios written in Rust.
@@ -344,15 +284,25 @@ mod tests {
             error.contains("fault 1") && error.contains("number 4") && error.contains("bms.servers` is 3"),
             "{error}"
         );
+        for own in ["kind = \"locked\"\nservice = \"clouddc\"", "kind = \"operation_fails\""] {
+            let text = format!("[clouddc]\nservers = 2\n[[faults]]\n{own}\nservers = [3]\n");
+            let error = Scenario::from_toml(&text).expect_err("two servers").to_string();
+            assert!(error.contains("number 3") && error.contains("clouddc.servers` is 2"), "{error}");
+        }
     }
 
     #[test]
     fn server_ids_are_uuids_that_depend_on_the_seed_alone() {
-        let ids = Scenario::default().server_ids();
-        assert_eq!(ids.len(), 1000);
-        assert_eq!(ids, Scenario::default().server_ids());
-        assert_ne!(ids, Scenario { seed: 2, ..Scenario::default() }.server_ids());
-        assert!(ids.iter().all(|id| ServerId::is_valid(&id.0) && id.0.len() == 36 && id.0.as_bytes()[14] == b'4'));
+        let [ids, others] = [Service::Bms, Service::CloudDc].map(|service| Scenario::default().server_ids(service));
+        assert_eq!((ids.len(), others.len()), (1000, 100));
+        assert_eq!(ids, Scenario::default().server_ids(Service::Bms));
+        assert_ne!(ids, Scenario { seed: 2, ..Scenario::default() }.server_ids(Service::Bms));
+        assert_ne!(ids[..100], others);
+        assert!(
+            ids.iter()
+                .chain(&others)
+                .all(|id| ServerId::is_valid(&id.0) && id.0.len() == 36 && id.0.as_bytes()[14] == b'4')
+        );
     }
 
     #[test]

@@ -2,38 +2,65 @@
 
 use super::answer::{Answer, Delivery};
 use super::faults::FaultKind;
-use crate::model::UtcMillis;
+use super::scenario::clouddc::ThrottleBody;
+use crate::model::{Service, UtcMillis};
 
+/// All that the document of CloudDC says of a 429.
+const OVERLOADED: &str = "The request is overloaded.";
 /// The limit that a 429 names when the scenario lifts the rate: the documented one of the submit call.
 const DOCUMENTED_SUBMITS_PER_MINUTE: u32 = 50;
 
-/// A 429 as the gateway words it.
-pub(super) fn throttled(limit: u32, retry_after_s: Option<u32>, request_id: &str) -> Answer {
-    let limit = if limit == 0 { DOCUMENTED_SUBMITS_PER_MINUTE } else { limit };
-    let text =
-        format!("The throttling threshold has been reached: policy user over ratelimit,limit:{limit},time:1 minute");
-    let answer = Answer::gateway(429, "APIGW.0308", &text, request_id);
-    match retry_after_s {
-        Some(seconds) => answer.with_header("Retry-After", seconds.to_string()),
-        None => answer,
-    }
+/// The words of an answer that is given instead of the service's own: what they depend on.
+pub(super) struct Instead<'a> {
+    /// `None`: the identity service.
+    pub(super) service: Option<Service>,
+    pub(super) now: UtcMillis,
+    pub(super) request_id: &'a str,
+    /// Calls of its kind in a minute; 0: any number.
+    pub(super) limit: u32,
+    pub(super) throttle_body: ThrottleBody,
 }
 
-/// The answer of the first fault that keeps the call from being carried out, if there is one.
-pub(super) fn before(struck: &[FaultKind], limit: u32, now: UtcMillis, request_id: &str) -> Option<Answer> {
-    struck.iter().find_map(|kind| match kind {
-        FaultKind::Throttle { retry_after_s } => Some(throttled(limit, *retry_after_s, request_id)),
-        FaultKind::ErrorBefore { status: 503 } => {
-            let text = "The IAM service is currently unavailable.";
-            Some(Answer::gateway(503, "APIGW.0613", text, request_id))
+impl Instead<'_> {
+    /// A 429: as the gateway words it, or as the document of CloudDC has it, which knows only "String".
+    pub(super) fn throttled(&self, retry_after_s: Option<u32>) -> Answer {
+        let answer = match self.throttle_body {
+            ThrottleBody::Gateway => self.throttled_by_gateway(),
+            ThrottleBody::JsonString => Answer::json(429, &OVERLOADED),
+            ThrottleBody::Text => Answer::text(429, OVERLOADED),
+        };
+        match retry_after_s {
+            Some(seconds) => answer.with_header("Retry-After", seconds.to_string()),
+            None => answer,
         }
-        FaultKind::ErrorBefore { status } => Some(server_error(*status, request_id)),
-        FaultKind::DropBefore => Some(Answer::dropped()),
-        FaultKind::Refuse { status, code, message } => Some(Answer::refusal(*status, code, message)),
-        FaultKind::ExpiredToken { code } => Some(expired_token(code, now, request_id)),
-        FaultKind::Redirect { status } => Some(Answer::empty(*status).with_header("Location", "/moved")),
-        _ => None,
-    })
+    }
+
+    fn throttled_by_gateway(&self) -> Answer {
+        let limit = if self.limit == 0 { DOCUMENTED_SUBMITS_PER_MINUTE } else { self.limit };
+        let text = format!(
+            "The throttling threshold has been reached: policy user over ratelimit,limit:{limit},time:1 minute"
+        );
+        Answer::gateway(429, "APIGW.0308", &text, self.request_id)
+    }
+
+    /// The answer of the first fault that keeps the call from being carried out, if there is one.
+    pub(super) fn before(&self, faults: &[FaultKind]) -> Option<Answer> {
+        faults.iter().find_map(|kind| match kind {
+            FaultKind::Throttle { retry_after_s } => Some(self.throttled(*retry_after_s)),
+            FaultKind::ErrorBefore { status: 503 } => {
+                let text = "The IAM service is currently unavailable.";
+                Some(Answer::gateway(503, "APIGW.0613", text, self.request_id))
+            }
+            FaultKind::ErrorBefore { status } => Some(server_error(*status, self.request_id)),
+            FaultKind::DropBefore => Some(Answer::dropped()),
+            FaultKind::Refuse { status, code, message } => {
+                Some(Answer::refusal_by(self.service, *status, code, message))
+            }
+            FaultKind::ExpiredToken { code } => Some(expired_token(code, self.now, self.request_id)),
+            FaultKind::Redirect { status } => Some(Answer::empty(*status).with_header("Location", "/moved")),
+            _ => None,
+        })
+    }
 }
 
 /// The answer after the first fault that spoils it.

@@ -8,68 +8,59 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::answer::Answer;
-use super::bms::{self, Bms, ListQuery, Surroundings};
-use super::faults::{FaultKind, FaultPlan};
+use super::bms::{self, Bms, ListQuery};
+use super::clouddc::{self, CloudDc, PageQuery};
+use super::faults::FaultPlan;
 use super::gate::Gate;
 use super::rates::RateWindow;
 use super::record::{Call, CallRecord, LedgerEntry, ServerSummary};
-use super::rng::Rng;
 use super::scenario::Scenario;
-use super::strike;
-use crate::model::{JobId, PowerAction, ServerId, UtcMillis};
+use super::scenario::clouddc::ThrottleBody;
+use super::strike::{self, Instead};
+use super::turn::{About, Chances, Turn};
+use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 /// The simulated cloud.
 #[derive(Debug, Clone)]
 pub struct World {
     pub(super) scenario: Scenario,
     pub(super) gate: Gate,
-    rng: Rng,
+    chances: Chances,
     faults: FaultPlan,
-    windows: BTreeMap<Call, RateWindow>,
-    counts: BTreeMap<Call, u64>,
+    /// Each service has its own windows and counts; `None` is the identity service.
+    windows: BTreeMap<(Option<Service>, Call), RateWindow>,
+    counts: BTreeMap<(Option<Service>, Call), u64>,
     calls: Vec<CallRecord>,
     ledger: Vec<LedgerEntry>,
     bms: Bms,
-}
-
-/// What a call is about, for its record and its faults.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct About<'a> {
-    pub(super) call: Call,
-    pub(super) action: Option<PowerAction>,
-    pub(super) servers: &'a [ServerId],
-}
-
-/// What a call's work is told: its number among those of its kind, and the faults that struck it.
-pub(super) struct Turn<'a> {
-    pub(super) nth: u64,
-    pub(super) struck: &'a [FaultKind],
+    clouddc: CloudDc,
 }
 
 impl World {
     /// A fresh cloud.
     pub fn new(scenario: Scenario) -> Self {
-        let faults = FaultPlan::new(&scenario.faults, &scenario.server_ids());
+        let faults = FaultPlan::new(&scenario.faults, |service| scenario.server_ids(service));
         let bms = Bms::new(&scenario, &faults);
+        let clouddc = CloudDc::new(&scenario, &faults);
         Self {
             gate: Gate::new(scenario.credentials.clone(), Duration::from_secs(scenario.token_lifetime_s)),
-            rng: Rng::new(scenario.seed, "calls"),
+            chances: Chances::new(scenario.seed),
             faults,
             windows: BTreeMap::new(),
             counts: BTreeMap::new(),
             calls: Vec::new(),
             ledger: Vec::new(),
             bms,
+            clouddc,
             scenario,
         }
     }
 
     /// Start, stop or reboot of `ids`: the BMS action call, past authentication.
     pub fn submit(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
-        let about = About { call: Call::Submit, action: Some(action), servers: ids };
-        self.take_turn(now, about, |world, turn| {
-            let Self { bms, faults, rng, ledger, .. } = world;
-            bms.submit(action, ids, Surroundings { now, nth: turn.nth, faults, struck: turn.struck, rng, ledger })
+        self.take_turn(now, About::submit(Service::Bms, action, ids), |world, turn| {
+            let Self { bms, faults, chances, ledger, .. } = world;
+            bms.submit(action, ids, turn.surroundings(faults, &mut chances.others, ledger))
         })
     }
 
@@ -78,7 +69,7 @@ impl World {
         match bms::read_action(body) {
             Ok((action, ids)) => self.submit(now, action, &ids),
             Err(refusal) => {
-                let about = About { call: Call::Submit, action: None, servers: &[] };
+                let about = About::read(Some(Service::Bms), Call::Submit, &[]);
                 self.take_turn(now, about, |_, _| refusal.answer())
             }
         }
@@ -86,20 +77,57 @@ impl World {
 
     /// The BMS job query, past authentication.
     pub fn job(&mut self, now: UtcMillis, id: &JobId) -> Answer {
-        let about = About { call: Call::Job, action: None, servers: &[] };
+        let about = About::read(Some(Service::Bms), Call::Job, &[]);
         self.take_turn(now, about, |world, _| world.bms.job(now, &id.0))
     }
 
     /// One page of the BMS list, past authentication.
     pub fn list(&mut self, now: UtcMillis, query: &ListQuery) -> Answer {
-        let about = About { call: Call::List, action: None, servers: &[] };
+        let about = About::read(Some(Service::Bms), Call::List, &[]);
         self.take_turn(now, about, |world, _| world.bms.list(now, query))
     }
 
     /// One BMS server, past authentication.
     pub fn show(&mut self, now: UtcMillis, id: &ServerId) -> Answer {
-        let about = About { call: Call::Show, action: None, servers: std::slice::from_ref(id) };
+        let about = About::read(Some(Service::Bms), Call::Show, std::slice::from_ref(id));
         self.take_turn(now, about, |world, _| world.bms.show(now, id))
+    }
+
+    /// Power on, power off or reboot of `ids`: the CloudDC power call, past authentication.
+    pub fn power_state(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
+        self.take_turn(now, About::submit(Service::CloudDc, action, ids), |world, turn| {
+            let Self { clouddc, faults, chances, ledger, .. } = world;
+            clouddc.power_state(action, ids, turn.surroundings(faults, &mut chances.clouddc, ledger))
+        })
+    }
+
+    /// The CloudDC power call with a body that is still to be read.
+    pub(super) fn power_state_body(&mut self, now: UtcMillis, body: &[u8]) -> Answer {
+        match clouddc::read_action(body) {
+            Some((action, ids)) => self.power_state(now, action, &ids),
+            None => {
+                let about = About::read(Some(Service::CloudDc), Call::Submit, &[]);
+                self.take_turn(now, about, |_, _| clouddc::invalid())
+            }
+        }
+    }
+
+    /// One page of the CloudDC list, past authentication.
+    pub fn clouddc_list(&mut self, now: UtcMillis, query: &PageQuery) -> Answer {
+        let about = About::read(Some(Service::CloudDc), Call::List, &[]);
+        self.take_turn(now, about, |world, _| world.clouddc.list(now, query))
+    }
+
+    /// How many CloudDC servers are on and off, past authentication; counts as a list call.
+    pub fn clouddc_status(&mut self, now: UtcMillis) -> Answer {
+        let about = About::read(Some(Service::CloudDc), Call::List, &[]);
+        self.take_turn(now, about, |world, _| world.clouddc.status(now))
+    }
+
+    /// One CloudDC server, past authentication.
+    pub fn clouddc_show(&mut self, now: UtcMillis, id: &ServerId) -> Answer {
+        let about = About::read(Some(Service::CloudDc), Call::Show, std::slice::from_ref(id));
+        self.take_turn(now, about, |world, _| world.clouddc.show(now, id))
     }
 
     /// Every power operation really carried out, in order.
@@ -107,14 +135,16 @@ impl World {
         &self.ledger
     }
 
-    /// The servers that exist, as they are at `now`.
+    /// The servers that exist, as they are at `now`; those of BMS first.
     pub fn servers(&mut self, now: UtcMillis) -> Vec<ServerSummary> {
-        self.bms.summaries(now)
+        let mut summaries = self.bms.summaries(now);
+        summaries.extend(self.clouddc.summaries(now));
+        summaries
     }
 
-    /// The ids of all BMS servers of the scenario, in the order of the list; also of those that a fault makes missing.
-    pub fn server_ids(&self) -> Vec<ServerId> {
-        self.scenario.server_ids()
+    /// The ids of all servers of `service`, in the order of its list; also of those that a fault makes missing.
+    pub fn server_ids(&self, service: Service) -> Vec<ServerId> {
+        self.scenario.server_ids(service)
     }
 
     /// Every call that arrived, in order.
@@ -129,48 +159,59 @@ impl World {
         about: About<'_>,
         work: impl FnOnce(&mut Self, &Turn<'_>) -> Answer,
     ) -> Answer {
-        let request_id = self.rng.hex32();
-        let count = self.counts.entry(about.call).or_default();
+        let rng = self.chances.of(about.service);
+        let request_id = rng.hex32();
+        let kind = (about.service, about.call);
+        let count = self.counts.entry(kind).or_default();
         *count += 1;
         let nth = *count;
-        let latency_ms = self.scenario.latency.of(about.call).draw_ms(&mut self.rng);
+        let latency_ms = self.scenario.latency.of(about.call).draw_ms(rng);
         let rates = self.scenario.rates;
-        let limit = rates.of(about.call);
-        let window = self.windows.entry(about.call).or_default();
+        let (limit, throttle_body) = (rates.of(about.call), self.throttle_body(about.service));
+        let instead = Instead { service: about.service, now, request_id: &request_id, limit, throttle_body };
+        let window = self.windows.entry(kind).or_default();
         if !window.take(now, limit, rates.refused_calls_count) {
             let retry_after_s = Some(rates.retry_after_s).filter(|&seconds| seconds > 0);
-            return self.finish(
-                now,
-                about,
-                strike::throttled(limit, retry_after_s, &request_id),
-                request_id,
-                latency_ms,
-            );
+            return self.finish(now, about, instead.throttled(retry_after_s), request_id, latency_ms);
         }
-        let struck = self.faults.strike_call(about.call, nth, about.servers, &mut self.rng);
-        let turn = Turn { nth, struck: &struck };
-        let answer = match strike::before(&struck, limit, now, &request_id) {
-            Some(instead) => instead,
+        let struck = self.faults.strike_call(about, nth, self.chances.of(about.service));
+        let turn = Turn { now, nth, struck: &struck, request_id: &request_id };
+        let answer = match instead.before(&struck) {
+            Some(answer) => answer,
             None => strike::after(work(self, &turn), &struck, &request_id),
         };
         self.finish(now, about, answer, request_id, latency_ms.saturating_add(strike::slowed_ms(&struck)))
     }
 
+    fn throttle_body(&self, service: Option<Service>) -> ThrottleBody {
+        match service {
+            Some(Service::CloudDc) => self.scenario.clouddc.throttle_body,
+            Some(Service::Bms) | None => ThrottleBody::Gateway,
+        }
+    }
+
     /// Answers a call that may not come in; it is kept in the records, but draws no faults.
-    pub(super) fn turn_away(&mut self, now: UtcMillis, call: Call, refuse: impl FnOnce(&str) -> Answer) -> Answer {
-        let request_id = self.rng.hex32();
+    pub(super) fn turn_away(
+        &mut self,
+        now: UtcMillis,
+        service: Service,
+        call: Call,
+        refuse: impl FnOnce(&str) -> Answer,
+    ) -> Answer {
+        let about = About::read(Some(service), call, &[]);
+        let request_id = self.chances.of(about.service).hex32();
         let refusal = refuse(&request_id);
-        self.finish(now, About { call, action: None, servers: &[] }, refusal, request_id, 0)
+        self.finish(now, about, refusal, request_id, 0)
     }
 
     /// A request id for an answer outside the counted calls.
     pub(super) fn request_id(&mut self) -> String {
-        self.rng.hex32()
+        self.chances.others.hex32()
     }
 
     /// Random text for a token.
     pub(super) fn token_text(&mut self) -> String {
-        (0..8).fold(String::from("MII"), |text, _| text + &self.rng.hex32())
+        (0..8).fold(String::from("MII"), |text, _| text + &self.chances.others.hex32())
     }
 
     fn finish(
@@ -183,6 +224,7 @@ impl World {
     ) -> Answer {
         self.calls.push(CallRecord {
             at: now,
+            service: about.service,
             call: about.call,
             action: about.action,
             servers: about.servers.len(),

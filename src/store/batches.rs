@@ -33,6 +33,8 @@ pub struct DueBatch {
     pub target: TargetName,
     /// What its next step is about.
     pub state: BatchState,
+    /// Followed by the servers' own states, not by a job.
+    pub by_servers: bool,
     /// Since or from when.
     pub at: UtcMillis,
 }
@@ -42,19 +44,21 @@ impl Store {
     pub async fn open_batches(&self, except: &BTreeSet<BatchId>, limit: u32) -> Result<Vec<DueBatch>, StoreError> {
         let except = serde_json::to_string(except).unwrap_or_default();
         let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, Vec<u8>, String, String)> = sqlx::query_as(
-            "SELECT id, CAST(target AS BLOB), state, next_look_at FROM batches
+        let found: Vec<(i64, Vec<u8>, String, bool, String)> = sqlx::query_as(
+            "SELECT id, CAST(target AS BLOB), state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
+             FROM batches
              WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT ?2",
         )
         .bind(except)
         .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        let due = |(id, target, state, at): (i64, Vec<u8>, String, String)| {
+        let due = |(id, target, state, by_servers, at): (i64, Vec<u8>, String, bool, String)| {
             Ok(DueBatch {
                 id: BatchId(id),
                 target: TargetName(rows::lossy(target)),
                 state: rows::word(&state)?,
+                by_servers,
                 at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
             })
         };
@@ -146,14 +150,22 @@ impl Store {
         Ok(took.into_iter().map(|ms| Duration::from_millis(ms.max(0) as u64)).collect())
     }
 
-    /// When the last `count` submit calls of a target were made, oldest first.
-    pub async fn recent_calls(&self, target: &TargetName, count: u32) -> Result<Vec<UtcMillis>, StoreError> {
+    /// When the last `count` submit calls of a target were over, in the order in which they were made. One whose answer is
+    /// not known may have arrived only just now.
+    pub async fn recent_calls(
+        &self,
+        target: &TargetName,
+        count: u32,
+        now: UtcMillis,
+    ) -> Result<Vec<UtcMillis>, StoreError> {
         let mut writer = self.writer.lock().await;
         let calls: Vec<String> = sqlx::query_scalar(
-            "SELECT max(intent_at, ifnull(submitted_at, intent_at)) FROM batches WHERE target = ? ORDER BY id DESC LIMIT ?",
+            "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
+             FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT ?2",
         )
         .bind(&target.0)
         .bind(count)
+        .bind(text(now))
         .fetch_all(&mut *writer)
         .await?;
         Ok(calls.into_iter().rev().filter_map(|call| rows::readable_time(Some(call))).collect())
@@ -303,7 +315,7 @@ impl MemberRecord {
             attempts: rows::count(self.attempts),
             busy: rows::count(self.busy),
             seen,
-            baseline: self.baseline.map(rows::lossy).as_deref().and_then(rows::operation),
+            baseline: rows::baseline(self.baseline.map(rows::lossy)),
             shadowed: self.shadowed,
         })
     }

@@ -8,7 +8,9 @@ use sqlx::sqlite::SqliteConnection;
 use super::batches::Origin;
 use super::{Store, StoreError, rows, text};
 use crate::lifecycle::{self, Event};
-use crate::model::{BatchId, BatchState, RequestId, RequestState, ServerId, TargetName, UtcMillis};
+use crate::model::{
+    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+};
 use crate::plan::Lane;
 use crate::verdict::{Batch, Member};
 
@@ -16,6 +18,30 @@ use crate::verdict::{Batch, Member};
 const CHUNK: i64 = 400;
 /// Lanes read at once; those beyond come with the next pass.
 const LANES_MAX: i64 = 256;
+
+/// Which requests of a lane are claimed.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// So many from its head.
+    First(u32),
+    /// These, as far as they still stand in it, each with what its server's last operation is.
+    These(&'a [(RequestId, Baseline)]),
+}
+
+/// A request that may leave soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Which.
+    pub request: RequestId,
+    /// Whom it concerns.
+    pub server: ServerId,
+    /// Its lane's action.
+    pub action: PowerAction,
+    /// Its lane's travel group.
+    pub group: i64,
+    /// Since when it could go.
+    pub eligible_at: Option<UtcMillis>,
+}
 
 /// What a take-in pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -204,7 +230,48 @@ impl Store {
         found.into_iter().map(lane).collect()
     }
 
-    /// Stores the intent: a batch of the lane's first `servers_max` requests, synced before this returns.
+    /// The first requests of each lane, at most `each`, in the order in which they would be claimed.
+    pub async fn heads(&self, lanes: &[&Lane], each: u32) -> Result<Vec<Head>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut heads = Vec::new();
+        for lane in lanes {
+            let found: Vec<(i64, String, Option<String>)> = sqlx::query_as(
+                "SELECT id, server_id, eligible_at FROM power_requests
+                 WHERE gate = 'ready' AND target = ? AND action = ? AND travel_group = ? ORDER BY priority DESC, id LIMIT ?",
+            )
+            .bind(&lane.target.0)
+            .bind(lane.action.as_str())
+            .bind(lane.group)
+            .bind(each)
+            .fetch_all(&mut *writer)
+            .await?;
+            heads.extend(found.into_iter().map(|(id, server, since)| Head {
+                request: RequestId(id),
+                server: ServerId(server),
+                action: lane.action,
+                group: lane.group,
+                eligible_at: rows::readable_time(since),
+            }));
+        }
+        Ok(heads)
+    }
+
+    /// Lets requests wait until a time of their own: their servers are busy with something else.
+    pub async fn put_off(&self, waits: &[(RequestId, UtcMillis)]) -> Result<(), StoreError> {
+        let waits: Vec<(i64, String)> = waits.iter().map(|(request, until)| (request.0, text(*until))).collect();
+        let mut writer = self.writer.lock().await;
+        sqlx::query(
+            "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = 'poweryard.busy',
+                 error_message = 'the server is in another transition'
+             FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
+        )
+        .bind(serde_json::to_string(&waits).unwrap_or_default())
+        .execute(&mut *writer)
+        .await?;
+        Ok(())
+    }
+
+    /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before this returns.
     ///
     /// `None` if the lane has become empty, or if one of `barred` stands among them: a row of a stranger may have come in at
     /// this very moment. The batch's own next step, should the daemon die before the call's answer is
@@ -213,14 +280,14 @@ impl Store {
         &self,
         lane: &Lane,
         origin: &Origin,
-        servers_max: u32,
+        which: Which<'_>,
         barred: &[ServerId],
         now: UtcMillis,
     ) -> Result<Option<Batch>, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let batch = insert_batch(&mut tx, lane, origin, now).await?;
-        let members = claim_members(&mut tx, lane, batch, servers_max, now).await?;
+        let members = claim_members(&mut tx, lane, batch, which, now).await?;
         let barred: HashSet<&ServerId> = barred.iter().collect();
         if members.is_empty() || members.iter().any(|member| barred.contains(&member.server)) {
             tx.rollback().await?;
@@ -279,26 +346,41 @@ async fn claim_members(
     tx: &mut SqliteConnection,
     lane: &Lane,
     batch: BatchId,
-    servers_max: u32,
+    which: Which<'_>,
     now: UtcMillis,
 ) -> Result<Vec<Member>, StoreError> {
     lifecycle::next(RequestState::Queued, &Event::Claimed)
         .map_err(|error| StoreError::Unreadable(error.to_string()))?;
-    let claimed: Vec<(i64, String, i64)> = sqlx::query_as(
-        "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
-         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
-                      ORDER BY priority DESC, id LIMIT ?6)
-         RETURNING id, server_id, attempts",
-    )
-    .bind(batch.0)
-    .bind(text(now))
-    .bind(&lane.target.0)
-    .bind(lane.action.as_str())
-    .bind(lane.group)
-    .bind(servers_max)
-    .fetch_all(&mut *tx)
-    .await?;
-    let ids = serde_json::to_string(&claimed.iter().map(|row| row.0).collect::<Vec<_>>()).unwrap_or_default();
+    let claim = match which {
+        Which::First(_) => {
+            "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
+             WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
+                          ORDER BY priority DESC, id LIMIT ?6)
+             RETURNING id, server_id, attempts"
+        }
+        Which::These(_) => {
+            "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
+             WHERE id IN (SELECT value FROM json_each(?6))
+                AND gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
+             RETURNING id, server_id, attempts"
+        }
+    };
+    let claim = sqlx::query_as(claim)
+        .bind(batch.0)
+        .bind(text(now))
+        .bind(&lane.target.0)
+        .bind(lane.action.as_str())
+        .bind(lane.group);
+    let claim = match which {
+        Which::First(most) => claim.bind(most),
+        Which::These(heads) => claim.bind(list(heads.iter().map(|(request, _)| &request.0))),
+    };
+    let claimed: Vec<(i64, String, i64)> = claim.fetch_all(&mut *tx).await?;
+    let baselines: BTreeMap<RequestId, Baseline> = match which {
+        Which::First(_) => BTreeMap::new(),
+        Which::These(heads) => heads.iter().copied().collect(),
+    };
+    let ids = list(claimed.iter().map(|row| &row.0));
     sqlx::query(
         "INSERT INTO request_attempts (request_id, batch_id, started_at) SELECT value, ?2, ?3 FROM json_each(?1)",
     )
@@ -307,6 +389,7 @@ async fn claim_members(
     .bind(text(now))
     .execute(&mut *tx)
     .await?;
+    note_baselines(tx, batch, &baselines).await?;
     // Only a request that travels apart can have been busy before.
     let busy: Vec<(i64, i64)> = match lane.group {
         0 => Vec::new(),
@@ -328,10 +411,32 @@ async fn claim_members(
         attempts: attempts as u32,
         busy: busy.get(&id).map_or(0, |&count| count as u32),
         seen: None,
-        baseline: None,
+        baseline: baselines.get(&RequestId(id)).copied().unwrap_or_default(),
         shadowed: false,
     };
     Ok(claimed.into_iter().map(member).collect())
+}
+
+/// Part of the intent: after a crash they cannot be read any more.
+async fn note_baselines(
+    tx: &mut SqliteConnection,
+    batch: BatchId,
+    baselines: &BTreeMap<RequestId, Baseline>,
+) -> Result<(), StoreError> {
+    let known = baselines.iter().filter_map(|(request, baseline)| Some((request.0, rows::baseline_text(*baseline)?)));
+    let known: Vec<(i64, String)> = known.collect();
+    if known.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE request_attempts SET baseline = j.value ->> 1 FROM json_each(?1) j
+         WHERE +batch_id = ?2 AND request_id = j.value ->> 0",
+    )
+    .bind(serde_json::to_string(&known).unwrap_or_default())
+    .bind(batch.0)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 async fn anything_due(

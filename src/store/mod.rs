@@ -32,7 +32,7 @@ pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
 pub use holds::RefusedKey;
-pub use intake::TakenIn;
+pub use intake::{Head, TakenIn, Which};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
 const WAL_SIZE_LIMIT: &str = "67108864";
@@ -214,9 +214,10 @@ mod tests {
             Origin { service: Service::Bms, endpoint: String::new(), project_id: String::new() },
         );
         refuse.store(true, Ordering::SeqCst);
-        let failed = store.claim(&lane, &origin, 10, &[], now).await;
+        let failed = store.claim(&lane, &origin, Which::First(10), &[], now).await;
         assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
-        let claimed = store.claim(&lane, &origin, 10, &[], now).await.expect("the next transaction begins");
+        let claimed =
+            store.claim(&lane, &origin, Which::First(10), &[], now).await.expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
     }
 }

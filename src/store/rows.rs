@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::StoreError;
-use crate::model::{JobStatus, Operation, UtcMillis};
+use crate::model::{Baseline, JobStatus, Operation, UtcMillis};
 
 pub(super) fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
 where
@@ -35,24 +35,47 @@ pub(super) fn readable_time(text: Option<String>) -> Option<UtcMillis> {
     text.and_then(|text| text.parse().ok())
 }
 
-/// A server's last operation, as `reboot succeeded`.
-pub(super) fn operation_text(operation: Operation) -> String {
-    let status = match operation.status {
-        JobStatus::Pending => "pending",
-        JobStatus::Succeeded => "succeeded",
-        JobStatus::Failed => "failed",
+/// A baseline as stored: `none`, or such as `reboot succeeded`; NULL where nothing is known.
+pub(super) fn baseline_text(baseline: Baseline) -> Option<String> {
+    let operation = match baseline {
+        Baseline::Unknown => return None,
+        Baseline::Known(None) => return Some("none".to_owned()),
+        Baseline::Known(Some(operation)) => operation,
     };
-    format!("{} {status}", operation.action)
+    let (_, status) = OPERATION_STATES.iter().find(|(status, _)| *status == operation.status)?;
+    Some(format!("{} {status}", operation.action))
 }
 
-/// Reads `operation_text` back; none for anything else.
-pub(super) fn operation(text: &str) -> Option<Operation> {
-    let (action, status) = text.split_once(' ')?;
-    let status = match status {
-        "pending" => JobStatus::Pending,
-        "succeeded" => JobStatus::Succeeded,
-        "failed" => JobStatus::Failed,
-        _ => return None,
+/// Reads `baseline_text` back; whatever else stands there says nothing.
+pub(super) fn baseline(text: Option<String>) -> Baseline {
+    let read = |text: &str| {
+        let (action, state) = text.split_once(' ')?;
+        let (status, _) = OPERATION_STATES.iter().find(|(_, word)| *word == state)?;
+        Some(Operation { action: action.parse().ok()?, status: *status })
     };
-    Some(Operation { action: action.parse().ok()?, status })
+    match text.as_deref() {
+        Some("none") => Baseline::Known(None),
+        Some(text) => read(text).map_or(Baseline::Unknown, |operation| Baseline::Known(Some(operation))),
+        None => Baseline::Unknown,
+    }
+}
+
+const OPERATION_STATES: [(JobStatus, &str); 3] =
+    [(JobStatus::Pending, "processing"), (JobStatus::Succeeded, "succeeded"), (JobStatus::Failed, "failed")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PowerAction;
+
+    #[test]
+    fn a_baseline_reads_back_as_it_was_stored() {
+        let operations = PowerAction::ALL.iter().flat_map(|action| {
+            OPERATION_STATES.map(|(status, _)| Baseline::Known(Some(Operation { action: *action, status })))
+        });
+        for stored in operations.chain([Baseline::Unknown, Baseline::Known(None)]) {
+            assert_eq!(baseline(baseline_text(stored)), stored);
+        }
+        assert_eq!(baseline(Some("explode twice".to_owned())), Baseline::Unknown);
+    }
 }

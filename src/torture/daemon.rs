@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use super::wire::{Cloud, SimWire};
 use super::{Broken, store_options};
 use crate::cloud::auth::{AccessKeys, Password};
-use crate::cloud::{Bms, Clock, Credentials, PowerCloud};
+use crate::cloud::{self, Clock, Credentials, PowerCloud};
 use crate::daemon::Dispatcher;
 use crate::settings::{AuthSettings, Settings};
 use crate::sim::scenario;
@@ -62,7 +62,7 @@ async fn close(store: Arc<Store>) {
 
 fn clouds(
     settings: &Settings,
-    cloud: &Cloud,
+    simulated: &Cloud,
 ) -> Result<BTreeMap<crate::model::TargetName, Arc<dyn PowerCloud>>, Broken> {
     let mut clouds: BTreeMap<_, Arc<dyn PowerCloud>> = BTreeMap::new();
     for target in &settings.targets {
@@ -79,12 +79,11 @@ fn clouds(
                 password: SecretString::from(secrets.password),
             }),
         };
-        let time = cloud.clone();
+        let time = simulated.clone();
         let clock: Clock = Arc::new(move || time.now());
-        let wire = SimWire { cloud: cloud.clone(), timeout: target.request_timeout };
-        let client = Bms::over(Box::new(wire), target, credentials, clock);
-        let client = client.map_err(|error| Broken(error.to_string()))?;
-        clouds.insert(target.name.clone(), Arc::new(client));
+        let wire = SimWire { cloud: simulated.clone(), timeout: target.request_timeout };
+        let client = cloud::over(Box::new(wire), target, credentials, clock);
+        clouds.insert(target.name.clone(), client.map_err(|error| Broken(error.to_string()))?);
     }
     Ok(clouds)
 }

@@ -9,15 +9,22 @@ use reqwest::Url;
 use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
-use crate::model::{Service, TargetName};
-use crate::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
+use crate::model::{PowerAction, Service, TargetName};
+use crate::settings::{AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings};
 use crate::sim::faults::{Fault, FaultKind, When};
 use crate::sim::{Call, Scenario};
 
-use crate::sim::scenario::{BmsScenario, Chance, IdleTaskState, Latency, MissingShow, ParentOnFailure, Refusals, Span};
+use crate::sim::scenario::{
+    BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Refusals, Span, Unset, clouddc,
+};
 
-/// A target's name in every run.
-pub(super) const TARGET: &str = "default";
+/// A service's target, where a run has it.
+fn target_name(service: Service) -> TargetName {
+    TargetName(match service {
+        Service::Bms => "default".into(),
+        Service::CloudDc => "centre".into(),
+    })
+}
 
 /// Everything that a run is decided by, beside the order of its steps.
 #[derive(Debug, Clone)]
@@ -30,17 +37,21 @@ pub(super) struct Plan {
 impl Plan {
     /// The bounds that the run is held to.
     pub(super) fn limits(&self) -> rules::Limits {
-        let target = self.settings.targets.first();
-        let flight_max = target.map_or(SLACK, |target| {
+        let flight = |target: &TargetSettings| {
             let answers = target.request_timeout * 20;
             target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + SLACK * 6
-        });
+        };
+        let of = |target: &TargetSettings| rules::TargetLimits {
+            submits_per_minute: target.submits_per_minute,
+            batch_servers_max: target.batch_servers_max,
+            budgets: target.budgets.clone(),
+            protected: target.protected.clone(),
+        };
         rules::Limits {
-            submits_per_minute: target.map_or(0, |target| target.submits_per_minute),
-            batch_servers_max: target.map_or(0, |target| target.batch_servers_max),
+            targets: self.settings.targets.iter().map(|target| (target.name.clone(), of(target))).collect(),
             attempts_max: self.settings.batch.attempts_max.get(),
             default_ttl: self.settings.queue.default_ttl,
-            flight_max,
+            flight_max: self.settings.targets.iter().map(flight).max().unwrap_or(SLACK),
         }
     }
 }
@@ -66,15 +77,25 @@ pub(super) struct Roughness {
 
 /// What the seed decides.
 pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
+    let services: &[Service] = match rng.between(0, 9) {
+        0..=4 => &[Service::Bms],
+        5..=7 => &[Service::CloudDc],
+        _ => &[Service::Bms, Service::CloudDc],
+    };
+    plan_for(rng, services)
+}
+
+/// As `plan`, for these services, each with a target of its own.
+pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Broken> {
     let servers = match rng.between(0, 9) {
         0 => rng.between(20, 60),
         _ => rng.between(3, 12),
     };
     let scenario = scenario(rng, servers as usize);
-    let settings = settings(rng)?;
+    let settings = settings(rng, services, &scenario)?;
     let calm = rng.permille(250);
     let crashes = if rng.permille(200) { 40 } else { 8 };
-    let settle = settings.targets.first().map(|target| target.settle_time).unwrap_or_default();
+    let settle = settings.targets.iter().map(|target| target.settle_time).min().unwrap_or_default();
     let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
     let rough = Roughness {
         crash: if calm { 0 } else { rng.between(0, crashes) },
@@ -99,7 +120,7 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
         refusals: either(rng, Refusals::Batch, Refusals::SubJob),
         parent_on_failure: either(rng, ParentOnFailure::Fail, ParentOnFailure::Success),
         sub_jobs_without_id: rng.permille(300),
-        idle_task_state: either(rng, IdleTaskState::Omitted, IdleTaskState::Null),
+        idle_task_state: either(rng, Unset::Omitted, Unset::Null),
         missing_show: *rng
             .pick(&[MissingShow::Error, MissingShow::NotFound, MissingShow::Deleted])
             .unwrap_or(&MissingShow::Error),
@@ -112,7 +133,8 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
         show_ms: late(rng),
         token_ms: late(rng),
     };
-    let mut scenario = Scenario { seed: rng.next(), latency, bms, faults: faults(rng), ..Scenario::default() };
+    let clouddc = clouddc(rng, &bms);
+    let mut scenario = Scenario { seed: rng.next(), latency, bms, clouddc, faults: faults(rng), ..Scenario::default() };
     scenario.token_lifetime_s = *rng.pick(&[30, 600, 86_400]).unwrap_or(&600);
     if rng.permille(300) {
         scenario.rates.submits_per_minute = rng.between(2, 60) as u32;
@@ -125,6 +147,24 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
         scenario.rates.shows_per_minute = rng.between(20, 100) as u32;
     }
     scenario
+}
+
+fn clouddc(rng: &mut Rng, bms: &BmsScenario) -> CloudDcScenario {
+    CloudDcScenario {
+        servers: bms.servers,
+        running: bms.running,
+        operation_ms: bms.operation_ms,
+        processing_after_ms: *rng.pick(&[span(0, 0), span(0, 0), span(100, 3_000)]).unwrap_or(&span(0, 0)),
+        transition_words: rng.permille(500),
+        refusals: *rng
+            .pick(&[clouddc::Refusals::Batch, clouddc::Refusals::LeftOut, clouddc::Refusals::Listed])
+            .unwrap_or(&clouddc::Refusals::Batch),
+        refusal_names_server: rng.permille(500),
+        already_so: either(rng, clouddc::AlreadySo::Refused, clouddc::AlreadySo::Accepted),
+        next_marker: either(rng, clouddc::NextMarker::Id, clouddc::NextMarker::Url),
+        missing_show: either(rng, clouddc::MissingShow::NotFound, clouddc::MissingShow::Error),
+        ..CloudDcScenario::default()
+    }
 }
 
 /// Some of the kinds there are, each with a chance of its own.
@@ -175,6 +215,7 @@ fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
         FaultKind::SubJobFails { code: sub_job, message: "failed by the scenario".into() },
         FaultKind::SubJobWithoutId,
         FaultKind::SubJobLeftOut,
+        FaultKind::OperationFails { code: "CloudDC.0006".into(), message: "failed by the scenario".into() },
         FaultKind::OperationNeverEnds,
         FaultKind::Missing,
         FaultKind::Locked,
@@ -189,16 +230,33 @@ fn is_of_calls(kind: &FaultKind) -> bool {
             | FaultKind::SubJobFails { .. }
             | FaultKind::SubJobWithoutId
             | FaultKind::SubJobLeftOut
+            | FaultKind::OperationFails { .. }
             | FaultKind::OperationNeverEnds
             | FaultKind::Missing
             | FaultKind::Locked
     )
 }
 
-fn settings(rng: &mut Rng) -> Result<Settings, Broken> {
-    let seconds = |rng: &mut Rng, low: u64, high: u64| rng.millis(low * 1000, high * 1000);
-    let url = |text: &str| Url::parse(text).map_err(|error| Broken(format!("{text}: {error}")));
-    let auth = match rng.permille(500) {
+fn settings(rng: &mut Rng, services: &[Service], scenario: &Scenario) -> Result<Settings, Broken> {
+    let auth = auth(rng)?;
+    let mut targets = Vec::new();
+    for service in services {
+        targets.push(target(rng, *service, &auth, scenario)?);
+    }
+    let default_ttl = rng.permille(900).then(|| rng.millis(120_000, 3_600_000));
+    Ok(Settings {
+        queue: QueueSettings { database: PathBuf::new(), default_ttl, retention: None },
+        batch: BatchSettings {
+            linger: rng.millis(0, 300),
+            attempts_max: NonZeroU32::new(rng.between(1, 4) as u32).unwrap_or(NonZeroU32::MIN),
+        },
+        targets,
+        listen: None,
+    })
+}
+
+fn auth(rng: &mut Rng) -> Result<AuthSettings, Broken> {
+    Ok(match rng.permille(500) {
         true => AuthSettings::AkSk {
             access_key_file: PathBuf::from("access-key"),
             secret_key_file: PathBuf::from("secret-key"),
@@ -210,13 +268,27 @@ fn settings(rng: &mut Rng) -> Result<Settings, Broken> {
             username: "sim".into(),
             password_file: PathBuf::from("password"),
         },
-    };
-    let target = TargetSettings {
-        name: TargetName(TARGET.into()),
-        service: Service::Bms,
-        endpoint: url("http://bms.simulated.invalid")?,
+    })
+}
+
+fn target(rng: &mut Rng, service: Service, auth: &AuthSettings, scenario: &Scenario) -> Result<TargetSettings, Broken> {
+    let seconds = |rng: &mut Rng, low: u64, high: u64| rng.millis(low * 1000, high * 1000);
+    let budget = |rng: &mut Rng| Budget { servers: rng.between(1, 6) as u32, span: rng.millis(5_000, 90_000) };
+    let mut budgets = Vec::new();
+    for action in PowerAction::ALL {
+        if rng.permille(80) {
+            budgets.push((*action, budget(rng)));
+        }
+    }
+    let servers = scenario.server_ids(service);
+    let protected = if rng.permille(150) { rng.pick(&servers).cloned().into_iter().collect() } else { Vec::new() };
+    Ok(TargetSettings {
+        name: target_name(service),
+        service,
+        endpoint: url(&format!("http://{service}.simulated.invalid"))?,
         project_id: Scenario::default().credentials.project_id,
         submits_per_minute: rng.between(3, 50) as u32,
+        submits_open_max: rng.between(1, 16) as u32,
         batch_servers_max: rng.between(1, 20) as u32,
         job_time_limit: seconds(rng, 30, 240),
         look_time_limit: seconds(rng, 20, 180),
@@ -228,19 +300,14 @@ fn settings(rng: &mut Rng) -> Result<Settings, Broken> {
         ca_file: None,
         proxy: None,
         allow_http: true,
-        auth,
-        budgets: Vec::new(),
-        protected: Vec::new(),
-    };
-    Ok(Settings {
-        queue: QueueSettings { database: PathBuf::new(), default_ttl: Some(seconds(rng, 120, 3_600)), retention: None },
-        batch: BatchSettings {
-            linger: rng.millis(0, 300),
-            attempts_max: NonZeroU32::new(rng.between(1, 4) as u32).unwrap_or(NonZeroU32::MIN),
-        },
-        targets: vec![target],
-        listen: None,
+        auth: auth.clone(),
+        budgets,
+        protected,
     })
+}
+
+fn url(text: &str) -> Result<Url, Broken> {
+    Url::parse(text).map_err(|error| Broken(format!("{text}: {error}")))
 }
 
 fn span(min_ms: u64, max_ms: u64) -> Span {

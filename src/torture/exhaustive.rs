@@ -4,10 +4,23 @@ use super::draw::{self, Plan};
 use super::machine::Point;
 use super::rng::Rng;
 use super::{Broken, Failure, Simulator, Summary};
+use crate::model::Service;
 use crate::sim::Scenario;
 
 /// The kinds of scenarios: what happens to the first submit calls.
-pub const KINDS: [&str; 7] = ["accepted", "lost", "lost before", "refused", "vanished", "gap", "retry"];
+pub const KINDS: [&str; 11] = [
+    "accepted",
+    "lost",
+    "lost before",
+    "refused",
+    "vanished",
+    "gap",
+    "retry",
+    "clouddc accepted",
+    "clouddc lost",
+    "clouddc lost before",
+    "clouddc refused",
+];
 
 /// How many points a scenario has at which a daemon can die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +58,16 @@ impl Simulator {
 
 fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
     let mut rng = Rng::new(seed);
-    let mut plan = draw::plan(&mut rng)?;
-    let text = format!("[bms]\nservers = 4\noperation_ms = [2000, 4000]\n{}", faults(kind));
+    let (service, kind) = match kind.strip_prefix("clouddc ") {
+        Some(kind) => (Service::CloudDc, kind),
+        None => (Service::Bms, kind),
+    };
+    let mut plan = draw::plan_for(&mut rng, &[service])?;
+    for target in &mut plan.settings.targets {
+        (target.budgets, target.protected) = (Vec::new(), Vec::new());
+    }
+    let faults = faults(kind).replace("kind =", &format!("service = \"{service}\"\nkind ="));
+    let text = format!("[{service}]\nservers = 4\noperation_ms = [2000, 4000]\n{faults}");
     plan.scenario = Scenario::from_toml(&text).map_err(|error| Broken(error.to_string()))?;
     plan.rough = draw::Roughness {
         crash: 0,

@@ -9,12 +9,14 @@ use super::wire::Cloud;
 use super::{Broken, rules};
 use crate::cloud::{CallError, Fault};
 use crate::model::{
-    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, Tracking, UtcMillis,
+    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking,
+    UtcMillis,
 };
 
 /// What a producer asked for.
 #[derive(Debug, Clone)]
 pub(super) struct Wish {
+    pub(super) target: TargetName,
     pub(super) server: ServerId,
     pub(super) action: PowerAction,
     pub(super) not_before: Option<UtcMillis>,
@@ -40,8 +42,8 @@ pub(super) struct BatchFacts {
     pub(super) action: PowerAction,
     pub(super) state: BatchState,
     pub(super) members: BTreeSet<i64>,
-    /// The call left this machine, as far as the daemon is concerned.
-    pub(super) departed: bool,
+    /// When and for which target the call left this machine, as far as the daemon is concerned.
+    pub(super) departed: Option<(UtcMillis, TargetName)>,
     /// The daemon that made the call still lives and has not stored its answer.
     pub(super) in_hand: bool,
     /// What the daemon was told, until it is stored.
@@ -78,10 +80,12 @@ pub(super) struct Facts {
     pub(super) limits: rules::Limits,
     pub(super) requests: BTreeMap<i64, Request>,
     pub(super) batches: BTreeMap<i64, BatchFacts>,
-    /// Actions that an operator holds at present; none: all of them.
-    pub(super) held: BTreeSet<Option<PowerAction>>,
+    /// Targets and actions that an operator holds at present; none: all of them.
+    pub(super) held: BTreeSet<(Option<TargetName>, Option<PowerAction>)>,
     /// When the submit calls of the last minute left.
-    pub(super) departures: VecDeque<UtcMillis>,
+    departures: BTreeMap<TargetName, VecDeque<UtcMillis>>,
+    /// When they came to the cloud.
+    arrivals: BTreeMap<TargetName, VecDeque<UtcMillis>>,
     /// A number that the whole history decides.
     pub(super) digest: u64,
     pub(super) last_move: UtcMillis,
@@ -94,7 +98,8 @@ impl Facts {
             requests: BTreeMap::new(),
             batches: BTreeMap::new(),
             held: BTreeSet::new(),
-            departures: VecDeque::new(),
+            departures: BTreeMap::new(),
+            arrivals: BTreeMap::new(),
             digest: 0xcbf2_9ce4_8422_2325,
             last_move: now,
         }
@@ -111,20 +116,22 @@ impl Facts {
     }
 
     /// A submit call leaves.
-    pub(super) fn departs(
-        &mut self,
-        batch: i64,
-        action: PowerAction,
-        members: &BTreeMap<i64, ServerId>,
-        now: UtcMillis,
-    ) -> Result<(), Broken> {
-        rules::check_departure(self, batch, action, members)?;
-        self.departures.push_back(now);
-        rules::check_pace(self, now)?;
-        if let Some(facts) = self.batches.get_mut(&batch) {
-            (facts.departed, facts.in_hand) = (true, true);
+    pub(super) fn departs(&mut self, call: &Departure<'_>, now: UtcMillis) -> Result<(), Broken> {
+        rules::check_departure(self, call, now)?;
+        let calls = self.departures.entry(call.target.clone()).or_default();
+        calls.push_back(now);
+        rules::check_pace(calls, self.limits.targets.get(call.target), WINDOW, now)?;
+        if let Some(facts) = self.batches.get_mut(&call.batch) {
+            (facts.departed, facts.in_hand) = (Some((now, call.target.clone())), true);
         }
         Ok(())
+    }
+
+    /// A submit call reaches the cloud.
+    pub(super) fn arrives(&mut self, target: &TargetName, now: UtcMillis) -> Result<(), Broken> {
+        let calls = self.arrivals.entry(target.clone()).or_default();
+        calls.push_back(now);
+        rules::check_pace(calls, self.limits.targets.get(target), WINDOW - LATE_MAX, now)
     }
 
     /// The cloud acted on these servers for a batch.
@@ -206,7 +213,7 @@ impl Facts {
             action,
             state: BatchState::Submitting,
             members: BTreeSet::new(),
-            departed: false,
+            departed: None,
             in_hand: false,
             told: None,
             fate: Fate::Open,
@@ -267,6 +274,19 @@ fn fate(answer: &Result<Tracking, CallError>) -> Fate {
 fn fingerprint(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+/// What a daemon sends.
+pub(super) struct Departure<'a> {
+    pub(super) batch: i64,
+    pub(super) target: &'a TargetName,
+    pub(super) action: PowerAction,
+    pub(super) members: &'a BTreeMap<i64, ServerId>,
+}
+
+/// The span that `submits_per_minute` speaks of.
+const WINDOW: Duration = Duration::from_secs(60);
+/// The call of a daemon that died may arrive so much later than the next daemon starts, which cannot know of that.
+const LATE_MAX: Duration = Duration::from_secs(1);
 
 /// How long a span is, generously: for bounds that only mean "some day".
 pub(super) const SLACK: Duration = Duration::from_secs(180);

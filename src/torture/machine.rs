@@ -16,6 +16,7 @@ use super::wire::Cloud;
 use super::{Broken, Summary, audit, connect, rules};
 use crate::daemon::{Finished, Round, Task};
 use crate::model::{BatchState, UtcMillis};
+use crate::settings::TargetSettings;
 use crate::sim::World;
 use crate::store::StoreError;
 
@@ -24,6 +25,8 @@ mod ending;
 
 /// 2080-01-01: ahead of any machine's clock.
 const BEGIN: UtcMillis = UtcMillis(3_471_292_800_000);
+/// When producers give up what does not expire by itself.
+const PATIENCE: Duration = Duration::from_secs(1800);
 /// Steps after which a run is called endless.
 const STEPS_MAX: u64 = 200_000;
 /// Rounds in a row without any progress after which the daemon is called spinning.
@@ -100,7 +103,11 @@ impl<'a> Machine<'a> {
         trace: &'a mut Option<Vec<String>>,
     ) -> Result<Self, Broken> {
         let world = World::new(plan.scenario.clone());
-        let servers = world.server_ids();
+        let of = |target: &TargetSettings| {
+            let servers = world.server_ids(target.service).into_iter();
+            servers.map(|server| (target.name.clone(), server)).collect::<Vec<_>>()
+        };
+        let servers = plan.settings.targets.iter().flat_map(of).collect();
         let fuse = Arc::new(Fuse::default());
         if let Some(Point::Commit(n)) = end_at {
             fuse.set(n.saturating_sub(1));
@@ -300,7 +307,14 @@ impl<'a> Machine<'a> {
         let now = self.now();
         if self.producers.left == 0 {
             self.producers.resume_all(&mut self.desk, &mut self.facts).await?;
-            self.act_at = None;
+            // Requests that never expire wait for ever behind a server that stays busy for ever: somebody gives them up.
+            self.act_at = match self.plan.settings.queue.default_ttl {
+                None if self.producers.is_patient() => Some(now + PATIENCE),
+                _ => None,
+            };
+            if self.act_at.is_none() {
+                self.producers.give_up(&mut self.desk).await?;
+            }
         } else {
             let done = self.producers.act(&mut self.desk, &mut self.facts, &mut self.rng, now).await?;
             self.say(|| done);

@@ -8,24 +8,24 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use super::Broken;
-use super::draw::TARGET;
 use super::facts::{Facts, Wish};
 use super::rng::Rng;
-use crate::model::{PowerAction, RequestState, ServerId, UtcMillis};
+use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
 /// What the producers may name.
 pub(super) struct Producers {
-    pub(super) servers: Vec<ServerId>,
+    pub(super) servers: Vec<(TargetName, ServerId)>,
     /// Requests still to be inserted.
     pub(super) left: u64,
     /// Of a thousand acts, so many change something that is there.
     pub(super) meddling: u64,
     inserted: u64,
+    patient: bool,
 }
 
 impl Producers {
-    pub(super) fn new(servers: Vec<ServerId>, left: u64, meddling: u64) -> Self {
-        Self { servers, left, meddling, inserted: 0 }
+    pub(super) fn new(servers: Vec<(TargetName, ServerId)>, left: u64, meddling: u64) -> Self {
+        Self { servers, left, meddling, inserted: 0, patient: true }
     }
 
     /// One act; what was done, for the trace.
@@ -58,6 +58,19 @@ impl Producers {
         Ok(())
     }
 
+    /// True when asked for the first time.
+    pub(super) fn is_patient(&mut self) -> bool {
+        std::mem::take(&mut self.patient)
+    }
+
+    /// Cancels what is still queued, if somebody has waited long enough.
+    pub(super) async fn give_up(&mut self, desk: &mut SqliteConnection) -> Result<(), Broken> {
+        if !self.patient {
+            sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").execute(desk).await?;
+        }
+        Ok(())
+    }
+
     async fn insert(
         &mut self,
         desk: &mut SqliteConnection,
@@ -81,7 +94,7 @@ impl Producers {
             )
             .bind(&spelled)
             .bind(wish.action.as_str())
-            .bind(TARGET)
+            .bind(&wish.target.0)
             .bind(priority)
             .bind(wish.not_before.map(|at| at.to_string()))
             .bind(wish.expires_at.map(|at| at.to_string()))
@@ -100,14 +113,15 @@ impl Producers {
 
     fn wish(&self, facts: &Facts, rng: &mut Rng, one_action: Option<PowerAction>, now: UtcMillis) -> Wish {
         let nobody = ServerId(format!("nobody-{}", rng.between(1, 3)));
-        let known = rng.pick(&self.servers).cloned().unwrap_or_else(|| nobody.clone());
+        let elsewhere = || (TargetName("default".into()), nobody.clone());
+        let (target, known) = rng.pick(&self.servers).cloned().unwrap_or_else(elsewhere);
         let server = if rng.permille(20) { nobody } else { known };
         let not_before = rng.permille(100).then(|| now + rng.millis(1, 120_000));
         let expires_at = rng.permille(100).then(|| not_before.unwrap_or(now) + rng.millis(1, 240_000));
         let ids: Vec<i64> = facts.requests.keys().copied().collect();
         let after = if rng.permille(120) { rng.pick(&ids).copied() } else { None };
         let action = one_action.unwrap_or_else(|| action(rng));
-        Wish { server, action, not_before, expires_at, after, inserted_at: now }
+        Wish { target, server, action, not_before, expires_at, after, inserted_at: now }
     }
 }
 
@@ -184,25 +198,26 @@ async fn change_priority(desk: &mut SqliteConnection, rng: &mut Rng, id: i64) ->
     Ok(format!("priority of {id} = {priority}"))
 }
 
-/// Pauses or resumes all actions or one.
+/// Pauses or resumes all actions or one, of all targets or one.
 async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: UtcMillis) -> Result<String, Broken> {
+    let targets: Vec<TargetName> = facts.limits.targets.keys().cloned().collect();
+    let target = if rng.permille(500) { rng.pick(&targets).cloned() } else { None };
     let action = rng.permille(500).then(|| action(rng));
-    if facts.held.remove(&action) {
-        sqlx::query("DELETE FROM holds WHERE kind = 'operator' AND action IS ?")
-            .bind(action.map(PowerAction::as_str))
-            .execute(desk)
-            .await?;
-        return Ok(format!("resume {action:?}"));
-    }
-    facts.held.insert(action);
-    let target = rng.permille(500).then_some(TARGET);
-    sqlx::query("INSERT INTO holds (target, action, kind, reason, since) VALUES (?, ?, 'operator', 'a test', ?)")
-        .bind(target)
+    let scope = (target.clone(), action);
+    let sql = match facts.held.remove(&scope) {
+        true => "DELETE FROM holds WHERE kind = 'operator' AND target IS ?1 AND action IS ?2",
+        false => {
+            facts.held.insert(scope);
+            "INSERT INTO holds (target, action, kind, reason, since) VALUES (?1, ?2, 'operator', 'a test', ?3)"
+        }
+    };
+    sqlx::query(sql)
+        .bind(target.as_ref().map(|target| &target.0))
         .bind(action.map(PowerAction::as_str))
         .bind(now.to_string())
         .execute(desk)
         .await?;
-    Ok(format!("pause {action:?}"))
+    Ok(format!("operators hold {:?}", facts.held))
 }
 
 /// Takes the write lock, or gives it back.

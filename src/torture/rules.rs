@@ -1,24 +1,39 @@
 //! The promises of the contract, as checks of a run's facts. Pure: changes nothing, reads no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::Broken;
 use super::audit::Move;
-use super::facts::{BatchFacts, Facts, Fate, Request, SLACK};
+use super::facts::{BatchFacts, Departure, Facts, Fate, Request, SLACK};
 use super::wire::Cloud;
-use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, UtcMillis};
+use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis};
+use crate::settings::Budget;
 use crate::sim::OnOff;
 
 /// The configured bounds that a run is held to.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    pub(super) submits_per_minute: u32,
-    pub(super) batch_servers_max: u32,
+    pub(super) targets: BTreeMap<TargetName, TargetLimits>,
     pub(super) attempts_max: u32,
     pub(super) default_ttl: Option<Duration>,
     /// From a claim to the end of its attempt.
     pub(super) flight_max: Duration,
+}
+
+/// Those of one target.
+#[derive(Debug, Clone)]
+pub(super) struct TargetLimits {
+    pub(super) submits_per_minute: u32,
+    pub(super) batch_servers_max: u32,
+    pub(super) budgets: Vec<(PowerAction, Budget)>,
+    pub(super) protected: Vec<ServerId>,
+}
+
+impl TargetLimits {
+    fn forbids(&self, action: PowerAction, server: &ServerId) -> bool {
+        action != PowerAction::Start && self.protected.contains(server)
+    }
 }
 
 macro_rules! hold {
@@ -30,37 +45,63 @@ macro_rules! hold {
 }
 
 /// Intents precede calls: what leaves is a stored batch with these members and no others.
-pub(super) fn check_departure(
-    facts: &Facts,
-    batch: i64,
-    action: PowerAction,
-    members: &BTreeMap<i64, ServerId>,
-) -> Result<(), Broken> {
-    let stored = facts.batches.get(&batch);
+pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: UtcMillis) -> Result<(), Broken> {
+    let Departure { batch, target, action, members } = call;
+    let stored = facts.batches.get(batch);
     hold!(stored.is_some(), "the call of batch {batch} leaves, but no intent is stored");
     let Some(stored) = stored else { return Ok(()) };
     hold!(stored.state == BatchState::Submitting, "the call of batch {batch} leaves, but it is {}", stored.state);
-    hold!(!stored.departed, "the call of batch {batch} leaves a second time");
-    hold!(stored.action == action, "batch {batch} is for {}, but its call is {action}", stored.action);
+    hold!(stored.departed.is_none(), "the call of batch {batch} leaves a second time");
+    hold!(stored.action == *action, "batch {batch} is for {}, but its call is {action}", stored.action);
     hold!(stored.members.iter().eq(members.keys()), "batch {batch} has other members stored than it sends");
-    hold!(members.len() <= facts.limits.batch_servers_max as usize, "batch {batch} is too large");
-    for (id, server) in members {
-        let known = facts.requests.get(id).map(|request| (&request.wish.server, request.wish.action, request.state));
-        hold!(
-            known == Some((server, action, RequestState::Submitting)),
-            "batch {batch} sends {action} of {server} for request {id}, which is {known:?}"
-        );
+    let limits = facts.limits.targets.get(*target);
+    hold!(limits.is_some(), "batch {batch} goes to target {target}, which nobody configured");
+    let Some(limits) = limits else { return Ok(()) };
+    hold!(members.len() <= limits.batch_servers_max as usize, "batch {batch} is too large");
+    for (id, server) in *members {
+        let known = facts.requests.get(id).map(|request| (&request.wish, request.state));
+        let as_asked = known.is_some_and(|(wish, state)| {
+            state == RequestState::Submitting && (&wish.target, &wish.server, wish.action) == (*target, server, *action)
+        });
+        hold!(as_asked, "batch {batch} sends {action} of {server} for request {id}, which is {known:?}");
+        hold!(!limits.forbids(*action, server), "batch {batch} sends {action} of {server}, which is protected");
     }
+    check_budget(facts, call, limits, now)
+}
+
+/// Calls that may have had an effect never carry more servers in a budget's span than it allows.
+fn check_budget(facts: &Facts, call: &Departure<'_>, limits: &TargetLimits, now: UtcMillis) -> Result<(), Broken> {
+    let Some((_, budget)) = limits.budgets.iter().find(|(action, _)| *action == call.action) else { return Ok(()) };
+    let counts = |batch: &&BatchFacts| {
+        let in_span = |(at, target): &(UtcMillis, TargetName)| target == call.target && now.since(*at) < budget.span;
+        batch.action == call.action
+            && batch.departed.as_ref().is_some_and(in_span)
+            && batch.known_fate() != Fate::NotDone
+    };
+    let spent: usize = facts.batches.values().filter(counts).map(|batch| batch.members.len()).sum();
+    let all = spent + call.members.len();
+    hold!(
+        all <= budget.servers as usize,
+        "{all} servers to {} in {:?}, of {}",
+        call.action,
+        budget.span,
+        budget.servers
+    );
     Ok(())
 }
 
-/// Never more calls in 60 s than configured, over restarts too.
-pub(super) fn check_pace(facts: &mut Facts, now: UtcMillis) -> Result<(), Broken> {
-    while facts.departures.front().is_some_and(|&at| now.since(at) >= Duration::from_secs(60)) {
-        facts.departures.pop_front();
+/// Never more calls in so long than configured, over restarts too.
+pub(super) fn check_pace(
+    calls: &mut VecDeque<UtcMillis>,
+    limits: Option<&TargetLimits>,
+    span: Duration,
+    now: UtcMillis,
+) -> Result<(), Broken> {
+    while calls.front().is_some_and(|&at| now.since(at) >= span) {
+        calls.pop_front();
     }
-    let (calls, most) = (facts.departures.len(), facts.limits.submits_per_minute);
-    hold!(calls <= most as usize, "{calls} submit calls in 60 s; {most} are allowed");
+    let (calls, most) = (calls.len(), limits.map_or(0, |limits| limits.submits_per_minute));
+    hold!(calls <= most as usize, "{calls} submit calls in {span:?}; {most} are allowed");
     Ok(())
 }
 
@@ -111,11 +152,14 @@ fn check_claim(facts: &Facts, id: i64, request: &Request, now: UtcMillis) -> Res
     hold!(wish.not_before.is_none_or(|at| at <= now), "request {id} goes out before its not_before");
     hold!(facts.expiry(request).is_none_or(|at| at > now), "request {id} goes out after its time");
     hold!(is_freed(facts, request), "request {id} goes out before what it waits for has succeeded");
-    let held = facts.held.contains(&None) || facts.held.contains(&Some(wish.action));
+    let held = facts.held.iter().any(|(target, action)| {
+        target.as_ref().is_none_or(|target| *target == wish.target) && action.is_none_or(|action| action == wish.action)
+    });
     hold!(!held, "request {id} goes out although {} is held", wish.action);
     let reboots = wish.action == PowerAction::Reboot && facts.times_carried(id) > 0;
     hold!(!reboots, "request {id}: a reboot that was carried out is claimed again");
-    for (other_id, other) in facts.requests.iter().filter(|(other, r)| **other != id && r.wish.server == wish.server) {
+    let same = |other: &Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
+    for (other_id, other) in facts.requests.iter().filter(|(other_id, other)| **other_id != id && same(other)) {
         let in_flight = matches!(other.state, RequestState::Submitting | RequestState::Running);
         hold!(!in_flight, "requests {other_id} and {id} are in flight for {} together", wish.server);
         let due = other.wish.not_before.is_none_or(|at| at <= now) && is_freed(facts, other);
@@ -151,6 +195,11 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
         RequestState::Expired => {
             let due = facts.expiry(request).is_some_and(|at| at <= now);
             hold!(due, "request {id} expired before its time");
+        }
+        RequestState::Rejected => {
+            let limits = facts.limits.targets.get(&request.wish.target);
+            let forbidden = limits.is_some_and(|limits| limits.forbids(request.wish.action, &request.wish.server));
+            hold!(forbidden, "request {id} was rejected, but its server is not protected");
         }
         RequestState::Cancelled if moved.code == "poweryard.dependency" => {
             let awaited = request.wish.after.and_then(|id| facts.requests.get(&id)).map(|awaited| awaited.state);

@@ -7,8 +7,8 @@ use super::{Batch, FIRST_PART, Member, Rules, SECOND_PART, already_sentence, bus
 use crate::cloud::{CallError, Fault, codes};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
-    Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction, ServerId, ServerView,
-    Sighting, UtcMillis,
+    Activity, AttemptResult, Baseline, BatchState, CodeClass, Complaint, Evidence, JobStatus, LookCause, Power,
+    PowerAction, ServerId, ServerView, Sighting, UtcMillis,
 };
 use crate::pace;
 
@@ -25,10 +25,11 @@ pub fn after_look(
     asked_at: UtcMillis,
     now: UtcMillis,
 ) -> Step {
-    match batch.look_cause {
-        Some(LookCause::Refused) => explain(batch, sightings, rules, now),
-        Some(LookCause::Lost | LookCause::Vanished | LookCause::TimeLimit | LookCause::Gap) | None => {
-            prove(batch, |member| sightings.get(&member.server), None, rules, asked_at, now)
+    match (batch.state, batch.look_cause) {
+        (BatchState::Looking, Some(LookCause::Refused)) => explain(batch, sightings, rules, now),
+        (BatchState::Looking, _) => prove(batch, |member| sightings.get(&member.server), None, rules, asked_at, now),
+        (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => {
+            watch(batch, |member| sightings.get(&member.server), rules, asked_at, now)
         }
     }
 }
@@ -36,6 +37,13 @@ pub fn after_look(
 /// What follows when the states could not be read: later again, within the time that looking has. A refused batch does not
 /// wait for long: it is split without an explanation.
 pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
+    if batch.state != BatchState::Looking {
+        let next = match now >= tracking_ends(batch, rules) {
+            true => batch.look(LookCause::TimeLimit, rules, now),
+            false => batch.again(rules, now, 0),
+        };
+        return Step::only(next).after_failed_read(error);
+    }
     let hopeless = matches!(error.fault, Fault::Permission | Fault::Refused(_));
     if batch.look_cause == Some(LookCause::Refused) {
         if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless {
@@ -56,14 +64,46 @@ fn prove<'a>(
     asked_at: UtcMillis,
     now: UtcMillis,
 ) -> Step {
+    let ends = batch.look_until.unwrap_or(now);
+    search(batch, sighting, rules, asked_at, now, (ends, |batch: &Batch| out_of_time(batch, failure)))
+}
+
+/// Follows an accepted batch that has no job: its servers' own states tell, until the time of a job is over.
+fn watch<'a>(
+    batch: &Batch,
+    sighting: impl Fn(&Member) -> Option<&'a Sighting>,
+    rules: &Rules,
+    asked_at: UtcMillis,
+    now: UtcMillis,
+) -> Step {
+    let mut step = search(batch, sighting, rules, asked_at, now, (tracking_ends(batch, rules), never_seen));
+    if step.batch == BatchNext::Done {
+        let took = now.since(batch.submitted_at.unwrap_or(batch.intent_at));
+        step.job_ms = i64::try_from(took.as_millis()).ok();
+    }
+    step
+}
+
+fn tracking_ends(batch: &Batch, rules: &Rules) -> UtcMillis {
+    batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit
+}
+
+/// One look: what it settles, what is worth remembering, and when to look again. At `ends` the rest ends as `at_the_end`.
+fn search<'a>(
+    batch: &Batch,
+    sighting: impl Fn(&Member) -> Option<&'a Sighting>,
+    rules: &Rules,
+    asked_at: UtcMillis,
+    now: UtcMillis,
+    (ends, at_the_end): (UtcMillis, impl Fn(&Batch) -> Outcome),
+) -> Step {
     let mut step = Step::only(batch.again(rules, now, 0));
-    let time_is_up = batch.look_until.is_some_and(|until| now >= until);
     let mut open = 0;
     for member in &batch.members {
         let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, asked_at));
         match finding {
             Finding::Event(event) => step.moves.push((member.request, event)),
-            _ if time_is_up => step.moves.push((member.request, Event::Ended(out_of_time(batch, failure)))),
+            _ if now >= ends => step.moves.push((member.request, Event::Ended(at_the_end(batch)))),
             Finding::Remember(seen) => {
                 open += 1;
                 if member.seen != Some(seen) {
@@ -75,9 +115,9 @@ fn prove<'a>(
     }
     if open == 0 {
         step.batch = BatchNext::Done;
-    } else if let (BatchNext::Again { next_look_at, doubts }, Some(until)) = (&step.batch, batch.look_until) {
-        let settles_at = now + rules.settle_time;
-        step.batch = BatchNext::Again { next_look_at: (*next_look_at).min(until).min(settles_at), doubts: *doubts };
+    } else if let BatchNext::Again { next_look_at, doubts } = &step.batch {
+        let next_look_at = (*next_look_at).min(ends).min(now + rules.settle_time);
+        step.batch = BatchNext::Again { next_look_at, doubts: *doubts };
     }
     step
 }
@@ -105,11 +145,16 @@ fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now:
                 if had_moved || batch.action != PowerAction::Reboot { SeenState::Moving } else { SeenState::Idle };
             Finding::Remember(Seen { what, since: now })
         }
+        (Activity::Idle, _) if news(batch, member, view, had_moved) == Some(JobStatus::Failed) => {
+            Finding::Event(Event::Ended(failed_as_seen(view)))
+        }
         (Activity::Idle, PowerAction::Reboot) => find_reboot(batch, member, view, had_moved, rules, now),
         (Activity::Idle, action) if view.power == wished_power(action) => {
             Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, observed_sentence(action))))
         }
         (Activity::Idle, _) if view.power == Power::Unclear => Finding::Nothing,
+        // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is counted.
+        (Activity::Idle, _) if batch.state == BatchState::Tracking && member.seen.is_none() => Finding::Nothing,
         (Activity::Idle, _) => match keep(member, SeenState::Idle, now) {
             seen if now.since(seen.since) >= rules.settle_time => {
                 Finding::Event(not_carried_out(batch, member, rules, now))
@@ -119,8 +164,32 @@ fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now:
     }
 }
 
-/// A reboot leaves no lasting mark: only a transition that was seen proves it. Without one, idle through the settling time,
-/// it may have been over before the first look as well as never begun.
+/// What the server itself says of this request's action, where the service remembers a server's last operation.
+///
+/// It has neither time nor id: the end of an operation is this one's only if it was seen under way, or differs from what
+/// stood there before the call.
+fn news(batch: &Batch, member: &Member, view: &ServerView, had_moved: bool) -> Option<JobStatus> {
+    let operation = view.operation.filter(|operation| operation.action == batch.action)?;
+    let changed = match member.baseline {
+        Baseline::Known(before) => before != Some(operation),
+        Baseline::Unknown => false,
+    };
+    let could_be_another = member.shadowed && batch.action == PowerAction::Reboot;
+    ((changed || had_moved) && !could_be_another).then_some(operation.status)
+}
+
+fn failed_as_seen(view: &ServerView) -> Outcome {
+    match &view.error {
+        Some(error) if !error.code.is_empty() => Outcome::failed(Evidence::Observed, &error.code, &error.message),
+        Some(error) => Outcome::failed(Evidence::Observed, "poweryard.failed", &error.message),
+        None => {
+            Outcome::failed(Evidence::Observed, "poweryard.failed", "the server's state says that the operation failed")
+        }
+    }
+}
+
+/// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service remembers of it. Without
+/// one, idle through the settling time, it may have been over before the first look as well as never begun.
 fn find_reboot(
     batch: &Batch,
     member: &Member,
@@ -129,17 +198,26 @@ fn find_reboot(
     rules: &Rules,
     now: UtcMillis,
 ) -> Finding {
+    let succeeded = |sentence: &str| Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, sentence)));
+    if let Some(operation) = view.operation {
+        let told = news(batch, member, view, had_moved) == Some(JobStatus::Succeeded);
+        // A server that is off has not come back; if somebody else stopped it, nobody can tell.
+        if told && operation.action == PowerAction::Reboot && view.power == Power::On {
+            return succeeded("the server's state says that the reboot succeeded");
+        }
+        if had_moved || batch.state == BatchState::Tracking {
+            return Finding::Nothing;
+        }
+    }
     let shadow = if member.shadowed { " that could not be an earlier one" } else { "" };
     match (had_moved && !member.shadowed, view.power) {
         (_, Power::Unclear) => Finding::Nothing,
-        (true, Power::On) => Finding::Event(Event::Ended(Outcome::succeeded(
-            Evidence::Observed,
-            "the server was seen rebooting, and then running",
-        ))),
+        (true, Power::On) => succeeded("the server was seen rebooting, and then running"),
         (true, Power::Off | Power::Faulty) => {
             let message = "the server was seen rebooting, and did not come back";
             Finding::Event(Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.not_running", message)))
         }
+        (false, _) if batch.state == BatchState::Tracking => Finding::Nothing,
         (false, Power::On | Power::Off | Power::Faulty) => match keep(member, SeenState::Idle, now) {
             seen if now.since(seen.since) >= rules.settle_time => Finding::Event(Event::Ended(Outcome::unknown(
                 "poweryard.unproved",
@@ -186,6 +264,15 @@ fn not_carried_out(batch: &Batch, member: &Member, rules: &Rules, now: UtcMillis
         code: why.code,
         message: why.message,
     })
+}
+
+/// The cloud accepted the call, and its servers were followed for as long as a job may take.
+fn never_seen(batch: &Batch) -> Outcome {
+    let action = batch.action;
+    Outcome::unknown(
+        "poweryard.time_limit",
+        format!("the cloud accepted the call, and within job_time_limit the server was not seen to {action}"),
+    )
 }
 
 fn missing() -> Outcome {

@@ -8,15 +8,17 @@ use std::time::Duration;
 use crate::cloud::CallError;
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, Step};
 use crate::model::{
-    AttemptResult, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, LookCause, Operation, PowerAction,
-    RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    AttemptResult, Baseline, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, JobStatus, LookCause,
+    Operation, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
+mod held;
 mod job;
 mod look;
 mod submit;
 
+pub use held::while_held;
 pub use job::{after_failed_query, after_job};
 pub use look::{after_failed_look, after_look};
 pub use submit::{after_submit, orphaned_intent, orphaned_target};
@@ -71,8 +73,8 @@ pub struct Member {
     pub busy: u32,
     /// What looking has seen so far.
     pub seen: Option<Seen>,
-    /// The server's last operation before the call, where the service remembers it.
-    pub baseline: Option<Operation>,
+    /// The server's last operation before the call.
+    pub baseline: Baseline,
     /// An earlier reboot of this server ended `unknown` and may still be under way: one that is seen proves nothing.
     pub shadowed: bool,
 }
@@ -92,6 +94,11 @@ pub struct Rules {
     pub looks: LookTimes,
 }
 
+/// Reboots that could pass unseen are looked at closely: this often, for so long. How long CloudDC shows a reboot under way is
+/// not documented; a bare-metal server takes minutes to restart.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
+const CLOSE_SPAN: Duration = Duration::from_secs(60);
+
 impl Batch {
     fn seed(&self) -> u64 {
         (self.id.0 as u64) << 16 | u64::from(self.looks)
@@ -99,7 +106,17 @@ impl Batch {
 
     /// The next look while nothing else changes.
     fn again(&self, rules: &Rules, now: UtcMillis, doubts: u32) -> BatchNext {
-        BatchNext::Again { next_look_at: now + rules.looks.next_look(self.looks + 1, self.seed()), doubts }
+        let wait = rules.looks.next_look(self.looks + 1, self.seed());
+        let closely = self.may_pass_unseen() && now.since(self.submitted_at.unwrap_or(self.intent_at)) < CLOSE_SPAN;
+        BatchNext::Again { next_look_at: now + if closely { wait.min(CLOSE_INTERVAL) } else { wait }, doubts }
+    }
+
+    /// True if a server stood at `reboot succeeded` before it was to be rebooted: only while it is being done can this reboot
+    /// be told from that one.
+    fn may_pass_unseen(&self) -> bool {
+        const REBOOTED: Operation = Operation { action: PowerAction::Reboot, status: JobStatus::Succeeded };
+        let stale = |member: &Member| member.baseline == Baseline::Known(Some(REBOOTED)) && member.seen.is_none();
+        self.action == PowerAction::Reboot && self.members.iter().any(stale)
     }
 
     /// Looking at the servers begins.
@@ -261,7 +278,7 @@ mod testing {
             attempts: u32::from(state != BatchState::Submitting),
             busy: 0,
             seen: None,
-            baseline: None,
+            baseline: Baseline::Unknown,
             shadowed: false,
         });
         Batch {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Batch, Rules, about_one_server, our_own};
+use super::{Batch, CLOSE_INTERVAL, Rules, about_one_server, our_own};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Tracking, UtcMillis};
@@ -74,7 +74,8 @@ fn accepted(batch: &Batch, tracking: Tracking, history: &[Duration], rules: &Rul
         Tracking::Job(job) => Some(job),
         Tracking::ServerState => None,
     };
-    let next_look_at = now + rules.looks.first_look(history, batch.seed());
+    let first = rules.looks.first_look(history, batch.seed());
+    let next_look_at = now + if batch.may_pass_unseen() { first.min(CLOSE_INTERVAL) } else { first };
     Step {
         moves: batch.members.iter().map(|member| (member.request, Event::Accepted)).collect(),
         ..Step::only(BatchNext::Track { job, next_look_at })

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use poweryard::daemon::{self, DaemonError, Reload};
+use poweryard::model::Service;
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::{Scenario, SimCloud};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -23,6 +24,8 @@ pub(crate) const PROJECT: &str = "bbf1946d374b44a0a2a95533562ba954";
 pub(crate) struct Yard {
     pub(crate) dir: TempDir,
     pub(crate) cloud: SimCloud,
+    /// That of the config's target.
+    pub(crate) service: Service,
     /// Lines that the config's target gets beside the necessary ones.
     pub(crate) target_lines: String,
 }
@@ -49,7 +52,7 @@ impl Yard {
         let dir = tempfile::tempdir().expect("a folder");
         let target_lines = "submits_per_minute = 6000\nfirst_look = \"20ms\"\nlook_interval_max = \"100ms\"\n\
                             settle_time = \"1s\"\nlook_time_limit = \"10s\"\n";
-        Self { dir, cloud, target_lines: target_lines.into() }
+        Self { dir, cloud, service: Service::Bms, target_lines: target_lines.into() }
     }
 
     /// Sets one line of the config's target, such as `job_time_limit = "1s"`, in place of an earlier one of that key.
@@ -71,9 +74,9 @@ impl Yard {
     pub(crate) fn write_config_for(&self, target: &str, endpoint: &str) -> PathBuf {
         secret(self.dir.path(), "access-key", "POWERYARDSIMAK");
         secret(self.dir.path(), "secret-key", "poweryard-sim-secret-key");
-        let (dir, lines) = (self.dir.path().display(), &self.target_lines);
+        let (dir, service, lines) = (self.dir.path().display(), self.service, &self.target_lines);
         let text = format!(
-            "[queue]\ndatabase = \"{dir}/queue.db\"\n[batch]\nlinger = \"0ms\"\n[targets.{target}]\nservice = \"bms\"\n\
+            "[queue]\ndatabase = \"{dir}/queue.db\"\n[batch]\nlinger = \"0ms\"\n[targets.{target}]\nservice = \"{service}\"\n\
              endpoint = \"{endpoint}\"\nproject_id = \"{PROJECT}\"\nallow_http = true\n{lines}\
              [targets.{target}.auth]\nkind = \"aksk\"\naccess_key_file = \"{dir}/access-key\"\nsecret_key_file = \"{dir}/secret-key\"\n"
         );
@@ -123,7 +126,7 @@ impl Yard {
     }
 
     pub(crate) fn server(&self, number: usize) -> String {
-        self.cloud.server_ids()[number - 1].to_string()
+        self.cloud.server_ids(self.service)[number - 1].to_string()
     }
 }
 

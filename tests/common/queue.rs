@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{AttemptResult, Evidence, JobId, RequestId, Service, UtcMillis};
 use poweryard::plan::Lane;
-use poweryard::store::{Origin, Store, TakenIn};
+use poweryard::store::{Origin, Store, TakenIn, Which};
 use poweryard::verdict::Batch;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
@@ -123,7 +123,7 @@ impl Queue {
     }
 
     pub(crate) async fn claim(&self, lane: &Lane, servers_max: u32, now: UtcMillis) -> Option<Batch> {
-        self.store.claim(lane, &origin(), servers_max, &[], now).await.expect("claim")
+        self.store.claim(lane, &origin(), Which::First(servers_max), &[], now).await.expect("claim")
     }
 
     /// Claims all that may go now.

@@ -156,6 +156,7 @@ pub(crate) fn target(service: Service, port: u16) -> TargetSettings {
         endpoint: format!("http://127.0.0.1:{port}").parse().expect("a URL"),
         project_id: PROJECT.to_owned(),
         submits_per_minute: 50,
+        submits_open_max: 16,
         batch_servers_max: service.batch_servers_cap(),
         job_time_limit: Duration::from_secs(3600),
         look_time_limit: Duration::from_secs(900),

@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 
 use super::server::{Server, Shown};
 use crate::model::UtcMillis;
-use crate::sim::scenario::IdleTaskState;
+use crate::sim::scenario::Unset;
 
 /// [`CREATED`](super::server::CREATED) as it is printed, without its zone.
 const CREATED_TEXT: &str = "2026-01-01T00:00:00";
@@ -15,7 +15,7 @@ const CREATED_TEXT: &str = "2026-01-01T00:00:00";
 #[derive(Debug, Clone)]
 pub(super) struct Printer {
     pub(super) project: String,
-    pub(super) idle_task_state: IdleTaskState,
+    pub(super) idle_task_state: Unset,
 }
 
 impl Printer {
@@ -35,8 +35,8 @@ impl Printer {
         write!(out, r#""OS-EXT-STS:vm_state":"{vm_state}","OS-EXT-STS:power_state":{power_state},"#)?;
         match (task_state, self.idle_task_state) {
             (Some(word), _) => write!(out, r#""OS-EXT-STS:task_state":"{word}","#),
-            (None, IdleTaskState::Null) => out.write_str(r#""OS-EXT-STS:task_state":null,"#),
-            (None, IdleTaskState::Omitted) => Ok(()),
+            (None, Unset::Null) => out.write_str(r#""OS-EXT-STS:task_state":null,"#),
+            (None, Unset::Omitted) => Ok(()),
         }
     }
 }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::model::{PowerAction, ServerId};
 
-    fn print(server: &Server, idle_task_state: IdleTaskState) -> Value {
+    fn print(server: &Server, idle_task_state: Unset) -> Value {
         let mut out = String::new();
         Printer { project: "p".into(), idle_task_state }.write(&mut out, server, UtcMillis(1500));
         serde_json::from_str(&out).expect("JSON")
@@ -112,7 +112,7 @@ mod tests {
     fn a_printed_server_is_json_with_the_documented_fields() {
         let mut server = Server::new(ServerId("616fb98f-46ca-475e-917e-2563e5a8cd19".into()), 0, true);
         assert_eq!(whole_seconds(CREATED), CREATED_TEXT);
-        let idle = print(&server, IdleTaskState::Omitted);
+        let idle = print(&server, Unset::Omitted);
         assert_eq!(idle.get("OS-EXT-STS:task_state"), None);
         assert_eq!(
             (idle["OS-EXT-STS:power_state"].as_u64(), idle["OS-EXT-STS:vm_state"].as_str()),
@@ -120,8 +120,8 @@ mod tests {
         );
         assert_eq!((idle["created"].as_str(), idle["tenant_id"].as_str()), (Some("2026-01-01T00:00:00Z"), Some("p")));
         assert!(idle["updated"].is_string() && idle["locked"] == false);
-        assert_eq!(print(&server, IdleTaskState::Null).get("OS-EXT-STS:task_state"), Some(&Value::Null));
+        assert_eq!(print(&server, Unset::Null).get("OS-EXT-STS:task_state"), Some(&Value::Null));
         server.begin(Operation { action: PowerAction::Stop, begin: UtcMillis(1000), end: None, succeeds: true });
-        assert_eq!(print(&server, IdleTaskState::Null)["OS-EXT-STS:task_state"], "powering-off");
+        assert_eq!(print(&server, Unset::Null)["OS-EXT-STS:task_state"], "powering-off");
     }
 }

@@ -4,6 +4,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{Fault, FaultKind, Scope, ServerRef, When};
+use crate::model::Service;
+use crate::sim::clouddc;
 use crate::sim::record::Call;
 use crate::sim::scenario::Chance;
 
@@ -21,6 +23,7 @@ pub(in crate::sim) fn read_faults<'de, D: Deserializer<'de>>(deserializer: D) ->
 #[serde(deny_unknown_fields)]
 struct FaultTable {
     kind: KindWord,
+    service: Option<Service>,
     #[serde(default)]
     on: Vec<Call>,
     chance: Option<Chance>,
@@ -57,6 +60,7 @@ enum KindWord {
     SubJobFails,
     SubJobWithoutId,
     SubJobLeftOut,
+    OperationFails,
     OperationNeverEnds,
     Missing,
     Locked,
@@ -68,9 +72,18 @@ impl TryFrom<FaultTable> for Fault {
     fn try_from(mut table: FaultTable) -> Result<Self, String> {
         let kind = table.take_kind()?;
         table.refuse_leftovers()?;
-        let when = When { on: table.on, chance: table.chance, calls: table.calls, servers: table.servers };
+        let FaultTable { service, on, chance, calls, servers, .. } = table;
+        let when = When { service, on, chance, calls, servers };
         if when.chance.is_none() && when.calls.is_empty() && when.servers.is_empty() {
             return Err("a fault needs at least one of `chance`, `calls`, `servers`".into());
+        }
+        if let (Some(own), Some(other)) = (kind.service(), when.service)
+            && own != other
+        {
+            return Err(format!("this kind of fault is one of {own}, not of {other}"));
+        }
+        if when.service.is_some() && when.on.contains(&Call::Token) {
+            return Err("`service` does not go with `token`: the identity service serves both".into());
         }
         if kind.scope() != Scope::Call && !when.on.is_empty() {
             return Err("`on` goes only with faults of calls".into());
@@ -96,7 +109,7 @@ impl FaultTable {
             KindWord::DropAfter => FaultKind::DropAfter,
             KindWord::Refuse => {
                 let status = self.take_status(400, 200..=599)?;
-                let (code, message) = self.take_complaint("BMS.0212", "System is overloaded, please try again later.");
+                let (code, message) = self.take_refusal();
                 FaultKind::Refuse { status, code, message }
             }
             KindWord::ExpiredToken => FaultKind::ExpiredToken { code: self.take_token_code()? },
@@ -115,6 +128,10 @@ impl FaultTable {
             }
             KindWord::SubJobWithoutId => FaultKind::SubJobWithoutId,
             KindWord::SubJobLeftOut => FaultKind::SubJobLeftOut,
+            KindWord::OperationFails => {
+                let (code, message) = self.take_complaint(clouddc::FAILED_CODE, clouddc::FAILED_TEXT);
+                FaultKind::OperationFails { code, message }
+            }
             KindWord::OperationNeverEnds => FaultKind::OperationNeverEnds,
             KindWord::Missing => FaultKind::Missing,
             KindWord::Locked => FaultKind::Locked,
@@ -127,6 +144,15 @@ impl FaultTable {
             return Ok(status);
         }
         Err(format!("`status` is {status}; this kind takes {} to {}", allowed.start(), allowed.end()))
+    }
+
+    fn take_refusal(&mut self) -> (String, String) {
+        match self.service {
+            Some(Service::CloudDc) => self.take_complaint(clouddc::INVALID_CODE, clouddc::INVALID_TEXT),
+            Some(Service::Bms) | None => {
+                self.take_complaint("BMS.0212", "System is overloaded, please try again later.")
+            }
+        }
     }
 
     /// A code given without a message keeps a general text, never that of another code.
@@ -172,10 +198,11 @@ mod tests {
     #[test]
     fn a_fault_is_read_with_its_kind_and_conditions() {
         let read = faults(
-            "[[faults]]\nkind = \"error_after\"\nstatus = 504\non = [\"submit\"]\ncalls = [2, 4]\nservers = [1, \"ab-c\"]\n",
+            "[[faults]]\nkind = \"error_after\"\nstatus = 504\nservice = \"bms\"\non = [\"submit\"]\ncalls = [2, 4]\nservers = [1, \"ab-c\"]\n",
         )
         .expect("valid");
         let when = When {
+            service: Some(Service::Bms),
             on: vec![Call::Submit],
             chance: None,
             calls: vec![2, 4],
@@ -195,9 +222,22 @@ mod tests {
             ("kind = \"slow\"\ncalls = [0]", "count from 1"),
             ("kind = \"expired_token\"\nchance = 1.0\ncode = \"X\"", "APIGW.0307"),
             ("kind = \"boom\"\nchance = 1.0", "boom"),
+            ("kind = \"slow\"\nservice = \"bms\"", "at least one of"),
+            ("kind = \"slow\"\nchance = 1.0\nservice = \"ecs\"", "ecs"),
+            ("kind = \"slow\"\nchance = 1.0\nservice = \"bms\"\non = [\"token\"]", "does not go with `token`"),
+            ("kind = \"job_vanishes\"\nchance = 1.0\nservice = \"clouddc\"", "one of bms, not of clouddc"),
+            ("kind = \"operation_fails\"\nchance = 1.0\nservice = \"bms\"", "one of clouddc, not of bms"),
         ] {
             let error = faults(&format!("[[faults]]\n{text}\n")).expect_err(text);
             assert!(error.contains(part) && error.contains("line "), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_has_a_code_of_its_service() {
+        for (service, expected) in [("", "BMS.0212"), ("service = \"clouddc\"", "CloudDC.0000")] {
+            let read = faults(&format!("[[faults]]\nkind = \"refuse\"\nchance = 1.0\n{service}\n")).expect("valid");
+            assert!(matches!(&read[0].kind, FaultKind::Refuse { code, .. } if code == expected), "{read:?}");
         }
     }
 

@@ -48,7 +48,7 @@ async fn exchange(cloud: &SimCloud, request: &str) -> String {
 const PROJECT: &str = "/v1/bbf1946d374b44a0a2a95533562ba954";
 
 async fn stop_first(cloud: &SimCloud) -> String {
-    let id = &cloud.server_ids()[0];
+    let id = &cloud.server_ids(Service::Bms)[0];
     let body = format!(r#"{{"os-stop":{{"servers":[{{"id":"{id}"}}]}}}}"#);
     exchange(cloud, &signed(cloud, "POST", &format!("{PROJECT}/baremetalservers/action"), &body)).await
 }
@@ -59,10 +59,45 @@ async fn a_signed_stop_is_answered_with_a_job_over_http() {
     let answer = stop_first(&cloud).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("x-request-id: ") && answer.contains(r#"{"job_id":""#), "{answer}");
-    assert_eq!((cloud.ledger().len(), cloud.calls().len(), cloud.servers().len()), (1, 1, 4));
+    assert_eq!((cloud.ledger().len(), cloud.calls().len(), cloud.servers().len()), (1, 1, 104));
     let list = signed(&cloud, "GET", &format!("{PROJECT}/baremetalservers/detail?limit=2&offset=2"), "");
     let listed = exchange(&cloud, &list).await;
     assert!(listed.contains("bms-0003") && !listed.contains("bms-0001"), "{listed}");
+}
+
+const POWER_STATE: &str = "/v1/bbf1946d374b44a0a2a95533562ba954/physicalservers/power-state";
+
+#[tokio::test]
+async fn a_signed_power_off_is_carried_out_and_followed_over_http() {
+    let cloud = start("[clouddc]\nservers = 12\noperation_ms = [60000, 60000]\n").await;
+    let id = &cloud.server_ids(Service::CloudDc)[0];
+    let body = format!(r#"{{"action":"power off","server_id_set":["{id}"]}}"#);
+    let answer = exchange(&cloud, &signed(&cloud, "PUT", POWER_STATE, &body)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.ends_with(&format!(r#"{{"physical_servers":[{{"id":"{id}"}}]}}"#)), "{answer}");
+    assert!(answer.contains(&format!("x-request-id: {}", cloud.ledger()[0].batch)), "{answer}");
+    let shown = exchange(&cloud, &signed(&cloud, "GET", &format!("{PROJECT}/physicalservers/{id}"), "")).await;
+    assert!(shown.contains(r#""operation_state":"power-off-processing""#), "{shown}");
+    let query = format!("{PROJECT}/physicalservers?limit=10&marker={id}&manage_state=in-use");
+    let listed = exchange(&cloud, &signed(&cloud, "GET", &query, "")).await;
+    assert!(listed.contains("clouddc-0011") && !listed.contains("clouddc-0001"), "{listed}");
+    let counts = exchange(&cloud, &signed(&cloud, "GET", &format!("{PROJECT}/physicalservers/status"), "")).await;
+    assert!(counts.ends_with(r#"{"server_power_status":{"off":6,"on":6,"unknown":0}}"#), "{counts}");
+}
+
+#[tokio::test]
+async fn the_body_of_a_power_call_is_signed_too() {
+    let cloud = start("").await;
+    let [id, other] = [0, 2].map(|index| cloud.server_ids(Service::CloudDc)[index].to_string());
+    let body = format!(r#"{{"action":"rebooting","server_id_set":["{id}"]}}"#);
+    let changed = signed(&cloud, "PUT", POWER_STATE, &body).replace(&id, &other);
+    let answer = exchange(&cloud, &changed).await;
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("signature mismatch"), "{answer}");
+    let unsigned = format!("PUT {POWER_STATE} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let answer = exchange(&cloud, &unsigned).await;
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("x-auth-token not found"), "{answer}");
+    assert!(cloud.ledger().is_empty());
+    assert!(cloud.calls().iter().all(|call| call.service == Some(Service::CloudDc) && call.status == 401));
 }
 
 #[tokio::test]

@@ -49,3 +49,24 @@ impl<'de> Deserialize<'de> for Span {
         Err(serde::de::Error::custom(format!("[{min_ms}, {max_ms}] is no range: expected [least, most]")))
     }
 }
+
+/// How a field that has no value is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unset {
+    /// The field is left out.
+    Omitted,
+    /// The field is null.
+    Null,
+}
+
+impl Unset {
+    /// `value` as a field of an answer: the outer `None` is left out, the inner one is null.
+    pub(in crate::sim) fn field<T>(self, value: Option<T>) -> Option<Option<T>> {
+        match (self, value) {
+            (_, Some(value)) => Some(Some(value)),
+            (Self::Null, None) => Some(None),
+            (Self::Omitted, None) => None,
+        }
+    }
+}

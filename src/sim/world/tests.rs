@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 use super::super::answer::Delivery;
-use super::super::faults::When;
+use super::super::faults::{FaultKind, When};
 use super::super::record::OnOff;
 use super::super::scenario::Chance;
 use super::*;
@@ -29,7 +29,7 @@ fn world_with_fault(fault: &str) -> World {
 }
 
 fn ids(world: &World, numbers: &[usize]) -> Vec<ServerId> {
-    let all = world.server_ids();
+    let all = world.server_ids(Service::Bms);
     numbers.iter().map(|number| all[number - 1].clone()).collect()
 }
 
@@ -91,7 +91,7 @@ fn a_stop_runs_its_job_and_then_the_servers_are_off() {
 fn some_sub_jobs_end_before_others() {
     let text = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [1000, 3000]\n";
     let mut world = World::new(Scenario::from_toml(text).expect("valid"));
-    let all = world.server_ids();
+    let all = world.server_ids(Service::Bms);
     let job = job_id(&world.submit(at(0), Stop, &all));
     let ended = |world: &mut World, ms| {
         let report = report(world, ms, &job);
@@ -149,7 +149,7 @@ fn refusals_can_fail_their_own_sub_job_instead() {
 fn batches_have_the_documented_size() {
     let text = "[bms]\nservers = 1001\nrunning = 0.0\n";
     let mut world = World::new(Scenario::from_toml(text).expect("valid"));
-    let all = world.server_ids();
+    let all = world.server_ids(Service::Bms);
     assert_eq!(code(&world.submit(at(0), Start, &all)), "BMS.0205");
     assert_eq!(code(&world.submit(at(0), Start, &[])), "BMS.0205");
     assert_eq!(code(&world.submit(at(0), Start, &[all[0].clone(), ServerId(all[0].0.to_uppercase())])), "BMS.0018");
@@ -168,7 +168,7 @@ fn ids_are_compared_without_case() {
 #[test]
 fn pages_are_numbered_from_one_and_end_with_a_short_one() {
     let mut world = World::new(Scenario::default());
-    let all = world.server_ids();
+    let all = world.server_ids(Service::Bms);
     let mut page = |limit, offset| {
         let answer = world.list(at(0), &ListQuery { limit, offset, ..ListQuery::default() });
         let body = answer.value();
@@ -207,7 +207,7 @@ fn a_missing_server_is_in_no_list_and_its_show_is_as_the_scenario_says() {
         assert_eq!(world.list(at(0), &ListQuery::default()).value()["count"], 2);
         assert_eq!(world.show(at(0), &missing[0]).status, status, "{word}");
         assert_eq!(code(&world.submit(at(0), Stop, &missing)), "BMS.0040");
-        assert_eq!(world.servers(at(0)).len(), 2);
+        assert_eq!(world.servers(at(0)).iter().filter(|server| server.service == Service::Bms).count(), 2);
     }
 }
 
@@ -404,7 +404,7 @@ fn a_seed_repeats_every_answer() {
     let run = |seed| {
         let text = format!("seed = {seed}\n[[faults]]\nkind = \"error_after\"\nchance = 0.3\n");
         let mut world = World::new(Scenario::from_toml(&text).expect("valid"));
-        let all = world.server_ids();
+        let all = world.server_ids(Service::Bms);
         let mut answers = Vec::new();
         for pair in all.chunks(2).take(20) {
             answers.push(world.submit(at(0), Start, &pair[..1]));

@@ -8,15 +8,16 @@ use crate::cloud::CallError;
 use crate::daemon::{Finished, Task};
 use crate::model::{ServerId, UtcMillis};
 use crate::torture::Broken;
+use crate::torture::facts::Departure;
 
 impl Machine<'_> {
     pub(super) fn launch(&mut self, task: Task, now: UtcMillis) -> Result<(), Broken> {
         if let Task::Submit { batch, .. } = &task {
             let members: BTreeMap<i64, ServerId> =
                 batch.members.iter().map(|member| (member.request.0, member.server.clone())).collect();
-            let (id, action) = (batch.id.0, batch.action);
-            self.say(|| format!("submit of batch {id} leaves: {action} {:?}", members.keys()));
-            self.facts.departs(id, action, &members, now)?;
+            let (id, action, target) = (batch.id.0, batch.action, &batch.target);
+            self.say(|| format!("submit of batch {id} to {target} leaves: {action} {:?}", members.keys()));
+            self.facts.departs(&Departure { batch: id, target, action, members: &members }, now)?;
         }
         let at = now + self.rng.millis(0, self.plan.rough.way_max_ms);
         self.flights.push(Flight { at, stage: Stage::Out(task), orphaned: false });
@@ -38,8 +39,12 @@ impl Machine<'_> {
             self.crash("before a call arrives").await;
             return Ok(());
         }
+        let now = self.now();
         let batch = match &task {
-            Task::Submit { batch, .. } => Some(batch.id.0),
+            Task::Submit { batch, .. } => {
+                self.facts.arrives(&batch.target, now)?;
+                Some(batch.id.0)
+            }
             Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } => None,
         };
         let before = self.cloud.ledger_len();

@@ -1,0 +1,147 @@
+//! What servers looked like just before their requests leave, for services without jobs: their last operation stays in sight
+//! for ever, so only a change tells.
+//!
+//! Owns the requests that were looked at and not yet claimed, a target's at a time. Reads no server and writes no row.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::model::{Activity, Baseline, PowerAction, RequestId, ServerId, Sighting, UtcMillis};
+use crate::pace;
+use crate::plan::Lane;
+use crate::store::Head;
+
+/// A server that was looked at longer ago is looked at again: somebody else may have switched it since.
+const AGE_MAX: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Baselines {
+    read_at: Option<UtcMillis>,
+    lanes: BTreeMap<(PowerAction, i64), VecDeque<(RequestId, Baseline)>>,
+}
+
+/// Requests whose servers were looked at: which may leave, and which must wait until when.
+#[derive(Debug, Default)]
+pub(super) struct Sorted {
+    pub(super) baselines: Baselines,
+    pub(super) put_off: Vec<(RequestId, UtcMillis)>,
+}
+
+impl Baselines {
+    /// True if the next requests of this lane are known well enough to be claimed.
+    pub(super) fn cover(&self, lane: &Lane, now: UtcMillis) -> bool {
+        let fresh = self.read_at.is_some_and(|read_at| read_at <= now && now.since(read_at) < AGE_MAX);
+        let heads = self.lanes.get(&(lane.action, lane.group));
+        fresh && heads.is_some_and(|heads| heads.iter().any(|(request, _)| request.0 == lane.head_id))
+    }
+
+    /// The lane's next requests, at most `most`.
+    pub(super) fn take(&mut self, lane: &Lane, most: u32) -> Vec<(RequestId, Baseline)> {
+        let Some(heads) = self.lanes.get_mut(&(lane.action, lane.group)) else { return Vec::new() };
+        // Those before the head have left the lane in another way, by a producer's cancel for example.
+        while heads.front().is_some_and(|(request, _)| request.0 != lane.head_id) {
+            heads.pop_front();
+        }
+        heads.drain(..heads.len().min(most as usize)).collect()
+    }
+
+    /// Sorts `heads` by what their servers looked like at some time since `asked_at`.
+    ///
+    /// One that could not be read may leave all the same: then only what is seen later counts. A server in a transition waits: what would be seen afterwards could be the end of that one. It waits the longer the
+    /// longer it has been so.
+    pub(super) fn sort(
+        heads: &[Head],
+        sightings: &HashMap<ServerId, Sighting>,
+        asked_at: UtcMillis,
+        now: UtcMillis,
+    ) -> Sorted {
+        let mut sorted = Sorted { baselines: Self { read_at: Some(asked_at), ..Self::default() }, ..Sorted::default() };
+        for head in heads {
+            let sighting = sightings.get(&head.server);
+            if sighting.is_some_and(is_busy) {
+                let waited = head.eligible_at.map_or(Duration::ZERO, |since| now.since(since));
+                sorted.put_off.push((head.request, now + pace::busy_wait(waited, head.request.0 as u64)));
+            } else {
+                let lane = sorted.baselines.lanes.entry((head.action, head.group)).or_default();
+                lane.push_back((head.request, sighting.map_or(Baseline::Unknown, baseline)));
+            }
+        }
+        sorted
+    }
+}
+
+fn is_busy(sighting: &Sighting) -> bool {
+    match sighting {
+        Sighting::Missing => false,
+        Sighting::Present(view) => {
+            matches!(view.activity, Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting)
+        }
+    }
+}
+
+/// `Other` goes on: an unknown word tells neither that the server is busy nor what its last operation was.
+fn baseline(sighting: &Sighting) -> Baseline {
+    match sighting {
+        Sighting::Missing => Baseline::Known(None),
+        Sighting::Present(view) if view.activity == Activity::Idle => Baseline::Known(view.operation),
+        Sighting::Present(_) => Baseline::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{JobStatus, Operation, Power, ServerView, TargetName};
+
+    const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
+    const REBOOTED: Option<Operation> = Some(Operation { action: PowerAction::Reboot, status: JobStatus::Succeeded });
+
+    fn head(id: i64, group: i64) -> Head {
+        let (request, server) = (RequestId(id), ServerId(format!("server-{id}")));
+        Head { request, server, action: PowerAction::Reboot, group, eligible_at: Some(NOW) }
+    }
+
+    fn lane(head_id: i64, group: i64) -> Lane {
+        Lane {
+            target: TargetName("default".into()),
+            action: PowerAction::Reboot,
+            group,
+            head_priority: 0,
+            head_id,
+            ready: 1,
+            oldest_eligible_at: NOW,
+        }
+    }
+
+    fn seen(activity: Activity) -> Sighting {
+        Sighting::Present(ServerView { operation: REBOOTED, ..ServerView::of(Power::On, activity) })
+    }
+
+    fn sort(heads: &[Head], activities: &[Activity]) -> Sorted {
+        let servers = heads.iter().map(|head| head.server.clone());
+        let sightings = servers.zip(activities.iter().map(|activity| seen(*activity))).collect();
+        Baselines::sort(heads, &sightings, NOW, NOW)
+    }
+
+    #[test]
+    fn a_server_in_a_transition_waits_and_the_others_go() {
+        let heads = [head(1, 0), head(2, 0), head(3, 4)];
+        let mut sorted = sort(&heads, &[Activity::Rebooting, Activity::Idle, Activity::Other]);
+        assert_eq!(sorted.put_off.len(), 1);
+        assert!(sorted.put_off[0].0 == RequestId(1) && sorted.put_off[0].1 > NOW);
+        assert_eq!(sorted.baselines.take(&lane(2, 0), 50), [(RequestId(2), Baseline::Known(REBOOTED))]);
+        assert_eq!(sorted.baselines.take(&lane(3, 4), 50), [(RequestId(3), Baseline::Unknown)]);
+    }
+
+    #[test]
+    fn what_was_read_covers_a_lane_while_its_head_is_among_it_and_it_is_fresh() {
+        let mut baselines = sort(&[head(1, 0), head(2, 0)], &[Activity::Idle; 2]).baselines;
+        assert!(baselines.cover(&lane(1, 0), NOW) && baselines.cover(&lane(2, 0), NOW));
+        assert!(!baselines.cover(&lane(3, 0), NOW), "one that came in since goes first, and nobody has looked at it");
+        assert!(!baselines.cover(&lane(1, 0), NOW + AGE_MAX));
+        assert!(!baselines.cover(&lane(1, 0), NOW.before(AGE_MAX)), "the clock has stepped back");
+        assert_eq!(baselines.take(&lane(2, 0), 50).len(), 1, "the first one was cancelled meanwhile");
+        assert!(!baselines.cover(&lane(1, 0), NOW));
+    }
+}

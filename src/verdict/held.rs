@@ -1,0 +1,76 @@
+//! Batches that may not be asked for at present: their time goes on all the same.
+
+use super::{Batch, Rules, after_failed_look, after_failed_query};
+use crate::cloud::{CallError, Fault};
+use crate::lifecycle::{BatchNext, Step};
+use crate::model::{BatchState, LookCause, UtcMillis};
+
+/// What follows for a batch that was due while its target's credentials are held `until` some time: it is asked for then, or
+/// when its own time is up, whichever comes first. Without this a long hold would keep requests open without a bound.
+pub fn while_held(batch: &Batch, until: UtcMillis, rules: &Rules, now: UtcMillis) -> Step {
+    let ends = match (batch.state, batch.look_cause) {
+        // It waits to be split, not for proof.
+        (BatchState::Looking, Some(LookCause::Refused)) => return Step::look_again(batch, until),
+        (BatchState::Looking, _) => batch.look_until.unwrap_or(until),
+        _ => batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit,
+    };
+    if now < ends {
+        return Step::look_again(batch, until.min(ends));
+    }
+    let error = CallError {
+        fault: Fault::Credentials,
+        status: None,
+        code: String::new(),
+        message: format!("the target's credentials are held until {until}"),
+        request_id: None,
+    };
+    match after_failed(batch, &error, rules, now) {
+        // Nothing was asked, so nothing is to be asked again at once either.
+        Step { batch: BatchNext::Look { cause, until: look_until, .. }, read_error, .. } => {
+            let next = BatchNext::Look { cause, until: look_until, next_look_at: until.min(look_until) };
+            Step { read_error, ..Step::only(next) }
+        }
+        ended => ended,
+    }
+}
+
+fn after_failed(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
+    match (batch.state, &batch.job) {
+        (BatchState::Tracking, Some(_)) => after_failed_query(batch, error, rules, now),
+        _ => after_failed_look(batch, error, rules, now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::testing::*;
+    use super::*;
+    use crate::model::{PowerAction, RequestState};
+
+    #[test]
+    fn a_hold_longer_than_a_jobs_time_leads_to_looking_and_then_to_unknown() {
+        let mut batch = batch(PowerAction::Reboot, BatchState::Tracking, 1);
+        let (ends, until) = (NOW + rules().job_time_limit, NOW + Duration::from_secs(100_000));
+        let waits = while_held(&batch, until, &rules(), NOW);
+        assert_eq!(waits.batch, BatchNext::Again { next_look_at: ends, doubts: 0 });
+        let BatchNext::Look { cause, until: look_until, next_look_at } =
+            while_held(&batch, until, &rules(), ends).batch
+        else {
+            panic!("its servers are to be looked at");
+        };
+        assert_eq!((cause, next_look_at), (LookCause::TimeLimit, look_until));
+        (batch.state, batch.look_cause, batch.look_until) = (BatchState::Looking, Some(cause), Some(look_until));
+        let over = while_held(&batch, until, &rules(), look_until);
+        assert_eq!(ended(&over, 1).state, RequestState::Unknown);
+    }
+
+    #[test]
+    fn a_short_hold_is_simply_waited_for() {
+        let batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
+        let until = NOW + Duration::from_secs(360);
+        let next = while_held(&batch, until, &rules(), NOW).batch;
+        assert_eq!(next, BatchNext::Again { next_look_at: until, doubts: 0 });
+    }
+}
