@@ -101,7 +101,7 @@ CREATE TABLE awaited_ends (
 CREATE TABLE batches (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,
     target        TEXT NOT NULL,
-    service       TEXT NOT NULL,
+    service       TEXT NOT NULL CONSTRAINT batch_service_known CHECK (service IN ('bms', 'clouddc')),
     endpoint      TEXT NOT NULL,
     project_id    TEXT NOT NULL,
     action        TEXT NOT NULL CONSTRAINT batch_action_known CHECK (action IN ('start', 'stop', 'reboot')),
@@ -126,7 +126,9 @@ CREATE TABLE batches (
     read_error    TEXT,                         -- why the last look failed; NULL once one succeeds
 
     CONSTRAINT batch_texts CHECK (typeof(target) = 'text' AND typeof(service) = 'text' AND typeof(endpoint) = 'text'
-                                  AND typeof(project_id) = 'text' AND typeof(job_id) IN ('text', 'null')),
+                                  AND typeof(project_id) = 'text' AND typeof(job_id) IN ('text', 'null')
+                                  AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
+                                  AND typeof(error_class) IN ('text', 'null') AND typeof(read_error) IN ('text', 'null')),
     CONSTRAINT batch_numbers CHECK (typeof(server_count) = 'integer' AND typeof(looks) = 'integer' AND typeof(doubts) = 'integer'
                                     AND typeof(travel_group) = 'integer' AND typeof(job_ms) IN ('integer', 'null')),
     CONSTRAINT batch_times CHECK (typeof(intent_at) = 'text' AND intent_at GLOB
@@ -136,6 +138,8 @@ CREATE TABLE batches (
         AND (next_look_at IS NULL OR (typeof(next_look_at) = 'text' AND next_look_at GLOB
             '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
         AND (look_until IS NULL OR (typeof(look_until) = 'text' AND look_until GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+        AND (finished_at IS NULL OR (typeof(finished_at) = 'text' AND finished_at GLOB
             '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))),
     CONSTRAINT looking_has_cause CHECK (state <> 'looking' OR (look_cause IS NOT NULL AND look_until IS NOT NULL)),
     CONSTRAINT open_has_next_look CHECK ((state = 'done') = (next_look_at IS NULL)),
@@ -163,6 +167,15 @@ CREATE TABLE request_attempts (
     seen_since    TEXT,
 
     PRIMARY KEY (batch_id, request_id),
+    CONSTRAINT attempt_ids CHECK (typeof(request_id) = 'integer' AND typeof(batch_id) = 'integer'),
+    CONSTRAINT attempt_texts CHECK (typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
+                                    AND typeof(baseline) IN ('text', 'null')),
+    CONSTRAINT attempt_times CHECK (typeof(started_at) = 'text' AND started_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'
+        AND (finished_at IS NULL OR (typeof(finished_at) = 'text' AND finished_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+        AND (seen_since IS NULL OR (typeof(seen_since) = 'text' AND seen_since GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))),
     CONSTRAINT attempt_is_complete CHECK ((result IS NULL) = (finished_at IS NULL))
 ) WITHOUT ROWID;
 CREATE INDEX request_attempts_request ON request_attempts (request_id);
@@ -185,6 +198,12 @@ END;
 CREATE TRIGGER batches_check_delete BEFORE DELETE ON batches WHEN OLD.state <> 'done'
 BEGIN
     SELECT RAISE(ABORT, 'this batch is not done; it cannot be deleted');
+END;
+
+CREATE TRIGGER request_attempts_check_insert BEFORE INSERT ON request_attempts
+WHEN EXISTS (SELECT 1 FROM request_attempts WHERE batch_id = NEW.batch_id AND request_id = NEW.request_id)
+BEGIN
+    SELECT RAISE(ABORT, 'an attempt cannot be replaced');
 END;
 
 CREATE TRIGGER request_attempts_check_delete BEFORE DELETE ON request_attempts WHEN OLD.result IS NULL

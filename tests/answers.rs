@@ -4,99 +4,26 @@
 mod common;
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/scene.rs"]
+mod scene;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::{PROJECT, Running, Yard, insert, insert_many, outcomes, secret, text, wait_for};
+use common::{PROJECT, Yard, insert, outcomes, secret, text, wait_for};
 use futures_util::future::join_all;
 use poweryard::model::PowerAction::{self, Reboot, Start, Stop};
 use poweryard::settings::Settings;
-use poweryard::sim::{Call, CallRecord, OnOff};
-use process::{run, until};
-use sqlx::SqliteConnection;
+use poweryard::sim::{Call, OnOff};
+use process::until;
+use scene::{Scene, bad_signatures, fault};
 
 const ACTIONS: [PowerAction; 3] = [Start, Stop, Reboot];
-
-/// A yard with a running daemon and a producer.
-struct Scene {
-    yard: Yard,
-    daemon: Running,
-    producer: SqliteConnection,
-}
-
-impl Scene {
-    async fn new(scenario: &str, lines: &[&str]) -> Self {
-        let mut yard = Yard::new(scenario).await;
-        lines.iter().for_each(|line| yard.set(line));
-        let daemon = yard.start();
-        let producer = yard.producer().await;
-        Self { yard, daemon, producer }
-    }
-
-    /// Inserts requests for the servers with these numbers.
-    async fn ask(&mut self, action: PowerAction, numbers: impl IntoIterator<Item = usize>) {
-        let servers: Vec<String> = numbers.into_iter().map(|number| self.yard.server(number)).collect();
-        insert_many(&mut self.producer, &servers, action.as_str()).await;
-    }
-
-    async fn outcomes(&mut self) -> String {
-        outcomes(&mut self.producer).await
-    }
-
-    async fn text(&mut self, sql: &str) -> String {
-        text(&mut self.producer, sql).await
-    }
-
-    async fn wait_for(&mut self, sql: &str, wanted: &str) {
-        wait_for(&mut self.producer, sql, wanted).await;
-    }
-
-    fn calls(&self, kind: Call) -> Vec<CallRecord> {
-        self.yard.cloud.calls().into_iter().filter(|call| call.call == kind).collect()
-    }
-
-    fn submits(&self) -> usize {
-        self.calls(Call::Submit).len()
-    }
-
-    fn carried_out(&self) -> usize {
-        self.yard.cloud.ledger().len()
-    }
-
-    /// Returns once the daemon has gone through the queue after everything that is in it now.
-    async fn a_round_passes(&mut self) {
-        let marker = format!("nobody-{}", self.text("SELECT count(*) FROM power_requests").await);
-        sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', ?)")
-            .bind(&marker)
-            .execute(&mut self.producer)
-            .await
-            .expect("accepted");
-        self.wait_for(&format!("SELECT count(*) FROM holds WHERE target = '{marker}'"), "1").await;
-        sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE target = ?")
-            .bind(&marker)
-            .execute(&mut self.producer)
-            .await
-            .expect("accepted");
-    }
-
-    async fn command(&self, args: &[&str]) {
-        let database = self.yard.database().display().to_string();
-        let args: Vec<String> = args.iter().map(ToString::to_string).chain(["--database".into(), database]).collect();
-        let said = tokio::task::spawn_blocking(move || run(&args.iter().map(String::as_str).collect::<Vec<_>>()));
-        let said = said.await.expect("it ran");
-        assert!(said.status.success(), "{said:?}");
-    }
-}
 
 /// One server that is not as `action` wishes it to be.
 fn one_server(action: PowerAction, operation_ms: u32, fault: &str) -> String {
     let running = if action == Start { "0.0" } else { "1.0" };
     format!("[bms]\nservers = 1\nrunning = {running}\noperation_ms = [{operation_ms}, {operation_ms}]\n{fault}")
-}
-
-fn fault(kind: &str, more: &str) -> String {
-    format!("[[faults]]\nkind = \"{kind}\"\n{more}\n")
 }
 
 /// What became of the one request: state, evidence and code; attempts; submit calls; operations carried out.
@@ -419,10 +346,6 @@ async fn a_wrong_password_holds_the_target_before_any_call() {
     daemon.stop().await;
     let calls = yard.cloud.calls();
     assert!(calls.iter().all(|call| call.call == Call::Token) && calls.len() <= 2, "{calls:?}");
-}
-
-fn bad_signatures(yard: &Yard) -> usize {
-    yard.cloud.calls().iter().filter(|call| call.status == 401).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

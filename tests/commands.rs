@@ -470,6 +470,55 @@ fn pause_holds_and_resume_explains_a_wider_pause() {
 }
 
 #[test]
+fn a_resume_that_ended_a_pause_is_done_although_a_wider_one_still_holds() {
+    let wider: &[&[&str]] = &[&["pause"], &["pause", "--action", "stop"]];
+    for wide in wider {
+        let queue = Queue::new();
+        let action = if wide.len() > 1 { "stop" } else { "every action" };
+        queue.run(&["enqueue", "stop", "server-1"]);
+        queue.run(wide);
+        queue.run(&["pause", "--target", "default"]);
+        let said = queue.run(&["resume", "--target", "default"]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.out.contains("resumed: every action on target default (1 pause ended)"), "{said:?}");
+        assert!(said.err.contains(&format!("note: {action} on every target is still paused")), "{said:?}");
+        let holds = queue.run(&["status", "--json"]).json()["holds"].clone();
+        assert_eq!((holds.as_array().map(Vec::len), &holds[0]["target"]), (Some(1), &Value::Null));
+        // Now there is nothing of its own to end, and what was asked for is not so.
+        let again = queue.run(&["resume", "--target", "default"]);
+        assert_eq!((again.code, again.out.as_str()), (Some(2), ""), "{again:?}");
+        assert!(again.err.contains(&format!("error: {action} on every target is still paused")), "{again:?}");
+        assert!(queue.run(&["explain", "1"]).out.contains("held"));
+        assert_eq!(queue.run(&["resume"]).code, Some(0));
+        assert!(queue.run(&["explain", "1"]).out.contains("next"));
+    }
+}
+
+#[test]
+fn a_resume_of_one_target_neither_ends_nor_names_the_pause_of_another() {
+    let queue = Queue::new();
+    queue.run(&["pause", "--target", "eu"]);
+    let said = queue.run(&["resume", "--target", "default"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{said:?}");
+    assert!(said.out.contains("not paused: every action on target default"), "{said:?}");
+    assert_eq!(queue.run(&["status", "--json"]).json()["holds"][0]["target"], "eu");
+}
+
+#[tokio::test]
+async fn a_resume_ends_only_what_an_operator_holds() {
+    let queue = Queue::new();
+    queue
+        .sql(&format!(
+            "INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'credentials', 'refused', '{TIME}')"
+        ))
+        .await;
+    queue.run(&["pause", "--target", "default"]);
+    let said = queue.run(&["resume"]);
+    assert!(said.code == Some(0) && said.out.contains("1 pause ended"), "{said:?}");
+    assert_eq!(queue.run(&["status", "--json"]).json()["holds"][0]["kind"], "credentials");
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_error() {
     let queue = Queue::new();
     let list: String = (0..3000).map(|number| format!("server-{number}\n")).collect();

@@ -6,8 +6,9 @@ use std::fs;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use common::{Yard, insert, insert_many, outcomes, secret, text, wait_for};
+use common::{PROJECT, Yard, insert, insert_many, outcomes, reload, secret, text, wait_for};
 use poweryard::settings::Settings;
+use sqlx::AssertSqlSafe;
 
 const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 50]\n";
 
@@ -126,6 +127,76 @@ async fn a_reload_takes_up_a_new_target_and_refuses_to_drop_one_at_work() {
         .expect("accepted");
     assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
     Settings::load(&config).expect("valid again");
+}
+
+/// The present config with one more target, and with server 2 of the first one protected.
+fn widened(yard: &mut Yard) -> Settings {
+    let lines = yard.target_lines.clone();
+    yard.target_lines.push_str(&format!("protect = {{ servers = [\"{}\"] }}\n", yard.server(2)));
+    let path = yard.write_config();
+    yard.target_lines = lines;
+    let text = fs::read_to_string(&path).expect("written");
+    let (head, table) = text.split_at(text.find("[targets.").expect("a target"));
+    let second =
+        table.replace("targets.default", "targets.second").replace(PROJECT, "0123456789abcdef0123456789abcdef");
+    fs::write(&path, format!("{head}{table}{second}")).expect("written");
+    Settings::load(&path).expect("a valid config")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_the_queue_fails_leaves_everything_as_it_was() {
+    // What the set-up of a new target reads, and what is written for all of them.
+    for table in ["targets", "holds"] {
+        let mut yard = Yard::new("[bms]\nservers = 6\nrunning = 1.0\noperation_ms = [1500, 1500]\n").await;
+        let (reloads, daemon) = yard.start_reloading(yard.settings());
+        let mut producer = yard.producer().await;
+        insert(&mut producer, &yard.server(1), "stop").await;
+        wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "running").await;
+        let wider = widened(&mut yard);
+        let rename = format!("ALTER TABLE {table} RENAME TO elsewhere");
+        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
+        assert!(!reload(&reloads, wider.clone()).await, "{table}");
+        let rename = format!("ALTER TABLE elsewhere RENAME TO {table}");
+        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
+        // The old settings are in force: no second target, nobody protected, and the running job is still followed.
+        let second = "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', 'second')";
+        sqlx::query(second).execute(&mut producer).await.expect("accepted");
+        insert(&mut producer, &yard.server(2), "stop").await;
+        wait_for(&mut producer, "SELECT kind || ' ' || target FROM holds", "unknown_target second").await;
+        wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'succeeded'", "2").await;
+        assert_eq!(text(&mut producer, "SELECT count(*) FROM targets").await, "1", "{table}");
+        // Nothing keeps the same settings from being taken up now.
+        assert!(reload(&reloads, wider).await);
+        insert(&mut producer, &yard.server(2), "reboot").await;
+        wait_for(&mut producer, "SELECT state FROM power_requests WHERE action = 'reboot'", "rejected").await;
+        wait_for(&mut producer, "SELECT count(*) FROM targets", "2").await;
+        wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'unknown_target'", "0").await;
+        daemon.stop().await;
+        assert_eq!(yard.cloud.ledger().len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_of_the_same_targets_that_the_queue_fails_leaves_them_as_they_were() {
+    for table in ["targets", "holds"] {
+        let mut yard = Yard::new(QUICK).await;
+        let (reloads, daemon) = yard.start_reloading(yard.settings());
+        let mut producer = yard.producer().await;
+        wait_for(&mut producer, "SELECT count(*) FROM targets", "1").await;
+        yard.target_lines.push_str(&format!("protect = {{ servers = [\"{}\"] }}\n", yard.server(2)));
+        let protecting = yard.settings();
+        let rename = format!("ALTER TABLE {table} RENAME TO elsewhere");
+        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
+        assert!(!reload(&reloads, protecting.clone()).await, "{table}");
+        let rename = format!("ALTER TABLE elsewhere RENAME TO {table}");
+        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
+        insert(&mut producer, &yard.server(2), "stop").await;
+        assert_eq!(outcomes(&mut producer).await, "1 succeeded/job", "{table}");
+        assert!(reload(&reloads, protecting).await);
+        insert(&mut producer, &yard.server(2), "reboot").await;
+        assert_eq!(outcomes(&mut producer).await, "1 rejected/none/poweryard.protected, 1 succeeded/job");
+        daemon.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

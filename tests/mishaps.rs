@@ -6,11 +6,12 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Yard, insert, outcomes, text, wait_for};
+use common::{Yard, insert, insert_many, outcomes, text, wait_for};
 use poweryard::daemon::{self, DaemonError, Dispatcher, Finished};
-use poweryard::model::UtcMillis;
+use poweryard::model::{PowerAction, UtcMillis};
 use poweryard::settings::SecretRules;
 use poweryard::store::{Store, StoreError};
+use sqlx::AssertSqlSafe;
 
 const SLOW_JOB: &str = "[bms]\nservers = 4\nrunning = 1.0\noperation_ms = [300, 300]\n";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -69,4 +70,111 @@ async fn a_daemon_whose_file_was_replaced_ends_instead_of_working_on_what_nobody
     let ended = tokio::task::spawn_blocking(|| daemon.join()).await.expect("joined").expect("no panic");
     let DaemonError::Store { source, .. } = ended.expect_err("it cannot go on");
     assert!(matches!(source, StoreError::Replaced(_)), "{source}");
+}
+
+/// The ledgers' own guards, out of the way of a hand that means it.
+const BY_FORCE: &str = "DROP TRIGGER batches_check_delete; DROP TRIGGER request_attempts_check_delete;";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of_its_server_goes_out() {
+    for removed in
+        ["DELETE FROM batches", "DELETE FROM request_attempts", "DELETE FROM batches; DELETE FROM request_attempts"]
+    {
+        let mut yard = Yard::new("[bms]\nservers = 2\nrunning = 1.0\noperation_ms = [10, 10]\n").await;
+        yard.set("first_look = \"30s\"");
+        yard.set("look_interval_max = \"30s\"");
+        let daemon = yard.start();
+        let mut producer = yard.producer().await;
+        let lost = insert(&mut producer, &yard.server(1), "reboot").await;
+        wait_for(&mut producer, "SELECT state FROM power_requests", "running").await;
+        daemon.stop().await;
+        // What is left of it is looked at at once.
+        let force = format!("UPDATE batches SET next_look_at = intent_at; {BY_FORCE} {removed}");
+        sqlx::raw_sql(AssertSqlSafe(force)).execute(&mut producer).await.expect("removed");
+        let next = insert(&mut producer, &yard.server(1), "stop").await;
+        let other = insert(&mut producer, &yard.server(2), "stop").await;
+        yard.set("first_look = \"20ms\"");
+        let daemon = yard.start();
+        assert_eq!(outcomes(&mut producer).await, "2 succeeded/job, 1 unknown/none/poweryard.orphaned", "{removed}");
+        wait_for(&mut producer, "SELECT count(*) FROM batches WHERE state <> 'done'", "0").await;
+        daemon.stop().await;
+        assert_eq!(
+            text(&mut producer, &format!("SELECT state FROM power_requests WHERE id = {lost}")).await,
+            "unknown"
+        );
+        let carried_out: Vec<_> = yard.cloud.ledger().iter().map(|entry| entry.action).collect();
+        assert_eq!(carried_out, [PowerAction::Reboot, PowerAction::Stop, PowerAction::Stop], "{next} and {other} went");
+        let open = "SELECT count(*) FROM request_attempts WHERE result IS NULL";
+        assert_eq!(text(&mut producer, open).await, "0", "{removed}: an open attempt can never be pruned");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_that_was_never_carried_out_is_not_proved_by_an_earlier_unknown_one() {
+    let lost = |kind: &str, call: u32| format!("[[faults]]\nkind = \"{kind}\"\non = [\"submit\"]\ncalls = [{call}]\n");
+    let faults = lost("drop_after", 1) + &lost("drop_before", 2);
+    let mut yard =
+        Yard::new(&format!("[bms]\nservers = 1\nrunning = 1.0\noperation_ms = [3500, 3500]\n{faults}")).await;
+    yard.set("look_time_limit = \"1100ms\"");
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    assert_eq!(outcomes(&mut producer).await, "1 unknown/none/poweryard.time_limit");
+    daemon.stop().await;
+    // The first reboot is still under way when the second call is lost before it reaches the cloud.
+    yard.set("look_time_limit = \"15s\"");
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    let daemon = yard.start();
+    wait_for(&mut producer, "SELECT seen FROM request_attempts WHERE batch_id = 2", "moving").await;
+    assert_eq!(outcomes(&mut producer).await, "1 unknown/none/poweryard.time_limit, 1 unknown/none/poweryard.unproved");
+    daemon.stop().await;
+    assert_eq!(yard.cloud.ledger().len(), 1, "the second was never carried out");
+}
+
+/// What a checkpoint cuts the `-wal` back to.
+const WAL_LIMIT: u64 = 64 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_never_leaves_costs_disk_and_nothing_else_and_the_wal_is_cut_back_after_it() {
+    let yard = Yard::new("[bms]\nservers = 1000\nrunning = 1.0\noperation_ms = [10, 20]\n").await;
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    let servers: Vec<String> = (1..=1000).map(|number| yard.server(number)).collect();
+    let wal = yard.dir.path().join("queue.db-wal");
+    let size = || fs::metadata(&wal).map_or(0, |meta| meta.len());
+    let mut reader = yard.producer().await;
+    sqlx::raw_sql("BEGIN; SELECT count(*) FROM power_requests").execute(&mut reader).await.expect("a snapshot");
+    let mut sizes = vec![size()];
+    for done in 1..=3 {
+        insert_many(&mut producer, &servers, "reboot").await;
+        assert_eq!(outcomes(&mut producer).await, format!("{} succeeded/job", done * 1000));
+        sizes.push(size());
+    }
+    assert!(sizes.windows(2).all(|pair| pair[0] < pair[1]), "the reader keeps the -wal growing: {sizes:?}");
+    assert_eq!(text(&mut reader, "SELECT count(*) FROM power_requests").await, "0", "it sees what it saw");
+    // Beyond the limit, by rows that are large and not due.
+    let large = "INSERT INTO power_requests (server_id, action, not_before, requested_by)
+                 VALUES ('large', 'stop', datetime('now', '+1 day'), hex(zeroblob(5000000)))";
+    while size() <= WAL_LIMIT + (8 << 20) {
+        sqlx::query(large).execute(&mut producer).await.expect("accepted");
+    }
+    insert_many(&mut producer, &servers, "reboot").await;
+    let succeeded = "SELECT count(*) FROM power_requests WHERE state = 'succeeded'";
+    wait_for(&mut producer, succeeded, "4000").await;
+    let grown = size();
+    assert!(grown > WAL_LIMIT, "{grown}");
+
+    sqlx::query("COMMIT").execute(&mut reader).await.expect("it leaves");
+    // Whoever writes next begins the -wal anew; it is cut back when the daemon is the one.
+    let mut rounds = 4;
+    while size() > WAL_LIMIT && rounds < 12 {
+        rounds += 1;
+        insert_many(&mut producer, &servers, "reboot").await;
+        wait_for(&mut producer, succeeded, &format!("{rounds}000")).await;
+    }
+    println!("the -wal: {sizes:?}, then {grown}, and {} after {rounds} rounds", size());
+    assert!(size() <= WAL_LIMIT, "the -wal has {} bytes, {grown} before the reader left", size());
+    daemon.stop().await;
+    assert_eq!(yard.cloud.ledger().len(), rounds * 1000);
+    assert_eq!(text(&mut producer, "SELECT integrity_check FROM pragma_integrity_check").await, "ok");
 }

@@ -406,6 +406,53 @@ async fn what_strangers_write_never_stops_a_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
+    let yard = Yard::new("[bms]\nservers = 60\nrunning = 1.0\noperation_ms = [300, 300]\n").await;
+    let daemon = Daemon::start(&yard.write_config());
+    let mut producer = yard.producer().await;
+    let foreign = "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at";
+    let time = "'2026-01-01T00:00:00.000Z'";
+    // What is on its way is request n for server n, in batch n.
+    let spoilt = [
+        "UPDATE batches SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'c328' AS TEXT)",
+        "UPDATE batches SET read_error = CAST(x'ff' AS TEXT), error_class = CAST(x'80' AS TEXT)",
+        "UPDATE batches SET next_look_at = '2026-19-39T29:59:59.999Z'",
+        "UPDATE batches SET submitted_at = '2026-19-39T29:59:59.999Z'",
+        "UPDATE batches SET looks = -1, doubts = -1, server_count = 9000000000000000000",
+        "UPDATE batches SET looks = 4294967295",
+        "UPDATE request_attempts SET baseline = CAST(x'ff' AS TEXT), seen = 'idle', seen_since = '2026-19-39T29:59:59.999Z'",
+        "UPDATE request_attempts SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'ff' AS TEXT)",
+        &format!(
+            "{foreign}) VALUES ('default', 'bms', CAST(x'ff' AS TEXT), CAST(x'ff' AS TEXT), 'stop', 'tracking', 1, '2026-19-39T29:59:59.999Z', {time})"
+        ),
+        &format!("{foreign}) VALUES (CAST(x'ff' AS TEXT), 'clouddc', '', '', 'stop', 'submitting', 7, {time}, {time})"),
+        &format!(
+            "{foreign}, look_cause, look_until) VALUES ('nobody', 'bms', '', '', 'stop', 'looking', 7, {time}, {time}, 'gap', {time})"
+        ),
+        "INSERT INTO request_attempts (request_id, batch_id, started_at) VALUES (1, 99, '2026-01-01T00:00:00.000Z')",
+    ];
+    for (number, sql) in (1..).zip(spoilt) {
+        let id = insert(&mut producer, &yard.server(number), "reboot").await;
+        let state = format!("SELECT state FROM power_requests WHERE id = {id}");
+        wait_for(&mut producer, &state, "running").await;
+        let only_open = match sql.starts_with("UPDATE batches") {
+            true => " WHERE state <> 'done'",
+            false if sql.starts_with("UPDATE") => " WHERE result IS NULL",
+            false => "",
+        };
+        // What the schema refuses is as good.
+        let written = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("{sql}{only_open}"))).execute(&mut producer).await;
+        println!("{sql}: {written:?}");
+        wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE finished_at IS NULL", "0").await;
+        the_daemon_still_works(&yard, &mut producer, 20 + number, sql).await;
+    }
+    assert_eq!(daemon.stop().await, Some(0));
+    let daemon = Daemon::start(&yard.dir.path().join("poweryard.toml"));
+    the_daemon_still_works(&yard, &mut producer, 60, "a restart").await;
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_is_read_from_the_folder_of_systemds_credentials() {
     let yard = Yard::new(QUICK).await;
     let config = yard.write_config();

@@ -109,7 +109,8 @@ impl Reloader {
                 return;
             }
         };
-        let new = stamps.iter().filter(|(name, stamp)| self.stamps.get(name) != Some(stamp));
+        // A new target is no new secret: others may use the same key, and it may be refused.
+        let new = stamps.iter().filter(|(name, stamp)| self.stamps.get(*name).is_some_and(|old| old != *stamp));
         let new_secrets: BTreeSet<TargetName> = new.map(|(name, _)| name.clone()).collect();
         let (accepted, answer) = oneshot::channel();
         let reload = Reload { settings: settings.clone(), clouds, new_secrets, accepted };

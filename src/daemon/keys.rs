@@ -96,7 +96,7 @@ impl Dispatcher {
         for name in self.targets.keys().cloned().collect::<Vec<_>>() {
             let Some(refused) = self.known_refusals(&name) else { continue };
             if self.has_new_secret(&name, &refused) {
-                self.try_key_again(&name).await?;
+                self.try_key_again(&name, now).await?;
             } else if refused.until > now {
                 self.put_hold(credentials_hold(&name, &refused, now)).await;
             }
@@ -116,12 +116,16 @@ impl Dispatcher {
     ) -> Result<(), StoreError> {
         for name in self.targets.keys().cloned().collect::<Vec<_>>() {
             match self.known_refusals(&name) {
-                Some(refused) if refused.refusals > FIRST_REFUSALS && !renewed.contains(&name) => {
+                Some(refused)
+                    if refused.refusals > FIRST_REFUSALS
+                        && !renewed.contains(&name)
+                        && !self.has_new_secret(&name, &refused) =>
+                {
                     if refused.until > now {
                         self.put_hold(credentials_hold(&name, &refused, now)).await;
                     }
                 }
-                Some(_) | None => self.try_key_again(&name).await?,
+                Some(_) | None => self.try_key_again(&name, now).await?,
             }
             if let Some(target) = self.targets.get_mut(&name) {
                 // Nobody has tried these yet: one call at a time until the cloud has taken them.
@@ -144,11 +148,13 @@ impl Dispatcher {
         secret.is_some() && refused.secret.is_some() && secret != refused.secret.as_deref()
     }
 
-    async fn try_key_again(&mut self, name: &TargetName) -> Result<(), StoreError> {
+    async fn try_key_again(&mut self, name: &TargetName, now: UtcMillis) -> Result<(), StoreError> {
         if let Some(target) = self.targets.get_mut(name) {
             target.pace.unblock();
         }
         if self.store.lift_hold(name, HoldKind::Credentials).await? {
+            // Looks were put off to the end of the hold.
+            self.store.look_at_once(name, now).await?;
             info!(target = %name, "the credentials of target \"{name}\" are tried again");
         }
         Ok(())

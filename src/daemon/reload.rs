@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Clouds;
+use tracing::warn;
+
 use super::dispatch::{Dispatcher, Target};
+use super::{Clouds, report};
 use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::StoreError;
@@ -59,6 +61,15 @@ impl Dispatcher {
             let target = Target::new(&self.store, new, attempts_max, Arc::clone(cloud), now).await?;
             targets.insert(new.name.clone(), target);
         }
+        let known = |new: &&TargetSettings| clouds.contains_key(&new.name);
+        let names: Vec<TargetName> = settings.targets.iter().filter(known).map(|new| new.name.clone()).collect();
+        self.store.forget_targets_except(&names).await?;
+        for name in &names {
+            // Budgets may have changed; those that still bind are found again at once. And whoever reloads has mended
+            // something: a call finds out.
+            self.store.lift_hold(name, HoldKind::Budget).await?;
+            self.store.lift_hold(name, HoldKind::Breaker).await?;
+        }
         for new in &settings.targets {
             if targets.contains_key(&new.name) {
                 continue;
@@ -68,17 +79,11 @@ impl Dispatcher {
                 targets.insert(new.name.clone(), target);
             }
         }
-        let names: Vec<TargetName> = targets.keys().cloned().collect();
         self.targets = targets;
-        self.store.forget_targets_except(&names).await?;
-        for name in &names {
-            // Budgets may have changed; those that still bind are found again at once. And whoever reloads has mended
-            // something: a call finds out.
-            self.store.lift_hold(name, HoldKind::Budget).await?;
-            self.store.lift_hold(name, HoldKind::Breaker).await?;
-        }
         self.take_up(&settings);
-        self.retry_keys(&new_secrets, now).await?;
+        if let Err(error) = self.retry_keys(&new_secrets, now).await {
+            warn!("the holds of refused keys stay for now: {}", report::chain(&error));
+        }
         let _ = accepted.send(());
         Ok(())
     }

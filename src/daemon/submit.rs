@@ -64,7 +64,8 @@ impl Dispatcher {
             Choice::Nothing => return Ok(None),
         };
         // After a failed call one call probes whether the cloud is back; its end is followed by a round.
-        let most = if target.pace.throttles() > 0 { 1 } else { target.settings.submits_open_max };
+        let probes = target.pace.throttles() > 0 || target.doubted.contains(&lane.action);
+        let most = if probes { 1 } else { target.settings.submits_open_max };
         if target.submitting >= most as usize {
             return Ok(None);
         }

@@ -44,18 +44,19 @@ impl Store {
     pub async fn open_batches(&self, except: &BTreeSet<BatchId>, limit: u32) -> Result<Vec<DueBatch>, StoreError> {
         let except = serde_json::to_string(except).unwrap_or_default();
         let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, String, String, bool, String)> = sqlx::query_as(
-            "SELECT id, target, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at FROM batches
+        let found: Vec<(i64, Vec<u8>, String, bool, String)> = sqlx::query_as(
+            "SELECT id, CAST(target AS BLOB), state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
+             FROM batches
              WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT ?2",
         )
         .bind(except)
         .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        let due = |(id, target, state, by_servers, at): (i64, String, String, bool, String)| {
+        let due = |(id, target, state, by_servers, at): (i64, Vec<u8>, String, bool, String)| {
             Ok(DueBatch {
                 id: BatchId(id),
-                target: TargetName(target),
+                target: TargetName(rows::lossy(target)),
                 state: rows::word(&state)?,
                 by_servers,
                 at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
@@ -91,8 +92,10 @@ impl Store {
         .bind(text(since))
         .fetch_all(&mut *writer)
         .await?;
-        let call = |(at, servers): (String, i64)| Ok((rows::time(&at)?, u32::try_from(servers).unwrap_or(u32::MAX)));
-        calls.into_iter().map(call).collect()
+        let call = |(at, servers): (String, i64)| {
+            rows::readable_time(Some(at)).map(|at| (at, u32::try_from(servers).unwrap_or(u32::MAX)))
+        };
+        Ok(calls.into_iter().filter_map(call).collect())
     }
 
     /// Makes due at once what waits for a time that we set ourselves: looks, second tries, and holds that end by themselves.
@@ -110,16 +113,27 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
+    /// Makes the next looks of a target's open batches due.
+    pub async fn look_at_once(&self, target: &TargetName, now: UtcMillis) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
+            .bind(text(now))
+            .bind(&target.0)
+            .execute(&mut *writer)
+            .await?;
+        Ok(())
+    }
+
     /// How many batches are open, by target.
     pub async fn unfinished_batches(&self) -> Result<Vec<(TargetName, i64)>, StoreError> {
         let mut writer = self.writer.lock().await;
         // The condition on next_look_at leads to the index of open batches, and away from reading all that ever were.
-        let targets: Vec<String> =
-            sqlx::query_scalar("SELECT target FROM batches WHERE state <> 'done' AND next_look_at >= ''")
+        let targets: Vec<Vec<u8>> =
+            sqlx::query_scalar("SELECT CAST(target AS BLOB) FROM batches WHERE state <> 'done' AND next_look_at >= ''")
                 .fetch_all(&mut *writer)
                 .await?;
         let mut counts: BTreeMap<TargetName, i64> = BTreeMap::new();
-        targets.into_iter().for_each(|target| *counts.entry(TargetName(target)).or_default() += 1);
+        targets.into_iter().for_each(|target| *counts.entry(TargetName(rows::lossy(target))).or_default() += 1);
         Ok(counts.into_iter().collect())
     }
 
@@ -145,7 +159,7 @@ impl Store {
         now: UtcMillis,
     ) -> Result<Vec<UtcMillis>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let mut calls: Vec<String> = sqlx::query_scalar(
+        let calls: Vec<String> = sqlx::query_scalar(
             "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
              FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT ?2",
         )
@@ -154,8 +168,7 @@ impl Store {
         .bind(text(now))
         .fetch_all(&mut *writer)
         .await?;
-        calls.reverse();
-        calls.iter().map(|call| rows::time(call)).collect()
+        Ok(calls.into_iter().rev().filter_map(|call| rows::readable_time(Some(call))).collect())
     }
 
     /// Stores what follows from one answer, in one synced transaction.
@@ -170,33 +183,37 @@ impl Store {
     }
 }
 
+/// A row as anybody may have written it: the schema checks its words and the form of its times, not what texts hold.
 #[derive(sqlx::FromRow)]
 struct BatchRecord {
     id: i64,
-    target: String,
+    target: Vec<u8>,
     service: String,
-    endpoint: String,
-    project_id: String,
+    endpoint: Vec<u8>,
+    project_id: Vec<u8>,
     action: String,
     state: String,
     server_count: i64,
-    job_id: Option<String>,
+    job_id: Option<Vec<u8>>,
     intent_at: String,
     submitted_at: Option<String>,
     looks: i64,
     doubts: i64,
     look_cause: Option<String>,
     look_until: Option<String>,
-    error_code: Option<String>,
-    error_message: Option<String>,
-    error_class: Option<String>,
-    read_error: Option<String>,
+    error_code: Option<Vec<u8>>,
+    error_message: Option<Vec<u8>>,
+    error_class: Option<Vec<u8>>,
+    read_error: Option<Vec<u8>>,
 }
 
 async fn batch_row(connection: &mut SqliteConnection, id: BatchId) -> Result<Option<BatchRecord>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT id, target, service, endpoint, project_id, action, state, server_count, job_id, intent_at, submitted_at, looks, doubts,
-                look_cause, look_until, error_code, error_message, error_class, read_error
+        "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
+                CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
+                submitted_at, looks, doubts, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
+                CAST(error_message AS BLOB) AS error_message, CAST(error_class AS BLOB) AS error_class,
+                CAST(read_error AS BLOB) AS read_error
          FROM batches WHERE id = ? AND state <> 'done'",
     )
     .bind(id.0)
@@ -206,30 +223,35 @@ async fn batch_row(connection: &mut SqliteConnection, id: BatchId) -> Result<Opt
 
 impl BatchRecord {
     fn into_batch(self, members: Vec<Member>) -> Result<(Batch, Origin), StoreError> {
-        let origin =
-            Origin { service: rows::word(&self.service)?, endpoint: self.endpoint, project_id: self.project_id };
-        let said_already = self.error_class.as_deref() == Some(SAID_ALREADY);
+        // A time that does not read is one long ago: what it bounds is over.
+        let time = |text: String| rows::readable_time(Some(text)).unwrap_or(UtcMillis(0));
+        let origin = Origin {
+            service: rows::word(&self.service)?,
+            endpoint: rows::lossy(self.endpoint),
+            project_id: rows::lossy(self.project_id),
+        };
+        let said_already = self.error_class.as_deref() == Some(SAID_ALREADY.as_bytes());
         let class = if said_already { CodeClass::AlreadyInTargetState } else { CodeClass::Other };
         let complaint = (self.error_code.is_some() || self.error_message.is_some()).then(|| Complaint {
-            code: self.error_code.unwrap_or_default(),
-            message: self.error_message.unwrap_or_default(),
+            code: self.error_code.map(rows::lossy).unwrap_or_default(),
+            message: self.error_message.map(rows::lossy).unwrap_or_default(),
             class,
         });
         let batch = Batch {
             id: BatchId(self.id),
-            target: TargetName(self.target),
+            target: TargetName(rows::lossy(self.target)),
             action: rows::word(&self.action)?,
             state: rows::word(&self.state)?,
-            job: self.job_id.map(JobId),
-            intent_at: rows::time(&self.intent_at)?,
-            submitted_at: rows::maybe_time(self.submitted_at)?,
-            looks: self.looks as u32,
-            doubts: self.doubts as u32,
-            server_count: self.server_count as u32,
+            job: self.job_id.map(rows::lossy).map(JobId),
+            intent_at: time(self.intent_at),
+            submitted_at: rows::readable_time(self.submitted_at),
+            looks: rows::count(self.looks),
+            doubts: rows::count(self.doubts),
+            server_count: rows::count(self.server_count),
             look_cause: self.look_cause.as_deref().map(rows::word).transpose()?,
-            look_until: rows::maybe_time(self.look_until)?,
+            look_until: self.look_until.map(time),
             complaint,
-            read_error: self.read_error,
+            read_error: self.read_error.map(rows::lossy),
             members,
         };
         Ok((batch, origin))
@@ -252,7 +274,7 @@ async fn members(connection: &mut SqliteConnection, batch: &BatchRecord) -> Resu
         "SELECT r.id, r.server_id, r.state, r.attempts,
                 CASE WHEN r.travel_group = 0 THEN 0
                      ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END AS busy,
-                a.seen, a.seen_since, a.baseline,
+                a.seen, a.seen_since, CAST(a.baseline AS BLOB) AS baseline,
                 ?2 IS NOT NULL AND EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.server_id = r.server_id AND e.target = r.target
                     AND e.finished_at > ?2 AND e.state = 'unknown' AND e.action = 'reboot') AS shadowed
@@ -275,7 +297,7 @@ struct MemberRecord {
     busy: i64,
     seen: Option<String>,
     seen_since: Option<String>,
-    baseline: Option<String>,
+    baseline: Option<Vec<u8>>,
     shadowed: bool,
 }
 
@@ -290,10 +312,10 @@ impl MemberRecord {
             request: RequestId(self.id),
             server: ServerId(self.server_id),
             state: rows::word(&self.state)?,
-            attempts: self.attempts as u32,
-            busy: self.busy as u32,
+            attempts: rows::count(self.attempts),
+            busy: rows::count(self.busy),
             seen,
-            baseline: rows::baseline(self.baseline),
+            baseline: rows::baseline(self.baseline.map(rows::lossy)),
             shadowed: self.shadowed,
         })
     }

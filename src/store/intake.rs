@@ -79,18 +79,30 @@ impl Store {
     /// what became of them. Returns how many that were.
     pub async fn end_stranded(&self, now: UtcMillis) -> Result<u64, StoreError> {
         let mut writer = self.writer.lock().await;
-        let ended = sqlx::query(
+        let mut tx = self.begin(&mut writer).await?;
+        let ended: Vec<i64> = sqlx::query_scalar(
             "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = 'poweryard.orphaned',
                  error_message = 'its batch was removed from the queue by hand, so nobody can ask what became of it',
                  finished_at = ?1, gate = NULL
              WHERE state IN ('submitting', 'running') AND NOT EXISTS (
                  SELECT 1 FROM batches b JOIN request_attempts a ON a.batch_id = b.id AND a.request_id = power_requests.id
-                 WHERE b.id = power_requests.batch_id AND b.state <> 'done' AND a.result IS NULL)",
+                 WHERE b.id = power_requests.batch_id AND b.state <> 'done' AND a.result IS NULL)
+             RETURNING id",
         )
         .bind(text(now))
-        .execute(&mut *writer)
+        .fetch_all(&mut *tx)
         .await?;
-        Ok(ended.rows_affected())
+        // An attempt that stayed open could never be deleted.
+        sqlx::query(
+            "UPDATE request_attempts SET result = 'unknown', error_code = 'poweryard.orphaned', finished_at = ?2
+             WHERE request_id IN (SELECT value FROM json_each(?1)) AND result IS NULL",
+        )
+        .bind(serde_json::to_string(&ended).unwrap_or_default())
+        .bind(text(now))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(ended.len() as u64)
     }
 
     /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that were.

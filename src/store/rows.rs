@@ -20,6 +20,16 @@ pub(super) fn maybe_time(text: Option<String>) -> Result<Option<UtcMillis>, Stor
     text.as_deref().map(time).transpose()
 }
 
+/// A text of which only the bytes are certain.
+pub(super) fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// A number that counts something, and that a stranger may have written: never so large that one more would not fit.
+pub(super) fn count(number: i64) -> u32 {
+    number.clamp(0, i64::from(i32::MAX)) as u32
+}
+
 /// A time that a stranger may have spoilt: then none, since the pass must go on.
 pub(super) fn readable_time(text: Option<String>) -> Option<UtcMillis> {
     text.and_then(|text| text.parse().ok())

@@ -27,7 +27,7 @@ pub fn after_look(
 ) -> Step {
     match (batch.state, batch.look_cause) {
         (BatchState::Looking, Some(LookCause::Refused)) => explain(batch, sightings, rules, now),
-        (BatchState::Looking, _) => prove(batch, |member| sightings.get(&member.server), rules, asked_at, now),
+        (BatchState::Looking, _) => prove(batch, |member| sightings.get(&member.server), None, rules, asked_at, now),
         (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => {
             watch(batch, |member| sightings.get(&member.server), rules, asked_at, now)
         }
@@ -51,19 +51,21 @@ pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: U
         }
         return Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error);
     }
-    prove(batch, |_| None, rules, now, now).after_failed_read(error)
+    prove(batch, |_| None, Some(error), rules, now, now).after_failed_read(error)
 }
 
-/// Looks for evidence of what became of each request; see the contract, promises 3 and 6.
+/// Looks for evidence of what became of each request; see the contract, promises 3 and 6. `failure` is why this look shows
+/// nothing.
 fn prove<'a>(
     batch: &Batch,
     sighting: impl Fn(&Member) -> Option<&'a Sighting>,
+    failure: Option<&CallError>,
     rules: &Rules,
     asked_at: UtcMillis,
     now: UtcMillis,
 ) -> Step {
     let ends = batch.look_until.unwrap_or(now);
-    search(batch, sighting, rules, asked_at, now, (ends, out_of_time))
+    search(batch, sighting, rules, asked_at, now, (ends, |batch: &Batch| out_of_time(batch, failure)))
 }
 
 /// Follows an accepted batch that has no job: its servers' own states tell, until the time of a job is over.
@@ -93,7 +95,7 @@ fn search<'a>(
     rules: &Rules,
     asked_at: UtcMillis,
     now: UtcMillis,
-    (ends, at_the_end): (UtcMillis, fn(&Batch) -> Outcome),
+    (ends, at_the_end): (UtcMillis, impl Fn(&Batch) -> Outcome),
 ) -> Step {
     let mut step = Step::only(batch.again(rules, now, 0));
     let mut open = 0;
@@ -277,8 +279,8 @@ fn missing() -> Outcome {
     Outcome::failed(Evidence::Observed, "poweryard.missing", "the cloud has no such server in this project")
 }
 
-fn out_of_time(batch: &Batch) -> Outcome {
-    let why = batch.read_error.as_ref().map(|error| format!("; the last look failed: {error}")).unwrap_or_default();
+fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
+    let why = failure.map(|error| format!("; the last look failed: {error}")).unwrap_or_default();
     Outcome::unknown(
         "poweryard.time_limit",
         format!("{}, and the server's state proved nothing within look_time_limit{why}", doubt(batch)),

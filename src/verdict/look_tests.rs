@@ -90,6 +90,35 @@ fn a_reboot_seen_in_transition_is_followed_to_its_end() {
 }
 
 #[test]
+fn a_reboot_that_is_seen_proves_nothing_while_an_earlier_one_may_be_under_way() {
+    for (power, afterwards) in [(Power::On, "running"), (Power::Off, "stopped"), (Power::Faulty, "faulty")] {
+        let comes_back = |seconds| match seconds {
+            20..200 => view(Power::Unclear, Activity::Rebooting),
+            _ => view(power, Activity::Idle),
+        };
+        let mut batch = looking(PowerAction::Reboot, LookCause::Lost, 1);
+        batch.members[0].shadowed = true;
+        let (after, event) = look_on(batch, comes_back);
+        let Event::Ended(outcome) = event else { panic!("{event:?}") };
+        let end = (outcome.state, outcome.evidence, outcome.code.as_str());
+        assert_eq!(end, (RequestState::Unknown, Evidence::None, "poweryard.unproved"), "{afterwards}");
+        assert!(outcome.message.contains("an earlier one"), "{}", outcome.message);
+        assert_eq!(after, 260, "idle through the settling time, counted from the end of the transition");
+    }
+}
+
+#[test]
+fn a_shadow_hides_neither_a_missing_server_nor_the_end_of_the_time() {
+    let mut batch = looking(PowerAction::Reboot, LookCause::Lost, 2);
+    batch.members[0].shadowed = true;
+    let mut sightings = all(&batch, view(Power::On, Activity::Rebooting));
+    let late = NOW + rules().look_time_limit;
+    assert_eq!(ended(&after_look(&batch, &sightings, &rules(), late, late), 1).code, "poweryard.time_limit");
+    sightings.insert(ServerId("server-1".into()), Sighting::Missing);
+    assert_eq!(ended(&after_look(&batch, &sightings, &rules(), NOW, NOW), 1).code, "poweryard.missing");
+}
+
+#[test]
 fn an_endless_transition_ends_unknown() {
     let (after, event) =
         look_on(looking(PowerAction::Start, LookCause::Lost, 1), |_| view(Power::Off, Activity::PoweringOn));
@@ -110,6 +139,29 @@ fn unreadable_states_end_unknown_in_time_too() {
     assert!(after_failed_look(&batch, &error, &rules(), NOW).moves.is_empty());
     let late = after_failed_look(&batch, &error, &rules(), NOW + rules().look_time_limit);
     assert_eq!(ended(&late, 1).state, RequestState::Unknown);
+}
+
+#[test]
+fn a_look_that_fails_as_the_time_runs_out_is_named_as_the_cause() {
+    let error = CallError {
+        fault: Fault::Permission,
+        status: Some(403),
+        code: "APIGW.0302".to_owned(),
+        message: "not authorized".to_owned(),
+        request_id: None,
+    };
+    let late = NOW + rules().look_time_limit;
+    let mut batch = looking(PowerAction::Stop, LookCause::Lost, 1);
+    for before in [None, Some("something else".to_owned())] {
+        batch.read_error = before;
+        let step = after_failed_look(&batch, &error, &rules(), late);
+        let message = &ended(&step, 1).message;
+        assert!(message.contains("APIGW.0302") && !message.contains("something else"), "{message}");
+    }
+    // A look that succeeds has no failure to tell of, whatever the one before it was.
+    let step = after_look(&batch, &all(&batch, view(Power::Unclear, Activity::Other)), &rules(), late, late);
+    let message = &ended(&step, 1).message;
+    assert!(!message.contains("failed"), "{message}");
 }
 
 #[test]

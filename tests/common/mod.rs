@@ -2,20 +2,21 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use poweryard::daemon::{self, DaemonError};
+use poweryard::daemon::{self, DaemonError, Reload};
 use poweryard::model::Service;
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::{Scenario, SimCloud};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 pub(crate) const PROJECT: &str = "bbf1946d374b44a0a2a95533562ba954";
 
@@ -93,16 +94,21 @@ impl Yard {
     }
 
     pub(crate) fn start_with(&self, settings: Settings) -> Running {
-        let rules = SecretRules::new(&settings.queue.database, None);
-        let clouds = daemon::connect_all(&settings, &rules).expect("secrets");
+        self.start_reloading(settings).1
+    }
+
+    /// Also returns where new settings can be handed in.
+    pub(crate) fn start_reloading(&self, settings: Settings) -> (mpsc::Sender<Reload>, Running) {
+        let clouds = clouds(&settings);
         let (stop, stopped) = oneshot::channel();
+        let (reloads, coming) = mpsc::channel(1);
         let daemon = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(daemon::run(&settings, clouds, async {
+            runtime.block_on(daemon::run_reloading(&settings, clouds, coming, async {
                 let _ = stopped.await;
             }))
         });
-        Running { stop, daemon }
+        (reloads, Running { stop, daemon })
     }
 
     /// A producer's connection: another one than the daemon's.
@@ -122,6 +128,18 @@ impl Yard {
     pub(crate) fn server(&self, number: usize) -> String {
         self.cloud.server_ids(self.service)[number - 1].to_string()
     }
+}
+
+fn clouds(settings: &Settings) -> daemon::Clouds {
+    daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets")
+}
+
+/// Hands new settings in; true if the daemon goes on with them.
+pub(crate) async fn reload(reloads: &mpsc::Sender<Reload>, settings: Settings) -> bool {
+    let (accepted, answer) = oneshot::channel();
+    let reload = Reload { clouds: clouds(&settings), settings, new_secrets: BTreeSet::new(), accepted };
+    assert!(reloads.send(reload).await.is_ok(), "the daemon has ended");
+    answer.await.is_ok()
 }
 
 pub(crate) fn secret(dir: &Path, name: &str, content: &str) -> PathBuf {

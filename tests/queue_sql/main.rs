@@ -9,6 +9,7 @@ mod queue;
 mod ending;
 mod inserting;
 mod keys;
+mod ledgers;
 mod order;
 mod states;
 mod times;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::{Method, Request};
 
 use super::Finding;
-use crate::cli::{Exit, args};
+use crate::cli::{Exit, args, output};
 use crate::cloud::http::{Http, Wire};
 use crate::cloud::{CallError, Fault, Key, PowerCloud};
 use crate::daemon::{self, CREDENTIALS_HOLD};
@@ -58,9 +58,9 @@ impl<'a> Keys<'a> {
         self.refused.get(key.id()).filter(same_secret).filter(|refused| refused.until > now)
     }
 
-    async fn note(&mut self, key: &Key, reason: String, now: UtcMillis) {
+    async fn note(&mut self, key: &Key, refusals: u32, reason: String, now: UtcMillis) {
         let secret = key.secret().map(str::to_owned);
-        let refused = RefusedKey { secret, refusals: key.refusals(), until: now + CREDENTIALS_HOLD, reason };
+        let refused = RefusedKey { secret, refusals, until: now + CREDENTIALS_HOLD, reason };
         if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
             // Without it the daemon would only count from nothing.
             let _ = desk.note_refused_key(key.id(), &refused).await;
@@ -111,17 +111,22 @@ fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
 async fn read_call(cloud: &dyn PowerCloud, keys: &mut Keys<'_>, subject: &str) -> Finding {
     let key = cloud.key();
     if let Some(refused) = keys.rest(key, args::now()) {
-        let finding =
-            format!("not asked: its key was refused {} times in a row ({})", refused.refusals, refused.reason);
+        let finding = format!(
+            "not asked: its key was refused {} in a row ({})",
+            output::count(refused.refusals as usize, "time"),
+            refused.reason
+        );
         let mend = format!("mend the key, or wait until {}, so that the cloud does not lock it", refused.until);
         return Finding::warning(subject, finding, mend);
     }
-    key.set_refusals(keys.refused.get(key.id()).map_or(0, |refused| refused.refusals));
+    let before = keys.refused.get(key.id()).map_or(0, |refused| refused.refusals);
+    // One signature, as for a key that was refused before: without a queue nobody counts the checks made in a row.
+    key.set_refusals(before.max(1));
     match cloud.observe(&[ServerId(NO_SERVER.to_owned())]).await {
         Ok(_) => Finding::ok(subject, "a read call was allowed"),
         Err(error) => {
             if error.fault == Fault::Credentials {
-                keys.note(key, format!("the cloud refuses the credentials: {error}"), args::now()).await;
+                keys.note(key, before + 1, format!("the cloud refuses the credentials: {error}"), args::now()).await;
             }
             Finding::error(Exit::Config, subject, &error, mend(&error.fault))
         }

@@ -1,0 +1,369 @@
+//! Keys that the cloud refuses, and permissions that they lack: what that costs in bad signatures over restarts, reloads and
+//! commands, who is held for it, and how soon the same rows go through once it is mended.
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+#[path = "common/scene.rs"]
+mod scene;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use common::{PROJECT, Yard, insert, insert_many, outcomes, secret, text, wait_for};
+use poweryard::model::PowerAction::{Start, Stop};
+use poweryard::model::Service;
+use poweryard::sim::{Call, OnOff};
+use process::{Daemon, poweryard, until};
+use scene::{bad_signatures, fault};
+use serde_json::Value;
+use sqlx::SqliteConnection;
+
+const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 20]\n";
+const RIGHT: &str = "poweryard-sim-secret-key";
+const WRONG: &str = "not-the-secret-key";
+const HELD: &str = "SELECT count(*) FROM holds WHERE kind = 'credentials' AND action IS NULL AND until IS NOT NULL";
+const UNFINISHED: &str = "SELECT count(*) FROM power_requests WHERE finished_at IS NULL";
+
+fn set_secret(yard: &Yard, content: &str) {
+    secret(yard.dir.path(), "secret-key", content);
+}
+
+/// The config, with a wrong secret key.
+fn wrong_config(yard: &Yard) -> PathBuf {
+    let config = yard.write_config();
+    set_secret(yard, WRONG);
+    config
+}
+
+/// Adds a target that uses the same keys for another project.
+fn add_target(config: &Path, name: &str, project: &str) {
+    let text = fs::read_to_string(config).expect("written");
+    let first = text.find("[targets.default]").expect("a target");
+    let end = text[first..].find("[targets.default.auth]").expect("its keys") + first;
+    let auth_end = text[end + 1..].find("[targets.").map_or(text.len(), |at| at + end + 1);
+    let table = text[first..auth_end].replace("targets.default", &format!("targets.{name}")).replace(PROJECT, project);
+    fs::write(config, text + &table).expect("written");
+}
+
+async fn insert_for(producer: &mut SqliteConnection, server: &str, target: &str) {
+    let sql = "INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', ?)";
+    sqlx::query(sql).bind(server).bind(target).execute(producer).await.expect("accepted");
+}
+
+/// Returns once the daemon has gone through the queue after everything that is in it now.
+async fn a_round_passes(producer: &mut SqliteConnection) {
+    let marker = format!("nobody-{}", text(producer, "SELECT count(*) FROM power_requests").await);
+    insert_for(producer, "x", &marker).await;
+    wait_for(producer, &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"), "1").await;
+    let cancel = "UPDATE power_requests SET state = 'cancelled' WHERE target = ?";
+    sqlx::query(cancel).bind(&marker).execute(&mut *producer).await.expect("accepted");
+    wait_for(producer, &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"), "0").await;
+}
+
+/// Minutes from now until the time that `sql` finds, rounded.
+async fn minutes_until(producer: &mut SqliteConnection, sql: &str) -> i64 {
+    let minutes = format!("SELECT CAST(round((julianday(({sql})) - julianday('now')) * 1440) AS INTEGER)");
+    text(producer, &minutes).await.parse().expect("a time")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_mended_while_the_daemon_is_stopped_lets_the_same_rows_through_at_once() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    let servers: Vec<String> = (1..=20).map(|number| yard.server(number)).collect();
+    insert_many(&mut producer, &servers, "stop").await;
+    wait_for(&mut producer, HELD, "1").await;
+    wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'queued'", "20").await;
+    assert_eq!(daemon.stop().await, Some(0));
+    set_secret(&yard, RIGHT);
+    let daemon = Daemon::start(&config);
+    // The hold of six minutes was for another secret; this waits for less than one.
+    assert_eq!(outcomes(&mut producer).await, "20 succeeded/job");
+    assert_eq!(daemon.stop().await, Some(0));
+    assert!(bad_signatures(&yard) <= 2, "{} bad signatures", bad_signatures(&yard));
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0");
+    assert_eq!(text(&mut producer, "SELECT max(attempts) FROM power_requests").await, "1");
+}
+
+/// Jobs that run while the secret is wrong: their next looks were put off to the end of the hold.
+async fn followed_again(restart: bool) {
+    let yard = Yard::new(QUICK).await;
+    let config = yard.write_config();
+    // The first look is late enough for the secret to become wrong before it.
+    let slow =
+        fs::read_to_string(&config).expect("written").replace("\"20ms\"", "\"3s\"").replace("\"100ms\"", "\"3s\"");
+    fs::write(&config, slow).expect("written");
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests", "running").await;
+    assert_eq!(daemon.stop().await, Some(0));
+    set_secret(&yard, WRONG);
+    let daemon = Daemon::start(&config);
+    wait_for(&mut producer, HELD, "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT next_look_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+5 minutes') FROM batches",
+        "1",
+    )
+    .await;
+    let mut daemon = Some(daemon);
+    if restart && let Some(daemon) = daemon.take() {
+        assert_eq!(daemon.stop().await, Some(0));
+    }
+    set_secret(&yard, RIGHT);
+    let daemon = match daemon {
+        Some(daemon) => {
+            daemon.signal("-HUP");
+            daemon
+        }
+        None => Daemon::start(&config),
+    };
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    assert_eq!(daemon.stop().await, Some(0));
+    assert!(bad_signatures(&yard) <= 2, "{} bad signatures", bad_signatures(&yard));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mended_secret_lets_running_jobs_be_followed_at_once_too() {
+    tokio::join!(followed_again(true), followed_again(false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_restarts_with_a_wrong_secret_cost_no_more_bad_signatures_than_one() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let mut daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, HELD, "1").await;
+    for number in 2..=5 {
+        // A stop, or a death.
+        match number % 2 {
+            0 => assert_eq!(daemon.stop().await, Some(0)),
+            _ => daemon.kill(),
+        }
+        daemon = Daemon::start(&config);
+        insert(&mut producer, &yard.server(number), "stop").await;
+        a_round_passes(&mut producer).await;
+        a_round_passes(&mut producer).await;
+    }
+    assert_eq!(daemon.stop().await, Some(0));
+    assert!(bad_signatures(&yard) <= 2, "{} bad signatures", bad_signatures(&yard));
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'queued'").await, "5");
+    assert_eq!(yard.cloud.ledger().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_deleted_from_the_table_comes_back_with_the_next_start_while_the_key_rests() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, HELD, "1").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests", "queued").await;
+    assert_eq!(daemon.stop().await, Some(0));
+    let before = bad_signatures(&yard);
+    sqlx::query("DELETE FROM holds").execute(&mut producer).await.expect("deleted");
+    let daemon = Daemon::start(&config);
+    wait_for(&mut producer, HELD, "1").await;
+    a_round_passes(&mut producer).await;
+    assert_eq!(daemon.stop().await, Some(0));
+    assert_eq!(bad_signatures(&yard), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of_its_own() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert_for(&mut producer, &yard.server(1), "default").await;
+    wait_for(&mut producer, HELD, "1").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests", "queued").await;
+    let at_first = bad_signatures(&yard);
+    // Whoever reloads may have mended the key in the cloud: one signature finds out, for all that use it.
+    insert_for(&mut producer, &yard.server(2), "second").await;
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'unknown_target'", "1").await;
+    add_target(&config, "second", "0123456789abcdef0123456789abcdef");
+    daemon.signal("-HUP");
+    wait_for(&mut producer, HELD, "2").await;
+    a_round_passes(&mut producer).await;
+    wait_for(&mut producer, "SELECT refusals FROM refused_keys", "3").await;
+    assert_eq!(bad_signatures(&yard), at_first + 1);
+    // It has been refused often enough: a third target is held without asking.
+    insert_for(&mut producer, &yard.server(3), "third").await;
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'unknown_target'", "1").await;
+    add_target(&config, "third", "fedcba9876543210fedcba9876543210");
+    daemon.signal("-HUP");
+    wait_for(&mut producer, HELD, "3").await;
+    a_round_passes(&mut producer).await;
+    assert_eq!(daemon.stop().await, Some(0));
+    assert_eq!(bad_signatures(&yard), at_first + 1);
+    let waiting = "SELECT count(*) FROM power_waiting WHERE reason LIKE 'held: the cloud refuses the credentials%'";
+    assert_eq!(text(&mut producer, waiting).await, "3");
+}
+
+async fn check_online(config: &Path) -> Output {
+    let mut command = poweryard();
+    command.arg("--config").arg(config).args(["check", "--online", "--json"]);
+    tokio::task::spawn_blocking(move || command.output().expect("it runs")).await.expect("it ran")
+}
+
+/// The finding about the target itself.
+fn finding(said: &Output) -> Value {
+    let findings: Value = serde_json::from_slice(&said.stdout).expect("JSON");
+    let of_target = |finding: &&Value| finding["subject"] == "targets.default";
+    // The last one: what comes before is about the files.
+    findings.as_array().expect("an array").iter().rfind(of_target).expect("a finding").clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_with_a_wrong_secret_are_counted_and_a_daemon_after_them_is_held_at_once() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let database = yard.database().display().to_string();
+    assert!(process::run(&["db", "migrate", "--database", &database]).status.success());
+    let said = check_online(&config).await;
+    assert_eq!((said.status.code(), finding(&said)["level"].as_str()), (Some(78), Some("error")), "{said:?}");
+    for _ in 2..=3 {
+        let said = check_online(&config).await;
+        let finding = finding(&said);
+        assert!(finding["finding"].to_string().contains("not asked"), "{finding}");
+        assert!(finding["mend"].to_string().contains("wait until"), "{finding}");
+    }
+    let asked = bad_signatures(&yard);
+    assert!((1..=2).contains(&asked), "{asked} bad signatures");
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, HELD, "1").await;
+    a_round_passes(&mut producer).await;
+    assert!(text(&mut producer, "SELECT reason FROM power_waiting WHERE id = 1").await.starts_with("held: "));
+    assert_eq!(bad_signatures(&yard), asked, "the daemon asked again");
+    // Mended, it is asked again, by both.
+    set_secret(&yard, RIGHT);
+    daemon.signal("-HUP");
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "succeeded").await;
+    let said = check_online(&config).await;
+    assert_eq!(finding(&said)["level"], "ok", "{said:?}");
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_before_there_is_a_queue_cost_one_signature_each() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    for _ in 1..=3 {
+        assert_eq!(check_online(&config).await.status.code(), Some(78));
+    }
+    assert_eq!(bad_signatures(&yard), 3);
+    assert!(!yard.database().exists(), "a check creates no queue");
+    // The key is not locked.
+    set_secret(&yard, RIGHT);
+    let said = check_online(&config).await;
+    assert_eq!(finding(&said)["level"], "ok", "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hold_of_a_key_that_goes_on_being_refused_grows_and_goes_when_the_cloud_takes_it() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    let until_of_key = "SELECT until FROM refused_keys";
+    let until_of_hold = "SELECT until FROM holds WHERE kind = 'credentials'";
+    wait_for(&mut producer, "SELECT refusals FROM refused_keys", "2").await;
+    wait_for(&mut producer, HELD, "1").await;
+    assert_eq!(minutes_until(&mut producer, until_of_key).await, 6);
+    assert_eq!(minutes_until(&mut producer, until_of_hold).await, 6);
+    daemon.signal("-HUP");
+    wait_for(&mut producer, "SELECT refusals FROM refused_keys", "3").await;
+    wait_for(&mut producer, HELD, "1").await;
+    assert_eq!(minutes_until(&mut producer, until_of_key).await, 12);
+    assert_eq!(minutes_until(&mut producer, until_of_hold).await, 12);
+    wait_for(&mut producer, "SELECT state FROM power_requests", "queued").await;
+    assert_eq!(daemon.stop().await, Some(0));
+
+    // The hold is over by the next start: one signature, and the next hold is longer still.
+    for sql in ["UPDATE refused_keys SET until = '2026-01-01T00:00:00.000Z'", "DELETE FROM holds"] {
+        sqlx::query(sql).execute(&mut producer).await.expect("done");
+    }
+    let daemon = Daemon::start(&config);
+    wait_for(&mut producer, "SELECT refusals FROM refused_keys", "4").await;
+    wait_for(&mut producer, HELD, "1").await;
+    assert_eq!(minutes_until(&mut producer, until_of_hold).await, 24);
+    assert_eq!(bad_signatures(&yard), 4);
+    set_secret(&yard, RIGHT);
+    daemon.signal("-HUP");
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    assert_eq!(daemon.stop().await, Some(0));
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0");
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_key_may_not_do_holds_that_action_alone_until_a_reload() {
+    for code in ["status = 403\ncode = \"APIGW.0302\"", "status = 400\ncode = \"BMS.0004\""] {
+        let refused = fault("refuse", &format!("on = [\"submit\"]\ncalls = [1]\n{code}"));
+        let scenario = format!("[bms]\nservers = 40\nrunning = 0.5\noperation_ms = [10, 20]\n{refused}");
+        let yard = Yard::new(&scenario).await;
+        let daemon = Daemon::start(&yard.write_config());
+        let mut producer = yard.producer().await;
+        let now: Vec<_> = yard.cloud.servers().into_iter().filter(|server| server.service == Service::Bms).collect();
+        let of = |power| now.iter().filter(|s| s.power == power).map(|s| s.server_id.to_string()).collect::<Vec<_>>();
+        insert_many(&mut producer, &of(OnOff::On), "stop").await;
+        let held = "SELECT kind || ' ' || ifnull(action, 'all') || ' ' || target FROM holds";
+        wait_for(&mut producer, held, "credentials stop default").await;
+        insert_many(&mut producer, &of(OnOff::Off), "start").await;
+        let started = "SELECT count(*) FROM power_requests WHERE action = 'start' AND state = 'succeeded'";
+        wait_for(&mut producer, started, "20").await;
+        assert_eq!(text(&mut producer, UNFINISHED).await, "20");
+        assert_eq!(text(&mut producer, held).await, "credentials stop default", "the other action lifts nothing");
+        let waiting =
+            "SELECT count(*) FROM power_waiting WHERE action = 'stop' AND reason LIKE 'held: the credentials lack %'";
+        assert_eq!(text(&mut producer, waiting).await, "20");
+        let row = "SELECT sum(attempts) FROM power_requests WHERE action = 'stop'";
+        assert_eq!(text(&mut producer, row).await, "0");
+        assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0", "the key itself is good");
+        // Granted in the cloud: a reload tries it, with one server first.
+        daemon.signal("-HUP");
+        assert_eq!(outcomes(&mut producer).await, "40 succeeded/job");
+        assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
+        assert_eq!(daemon.stop().await, Some(0));
+        let submits: Vec<_> = yard.cloud.calls().into_iter().filter(|call| call.call == Call::Submit).collect();
+        let calls = |action| submits.iter().filter(|c| c.action == Some(action)).map(|c| c.servers).collect::<Vec<_>>();
+        assert_eq!((calls(Stop), calls(Start)), (vec![20, 1, 19], vec![20]), "{code}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_restarted_without_a_permission_asks_for_no_more_than_it_was_refused() {
+    let refused = fault("refuse", "on = [\"submit\"]\nchance = 1.0\nstatus = 403\ncode = \"APIGW.0302\"");
+    let yard = Yard::new(&format!("{QUICK}{refused}")).await;
+    let config = yard.write_config();
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    let servers: Vec<String> = (1..=10).map(|number| yard.server(number)).collect();
+    insert_many(&mut producer, &servers, "stop").await;
+    wait_for(&mut producer, "SELECT action FROM holds", "stop").await;
+    wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'queued'", "10").await;
+    assert_eq!(daemon.stop().await, Some(0));
+    let daemon = Daemon::start(&config);
+    a_round_passes(&mut producer).await;
+    let submits = || yard.cloud.calls().iter().filter(|call| call.call == Call::Submit).count();
+    assert_eq!(submits(), 1, "the hold outlives the daemon");
+    daemon.signal("-HUP");
+    until("one call found out", || submits() == 2).await;
+    wait_for(&mut producer, "SELECT action FROM holds", "stop").await;
+    a_round_passes(&mut producer).await;
+    assert_eq!(submits(), 2);
+    assert_eq!(daemon.stop().await, Some(0));
+}

@@ -1,0 +1,257 @@
+//! The ledgers, `batches` and `request_attempts`, under the hands of whoever may write: what is on its way stays as the
+//! daemon left it, what is over never changes, and what nobody needs any more can be deleted.
+
+use poweryard::verdict::Batch;
+
+use crate::queue::{Queue, failed, ids, succeeded, wall};
+
+const NOT_DONE: &str = "this batch is not done; it cannot be deleted";
+const NOT_OVER: &str = "this attempt is not over; it cannot be deleted";
+const SENT: &str = "only the daemon writes batches, and what was sent never changes";
+const TRIED: &str = "only the daemon writes attempts, and how one ended never changes";
+
+/// One request whose call is being made.
+async fn on_its_way(queue: &mut Queue) -> Batch {
+    queue.insert("a", &[]).await;
+    queue.go(wall()).await.remove(0)
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_cannot_be_deleted_from_the_ledgers() {
+    let mut queue = Queue::new().await;
+    let batch = on_its_way(&mut queue).await;
+    for accepted in [false, true] {
+        if accepted {
+            queue.accept(&batch, wall()).await;
+        }
+        assert_eq!(queue.refused("DELETE FROM batches").await, NOT_DONE, "accepted: {accepted}");
+        assert_eq!(queue.refused("DELETE FROM request_attempts").await, NOT_OVER, "accepted: {accepted}");
+        assert_eq!(queue.refused("DELETE FROM batches WHERE rowid = 1").await, NOT_DONE);
+    }
+    let (batch, _) = queue.store.load_batch(batch.id).await.expect("readable").expect("open");
+    assert_eq!(batch.members.len(), 1);
+}
+
+#[tokio::test]
+async fn the_open_attempt_of_a_batch_of_two_stays_when_the_other_has_ended() {
+    let mut queue = Queue::new().await;
+    let first = queue.insert("a", &[]).await;
+    queue.insert("b", &[]).await;
+    let batch = queue.go(wall()).await.remove(0);
+    queue.sql("UPDATE power_requests SET state = 'running' WHERE state = 'submitting'").await;
+    queue
+        .sql(&format!(
+            "UPDATE request_attempts SET result = 'succeeded', finished_at = started_at WHERE request_id = {first}"
+        ))
+        .await;
+    queue.sql(&format!("DELETE FROM request_attempts WHERE request_id = {first}")).await;
+    assert_eq!(queue.refused("DELETE FROM request_attempts").await, NOT_OVER);
+    assert_eq!(queue.refused(&format!("DELETE FROM batches WHERE id = {}", batch.id)).await, NOT_DONE);
+}
+
+#[tokio::test]
+async fn where_a_batch_was_sent_and_what_it_asked_for_never_changes() {
+    let mut queue = Queue::new().await;
+    on_its_way(&mut queue).await;
+    for change in [
+        "id = id + 1",
+        "rowid = 99",
+        "target = 'other'",
+        "service = 'clouddc'",
+        "endpoint = 'https://elsewhere.test'",
+        "project_id = 'q'",
+        "action = 'start'",
+        "intent_at = '2020-01-01T00:00:00.000Z'",
+    ] {
+        for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
+            let sql = format!("{update} batches SET {change}");
+            assert_eq!(queue.refused(&sql).await, SENT, "{sql}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_goes_forward_only() {
+    let mut queue = Queue::new().await;
+    let batch = on_its_way(&mut queue).await;
+    queue.accept(&batch, wall()).await;
+    assert_eq!(queue.refused("UPDATE batches SET state = 'submitting'").await, SENT);
+    let looking = "state = 'looking', look_cause = 'gap', look_until = intent_at";
+    queue.sql(&format!("UPDATE batches SET {looking}")).await;
+    assert_eq!(queue.refused("UPDATE batches SET state = 'tracking'").await, SENT);
+    assert_eq!(queue.refused("UPDATE batches SET state = 'submitting'").await, SENT);
+}
+
+#[tokio::test]
+async fn nothing_changes_in_a_batch_that_is_done_nor_in_an_attempt_that_has_ended() {
+    let mut queue = Queue::new().await;
+    let batch = on_its_way(&mut queue).await;
+    queue.end(&batch, &succeeded(), wall()).await;
+    for column in queue.rows("SELECT name FROM pragma_table_info('batches')").await {
+        for update in ["UPDATE", "UPDATE OR REPLACE"] {
+            let sql = format!("{update} batches SET {column} = {column}");
+            assert_eq!(queue.refused(&sql).await, SENT, "{sql}");
+        }
+    }
+    for change in ["result = 'failed'", "result = NULL", "result = NULL, finished_at = NULL", "request_id = 7"] {
+        let sql = format!("UPDATE OR REPLACE request_attempts SET {change}");
+        assert_eq!(queue.refused(&sql).await, TRIED, "{sql}");
+    }
+    assert_eq!(queue.row("SELECT b.state, a.result FROM batches b, request_attempts a").await, "done|succeeded");
+}
+
+#[tokio::test]
+async fn an_attempt_keeps_its_request_and_its_batch() {
+    let mut queue = Queue::new().await;
+    on_its_way(&mut queue).await;
+    for change in ["request_id = 7", "batch_id = 7", "request_id = 'x'"] {
+        let sql = format!("UPDATE OR REPLACE request_attempts SET {change}");
+        assert_eq!(queue.refused(&sql).await, TRIED, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn neither_a_batch_nor_an_attempt_can_be_replaced() {
+    let mut queue = Queue::new().await;
+    let open = on_its_way(&mut queue).await;
+    for done in [false, true] {
+        if done {
+            queue.end(&open, &failed(), wall()).await;
+        }
+        for insert in ["INSERT OR REPLACE", "REPLACE", "INSERT", "INSERT OR IGNORE"] {
+            let sql = format!("{insert} INTO batches SELECT * FROM batches");
+            assert_eq!(queue.refused(&sql).await, "a batch cannot be replaced", "{sql}");
+            let sql = format!("{insert} INTO request_attempts SELECT * FROM request_attempts");
+            assert_eq!(queue.refused(&sql).await, "an attempt cannot be replaced", "{sql}");
+        }
+        let before = queue.row("SELECT b.state, ifnull(a.result, '-') FROM batches b, request_attempts a").await;
+        assert_eq!(before, if done { "done|failed" } else { "submitting|-" });
+    }
+}
+
+#[tokio::test]
+async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
+    let mut queue = Queue::new().await;
+    let batch = on_its_way(&mut queue).await;
+    for change in [
+        "state = 'gone'",
+        "state = NULL",
+        "state = 'done'",
+        "state = 'looking'",
+        "server_count = 'many'",
+        "server_count = 0",
+        "server_count = 1.5",
+        "looks = 'x'",
+        "looks = x'00'",
+        "doubts = NULL",
+        "travel_group = 'x'",
+        "job_ms = 'long'",
+        "job_ms = 1.5",
+        "job_id = x'00'",
+        "submitted_at = x'00'",
+        "submitted_at = 'yesterday'",
+        "submitted_at = 5",
+        "next_look_at = x'323032362d30312d30315430303a30303a30302e3030305a'",
+        "next_look_at = 'soon'",
+        "next_look_at = NULL",
+        "look_until = 'never'",
+        "look_until = x'00'",
+        "look_cause = 'whim'",
+        "error_code = x'00'",
+        "error_message = x'00'",
+        "error_class = x'00'",
+        "read_error = x'00'",
+        "state = 'done', next_look_at = NULL, finished_at = x'00'",
+        "state = 'done', next_look_at = NULL, finished_at = 'now'",
+        "finished_at = '2026-01-01T00:00:00.000Z'",
+    ] {
+        let complaint = queue.refused(&format!("UPDATE batches SET {change}")).await;
+        assert!(complaint.contains("constraint failed"), "{change}: {complaint}");
+    }
+    for change in [
+        "result = 'rumour', finished_at = started_at",
+        "result = 'succeeded'",
+        "finished_at = '2026-01-01T00:00:00.000Z'",
+        "result = 'succeeded', finished_at = x'00'",
+        "started_at = x'00'",
+        "started_at = NULL",
+        "seen = 'ghosts'",
+        "seen = x'00'",
+        "seen_since = x'00'",
+        "seen_since = 'then'",
+        "baseline = x'00'",
+        "error_code = x'00'",
+        "error_message = x'00'",
+    ] {
+        let complaint = queue.refused(&format!("UPDATE request_attempts SET {change}")).await;
+        assert!(complaint.contains("constraint failed"), "{change}: {complaint}");
+    }
+    let (batch, _) = queue.store.load_batch(batch.id).await.expect("readable").expect("open");
+    assert_eq!(batch.members.len(), 1);
+}
+
+#[tokio::test]
+async fn a_foreign_row_in_the_ledgers_is_refused_at_its_insert() {
+    let mut queue = Queue::new().await;
+    let insert = "INSERT OR IGNORE INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at) VALUES";
+    let time = "'2026-01-01T00:00:00.000Z'";
+    for values in [
+        format!("(x'00', 'bms', 'e', 'p', 'stop', 'submitting', 1, {time}, {time})"),
+        format!("('t', x'00', 'e', 'p', 'stop', 'submitting', 1, {time}, {time})"),
+        format!("('t', 'ecs', 'e', 'p', 'stop', 'submitting', 1, {time}, {time})"),
+        format!("('t', 'bms', x'00', 'p', 'stop', 'submitting', 1, {time}, {time})"),
+        format!("('t', 'bms', 'e', x'00', 'stop', 'submitting', 1, {time}, {time})"),
+        format!("('t', 'bms', 'e', 'p', 'halt', 'submitting', 1, {time}, {time})"),
+        format!("('t', 'bms', 'e', 'p', 'stop', 'submitting', 'one', {time}, {time})"),
+        format!("('t', 'bms', 'e', 'p', 'stop', 'submitting', 1, 'now', {time})"),
+        format!("('t', 'bms', 'e', 'p', 'stop', 'submitting', 1, CAST({time} AS BLOB), {time})"),
+        format!("('t', 'bms', 'e', 'p', 'stop', 'done', 1, {time}, NULL)"),
+    ] {
+        // OR IGNORE leaves a row out that breaks a CHECK; what counts is that it is not there.
+        let _ = queue.try_sql(&format!("{insert} {values}")).await;
+        assert_eq!(queue.row("SELECT count(*) FROM batches").await, "0", "{values}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_over_is_pruned_by_plain_sql_in_any_order() {
+    let tables = ["power_requests", "batches", "request_attempts"];
+    let whole = |table: &str| format!("DELETE FROM {table}");
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut queue = Queue::new().await;
+        let first = queue.insert("a", &[]).await;
+        queue.insert("b", &[("action", "'start'")]).await;
+        let batches = queue.go(wall()).await;
+        assert_eq!(ids(&batches).len(), 2);
+        let batch = queue.accept(&batches[0], wall()).await;
+        queue.end(&batch, &succeeded(), wall()).await;
+        queue.give_back(&batches[1], None, wall()).await;
+        queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+        for table in order {
+            queue.sql(&whole(tables[table])).await;
+        }
+        for table in tables {
+            assert_eq!(queue.row(&format!("SELECT count(*) FROM {table}")).await, "0", "{table} in {order:?}");
+        }
+        // What is inserted next has a new id, and goes out as usual.
+        let next = queue.insert("a", &[]).await;
+        assert!(next > first + 1);
+        assert_eq!(ids(&queue.go(wall()).await), [next]);
+    }
+}
+
+#[tokio::test]
+async fn the_old_is_pruned_beside_what_is_on_its_way() {
+    let mut queue = Queue::new().await;
+    queue.insert("old", &[]).await;
+    let batches = queue.go(wall()).await;
+    queue.end(&batches[0], &failed(), wall()).await;
+    let new = queue.insert("new", &[]).await;
+    let batches = queue.go(wall()).await;
+    queue.sql("DELETE FROM request_attempts WHERE request_id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL)").await;
+    queue.sql("DELETE FROM power_requests WHERE finished_at IS NOT NULL").await;
+    queue.sql("DELETE FROM batches WHERE state = 'done'").await;
+    assert_eq!(queue.row("SELECT count(*) FROM batches").await, "1");
+    queue.end(&batches[0], &succeeded(), wall()).await;
+    assert_eq!(queue.state(new).await, "succeeded");
+}
