@@ -6,10 +6,11 @@ mod queue;
 
 use queue::Queue;
 
-const SOURCES: [&str; 3] = [
+const SOURCES: [&str; 4] = [
     include_str!("../src/store/intake.rs"),
     include_str!("../src/store/batches.rs"),
     include_str!("../src/store/holds.rs"),
+    include_str!("../src/store/keep.rs"),
 ];
 
 /// The string literals of the sources that are SQL.
@@ -38,6 +39,9 @@ fn is_small(step: &str) -> bool {
         "SCAN holds",
         "SCAN targets",
         "SCAN refused_keys",
+        "SCAN queue_mark",
+        "SCAN sqlite_sequence",
+        "SCAN pragma_data_version",
         "SCAN awaited_ends",
         "SCAN head",
         "SCAN used",
@@ -48,13 +52,14 @@ fn is_small(step: &str) -> bool {
     small.iter().any(|start| step.starts_with(start)) || step.contains("VIRTUAL TABLE")
 }
 
-/// Walks from one end of a partial index, ended by a LIMIT; or, once at a start, along what is in flight.
+/// Walks from one end of a partial index, ended by a LIMIT; or, once at a start, along what is in flight or unfinished.
 fn is_head_of_an_index(step: &str) -> bool {
     [
         "SCAN power_requests USING COVERING INDEX power_requests_ready",
         "SCAN power_requests USING COVERING INDEX power_requests_doomed",
         "SCAN batches USING INDEX batches_open",
         "SCAN power_requests USING INDEX power_requests_in_flight",
+        "SCAN power_requests USING COVERING INDEX power_requests_server",
     ]
     .contains(&step)
 }
@@ -124,7 +129,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         ("min(b.id)", &["SEARCH b USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)"]),
         ("SELECT id, CAST(target AS BLOB), state", &["SCAN batches USING INDEX batches_open"]),
         ("SELECT job_ms", &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"]),
-        ("SELECT max(intent_at", &["SEARCH batches USING INDEX batches_pace (target=?)"]),
+        ("SELECT CASE state WHEN", &["SEARCH batches USING INDEX batches_pace (target=?)"]),
         (
             "a.seen, a.seen_since",
             &["SEARCH a USING PRIMARY KEY (batch_id=?)", "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"],

@@ -239,7 +239,7 @@ async fn hold_restored(
 ) -> Result<Restored, StoreError> {
     let own = read_note(tx).await?;
     let unfinished: i64 =
-        sqlx::query_scalar("SELECT ifnull(sum(count), 0) FROM queue_overview").fetch_one(&mut *tx).await?;
+        sqlx::query_scalar("SELECT count(*) FROM power_requests WHERE gate IS NOT NULL").fetch_one(&mut *tx).await?;
     if unfinished > 0 {
         let of = rows::readable_time(copied_at.clone()).map(|at| format!(" of {at}")).unwrap_or_default();
         let reason = format!(
