@@ -99,7 +99,8 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
 async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Serve(args) => serve::run(context, args).await,
-        Command::Demo(args) => demo::run(context, args).await,
+        // It holds a daemon of its own.
+        Command::Demo(args) => Box::pin(demo::run(context, args)).await,
         Command::Enqueue(args) => enqueue::run(context, args).await,
         Command::List(args) => list::run(context, args).await,
         Command::Show(args) => show::run(context, args).await,
