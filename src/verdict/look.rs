@@ -8,7 +8,7 @@ use crate::cloud::{CallError, Fault, codes};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
     Activity, AttemptResult, Baseline, BatchState, CodeClass, Complaint, Evidence, JobStatus, LookCause, Power,
-    PowerAction, ServerId, ServerView, Sighting, UtcMillis,
+    PowerAction, RequestId, ServerId, ServerView, Service, Sighting, UtcMillis,
 };
 use crate::pace;
 
@@ -26,6 +26,9 @@ pub fn after_look(
     now: UtcMillis,
 ) -> Step {
     match (batch.state, batch.look_cause) {
+        (BatchState::Looking, Some(LookCause::Refused)) if needs_proof(batch) => {
+            disprove(batch, sightings, rules, asked_at, now)
+        }
         (BatchState::Looking, Some(LookCause::Refused)) => explain(batch, sightings, rules, now),
         (BatchState::Looking, _) => prove(batch, |member| sightings.get(&member.server), None, rules, asked_at, now),
         (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => {
@@ -45,7 +48,7 @@ pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: U
         return Step::only(next).after_failed_read(error);
     }
     let hopeless = matches!(error.fault, Fault::Permission | Fault::Refused(_));
-    if batch.look_cause == Some(LookCause::Refused) {
+    if batch.look_cause == Some(LookCause::Refused) && !needs_proof(batch) {
         if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless {
             return split(batch, &batch.members.iter().collect::<Vec<_>>(), Vec::new());
         }
@@ -97,7 +100,7 @@ fn search<'a>(
     now: UtcMillis,
     (ends, at_the_end): (UtcMillis, impl Fn(&Batch) -> Outcome),
 ) -> Step {
-    let mut step = Step::only(batch.again(rules, now, 0));
+    let mut step = Step::only(batch.again_by(ends.min(now + rules.settle_time), rules, now));
     let mut open = 0;
     for member in &batch.members {
         let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, asked_at));
@@ -115,9 +118,6 @@ fn search<'a>(
     }
     if open == 0 {
         step.batch = BatchNext::Done;
-    } else if let BatchNext::Again { next_look_at, doubts } = &step.batch {
-        let next_look_at = (*next_look_at).min(ends).min(now + rules.settle_time);
-        step.batch = BatchNext::Again { next_look_at, doubts: *doubts };
     }
     step
 }
@@ -314,13 +314,112 @@ fn explain(batch: &Batch, sightings: &HashMap<ServerId, Sighting>, rules: &Rules
             Some(Blame::Innocent) | None => rest.push(member),
         }
     }
-    let explained = !moves.is_empty() || !followed.is_empty();
-    let mut step = if explained { resend(batch, &rest, moves) } else { split(batch, &rest, moves) };
+    let mut step = match moves.is_empty() && followed.is_empty() {
+        true => split(batch, &rest, moves),
+        false => resend(batch, &rest, moves),
+    };
     if !followed.is_empty() {
         step.batch = batch.look(LookCause::Lost, rules, now);
         step.seen = followed;
     }
     step
+}
+
+/// No code of CloudDC is documented, so that a refusal alone is no reason to send a reboot again. But its servers remember
+/// their last operation: one that has stayed at what it was before the call, idle through the settling time, was not
+/// rebooted. How long a reboot may be under way before it shows is not documented.
+fn needs_proof(batch: &Batch) -> bool {
+    batch.service == Service::CloudDc && batch.action == PowerAction::Reboot
+}
+
+/// As `explain`, for reboots that need proof that the refusal is true. If one of them has begun all the same, the refusal
+/// says nothing of the others either.
+fn disprove(
+    batch: &Batch,
+    sightings: &HashMap<ServerId, Sighting>,
+    rules: &Rules,
+    asked_at: UtcMillis,
+    now: UtcMillis,
+) -> Step {
+    let (mut moves, mut unchanged, mut doubtful) = (Vec::new(), Vec::new(), false);
+    for member in &batch.members {
+        match suspect(batch, member, sightings.get(&member.server), asked_at, now) {
+            Suspicion::Begun => return believe_nothing(batch, sightings, rules, asked_at, now),
+            Suspicion::Settled(event) => moves.push((member.request, event)),
+            Suspicion::Unchanged(since) => unchanged.push((member, since)),
+            Suspicion::Doubtful => doubtful = true,
+        }
+    }
+    let ends = batch.look_until.unwrap_or(now);
+    let (proved, waiting): (Vec<_>, Vec<_>) =
+        unchanged.into_iter().partition(|(_, seen)| asked_at.since(seen.since) >= rules.settle_time);
+    if !waiting.is_empty() && now < ends {
+        let news = waiting.iter().filter(|(member, seen)| member.seen != Some(*seen));
+        let seen = news.map(|(member, seen)| (member.request, *seen)).collect();
+        return Step { moves, seen, ..Step::only(batch.again_by(ends.min(now + rules.settle_time), rules, now)) };
+    }
+    let doubtful = doubtful || !waiting.is_empty();
+    let explained = doubtful || !moves.is_empty() || batch.members.len() < batch.server_count as usize;
+    let rest: Vec<&Member> = proved.into_iter().map(|(member, _)| member).collect();
+    let step = if explained { resend(batch, &rest, moves) } else { split(batch, &rest, moves) };
+    match doubtful {
+        true => Step { batch: batch.look(LookCause::Lost, rules, now), ..step },
+        false => step,
+    }
+}
+
+/// A refused reboot was begun after all, as far as can be told: all of them are looked into as if no answer had come.
+fn believe_nothing(
+    batch: &Batch,
+    sightings: &HashMap<ServerId, Sighting>,
+    rules: &Rules,
+    asked_at: UtcMillis,
+    now: UtcMillis,
+) -> Step {
+    let is_rebooting = |member: &&Member| match sightings.get(&member.server) {
+        Some(Sighting::Present(view)) => view.activity == Activity::Rebooting,
+        Some(Sighting::Missing) | None => false,
+    };
+    let moving = Seen { what: SeenState::Moving, since: asked_at };
+    let seen = batch.members.iter().filter(is_rebooting).map(|member| (member.request, moving)).collect();
+    Step { seen, ..Step::only(batch.look(LookCause::Lost, rules, now)) }
+}
+
+/// What a server's state says of a refused reboot that needs proof.
+enum Suspicion {
+    /// It was begun, refusal or not.
+    Begun,
+    /// This server explains a refusal; here is what becomes of its request.
+    Settled(Event),
+    /// As it was before the call, and idle since then.
+    Unchanged(Seen),
+    /// Whether it was begun, its state does not tell.
+    Doubtful,
+}
+
+fn suspect(
+    batch: &Batch,
+    member: &Member,
+    sighting: Option<&Sighting>,
+    asked_at: UtcMillis,
+    now: UtcMillis,
+) -> Suspicion {
+    let view = match sighting {
+        Some(Sighting::Present(view)) => view,
+        Some(Sighting::Missing) => return Suspicion::Settled(Event::Ended(missing())),
+        None => return Suspicion::Doubtful,
+    };
+    let unchanged = member.baseline == Baseline::Known(view.operation);
+    match (view.activity, view.power) {
+        (Activity::Rebooting, _) if !member.shadowed => Suspicion::Begun,
+        (Activity::Idle, _) if news(batch, member, view, false).is_some() => Suspicion::Begun,
+        (Activity::PoweringOn | Activity::PoweringOff, _) => {
+            Suspicion::Settled(busy(batch, member, &our_own("busy", "the server is in another transition"), now))
+        }
+        (Activity::Idle, Power::Off) if unchanged => Suspicion::Settled(Event::Ended(stopped(batch))),
+        (Activity::Idle, _) if unchanged => Suspicion::Unchanged(keep(member, SeenState::Idle, asked_at)),
+        (Activity::Idle | Activity::Rebooting | Activity::Other, _) => Suspicion::Doubtful,
+    }
 }
 
 enum Blame {
@@ -371,12 +470,18 @@ fn stopped(batch: &Batch) -> Outcome {
     Outcome::failed(Evidence::Refused, code, message)
 }
 
-fn resend(batch: &Batch, rest: &[&Member], mut moves: Vec<(crate::model::RequestId, Event)>) -> Step {
+fn resend(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) -> Step {
     moves.extend(rest.iter().map(|member| (member.request, beside_others(batch, FIRST_PART))));
     Step { moves, ..Step::only(BatchNext::Done) }
 }
 
-fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(crate::model::RequestId, Event)>) -> Step {
+/// Halves what nothing explains. One that was alone in its call is itself the reason, whatever it is.
+fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) -> Step {
+    if let ([member], 1) = (rest, batch.server_count) {
+        let why = batch.complaint.clone().unwrap_or_else(|| our_own("refused", "the call was refused"));
+        moves.push((member.request, Event::Ended(Outcome::failed(Evidence::Refused, &why.code, &why.message))));
+        return Step { moves, ..Step::only(BatchNext::Done) };
+    }
     let half = rest.len().div_ceil(2);
     for (i, member) in rest.iter().enumerate() {
         let part = if i < half { FIRST_PART } else { SECOND_PART };
@@ -399,3 +504,7 @@ fn beside_others(batch: &Batch, part: i64) -> Event {
 #[cfg(test)]
 #[path = "look_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "clouddc_look_tests.rs"]
+mod clouddc_tests;
