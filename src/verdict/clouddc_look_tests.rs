@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::*;
-use crate::model::{BatchState, Operation, RequestState};
+use crate::cloud::Fault;
+use crate::model::{CodeClass, Operation, RequestState, Service};
 use JobStatus::{Failed, Pending, Succeeded};
 use PowerAction::{Reboot, Start, Stop};
 

@@ -16,6 +16,7 @@ use crate::pace::{self, LookTimes};
 mod held;
 mod job;
 mod look;
+mod refusal;
 mod submit;
 
 pub use held::while_held;
