@@ -468,7 +468,7 @@ async fn nothing_is_lost_or_rebooted_twice_by_fifteen_kills() {
         + &fault("operation_fails", "chance = 0.02")
         + &fault("missing", "chance = 0.01")
         + &fault("locked", "chance = 0.01")
-        + "[latency]\nsubmit_ms = [0, 150]\nlist_ms = [0, 30]\n";
+        + "[latency]\nsubmit_ms = [50, 250]\nlist_ms = [0, 30]\n";
     let scenario = "servers = 400\nrunning = 0.8\noperation_ms = [100, 900]\n";
     let yard = yard(scenario, &faults, &["job_time_limit = \"4s\"", "look_time_limit = \"4s\""]).await;
     let config = yard.write_config();
@@ -478,13 +478,18 @@ async fn nothing_is_lost_or_rebooted_twice_by_fifteen_kills() {
     let mut producer = yard.producer().await;
     daemon.kill();
     let mut open_calls = 0;
-    for _ in 0..KILLS {
+    for round in 0..KILLS {
         let daemon = Daemon::start(&config);
         for _ in 0..20 {
             let server = &servers[dice.roll(servers.len() as u64 - 1) as usize];
             insert(&mut producer, server, PowerAction::ALL[dice.roll(2) as usize].as_str()).await;
         }
-        tokio::time::sleep(Duration::from_millis(60 + dice.roll(300))).await;
+        let (before, ends) =
+            (calls(&yard, Call::Submit).len(), Instant::now() + Duration::from_millis(60 + dice.roll(1500)));
+        // At any moment at all, or as soon as a call is on its way.
+        while Instant::now() < ends && (round % 2 == 0 || calls(&yard, Call::Submit).len() == before) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         daemon.kill();
         let submitting = text(&mut producer, "SELECT count(*) FROM batches WHERE state = 'submitting'").await;
         open_calls += submitting.parse::<u64>().expect("a number");
