@@ -121,7 +121,8 @@ pub async fn run_reloading(
         reloads,
         watchdog: Watchdog::of_the_unit(),
     };
-    let outcome = begun.run(&store, stop).await;
+    // Boxed: whoever runs a daemon beside other things would carry its whole state.
+    let outcome = Box::pin(begun.run(&store, stop)).await;
     // Closing it tidies up the `-wal`, if no producer has the file open.
     if let Some(store) = Arc::into_inner(store)
         && let Err(error) = store.close().await
