@@ -317,6 +317,7 @@ impl MemberRecord {
             seen,
             baseline: rows::baseline(self.baseline.map(rows::lossy)),
             shadowed: self.shadowed,
+            waited: None,
         })
     }
 }
