@@ -272,6 +272,7 @@ impl Dispatcher {
                 let id = answered.batch.id;
                 warn!(batch.id = %id, "batch {id}: the answer cannot be stored yet: {}", report::chain(&error));
                 self.unsaved.push(answered);
+                self.observers.meter.database_failed(self.unsaved.len());
                 Ok(())
             }
             Err(error) => Err(error),

@@ -18,6 +18,13 @@ pub(super) struct TargetAction {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StateLabels {
+    target: String,
+    action: &'static str,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct OutcomeLabels {
     target: String,
     action: &'static str,
@@ -55,6 +62,12 @@ impl TargetOnly {
 impl TargetAction {
     pub(super) fn new(target: &TargetName, action: PowerAction) -> Self {
         Self { target: target.0.clone(), action: action.as_str() }
+    }
+}
+
+impl StateLabels {
+    pub(super) fn new(target: &TargetName, action: PowerAction, state: RequestState) -> Self {
+        Self { target: target.0.clone(), action: action.as_str(), state: state.as_str() }
     }
 }
 

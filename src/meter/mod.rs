@@ -20,7 +20,7 @@ use crate::verdict::Batch;
 
 mod labels;
 
-use labels::{CallEnd, HookEnd, OutcomeLabels, ReturnLabels, TargetAction, TargetOnly};
+use labels::{CallEnd, HookEnd, OutcomeLabels, ReturnLabels, StateLabels, TargetAction, TargetOnly};
 
 /// So many different error codes get a label of their own; the rest share `other`.
 const CODES_MAX: usize = 100;
@@ -48,7 +48,7 @@ pub struct Meter {
     stored: Histograms,
     looks: Histograms,
     outcomes: Family<OutcomeLabels, Counter>,
-    unknown: Family<TargetAction, Counter>,
+    ended: Family<StateLabels, Counter>,
     returns: Family<ReturnLabels, Counter>,
     calls: Family<CallEnd, Counter>,
     throttled: Family<TargetOnly, Counter>,
@@ -109,6 +109,9 @@ pub enum Call {
     Look,
 }
 
+/// The hooks that there can be.
+const HOOKS: [&str; 2] = ["command", "url"];
+
 /// What became of an event that a hook was to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
@@ -138,7 +141,7 @@ impl Meter {
             stored: Family::new_with_constructor(|| Histogram::new(LOOK_BUCKETS)),
             looks: Family::new_with_constructor(|| Histogram::new(LOOKS_BUCKETS)),
             outcomes: Family::default(),
-            unknown: Family::default(),
+            ended: Family::default(),
             returns: Family::default(),
             calls: Family::default(),
             throttled: Family::default(),
@@ -176,7 +179,11 @@ impl Meter {
             "Requests that the daemon ended, by how; those that a producer withdraws are not its doing",
             meter.outcomes.clone(),
         );
-        registry.register("outcomes_unknown", "Requests that ended unknown: somebody must look", meter.unknown.clone());
+        registry.register(
+            "requests_ended",
+            "Requests that the daemon ended, by their state; from 0 on, so that no increase is missed",
+            meter.ended.clone(),
+        );
         registry.register(
             "returns",
             "Requests that went back to the queue after a call, by what the call did for them",
@@ -195,6 +202,11 @@ impl Meter {
             "Events that no hook was told, because too many were waiting or the daemon stopped",
             meter.dropped.clone(),
         );
+        for hook in HOOKS {
+            for told in [Told::Delivered, Told::Failed] {
+                drop(meter.hooks.get_or_create(&HookEnd::new(hook, told)));
+            }
+        }
         Self { registry, ..meter }
     }
 
@@ -208,15 +220,24 @@ impl Meter {
         (progress.trouble, progress.unsaved, progress.open_calls) = (!good, unsaved, open_calls);
     }
 
+    /// An answer could not be stored: so many wait by now. The next round tells whether it still is so.
+    pub fn database_failed(&self, unsaved: usize) {
+        let progress = &mut self.state().progress;
+        (progress.trouble, progress.unsaved) = (true, unsaved);
+    }
+
     /// The configured targets as they are now.
     pub fn note_targets(&self, targets: impl Iterator<Item = (TargetName, TargetFacts)>) {
         let targets: BTreeMap<TargetName, TargetFacts> = targets.collect();
         let mut state = self.state();
         if state.targets.keys().ne(targets.keys()) {
             // An alert on an increase misses the first one of a series that was not there before.
-            for (target, action) in targets.keys().flat_map(|target| PowerAction::ALL.iter().map(move |a| (target, a)))
-            {
-                drop(self.unknown.get_or_create(&TargetAction::new(target, *action)));
+            for target in targets.keys() {
+                for action in PowerAction::ALL {
+                    for state in RequestState::ALL.iter().filter(|state| state.is_terminal()) {
+                        drop(self.ended.get_or_create(&StateLabels::new(target, *action, *state)));
+                    }
+                }
             }
             targets.keys().for_each(|target| drop(self.throttled.get_or_create(&TargetOnly::new(target))));
         }
@@ -290,9 +311,7 @@ impl Meter {
         (state, evidence, code): (RequestState, Evidence, &str),
         count: u64,
     ) {
-        if state == RequestState::Unknown {
-            self.unknown.get_or_create(&TargetAction::new(target, action)).inc_by(count);
-        }
+        self.ended.get_or_create(&StateLabels::new(target, action, state)).inc_by(count);
         let code = self.bounded(code);
         self.outcomes.get_or_create(&OutcomeLabels::new(target, action, state, evidence, code)).inc_by(count);
     }
@@ -364,11 +383,11 @@ mod tests {
     }
 
     #[test]
-    fn unknowns_of_a_configured_target_begin_at_nought() {
+    fn ends_of_a_configured_target_begin_at_nought() {
         let (meter, target) = (Meter::new(), TargetName("default".into()));
         let facts = TargetFacts { configured: 50, pace: 50, breaker: false, refusals: 0 };
         meter.note_targets([(target.clone(), facts)].into_iter());
-        let line = "poweryard_outcomes_unknown_total{target=\"default\",action=\"reboot\"}";
+        let line = "poweryard_requests_ended_total{target=\"default\",action=\"reboot\",state=\"unknown\"}";
         assert!(meter.text().contains(&format!("{line} 0\n")), "{}", meter.text());
         meter.ended(&target, PowerAction::Reboot, (RequestState::Unknown, Evidence::None, "poweryard.unproved"), 3);
         assert!(meter.text().contains(&format!("{line} 3\n")), "{}", meter.text());

@@ -12,6 +12,8 @@ use crate::meter::Progress;
 
 /// A loop at rest goes round every 5 s; a locked database takes as long again for each statement.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// Three rounds of a loop at rest.
+const READY_WITHIN: Duration = Duration::from_secs(15);
 
 pub(super) async fn moves(State(site): State<Arc<Site>>) -> Response {
     respond(judge_moves(&site.meter.progress(), Instant::now()))
@@ -44,7 +46,7 @@ fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
     if progress.trouble {
         return Err(format!("the database fails; the last good round was {since} s ago"));
     }
-    match since < STUCK_AFTER.as_secs() {
+    match since < READY_WITHIN.as_secs() {
         true => Ok(format!("ready: the last good round was {since} s ago")),
         false => Err(format!("the last good round was {since} s ago")),
     }
@@ -62,7 +64,7 @@ mod tests {
         assert!(judge_moves(&fresh, after(10)).is_ok() && judge_ready(&fresh, after(10)).is_err());
         assert!(judge_moves(&fresh, after(61)).is_err(), "it never began to move");
         let good = Progress { moved: Some(after(10)), good: Some(after(10)), ..fresh };
-        assert!(judge_ready(&good, after(15)).is_ok());
+        assert!(judge_ready(&good, after(24)).is_ok() && judge_ready(&good, after(25)).is_err());
         let trouble = Progress { moved: Some(after(20)), trouble: true, ..good };
         assert!(judge_moves(&trouble, after(21)).is_ok() && judge_ready(&trouble, after(21)).is_err());
         assert!(judge_moves(&good, after(71)).is_err() && judge_ready(&good, after(71)).is_err());
