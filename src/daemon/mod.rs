@@ -100,7 +100,7 @@ pub async fn run_reloading(
     reloads: mpsc::Receiver<Reload>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    run_observed(settings, clouds, reloads, Observers::default(), stop).await
+    Box::pin(run_observed(settings, clouds, reloads, Observers::default(), stop)).await
 }
 
 /// Runs the daemon until `stop` resolves, goes on with what comes by `reloads`, and tells `observers`.

@@ -11,11 +11,19 @@ const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The last value, and the right to read the next.
-pub(super) struct Single<T>(Arc<Mutex<Option<(Instant, Arc<T>)>>>);
+pub(super) struct Single<T> {
+    last: Arc<Mutex<Option<Found<T>>>>,
+    patience: Duration,
+}
+
+struct Found<T> {
+    at: Instant,
+    value: Arc<T>,
+}
 
 impl<T> Default for Single<T> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self { last: Arc::default(), patience: PATIENCE }
     }
 }
 
@@ -28,23 +36,21 @@ impl<T: Send + Sync + 'static> Single<T> {
         &self,
         read: impl Future<Output = Result<T, E>> + Send + 'static,
     ) -> Result<Arc<T>, String> {
-        let last = Arc::clone(&self.0);
+        let last = Arc::clone(&self.last);
         let found = async {
             let mut last = last.lock_owned().await;
-            if let Some((at, value)) = last.as_ref()
-                && at.elapsed() < FRESH
-            {
-                return Ok(Arc::clone(value));
+            if let Some(found) = last.as_ref().filter(|found| found.at.elapsed() < FRESH) {
+                return Ok(Arc::clone(&found.value));
             }
             let reading = tokio::spawn(async move {
                 let value = Arc::new(read.await.map_err(|error| error.to_string())?);
-                *last = Some((Instant::now(), Arc::clone(&value)));
+                *last = Some(Found { at: Instant::now(), value: Arc::clone(&value) });
                 Ok(value)
             });
             reading.await.unwrap_or_else(|error| Err(error.to_string()))
         };
-        let late = |_| Err(format!("the queue could not be read within {} s", PATIENCE.as_secs()));
-        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(late)
+        let late = |_| Err(format!("the queue could not be read within {:?}", self.patience));
+        tokio::time::timeout(self.patience, found).await.unwrap_or_else(late)
     }
 }
 
@@ -72,16 +78,17 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_reading_that_hangs_is_not_begun_again_by_those_who_give_up() {
-        let (single, begun) = (Single::<()>::default(), Arc::new(AtomicUsize::new(0)));
+        let single = Single { patience: Duration::from_millis(20), ..Single::<()>::default() };
+        let begun = Arc::new(AtomicUsize::new(0));
         for _ in 0..3 {
             let begun = Arc::clone(&begun);
             let read = async move {
                 begun.fetch_add(1, Ordering::SeqCst);
                 std::future::pending::<Result<(), String>>().await
             };
-            assert!(single.get(read).await.is_err_and(|why| why.contains("8 s")));
+            assert!(single.get(read).await.is_err_and(|why| why.contains("20ms")));
         }
         assert_eq!(begun.load(Ordering::SeqCst), 1);
     }
