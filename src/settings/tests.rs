@@ -410,7 +410,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
              \"127.0.0.1:9642\" or \"[::1]:9642\"",
         ),
         ("[[listen]]", "9: listen: must be a table, written as [listen]"),
-        ("[que]", "9: que: unknown key; known here: queue, batch, targets, listen"),
+        ("[que]", "9: que: unknown key; known here: queue, batch, targets, listen, notify"),
         (
             "[queue]\nretention = 90d",
             "10: queue.retention: not valid TOML: string values must be quoted, expected literal string",
