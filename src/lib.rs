@@ -67,7 +67,9 @@
 //! those that explain the refusal are settled, and the rest goes again. Only where nothing explains it is the batch
 //! halved, until the culprit stands alone. The parts are kept as travel groups in the rows, and groups never mix, nor do
 //! servers that were busy with fresh ones: else twenty stuck servers would spoil every batch. That a documented refusal
-//! means that nothing ran is an assumption; a reboot that is then seen counts as carried out.
+//! means that nothing ran is an assumption; a reboot that is then seen counts as carried out. No code of
+//! CloudDC is documented; but its servers remember their last operation, and a refused reboot goes again once its server has
+//! stayed as it was before the call, idle through `settle_time`.
 //!
 //! **Baselines.** CloudDC has no jobs: a server shows its last operation, without time or id, for ever. So the servers of a
 //! lane's head are read just before their intent, what they showed is stored with it, and only a change from that, a

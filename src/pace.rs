@@ -111,20 +111,31 @@ impl Pace {
             let per_minute = f64::from(calls) * WINDOW.as_secs_f64() / span.as_secs_f64().max(0.001);
             (per_minute >= 1.0).then_some(per_minute.min(f64::from(u32::MAX)) as u32)
         });
-        self.rate = named.unwrap_or(self.rate / 2).clamp(1, self.rate);
+        let lowered = if self.is_blocked(now) { self.rate } else { self.rate / 2 };
+        self.rate = named.unwrap_or(lowered).clamp(1, self.rate);
         self.quiet_since = now;
         self.stand_back(now, retry_after)
     }
 
     /// The cloud could not be reached: nothing leaves until the time returned. The rate stays.
+    ///
+    /// While nothing leaves, only calls that were open beside a failed one can fail: the same trouble, which counts once.
     pub fn stand_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
-        let wait = retry_after
-            .unwrap_or_else(|| exponential(THROTTLE_FIRST, 2.0, THROTTLE_MAX, self.throttles))
-            .clamp(Duration::from_millis(100), Duration::from_secs(3600));
+        let bounded = |wait: Duration| wait.clamp(Duration::from_millis(100), Duration::from_secs(3600));
+        if let Some(blocked_until) = self.blocked_until.filter(|&until| until > now) {
+            let until = retry_after.map_or(blocked_until, |wait| blocked_until.max(now + bounded(wait)));
+            self.blocked_until = Some(until);
+            return until;
+        }
+        let wait = retry_after.unwrap_or_else(|| exponential(THROTTLE_FIRST, 2.0, THROTTLE_MAX, self.throttles));
         self.throttles = self.throttles.saturating_add(1);
-        let until = self.blocked_until.unwrap_or(now).max(now + wait);
+        let until = now + bounded(wait);
         self.blocked_until = Some(until);
         until
+    }
+
+    fn is_blocked(&self, now: UtcMillis) -> bool {
+        self.blocked_until.is_some_and(|until| until > now)
     }
 
     /// What kept calls back is over, by somebody's doing.
@@ -277,6 +288,21 @@ mod tests {
             })
             .collect();
         assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn calls_that_were_open_together_and_fail_together_count_once() {
+        let mut pace = Pace::new(48, [], T0);
+        let first = pace.throttled(T0, None, None);
+        for _ in 0..15 {
+            assert_eq!(pace.throttled(T0, None, None), first);
+        }
+        assert_eq!((first.since(T0).as_secs(), pace.rate(), pace.throttles()), (2, 24, 1));
+        let named = pace.throttled(T0, Some(Duration::from_secs(9)), Some((10, Duration::from_secs(60))));
+        assert_eq!((named.since(T0).as_secs(), pace.rate()), (9, 10), "what the cloud names is heard all the same");
+        assert_eq!(pace.throttled(T0, Some(Duration::from_secs(3)), None), named, "the longest wait counts");
+        assert_eq!(pace.throttled(named, None, None).since(named).as_secs(), 4);
+        assert_eq!((pace.rate(), pace.throttles()), (5, 2));
     }
 
     #[test]

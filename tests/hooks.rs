@@ -17,7 +17,8 @@ use common::{Yard, insert, insert_many, outcomes};
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Step};
 use poweryard::meter::Meter;
 use poweryard::model::{
-    Baseline, BatchId, BatchState, Evidence, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    Baseline, BatchId, BatchState, Evidence, PowerAction, RequestId, RequestState, ServerId, Service, TargetName,
+    UtcMillis,
 };
 use poweryard::notify::Notifier;
 use poweryard::settings::NotifySettings;
@@ -151,6 +152,7 @@ fn failed(id: i64, count: u32) -> (Batch, Step) {
     });
     let batch = Batch {
         id: BatchId(id),
+        service: Service::Bms,
         target: TargetName("default".into()),
         action: PowerAction::Stop,
         state: BatchState::Tracking,

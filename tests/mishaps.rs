@@ -53,6 +53,34 @@ async fn a_clock_that_steps_back_an_hour_parks_neither_a_running_batch_nor_a_wai
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_steps_an_hour_ahead_and_back_loses_nothing_and_sends_nothing_twice() {
+    let yard = Yard::new(SLOW_JOB).await;
+    let settings = yard.settings();
+    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets");
+    let store = Arc::new(Store::open(&settings.queue.database).await.expect("a queue"));
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    let mut dispatcher = Dispatcher::new(store, &settings, clouds, daemon::now()).await.expect("begun");
+    while text(&mut producer, "SELECT state FROM power_requests").await != "running" {
+        round(&mut dispatcher, daemon::now()).await;
+    }
+    insert(&mut producer, &yard.server(2), "stop").await;
+    // A reboot that still runs after its time is looked at; a row that waits is not too old yet.
+    for ahead in [HOUR, Duration::ZERO] {
+        for _ in 0..400 {
+            round(&mut dispatcher, daemon::now() + ahead).await;
+            if text(&mut producer, "SELECT count(*) FROM power_requests WHERE state <> 'succeeded'").await == "0" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(text(&mut producer, "SELECT count(*) FROM power_requests WHERE state <> 'succeeded'").await, "0");
+        insert(&mut producer, &yard.server(3), "stop").await;
+    }
+    assert_eq!(yard.cloud.ledger().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_whose_file_was_replaced_ends_instead_of_working_on_what_nobody_sees() {
     let yard = Yard::new(SLOW_JOB).await;
     let settings = yard.settings();

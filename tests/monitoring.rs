@@ -94,7 +94,8 @@ fn promtool(args: &[&str], input: &str) -> Option<(bool, String)> {
 /// Words that look like our metrics, without the endings of a histogram's series.
 fn named_metrics(text: &str) -> BTreeSet<String> {
     let words = text.split(|char: char| !(char.is_ascii_lowercase() || char == '_'));
-    let words = words.filter(|word| word.starts_with("poweryard_"));
+    // Names of package files end there.
+    let words = words.filter(|word| word.starts_with("poweryard_") && *word != "poweryard_");
     let bare = |word: &str| {
         let endings = ["_bucket", "_sum", "_count"];
         endings.iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word).to_owned()

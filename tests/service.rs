@@ -7,7 +7,7 @@ mod process;
 
 use std::fs::{self, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::{Yard, insert, outcomes, secret, text, wait_for};
 use poweryard::sim::Call;
-use process::{Daemon, Ear, poweryard, until};
+use process::{Daemon, Ear, poweryard, run, until};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
@@ -497,4 +497,29 @@ async fn a_failure_late_in_a_round_does_not_lose_what_the_round_began() {
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     assert_eq!(yard.cloud.ledger().len(), 1);
     assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_can_only_be_read_ends_the_daemon_with_3_and_a_sentence_and_stays_as_it_is() {
+    let yard = Yard::new(QUICK).await;
+    let config = yard.write_config();
+    let migrated = run(&["db", "migrate", "--database", yard.database().to_str().expect("plain")]);
+    assert_eq!(migrated.status.code(), Some(0));
+    let before = fs::read(yard.database()).expect("readable");
+    fs::set_permissions(yard.database(), Permissions::from_mode(0o444)).expect("mode set");
+    let mut command = poweryard();
+    // Nothing is read-only for root: then the daemon runs as somebody else.
+    if fs::metadata("/proc/self").expect("it is there").uid() == 0 {
+        const NOBODY: u32 = 65534;
+        fs::set_permissions(yard.dir.path(), Permissions::from_mode(0o777)).expect("mode set");
+        for file in ["access-key", "secret-key"] {
+            chown(yard.dir.path().join(file), Some(NOBODY), Some(NOBODY)).expect("given away");
+        }
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let output = command.arg("--config").arg(&config).arg("serve").output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("queue.db") && (said.contains("read-only") || said.contains("ermission denied")), "{said}");
+    assert_eq!(fs::read(yard.database()).expect("readable"), before);
 }

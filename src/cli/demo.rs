@@ -1,5 +1,6 @@
-//! `demo`: the whole thing on one machine, without config or account: a simulated cloud, the real daemon, rows by plain
-//! SQL, and at the end the outcomes beside what the cloud really did. What agrees with what is in `demo/agreement`.
+//! `demo`: the whole thing on one machine, without config or account: a simulated cloud with both services, the real daemon,
+//! rows by plain SQL, and at the end the outcomes beside what the cloud really did. What agrees with what is in
+//! `demo/agreement`.
 
 use std::fs;
 use std::io::Write;
@@ -7,10 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::output;
-use super::wait::{self, Followed};
 use super::{Context, Exit, Failure};
 use crate::daemon;
 use crate::model::{ServerId, Service};
@@ -20,11 +19,19 @@ use crate::store::desk::{Access, Filter, NewRequest};
 use crate::store::{Desk, Store};
 
 mod agreement;
+mod progress;
+
+/// The targets of the demo's config, in the order of their requests.
+const TARGETS: [(&str, Service); 2] = [("default", Service::Bms), ("clouddc", Service::CloudDc)];
 
 /// What goes wrong in the demo: a little of everything that the daemon is there for.
 const FAULTS: &str = include_str!("demo/faults.toml");
+/// Faults that name servers, which must be there.
+const LOST_ANSWERS: &str = include_str!("demo/lost_answers.toml");
 
 /// Switch simulated servers: a simulated cloud, the real daemon, a fresh queue; no config, no account.
+///
+/// Three servers in four are of the BMS service (target "default"), the others of CloudDC (target "clouddc").
 ///
 /// Exit code: 0 when every request has ended and its outcome agrees with what the cloud did.
 #[derive(Debug, clap::Args)]
@@ -44,15 +51,18 @@ pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
     if database.exists() {
         return Err(Failure::Usage(format!("{} exists; the demo wants a fresh queue", database.display())));
     }
-    let cloud = start_cloud(args.servers).await?;
+    let clouddc = args.servers / 4;
+    let cloud = start_cloud(args.servers - clouddc, clouddc).await?;
     let config = write_config(&dir, &cloud.base_url())?;
     let settings = Settings::load(&config)?;
     let clouds = daemon::connect_all(&settings, &SecretRules::new(&database, None))?;
     Store::open(&database).await?.close().await?;
     output::print(&format!(
-        "simulated cloud  {}, {} servers, some of them faulty\nqueue            {}\n",
+        "simulated cloud  {}, some servers are faulty\n{:<17}{} BMS servers\n{:<17}{clouddc} CloudDC servers\nqueue            {}\n",
         cloud.base_url(),
-        args.servers,
+        "  default",
+        args.servers - clouddc,
+        "  clouddc",
         database.display()
     ))?;
     let (stop, stopped) = oneshot::channel::<()>();
@@ -72,50 +82,49 @@ pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
 }
 
 async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Failure> {
-    let started = Instant::now();
     let mut desk = Desk::open(database, Access::Write).await?;
-    let ids = desk.enqueue(&requests(cloud)).await?;
+    let requests: Vec<NewRequest> = TARGETS.iter().flat_map(|target| requests(cloud, target)).collect();
+    let ids = desk.enqueue(&requests).await?;
     let actions = "stop, start and reboot mixed";
     output::print(&format!("inserted         {} requests in one transaction: {actions}\n", ids.len()))?;
-    let followed = Followed::to_the_end(&mut desk, ids.clone(), None).await?;
-    let took = started.elapsed().as_secs_f64();
-    let everything = Filter { limit: u32::MAX, ..Filter::default() };
-    let rows = desk.list(&everything).await?;
+    let named = ids.into_iter().zip(requests.iter().map(|request| request.target.clone()));
+    progress::to_the_end(&mut desk, named).await?;
+    let rows = desk.list(&Filter { limit: u32::MAX, ..Filter::default() }).await?;
     desk.close().await?;
+    output::print(&format!("\n{}\n", progress::outcome_table(&rows)))?;
     let (ledger, calls) = (cloud.ledger(), cloud.calls());
-    let disagreements = agreement::disagreements(&rows, &ledger, &cloud.servers());
-    let submits = calls.iter().filter(|call| call.action.is_some()).count();
-    output::print(&format!(
-        "all ended        after {took:.1} s: {submits} submit calls, {} others\n\n{}\n",
-        calls.len() - submits,
-        wait::outcome_table(&followed)
-    ))?;
+    let service = |target: &str| TARGETS.iter().find(|(name, _)| *name == target).map(|(_, service)| *service);
+    let disagreements = agreement::disagreements(&rows, service, &ledger, &cloud.servers());
+    for (name, service) in TARGETS {
+        let of_it = calls.iter().filter(|call| call.service == Some(service));
+        let (submits, others): (Vec<_>, Vec<_>) = of_it.partition(|call| call.action.is_some());
+        let operations = ledger.iter().filter(|entry| entry.service == service).count();
+        output::print(&format!(
+            "{name:<9}{} submit calls, {} others; the cloud carried out {operations} operations\n",
+            submits.len(),
+            others.len(),
+        ))?;
+    }
     match disagreements.as_slice() {
         [] => {
-            output::print(&format!(
-                "The cloud carried out {} operations, and every outcome agrees with them; no server was rebooted twice.\n",
-                ledger.len()
-            ))?;
+            output::print("\nEvery outcome agrees with what the cloud did; no server was rebooted twice.\n")?;
             Ok(Exit::Done)
         }
         some => {
-            output::print(&format!(
-                "{} outcomes disagree with what the cloud did:\n{}\n",
-                some.len(),
-                some.join("\n")
-            ))?;
+            let count = some.len();
+            output::print(&format!("\n{count} outcomes disagree with what the cloud did:\n{}\n", some.join("\n")))?;
             Ok(Exit::Otherwise)
         }
     }
 }
 
-/// One request for each server.
-fn requests(cloud: &SimCloud) -> Vec<NewRequest> {
-    let actions = ["stop", "start", "reboot"];
-    let request = |(n, server): (usize, ServerId)| NewRequest {
+/// One request for each server of a target.
+fn requests(cloud: &SimCloud, (target, service): &(&str, Service)) -> Vec<NewRequest> {
+    let actions = ["stop", "start", "reboot"].into_iter().cycle();
+    let request = |(server, action): (ServerId, &str)| NewRequest {
         server_id: server.0,
-        action: actions[n % actions.len()].to_owned(),
-        target: "default".to_owned(),
+        action: action.to_owned(),
+        target: (*target).to_owned(),
         priority: 0,
         not_before: None,
         expires_at: None,
@@ -124,11 +133,14 @@ fn requests(cloud: &SimCloud) -> Vec<NewRequest> {
         label: Some("demo".to_owned()),
         requested_by: Some("demo".to_owned()),
     };
-    cloud.server_ids(Service::Bms).into_iter().enumerate().map(request).collect()
+    cloud.server_ids(*service).into_iter().zip(actions).map(request).collect()
 }
 
-async fn start_cloud(servers: u32) -> Result<SimCloud, Failure> {
-    let text = format!("{FAULTS}\n[bms]\nservers = {servers}\nrunning = 0.6\n");
+async fn start_cloud(bms: u32, clouddc: u32) -> Result<SimCloud, Failure> {
+    let lost_answers = if clouddc > 0 { LOST_ANSWERS } else { "" };
+    let text = format!(
+        "{FAULTS}\n{lost_answers}\n[bms]\nservers = {bms}\nrunning = 0.6\n[clouddc]\nservers = {clouddc}\nrunning = 0.6\n"
+    );
     let scenario = Scenario::from_toml(&text).map_err(|error| Failure::Usage(error.to_string()))?;
     let unusable = |source| Failure::File { what: "listen on 127.0.0.1".to_owned(), source };
     SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.map_err(unusable)
@@ -146,12 +158,12 @@ fn write_config(dir: &Path, endpoint: &str) -> Result<PathBuf, Failure> {
     let default = Scenario::default().credentials;
     write(&dir.join("access-key"), &default.access_key)?;
     write(&dir.join("secret-key"), &default.secret_key)?;
-    let text = format!(
-        r#"[queue]
-database = "{dir}/queue.db"
-
-[targets.default]
-service = "bms"
+    let mut text = format!("[queue]\ndatabase = \"{}/queue.db\"\n", dir.display());
+    for (name, service) in TARGETS {
+        text.push_str(&format!(
+            r#"
+[targets.{name}]
+service = "{service}"
 endpoint = "{endpoint}"
 project_id = "{project}"
 allow_http = true
@@ -161,14 +173,15 @@ look_interval_max = "1s"
 settle_time = "3s"
 look_time_limit = "20s"
 
-[targets.default.auth]
+[targets.{name}.auth]
 kind = "aksk"
 access_key_file = "{dir}/access-key"
 secret_key_file = "{dir}/secret-key"
 "#,
-        dir = dir.display(),
-        project = default.project_id,
-    );
+            dir = dir.display(),
+            project = default.project_id,
+        ));
+    }
     let config = dir.join("poweryard.toml");
     write(&config, &text)?;
     Ok(config)

@@ -17,6 +17,7 @@ mod demo;
 mod enqueue;
 mod explain;
 mod failure;
+mod generate;
 mod list;
 mod output;
 mod pause;
@@ -64,6 +65,8 @@ enum Command {
     Check(check::Args),
     Db(db::Args),
     Simulate(simulate::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// What every command may need beside its own arguments.
@@ -99,7 +102,8 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
 async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Serve(args) => serve::run(context, args).await,
-        Command::Demo(args) => demo::run(context, args).await,
+        // It holds a daemon of its own.
+        Command::Demo(args) => Box::pin(demo::run(context, args)).await,
         Command::Enqueue(args) => enqueue::run(context, args).await,
         Command::List(args) => list::run(context, args).await,
         Command::Show(args) => show::run(context, args).await,
@@ -113,6 +117,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Check(args) => check::run(context, args).await,
         Command::Db(args) => db::run(context, args).await,
         Command::Simulate(args) => simulate::run(args).await,
+        Command::Generate(args) => generate::run(&args),
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
 use super::{Context, Exit, Failure, status};
-use crate::daemon::{self, Observers, Reload};
+use crate::daemon::{self, Observers, Reload, systemd};
 use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
@@ -105,31 +105,36 @@ struct Reloader {
 impl Reloader {
     async fn run(mut self, mut hangup: Signal) {
         loop {
-            let settings = tokio::select! {
+            tokio::select! {
                 Some(()) = hangup.recv() => {
                     info!("reloading {}", self.config.display());
-                    match Settings::load(&self.config) {
-                        Ok(settings) => settings,
-                        Err(mistakes) => {
-                            error!("the new config is refused and the old one stays: {mistakes}");
-                            continue;
-                        }
-                    }
+                    systemd::reloading();
+                    systemd::reloaded(self.reload().await);
                 }
                 () = tokio::time::sleep(SECRETS_INTERVAL) => {
                     let rules = SecretRules::from_env(&self.settings.queue.database);
-                    if stamps(&self.settings, &rules) == self.stamps {
-                        continue;
+                    if stamps(&self.settings, &rules) != self.stamps {
+                        info!("a secret file has changed; taking it up");
+                        self.hand_over(self.settings.clone()).await;
                     }
-                    info!("a secret file has changed; taking it up");
-                    self.settings.clone()
                 }
-            };
-            self.hand_over(settings).await;
+            }
         }
     }
 
-    async fn hand_over(&mut self, settings: Settings) {
+    /// Reads the config anew. True if the daemon goes on with it.
+    async fn reload(&mut self) -> bool {
+        match Settings::load(&self.config) {
+            Ok(settings) => self.hand_over(settings).await,
+            Err(mistakes) => {
+                error!("the new config is refused and the old one stays: {mistakes}");
+                false
+            }
+        }
+    }
+
+    /// True if the daemon goes on with these settings and what their secret files hold now.
+    async fn hand_over(&mut self, settings: Settings) -> bool {
         let rules = SecretRules::from_env(&settings.queue.database);
         let stamps = stamps(&settings, &rules);
         let clouds = match daemon::connect_all(&settings, &rules) {
@@ -138,7 +143,7 @@ impl Reloader {
                 error!("the new secrets are refused and the old ones stay: {error}");
                 // Said once; the next change of the files is another one.
                 self.stamps = stamps;
-                return;
+                return false;
             }
         };
         // A new target is no new secret: others may use the same key, and it may be refused.
@@ -146,10 +151,12 @@ impl Reloader {
         let new_secrets: BTreeSet<TargetName> = new.map(|(name, _)| name.clone()).collect();
         let (accepted, answer) = oneshot::channel();
         let reload = Reload { settings: settings.clone(), clouds, new_secrets, accepted };
-        if self.sender.send(reload).await.is_ok() && answer.await.is_ok() {
+        let goes_on = self.sender.send(reload).await.is_ok() && answer.await.is_ok();
+        if goes_on {
             self.web.take_up(&settings, &rules).await;
             (self.settings, self.stamps) = (settings, stamps);
         }
+        goes_on
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use super::{DaemonError, now, wake};
+use super::{DaemonError, now, report, wake};
 use crate::model::{PowerAction, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::settings::{Settings, TargetSettings};
@@ -50,7 +50,7 @@ async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec
         }
         lines.extend(
             rest.iter()
-                .map(|lane| format!("held: {} of {} servers at target \"{}\"", lane.action, lane.ready, target.name)),
+                .map(|lane| format!("held: {} of {} at target \"{}\"", lane.action, servers(lane.ready), target.name)),
         );
     }
     for name in store.targets_in_use().await? {
@@ -71,7 +71,8 @@ fn choose(target: &TargetSettings, lanes: &[Lane], holds: &[Hold], now: UtcMilli
 }
 
 async fn line(store: &Store, target: &TargetSettings, lane: &Lane, now: UtcMillis) -> Result<String, StoreError> {
-    let what = format!("{} of {} servers at target \"{}\"", lane.action, lane.ready, target.name);
+    let carried = servers(lane.ready.min(target.batch_servers_max));
+    let what = format!("{} of {carried} at target \"{}\"", lane.action, target.name);
     let more = if lane.ready >= target.batch_servers_max { ", and more in further batches" } else { "" };
     let first = lane.head_id;
     let budget = target.budgets.iter().find(|(action, _)| *action == lane.action);
@@ -91,4 +92,8 @@ async fn line(store: &Store, target: &TargetSettings, lane: &Lane, now: UtcMilli
         (_, count) => format!("; those for the {count} protected servers would be rejected"),
     };
     Ok(format!("would send: {what}, from request {first} on{more}{limit}{protected}"))
+}
+
+fn servers(number: u32) -> String {
+    report::count(number as usize, "server")
 }

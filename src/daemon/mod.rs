@@ -20,6 +20,7 @@ use crate::model::{TargetName, UtcMillis};
 use crate::notify::Notifier;
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
+use systemd::Watchdog;
 
 mod baselines;
 mod connect;
@@ -31,7 +32,7 @@ mod keys;
 mod reload;
 mod report;
 mod submit;
-mod systemd;
+pub(crate) mod systemd;
 mod task;
 mod wake;
 
@@ -128,15 +129,25 @@ pub async fn run_observed(
     let (store, mut dispatcher) = loop {
         match begin().await {
             // A producer that inserts a million rows at once holds its lock for longer than we wait.
-            Err(StoreError::Busy) => warn!("{} is locked by another program; waiting for it", path.display()),
+            Err(StoreError::Busy) => {
+                warn!("{} is locked by another program; waiting for it", path.display());
+                systemd::status("waiting for another program to unlock the queue");
+                systemd::extend();
+            }
             begun => break begun.map_err(failed)?,
         }
     };
     dispatcher.observe(observers);
     info!(queue = %path.display(), targets = settings.targets.len(), "poweryard {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
-    let outcome = Loop { dispatcher, tasks: JoinSet::new(), followers: Vec::new(), trouble: None, reloads }
-        .run(&store, stop)
-        .await;
+    let begun = Loop {
+        dispatcher,
+        tasks: JoinSet::new(),
+        followers: Vec::new(),
+        trouble: None,
+        reloads,
+        watchdog: Watchdog::of_the_unit(),
+    };
+    let outcome = begun.run(&store, stop).await;
     // Closing it tidies up the `-wal`, if no producer has the file open.
     if let Some(store) = Arc::into_inner(store)
         && let Err(error) = store.close().await
@@ -156,6 +167,8 @@ struct Loop {
     trouble: Option<Duration>,
     /// New settings.
     reloads: mpsc::Receiver<Reload>,
+    /// Fed after whatever was done, also in vain: a database that fails is waited for, not a reason to be killed.
+    watchdog: Watchdog,
 }
 
 impl Loop {
@@ -163,18 +176,21 @@ impl Loop {
         let mut wake = wake::watch(Arc::clone(store));
         let mut stop = std::pin::pin!(stop);
         let mut announced = false;
-        let mut told = String::new();
         loop {
-            let pause = self.round().await?;
-            if !announced && self.trouble.is_none() {
-                systemd::ready();
-                announced = true;
+            let pause = self.round().await?.min(self.watchdog.patience());
+            if self.trouble.is_none() {
+                systemd::status(&self.dispatcher.status_line());
+                if !announced {
+                    systemd::ready();
+                    announced = true;
+                }
+            } else {
+                systemd::status("nothing is sent: the database fails, see the log");
+                if !announced {
+                    systemd::extend();
+                }
             }
-            let status = self.dispatcher.status_line();
-            if status != told {
-                systemd::status(&status);
-                told = status;
-            }
+            self.watchdog.feed();
             tokio::select! {
                 () = &mut stop => break,
                 Some(finished) = self.tasks.join_next() => self.take(finished).await?,
@@ -244,6 +260,8 @@ impl Loop {
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}
             }
+            // Behind a lock each of them may take seconds.
+            self.watchdog.feed();
             next = self.tasks.try_join_next();
         }
         Ok(())
@@ -253,11 +271,21 @@ impl Loop {
     async fn finish(mut self) -> Result<(), StoreError> {
         info!(calls = self.dispatcher.open_calls(), "stopping: no new calls; waiting for those that are being made");
         self.followers.iter().for_each(AbortHandle::abort);
-        while let Some(finished) = self.tasks.join_next().await {
-            self.take(finished).await?;
+        let mut signs_of_life = tokio::time::interval(SAFETY_INTERVAL);
+        while !self.tasks.is_empty() {
+            tokio::select! {
+                Some(finished) = self.tasks.join_next() => self.take(finished).await?,
+                // Each call ends within its request_timeout, which may be longer than the unit's TimeoutStopSec.
+                _ = signs_of_life.tick() => {
+                    systemd::extend();
+                    self.watchdog.feed();
+                }
+            }
         }
         let patience = tokio::time::Instant::now() + UNSAVED_PATIENCE;
         while self.dispatcher.unsaved() > 0 {
+            systemd::extend();
+            self.watchdog.feed();
             match self.dispatcher.save_answers(now()).await {
                 Ok(()) => break,
                 Err(error) if tokio::time::Instant::now() >= patience => {

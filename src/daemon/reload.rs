@@ -31,7 +31,7 @@ pub enum ReloadError {
     #[error("queue.database has changed; that takes a restart")]
     Database,
     /// Its open batches could not be asked for any more.
-    #[error("targets.{target} is {change}, but {batches} of its batches are unfinished")]
+    #[error("targets.{target} is {change}, but it has unfinished batches: {batches}")]
     InUse {
         /// Which target.
         target: TargetName,

@@ -23,6 +23,11 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Such as `1 server` or `50 servers`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Logs that the queue is an older copy.
 pub(super) fn restored(restored: &Restored) {
     let unfinished = restored.unfinished;
@@ -36,29 +41,30 @@ pub(super) fn restored(restored: &Restored) {
 /// Logs one step of a batch, if there is something to say.
 pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
     let (id, action, servers) = (batch.id, batch.action, batch.members.len());
+    let counted = count(servers, "server");
     let because = error.map(|error| format!(": {error}")).unwrap_or_default();
     match &step.batch {
         BatchNext::Track { job: Some(job), .. } => {
-            info!(batch.id = %id, job.id = %job, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers accepted as job {job}");
+            info!(batch.id = %id, job.id = %job, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} accepted as job {job}");
         }
         BatchNext::Track { job: None, .. } => {
-            info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers accepted");
+            info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} accepted");
         }
         BatchNext::Look { cause, .. } => {
             let why = cause_sentence(*cause);
             match cause {
                 LookCause::Refused => {
-                    info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers {why}{because}")
+                    info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} {why}{because}")
                 }
                 _ => {
-                    warn!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {servers} servers {why}{because}")
+                    warn!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} {why}{because}")
                 }
             }
         }
         // A read that fails is repeated. Said at looks 1, 2, 4, 8 and so on: an hour of it is not silent, and no flood.
         BatchNext::Again { .. } if error.is_some() && (batch.looks + 1).is_power_of_two() => {
             let look = batch.looks + 1;
-            warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {action} of {servers} servers failed, to be repeated{because}");
+            warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {action} of {counted} failed, to be repeated{because}");
         }
         BatchNext::Again { .. } | BatchNext::Done => {}
     }

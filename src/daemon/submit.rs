@@ -284,6 +284,10 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(name) else { return };
         let pace = &mut target.pace;
         let (kind, until, what) = match &error.fault {
+            // That of a token or a read says nothing of how fast submit calls may follow one another.
+            Fault::Throttled { retry_after, .. } if action.is_none() => {
+                (HoldKind::Breaker, pace.stand_back(now, *retry_after), "the cloud throttles calls")
+            }
             Fault::Throttled { retry_after, limit } => {
                 (HoldKind::Breaker, pace.throttled(now, *retry_after, *limit), "the cloud throttles submit calls")
             }

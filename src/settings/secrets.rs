@@ -95,7 +95,11 @@ impl SecretRules {
 
     /// Root-owned files in systemd's directory show a group bit that stands for the service's own access list.
     fn is_systemd_credential(&self, path: &Path, owner: u32) -> bool {
-        owner == 0 && self.credentials_directory.as_deref().is_some_and(|directory| path.starts_with(directory))
+        owner == 0 && self.is_credential(path)
+    }
+
+    fn is_credential(&self, path: &Path) -> bool {
+        self.credentials_directory.as_deref().is_some_and(|directory| path.starts_with(directory))
     }
 }
 
@@ -159,6 +163,9 @@ pub enum SecretProblem {
     /// Nothing but white space.
     #[error("{} is empty; write the secret into it", .0.display())]
     Empty(PathBuf),
+    /// As `Empty`, handed over by systemd, which gives an empty one for a file that is missing, too.
+    #[error("{} is empty; write the secret into the file that LoadCredential= of the unit names, then restart the unit", .0.display())]
+    EmptyCredential(PathBuf),
     /// More than 64 KiB.
     #[error("{} is larger than 64 KiB; is it the right file?", .0.display())]
     TooLarge(PathBuf),
@@ -189,6 +196,7 @@ fn read_file(path: PathBuf, rules: &SecretRules) -> Result<SecretString, SecretP
         return Err(SecretProblem::TooLarge(path));
     }
     match std::str::from_utf8(&bytes).map(str::trim_end) {
+        Ok("") if rules.is_credential(&path) => Err(SecretProblem::EmptyCredential(path)),
         Ok("") => Err(SecretProblem::Empty(path)),
         Ok(secret) if !secret.chars().any(char::is_control) => Ok(SecretString::from(secret)),
         _ => Err(SecretProblem::NotOneLine(path)),

@@ -240,6 +240,7 @@ impl BatchRecord {
         let batch = Batch {
             id: BatchId(self.id),
             target: TargetName(rows::lossy(self.target)),
+            service: origin.service,
             action: rows::word(&self.action)?,
             state: rows::word(&self.state)?,
             job: self.job_id.map(rows::lossy).map(JobId),

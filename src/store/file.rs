@@ -60,6 +60,8 @@ impl QueueLock {
             .mode(0o640)
             .open(&lock_path)
             .map_err(unusable)?;
+        // The umask may have taken bits away: producers ask this file whether a daemon runs. Not ours to change: no matter.
+        let _ = file.set_permissions(Permissions::from_mode(0o640));
         // A `status` command holds a shared lock for an instant; a daemon holds its own for good.
         for _ in 0..20 {
             match file.try_lock() {
@@ -126,6 +128,17 @@ mod tests {
         drop(lock);
         assert_eq!(daemon_info(&path), None);
         QueueLock::take(&path, UtcMillis(7)).expect("after the first has gone");
+    }
+
+    #[test]
+    fn producers_may_see_who_runs_and_not_say_so() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        std::fs::write(lock_path(&path), "").expect("written");
+        std::fs::set_permissions(lock_path(&path), Permissions::from_mode(0o600)).expect("mode set");
+        let _lock = QueueLock::take(&path, UtcMillis(5)).expect("taken");
+        let mode = std::fs::metadata(lock_path(&path)).expect("exists").permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
     }
 
     #[test]

@@ -312,6 +312,7 @@ impl Store {
         Ok(Some(Batch {
             id: batch,
             target: lane.target.clone(),
+            service: origin.service,
             action: lane.action,
             state: BatchState::Submitting,
             job: None,

@@ -9,7 +9,7 @@ use super::wire::Cloud;
 use super::{Broken, rules};
 use crate::cloud::{CallError, Fault};
 use crate::model::{
-    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking,
+    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, Service, TargetName, Tracking,
     UtcMillis,
 };
 
@@ -72,6 +72,9 @@ pub(super) enum Fate {
     NotDone,
     /// It may have been acted on.
     InDoubt,
+    /// Refused with a code that nobody documents, by a service whose servers tell whether that is true: until they have, it
+    /// may have been acted on.
+    Refused,
 }
 
 /// Everything that is known of a run.
@@ -154,9 +157,9 @@ impl Facts {
     }
 
     /// The daemon is told how a submit call went; it counts once it is stored.
-    pub(super) fn told(&mut self, batch: i64, answer: &Result<Tracking, CallError>) {
+    pub(super) fn told(&mut self, batch: i64, service: Service, answer: &Result<Tracking, CallError>) {
         if let Some(facts) = self.batches.get_mut(&batch) {
-            facts.told = Some(fate(answer));
+            facts.told = Some(fate(service, answer));
         }
     }
 
@@ -263,9 +266,10 @@ impl Facts {
 }
 
 /// By the words of `PowerCloud::submit`.
-fn fate(answer: &Result<Tracking, CallError>) -> Fate {
+fn fate(service: Service, answer: &Result<Tracking, CallError>) -> Fate {
     match answer.as_ref().map_err(|error| &error.fault) {
         Ok(_) => Fate::Accepted,
+        Err(Fault::Refused(CodeClass::Other)) if service == Service::CloudDc => Fate::Refused,
         Err(Fault::Lost | Fault::Refused(CodeClass::RetryableUncertain | CodeClass::Other)) => Fate::InDoubt,
         Err(_) => Fate::NotDone,
     }

@@ -1,19 +1,16 @@
-//! The servers' own states: what they prove when the job does not tell, when the submit's answer was lost, and which
-//! server made the cloud refuse a batch.
+//! The servers' own states: what they prove when the job does not tell, when there is none, and when the submit's answer
+//! was lost. What they say of a refused batch is in `refusal`.
 
 use std::collections::HashMap;
 
-use super::{Batch, FIRST_PART, Member, Rules, SECOND_PART, already_sentence, busy, our_own};
-use crate::cloud::{CallError, Fault, codes};
+use super::{Batch, Member, Rules, our_own, refusal};
+use crate::cloud::CallError;
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
-    Activity, AttemptResult, Baseline, BatchState, CodeClass, Complaint, Evidence, JobStatus, LookCause, Power,
-    PowerAction, ServerId, ServerView, Sighting, UtcMillis,
+    Activity, AttemptResult, Baseline, BatchState, Evidence, JobStatus, LookCause, Power, PowerAction, ServerId,
+    ServerView, Sighting, UtcMillis,
 };
 use crate::pace;
-
-/// How often the states of a refused batch are asked for before it is split without them.
-const EXPLAINING_LOOKS_MAX: u32 = 3;
 
 /// What follows from a look at the servers of a batch that was begun at `asked_at`.
 ///
@@ -26,7 +23,7 @@ pub fn after_look(
     now: UtcMillis,
 ) -> Step {
     match (batch.state, batch.look_cause) {
-        (BatchState::Looking, Some(LookCause::Refused)) => explain(batch, sightings, rules, now),
+        (BatchState::Looking, Some(LookCause::Refused)) => refusal::after_look(batch, sightings, rules, asked_at, now),
         (BatchState::Looking, _) => prove(batch, |member| sightings.get(&member.server), None, rules, asked_at, now),
         (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => {
             watch(batch, |member| sightings.get(&member.server), rules, asked_at, now)
@@ -44,12 +41,10 @@ pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: U
         };
         return Step::only(next).after_failed_read(error);
     }
-    let hopeless = matches!(error.fault, Fault::Permission | Fault::Refused(_));
-    if batch.look_cause == Some(LookCause::Refused) {
-        if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless {
-            return split(batch, &batch.members.iter().collect::<Vec<_>>(), Vec::new());
-        }
-        return Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error);
+    if batch.look_cause == Some(LookCause::Refused)
+        && let Some(step) = refusal::after_failed_look(batch, error, rules, now)
+    {
+        return step;
     }
     prove(batch, |_| None, Some(error), rules, now, now).after_failed_read(error)
 }
@@ -97,7 +92,7 @@ fn search<'a>(
     now: UtcMillis,
     (ends, at_the_end): (UtcMillis, impl Fn(&Batch) -> Outcome),
 ) -> Step {
-    let mut step = Step::only(batch.again(rules, now, 0));
+    let mut step = Step::only(batch.again_by(ends.min(now + rules.settle_time), rules, now));
     let mut open = 0;
     for member in &batch.members {
         let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, asked_at));
@@ -115,9 +110,6 @@ fn search<'a>(
     }
     if open == 0 {
         step.batch = BatchNext::Done;
-    } else if let BatchNext::Again { next_look_at, doubts } = &step.batch {
-        let next_look_at = (*next_look_at).min(ends).min(now + rules.settle_time);
-        step.batch = BatchNext::Again { next_look_at, doubts: *doubts };
     }
     step
 }
@@ -168,7 +160,7 @@ fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now:
 ///
 /// It has neither time nor id: the end of an operation is this one's only if it was seen under way, or differs from what
 /// stood there before the call.
-fn news(batch: &Batch, member: &Member, view: &ServerView, had_moved: bool) -> Option<JobStatus> {
+pub(super) fn news(batch: &Batch, member: &Member, view: &ServerView, had_moved: bool) -> Option<JobStatus> {
     let operation = view.operation.filter(|operation| operation.action == batch.action)?;
     let changed = match member.baseline {
         Baseline::Known(before) => before != Some(operation),
@@ -243,7 +235,7 @@ fn doubt(batch: &Batch) -> String {
 }
 
 /// `what`, since when it was first seen in a row.
-fn keep(member: &Member, what: SeenState, now: UtcMillis) -> Seen {
+pub(super) fn keep(member: &Member, what: SeenState, now: UtcMillis) -> Seen {
     match member.seen {
         Some(seen) if seen.what == what && seen.since <= now => seen,
         _ => Seen { what, since: now },
@@ -275,7 +267,7 @@ fn never_seen(batch: &Batch) -> Outcome {
     )
 }
 
-fn missing() -> Outcome {
+pub(super) fn missing() -> Outcome {
     Outcome::failed(Evidence::Observed, "poweryard.missing", "the cloud has no such server in this project")
 }
 
@@ -301,101 +293,10 @@ fn observed_sentence(action: PowerAction) -> &'static str {
     }
 }
 
-/// Settles what the states explain of a refused batch, and sends the rest again: in one group if something was explained,
-/// else in two halves, so that at last the culprit stands alone.
-fn explain(batch: &Batch, sightings: &HashMap<ServerId, Sighting>, rules: &Rules, now: UtcMillis) -> Step {
-    let mut moves = Vec::new();
-    let mut followed = Vec::new();
-    let mut rest: Vec<&Member> = Vec::new();
-    for member in &batch.members {
-        match sightings.get(&member.server).map(|sighting| blame(batch, member, sighting, now)) {
-            Some(Blame::Settled(event)) => moves.push((member.request, event)),
-            Some(Blame::CarriedOut) => followed.push((member.request, Seen { what: SeenState::Moving, since: now })),
-            Some(Blame::Innocent) | None => rest.push(member),
-        }
-    }
-    let explained = !moves.is_empty() || !followed.is_empty();
-    let mut step = if explained { resend(batch, &rest, moves) } else { split(batch, &rest, moves) };
-    if !followed.is_empty() {
-        step.batch = batch.look(LookCause::Lost, rules, now);
-        step.seen = followed;
-    }
-    step
-}
-
-enum Blame {
-    /// This server explains a refusal; here is what becomes of its request.
-    Settled(Event),
-    /// A reboot that is under way, although the call was refused.
-    CarriedOut,
-    /// Nothing to be seen: the call is made again with it.
-    Innocent,
-}
-
-fn blame(batch: &Batch, member: &Member, sighting: &Sighting, now: UtcMillis) -> Blame {
-    let view = match sighting {
-        Sighting::Missing => return Blame::Settled(Event::Ended(missing())),
-        Sighting::Present(view) => view,
-    };
-    if batch.action == PowerAction::Reboot && view.activity == Activity::Rebooting && !was_refused_as_busy(batch) {
-        return Blame::CarriedOut;
-    }
-    if view.locked {
-        let locked = Outcome::failed(Evidence::Observed, "poweryard.locked", "the server is locked in the cloud");
-        return Blame::Settled(Event::Ended(locked));
-    }
-    if view.activity != Activity::Idle {
-        return Blame::Settled(busy(batch, member, &our_own("busy", "the server is in another transition"), now));
-    }
-    match (batch.action, view.power) {
-        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => {
-            Blame::Settled(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
-        }
-        (PowerAction::Reboot, Power::Off) => Blame::Settled(Event::Ended(stopped(batch))),
-        _ => Blame::Innocent,
-    }
-}
-
-/// The cloud itself says that a server was in a transition before the call: one that is seen now began before it.
-fn was_refused_as_busy(batch: &Batch) -> bool {
-    batch.complaint.as_ref().is_some_and(|complaint| codes::class(&complaint.code) == CodeClass::ServerBusy)
-}
-
-/// A stopped server cannot be rebooted. Source: user guide, "Restarting a BMS".
-fn stopped(batch: &Batch) -> Outcome {
-    let said_so = batch.complaint.as_ref().filter(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
-    let (code, message) = match said_so {
-        Some(Complaint { code, message, .. }) => (code.as_str(), message.as_str()),
-        None => ("poweryard.stopped", "the server is stopped and cannot be rebooted"),
-    };
-    Outcome::failed(Evidence::Refused, code, message)
-}
-
-fn resend(batch: &Batch, rest: &[&Member], mut moves: Vec<(crate::model::RequestId, Event)>) -> Step {
-    moves.extend(rest.iter().map(|member| (member.request, beside_others(batch, FIRST_PART))));
-    Step { moves, ..Step::only(BatchNext::Done) }
-}
-
-fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(crate::model::RequestId, Event)>) -> Step {
-    let half = rest.len().div_ceil(2);
-    for (i, member) in rest.iter().enumerate() {
-        let part = if i < half { FIRST_PART } else { SECOND_PART };
-        moves.push((member.request, beside_others(batch, part)));
-    }
-    Step { moves, ..Step::only(BatchNext::Done) }
-}
-
-fn beside_others(batch: &Batch, part: i64) -> Event {
-    let why = batch.complaint.clone().unwrap_or_else(|| our_own("refused", "the whole call was refused"));
-    Event::Returned(Return {
-        retry_at: None,
-        group: Some(batch.group(part)),
-        result: AttemptResult::Refused,
-        code: why.code,
-        message: why.message,
-    })
-}
-
 #[cfg(test)]
 #[path = "look_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "clouddc_look_tests.rs"]
+mod clouddc_tests;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::super::testing::*;
 use super::*;
-use crate::model::{BatchState, RequestState};
+use crate::cloud::Fault;
+use crate::model::{CodeClass, RequestState};
 use proptest::prelude::*;
 
 fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {

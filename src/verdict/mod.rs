@@ -6,16 +6,17 @@
 use std::time::Duration;
 
 use crate::cloud::CallError;
-use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, Step};
+use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
     AttemptResult, Baseline, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, JobStatus, LookCause,
-    Operation, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    Operation, PowerAction, RequestId, RequestState, ServerId, Service, TargetName, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
 mod held;
 mod job;
 mod look;
+mod refusal;
 mod submit;
 
 pub use held::while_held;
@@ -30,6 +31,8 @@ pub struct Batch {
     pub id: BatchId,
     /// Where it was sent.
     pub target: TargetName,
+    /// Which API took the call.
+    pub service: Service,
     /// What was asked for.
     pub action: PowerAction,
     /// Never `Done`.
@@ -113,11 +116,22 @@ impl Batch {
         BatchNext::Again { next_look_at: now + if closely { wait.min(CLOSE_INTERVAL) } else { wait }, doubts }
     }
 
+    /// As `again` without doubts, but no later than `latest`.
+    fn again_by(&self, latest: UtcMillis, rules: &Rules, now: UtcMillis) -> BatchNext {
+        match self.again(rules, now, 0) {
+            BatchNext::Again { next_look_at, doubts } => {
+                BatchNext::Again { next_look_at: next_look_at.min(latest), doubts }
+            }
+            other => other,
+        }
+    }
+
     /// True if a server stood at `reboot succeeded` before it was to be rebooted: only while it is being done can this reboot
     /// be told from that one.
     fn may_pass_unseen(&self) -> bool {
         const REBOOTED: Operation = Operation { action: PowerAction::Reboot, status: JobStatus::Succeeded };
-        let stale = |member: &Member| member.baseline == Baseline::Known(Some(REBOOTED)) && member.seen.is_none();
+        let is_moving = |member: &Member| matches!(member.seen, Some(Seen { what: SeenState::Moving, .. }));
+        let stale = |member: &Member| member.baseline == Baseline::Known(Some(REBOOTED)) && !is_moving(member);
         self.action == PowerAction::Reboot && self.members.iter().any(stale)
     }
 
@@ -287,6 +301,7 @@ mod testing {
         Batch {
             id: BatchId(7),
             target: TargetName("default".into()),
+            service: Service::Bms,
             action,
             state,
             job: (state == BatchState::Tracking).then(|| JobId("job".into())),

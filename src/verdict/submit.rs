@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Batch, CLOSE_INTERVAL, Rules, about_one_server, our_own};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Tracking, UtcMillis};
+use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Service, Tracking, UtcMillis};
 
 /// As long as a job may take by default.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(3600);
@@ -99,7 +99,8 @@ fn not_sent(batch: &Batch, why: Complaint) -> Step {
 }
 
 /// A documented refusal is taken to mean that nothing of the batch ran: an assumption, since no document says whether a
-/// batch is refused as a whole. Codes that do not say so lead to looking.
+/// batch is refused as a whole. Codes that do not say so lead to looking. No code of CloudDC is documented, only that it
+/// refuses: there the assumption is checked against the servers' states before a reboot is sent again.
 fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Step {
     let cause = match why.class {
         CodeClass::ServerBusy
@@ -108,6 +109,7 @@ fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Ste
         | CodeClass::ServerFailed
         | CodeClass::BatchInvalid
         | CodeClass::Retryable => LookCause::Refused,
+        CodeClass::Other if batch.service == Service::CloudDc => LookCause::Refused,
         CodeClass::RetryableUncertain
         | CodeClass::Ambiguous
         | CodeClass::AuthToken

@@ -15,7 +15,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The program, without what the environment of the test says of it.
 pub(crate) fn poweryard() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_poweryard"));
-    for name in ["POWERYARD_CONFIG", "RUST_LOG", "SUDO_USER", "LOGNAME", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"] {
+    for name in [
+        "POWERYARD_CONFIG",
+        "RUST_LOG",
+        "SUDO_USER",
+        "LOGNAME",
+        "CREDENTIALS_DIRECTORY",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+    ] {
         command.env_remove(name);
     }
     command.env("USER", "alice").stdin(Stdio::null());
@@ -40,12 +48,23 @@ impl Daemon {
 
     /// Starts it with `NOTIFY_SOCKET`.
     pub(crate) fn start_telling(config: &Path, ear: Option<&Ear>) -> Self {
-        let log = config.with_extension("log");
-        let log = File::options().create(true).append(true).open(log).expect("a log file");
         let mut command = poweryard();
         if let Some(ear) = ear {
             command.env("NOTIFY_SOCKET", &ear.path);
         }
+        Self::spawn(command, config)
+    }
+
+    /// Starts it with `NOTIFY_SOCKET` and a watchdog.
+    pub(crate) fn start_watched(config: &Path, ear: &Ear, limit: Duration) -> Self {
+        let mut command = poweryard();
+        command.env("NOTIFY_SOCKET", &ear.path).env("WATCHDOG_USEC", limit.as_micros().to_string());
+        Self::spawn(command, config)
+    }
+
+    fn spawn(mut command: Command, config: &Path) -> Self {
+        let log = config.with_extension("log");
+        let log = File::options().create(true).append(true).open(log).expect("a log file");
         let child = command.arg("--config").arg(config).arg("serve").stdout(Stdio::null()).stderr(log).spawn();
         Self { child: child.expect("it starts") }
     }

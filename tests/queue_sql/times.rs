@@ -1,5 +1,8 @@
 //! Times: which forms a producer may write, how they are stored, and which are refused.
 
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+
 use crate::old_sqlite;
 use crate::queue::Queue;
 
@@ -177,4 +180,88 @@ async fn a_new_not_before_parks_the_request_and_none_lets_it_go() {
     let row = format!("SELECT not_before IS NULL, eligible_at = created_at FROM power_requests WHERE id = {id}");
     assert_eq!(queue.row(&row).await, "1|1");
     assert_eq!(crate::queue::ids(&queue.go(crate::queue::wall()).await), [id]);
+}
+
+/// A time as somebody may write it, with its parts: valid or not.
+#[derive(Debug, Clone)]
+struct Written {
+    date: (i16, i8, i8),
+    /// Hour, minute, and second with milliseconds, if they are there.
+    time: Option<(i8, i8, Option<(i8, Option<i16>)>)>,
+    separator: char,
+    /// Minutes east of UTC; `Z` for none inside, nothing at all for none.
+    offset: Option<Option<i32>>,
+}
+
+impl Written {
+    fn text(&self) -> String {
+        let (year, month, day) = self.date;
+        let mut text = format!("{year:04}-{month:02}-{day:02}");
+        let Some((hour, minute, second)) = self.time else { return text };
+        text.push_str(&format!("{}{hour:02}:{minute:02}", self.separator));
+        if let Some((second, millis)) = second {
+            text.push_str(&format!(":{second:02}"));
+            millis.into_iter().for_each(|millis| text.push_str(&format!(".{millis:03}")));
+        }
+        match self.offset {
+            None => {}
+            Some(None) => text.push('Z'),
+            Some(Some(minutes)) => {
+                let sign = if minutes < 0 { '-' } else { '+' };
+                text.push_str(&format!("{sign}{:02}:{:02}", minutes.abs() / 60, minutes.abs() % 60));
+            }
+        }
+        text
+    }
+
+    /// What it means, by another library than SQLite's; none if it means nothing.
+    fn meaning(&self) -> Option<String> {
+        let (year, month, day) = self.date;
+        let (hour, minute, second) = self.time.unwrap_or_default();
+        let (second, millis) = second.unwrap_or_default();
+        let civil = jiff::civil::Date::new(year, month, day).ok()?;
+        let time = jiff::civil::Time::new(hour, minute, second, i32::from(millis.unwrap_or(0)) * 1_000_000).ok()?;
+        let offset = self.time.and(self.offset.flatten()).unwrap_or(0);
+        let utc = civil.to_datetime(time).to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+        let utc = utc.checked_sub(jiff::Span::new().minutes(i64::from(offset))).ok()?;
+        let text = utc.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+        text.starts_with("20").then_some(text)
+    }
+}
+
+fn written() -> impl Strategy<Value = Written> {
+    let second = prop::option::of((0i8..62, prop::option::of(0i16..1000)));
+    let time = prop::option::weighted(0.8, (0i8..24, 0i8..62, second));
+    let offset = prop::option::of(prop::option::of(-14 * 60 + 1..14 * 60));
+    ((2070i16..2100, 0i8..14, 0i8..33), time, prop_oneof![Just(' '), Just('T')], offset)
+        .prop_map(|(date, time, separator, offset)| Written { date, time, separator, offset })
+}
+
+#[test]
+fn whatever_a_producer_writes_is_stored_as_what_it_means_or_refused() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let queue = std::cell::RefCell::new(runtime.block_on(Queue::new()));
+    let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
+    proptest!(config, |(written in written())| {
+        let sql = format!(
+            "INSERT INTO power_requests (server_id, action, not_before) VALUES ('a', 'stop', '{}');
+             SELECT not_before FROM power_requests WHERE id = last_insert_rowid()",
+            written.text()
+        );
+        let stored = runtime.block_on(queue.borrow_mut().try_sql(&sql)).map(|rows| rows[0][0].clone());
+        match written.meaning() {
+            Some(meaning) => prop_assert_eq!(stored, Ok(meaning), "{}", written.text()),
+            None => prop_assert_eq!(stored, Err(NOT_BEFORE.to_owned()), "{}", written.text()),
+        }
+    });
+    proptest!(Config { cases: 400, failure_persistence: None, ..Config::default() }, |(text in "[0-9TZ:. +-]{0,30}|.{0,20}")| {
+        let quoted = text.replace('\'', "''").replace('\0', "");
+        let sql = format!(
+            "INSERT INTO power_requests (server_id, action, not_before) VALUES ('a', 'stop', '{quoted}');
+             SELECT not_before FROM power_requests WHERE id = last_insert_rowid()"
+        );
+        if let Ok(rows) = runtime.block_on(queue.borrow_mut().try_sql(&sql)) {
+            prop_assert!(rows[0][0].parse::<poweryard::model::UtcMillis>().is_ok(), "{quoted} is stored as {rows:?}");
+        }
+    });
 }

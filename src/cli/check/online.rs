@@ -8,10 +8,11 @@ use reqwest::{Method, Request};
 
 use super::Finding;
 use crate::cli::{Exit, args, output};
+use crate::cloud::codes::{self, Origin};
 use crate::cloud::http::{Http, Wire};
 use crate::cloud::{CallError, Fault, Key, PowerCloud};
 use crate::daemon::{self, CREDENTIALS_HOLD};
-use crate::model::{ServerId, UtcMillis};
+use crate::model::{CodeClass, ServerId, Service, UtcMillis};
 use crate::settings::{SecretRules, Settings, TargetSettings};
 use crate::store::desk::Access;
 use crate::store::{Desk, RefusedKey};
@@ -30,7 +31,7 @@ pub(super) async fn findings(settings: &Settings, rules: &SecretRules) -> Vec<Fi
         let subject = format!("targets.{}", target.name);
         findings.push(endpoint(target, &subject).await);
         findings.push(match daemon::connect(target, rules) {
-            Ok(cloud) => read_call(&*cloud, &mut keys, &subject).await,
+            Ok(cloud) => read_call(&*cloud, target.service, &mut keys, &subject).await,
             Err(error) => Finding::error(Exit::Config, subject, error, "mend it, then check again"),
         });
     }
@@ -108,7 +109,7 @@ fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
 }
 
 /// One read call with the target's credentials.
-async fn read_call(cloud: &dyn PowerCloud, keys: &mut Keys<'_>, subject: &str) -> Finding {
+async fn read_call(cloud: &dyn PowerCloud, service: Service, keys: &mut Keys<'_>, subject: &str) -> Finding {
     let key = cloud.key();
     if let Some(refused) = keys.rest(key, args::now()) {
         let finding = format!(
@@ -124,6 +125,7 @@ async fn read_call(cloud: &dyn PowerCloud, keys: &mut Keys<'_>, subject: &str) -
     key.set_refusals(before.max(1));
     match cloud.observe(&[ServerId(NO_SERVER.to_owned())]).await {
         Ok(_) => Finding::ok(subject, "a read call was allowed"),
+        Err(error) if says_no_such_server(service, &error) => Finding::ok(subject, "a read call was allowed"),
         Err(error) => {
             if error.fault == Fault::Credentials {
                 keys.note(key, before + 1, format!("the cloud refuses the credentials: {error}"), args::now()).await;
@@ -131,6 +133,14 @@ async fn read_call(cloud: &dyn PowerCloud, keys: &mut Keys<'_>, subject: &str) -
             Finding::error(Exit::Config, subject, &error, mend(&error.fault))
         }
     }
+}
+
+/// CloudDC's way to say that a server does not exist is not documented, only the shape of its refusals: such a one, with a code
+/// that is not the gateway's, means that the call got as far as the service.
+fn says_no_such_server(service: Service, error: &CallError) -> bool {
+    let is_its_own = !error.code.is_empty() && codes::origin(&error.code) == Origin::Unknown;
+    let is_refused = error.fault == Fault::Refused(CodeClass::Other) && matches!(error.status, Some(400 | 404));
+    service == Service::CloudDc && is_its_own && is_refused
 }
 
 fn mend(fault: &Fault) -> &'static str {
@@ -161,5 +171,18 @@ mod tests {
     #[test]
     fn an_http_date_reads() {
         assert_eq!(http_date("Thu, 01 Jan 1970 00:00:05 GMT"), Some(UtcMillis(5000)));
+    }
+
+    #[test]
+    fn a_refusal_in_the_services_own_words_is_an_answer_and_any_other_is_not() {
+        let refused = |service, status, code: &str, class| {
+            let (fault, code, message) = (Fault::Refused(class), code.to_owned(), "text".to_owned());
+            says_no_such_server(service, &CallError { fault, status: Some(status), code, message, request_id: None })
+        };
+        let clouddc = |status, code, class| refused(Service::CloudDc, status, code, class);
+        assert!(clouddc(400, "CloudDC.0001", CodeClass::Other) && clouddc(404, "CloudDC.0001", CodeClass::Other));
+        assert!(!clouddc(400, "", CodeClass::Other), "a proxy's");
+        assert!(!clouddc(400, "APIGW.9999", CodeClass::Other) && !clouddc(413, "x", CodeClass::BatchInvalid));
+        assert!(!refused(Service::Bms, 400, "BMS.9999", CodeClass::Other), "its code for this is documented");
     }
 }

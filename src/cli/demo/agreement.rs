@@ -2,21 +2,33 @@
 
 use std::collections::HashMap;
 
-use crate::model::{PowerAction, ServerId};
+use crate::model::{PowerAction, ServerId, Service};
 use crate::sim::{LedgerEntry, OnOff, ServerSummary};
 use crate::store::desk::RequestRecord;
 
-/// One sentence for each request whose outcome does not agree with the cloud's ledger. Each server has one request.
-pub(super) fn disagreements(rows: &[RequestRecord], ledger: &[LedgerEntry], servers: &[ServerSummary]) -> Vec<String> {
-    let mut done: HashMap<&ServerId, Vec<PowerAction>> = HashMap::new();
+/// One sentence for each request whose outcome does not agree with the cloud's ledger. Each server has one request;
+/// `service` tells whose server it is by the request's target.
+pub(super) fn disagreements(
+    rows: &[RequestRecord],
+    service: impl Fn(&str) -> Option<Service>,
+    ledger: &[LedgerEntry],
+    servers: &[ServerSummary],
+) -> Vec<String> {
+    let mut done: HashMap<(Service, &ServerId), Vec<PowerAction>> = HashMap::new();
     for entry in ledger {
-        done.entry(&entry.server_id).or_default().push(entry.action);
+        done.entry((entry.service, &entry.server_id)).or_default().push(entry.action);
     }
-    let power: HashMap<&ServerId, OnOff> = servers.iter().map(|server| (&server.server_id, server.power)).collect();
+    let power: HashMap<(Service, &ServerId), OnOff> =
+        servers.iter().map(|server| ((server.service, &server.server_id), server.power)).collect();
     let judge = |row: &RequestRecord| {
         let server = ServerId(row.server_id.clone());
-        let done = done.get(&server).map_or(&[][..], Vec::as_slice);
-        let wrong = disagreement(row, done, power.get(&server).copied())?;
+        let wrong = match service(&row.target).map(|service| (service, &server)) {
+            Some(server) => {
+                let done = done.get(&server).map_or(&[][..], Vec::as_slice);
+                disagreement(row, done, power.get(&server).copied())?
+            }
+            None => "nobody has such a target".to_owned(),
+        };
         Some(format!("request {} ({} of {}) is {}, but {wrong}", row.id, row.action, row.server_id, row.state))
     };
     rows.iter().filter_map(judge).collect()

@@ -73,7 +73,7 @@ impl Machine<'_> {
         let now = self.now();
         self.say(|| format!("answer: {}", describe(&finished)));
         if let Finished::Submitted { batch, answer } = &finished {
-            self.facts.told(batch.id.0, answer);
+            self.facts.told(batch.id.0, batch.service, answer);
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let outcome = daemon.dispatcher.finish(finished, now).await;

@@ -1,0 +1,81 @@
+//! `generate`: man pages and shell completions, for whoever packages this program. Knows nothing of queues.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::{Cli, Exit, Failure};
+
+/// What the first page says beyond the options.
+const FIRST_PAGE_END: &str = r#".SH "EXIT STATUS"
+0: done. 1: some request ended otherwise than succeeded. 2: usage, or what is wrong in the request itself. 3: database.
+4: timed out waiting. 5: another daemon runs. 78: bad configuration.
+.SH FILES
+.TP
+\fI/etc/poweryard/poweryard.toml\fR
+The config; every key stands in it with its default.
+.TP
+\fI/var/lib/poweryard/queue.db\fR
+The queue, an SQLite file into which producers insert rows.
+.SH EXAMPLES
+.nf
+sqlite3 \-cmd '.timeout 5000' /var/lib/poweryard/queue.db \\
+    "INSERT INTO power_requests (server_id, action) VALUES ('SERVER', 'stop')"
+poweryard enqueue stop SERVER \-\-wait
+poweryard status
+.fi
+.SH "SEE ALSO"
+\fI/usr/share/doc/poweryard/README.md\fR, \fBsqlite3\fR(1), \fBsystemctl\fR(1)
+"#;
+
+/// Write man pages and shell completions into a folder: man/, bash/, zsh/ and fish/.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: poweryard generate target/release/pages")]
+pub(super) struct Args {
+    /// Where to; made if it is missing.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let written = write_all(&args.dir);
+    written.map_err(|source| Failure::File { what: format!("write to {}", args.dir.display()), source })?;
+    Ok(Exit::Done)
+}
+
+fn write_all(dir: &Path) -> io::Result<()> {
+    for (folder, shell) in [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)] {
+        let folder = dir.join(folder);
+        fs::create_dir_all(&folder)?;
+        clap_complete::generate_to(shell, &mut Cli::command(), "poweryard", &folder)?;
+    }
+    let folder = dir.join("man");
+    fs::create_dir_all(&folder)?;
+    clap_mangen::generate_to(Cli::command(), &folder)?;
+    let mut first = OpenOptions::new().append(true).open(folder.join("poweryard.1"))?;
+    first.write_all(FIRST_PAGE_END.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_that_is_shown_has_a_page_and_every_shell_its_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        write_all(dir.path()).expect("written");
+        for file in ["bash/poweryard.bash", "zsh/_poweryard", "fish/poweryard.fish"] {
+            let text = fs::read_to_string(dir.path().join(file)).expect(file);
+            assert!(text.contains("enqueue"), "{file}");
+        }
+        for page in ["poweryard", "poweryard-serve", "poweryard-db-migrate"] {
+            assert!(dir.path().join(format!("man/{page}.1")).exists(), "{page}");
+        }
+        assert!(!dir.path().join("man/poweryard-generate.1").exists());
+        let first = fs::read_to_string(dir.path().join("man/poweryard.1")).expect("read");
+        assert!(first.contains(".SH \"EXIT STATUS\"") && first.contains("poweryard\\-serve(1)"), "{first}");
+    }
+}
