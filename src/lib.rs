@@ -37,6 +37,9 @@
 //! | [`cloud`] | `PowerCloud`: wire formats, signing, tokens, codes | SQL, decisions |
 //! | [`sim`] | the simulated cloud, with its own reading of the documents | all but `model` |
 //! | [`logging`] | how log lines look | |
+//! | [`meter`] | what the daemon counts of its own doing | SQL, HTTP |
+//! | [`notify`] | hooks: who is told of failures, bounded and apart | decisions |
+//! | [`web`] | `/metrics`, health and the status page | decisions, writing |
 //! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
 //! | [`cli`] | one file a command: arguments, wording, exit codes | SQL, decisions about power |
 //!
@@ -138,6 +141,12 @@ pub mod cloud;
 pub mod sim;
 
 pub mod logging;
+
+pub mod meter;
+
+pub mod notify;
+
+pub mod web;
 
 // Loops: what runs.
 pub mod daemon;

@@ -209,6 +209,11 @@ pub fn busy_delay(tries: u32, seed: u64) -> Duration {
     jittered(exponential(Duration::from_secs(5), 2.0, Duration::from_secs(300), tries), seed)
 }
 
+/// The wait before a hook is told again: 1 s, then 4 s, up to 1 min.
+pub fn hook_delay(tries: u32) -> Duration {
+    exponential(Duration::from_secs(1), 4.0, Duration::from_secs(60), tries)
+}
+
 /// The wait before a server that has been busy for so long already is looked at again: a quarter of it, 5 s to 5 min.
 pub fn busy_wait(busy: Duration, seed: u64) -> Duration {
     jittered((busy / 4).clamp(Duration::from_secs(5), Duration::from_secs(300)), seed)

@@ -6,11 +6,13 @@ mod queue;
 
 use queue::Queue;
 
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("../src/store/intake.rs"),
     include_str!("../src/store/batches.rs"),
     include_str!("../src/store/holds.rs"),
     include_str!("../src/store/keep.rs"),
+    // What /metrics, the status page and the hooks read.
+    include_str!("../src/store/desk/overview.rs"),
 ];
 
 /// The string literals of the sources that are SQL.
@@ -48,17 +50,22 @@ fn is_small(step: &str) -> bool {
         "SCAN e",
         "SCAN CONSTANT ROW",
         "SCAN (subquery",
+        "SCAN queue_overview",
+        "SCAN oldest",
+        "SCAN t",
     ];
     small.iter().any(|start| step.starts_with(start)) || step.contains("VIRTUAL TABLE")
 }
 
-/// Walks from one end of a partial index, ended by a LIMIT; or, once at a start, along what is in flight or unfinished.
+/// Walks from one end of a partial index, ended by a LIMIT; or, once at a start or for whoever asks, along what is in flight
+/// or unfinished.
 fn is_head_of_an_index(step: &str) -> bool {
     [
         "SCAN power_requests USING COVERING INDEX power_requests_ready",
         "SCAN power_requests USING COVERING INDEX power_requests_doomed",
         "SCAN batches USING INDEX batches_open",
         "SCAN power_requests USING INDEX power_requests_in_flight",
+        "SCAN power_requests USING INDEX power_requests_overview",
         "SCAN power_requests USING COVERING INDEX power_requests_server",
     ]
     .contains(&step)

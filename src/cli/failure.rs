@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -58,6 +59,14 @@ pub enum Failure {
     /// A secret is missing or unsafe, or the settings make no client.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The address of `[listen]` is taken, or is not one of this machine.
+    #[error("cannot listen on {address}, which is listen.address in the config")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// Logging could not be started.
     #[error("{0}")]
     Logging(#[from] LoggingError),
@@ -82,7 +91,7 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) | Self::Logging(_) | Self::File { .. } => Exit::Usage,
-            Self::Settings { .. } | Self::Connect(_) => Exit::Config,
+            Self::Settings { .. } | Self::Connect(_) | Self::Listen { .. } => Exit::Config,
             Self::Output(_) | Self::Runtime(_) => Exit::Otherwise,
             Self::Store { source, .. } => match source {
                 StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,

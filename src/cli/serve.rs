@@ -1,17 +1,23 @@
 //! `serve`: the daemon, until it is told to stop. Reads config and secrets, catches signals; the rest is `daemon`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
-use super::{Context, Exit, Failure};
-use crate::daemon::{self, Reload, systemd};
+use super::{Context, Exit, Failure, status};
+use crate::daemon::{self, Observers, Reload, systemd};
+use crate::meter::Meter;
 use crate::model::TargetName;
+use crate::notify::Notifier;
 use crate::settings::{SecretRules, SecretStamp, Settings};
+use crate::store::{StoreError, daemon_info};
+use crate::web::{StatusText, Web};
 
 /// A replaced secret is noticed within this time without a signal.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
@@ -33,18 +39,43 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         daemon::dry_run(&settings, told_to_stop()?).await?;
         return Ok(Exit::Done);
     }
-    if settings.listen.is_some() {
-        warn!("listen.address is set, but this version serves no metrics and no health page yet");
-    }
     let rules = SecretRules::from_env(&settings.queue.database);
+    let meter = Arc::new(Meter::new());
+    let mut web = Web::new(&settings, &rules, Arc::clone(&meter), status_of(&settings.queue.database));
+    if let Err(source) = web.listen(settings.listen).await {
+        return Err(cannot_listen(&settings, source));
+    }
     let stamps = stamps(&settings, &rules);
     let clouds = daemon::connect_all(&settings, &rules)?;
     let (sender, reloads) = mpsc::channel(1);
-    let reloader = Reloader { config: context.config.clone(), settings: settings.clone(), stamps, sender };
+    let reloader = Reloader { config: context.config.clone(), settings: settings.clone(), stamps, sender, web };
     let hangup = signal(SignalKind::hangup()).map_err(Failure::Runtime)?;
     tokio::spawn(reloader.run(hangup));
-    daemon::run_reloading(&settings, clouds, reloads, told_to_stop()?).await?;
+    let database = settings.queue.database.clone();
+    let (notifier, deliveries) = Notifier::start(settings.notify.clone(), database, Arc::clone(&meter));
+    let observers = Observers { meter, notifier };
+    let ended = daemon::run_observed(&settings, clouds, reloads, observers, told_to_stop()?).await;
+    deliveries.finish().await;
+    ended?;
     Ok(Exit::Done)
+}
+
+fn status_of(database: &Path) -> StatusText {
+    let database = database.to_owned();
+    Arc::new(move || {
+        let database = database.clone();
+        Box::pin(async move { status::text_of(&database).await })
+    })
+}
+
+/// Another daemon on the same queue is the likeliest to have the address, and the better thing to say.
+fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
+    let database = &settings.queue.database;
+    match (daemon_info(database), settings.listen) {
+        (Some(daemon), _) => StoreError::DaemonRuns { path: database.clone(), pid: daemon.pid.to_string() }.into(),
+        (None, Some(address)) => Failure::Listen { address, source },
+        (None, None) => Failure::Runtime(source),
+    }
 }
 
 /// Resolves on SIGTERM or SIGINT. The signals are caught from this call on.
@@ -68,6 +99,7 @@ struct Reloader {
     /// The secret files as they were when they were read.
     stamps: BTreeMap<TargetName, SecretStamp>,
     sender: mpsc::Sender<Reload>,
+    web: Web,
 }
 
 impl Reloader {
@@ -121,6 +153,7 @@ impl Reloader {
         let reload = Reload { settings: settings.clone(), clouds, new_secrets, accepted };
         let goes_on = self.sender.send(reload).await.is_ok() && answer.await.is_ok();
         if goes_on {
+            self.web.take_up(&settings, &rules).await;
             (self.settings, self.stamps) = (settings, stamps);
         }
         goes_on

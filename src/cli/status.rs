@@ -1,5 +1,7 @@
 //! `status`: the queue at a glance, as fast beside ten million finished rows as beside none.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::json;
 
@@ -8,7 +10,7 @@ use super::output::{self, Table, cell, visible};
 use super::{Context, Exit, Failure};
 use crate::model::HoldKind;
 use crate::store::desk::{Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote};
-use crate::store::{DaemonInfo, daemon_info};
+use crate::store::{DaemonInfo, Desk, StoreError, daemon_info};
 
 /// Show the daemon, the queue's counts, running batches, holds and each target's pace.
 #[derive(Debug, clap::Args)]
@@ -43,7 +45,7 @@ struct Target {
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let status = read(context, &args.queue).await?;
+    let status = read(args.queue.open(context, Access::Read).await?).await?;
     match args.json.json {
         true => output::json(&status.object())?,
         false => output::print(&status.text())?,
@@ -51,9 +53,13 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
-async fn read(context: &Context, queue: &QueueArgs) -> Result<Status, Failure> {
+/// What the command prints about the queue at `path`.
+pub(super) async fn text_of(path: &Path) -> Result<String, StoreError> {
+    Ok(read(Desk::open(path, Access::Read).await?).await?.text())
+}
+
+async fn read(mut desk: Desk) -> Result<Status, StoreError> {
     let now = args::now();
-    let mut desk = queue.open(context, Access::Read).await?;
     let holds = desk.holds(now).await?;
     let ready = desk.oldest_ready().await?;
     let free = |ready: &OldestReady| !holds.iter().any(|hold| hold.covers(&ready.target, &ready.action));

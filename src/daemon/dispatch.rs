@@ -12,14 +12,15 @@ use tracing::{info, warn};
 use super::baselines::Baselines;
 use super::keep::Keeping;
 use super::task::{Finished, Task};
-use super::{Clouds, report};
+use super::{Clouds, Observers, report};
 use crate::cloud::{CallError, Fault, PowerCloud};
 use crate::lifecycle::Step;
-use crate::model::{BatchId, HoldKind, PowerAction, TargetName, UtcMillis};
+use crate::meter::TargetFacts;
+use crate::model::{BatchId, Evidence, HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Head, Origin, RefusedKey, Store, StoreError};
+use crate::store::{Ended, Head, Origin, RefusedKey, Store, StoreError};
 use crate::verdict::{Batch, Rules};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
@@ -47,6 +48,9 @@ pub struct Dispatcher {
     unsaved: Vec<Answered>,
     last_round_at: Option<UtcMillis>,
     pub(super) keeping: Keeping,
+    pub(super) observers: Observers,
+    /// What the start found stranded, until somebody counts it.
+    stranded: Ended,
 }
 
 /// An answer and what follows from it, on its way into the database.
@@ -133,7 +137,8 @@ impl Dispatcher {
         let names: Vec<TargetName> = targets.keys().cloned().collect();
         store.forget_targets_except(&names).await?;
         let stranded = store.end_stranded(now).await?;
-        if stranded > 0 {
+        if !stranded.is_empty() {
+            let stranded: u64 = stranded.values().sum();
             warn!(
                 requests.stranded = stranded,
                 "{stranded} requests on their way had lost their batch and end unknown"
@@ -153,15 +158,25 @@ impl Dispatcher {
             unsaved: Vec::new(),
             last_round_at: None,
             keeping: Keeping::new(settings.queue.retention),
+            observers: Observers::default(),
+            stranded,
         };
         dispatcher.resume_keys(now).await?;
         Ok(dispatcher)
+    }
+
+    /// From now on `observers` are told what is done.
+    pub fn observe(&mut self, observers: Observers) {
+        self.observers = observers;
+        let stranded = std::mem::take(&mut self.stranded);
+        self.count(&stranded);
     }
 
     /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks batches to follow.
     pub async fn round(&mut self, now: UtcMillis) -> Round {
         let mut round = Round::default();
         round.trouble = self.passes(&mut round, now).await.err();
+        self.note_progress(round.trouble.is_none());
         round
     }
 
@@ -186,6 +201,8 @@ impl Dispatcher {
     /// # Errors
     /// Only those that no waiting mends.
     pub async fn finish(&mut self, finished: Finished, now: UtcMillis) -> Result<(), StoreError> {
+        let (target, call, fault) = finished.end();
+        self.observers.meter.call_ended(target, call, fault);
         match finished {
             Finished::Prepared { target, result } => self.prepared(&target, result, now).await,
             Finished::Submitted { batch, answer } => {
@@ -208,6 +225,7 @@ impl Dispatcher {
         self.batching = settings.batch.clone();
         self.default_ttl = settings.queue.default_ttl;
         self.keeping.retention = settings.queue.retention;
+        self.observers.notifier.take_up(settings.notify.as_ref());
     }
 
     /// Answers that wait to be stored.
@@ -237,7 +255,7 @@ impl Dispatcher {
         while let Some(answered) = self.unsaved.last() {
             self.store.record(&answered.batch, &answered.step, now).await?;
             if let Some(answered) = self.unsaved.pop() {
-                report::step(&answered.batch, &answered.step, answered.error.as_ref());
+                self.tell_answered(&answered, now);
             }
         }
         Ok(())
@@ -247,17 +265,57 @@ impl Dispatcher {
     pub(super) async fn save(&mut self, answered: Answered, now: UtcMillis) -> Result<(), StoreError> {
         match self.store.record(&answered.batch, &answered.step, now).await {
             Ok(()) => {
-                report::step(&answered.batch, &answered.step, answered.error.as_ref());
+                self.tell_answered(&answered, now);
                 Ok(())
             }
             Err(error) if error.is_passing() => {
                 let id = answered.batch.id;
                 warn!(batch.id = %id, "batch {id}: the answer cannot be stored yet: {}", report::chain(&error));
                 self.unsaved.push(answered);
+                self.observers.meter.database_failed(self.unsaved.len());
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn tell_answered(&self, answered: &Answered, now: UtcMillis) {
+        self.observers.meter.looked(&answered.batch, &answered.step, now);
+        self.tell(&answered.batch, &answered.step, answered.error.as_ref(), now);
+    }
+
+    /// A step was stored: says so in the log, and to those who count and to the hooks.
+    pub(super) fn tell(&self, batch: &Batch, step: &Step, error: Option<&CallError>, now: UtcMillis) {
+        report::step(batch, step, error);
+        self.observers.meter.stored(batch, step);
+        self.observers.notifier.stored(batch, step, now);
+    }
+
+    /// Counts requests that ended without a call.
+    fn count(&self, ended: &Ended) {
+        for ((target, action, state), count) in ended {
+            let code = match state {
+                RequestState::Expired => "poweryard.expired",
+                RequestState::Cancelled => "poweryard.dependency",
+                RequestState::Rejected => "poweryard.protected",
+                _stranded => "poweryard.orphaned",
+            };
+            self.observers.meter.ended(target, *action, (*state, Evidence::None, code), *count);
+        }
+    }
+
+    fn note_progress(&self, good: bool) {
+        let facts = |(name, target): (&TargetName, &Target)| {
+            let facts = TargetFacts {
+                configured: target.settings.submits_per_minute,
+                pace: target.pace.rate(),
+                breaker: target.pace.throttles() > 0,
+                refusals: target.cloud.key().refusals(),
+            };
+            (name.clone(), facts)
+        };
+        self.observers.meter.note_targets(self.targets.iter().map(facts));
+        self.observers.meter.round_ended(good, self.unsaved.len(), self.in_hand.len());
     }
 
     /// After a clock that stepped back, what was put off until some time of the "future" is due again at once; else a step of
@@ -282,6 +340,7 @@ impl Dispatcher {
         for _ in 0..CHUNKS_A_ROUND {
             let taken = self.store.take_in(self.default_ttl, now).await?;
             if taken.expired + taken.cancelled > 0 {
+                self.count(&taken.ended);
                 info!(
                     expired = taken.expired,
                     cancelled = taken.cancelled,
@@ -306,10 +365,12 @@ impl Dispatcher {
         for (name, target) in self.targets.iter().filter(|(_, target)| !target.settings.protected.is_empty()) {
             let mut rejected = 0;
             loop {
-                match self.store.reject_protected(name, &target.settings.protected, now).await? {
-                    0 => break,
-                    some => rejected += some,
+                let some = self.store.reject_protected(name, &target.settings.protected, now).await?;
+                if some.is_empty() {
+                    break;
                 }
+                self.count(&some);
+                rejected += some.values().sum::<u64>();
             }
             if rejected > 0 {
                 warn!(target = %name, requests.rejected = rejected, "{rejected} requests to stop or reboot protected servers of target \"{name}\" rejected");

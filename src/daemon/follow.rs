@@ -6,9 +6,9 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::dispatch::{Answered, Dispatcher, Round};
-use super::report;
 use super::task::Task;
 use crate::cloud::CallError;
+use crate::lifecycle::Step;
 use crate::model::{BatchState, HoldKind, JobReport, ServerId, Sighting, TargetName, UtcMillis};
 use crate::plan::Hold;
 use crate::store::{DueBatch, Origin, StoreError};
@@ -149,18 +149,16 @@ impl Dispatcher {
             let (id, name) = (batch.id, &batch.target);
             warn!(batch.id = %id, target = %name, "batch {id}: the config no longer has target \"{name}\" as it was");
             round.wake(now);
-            return self.store.record(&batch, &step, now).await;
+            return self.record(&batch, &step, now).await;
         };
         if batch.state == BatchState::Submitting {
             let step = verdict::orphaned_intent(&batch, &target.rules, now);
             round.wake(now);
-            self.store.record(&batch, &step, now).await?;
-            report::step(&batch, &step, None);
-            return Ok(());
+            return self.record(&batch, &step, now).await;
         }
         if let Some(until) = self.credentials_held(&batch.target, now) {
             let step = verdict::while_held(&batch, until, &target.rules, now);
-            return self.store.record(&batch, &step, now).await;
+            return self.record(&batch, &step, now).await;
         }
         match (&batch.job, batch.state) {
             (Some(job), BatchState::Tracking) => {
@@ -177,6 +175,13 @@ impl Dispatcher {
                 looks.entry(batch.target.clone()).or_default().push(batch);
             }
         }
+        Ok(())
+    }
+
+    /// Stores a step that no call came before, and says so.
+    async fn record(&self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
+        self.store.record(batch, step, now).await?;
+        self.tell(batch, step, None, now);
         Ok(())
     }
 

@@ -15,7 +15,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::cloud::PowerCloud;
+use crate::meter::Meter;
 use crate::model::{TargetName, UtcMillis};
+use crate::notify::Notifier;
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
 use systemd::Watchdog;
@@ -51,6 +53,15 @@ const UNSAVED_PATIENCE: Duration = Duration::from_secs(30);
 /// The clouds, by target.
 pub type Clouds = BTreeMap<TargetName, Arc<dyn PowerCloud>>;
 
+/// Who is told what the daemon does, beside the log. By default nobody listens.
+#[derive(Debug, Clone, Default)]
+pub struct Observers {
+    /// Counts it.
+    pub meter: Arc<Meter>,
+    /// Tells the hooks what failed.
+    pub notifier: Notifier,
+}
+
 /// Why the daemon ended other than by being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -83,11 +94,25 @@ pub async fn run(settings: &Settings, clouds: Clouds, stop: impl Future<Output =
 /// Runs the daemon until `stop` resolves, and goes on with what comes by `reloads`.
 ///
 /// # Errors
-/// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
+/// As [`run_observed`].
 pub async fn run_reloading(
     settings: &Settings,
     clouds: Clouds,
     reloads: mpsc::Receiver<Reload>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
+    Box::pin(run_observed(settings, clouds, reloads, Observers::default(), stop)).await
+}
+
+/// Runs the daemon until `stop` resolves, goes on with what comes by `reloads`, and tells `observers`.
+///
+/// # Errors
+/// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
+pub async fn run_observed(
+    settings: &Settings,
+    clouds: Clouds,
+    reloads: mpsc::Receiver<Reload>,
+    observers: Observers,
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let path = settings.queue.database.clone();
@@ -101,7 +126,7 @@ pub async fn run_reloading(
         let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
         Ok((store, dispatcher))
     };
-    let (store, dispatcher) = loop {
+    let (store, mut dispatcher) = loop {
         match begin().await {
             // A producer that inserts a million rows at once holds its lock for longer than we wait.
             Err(StoreError::Busy) => {
@@ -112,6 +137,7 @@ pub async fn run_reloading(
             begun => break begun.map_err(failed)?,
         }
     };
+    dispatcher.observe(observers);
     info!(queue = %path.display(), targets = settings.targets.len(), "poweryard {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
     let begun = Loop {
         dispatcher,

@@ -165,6 +165,7 @@ impl Dispatcher {
         target.submitting += 1;
         target.open += 1;
         self.in_hand.insert(batch.id);
+        self.observers.meter.claimed(&batch);
         round.tasks.push(Task::Submit { batch, cloud: target.cloud.clone() });
         Ok(())
     }

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::cloud::{CallError, PowerCloud};
+use crate::cloud::{CallError, Fault, PowerCloud};
+use crate::meter::Call;
 use crate::model::{JobId, JobReport, ServerId, Sighting, TargetName, Tracking};
 use crate::verdict::Batch;
 
@@ -79,6 +80,21 @@ pub enum Finished {
         /// What came.
         answer: Result<HashMap<ServerId, Sighting>, CallError>,
     },
+}
+
+impl Finished {
+    /// Whose call it was, what it was for, and how it failed, if it did.
+    pub(super) fn end(&self) -> (&TargetName, Call, Option<&Fault>) {
+        fn fault<T>(answer: &Result<T, CallError>) -> Option<&Fault> {
+            answer.as_ref().err().map(|error| &error.fault)
+        }
+        match self {
+            Self::Prepared { target, result } => (target, Call::Prepare, fault(result)),
+            Self::Submitted { batch, answer } => (&batch.target, Call::Submit, fault(answer)),
+            Self::Tracked { batch, answer } => (&batch.target, Call::Track, fault(answer)),
+            Self::Looked { target, answer, .. } => (target, Call::Look, fault(answer)),
+        }
+    }
 }
 
 impl Task {

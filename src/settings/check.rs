@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::document::{Report, Section};
 use super::error::SettingsError;
-use super::{BatchSettings, QueueSettings, Settings, TargetSettings, secrets, target, values};
+use super::{BatchSettings, QueueSettings, Settings, TargetSettings, notify, secrets, target, values};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -85,8 +85,9 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
     let address =
         if listen.is_present() { listen.require("address", "\"127.0.0.1:9642\"", values::address) } else { None };
     listen.refuse_unknown(|_| None);
+    let notify = notify::read(root);
     root.refuse_unknown(|_| None);
-    Some(Settings { queue, batch, targets, listen: address })
+    Some(Settings { queue, batch, targets, listen: address, notify })
 }
 
 fn queue(root: &Section<'_>) -> QueueSettings {

@@ -14,6 +14,7 @@ use crate::model::{PowerAction, ServerId, Service, TargetName};
 mod check;
 mod document;
 mod error;
+mod notify;
 mod secrets;
 mod target;
 mod values;
@@ -35,6 +36,21 @@ pub struct Settings {
     pub targets: Vec<TargetSettings>,
     /// `[listen] address`; none: no metrics page.
     pub listen: Option<std::net::SocketAddr>,
+    /// `[notify]`; none: no hook is told anything.
+    pub notify: Option<NotifySettings>,
+}
+
+/// `[notify]`: who is told when requests fail or end `unknown`. At least one of the two hooks is set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NotifySettings {
+    /// A program by its absolute path, and its arguments; empty: none.
+    pub command: Vec<String>,
+    /// Where events are POSTed. `http://` only to this machine, or with `allow_http`.
+    pub url: Option<Url>,
+    /// For one run of the command and one call of the URL. Default 10 s.
+    pub timeout: Duration,
+    /// Allows an `http://` URL to another machine. Default false.
+    pub allow_http: bool,
 }
 
 /// `[queue]`.

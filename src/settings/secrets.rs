@@ -6,6 +6,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
@@ -279,6 +280,12 @@ impl SecretStamp {
             (path, stamp)
         });
         Self(stamps.collect())
+    }
+
+    /// When the newest of the files was written; none if none is there.
+    pub fn modified(&self) -> Option<SystemTime> {
+        let newest = self.0.iter().filter_map(|(_, stamp)| stamp.map(|stamp| stamp.modified.0)).max()?;
+        Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(newest).unwrap_or(0)))
     }
 }
 

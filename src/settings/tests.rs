@@ -53,7 +53,7 @@ fn every_absent_key_takes_its_default() {
     assert_eq!(settings.queue.retention, Some(Duration::from_secs(90 * 24 * 3600)));
     assert_eq!(settings.batch.linger, Duration::from_millis(100));
     assert_eq!(settings.batch.attempts_max.get(), 3);
-    assert_eq!(settings.listen, None);
+    assert_eq!((settings.listen, settings.notify), (None, None));
     let [target] = &settings.targets[..] else { panic!("one target") };
     assert_eq!(
         *target,
@@ -104,8 +104,40 @@ fn the_shipped_file_parses_and_its_defaults_are_the_codes() {
 }
 
 #[test]
+fn hooks_are_named_in_full_and_not_called_in_the_clear() {
+    let notify = |lines: &str| format!("{LEAST}[notify]\n{lines}\n");
+    let read = |lines: &str| parse(&notify(lines)).unwrap().notify.unwrap();
+    let both = read("command = [\"/bin/tell\", \"a b\"]\nurl = \"https://example.com/a?b=c\"\ntimeout = \"2s\"");
+    assert_eq!((both.command.len(), both.timeout, both.allow_http), (2, Duration::from_secs(2), false));
+    assert_eq!(both.url.map(String::from).as_deref(), Some("https://example.com/a?b=c"));
+    assert_eq!(read("command = [\"/bin/tell\"]").timeout, Duration::from_secs(10));
+    for url in ["http://127.0.0.1:8080/x", "http://[::1]/", "http://localhost/"] {
+        assert!(read(&format!("url = \"{url}\"")).url.is_some(), "{url}");
+    }
+    assert!(read("url = \"http://example.com/\"\nallow_http = true").allow_http);
+    for (lines, words) in [
+        ("", "names no hook"),
+        ("timeout = \"1s\"", "names no hook"),
+        ("command = []", "must begin with a program"),
+        ("command = [\"tell\"]", "not an absolute path"),
+        ("command = \"/bin/tell\"", "must be a list"),
+        ("command = [\"/bin/tell\", 7]", "must be a string"),
+        ("url = \"http://example.com/\"", "not encrypted"),
+        ("url = \"http://127.0.0.1.example.com/\"", "not encrypted"),
+        ("url = \"https://user:s3cr3t@example.com/\"", "no place in a URL"),
+        ("url = \"ftp://example.com/\"", "must begin with https://"),
+        ("url = \"https://example.com\"\ntimeout = \"1h\"", "out of range"),
+        ("url = \"https://example.com\"\nretries = 3", "unknown key"),
+    ] {
+        let said = mistakes(&notify(lines));
+        assert!(said.contains(words) && said.contains("notify") && !said.contains("s3cr3t"), "{lines}: {said}");
+        assert_eq!(said.lines().count(), 1, "{lines}: {said}");
+    }
+}
+
+#[test]
 fn the_shipped_file_shows_every_key() {
-    let probes = format!("x = 1\n{}", with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[listen]\nx = 1"));
+    let probes = format!("x = 1\n{}", with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[listen]\nx = 1"));
     let probes = format!("{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.protect]\nx = 1\n");
     let messages = mistakes(&probes);
     let known: Vec<&str> = messages
@@ -113,7 +145,7 @@ fn the_shipped_file_shows_every_key() {
         .filter_map(|line| line.split_once("known here: "))
         .flat_map(|(_, keys)| keys.split(", "))
         .collect();
-    assert_eq!(known.len(), 4 + 19 + 3 + 2 + 1 + 4 + 3 + 2, "{messages}");
+    assert_eq!(known.len(), 5 + 19 + 3 + 2 + 1 + 4 + 4 + 3 + 2, "{messages}");
     for key in known.iter().chain(&["iam_endpoint", "domain", "username", "password_file"]) {
         let shown = SHIPPED.contains(&format!("{key} = ")) || SHIPPED.contains(&format!("{key}]"));
         assert!(shown || *key == "targets", "config/poweryard.toml does not show {key}");
@@ -378,7 +410,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
              \"127.0.0.1:9642\" or \"[::1]:9642\"",
         ),
         ("[[listen]]", "9: listen: must be a table, written as [listen]"),
-        ("[que]", "9: que: unknown key; known here: queue, batch, targets, listen"),
+        ("[que]", "9: que: unknown key; known here: queue, batch, targets, listen, notify"),
         (
             "[queue]\nretention = 90d",
             "10: queue.retention: not valid TOML: string values must be quoted, expected literal string",

@@ -318,6 +318,7 @@ impl MemberRecord {
             seen,
             baseline: rows::baseline(self.baseline.map(rows::lossy)),
             shadowed: self.shadowed,
+            waited: None,
         })
     }
 }

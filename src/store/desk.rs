@@ -20,7 +20,7 @@ mod records;
 pub use find::Filter;
 pub use orders::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
-pub use records::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
+pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};
 
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -43,8 +43,11 @@ pub struct Head {
     pub eligible_at: Option<UtcMillis>,
 }
 
+/// How many requests ended without being sent, by target, action and state.
+pub type Ended = BTreeMap<(TargetName, PowerAction, RequestState), u64>;
+
 /// What a take-in pass did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TakenIn {
     /// Requests that became due (`not_before`, `after_id`, `retry_at`).
     pub due: u64,
@@ -52,6 +55,8 @@ pub struct TakenIn {
     pub expired: u64,
     /// Requests cancelled because what they waited for did not succeed.
     pub cancelled: u64,
+    /// Those that expired or were cancelled, counted by target, action and state.
+    pub ended: Ended,
     /// Something is left to do: call again soon.
     pub more: bool,
 }
@@ -66,28 +71,31 @@ impl Store {
         let mut tx = self.begin(&mut writer).await?;
         let expired = expire(&mut tx, default_ttl, now).await?;
         follow_ends(&mut tx).await?;
-        let cancelled = cancel_doomed(&mut tx, now).await?;
+        let mut doomed = cancel_doomed(&mut tx, now).await?;
         let retried = end_retry_waits(&mut tx, now).await?;
         let let_out = let_out(&mut tx, now).await?;
         // What was expired or cancelled may have been awaited in turn.
         let more = anything_due(&mut tx, default_ttl, now).await?;
         tx.commit().await?;
-        Ok(TakenIn { due: retried + let_out, expired, cancelled, more })
+        let total = |ended: &Ended| ended.values().sum();
+        let (expired_count, cancelled, mut ended) = (total(&expired), total(&doomed), expired);
+        ended.append(&mut doomed);
+        Ok(TakenIn { due: retried + let_out, expired: expired_count, cancelled, ended, more })
     }
 
     /// Ends requests on their way that no open batch carries: somebody wrote into the ledgers, and nobody would ever ask
     /// what became of them. Returns how many that were.
-    pub async fn end_stranded(&self, now: UtcMillis) -> Result<u64, StoreError> {
+    pub async fn end_stranded(&self, now: UtcMillis) -> Result<Ended, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        let ended: Vec<i64> = sqlx::query_scalar(
+        let stranded: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
             "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = 'poweryard.orphaned',
                  error_message = 'its batch was removed from the queue by hand, so nobody can ask what became of it',
                  finished_at = ?1, gate = NULL
              WHERE state IN ('submitting', 'running') AND NOT EXISTS (
                  SELECT 1 FROM batches b JOIN request_attempts a ON a.batch_id = b.id AND a.request_id = power_requests.id
                  WHERE b.id = power_requests.batch_id AND b.state <> 'done' AND a.result IS NULL)
-             RETURNING id",
+             RETURNING id, CAST(target AS BLOB), action",
         )
         .bind(text(now))
         .fetch_all(&mut *tx)
@@ -97,12 +105,13 @@ impl Store {
             "UPDATE request_attempts SET result = 'unknown', error_code = 'poweryard.orphaned', finished_at = ?2
              WHERE request_id IN (SELECT value FROM json_each(?1)) AND result IS NULL",
         )
-        .bind(serde_json::to_string(&ended).unwrap_or_default())
+        .bind(list(stranded.iter().map(|row| &row.0)))
         .bind(text(now))
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(ended.len() as u64)
+        let rows = stranded.into_iter().map(|(_, target, action)| (target, action));
+        Ok(count(rows.collect(), RequestState::Unknown))
     }
 
     /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that were.
@@ -111,7 +120,7 @@ impl Store {
         target: &TargetName,
         protected: &[ServerId],
         now: UtcMillis,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Ended, StoreError> {
         let servers = serde_json::to_string(protected).unwrap_or_default();
         let mut writer = self.writer.lock().await;
         let found: Vec<i64> = sqlx::query_scalar(
@@ -125,19 +134,20 @@ impl Store {
         .fetch_all(&mut *writer)
         .await?;
         if found.is_empty() {
-            return Ok(0);
+            return Ok(Ended::new());
         }
-        let rejected = sqlx::query(
+        let rejected = sqlx::query_as(
             "UPDATE power_requests SET state = 'rejected', evidence = 'none', error_code = 'poweryard.protected',
                  error_message = 'the config protects this server from stop and reboot', finished_at = ?2, gate = NULL,
                  retry_at = NULL
-             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'",
+             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'
+             RETURNING CAST(target AS BLOB), action",
         )
         .bind(serde_json::to_string(&found).unwrap_or_default())
         .bind(text(now))
-        .execute(&mut *writer)
+        .fetch_all(&mut *writer)
         .await?;
-        Ok(rejected.rows_affected())
+        Ok(count(rejected, RequestState::Rejected))
     }
 
     /// When the next queued row becomes due or expires without anybody's doing; long ago if `take_in` has work already.
@@ -357,13 +367,13 @@ async fn claim_members(
             "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
              WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
                           ORDER BY priority DESC, id LIMIT ?6)
-             RETURNING id, server_id, attempts"
+             RETURNING id, server_id, attempts, eligible_at"
         }
         Which::These(_) => {
             "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
              WHERE id IN (SELECT value FROM json_each(?6))
                 AND gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
-             RETURNING id, server_id, attempts"
+             RETURNING id, server_id, attempts, eligible_at"
         }
     };
     let claim = sqlx::query_as(claim)
@@ -376,7 +386,7 @@ async fn claim_members(
         Which::First(most) => claim.bind(most),
         Which::These(heads) => claim.bind(list(heads.iter().map(|(request, _)| &request.0))),
     };
-    let claimed: Vec<(i64, String, i64)> = claim.fetch_all(&mut *tx).await?;
+    let claimed: Vec<(i64, String, i64, Option<String>)> = claim.fetch_all(&mut *tx).await?;
     let baselines: BTreeMap<RequestId, Baseline> = match which {
         Which::First(_) => BTreeMap::new(),
         Which::These(heads) => heads.iter().copied().collect(),
@@ -405,7 +415,11 @@ async fn claim_members(
         }
     };
     let busy: BTreeMap<i64, i64> = busy.into_iter().collect();
-    let member = |(id, server, attempts): (i64, String, i64)| Member {
+    let waited = |attempts: i64, since: Option<String>| {
+        let first = attempts == 0 && lane.group == 0;
+        rows::readable_time(since).filter(|_| first).map(|since| now.since(since))
+    };
+    let member = |(id, server, attempts, since): (i64, String, i64, Option<String>)| Member {
         request: RequestId(id),
         server: ServerId(server),
         state: RequestState::Submitting,
@@ -414,6 +428,7 @@ async fn claim_members(
         seen: None,
         baseline: baselines.get(&RequestId(id)).copied().unwrap_or_default(),
         shadowed: false,
+        waited: waited(attempts, since),
     };
     Ok(claimed.into_iter().map(member).collect())
 }
@@ -463,19 +478,32 @@ fn ttl_edge(ttl: Option<Duration>, now: UtcMillis) -> String {
     ttl.map_or_else(String::new, |ttl| text(now.before(ttl)))
 }
 
-async fn expire(tx: &mut SqliteConnection, ttl: Option<Duration>, now: UtcMillis) -> Result<u64, StoreError> {
-    let expired = sqlx::query(
+async fn expire(tx: &mut SqliteConnection, ttl: Option<Duration>, now: UtcMillis) -> Result<Ended, StoreError> {
+    let expired = sqlx::query_as(
         "UPDATE power_requests SET state = 'expired', evidence = 'none', error_code = 'poweryard.expired',
              error_message = 'its time passed before it could be sent', finished_at = ?1, gate = NULL, retry_at = NULL
          WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1 LIMIT ?3)
-            OR id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2 LIMIT ?3)",
+            OR id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2 LIMIT ?3)
+         RETURNING CAST(target AS BLOB), action",
     )
     .bind(text(now))
     .bind(ttl_edge(ttl, now))
     .bind(CHUNK / 2)
-    .execute(tx)
+    .fetch_all(tx)
     .await?;
-    Ok(expired.rows_affected())
+    Ok(count(expired, RequestState::Expired))
+}
+
+/// Rows of target and action, counted.
+fn count(rows: Vec<(Vec<u8>, String)>, state: RequestState) -> Ended {
+    let mut ended = Ended::new();
+    for (target, action) in rows {
+        // The schema lets no other word in.
+        if let Ok(action) = rows::word(&action) {
+            *ended.entry((TargetName(rows::lossy(target)), action, state)).or_default() += 1;
+        }
+    }
+    ended
 }
 
 /// Those that waited for a request that has ended may go, or are doomed.
@@ -496,19 +524,20 @@ async fn follow_ends(tx: &mut SqliteConnection) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
-    let cancelled = sqlx::query(
+async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<Ended, StoreError> {
+    let cancelled = sqlx::query_as(
         "UPDATE power_requests SET state = 'cancelled', evidence = 'none', error_code = 'poweryard.dependency',
              error_message = 'request ' || after_id || ', which it waited for, ended as '
                  || (SELECT a.state FROM power_requests a WHERE a.id = power_requests.after_id),
              finished_at = ?1, gate = NULL, retry_at = NULL
-         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'doomed' LIMIT ?2)",
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'doomed' LIMIT ?2)
+         RETURNING CAST(target AS BLOB), action",
     )
     .bind(text(now))
     .bind(CHUNK)
-    .execute(tx)
+    .fetch_all(tx)
     .await?;
-    Ok(cancelled.rows_affected())
+    Ok(count(cancelled, RequestState::Cancelled))
 }
 
 async fn end_retry_waits(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {

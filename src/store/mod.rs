@@ -33,7 +33,7 @@ pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
 pub use holds::RefusedKey;
-pub use intake::{Head, TakenIn, Which};
+pub use intake::{Ended, Head, TakenIn, Which};
 pub use keep::{Prune, Restored};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.

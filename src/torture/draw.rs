@@ -252,6 +252,7 @@ fn settings(rng: &mut Rng, services: &[Service], scenario: &Scenario) -> Result<
         },
         targets,
         listen: None,
+        notify: None,
     })
 }
 

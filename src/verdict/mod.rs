@@ -80,6 +80,8 @@ pub struct Member {
     pub baseline: Baseline,
     /// An earlier reboot of this server ended `unknown` and may still be under way: one that is seen proves nothing.
     pub shadowed: bool,
+    /// From when it could go to the intent of its first call; known to the claim alone, and decides nothing.
+    pub waited: Option<Duration>,
 }
 
 /// The limits that verdicts keep to; from the target's settings.
@@ -294,6 +296,7 @@ mod testing {
             seen: None,
             baseline: Baseline::Unknown,
             shadowed: false,
+            waited: None,
         });
         Batch {
             id: BatchId(7),

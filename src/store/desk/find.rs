@@ -1,9 +1,11 @@
 //! Requests and what belongs to them: lists, single rows, who is still unfinished, how they ended. Writes nothing.
 
+use std::collections::BTreeMap;
+
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 
-use super::{AttemptRecord, BatchRecord, Desk, HoldRecord, OutcomeCount, RequestRecord, id_list};
+use super::{AttemptRecord, BatchRecord, Desk, HoldRecord, OutcomeCount, ProducerNote, RequestRecord, id_list};
 use crate::model::{RequestState, UtcMillis};
 use crate::store::{StoreError, text};
 
@@ -135,6 +137,18 @@ impl Desk {
         .bind(id_list(ids))
         .fetch_all(&mut self.connection)
         .await?)
+    }
+
+    /// What the producers of `ids` wrote beside them, by id; those that are gone are left out.
+    pub async fn producer_notes(&mut self, ids: &[i64]) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
+        let found: Vec<ProducerNote> = sqlx::query_as(
+            "SELECT r.id, CAST(r.label AS BLOB) AS label, CAST(r.requested_by AS BLOB) AS requested_by
+             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
+        )
+        .bind(id_list(ids))
+        .fetch_all(&mut self.connection)
+        .await?;
+        Ok(found.into_iter().map(|note| (note.id, note)).collect())
     }
 
     /// How many of `ids` stand or ended in which way.

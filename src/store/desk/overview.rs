@@ -85,14 +85,16 @@ impl Desk {
 
     /// The oldest request that could go, for each target and action that has one. Holds are not looked at.
     pub async fn oldest_ready(&mut self) -> Result<Vec<OldestReady>, StoreError> {
-        Ok(sqlx::query_as(
+        let mut ready: Vec<OldestReady> = sqlx::query_as(
             "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
              FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
                    WHERE gate = 'ready' GROUP BY target, action) oldest
-             JOIN power_requests r ON r.id = oldest.id ORDER BY r.id",
+             JOIN power_requests r ON r.id = oldest.id",
         )
         .fetch_all(&mut self.connection)
-        .await?)
+        .await?;
+        ready.sort_unstable_by_key(|ready| ready.id);
+        Ok(ready)
     }
 
     /// Batches that are not done, the next to be looked at first.

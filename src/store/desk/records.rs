@@ -70,6 +70,15 @@ pub struct AttemptRecord {
     pub finished_at: Option<String>,
 }
 
+/// Who asked for a request, and what for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+pub struct ProducerNote {
+    pub id: i64,
+    pub label: Option<String>,
+    pub requested_by: Option<String>,
+}
+
 /// One row of `holds`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
@@ -152,6 +161,8 @@ from_columns!(RequestRecord {
     submitted_at: maybe_text,
     finished_at: maybe_text,
 });
+
+from_columns!(ProducerNote { id: whole, label: maybe_text, requested_by: maybe_text });
 
 from_columns!(BatchRecord {
     id: whole,

@@ -1,0 +1,179 @@
+//! `/metrics`, `/healthz`, `/readyz` and the status page: one small HTTP server beside the passes.
+//!
+//! It only reads, over connections of its own; a scraper that is slow, broken or many meets limits here and never the
+//! daemon's loop. Serves whoever reaches the address: there is no login. Writes nothing, decides nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::future::BoxFuture;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tracing::{debug, error, info};
+
+use crate::meter::Meter;
+use crate::settings::{SecretRules, Settings, TargetSettings};
+use crate::store::StoreError;
+
+mod classic;
+mod health;
+mod numbers;
+mod page;
+mod single;
+
+use numbers::Reading;
+use single::Single;
+
+/// Connections served at a time; more wait in the system's own queue.
+const CONNECTIONS_MAX: usize = 16;
+/// For a request's head.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+/// For a whole connection, which carries one request.
+const CONNECTION_TIME: Duration = Duration::from_secs(15);
+/// More than any request head of a scraper or a browser.
+const BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// When the process has no file left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What `poweryard status` prints, read afresh.
+pub type StatusText = Arc<dyn Fn() -> BoxFuture<'static, Result<String, StoreError>> + Send + Sync>;
+
+/// The server and where it listens. Ends when dropped.
+pub struct Web {
+    site: Arc<Site>,
+    serving: Option<Serving>,
+}
+
+struct Serving {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+/// What there is to show.
+struct Site {
+    meter: Arc<Meter>,
+    database: PathBuf,
+    status: StatusText,
+    /// Whose secrets' age is shown.
+    targets: Mutex<(Vec<TargetSettings>, SecretRules)>,
+    reading: Single<Reading>,
+    page: Single<String>,
+}
+
+impl Web {
+    /// A server that does not listen yet.
+    pub fn new(settings: &Settings, rules: &SecretRules, meter: Arc<Meter>, status: StatusText) -> Self {
+        let site = Site {
+            meter,
+            database: settings.queue.database.clone(),
+            status,
+            targets: Mutex::new((settings.targets.clone(), rules.clone())),
+            reading: Single::default(),
+            page: Single::default(),
+        };
+        Self { site: Arc::new(site), serving: None }
+    }
+
+    /// Listens on `address` from now on, and no longer where it did before; none: nowhere.
+    ///
+    /// # Errors
+    /// The address cannot be listened on; everything stays as it was then.
+    pub async fn listen(&mut self, address: Option<SocketAddr>) -> io::Result<()> {
+        if self.serving.as_ref().map(|serving| serving.address) == address {
+            return Ok(());
+        }
+        let serving = match address {
+            None => None,
+            Some(address) => {
+                let listener = TcpListener::bind(address).await?;
+                // The address as it was asked for: with port 0 another one is in use, which the log tells.
+                let actual = listener.local_addr().unwrap_or(address);
+                info!(address = %actual, "serving http://{actual}/ and http://{actual}/metrics");
+                Some(Serving { address, task: tokio::spawn(serve(listener, Arc::clone(&self.site))) })
+            }
+        };
+        self.stop();
+        self.serving = serving;
+        Ok(())
+    }
+
+    /// Goes on with new settings; an address that cannot be listened on is logged, and the old one stays.
+    pub async fn take_up(&mut self, settings: &Settings, rules: &SecretRules) {
+        *self.site.targets.lock().unwrap_or_else(PoisonError::into_inner) = (settings.targets.clone(), rules.clone());
+        if let Err(why) = self.listen(settings.listen).await {
+            let address = settings.listen.map(|address| address.to_string()).unwrap_or_default();
+            error!("listen.address {address} cannot be listened on, and the old address stays: {why}");
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            serving.task.abort();
+        }
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Takes connections in; each is a task of its own, within a limit of number and time.
+async fn serve(listener: TcpListener, site: Arc<Site>) {
+    let routes = routes(site);
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _peer)) => drop(tokio::spawn(answer(stream, routes.clone(), permit))),
+            Err(why) => {
+                debug!("a connection could not be accepted: {why}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, routes: Router, _permit: OwnedSemaphorePermit) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .keep_alive(false)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    match tokio::time::timeout(CONNECTION_TIME, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => debug!("a connection to the status page broke off: {why}"),
+        Err(_) => debug!("a connection to the status page took longer than {CONNECTION_TIME:?}"),
+    }
+}
+
+fn routes(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/", get(page::answer))
+        .route("/metrics", get(numbers::answer))
+        .route("/healthz", get(health::moves))
+        .route("/readyz", get(health::ready))
+        .with_state(site)
+}
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// An answer that nobody keeps.
+fn say(status: StatusCode, kind: &'static str, text: String) -> Response {
+    const NOSNIFF: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store"), NOSNIFF];
+    (status, headers, text).into_response()
+}

@@ -1,0 +1,95 @@
+//! One reader of the queue at a time, whoever asks: the others share what it finds. Knows nothing of what is read.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+
+/// What was read so long ago is not read again.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long an answer waits for it.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The last value, and the right to read the next.
+pub(super) struct Single<T> {
+    last: Arc<Mutex<Option<Found<T>>>>,
+    patience: Duration,
+}
+
+struct Found<T> {
+    at: Instant,
+    value: Arc<T>,
+}
+
+impl<T> Default for Single<T> {
+    fn default() -> Self {
+        Self { last: Arc::default(), patience: PATIENCE }
+    }
+}
+
+impl<T: Send + Sync + 'static> Single<T> {
+    /// The value, not older than a second; `read` makes a new one, in a task of its own, which nobody's leaving cuts short.
+    ///
+    /// # Errors
+    /// A sentence: it could not be read, or not within 8 s.
+    pub(super) async fn get<E: std::fmt::Display>(
+        &self,
+        read: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<Arc<T>, String> {
+        let last = Arc::clone(&self.last);
+        let found = async {
+            let mut last = last.lock_owned().await;
+            if let Some(found) = last.as_ref().filter(|found| found.at.elapsed() < FRESH) {
+                return Ok(Arc::clone(&found.value));
+            }
+            let reading = tokio::spawn(async move {
+                let value = Arc::new(read.await.map_err(|error| error.to_string())?);
+                *last = Some(Found { at: Instant::now(), value: Arc::clone(&value) });
+                Ok(value)
+            });
+            reading.await.unwrap_or_else(|error| Err(error.to_string()))
+        };
+        let late = |_| Err(format!("the queue could not be read within {:?}", self.patience));
+        tokio::time::timeout(self.patience, found).await.unwrap_or_else(late)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hundred_who_ask_at_once_cost_one_reading() {
+        let (single, readings) = (Arc::new(Single::default()), Arc::new(AtomicUsize::new(0)));
+        let ask = || {
+            let (single, readings) = (Arc::clone(&single), Arc::clone(&readings));
+            tokio::spawn(async move {
+                let read = async move {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Ok::<_, String>(readings.fetch_add(1, Ordering::SeqCst))
+                };
+                single.get(read).await
+            })
+        };
+        for asked in (0..100).map(|_| ask()).collect::<Vec<_>>() {
+            assert_eq!(asked.await.expect("asked"), Ok(Arc::new(0)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_hangs_is_not_begun_again_by_those_who_give_up() {
+        let single = Single { patience: Duration::from_millis(20), ..Single::<()>::default() };
+        let begun = Arc::new(AtomicUsize::new(0));
+        for _ in 0..3 {
+            let begun = Arc::clone(&begun);
+            let read = async move {
+                begun.fetch_add(1, Ordering::SeqCst);
+                std::future::pending::<Result<(), String>>().await
+            };
+            assert!(single.get(read).await.is_err_and(|why| why.contains("20ms")));
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+    }
+}
