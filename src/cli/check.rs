@@ -9,12 +9,14 @@ use serde::Serialize;
 use super::args::{self, JsonArg};
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
+use crate::model::Service;
 use crate::settings::{Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings};
 use crate::store::desk::Access;
 use crate::store::{Desk, StoreError, daemon_info};
 
 mod files;
 mod online;
+mod sqlite;
 
 /// Check the config, file modes, the database and the credentials; sends nothing unless --online is given.
 #[derive(Debug, clap::Args)]
@@ -95,6 +97,7 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     let rules = SecretRules::from_env(database);
     let mut findings = vec![Finding::ok(context.config.display(), count_targets(&settings))];
     findings.extend(files::findings(database));
+    findings.extend(sqlite::findings().await);
     queue(&settings, &mut findings).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
@@ -166,12 +169,26 @@ fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding>
         findings
             .push(Finding::ok(format!("{subject}.auth"), "the credentials can be read, and only by those who should"));
     }
+    findings.extend(judge_rate(&subject, target.service, target.submits_per_minute));
     for (action, budget) in &target.budgets {
         let finding =
             format!("{}/{} lets 5,000 servers take {}", budget.servers, span(budget.span), time_for(5_000, budget));
         findings.push(Finding::ok(format!("{subject}.budget.{action}"), finding));
     }
     findings
+}
+
+/// Source: Bare Metal Server API Reference, 50 power calls a minute. No document names a rate of CloudDC.
+const BMS_SUBMITS_PER_MINUTE: u32 = 50;
+
+fn judge_rate(subject: &str, service: Service, per_minute: u32) -> Option<Finding> {
+    let documented = match service {
+        Service::Bms => BMS_SUBMITS_PER_MINUTE,
+        Service::CloudDc => return None,
+    };
+    let finding = format!("{per_minute} is above the {documented} submit calls a minute that the cloud documents");
+    let mend = format!("set submits_per_minute = {documented}, unless the account has been given more");
+    (per_minute > documented).then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, mend))
 }
 
 fn span(span: Duration) -> String {
@@ -201,6 +218,14 @@ fn text(findings: &[Finding]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_above_the_documented_one_is_noticed_where_one_is_documented() {
+        assert_eq!(judge_rate("targets.a", Service::Bms, 50), None);
+        assert_eq!(judge_rate("targets.a", Service::CloudDc, 6000), None);
+        let finding = judge_rate("targets.a", Service::Bms, 51).expect("a finding");
+        assert_eq!((finding.level, finding.subject.as_str()), (Level::Warning, "targets.a.submits_per_minute"));
+    }
 
     #[test]
     fn a_budget_says_how_long_many_servers_take() {

@@ -144,6 +144,12 @@ impl<'d> Section<'d> {
         entries
     }
 
+    /// True if the key is there and is a list without entries.
+    pub(super) fn has_empty_list(&self, key: &str) -> bool {
+        let list = self.entry(key).and_then(|(_, value)| value.get_ref().as_array());
+        list.is_some_and(|list| list.is_empty())
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.entry(key).is_some()
     }

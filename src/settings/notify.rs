@@ -24,7 +24,7 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
             "command",
             format!("{program:?} is not an absolute path; write it from the root, beginning with /"),
         );
-    } else if section.read("command", |value| Ok(value.as_array().is_some_and(|list| list.is_empty()))) == Some(true) {
+    } else if section.has_empty_list("command") {
         section
             .mistake("command", "must begin with a program, such as [\"/usr/local/bin/tell\", \"power\"]".to_owned());
     }

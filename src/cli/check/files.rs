@@ -29,10 +29,17 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
         }
         Ok(meta) => vec![judge_folder(folder, mode(&meta))],
     };
-    let shared = fs::metadata(folder).is_ok_and(|meta| mode(&meta) & GROUP_WRITE != 0);
+    let folder_meta = fs::metadata(folder).ok();
+    let shared = folder_meta.as_ref().is_some_and(|meta| mode(meta) & GROUP_WRITE != 0);
+    let group = folder_meta.filter(|_| shared).map(|meta| meta.gid());
+    let owner = fs::metadata(database).ok().map(|meta| meta.uid());
     for path in [database.to_owned(), beside(database, "-wal"), beside(database, "-shm")] {
         match fs::metadata(&path) {
-            Ok(meta) => findings.push(judge_file(&path, mode(&meta), shared)),
+            Ok(meta) => {
+                findings.push(judge_file(&path, mode(&meta), shared));
+                findings.extend(judge_group(&path, meta.gid(), group, folder));
+                findings.extend(judge_owner(&path, (meta.uid(), mode(&meta)), owner, database));
+            }
             // The database itself is missed elsewhere; the others come and go.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => findings.push(unreadable(&path, &error, "let this user reach it")),
@@ -100,6 +107,24 @@ fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
     Finding::ok(subject, format!("mode {mode:04o}"))
 }
 
+/// A shared folder's files belong to the producers' group, or only their owner can use them.
+fn judge_group(path: &Path, gid: u32, folder_gid: Option<u32>, folder: &Path) -> Option<Finding> {
+    let folder_gid = folder_gid.filter(|folder_gid| *folder_gid != gid)?;
+    let finding = format!("belongs to group {gid} and the folder to group {folder_gid}: producers cannot use it");
+    let mend = format!("chgrp --reference={} {}", folder.display(), path.display());
+    Some(Finding::warning(path.display(), finding, mend))
+}
+
+/// A `-wal` that another user's program left, and that the queue's owner cannot write, locks the daemon out.
+fn judge_owner(path: &Path, (uid, mode): (u32, u32), owner: Option<u32>, database: &Path) -> Option<Finding> {
+    let owner = owner.filter(|owner| *owner != uid && mode & GROUP_READ_WRITE != GROUP_READ_WRITE)?;
+    let finding =
+        format!("was left by user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})");
+    let (path, database) = (path.display(), database.display());
+    let mend = format!("stop what has the queue open, then: chown --reference={database} {path} && chmod 660 {path}");
+    Some(Finding::error(Exit::Database, path, finding, mend))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Level;
@@ -111,6 +136,21 @@ mod tests {
         assert_eq!([0o3770, 0o700, 0o755].map(level), [Level::Ok; 3]);
         assert_eq!([0o2770, 0o1770, 0o770].map(level), [Level::Warning; 3]);
         assert_eq!(level(0o777), Level::Error);
+    }
+
+    #[test]
+    fn a_file_of_another_group_and_a_wal_that_somebody_left_are_noticed() {
+        let (folder, database, wal) = (Path::new("/q"), Path::new("/q/queue.db"), Path::new("/q/queue.db-wal"));
+        assert_eq!(judge_group(database, 50, Some(50), folder), None);
+        assert_eq!(judge_group(database, 50, None, folder), None, "nobody shares it");
+        let mend = judge_group(database, 0, Some(50), folder).and_then(|finding| finding.mend);
+        assert_eq!(mend.as_deref(), Some("chgrp --reference=/q /q/queue.db"));
+        assert_eq!(judge_owner(wal, (1000, 0o660), Some(900), database), None, "the group lets both write");
+        assert_eq!(judge_owner(wal, (900, 0o600), Some(900), database), None);
+        let left = judge_owner(wal, (1000, 0o644), Some(900), database).expect("a finding");
+        assert!(
+            left.level == Level::Error && left.mend.is_some_and(|mend| mend.contains("chown --reference=/q/queue.db"))
+        );
     }
 
     #[test]
