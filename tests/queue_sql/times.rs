@@ -182,12 +182,15 @@ async fn a_new_not_before_parks_the_request_and_none_lets_it_go() {
     assert_eq!(crate::queue::ids(&queue.go(crate::queue::wall()).await), [id]);
 }
 
+/// A second with its milliseconds, if they are there.
+type Second = (i8, Option<i16>);
+
 /// A time as somebody may write it, with its parts: valid or not.
 #[derive(Debug, Clone)]
 struct Written {
     date: (i16, i8, i8),
     /// Hour, minute, and second with milliseconds, if they are there.
-    time: Option<(i8, i8, Option<(i8, Option<i16>)>)>,
+    time: Option<(i8, i8, Option<Second>)>,
     separator: char,
     /// Minutes east of UTC; `Z` for none inside, nothing at all for none.
     offset: Option<Option<i32>>,
