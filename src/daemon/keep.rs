@@ -14,7 +14,7 @@ const CHUNK_PAUSE: Duration = Duration::from_millis(50);
 /// From the end of one walk through old rows to the next.
 const WALK_INTERVAL: Duration = Duration::from_secs(600);
 /// The note beside the queue is never older than this while anything happens.
-const NOTE_INTERVAL: Duration = Duration::from_secs(60);
+const NOTE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Where the daemon stands with it.
 #[derive(Debug, Default)]
