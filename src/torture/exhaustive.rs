@@ -67,7 +67,12 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         (target.budgets, target.protected) = (Vec::new(), Vec::new());
     }
     let faults = faults(kind).replace("kind =", &format!("service = \"{service}\"\nkind ="));
-    let text = format!("[{service}]\nservers = 4\noperation_ms = [2000, 4000]\n{faults}");
+    // A server that had been rebooted before is looked at closely for a minute: hundreds of points, all of one kind.
+    let states = match (service, kind) {
+        (Service::CloudDc, "lost" | "lost before" | "refused") => "first_states = [\"none\"]\n",
+        _ => "",
+    };
+    let text = format!("[{service}]\nservers = 4\noperation_ms = [2000, 4000]\n{states}{faults}");
     plan.scenario = Scenario::from_toml(&text).map_err(|error| Broken(error.to_string()))?;
     plan.rough = draw::Roughness {
         crash: 0,

@@ -45,7 +45,7 @@ fn build() -> PathBuf {
     let lock = File::create(target.join(".build-lock")).expect("the build lock can be made");
     lock.lock().expect("the build lock can be taken");
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
-        .args(["build", "--release", "--locked", "--quiet", "--manifest-path"])
+        .args(["build", "--locked", "--quiet", "--manifest-path"])
         .arg(root.join("tests/old-sqlite/Cargo.toml"))
         .arg("--target-dir")
         .arg(&target)
@@ -53,5 +53,5 @@ fn build() -> PathBuf {
         .status()
         .expect("cargo can be started");
     assert!(status.success(), "tests/old-sqlite did not build: {status}");
-    target.join("release/old-sqlite")
+    target.join("debug/old-sqlite")
 }
