@@ -12,8 +12,8 @@ use futures_util::future::BoxFuture;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::answer::{Answer, CallKind};
-use super::auth::{Credentials, Key, aksk};
+use super::answer::CallKind;
+use super::auth::{Credentials, Key};
 use super::http::Wire;
 use super::looking::{Listed, Looking, Page, ServerReader};
 use super::session::{Call, Session};
@@ -76,7 +76,7 @@ impl Bms {
             let what = format!("'{job}' cannot be a job id");
             return Err(not_sent(Fault::Refused(CodeClass::JobUnknown), what));
         }
-        let answer = self.get(&["jobs", &job.0], &[]).await?;
+        let answer = self.session.get(&["jobs", &job.0], &[]).await?;
         job::read_job(&answer, self.session.now())
     }
 
@@ -111,14 +111,8 @@ impl Bms {
         if all_projects {
             query.push(("enterprise_project_id", "all_granted_eps"));
         }
-        let answer = self.get(&["baremetalservers", "detail"], &query).await?;
+        let answer = self.session.get(&["baremetalservers", "detail"], &query).await?;
         server::read_list(&answer, self.session.now())
-    }
-
-    async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
-        let (path, query) = (self.session.path(segments), aksk::canonical_query(query));
-        let call = Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read };
-        self.session.call(&call).await
     }
 }
 
@@ -141,7 +135,7 @@ impl ServerReader for Bms {
             let what = format!("'{server}' cannot be a server id");
             return Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what));
         }
-        let answer = self.get(&["baremetalservers", &server.0], &[]).await?;
+        let answer = self.session.get(&["baremetalservers", &server.0], &[]).await?;
         server::read_show(&answer, server, self.session.now())
     }
 }

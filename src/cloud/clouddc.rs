@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use futures_util::future::BoxFuture;
 use reqwest::Method;
 
-use super::answer::{Answer, CallKind};
-use super::auth::{Credentials, Key, aksk};
+use super::answer::CallKind;
+use super::auth::{Credentials, Key};
 use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
 use super::session::{Call, Session};
@@ -69,12 +69,6 @@ impl CloudDc {
         let answer = self.session.call(&call).await?;
         power::read_submit(&answer, self.session.now())
     }
-
-    async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
-        let (path, query) = (self.session.path(segments), aksk::canonical_query(query));
-        let call = Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read };
-        self.session.call(&call).await
-    }
 }
 
 /// A page is found by the marker that the page before it named; the first has none. `count` is not believed, nor is a
@@ -89,7 +83,7 @@ impl ServerReader for CloudDc {
     async fn page(&self, marker: Option<String>) -> Result<Page<Option<String>>, CallError> {
         let mut query = vec![("limit", PAGE_SERVERS)];
         query.extend(marker.as_deref().map(|marker| ("marker", marker)));
-        let answer = self.get(&["physicalservers"], &query).await?;
+        let answer = self.session.get(&["physicalservers"], &query).await?;
         let page = server::read_list(&answer, self.session.now())?;
         // A page that names itself as the next one would only be read again.
         let next = page.next.filter(|next| marker.as_ref() != Some(next));
@@ -98,7 +92,7 @@ impl ServerReader for CloudDc {
 
     async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {
         check_id(server)?;
-        let answer = self.get(&["physicalservers", &server.0], &[]).await?;
+        let answer = self.session.get(&["physicalservers", &server.0], &[]).await?;
         server::read_show(&answer, server, self.session.now())
     }
 }

@@ -100,6 +100,15 @@ impl Session {
         }
     }
 
+    /// Reads what stands under the path of `segments`.
+    ///
+    /// # Errors
+    /// As `call`.
+    pub(crate) async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
+        let (path, query) = (self.path(segments), aksk::canonical_query(query));
+        self.call(&Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read }).await
+    }
+
     /// Makes the call. Any answer that does not refuse our credentials is returned, whatever its status.
     ///
     /// # Errors

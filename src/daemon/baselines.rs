@@ -48,8 +48,8 @@ impl Baselines {
 
     /// Sorts `heads` by what their servers looked like at some time since `asked_at`.
     ///
-    /// One that could not be read may leave all the same: then only what is seen later counts. A server in a transition waits: what would be seen afterwards could be the end of that one. It waits the longer the
-    /// longer it has been so.
+    /// One that could not be read may leave all the same: then only what is seen later counts. A server in a transition
+    /// waits, since what would be seen afterwards could be the end of that one; the longer it has been so, the longer.
     pub(super) fn sort(
         heads: &[Head],
         sightings: &HashMap<ServerId, Sighting>,

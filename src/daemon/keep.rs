@@ -50,9 +50,7 @@ impl Dispatcher {
         if is_due(self.keeping.prune_at, WALK_INTERVAL) {
             self.prune(retention, now).await?;
         }
-        if !self.keeping.prune.done || self.keeping.prune == Prune::default() {
-            self.keeping.prune_at.into_iter().for_each(|at| round.wake(at));
-        }
+        self.keeping.prune_at.into_iter().for_each(|at| round.wake(at));
         Ok(())
     }
 
