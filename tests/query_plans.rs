@@ -92,6 +92,14 @@ async fn no_statement_of_the_daemon_searches_or_sorts_the_queue() {
     }
 }
 
+/// SQLite would compile it anew at every execution, see `store`.
+#[test]
+fn no_limit_is_a_bare_parameter() {
+    for sql in statements() {
+        assert!(!sql.contains("LIMIT ?"), "{sql}");
+    }
+}
+
 #[tokio::test]
 async fn each_statement_uses_the_index_that_was_made_for_it() {
     let mut queue = Queue::new().await;

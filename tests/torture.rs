@@ -1,24 +1,34 @@
 //! The proof by simulation, in small: a few hundred seeds, and a crash at every point of one scenario of each kind.
 //! `cargo run --release --example torture` runs any number of seeds.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use poweryard::torture::{KINDS, Simulator};
 
 const SEEDS: u64 = 200;
 
-#[test]
-fn no_seed_breaks_a_promise() {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+/// Has `work` done on every core, each with a simulator of its own and every item once.
+fn on_every_core<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
+    let (next, work) = (AtomicUsize::new(0), &work);
     std::thread::scope(|scope| {
-        for first in 0..threads {
-            scope.spawn(move || {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
                 let simulator = Simulator::new().expect("a folder for the queue");
-                for seed in (first..SEEDS).step_by(threads as usize) {
-                    if let Err(failure) = simulator.run(seed, false) {
-                        let traced = simulator.run(seed, true).expect_err("a seed replays");
-                        panic!("{failure}\n{}", traced.trace.join("\n"));
-                    }
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(&simulator, item);
                 }
             });
+        }
+    });
+}
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    let seeds: Vec<u64> = (0..SEEDS).collect();
+    on_every_core(&seeds, |simulator, seed| {
+        if let Err(failure) = simulator.run(*seed, false) {
+            let traced = simulator.run(*seed, true).expect_err("a seed replays");
+            panic!("{failure}\n{}", traced.trace.join("\n"));
         }
     });
 }
@@ -34,11 +44,8 @@ fn a_seed_replays_exactly() {
 
 #[test]
 fn a_crash_at_every_commit_and_every_call_breaks_no_promise() {
-    let simulator = Simulator::new().expect("a folder for the queue");
-    for kind in KINDS {
-        match simulator.run_every_crash(kind) {
-            Ok(points) => assert!(points.commits > 5 && points.calls > 3, "\"{kind}\" has only {points:?}"),
-            Err(failure) => panic!("{failure}\n{}", failure.trace.join("\n")),
-        }
-    }
+    on_every_core(&KINDS, |simulator, kind| match simulator.run_every_crash(kind) {
+        Ok(points) => assert!(points.commits > 5 && points.calls > 3, "\"{kind}\" has only {points:?}"),
+        Err(failure) => panic!("{failure}\n{}", failure.trace.join("\n")),
+    });
 }

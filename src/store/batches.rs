@@ -47,7 +47,7 @@ impl Store {
         let found: Vec<(i64, Vec<u8>, String, bool, String)> = sqlx::query_as(
             "SELECT id, CAST(target AS BLOB), state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
              FROM batches
-             WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT ?2",
+             WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT 0 + ?2",
         )
         .bind(except)
         .bind(limit)
@@ -161,7 +161,7 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let calls: Vec<String> = sqlx::query_scalar(
             "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
-             FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT ?2",
+             FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT 0 + ?2",
         )
         .bind(&target.0)
         .bind(count)

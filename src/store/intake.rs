@@ -126,7 +126,7 @@ impl Store {
         let found: Vec<i64> = sqlx::query_scalar(
             "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
              ON r.target = ?2 AND r.server_id = j.value AND r.gate IS NOT NULL
-             WHERE r.state = 'queued' AND r.action IN ('stop', 'reboot') LIMIT ?3",
+             WHERE r.state = 'queued' AND r.action IN ('stop', 'reboot') LIMIT 0 + ?3",
         )
         .bind(&servers)
         .bind(&target.0)
@@ -209,10 +209,10 @@ impl Store {
              )
              SELECT p.target, p.action, p.travel_group, p.priority, p.id,
                     (SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = p.target
-                        AND r.action = p.action AND r.travel_group = p.travel_group LIMIT ?1)),
+                        AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)),
                     (SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
-                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT ?1))
-             FROM head JOIN power_requests p ON p.id = head.id LIMIT ?2",
+                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1))
+             FROM head JOIN power_requests p ON p.id = head.id LIMIT 0 + ?2",
         )
         .bind(count_max)
         .bind(LANES_MAX)
@@ -247,7 +247,7 @@ impl Store {
         for lane in lanes {
             let found: Vec<(i64, String, Option<String>)> = sqlx::query_as(
                 "SELECT id, server_id, eligible_at FROM power_requests
-                 WHERE gate = 'ready' AND target = ? AND action = ? AND travel_group = ? ORDER BY priority DESC, id LIMIT ?",
+                 WHERE gate = 'ready' AND target = ? AND action = ? AND travel_group = ? ORDER BY priority DESC, id LIMIT 0 + ?",
             )
             .bind(&lane.target.0)
             .bind(lane.action.as_str())
@@ -366,7 +366,7 @@ async fn claim_members(
         Which::First(_) => {
             "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
              WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
-                          ORDER BY priority DESC, id LIMIT ?6)
+                          ORDER BY priority DESC, id LIMIT 0 + ?6)
              RETURNING id, server_id, attempts, eligible_at"
         }
         Which::These(_) => {
@@ -482,8 +482,8 @@ async fn expire(tx: &mut SqliteConnection, ttl: Option<Duration>, now: UtcMillis
     let expired = sqlx::query_as(
         "UPDATE power_requests SET state = 'expired', evidence = 'none', error_code = 'poweryard.expired',
              error_message = 'its time passed before it could be sent', finished_at = ?1, gate = NULL, retry_at = NULL
-         WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1 LIMIT ?3)
-            OR id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2 LIMIT ?3)
+         WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1 LIMIT 0 + ?3)
+            OR id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2 LIMIT 0 + ?3)
          RETURNING CAST(target AS BLOB), action",
     )
     .bind(text(now))
@@ -513,9 +513,9 @@ async fn follow_ends(tx: &mut SqliteConnection) -> Result<(), StoreError> {
              eligible_at = CASE a.state WHEN 'succeeded' THEN max(a.finished_at, ifnull(power_requests.not_before, '')) END
          FROM power_requests a
          WHERE a.id = power_requests.after_id AND power_requests.id IN (
-             SELECT r.id FROM (SELECT request_id FROM awaited_ends LIMIT ?1) e
-             CROSS JOIN power_requests r ON r.after_id = e.request_id AND r.gate = 'after' LIMIT ?1)",
-        "DELETE FROM awaited_ends WHERE request_id IN (SELECT request_id FROM awaited_ends LIMIT ?1)
+             SELECT r.id FROM (SELECT request_id FROM awaited_ends LIMIT 0 + ?1) e
+             CROSS JOIN power_requests r ON r.after_id = e.request_id AND r.gate = 'after' LIMIT 0 + ?1)",
+        "DELETE FROM awaited_ends WHERE request_id IN (SELECT request_id FROM awaited_ends LIMIT 0 + ?1)
              AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.after_id = awaited_ends.request_id AND r.gate = 'after')",
     ];
     for step in steps {
@@ -530,7 +530,7 @@ async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<Ende
              error_message = 'request ' || after_id || ', which it waited for, ended as '
                  || (SELECT a.state FROM power_requests a WHERE a.id = power_requests.after_id),
              finished_at = ?1, gate = NULL, retry_at = NULL
-         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'doomed' LIMIT ?2)
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'doomed' LIMIT 0 + ?2)
          RETURNING CAST(target AS BLOB), action",
     )
     .bind(text(now))
@@ -543,7 +543,7 @@ async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<Ende
 async fn end_retry_waits(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
     let ready = sqlx::query(
         "UPDATE power_requests SET gate = 'ready', retry_at = NULL
-         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1 ORDER BY retry_at LIMIT ?2)",
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1 ORDER BY retry_at LIMIT 0 + ?2)",
     )
     .bind(text(now))
     .bind(CHUNK)
@@ -555,7 +555,7 @@ async fn end_retry_waits(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u6
 /// Requests whose `not_before` has come take their place among those of their server: the lowest id goes first.
 async fn let_out(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
     let due: Vec<(i64, String, String)> = sqlx::query_as(
-        "SELECT id, target, server_id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1 ORDER BY eligible_at LIMIT ?2",
+        "SELECT id, target, server_id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1 ORDER BY eligible_at LIMIT 0 + ?2",
     )
     .bind(text(now))
     .bind(CHUNK)

@@ -59,7 +59,7 @@ async fn prune_requests(
     cutoff: UtcMillis,
 ) -> Result<Prune, StoreError> {
     let found: Vec<(i64, String, Option<String>)> =
-        sqlx::query_as("SELECT id, created_at, finished_at FROM power_requests WHERE id > ? ORDER BY id LIMIT ?")
+        sqlx::query_as("SELECT id, created_at, finished_at FROM power_requests WHERE id > ? ORDER BY id LIMIT 0 + ?")
             .bind(prune.request_cursor)
             .bind(CHUNK)
             .fetch_all(&mut *connection)
@@ -101,7 +101,7 @@ async fn prune_batches(
     cutoff: UtcMillis,
 ) -> Result<Prune, StoreError> {
     let found: Vec<(i64, String)> =
-        sqlx::query_as("SELECT id, intent_at FROM batches WHERE id > ? ORDER BY id LIMIT ?")
+        sqlx::query_as("SELECT id, intent_at FROM batches WHERE id > ? ORDER BY id LIMIT 0 + ?")
             .bind(prune.batch_cursor)
             .bind(CHUNK)
             .fetch_all(&mut *connection)

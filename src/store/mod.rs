@@ -4,6 +4,9 @@
 //! call, set-based statements driven from lists of ids. `Desk` is the side of the commands, which are producers and
 //! readers like any other.
 //!
+//! `LIMIT 0 + ?1`: SQLite (since 3.47) plans with the value of a bare parameter there, and so would compile the statement
+//! anew at every execution; for the search of lanes that costs more than running it.
+//!
 //! Nothing in this process opens the database, its `-wal` or its `-shm` by itself once SQLite has: closing such a handle
 //! drops SQLite's POSIX locks, and the next producer to leave would delete the live `-wal`.
 
