@@ -1,4 +1,5 @@
-//! Keeping the queue: old rows go after `retention`, and the note beside the queue is kept fresh. A little at a time.
+//! Keeping the queue: old rows go after `retention`, a large `-wal` is cut back, and the note beside the queue is kept fresh.
+//! A little at a time.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::store::{Prune, StoreError};
 const CHUNK_PAUSE: Duration = Duration::from_millis(50);
 /// From the end of one walk through old rows to the next.
 const WALK_INTERVAL: Duration = Duration::from_secs(600);
-/// The note beside the queue is never older than this while anything happens.
+/// The note beside the queue is never older than this while anything happens, nor has the `-wal` been large for longer.
 const NOTE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Where the daemon stands with it.
@@ -33,12 +34,13 @@ impl Keeping {
 }
 
 impl Dispatcher {
-    /// One chunk of old rows, and the note, where they are due.
+    /// One chunk of old rows, the `-wal` and the note, where they are due.
     pub(super) async fn keep_pass(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
         let is_due =
             |at: Option<UtcMillis>, longest: Duration| at.is_none_or(|at| at <= now || at.since(now) > longest);
         if is_due(self.keeping.note_at, NOTE_INTERVAL) {
             self.keeping.note_at = Some(now + NOTE_INTERVAL);
+            self.store.bound_wal().await?;
             match self.store.raise_epoch(self.keeping.seen).await {
                 Ok(seen) => self.keeping.seen = Some(seen),
                 // Only a restore needs it.

@@ -6,12 +6,13 @@
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
 use super::holds::put_hold;
-use super::{Store, StoreError, rows, text};
+use super::{Store, StoreError, WAL_SIZE_LIMIT, rows, text};
 use crate::model::{HoldKind, UtcMillis};
 use crate::plan::Hold;
 
@@ -215,9 +216,37 @@ impl Store {
         prune_chunk(&mut writer, so_far, cutoff).await
     }
 
+    /// Cuts a `-wal` back that has grown beyond its limit, unless somebody is still at work in it: then the next time.
+    ///
+    /// SQLite itself does so only when this connection begins the file anew; producers' connections have no limit.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn bound_wal(&self) -> Result<(), StoreError> {
+        let mut wal = self.path.clone().into_os_string();
+        wal.push("-wal");
+        if std::fs::metadata(wal).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT {
+            return Ok(());
+        }
+        let mut writer = self.writer.lock().await;
+        // The copying holds up nobody; what is left for the cut is done under the lock of writers, and waits for none.
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *writer).await?;
+        set_busy_timeout(&mut writer, Duration::ZERO).await?;
+        let cut = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut *writer).await;
+        set_busy_timeout(&mut writer, self.options.busy_timeout).await?;
+        cut?;
+        Ok(())
+    }
+
     fn write_note(&self, note: EpochNote) -> Result<(), StoreError> {
         note.write(&self.path).map_err(|source| StoreError::Unusable { path: note_path(&self.path), source })
     }
+}
+
+async fn set_busy_timeout(connection: &mut SqliteConnection, timeout: Duration) -> Result<(), StoreError> {
+    let pragma = format!("PRAGMA busy_timeout = {}", timeout.as_millis());
+    sqlx::query(sqlx::AssertSqlSafe(pragma)).execute(connection).await?;
+    Ok(())
 }
 
 async fn read_note(connection: &mut SqliteConnection) -> Result<EpochNote, StoreError> {
@@ -263,4 +292,32 @@ async fn hold_restored(
             .await?;
     }
     Ok(Restored { unfinished, copied_at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+
+    #[tokio::test]
+    async fn a_wal_that_producers_have_grown_is_cut_back_once_nobody_is_in_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        let store = Store::open(&path).await.expect("a queue");
+        let size = || std::fs::metadata(dir.path().join("queue.db-wal")).expect("it is there").len();
+        let options = SqliteConnectOptions::new().filename(&path);
+        let mut producer = options.connect().await.expect("connected");
+        let mut reader = options.connect().await.expect("connected");
+        for sql in ["BEGIN", "SELECT count(*) FROM power_requests"] {
+            sqlx::query(sql).execute(&mut reader).await.expect("read");
+        }
+        let large = format!("CREATE TABLE large AS SELECT zeroblob({WAL_SIZE_LIMIT}) AS bytes");
+        sqlx::query(sqlx::AssertSqlSafe(large)).execute(&mut producer).await.expect("written");
+        assert!(size() > WAL_SIZE_LIMIT);
+        store.bound_wal().await.expect("a reader is no failure");
+        assert!(size() > WAL_SIZE_LIMIT);
+        sqlx::query("COMMIT").execute(&mut reader).await.expect("it leaves");
+        store.bound_wal().await.expect("nobody is in it");
+        assert_eq!(size(), 0);
+    }
 }

@@ -40,7 +40,7 @@ pub use intake::{Ended, Head, TakenIn, Which};
 pub use keep::{Prune, Restored};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
-const WAL_SIZE_LIMIT: &str = "67108864";
+const WAL_SIZE_LIMIT: u64 = 64 << 20;
 /// The page cache, in KiB (negative, as SQLite wants it). Server ids are random, so a batch touches pages all over the
 /// indexes; with the usual 2 MiB a thousand outcomes of 20,000 requests took four times as long.
 const CACHE_SIZE: &str = "-16384";
@@ -170,7 +170,7 @@ async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnect
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(if how.synced { SqliteSynchronous::Full } else { SqliteSynchronous::Off })
         .busy_timeout(how.busy_timeout)
-        .pragma("journal_size_limit", WAL_SIZE_LIMIT)
+        .pragma("journal_size_limit", WAL_SIZE_LIMIT.to_string())
         .pragma("cache_size", CACHE_SIZE)
         .pragma("temp_store", "MEMORY")
         .disable_statement_logging();
