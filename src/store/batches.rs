@@ -1,4 +1,4 @@
-//! Batches on their way: what is due, one batch with its open requests, and the record of a step.
+//! Batches on their way, read: what is due, one batch with its open requests, what earlier ones tell.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,10 +6,9 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
-use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
+use crate::lifecycle::{Seen, SeenState};
 use crate::model::{
-    AttemptResult, BatchId, BatchState, CodeClass, Complaint, JobId, LookCause, PowerAction, RequestId, RequestState,
-    ServerId, Service, TargetName, UtcMillis,
+    BatchId, BatchState, CodeClass, Complaint, JobId, PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
 };
 use crate::verdict::{Batch, Member};
 
@@ -170,17 +169,6 @@ impl Store {
         .await?;
         Ok(calls.into_iter().rev().filter_map(|call| rows::readable_time(Some(call))).collect())
     }
-
-    /// Stores what follows from one answer, in one synced transaction.
-    pub async fn record(&self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
-        check_moves(batch, step)?;
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        move_requests(&mut tx, batch, step, now).await?;
-        remember_seen(&mut tx, batch.id, &step.seen).await?;
-        move_batch(&mut tx, batch, step, now).await?;
-        Ok(tx.commit().await?)
-    }
 }
 
 /// A row as anybody may have written it: the schema checks its words and the form of its times, not what texts hold.
@@ -260,7 +248,7 @@ impl BatchRecord {
 }
 
 /// The one class of a batch's complaint that later steps ask for.
-const SAID_ALREADY: &str = "already";
+pub(super) const SAID_ALREADY: &str = "already";
 
 /// An unknown reboot may be under way for this long. Documented jobs take minutes; nobody says what the longest is.
 const SHADOW: Duration = Duration::from_secs(24 * 3600);
@@ -320,247 +308,5 @@ impl MemberRecord {
             shadowed: self.shadowed,
             waited: None,
         })
-    }
-}
-
-/// The schema refuses illegal moves too; this names the request and the event.
-fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
-    let states: BTreeMap<RequestId, RequestState> =
-        batch.members.iter().map(|member| (member.request, member.state)).collect();
-    for (request, event) in &step.moves {
-        let state = *states.get(request).ok_or(StoreError::NoSuchRequest(request.0))?;
-        lifecycle::next(state, event).map_err(|error| StoreError::Unreadable(format!("request {request}: {error}")))?;
-    }
-    Ok(())
-}
-
-/// Calls that the cloud may have acted on count as attempts. This one does from the moment it is accepted or lost; busy,
-/// refused and unsent ones are taken back.
-fn was_counted(batch: &Batch) -> bool {
-    batch.submitted_at.is_some() || batch.look_cause == Some(LookCause::Lost)
-}
-
-/// Requests to which the same happens, so that one statement moves them all: a step rarely has more than a handful of such
-/// groups, and a list of ids costs SQLite a third of a list of objects.
-fn groups(step: &Step) -> Vec<(&Event, String)> {
-    let mut groups: BTreeMap<&Event, Vec<RequestId>> = BTreeMap::new();
-    for (request, event) in &step.moves {
-        groups.entry(event).or_default().push(*request);
-    }
-    groups.into_iter().map(|(event, ids)| (event, serde_json::to_string(&ids).unwrap_or_default())).collect()
-}
-
-async fn move_requests(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    step: &Step,
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    for (event, ids) in groups(step) {
-        match event {
-            Event::Claimed => {}
-            Event::Accepted => accept(tx, batch, &ids).await?,
-            Event::Ended(outcome) => {
-                end_attempts(tx, batch, &ids, (outcome.result, &outcome.code, &outcome.message), now).await?;
-                end(tx, batch, &ids, outcome, now).await?;
-            }
-            Event::Returned(back) => {
-                end_attempts(tx, batch, &ids, (back.result, &back.code, &back.message), now).await?;
-                give_back(tx, batch, &ids, back).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn accept(tx: &mut SqliteConnection, batch: &Batch, ids: &str) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE power_requests SET state = 'running', attempts = attempts + 1
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'submitting'",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn end(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    ids: &str,
-    outcome: &Outcome,
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE power_requests SET state = ?3, evidence = ?4, error_code = nullif(?5, ''), error_message = nullif(?6, ''),
-             finished_at = ?7, gate = NULL
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .bind(outcome.state.as_str())
-    .bind(outcome.evidence.as_str())
-    .bind(&outcome.code)
-    .bind(&outcome.message)
-    .bind(text(now))
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// Back in the queue a request is the first of its server again, unless an earlier one has become due meanwhile: that one
-/// is brought forward by a trigger.
-async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &Return) -> Result<(), StoreError> {
-    let uncounted = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
-    sqlx::query(
-        "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
-             gate = CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
-                                      AND b.server_id = power_requests.server_id AND b.gate = 'behind' AND b.id < power_requests.id)
-                         THEN 'behind' WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
-             travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
-             error_code = nullif(?6, ''), error_message = nullif(?7, '')
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .bind(back.retry_at.map(text))
-    .bind(back.group)
-    .bind(i64::from(uncounted && was_counted(batch)))
-    .bind(&back.code)
-    .bind(&back.message)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn end_attempts(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    ids: &str,
-    (result, code, message): (AttemptResult, &str, &str),
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE request_attempts SET result = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''), finished_at = ?6
-         WHERE batch_id = ?2 AND request_id IN (SELECT value FROM json_each(?1)) AND result IS NULL",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .bind(result.as_str())
-    .bind(code)
-    .bind(message)
-    .bind(text(now))
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn remember_seen(
-    tx: &mut SqliteConnection,
-    batch: BatchId,
-    seen: &[(RequestId, Seen)],
-) -> Result<(), StoreError> {
-    if seen.is_empty() {
-        return Ok(());
-    }
-    let word = |what| match what {
-        SeenState::Moving => "moving",
-        SeenState::Idle => "idle",
-    };
-    let seen: Vec<_> = seen.iter().map(|(request, seen)| (request.0, word(seen.what), text(seen.since))).collect();
-    sqlx::query(
-        "UPDATE request_attempts SET seen = j.value ->> 1, seen_since = j.value ->> 2 FROM json_each(?1) j
-         WHERE +batch_id = ?2 AND request_id = j.value ->> 0",
-    )
-    .bind(serde_json::to_string(&seen).map_err(|error| StoreError::Unreadable(error.to_string()))?)
-    .bind(batch.0)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
-    let gone: BTreeSet<RequestId> =
-        step.moves.iter().filter(|(_, event)| !matches!(event, Event::Accepted)).map(|(request, _)| *request).collect();
-    let stay = batch.members.iter().filter(|member| !gone.contains(&member.request));
-    let stay: Vec<i64> = stay.map(|member| member.request.0).collect();
-    let next = if stay.is_empty() { &BatchNext::Done } else { &step.batch };
-    if matches!(next, BatchNext::Look { cause: LookCause::Lost, .. }) && !was_counted(batch) {
-        sqlx::query("UPDATE power_requests SET attempts = attempts + 1 WHERE id IN (SELECT value FROM json_each(?))")
-            .bind(serde_json::to_string(&stay).unwrap_or_default())
-            .execute(&mut *tx)
-            .await?;
-    }
-    let change = Change::of(batch, next, now);
-    let complaint = step.complaint.as_ref();
-    let said_already = complaint.is_some_and(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
-    sqlx::query(
-        "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
-             looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
-             finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
-             error_class = ifnull(?13, error_class), job_ms = ifnull(job_ms, ?14), read_error = ?15
-         WHERE id = ?1 AND state <> 'done'",
-    )
-    .bind(batch.id.0)
-    .bind(change.state.as_str())
-    .bind(change.job.map(|job| job.0))
-    .bind(change.submitted_at.map(text))
-    .bind(change.next_look_at.map(text))
-    .bind(i64::from(batch.state != BatchState::Submitting))
-    .bind(change.doubts)
-    .bind(change.look.map(|(cause, _)| cause.as_str()))
-    .bind(change.look.map(|(_, until)| text(until)))
-    .bind((change.state == BatchState::Done).then(|| text(now)))
-    .bind(complaint.map(|complaint| complaint.code.as_str()).filter(|code| !code.is_empty()))
-    .bind(complaint.map(|complaint| complaint.message.as_str()))
-    .bind(said_already.then_some(SAID_ALREADY))
-    .bind(step.job_ms)
-    .bind(&step.read_error)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// What changes in the batch's own row.
-struct Change {
-    state: BatchState,
-    job: Option<JobId>,
-    submitted_at: Option<UtcMillis>,
-    next_look_at: Option<UtcMillis>,
-    doubts: u32,
-    look: Option<(LookCause, UtcMillis)>,
-}
-
-impl Change {
-    fn of(batch: &Batch, next: &BatchNext, now: UtcMillis) -> Self {
-        let same = Self {
-            state: batch.state,
-            job: None,
-            submitted_at: None,
-            next_look_at: None,
-            doubts: batch.doubts,
-            look: None,
-        };
-        match next {
-            BatchNext::Track { job, next_look_at } => Self {
-                state: BatchState::Tracking,
-                job: job.clone(),
-                submitted_at: Some(now),
-                next_look_at: Some(*next_look_at),
-                ..same
-            },
-            BatchNext::Look { cause, until, next_look_at } => Self {
-                state: BatchState::Looking,
-                next_look_at: Some(*next_look_at),
-                look: Some((*cause, *until)),
-                doubts: 0,
-                ..same
-            },
-            BatchNext::Again { next_look_at, doubts } => {
-                Self { next_look_at: Some(*next_look_at), doubts: *doubts, ..same }
-            }
-            BatchNext::Done => Self { state: BatchState::Done, ..same },
-        }
     }
 }

@@ -22,21 +22,24 @@ use tokio::sync::Mutex;
 use crate::model::UtcMillis;
 
 mod batches;
+mod claim;
 pub mod desk;
 mod error;
 mod file;
 mod holds;
 mod intake;
 mod keep;
+mod record;
 mod rows;
 mod schema;
 
 pub use batches::{DueBatch, Origin};
+pub use claim::{Head, Which};
 pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
 pub use holds::RefusedKey;
-pub use intake::{Ended, Head, TakenIn, Which};
+pub use intake::{Ended, TakenIn};
 pub use keep::{Prune, Restored};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.

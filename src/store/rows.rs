@@ -20,6 +20,12 @@ pub(super) fn maybe_time(text: Option<String>) -> Result<Option<UtcMillis>, Stor
     text.as_deref().map(time).transpose()
 }
 
+/// Ids for `json_each`.
+pub(super) fn list<'a>(ids: impl IntoIterator<Item = &'a i64>) -> String {
+    let ids: Vec<String> = ids.into_iter().map(i64::to_string).collect();
+    format!("[{}]", ids.join(","))
+}
+
 /// A text of which only the bytes are certain.
 pub(super) fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())

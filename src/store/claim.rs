@@ -1,0 +1,309 @@
+//! From a request that may go to a batch: which lanes can go, who leads them, and the claim.
+
+use std::collections::{BTreeMap, HashSet};
+
+use sqlx::sqlite::SqliteConnection;
+
+use super::batches::Origin;
+use super::rows::list;
+use super::{Store, StoreError, rows, text};
+use crate::lifecycle::{self, Event};
+use crate::model::{
+    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+};
+use crate::plan::Lane;
+use crate::verdict::{Batch, Member};
+
+/// Lanes read at once; those beyond come with the next pass.
+const LANES_MAX: i64 = 256;
+
+/// Which requests of a lane are claimed.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// So many from its head.
+    First(u32),
+    /// These, as far as they still stand in it, each with what its server's last operation is.
+    These(&'a [(RequestId, Baseline)]),
+}
+
+/// A request that may leave soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Which.
+    pub request: RequestId,
+    /// Whom it concerns.
+    pub server: ServerId,
+    /// Its lane's action.
+    pub action: PowerAction,
+    /// Its lane's travel group.
+    pub group: i64,
+    /// Since when it could go.
+    pub eligible_at: Option<UtcMillis>,
+}
+
+impl Store {
+    /// The lanes that hold claimable requests, each counted up to `count_max`. Cost does not depend on what waits behind.
+    pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        // One seek for each part of the key: (target, action, travel_group) > (…) would walk through the lane before.
+        let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
+            "WITH RECURSIVE head(id) AS (
+                 SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
+                         ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
+                 UNION ALL
+                 SELECT coalesce(
+                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target = p.target AND n.action = p.action
+                      AND n.travel_group > p.travel_group ORDER BY n.travel_group, n.priority DESC, n.id LIMIT 1),
+                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target = p.target AND n.action > p.action
+                      ORDER BY n.action, n.travel_group, n.priority DESC, n.id LIMIT 1),
+                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target > p.target
+                      ORDER BY n.target, n.action, n.travel_group, n.priority DESC, n.id LIMIT 1))
+                 FROM head JOIN power_requests p ON p.id = head.id
+             )
+             SELECT p.target, p.action, p.travel_group, p.priority, p.id,
+                    (SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = p.target
+                        AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)),
+                    (SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
+                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1))
+             FROM head JOIN power_requests p ON p.id = head.id LIMIT 0 + ?2",
+        )
+        .bind(count_max)
+        .bind(LANES_MAX)
+        .fetch_all(&mut *writer)
+        .await?;
+        let lane = |(target, action, group, head_priority, head_id, ready, oldest): (
+            String,
+            String,
+            i64,
+            i64,
+            i64,
+            i64,
+            String,
+        )| {
+            Ok(Lane {
+                target: TargetName(target),
+                action: rows::word(&action)?,
+                group,
+                head_priority,
+                head_id,
+                ready: u32::try_from(ready).unwrap_or(u32::MAX),
+                oldest_eligible_at: rows::readable_time(Some(oldest)).unwrap_or(UtcMillis(0)),
+            })
+        };
+        found.into_iter().map(lane).collect()
+    }
+
+    /// The first requests of each lane, at most `each`, in the order in which they would be claimed.
+    pub async fn heads(&self, lanes: &[&Lane], each: u32) -> Result<Vec<Head>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut heads = Vec::new();
+        for lane in lanes {
+            let found: Vec<(i64, String, Option<String>)> = sqlx::query_as(
+                "SELECT id, server_id, eligible_at FROM power_requests
+                 WHERE gate = 'ready' AND target = ? AND action = ? AND travel_group = ? ORDER BY priority DESC, id LIMIT 0 + ?",
+            )
+            .bind(&lane.target.0)
+            .bind(lane.action.as_str())
+            .bind(lane.group)
+            .bind(each)
+            .fetch_all(&mut *writer)
+            .await?;
+            heads.extend(found.into_iter().map(|(id, server, since)| Head {
+                request: RequestId(id),
+                server: ServerId(server),
+                action: lane.action,
+                group: lane.group,
+                eligible_at: rows::readable_time(since),
+            }));
+        }
+        Ok(heads)
+    }
+
+    /// Lets requests wait until a time of their own: their servers are busy with something else.
+    pub async fn put_off(&self, waits: &[(RequestId, UtcMillis)]) -> Result<(), StoreError> {
+        let waits: Vec<(i64, String)> = waits.iter().map(|(request, until)| (request.0, text(*until))).collect();
+        let mut writer = self.writer.lock().await;
+        sqlx::query(
+            "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = 'poweryard.busy',
+                 error_message = 'the server is in another transition'
+             FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
+        )
+        .bind(serde_json::to_string(&waits).unwrap_or_default())
+        .execute(&mut *writer)
+        .await?;
+        Ok(())
+    }
+
+    /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before this returns.
+    ///
+    /// `None` if the lane has become empty, or if one of `barred` stands among them: a row of a stranger may have come in at
+    /// this very moment. The batch's own next step, should the daemon die before the call's answer is
+    /// stored, is due at once.
+    pub async fn claim(
+        &self,
+        lane: &Lane,
+        origin: &Origin,
+        which: Which<'_>,
+        barred: &[ServerId],
+        now: UtcMillis,
+    ) -> Result<Option<Batch>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
+        let batch = insert_batch(&mut tx, lane, origin, now).await?;
+        let members = claim_members(&mut tx, lane, batch, which, now).await?;
+        let barred: HashSet<&ServerId> = barred.iter().collect();
+        if members.is_empty() || members.iter().any(|member| barred.contains(&member.server)) {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        sqlx::query("UPDATE batches SET server_count = ? WHERE id = ?")
+            .bind(members.len() as i64)
+            .bind(batch.0)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(Some(Batch {
+            id: batch,
+            target: lane.target.clone(),
+            service: origin.service,
+            action: lane.action,
+            state: BatchState::Submitting,
+            job: None,
+            intent_at: now,
+            submitted_at: None,
+            looks: 0,
+            doubts: 0,
+            server_count: members.len() as u32,
+            look_cause: None,
+            look_until: None,
+            complaint: None,
+            read_error: None,
+            members,
+        }))
+    }
+}
+
+async fn insert_batch(
+    tx: &mut SqliteConnection,
+    lane: &Lane,
+    origin: &Origin,
+    now: UtcMillis,
+) -> Result<BatchId, StoreError> {
+    let id = sqlx::query_scalar(
+        "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at, travel_group)
+         VALUES (?, ?, ?, ?, ?, 'submitting', 1, ?, ?, ?) RETURNING id",
+    )
+    .bind(&lane.target.0)
+    .bind(origin.service.as_str())
+    .bind(&origin.endpoint)
+    .bind(&origin.project_id)
+    .bind(lane.action.as_str())
+    .bind(text(now))
+    .bind(text(now))
+    .bind(lane.group)
+    .fetch_one(tx)
+    .await?;
+    Ok(BatchId(id))
+}
+
+async fn claim_members(
+    tx: &mut SqliteConnection,
+    lane: &Lane,
+    batch: BatchId,
+    which: Which<'_>,
+    now: UtcMillis,
+) -> Result<Vec<Member>, StoreError> {
+    lifecycle::next(RequestState::Queued, &Event::Claimed)
+        .map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    let claim = match which {
+        Which::First(_) => {
+            "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
+             WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
+                          ORDER BY priority DESC, id LIMIT 0 + ?6)
+             RETURNING id, server_id, attempts, eligible_at"
+        }
+        Which::These(_) => {
+            "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
+             WHERE id IN (SELECT value FROM json_each(?6))
+                AND gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
+             RETURNING id, server_id, attempts, eligible_at"
+        }
+    };
+    let claim = sqlx::query_as(claim)
+        .bind(batch.0)
+        .bind(text(now))
+        .bind(&lane.target.0)
+        .bind(lane.action.as_str())
+        .bind(lane.group);
+    let claim = match which {
+        Which::First(most) => claim.bind(most),
+        Which::These(heads) => claim.bind(list(heads.iter().map(|(request, _)| &request.0))),
+    };
+    let claimed: Vec<(i64, String, i64, Option<String>)> = claim.fetch_all(&mut *tx).await?;
+    let baselines: BTreeMap<RequestId, Baseline> = match which {
+        Which::First(_) => BTreeMap::new(),
+        Which::These(heads) => heads.iter().copied().collect(),
+    };
+    let ids = list(claimed.iter().map(|row| &row.0));
+    sqlx::query(
+        "INSERT INTO request_attempts (request_id, batch_id, started_at) SELECT value, ?2, ?3 FROM json_each(?1)",
+    )
+    .bind(&ids)
+    .bind(batch.0)
+    .bind(text(now))
+    .execute(&mut *tx)
+    .await?;
+    note_baselines(tx, batch, &baselines).await?;
+    // Only a request that travels apart can have been busy before.
+    let busy: Vec<(i64, i64)> = match lane.group {
+        0 => Vec::new(),
+        _ => {
+            sqlx::query_as(
+                "SELECT a.request_id, count(*) FROM json_each(?1) j
+                 JOIN request_attempts a ON a.request_id = j.value AND a.result = 'busy' GROUP BY a.request_id",
+            )
+            .bind(&ids)
+            .fetch_all(&mut *tx)
+            .await?
+        }
+    };
+    let busy: BTreeMap<i64, i64> = busy.into_iter().collect();
+    let waited = |attempts: i64, since: Option<String>| {
+        let first = attempts == 0 && lane.group == 0;
+        rows::readable_time(since).filter(|_| first).map(|since| now.since(since))
+    };
+    let member = |(id, server, attempts, since): (i64, String, i64, Option<String>)| Member {
+        request: RequestId(id),
+        server: ServerId(server),
+        state: RequestState::Submitting,
+        attempts: attempts as u32,
+        busy: busy.get(&id).map_or(0, |&count| count as u32),
+        seen: None,
+        baseline: baselines.get(&RequestId(id)).copied().unwrap_or_default(),
+        shadowed: false,
+        waited: waited(attempts, since),
+    };
+    Ok(claimed.into_iter().map(member).collect())
+}
+
+/// Part of the intent: after a crash they cannot be read any more.
+async fn note_baselines(
+    tx: &mut SqliteConnection,
+    batch: BatchId,
+    baselines: &BTreeMap<RequestId, Baseline>,
+) -> Result<(), StoreError> {
+    let known = baselines.iter().filter_map(|(request, baseline)| Some((request.0, rows::baseline_text(*baseline)?)));
+    let known: Vec<(i64, String)> = known.collect();
+    if known.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE request_attempts SET baseline = j.value ->> 1 FROM json_each(?1) j
+         WHERE +batch_id = ?2 AND request_id = j.value ->> 0",
+    )
+    .bind(serde_json::to_string(&known).unwrap_or_default())
+    .bind(batch.0)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
