@@ -3,15 +3,13 @@
 use super::{Batch, Rules, after_failed_look, after_failed_query};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Step};
-use crate::model::{BatchState, LookCause, UtcMillis};
+use crate::model::{BatchState, UtcMillis};
 
 /// What follows for a batch that was due while its target's credentials are held `until` some time: it is asked for then, or
 /// when its own time is up, whichever comes first. Without this a long hold would keep requests open without a bound.
 pub fn while_held(batch: &Batch, until: UtcMillis, rules: &Rules, now: UtcMillis) -> Step {
-    let ends = match (batch.state, batch.look_cause) {
-        // It waits to be split, not for proof.
-        (BatchState::Looking, Some(LookCause::Refused)) => return Step::look_again(batch, until),
-        (BatchState::Looking, _) => batch.look_until.unwrap_or(until),
+    let ends = match batch.state {
+        BatchState::Looking => batch.look_until.unwrap_or(until),
         _ => batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit,
     };
     if now < ends {
@@ -46,8 +44,9 @@ mod tests {
     use std::time::Duration;
 
     use super::super::testing::*;
+    use super::super::{FIRST_PART, SECOND_PART};
     use super::*;
-    use crate::model::{PowerAction, RequestState};
+    use crate::model::{LookCause, PowerAction, RequestState, Service};
 
     #[test]
     fn a_hold_longer_than_a_jobs_time_leads_to_looking_and_then_to_unknown() {
@@ -64,6 +63,25 @@ mod tests {
         (batch.state, batch.look_cause, batch.look_until) = (BatchState::Looking, Some(cause), Some(look_until));
         let over = while_held(&batch, until, &rules(), look_until);
         assert_eq!(ended(&over, 1).state, RequestState::Unknown);
+    }
+
+    #[test]
+    fn a_refused_batch_does_not_wait_for_the_end_of_a_long_hold() {
+        let mut batch = batch(PowerAction::Reboot, BatchState::Looking, 2);
+        let (ends, until) = (NOW + Duration::from_secs(900), NOW + Duration::from_secs(100_000));
+        (batch.look_cause, batch.look_until) = (Some(LookCause::Refused), Some(ends));
+        let waits = while_held(&batch, until, &rules(), NOW);
+        assert_eq!(waits.batch, BatchNext::Again { next_look_at: ends, doubts: 0 });
+        let split = while_held(&batch, until, &rules(), ends);
+        assert_eq!(
+            (returned(&split, 1).group, returned(&split, 2).group),
+            (Some(batch.group(FIRST_PART)), Some(batch.group(SECOND_PART)))
+        );
+        assert_eq!(split.batch, BatchNext::Done);
+        // A refusal that no document explains is no proof that nothing ran.
+        batch.service = Service::CloudDc;
+        let over = while_held(&batch, until, &rules(), ends);
+        assert_eq!((ended(&over, 1).state, ended(&over, 2).state), (RequestState::Unknown, RequestState::Unknown));
     }
 
     #[test]

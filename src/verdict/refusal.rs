@@ -38,7 +38,8 @@ pub(super) fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules,
         return None;
     }
     let hopeless = matches!(error.fault, Fault::Permission | Fault::Refused(_));
-    if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless {
+    let is_over = batch.look_until.is_some_and(|until| now >= until);
+    if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless || is_over {
         return Some(split(batch, &batch.members.iter().collect::<Vec<_>>(), Vec::new()));
     }
     Some(Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error))
