@@ -21,7 +21,7 @@ struct Args {
     /// The first one.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Threads; by default one for each core.
+    /// Threads; by default two for each core, since each of them waits for SQLite's own thread much of the time.
     #[arg(long)]
     threads: Option<usize>,
     /// Go on after a failure, and list all of them.
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let run = || run_seeds(&work, &args);
-        let threads: Vec<_> = (0..args.threads.unwrap_or(cores)).map(|_| scope.spawn(run)).collect();
+        let threads: Vec<_> = (0..args.threads.unwrap_or(cores * 2)).map(|_| scope.spawn(run)).collect();
         for thread in threads {
             if let Ok(Err(broken)) = thread.join() {
                 println!("{broken}");

@@ -158,6 +158,8 @@ impl Dispatcher {
         }
         if let Some(until) = self.credentials_held(&batch.target, now) {
             let step = verdict::while_held(&batch, until, &target.rules, now);
+            // The next round sees when it is due from now on.
+            round.wake(now);
             return self.record(&batch, &step, now).await;
         }
         match (&batch.job, batch.state) {
