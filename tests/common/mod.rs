@@ -115,7 +115,10 @@ impl Yard {
     pub(crate) async fn producer(&self) -> SqliteConnection {
         for _ in 0..500 {
             let options = SqliteConnectOptions::new().filename(self.database()).busy_timeout(Duration::from_secs(5));
-            if let Ok(mut connection) = options.disable_statement_logging().connect().await
+            // SQLite opens what it could not open to write once more, to read: were the file made between the two, this
+            // producer could never insert.
+            if self.database().exists()
+                && let Ok(mut connection) = options.disable_statement_logging().connect().await
                 && sqlx::query("SELECT 1 FROM power_requests LIMIT 1").fetch_optional(&mut connection).await.is_ok()
             {
                 return connection;
