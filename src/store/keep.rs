@@ -140,8 +140,7 @@ impl EpochNote {
     /// Replaces the file as a whole.
     fn write(self, queue: &Path) -> std::io::Result<()> {
         let path = note_path(queue);
-        let mut partial = path.clone().into_os_string();
-        partial.push(".partial");
+        let partial = beside(&path, ".partial");
         let mut file =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&partial)?;
         file.write_all(serde_json::to_string(&self)?.as_bytes())?;
@@ -151,8 +150,12 @@ impl EpochNote {
 }
 
 fn note_path(queue: &Path) -> PathBuf {
-    let mut name = queue.as_os_str().to_owned();
-    name.push(".epoch");
+    beside(queue, ".epoch")
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
     PathBuf::from(name)
 }
 
@@ -223,9 +226,7 @@ impl Store {
     /// # Errors
     /// Those of the store.
     pub async fn bound_wal(&self) -> Result<(), StoreError> {
-        let mut wal = self.path.clone().into_os_string();
-        wal.push("-wal");
-        if std::fs::metadata(wal).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT {
+        if std::fs::metadata(beside(&self.path, "-wal")).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT {
             return Ok(());
         }
         let mut writer = self.writer.lock().await;
