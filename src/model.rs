@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 mod time;
 mod words;
 
-pub use time::{NotATime, UtcMillis};
+pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service, UnknownWord,
 };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Yard, insert, insert_many, outcomes, text, wait_for};
 use poweryard::daemon::{self, DaemonError, Dispatcher, Finished};
-use poweryard::model::{PowerAction, UtcMillis};
+use poweryard::model::{Now, PowerAction};
 use poweryard::settings::SecretRules;
 use poweryard::store::{Store, StoreError};
 use sqlx::AssertSqlSafe;
@@ -16,8 +16,14 @@ use sqlx::AssertSqlSafe;
 const SLOW_JOB: &str = "[bms]\nservers = 4\nrunning = 1.0\noperation_ms = [300, 300]\n";
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// This moment on a machine whose time of day was set ahead.
+fn ahead(by: Duration) -> Now {
+    let now = daemon::now();
+    Now { utc: now.utc + by, ..now }
+}
+
 /// Rounds at the times that `clock` shows, each task carried out at once.
-async fn round(dispatcher: &mut Dispatcher, now: UtcMillis) {
+async fn round(dispatcher: &mut Dispatcher, now: Now) {
     let round = dispatcher.round(now).await;
     assert!(round.trouble.is_none(), "{:?}", round.trouble);
     for task in round.tasks {
@@ -35,7 +41,7 @@ async fn a_clock_that_steps_back_an_hour_parks_neither_a_running_batch_nor_a_wai
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
     // The daemon's clock is an hour ahead, and is then put right.
-    let ahead = daemon::now() + HOUR;
+    let ahead = ahead(HOUR);
     let mut dispatcher = Dispatcher::new(store, &settings, clouds, ahead).await.expect("begun");
     while text(&mut producer, "SELECT state FROM power_requests").await != "running" {
         round(&mut dispatcher, ahead).await;
@@ -66,9 +72,9 @@ async fn a_clock_that_steps_an_hour_ahead_and_back_loses_nothing_and_sends_nothi
     }
     insert(&mut producer, &yard.server(2), "stop").await;
     // A reboot that still runs after its time is looked at; a row that waits is not too old yet.
-    for ahead in [HOUR, Duration::ZERO] {
+    for by in [HOUR, Duration::ZERO] {
         for _ in 0..400 {
-            round(&mut dispatcher, daemon::now() + ahead).await;
+            round(&mut dispatcher, ahead(by)).await;
             if text(&mut producer, "SELECT count(*) FROM power_requests WHERE state <> 'succeeded'").await == "0" {
                 break;
             }

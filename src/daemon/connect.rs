@@ -41,7 +41,7 @@ pub fn connect_all(settings: &Settings, rules: &SecretRules) -> Result<Clouds, C
 /// The secret or setting that is wrong.
 pub fn connect(target: &TargetSettings, rules: &SecretRules) -> Result<Arc<dyn PowerCloud>, ConnectError> {
     let credentials = credentials(target, rules)?;
-    let clock: Clock = Arc::new(now);
+    let clock: Clock = Arc::new(|| now().utc);
     cloud::connect(target, credentials, clock)
         .map_err(|source| ConnectError::Client { target: target.name.clone(), source })
 }

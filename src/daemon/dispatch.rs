@@ -16,7 +16,7 @@ use super::{Clouds, Observers, report};
 use crate::cloud::{CallError, Fault, PowerCloud};
 use crate::lifecycle::Step;
 use crate::meter::TargetFacts;
-use crate::model::{BatchId, Evidence, HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
+use crate::model::{BatchId, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis};
 use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
@@ -47,6 +47,8 @@ pub struct Dispatcher {
     /// Answers that the database did not take.
     unsaved: Vec<Answered>,
     last_round_at: Option<UtcMillis>,
+    /// The steady clock, as of the present round or answer.
+    pub(super) steady: Steady,
     pub(super) keeping: Keeping,
     pub(super) observers: Observers,
     /// What the start found stranded, until somebody counts it.
@@ -121,12 +123,8 @@ impl Dispatcher {
     ///
     /// # Errors
     /// Those of the store: also when it cannot be written.
-    pub async fn new(
-        store: Arc<Store>,
-        settings: &Settings,
-        clouds: Clouds,
-        now: UtcMillis,
-    ) -> Result<Self, StoreError> {
+    pub async fn new(store: Arc<Store>, settings: &Settings, clouds: Clouds, now: Now) -> Result<Self, StoreError> {
+        let Now { utc: now, steady } = now;
         let attempts_max = settings.batch.attempts_max.get();
         let mut targets = BTreeMap::new();
         for settings in &settings.targets {
@@ -157,6 +155,7 @@ impl Dispatcher {
             tracking: 0,
             unsaved: Vec::new(),
             last_round_at: None,
+            steady,
             keeping: Keeping::new(settings.queue.retention),
             observers: Observers::default(),
             stranded,
@@ -173,9 +172,10 @@ impl Dispatcher {
     }
 
     /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks batches to follow.
-    pub async fn round(&mut self, now: UtcMillis) -> Round {
+    pub async fn round(&mut self, now: Now) -> Round {
         let mut round = Round::default();
-        round.trouble = self.passes(&mut round, now).await.err();
+        self.steady = now.steady;
+        round.trouble = self.passes(&mut round, now.utc).await.err();
         self.note_progress(round.trouble.is_none());
         round
     }
@@ -200,7 +200,9 @@ impl Dispatcher {
     ///
     /// # Errors
     /// Only those that no waiting mends.
-    pub async fn finish(&mut self, finished: Finished, now: UtcMillis) -> Result<(), StoreError> {
+    pub async fn finish(&mut self, finished: Finished, now: Now) -> Result<(), StoreError> {
+        let Now { utc: now, steady } = now;
+        self.steady = steady;
         let (target, call, fault) = finished.end();
         self.observers.meter.call_ended(target, call, fault);
         match finished {

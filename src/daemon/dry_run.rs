@@ -24,7 +24,7 @@ pub async fn dry_run(settings: &Settings, stop: impl Future<Output = ()>) -> Res
     let mut stop = std::pin::pin!(stop);
     let mut told = Vec::new();
     loop {
-        let lines = lines(&store, settings, now()).await.map_err(failed)?;
+        let lines = lines(&store, settings, now().utc).await.map_err(failed)?;
         if lines != told {
             lines.iter().for_each(|line| info!("{line}"));
             told = lines;

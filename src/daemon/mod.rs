@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::cloud::PowerCloud;
 use crate::meter::Meter;
-use crate::model::{TargetName, UtcMillis};
+use crate::model::{Now, Steady, TargetName, UtcMillis};
 use crate::notify::Notifier;
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
@@ -76,10 +76,16 @@ pub enum DaemonError {
     },
 }
 
-/// The time of day of this machine. Only the edges ask; decisions take it as an argument.
-pub fn now() -> UtcMillis {
+/// This moment. Only the edges ask; decisions take it as an argument.
+///
+/// The steady clock is that of the kernel since its boot, which goes on while the machine is suspended.
+pub fn now() -> Now {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    let utc = UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+    let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(booted.tv_sec).unwrap_or(0);
+    let nanoseconds = u32::try_from(booted.tv_nsec).unwrap_or(0);
+    Now { utc, steady: Steady(Duration::new(seconds, nanoseconds)) }
 }
 
 /// Runs the daemon until `stop` resolves.
@@ -117,10 +123,10 @@ pub async fn run_observed(
 ) -> Result<(), DaemonError> {
     let path = settings.queue.database.clone();
     let failed = |source| DaemonError::Store { path: path.clone(), source };
-    let lock = QueueLock::take(&path, now()).map_err(failed)?;
+    let lock = QueueLock::take(&path, now().utc).map_err(failed)?;
     let begin = async || {
         let store = Arc::new(Store::open(&path).await?);
-        if let Some(restored) = store.begin_epoch(now()).await? {
+        if let Some(restored) = store.begin_epoch(now().utc).await? {
             report::restored(&restored);
         }
         let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
@@ -214,7 +220,7 @@ impl Loop {
                 if self.trouble.take().is_some() {
                     info!("the database works again");
                 }
-                round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now)).min(SAFETY_INTERVAL)
+                round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now.utc)).min(SAFETY_INTERVAL)
             }
             Some(error) => self.endure(&error).ok_or(error)?,
         };
@@ -223,7 +229,7 @@ impl Loop {
     }
 
     async fn reload(&mut self, reload: Reload) {
-        match self.dispatcher.reload(reload, now()).await {
+        match self.dispatcher.reload(reload, now().utc).await {
             Ok(()) => info!("the new settings are in force"),
             Err(error) => error!("the new settings are refused and the old ones stay: {}", report::chain(&error)),
         }
@@ -287,7 +293,7 @@ impl Loop {
         while self.dispatcher.unsaved() > 0 {
             systemd::extend();
             self.watchdog.feed();
-            match self.dispatcher.save_answers(now()).await {
+            match self.dispatcher.save_answers(now().utc).await {
                 Ok(()) => break,
                 Err(error) if tokio::time::Instant::now() >= patience => {
                     let unsaved = self.dispatcher.unsaved();

@@ -29,6 +29,27 @@ impl UtcMillis {
     }
 }
 
+/// A point on a clock that only goes forward, counted from the start of the process. Nobody can set it, and it means
+/// nothing to another process: spans that prove something are measured on it, and it is never stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Steady(pub Duration);
+
+impl Steady {
+    /// How long ago `earlier` was; zero if it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// This moment, on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// The time of day: for what is stored and shown.
+    pub utc: UtcMillis,
+    /// For how long something has lasted.
+    pub steady: Steady,
+}
+
 impl Add<Duration> for UtcMillis {
     type Output = Self;
     fn add(self, span: Duration) -> Self {

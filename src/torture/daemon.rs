@@ -35,7 +35,7 @@ impl Daemon {
         let options = StoreOptions { allow_commit: Some(Arc::new(move || commits.allows())), ..store_options() };
         let store = Arc::new(Store::open_with(path, &options).await?);
         let made = match clouds(settings, cloud) {
-            Ok(clouds) => Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.now()).await,
+            Ok(clouds) => Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.moment()).await,
             Err(error) => Err(StoreError::Unreadable(error.0)),
         };
         match made {

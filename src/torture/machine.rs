@@ -250,7 +250,7 @@ impl<'a> Machine<'a> {
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let before = self.fuse.commits();
-        let round = daemon.dispatcher.round(now).await;
+        let round = daemon.dispatcher.round(self.cloud.moment()).await;
         self.learn().await?;
         if self.fuse.is_blown() {
             self.crash("before a commit, in a round").await;

@@ -14,7 +14,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use crate::cloud::CallError;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::http::{BODY_BYTES_MAX, Wire, doubt, failed};
-use crate::model::UtcMillis;
+use crate::model::{Now, Steady, UtcMillis};
 use crate::sim::{self, Delivery, LedgerEntry, ServerSummary, World};
 
 /// The simulated cloud, its time, and how long the present task's answers have taken so far.
@@ -33,6 +33,12 @@ impl Cloud {
 
     pub(super) fn now(&self) -> UtcMillis {
         UtcMillis(self.now.load(Ordering::Relaxed))
+    }
+
+    /// Both clocks, which go together.
+    pub(super) fn moment(&self) -> Now {
+        let utc = self.now();
+        Now { utc, steady: Steady(utc.since(UtcMillis(0))) }
     }
 
     pub(super) fn set_now(&self, now: UtcMillis) {

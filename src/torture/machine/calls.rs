@@ -70,13 +70,12 @@ impl Machine<'_> {
 
     /// An answer reaches the daemon; as in `daemon::run`, a round follows.
     async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
-        let now = self.now();
         self.say(|| format!("answer: {}", describe(&finished)));
         if let Finished::Submitted { batch, answer } = &finished {
             self.facts.told(batch.id.0, batch.service, answer);
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
-        let outcome = daemon.dispatcher.finish(finished, now).await;
+        let outcome = daemon.dispatcher.finish(finished, self.cloud.moment()).await;
         self.learn().await?;
         if self.fuse.is_blown() {
             self.crash("before a commit, after an answer").await;
@@ -84,7 +83,7 @@ impl Machine<'_> {
         }
         self.idle_rounds = 0;
         match outcome {
-            Ok(()) => self.wake_at = Some(now),
+            Ok(()) => self.wake_at = Some(self.cloud.now()),
             Err(error) => self.endure(&error)?,
         }
         Ok(())
