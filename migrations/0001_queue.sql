@@ -244,14 +244,17 @@ CREATE TABLE targets (
                                      AND typeof(throttles) = 'integer')
 ) WITHOUT ROWID;
 
--- Keys that the cloud refused last: how often in a row, and until when all targets that use one are held. By fingerprint of
--- the access key, or of domain and user. The cloud's own count goes on over our restarts.
+-- Keys that the cloud refused last, each with the secret that it was refused with: how often in a row, and until when what uses
+-- them is held. By fingerprint of the access key, or of domain and user. The cloud's own count goes on over our restarts.
 CREATE TABLE refused_keys (
-    key      TEXT NOT NULL PRIMARY KEY,
-    secret   TEXT,                        -- tells another secret key from this one, and nothing else
+    key      TEXT NOT NULL,
+    secret   TEXT NOT NULL,               -- tells another secret from this one, and nothing else
+    target   TEXT NOT NULL,               -- whose call it was
     refusals INTEGER NOT NULL CONSTRAINT refusals_form CHECK (typeof(refusals) = 'integer' AND refusals > 0),
     until    TEXT NOT NULL,
-    reason   TEXT NOT NULL
+    reason   TEXT NOT NULL,
+    recent   TEXT NOT NULL,               -- when: a UTC time for each refused signature of the last minutes
+    PRIMARY KEY (key, secret)
 ) WITHOUT ROWID;
 
 -- One row: which copy of the queue this is. The daemon raises `epoch` at each start and as it works, and notes it beside the

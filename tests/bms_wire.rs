@@ -358,9 +358,9 @@ async fn clients_that_share_a_key_say_so_without_telling_it() {
     let cloud = Cloud::start(|_, _| ok(ACCEPTED)).await;
     let with = |credentials| Bms::new(&target(cloud.port), credentials, clock()).expect("a client");
     let (one, other) = (with(keys("FIRSTKEY", None)), with(keys("SECONDKEY", None)));
-    assert_eq!(one.key().id(), with(keys("FIRSTKEY", None)).key().id());
-    assert_ne!(one.key().id(), other.key().id());
-    assert!(!one.key().id().contains("FIRSTKEY"));
+    assert_eq!(one.key().name().id, with(keys("FIRSTKEY", None)).key().name().id);
+    assert_ne!(one.key().name().id, other.key().name().id);
+    assert!(!one.key().name().id.contains("FIRSTKEY"));
 }
 
 #[tokio::test]

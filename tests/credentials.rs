@@ -6,19 +6,26 @@ mod common;
 mod process;
 #[path = "common/scene.rs"]
 mod scene;
+#[path = "common/wire.rs"]
+mod wire;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use common::{PROJECT, Yard, insert, insert_many, outcomes, secret, text, wait_for};
+use poweryard::daemon::{self, Reload};
 use poweryard::model::PowerAction::{Start, Stop};
 use poweryard::model::Service;
+use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::{Call, OnOff};
 use process::{Daemon, poweryard, until};
 use scene::{bad_signatures, fault};
 use serde_json::Value;
 use sqlx::SqliteConnection;
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
 
 const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 20]\n";
 const RIGHT: &str = "poweryard-sim-secret-key";
@@ -206,8 +213,11 @@ async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of
     a_round_passes(&mut producer).await;
     assert_eq!(daemon.stop().await, Some(0));
     assert_eq!(bad_signatures(&yard), at_first + 1);
-    let waiting = "SELECT count(*) FROM power_waiting WHERE reason LIKE 'held: the cloud refuses the credentials%'";
-    assert_eq!(text(&mut producer, waiting).await, "3");
+    let waiting = "SELECT count(*) FROM power_waiting WHERE reason LIKE ";
+    let own = format!("{waiting}'held: the cloud refuses the credentials%'");
+    let shared = format!("{waiting}'held: held with %, which uses the same key: the cloud refuses the credentials%'");
+    assert_eq!(text(&mut producer, &own).await, "1", "the target whose call was refused last");
+    assert_eq!(text(&mut producer, &shared).await, "2");
 }
 
 async fn check_online(config: &Path) -> Output {
@@ -293,7 +303,7 @@ async fn the_hold_of_a_key_that_goes_on_being_refused_grows_and_goes_when_the_cl
     assert_eq!(daemon.stop().await, Some(0));
 
     // The hold is over by the next start: one signature, and the next hold is longer still.
-    for sql in ["UPDATE refused_keys SET until = '2026-01-01T00:00:00.000Z'", "DELETE FROM holds"] {
+    for sql in ["UPDATE refused_keys SET until = '2026-01-01T00:00:00.000Z', recent = ''", "DELETE FROM holds"] {
         sqlx::query(sql).execute(&mut producer).await.expect("done");
     }
     let daemon = Daemon::start(&config);
@@ -365,5 +375,196 @@ async fn a_daemon_restarted_without_a_permission_asks_for_no_more_than_it_was_re
     wait_for(&mut producer, "SELECT action FROM holds", "stop").await;
     a_round_passes(&mut producer).await;
     assert_eq!(submits(), 2);
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+/// Lets the daemon take up new settings and secrets; returns once it has.
+async fn take_up(reloads: &mpsc::Sender<Reload>, config: &Path, is_asked_for: bool) {
+    let settings = Settings::load(config).expect("a valid config");
+    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets");
+    let (accepted, answer) = oneshot::channel();
+    let reload = Reload { settings, clouds, is_asked_for, accepted };
+    assert!(reloads.send(reload).await.is_ok() && answer.await.is_ok(), "the daemon goes on with them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_secret_that_is_taken_up_again_is_not_tried_again() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let (reloads, running) = yard.start_reloading(Settings::load(&config).expect("a valid config"));
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT refusals FROM refused_keys", "2").await;
+    wait_for(&mut producer, HELD, "1").await;
+    for _ in 1..=3 {
+        set_secret(&yard, &format!("{WRONG}\n"));
+        take_up(&reloads, &config, false).await;
+        a_round_passes(&mut producer).await;
+    }
+    assert_eq!(bad_signatures(&yard), 2);
+    set_secret(&yard, RIGHT);
+    take_up(&reloads, &config, false).await;
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "succeeded").await;
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_that_alternate_never_lock_the_key() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let mut daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT refusals FROM refused_keys", "2").await;
+    let refused = "SELECT sum(refusals) FROM refused_keys";
+    for (secret, expected) in
+        [("wrong-too", "3"), (WRONG, "3"), ("wrong-three", "4"), ("wrong-too", "4"), ("wrong-four", "4")]
+    {
+        wait_for(&mut producer, HELD, "1").await;
+        set_secret(&yard, secret);
+        // By a restart or by a reload.
+        if expected == "3" {
+            assert_eq!(daemon.stop().await, Some(0));
+            daemon = Daemon::start(&config);
+        } else {
+            daemon.signal("-HUP");
+        }
+        wait_for(&mut producer, refused, expected).await;
+        wait_for(&mut producer, HELD, "1").await;
+        a_round_passes(&mut producer).await;
+        a_round_passes(&mut producer).await;
+    }
+    assert_eq!(bad_signatures(&yard), 4);
+    let reason = text(&mut producer, "SELECT reason FROM holds").await;
+    assert!(reason.contains("4 times within 6 minutes, with several secrets"), "{reason}");
+    let said = check_online(&config).await;
+    assert_eq!(finding(&said)["level"], "error", "{said:?}");
+    assert_eq!(daemon.stop().await, Some(0));
+    assert_eq!(bad_signatures(&yard), 4, "nor does a check ask");
+}
+
+/// The first submit call is answered late.
+const LATE: &str = "on = [\"submit\"]\ncalls = [1]\ndelay_ms = 1500";
+
+/// A cloud that refuses its first two submit calls, the first one only when it is told to, and then takes everything.
+async fn refuses_late(listener: TcpListener, mut told: oneshot::Receiver<()>) {
+    let mut submits = 0;
+    while let Ok((stream, _)) = listener.accept().await {
+        let mut stream = BufReader::new(stream);
+        if let Some(asked) = wire::read_request(&mut stream, 0).await {
+            let is_submit = asked.method == "POST";
+            submits += usize::from(is_submit);
+            if is_submit && submits == 1 {
+                let _ = (&mut told).await;
+            }
+            let (status, body) = match (is_submit, submits) {
+                (true, 1 | 2) => ("401 Unauthorized", wire::REFUSED),
+                (true, _) => ("200 OK", "{\"job_id\": \"job-1\"}"),
+                (false, _) => ("200 OK", JOB_OVER),
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+        }
+    }
+}
+
+const JOB_OVER: &str = r#"{"job_id": "job-1", "status": "SUCCESS", "entities":
+    {"sub_jobs": [{"job_id": "job-2", "status": "SUCCESS", "entities": {"server_id": "server-1"}}]}}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_refused_after_its_secret_was_replaced_holds_nobody() {
+    let yard = Yard::new(QUICK).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(refuses_late(listener, told));
+    let config = yard.write_config_for("default", &endpoint);
+    let (reloads, running) = yard.start_reloading(Settings::load(&config).expect("a valid config"));
+    let mut producer = yard.producer().await;
+    insert(&mut producer, "server-1", "stop").await;
+    wait_for(&mut producer, "SELECT state FROM batches", "submitting").await;
+    set_secret(&yard, "another-secret");
+    take_up(&reloads, &config, false).await;
+    tell.send(()).expect("the cloud waits for it");
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM batches").await, "2", "the first call was refused");
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_taken_with_the_old_secret_proves_nothing_of_the_new_one() {
+    let yard = Yard::new(&format!("{QUICK}{}", fault("slow", LATE))).await;
+    let config = yard.write_config();
+    add_target(&config, "second", "0123456789abcdef0123456789abcdef");
+    let (reloads, running) = yard.start_reloading(Settings::load(&config).expect("a valid config"));
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT state FROM batches", "submitting").await;
+    set_secret(&yard, WRONG);
+    take_up(&reloads, &config, false).await;
+    for number in 2..=5 {
+        insert(&mut producer, &yard.server(number), if number % 2 == 0 { "stop" } else { "reboot" }).await;
+        insert_for(&mut producer, &yard.server(number), "second").await;
+    }
+    wait_for(&mut producer, HELD, "2").await;
+    a_round_passes(&mut producer).await;
+    assert!(bad_signatures(&yard) <= 2, "{} calls at once with a secret that nobody had proved", bad_signatures(&yard));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
+    let mut yard = Yard::new("[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [3000, 3000]\n").await;
+    yard.set("look_interval_max = \"500ms\"");
+    let config = yard.write_config();
+    add_target(&config, "second", "0123456789abcdef0123456789abcdef");
+    let other = secret(yard.dir.path(), "other-secret", WRONG).display().to_string();
+    let written = fs::read_to_string(&config).expect("written");
+    let (first, second) = written.split_at(written.find("[targets.second.auth]").expect("its keys"));
+    let own = secret(yard.dir.path(), "secret-key", RIGHT).display().to_string();
+    fs::write(&config, format!("{first}{}", second.replace(&own, &other))).expect("written");
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT state FROM batches", "tracking").await;
+    insert_for(&mut producer, &yard.server(2), "second").await;
+    let reason = "SELECT reason FROM holds WHERE target = 'default'";
+    wait_for(&mut producer, reason, "held with second, which uses the same access key: its secret was refused").await;
+    insert(&mut producer, &yard.server(3), "stop").await;
+    // Far sooner than the hold of six minutes.
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "succeeded").await;
+    wait_for(
+        &mut producer,
+        "SELECT reason LIKE 'held: held with second,%' FROM power_waiting WHERE target = 'default'",
+        "1",
+    )
+    .await;
+    assert_eq!(bad_signatures(&yard), 2);
+    // Fixed at the other target, both go on.
+    secret(yard.dir.path(), "other-secret", RIGHT);
+    daemon.signal("-HUP");
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE target = 'default'", "0").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 3", "succeeded").await;
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_tells_a_refusal_that_holds_as_an_error() {
+    let yard = Yard::new(QUICK).await;
+    let config = wrong_config(&yard);
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, HELD, "1").await;
+    let mut command = poweryard();
+    command.arg("--config").arg(&config).args(["check", "--json"]);
+    let said = tokio::task::spawn_blocking(move || command.output().expect("it runs")).await.expect("it ran");
+    assert_eq!((said.status.code(), finding(&said)["level"].as_str()), (Some(78), Some("error")), "{said:?}");
+    assert_eq!(bad_signatures(&yard), 2, "it asks nobody");
     assert_eq!(daemon.stop().await, Some(0));
 }

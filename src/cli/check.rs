@@ -1,5 +1,6 @@
 //! `check`: what would keep the daemon from working, before it is started. Changes nothing; the config is read as `serve` reads it.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde::Serialize;
 use super::args::{self, JsonArg};
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
+use crate::daemon;
 use crate::model::Service;
 use crate::settings::{Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings};
 use crate::store::desk::Access;
@@ -17,6 +19,8 @@ use crate::store::{Desk, StoreError, daemon_info};
 mod files;
 mod online;
 mod sqlite;
+
+use online::Keys;
 
 /// Check the config, file modes, the database and the credentials; sends nothing unless --online is given.
 #[derive(Debug, clap::Args)]
@@ -99,11 +103,17 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     findings.extend(files::findings(database));
     findings.extend(sqlite::findings().await);
     queue(&settings, &mut findings).await;
+    findings.extend(listen_finding(&settings));
+    let keys = Keys::read(database).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
+        // With --online the call that is not made says so.
+        if !online {
+            findings.extend(refusal_finding(target, &rules, &keys));
+        }
     }
     if online {
-        findings.extend(online::findings(&settings, &rules).await);
+        findings.extend(online::findings(&settings, &rules, keys).await);
     }
     findings
 }
@@ -118,7 +128,7 @@ fn config_errors(error: SettingsError) -> Vec<Finding> {
             let mistake = |mistake: Mistake| {
                 let place = format!("{}:{}", mistake.file.display(), mistake.line);
                 let finding = format!("{}: {}", mistake.key, mistake.problem);
-                Finding::error(Exit::Config, place, finding, format!("mend {} in that line", mistake.key))
+                Finding::error(Exit::Config, place, finding, format!("fix {} in that line", mistake.key))
             };
             mistakes.into_iter().map(mistake).collect()
         }
@@ -157,6 +167,28 @@ async fn read(path: &Path) -> Result<(), StoreError> {
     let mut desk = Desk::open(path, Access::Read).await?;
     desk.holds(args::now()).await?;
     desk.close().await
+}
+
+/// Whether the address of `[listen]` is to be had. A daemon of this queue has it, and is asked nothing.
+fn listen_finding(settings: &Settings) -> Option<Finding> {
+    let address = settings.listen?;
+    if daemon_info(&settings.queue.database).is_some() {
+        return None;
+    }
+    Some(match TcpListener::bind(address) {
+        Ok(_) => Finding::ok("listen.address", format!("{address} is free")),
+        Err(error) => {
+            let mend = "stop the program that has it, or write another address or port";
+            Finding::error(Exit::Config, "listen.address", format!("cannot listen on {address} ({error})"), mend)
+        }
+    })
+}
+
+/// A key that the cloud refused, and that the daemon leaves alone at present.
+fn refusal_finding(target: &TargetSettings, rules: &SecretRules, keys: &Keys<'_>) -> Option<Finding> {
+    let key = daemon::key_of(target, rules).ok()?;
+    let (finding, mend) = keys.refusal(key.name(), args::now())?;
+    Some(Finding::error(Exit::Config, format!("targets.{}", target.name), finding, mend))
 }
 
 fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding> {

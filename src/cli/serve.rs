@@ -1,6 +1,6 @@
 //! `serve`: the daemon, until it is told to stop. Reads config and secrets, catches signals; the rest is `daemon`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::daemon::{self, Observers, Reload, systemd};
 use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
-use crate::settings::{SecretRules, SecretStamp, Settings};
+use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings, TargetSettings};
 use crate::store::{StoreError, daemon_info};
 use crate::web::{StatusText, Web};
 
@@ -42,13 +42,18 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     let rules = SecretRules::from_env(&settings.queue.database);
     let meter = Arc::new(Meter::new());
     let mut web = Web::new(&settings, &rules, Arc::clone(&meter), status_of(&settings.queue.database));
+    let secrets = Secrets::take(&settings, &rules);
+    let clouds = daemon::connect_all(&settings, &rules)?;
+    // Before anything is served: a page of a daemon that cannot start tells nobody anything.
+    if let Some(daemon) = daemon_info(&settings.queue.database) {
+        let path = settings.queue.database.clone();
+        return Err(StoreError::DaemonRuns { path, pid: daemon.pid.to_string() }.into());
+    }
     if let Err(source) = web.listen(settings.listen).await {
         return Err(cannot_listen(&settings, source));
     }
-    let stamps = stamps(&settings, &rules);
-    let clouds = daemon::connect_all(&settings, &rules)?;
     let (sender, reloads) = mpsc::channel(1);
-    let reloader = Reloader { config: context.config.clone(), settings: settings.clone(), stamps, sender, web };
+    let reloader = Reloader { config: context.config.clone(), settings: settings.clone(), secrets, sender, web };
     let hangup = signal(SignalKind::hangup()).map_err(Failure::Runtime)?;
     tokio::spawn(reloader.run(hangup));
     let database = settings.queue.database.clone();
@@ -97,7 +102,7 @@ struct Reloader {
     /// What the daemon goes by at present.
     settings: Settings,
     /// The secret files as they were when they were read.
-    stamps: BTreeMap<TargetName, SecretStamp>,
+    secrets: Secrets,
     sender: mpsc::Sender<Reload>,
     web: Web,
 }
@@ -112,20 +117,31 @@ impl Reloader {
                     systemd::reloaded(self.reload().await);
                 }
                 () = tokio::time::sleep(SECRETS_INTERVAL) => {
-                    let rules = SecretRules::from_env(&self.settings.queue.database);
-                    if stamps(&self.settings, &rules) != self.stamps {
-                        info!("a secret file has changed; taking it up");
-                        self.hand_over(self.settings.clone()).await;
-                    }
+                    self.look_at_secrets().await;
                 }
             }
         }
     }
 
+    /// Takes up secrets whose content has changed. A file that was written anew with the same bytes is no new secret.
+    async fn look_at_secrets(&mut self) {
+        let rules = SecretRules::from_env(&self.settings.queue.database);
+        if Secrets::stamps(&self.settings, &rules) == self.secrets.stamps {
+            return;
+        }
+        let secrets = Secrets::take(&self.settings, &rules);
+        if secrets.contents == self.secrets.contents && daemon::connect_all(&self.settings, &rules).is_ok() {
+            self.secrets = secrets;
+            return;
+        }
+        info!("a secret file has changed; taking it up");
+        self.hand_over(self.settings.clone(), false).await;
+    }
+
     /// Reads the config anew. True if the daemon goes on with it.
     async fn reload(&mut self) -> bool {
         match Settings::load(&self.config) {
-            Ok(settings) => self.hand_over(settings).await,
+            Ok(settings) => self.hand_over(settings, true).await,
             Err(mistakes) => {
                 error!("the new config is refused and the old one stays: {mistakes}");
                 false
@@ -134,32 +150,47 @@ impl Reloader {
     }
 
     /// True if the daemon goes on with these settings and what their secret files hold now.
-    async fn hand_over(&mut self, settings: Settings) -> bool {
+    async fn hand_over(&mut self, settings: Settings, is_asked_for: bool) -> bool {
         let rules = SecretRules::from_env(&settings.queue.database);
-        let stamps = stamps(&settings, &rules);
+        let secrets = Secrets::take(&settings, &rules);
         let clouds = match daemon::connect_all(&settings, &rules) {
             Ok(clouds) => clouds,
             Err(error) => {
                 error!("the new secrets are refused and the old ones stay: {error}");
-                // Said once; the next change of the files is another one.
-                self.stamps = stamps;
+                // Said once; the next change of the files is another one, also if it only closes a file to others.
+                self.secrets = Secrets { contents: BTreeMap::new(), ..secrets };
                 return false;
             }
         };
-        // A new target is no new secret: others may use the same key, and it may be refused.
-        let new = stamps.iter().filter(|(name, stamp)| self.stamps.get(*name).is_some_and(|old| old != *stamp));
-        let new_secrets: BTreeSet<TargetName> = new.map(|(name, _)| name.clone()).collect();
         let (accepted, answer) = oneshot::channel();
-        let reload = Reload { settings: settings.clone(), clouds, new_secrets, accepted };
+        let reload = Reload { settings: settings.clone(), clouds, is_asked_for, accepted };
         let goes_on = self.sender.send(reload).await.is_ok() && answer.await.is_ok();
         if goes_on {
             self.web.take_up(&settings, &rules).await;
-            (self.settings, self.stamps) = (settings, stamps);
+            self.settings = settings;
+            self.secrets = secrets;
         }
         goes_on
     }
 }
 
-fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {
-    settings.targets.iter().map(|target| (target.name.clone(), SecretStamp::take(&target.auth, rules))).collect()
+/// The secret files of all targets: how they look from outside, and what they hold.
+#[derive(PartialEq)]
+struct Secrets {
+    stamps: BTreeMap<TargetName, SecretStamp>,
+    contents: BTreeMap<TargetName, SecretContent>,
+}
+
+impl Secrets {
+    /// The files are looked at before they are read, so that a change in between is noticed.
+    fn take(settings: &Settings, rules: &SecretRules) -> Self {
+        let stamps = Self::stamps(settings, rules);
+        let content = |target: &TargetSettings| (target.name.clone(), SecretContent::take(&target.auth, rules));
+        Self { stamps, contents: settings.targets.iter().map(content).collect() }
+    }
+
+    fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {
+        let stamp = |target: &TargetSettings| (target.name.clone(), SecretStamp::take(&target.auth, rules));
+        settings.targets.iter().map(stamp).collect()
+    }
 }

@@ -26,7 +26,7 @@ mod objects;
 mod session;
 mod text;
 
-pub use auth::{Credentials, Key};
+pub use auth::{Credentials, Key, KeyName, Signed};
 pub use bms::Bms;
 pub use clouddc::CloudDc;
 use http::Wire;

@@ -119,9 +119,9 @@ impl Session {
             self.key.was_accepted();
             return Ok(answer);
         };
-        let is_first = self.key.was_refused();
+        let may_repeat = self.key.was_refused();
         // A token ends in the ordinary course of things; keys that were refused before get one signature a call.
-        let may_try_again = is_first || matches!(self.prover, Prover::Token(_));
+        let may_try_again = may_repeat || matches!(self.prover, Prover::Token(_));
         if !may_try_again || !worth_renewing(&refusal) {
             return Err(refusal);
         }

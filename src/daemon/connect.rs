@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 
 use super::{Clouds, now};
 use crate::cloud::auth::{AccessKeys, Password};
-use crate::cloud::{self, ClientError, Clock, Credentials, PowerCloud};
+use crate::cloud::{self, ClientError, Clock, Credentials, Key, PowerCloud};
 use crate::model::TargetName;
 use crate::settings::{AuthSettings, LoadedSecrets, SecretError, SecretRules, Settings, TargetSettings};
 
@@ -44,6 +44,14 @@ pub fn connect(target: &TargetSettings, rules: &SecretRules) -> Result<Arc<dyn P
     let clock: Clock = Arc::new(|| now().utc);
     cloud::connect(target, credentials, clock)
         .map_err(|source| ConnectError::Client { target: target.name.clone(), source })
+}
+
+/// The key that calls of `target` are made with.
+///
+/// # Errors
+/// The secret that is wrong.
+pub fn key_of(target: &TargetSettings, rules: &SecretRules) -> Result<Key, SecretError> {
+    Ok(credentials(target, rules)?.key())
 }
 
 fn credentials(target: &TargetSettings, rules: &SecretRules) -> Result<Credentials, SecretError> {

@@ -13,7 +13,7 @@ use super::baselines::Baselines;
 use super::keep::Keeping;
 use super::task::{Finished, Task};
 use super::{Clouds, Observers, report};
-use crate::cloud::{CallError, Fault, PowerCloud};
+use crate::cloud::{CallError, Fault, PowerCloud, Signed};
 use crate::lifecycle::Step;
 use crate::meter::TargetFacts;
 use crate::model::{BatchId, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis};
@@ -38,8 +38,10 @@ pub struct Dispatcher {
     pub(super) holds: Vec<Hold>,
     /// What was last said of holds that do not read.
     odd_holds: Vec<String>,
-    /// Keys that the cloud refused last, by fingerprint.
-    pub(super) refused: BTreeMap<String, RefusedKey>,
+    /// Keys that the cloud refused last, one for each secret.
+    pub(super) refused: Vec<RefusedKey>,
+    /// What the call was made with whose answer is taken in.
+    pub(super) signed: Signed,
     /// Batches whose call is being made.
     pub(super) in_hand: BTreeSet<BatchId>,
     /// Jobs being asked for.
@@ -151,6 +153,7 @@ impl Dispatcher {
             holds: Vec::new(),
             odd_holds: Vec::new(),
             refused,
+            signed: Signed::default(),
             in_hand: BTreeSet::new(),
             tracking: 0,
             unsaved: Vec::new(),
@@ -190,6 +193,7 @@ impl Dispatcher {
         self.take_in(round, now).await?;
         self.reject_protected(now).await?;
         self.review_holds(round, now).await?;
+        self.spare_keys(now);
         self.submit_pass(round, now).await?;
         self.follow_pass(round, now).await?;
         self.keep_pass(round, now).await?;
@@ -205,17 +209,18 @@ impl Dispatcher {
         self.steady = steady;
         let (target, call, fault) = finished.end();
         self.observers.meter.call_ended(target, call, fault);
+        self.signed = finished.signed().clone();
         match finished {
-            Finished::Prepared { target, result } => self.prepared(&target, result, now).await,
-            Finished::Submitted { batch, answer } => {
+            Finished::Prepared { target, result, .. } => self.prepared(&target, result, now).await,
+            Finished::Submitted { batch, answer, .. } => {
                 self.in_hand.remove(&batch.id);
                 self.submitted(batch, answer, now).await
             }
-            Finished::Tracked { batch, answer } => {
+            Finished::Tracked { batch, answer, .. } => {
                 self.in_hand.remove(&batch.id);
                 self.tracked(batch, answer, now).await
             }
-            Finished::Looked { target, batches, answer } => {
+            Finished::Looked { target, batches, answer, .. } => {
                 self.in_hand.retain(|id| batches.iter().all(|batch| batch.id != *id));
                 self.looked(&target, batches, answer, now).await
             }

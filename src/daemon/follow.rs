@@ -79,7 +79,7 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(&batch.target) else { return Ok(()) };
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
-        self.learn_of_key(&batch.target, answer.as_ref().err()).await;
+        self.learn_of_key(&batch.target, answer.as_ref().err(), now).await;
         let step = match &answer {
             Ok(job) => verdict::after_job(&batch, job, &rules, now),
             Err(error) => {
@@ -102,7 +102,7 @@ impl Dispatcher {
         let asked_at = target.looking.take().unwrap_or(now);
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
-        self.learn_of_key(name, answer.as_ref().err()).await;
+        self.learn_of_key(name, answer.as_ref().err(), now).await;
         if let Err(error) = &answer {
             self.learn_from_read(name, error, now).await;
         }
@@ -193,8 +193,12 @@ impl Dispatcher {
         }
     }
 
-    /// While the cloud refuses the credentials, reads would only prolong its lock.
+    /// While the cloud refuses the credentials, reads would only prolong its lock. Those of a target whose own secret it takes go
+    /// on, though another one's secret for the same key was refused: they add no bad signature.
     fn credentials_held(&self, target: &TargetName, now: UtcMillis) -> Option<UtcMillis> {
+        if self.may_read_while_held(target, now) {
+            return None;
+        }
         let ours = |hold: &&Hold| {
             hold.kind == HoldKind::Credentials && hold.target.as_ref() == Some(target) && hold.action.is_none()
         };

@@ -1,26 +1,32 @@
 //! Keys that the cloud refuses: who is held for one, for how long, and when it is tried again.
 //!
-//! More than five bad signatures in a row lock a key for five minutes, and the cloud counts over all targets and over our
-//! restarts. So the count is kept in the queue, by the key's fingerprint. Sends nothing.
+//! The cloud counts over all targets and over our restarts, so what was refused is kept in the queue, by fingerprints of key and
+//! secret. What follows from it is decided in `refusals`. Sends nothing.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::dispatch::Dispatcher;
-use crate::cloud::{CallError, Fault};
+use super::refusals::{self, FIRST_REFUSALS, KeyUser, Standing};
+use crate::cloud::{CallError, Fault, KeyName};
 use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::plan::Hold;
 use crate::store::{RefusedKey, StoreError};
 
-/// Longer than the cloud's own lock after too many bad signatures, which is five minutes. Source: vendor FAQs.
-pub(crate) const CREDENTIALS_HOLD: Duration = Duration::from_secs(6 * 60);
-/// A key that goes on being refused is tried again after this at the latest: whoever mends it in the cloud tells nobody.
-const CREDENTIALS_HOLD_MAX: Duration = Duration::from_secs(3600);
-/// One call and its repetition with a new signature. A key refused no more often than this may be tried at once after a
-/// reload, with one signature, since whoever reloads may have mended it in the cloud.
-const FIRST_REFUSALS: u32 = 2;
+/// What a call says whose key the cloud refused.
+pub(super) const REFUSED: &str = "the cloud refuses the credentials";
+
+/// What a reload means for keys.
+pub(super) struct Renewal {
+    /// Targets with new secrets or other keys: they are tried at once.
+    pub(super) renewed: BTreeSet<TargetName>,
+    /// Those that were held for a refused key before.
+    pub(super) held_before: BTreeSet<TargetName>,
+    /// Somebody asked for the reload, and may have fixed something in the cloud: a permission that was lacking, or a key that
+    /// was not refused often. That is tried, too.
+    pub(super) is_asked_for: bool,
+}
 
 impl Dispatcher {
     /// While the cloud has not taken the key, calls that use it are made one at a time: five refused signatures in a row
@@ -30,8 +36,15 @@ impl Dispatcher {
         self.targets.get(name).is_none_or(|target| target.proved) || self.sharing_key_with(name).iter().all(is_free)
     }
 
-    /// What the fate of any call says of the key: the service took it, or it was refused. Anything else says nothing.
-    pub(super) async fn learn_of_key(&mut self, name: &TargetName, error: Option<&CallError>) {
+    /// True if the call whose answer is taken in was made with the key that `name` still has. Otherwise the answer says nothing
+    /// of the present key.
+    pub(super) fn is_signed_by_present_key(&self, name: &TargetName) -> bool {
+        self.targets.get(name).is_some_and(|target| *target.cloud.key().name() == self.signed.key)
+    }
+
+    /// What the fate of any call says of the key that signed it: the service took it, or it was refused. Anything else says
+    /// nothing.
+    pub(super) async fn learn_of_key(&mut self, name: &TargetName, error: Option<&CallError>, now: UtcMillis) {
         let taken = match error.map(|error| &error.fault) {
             None | Some(Fault::Refused(_)) => true,
             Some(Fault::Credentials) => false,
@@ -44,108 +57,232 @@ impl Dispatcher {
                 | Fault::Configuration,
             ) => return,
         };
+        if !self.is_signed_by_present_key(name) {
+            if let (false, Some(error)) = (taken, error) {
+                self.hold_former_key(name, error, now).await;
+            }
+            return;
+        }
         if self.targets.get(name).is_none_or(|target| target.proved == taken) {
             return;
         }
-        for name in self.sharing_key_with(name) {
-            if let Some(target) = self.targets.get_mut(&name) {
-                target.proved = taken;
-                if taken {
-                    target.cloud.key().set_refusals(0);
-                }
-            }
+        let signed = self.signed.key.clone();
+        for target in self.targets.values_mut().filter(|target| *target.cloud.key().name() == signed) {
+            target.proved = taken;
         }
-        if taken
-            && let Some(key) = self.key_of(name)
-            && self.refused.remove(&key).is_some()
-            && let Err(error) = self.store.forget_refused_key(&key).await
-        {
-            warn!(target = %name, "the queue still calls the key of target \"{name}\" refused: {error}");
+        if taken {
+            self.forget_refusals(&signed, now).await;
         }
     }
 
-    /// The cloud refused the key of `name`: all that use it are held, longer each time. Returns until when.
-    pub(super) async fn hold_key(&mut self, name: &TargetName, reason: &str, now: UtcMillis) -> UtcMillis {
-        let until = now + CREDENTIALS_HOLD;
-        let (Some(key), Some(target)) = (self.key_of(name), self.targets.get(name)) else { return until };
-        // The call counted its own refusals; other targets may have seen some that it did not.
-        let before = self.refused.get(&key).map_or(0, |refused| refused.refusals);
-        let refusals = target.cloud.key().refusals().max(before + 1);
-        let doublings = refusals.saturating_sub(FIRST_REFUSALS).min(8);
-        let until = now + (CREDENTIALS_HOLD * (1 << doublings)).min(CREDENTIALS_HOLD_MAX);
-        let secret = target.cloud.key().secret().map(str::to_owned);
-        let refused = RefusedKey { secret, refusals, until, reason: reason.to_owned() };
-        if let Err(error) = self.store.note_refused_key(&key, &refused).await {
-            warn!(target = %name, "that the key of target \"{name}\" was refused is kept in memory only: {error}");
+    /// The cloud has taken this key: its refusals are over, and so are those of secrets that nobody uses any more.
+    async fn forget_refusals(&mut self, taken: &KeyName, now: UtcMillis) {
+        let users = self.key_users();
+        let is_over = |refused: &RefusedKey| {
+            let is_replaced = refused.key == taken.id && refusals::present_user(refused, &users).is_none();
+            is_replaced || refusals::is_of(refused, taken)
+        };
+        let over: Vec<RefusedKey> = self.refused.iter().filter(|refused| is_over(refused)).cloned().collect();
+        if over.is_empty() {
+            return;
         }
-        for name in self.sharing_key_with(name) {
-            if let Some(target) = self.targets.get(&name) {
-                target.cloud.key().set_refusals(refusals);
+        let held: Vec<TargetName> =
+            users.into_iter().filter(|user| user.key.id == taken.id).map(|user| user.target).collect();
+        let held: Vec<TargetName> =
+            held.into_iter().filter(|name| self.standing(name, now) != Standing::Free).collect();
+        for refused in over {
+            if let Err(error) = self.store.forget_refused_key(&refused.key, &refused.secret).await {
+                let name = &refused.target;
+                warn!(target = %name, "the queue still calls the key of target \"{name}\" refused: {error}");
             }
-            self.put_hold(credentials_hold(&name, &refused, now)).await;
+            self.refused.retain(|other| *other != refused);
         }
-        self.refused.insert(key, refused);
+        self.tell_clients(now);
+        for name in held {
+            if self.standing(&name, now) == Standing::Free
+                && let Err(error) = self.try_key_again(&name, now).await
+            {
+                warn!(target = %name, "the hold of target \"{name}\" stays for now: {error}");
+            }
+        }
+    }
+
+    /// The cloud refused the key of `name`: all that use it are held. Returns until when `name` is.
+    pub(super) async fn hold_key(&mut self, name: &TargetName, reason: &str, now: UtcMillis) -> UtcMillis {
+        let until = self.note_refusal(name, reason, now).await.until;
+        for other in self.sharing_key_with(name) {
+            let Some((until, reason)) = self.standing(&other, now).hold(&other) else { continue };
+            if other != *name {
+                warn!(target = %other, hold.until = %until, "target \"{other}\" is held until {until}: {reason}");
+            }
+            self.put_hold(credentials_hold(&other, until, reason, now)).await;
+        }
         until
     }
 
-    /// At a start: whoever uses a key that was refused stays held, unless its secret is another one now.
+    /// A call was refused whose secret `name` no longer has: that counts with the key's refusals, and holds only those who still
+    /// use that secret.
+    async fn hold_former_key(&mut self, name: &TargetName, error: &CallError, now: UtcMillis) {
+        let refused = self.note_refusal(name, &format!("{REFUSED}: {error}"), now).await;
+        for user in self.key_users().into_iter().filter(|user| refusals::is_of(&refused, &user.key)) {
+            let standing = self.standing(&user.target, now);
+            self.hold_as(&user.target, &standing, now).await;
+        }
+    }
+
+    /// Adds the refusal of the call whose answer is taken in to what is known of its key.
+    async fn note_refusal(&mut self, name: &TargetName, reason: &str, now: UtcMillis) -> RefusedKey {
+        self.read_refused_keys().await;
+        let refused = refusals::after_refusal(&self.signed, name, reason, &self.refused, now);
+        let own = |other: &&RefusedKey| refusals::is_of(other, &self.signed.key);
+        let replaced: Vec<RefusedKey> = self.refused.iter().filter(own).cloned().collect();
+        for old in replaced {
+            // A password that another process named, or the same one again.
+            if old.secret != refused.secret
+                && let Err(error) = self.store.forget_refused_key(&old.key, &old.secret).await
+            {
+                warn!(target = %name, "the queue keeps what an earlier run knew of the key of target \"{name}\": {error}");
+            }
+            self.refused.retain(|other| *other != old);
+        }
+        if let Err(error) = self.store.note_refused_key(&refused).await {
+            warn!(target = %name, "that the key of target \"{name}\" was refused is kept in memory only: {error}");
+        }
+        self.refused.push(refused.clone());
+        self.tell_clients(now);
+        refused
+    }
+
+    /// A `check --online` beside the daemon notes its refusals in the queue, too.
+    async fn read_refused_keys(&mut self) {
+        match self.store.refused_keys().await {
+            Ok(stored) => {
+                let is_stored = |known: &RefusedKey| {
+                    stored.iter().any(|other| (&other.key, &other.secret) == (&known.key, &known.secret))
+                };
+                self.refused.retain(|known| !is_stored(known));
+                self.refused.extend(stored);
+            }
+            Err(error) => warn!("what the queue knows of refused keys could not be read: {error}"),
+        }
+    }
+
+    /// At a start: a target whose key was refused stays held, unless its secret is another one now.
     ///
     /// # Errors
     /// Those of the store.
     pub(super) async fn resume_keys(&mut self, now: UtcMillis) -> Result<(), StoreError> {
+        self.tell_clients(now);
         for name in self.targets.keys().cloned().collect::<Vec<_>>() {
-            let Some(refused) = self.known_refusals(&name) else { continue };
-            if self.has_new_secret(&name, &refused) {
+            let standing = self.standing(&name, now);
+            let is_tried = match standing {
+                // It was held for a secret that has been replaced since.
+                Standing::Free => self.has_refusals(&name, now),
+                Standing::HeldWith { .. } => self.has_new_secret(&name) && self.rest(&name, now).is_none(),
+                Standing::Refused(_) | Standing::Resting { .. } => false,
+            };
+            if is_tried {
                 self.try_key_again(&name, now).await?;
-            } else if refused.until > now {
-                self.put_hold(credentials_hold(&name, &refused, now)).await;
+            } else {
+                self.hold_as(&name, &standing, now).await;
             }
         }
         Ok(())
     }
 
-    /// After a reload: the targets in `renewed` have new secrets and are tried at once; so are others that lack a permission,
-    /// and keys that were not refused often.
+    /// After a reload: see `Renewal`.
     ///
     /// # Errors
     /// Those of the store.
-    pub(super) async fn retry_keys(
-        &mut self,
-        renewed: &BTreeSet<TargetName>,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        for name in self.targets.keys().cloned().collect::<Vec<_>>() {
-            match self.known_refusals(&name) {
-                Some(refused)
-                    if refused.refusals > FIRST_REFUSALS
-                        && !renewed.contains(&name)
-                        && !self.has_new_secret(&name, &refused) =>
-                {
-                    if refused.until > now {
-                        self.put_hold(credentials_hold(&name, &refused, now)).await;
-                    }
-                }
-                Some(_) | None => self.try_key_again(&name, now).await?,
-            }
-            if let Some(target) = self.targets.get_mut(&name) {
+    pub(super) async fn retry_keys(&mut self, renewal: &Renewal, now: UtcMillis) -> Result<(), StoreError> {
+        let Renewal { renewed, held_before, is_asked_for } = renewal;
+        self.read_refused_keys().await;
+        for name in renewed {
+            if let Some(target) = self.targets.get_mut(name) {
                 // Nobody has tried these yet: one call at a time until the cloud has taken them.
-                target.proved &= !renewed.contains(&name);
+                target.proved = false;
+            }
+        }
+        self.tell_clients(now);
+        for name in self.targets.keys().cloned().collect::<Vec<_>>() {
+            let is_new = renewed.contains(&name);
+            let standing = self.standing(&name, now);
+            let is_tried = match &standing {
+                Standing::Free => *is_asked_for || is_new || held_before.contains(&name),
+                Standing::Refused(refused) => {
+                    *is_asked_for && refused.refusals <= FIRST_REFUSALS && self.rest(&name, now).is_none()
+                }
+                Standing::HeldWith { .. } => is_new && self.rest(&name, now).is_none(),
+                Standing::Resting { .. } => false,
+            };
+            if is_tried {
+                self.try_key_again(&name, now).await?;
+            } else {
+                self.hold_as(&name, &standing, now).await;
             }
         }
         Ok(())
     }
 
-    /// Tells the client of `name` what is known of its key.
-    fn known_refusals(&self, name: &TargetName) -> Option<RefusedKey> {
-        let target = self.targets.get(name)?;
-        let refused = self.refused.get(target.cloud.key().id()).cloned();
-        target.cloud.key().set_refusals(refused.as_ref().map_or(0, |refused| refused.refusals));
-        refused
+    async fn hold_as(&mut self, name: &TargetName, standing: &Standing, now: UtcMillis) {
+        if let Some((until, reason)) = standing.hold(name) {
+            self.put_hold(credentials_hold(name, until, reason, now)).await;
+        }
     }
 
-    fn has_new_secret(&self, name: &TargetName, refused: &RefusedKey) -> bool {
-        let secret = self.targets.get(name).and_then(|target| target.cloud.key().secret());
-        secret.is_some() && refused.secret.is_some() && secret != refused.secret.as_deref()
+    /// True if `name` is held only because of another target, while the cloud takes its own key: reads may go on then.
+    pub(super) fn may_read_while_held(&self, name: &TargetName, now: UtcMillis) -> bool {
+        let is_proved = self.targets.get(name).is_some_and(|target| target.proved);
+        is_proved && matches!(self.standing(name, now), Standing::HeldWith { .. })
+    }
+
+    fn standing(&self, name: &TargetName, now: UtcMillis) -> Standing {
+        let users = self.key_users();
+        let user = users.iter().find(|user| user.target == *name);
+        user.map_or(Standing::Free, |user| refusals::standing(user, &users, &self.refused, now))
+    }
+
+    fn rest(&self, name: &TargetName, now: UtcMillis) -> Option<UtcMillis> {
+        let key = self.targets.get(name)?.cloud.key().name();
+        refusals::rest(key, &self.refused, now).map(|(until, _)| until)
+    }
+
+    /// True if a call of `name` was refused with a secret that `name` no longer has.
+    fn has_new_secret(&self, name: &TargetName) -> bool {
+        let Some(target) = self.targets.get(name) else { return false };
+        let key = target.cloud.key().name();
+        self.refused
+            .iter()
+            .any(|refused| refused.target == *name && refused.key == key.id && !refusals::is_of(refused, key))
+    }
+
+    fn has_refusals(&self, name: &TargetName, now: UtcMillis) -> bool {
+        let Some(target) = self.targets.get(name) else { return false };
+        let id = &target.cloud.key().name().id;
+        self.refused.iter().any(|refused| refused.key == *id && refused.until > now)
+    }
+
+    /// The targets that may not make calls because of a refused key.
+    pub(super) fn held_for_keys(&self, now: UtcMillis) -> BTreeSet<TargetName> {
+        self.targets.keys().filter(|name| self.standing(name, now) != Standing::Free).cloned().collect()
+    }
+
+    /// Tells the clients what is known of their keys.
+    fn tell_clients(&self, now: UtcMillis) {
+        for target in self.targets.values() {
+            let key = target.cloud.key();
+            let own = self.refused.iter().filter(|refused| refusals::is_of(refused, key.name()));
+            key.set_refusals(own.map(|refused| refused.refusals).max().unwrap_or(0));
+        }
+        self.spare_keys(now);
+    }
+
+    /// A key that was refused in the last minutes gets one signature a call.
+    pub(super) fn spare_keys(&self, now: UtcMillis) {
+        for target in self.targets.values() {
+            let key = target.cloud.key();
+            key.set_one_proof_a_call(!refusals::recent(key.name(), &self.refused, now).is_empty());
+        }
     }
 
     async fn try_key_again(&mut self, name: &TargetName, now: UtcMillis) -> Result<(), StoreError> {
@@ -160,25 +297,30 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// The targets whose calls are made with the same key as those of `name`, itself included.
+    /// The targets whose calls are made with the same key as those of `name`, itself included, whatever the secret.
     fn sharing_key_with(&self, name: &TargetName) -> Vec<TargetName> {
-        let key = self.key_of(name);
-        let same = self.targets.iter().filter(|(_, other)| Some(other.cloud.key().id()) == key.as_deref());
+        let key = self.targets.get(name).map(|target| &target.cloud.key().name().id);
+        let same = self.targets.iter().filter(|(_, other)| Some(&other.cloud.key().name().id) == key);
         same.map(|(name, _)| name.clone()).collect()
     }
 
-    fn key_of(&self, name: &TargetName) -> Option<String> {
-        self.targets.get(name).map(|target| target.cloud.key().id().to_owned())
+    fn key_users(&self) -> Vec<KeyUser> {
+        let user = |(name, target): (&TargetName, &super::dispatch::Target)| KeyUser {
+            target: name.clone(),
+            key: target.cloud.key().name().clone(),
+            proved: target.proved,
+        };
+        self.targets.iter().map(user).collect()
     }
 }
 
-fn credentials_hold(name: &TargetName, refused: &RefusedKey, now: UtcMillis) -> Hold {
+fn credentials_hold(name: &TargetName, until: UtcMillis, reason: String, now: UtcMillis) -> Hold {
     Hold {
         target: Some(name.clone()),
         action: None,
         kind: HoldKind::Credentials,
-        reason: refused.reason.clone(),
+        reason,
         since: now,
-        until: Some(refused.until),
+        until: Some(until),
     }
 }

@@ -29,6 +29,7 @@ mod dry_run;
 mod follow;
 mod keep;
 mod keys;
+pub(crate) mod refusals;
 mod reload;
 mod report;
 mod submit;
@@ -36,10 +37,9 @@ pub(crate) mod systemd;
 mod task;
 mod wake;
 
-pub use connect::{ConnectError, connect, connect_all};
+pub use connect::{ConnectError, connect, connect_all, key_of};
 pub use dispatch::{Dispatcher, Round};
 pub use dry_run::dry_run;
-pub(crate) use keys::CREDENTIALS_HOLD;
 pub use reload::{Reload, ReloadError};
 pub use task::{Finished, Task};
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::dispatch::{Dispatcher, Target};
+use super::keys::Renewal;
 use super::{Clouds, report};
 use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::settings::{Settings, TargetSettings};
@@ -18,8 +19,8 @@ pub struct Reload {
     pub settings: Settings,
     /// Clients for all their targets.
     pub clouds: Clouds,
-    /// Targets whose secrets have been replaced: a `credentials` hold on them is lifted.
-    pub new_secrets: BTreeSet<TargetName>,
+    /// Somebody asked for it: what may have been fixed in the cloud is tried at once, too. False if only a secret has changed.
+    pub is_asked_for: bool,
     /// Told once the daemon goes on with them; dropped if it refuses.
     pub accepted: oneshot::Sender<()>,
 }
@@ -51,7 +52,7 @@ impl Dispatcher {
     /// # Errors
     /// The new settings leave unfinished batches behind, or the database failed. Nothing has changed then.
     pub async fn reload(&mut self, reload: Reload, now: UtcMillis) -> Result<(), ReloadError> {
-        let Reload { settings, clouds, new_secrets, accepted } = reload;
+        let Reload { settings, clouds, is_asked_for, accepted } = reload;
         self.check(&settings).await?;
         let attempts_max = settings.batch.attempts_max.get();
         let mut targets = BTreeMap::new();
@@ -64,6 +65,8 @@ impl Dispatcher {
         let known = |new: &&TargetSettings| clouds.contains_key(&new.name);
         let names: Vec<TargetName> = settings.targets.iter().filter(known).map(|new| new.name.clone()).collect();
         self.store.forget_targets_except(&names).await?;
+        let renewed = self.renewed_keys(&clouds);
+        let renewal = Renewal { renewed, held_before: self.held_for_keys(now), is_asked_for };
         for name in &names {
             // Budgets may have changed; those that still bind are found again at once. And whoever reloads has mended
             // something: a call finds out.
@@ -81,11 +84,20 @@ impl Dispatcher {
         }
         self.targets = targets;
         self.take_up(&settings);
-        if let Err(error) = self.retry_keys(&new_secrets, now).await {
+        if let Err(error) = self.retry_keys(&renewal, now).await {
             warn!("the holds of refused keys stay for now: {}", report::chain(&error));
         }
         let _ = accepted.send(());
         Ok(())
+    }
+
+    /// The present targets whose new clients have another key or secret.
+    fn renewed_keys(&self, clouds: &Clouds) -> BTreeSet<TargetName> {
+        let has_new_key = |name: &TargetName| {
+            let old = self.targets.get(name).map(|target| target.cloud.key().name());
+            old.is_some() && old != clouds.get(name).map(|cloud| cloud.key().name())
+        };
+        clouds.keys().filter(|name| has_new_key(name)).cloned().collect()
     }
 
     /// True for a target that is sent to the same place as now.

@@ -7,7 +7,8 @@ use tracing::{info, warn};
 
 use super::baselines::Baselines;
 use super::dispatch::{Answered, Dispatcher, Readiness, Round};
-use super::keys::CREDENTIALS_HOLD;
+use super::keys::REFUSED;
+use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault};
 use crate::model::{HoldKind, PowerAction, ServerId, Sighting, TargetName, Tracking, UtcMillis};
@@ -188,7 +189,7 @@ impl Dispatcher {
         target.ready = if result.is_ok() { Readiness::Ready } else { Readiness::Unknown };
         // Without a call that was signed, nothing is known of the key.
         if !heads.is_empty() || result.is_err() {
-            self.learn_of_key(name, result.as_ref().err()).await;
+            self.learn_of_key(name, result.as_ref().err(), now).await;
         }
         match result {
             Ok(sightings) => {
@@ -238,7 +239,7 @@ impl Dispatcher {
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         let error = answer.as_ref().err().cloned();
-        self.learn_of_key(&batch.target, error.as_ref()).await;
+        self.learn_of_key(&batch.target, error.as_ref(), now).await;
         self.learn_from_submit(&batch.target, batch.action, error.as_ref(), now).await;
         let step = verdict::after_submit(&batch, answer, &history, &rules, now);
         self.save(Answered { batch, step, error }, now).await
@@ -281,6 +282,10 @@ impl Dispatcher {
 
     /// No call leaves for a while, and `holds` says why. `action` is what was asked for, if anything was.
     async fn stand_back(&mut self, name: &TargetName, action: Option<PowerAction>, error: &CallError, now: UtcMillis) {
+        let is_about_key = matches!(error.fault, Fault::Credentials | Fault::Permission);
+        if is_about_key && !self.is_signed_by_present_key(name) {
+            return;
+        }
         let Some(target) = self.targets.get_mut(name) else { return };
         let pace = &mut target.pace;
         let (kind, until, what) = match &error.fault {
@@ -294,7 +299,7 @@ impl Dispatcher {
             Fault::Unreachable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud cannot be reached"),
             Fault::Unavailable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud is not available"),
             Fault::Lost => (HoldKind::Breaker, pace.stand_back(now, None), "the last call's answer was lost"),
-            Fault::Credentials => (HoldKind::Credentials, now, "the cloud refuses the credentials"),
+            Fault::Credentials => (HoldKind::Credentials, now, REFUSED),
             Fault::Permission => (HoldKind::Credentials, now + CREDENTIALS_HOLD, "the credentials lack a permission"),
             Fault::Configuration | Fault::Refused(_) => {
                 (HoldKind::Breaker, pace.stand_back(now, Some(CONFIGURATION_HOLD)), "the target's settings are wrong")

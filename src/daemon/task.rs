@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::cloud::{CallError, Fault, PowerCloud};
+use crate::cloud::{CallError, Fault, PowerCloud, Signed};
 use crate::meter::Call;
 use crate::model::{JobId, JobReport, ServerId, Sighting, TargetName, Tracking};
 use crate::verdict::Batch;
@@ -56,6 +56,8 @@ pub enum Finished {
         target: TargetName,
         /// Whether, and what the servers look like.
         result: Result<HashMap<ServerId, Sighting>, CallError>,
+        /// What the call was made with.
+        signed: Signed,
     },
     /// A batch's submit call was answered, or was not.
     Submitted {
@@ -63,6 +65,8 @@ pub enum Finished {
         batch: Batch,
         /// What came.
         answer: Result<Tracking, CallError>,
+        /// What the call was made with.
+        signed: Signed,
     },
     /// A job was asked for.
     Tracked {
@@ -70,6 +74,8 @@ pub enum Finished {
         batch: Batch,
         /// What came.
         answer: Result<JobReport, CallError>,
+        /// What the call was made with.
+        signed: Signed,
     },
     /// Servers were looked at.
     Looked {
@@ -79,19 +85,31 @@ pub enum Finished {
         batches: Vec<Batch>,
         /// What came.
         answer: Result<HashMap<ServerId, Sighting>, CallError>,
+        /// What the call was made with.
+        signed: Signed,
     },
 }
 
 impl Finished {
+    /// What the call was made with, which need not be the target's present key.
+    pub(super) fn signed(&self) -> &Signed {
+        match self {
+            Self::Prepared { signed, .. }
+            | Self::Submitted { signed, .. }
+            | Self::Tracked { signed, .. }
+            | Self::Looked { signed, .. } => signed,
+        }
+    }
+
     /// Whose call it was, what it was for, and how it failed, if it did.
     pub(super) fn end(&self) -> (&TargetName, Call, Option<&Fault>) {
         fn fault<T>(answer: &Result<T, CallError>) -> Option<&Fault> {
             answer.as_ref().err().map(|error| &error.fault)
         }
         match self {
-            Self::Prepared { target, result } => (target, Call::Prepare, fault(result)),
-            Self::Submitted { batch, answer } => (&batch.target, Call::Submit, fault(answer)),
-            Self::Tracked { batch, answer } => (&batch.target, Call::Track, fault(answer)),
+            Self::Prepared { target, result, .. } => (target, Call::Prepare, fault(result)),
+            Self::Submitted { batch, answer, .. } => (&batch.target, Call::Submit, fault(answer)),
+            Self::Tracked { batch, answer, .. } => (&batch.target, Call::Track, fault(answer)),
             Self::Looked { target, answer, .. } => (target, Call::Look, fault(answer)),
         }
     }
@@ -102,15 +120,21 @@ impl Task {
     pub async fn run(self) -> Finished {
         match self {
             Self::Prepare { target, servers, cloud } => {
-                Finished::Prepared { result: prepare(&*cloud, &servers).await, target }
+                let result = prepare(&*cloud, &servers).await;
+                Finished::Prepared { target, result, signed: cloud.key().signed() }
             }
             Self::Submit { batch, cloud } => {
                 let servers = servers(std::slice::from_ref(&batch));
-                Finished::Submitted { answer: cloud.submit(batch.action, &servers).await, batch }
+                let answer = cloud.submit(batch.action, &servers).await;
+                Finished::Submitted { batch, answer, signed: cloud.key().signed() }
             }
-            Self::Track { batch, job, cloud } => Finished::Tracked { answer: cloud.job(&job).await, batch },
+            Self::Track { batch, job, cloud } => {
+                let answer = cloud.job(&job).await;
+                Finished::Tracked { batch, answer, signed: cloud.key().signed() }
+            }
             Self::Look { target, batches, cloud } => {
-                Finished::Looked { answer: cloud.observe(&servers(&batches)).await, target, batches }
+                let answer = cloud.observe(&servers(&batches)).await;
+                Finished::Looked { target, batches, answer, signed: cloud.key().signed() }
             }
         }
     }

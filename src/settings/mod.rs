@@ -12,6 +12,7 @@ use reqwest::Url;
 use crate::model::{PowerAction, ServerId, Service, TargetName};
 
 mod check;
+mod digest;
 mod document;
 mod error;
 mod notify;
@@ -22,8 +23,9 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use digest::{process_number, salted_digest};
 pub use error::{Mistake, SettingsError};
-pub use secrets::{LoadedSecrets, SecretError, SecretProblem, SecretRules, SecretStamp};
+pub use secrets::{LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules, SecretStamp};
 
 /// Everything the daemon needs to know, checked. One is made per load of the config file.
 #[derive(Debug, Clone, PartialEq)]

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
 use super::AuthSettings;
+use super::digest::salted_digest;
 use crate::model::TargetName;
 
 /// More than any key, token or password.
@@ -46,7 +47,7 @@ impl LoadedSecrets {
     /// # Errors
     /// The first file that is missing, open to others or to the queue's group, empty, too large, or not one line.
     pub fn load(target: &TargetName, auth: &AuthSettings, rules: &SecretRules) -> Result<Self, SecretError> {
-        let read = |key, file: &Path| read_secret(target, key, file, rules);
+        let read = |key: &'static str, file: &Path| read_secret(target, key, file, rules);
         match auth {
             AuthSettings::AkSk { access_key_file, secret_key_file, security_token_file } => Ok(Self::AkSk {
                 access_key: read("access_key_file", access_key_file)?,
@@ -160,6 +161,14 @@ pub enum SecretProblem {
         /// The command that closes it.
         mend: String,
     },
+    /// What no key, token or password is: quotes around it, the name of a variable in front, two lines and the like.
+    #[error("{} {flaw}", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with its content, and what to do.
+        flaw: &'static str,
+    },
     /// Nothing but white space.
     #[error("{} is empty; write the secret into it", .0.display())]
     Empty(PathBuf),
@@ -169,20 +178,39 @@ pub enum SecretProblem {
     /// More than 64 KiB.
     #[error("{} is larger than 64 KiB; is it the right file?", .0.display())]
     TooLarge(PathBuf),
-    /// Several lines, control characters or no UTF-8.
-    #[error("{} is not one line of text; write the secret alone into it", .0.display())]
-    NotOneLine(PathBuf),
 }
 
 fn read_secret(target: &TargetName, key: &str, value: &Path, rules: &SecretRules) -> Result<SecretString, SecretError> {
     resolve(value, rules.credentials_directory.as_deref())
         .map_err(SecretProblem::NoCredentials)
-        .and_then(|file| read_file(file, rules))
+        .and_then(|file| read_file(file, SecretKind::of(key), rules))
         .map_err(|problem| SecretError { key: format!("targets.{target}.auth.{key}"), problem })
 }
 
+/// What a file is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SecretKind {
+    /// An access key or a secret key.
+    Key,
+    /// The security token of temporary keys.
+    Token,
+    /// Chosen by a person, so that nearly everything can be part of it.
+    Password,
+}
+
+impl SecretKind {
+    /// By the config's key, without its tables.
+    fn of(key: &str) -> Self {
+        match key {
+            "access_key_file" | "secret_key_file" => Self::Key,
+            "security_token_file" => Self::Token,
+            _ => Self::Password,
+        }
+    }
+}
+
 /// Checks the very file that it then reads, whatever is put in its place meanwhile.
-fn read_file(path: PathBuf, rules: &SecretRules) -> Result<SecretString, SecretProblem> {
+fn read_file(path: PathBuf, kind: SecretKind, rules: &SecretRules) -> Result<SecretString, SecretProblem> {
     let unreadable = |cause| unreadable(&path, cause);
     // Opening a pipe would wait for its writer.
     if !fs::metadata(&path).map_err(unreadable)?.is_file() {
@@ -195,12 +223,102 @@ fn read_file(path: PathBuf, rules: &SecretRules) -> Result<SecretString, SecretP
     if bytes.len() as u64 > SECRET_BYTES_MAX {
         return Err(SecretProblem::TooLarge(path));
     }
-    match std::str::from_utf8(&bytes).map(str::trim_end) {
+    match judge(&bytes, kind) {
         Ok("") if rules.is_credential(&path) => Err(SecretProblem::EmptyCredential(path)),
         Ok("") => Err(SecretProblem::Empty(path)),
-        Ok(secret) if !secret.chars().any(char::is_control) => Ok(SecretString::from(secret)),
-        _ => Err(SecretProblem::NotOneLine(path)),
+        Ok(secret) => Ok(SecretString::from(secret)),
+        Err(flaw) => Err(SecretProblem::Malformed { file: path, flaw }),
     }
+}
+
+const NOT_ONE_LINE: &str = "is not one line of text; write the secret alone into it";
+const BYTE_ORDER_MARK: &str =
+    "begins with a byte order mark, which some editors add; save it as plain UTF-8 or ASCII without one";
+const QUOTED: &str = "has quotes around the secret; write it without them";
+const ASSIGNMENT: &str = "holds NAME=value; write the value alone into it";
+const JSON: &str = "holds JSON; write the value of the key alone into it";
+const BLANKS: &str = "has blanks in or around the secret, which no key has; write the secret alone into it";
+const NOT_ASCII: &str =
+    "holds a character that no key has and that may be invisible (not ASCII); write or copy the secret anew";
+const ODD_CHARACTER: &str = "holds punctuation that no key has; write the secret alone into it";
+
+/// The secret in the bytes of a file, or what is wrong with them; empty if there is nothing but white space.
+fn judge(bytes: &[u8], kind: SecretKind) -> Result<&str, &'static str> {
+    if bytes.starts_with(b"\xef\xbb\xbf") || bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(BYTE_ORDER_MARK);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| NOT_ONE_LINE)?;
+    if text.trim().is_empty() {
+        return Ok("");
+    }
+    let line = without_line_end(text);
+    match kind {
+        SecretKind::Password if line.chars().any(char::is_control) => Err(NOT_ONE_LINE),
+        SecretKind::Password => Ok(line),
+        SecretKind::Token => judge_token(line),
+        SecretKind::Key => judge_key(line),
+    }
+}
+
+/// Without the line ends at its end: editors write one or several, and nobody sees them.
+fn without_line_end(text: &str) -> &str {
+    let mut text = text;
+    while let Some(shorter) = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n')) {
+        text = shorter;
+    }
+    text
+}
+
+/// A token is long and its alphabet is not documented, but it travels in an HTTP header.
+fn judge_token(line: &str) -> Result<&str, &'static str> {
+    if line.starts_with(['{', '[']) {
+        return Err(JSON);
+    }
+    if line.chars().any(|c| c.is_control() && c != '\t') {
+        return Err(NOT_ONE_LINE);
+    }
+    if !line.is_ascii() {
+        return Err(NOT_ASCII);
+    }
+    if is_assignment(line) {
+        return Err(ASSIGNMENT);
+    }
+    if line.contains('\t') || line.trim() != line {
+        return Err(BLANKS);
+    }
+    if is_quoted(line) {
+        return Err(QUOTED);
+    }
+    Ok(line)
+}
+
+fn judge_key(line: &str) -> Result<&str, &'static str> {
+    let token = judge_token(line)?;
+    if token.contains(' ') {
+        return Err(BLANKS);
+    }
+    if token.contains(['"', '\'', '`', '{', '}', '[', ']', '(', ')', '<', '>', ',', ';', '\\', '$']) {
+        return Err(ODD_CHARACTER);
+    }
+    Ok(token)
+}
+
+/// Such as `HW_ACCESS_KEY=AK…`, also with `export` in front or blanks around the sign. The `=` at the end of a base64 text is none.
+fn is_assignment(line: &str) -> bool {
+    let line = line.trim_start();
+    if line.starts_with("export ") || line.starts_with("set ") {
+        return true;
+    }
+    let Some((name, value)) = line.split_once('=') else { return false };
+    let name = name.trim_end();
+    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    is_name && !value.trim_matches('=').is_empty()
+}
+
+fn is_quoted(line: &str) -> bool {
+    const QUOTES: [char; 3] = ['"', '\'', '`'];
+    line.starts_with(QUOTES) || line.ends_with(QUOTES)
 }
 
 fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {
@@ -301,6 +419,35 @@ impl FileStamp {
     }
 }
 
+/// What the secret files hold, as salted digests: equal for the same bytes, however often they are written anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretContent(Vec<(PathBuf, Option<[u8; 32]>)>);
+
+impl SecretContent {
+    /// Reads the files that `auth` names. One that cannot be read is part of the picture.
+    ///
+    /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
+    pub fn take(auth: &AuthSettings, rules: &SecretRules) -> Self {
+        let credentials = rules.credentials_directory.as_deref();
+        let contents = files(auth).into_iter().map(|(_, value)| {
+            let path = resolve(value, credentials).unwrap_or_else(|_| value.to_owned());
+            let digest = digest_of(&path);
+            (path, digest)
+        });
+        Self(contents.collect())
+    }
+}
+
+fn digest_of(path: &Path) -> Option<[u8; 32]> {
+    // Opening a pipe would wait for its writer.
+    if !fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    File::open(path).ok()?.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
+    Some(salted_digest(&bytes))
+}
+
 /// The keys of `auth` that name secret files, each with its value.
 fn files(auth: &AuthSettings) -> Vec<(&'static str, &Path)> {
     match auth {
@@ -363,10 +510,14 @@ mod tests {
     }
 
     #[test]
-    fn the_white_space_at_the_end_is_cut() {
+    fn of_a_password_only_the_line_end_is_cut() {
         let folder = Folder::new();
         assert_eq!(folder.password("hunter2").unwrap(), "hunter2");
         assert_eq!(folder.password("a b\r\n").unwrap(), "a b");
+        assert_eq!(folder.password(" hunter2 \n\n").unwrap(), " hunter2 ");
+        for usual in ["NAME=value", "\"hunter2\"", "{\"a\": 1}", "p\u{e4}ssword"] {
+            assert_eq!(folder.password(usual).unwrap(), usual);
+        }
         assert_eq!(folder.password("x".repeat(64 * 1024)).unwrap().len(), 64 * 1024);
     }
 
@@ -380,11 +531,75 @@ mod tests {
             (&[b'x'; 64 * 1024 + 1], "is larger than 64 KiB; is it the right file?"),
             (b"hunter2\nhunter3\n", "is not one line of text; write the secret alone into it"),
             (b"hunter\x002", "is not one line of text; write the secret alone into it"),
-            (b"\xff\xfe", "is not one line of text; write the secret alone into it"),
+            (b"h\xff\xfe", "is not one line of text; write the secret alone into it"),
         ];
         for (content, expected) in cases {
             assert_eq!(folder.password(content).unwrap_err(), format!("{key}: {path} {expected}"));
         }
+    }
+
+    #[test]
+    fn what_no_key_can_be_is_refused_and_a_line_end_is_cut() {
+        let cases: [(&[u8], &str); 20] = [
+            (b"\xef\xbb\xbfAKID\r\n", BYTE_ORDER_MARK),
+            (b"\xff\xfeA\0K\0", BYTE_ORDER_MARK),
+            (b"\"AKID\"\n", QUOTED),
+            (b"'AKID'", QUOTED),
+            (b"AKID\"", QUOTED),
+            (b"HW_ACCESS_KEY=AKID\n", ASSIGNMENT),
+            (b"export HW_ACCESS_KEY=AKID\n", ASSIGNMENT),
+            (b"access_key = \"AKID\"\n", ASSIGNMENT),
+            (b" AKID\n", BLANKS),
+            (b"AKID \n", BLANKS),
+            (b"AK ID", BLANKS),
+            (b"\tAKID", BLANKS),
+            ("AK\u{200b}ID".as_bytes(), NOT_ASCII),
+            ("AKID\u{a0}\n".as_bytes(), NOT_ASCII),
+            ("\u{201c}AKID\u{201d}".as_bytes(), NOT_ASCII),
+            (b"AKID\nSECRET\n", NOT_ONE_LINE),
+            (b"AK\xffID", NOT_ONE_LINE),
+            (b"{\"access\": \"AKID\"}", JSON),
+            (b"user,AKID,SECRET", ODD_CHARACTER),
+            (b"<your-key>", ODD_CHARACTER),
+        ];
+        for (content, flaw) in cases {
+            assert_eq!(judge(content, SecretKind::Key), Err(flaw), "{}", String::from_utf8_lossy(content));
+        }
+        for content in ["AKID", "AKID\n", "AKID\r\n", "AKID\n\n"] {
+            assert_eq!(judge(content.as_bytes(), SecretKind::Key), Ok("AKID"));
+        }
+        assert_eq!(judge(b"a+b/c_d-e==\n", SecretKind::Key), Ok("a+b/c_d-e=="));
+        assert_eq!(judge(b"QUJD==\n", SecretKind::Key), Ok("QUJD=="), "the end of a base64 text is no assignment");
+        assert_eq!(judge(b" \r\n", SecretKind::Key), Ok(""));
+    }
+
+    #[test]
+    fn a_security_token_is_one_line_of_printable_ascii() {
+        let token = "gQpjbi1ub3J0aC00(x);{}y+/==";
+        assert_eq!(judge(format!("{token}\n").as_bytes(), SecretKind::Token), Ok(token));
+        for (content, flaw) in [
+            ("gQpj\u{200b}bi", NOT_ASCII),
+            ("gQpj\nbi", NOT_ONE_LINE),
+            ("TOKEN=gQpj", ASSIGNMENT),
+            ("\"gQpj\"", QUOTED),
+            ("gQpj ", BLANKS),
+        ] {
+            assert_eq!(judge(content.as_bytes(), SecretKind::Token), Err(flaw));
+        }
+    }
+
+    #[test]
+    fn the_same_bytes_written_anew_are_the_same_content() {
+        let folder = Folder::new();
+        let path = folder.file("password", "one", 0o600);
+        let first = SecretContent::take(&token(path.clone()), &folder.rules);
+        let other = folder.file("next", "one", 0o600);
+        fs::rename(other, &path).unwrap();
+        assert_eq!(SecretContent::take(&token(path.clone()), &folder.rules), first);
+        fs::write(&path, "two").unwrap();
+        assert_ne!(SecretContent::take(&token(path.clone()), &folder.rules), first);
+        fs::remove_file(&path).unwrap();
+        assert_ne!(SecretContent::take(&token(path), &folder.rules), first);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Reasons why something is not going out, and what is known of each target.
 
-use std::collections::BTreeMap;
-
 use super::batches::Origin;
 use super::{Store, StoreError, rows, text};
 use crate::model::{HoldKind, TargetName, UtcMillis};
@@ -56,23 +54,27 @@ impl Store {
         Ok(lifted.rows_affected() > 0)
     }
 
-    /// Keys that were refused last, by fingerprint. A row that a stranger spoilt says nothing.
-    pub async fn refused_keys(&self) -> Result<BTreeMap<String, RefusedKey>, StoreError> {
+    /// Keys that were refused last, one for each secret. A row that a stranger spoilt says nothing.
+    pub async fn refused_keys(&self) -> Result<Vec<RefusedKey>, StoreError> {
         let mut writer = self.writer.lock().await;
         let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS).fetch_all(&mut *writer).await?;
         Ok(found.into_iter().filter_map(RefusedKeyRecord::into_key).collect())
     }
 
-    /// Remembers that a key was refused.
-    pub async fn note_refused_key(&self, key: &str, refused: &RefusedKey) -> Result<(), StoreError> {
+    /// Remembers that a key was refused, in place of what was known of it with this secret.
+    pub async fn note_refused_key(&self, refused: &RefusedKey) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
-        note_refused_key(&mut writer, key, refused).await
+        note_refused_key(&mut writer, refused).await
     }
 
-    /// The cloud has taken this key.
-    pub async fn forget_refused_key(&self, key: &str) -> Result<(), StoreError> {
+    /// What was known of a key with this secret says nothing any more.
+    pub async fn forget_refused_key(&self, key: &str, secret: &str) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
-        sqlx::query("DELETE FROM refused_keys WHERE key = ?").bind(key).execute(&mut *writer).await?;
+        sqlx::query("DELETE FROM refused_keys WHERE key = ? AND secret = ?")
+            .bind(key)
+            .bind(secret)
+            .execute(&mut *writer)
+            .await?;
         Ok(())
     }
 
@@ -174,59 +176,75 @@ impl Store {
     }
 }
 
-/// What is known of a key that was refused last.
+/// What is known of a key that was refused with one of its secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedKey {
-    /// Tells its secret from another one, if that may be.
-    pub secret: Option<String>,
+    /// The fingerprint of the access key, or of the user.
+    pub key: String,
+    /// Tells its secret from another one.
+    pub secret: String,
+    /// Whose call was refused last.
+    pub target: TargetName,
     /// In a row, as far as we saw.
     pub refusals: u32,
-    /// The targets that use it are held until then.
+    /// What uses this secret is held until then.
     pub until: UtcMillis,
     /// The cloud's words.
     pub reason: String,
+    /// When, for each refused signature of the last minutes, the oldest first. The cloud counts them by key, whatever the secret.
+    pub recent: Vec<UtcMillis>,
 }
 
 /// Casts, because anybody may have written anything here.
 pub(super) const REFUSED_KEYS: &str =
-    "SELECT CAST(key AS BLOB) AS key, CAST(secret AS BLOB) AS secret, CAST(refusals AS INTEGER) AS refusals,
-    CAST(until AS BLOB) AS until, CAST(reason AS BLOB) AS reason FROM refused_keys";
+    "SELECT CAST(key AS BLOB) AS key, CAST(secret AS BLOB) AS secret, CAST(target AS BLOB) AS target,
+    CAST(refusals AS INTEGER) AS refusals, CAST(until AS BLOB) AS until, CAST(reason AS BLOB) AS reason,
+    CAST(recent AS BLOB) AS recent FROM refused_keys";
 
 /// A row as anybody may have written it.
 #[derive(sqlx::FromRow)]
 pub(super) struct RefusedKeyRecord {
     key: Vec<u8>,
-    secret: Option<Vec<u8>>,
+    secret: Vec<u8>,
+    target: Vec<u8>,
     refusals: i64,
     until: Vec<u8>,
     reason: Vec<u8>,
+    recent: Vec<u8>,
 }
 
 impl RefusedKeyRecord {
-    pub(super) fn into_key(self) -> Option<(String, RefusedKey)> {
-        let until = rows::readable_time(String::from_utf8(self.until).ok())?;
-        let reason = String::from_utf8_lossy(&self.reason).into_owned();
-        let secret = self.secret.and_then(|secret| String::from_utf8(secret).ok());
-        let refused = RefusedKey { secret, refusals: u32::try_from(self.refusals).unwrap_or(1), until, reason };
-        Some((String::from_utf8(self.key).ok()?, refused))
+    pub(super) fn into_key(self) -> Option<RefusedKey> {
+        let recent = String::from_utf8_lossy(&self.recent).into_owned();
+        Some(RefusedKey {
+            key: String::from_utf8(self.key).ok()?,
+            secret: String::from_utf8(self.secret).ok()?,
+            target: TargetName(String::from_utf8_lossy(&self.target).into_owned()),
+            refusals: u32::try_from(self.refusals).unwrap_or(1),
+            until: rows::readable_time(String::from_utf8(self.until).ok())?,
+            reason: String::from_utf8_lossy(&self.reason).into_owned(),
+            recent: recent.split(' ').filter_map(|time| rows::readable_time(Some(time.to_owned()))).collect(),
+        })
     }
 }
 
 /// Takes any connection, so that `check --online` counts its refusals too.
 pub(super) async fn note_refused_key(
     connection: &mut sqlx::SqliteConnection,
-    key: &str,
     refused: &RefusedKey,
 ) -> Result<(), StoreError> {
+    let recent: Vec<String> = refused.recent.iter().map(|at| text(*at)).collect();
     sqlx::query(
-        "INSERT INTO refused_keys (key, refusals, until, reason, secret) VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT (key) DO UPDATE SET refusals = ?2, until = ?3, reason = ?4, secret = ?5",
+        "INSERT INTO refused_keys (key, secret, target, refusals, until, reason, recent) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (key, secret) DO UPDATE SET target = ?3, refusals = ?4, until = ?5, reason = ?6, recent = ?7",
     )
-    .bind(key)
+    .bind(&refused.key)
+    .bind(&refused.secret)
+    .bind(&refused.target.0)
     .bind(refused.refusals.max(1))
     .bind(text(refused.until))
     .bind(&refused.reason)
-    .bind(&refused.secret)
+    .bind(recent.join(" "))
     .execute(connection)
     .await?;
     Ok(())

@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -140,7 +139,7 @@ fn clouds(settings: &Settings) -> daemon::Clouds {
 /// Hands new settings in; true if the daemon goes on with them.
 pub(crate) async fn reload(reloads: &mpsc::Sender<Reload>, settings: Settings) -> bool {
     let (accepted, answer) = oneshot::channel();
-    let reload = Reload { clouds: clouds(&settings), settings, new_secrets: BTreeSet::new(), accepted };
+    let reload = Reload { clouds: clouds(&settings), settings, is_asked_for: true, accepted };
     assert!(reloads.send(reload).await.is_ok(), "the daemon has ended");
     answer.await.is_ok()
 }

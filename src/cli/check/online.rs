@@ -1,6 +1,5 @@
 //! What only the cloud can tell: the endpoint, this machine's clock, and whether one read call is allowed. Switches nothing.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,9 +9,9 @@ use super::Finding;
 use crate::cli::{Exit, args, output};
 use crate::cloud::codes::{self, Origin};
 use crate::cloud::http::{Http, Wire};
-use crate::cloud::{CallError, Fault, Key, PowerCloud};
-use crate::daemon::{self, CREDENTIALS_HOLD};
-use crate::model::{CodeClass, ServerId, Service, UtcMillis};
+use crate::cloud::{CallError, Fault, KeyName, PowerCloud};
+use crate::daemon::{self, refusals};
+use crate::model::{CodeClass, ServerId, Service, TargetName, UtcMillis};
 use crate::settings::{SecretRules, Settings, TargetSettings};
 use crate::store::desk::Access;
 use crate::store::{Desk, RefusedKey};
@@ -24,9 +23,8 @@ const NO_SERVER: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Asks every target once. Five bad signatures in a row lock a key, so a key that was refused is not tried again before its
 /// hold is over, and a refusal is counted where the daemon will find it.
-pub(super) async fn findings(settings: &Settings, rules: &SecretRules) -> Vec<Finding> {
+pub(super) async fn findings(settings: &Settings, rules: &SecretRules, mut keys: Keys<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut keys = Keys::read(&settings.queue.database).await;
     for target in &settings.targets {
         let subject = format!("targets.{}", target.name);
         findings.push(endpoint(target, &subject).await);
@@ -39,34 +37,41 @@ pub(super) async fn findings(settings: &Settings, rules: &SecretRules) -> Vec<Fi
 }
 
 /// What is known of refused keys, from the queue if there is one.
-struct Keys<'a> {
+pub(super) struct Keys<'a> {
     database: &'a Path,
-    refused: BTreeMap<String, RefusedKey>,
+    refused: Vec<RefusedKey>,
 }
 
 impl<'a> Keys<'a> {
-    async fn read(database: &'a Path) -> Self {
+    pub(super) async fn read(database: &'a Path) -> Self {
         let refused = match Desk::open(database, Access::Read).await {
             Ok(mut desk) => desk.refused_keys().await.unwrap_or_default(),
-            Err(_) => BTreeMap::new(),
+            Err(_) => Vec::new(),
         };
         Self { database, refused }
     }
 
-    /// Until when this key is better left alone, and why.
-    fn rest(&self, key: &Key, now: UtcMillis) -> Option<&RefusedKey> {
-        let same_secret = |refused: &&RefusedKey| refused.secret.is_none() || refused.secret.as_deref() == key.secret();
-        self.refused.get(key.id()).filter(same_secret).filter(|refused| refused.until > now)
+    /// The refusal of this key that still holds, and what to do about it; none if the key may be tried.
+    pub(super) fn refusal(&self, key: &KeyName, now: UtcMillis) -> Option<(String, String)> {
+        if let Some(refused) = refusals::own_refusal(key, &self.refused, now) {
+            let times = output::count(refused.refusals as usize, "time");
+            let finding = format!("its key was refused {times} in a row ({})", refused.reason);
+            let mend = format!("fix the key, or wait until {}, so that the cloud does not lock it", refused.until);
+            return Some((finding, mend));
+        }
+        let (until, reason) = refusals::rest(key, &self.refused, now)?;
+        Some((reason, format!("wait until {until}")))
     }
 
-    async fn note(&mut self, key: &Key, refusals: u32, reason: String, now: UtcMillis) {
-        let secret = key.secret().map(str::to_owned);
-        let refused = RefusedKey { secret, refusals, until: now + CREDENTIALS_HOLD, reason };
+    async fn note(&mut self, cloud: &dyn PowerCloud, subject: &str, reason: &str, now: UtcMillis) {
+        let target = TargetName(subject.trim_start_matches("targets.").to_owned());
+        let refused = refusals::after_refusal(&cloud.key().signed(), &target, reason, &self.refused, now);
         if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
             // Without it the daemon would only count from nothing.
-            let _ = desk.note_refused_key(key.id(), &refused).await;
+            let _ = desk.note_refused_key(&refused).await;
         }
-        self.refused.insert(key.id().to_owned(), refused);
+        self.refused.retain(|other| !refusals::is_of(other, cloud.key().name()));
+        self.refused.push(refused);
     }
 }
 
@@ -111,24 +116,18 @@ fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
 /// One read call with the target's credentials.
 async fn read_call(cloud: &dyn PowerCloud, service: Service, keys: &mut Keys<'_>, subject: &str) -> Finding {
     let key = cloud.key();
-    if let Some(refused) = keys.rest(key, args::now()) {
-        let finding = format!(
-            "not asked: its key was refused {} in a row ({})",
-            output::count(refused.refusals as usize, "time"),
-            refused.reason
-        );
-        let mend = format!("mend the key, or wait until {}, so that the cloud does not lock it", refused.until);
-        return Finding::warning(subject, finding, mend);
+    if let Some((finding, mend)) = keys.refusal(key.name(), args::now()) {
+        return Finding::error(Exit::Config, subject, format!("not asked: {finding}"), mend);
     }
-    let before = keys.refused.get(key.id()).map_or(0, |refused| refused.refusals);
     // One signature, as for a key that was refused before: without a queue nobody counts the checks made in a row.
-    key.set_refusals(before.max(1));
+    key.set_one_proof_a_call(true);
     match cloud.observe(&[ServerId(NO_SERVER.to_owned())]).await {
         Ok(_) => Finding::ok(subject, "a read call was allowed"),
         Err(error) if says_no_such_server(service, &error) => Finding::ok(subject, "a read call was allowed"),
         Err(error) => {
             if error.fault == Fault::Credentials {
-                keys.note(key, before + 1, format!("the cloud refuses the credentials: {error}"), args::now()).await;
+                let reason = format!("the cloud refuses the credentials: {error}");
+                keys.note(cloud, subject, &reason, args::now()).await;
             }
             Finding::error(Exit::Config, subject, &error, mend(&error.fault))
         }

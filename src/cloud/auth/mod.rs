@@ -3,11 +3,13 @@
 //! Owns the secrets while they are in memory. Reads no file, and keeps every secret out of `Debug`, logs and messages.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hmac::digest::Digest;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
+
+use crate::settings::{process_number, salted_digest};
 
 pub mod aksk;
 pub mod token;
@@ -43,25 +45,55 @@ pub struct Password {
     pub password: SecretString,
 }
 
+/// Which key a call is made with; tells nothing of the key itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyName {
+    /// The same for all clients that use this access key or user, whatever the secret. 16 hex digits.
+    pub id: String,
+    /// Changes with the secret and not with the file that holds it. For a secret key 8 hex digits, too few to tell anything of
+    /// it. A password can be guessed, and this is stored where producers can read: its digest is salted by this process, and a
+    /// number of the process and a hyphen are in front.
+    pub secret: String,
+}
+
+impl KeyName {
+    /// True if `stored` is the name of this secret, or of a password that another process named: those cannot be compared.
+    pub fn may_have_secret(&self, stored: &str) -> bool {
+        match (self.secret.split_once('-'), stored.split_once('-')) {
+            (Some((process, _)), Some((other, _))) if process != other => true,
+            _ => self.secret == stored,
+        }
+    }
+
+    /// True for a user with a password, false for an access key.
+    pub fn is_user(&self) -> bool {
+        self.secret.contains('-')
+    }
+}
+
+/// What a call says of the key that it was made with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Signed {
+    /// That key, which need not be the target's present one any more.
+    pub key: KeyName,
+    /// Refused proofs in a row (signatures, tokens or passwords) that nobody was told of yet.
+    pub refused: u32,
+}
+
 /// A key as the clouds count it: which one it is, and how often in a row it was refused. More than five bad signatures in a
-/// row lock it for five minutes. Source: vendor FAQs.
+/// row lock it for five minutes, whatever secrets made them. Source: vendor FAQs.
 #[derive(Debug)]
 pub struct Key {
-    id: String,
-    secret: Option<String>,
+    name: KeyName,
     refusals: AtomicU32,
+    untold: AtomicU32,
+    one_proof_a_call: AtomicBool,
 }
 
 impl Key {
-    /// The same for all clients that use this key, whatever its secret; tells nothing of either. 16 hex digits.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Changes with the secret key, and is too short to tell anything of it; 8 hex digits. None for a password: those can be
-    /// guessed, and this is stored where producers can read.
-    pub fn secret(&self) -> Option<&str> {
-        self.secret.as_deref()
+    /// Which key this is.
+    pub fn name(&self) -> &KeyName {
+        &self.name
     }
 
     /// Refusals in a row, as far as this client knows.
@@ -74,29 +106,46 @@ impl Key {
         self.refusals.store(refusals, Ordering::SeqCst);
     }
 
-    /// Counts a refusal; true if it is the first in a row.
+    /// With `true` a refused call is not repeated with a new signature: the key has few left before it is locked.
+    pub fn set_one_proof_a_call(&self, one: bool) {
+        self.one_proof_a_call.store(one, Ordering::SeqCst);
+    }
+
+    /// For whoever follows up a call that has just ended. Each refusal is told once.
+    pub fn signed(&self) -> Signed {
+        Signed { key: self.name.clone(), refused: self.untold.swap(0, Ordering::SeqCst) }
+    }
+
+    /// Counts a refusal; true if the call may be repeated with a new signature.
     pub(super) fn was_refused(&self) -> bool {
-        self.refusals.fetch_add(1, Ordering::SeqCst) == 0
+        self.untold.fetch_add(1, Ordering::SeqCst);
+        let is_first = self.refusals.fetch_add(1, Ordering::SeqCst) == 0;
+        is_first && !self.one_proof_a_call.load(Ordering::SeqCst)
     }
 
     pub(super) fn was_accepted(&self) {
         self.set_refusals(0);
+        self.untold.store(0, Ordering::SeqCst);
     }
 }
 
 impl Credentials {
     /// Which key this is: by its kind and the access key, or by domain and user.
     pub fn key(&self) -> Key {
-        let (id, secret) = match self {
+        let name = match self {
             Self::AkSk(keys) => {
                 let token = keys.security_token.as_ref().map_or("", ExposeSecret::expose_secret);
                 let mut secret = short_hash(&["secret", &keys.access_key, keys.secret_key.expose_secret(), token]);
                 secret.truncate(8);
-                (short_hash(&["aksk", &keys.access_key, ""]), Some(secret))
+                KeyName { id: short_hash(&["aksk", &keys.access_key, ""]), secret }
             }
-            Self::Password(user) => (short_hash(&["token", &user.domain, &user.username]), None),
+            Self::Password(user) => {
+                let digest = salted_digest(user.password.expose_secret().as_bytes());
+                let secret = format!("{}-{}", process_number(), hex::encode(&digest[..8]));
+                KeyName { id: short_hash(&["token", &user.domain, &user.username]), secret }
+            }
         };
-        Key { id, secret, refusals: AtomicU32::new(0) }
+        Key { name, refusals: AtomicU32::new(0), untold: AtomicU32::new(0), one_proof_a_call: AtomicBool::new(false) }
     }
 
     /// The word of the config: `aksk` or `token`.
@@ -145,15 +194,42 @@ mod tests {
         Credentials::AkSk(AccessKeys { access_key, secret_key, security_token: None })
     }
 
+    fn user(password: &str) -> Credentials {
+        let (domain, username, password) = ("d".to_owned(), "u".to_owned(), SecretString::from(password));
+        Credentials::Password(Password { domain, username, password })
+    }
+
     #[test]
     fn a_key_is_told_apart_whatever_its_secret_and_not_given_away() {
         let (one, renewed, other) = (keys("AK1", "s1").key(), keys("AK1", "s2").key(), keys("AK2", "s1").key());
-        assert_eq!(one.id(), renewed.id());
-        assert_ne!(one.id(), other.id());
-        assert_ne!(one.secret(), renewed.secret());
-        assert_eq!((one.id().len(), one.secret().map(str::len)), (16, Some(8)));
-        let user = Password { domain: "d".into(), username: "u".into(), password: SecretString::from("hush") };
-        assert_eq!(Credentials::Password(user).key().secret(), None);
+        assert_eq!(one.name(), keys("AK1", "s1").key().name(), "the same content is the same key");
+        assert_eq!(one.name().id, renewed.name().id);
+        assert_ne!(one.name().id, other.name().id);
+        assert!(!one.name().may_have_secret(&renewed.name().secret));
+        assert_eq!((one.name().id.len(), one.name().secret.len()), (16, 8));
+    }
+
+    #[test]
+    fn passwords_are_compared_within_one_process_alone() {
+        let (one, same, other) = (user("hush").key(), user("hush").key(), user("hash").key());
+        assert_eq!(one.name(), same.name());
+        assert!(!one.name().may_have_secret(&other.name().secret));
+        let of_another_process = format!("0-{}", "0".repeat(16));
+        assert!(one.name().may_have_secret(&of_another_process), "it cannot be told, so it counts as refused");
+        assert!(one.name().is_user() && !keys("AK1", "s1").key().name().is_user());
+    }
+
+    #[test]
+    fn refusals_are_told_once_and_an_accepted_call_begins_anew() {
+        let key = keys("AK1", "s1").key();
+        assert!(key.was_refused(), "a first refusal is worth a second signature");
+        assert!(!key.was_refused());
+        assert_eq!((key.signed().refused, key.signed().refused, key.refusals()), (2, 0, 2));
+        key.was_refused();
+        key.was_accepted();
+        assert_eq!((key.signed().refused, key.refusals()), (0, 0));
+        key.set_one_proof_a_call(true);
+        assert!(!key.was_refused());
     }
 
     #[test]

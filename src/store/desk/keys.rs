@@ -1,20 +1,18 @@
 //! What is known of keys that the cloud refused, for a command that asks the cloud too.
 
-use std::collections::BTreeMap;
-
 use super::Desk;
 use crate::store::StoreError;
 use crate::store::holds::{self, REFUSED_KEYS, RefusedKey, RefusedKeyRecord};
 
 impl Desk {
-    /// Keys that were refused last, by fingerprint.
-    pub async fn refused_keys(&mut self) -> Result<BTreeMap<String, RefusedKey>, StoreError> {
+    /// Keys that were refused last, one for each secret.
+    pub async fn refused_keys(&mut self) -> Result<Vec<RefusedKey>, StoreError> {
         let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS).fetch_all(&mut self.connection).await?;
         Ok(found.into_iter().filter_map(RefusedKeyRecord::into_key).collect())
     }
 
     /// Counts a refusal, so that the daemon's next start knows of it.
-    pub async fn note_refused_key(&mut self, key: &str, refused: &RefusedKey) -> Result<(), StoreError> {
-        holds::note_refused_key(&mut self.connection, key, refused).await
+    pub async fn note_refused_key(&mut self, refused: &RefusedKey) -> Result<(), StoreError> {
+        holds::note_refused_key(&mut self.connection, refused).await
     }
 }

@@ -71,7 +71,7 @@ impl Machine<'_> {
     /// An answer reaches the daemon; as in `daemon::run`, a round follows.
     async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
         self.say(|| format!("answer: {}", describe(&finished)));
-        if let Finished::Submitted { batch, answer } = &finished {
+        if let Finished::Submitted { batch, answer, .. } = &finished {
             self.facts.told(batch.id.0, batch.service, answer);
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
@@ -115,10 +115,12 @@ fn describe(finished: &Finished) -> String {
     let outcome = |error: Option<&CallError>| error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code));
     match finished {
         Finished::Prepared { result, .. } => format!("prepare: {}", outcome(result.as_ref().err())),
-        Finished::Submitted { batch, answer } => {
+        Finished::Submitted { batch, answer, .. } => {
             format!("submit of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
         }
-        Finished::Tracked { batch, answer } => format!("job of batch {}: {}", batch.id, outcome(answer.as_ref().err())),
+        Finished::Tracked { batch, answer, .. } => {
+            format!("job of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
+        }
         Finished::Looked { batches, answer, .. } => {
             let ids: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
             format!("look for batches {ids:?}: {}", outcome(answer.as_ref().err()))
