@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -278,7 +279,8 @@ fn migrate_refuses_while_a_daemon_runs() {
     let lock = QueueLock::take(&queue.path(), UtcMillis(0)).expect("nobody else");
     let said = queue.run(&["db", "migrate"]);
     assert_eq!(said.code, Some(5));
-    assert!(said.err.contains(&std::process::id().to_string()), "{said:?}");
+    let advice = format!("stop the daemon (pid {}) first", std::process::id());
+    assert!(said.err.contains(&advice), "{said:?}");
     let status = queue.run(&["status", "--json"]).json();
     assert_eq!((&status["daemon"]["running"], &status["daemon"]["pid"]), (&true.into(), &std::process::id().into()));
     drop(lock);
@@ -535,7 +537,7 @@ fn simulate_prints_its_address_first_and_ends_on_sigterm_and_check_online_finds_
     let mut simulated = poweryard().arg("simulate").stdout(Stdio::piped()).spawn().expect("it runs");
     let mut url = String::new();
     BufReader::new(simulated.stdout.take().expect("piped")).read_line(&mut url).expect("a line");
-    let said = check_against(url.trim(), 0o600, &["--online"]);
+    let said = Files { endpoint: url.trim(), ..Files::default() }.check(&["--online"]);
     let pid = simulated.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
     assert_eq!(simulated.wait().expect("it ends").code(), Some(0));
@@ -557,38 +559,111 @@ fn a_bad_scenario_is_named() {
 
 #[test]
 fn check_finds_an_open_secret_and_an_endpoint_that_is_not_there() {
-    let open = check_against("http://127.0.0.1:9", 0o644, &[]);
+    let open = Files { secret_mode: 0o644, ..Files::default() }.check(&[]);
     assert_eq!(open.code, Some(78));
     let findings = open.json();
     let error = findings.as_array().expect("an array").iter().find(|finding| finding["level"] == "error");
     let error = error.expect("an error");
     assert!(error["subject"].to_string().contains("secret_key_file") && error["mend"].is_string(), "{error:#}");
-    let dead = check_against("http://127.0.0.1:9", 0o600, &["--online"]);
+    let dead = Files::default().check(&["--online"]);
     assert_eq!(dead.code, Some(78), "{dead:?}");
     let said = Said::from(poweryard().args(["--config", "/no/such.toml", "check"]).output().expect("it runs"));
     assert!(said.code == Some(78) && said.out.contains("/no/such.toml"), "{said:?}");
 }
 
-/// Runs `check --json` on a queue of its own with the simulated cloud's default keys.
-fn check_against(endpoint: &str, secret_mode: u32, args: &[&str]) -> Said {
-    let queue = Queue::new();
-    let secret = |name: &str, content: &str, mode| {
-        let path = queue.dir.path().join(name);
-        fs::write(&path, content).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
-        path.display().to_string()
-    };
-    let config = format!(
-        "[queue]\ndatabase = {:?}\n[targets.default]\nservice = \"bms\"\nendpoint = {endpoint:?}\nallow_http = true\n\
-         project_id = \"bbf1946d374b44a0a2a95533562ba954\"\n[targets.default.auth]\nkind = \"aksk\"\n\
-         access_key_file = {:?}\nsecret_key_file = {:?}\n",
-        queue.path(),
-        secret("ak", "POWERYARDSIMAK", 0o600),
-        secret("sk", "poweryard-sim-secret-key", secret_mode),
-    );
-    let path = queue.dir.path().join("poweryard.toml");
-    fs::write(&path, config).expect("written");
-    let mut command = poweryard();
-    command.arg("--config").arg(path).args(["check", "--json"]).args(args);
-    command.output().expect("it runs").into()
+#[test]
+fn check_finds_a_taken_port_and_serve_says_it_serves_only_when_it_can() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listen = format!("[listen]\naddress = \"{}\"\n", taken.local_addr().expect("its address"));
+    let files = Files { listen: &listen, ..Files::default() };
+    let said = files.check(&[]);
+    assert_eq!(said.code, Some(78), "{said:?}");
+    let findings = said.json();
+    let error = findings.as_array().expect("an array").iter().find(|finding| finding["level"] == "error");
+    assert_eq!(error.expect("an error")["subject"], "listen.address");
+    drop(taken);
+    assert_eq!(files.check(&[]).code, Some(0), "the port is free again");
+    // The daemon cannot start, so it serves nothing: the port is not even tried.
+    let wrong = Files { access_key: "\"POWERYARDSIMAK\"", ..files };
+    let said = wrong.serve();
+    assert!(said.code == Some(78) && said.err.contains("quotes") && !said.err.contains("serving"), "{said:?}");
+}
+
+#[test]
+fn check_and_serve_refuse_what_no_key_can_be_without_showing_it() {
+    for access_key in [
+        "\u{feff}POWERYARDSIMAK",
+        "'POWERYARDSIMAK'",
+        "HW_ACCESS_KEY=POWERYARDSIMAK",
+        " POWERYARDSIMAK",
+        "POWERYARD\u{200b}SIMAK",
+        "POWERYARDSIMAK\nsecret",
+        "{\"ak\": \"POWERYARDSIMAK\"}",
+        "",
+    ] {
+        let files = Files { access_key, ..Files::default() };
+        for said in [files.check(&[]), files.serve()] {
+            assert_eq!(said.code, Some(78), "{access_key:?}: {said:?}");
+            let text = format!("{}{}", said.out, said.err);
+            assert!(text.contains("access_key_file") && !text.contains("SIMAK"), "{access_key:?}: {text}");
+        }
+    }
+    assert_eq!(Files::default().check(&[]).code, Some(0));
+}
+
+#[test]
+fn a_missing_folder_is_to_be_created_with_the_right_mode() {
+    let said =
+        Said::from(poweryard().args(["db", "migrate", "--database", "/no/such/queue.db"]).output().expect("it runs"));
+    assert!(said.code == Some(3) && said.err.contains("create the folder /no/such with mode 3770"), "{said:?}");
+}
+
+/// What `check` and `serve` read: the simulated cloud's default keys, unless a test says otherwise.
+#[derive(Clone, Copy)]
+struct Files<'a> {
+    endpoint: &'a str,
+    access_key: &'a str,
+    secret_mode: u32,
+    listen: &'a str,
+}
+
+impl Default for Files<'_> {
+    fn default() -> Self {
+        Self { endpoint: "http://127.0.0.1:9", access_key: "POWERYARDSIMAK\n", secret_mode: 0o600, listen: "" }
+    }
+}
+
+impl Files<'_> {
+    /// Runs `check --json` on a queue of its own.
+    fn check(&self, args: &[&str]) -> Said {
+        self.run(&[&["check", "--json"], args].concat())
+    }
+
+    /// Runs a `serve` that ends by itself.
+    fn serve(&self) -> Said {
+        self.run(&["serve"])
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        let queue = Queue::new();
+        let secret = |name: &str, content: &str, mode| {
+            let path = queue.dir.path().join(name);
+            fs::write(&path, content).expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
+            path.display().to_string()
+        };
+        let config = format!(
+            "[queue]\ndatabase = {:?}\n[targets.default]\nservice = \"bms\"\nendpoint = {:?}\nallow_http = true\n\
+             project_id = \"bbf1946d374b44a0a2a95533562ba954\"\n[targets.default.auth]\nkind = \"aksk\"\n\
+             access_key_file = {:?}\nsecret_key_file = {:?}\n{}",
+            queue.path(),
+            self.endpoint,
+            secret("ak", self.access_key, 0o600),
+            secret("sk", "poweryard-sim-secret-key", self.secret_mode),
+            self.listen,
+        );
+        let path = queue.dir.path().join("poweryard.toml");
+        fs::write(&path, config).expect("written");
+        poweryard().arg("--config").arg(path).args(args).output().expect("it runs").into()
+    }
 }

@@ -10,7 +10,7 @@ use super::output;
 use super::{Context, Exit, Failure};
 use crate::settings::QueueSettings;
 use crate::store::desk::Access;
-use crate::store::{Prune, Store, StoreError, daemon_info};
+use crate::store::{Prune, Store, daemon_info};
 
 /// Producers get their turn between two steps of a prune.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
@@ -145,7 +145,7 @@ async fn migrate(path: &Path) -> Result<Exit, Failure> {
     // No lock is taken: a lock file that root leaves behind would keep the daemon's own user out. Each migration is one
     // transaction, so a daemon that starts at this very moment does no harm.
     if let Some(daemon) = daemon_info(path) {
-        return Err(StoreError::DaemonRuns { path: path.to_owned(), pid: daemon.pid.to_string() }.into());
+        return Err(Failure::StopFirst { path: path.to_owned(), pid: daemon.pid });
     }
     Store::open(path).await?.close().await?;
     output::print(&format!("{} has the current schema\n", path.display()))?;

@@ -1,8 +1,10 @@
 //! How a command ends: its exit code, and the sentence on stderr. Decides nothing but these two.
 
 use std::error::Error;
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -50,6 +52,14 @@ pub enum Failure {
         /// Why.
         source: StoreError,
     },
+    /// What was asked for cannot be done beside a daemon.
+    #[error("a daemon runs on {}; stop the daemon (pid {pid}) first", path.display())]
+    StopFirst {
+        /// The queue.
+        path: PathBuf,
+        /// The daemon's process id.
+        pid: u32,
+    },
     /// The config file was not accepted.
     #[error("{source}{}", no_config_hint(source))]
     Settings {
@@ -93,6 +103,7 @@ impl Failure {
             Self::Usage(_) | Self::Logging(_) | Self::File { .. } => Exit::Usage,
             Self::Settings { .. } | Self::Connect(_) | Self::Listen { .. } => Exit::Config,
             Self::Output(_) | Self::Runtime(_) => Exit::Otherwise,
+            Self::StopFirst { .. } => Exit::DaemonRuns,
             Self::Store { source, .. } => match source {
                 StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,
                 StoreError::DaemonRuns { .. } => Exit::DaemonRuns,
@@ -126,6 +137,9 @@ impl Failure {
             sentence.push_str(&format!(": caused by {error}"));
             cause = error.source();
         }
+        if let Self::Store { source: StoreError::Unusable { path, source }, .. } = self {
+            sentence.push_str(&way_out(path, source));
+        }
         sentence
     }
 
@@ -154,6 +168,34 @@ impl From<SettingsError> for Failure {
     fn from(source: SettingsError) -> Self {
         Self::Settings { source }
     }
+}
+
+/// What to do about a queue that cannot be used: a folder is missing, or this user may not use it.
+fn way_out(path: &Path, error: &io::Error) -> String {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match (error.kind(), fs::metadata(folder)) {
+        (io::ErrorKind::NotFound, Err(_)) => {
+            format!("; create the folder {} with mode 3770 and the producers' group", folder.display())
+        }
+        (io::ErrorKind::PermissionDenied, Ok(meta)) => {
+            format!("; ask for membership of group {}, to which {} belongs", group_name(meta.gid()), folder.display())
+        }
+        _ => String::new(),
+    }
+}
+
+/// The name of a group, or its number if the system knows no name for it.
+pub(super) fn group_name(gid: u32) -> String {
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let name = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| gid.to_string())
 }
 
 /// The errors that do not name a file themselves get it in front.
@@ -195,5 +237,17 @@ mod tests {
         let source = io::Error::other("no such thing");
         let unusable = Failure::from(StoreError::Unusable { path: "/q".into(), source });
         assert_eq!(unusable.sentence(), "error: cannot use /q: caused by no such thing");
+    }
+
+    #[test]
+    fn a_missing_folder_and_a_forbidden_one_say_what_to_do() {
+        let unusable = |path: &str, kind: io::ErrorKind| {
+            Failure::from(StoreError::Unusable { path: path.into(), source: kind.into() }).sentence()
+        };
+        let missing = unusable("/no/such/queue.db.lock", io::ErrorKind::NotFound);
+        assert!(missing.ends_with("; create the folder /no/such with mode 3770 and the producers' group"), "{missing}");
+        let forbidden = unusable("/queue.db", io::ErrorKind::PermissionDenied);
+        assert!(forbidden.ends_with("; ask for membership of group root, to which / belongs"), "{forbidden}");
+        assert_eq!(group_name(u32::MAX - 7), (u32::MAX - 7).to_string());
     }
 }

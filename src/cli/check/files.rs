@@ -5,8 +5,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags};
+
 use super::Finding;
 use crate::cli::Exit;
+use crate::cli::failure::group_name;
+use crate::store::daemon_info;
 
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
@@ -29,6 +33,7 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
         }
         Ok(meta) => vec![judge_folder(folder, mode(&meta))],
     };
+    findings.extend(judge_access(folder, Access::WRITE_OK | Access::EXEC_OK));
     let folder_meta = fs::metadata(folder).ok();
     let shared = folder_meta.as_ref().is_some_and(|meta| mode(meta) & GROUP_WRITE != 0);
     let group = folder_meta.filter(|_| shared).map(|meta| meta.gid());
@@ -37,6 +42,7 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
         match fs::metadata(&path) {
             Ok(meta) => {
                 findings.push(judge_file(&path, mode(&meta), shared));
+                findings.extend(judge_access(&path, Access::READ_OK | Access::WRITE_OK));
                 findings.extend(judge_group(&path, meta.gid(), group, folder));
                 findings.extend(judge_owner(&path, (meta.uid(), mode(&meta)), owner, database));
             }
@@ -45,7 +51,25 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
             Err(error) => findings.push(unreadable(&path, &error, "let this user reach it")),
         }
     }
+    let lock = beside(database, ".lock");
+    // While a daemon runs it has its lock file, and nobody else needs to write it.
+    if lock.exists() && daemon_info(database).is_none() {
+        findings.extend(judge_access(&lock, Access::READ_OK | Access::WRITE_OK));
+    }
     findings
+}
+
+/// The user who runs this must be able to write what the daemon writes.
+fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
+    let error = rustix::fs::accessat(rustix::fs::CWD, path, wanted, AtFlags::EACCESS).err()?;
+    let finding = format!("cannot be written by the user who runs this ({})", io::Error::from(error));
+    let mend = match fs::metadata(path) {
+        Ok(meta) => {
+            format!("run this as user {}, or ask for membership of group {}", meta.uid(), group_name(meta.gid()))
+        }
+        Err(_) => "let this user write it".to_owned(),
+    };
+    Some(Finding::error(Exit::Database, path.display(), finding, mend))
 }
 
 fn mode(meta: &Metadata) -> u32 {

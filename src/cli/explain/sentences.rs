@@ -54,7 +54,8 @@ impl Facts {
 
     fn queued(&self, said: &mut Vec<String>) {
         said.push(self.why_queued());
-        said.extend(self.holds.iter().map(hold_sentence));
+        let told = self.reason.as_deref().and_then(|reason| reason.strip_prefix("held: "));
+        said.extend(self.holds.iter().map(|hold| hold_sentence(hold, told)));
         if self.request.retry_at.is_some() || self.request.attempts > 0 {
             said.push(self.last_try());
         }
@@ -90,7 +91,7 @@ impl Facts {
             return format!("It is queued behind request {id}, which is for the same server and goes first.");
         }
         match after("held: ") {
-            Some(why) => format!("It is queued and held: {why}."),
+            Some(why) => format!("It is queued and held: {}.", unstopped(why)),
             None => {
                 format!("It is queued and next: it leaves with the next batch of target {}.", self.request.target)
             }
@@ -107,7 +108,7 @@ impl Facts {
             None => format!("Attempts so far that the cloud may have acted on: {}", self.request.attempts),
         };
         match self.attempts.last() {
-            Some(last) => format!("{used}; the last try ended as {}.", attempt_end(last)),
+            Some(last) => format!("{used}; the last try ended as {}.", unstopped(&attempt_end(last))),
             None => format!("{used}."),
         }
     }
@@ -134,7 +135,7 @@ impl Facts {
             (None, true) => {}
         }
         if let Some(why) = &batch.read_error {
-            said.push(format!("The last look failed: {why}."));
+            said.push(format!("The last look failed: {}.", unstopped(why)));
         }
         if self.request.attempts > 1 {
             said.push(self.last_try());
@@ -146,8 +147,8 @@ impl Facts {
         let when = request.finished_at.as_deref().unwrap_or("an unknown time");
         said.push(format!("It {} at {when}. {}", ending(state), self.how_known()));
         match (&request.error_code, &request.error_message) {
-            (Some(code), Some(message)) => said.push(format!("{code}: {message}.")),
-            (Some(text), None) | (None, Some(text)) => said.push(format!("{text}.")),
+            (Some(code), Some(message)) => said.push(format!("{code}: {}.", unstopped(message))),
+            (Some(text), None) | (None, Some(text)) => said.push(format!("{}.", unstopped(text))),
             (None, None) => {}
         }
         let again = format!("`poweryard retry {}", request.id);
@@ -222,18 +223,26 @@ fn looking(batch: &BatchRecord) -> String {
     format!("Batch {} carries it, and its servers are being looked at{until}: {cause}.", batch.id)
 }
 
-fn hold_sentence(hold: &HoldRecord) -> String {
+/// A sentence on `hold`. Its reason is left out if it was `told` before.
+fn hold_sentence(hold: &HoldRecord, told: Option<&str>) -> String {
     let until = hold.until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
     let mend = match hold.kind.parse() {
         Ok(HoldKind::Operator) => "`poweryard resume` ends it",
         Ok(HoldKind::Budget) => "it goes on by itself as the budget of the config allows",
-        Ok(HoldKind::Credentials) => "it goes on once the credentials are mended, or when the hold's time is over",
+        Ok(HoldKind::Credentials) => "it goes on once the credentials are fixed, or when the hold's time is over",
         Ok(HoldKind::Breaker) => "the daemon tries again by itself",
         Ok(HoldKind::UnknownTarget) => "add the target to the config, or cancel the request",
         Ok(HoldKind::Restored) => "the database was restored; `poweryard db release` lets it go or drops it",
         Err(_) => "this version does not know this kind of hold",
     };
-    format!("Held by {} since {}{until} ({}): {mend}.", hold.kind, hold.since, hold.reason)
+    let is_told = told.is_some_and(|told| told.starts_with(hold.reason.as_str()));
+    let reason = if is_told { String::new() } else { format!(" ({})", unstopped(&hold.reason)) };
+    format!("Held by {} since {}{until}{reason}: {mend}.", hold.kind, hold.since)
+}
+
+/// A text without the full stop that the cloud may have ended it with, to stand within a sentence of ours.
+fn unstopped(text: &str) -> &str {
+    text.trim_end().trim_end_matches('.')
 }
 
 fn attempt_end(attempt: &AttemptRecord) -> String {
@@ -270,6 +279,25 @@ mod tests {
         let held = Facts { reason: Some("held: night".to_owned()), holds: vec![hold], ..facts("queued") };
         assert!(said(&held).contains("held: night"), "{}", said(&held));
         assert!(said(&held).contains("`poweryard resume`"), "{}", said(&held));
+    }
+
+    #[test]
+    fn a_reason_is_told_once_and_ends_with_one_full_stop() {
+        let hold = |reason: &str| HoldRecord {
+            kind: "credentials".to_owned(),
+            reason: reason.to_owned(),
+            ..HoldRecord::default()
+        };
+        let holds = vec![hold("the key is refused."), hold("something else.")];
+        let reason = Some("held: the key is refused.".to_owned());
+        let text = said(&Facts { reason, holds, ..facts("queued") });
+        assert_eq!(text.matches("the key is refused").count(), 1, "{text}");
+        assert_eq!(text.matches("something else").count(), 1, "{text}");
+        let mut failed = facts("failed");
+        failed.request.error_message = Some("failed to start the BMS.".to_owned());
+        for text in [text, said(&failed)] {
+            assert!(!text.contains("..") && !text.contains(".)"), "{text}");
+        }
     }
 
     #[test]
