@@ -19,7 +19,7 @@ use poweryard::settings::TargetSettings;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use wire::{
-    Cloud, PROJECT, REFUSED, Reply, assert_as_captured, clock, fault, iam, ids, keys, ok, password, refuse, unused_port,
+    Cloud, PROJECT, REFUSED, Reply, assert_as_captured, clock, fault, iam, ids, keys, ok, password, refuse, shown, unused_port,
 };
 
 const FIRST: &str = "616fb98f-46ca-475e-917e-2563e5a8cd19";
@@ -90,7 +90,7 @@ async fn jobs_and_servers_are_asked_for_as_the_vendors_client_does() {
     let report = bms.job(&JobId("2c9eb2c5544cbf6101544f0602af2b4f".to_owned())).await.expect("a report");
     assert_eq!(report.status, JobStatus::Succeeded);
     let server = ids(&["53206ed0-56de-4d6b-b7ee-ffc62ca26f43"]);
-    let seen = bms.observe(&server).await.expect("seen");
+    let seen = bms.observe(&server).await.expect("seen").sightings;
     assert_eq!(seen.get(&server[0]), Some(&RUNNING));
     assert_as_captured(&cloud.received()[0], "bms.show_job");
     assert_as_captured(&cloud.received()[1], "bms.show_server");
@@ -101,7 +101,8 @@ async fn ids_that_cannot_stand_in_a_path_are_not_sent() {
     let cloud = Cloud::start(|_, _| ok("{}")).await;
     let bms = client(&cloud);
     assert_eq!(fault(bms.job(&JobId("../servers".to_owned())).await), Fault::Refused(CodeClass::JobUnknown));
-    assert_eq!(fault(bms.observe(&ids(&["../jobs"])).await), Fault::Refused(CodeClass::BatchInvalid));
+    let seen = bms.observe(&ids(&["../jobs"])).await.expect("a look");
+    assert_eq!(fault(shown(seen, &ServerId("../jobs".to_owned()))), Fault::Refused(CodeClass::BatchInvalid));
     assert_eq!(fault(bms.submit(PowerAction::Stop, &[]).await), Fault::Refused(CodeClass::BatchInvalid));
     assert!(cloud.received().is_empty());
 }
@@ -129,7 +130,7 @@ async fn many_servers_are_read_from_the_list_and_those_left_out_are_confirmed() 
     .await;
     let bms = client(&cloud);
     let asked = ids(&["server-3", "SERVER-1004", "gone", "deleted", "moved-between-pages"]);
-    let seen = bms.observe(&asked).await.expect("seen");
+    let seen = bms.observe(&asked).await.expect("seen").sightings;
     let expected = [&RUNNING, &RUNNING, &Sighting::Missing, &Sighting::Missing, &RUNNING];
     assert_eq!(asked.iter().map(|server| &seen[server]).collect::<Vec<_>>(), expected);
     assert_eq!(seen.len(), 5);
@@ -148,7 +149,7 @@ async fn the_list_is_left_as_soon_as_everyone_has_been_seen() {
     })
     .await;
     let bms = client(&cloud);
-    bms.observe(&ids(&["server-1", "server-2", "server-3", "server-4"])).await.expect("seen");
+    bms.observe(&ids(&["server-1", "server-2", "server-3", "server-4"])).await.expect("seen").sightings;
     assert_eq!(cloud.received().len(), 1);
 }
 
@@ -162,7 +163,7 @@ async fn a_list_that_repeats_its_page_for_ever_is_left() {
         false => Reply::Http(404, vec![], json!({"itemNotFound": {"message": "-", "code": 404}}).to_string()),
     })
     .await;
-    let seen = client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen");
+    let seen = client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen").sightings;
     assert_eq!(seen[&ServerId("x".to_owned())], Sighting::Missing);
     assert_eq!(cloud.received().len(), 3, "two pages and one show");
 }
@@ -176,7 +177,7 @@ async fn a_cloud_that_refuses_the_project_filter_is_listed_without_it() {
     .await;
     let bms = client(&cloud);
     for _ in 0..2 {
-        assert_eq!(bms.observe(&ids(&["s0", "s1", "s2", "s3"])).await.expect("seen").len(), 4);
+        assert_eq!(bms.observe(&ids(&["s0", "s1", "s2", "s3"])).await.expect("seen").sightings.len(), 4);
     }
     assert_eq!(cloud.received().len(), 3, "the refusal is remembered");
 }
@@ -190,10 +191,10 @@ async fn one_server_that_cannot_be_shown_does_not_hide_the_others() {
     .await;
     let bms = client(&cloud);
     let seen = bms.observe(&ids(&["odd", "fine"])).await.expect("seen");
-    let unclear = ServerView::of(Power::Unclear, Activity::Other);
-    assert_eq!(seen[&ServerId("odd".to_owned())], Sighting::Present(unclear));
-    assert_eq!(seen[&ServerId("fine".to_owned())], RUNNING);
-    assert_eq!(fault(bms.observe(&ids(&["odd"])).await), Fault::Refused(CodeClass::Other));
+    assert_eq!(seen.sightings[&ServerId("fine".to_owned())], RUNNING);
+    assert_eq!(fault(shown(seen, &ServerId("odd".to_owned()))), Fault::Refused(CodeClass::Other));
+    let seen = bms.observe(&ids(&["odd"])).await.expect("the cloud has answered");
+    assert_eq!(fault(shown(seen, &ServerId("odd".to_owned()))), Fault::Refused(CodeClass::Other));
 }
 
 #[tokio::test]

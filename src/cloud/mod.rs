@@ -15,6 +15,7 @@ use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, 
 use crate::settings::TargetSettings;
 
 pub mod answer;
+mod asked;
 pub mod auth;
 pub mod bms;
 pub mod clouddc;
@@ -23,6 +24,7 @@ mod complaint;
 pub mod http;
 pub mod looking;
 mod objects;
+mod page_sizes;
 mod session;
 mod text;
 
@@ -129,10 +131,25 @@ pub trait PowerCloud: Send + Sync {
 
     /// Reads the states of `servers`, by list or one by one, whichever needs fewer calls.
     ///
-    /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own
-    /// call before it is called missing. One of several that the service refuses to show is `Power::Unclear`,
-    /// `Activity::Other`.
-    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>>;
+    /// Each server asked for is among the sightings or among the failures; one that the list leaves out is confirmed by
+    /// its own call before it is called missing.
+    ///
+    /// # Errors
+    /// Only where nothing at all could be read, for a reason that is not one server's own: refused credentials, an
+    /// endpoint that cannot be reached, throttling before the first answer.
+    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>>;
+}
+
+/// What a look showed, server by server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The servers that could be read.
+    pub sightings: HashMap<ServerId, Sighting>,
+    /// Why the others could not be read this time.
+    pub failures: HashMap<ServerId, CallError>,
+    /// What ended the look before all had been asked for, if anything did: throttling, refused credentials, or no
+    /// connection. It concerns the whole target.
+    pub ended_by: Option<CallError>,
 }
 
 /// Why a call did not succeed. `Display` is one sentence for the operator.
