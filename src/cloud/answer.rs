@@ -10,6 +10,8 @@ use serde::Deserialize;
 
 use super::codes::{self, Origin};
 use super::complaint::{Found, find_complaint};
+use super::encoding::named_encodings;
+use super::lenient;
 use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
 use super::{CallError, Fault};
 use crate::model::{CodeClass, Service, UtcMillis};
@@ -54,10 +56,9 @@ impl Answer {
 
     /// The body of a success, read as `T`; none if this is no success, or its body is no object or does not read so.
     pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
-        // One pass over the whole body checks its UTF-8 faster than the parser does string by string.
-        let text = str::from_utf8(&self.body).ok().filter(|_| self.is_success())?;
         // The parser would also take an array for an object, its elements for the fields in their order.
-        if text.trim_start().starts_with('{') { serde_json::from_str(text).ok() } else { None }
+        let is_object = self.is_success() && lenient::first_character(&self.body) == Some('{');
+        if is_object { lenient::read(&self.body) } else { None }
     }
 
     /// Why this answer is not the expected one. Total: also says so of a success that could not be read.
@@ -87,7 +88,7 @@ impl Answer {
         if self.body.len() > ERROR_BODY_BYTES_MAX {
             return None;
         }
-        find_complaint(&serde_json::from_slice(&self.body).ok()?)
+        find_complaint(&lenient::read(&self.body)?)
     }
 
     fn fault(&self, service: Service, found: Option<&Found>, code: &str, kind: CallKind, now: UtcMillis) -> Fault {
@@ -117,23 +118,37 @@ impl Answer {
         let bare = || (self.status == 429).then(|| self.bare_text());
         let text = found.map(|found| tidy(&found.message)).or_else(bare).filter(|text| !text.is_empty());
         text.unwrap_or_else(|| {
-            let start = self.body.trim_ascii_start();
-            let what = match start.first() {
+            let what = match lenient::first_character(&self.body) {
                 _ if (300..400).contains(&self.status) => "redirects are not followed; check the endpoint",
                 None => "the answer is empty",
-                Some(b'<') => "the answer is an HTML page, not the service's",
-                Some(b'{') if self.is_success() => "the answer lacks what was asked for",
-                Some(b'{' | b'[') => "the answer gives no reason",
-                Some(_) => "the answer is not JSON",
+                Some('<') => "the answer is an HTML page, not the service's",
+                Some('{') if self.is_success() => "the answer lacks what was asked for",
+                Some('{' | '[') => "the answer gives no reason",
+                Some(_) => return self.unreadable(),
             };
             what.to_owned()
         })
     }
 
+    fn unreadable(&self) -> String {
+        let encodings = named_encodings(&self.headers);
+        match encodings.is_empty() {
+            true => "the answer is not JSON".to_owned(),
+            false => tidy(&format!(
+                "the answer is compressed in a way that could not be undone (Content-Encoding: {})",
+                encodings.join(", ")
+            )),
+        }
+    }
+
     /// The body as one text, if it is neither a document nor long: CloudDC's 429 is documented as a bare string.
     fn bare_text(&self) -> String {
-        let text = str::from_utf8(&self.body).unwrap_or_default().trim();
-        if text.len() > BARE_TEXT_BYTES_MAX || text.starts_with(['<', '{', '[']) {
+        if self.body.len() > BARE_TEXT_BYTES_MAX {
+            return String::new();
+        }
+        let text = String::from_utf8_lossy(&self.body);
+        let text = text.trim();
+        if text.starts_with(['<', '{', '[']) {
             return String::new();
         }
         let unquoted: Option<String> = serde_json::from_str(text).ok();

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, Request, Response, Url};
 
 use super::answer::{Answer, CallKind};
+use super::encoding::{TooLarge, decode};
 use super::text::{MESSAGE_CHARS_MAX, cap};
 use super::{CallError, ClientError, Fault};
 use crate::settings::{AuthSettings, TargetSettings};
@@ -77,8 +78,12 @@ impl Http {
     async fn exchange(&self, client: &Client, request: Request, kind: CallKind) -> Result<Answer, CallError> {
         let host = address(request.url());
         let response = client.execute(request).await.map_err(|error| self.no_answer(&host, kind, &error))?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        match read_body(response).await {
+        let (status, mut headers) = (response.status().as_u16(), response.headers().clone());
+        let body = match read_body(response).await {
+            Ok(body) => decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| BodyFault::TooLarge),
+            Err(fault) => Err(fault),
+        };
+        match body {
             Ok(body) => Ok(Answer { status, headers, body }),
             Err(BodyFault::TooLarge) => {
                 let message = format!("{host} answered with more than {} MiB; cut off", BODY_BYTES_MAX >> 20);
