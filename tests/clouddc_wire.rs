@@ -231,7 +231,8 @@ async fn a_list_that_goes_in_circles_is_left_and_whoever_it_left_out_is_asked_fo
             false => ok(running(request.target.rsplit('/').next().expect("a segment")).to_string()),
         })
         .await;
-        let seen = client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen").sightings;
+        let seen =
+            client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen").sightings;
         assert_eq!(seen[&ServerId("x".to_owned())], RUNNING);
         assert_eq!(calls(&cloud, 0), (pages, 1), "{next:?}");
     }
@@ -433,7 +434,7 @@ async fn an_answer_that_breaks_off_after_a_submit_is_lost() {
 #[tokio::test]
 async fn a_refused_connection_is_unreachable() {
     let port = unused_port().await;
-    let clouddc = connect(&target(port), keys("AK", None), clock()).expect("a client");
+    let clouddc = connect(&target(port), None, keys("AK", None), clock()).expect("a client");
     let refused = clouddc.submit(PowerAction::Start, &ids(&[SERVER])).await;
     assert_eq!(fault(refused), Fault::Unreachable);
 }

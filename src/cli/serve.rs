@@ -161,5 +161,9 @@ impl Reloader {
 }
 
 fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {
-    settings.targets.iter().map(|target| (target.name.clone(), SecretStamp::take(&target.auth, rules))).collect()
+    settings
+        .targets
+        .iter()
+        .map(|target| (target.name.clone(), SecretStamp::take(&target.auth, rules).and_proxy(target, rules)))
+        .collect()
 }

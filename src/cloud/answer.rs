@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::codes::{self, Origin};
 use super::complaint::{Found, find_complaint};
 use super::encoding::named_encodings;
+use super::http::doubt;
 use super::lenient;
 use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
 use super::{CallError, Fault};
@@ -92,8 +93,12 @@ impl Answer {
     }
 
     fn fault(&self, service: Service, found: Option<&Found>, code: &str, kind: CallKind, now: UtcMillis) -> Fault {
-        if (300..400).contains(&self.status) {
+        if (300..400).contains(&self.status) || self.wants_tls() {
             return Fault::Configuration;
+        }
+        // A firewall may keep an answer back as well as a call: that nothing was carried out is not certain.
+        if self.status == 403 && self.is_from_between(found) {
+            return doubt(kind);
         }
         let throttled = || Fault::Throttled {
             retry_after: self.retry_after(now),
@@ -115,6 +120,17 @@ impl Answer {
     }
 
     fn message(&self, found: Option<&Found>) -> String {
+        if self.wants_tls() {
+            return "the endpoint speaks TLS; write https:// instead of http://".to_owned();
+        }
+        if self.status == 407 {
+            return "a proxy answered, not the cloud: it wants a user name and a password; \
+                    name the user in proxy and the file in proxy_password_file"
+                .to_owned();
+        }
+        if matches!(self.status, 403 | 502..=504) && self.is_from_between(found) {
+            return "a proxy, firewall or gateway answered, not the cloud".to_owned();
+        }
         let bare = || (self.status == 429).then(|| self.bare_text());
         let text = found.map(|found| tidy(&found.message)).or_else(bare).filter(|text| !text.is_empty());
         text.unwrap_or_else(|| {
@@ -128,6 +144,32 @@ impl Answer {
             };
             what.to_owned()
         })
+    }
+
+    /// True for the page of a proxy, a firewall or a load balancer: no complaint of the service, but a page, a text, or
+    /// headers that only such a one sets. An empty answer may be the cloud's own.
+    fn is_from_between(&self, found: Option<&Found>) -> bool {
+        const HEADERS: [&str; 4] = ["via", "proxy-authenticate", "proxy-connection", "x-squid-error"];
+        const SERVERS: [&str; 5] = ["squid", "proxy", "zscaler", "fortinet", "firewall"];
+        if found.is_some() {
+            return false;
+        }
+        // A bare string in quotes is the service's: CloudDC's 429 is documented so.
+        let is_page = lenient::first_character(&self.body).is_some_and(|first| !matches!(first, '{' | '[' | '"'));
+        let server = self.header("server").unwrap_or_default().to_ascii_lowercase();
+        let has_marks = HEADERS.iter().any(|name| self.headers.contains_key(*name));
+        is_page || has_marks || SERVERS.iter().any(|name| server.contains(name))
+    }
+
+    /// True for the page by which the usual web servers answer plain HTTP on a port for TLS. Nothing was read of the call.
+    fn wants_tls(&self) -> bool {
+        const SAID: [&str; 3] =
+            ["sent to HTTPS port", "an HTTP request to an HTTPS server", "plain HTTP to an SSL-enabled server"];
+        if self.status != 400 || self.body.len() > BARE_TEXT_BYTES_MAX {
+            return false;
+        }
+        let text = String::from_utf8_lossy(&self.body);
+        SAID.iter().any(|words| text.contains(words))
     }
 
     fn unreadable(&self) -> String {
@@ -242,10 +284,7 @@ fn certain_fault(class: CodeClass, status: u16, code: &str) -> Fault {
 
 /// Without a documented code: what the status alone allows to say. `explained`: the body is a complaint of the service.
 fn fault_by_status(status: u16, explained: bool, kind: CallKind) -> Fault {
-    let doubt = match kind {
-        CallKind::Submit => Fault::Lost,
-        CallKind::Read => Fault::Unavailable,
-    };
+    let doubt = doubt(kind);
     match status {
         401 => Fault::Credentials,
         403 => Fault::Permission,

@@ -149,7 +149,7 @@ impl PowerCloud for Bms {
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(self.session.prepare())
+        Box::pin(async { self.session.discreet(self.session.prepare().await) })
     }
 
     fn submit<'a>(
@@ -157,15 +157,15 @@ impl PowerCloud for Bms {
         action: PowerAction,
         servers: &'a [ServerId],
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
-        Box::pin(self.submit_batch(action, servers))
+        Box::pin(async move { self.session.discreet(self.submit_batch(action, servers).await) })
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
-        Box::pin(self.query_job(job))
+        Box::pin(async { self.session.discreet(self.query_job(job).await) })
     }
 
     fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>> {
-        Box::pin(self.looking.observe(self, servers))
+        Box::pin(async { self.session.discreet(self.looking.observe(self, servers).await) })
     }
 }
 

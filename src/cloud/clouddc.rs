@@ -107,7 +107,7 @@ impl PowerCloud for CloudDc {
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(self.session.prepare())
+        Box::pin(async { self.session.discreet(self.session.prepare().await) })
     }
 
     fn submit<'a>(
@@ -115,7 +115,7 @@ impl PowerCloud for CloudDc {
         action: PowerAction,
         servers: &'a [ServerId],
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
-        Box::pin(self.submit_batch(action, servers))
+        Box::pin(async move { self.session.discreet(self.submit_batch(action, servers).await) })
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
@@ -124,7 +124,7 @@ impl PowerCloud for CloudDc {
     }
 
     fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>> {
-        Box::pin(self.looking.observe(self, servers))
+        Box::pin(async { self.session.discreet(self.looking.observe(self, servers).await) })
     }
 }
 

@@ -25,8 +25,8 @@ pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
 
 /// The body's first character that is no blank, to tell an object from a web page; none if there is none.
 pub(super) fn first_character(body: &[u8]) -> Option<char> {
-    let head = &body[..body.len().min(256)];
-    let text = text_of(head);
+    let body = body.trim_ascii_start();
+    let text = text_of(&body[..body.len().min(256)]);
     text.trim_start_matches(is_blank).chars().next()
 }
 

@@ -345,3 +345,6 @@ fn is_its_own(error: &CallError) -> bool {
         Fault::Throttled { .. } | Fault::Credentials | Fault::Unreachable => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use secrecy::SecretString;
 
 use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking, UtcMillis};
 use crate::settings::TargetSettings;
@@ -17,6 +18,7 @@ use crate::settings::TargetSettings;
 pub mod answer;
 mod asked;
 pub mod auth;
+mod blot;
 pub mod bms;
 pub mod clouddc;
 pub mod codes;
@@ -38,16 +40,17 @@ use http::Wire;
 /// Tells the time, for signatures and for the life of tokens; tests fix it.
 pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
 
-/// Makes the client for `target`'s service. Sends nothing yet.
+/// Makes the client for `target`'s service. Sends nothing yet. `proxy_password` belongs to the user that `target.proxy` names.
 ///
 /// # Errors
 /// See `ClientError`; each means that the settings or the secrets need a person.
 pub fn connect(
     target: &TargetSettings,
+    proxy_password: Option<&SecretString>,
     credentials: Credentials,
     clock: Clock,
 ) -> Result<Arc<dyn PowerCloud>, ClientError> {
-    over(Box::new(http::Http::new(target)?), target, credentials, clock)
+    over(Box::new(http::Http::new(target, proxy_password)?), target, credentials, clock)
 }
 
 /// As `connect`, over another wire than the network.

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
-use super::AuthSettings;
+use super::{AuthSettings, TargetSettings};
 use crate::model::TargetName;
 
 /// More than any key, token or password.
@@ -310,6 +310,32 @@ fn files(auth: &AuthSettings) -> Vec<(&'static str, &Path)> {
             files
         }
         AuthSettings::Token { password_file, .. } => vec![("password_file", password_file)],
+    }
+}
+
+/// The password of the user that `proxy` names; none if the target has no `proxy_password_file`.
+///
+/// # Errors
+/// As [`LoadedSecrets::load`].
+pub fn load_proxy_password(target: &TargetSettings, rules: &SecretRules) -> Result<Option<SecretString>, SecretError> {
+    let Some(value) = &target.proxy_password_file else { return Ok(None) };
+    let password = resolve(value, rules.credentials_directory.as_deref())
+        .map_err(SecretProblem::NoCredentials)
+        .and_then(|file| read_file(file, rules));
+    password
+        .map(Some)
+        .map_err(|problem| SecretError { key: format!("targets.{}.proxy_password_file", target.name), problem })
+}
+
+impl SecretStamp {
+    /// Adds the file with the proxy's password, if the target has one.
+    pub fn and_proxy(mut self, target: &TargetSettings, rules: &SecretRules) -> Self {
+        if let Some(value) = &target.proxy_password_file {
+            let path = resolve(value, rules.credentials_directory.as_deref()).unwrap_or_else(|_| value.clone());
+            let stamp = fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta));
+            self.0.push((path, stamp));
+        }
+        self
     }
 }
 

@@ -167,6 +167,7 @@ pub(crate) fn target(service: Service, port: u16) -> TargetSettings {
         request_timeout: Duration::from_secs(60),
         ca_file: None,
         proxy: None,
+        proxy_password_file: None,
         allow_http: true,
         auth: AuthSettings::AkSk {
             access_key_file: "access".into(),

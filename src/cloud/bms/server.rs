@@ -32,8 +32,7 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> 
         servers: Servers<'a>,
     }
     let Some(page) = answer.success::<Page<'_>>() else { return Err(answer.error(CallKind::Read, now)) };
-    let listed =
-        page.servers.listed.iter().filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
+    let listed = page.servers.listed.iter().filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
     Ok(Entries { servers: listed.collect(), count: page.servers.count })
 }
 
