@@ -17,9 +17,11 @@ use poweryard::model::{
 };
 use poweryard::settings::TargetSettings;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use wire::{
-    Cloud, PROJECT, REFUSED, Reply, assert_as_captured, clock, fault, iam, ids, keys, ok, password, refuse, unused_port,
+    Cloud, PROJECT, REFUSED, Reply, assert_as_captured, clock, fault, iam, ids, keys, ok, password, refuse, shown,
+    unused_port,
 };
 
 const FIRST: &str = "616fb98f-46ca-475e-917e-2563e5a8cd19";
@@ -90,7 +92,7 @@ async fn jobs_and_servers_are_asked_for_as_the_vendors_client_does() {
     let report = bms.job(&JobId("2c9eb2c5544cbf6101544f0602af2b4f".to_owned())).await.expect("a report");
     assert_eq!(report.status, JobStatus::Succeeded);
     let server = ids(&["53206ed0-56de-4d6b-b7ee-ffc62ca26f43"]);
-    let seen = bms.observe(&server).await.expect("seen");
+    let seen = bms.observe(&server).await.expect("seen").sightings;
     assert_eq!(seen.get(&server[0]), Some(&RUNNING));
     assert_as_captured(&cloud.received()[0], "bms.show_job");
     assert_as_captured(&cloud.received()[1], "bms.show_server");
@@ -101,7 +103,8 @@ async fn ids_that_cannot_stand_in_a_path_are_not_sent() {
     let cloud = Cloud::start(|_, _| ok("{}")).await;
     let bms = client(&cloud);
     assert_eq!(fault(bms.job(&JobId("../servers".to_owned())).await), Fault::Refused(CodeClass::JobUnknown));
-    assert_eq!(fault(bms.observe(&ids(&["../jobs"])).await), Fault::Refused(CodeClass::BatchInvalid));
+    let seen = bms.observe(&ids(&["../jobs"])).await.expect("a look");
+    assert_eq!(fault(shown(seen, &ServerId("../jobs".to_owned()))), Fault::Refused(CodeClass::BatchInvalid));
     assert_eq!(fault(bms.submit(PowerAction::Stop, &[]).await), Fault::Refused(CodeClass::BatchInvalid));
     assert!(cloud.received().is_empty());
 }
@@ -129,7 +132,7 @@ async fn many_servers_are_read_from_the_list_and_those_left_out_are_confirmed() 
     .await;
     let bms = client(&cloud);
     let asked = ids(&["server-3", "SERVER-1004", "gone", "deleted", "moved-between-pages"]);
-    let seen = bms.observe(&asked).await.expect("seen");
+    let seen = bms.observe(&asked).await.expect("seen").sightings;
     let expected = [&RUNNING, &RUNNING, &Sighting::Missing, &Sighting::Missing, &RUNNING];
     assert_eq!(asked.iter().map(|server| &seen[server]).collect::<Vec<_>>(), expected);
     assert_eq!(seen.len(), 5);
@@ -148,7 +151,7 @@ async fn the_list_is_left_as_soon_as_everyone_has_been_seen() {
     })
     .await;
     let bms = client(&cloud);
-    bms.observe(&ids(&["server-1", "server-2", "server-3", "server-4"])).await.expect("seen");
+    bms.observe(&ids(&["server-1", "server-2", "server-3", "server-4"])).await.expect("seen").sightings;
     assert_eq!(cloud.received().len(), 1);
 }
 
@@ -162,7 +165,7 @@ async fn a_list_that_repeats_its_page_for_ever_is_left() {
         false => Reply::Http(404, vec![], json!({"itemNotFound": {"message": "-", "code": 404}}).to_string()),
     })
     .await;
-    let seen = client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen");
+    let seen = client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen").sightings;
     assert_eq!(seen[&ServerId("x".to_owned())], Sighting::Missing);
     assert_eq!(cloud.received().len(), 3, "two pages and one show");
 }
@@ -176,7 +179,7 @@ async fn a_cloud_that_refuses_the_project_filter_is_listed_without_it() {
     .await;
     let bms = client(&cloud);
     for _ in 0..2 {
-        assert_eq!(bms.observe(&ids(&["s0", "s1", "s2", "s3"])).await.expect("seen").len(), 4);
+        assert_eq!(bms.observe(&ids(&["s0", "s1", "s2", "s3"])).await.expect("seen").sightings.len(), 4);
     }
     assert_eq!(cloud.received().len(), 3, "the refusal is remembered");
 }
@@ -190,10 +193,10 @@ async fn one_server_that_cannot_be_shown_does_not_hide_the_others() {
     .await;
     let bms = client(&cloud);
     let seen = bms.observe(&ids(&["odd", "fine"])).await.expect("seen");
-    let unclear = ServerView::of(Power::Unclear, Activity::Other);
-    assert_eq!(seen[&ServerId("odd".to_owned())], Sighting::Present(unclear));
-    assert_eq!(seen[&ServerId("fine".to_owned())], RUNNING);
-    assert_eq!(fault(bms.observe(&ids(&["odd"])).await), Fault::Refused(CodeClass::Other));
+    assert_eq!(seen.sightings[&ServerId("fine".to_owned())], RUNNING);
+    assert_eq!(fault(shown(seen, &ServerId("odd".to_owned()))), Fault::Refused(CodeClass::Other));
+    let seen = bms.observe(&ids(&["odd"])).await.expect("the cloud has answered");
+    assert_eq!(fault(shown(seen, &ServerId("odd".to_owned()))), Fault::Refused(CodeClass::Other));
 }
 
 #[tokio::test]
@@ -216,6 +219,111 @@ async fn a_proxy_is_used_if_the_settings_name_one_and_its_password_is_not_told()
     let expected =
         format!("could not connect to bms.example:80 through the proxy 127.0.0.1:{gone}: connection refused");
     assert_eq!(error.message, expected);
+}
+
+/// A proxy in front of an `https` endpoint that answers `CONNECT` with `status`.
+async fn through_a_proxy_that_says(status: u16) -> (CallError, Cloud) {
+    let proxy = Cloud::start(move |_, _| Reply::Http(status, vec![], "<html>no</html>".to_owned())).await;
+    let through = TargetSettings {
+        endpoint: "https://bms.example".parse().expect("a URL"),
+        ca_file: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/ca.pem").into()),
+        proxy: Some(format!("http://user@127.0.0.1:{}", proxy.port).parse().expect("a URL")),
+        ..target(0)
+    };
+    let hush = "hush".into();
+    let bms = connect(&through, Some(&hush), keys("AK", None), clock()).expect("a client");
+    let error = bms.submit(PowerAction::Stop, &ids(&[FIRST])).await.expect_err("refused");
+    (error, proxy)
+}
+
+#[tokio::test]
+async fn a_proxy_that_opens_no_way_is_named_and_gets_its_password() {
+    for (status, fault, words) in [
+        (407, Fault::Configuration, "proxy_password_file"),
+        (403, Fault::Unreachable, "it refuses to connect to bms.example:443"),
+        (503, Fault::Unreachable, "it refuses to connect to bms.example:443"),
+    ] {
+        let (error, proxy) = through_a_proxy_that_says(status).await;
+        assert_eq!(error.fault, fault, "{error}");
+        assert!(error.message.contains("answered, not the cloud") && error.message.contains(words), "{error}");
+        assert!(!error.to_string().contains("hush"), "{error}");
+        let sent = &proxy.received()[0];
+        assert_eq!((sent.method.as_str(), sent.header("proxy-authorization")), ("CONNECT", Some("Basic dXNlcjpodXNo")));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- odd answers
+
+/// A 200 with these bytes and this `Content-Encoding`.
+fn encoded(encoding: &str, body: &[u8]) -> Reply {
+    let length = body.len();
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-encoding: {encoding}\r\ncontent-length: {length}\r\n\r\n");
+    Reply::Raw([head.as_bytes(), body].concat())
+}
+
+fn gzipped(body: &str) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, body.as_bytes()).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+#[tokio::test]
+async fn an_accepted_call_is_known_by_its_job_however_odd_the_answer() {
+    let job = Tracking::Job(JobId("j-1".to_owned()));
+    for body in [
+        b"{\"note\":\"r\xc3\",\"job_id\":\"j-1\"}".as_slice(),
+        br#"{"note":"\ud83d","job_id":"j-1"}"#,
+        br#"{"job_id":"j-0","job_id":"j-1"}"#,
+        b"\xef\xbb\xbf{\"job_id\":\"j-1\"}\n\0",
+    ] {
+        let cloud = Cloud::start(move |_, _| encoded("identity", body)).await;
+        assert_eq!(stop_one(&client(&cloud)).await, Ok(job.clone()), "{}", String::from_utf8_lossy(body));
+    }
+    let cloud = Cloud::start(|_, _| encoded("gzip", &gzipped(r#"{"job_id":"j-1"}"#))).await;
+    assert_eq!(stop_one(&client(&cloud)).await, Ok(job));
+    let cloud = Cloud::start(|_, _| encoded("br", b"\x0b\x02\x80")).await;
+    let error = stop_one(&client(&cloud)).await.expect_err("not read");
+    assert_eq!(error.fault, Fault::Lost);
+    assert!(error.message.contains("Content-Encoding: br"), "{error}");
+}
+
+#[tokio::test]
+async fn one_odd_entry_costs_a_page_nothing_but_itself() {
+    let cloud = Cloud::start(|request, _| match request.target.rsplit(['/', '=']).next() {
+        Some("1") => {
+            let mut servers: Vec<Value> = (0..997).map(|n| running(&format!("server-{n}"))).collect();
+            servers.extend([json!("odd"), json!(null), json!([7])]);
+            ok(json!({ "servers": servers }).to_string().replacen("ACTIVE", "ACTIVE\",\"name\":\"\\ud83d", 1))
+        }
+        Some("2") => ok(json!({ "servers": [running("server-1000")] }).to_string()),
+        _ => ok("{}"),
+    })
+    .await;
+    let asked = ids(&["server-0", "server-1", "server-996", "server-1000"]);
+    let seen = client(&cloud).observe(&asked).await.expect("seen");
+    assert_eq!((seen.sightings.len(), cloud.received().len()), (4, 2), "{:?}", seen.failures);
+}
+
+#[tokio::test]
+async fn a_cloud_that_quotes_our_key_does_not_make_us_repeat_it() {
+    const KEY: &str = "EXAMPLEAK00000000001";
+    let cloud = Cloud::start(|request, _| {
+        let header = request.header("authorization").unwrap_or_default();
+        let error = json!({ "code": format!("X.{KEY}"), "message": format!("bad header {header}") });
+        let named = vec![("x-request-id", format!("req-{KEY}"))];
+        match request.target.contains("/jobs/") {
+            true => ok(json!({ "status": "FAIL", "fail_reason": format!("key {KEY} is frozen") }).to_string()),
+            false => Reply::Http(400, named, json!({ "error": error }).to_string()),
+        }
+    })
+    .await;
+    let bms = client(&cloud);
+    let error = stop_one(&bms).await.expect_err("refused");
+    assert!(!error.to_string().contains(KEY) && error.message.contains("Signature=***"), "{error}");
+    let report = bms.job(&JobId("1".to_owned())).await.expect("a report");
+    assert_eq!(report.error.expect("a complaint").message, "key *** is frozen");
+    let looked = bms.observe(&ids(&[FIRST])).await.expect("an answer about the server");
+    assert!(!format!("{:?}", looked.failures).contains(KEY));
 }
 
 // ---------------------------------------------------------------------------------------------- misbehaviour
@@ -299,7 +407,21 @@ async fn tls_that_never_answers_or_is_no_tls_is_unreachable() {
     let plain = Cloud::start(|_, _| ok("")).await;
     let patient = TargetSettings { connect_timeout: Duration::from_secs(10), ..https(plain.port) };
     let bms = Bms::new(&patient, keys("AK", None), clock()).expect("a client");
-    assert_eq!(fault(stop_one(&bms).await), Fault::Unreachable);
+    let error = stop_one(&bms).await.expect_err("no TLS");
+    assert_eq!(error.fault, Fault::Unreachable);
+    assert!(error.message.contains("it may not speak TLS"), "{error}");
+    let plain = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+    let port = plain.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = plain.accept().await {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let patient = TargetSettings { connect_timeout: Duration::from_secs(10), ..https(port) };
+    let bms = Bms::new(&patient, keys("AK", None), clock()).expect("a client");
+    let error = stop_one(&bms).await.expect_err("no TLS");
+    assert_eq!(error.fault, Fault::Unreachable);
+    assert!(error.message.contains("it does not speak TLS"), "{error}");
 }
 
 #[tokio::test]
@@ -443,7 +565,7 @@ async fn an_iam_that_is_away_keeps_the_submit_here() {
 #[test]
 fn clients_that_cannot_work_are_refused_with_a_reason() {
     let refused =
-        |target: &TargetSettings| connect(target, keys("AK", None), clock()).err().expect("an error").to_string();
+        |target: &TargetSettings| connect(target, None, keys("AK", None), clock()).err().expect("an error").to_string();
     let insecure = TargetSettings { allow_http: false, ..target(80) };
     assert_eq!(refused(&insecure), "127.0.0.1:80 is not an https address; set allow_http = true if that is meant");
     let no_file = TargetSettings { ca_file: Some("/nonexistent/ca.pem".into()), ..target(80) };

@@ -19,7 +19,7 @@ use poweryard::settings::TargetSettings;
 use serde_json::{Value, json};
 use wire::{
     Cloud, PROJECT, REFUSED, Received, Reply, assert_as_captured, assert_as_captured_but_for_the_target, capture,
-    clock, fault, iam, ids, keys, ok, password, refuse, unused_port,
+    clock, fault, iam, ids, keys, ok, password, refuse, shown, unused_port,
 };
 
 const SERVER: &str = "01939592-e8fe-7d9b-9332-4589486377a4";
@@ -40,7 +40,7 @@ async fn stop_one(clouddc: &CloudDc) -> Result<Tracking, CallError> {
 
 async fn show_one(clouddc: &CloudDc) -> Result<Sighting, CallError> {
     let servers = ids(&[SERVER]);
-    clouddc.observe(&servers).await.map(|seen| seen[&servers[0]].clone())
+    clouddc.observe(&servers).await.and_then(|seen| shown(seen, &servers[0]))
 }
 
 /// A server as the list and the show call print it.
@@ -139,7 +139,7 @@ async fn servers_are_asked_for_as_the_vendors_client_does() {
     let operation = Some(Operation { action: PowerAction::Start, status: JobStatus::Pending });
     let starting = ServerView { operation, ..ServerView::of(Power::Off, Activity::PoweringOn) };
     assert_eq!(show_one(&clouddc).await, Ok(Sighting::Present(starting)));
-    assert_eq!(clouddc.observe(&ids(&[SERVER, "a", "b", "c"])).await.expect("seen").len(), 4);
+    assert_eq!(clouddc.observe(&ids(&[SERVER, "a", "b", "c"])).await.expect("seen").sightings.len(), 4);
     let sent = cloud.received();
     assert_as_captured(&sent[0], "clouddc.show_server");
     assert_as_captured_but_for_the_target(&sent[1], "clouddc.list_servers");
@@ -172,14 +172,15 @@ async fn the_call_that_counts_servers_is_never_made() {
     let cloud = Cloud::start(project(2, Markers::UntilTheEnd)).await;
     let clouddc = client(&cloud);
     for id in ["status", "Status", "../status"] {
-        assert_eq!(fault(clouddc.observe(&ids(&[id])).await), Fault::Refused(CodeClass::BatchInvalid), "{id}");
+        let seen = clouddc.observe(&ids(&[id])).await.expect("a look");
+        assert_eq!(fault(shown(seen, &ServerId(id.to_owned()))), Fault::Refused(CodeClass::BatchInvalid), "{id}");
     }
     assert!(cloud.received().is_empty());
     let asked = ids(&["server-0", "status", "server-1", "server-2"]);
     let seen = clouddc.observe(&asked).await.expect("seen");
-    let unclear = Sighting::Present(ServerView::of(Power::Unclear, Activity::Other));
-    let expected = [&RUNNING, &unclear, &RUNNING, &Sighting::Missing];
-    assert_eq!(asked.iter().map(|server| &seen[server]).collect::<Vec<_>>(), expected);
+    let expected = [Some(&RUNNING), None, Some(&RUNNING), Some(&Sighting::Missing)];
+    assert_eq!(asked.iter().map(|server| seen.sightings.get(server)).collect::<Vec<_>>(), expected);
+    assert_eq!(fault(shown(seen, &asked[1])), Fault::Refused(CodeClass::BatchInvalid));
     assert_eq!(calls(&cloud, 0), (1, 1));
 }
 
@@ -201,7 +202,7 @@ async fn every_form_of_marker_leads_through_the_list_and_those_left_out_are_conf
     {
         let cloud = Cloud::start(project(2500, markers)).await;
         let asked = ids(&["server-3", "SERVER-1004", "gone", "server-2499"]);
-        let seen = client(&cloud).observe(&asked).await.expect("seen");
+        let seen = client(&cloud).observe(&asked).await.expect("seen").sightings;
         let expected = [&RUNNING, &RUNNING, &Sighting::Missing, &RUNNING];
         assert_eq!(asked.iter().map(|server| &seen[server]).collect::<Vec<_>>(), expected);
         assert_eq!((seen.len(), calls(&cloud, 0)), (4, (pages, 1)));
@@ -230,7 +231,8 @@ async fn a_list_that_goes_in_circles_is_left_and_whoever_it_left_out_is_asked_fo
             false => ok(running(request.target.rsplit('/').next().expect("a segment")).to_string()),
         })
         .await;
-        let seen = client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen");
+        let seen =
+            client(&cloud).observe(&ids(&["server-1", "server-2", "server-3", "x"])).await.expect("seen").sightings;
         assert_eq!(seen[&ServerId("x".to_owned())], RUNNING);
         assert_eq!(calls(&cloud, 0), (pages, 1), "{next:?}");
     }
@@ -243,7 +245,7 @@ async fn an_empty_page_ends_the_list_whatever_it_names() {
         false => no_such_server(),
     })
     .await;
-    let seen = client(&cloud).observe(&ids(&["a", "b", "c", "d"])).await.expect("seen");
+    let seen = client(&cloud).observe(&ids(&["a", "b", "c", "d"])).await.expect("seen").sightings;
     assert!(seen.values().all(|sighting| *sighting == Sighting::Missing));
     assert_eq!(calls(&cloud, 0), (1, 4));
 }
@@ -272,10 +274,10 @@ async fn one_server_that_cannot_be_shown_does_not_hide_the_others() {
     .await;
     let clouddc = client(&cloud);
     let seen = clouddc.observe(&ids(&["odd", "fine"])).await.expect("seen");
-    let unclear = ServerView::of(Power::Unclear, Activity::Other);
-    assert_eq!(seen[&ServerId("odd".to_owned())], Sighting::Present(unclear));
-    assert_eq!(seen[&ServerId("fine".to_owned())], RUNNING);
-    assert_eq!(fault(clouddc.observe(&ids(&["odd"])).await), Fault::Refused(CodeClass::Other));
+    assert_eq!(seen.sightings[&ServerId("fine".to_owned())], RUNNING);
+    assert_eq!(fault(shown(seen, &ServerId("odd".to_owned()))), Fault::Refused(CodeClass::Other));
+    let seen = clouddc.observe(&ids(&["odd"])).await.expect("the cloud has answered");
+    assert_eq!(fault(shown(seen, &ServerId("odd".to_owned()))), Fault::Refused(CodeClass::Other));
 }
 
 /// Pages and shows of a look, in a project of 10,000 servers on ten pages.
@@ -296,7 +298,7 @@ async fn looking_takes_no_more_calls_than_the_list_has_pages_however_many_are_fo
         let mut looks = Vec::new();
         for _ in 0..2 {
             let before = cloud.received().len();
-            let seen = clouddc.observe(&servers).await.expect("seen");
+            let seen = clouddc.observe(&servers).await.expect("seen").sightings;
             assert!(seen.len() == followed && seen.values().all(|sighting| *sighting == RUNNING));
             looks.push(calls(&cloud, before));
         }
@@ -308,7 +310,7 @@ async fn looking_takes_no_more_calls_than_the_list_has_pages_however_many_are_fo
 async fn the_list_is_left_as_soon_as_everyone_has_been_seen() {
     let cloud = Cloud::start(project(10_000, Markers::Always)).await;
     let servers: Vec<_> = (0..50).map(|n| ServerId(format!("server-{n}"))).collect();
-    assert_eq!(client(&cloud).observe(&servers).await.expect("seen").len(), 50);
+    assert_eq!(client(&cloud).observe(&servers).await.expect("seen").sightings.len(), 50);
     assert_eq!(calls(&cloud, 0), (1, 0));
 }
 
@@ -389,14 +391,15 @@ async fn a_marker_that_is_an_address_sends_nothing_there() {
         }
     })
     .await;
-    assert_eq!(client(&cloud).observe(&ids(&["a", "b", "c", "d"])).await.expect("seen").len(), 4);
+    assert_eq!(client(&cloud).observe(&ids(&["a", "b", "c", "d"])).await.expect("seen").sightings.len(), 4);
     assert_eq!(calls(&cloud, 0), (2, 0));
     assert!(other.received().is_empty());
 }
 
 #[tokio::test]
 async fn an_endless_body_is_cut_off() {
-    const FLOOD: usize = 50_000_000;
+    // A server that cannot be shown is looked for in the list, in ever smaller pages; each answer is cut off.
+    const FLOOD: usize = 500_000_000;
     for submit in [true, false] {
         let cloud = Cloud::start(|_, _| Reply::Flood(FLOOD)).await;
         let clouddc = client(&cloud);
@@ -431,7 +434,7 @@ async fn an_answer_that_breaks_off_after_a_submit_is_lost() {
 #[tokio::test]
 async fn a_refused_connection_is_unreachable() {
     let port = unused_port().await;
-    let clouddc = connect(&target(port), keys("AK", None), clock()).expect("a client");
+    let clouddc = connect(&target(port), None, keys("AK", None), clock()).expect("a client");
     let refused = clouddc.submit(PowerAction::Start, &ids(&[SERVER])).await;
     assert_eq!(fault(refused), Fault::Unreachable);
 }

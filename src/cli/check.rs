@@ -12,7 +12,9 @@ use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::daemon;
 use crate::model::Service;
-use crate::settings::{Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings};
+use crate::settings::{
+    Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings, load_proxy_password,
+};
 use crate::store::desk::Access;
 use crate::store::{Desk, StoreError, daemon_info};
 
@@ -195,6 +197,7 @@ fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding>
     let subject = format!("targets.{}", target.name);
     let mut findings: Vec<Finding> = LoadedSecrets::problems(&target.name, &target.auth, rules)
         .into_iter()
+        .chain(load_proxy_password(target, rules).err())
         .map(|error| Finding::error(Exit::Config, error.key, error.problem, "mend the file, then check again"))
         .collect();
     if findings.is_empty() {

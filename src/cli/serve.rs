@@ -185,12 +185,12 @@ impl Secrets {
     /// The files are looked at before they are read, so that a change in between is noticed.
     fn take(settings: &Settings, rules: &SecretRules) -> Self {
         let stamps = Self::stamps(settings, rules);
-        let content = |target: &TargetSettings| (target.name.clone(), SecretContent::take(&target.auth, rules));
+        let content = |target: &TargetSettings| (target.name.clone(), SecretContent::take(target, rules));
         Self { stamps, contents: settings.targets.iter().map(content).collect() }
     }
 
     fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {
-        let stamp = |target: &TargetSettings| (target.name.clone(), SecretStamp::take(&target.auth, rules));
+        let stamp = |target: &TargetSettings| (target.name.clone(), SecretStamp::take(target, rules));
         settings.targets.iter().map(stamp).collect()
     }
 }

@@ -10,6 +10,9 @@ use serde::Deserialize;
 
 use super::codes::{self, Origin};
 use super::complaint::{Found, find_complaint};
+use super::encoding::named_encodings;
+use super::http::doubt;
+use super::lenient;
 use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
 use super::{CallError, Fault};
 use crate::model::{CodeClass, Service, UtcMillis};
@@ -54,10 +57,9 @@ impl Answer {
 
     /// The body of a success, read as `T`; none if this is no success, or its body is no object or does not read so.
     pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
-        // One pass over the whole body checks its UTF-8 faster than the parser does string by string.
-        let text = str::from_utf8(&self.body).ok().filter(|_| self.is_success())?;
         // The parser would also take an array for an object, its elements for the fields in their order.
-        if text.trim_start().starts_with('{') { serde_json::from_str(text).ok() } else { None }
+        let is_object = self.is_success() && lenient::first_character(&self.body) == Some('{');
+        if is_object { lenient::read(&self.body) } else { None }
     }
 
     /// Why this answer is not the expected one. Total: also says so of a success that could not be read.
@@ -87,12 +89,16 @@ impl Answer {
         if self.body.len() > ERROR_BODY_BYTES_MAX {
             return None;
         }
-        find_complaint(&serde_json::from_slice(&self.body).ok()?)
+        find_complaint(&lenient::read(&self.body)?)
     }
 
     fn fault(&self, service: Service, found: Option<&Found>, code: &str, kind: CallKind, now: UtcMillis) -> Fault {
-        if (300..400).contains(&self.status) {
+        if (300..400).contains(&self.status) || self.wants_tls() {
             return Fault::Configuration;
+        }
+        // A firewall may keep an answer back as well as a call: that nothing was carried out is not certain.
+        if self.status == 403 && self.is_from_between(found) {
+            return doubt(kind);
         }
         let throttled = || Fault::Throttled {
             retry_after: self.retry_after(now),
@@ -114,26 +120,77 @@ impl Answer {
     }
 
     fn message(&self, found: Option<&Found>) -> String {
+        if self.wants_tls() {
+            return "the endpoint speaks TLS; write https:// instead of http://".to_owned();
+        }
+        if self.status == 407 {
+            return "a proxy answered, not the cloud: it wants a user name and a password; \
+                    name the user in proxy and the file in proxy_password_file"
+                .to_owned();
+        }
+        if matches!(self.status, 403 | 502..=504) && self.is_from_between(found) {
+            return "a proxy, firewall or gateway answered, not the cloud".to_owned();
+        }
         let bare = || (self.status == 429).then(|| self.bare_text());
         let text = found.map(|found| tidy(&found.message)).or_else(bare).filter(|text| !text.is_empty());
         text.unwrap_or_else(|| {
-            let start = self.body.trim_ascii_start();
-            let what = match start.first() {
+            let what = match lenient::first_character(&self.body) {
                 _ if (300..400).contains(&self.status) => "redirects are not followed; check the endpoint",
                 None => "the answer is empty",
-                Some(b'<') => "the answer is an HTML page, not the service's",
-                Some(b'{') if self.is_success() => "the answer lacks what was asked for",
-                Some(b'{' | b'[') => "the answer gives no reason",
-                Some(_) => "the answer is not JSON",
+                Some('<') => "the answer is an HTML page, not the service's",
+                Some('{') if self.is_success() => "the answer lacks what was asked for",
+                Some('{' | '[') => "the answer gives no reason",
+                Some(_) => return self.unreadable(),
             };
             what.to_owned()
         })
     }
 
+    /// True for the page of a proxy, a firewall or a load balancer: no complaint of the service, but a page, a text, or
+    /// headers that only such a one sets. An empty answer may be the cloud's own.
+    fn is_from_between(&self, found: Option<&Found>) -> bool {
+        const HEADERS: [&str; 4] = ["via", "proxy-authenticate", "proxy-connection", "x-squid-error"];
+        const SERVERS: [&str; 5] = ["squid", "proxy", "zscaler", "fortinet", "firewall"];
+        if found.is_some() {
+            return false;
+        }
+        // A bare string in quotes is the service's: CloudDC's 429 is documented so.
+        let is_page = lenient::first_character(&self.body).is_some_and(|first| !matches!(first, '{' | '[' | '"'));
+        let server = self.header("server").unwrap_or_default().to_ascii_lowercase();
+        let has_marks = HEADERS.iter().any(|name| self.headers.contains_key(*name));
+        is_page || has_marks || SERVERS.iter().any(|name| server.contains(name))
+    }
+
+    /// True for the page by which the usual web servers answer plain HTTP on a port for TLS. Nothing was read of the call.
+    fn wants_tls(&self) -> bool {
+        const SAID: [&str; 3] =
+            ["sent to HTTPS port", "an HTTP request to an HTTPS server", "plain HTTP to an SSL-enabled server"];
+        if self.status != 400 || self.body.len() > BARE_TEXT_BYTES_MAX {
+            return false;
+        }
+        let text = String::from_utf8_lossy(&self.body);
+        SAID.iter().any(|words| text.contains(words))
+    }
+
+    fn unreadable(&self) -> String {
+        let encodings = named_encodings(&self.headers);
+        match encodings.is_empty() {
+            true => "the answer is not JSON".to_owned(),
+            false => tidy(&format!(
+                "the answer is compressed in a way that could not be undone (Content-Encoding: {})",
+                encodings.join(", ")
+            )),
+        }
+    }
+
     /// The body as one text, if it is neither a document nor long: CloudDC's 429 is documented as a bare string.
     fn bare_text(&self) -> String {
-        let text = str::from_utf8(&self.body).unwrap_or_default().trim();
-        if text.len() > BARE_TEXT_BYTES_MAX || text.starts_with(['<', '{', '[']) {
+        if self.body.len() > BARE_TEXT_BYTES_MAX {
+            return String::new();
+        }
+        let text = String::from_utf8_lossy(&self.body);
+        let text = text.trim();
+        if text.starts_with(['<', '{', '[']) {
             return String::new();
         }
         let unquoted: Option<String> = serde_json::from_str(text).ok();
@@ -227,10 +284,7 @@ fn certain_fault(class: CodeClass, status: u16, code: &str) -> Fault {
 
 /// Without a documented code: what the status alone allows to say. `explained`: the body is a complaint of the service.
 fn fault_by_status(status: u16, explained: bool, kind: CallKind) -> Fault {
-    let doubt = match kind {
-        CallKind::Submit => Fault::Lost,
-        CallKind::Read => Fault::Unavailable,
-    };
+    let doubt = doubt(kind);
     match status {
         401 => Fault::Credentials,
         403 => Fault::Permission,

@@ -5,7 +5,6 @@
 //! Source: BMS API Reference (Huawei Cloud and OTC): Starting, Stopping, Restarting BMSs; Querying Task Statuses;
 //! Querying Details About BMSs.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
@@ -15,17 +14,16 @@ use serde_json::{Value, json};
 use super::answer::CallKind;
 use super::auth::{Credentials, Key};
 use super::http::Wire;
-use super::looking::{Listed, Looking, Page, ServerReader};
+use super::looking::{Looking, Page, ServerReader};
 use super::session::{Call, Session};
-use super::{CallError, ClientError, Clock, Fault, PowerCloud, check_batch, not_sent};
+use super::{CallError, ClientError, Clock, Fault, Observed, PowerCloud, check_batch, not_sent};
 use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking};
 use crate::settings::TargetSettings;
 
 pub mod job;
 pub mod server;
 
-/// Servers on a page of the list. Source: BMS API Reference, `limit` is at most 1000.
-const PAGE_SERVERS: usize = 1000;
+use server::Entries;
 
 /// A BMS project.
 pub struct Bms {
@@ -80,14 +78,14 @@ impl Bms {
         job::read_job(&answer, self.session.now())
     }
 
-    /// One page, numbered from 1.
+    /// One page of `limit` servers, numbered from 1.
     ///
     /// Asks for all enterprise projects: where they are in use the list leaves servers out otherwise, and the vendor's
     /// own Terraform provider always does so. OTC's reference names the parameter only in an example, so a refusal is
     /// taken to be about it, and pages are read without it from then on: whoever is left out is shown alone anyway.
-    async fn list_page(&self, page: usize) -> Result<Vec<Listed>, CallError> {
+    async fn list_page(&self, page: usize, limit: usize) -> Result<Entries, CallError> {
         let all_projects = self.all_projects.load(Ordering::Relaxed);
-        let first = self.get_page(page, all_projects).await;
+        let first = self.get_page(page, limit, all_projects).await;
         let refused = matches!(
             &first,
             Err(CallError {
@@ -98,15 +96,15 @@ impl Bms {
         if !(all_projects && refused) {
             return first;
         }
-        let again = self.get_page(page, false).await;
+        let again = self.get_page(page, limit, false).await;
         if again.is_ok() {
             self.all_projects.store(false, Ordering::Relaxed);
         }
         again
     }
 
-    async fn get_page(&self, page: usize, all_projects: bool) -> Result<Vec<Listed>, CallError> {
-        let (limit, offset) = (PAGE_SERVERS.to_string(), page.to_string());
+    async fn get_page(&self, page: usize, limit: usize, all_projects: bool) -> Result<Entries, CallError> {
+        let (limit, offset) = (limit.to_string(), page.to_string());
         let mut query = vec![("limit", limit.as_str()), ("offset", offset.as_str())];
         if all_projects {
             query.push(("enterprise_project_id", "all_granted_eps"));
@@ -116,18 +114,23 @@ impl Bms {
     }
 }
 
-/// Pages are numbered from 1, and the last one is short; `count` does not tell it: the documents cap it by `limit`.
+/// A place is the number of entries before it. Pages are numbered from 1, and the last one is short; `count` does not tell
+/// it: the documents cap it by `limit`.
 impl ServerReader for Bms {
     type Place = usize;
 
     fn first_page(&self) -> usize {
-        1
+        0
     }
 
-    async fn page(&self, number: usize) -> Result<Page<usize>, CallError> {
-        let servers = self.list_page(number).await?;
-        let next = (servers.len() >= PAGE_SERVERS).then_some(number + 1);
-        Ok(Page { servers, next })
+    async fn page(&self, place: usize, limit: usize) -> Result<Page<usize>, CallError> {
+        let entries = self.list_page(place / limit + 1, limit).await?;
+        let next = (entries.count >= limit).then_some(place + limit);
+        Ok(Page { servers: entries.servers, next })
+    }
+
+    fn page_after(&self, place: &usize, limit: usize) -> Option<usize> {
+        Some(place + limit)
     }
 
     async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {
@@ -146,7 +149,7 @@ impl PowerCloud for Bms {
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(self.session.prepare())
+        Box::pin(async { self.session.discreet(self.session.prepare().await) })
     }
 
     fn submit<'a>(
@@ -154,15 +157,15 @@ impl PowerCloud for Bms {
         action: PowerAction,
         servers: &'a [ServerId],
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
-        Box::pin(self.submit_batch(action, servers))
+        Box::pin(async move { self.session.discreet(self.submit_batch(action, servers).await) })
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
-        Box::pin(self.query_job(job))
+        Box::pin(async { self.session.discreet(self.query_job(job).await) })
     }
 
-    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>> {
-        Box::pin(self.looking.observe(self, servers))
+    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>> {
+        Box::pin(async { self.session.discreet(self.looking.observe(self, servers).await) })
     }
 }
 

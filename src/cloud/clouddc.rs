@@ -6,8 +6,6 @@
 //! Source: CloudDC API Reference (Huawei Cloud): Batch Modifying the Power Statuses of Physical Servers; Querying the
 //! List of Physical Servers; Querying Physical Server Information.
 
-use std::collections::HashMap;
-
 use futures_util::future::BoxFuture;
 use reqwest::Method;
 
@@ -16,16 +14,13 @@ use super::auth::{Credentials, Key};
 use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
 use super::session::{Call, Session};
-use super::{CallError, ClientError, Clock, Fault, PowerCloud, check_batch, not_sent};
+use super::{CallError, ClientError, Clock, Fault, Observed, PowerCloud, check_batch, not_sent};
 use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking};
 use crate::settings::TargetSettings;
 
 mod marker;
 pub mod power;
 pub mod server;
-
-/// Servers on a page of the list. Source: CloudDC API Reference, `limit` is 10 to 1000.
-const PAGE_SERVERS: &str = "1000";
 
 /// What stands where an id would in `GET …/physicalservers/status`: another call, which only counts servers.
 const STATUS_CALL: &str = "status";
@@ -80,14 +75,19 @@ impl ServerReader for CloudDc {
         None
     }
 
-    async fn page(&self, marker: Option<String>) -> Result<Page<Option<String>>, CallError> {
-        let mut query = vec![("limit", PAGE_SERVERS)];
+    async fn page(&self, marker: Option<String>, limit: usize) -> Result<Page<Option<String>>, CallError> {
+        let limit = limit.to_string();
+        let mut query = vec![("limit", limit.as_str())];
         query.extend(marker.as_deref().map(|marker| ("marker", marker)));
         let answer = self.session.get(&["physicalservers"], &query).await?;
         let page = server::read_list(&answer, self.session.now())?;
         // A page that names itself as the next one would only be read again.
         let next = page.next.filter(|next| marker.as_ref() != Some(next));
         Ok(Page { servers: page.servers, next: next.map(Some) })
+    }
+
+    fn page_after(&self, _: &Option<String>, _: usize) -> Option<Option<String>> {
+        None
     }
 
     async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {
@@ -107,7 +107,7 @@ impl PowerCloud for CloudDc {
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(self.session.prepare())
+        Box::pin(async { self.session.discreet(self.session.prepare().await) })
     }
 
     fn submit<'a>(
@@ -115,7 +115,7 @@ impl PowerCloud for CloudDc {
         action: PowerAction,
         servers: &'a [ServerId],
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
-        Box::pin(self.submit_batch(action, servers))
+        Box::pin(async move { self.session.discreet(self.submit_batch(action, servers).await) })
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
@@ -123,8 +123,8 @@ impl PowerCloud for CloudDc {
         Box::pin(async { Err(not_sent(Fault::Refused(CodeClass::JobUnknown), what)) })
     }
 
-    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>> {
-        Box::pin(self.looking.observe(self, servers))
+    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>> {
+        Box::pin(async { self.session.discreet(self.looking.observe(self, servers).await) })
     }
 }
 

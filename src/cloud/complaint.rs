@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::codes;
+use super::lenient;
 use super::text::tidy;
 use crate::model::{CodeClass, Complaint};
 
@@ -57,7 +58,7 @@ pub(crate) fn job_complaint(code: Option<&str>, text: Option<&str>) -> Option<Co
     }
     let code = tidy_code(code.unwrap_or_default());
     let text = text.unwrap_or_default();
-    let inner = text.starts_with('{').then(|| serde_json::from_str(text).ok()).flatten();
+    let inner = text.starts_with('{').then(|| lenient::read(text.as_bytes())).flatten();
     let inner = inner.as_ref().and_then(find_complaint).map(|found| found.message).filter(|text| !text.is_empty());
     let message = tidy(inner.as_deref().unwrap_or(text));
     Some(Complaint { class: codes::class(&code), code, message })

@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, Request, Response, Url};
+use secrecy::{ExposeSecret, SecretString};
 
 use super::answer::{Answer, CallKind};
+use super::auth::aksk::percent_decode;
+use super::encoding::{TooLarge, decode};
 use super::text::{MESSAGE_CHARS_MAX, cap};
 use super::{CallError, ClientError, Fault};
 use crate::settings::{AuthSettings, TargetSettings};
@@ -50,14 +53,16 @@ pub struct Http {
     connect_timeout: Duration,
     request_timeout: Duration,
     proxy: Option<String>,
+    /// True if the endpoint is an `http://` address.
+    is_plain: bool,
 }
 
 impl Http {
-    /// Builds both clients. Reads `ca_file`, or the system's authorities if TLS is to be spoken without one.
+    /// Builds both clients. `proxy_password` is for the user that `target.proxy` names. Reads `ca_file`, or the system's authorities if TLS is to be spoken without one.
     ///
     /// # Errors
     /// An `http://` address without `allow_http`, an unreadable `ca_file`, a proxy or TLS set-up that cannot work.
-    pub fn new(target: &TargetSettings) -> Result<Self, ClientError> {
+    pub fn new(target: &TargetSettings, proxy_password: Option<&SecretString>) -> Result<Self, ClientError> {
         check_scheme(&target.endpoint, target.allow_http)?;
         if let AuthSettings::Token { iam_endpoint, .. } = &target.auth {
             check_scheme(iam_endpoint, target.allow_http)?;
@@ -65,20 +70,25 @@ impl Http {
         // Somebody else in this process may have installed a provider already; either will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
-            reads: builder(target)?.build().map_err(ClientError::set_up)?,
+            reads: builder(target, proxy_password)?.build().map_err(ClientError::set_up)?,
             // A stale keep-alive socket would turn a whole batch into "may have been carried out".
-            submits: builder(target)?.pool_max_idle_per_host(0).build().map_err(ClientError::set_up)?,
+            submits: builder(target, proxy_password)?.pool_max_idle_per_host(0).build().map_err(ClientError::set_up)?,
             connect_timeout: target.connect_timeout,
             request_timeout: target.request_timeout,
             proxy: target.proxy.as_ref().map(address),
+            is_plain: target.endpoint.scheme() == "http",
         })
     }
 
     async fn exchange(&self, client: &Client, request: Request, kind: CallKind) -> Result<Answer, CallError> {
         let host = address(request.url());
         let response = client.execute(request).await.map_err(|error| self.no_answer(&host, kind, &error))?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        match read_body(response).await {
+        let (status, mut headers) = (response.status().as_u16(), response.headers().clone());
+        let body = match read_body(response).await {
+            Ok(body) => decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| BodyFault::TooLarge),
+            Err(fault) => Err(fault),
+        };
+        match body {
             Ok(body) => Ok(Answer { status, headers, body }),
             Err(BodyFault::TooLarge) => {
                 let message = format!("{host} answered with more than {} MiB; cut off", BODY_BYTES_MAX >> 20);
@@ -93,10 +103,14 @@ impl Http {
 
     fn no_answer(&self, host: &str, kind: CallKind, error: &reqwest::Error) -> CallError {
         let through = self.proxy.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
+        if let (true, Some(proxy), Some(refusal)) = (error.is_connect(), &self.proxy, tunnel_refusal(error)) {
+            return refusal.error(proxy, host);
+        }
         if error.is_connect() {
-            let why = match error.is_timeout() {
-                true => format!("no connection within {}", humantime::format_duration(self.connect_timeout)),
-                false => causes(error),
+            let why = if error.is_timeout() {
+                format!("no connection within {}", humantime::format_duration(self.connect_timeout))
+            } else {
+                tls_error(error).and_then(tls_sentence).map_or_else(|| connect_causes(error), str::to_owned)
             };
             failed(Fault::Unreachable, None, &format!("could not connect to {host}{through}: {why}"))
         } else if error.is_builder() {
@@ -108,10 +122,15 @@ impl Http {
     }
 
     fn why(&self, error: &reqwest::Error) -> String {
-        match error.is_timeout() {
-            true => format!("not complete within {}", humantime::format_duration(self.request_timeout)),
-            false => causes(error),
+        if error.is_timeout() {
+            return format!("not complete within {}", humantime::format_duration(self.request_timeout));
         }
+        let why = causes(error);
+        // What a TLS server answers to plain HTTP begins with a byte that no HTTP answer has.
+        if self.is_plain && why.contains("invalid HTTP version") {
+            return format!("{why}; if it speaks TLS, write https:// in the endpoint");
+        }
+        why
     }
 }
 
@@ -123,7 +142,7 @@ fn check_scheme(url: &Url, allow_http: bool) -> Result<(), ClientError> {
     }
 }
 
-fn builder(target: &TargetSettings) -> Result<ClientBuilder, ClientError> {
+fn builder(target: &TargetSettings, proxy_password: Option<&SecretString>) -> Result<ClientBuilder, ClientError> {
     let mut builder = Client::builder()
         .user_agent(concat!("poweryard/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -135,7 +154,12 @@ fn builder(target: &TargetSettings) -> Result<ClientBuilder, ClientError> {
         .timeout(target.request_timeout)
         .no_proxy();
     if let Some(url) = &target.proxy {
-        builder = builder.proxy(Proxy::all(url.clone()).map_err(ClientError::set_up)?);
+        let mut proxy = Proxy::all(url.clone()).map_err(ClientError::set_up)?;
+        if let Some(password) = proxy_password {
+            let user = percent_decode(url.username());
+            proxy = proxy.basic_auth(&user, password.expose_secret());
+        }
+        builder = builder.proxy(proxy);
     }
     if let Some(file) = &target.ca_file {
         builder = builder.tls_certs_only(authorities(file)?);
@@ -189,6 +213,95 @@ pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallEr
     CallError { fault, status, code: String::new(), message: cap(message, MESSAGE_CHARS_MAX), request_id: None }
 }
 
+/// The causes of a connection that failed, with a hint where they are the library's words alone.
+fn connect_causes(error: &reqwest::Error) -> String {
+    let why = causes(error);
+    match why.contains("tls handshake eof") {
+        true => "the connection was closed during the TLS handshake; it may not speak TLS, or something in between \
+                 forbids it"
+            .to_owned(),
+        false => why,
+    }
+}
+
+/// How a proxy refuses to open the way: then nothing of the call has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TunnelRefusal {
+    /// HTTP 407.
+    WantsPassword,
+    /// Any other status.
+    Refused,
+}
+
+impl TunnelRefusal {
+    fn error(self, proxy: &str, host: &str) -> CallError {
+        match self {
+            Self::WantsPassword => {
+                let message = format!(
+                    "the proxy {proxy} answered, not the cloud: it wants a user name and a password; \
+                     name the user in proxy and the file in proxy_password_file"
+                );
+                failed(Fault::Configuration, Some(407), &message)
+            }
+            Self::Refused => {
+                let message = format!("the proxy {proxy} answered, not the cloud: it refuses to connect to {host}");
+                failed(Fault::Unreachable, None, &message)
+            }
+        }
+    }
+}
+
+/// The library has no type for these, only words.
+fn tunnel_refusal(error: &reqwest::Error) -> Option<TunnelRefusal> {
+    let why = causes(error);
+    if why.contains("proxy authorization required") {
+        Some(TunnelRefusal::WantsPassword)
+    } else if why.contains("tunnel error: unsuccessful") {
+        Some(TunnelRefusal::Refused)
+    } else {
+        None
+    }
+}
+
+/// What the TLS library says is wrong, wherever in the chain of causes.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        // An I/O error does not name what it wraps as its source.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    None
+}
+
+/// The usual mistakes with certificates, each with what to do.
+fn tls_sentence(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::CertificateError as Certificate;
+    use rustls::Error as Tls;
+    match error {
+        Tls::InvalidCertificate(Certificate::UnknownIssuer) => Some(
+            "its certificate is signed by an authority that is not trusted here; \
+             name that authority's certificate with ca_file",
+        ),
+        Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
+            Some("its certificate has expired, or this machine's clock is ahead; check the clock, then the certificate")
+        }
+        Tls::InvalidCertificate(Certificate::NotValidYet | Certificate::NotValidYetContext { .. }) => {
+            Some("its certificate is not valid yet, or this machine's clock is behind; check the clock first")
+        }
+        Tls::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
+            Some("its certificate is for another name; check the host name in the endpoint")
+        }
+        Tls::InvalidMessage(_) => {
+            Some("it does not speak TLS; check the port, or for a test write http:// and allow_http = true")
+        }
+        _ => None,
+    }
+}
+
 /// `host:port`, without path, query or user.
 pub(crate) fn address(url: &Url) -> String {
     let host = url.host_str().unwrap_or("?");
@@ -226,6 +339,19 @@ mod tests {
     fn an_address_shows_host_and_port_and_no_secret() {
         let url = Url::parse("https://user:secret@proxy.example/path?token=1").expect("a URL");
         assert_eq!(address(&url), "proxy.example:443");
+    }
+
+    #[test]
+    fn each_usual_mistake_with_a_certificate_says_what_to_do() {
+        use rustls::CertificateError::{Expired, NotValidForName, NotValidYet, UnknownIssuer};
+        for (mistake, word) in
+            [(UnknownIssuer, "ca_file"), (Expired, "clock"), (NotValidYet, "clock"), (NotValidForName, "endpoint")]
+        {
+            let wrapped = io::Error::other(io::Error::other(rustls::Error::InvalidCertificate(mistake)));
+            let sentence = tls_error(&wrapped).and_then(tls_sentence).expect("a sentence");
+            assert!(sentence.contains(word), "{sentence}");
+        }
+        assert_eq!(tls_error(&io::Error::other("else")), None);
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! Looking at servers in as few calls as can be: by the list, page by page, or one by one.
 //!
 //! Owns that choice, the end of a list, and the rule that a server which the list leaves out is shown alone before
-//! anything is said of it. Knows no paths and no bodies: how a page and a server are read is each service's own.
+//! anything is said of it. A look is about each server: what cannot be read hides nothing else. Knows no paths and no
+//! bodies: how a page and a server are read is each service's own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 
-use super::{CallError, Fault};
-use crate::model::{Activity, Power, ServerId, ServerView, Sighting};
+use super::asked::Asked;
+use super::page_sizes::{PageSizes, Remembered};
+use super::{CallError, Fault, Observed, not_sent};
+use crate::model::{ServerId, ServerView, Sighting};
 
 /// The list is read up to this many pages; whoever is not found by then is asked for by name.
 const PAGES_MAX: usize = 100;
@@ -20,6 +25,25 @@ const SHOWS_MIN: usize = 3;
 
 /// Shows under way at a time.
 const SHOWS_AT_ONCE: usize = 4;
+
+/// Shows in one look at most: after a list they are the few that it left out, without one they are a try. Those left over
+/// have their turn in the next look. Documented is a rate of 1000 shows a minute; real accounts have far less.
+const SHOWS_MAX: usize = 1000;
+const SHOWS_WITHOUT_LIST_MAX: usize = 50;
+
+/// After so many failed shows in one look no other one begins, and sooner if nothing at all could be read.
+const SHOWS_FAILED_MAX: usize = 8;
+const SHOWS_FAILED_ALONE_MAX: usize = 3;
+
+/// The first show goes alone for so long, unless the list has been read: four refused signatures at a time would soon lock
+/// the key.
+const HEAD_START: Duration = Duration::from_secs(2);
+
+/// A look that has lasted so long begins no further try of a page that failed, and no further show.
+const SPAN_MAX: Duration = Duration::from_secs(30);
+
+/// Pages of the smallest size that may be left out of one listing.
+const PAGES_SKIPPED_MAX: usize = 3;
 
 /// An entry of a list; without a view if the list calls the server deleted.
 pub type Listed = (ServerId, Option<ServerView>);
@@ -36,97 +60,291 @@ pub struct Page<P> {
 /// A service whose servers can be read from a list or shown one by one.
 pub(crate) trait ServerReader: Sync {
     /// Where a page is: a number, or a marker.
-    type Place: Send;
+    type Place: Clone + Send;
 
     /// Where the first page is.
     fn first_page(&self) -> Self::Place;
 
-    /// Reads one page, in one call where all goes well.
-    fn page(&self, place: Self::Place) -> impl Future<Output = Result<Page<Self::Place>, CallError>> + Send;
+    /// Reads one page of `limit` servers, in one call where all goes well.
+    fn page(
+        &self,
+        place: Self::Place,
+        limit: usize,
+    ) -> impl Future<Output = Result<Page<Self::Place>, CallError>> + Send;
+
+    /// Where the page after the one at `place` is, if that can be told without having read it.
+    fn page_after(&self, place: &Self::Place, limit: usize) -> Option<Self::Place>;
 
     /// Shows one server, in one call.
     fn show(&self, server: &ServerId) -> impl Future<Output = Result<Sighting, CallError>> + Send;
 }
 
-/// What is remembered of one project's list from look to look.
+/// What is remembered of one project from look to look.
 #[derive(Debug, Default)]
-pub(crate) struct Looking {
+pub(crate) struct Looking(Mutex<Memory>);
+
+#[derive(Debug, Default)]
+struct Memory {
     /// Pages of the last listing that was read to its end, or more if one went further; 0 before the first.
-    pages_known: AtomicUsize,
+    pages_known: usize,
+    page_sizes: Remembered,
+    asked: Asked,
+}
+
+/// One look as far as it has come.
+#[derive(Default)]
+struct Look {
+    observed: Observed,
+    /// Why the list, or a part of it, could not be read.
+    list_failure: Option<CallError>,
+    was_listed: bool,
+    /// True once a page was read.
+    list_was_read: bool,
+}
+
+impl Look {
+    /// True once anything was read, so that the cloud is there and takes our key.
+    fn has_read(&self) -> bool {
+        self.list_was_read || !self.observed.sightings.is_empty()
+    }
+
+    fn is_over(&self) -> bool {
+        self.observed.ended_by.is_some()
+    }
+
+    fn saw(&mut self, server: ServerId, sighting: Sighting) {
+        self.observed.failures.remove(&server);
+        self.observed.sightings.insert(server, sighting);
+    }
+
+    fn failed(&mut self, server: ServerId, error: CallError) {
+        self.end_if_it_concerns_all(&error);
+        self.observed.failures.insert(server, error);
+    }
+
+    /// Another call would have the same answer, or make it worse.
+    fn end_if_it_concerns_all(&mut self, error: &CallError) {
+        match error.fault {
+            Fault::Throttled { .. } | Fault::Credentials | Fault::Unreachable => {
+                self.observed.ended_by.get_or_insert_with(|| error.clone());
+            }
+            Fault::Unavailable | Fault::Permission | Fault::Configuration | Fault::Refused(_) | Fault::Lost => {}
+        }
+    }
+
+    /// A server that was not shown may be in the list all the same; and if the list can be read, the cloud is there.
+    fn needs_the_list(&self) -> bool {
+        let was_sent = |error: &CallError| match error.fault {
+            Fault::Unavailable | Fault::Lost => true,
+            Fault::Refused(_) => error.status.is_some(),
+            _ => false,
+        };
+        !self.was_listed && !self.has_read() && !self.is_over() && self.observed.failures.values().any(was_sent)
+    }
+
+    /// The result. An error only where nothing could be read, and for a reason that is not one server's own.
+    fn end(mut self, servers: &[ServerId]) -> Result<Observed, CallError> {
+        if !self.has_read()
+            && let Some(error) = self.reason_for_all(servers)
+        {
+            return Err(error);
+        }
+        let why = self.observed.ended_by.clone().or(self.list_failure).unwrap_or_else(not_asked);
+        for server in servers {
+            if !self.observed.sightings.contains_key(server) && !self.observed.failures.contains_key(server) {
+                self.observed.failures.insert(server.clone(), why.clone());
+            }
+        }
+        Ok(self.observed)
+    }
+
+    fn reason_for_all(&self, servers: &[ServerId]) -> Option<CallError> {
+        let failures = || servers.iter().filter_map(|server| self.observed.failures.get(server));
+        if let Some(error) = &self.observed.ended_by {
+            return Some(error.clone());
+        }
+        // The service itself has answered about a server.
+        if failures().any(|error| matches!(error.fault, Fault::Refused(_))) {
+            return None;
+        }
+        self.list_failure.clone().or_else(|| failures().next().cloned())
+    }
+}
+
+fn not_asked() -> CallError {
+    not_sent(Fault::Unavailable, "its turn comes in the next look".to_owned())
 }
 
 impl Looking {
     /// Sees each of `servers`, once: see `PowerCloud::observe`.
     ///
     /// # Errors
-    /// The first page or show that fails; but see `show_among`.
+    /// See `PowerCloud::observe`.
     pub(crate) async fn observe(
         &self,
         reader: &impl ServerReader,
         servers: &[ServerId],
-    ) -> Result<HashMap<ServerId, Sighting>, CallError> {
-        let mut wanted: HashSet<&ServerId> = servers.iter().collect();
-        let mut seen = HashMap::with_capacity(wanted.len());
-        if wanted.len() > SHOWS_MIN.max(self.pages_known.load(Ordering::Relaxed)) {
-            seen = self.list(reader, &wanted).await?;
+    ) -> Result<Observed, CallError> {
+        let wanted: HashSet<&ServerId> = servers.iter().collect();
+        let mut look = Look::default();
+        let list_first = {
+            let memory = self.memory();
+            let many = wanted.len() > SHOWS_MIN.max(memory.pages_known);
+            // The list may have what could not be shown last time.
+            many || wanted.iter().any(|server| memory.asked.has_failed(server))
+        };
+        if list_first {
+            self.list(reader, &wanted, &mut look).await;
         }
-        // In the caller's order, so that the same question makes the same calls.
-        let mut is_unseen = |id: &&ServerId| wanted.remove(*id) && !seen.contains_key(*id);
-        let mut unseen: Vec<ServerId> = servers.iter().filter(&mut is_unseen).cloned().collect();
-        let alone = servers.len() == 1;
-        // The first goes alone: four refused signatures at a time would soon lock the key.
-        if let Some(first) = unseen.pop() {
-            seen.extend([show_among(reader, first, alone).await?]);
+        if !look.is_over() {
+            self.show(reader, servers, &mut look).await;
         }
-        let shows = stream::iter(unseen).map(|server| show_among(reader, server, alone));
-        let shown: Vec<_> = shows.buffer_unordered(SHOWS_AT_ONCE).try_collect().await?;
-        seen.extend(shown);
-        Ok(seen)
+        if look.needs_the_list() {
+            self.list(reader, &wanted, &mut look).await;
+        }
+        look.end(servers)
     }
 
-    /// Reads the list until every wanted server has been seen, or to its end.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the list until every wanted server has been seen, or to its end. A page that cannot be had is asked for in
+    /// smaller ones; what was read before a failure counts.
     ///
     /// The end is a page that names no next one, or one without anything new: a list that goes in circles ends too.
-    async fn list(
-        &self,
-        reader: &impl ServerReader,
-        wanted: &HashSet<&ServerId>,
-    ) -> Result<HashMap<ServerId, Sighting>, CallError> {
-        let mut seen = HashMap::with_capacity(wanted.len());
-        let mut known = HashSet::new();
-        let mut place = Some(reader.first_page());
-        let mut pages = 0;
-        while let Some(here) = place.filter(|_| pages < PAGES_MAX) {
-            let page = reader.page(here).await?;
-            pages += 1;
-            let before = known.len();
-            for (server, view) in page.servers {
-                if let (Some(asked), Some(view)) = (wanted.get(&server), view) {
-                    seen.insert((*asked).clone(), Sighting::Present(view));
+    async fn list(&self, reader: &impl ServerReader, wanted: &HashSet<&ServerId>, look: &mut Look) {
+        let before = self.memory().page_sizes;
+        let (began, mut sizes, mut known) = (Instant::now(), PageSizes::begin(before), HashSet::new());
+        let (mut place, mut calls, mut skipped) = (Some(reader.first_page()), 0, 0);
+        let (mut failure, mut hole) = (None, None);
+        look.was_listed = true;
+        while let Some(here) = place.take().filter(|_| calls < PAGES_MAX) {
+            calls += 1;
+            match reader.page(here.clone(), sizes.limit()).await {
+                Ok(page) => {
+                    sizes.page_read();
+                    failure = None;
+                    let known_before = known.len();
+                    for (server, view) in page.servers {
+                        if let (Some(asked), Some(view)) = (wanted.get(&server), view) {
+                            look.saw((*asked).clone(), Sighting::Present(view));
+                        }
+                        known.insert(server);
+                    }
+                    place = page.next.filter(|_| known.len() > known_before);
+                    self.memory().learn_pages(calls, place.is_none());
+                    if look.observed.sightings.len() == wanted.len() {
+                        break;
+                    }
                 }
-                known.insert(server);
+                Err(error) => {
+                    look.end_if_it_concerns_all(&error);
+                    let may_be_its_size = matches!(error.fault, Fault::Unavailable | Fault::Refused(_));
+                    failure = Some(error);
+                    if !may_be_its_size || began.elapsed() > SPAN_MAX {
+                        sizes.page_failed();
+                        break;
+                    }
+                    if sizes.page_failed() {
+                        place = Some(here);
+                    } else if skipped < PAGES_SKIPPED_MAX {
+                        skipped += 1;
+                        hole = failure.clone();
+                        place = reader.page_after(&here, sizes.limit());
+                        sizes.page_skipped();
+                    }
+                }
             }
-            place = page.next.filter(|_| known.len() > before);
-            let at_least = if place.is_some() { self.pages_known.load(Ordering::Relaxed) } else { 0 };
-            self.pages_known.store(pages.max(at_least), Ordering::Relaxed);
-            if seen.len() == wanted.len() {
+        }
+        look.list_was_read = sizes.has_read();
+        look.list_failure = hole.or(failure);
+        self.memory().page_sizes = sizes.remember(before);
+    }
+
+    /// Shows the servers that have not been seen, one by one. Those that have waited longest come first, and those that
+    /// failed last time come last.
+    async fn show(&self, reader: &impl ServerReader, servers: &[ServerId], look: &mut Look) {
+        // In the caller's order, so that the same question makes the same calls.
+        let mut taken = HashSet::new();
+        let is_unseen = |id: &&ServerId| !look.observed.sightings.contains_key(*id) && taken.insert((*id).clone());
+        let mut servers_left: Vec<ServerId> = servers.iter().filter(is_unseen).cloned().collect();
+        self.memory().asked.order(&mut servers_left);
+        let list_is_whole = look.was_listed && look.list_failure.is_none();
+        servers_left.truncate(if list_is_whole { SHOWS_MAX } else { SHOWS_WITHOUT_LIST_MAX });
+        let others_wait = servers.len() > 1;
+        let mut servers_left = servers_left.into_iter();
+        let (began, mut failed, mut alone) = (Instant::now(), 0, !look.has_read());
+        let mut open = FuturesUnordered::new();
+        loop {
+            let enough = if look.has_read() { SHOWS_FAILED_MAX } else { SHOWS_FAILED_ALONE_MAX };
+            let at_once = if alone { 1 } else { SHOWS_AT_ONCE };
+            while open.len() < at_once
+                && failed < enough
+                && began.elapsed() < SPAN_MAX
+                && let Some(server) = servers_left.next()
+            {
+                let patience = others_wait.then(|| self.memory().asked.patience(&server));
+                open.push(show_within(reader, server, patience));
+            }
+            let ended = if alone {
+                match tokio::time::timeout(HEAD_START, open.next()).await {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        alone = false;
+                        continue;
+                    }
+                }
+            } else {
+                open.next().await
+            };
+            let Some((server, shown)) = ended else { break };
+            alone &= shown.is_err();
+            self.memory().asked.note(&server, shown.as_ref().is_err_and(is_its_own));
+            match shown {
+                Ok(sighting) => look.saw(server, sighting),
+                Err(error) => {
+                    failed += usize::from(!matches!(error.fault, Fault::Refused(_)));
+                    look.failed(server, error);
+                }
+            }
+            if look.is_over() {
                 break;
             }
         }
-        Ok(seen)
     }
 }
 
-/// Shows one server of those asked for. Unless it is `alone`, a refusal about it must not hide the others' states: then
-/// it is an unclear sighting, which proves nothing.
-async fn show_among(
-    reader: &impl ServerReader,
-    server: ServerId,
-    alone: bool,
-) -> Result<(ServerId, Sighting), CallError> {
-    let unclear = ServerView::of(Power::Unclear, Activity::Other);
-    match reader.show(&server).await {
-        Err(CallError { fault: Fault::Refused(_), .. }) if !alone => Ok((server, Sighting::Present(unclear))),
-        shown => shown.map(|sighting| (server, sighting)),
+impl Memory {
+    fn learn_pages(&mut self, pages: usize, is_the_end: bool) {
+        self.pages_known = if is_the_end { pages } else { pages.max(self.pages_known) };
     }
 }
+
+/// Shows `server`, for no longer than `patience` if there is one.
+async fn show_within(
+    reader: &impl ServerReader,
+    server: ServerId,
+    patience: Option<Duration>,
+) -> (ServerId, Result<Sighting, CallError>) {
+    let shown = match patience {
+        None => reader.show(&server).await,
+        Some(patience) => tokio::time::timeout(patience, reader.show(&server)).await.unwrap_or_else(|_| {
+            let message = format!("no answer within {}, while others wait", humantime::format_duration(patience));
+            Err(not_sent(Fault::Unavailable, message))
+        }),
+    };
+    (server, shown)
+}
+
+/// True for a failure that may concern the one server alone. An id that cannot be asked for will never be shown.
+fn is_its_own(error: &CallError) -> bool {
+    match error.fault {
+        Fault::Unavailable | Fault::Lost | Fault::Permission | Fault::Configuration => true,
+        Fault::Refused(_) => error.status.is_some(),
+        Fault::Throttled { .. } | Fault::Credentials | Fault::Unreachable => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,19 +10,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use secrecy::SecretString;
 
 use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking, UtcMillis};
 use crate::settings::TargetSettings;
 
 pub mod answer;
+mod asked;
 pub mod auth;
+mod blot;
 pub mod bms;
 pub mod clouddc;
 pub mod codes;
 mod complaint;
+mod encoding;
 pub mod http;
+mod lenient;
 pub mod looking;
 mod objects;
+mod page_sizes;
 mod session;
 mod text;
 
@@ -34,16 +40,17 @@ use http::Wire;
 /// Tells the time, for signatures and for the life of tokens; tests fix it.
 pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
 
-/// Makes the client for `target`'s service. Sends nothing yet.
+/// Makes the client for `target`'s service. Sends nothing yet. `proxy_password` belongs to the user that `target.proxy` names.
 ///
 /// # Errors
 /// See `ClientError`; each means that the settings or the secrets need a person.
 pub fn connect(
     target: &TargetSettings,
+    proxy_password: Option<&SecretString>,
     credentials: Credentials,
     clock: Clock,
 ) -> Result<Arc<dyn PowerCloud>, ClientError> {
-    over(Box::new(http::Http::new(target)?), target, credentials, clock)
+    over(Box::new(http::Http::new(target, proxy_password)?), target, credentials, clock)
 }
 
 /// As `connect`, over another wire than the network.
@@ -129,10 +136,25 @@ pub trait PowerCloud: Send + Sync {
 
     /// Reads the states of `servers`, by list or one by one, whichever needs fewer calls.
     ///
-    /// The answer has an entry for every server asked for; a server that the list leaves out is confirmed by its own
-    /// call before it is called missing. One of several that the service refuses to show is `Power::Unclear`,
-    /// `Activity::Other`.
-    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<HashMap<ServerId, Sighting>, CallError>>;
+    /// Each server asked for is among the sightings or among the failures; one that the list leaves out is confirmed by
+    /// its own call before it is called missing.
+    ///
+    /// # Errors
+    /// Only where nothing at all could be read, for a reason that is not one server's own: refused credentials, an
+    /// endpoint that cannot be reached, throttling before the first answer.
+    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>>;
+}
+
+/// What a look showed, server by server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The servers that could be read.
+    pub sightings: HashMap<ServerId, Sighting>,
+    /// Why the others could not be read this time.
+    pub failures: HashMap<ServerId, CallError>,
+    /// What ended the look before all had been asked for, if anything did: throttling, refused credentials, or no
+    /// connection. It concerns the whole target.
+    pub ended_by: Option<CallError>,
 }
 
 /// Why a call did not succeed. `Display` is one sentence for the operator.

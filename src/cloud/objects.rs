@@ -8,14 +8,15 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
 
-/// Hands each object to `take`: a single one, or those in an array. Everything else (null, "", numbers) counts as none.
+/// Hands each object to `take`: a single one, or those in an array. Everything else (null, "", numbers) is passed over.
+/// Returns how many entries there were, of whatever type.
 ///
 /// # Errors
 /// Broken JSON, or an object that is no `T`.
 pub(crate) fn each_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
     mut take: impl FnMut(T),
-) -> Result<(), D::Error> {
+) -> Result<usize, D::Error> {
     Objects { take: &mut take, of: PhantomData }.deserialize(deserializer)
 }
 
@@ -40,52 +41,55 @@ struct Objects<'f, T, F> {
 }
 
 impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Objects<'_, T, F> {
-    type Value = ();
+    type Value = usize;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Objects<'_, T, F> {
-    type Value = ();
+    type Value = usize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any value")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<usize, A::Error> {
         (self.take)(T::deserialize(MapAccessDeserializer::new(map))?);
-        Ok(())
+        Ok(1)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(Objects { take: self.take, of: PhantomData })?.is_some() {}
-        Ok(())
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
+        let mut count = 0;
+        while seq.next_element_seed(Objects { take: self.take, of: PhantomData })?.is_some() {
+            count += 1;
+        }
+        Ok(count)
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
+    fn visit_str<E>(self, _: &str) -> Result<usize, E> {
+        Ok(0)
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
+    fn visit_u64<E>(self, _: u64) -> Result<usize, E> {
+        Ok(0)
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
+    fn visit_i64<E>(self, _: i64) -> Result<usize, E> {
+        Ok(0)
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
+    fn visit_f64<E>(self, _: f64) -> Result<usize, E> {
+        Ok(0)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
+    fn visit_bool<E>(self, _: bool) -> Result<usize, E> {
+        Ok(0)
     }
 
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
+    fn visit_unit<E>(self) -> Result<usize, E> {
+        Ok(0)
     }
 }
 

@@ -11,6 +11,7 @@ use super::answer::{Answer, CallKind, worth_renewing};
 use super::auth::aksk::{self, Signable};
 use super::auth::token::TokenSource;
 use super::auth::{AccessKeys, Credentials, Key};
+use super::blot::{Blots, Discreet};
 use super::http::{Http, Wire};
 use super::{CallError, ClientError, Clock, Fault};
 use crate::model::{Service, UtcMillis};
@@ -39,6 +40,7 @@ pub(crate) struct Session {
     clock: Clock,
     prover: Prover,
     key: Key,
+    blots: Blots,
 }
 
 /// What proves who we are.
@@ -55,7 +57,7 @@ impl Session {
     /// # Errors
     /// As `Http::new`, and `CredentialsKind` if the secrets do not fit the settings.
     pub(crate) fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
-        Self::over(Box::new(Http::new(target)?), target, credentials, clock)
+        Self::over(Box::new(Http::new(target, None)?), target, credentials, clock)
     }
 
     /// As `new`, over another wire than the network.
@@ -66,9 +68,10 @@ impl Session {
         clock: Clock,
     ) -> Result<Self, ClientError> {
         let key = credentials.key();
+        let blots = Blots::new(&credentials);
         let prover = prover(&target.auth, &target.project_id, credentials)?;
         let (service, endpoint, project_id) = (target.service, target.endpoint.clone(), target.project_id.clone());
-        Ok(Self { http, service, endpoint, project_id, clock, prover, key })
+        Ok(Self { http, service, endpoint, project_id, clock, prover, key, blots })
     }
 
     /// The key that all calls are made with.
@@ -98,6 +101,15 @@ impl Session {
             Prover::Keys(_) => Ok(()),
             Prover::Token(source) => self.counted(source.token(&*self.http, &self.clock, None).await).map(drop),
         }
+    }
+
+    /// `result` without our own secrets, which the cloud may have quoted: nothing else leaves this module's callers.
+    pub(crate) fn discreet<T: Discreet>(&self, mut result: Result<T, CallError>) -> Result<T, CallError> {
+        match &mut result {
+            Ok(value) => value.blot(&self.blots),
+            Err(error) => error.blot(&self.blots),
+        }
+        result
     }
 
     /// Reads what stands under the path of `segments`.
@@ -158,6 +170,7 @@ impl Session {
             Prover::Keys(keys) => self.sign(keys, &mut request, &call.body).map_err(|what| unsendable(&what))?,
             Prover::Token(source) => {
                 let token = source.token(&*self.http, &self.clock, refused).await?;
+                self.blots.remember(&token);
                 request.headers_mut().insert("x-auth-token", token.clone());
                 token
             }

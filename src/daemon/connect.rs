@@ -8,7 +8,9 @@ use super::{Clouds, now};
 use crate::cloud::auth::{AccessKeys, Password};
 use crate::cloud::{self, ClientError, Clock, Credentials, Key, PowerCloud};
 use crate::model::TargetName;
-use crate::settings::{AuthSettings, LoadedSecrets, SecretError, SecretRules, Settings, TargetSettings};
+use crate::settings::{
+    AuthSettings, LoadedSecrets, SecretError, SecretRules, Settings, TargetSettings, load_proxy_password,
+};
 
 /// Why a target cannot be asked for anything; somebody must mend its settings or secrets.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +44,8 @@ pub fn connect_all(settings: &Settings, rules: &SecretRules) -> Result<Clouds, C
 pub fn connect(target: &TargetSettings, rules: &SecretRules) -> Result<Arc<dyn PowerCloud>, ConnectError> {
     let credentials = credentials(target, rules)?;
     let clock: Clock = Arc::new(|| now().utc);
-    cloud::connect(target, credentials, clock)
+    let proxy_password = load_proxy_password(target, rules)?;
+    cloud::connect(target, proxy_password.as_ref(), credentials, clock)
         .map_err(|source| ConnectError::Client { target: target.name.clone(), source })
 }
 

@@ -1,15 +1,15 @@
 //! The follow pass: which open batches are asked for now, and what follows from what they say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::warn;
 
 use super::dispatch::{Answered, Dispatcher, Round};
 use super::task::Task;
-use crate::cloud::CallError;
+use crate::cloud::{CallError, Observed};
 use crate::lifecycle::Step;
-use crate::model::{BatchState, HoldKind, JobReport, ServerId, Sighting, TargetName, UtcMillis};
+use crate::model::{BatchState, HoldKind, JobReport, TargetName, UtcMillis};
 use crate::plan::Hold;
 use crate::store::{DueBatch, Origin, StoreError};
 use crate::verdict::{self, Batch, Rules};
@@ -95,20 +95,27 @@ impl Dispatcher {
         &mut self,
         name: &TargetName,
         batches: Vec<Batch>,
-        answer: Result<HashMap<ServerId, Sighting>, CallError>,
+        answer: Result<Observed, CallError>,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
         let asked_at = target.looking.take().unwrap_or(now);
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
-        self.learn_of_key(name, answer.as_ref().err(), now).await;
-        if let Err(error) = &answer {
+        let concerns_target = match &answer {
+            Ok(observed) => observed.ended_by.clone(),
+            Err(error) => Some(error.clone()),
+        };
+        self.learn_of_key(name, concerns_target.as_ref(), now).await;
+        if let Some(error) = &concerns_target {
             self.learn_from_read(name, error, now).await;
         }
         for batch in batches {
             let step = match &answer {
-                Ok(sightings) => verdict::after_look(&batch, sightings, &rules, asked_at, now),
+                Ok(observed) => {
+                    let step = verdict::after_look(&batch, &observed.sightings, &rules, asked_at, now);
+                    verdict::name_failures(&batch, step, &observed.failures)
+                }
                 Err(error) => verdict::after_failed_look(&batch, error, &rules, now),
             };
             let error = answer.as_ref().err().cloned();

@@ -10,7 +10,7 @@ use super::dispatch::{Answered, Dispatcher, Readiness, Round};
 use super::keys::REFUSED;
 use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
-use crate::cloud::{CallError, Fault};
+use crate::cloud::{CallError, Fault, Observed};
 use crate::model::{HoldKind, PowerAction, ServerId, Sighting, TargetName, Tracking, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::store::{Head, StoreError, Which};
@@ -175,15 +175,15 @@ impl Dispatcher {
     pub(super) async fn prepared(
         &mut self,
         name: &TargetName,
-        result: Result<HashMap<ServerId, Sighting>, CallError>,
+        result: Result<Observed, CallError>,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
         target.open = target.open.saturating_sub(1);
         let (heads, was) = (std::mem::take(&mut target.heads), target.ready);
+        // A server that could not be read goes all the same; what is wrong with it the call itself will show.
         let result = match result {
-            // An id that cannot be asked for must not hold up the others; what is wrong with it the call itself will show.
-            Err(CallError { fault: Fault::Refused(_), .. }) if !heads.is_empty() => Ok(HashMap::new()),
+            Ok(Observed { ended_by: Some(error), .. }) if error.fault == Fault::Credentials => Err(error),
             result => result,
         };
         target.ready = if result.is_ok() { Readiness::Ready } else { Readiness::Unknown };
@@ -192,7 +192,7 @@ impl Dispatcher {
             self.learn_of_key(name, result.as_ref().err(), now).await;
         }
         match result {
-            Ok(sightings) => {
+            Ok(Observed { sightings, .. }) => {
                 let asked_at = if let Readiness::Preparing(since) = was { since } else { now };
                 self.take_baselines(name, &heads, &sightings, asked_at, now).await
             }

@@ -1,12 +1,11 @@
 //! One call to a cloud, carried out by itself. Knows nothing of the queue: what follows from the answer is decided and
 //! stored by the dispatcher.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::cloud::{CallError, Fault, PowerCloud, Signed};
+use crate::cloud::{CallError, Fault, Observed, PowerCloud, Signed};
 use crate::meter::Call;
-use crate::model::{JobId, JobReport, ServerId, Sighting, TargetName, Tracking};
+use crate::model::{JobId, JobReport, ServerId, TargetName, Tracking};
 use crate::verdict::Batch;
 
 /// Something to do at a cloud.
@@ -55,7 +54,7 @@ pub enum Finished {
         /// Who.
         target: TargetName,
         /// Whether, and what the servers look like.
-        result: Result<HashMap<ServerId, Sighting>, CallError>,
+        result: Result<Observed, CallError>,
         /// What the call was made with.
         signed: Signed,
     },
@@ -84,7 +83,7 @@ pub enum Finished {
         /// The batches as they were when the call was made.
         batches: Vec<Batch>,
         /// What came.
-        answer: Result<HashMap<ServerId, Sighting>, CallError>,
+        answer: Result<Observed, CallError>,
         /// What the call was made with.
         signed: Signed,
     },
@@ -140,10 +139,10 @@ impl Task {
     }
 }
 
-async fn prepare(cloud: &dyn PowerCloud, servers: &[ServerId]) -> Result<HashMap<ServerId, Sighting>, CallError> {
+async fn prepare(cloud: &dyn PowerCloud, servers: &[ServerId]) -> Result<Observed, CallError> {
     cloud.prepare().await?;
     match servers {
-        [] => Ok(HashMap::new()),
+        [] => Ok(Observed::default()),
         servers => cloud.observe(servers).await,
     }
 }

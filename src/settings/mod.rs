@@ -25,7 +25,9 @@ mod tests;
 
 pub(crate) use digest::{process_number, salted_digest};
 pub use error::{Mistake, SettingsError};
-pub use secrets::{LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules, SecretStamp};
+pub use secrets::{
+    LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules, SecretStamp, load_proxy_password,
+};
 
 /// Everything the daemon needs to know, checked. One is made per load of the config file.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,8 +110,10 @@ pub struct TargetSettings {
     pub request_timeout: Duration,
     /// PEM file with the certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Proxy for this target; nothing is taken from the environment.
+    /// Proxy for this target, perhaps with a user name; nothing is taken from the environment.
     pub proxy: Option<Url>,
+    /// File with the password of the user that `proxy` names.
+    pub proxy_password_file: Option<PathBuf>,
     /// Allows `http://` endpoints. Default false.
     pub allow_http: bool,
     /// `[targets.NAME.auth]`.

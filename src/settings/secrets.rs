@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
-use super::AuthSettings;
 use super::digest::salted_digest;
+use super::{AuthSettings, TargetSettings};
 use crate::model::TargetName;
 
 /// More than any key, token or password.
@@ -389,15 +389,14 @@ struct FileStamp {
 }
 
 impl SecretStamp {
-    /// Looks at the files that `auth` names, without opening them. A missing file is part of the picture.
-    pub fn take(auth: &AuthSettings, rules: &SecretRules) -> Self {
-        let credentials = rules.credentials_directory.as_deref();
-        let stamps = files(auth).into_iter().map(|(_, value)| {
-            let path = resolve(value, credentials).unwrap_or_else(|_| value.to_owned());
-            let stamp = fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta));
-            (path, stamp)
-        });
-        Self(stamps.collect())
+    /// Looks at the secret files of `target`, without opening them. A missing file is part of the picture.
+    pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
+        Self::of(paths(&target.auth, target.proxy_password_file.as_deref(), rules))
+    }
+
+    fn of(paths: Vec<PathBuf>) -> Self {
+        let stamp = |path: PathBuf| (path.clone(), fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta)));
+        Self(paths.into_iter().map(stamp).collect())
     }
 
     /// When the newest of the files was written; none if none is there.
@@ -424,17 +423,16 @@ impl FileStamp {
 pub struct SecretContent(Vec<(PathBuf, Option<[u8; 32]>)>);
 
 impl SecretContent {
-    /// Reads the files that `auth` names. One that cannot be read is part of the picture.
+    /// Reads the secret files of `target`. One that cannot be read is part of the picture.
     ///
     /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
-    pub fn take(auth: &AuthSettings, rules: &SecretRules) -> Self {
-        let credentials = rules.credentials_directory.as_deref();
-        let contents = files(auth).into_iter().map(|(_, value)| {
-            let path = resolve(value, credentials).unwrap_or_else(|_| value.to_owned());
-            let digest = digest_of(&path);
-            (path, digest)
-        });
-        Self(contents.collect())
+    pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
+        Self::of(paths(&target.auth, target.proxy_password_file.as_deref(), rules))
+    }
+
+    fn of(paths: Vec<PathBuf>) -> Self {
+        let digest = |path: PathBuf| (path.clone(), digest_of(&path));
+        Self(paths.into_iter().map(digest).collect())
     }
 }
 
@@ -458,6 +456,27 @@ fn files(auth: &AuthSettings) -> Vec<(&'static str, &Path)> {
         }
         AuthSettings::Token { password_file, .. } => vec![("password_file", password_file)],
     }
+}
+
+/// Where the secret files of a target are.
+fn paths(auth: &AuthSettings, proxy_password_file: Option<&Path>, rules: &SecretRules) -> Vec<PathBuf> {
+    let values = files(auth).into_iter().map(|(_, value)| value).chain(proxy_password_file);
+    let credentials = rules.credentials_directory.as_deref();
+    values.map(|value| resolve(value, credentials).unwrap_or_else(|_| value.to_owned())).collect()
+}
+
+/// The password of the user that `proxy` names; none if the target has no `proxy_password_file`.
+///
+/// # Errors
+/// As [`LoadedSecrets::load`].
+pub fn load_proxy_password(target: &TargetSettings, rules: &SecretRules) -> Result<Option<SecretString>, SecretError> {
+    let Some(value) = &target.proxy_password_file else { return Ok(None) };
+    let password = resolve(value, rules.credentials_directory.as_deref())
+        .map_err(SecretProblem::NoCredentials)
+        .and_then(|file| read_file(file, SecretKind::Password, rules));
+    password
+        .map(Some)
+        .map_err(|problem| SecretError { key: format!("targets.{}.proxy_password_file", target.name), problem })
 }
 
 #[cfg(test)]
@@ -507,6 +526,10 @@ mod tests {
     fn token(password_file: PathBuf) -> AuthSettings {
         let iam_endpoint = "https://iam.example.com".parse().unwrap();
         AuthSettings::Token { iam_endpoint, domain: "d".into(), username: "u".into(), password_file }
+    }
+
+    fn content_of(password_file: PathBuf, rules: &SecretRules) -> SecretContent {
+        SecretContent::of(paths(&token(password_file), None, rules))
     }
 
     #[test]
@@ -592,14 +615,14 @@ mod tests {
     fn the_same_bytes_written_anew_are_the_same_content() {
         let folder = Folder::new();
         let path = folder.file("password", "one", 0o600);
-        let first = SecretContent::take(&token(path.clone()), &folder.rules);
+        let first = content_of(path.clone(), &folder.rules);
         let other = folder.file("next", "one", 0o600);
         fs::rename(other, &path).unwrap();
-        assert_eq!(SecretContent::take(&token(path.clone()), &folder.rules), first);
+        assert_eq!(content_of(path.clone(), &folder.rules), first);
         fs::write(&path, "two").unwrap();
-        assert_ne!(SecretContent::take(&token(path.clone()), &folder.rules), first);
+        assert_ne!(content_of(path.clone(), &folder.rules), first);
         fs::remove_file(&path).unwrap();
-        assert_ne!(SecretContent::take(&token(path), &folder.rules), first);
+        assert_ne!(content_of(path, &folder.rules), first);
     }
 
     #[test]
@@ -712,7 +735,7 @@ mod tests {
     fn a_stamp_changes_with_the_file_its_mode_and_its_absence() {
         let folder = Folder::new();
         let path = folder.file("password", "one", 0o600);
-        let take = || SecretStamp::take(&token(path.clone()), &folder.rules);
+        let take = || SecretStamp::of(paths(&token(path.clone()), None, &folder.rules));
         let first = take();
         assert_eq!(first, take());
         let other = folder.file("next", "two", 0o600);

@@ -29,7 +29,8 @@ pub(super) fn read(name: &str, section: &Section<'_>, credentials: Option<&Path>
     let batch_servers_max = batch_servers_max(section, service);
     let limits = Limits::read(section);
     let ca_file = section.read("ca_file", |value| ca_file(value, credentials));
-    let proxy = section.read("proxy", values::base_url("\"http://proxy.example.com:3128\""));
+    let proxy = section.read("proxy", values::proxy_url);
+    let proxy_password_file = proxy_password_file(section, proxy.as_ref());
     let auth = auth(section, allow_http);
     let budgets = budgets(section);
     let protected = protected(section, credentials);
@@ -51,11 +52,23 @@ pub(super) fn read(name: &str, section: &Section<'_>, credentials: Option<&Path>
         request_timeout: limits.request_timeout,
         ca_file,
         proxy,
+        proxy_password_file,
         allow_http,
         auth: auth?,
         budgets,
         protected,
     })
+}
+
+/// A user name and a password belong together.
+fn proxy_password_file(section: &Section<'_>, proxy: Option<&Url>) -> Option<PathBuf> {
+    let file = section.read("proxy_password_file", values::file_or_credential);
+    let has_user = proxy.is_some_and(|url| !url.username().is_empty());
+    if file.is_some() && !has_user {
+        let problem = "needs the name of its user in proxy; write for example \"http://user@proxy.example.com:3128\"";
+        section.mistake("proxy_password_file", problem.to_owned());
+    }
+    file
 }
 
 fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {

@@ -74,6 +74,7 @@ fn every_absent_key_takes_its_default() {
             request_timeout: Duration::from_secs(60),
             ca_file: None,
             proxy: None,
+            proxy_password_file: None,
             allow_http: false,
             auth: AuthSettings::AkSk {
                 access_key_file: "access_key".into(),
@@ -89,7 +90,17 @@ fn every_absent_key_takes_its_default() {
 #[test]
 fn the_shipped_file_parses_and_its_defaults_are_the_codes() {
     let mut plain = parse(SHIPPED).unwrap();
-    let no_default = ["ca_file", "proxy", "security_token_file", "start", "stop", "reboot", "servers", "servers_file"];
+    let no_default = [
+        "ca_file",
+        "proxy",
+        "proxy_password_file",
+        "security_token_file",
+        "start",
+        "stop",
+        "reboot",
+        "servers",
+        "servers_file",
+    ];
     let written_out: String = SHIPPED
         .lines()
         .map(|line| match line.strip_prefix('#').and_then(|rest| rest.split_once(" = ").map(|(key, _)| (key, rest))) {
@@ -145,7 +156,7 @@ fn the_shipped_file_shows_every_key() {
         .filter_map(|line| line.split_once("known here: "))
         .flat_map(|(_, keys)| keys.split(", "))
         .collect();
-    assert_eq!(known.len(), 5 + 19 + 3 + 2 + 1 + 4 + 4 + 3 + 2, "{messages}");
+    assert_eq!(known.len(), 5 + 20 + 3 + 2 + 1 + 4 + 4 + 3 + 2, "{messages}");
     for key in known.iter().chain(&["iam_endpoint", "domain", "username", "password_file"]) {
         let shown = SHIPPED.contains(&format!("{key} = ")) || SHIPPED.contains(&format!("{key}]"));
         assert!(shown || *key == "targets", "config/poweryard.toml does not show {key}");
@@ -246,7 +257,8 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
         ),
         (
             "proxy = \"http://u:p@proxy\"",
-            "proxy: holds a user name or a password, which has no place in a URL here; leave it out",
+            "proxy: holds a password, which has no place in a URL here; \
+             write it to a file of its own and name that one with proxy_password_file",
         ),
         (
             "proxy = \"proxy:3128\"",

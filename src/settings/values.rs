@@ -138,23 +138,49 @@ pub(super) fn address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
     })
 }
 
+/// A proxy's base URL, perhaps with a user name.
+pub(super) fn proxy_url(value: &DeValue<'_>) -> Parsed<Url> {
+    const EXAMPLE: &str = "\"http://proxy.example.com:3128\"";
+    let written = parsed_url(text(value)?, EXAMPLE)?;
+    if written.password().is_some() {
+        return Err("holds a password, which has no place in a URL here; \
+                    write it to a file of its own and name that one with proxy_password_file"
+            .to_owned());
+    }
+    let mut url = written.clone();
+    // It cannot fail for a URL with a host, and without one the next check refuses it.
+    let _ = url.set_username("");
+    bare_url(&url, url.as_str(), EXAMPLE)?;
+    Ok(written)
+}
+
+fn parsed_url(text: &str, example: &str) -> Parsed<Url> {
+    Url::parse(text).map_err(|error| format!("is not a URL ({error}); write for example {example}"))
+}
+
 /// A base URL: http or https, host, perhaps a port, nothing else. `example` stands in the messages.
 pub(super) fn base_url(example: &str) -> impl Fn(&DeValue<'_>) -> Parsed<Url> {
     move |value| {
         let text = text(value)?;
-        let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); write for example {example}"))?;
+        let url = parsed_url(text, example)?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err("holds a user name or a password, which has no place in a URL here; leave it out".to_owned());
         }
-        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-            return Err(format!("{text:?} does not begin with http:// or https://; write for example {example}"));
-        }
-        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            let base = url.origin().ascii_serialization();
-            return Err(format!("{text:?} has a path or a query; write the base URL alone: \"{base}\""));
-        }
+        bare_url(&url, text, example)?;
         Ok(url)
     }
+}
+
+/// Refuses a URL that is not http or https, or has more than host and port. `text` is how it was written.
+fn bare_url(url: &Url, text: &str, example: &str) -> Parsed<()> {
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(format!("{text:?} does not begin with http:// or https://; write for example {example}"));
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        let base = url.origin().ascii_serialization();
+        return Err(format!("{text:?} has a path or a query; write the base URL alone: \"{base}\""));
+    }
+    Ok(())
 }
 
 /// A cloud's project id: it becomes part of a URL's path.

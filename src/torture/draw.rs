@@ -300,6 +300,7 @@ fn target(rng: &mut Rng, service: Service, auth: &AuthSettings, scenario: &Scena
         request_timeout: seconds(rng, 2, 20),
         ca_file: None,
         proxy: None,
+        proxy_password_file: None,
         allow_http: true,
         auth: auth.clone(),
         budgets,

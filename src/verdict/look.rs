@@ -7,8 +7,8 @@ use super::{Batch, Member, Rules, our_own, refusal};
 use crate::cloud::CallError;
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
 use crate::model::{
-    Activity, AttemptResult, Baseline, BatchState, Evidence, JobStatus, LookCause, Power, PowerAction, ServerId,
-    ServerView, Sighting, UtcMillis,
+    Activity, AttemptResult, Baseline, BatchState, Evidence, JobStatus, LookCause, Power, PowerAction, RequestId,
+    ServerId, ServerView, Sighting, UtcMillis,
 };
 use crate::pace;
 
@@ -277,6 +277,21 @@ fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
         "poweryard.time_limit",
         format!("{}, and the server's state proved nothing within look_time_limit{why}", doubt(batch)),
     )
+}
+
+/// Says of a request that ends without proof why its server could not be read last, if it could not.
+pub fn name_failures(batch: &Batch, mut step: Step, failures: &HashMap<ServerId, CallError>) -> Step {
+    let servers: HashMap<RequestId, &ServerId> =
+        batch.members.iter().map(|member| (member.request, &member.server)).collect();
+    for (request, event) in &mut step.moves {
+        if let Event::Ended(outcome) = event
+            && outcome.evidence == Evidence::None
+            && let Some(error) = servers.get(request).and_then(|server| failures.get(*server))
+        {
+            outcome.message = format!("{}; the last look failed: {error}", outcome.message);
+        }
+    }
+    step
 }
 
 fn wished_power(action: PowerAction) -> Power {

@@ -132,7 +132,7 @@ impl Sheet {
         let ages: Vec<(Labels, f64)> = targets
             .0
             .iter()
-            .filter_map(|of| Some((target(&of.name.0), age(SecretStamp::take(&of.auth, &targets.1).modified()?))))
+            .filter_map(|of| Some((target(&of.name.0), age(SecretStamp::take(of, &targets.1).modified()?))))
             .collect();
         let help = "Since the newest of the target's secret files changed; systemd writes its copies at every start";
         self.fractions("credentials_age_seconds", help, ages);

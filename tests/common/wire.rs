@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use poweryard::cloud::auth::{AccessKeys, Password};
-use poweryard::cloud::{CallError, Clock, Credentials, Fault};
-use poweryard::model::{ServerId, Service, TargetName, UtcMillis};
+use poweryard::cloud::{CallError, Clock, Credentials, Fault, Observed};
+use poweryard::model::{ServerId, Service, Sighting, TargetName, UtcMillis};
 use poweryard::settings::{AuthSettings, TargetSettings};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -167,6 +167,7 @@ pub(crate) fn target(service: Service, port: u16) -> TargetSettings {
         request_timeout: Duration::from_secs(60),
         ca_file: None,
         proxy: None,
+        proxy_password_file: None,
         allow_http: true,
         auth: AuthSettings::AkSk {
             access_key_file: "access".into(),
@@ -212,6 +213,14 @@ pub(crate) fn ids(texts: &[&str]) -> Vec<ServerId> {
 
 pub(crate) fn fault<T: std::fmt::Debug>(result: Result<T, CallError>) -> Fault {
     result.expect_err("an error").fault
+}
+
+/// What a look showed of one server.
+pub(crate) fn shown(mut seen: Observed, server: &ServerId) -> Result<Sighting, CallError> {
+    match seen.failures.remove(server) {
+        Some(error) => Err(error),
+        None => Ok(seen.sightings.remove(server).expect("a sighting or a failure")),
+    }
 }
 
 /// A port that nobody listens on.

@@ -110,9 +110,11 @@ fn a_submit_that_may_have_been_begun_is_never_called_not_carried_out() {
 #[test]
 fn without_a_code_the_status_decides() {
     for body in ["", "<html><title>502</title></html>", "upstream error", "{}", "[1]"] {
+        let is_page = body.starts_with(['<', 'u']);
         for (status, fault) in [
             (401, Fault::Credentials),
-            (403, Fault::Permission),
+            // A page is nobody's answer but a proxy's or a firewall's, and those keep answers back, too.
+            (403, if is_page { Fault::Lost } else { Fault::Permission }),
             (404, Fault::Configuration),
             (405, Fault::Configuration),
             (413, Fault::Refused(CodeClass::BatchInvalid)),
@@ -271,4 +273,40 @@ proptest! {
             prop_assert!(answer.error(kind, NOW).message.chars().count() <= MESSAGE_CHARS_MAX);
         }
     }
+}
+
+#[test]
+fn what_stands_in_between_is_named_and_no_missing_permission() {
+    let answer = |status, headers: &[(&'static str, &'static str)], body: &str| {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().expect("a header"));
+        }
+        Answer { status, headers: map, body: body.as_bytes().to_vec() }
+    };
+    const NAMED: &str = "a proxy, firewall or gateway answered, not the cloud";
+    for (headers, body) in [
+        ([].as_slice(), "<html>Access denied by policy</html>"),
+        (&[], "Forbidden"),
+        (&[("via", "1.1 proxy (squid)")], ""),
+        (&[("server", "squid/5.7")], "{}"),
+        (&[("x-squid-error", "ERR_ACCESS_DENIED 0")], ""),
+    ] {
+        for (kind, fault) in [(CallKind::Submit, Fault::Lost), (CallKind::Read, Fault::Unavailable)] {
+            let error = answer(403, headers, body).error(kind, NOW);
+            assert_eq!((error.fault, error.message.as_str()), (fault, NAMED), "{headers:?} {body}");
+        }
+        for status in [502, 503, 504] {
+            assert_eq!(answer(status, headers, body).error(CallKind::Submit, NOW).message, NAMED);
+        }
+    }
+    let own = answer(403, &[("via", "1.1 proxy")], r#"{"error":{"code":"BMS.0033","message":"no right"}}"#);
+    assert_eq!(own.error(CallKind::Submit, NOW).fault, Fault::Permission, "the cloud's answer, through a proxy");
+    let password = answer(407, &[("proxy-authenticate", "Basic")], "").error(CallKind::Submit, NOW);
+    assert_eq!(password.fault, Fault::Configuration);
+    assert!(password.message.contains("proxy_password_file"), "{password}");
+    let tls = answer(400, &[], "<html>The plain HTTP request was sent to HTTPS port</html>");
+    let tls = tls.error(CallKind::Submit, NOW);
+    assert_eq!(tls.fault, Fault::Configuration);
+    assert!(tls.message.contains("write https://"), "{tls}");
 }

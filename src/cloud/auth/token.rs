@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 use super::Password;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::http::{Wire, address};
+use crate::cloud::lenient;
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Clock, Fault};
 use crate::model::UtcMillis;
@@ -166,7 +167,7 @@ fn read_token(answer: &Answer, now: UtcMillis) -> Option<Token> {
 }
 
 fn token_life(body: &[u8], now: UtcMillis) -> Option<Duration> {
-    let body: TokenBody<'_> = serde_json::from_slice(body).ok()?;
+    let body: TokenBody<'_> = lenient::read(body)?;
     let time = |text: &Text<'_>| text.get().and_then(|text| text.parse::<UtcMillis>().ok());
     let from = time(&body.token.issued_at).unwrap_or(now);
     Some(time(&body.token.expires_at)?.since(from))

@@ -12,19 +12,28 @@ use crate::cloud::text::Text;
 use crate::cloud::{CallError, Fault};
 use crate::model::{Activity, CodeClass, Power, ServerId, ServerView, Sighting, UtcMillis};
 
-/// A page of the list. Entries without an id are left out.
+/// The entries of a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entries {
+    /// The servers; entries without an id are left out.
+    pub servers: Vec<Listed>,
+    /// How many entries the page has, readable or not: a short page is the last one.
+    pub count: usize,
+}
+
+/// A page of the list.
 ///
 /// # Errors
 /// `Unavailable` for a success that is not JSON or has no `servers`: an unreadable list shows nobody missing.
-pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Vec<Listed>, CallError> {
+pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> {
     #[derive(Deserialize)]
     struct Page<'a> {
         #[serde(borrow)]
         servers: Servers<'a>,
     }
     let Some(page) = answer.success::<Page<'_>>() else { return Err(answer.error(CallKind::Read, now)) };
-    let listed = page.servers.0.iter().filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
-    Ok(listed.collect())
+    let listed = page.servers.listed.iter().filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
+    Ok(Entries { servers: listed.collect(), count: page.servers.count })
 }
 
 /// One server. `Missing`: 404 with a complaint of the service (not the gateway's, not a web page), `BMS.0040` under any
@@ -53,13 +62,16 @@ fn is_missing(status: u16, error: &CallError) -> bool {
     said || (not_found && codes::origin(&error.code) != Origin::Gateway)
 }
 
-struct Servers<'a>(Vec<ServerBody<'a>>);
+struct Servers<'a> {
+    listed: Vec<ServerBody<'a>>,
+    count: usize,
+}
 
 impl<'de: 'a, 'a> Deserialize<'de> for Servers<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut servers = Vec::new();
-        each_object(deserializer, |body: ServerBody<'a>| servers.push(body))?;
-        Ok(Self(servers))
+        let mut listed = Vec::new();
+        let count = each_object(deserializer, |body: ServerBody<'a>| listed.push(body))?;
+        Ok(Self { listed, count })
     }
 }
 

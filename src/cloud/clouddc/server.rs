@@ -9,6 +9,7 @@ use super::marker;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::codes::{self, Origin};
 use crate::cloud::complaint::server_complaint;
+use crate::cloud::lenient;
 use crate::cloud::looking::{Listed, Page};
 use crate::cloud::objects::{an_object, each_object};
 use crate::cloud::text::Text;
@@ -70,7 +71,7 @@ fn is_missing(answer: &Answer, error: &CallError) -> bool {
     if answer.status != 404 || error.fault != Fault::Refused(CodeClass::Other) {
         return false;
     }
-    let refusal: Option<Refusal<'_>> = serde_json::from_slice(&answer.body).ok();
+    let refusal: Option<Refusal<'_>> = lenient::read(&answer.body);
     let in_its_words = refusal.is_some_and(|body| body.error_code.get().and(body.error_msg.get()).is_some());
     in_its_words && !matches!(codes::origin(&error.code), Origin::Gateway | Origin::Iam)
 }

@@ -1,0 +1,244 @@
+//! What must not be repeated: our own keys, tokens, names and passwords, which a cloud or a gateway may quote in its answer.
+//!
+//! Owns finding them in a text, whole, percent-encoded or cut short. Keeps them in memory only, and out of `Debug`.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use reqwest::header::HeaderValue;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::auth::Credentials;
+use super::auth::aksk::percent_encode;
+use super::{CallError, Observed};
+use crate::model::{CodeClass, Complaint, JobReport, Sighting, Tracking};
+
+/// What stands in the place of a secret.
+const BLOT: &str = "***";
+
+/// A secret is also known by its first characters, because texts are cut; so many at least.
+const PREFIX_CHARS_MIN: usize = 8;
+
+/// Shorter ones would be found in every sentence.
+const WORD_CHARS_MIN: usize = 3;
+
+/// A signature has so many hex digits; nothing else in an answer that anybody needs to read has.
+const SIGNATURE_DIGITS: usize = 64;
+
+/// Tokens remembered: the present one, and those that calls still under way may have been made with.
+const TOKENS_MAX: usize = 4;
+
+/// The secrets of one target.
+pub(super) struct Blots {
+    secrets: Vec<SecretString>,
+    tokens: Mutex<VecDeque<SecretString>>,
+}
+
+impl Blots {
+    pub(super) fn new(credentials: &Credentials) -> Self {
+        let own = |text: &str| SecretString::from(text);
+        let secrets = match credentials {
+            Credentials::AkSk(keys) => {
+                let pair = [own(&keys.access_key), keys.secret_key.clone()];
+                pair.into_iter().chain(keys.security_token.clone()).collect()
+            }
+            Credentials::Password(user) => vec![user.password.clone(), own(&user.username), own(&user.domain)],
+        };
+        Self { secrets, tokens: Mutex::default() }
+    }
+
+    /// Notes a token that a call is made with.
+    pub(super) fn remember(&self, token: &HeaderValue) {
+        let Ok(token) = token.to_str() else { return };
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.iter().any(|known| known.expose_secret() == token) {
+            return;
+        }
+        if tokens.len() >= TOKENS_MAX {
+            tokens.pop_front();
+        }
+        tokens.push_back(SecretString::from(token));
+    }
+
+    /// `text` without the secrets.
+    pub(super) fn clean(&self, text: &str) -> String {
+        let mut clean = text.to_owned();
+        {
+            let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            for secret in tokens.iter().chain(&self.secrets) {
+                let secret = secret.expose_secret();
+                clean = without(&clean, secret);
+                let encoded = percent_encode(secret);
+                if encoded != secret {
+                    clean = without(&clean, &encoded);
+                }
+            }
+        }
+        without_signatures(&clean)
+    }
+
+    fn clean_complaint(&self, complaint: &mut Complaint) {
+        complaint.message = self.clean(&complaint.message);
+        if complaint.class == CodeClass::Other {
+            complaint.code = self.clean(&complaint.code);
+        }
+    }
+}
+
+/// A result of a call, whose texts are the cloud's.
+pub(super) trait Discreet {
+    /// Takes our own secrets out of its texts.
+    fn blot(&mut self, blots: &Blots);
+}
+
+impl Discreet for () {
+    fn blot(&mut self, _: &Blots) {}
+}
+
+/// A job's id is needed as it is.
+impl Discreet for Tracking {
+    fn blot(&mut self, _: &Blots) {}
+}
+
+impl Discreet for CallError {
+    fn blot(&mut self, blots: &Blots) {
+        self.message = blots.clean(&self.message);
+        self.request_id = self.request_id.as_deref().map(|id| blots.clean(id));
+        // A documented code is nobody's secret, even if somebody has called a user so.
+        if super::codes::class(&self.code) == CodeClass::Other {
+            self.code = blots.clean(&self.code);
+        }
+    }
+}
+
+impl Discreet for JobReport {
+    fn blot(&mut self, blots: &Blots) {
+        let errors = self.sub_jobs.iter_mut().filter_map(|sub_job| sub_job.error.as_mut());
+        errors.chain(self.error.as_mut()).for_each(|complaint| blots.clean_complaint(complaint));
+    }
+}
+
+impl Discreet for Observed {
+    fn blot(&mut self, blots: &Blots) {
+        for sighting in self.sightings.values_mut() {
+            if let Sighting::Present(view) = sighting
+                && let Some(complaint) = &mut view.error
+            {
+                complaint.message = blots.clean(&complaint.message);
+                complaint.code = blots.clean(&complaint.code);
+            }
+        }
+        self.failures.values_mut().chain(self.ended_by.as_mut()).for_each(|error| error.blot(blots));
+    }
+}
+
+/// `text` without `secret`, in whatever case. A long one is also found by its beginning; a short one only as a whole word.
+fn without(text: &str, secret: &str) -> String {
+    let count = secret.chars().count();
+    if count < WORD_CHARS_MIN {
+        return text.to_owned();
+    }
+    let short = count < PREFIX_CHARS_MIN;
+    let head_end = secret.char_indices().nth(PREFIX_CHARS_MIN).map_or(secret.len(), |(at, _)| at);
+    let (lower_text, lower_secret) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
+    let mut clean = String::with_capacity(text.len());
+    let mut done = 0;
+    while let Some(found) = lower_text[done..].find(&lower_secret[..head_end]) {
+        let start = done + found;
+        let rest = lower_text[start..].chars().zip(lower_secret.chars());
+        let end = start + rest.take_while(|(one, other)| one == other).map(|(c, _)| c.len_utf8()).sum::<usize>();
+        let is_part = short && (ends_in_word(&text[..start]) || begins_with_word(&text[end..]));
+        clean.push_str(&text[done..start]);
+        clean.push_str(if is_part { &text[start..end] } else { BLOT });
+        done = end;
+    }
+    clean.push_str(&text[done..]);
+    clean
+}
+
+fn ends_in_word(text: &str) -> bool {
+    text.chars().next_back().is_some_and(char::is_alphanumeric)
+}
+
+fn begins_with_word(text: &str) -> bool {
+    text.chars().next().is_some_and(char::is_alphanumeric)
+}
+
+/// Hex digits as long as a signature, or any after the word by which our `Authorization` header names it.
+fn without_signatures(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_hexdigit()) {
+        let (before, run) = rest.split_at(start);
+        let end = run.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(run.len());
+        clean.push_str(before);
+        let named = clean.to_ascii_lowercase();
+        let is_named = named.ends_with("signature=") || named.ends_with("signature%3d");
+        let is_signature = end >= SIGNATURE_DIGITS || (is_named && end >= PREFIX_CHARS_MIN);
+        clean.push_str(if is_signature { BLOT } else { &run[..end] });
+        rest = &run[end..];
+    }
+    clean.push_str(rest);
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::auth::{AccessKeys, Password};
+
+    fn keys() -> Blots {
+        Blots::new(&Credentials::AkSk(AccessKeys {
+            access_key: "EXAMPLEAK00000000001".to_owned(),
+            secret_key: "Example/Secret+Key=000000000000000000001".into(),
+            security_token: Some("gQpjbi1ub3J0aC0x+SECURITY=TOKEN==".into()),
+        }))
+    }
+
+    #[test]
+    fn keys_are_blotted_whole_encoded_and_cut_short() {
+        let blots = keys();
+        for (text, clean) in [
+            ("the key EXAMPLEAK00000000001 is frozen", "the key *** is frozen"),
+            ("the key exampleak00000000001 is frozen", "the key *** is frozen"),
+            ("AK=EXAMPLEAK00…", "AK=***…"),
+            ("SK Example%2FSecret%2BKey%3D000000000000000000001.", "SK ***."),
+            ("token gQpjbi1ub3J0aC0x+SECURITY=TOKEN== and EXAMPLEAK00000000001", "token *** and ***"),
+            ("EXAMPLE is no key", "EXAMPLE is no key"),
+        ] {
+            assert_eq!(blots.clean(text), clean);
+        }
+        let header = format!("SDK-HMAC-SHA256 Access=EXAMPLEAK00000000001, Signature={}", "0a".repeat(32));
+        assert_eq!(blots.clean(&header), "SDK-HMAC-SHA256 Access=***, Signature=***");
+        assert_eq!(blots.clean("Signature=0a0a0a0a0a0a…"), "Signature=***…");
+        assert_eq!(blots.clean("request 616fb98f46ca475e917e2563e5a8cd19"), "request 616fb98f46ca475e917e2563e5a8cd19");
+    }
+
+    #[test]
+    fn names_passwords_and_tokens_are_blotted_as_words() {
+        let user = Password { domain: "acme-corp-eu".into(), username: "ops".into(), password: "pa ss".into() };
+        let blots = Blots::new(&Credentials::Password(user));
+        assert_eq!(blots.clean("user ops of acme-corp-eu: stops, ops."), "user *** of ***: stops, ***.");
+        assert_eq!(blots.clean("password 'pa ss' or pa%20ss"), "password '***' or ***");
+        blots.remember(&HeaderValue::from_static("short-token-1"));
+        assert_eq!(blots.clean("no such token: short-token-1"), "no such token: ***");
+    }
+
+    #[test]
+    fn every_text_of_an_error_is_cleaned_and_documented_codes_stay() {
+        let error = |code: &str| CallError {
+            fault: crate::cloud::Fault::Permission,
+            status: Some(403),
+            code: code.to_owned(),
+            message: "EXAMPLEAK00000000001".to_owned(),
+            request_id: Some("r-EXAMPLEAK00000000001".to_owned()),
+        };
+        let mut echoed = error("X.EXAMPLEAK00000000001");
+        echoed.blot(&keys());
+        assert_eq!(echoed.to_string(), "HTTP 403, X.***: *** (request id r-***)");
+        let mut documented = error("BMS.0040");
+        let user = Password { domain: "BMS".into(), username: "BMS".into(), password: "x".into() };
+        documented.blot(&Blots::new(&Credentials::Password(user)));
+        assert_eq!(documented.code, "BMS.0040");
+    }
+}
