@@ -151,7 +151,7 @@ async fn the_list_is_left_as_soon_as_everyone_has_been_seen() {
     })
     .await;
     let bms = client(&cloud);
-    bms.observe(&ids(&["server-1", "server-2", "server-3", "server-4"])).await.expect("seen").sightings;
+    bms.observe(&ids(&["server-1", "server-2", "server-3", "server-4"])).await.expect("seen");
     assert_eq!(cloud.received().len(), 1);
 }
 

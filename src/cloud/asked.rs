@@ -47,10 +47,12 @@ impl Asked {
         });
     }
 
-    /// How long a show of `server` may take while others wait.
-    pub(super) fn patience(&self, server: &ServerId) -> Duration {
-        let failures = self.turn(server).failures;
-        if failures.is_multiple_of(FULL_PATIENCE_EVERY) { PATIENCE } else { PATIENCE_AFTER_FAILURE }
+    /// How long a show of `server` may take; none: as long as any call, if it is `alone` in its look.
+    pub(super) fn patience(&self, server: &ServerId, alone: bool) -> Option<Duration> {
+        if !self.turn(server).failures.is_multiple_of(FULL_PATIENCE_EVERY) {
+            return Some(PATIENCE_AFTER_FAILURE);
+        }
+        if alone { None } else { Some(PATIENCE) }
     }
 
     /// True if the last show of `server` failed.
@@ -108,7 +110,8 @@ mod tests {
         asked.note(&servers[1], false);
         asked.order(&mut servers);
         assert_eq!(servers, ids(&["good", "bad"]));
-        assert_eq!([&servers[0], &servers[1]].map(|s| asked.patience(s)), [PATIENCE, PATIENCE_AFTER_FAILURE]);
+        assert_eq!([true, false].map(|alone| asked.patience(&servers[0], alone)), [None, Some(PATIENCE)]);
+        assert_eq!([true, false].map(|alone| asked.patience(&servers[1], alone)), [Some(PATIENCE_AFTER_FAILURE); 2]);
         assert!(asked.has_failed(&servers[1]));
         asked.note(&servers[1], false);
         assert!(!asked.has_failed(&servers[1]));

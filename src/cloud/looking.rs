@@ -272,7 +272,7 @@ impl Looking {
         self.memory().asked.order(&mut servers_left);
         let list_is_whole = look.was_listed && look.list_failure.is_none();
         servers_left.truncate(if list_is_whole { SHOWS_MAX } else { SHOWS_WITHOUT_LIST_MAX });
-        let others_wait = servers.len() > 1;
+        let alone_in_look = servers.len() == 1;
         let mut servers_left = servers_left.into_iter();
         let (began, mut failed, mut alone) = (Instant::now(), 0, !look.has_read());
         let mut open = FuturesUnordered::new();
@@ -284,7 +284,7 @@ impl Looking {
                 && began.elapsed() < SPAN_MAX
                 && let Some(server) = servers_left.next()
             {
-                let patience = others_wait.then(|| self.memory().asked.patience(&server));
+                let patience = self.memory().asked.patience(&server, alone_in_look);
                 open.push(show_within(reader, server, patience));
             }
             let ended = if alone {
@@ -330,7 +330,7 @@ async fn show_within(
     let shown = match patience {
         None => reader.show(&server).await,
         Some(patience) => tokio::time::timeout(patience, reader.show(&server)).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {}, while others wait", humantime::format_duration(patience));
+            let message = format!("no answer within {}", humantime::format_duration(patience));
             Err(not_sent(Fault::Unavailable, message))
         }),
     };
