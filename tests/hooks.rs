@@ -145,7 +145,7 @@ fn failed(id: i64, count: u32) -> (Batch, Step) {
         state: RequestState::Running,
         attempts: 1,
         busy: 0,
-        seen: None,
+        seen_moving: false,
         baseline: Baseline::Unknown,
         shadowed: false,
         waited: None,
