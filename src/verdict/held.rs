@@ -60,9 +60,7 @@ mod tests {
         let (ends, until) = (NOW + rules().job_time_limit, NOW + Duration::from_secs(100_000));
         let waits = held(&batch, until, NOW);
         assert_eq!(waits.batch, BatchNext::Again { next_look_at: ends, doubts: 0 });
-        let BatchNext::Look { cause, until: look_until, next_look_at } =
-            held(&batch, until, ends).batch
-        else {
+        let BatchNext::Look { cause, until: look_until, next_look_at } = held(&batch, until, ends).batch else {
             panic!("its servers are to be looked at");
         };
         assert_eq!((cause, next_look_at), (LookCause::TimeLimit, look_until));

@@ -6,8 +6,7 @@ use super::{Batch, Member, Rules, about_one_server};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::{
-    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, RequestId, ServerId, SubJob,
-    UtcMillis,
+    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, RequestId, ServerId, SubJob, UtcMillis,
 };
 
 /// Answers in a row that leave a job's end in doubt (not found; or over, with sub-jobs that still run) before its servers

@@ -275,7 +275,8 @@ fn why_in_doubt(batch: &Batch) -> String {
     let said = batch.complaint.as_ref().map(|why| (why.code.as_str(), why.message.as_str())).unwrap_or_default();
     match (batch.look_cause, said) {
         (Some(LookCause::Lost | LookCause::Refused), (code, _))
-            if !code.is_empty() && !code.starts_with("poweryard.") => {
+            if !code.is_empty() && !code.starts_with("poweryard.") =>
+        {
             format!("the cloud answered with {code}, which does not tell whether anything was done")
         }
         (Some(LookCause::Lost | LookCause::Refused), (_, message)) if !message.is_empty() => {

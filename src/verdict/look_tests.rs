@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::testing::*;
 use super::*;
 use crate::cloud::Fault;
-use crate::model::{CodeClass, RequestState};
+use crate::model::RequestState;
 use proptest::prelude::*;
 
 fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {

@@ -402,12 +402,7 @@ mod testing {
             self.look_between(second, second, sightings)
         }
 
-        pub(super) fn look_between(
-            &mut self,
-            began: u64,
-            ended: u64,
-            sightings: &HashMap<ServerId, Sighting>,
-        ) -> Step {
+        pub(super) fn look_between(&mut self, began: u64, ended: u64, sightings: &HashMap<ServerId, Sighting>) -> Step {
             let rules = rules();
             let look = Look { began: at(began), ended: at(ended) };
             self.watch.note_look(&self.batch, sightings, look, &rules);

@@ -23,11 +23,7 @@ pub(super) fn after_look(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>
     if let Some(step) = treat_as_lost(case, sightings) {
         return step;
     }
-    if case.batch.action.leaves_no_mark() {
-        settle_refused_reboots(case, sightings)
-    } else {
-        explain(case, sightings)
-    }
+    if case.batch.action.leaves_no_mark() { settle_refused_reboots(case, sightings) } else { explain(case, sightings) }
 }
 
 /// What follows when the states could not be read: later again, but not for long; then it is split without an explanation.
@@ -149,7 +145,11 @@ fn progress(case: Case<'_>, member: &Member, sighting: Option<&Sighting>) -> Pro
     match case.watch.idle_for(member.request) {
         _ if in_transition => Progress::Unsettled,
         Some(_) if case.can_be_disproved(member) || stays_visible => {
-            if case.has_settled(member) { Progress::Disproved } else { Progress::Settling }
+            if case.has_settled(member) {
+                Progress::Disproved
+            } else {
+                Progress::Settling
+            }
         }
         Some(_) if !case.has_settled(member) && !member.seen_moving => Progress::Settling,
         None if case.can_be_disproved(member) => Progress::Unsettled,
@@ -237,9 +237,7 @@ fn alone(case: Case<'_>, member: &Member) -> Option<Event> {
         CodeClass::AlreadyInTargetState
         | CodeClass::ServerPermanent
         | CodeClass::ServerFailed
-        | CodeClass::BatchInvalid => {
-            Some(Event::Ended(Outcome::failed(Evidence::Refused, &why.code, &why.message)))
-        }
+        | CodeClass::BatchInvalid => Some(Event::Ended(Outcome::failed(Evidence::Refused, &why.code, &why.message))),
         CodeClass::RetryableUncertain
         | CodeClass::Ambiguous
         | CodeClass::AuthToken

@@ -2,9 +2,7 @@
 
 use super::super::testing::*;
 use super::*;
-use crate::model::{
-    Baseline, BatchState, JobStatus, Operation, RequestState, Service,
-};
+use crate::model::{Baseline, BatchState, JobStatus, Operation, RequestState, Service};
 use PowerAction::{Reboot, Start, Stop};
 
 const STARTED: Option<Operation> = Some(Operation { action: Start, status: JobStatus::Succeeded });

@@ -85,13 +85,7 @@ impl Watch {
     }
 
     /// Takes note of a look that showed `sightings`: goes on with each server's row, or begins it anew.
-    pub fn note_look(
-        &mut self,
-        batch: &Batch,
-        sightings: &HashMap<ServerId, Sighting>,
-        look: Look,
-        rules: &Rules,
-    ) {
+    pub fn note_look(&mut self, batch: &Batch, sightings: &HashMap<ServerId, Sighting>, look: Look, rules: &Rules) {
         let gap_max = gap_max(rules);
         for member in &batch.members {
             let shown = match sightings.get(&member.server) {
