@@ -11,7 +11,7 @@ use crate::lifecycle::{BatchNext, Step};
 use crate::model::{Activity, Complaint, LookCause, Now, Operation, Power, RequestId, ServerId, Sighting};
 
 /// Looks of one row are no further apart than half the settling time, or this if that is more.
-const GAP_MIN: Duration = Duration::from_secs(1);
+const GAP_MIN: Duration = Duration::from_secs(2);
 /// Both clocks agree to this between two looks, or one was set, or the machine was paused.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(2);
 
