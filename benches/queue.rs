@@ -168,7 +168,7 @@ fn settle(batch: &Batch, comes_back: bool, now: UtcMillis) -> Vec<(poweryard::mo
 }
 
 fn step(batch: BatchNext, moves: Vec<(poweryard::model::RequestId, Event)>) -> Step {
-    Step { batch, moves, seen: Vec::new(), complaint: None, job_ms: None, read_error: None }
+    Step { batch, moves, seen_moving: Vec::new(), complaint: None, job_ms: None, read_error: None }
 }
 
 /// One write transaction of `take_in`, when everything becomes due, expires or is doomed at once.

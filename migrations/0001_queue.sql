@@ -119,7 +119,8 @@ CREATE TABLE batches (
     -- internal
     travel_group  INTEGER NOT NULL DEFAULT 0,
     error_class   TEXT,                         -- 'already' where the error said that a server was already so
-    look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap')),
+    look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
+                                                                        'busy')),
     look_until    TEXT,                         -- looking ends here
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
     job_ms        INTEGER,                      -- how long the job took, for later batches to learn from
@@ -160,10 +161,10 @@ CREATE TABLE request_attempts (
     started_at    TEXT NOT NULL,
     finished_at   TEXT,
 
-    -- internal: the server's last operation before the call, where the service remembers it, as "reboot succeeded"; what
-    -- looking has seen so far, and since when
+    -- internal: the server's last operation before the call, where the service remembers it, as "reboot succeeded"; that
+    -- it was seen in the transition which this request would cause, and when first
     baseline      TEXT,
-    seen          TEXT CONSTRAINT seen_known CHECK (seen IN ('moving', 'idle')),
+    seen          TEXT CONSTRAINT seen_known CHECK (seen = 'moving'),
     seen_since    TEXT,
 
     PRIMARY KEY (batch_id, request_id),

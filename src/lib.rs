@@ -66,10 +66,14 @@
 //! **Explain, then split.** One bad server may make the cloud refuse a thousand. The states of the servers are read once,
 //! those that explain the refusal are settled, and the rest goes again. Only where nothing explains it is the batch
 //! halved, until the culprit stands alone. The parts are kept as travel groups in the rows, and groups never mix, nor do
-//! servers that were busy with fresh ones: else twenty stuck servers would spoil every batch. That a documented refusal
-//! means that nothing ran is an assumption; a reboot that is then seen counts as carried out. No code of
-//! CloudDC is documented; but its servers remember their last operation, and a refused reboot goes again once its server has
-//! stayed as it was before the call, idle through `settle_time`.
+//! servers that were busy with fresh ones: else twenty stuck servers would spoil every batch. A refusal is believed as a
+//! whole or not at all: if one of its servers has begun, the call counts as lost for all of them.
+//!
+//! **Only an unbroken watch proves that nothing was done.** A refused reboot goes again once its server was idle through
+//! `settle_time` in looks of this process without a gap, a failure or a step of the clock; where a reboot would leave no
+//! mark, without a gap since the call. What was seen in this way is a `Watch` in memory beside the open batch: after a
+//! restart it begins anew, and what can then no longer be proved ends `unknown`. Only that a server was seen in the
+//! request's own transition is stored.
 //!
 //! **Baselines.** CloudDC has no jobs: a server shows its last operation, without time or id, for ever. So the servers of a
 //! lane's head are read just before their intent, what they showed is stored with it, and only a change from that, a
@@ -79,7 +83,7 @@
 //! **Each server by its own evidence.** A sub-job's status counts, whatever the parent says. Servers are settled as soon
 //! as their own sub-job has ended; those that the answer leaves out are found by elimination, or looked at.
 //!
-//! **Looking settles.** Start and stop: the wished state, idle, is success; the other state, idle through `settle_time`, is
+//! **Looking settles.** Start and stop: the wished state, idle, is success; the other state, idle through `settle_time` in an unbroken watch, is
 //! proof that nothing was carried out. A reboot leaves no lasting mark: it succeeded if it was seen, else it is `unknown`
 //! and never sent again by itself. Every look has a time by which it ends.
 //!

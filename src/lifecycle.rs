@@ -103,8 +103,8 @@ pub struct Step {
     pub batch: BatchNext,
     /// Requests that end or return to the queue; the others stay as they are.
     pub moves: Vec<(RequestId, Event)>,
-    /// What looking saw of requests that stay.
-    pub seen: Vec<(RequestId, Seen)>,
+    /// Requests that stay, and whose servers were seen in a transition that theirs would cause.
+    pub seen_moving: Vec<RequestId>,
     /// An error that concerns the batch as a whole, for its row.
     pub complaint: Option<Complaint>,
     /// How long the job took, once it is over, in milliseconds.
@@ -141,24 +141,6 @@ pub enum BatchNext {
     },
     /// Nothing is left to do.
     Done,
-}
-
-/// What looking at a server has shown so far, and since when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
-    /// Which of the two.
-    pub what: SeenState,
-    /// Since then without a break, as far as we looked.
-    pub since: UtcMillis,
-}
-
-/// The two things worth remembering between looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SeenState {
-    /// In the transition that the request would cause.
-    Moving,
-    /// Idle, and not as wished.
-    Idle,
 }
 
 #[cfg(test)]

@@ -145,7 +145,7 @@ fn failed(id: i64, count: u32) -> (Batch, Step) {
         state: RequestState::Running,
         attempts: 1,
         busy: 0,
-        seen: None,
+        seen_moving: false,
         baseline: Baseline::Unknown,
         shadowed: false,
         waited: None,
@@ -170,7 +170,8 @@ fn failed(id: i64, count: u32) -> (Batch, Step) {
     };
     let end = || Event::Ended(Outcome::failed(Evidence::Job, "BMS.0001", "no"));
     let moves = batch.members.iter().map(|member| (member.request, end())).collect();
-    let step = Step { batch: BatchNext::Done, moves, seen: vec![], complaint: None, job_ms: None, read_error: None };
+    let step =
+        Step { batch: BatchNext::Done, moves, seen_moving: vec![], complaint: None, job_ms: None, read_error: None };
     (batch, step)
 }
 

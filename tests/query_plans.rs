@@ -149,7 +149,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         ("SELECT job_ms", &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"]),
         ("SELECT CASE state WHEN", &["SEARCH batches USING INDEX batches_pace (target=?)"]),
         (
-            "a.seen, a.seen_since",
+            "a.seen IS NOT NULL AS seen_moving",
             &["SEARCH a USING PRIMARY KEY (batch_id=?)", "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         ("SET result = ?3", &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"]),

@@ -420,7 +420,7 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
         "UPDATE batches SET submitted_at = '2026-19-39T29:59:59.999Z'",
         "UPDATE batches SET looks = -1, doubts = -1, server_count = 9000000000000000000",
         "UPDATE batches SET looks = 4294967295",
-        "UPDATE request_attempts SET baseline = CAST(x'ff' AS TEXT), seen = 'idle', seen_since = '2026-19-39T29:59:59.999Z'",
+        "UPDATE request_attempts SET baseline = CAST(x'ff' AS TEXT), seen = 'moving', seen_since = '2026-19-39T29:59:59.999Z'",
         "UPDATE request_attempts SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'ff' AS TEXT)",
         &format!(
             "{foreign}) VALUES ('default', 'bms', CAST(x'ff' AS TEXT), CAST(x'ff' AS TEXT), 'stop', 'tracking', 1, '2026-19-39T29:59:59.999Z', {time})"

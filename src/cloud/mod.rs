@@ -125,8 +125,8 @@ pub trait PowerCloud: Send + Sync {
 
     /// Makes one submit call for all `servers`: 1 to `Service::batch_servers_cap`, each once.
     ///
-    /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused` with
-    /// `RetryableUncertain` or `Other`: look first. With any other fault nothing was, as far as the documents go.
+    /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused`, whatever the documents say:
+    /// look first. With any other fault nothing was, as far as the documents go.
     fn submit<'a>(&'a self, action: PowerAction, servers: &'a [ServerId])
     -> BoxFuture<'a, Result<Tracking, CallError>>;
 

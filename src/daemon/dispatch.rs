@@ -14,14 +14,14 @@ use super::keep::Keeping;
 use super::task::{Finished, Task};
 use super::{Clouds, Observers, report};
 use crate::cloud::{CallError, Fault, PowerCloud, Signed};
-use crate::lifecycle::Step;
+use crate::lifecycle::{BatchNext, Event, Step};
 use crate::meter::TargetFacts;
 use crate::model::{BatchId, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis};
 use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
 use crate::store::{Ended, Head, Origin, RefusedKey, Store, StoreError};
-use crate::verdict::{Batch, Rules};
+use crate::verdict::{Batch, Rules, Watch};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
 const CHUNKS_A_ROUND: u32 = 4;
@@ -44,6 +44,8 @@ pub struct Dispatcher {
     pub(super) signed: Signed,
     /// Batches whose call is being made.
     pub(super) in_hand: BTreeSet<BatchId>,
+    /// What this process has seen of open batches; never stored.
+    pub(super) watches: BTreeMap<BatchId, Watch>,
     /// Jobs being asked for.
     pub(super) tracking: usize,
     /// Answers that the database did not take.
@@ -85,7 +87,7 @@ pub(super) struct Target {
     /// Actions whose last call did not arrive, as far as we know: the next one carries a single server.
     pub(super) doubted: BTreeSet<PowerAction>,
     /// Since when its servers are being looked at.
-    pub(super) looking: Option<UtcMillis>,
+    pub(super) looking: Option<Now>,
     /// A breaker hold of ours may be in the table.
     pub(super) broken: bool,
     /// The rate and throttle count as last stored.
@@ -155,6 +157,7 @@ impl Dispatcher {
             refused,
             signed: Signed::default(),
             in_hand: BTreeSet::new(),
+            watches: BTreeMap::new(),
             tracking: 0,
             unsaved: Vec::new(),
             last_round_at: None,
@@ -266,6 +269,21 @@ impl Dispatcher {
             }
         }
         Ok(())
+    }
+
+    /// The watch over a batch: begun anew if this process has none.
+    pub(super) fn watch(&mut self, id: BatchId) -> &mut Watch {
+        self.watches.entry(id).or_default()
+    }
+
+    /// Keeps in the watch what was decided; a batch that is done needs none.
+    pub(super) fn note_step(&mut self, batch: &Batch, step: &Step) {
+        let gone = step.moves.iter().filter(|(_, event)| *event != Event::Accepted).count();
+        if step.batch == BatchNext::Done || gone == batch.members.len() {
+            self.watches.remove(&batch.id);
+        } else {
+            self.watch(batch.id).note_step(step);
+        }
     }
 
     /// Stores what follows from an answer, and then says so.

@@ -9,10 +9,10 @@ use super::dispatch::{Answered, Dispatcher, Round};
 use super::task::Task;
 use crate::cloud::{CallError, Observed};
 use crate::lifecycle::Step;
-use crate::model::{BatchState, HoldKind, JobReport, TargetName, UtcMillis};
+use crate::model::{BatchState, HoldKind, JobReport, Now, TargetName, UtcMillis};
 use crate::plan::Hold;
 use crate::store::{DueBatch, Origin, StoreError};
-use crate::verdict::{self, Batch, Rules};
+use crate::verdict::{self, Batch, Case, Look, Rules, Watch};
 
 /// Jobs asked for at once: each answer can be a quarter of a megabyte, and as much again when parsed.
 const TRACKING_MAX: usize = 8;
@@ -36,7 +36,7 @@ impl Dispatcher {
         // Also after a failure half-way: what was picked up counts as an open call from then on.
         for (name, batches) in looks {
             let Some(target) = self.targets.get_mut(&name) else { continue };
-            target.looking = Some(now);
+            target.looking = Some(Now { utc: now, steady: self.steady });
             self.in_hand.extend(batches.iter().map(|batch| batch.id));
             round.tasks.push(Task::Look { target: name, batches, cloud: target.cloud.clone() });
         }
@@ -81,12 +81,16 @@ impl Dispatcher {
         let rules = target.rules;
         self.learn_of_key(&batch.target, answer.as_ref().err(), now).await;
         let step = match &answer {
-            Ok(job) => verdict::after_job(&batch, job, &rules, now),
+            Ok(job) => {
+                self.watch(batch.id).note_busy(verdict::busy_reboots(&batch, job));
+                verdict::after_job(&batch, job, &rules, now)
+            }
             Err(error) => {
                 self.learn_from_read(&batch.target, error, now).await;
                 verdict::after_failed_query(&batch, error, &rules, now)
             }
         };
+        self.note_step(&batch, &step);
         self.save(Answered { batch, step, error: answer.err() }, now).await
     }
 
@@ -99,7 +103,8 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
-        let asked_at = target.looking.take().unwrap_or(now);
+        let ended = Now { utc: now, steady: self.steady };
+        let look = Look { began: target.looking.take().unwrap_or(ended), ended };
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         let concerns_target = match &answer {
@@ -111,13 +116,20 @@ impl Dispatcher {
             self.learn_from_read(name, error, now).await;
         }
         for batch in batches {
+            let watch = self.watch(batch.id);
             let step = match &answer {
                 Ok(observed) => {
-                    let step = verdict::after_look(&batch, &observed.sightings, &rules, asked_at, now);
+                    watch.note_look(&batch, &observed.sightings, look, &rules);
+                    let case = Case { batch: &batch, watch, rules: &rules, now };
+                    let step = verdict::after_look(case, &observed.sightings);
                     verdict::name_failures(&batch, step, &observed.failures)
                 }
-                Err(error) => verdict::after_failed_look(&batch, error, &rules, now),
+                Err(error) => {
+                    watch.note_failed_look(&batch);
+                    verdict::after_failed_look(Case { batch: &batch, watch, rules: &rules, now }, error)
+                }
             };
+            self.note_step(&batch, &step);
             let error = answer.as_ref().err().cloned();
             self.save(Answered { batch, step, error }, now).await?;
         }
@@ -164,7 +176,9 @@ impl Dispatcher {
             return self.record(&batch, &step, now).await;
         }
         if let Some(until) = self.credentials_held(&batch.target, now) {
-            let step = verdict::while_held(&batch, until, &target.rules, now);
+            let no_looks = Watch::default();
+            let watch = self.watches.get(&batch.id).unwrap_or(&no_looks);
+            let step = verdict::while_held(Case { batch: &batch, watch, rules: &target.rules, now }, until);
             // The next round sees when it is due from now on.
             round.wake(now);
             return self.record(&batch, &step, now).await;
@@ -188,8 +202,9 @@ impl Dispatcher {
     }
 
     /// Stores a step that no call came before, and says so.
-    async fn record(&self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
+    async fn record(&mut self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
         self.store.record(batch, step, now).await?;
+        self.note_step(batch, step);
         self.tell(batch, step, None, now);
         Ok(())
     }

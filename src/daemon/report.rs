@@ -78,6 +78,7 @@ fn cause_sentence(cause: LookCause) -> &'static str {
         LookCause::Vanished => "has a job that the cloud does not know; looking at the servers",
         LookCause::TimeLimit => "runs beyond job_time_limit; looking at the servers",
         LookCause::Gap => "is over, and its answer leaves servers out; looking at them",
+        LookCause::Busy => "is over, and says that a server was busy; looking whether it was busy with this reboot",
     }
 }
 

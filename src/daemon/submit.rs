@@ -11,10 +11,10 @@ use super::keys::REFUSED;
 use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault, Observed};
-use crate::model::{HoldKind, PowerAction, ServerId, Sighting, TargetName, Tracking, UtcMillis};
+use crate::model::{HoldKind, Now, PowerAction, ServerId, Sighting, TargetName, Tracking, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::store::{Head, StoreError, Which};
-use crate::verdict::{self, Batch};
+use crate::verdict::{self, Batch, Watch};
 
 /// Servers read at once before their requests leave: a page of the list.
 const HEADS_MAX: usize = 1000;
@@ -166,6 +166,8 @@ impl Dispatcher {
         target.submitting += 1;
         target.open += 1;
         self.in_hand.insert(batch.id);
+        let began = Now { utc: now, steady: self.steady };
+        self.watches.insert(batch.id, Watch::of_call(began));
         self.observers.meter.claimed(&batch);
         round.tasks.push(Task::Submit { batch, cloud: target.cloud.clone() });
         Ok(())
@@ -242,6 +244,7 @@ impl Dispatcher {
         self.learn_of_key(&batch.target, error.as_ref(), now).await;
         self.learn_from_submit(&batch.target, batch.action, error.as_ref(), now).await;
         let step = verdict::after_submit(&batch, answer, &history, &rules, now);
+        self.note_step(&batch, &step);
         self.save(Answered { batch, step, error }, now).await
     }
 

@@ -61,6 +61,17 @@ words! {
     }
 }
 
+impl PowerAction {
+    /// True where a server looks the same before and after, so that its power cannot tell whether the call was carried
+    /// out, and a second call would do harm.
+    pub const fn leaves_no_mark(self) -> bool {
+        match self {
+            Self::Start | Self::Stop => false,
+            Self::Reboot => true,
+        }
+    }
+}
+
 words! {
     /// Where a request is; stored in `power_requests.state`.
     RequestState, "a state" {
@@ -135,6 +146,8 @@ words! {
         TimeLimit = "time_limit",
         /// The job is over and its answer leaves servers out.
         Gap = "gap",
+        /// The job is over and says of a reboot that its server was busy: perhaps with that reboot.
+        Busy = "busy",
     }
 }
 
@@ -189,6 +202,14 @@ words! {
 }
 
 impl Service {
+    /// True where a server shows its last power operation for ever.
+    pub const fn shows_last_operation(self) -> bool {
+        match self {
+            Self::Bms => false,
+            Self::CloudDc => true,
+        }
+    }
+
     /// The most servers one submit call takes. Source: BMS and CloudDC API references.
     pub const fn batch_servers_cap(self) -> u32 {
         match self {

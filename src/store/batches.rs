@@ -6,7 +6,6 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
-use crate::lifecycle::{Seen, SeenState};
 use crate::model::{
     BatchId, BatchState, CodeClass, Complaint, JobId, PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
 };
@@ -250,7 +249,7 @@ impl BatchRecord {
 /// The one class of a batch's complaint that later steps ask for.
 pub(super) const SAID_ALREADY: &str = "already";
 
-/// An unknown reboot may be under way for this long. Documented jobs take minutes; nobody says what the longest is.
+/// A reboot that ended unknown, or whose own task failed, may be under way for this long. Documented jobs take minutes; nobody says what the longest is.
 const SHADOW: Duration = Duration::from_secs(24 * 3600);
 
 async fn members(connection: &mut SqliteConnection, batch: &BatchRecord) -> Result<Vec<Member>, StoreError> {
@@ -263,10 +262,11 @@ async fn members(connection: &mut SqliteConnection, batch: &BatchRecord) -> Resu
         "SELECT r.id, r.server_id, r.state, r.attempts,
                 CASE WHEN r.travel_group = 0 THEN 0
                      ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END AS busy,
-                a.seen, a.seen_since, CAST(a.baseline AS BLOB) AS baseline,
+                a.seen IS NOT NULL AS seen_moving, CAST(a.baseline AS BLOB) AS baseline,
                 ?2 IS NOT NULL AND EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.server_id = r.server_id AND e.target = r.target
-                    AND e.finished_at > ?2 AND e.state = 'unknown' AND e.action = 'reboot') AS shadowed
+                    AND e.finished_at > ?2 AND e.action = 'reboot'
+                    AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job'))) AS shadowed
          FROM request_attempts a JOIN power_requests r ON r.id = a.request_id AND r.batch_id = a.batch_id
          WHERE a.batch_id = ?1 AND a.result IS NULL",
     )
@@ -284,26 +284,20 @@ struct MemberRecord {
     state: String,
     attempts: i64,
     busy: i64,
-    seen: Option<String>,
-    seen_since: Option<String>,
+    seen_moving: bool,
     baseline: Option<Vec<u8>>,
     shadowed: bool,
 }
 
 impl MemberRecord {
     fn into_member(self) -> Result<Member, StoreError> {
-        let seen = match (self.seen.as_deref(), rows::readable_time(self.seen_since)) {
-            (Some("moving"), Some(since)) => Some(Seen { what: SeenState::Moving, since }),
-            (Some("idle"), Some(since)) => Some(Seen { what: SeenState::Idle, since }),
-            _ => None,
-        };
         Ok(Member {
             request: RequestId(self.id),
             server: ServerId(self.server_id),
             state: rows::word(&self.state)?,
             attempts: rows::count(self.attempts),
             busy: rows::count(self.busy),
-            seen,
+            seen_moving: self.seen_moving,
             baseline: rows::baseline(self.baseline.map(rows::lossy)),
             shadowed: self.shadowed,
             waited: None,

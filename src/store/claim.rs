@@ -278,7 +278,7 @@ async fn claim_members(
         state: RequestState::Submitting,
         attempts: attempts as u32,
         busy: busy.get(&id).map_or(0, |&count| count as u32),
-        seen: None,
+        seen_moving: false,
         baseline: baselines.get(&RequestId(id)).copied().unwrap_or_default(),
         shadowed: false,
         waited: waited(attempts, since),

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::batches::SAID_ALREADY;
 use super::{Store, StoreError, text};
-use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
+use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
     AttemptResult, BatchId, BatchState, CodeClass, JobId, LookCause, RequestId, RequestState, UtcMillis,
 };
@@ -19,7 +19,7 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         move_requests(&mut tx, batch, step, now).await?;
-        remember_seen(&mut tx, batch.id, &step.seen).await?;
+        remember_moving(&mut tx, batch.id, &step.seen_moving, now).await?;
         move_batch(&mut tx, batch, step, now).await?;
         Ok(tx.commit().await?)
     }
@@ -37,7 +37,7 @@ fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
 }
 
 /// Calls that the cloud may have acted on count as attempts. This one does from the moment it is accepted or lost; busy,
-/// refused and unsent ones are taken back.
+/// refused and unsent ones are taken back, but for a reboot that the cloud had accepted.
 fn was_counted(batch: &Batch) -> bool {
     batch.submitted_at.is_some() || batch.look_cause == Some(LookCause::Lost)
 }
@@ -115,6 +115,8 @@ async fn end(
 /// is brought forward by a trigger.
 async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &Return) -> Result<(), StoreError> {
     let uncounted = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
+    // The cloud took this reboot before its own task called the server busy: that is bounded by the attempts.
+    let counts = batch.action.leaves_no_mark() && batch.submitted_at.is_some();
     sqlx::query(
         "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
              gate = CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
@@ -128,7 +130,7 @@ async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &R
     .bind(batch.id.0)
     .bind(back.retry_at.map(text))
     .bind(back.group)
-    .bind(i64::from(uncounted && was_counted(batch)))
+    .bind(i64::from(uncounted && was_counted(batch) && !counts))
     .bind(&back.code)
     .bind(&back.message)
     .execute(tx)
@@ -158,25 +160,22 @@ async fn end_attempts(
     Ok(())
 }
 
-async fn remember_seen(
+async fn remember_moving(
     tx: &mut SqliteConnection,
     batch: BatchId,
-    seen: &[(RequestId, Seen)],
+    moving: &[RequestId],
+    now: UtcMillis,
 ) -> Result<(), StoreError> {
-    if seen.is_empty() {
+    if moving.is_empty() {
         return Ok(());
     }
-    let word = |what| match what {
-        SeenState::Moving => "moving",
-        SeenState::Idle => "idle",
-    };
-    let seen: Vec<_> = seen.iter().map(|(request, seen)| (request.0, word(seen.what), text(seen.since))).collect();
     sqlx::query(
-        "UPDATE request_attempts SET seen = j.value ->> 1, seen_since = j.value ->> 2 FROM json_each(?1) j
-         WHERE +batch_id = ?2 AND request_id = j.value ->> 0",
+        "UPDATE request_attempts SET seen = 'moving', seen_since = ?3
+         WHERE batch_id = ?2 AND request_id IN (SELECT value FROM json_each(?1)) AND seen IS NULL",
     )
-    .bind(serde_json::to_string(&seen).map_err(|error| StoreError::Unreadable(error.to_string()))?)
+    .bind(serde_json::to_string(moving).unwrap_or_default())
     .bind(batch.0)
+    .bind(text(now))
     .execute(tx)
     .await?;
     Ok(())

@@ -71,22 +71,21 @@ fn each(batch: &Batch, sighting: &Sighting) -> HashMap<ServerId, Sighting> {
 }
 
 /// Looks every ten seconds, as the daemon would, until request 1 is moved: after how many seconds, and how.
-fn look_on(mut batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, Event) {
+fn look_on(batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, Event) {
+    let mut looked = Looked::new(batch);
     for seconds in (0..2 * TIME_LIMIT).step_by(10) {
-        let now = NOW + Duration::from_secs(seconds);
-        let step = after_look(&batch, &each(&batch, &shows(seconds)), &rules(), now, now);
+        let sightings = each(&looked.batch, &shows(seconds));
+        let step = looked.look(seconds, &sightings);
         if let Some((_, event)) = step.moves.into_iter().next() {
             return (seconds, event);
         }
-        for (request, seen) in step.seen {
-            batch.members[request.0 as usize - 1].seen = Some(seen);
-        }
-        if let BatchNext::Look { cause, until, .. } = step.batch {
-            batch = Batch { state: BatchState::Looking, look_cause: Some(cause), look_until: Some(until), ..batch };
-        }
-        batch.looks += 1;
     }
     panic!("looking did not end");
+}
+
+/// What follows from a single look at this second.
+fn one_look(batch: &Batch, second: u64, sightings: &HashMap<ServerId, Sighting>) -> Step {
+    Looked::new(batch.clone()).look(second, sightings)
 }
 
 /// After how many seconds, the state, the code.
@@ -285,15 +284,15 @@ fn states_that_cannot_be_read_at_the_time_limit_lead_to_looking_which_ends_too()
         request_id: None,
     };
     let batch = carried(Reboot, None, Baseline::Known(None), 2);
-    let early = after_failed_look(&batch, &error, &rules(), NOW + Duration::from_secs(TIME_LIMIT - 1));
+    let early = Looked::new(batch.clone()).fail(TIME_LIMIT - 1, &error);
     assert!(early.moves.is_empty() && matches!(early.batch, BatchNext::Again { .. }), "{early:?}");
     let now = NOW + Duration::from_secs(TIME_LIMIT);
-    let step = after_failed_look(&batch, &error, &rules(), now);
+    let step = Looked::new(batch.clone()).fail(TIME_LIMIT, &error);
     let BatchNext::Look { cause, until, .. } = step.batch else { panic!("{step:?}") };
     assert!(step.moves.is_empty() && cause == LookCause::TimeLimit && until == now + rules().look_time_limit);
     let batch = Batch { state: BatchState::Looking, look_cause: Some(cause), look_until: Some(until), ..batch };
-    assert!(after_failed_look(&batch, &error, &rules(), now).moves.is_empty());
-    let last = after_failed_look(&batch, &error, &rules(), until);
+    assert!(Looked::new(batch.clone()).fail(TIME_LIMIT, &error).moves.is_empty());
+    let last = Looked::new(batch).fail(TIME_LIMIT + 900, &error);
     assert_eq!((ended(&last, 1).state, ended(&last, 2).state), (RequestState::Unknown, RequestState::Unknown));
     assert_eq!(last.batch, BatchNext::Done);
 }
@@ -301,8 +300,7 @@ fn states_that_cannot_be_read_at_the_time_limit_lead_to_looking_which_ends_too()
 #[test]
 fn how_long_a_batch_took_is_told_when_its_last_server_is_settled() {
     let batch = carried(Stop, None, Baseline::Known(None), 2);
-    let now = NOW + Duration::from_secs(42);
-    let step = after_look(&batch, &each(&batch, &idle(Power::Off, None)), &rules(), now, now);
+    let step = one_look(&batch, 42, &each(&batch, &idle(Power::Off, None)));
     assert_eq!((step.job_ms, step.batch), (Some(42_000), BatchNext::Done));
 }
 
@@ -311,145 +309,28 @@ fn a_server_that_an_answer_leaves_out_is_looked_at_again() {
     let batch = carried(Stop, None, Baseline::Known(None), 2);
     let mut sightings = each(&batch, &idle(Power::Off, None));
     sightings.remove(&batch.members[1].server);
-    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
+    let step = one_look(&batch, 0, &sightings);
     assert!(stays(&step, 2) && ended(&step, 1).state == RequestState::Succeeded);
     assert!(matches!(step.batch, BatchNext::Again { .. }));
 }
 
 #[test]
-fn refused_reboots_go_again_once_their_servers_have_stayed_as_they_were() {
-    let mut batch = refused(Reboot, REBOOTED(), 4);
-    let at = |seconds| NOW + Duration::from_secs(seconds);
-    let sightings = each(&batch, &idle(Power::On, REBOOTED()));
-    let step = after_look(&batch, &sightings, &rules(), at(0), at(0));
-    assert!(step.moves.is_empty() && step.seen.len() == 4);
-    for (request, seen) in step.seen {
-        batch.members[request.0 as usize - 1].seen = Some(seen);
-    }
-    let late_answer = after_look(&batch, &sightings, &rules(), at(59), at(90));
-    assert!(late_answer.moves.is_empty(), "they were seen idle for 59 s");
-    let step = after_look(&batch, &sightings, &rules(), at(60), at(61));
-    assert_eq!(step.batch, BatchNext::Done);
-    let groups: Vec<_> = (1..=4).map(|n| returned(&step, n).group).collect();
-    assert!(groups[0] == groups[1] && groups[2] == groups[3] && groups[0] != groups[2], "halved: {groups:?}");
-    assert!((1..=4).all(|n| returned(&step, n).result == AttemptResult::Refused));
-}
-
-#[test]
-fn what_the_servers_explain_of_a_refused_reboot_is_settled_at_once_and_the_rest_travels_together() {
-    let mut batch = refused(Reboot, None, 5);
-    let server = |n: usize| ServerId(format!("server-{n}"));
-    let mut sightings = each(&batch, &idle(Power::On, None));
-    sightings.insert(server(1), Sighting::Missing);
-    sightings.insert(server(2), idle(Power::Off, None));
-    sightings.insert(server(3), moving(Power::On, Stop));
-    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
-    assert_eq!(ended(&step, 1).code, "poweryard.missing");
-    assert_eq!((ended(&step, 2).code.as_str(), ended(&step, 2).evidence), ("poweryard.stopped", Evidence::Refused));
-    assert_eq!(returned(&step, 3).result, AttemptResult::Busy);
-    assert!(stays(&step, 4) && stays(&step, 5) && matches!(step.batch, BatchNext::Again { .. }));
-
-    batch.members.drain(..3);
-    batch.members.iter_mut().for_each(|member| member.seen = Some(Seen { what: SeenState::Idle, since: NOW }));
-    let now = NOW + rules().settle_time;
-    let step = after_look(&batch, &sightings, &rules(), now, now);
-    assert_eq!(step.batch, BatchNext::Done);
-    assert_eq!(
-        returned(&step, 4).group,
-        returned(&step, 5).group,
-        "something was explained, though in an earlier look"
-    );
-}
-
-#[test]
-fn a_refused_reboot_that_began_all_the_same_makes_the_refusal_a_lost_answer() {
-    for begun in [moving(Power::On, Reboot), idle(Power::On, REBOOTED()), failed(Power::On, Reboot)] {
-        let batch = refused(Reboot, None, 3);
-        let mut sightings = each(&batch, &idle(Power::On, None));
-        sightings.insert(batch.members[1].server.clone(), begun.clone());
-        let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
-        assert!(
-            step.moves.is_empty() && matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }),
-            "{begun:?}"
-        );
-    }
-}
-
-#[test]
-fn a_refused_reboot_of_which_nothing_is_known_is_unknown_and_holds_nobody_back() {
-    let mut batch = refused(Reboot, None, 3);
-    batch.members[0].baseline = Baseline::Unknown;
-    let sightings = each(&batch, &idle(Power::On, None));
-    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
-    for (request, seen) in step.seen {
-        batch.members[request.0 as usize - 1].seen = Some(seen);
-    }
-    let now = NOW + rules().settle_time;
-    let step = after_look(&batch, &sightings, &rules(), now, now);
-    assert!(stays(&step, 1) && matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }), "{step:?}");
-    assert_eq!(returned(&step, 2).group, returned(&step, 3).group);
-    let (_, state, code) =
-        end(carried(Reboot, Some(LookCause::Refused), Baseline::Unknown, 1), |_| idle(Power::On, None));
-    assert_eq!((state, code.as_str()), (RequestState::Unknown, "poweryard.unproved"));
-}
-
-#[test]
-fn alone_in_a_refused_call_a_server_is_judged_by_its_state_and_else_has_the_clouds_own_code() {
-    let alone = |action, shows: Sighting| {
-        let Event::Ended(outcome) = look_on(refused(action, None, 1), |_| shows.clone()).1 else { panic!("again") };
-        (outcome.state, outcome.evidence, outcome.code)
-    };
-    let why = (RequestState::Failed, Evidence::Refused, "CloudDC.0002".to_owned());
-    assert_eq!(alone(Start, idle(Power::Off, None)), why);
-    assert_eq!(alone(Stop, idle(Power::On, None)), why);
-    assert_eq!(alone(Reboot, idle(Power::On, None)), why);
-    let already = (RequestState::Succeeded, Evidence::Already, String::new());
-    assert_eq!(alone(Start, idle(Power::On, None)), already);
-    assert_eq!(alone(Stop, idle(Power::Off, None)), already);
-}
-
-#[test]
-fn refused_reboots_whose_states_cannot_be_read_are_never_sent_again() {
-    let error = CallError {
-        fault: Fault::Refused(CodeClass::Other),
-        status: Some(400),
-        code: "x".into(),
-        message: String::new(),
-        request_id: None,
-    };
-    let batch = Batch { looks: 9, ..refused(Reboot, None, 4) };
-    assert!(after_failed_look(&batch, &error, &rules(), NOW).moves.is_empty());
-    let last = after_failed_look(&batch, &error, &rules(), NOW + rules().look_time_limit);
-    assert!((1..=4).all(|n| ended(&last, n).state == RequestState::Unknown));
-    // A stop may go out twice.
-    let stops = after_failed_look(&Batch { looks: 9, ..refused(Stop, None, 4) }, &error, &rules(), NOW);
-    assert!((1..=4).all(|n| returned(&stops, n).result == AttemptResult::Refused));
-}
-
-#[test]
 fn while_a_reboot_could_pass_unseen_its_server_is_looked_at_closely() {
-    let wait = |batch: &Batch, seconds| {
-        let now = NOW + Duration::from_secs(seconds);
-        let step = after_look(batch, &each(batch, &idle(Power::On, REBOOTED())), &rules(), now, now);
+    let wait = |batch: &Batch, second| {
+        let step = one_look(batch, second, &each(batch, &idle(Power::On, REBOOTED())));
         let BatchNext::Again { next_look_at, .. } = step.batch else { panic!("{step:?}") };
-        next_look_at.since(now)
+        next_look_at.since(at(second).utc)
     };
     let half_a_second = Duration::from_millis(500);
     for batch in [accepted(Reboot, REBOOTED()), lost(Reboot, REBOOTED()), refused(Reboot, REBOOTED(), 1)] {
-        let mut batch = Batch { looks: 20, ..batch };
+        let batch = Batch { looks: 20, ..batch };
         assert!(wait(&batch, 30) <= half_a_second, "{batch:?}");
-        batch.members[0].seen = Some(Seen { what: SeenState::Idle, since: NOW });
-        assert!(wait(&batch, 30) <= half_a_second, "also once it was seen idle: {batch:?}");
     }
     assert!(wait(&Batch { looks: 20, ..accepted(Reboot, REBOOTED()) }, 90) > half_a_second);
     let changed = Batch { looks: 20, ..accepted(Reboot, operation(Start, Succeeded)) };
-    assert!(wait_for_change(&changed) > half_a_second, "its end will be seen whenever somebody looks");
-}
-
-fn wait_for_change(batch: &Batch) -> Duration {
-    let step = after_look(batch, &each(batch, &idle(Power::On, operation(Start, Succeeded))), &rules(), NOW, NOW);
+    let step = one_look(&changed, 0, &each(&changed, &idle(Power::On, operation(Start, Succeeded))));
     let BatchNext::Again { next_look_at, .. } = step.batch else { panic!("{step:?}") };
-    next_look_at.since(NOW)
+    assert!(next_look_at.since(NOW) > half_a_second, "its end will be seen whenever somebody looks");
 }
 
 fn operations() -> impl Strategy<Value = Option<Operation>> {

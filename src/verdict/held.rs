@@ -1,13 +1,14 @@
 //! Batches that may not be asked for at present: their time goes on all the same.
 
-use super::{Batch, Rules, after_failed_look, after_failed_query};
+use super::{Case, after_failed_look, after_failed_query};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Step};
 use crate::model::{BatchState, UtcMillis};
 
 /// What follows for a batch that was due while its target's credentials are held `until` some time: it is asked for then, or
 /// when its own time is up, whichever comes first. Without this a long hold would keep requests open without a bound.
-pub fn while_held(batch: &Batch, until: UtcMillis, rules: &Rules, now: UtcMillis) -> Step {
+pub fn while_held(case: Case<'_>, until: UtcMillis) -> Step {
+    let Case { batch, rules, now, .. } = case;
     let ends = match batch.state {
         BatchState::Looking => batch.look_until.unwrap_or(until),
         _ => batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit,
@@ -22,7 +23,7 @@ pub fn while_held(batch: &Batch, until: UtcMillis, rules: &Rules, now: UtcMillis
         message: format!("the target's credentials are held until {until}"),
         request_id: None,
     };
-    match after_failed(batch, &error, rules, now) {
+    match after_failed(case, &error) {
         // Nothing was asked, so nothing is to be asked again at once either.
         Step { batch: BatchNext::Look { cause, until: look_until, .. }, read_error, .. } => {
             let next = BatchNext::Look { cause, until: look_until, next_look_at: until.min(look_until) };
@@ -32,10 +33,10 @@ pub fn while_held(batch: &Batch, until: UtcMillis, rules: &Rules, now: UtcMillis
     }
 }
 
-fn after_failed(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
-    match (batch.state, &batch.job) {
-        (BatchState::Tracking, Some(_)) => after_failed_query(batch, error, rules, now),
-        _ => after_failed_look(batch, error, rules, now),
+fn after_failed(case: Case<'_>, error: &CallError) -> Step {
+    match (case.batch.state, &case.batch.job) {
+        (BatchState::Tracking, Some(_)) => after_failed_query(case.batch, error, case.rules, case.now),
+        _ => after_failed_look(case, error),
     }
 }
 
@@ -46,49 +47,52 @@ mod tests {
     use super::super::testing::*;
     use super::super::{FIRST_PART, SECOND_PART};
     use super::*;
-    use crate::model::{LookCause, PowerAction, RequestState, Service};
+    use crate::model::{LookCause, PowerAction, RequestState};
+    use crate::verdict::{Batch, Watch};
+
+    fn held(batch: &Batch, until: UtcMillis, now: UtcMillis) -> Step {
+        while_held(Case { batch, watch: &Watch::default(), rules: &rules(), now }, until)
+    }
 
     #[test]
     fn a_hold_longer_than_a_jobs_time_leads_to_looking_and_then_to_unknown() {
         let mut batch = batch(PowerAction::Reboot, BatchState::Tracking, 1);
         let (ends, until) = (NOW + rules().job_time_limit, NOW + Duration::from_secs(100_000));
-        let waits = while_held(&batch, until, &rules(), NOW);
+        let waits = held(&batch, until, NOW);
         assert_eq!(waits.batch, BatchNext::Again { next_look_at: ends, doubts: 0 });
-        let BatchNext::Look { cause, until: look_until, next_look_at } =
-            while_held(&batch, until, &rules(), ends).batch
-        else {
+        let BatchNext::Look { cause, until: look_until, next_look_at } = held(&batch, until, ends).batch else {
             panic!("its servers are to be looked at");
         };
         assert_eq!((cause, next_look_at), (LookCause::TimeLimit, look_until));
         (batch.state, batch.look_cause, batch.look_until) = (BatchState::Looking, Some(cause), Some(look_until));
-        let over = while_held(&batch, until, &rules(), look_until);
+        let over = held(&batch, until, look_until);
         assert_eq!(ended(&over, 1).state, RequestState::Unknown);
     }
 
     #[test]
     fn a_refused_batch_does_not_wait_for_the_end_of_a_long_hold() {
-        let mut batch = batch(PowerAction::Reboot, BatchState::Looking, 2);
+        let mut batch = batch(PowerAction::Stop, BatchState::Looking, 2);
         let (ends, until) = (NOW + Duration::from_secs(900), NOW + Duration::from_secs(100_000));
         (batch.look_cause, batch.look_until) = (Some(LookCause::Refused), Some(ends));
-        let waits = while_held(&batch, until, &rules(), NOW);
+        let waits = held(&batch, until, NOW);
         assert_eq!(waits.batch, BatchNext::Again { next_look_at: ends, doubts: 0 });
-        let split = while_held(&batch, until, &rules(), ends);
+        let split = held(&batch, until, ends);
         assert_eq!(
             (returned(&split, 1).group, returned(&split, 2).group),
             (Some(batch.group(FIRST_PART)), Some(batch.group(SECOND_PART)))
         );
         assert_eq!(split.batch, BatchNext::Done);
-        // A refusal that no document explains is no proof that nothing ran.
-        batch.service = Service::CloudDc;
-        let over = while_held(&batch, until, &rules(), ends);
-        assert_eq!((ended(&over, 1).state, ended(&over, 2).state), (RequestState::Unknown, RequestState::Unknown));
+        // That reboots did not run is not proved by waiting.
+        batch.action = PowerAction::Reboot;
+        let over = held(&batch, until, ends);
+        assert!(over.moves.is_empty() && matches!(over.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
     }
 
     #[test]
     fn a_short_hold_is_simply_waited_for() {
         let batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
         let until = NOW + Duration::from_secs(360);
-        let next = while_held(&batch, until, &rules(), NOW).batch;
+        let next = held(&batch, until, NOW).batch;
         assert_eq!(next, BatchNext::Again { next_look_at: until, doubts: 0 });
     }
 }

@@ -6,8 +6,7 @@ use super::{Batch, Member, Rules, about_one_server};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::{
-    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, PowerAction, RequestId, ServerId, SubJob,
-    UtcMillis,
+    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, RequestId, ServerId, SubJob, UtcMillis,
 };
 
 /// Answers in a row that leave a job's end in doubt (not found; or over, with sub-jobs that still run) before its servers
@@ -40,13 +39,15 @@ pub fn after_job(batch: &Batch, report: &JobReport, rules: &Rules, now: UtcMilli
         moves.extend(settled);
     }
     let job_ms = over.then(|| job_ms(batch, report, now));
-    let complaint = report.error.clone().filter(|_| over);
+    let busy = busy_reboots(batch, report);
+    let cause = if busy.is_empty() { LookCause::Gap } else { LookCause::Busy };
+    let complaint = busy.into_values().next().or_else(|| report.error.clone()).filter(|_| over);
     let next = if !pending && untold.is_empty() {
         BatchNext::Done
     } else if over && !pending {
-        batch.look(LookCause::Gap, rules, now)
+        batch.look(cause, rules, now)
     } else if over {
-        doubtful(batch, LookCause::Gap, rules, now)
+        doubtful(batch, cause, rules, now)
     } else {
         unfinished(batch, rules, now)
     };
@@ -102,8 +103,32 @@ fn settle(batch: &Batch, member: &Member, sub_job: &SubJob, rules: &Rules, now: 
     about_one_server(batch, member, &error, Evidence::Job, rules, now)
 }
 
-/// Failed sub-jobs without a server id belong to the servers that nothing else tells of, if the numbers match. A failed job
-/// that carried one server speaks of that server even without sub-jobs.
+/// Reboots whose own tasks ended with "the server is busy", and in which words. It may be busy with this very reboot, if
+/// the cloud asked twice inside, so that its servers are looked at before anything is concluded.
+pub fn busy_reboots(batch: &Batch, report: &JobReport) -> BTreeMap<RequestId, Complaint> {
+    if !batch.action.leaves_no_mark() {
+        return BTreeMap::new();
+    }
+    let told = by_server(report);
+    let mut busy = BTreeMap::new();
+    let mut untold = Vec::new();
+    for member in &batch.members {
+        match told.get(&member.server) {
+            Some(Told::Ended(SubJob { error: Some(error), .. })) if error.class == CodeClass::ServerBusy => {
+                busy.insert(member.request, error.clone());
+            }
+            Some(Told::Ended(_) | Told::Pending) => {}
+            Some(Told::Contradictory) | None => untold.push(member),
+        }
+    }
+    if let Some(error) = nameless_error(batch, report, untold.len())
+        && error.class == CodeClass::ServerBusy
+    {
+        busy.extend(untold.iter().map(|member| (member.request, error.clone())));
+    }
+    busy
+}
+
 fn eliminate(
     batch: &Batch,
     report: &JobReport,
@@ -111,27 +136,35 @@ fn eliminate(
     rules: &Rules,
     now: UtcMillis,
 ) -> Vec<(RequestId, Event)> {
-    let nameless: Vec<&SubJob> = report.sub_jobs.iter().filter(|sub_job| sub_job.server.is_none()).collect();
-    let all_failed = nameless.iter().all(|sub_job| sub_job.status == JobStatus::Failed);
-    let errors: BTreeSet<_> = nameless.iter().filter_map(|s| s.error.as_ref()).map(|e| (&e.code, e.class)).collect();
-    let error = if !nameless.is_empty() && all_failed && nameless.len() == untold.len() {
-        match (errors.len(), nameless[0].error.clone(), batch.action) {
-            (1, Some(error), _) => error,
-            // Which failed how cannot be told. One that was already as wished shows it when it is looked at; a reboot does
-            // not, but all of these have failed.
-            (_, _, PowerAction::Start | PowerAction::Stop) => return Vec::new(),
-            (_, _, PowerAction::Reboot) => nameless_failure(),
-        }
-    } else if batch.server_count == 1 && report.sub_jobs.is_empty() && report.status == JobStatus::Failed {
-        report.error.clone().unwrap_or_else(nameless_failure)
-    } else {
-        return Vec::new();
-    };
+    let Some(error) = nameless_error(batch, report, untold.len()) else { return Vec::new() };
     let settle = |member: &&Member| {
         let event = about_one_server(batch, member, &error, Evidence::Job, rules, now)?;
         Some((member.request, event))
     };
     untold.iter().filter_map(settle).collect()
+}
+
+/// Failed sub-jobs without a server id belong to the servers that nothing else tells of, if the numbers match. A failed job
+/// that carried one server speaks of that server even without sub-jobs.
+fn nameless_error(batch: &Batch, report: &JobReport, untold: usize) -> Option<Complaint> {
+    if report.status == JobStatus::Pending {
+        return None;
+    }
+    let nameless: Vec<&SubJob> = report.sub_jobs.iter().filter(|sub_job| sub_job.server.is_none()).collect();
+    let all_failed = nameless.iter().all(|sub_job| sub_job.status == JobStatus::Failed);
+    let errors: BTreeSet<_> = nameless.iter().filter_map(|s| s.error.as_ref()).map(|e| (&e.code, e.class)).collect();
+    if !nameless.is_empty() && all_failed && nameless.len() == untold {
+        // Which failed how cannot be told if they differ. One that was busy, or already as wished, is looked at; reboots
+        // of any other kind have all failed.
+        let any_busy = errors.iter().any(|(_, class)| *class == CodeClass::ServerBusy);
+        return match (errors.len(), nameless[0].error.clone()) {
+            (1, Some(error)) => Some(error),
+            _ if batch.action.leaves_no_mark() && !any_busy => Some(nameless_failure()),
+            _ => None,
+        };
+    }
+    let speaks_of_one = batch.server_count == 1 && report.sub_jobs.is_empty() && report.status == JobStatus::Failed;
+    speaks_of_one.then(|| report.error.clone().unwrap_or_else(nameless_failure))
 }
 
 fn nameless_failure() -> Complaint {
@@ -170,7 +203,7 @@ fn job_ms(batch: &Batch, report: &JobReport, now: UtcMillis) -> i64 {
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::model::{AttemptResult, BatchState, RequestState};
+    use crate::model::{AttemptResult, BatchState, PowerAction, RequestState};
     use proptest::prelude::*;
 
     fn sub_job(server: Option<u32>, status: JobStatus, error: Option<Complaint>) -> SubJob {
@@ -309,6 +342,31 @@ mod tests {
         batch.submitted_at = Some(NOW.before(rules().job_time_limit));
         let step = after_job(&batch, &report(JobStatus::Pending, vec![]), &rules(), NOW);
         assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::TimeLimit, .. }));
+    }
+
+    #[test]
+    fn a_busy_sub_job_of_a_reboot_is_looked_into_and_that_of_a_stop_waits() {
+        let busy = complaint("BMS.0037", CodeClass::ServerBusy);
+        let named = report(JobStatus::Failed, vec![sub_job(Some(1), JobStatus::Failed, Some(busy.clone()))]);
+        let nameless = report(JobStatus::Failed, vec![sub_job(None, JobStatus::Failed, Some(busy.clone()))]);
+        let bare = JobReport { error: Some(busy.clone()), ..report(JobStatus::Failed, vec![]) };
+        for answer in [named, nameless, bare] {
+            let step = judge(PowerAction::Reboot, 1, &answer);
+            assert!(step.moves.is_empty(), "{answer:?}");
+            assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Busy, .. }), "{answer:?}");
+            assert_eq!(step.complaint, Some(busy.clone()));
+            let reboot = batch(PowerAction::Reboot, BatchState::Tracking, 1);
+            assert_eq!(busy_reboots(&reboot, &answer), BTreeMap::from([(RequestId(1), busy.clone())]));
+            assert_eq!(returned(&judge(PowerAction::Stop, 1, &answer), 1).result, AttemptResult::Busy);
+        }
+    }
+
+    #[test]
+    fn a_busy_reboot_waits_for_the_others_of_its_job() {
+        let busy = complaint("BMS.0036", CodeClass::ServerBusy);
+        let subs = vec![sub_job(Some(1), JobStatus::Failed, Some(busy)), sub_job(Some(2), JobStatus::Pending, None)];
+        let step = judge(PowerAction::Reboot, 2, &report(JobStatus::Pending, subs));
+        assert!(step.moves.is_empty() && matches!(step.batch, BatchNext::Again { .. }), "{step:?}");
     }
 
     proptest! {

@@ -3,113 +3,103 @@
 
 use std::collections::HashMap;
 
-use super::{Batch, Member, Rules, our_own, refusal};
+use super::{Batch, Case, Member, busy, our_own, refusal};
 use crate::cloud::CallError;
-use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
+use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    Activity, AttemptResult, Baseline, BatchState, Evidence, JobStatus, LookCause, Power, PowerAction, RequestId,
-    ServerId, ServerView, Sighting, UtcMillis,
+    Activity, AttemptResult, Baseline, BatchState, Complaint, Evidence, JobStatus, LookCause, Power, PowerAction,
+    RequestId, ServerId, ServerView, Sighting, UtcMillis,
 };
 use crate::pace;
 
-/// What follows from a look at the servers of a batch that was begun at `asked_at`.
+/// What follows from a look at the servers of a batch.
 ///
-/// The answer may be slow, and shows the servers as they were at some moment since then: idleness counts only up to there.
-pub fn after_look(
-    batch: &Batch,
-    sightings: &HashMap<ServerId, Sighting>,
-    rules: &Rules,
-    asked_at: UtcMillis,
-    now: UtcMillis,
-) -> Step {
-    match (batch.state, batch.look_cause) {
-        (BatchState::Looking, Some(LookCause::Refused)) => refusal::after_look(batch, sightings, rules, asked_at, now),
-        (BatchState::Looking, _) => prove(batch, |member| sightings.get(&member.server), None, rules, asked_at, now),
-        (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => {
-            watch(batch, |member| sightings.get(&member.server), rules, asked_at, now)
+/// The answer may be slow, and shows the servers as they were at some moment since the question; `Watch` counts by that.
+pub fn after_look(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Step {
+    let sighting = |member: &Member| sightings.get(&member.server);
+    match (case.batch.state, case.batch.look_cause) {
+        (BatchState::Looking, Some(LookCause::Refused)) if case.watch.may_have_been_refused() => {
+            refusal::after_look(case, sightings)
         }
+        (BatchState::Looking, _) => look_into(case, sighting, None),
+        (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => follow(case, sighting),
     }
 }
 
 /// What follows when the states could not be read: later again, within the time that looking has. A refused batch does not
-/// wait for long: it is split without an explanation.
-pub fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
+/// wait for long: it is split without an explanation, unless that takes proof.
+pub fn after_failed_look(case: Case<'_>, error: &CallError) -> Step {
+    let Case { batch, rules, now, .. } = case;
     if batch.state != BatchState::Looking {
-        let next = match now >= tracking_ends(batch, rules) {
-            true => batch.look(LookCause::TimeLimit, rules, now),
-            false => batch.again(rules, now, 0),
+        let next = if now >= tracking_ends(case) {
+            batch.look(LookCause::TimeLimit, rules, now)
+        } else {
+            batch.again(rules, now, 0)
         };
         return Step::only(next).after_failed_read(error);
     }
-    if batch.look_cause == Some(LookCause::Refused)
-        && let Some(step) = refusal::after_failed_look(batch, error, rules, now)
-    {
-        return step;
+    if batch.look_cause == Some(LookCause::Refused) && case.watch.may_have_been_refused() {
+        return refusal::after_failed_look(case, error);
     }
-    prove(batch, |_| None, Some(error), rules, now, now).after_failed_read(error)
+    look_into(case, |_| None, Some(error)).after_failed_read(error)
 }
 
 /// Looks for evidence of what became of each request; see the contract, promises 3 and 6. `failure` is why this look shows
 /// nothing.
-fn prove<'a>(
-    batch: &Batch,
+fn look_into<'a>(
+    case: Case<'_>,
     sighting: impl Fn(&Member) -> Option<&'a Sighting>,
     failure: Option<&CallError>,
-    rules: &Rules,
-    asked_at: UtcMillis,
-    now: UtcMillis,
 ) -> Step {
-    let ends = batch.look_until.unwrap_or(now);
-    search(batch, sighting, rules, asked_at, now, (ends, |batch: &Batch| out_of_time(batch, failure)))
+    let ends = case.batch.look_until.unwrap_or(case.now);
+    settle_members(case, sighting, ends, || out_of_time(case.batch, failure))
 }
 
 /// Follows an accepted batch that has no job: its servers' own states tell, until the time of a job is over.
-fn watch<'a>(
-    batch: &Batch,
-    sighting: impl Fn(&Member) -> Option<&'a Sighting>,
-    rules: &Rules,
-    asked_at: UtcMillis,
-    now: UtcMillis,
-) -> Step {
-    let mut step = search(batch, sighting, rules, asked_at, now, (tracking_ends(batch, rules), never_seen));
+fn follow<'a>(case: Case<'_>, sighting: impl Fn(&Member) -> Option<&'a Sighting>) -> Step {
+    let mut step = settle_members(case, sighting, tracking_ends(case), || never_seen(case.batch));
     if step.batch == BatchNext::Done {
-        let took = now.since(batch.submitted_at.unwrap_or(batch.intent_at));
+        let took = case.now.since(case.batch.submitted_at.unwrap_or(case.batch.intent_at));
         step.job_ms = i64::try_from(took.as_millis()).ok();
     }
     step
 }
 
-fn tracking_ends(batch: &Batch, rules: &Rules) -> UtcMillis {
-    batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit
+fn tracking_ends(case: Case<'_>) -> UtcMillis {
+    case.batch.submitted_at.unwrap_or(case.batch.intent_at) + case.rules.job_time_limit
 }
 
 /// One look: what it settles, what is worth remembering, and when to look again. At `ends` the rest ends as `at_the_end`.
-fn search<'a>(
-    batch: &Batch,
+fn settle_members<'a>(
+    case: Case<'_>,
     sighting: impl Fn(&Member) -> Option<&'a Sighting>,
-    rules: &Rules,
-    asked_at: UtcMillis,
-    now: UtcMillis,
-    (ends, at_the_end): (UtcMillis, impl Fn(&Batch) -> Outcome),
+    ends: UtcMillis,
+    at_the_end: impl Fn() -> Outcome,
 ) -> Step {
-    let mut step = Step::only(batch.again_by(ends.min(now + rules.settle_time), rules, now));
+    let Case { batch, rules, now, .. } = case;
+    let mut step = Step::only(BatchNext::Done);
+    let mut latest = ends;
     let mut open = 0;
     for member in &batch.members {
-        let finding = sighting(member).map_or(Finding::Nothing, |seen| find(batch, member, seen, rules, asked_at));
+        let finding = sighting(member).map_or(Finding::Nothing, |seen| read_server(case, member, seen));
         match finding {
             Finding::Event(event) => step.moves.push((member.request, event)),
-            _ if now >= ends => step.moves.push((member.request, Event::Ended(at_the_end(batch)))),
-            Finding::Remember(seen) => {
+            _ if now >= ends => step.moves.push((member.request, Event::Ended(at_the_end()))),
+            Finding::Moving => {
                 open += 1;
-                if member.seen != Some(seen) {
-                    step.seen.push((member.request, seen));
+                if !member.seen_moving {
+                    step.seen_moving.push(member.request);
                 }
+            }
+            Finding::Settling => {
+                open += 1;
+                latest = latest.min(now + rules.watch_interval());
             }
             Finding::Nothing => open += 1,
         }
     }
-    if open == 0 {
-        step.batch = BatchNext::Done;
+    if open > 0 {
+        step.batch = batch.again_by(latest.min(now + rules.settle_time), rules, now);
     }
     step
 }
@@ -117,42 +107,64 @@ fn search<'a>(
 enum Finding {
     /// Settled.
     Event(Event),
-    /// Not yet, but this is worth remembering.
-    Remember(Seen),
+    /// In a transition that the request would cause: worth remembering.
+    Moving,
+    /// Idle, and not for long enough.
+    Settling,
     /// This look tells nothing.
     Nothing,
 }
 
-fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now: UtcMillis) -> Finding {
+fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Finding {
+    let batch = case.batch;
     let view = match sighting {
         Sighting::Missing => return Finding::Event(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
-    let had_moved = matches!(member.seen, Some(Seen { what: SeenState::Moving, .. }));
     match (view.activity, batch.action) {
-        (Activity::Rebooting, PowerAction::Reboot) => Finding::Remember(keep(member, SeenState::Moving, now)),
+        (Activity::Rebooting, PowerAction::Reboot) => Finding::Moving,
         // Some other transition: nothing is proved while it lasts, and no idleness is counted across it.
-        (Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting | Activity::Other, _) => {
-            let what =
-                if had_moved || batch.action != PowerAction::Reboot { SeenState::Moving } else { SeenState::Idle };
-            Finding::Remember(Seen { what, since: now })
-        }
-        (Activity::Idle, _) if news(batch, member, view, had_moved) == Some(JobStatus::Failed) => {
+        (Activity::PoweringOn | Activity::PoweringOff | Activity::Other, PowerAction::Reboot) => Finding::Nothing,
+        (
+            Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting | Activity::Other,
+            PowerAction::Start | PowerAction::Stop,
+        ) => Finding::Moving,
+        (Activity::Idle, _) if fresh_status(batch, member, view) == Some(JobStatus::Failed) => {
             Finding::Event(Event::Ended(failed_as_seen(view)))
         }
-        (Activity::Idle, PowerAction::Reboot) => find_reboot(batch, member, view, had_moved, rules, now),
+        (Activity::Idle, PowerAction::Reboot) => read_reboot(case, member, view),
         (Activity::Idle, action) if view.power == wished_power(action) => {
             Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, observed_sentence(action))))
         }
         (Activity::Idle, _) if view.power == Power::Unclear => Finding::Nothing,
         // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is counted.
-        (Activity::Idle, _) if batch.state == BatchState::Tracking && member.seen.is_none() => Finding::Nothing,
-        (Activity::Idle, _) => match keep(member, SeenState::Idle, now) {
-            seen if now.since(seen.since) >= rules.settle_time => {
-                Finding::Event(not_carried_out(batch, member, rules, now))
-            }
-            seen => Finding::Remember(seen),
-        },
+        (Activity::Idle, _) if batch.state == BatchState::Tracking && !member.seen_moving => Finding::Nothing,
+        (Activity::Idle, _) if case.has_settled(member) => Finding::Event(not_carried_out(case, member)),
+        (Activity::Idle, _) => Finding::Settling,
+    }
+}
+
+impl Case<'_> {
+    /// True if the server was idle and the same for the settling time, in a row of looks without a gap.
+    pub(super) fn has_settled(&self, member: &Member) -> bool {
+        self.watch.idle_for(member.request).is_some_and(|idle| idle >= self.rules.settle_time)
+    }
+
+    /// True if the looks prove, once a server has settled, that a reboot which the cloud says it did not do was not done.
+    ///
+    /// A server that remembers its last operation still shows another one than a reboot: that is a mark. Without one there
+    /// must be no moment since the call at which it could have passed unseen. What has never shown an operation may not
+    /// show this one either.
+    pub(super) fn can_be_disproved(&self, member: &Member) -> bool {
+        if member.seen_moving || !self.watch.may_have_been_refused() {
+            return false;
+        }
+        let covered = self.watch.covers_call(member.request);
+        match (self.batch.service.shows_last_operation(), member.baseline) {
+            (true, Baseline::Unknown | Baseline::Known(None)) => false,
+            (true, Baseline::Known(Some(_))) => covered || !member.shows_old_reboot(),
+            (false, _) => covered,
+        }
     }
 }
 
@@ -160,14 +172,14 @@ fn find(batch: &Batch, member: &Member, sighting: &Sighting, rules: &Rules, now:
 ///
 /// It has neither time nor id: the end of an operation is this one's only if it was seen under way, or differs from what
 /// stood there before the call.
-pub(super) fn news(batch: &Batch, member: &Member, view: &ServerView, had_moved: bool) -> Option<JobStatus> {
+pub(super) fn fresh_status(batch: &Batch, member: &Member, view: &ServerView) -> Option<JobStatus> {
     let operation = view.operation.filter(|operation| operation.action == batch.action)?;
     let changed = match member.baseline {
         Baseline::Known(before) => before != Some(operation),
         Baseline::Unknown => false,
     };
-    let could_be_another = member.shadowed && batch.action == PowerAction::Reboot;
-    ((changed || had_moved) && !could_be_another).then_some(operation.status)
+    let could_be_another = member.shadowed && batch.action.leaves_no_mark();
+    ((changed || member.seen_moving) && !could_be_another).then_some(operation.status)
 }
 
 fn failed_as_seen(view: &ServerView) -> Outcome {
@@ -182,27 +194,27 @@ fn failed_as_seen(view: &ServerView) -> Outcome {
 
 /// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service remembers of it. Without
 /// one, idle through the settling time, it may have been over before the first look as well as never begun.
-fn find_reboot(
-    batch: &Batch,
-    member: &Member,
-    view: &ServerView,
-    had_moved: bool,
-    rules: &Rules,
-    now: UtcMillis,
-) -> Finding {
+fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+    let batch = case.batch;
+    if case.busy_with(member).is_some() {
+        return read_busy_reboot(case, member, view);
+    }
+    if member.seen_moving && batch.was_refused_as_busy() && view.power != Power::Unclear {
+        return unproved("the cloud called a server busy, and whose reboot was then seen nobody can tell".to_owned());
+    }
     let succeeded = |sentence: &str| Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, sentence)));
     if let Some(operation) = view.operation {
-        let told = news(batch, member, view, had_moved) == Some(JobStatus::Succeeded);
+        let told = fresh_status(batch, member, view) == Some(JobStatus::Succeeded);
         // A server that is off has not come back; if somebody else stopped it, nobody can tell.
         if told && operation.action == PowerAction::Reboot && view.power == Power::On {
             return succeeded("the server's state says that the reboot succeeded");
         }
-        if had_moved || batch.state == BatchState::Tracking {
+        if member.seen_moving || batch.state == BatchState::Tracking {
             return Finding::Nothing;
         }
     }
     let shadow = if member.shadowed { " that could not be an earlier one" } else { "" };
-    match (had_moved && !member.shadowed, view.power) {
+    match (member.seen_moving && !member.shadowed, view.power) {
         (_, Power::Unclear) => Finding::Nothing,
         (true, Power::On) => succeeded("the server was seen rebooting, and then running"),
         (true, Power::Off | Power::Faulty) => {
@@ -210,47 +222,84 @@ fn find_reboot(
             Finding::Event(Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.not_running", message)))
         }
         (false, _) if batch.state == BatchState::Tracking => Finding::Nothing,
-        (false, Power::On | Power::Off | Power::Faulty) => match keep(member, SeenState::Idle, now) {
-            seen if now.since(seen.since) >= rules.settle_time => Finding::Event(Event::Ended(Outcome::unknown(
-                "poweryard.unproved",
-                format!("{}, and no reboot was seen{shadow}; it is not sent again by itself", doubt(batch)),
-            ))),
-            seen => Finding::Remember(seen),
-        },
+        (false, Power::On | Power::Off | Power::Faulty) if case.has_settled(member) => {
+            unproved(format!("{}, and no reboot was seen{shadow}", why_in_doubt(batch)))
+        }
+        (false, Power::On | Power::Off | Power::Faulty) => Finding::Settling,
     }
+}
+
+fn unproved(reason: String) -> Finding {
+    let message = format!("{reason}; it is not sent again automatically");
+    Finding::Event(Event::Ended(Outcome::unknown("poweryard.unproved", message)))
+}
+
+impl Case<'_> {
+    /// The words with which a reboot's own task called its server busy. After a restart those of the batch: which of its
+    /// servers they were about is not stored, and proves nothing any more.
+    fn busy_with(&self, member: &Member) -> Option<&Complaint> {
+        let of_batch = self.batch.look_cause == Some(LookCause::Busy) && !self.watch.knows_busy();
+        self.watch.busy(member.request).or_else(|| self.batch.complaint.as_ref().filter(|_| of_batch))
+    }
+}
+
+/// A reboot whose own task says that the server was busy. If a reboot was seen, nobody can tell whose it was. If it was
+/// busy powering on or off, or nothing can have passed unseen since the call, it goes again.
+fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+    let Some(why) = case.busy_with(member) else { return Finding::Nothing };
+    if view.power == Power::Unclear {
+        return Finding::Nothing;
+    }
+    if member.seen_moving {
+        return unproved(format!("the job ended with {}, and whose reboot was then seen nobody can tell", why.code));
+    }
+    if !case.has_settled(member) {
+        return Finding::Settling;
+    }
+    let explained = case.watch.saw_power_change(member.request);
+    let known = case.watch.busy(member.request).is_some();
+    if !known || !(explained || case.can_be_disproved(member)) {
+        return unproved(format!(
+            "the job ended with {}, which may speak of this very reboot, and it may have passed unseen",
+            why.code
+        ));
+    }
+    if member.attempts >= case.rules.attempts_max {
+        return Finding::Event(Event::Ended(Outcome::failed(Evidence::Job, &why.code, &why.message)));
+    }
+    Finding::Event(busy(case.batch, member, why, case.now))
 }
 
 /// Why the servers had to be asked.
-fn doubt(batch: &Batch) -> String {
-    let answered = batch.complaint.as_ref().filter(|why| !why.code.is_empty() && !why.code.starts_with("poweryard."));
-    match batch.look_cause {
-        Some(LookCause::Lost | LookCause::Refused) => match answered {
-            Some(why) => format!("the cloud answered with {}, which does not tell whether anything was done", why.code),
-            None => "the answer to the call was lost".to_owned(),
-        },
-        Some(LookCause::Vanished) => "the cloud does not know the job any more".to_owned(),
-        Some(LookCause::TimeLimit) => "the job did not end within job_time_limit".to_owned(),
-        Some(LookCause::Gap) | None => "the job's answer leaves this server out".to_owned(),
-    }
-}
-
-/// `what`, since when it was first seen in a row.
-pub(super) fn keep(member: &Member, what: SeenState, now: UtcMillis) -> Seen {
-    match member.seen {
-        Some(seen) if seen.what == what && seen.since <= now => seen,
-        _ => Seen { what, since: now },
+fn why_in_doubt(batch: &Batch) -> String {
+    let said = batch.complaint.as_ref().map(|why| (why.code.as_str(), why.message.as_str())).unwrap_or_default();
+    match (batch.look_cause, said) {
+        (Some(LookCause::Lost | LookCause::Refused), (code, _))
+            if !code.is_empty() && !code.starts_with("poweryard.") =>
+        {
+            format!("the cloud answered with {code}, which does not tell whether anything was done")
+        }
+        (Some(LookCause::Lost | LookCause::Refused), (_, message)) if !message.is_empty() => {
+            format!("the end of the call does not tell whether anything was done ({message})")
+        }
+        (Some(LookCause::Lost | LookCause::Refused), _) => "the answer to the call was lost".to_owned(),
+        (Some(LookCause::Vanished), _) => "the cloud does not know the job any more".to_owned(),
+        (Some(LookCause::TimeLimit), _) => "the job did not end within job_time_limit".to_owned(),
+        (Some(LookCause::Busy), (code, _)) => format!("the job ended with {code}, which may speak of this very reboot"),
+        (Some(LookCause::Gap) | None, _) => "the job's answer leaves this server out".to_owned(),
     }
 }
 
 /// Start or stop: the server is idle in the other state and has been for the settling time.
-fn not_carried_out(batch: &Batch, member: &Member, rules: &Rules, now: UtcMillis) -> Event {
+fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
+    let batch = case.batch;
     let why = batch.complaint.clone().unwrap_or_else(|| our_own("not_carried_out", "the server stayed as it was"));
-    if member.attempts >= rules.attempts_max {
+    if member.attempts >= case.rules.attempts_max {
         let message = format!("the server stayed as it was after {} calls; last: {}", member.attempts, why.message);
         return Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.not_carried_out", message));
     }
     Event::Returned(Return {
-        retry_at: Some(now + pace::retry_delay(member.attempts.saturating_sub(1), batch.seed())),
+        retry_at: Some(case.now + pace::retry_delay(member.attempts.saturating_sub(1), batch.seed())),
         group: None,
         result: AttemptResult::Lost,
         code: why.code,
@@ -275,7 +324,7 @@ fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
     let why = failure.map(|error| format!("; the last look failed: {error}")).unwrap_or_default();
     Outcome::unknown(
         "poweryard.time_limit",
-        format!("{}, and the server's state proved nothing within look_time_limit{why}", doubt(batch)),
+        format!("{}, and the server's state proved nothing within look_time_limit{why}", why_in_doubt(batch)),
     )
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::testing::*;
 use super::*;
 use crate::cloud::Fault;
-use crate::model::{CodeClass, RequestState};
+use crate::model::RequestState;
 use proptest::prelude::*;
 
 fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {
@@ -24,19 +24,21 @@ fn all(batch: &Batch, sighting: Sighting) -> HashMap<ServerId, Sighting> {
 }
 
 /// Looks every ten seconds at what `shows` tells, as the daemon would, until request 1 is moved.
-fn look_on(mut batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, Event) {
+fn look_on(batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, Event) {
+    let mut looked = Looked::new(batch);
     for seconds in (0..3600).step_by(10) {
-        let now = NOW + Duration::from_secs(seconds);
-        let step = after_look(&batch, &all(&batch, shows(seconds)), &rules(), now, now);
+        let sightings = all(&looked.batch, shows(seconds));
+        let step = looked.look(seconds, &sightings);
         if let Some((_, event)) = step.moves.into_iter().next() {
             return (seconds, event);
         }
-        for (request, seen) in step.seen {
-            batch.members[request.0 as usize - 1].seen = Some(seen);
-        }
-        batch.looks += 1;
     }
     panic!("looking did not end");
+}
+
+/// What follows from a single look at this second.
+fn one_look(batch: &Batch, second: u64, sightings: &HashMap<ServerId, Sighting>) -> Step {
+    Looked::new(batch.clone()).look(second, sightings)
 }
 
 #[test]
@@ -48,12 +50,33 @@ fn a_stop_whose_server_is_seen_stopped_succeeded() {
 
 #[test]
 fn idleness_is_counted_to_the_question_and_not_to_a_late_answer() {
-    let mut batch = looking(PowerAction::Stop, LookCause::Lost, 1);
-    batch.members[0].seen = Some(Seen { what: SeenState::Idle, since: NOW });
+    let batch = looking(PowerAction::Stop, LookCause::Lost, 1);
     let idle = all(&batch, view(Power::On, Activity::Idle));
-    let at = |seconds| NOW + Duration::from_secs(seconds);
-    assert!(stays(&after_look(&batch, &idle, &rules(), at(5), at(65)), 1), "it may have begun in the minute between");
-    assert!(!stays(&after_look(&batch, &idle, &rules(), at(60), at(65)), 1));
+    for (began, is_proved) in [(59, false), (60, true)] {
+        let mut looked = Looked::new(batch.clone());
+        for second in [0, 20, 40] {
+            assert!(stays(&looked.look(second, &idle), 1));
+        }
+        assert_eq!(stays(&looked.look_between(began, 65, &idle), 1), !is_proved, "it may have begun since {began} s");
+    }
+}
+
+#[test]
+fn a_row_of_looks_with_a_gap_proves_nothing() {
+    let mut looked = Looked::new(looking(PowerAction::Stop, LookCause::Lost, 1));
+    let idle = all(&looked.batch, view(Power::On, Activity::Idle));
+    for second in [0, 20, 60, 80, 100] {
+        assert!(stays(&looked.look(second, &idle), 1), "{second} s");
+    }
+    assert_eq!(returned(&looked.look(120, &idle), 1).result, AttemptResult::Lost);
+}
+
+#[test]
+fn while_idleness_is_counted_looks_leave_no_gap_in_their_row() {
+    let batch = Batch { looks: 40, ..looking(PowerAction::Stop, LookCause::Lost, 1) };
+    let step = one_look(&batch, 10, &all(&batch, view(Power::On, Activity::Idle)));
+    let BatchNext::Again { next_look_at, .. } = step.batch else { panic!("{step:?}") };
+    assert!(next_look_at.since(at(10).utc) <= Duration::from_secs(5));
 }
 
 #[test]
@@ -113,10 +136,9 @@ fn a_shadow_hides_neither_a_missing_server_nor_the_end_of_the_time() {
     let mut batch = looking(PowerAction::Reboot, LookCause::Lost, 2);
     batch.members[0].shadowed = true;
     let mut sightings = all(&batch, view(Power::On, Activity::Rebooting));
-    let late = NOW + rules().look_time_limit;
-    assert_eq!(ended(&after_look(&batch, &sightings, &rules(), late, late), 1).code, "poweryard.time_limit");
+    assert_eq!(ended(&one_look(&batch, 900, &sightings), 1).code, "poweryard.time_limit");
     sightings.insert(ServerId("server-1".into()), Sighting::Missing);
-    assert_eq!(ended(&after_look(&batch, &sightings, &rules(), NOW, NOW), 1).code, "poweryard.missing");
+    assert_eq!(ended(&one_look(&batch, 0, &sightings), 1).code, "poweryard.missing");
 }
 
 #[test]
@@ -137,8 +159,8 @@ fn unreadable_states_end_unknown_in_time_too() {
         request_id: None,
     };
     let batch = looking(PowerAction::Stop, LookCause::Lost, 1);
-    assert!(after_failed_look(&batch, &error, &rules(), NOW).moves.is_empty());
-    let late = after_failed_look(&batch, &error, &rules(), NOW + rules().look_time_limit);
+    assert!(Looked::new(batch.clone()).fail(0, &error).moves.is_empty());
+    let late = Looked::new(batch.clone()).fail(900, &error);
     assert_eq!(ended(&late, 1).state, RequestState::Unknown);
 }
 
@@ -151,16 +173,15 @@ fn a_look_that_fails_as_the_time_runs_out_is_named_as_the_cause() {
         message: "not authorized".to_owned(),
         request_id: None,
     };
-    let late = NOW + rules().look_time_limit;
     let mut batch = looking(PowerAction::Stop, LookCause::Lost, 1);
     for before in [None, Some("something else".to_owned())] {
         batch.read_error = before;
-        let step = after_failed_look(&batch, &error, &rules(), late);
+        let step = Looked::new(batch.clone()).fail(900, &error);
         let message = &ended(&step, 1).message;
         assert!(message.contains("APIGW.0302") && !message.contains("something else"), "{message}");
     }
     // A look that succeeds has no failure to tell of, whatever the one before it was.
-    let step = after_look(&batch, &all(&batch, view(Power::Unclear, Activity::Other)), &rules(), late, late);
+    let step = one_look(&batch, 900, &all(&batch, view(Power::Unclear, Activity::Other)));
     let message = &ended(&step, 1).message;
     assert!(!message.contains("failed"), "{message}");
 }
@@ -172,61 +193,6 @@ fn a_stop_that_never_works_fails_after_the_last_attempt() {
     let (_, event) = look_on(batch, |_| view(Power::On, Activity::Idle));
     let Event::Ended(outcome) = event else { panic!("{event:?}") };
     assert_eq!((outcome.state, outcome.evidence), (RequestState::Failed, Evidence::Observed));
-}
-
-#[test]
-fn a_reboot_that_made_the_cloud_refuse_another_is_not_taken_for_it() {
-    let mut batch = looking(PowerAction::Reboot, LookCause::Refused, 2);
-    let sightings = all(&batch, view(Power::On, Activity::Rebooting));
-    assert_eq!(
-        after_look(&batch, &sightings, &rules(), NOW, NOW).seen.len(),
-        2,
-        "nothing else explains the transition"
-    );
-    batch.complaint = Some(complaint("BMS.0037", CodeClass::Other));
-    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
-    assert_eq!(returned(&step, 1).result, AttemptResult::Busy);
-}
-
-#[test]
-fn a_refused_batch_is_explained_and_the_rest_travels_together() {
-    let batch = looking(PowerAction::Stop, LookCause::Refused, 6);
-    let mut sightings = all(&batch, view(Power::On, Activity::Idle));
-    let server = |n: u32| ServerId(format!("server-{n}"));
-    sightings.insert(server(1), Sighting::Missing);
-    sightings.insert(server(2), view(Power::Off, Activity::Idle));
-    sightings
-        .insert(server(3), Sighting::Present(ServerView { locked: true, ..ServerView::of(Power::On, Activity::Idle) }));
-    sightings.insert(server(4), view(Power::On, Activity::PoweringOff));
-    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
-    assert_eq!(step.batch, BatchNext::Done);
-    assert_eq!(ended(&step, 1).code, "poweryard.missing");
-    assert_eq!(ended(&step, 2).evidence, Evidence::Already);
-    assert_eq!(ended(&step, 3).code, "poweryard.locked");
-    assert_eq!(returned(&step, 4).result, AttemptResult::Busy);
-    assert_eq!(returned(&step, 5).group, returned(&step, 6).group);
-    assert_ne!(returned(&step, 4).group, returned(&step, 5).group);
-    assert_eq!(returned(&step, 5).retry_at, None);
-}
-
-#[test]
-fn an_unexplained_refusal_is_halved() {
-    let batch = looking(PowerAction::Stop, LookCause::Refused, 5);
-    let step = after_look(&batch, &all(&batch, view(Power::On, Activity::Idle)), &rules(), NOW, NOW);
-    let groups: Vec<_> = (1..=5).map(|n| returned(&step, n).group).collect();
-    assert!(groups[..3].iter().all(|group| *group == groups[0]) && groups[3..].iter().all(|group| *group == groups[3]));
-    assert_ne!(groups[0], groups[3]);
-}
-
-#[test]
-fn a_reboot_seen_under_way_after_a_refusal_counts_as_carried_out() {
-    let batch = looking(PowerAction::Reboot, LookCause::Refused, 2);
-    let mut sightings = all(&batch, view(Power::On, Activity::Idle));
-    sightings.insert(ServerId("server-1".into()), view(Power::Unclear, Activity::Rebooting));
-    let step = after_look(&batch, &sightings, &rules(), NOW, NOW);
-    assert!(stays(&step, 1));
-    assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
-    assert_eq!(returned(&step, 2).result, AttemptResult::Refused);
 }
 
 fn sightings() -> impl Strategy<Value = Sighting> {

@@ -1,15 +1,15 @@
 //! What follows from an answer of the cloud: pure functions from a batch and an answer to a `Step`.
 //!
-//! One file for each kind of answer: the submit call (`submit`), the job (`job`), the servers' states (`look`). Knows
-//! nothing of SQL, HTTP or clocks. Unknown words and codes fall to the careful side: keep looking, then "unknown".
+//! One file for each kind of answer: the submit call (`submit`), the job (`job`), the servers' states (`look`). What looks
+//! have shown in a row is a `Watch`, a value that this process keeps beside an open batch. Knows nothing of SQL, HTTP or clocks. Unknown words and codes fall to the careful side: keep looking, then "unknown".
 
 use std::time::Duration;
 
-use crate::cloud::CallError;
-use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
+use crate::cloud::{CallError, codes};
+use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
     AttemptResult, Baseline, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, JobStatus, LookCause,
-    Operation, PowerAction, RequestId, RequestState, ServerId, Service, TargetName, UtcMillis,
+    PowerAction, RequestId, RequestState, ServerId, Service, TargetName, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
@@ -18,11 +18,13 @@ mod job;
 mod look;
 mod refusal;
 mod submit;
+mod watch;
 
 pub use held::while_held;
-pub use job::{after_failed_query, after_job};
+pub use job::{after_failed_query, after_job, busy_reboots};
 pub use look::{after_failed_look, after_look, name_failures};
 pub use submit::{after_submit, orphaned_intent, orphaned_target};
+pub use watch::{Look, Watch};
 
 /// A batch with those of its requests that are not settled yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,11 +76,12 @@ pub struct Member {
     pub attempts: u32,
     /// Times it was found busy.
     pub busy: u32,
-    /// What looking has seen so far.
-    pub seen: Option<Seen>,
+    /// Its server was seen in a transition that this request would cause.
+    pub seen_moving: bool,
     /// The server's last operation before the call.
     pub baseline: Baseline,
-    /// An earlier reboot of this server ended `unknown` and may still be under way: one that is seen proves nothing.
+    /// An earlier reboot of this server ended `unknown`, or its own task failed, and it may still be under way: one that is
+    /// seen proves nothing.
     pub shadowed: bool,
     /// From when it could go to the intent of its first call; known to the claim alone, and decides nothing.
     pub waited: Option<Duration>,
@@ -91,7 +94,7 @@ pub struct Rules {
     pub job_time_limit: Duration,
     /// Looking at servers ends after this.
     pub look_time_limit: Duration,
-    /// The unwished state, idle for so long, proves that nothing was carried out.
+    /// The unwished state, idle in a row of looks for so long, proves that nothing was carried out.
     pub settle_time: Duration,
     /// How many calls may carry one request.
     pub attempts_max: u32,
@@ -99,10 +102,30 @@ pub struct Rules {
     pub looks: LookTimes,
 }
 
+/// A look at the servers of a batch, to be judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Case<'a> {
+    /// The batch, as it was before the look.
+    pub batch: &'a Batch,
+    /// What this process has seen of it, this look included.
+    pub watch: &'a Watch,
+    /// The limits.
+    pub rules: &'a Rules,
+    /// When the answer was there.
+    pub now: UtcMillis,
+}
+
 /// Reboots that could pass unseen are looked at closely: this often, for so long. How long CloudDC shows a reboot under way is
 /// not documented; a bare-metal server takes minutes to restart.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
 const CLOSE_SPAN: Duration = Duration::from_secs(60);
+
+impl Rules {
+    /// How often to look while a row of looks is to prove something: several times in the longest gap that a row may have.
+    fn watch_interval(&self) -> Duration {
+        (self.settle_time / 8).clamp(Duration::from_millis(100), Duration::from_secs(5))
+    }
+}
 
 impl Batch {
     fn seed(&self) -> u64 {
@@ -111,9 +134,14 @@ impl Batch {
 
     /// The next look while nothing else changes.
     fn again(&self, rules: &Rules, now: UtcMillis, doubts: u32) -> BatchNext {
-        let wait = rules.looks.next_look(self.looks + 1, self.seed());
-        let closely = self.may_pass_unseen() && now.since(self.submitted_at.unwrap_or(self.intent_at)) < CLOSE_SPAN;
-        BatchNext::Again { next_look_at: now + if closely { wait.min(CLOSE_INTERVAL) } else { wait }, doubts }
+        let mut wait = rules.looks.next_look(self.looks + 1, self.seed());
+        if self.may_pass_unseen() && now.since(self.submitted_at.unwrap_or(self.intent_at)) < CLOSE_SPAN {
+            wait = wait.min(CLOSE_INTERVAL);
+        }
+        if self.needs_proof() {
+            wait = wait.min(rules.watch_interval());
+        }
+        BatchNext::Again { next_look_at: now + wait, doubts }
     }
 
     /// As `again` without doubts, but no later than `latest`.
@@ -126,13 +154,24 @@ impl Batch {
         }
     }
 
-    /// True if a server stood at `reboot succeeded` before it was to be rebooted: only while it is being done can this reboot
+    /// True if a server stood at an ended reboot before it was to be rebooted: only while it is being done can this reboot
     /// be told from that one.
     fn may_pass_unseen(&self) -> bool {
-        const REBOOTED: Operation = Operation { action: PowerAction::Reboot, status: JobStatus::Succeeded };
-        let is_moving = |member: &Member| matches!(member.seen, Some(Seen { what: SeenState::Moving, .. }));
-        let stale = |member: &Member| member.baseline == Baseline::Known(Some(REBOOTED)) && !is_moving(member);
-        self.action == PowerAction::Reboot && self.members.iter().any(stale)
+        let stale = |member: &Member| member.shows_old_reboot() && !member.seen_moving;
+        self.action.leaves_no_mark() && self.members.iter().any(stale)
+    }
+
+    /// True for reboots that the cloud says it did not do: they go again only if looks without a gap prove it.
+    fn needs_proof(&self) -> bool {
+        let said_no = matches!(self.look_cause, Some(LookCause::Refused | LookCause::Busy));
+        self.action.leaves_no_mark() && self.state == BatchState::Looking && said_no
+    }
+
+    /// The cloud itself says that a server was in a transition before the call: one that is seen may have begun before it.
+    fn was_refused_as_busy(&self) -> bool {
+        let is_busy = |complaint: &Complaint| codes::class(&complaint.code) == CodeClass::ServerBusy;
+        matches!(self.look_cause, Some(LookCause::Refused | LookCause::Lost))
+            && self.complaint.as_ref().is_some_and(is_busy)
     }
 
     /// Looking at the servers begins.
@@ -146,6 +185,17 @@ impl Batch {
     }
 }
 
+impl Member {
+    /// True if the last operation before the call was a reboot that had ended: another one ends in the same words.
+    fn shows_old_reboot(&self) -> bool {
+        let operation = match self.baseline {
+            Baseline::Known(Some(operation)) => operation,
+            Baseline::Known(None) | Baseline::Unknown => return false,
+        };
+        operation.action.leaves_no_mark() && operation.status != JobStatus::Pending
+    }
+}
+
 impl Step {
     /// Nothing but another look at `at`.
     pub fn look_again(batch: &Batch, at: UtcMillis) -> Self {
@@ -154,7 +204,7 @@ impl Step {
     }
 
     fn only(batch: BatchNext) -> Self {
-        Self { batch, moves: Vec::new(), seen: Vec::new(), complaint: None, job_ms: None, read_error: None }
+        Self { batch, moves: Vec::new(), seen_moving: Vec::new(), complaint: None, job_ms: None, read_error: None }
     }
 
     fn after_failed_read(mut self, error: &CallError) -> Self {
@@ -201,6 +251,8 @@ fn about_one_server(
             Some(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
         }
         CodeClass::AlreadyInTargetState | CodeClass::ServerPermanent | CodeClass::BatchInvalid => Some(failed()),
+        // Said by a reboot's own task, it may speak of that very reboot: look.
+        CodeClass::ServerBusy if evidence == Evidence::Job && batch.action.leaves_no_mark() => None,
         CodeClass::ServerBusy => Some(busy(batch, member, error, now)),
         // Said of the call, the last two settle nothing; said by the server's own task, all three say that it failed, not
         // how far it had come. Start and stop may be sent again; a reboot may have begun.
@@ -272,9 +324,18 @@ fn our_own(code: &str, message: &str) -> Complaint {
 
 #[cfg(test)]
 mod testing {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::model::{Now, Sighting, Steady};
 
     pub(super) const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
+
+    /// So many seconds after the beginning, on both clocks.
+    pub(super) fn at(seconds: u64) -> Now {
+        let steady = Steady(Duration::from_secs(1000 + seconds));
+        Now { utc: NOW + Duration::from_secs(seconds), steady }
+    }
 
     pub(super) fn rules() -> Rules {
         Rules {
@@ -293,7 +354,7 @@ mod testing {
             state: if state == BatchState::Tracking { RequestState::Running } else { RequestState::Submitting },
             attempts: u32::from(state != BatchState::Submitting),
             busy: 0,
-            seen: None,
+            seen_moving: false,
             baseline: Baseline::Unknown,
             shadowed: false,
             waited: None,
@@ -315,6 +376,64 @@ mod testing {
             complaint: None,
             read_error: None,
             members: members.collect(),
+        }
+    }
+
+    /// A batch that is looked at again and again, as the daemon would.
+    #[derive(Debug, Clone)]
+    pub(super) struct Looked {
+        pub(super) batch: Batch,
+        pub(super) watch: Watch,
+    }
+
+    impl Looked {
+        /// By the process that made its call.
+        pub(super) fn new(batch: Batch) -> Self {
+            Self { batch, watch: Watch::of_call(at(0)) }
+        }
+
+        /// By a process that was started since.
+        pub(super) fn resumed(batch: Batch) -> Self {
+            Self { batch, watch: Watch::default() }
+        }
+
+        /// A look at this second.
+        pub(super) fn look(&mut self, second: u64, sightings: &HashMap<ServerId, Sighting>) -> Step {
+            self.look_between(second, second, sightings)
+        }
+
+        pub(super) fn look_between(&mut self, began: u64, ended: u64, sightings: &HashMap<ServerId, Sighting>) -> Step {
+            let rules = rules();
+            let look = Look { began: at(began), ended: at(ended) };
+            self.watch.note_look(&self.batch, sightings, look, &rules);
+            let case = Case { batch: &self.batch, watch: &self.watch, rules: &rules, now: at(ended).utc };
+            let step = after_look(case, sightings);
+            self.apply(&step);
+            step
+        }
+
+        /// A look at this second that shows nothing.
+        pub(super) fn fail(&mut self, second: u64, error: &CallError) -> Step {
+            let rules = rules();
+            self.watch.note_failed_look(&self.batch);
+            let case = Case { batch: &self.batch, watch: &self.watch, rules: &rules, now: at(second).utc };
+            let step = after_failed_look(case, error);
+            self.apply(&step);
+            step
+        }
+
+        fn apply(&mut self, step: &Step) {
+            self.watch.note_step(step);
+            for member in &mut self.batch.members {
+                member.seen_moving |= step.seen_moving.contains(&member.request);
+            }
+            self.batch.members.retain(|member| stays(step, member.request.0));
+            if let BatchNext::Look { cause, until, .. } = step.batch {
+                self.batch.state = BatchState::Looking;
+                self.batch.look_cause = Some(cause);
+                self.batch.look_until = Some(until);
+            }
+            self.batch.looks += 1;
         }
     }
 

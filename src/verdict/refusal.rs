@@ -1,217 +1,271 @@
-//! A refused batch: which of its servers made the cloud refuse it, and what goes again.
+//! A refused batch: which of its servers made the cloud refuse it, whether the refusal is true, and what goes again.
 //!
+//! A refusal is believed as a whole or not at all: if one server has begun, the call counts as lost for all of them.
 //! Explain, then split: the states settle what they explain, the rest goes again as one group; only where nothing explains
-//! the refusal is the batch halved. Where no document says what a refusal means, a reboot needs proof that it is true.
+//! the refusal is the batch halved. A reboot needs proof that the refusal is true before any of this.
 
 use std::collections::HashMap;
 
-use super::look::{keep, missing, news};
-use super::{Batch, FIRST_PART, Member, Rules, SECOND_PART, already_sentence, busy, our_own};
+use super::look::{fresh_status, missing};
+use super::{Batch, Case, FIRST_PART, Member, SECOND_PART, already_sentence, busy, our_own};
 use crate::cloud::{CallError, Fault, codes};
-use crate::lifecycle::{BatchNext, Event, Outcome, Return, Seen, SeenState, Step};
+use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    Activity, AttemptResult, Baseline, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction, RequestId,
-    ServerId, Service, Sighting, UtcMillis,
+    Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction, RequestId, ServerId,
+    ServerView, Sighting,
 };
 
 /// How often the states of a refused batch are asked for before it is split without them.
 const EXPLAINING_LOOKS_MAX: u32 = 3;
 
-/// What follows from a look at the servers of a refused batch that was begun at `asked_at`.
-pub(super) fn after_look(
-    batch: &Batch,
-    sightings: &HashMap<ServerId, Sighting>,
-    rules: &Rules,
-    asked_at: UtcMillis,
-    now: UtcMillis,
-) -> Step {
-    match needs_proof(batch) {
-        true => disprove(batch, sightings, rules, asked_at, now),
-        false => explain(batch, sightings, rules, now),
+/// What follows from a look at the servers of a refused batch.
+pub(super) fn after_look(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Step {
+    if let Some(step) = treat_as_lost(case, sightings) {
+        return step;
     }
+    if case.batch.action.leaves_no_mark() { settle_refused_reboots(case, sightings) } else { explain(case, sightings) }
 }
 
 /// What follows when the states could not be read: later again, but not for long; then it is split without an explanation.
-/// None where a split needs proof.
-pub(super) fn after_failed_look(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Option<Step> {
-    if needs_proof(batch) {
-        return None;
+/// Where a split needs proof, what is then in doubt counts as lost.
+pub(super) fn after_failed_look(case: Case<'_>, error: &CallError) -> Step {
+    let Case { batch, rules, now, .. } = case;
+    let is_over = batch.look_until.is_some_and(|until| now >= until);
+    if batch.action.leaves_no_mark() {
+        let next = if is_over {
+            batch.look(LookCause::Lost, rules, now)
+        } else {
+            batch.again_by(batch.look_until.unwrap_or(now), rules, now)
+        };
+        return Step::only(next).after_failed_read(error);
     }
     let hopeless = matches!(error.fault, Fault::Permission | Fault::Refused(_));
-    let is_over = batch.look_until.is_some_and(|until| now >= until);
     if batch.looks + 1 >= EXPLAINING_LOOKS_MAX || hopeless || is_over {
-        return Some(split(batch, &batch.members.iter().collect::<Vec<_>>(), Vec::new()));
+        return split(batch, &batch.members.iter().collect::<Vec<_>>(), Vec::new());
     }
-    Some(Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error))
+    Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error)
 }
 
-/// Settles what the states explain of a refused batch, and sends the rest again: in one group if something was explained,
-/// else in two halves, so that at last the culprit stands alone.
-fn explain(batch: &Batch, sightings: &HashMap<ServerId, Sighting>, rules: &Rules, now: UtcMillis) -> Step {
-    let mut moves = Vec::new();
-    let mut followed = Vec::new();
-    let mut rest: Vec<&Member> = Vec::new();
+/// If one of the servers has begun after all, as far as can be told, the refusal says nothing of the others either: all of
+/// them are looked into as if no answer had come.
+fn treat_as_lost(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Option<Step> {
+    let batch = case.batch;
+    let mut has_begun = false;
+    let mut seen_moving = Vec::new();
     for member in &batch.members {
-        match sightings.get(&member.server).map(|sighting| blame(batch, member, sighting, now)) {
-            Some(Blame::Settled(event)) => moves.push((member.request, event)),
-            Some(Blame::CarriedOut) => followed.push((member.request, Seen { what: SeenState::Moving, since: now })),
-            Some(Blame::Innocent) | None => rest.push(member),
+        if let Some(Sighting::Present(view)) = sightings.get(&member.server) {
+            has_begun |= begun(batch, member, view);
+            if is_carrying_out(batch.action, view.activity) {
+                seen_moving.push(member.request);
+            }
         }
     }
-    let mut step = match moves.is_empty() && followed.is_empty() {
-        true => split(batch, &rest, moves),
-        false => resend(batch, &rest, moves),
+    has_begun.then(|| Step { seen_moving, ..Step::only(batch.look(LookCause::Lost, case.rules, case.now)) })
+}
+
+/// True if a server shows what this call would have begun, and nothing that came before it explains that.
+fn begun(batch: &Batch, member: &Member, view: &ServerView) -> bool {
+    if batch.was_refused_as_busy() {
+        return false;
+    }
+    let has_ended = view.activity == Activity::Idle && fresh_status(batch, member, view).is_some();
+    let may_be_earlier = batch.action.leaves_no_mark() && member.shadowed;
+    has_ended || (is_carrying_out(batch.action, view.activity) && !may_be_earlier)
+}
+
+fn is_carrying_out(action: PowerAction, activity: Activity) -> bool {
+    match action {
+        PowerAction::Start => activity == Activity::PoweringOn,
+        PowerAction::Stop => activity == Activity::PoweringOff,
+        PowerAction::Reboot => activity == Activity::Rebooting,
+    }
+}
+
+/// Settles what the states explain of a refused start or stop, and sends the rest again: in one group if something was
+/// explained, else in two halves, so that at last the culprit stands alone.
+fn explain(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Step {
+    let mut moves = Vec::new();
+    let mut rest: Vec<&Member> = Vec::new();
+    for member in &case.batch.members {
+        match sightings.get(&member.server).and_then(|sighting| explanation(case, member, sighting)) {
+            Some(event) => moves.push((member.request, event)),
+            None => rest.push(member),
+        }
+    }
+    if moves.is_empty() { split(case.batch, &rest, moves) } else { resend(case.batch, &rest, moves) }
+}
+
+/// What becomes of a server whose state explains the refusal; none: its state is no reason for one.
+fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<Event> {
+    let batch = case.batch;
+    let view = match sighting {
+        Sighting::Missing => return Some(Event::Ended(missing())),
+        Sighting::Present(view) => view,
     };
-    if !followed.is_empty() {
+    if view.locked {
+        let message = with_its_words(batch, "the server is locked in the cloud");
+        return Some(Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.locked", message)));
+    }
+    if view.activity != Activity::Idle {
+        return Some(busy(batch, member, &our_own("busy", "the server is in another transition"), case.now));
+    }
+    match (batch.action, view.power) {
+        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => {
+            Some(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
+        }
+        (PowerAction::Reboot, Power::Off) => Some(Event::Ended(stopped(batch))),
+        _ => None,
+    }
+}
+
+/// How far the proof has come that a refused reboot was not done.
+enum Progress {
+    /// There is no such server.
+    Gone,
+    /// It was not done.
+    Disproved,
+    /// Its row of looks is not long enough yet.
+    Settling,
+    /// In some transition, or not readable at present: a row may begin later.
+    Unsettled,
+    /// No look can prove it any more.
+    Hopeless,
+}
+
+fn progress(case: Case<'_>, member: &Member, sighting: Option<&Sighting>) -> Progress {
+    let view = match sighting {
+        Some(Sighting::Missing) => return Progress::Gone,
+        Some(Sighting::Present(view)) => Some(view),
+        None => None,
+    };
+    let in_transition = view.is_some_and(|view| {
+        matches!(view.activity, Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting)
+    });
+    let stays_visible = view.is_some_and(|view| explains_for_good(case.batch, member, view));
+    match case.watch.idle_for(member.request) {
+        _ if in_transition => Progress::Unsettled,
+        Some(_) if case.can_be_disproved(member) || stays_visible => {
+            if case.has_settled(member) {
+                Progress::Disproved
+            } else {
+                Progress::Settling
+            }
+        }
+        Some(_) if !case.has_settled(member) && !member.seen_moving => Progress::Settling,
+        None if case.can_be_disproved(member) => Progress::Unsettled,
+        Some(_) | None => Progress::Hopeless,
+    }
+}
+
+/// True if the server is in a state in which no reboot is possible or can have ended well, whatever nobody saw before.
+fn explains_for_good(batch: &Batch, member: &Member, view: &ServerView) -> bool {
+    let is_unable = view.locked || view.power == Power::Off;
+    batch.action.leaves_no_mark() && view.activity == Activity::Idle && is_unable && !member.seen_moving
+}
+
+/// Reboots that the cloud refused are settled, or go again, once each has stayed idle through the settling time in looks
+/// that would have shown it rebooting, late ones too. Those that nobody can tell of any more count as lost.
+fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Step {
+    let Case { batch, rules, now, .. } = case;
+    let mut gone = Vec::new();
+    let mut disproved: Vec<&Member> = Vec::new();
+    let mut are_settling = false;
+    let mut are_unsettled = false;
+    let mut are_hopeless = false;
+    let mut seen_moving = Vec::new();
+    for member in &batch.members {
+        let sighting = sightings.get(&member.server);
+        if let Some(Sighting::Present(ServerView { activity: Activity::Rebooting, .. })) = sighting
+            && !member.seen_moving
+        {
+            seen_moving.push(member.request);
+        }
+        match progress(case, member, sighting) {
+            Progress::Gone => gone.push((member.request, Event::Ended(missing()))),
+            Progress::Disproved => disproved.push(member),
+            Progress::Settling => are_settling = true,
+            Progress::Unsettled => are_unsettled = true,
+            Progress::Hopeless => are_hopeless = true,
+        }
+    }
+    let ends = batch.look_until.unwrap_or(now);
+    if are_settling && now < ends {
+        return Step { moves: gone, seen_moving, ..Step::only(batch.again_by(ends, rules, now)) };
+    }
+    let others = are_settling || are_unsettled || are_hopeless || batch.members.len() < batch.server_count as usize;
+    let mut step = finish(case, sightings, &disproved, gone, others);
+    step.seen_moving = seen_moving;
+    if are_unsettled && now < ends {
+        step.batch = batch.again_by(ends, rules, now);
+    } else if are_settling || are_unsettled || are_hopeless {
         step.batch = batch.look(LookCause::Lost, rules, now);
-        step.seen = followed;
     }
     step
 }
 
-/// No code of CloudDC is documented, so that a refusal alone is no reason to send a reboot again. But its servers remember
-/// their last operation: one that has stayed at what it was before the call, idle through the settling time, was not
-/// rebooted. How long a reboot may be under way before it shows is not documented.
-fn needs_proof(batch: &Batch) -> bool {
-    batch.service == Service::CloudDc && batch.action == PowerAction::Reboot
-}
-
-/// As `explain`, for reboots that need proof that the refusal is true. If one of them has begun all the same, the refusal
-/// says nothing of the others either.
-fn disprove(
-    batch: &Batch,
+/// Reboots that were not done: settled by what explains the refusal, or sent again. `others`: somebody else in the call may
+/// be the reason for it.
+fn finish(
+    case: Case<'_>,
     sightings: &HashMap<ServerId, Sighting>,
-    rules: &Rules,
-    asked_at: UtcMillis,
-    now: UtcMillis,
+    disproved: &[&Member],
+    mut moves: Vec<(RequestId, Event)>,
+    others: bool,
 ) -> Step {
-    let (mut moves, mut unchanged, mut doubtful) = (Vec::new(), Vec::new(), false);
-    for member in &batch.members {
-        match suspect(batch, member, sightings.get(&member.server), asked_at, now) {
-            Suspicion::Begun => return believe_nothing(batch, sightings, rules, asked_at, now),
-            Suspicion::Settled(event) => moves.push((member.request, event)),
-            Suspicion::Unchanged(since) => unchanged.push((member, since)),
-            Suspicion::Doubtful => doubtful = true,
+    let batch = case.batch;
+    if let ([member], 1) = (disproved, batch.server_count)
+        && let Some(event) = alone(case, member)
+    {
+        moves.push((member.request, event));
+        return Step { moves, ..Step::only(BatchNext::Done) };
+    }
+    let mut rest: Vec<&Member> = Vec::new();
+    for member in disproved {
+        match sightings.get(&member.server).and_then(|sighting| explanation(case, member, sighting)) {
+            Some(event) => moves.push((member.request, event)),
+            None => rest.push(member),
         }
     }
-    let ends = batch.look_until.unwrap_or(now);
-    let (proved, waiting): (Vec<_>, Vec<_>) =
-        unchanged.into_iter().partition(|(_, seen)| asked_at.since(seen.since) >= rules.settle_time);
-    if !waiting.is_empty() && now < ends {
-        let news = waiting.iter().filter(|(member, seen)| member.seen != Some(*seen));
-        let seen = news.map(|(member, seen)| (member.request, *seen)).collect();
-        return Step { moves, seen, ..Step::only(batch.again_by(ends.min(now + rules.settle_time), rules, now)) };
-    }
-    let doubtful = doubtful || !waiting.is_empty();
-    let explained = doubtful || !moves.is_empty() || batch.members.len() < batch.server_count as usize;
-    let rest: Vec<&Member> = proved.into_iter().map(|(member, _)| member).collect();
-    let step = if explained { resend(batch, &rest, moves) } else { split(batch, &rest, moves) };
-    match doubtful {
-        true => Step { batch: batch.look(LookCause::Lost, rules, now), ..step },
-        false => step,
-    }
+    if moves.is_empty() && !others { split(batch, &rest, moves) } else { resend(batch, &rest, moves) }
 }
 
-/// A refused reboot was begun after all, as far as can be told: all of them are looked into as if no answer had come.
-fn believe_nothing(
-    batch: &Batch,
-    sightings: &HashMap<ServerId, Sighting>,
-    rules: &Rules,
-    asked_at: UtcMillis,
-    now: UtcMillis,
-) -> Step {
-    let is_rebooting = |member: &&Member| match sightings.get(&member.server) {
-        Some(Sighting::Present(view)) => view.activity == Activity::Rebooting,
-        Some(Sighting::Missing) | None => false,
-    };
-    let moving = Seen { what: SeenState::Moving, since: asked_at };
-    let seen = batch.members.iter().filter(is_rebooting).map(|member| (member.request, moving)).collect();
-    Step { seen, ..Step::only(batch.look(LookCause::Lost, rules, now)) }
-}
-
-/// What a server's state says of a refused reboot that needs proof.
-enum Suspicion {
-    /// It was begun, refusal or not.
-    Begun,
-    /// This server explains a refusal; here is what becomes of its request.
-    Settled(Event),
-    /// As it was before the call, and idle since then.
-    Unchanged(Seen),
-    /// Whether it was begun, its state does not tell.
-    Doubtful,
-}
-
-fn suspect(
-    batch: &Batch,
-    member: &Member,
-    sighting: Option<&Sighting>,
-    asked_at: UtcMillis,
-    now: UtcMillis,
-) -> Suspicion {
-    let view = match sighting {
-        Some(Sighting::Present(view)) => view,
-        Some(Sighting::Missing) => return Suspicion::Settled(Event::Ended(missing())),
-        None => return Suspicion::Doubtful,
-    };
-    let unchanged = member.baseline == Baseline::Known(view.operation);
-    match (view.activity, view.power) {
-        (Activity::Rebooting, _) if !member.shadowed => Suspicion::Begun,
-        (Activity::Idle, _) if news(batch, member, view, false).is_some() => Suspicion::Begun,
-        (Activity::PoweringOn | Activity::PoweringOff, _) => {
-            Suspicion::Settled(busy(batch, member, &our_own("busy", "the server is in another transition"), now))
-        }
-        (Activity::Idle, Power::Off) if unchanged => Suspicion::Settled(Event::Ended(stopped(batch))),
-        (Activity::Idle, _) if unchanged => Suspicion::Unchanged(keep(member, SeenState::Idle, asked_at)),
-        (Activity::Idle | Activity::Rebooting | Activity::Other, _) => Suspicion::Doubtful,
+/// What the cloud's own code says of the one server of a call, where a document tells what it means.
+fn alone(case: Case<'_>, member: &Member) -> Option<Event> {
+    let why = case.batch.complaint.as_ref()?;
+    match codes::class(&why.code) {
+        CodeClass::ServerBusy | CodeClass::Retryable => Some(busy(case.batch, member, why, case.now)),
+        CodeClass::AlreadyInTargetState
+        | CodeClass::ServerPermanent
+        | CodeClass::ServerFailed
+        | CodeClass::BatchInvalid => Some(Event::Ended(Outcome::failed(Evidence::Refused, &why.code, &why.message))),
+        CodeClass::RetryableUncertain
+        | CodeClass::Ambiguous
+        | CodeClass::AuthToken
+        | CodeClass::AuthPermission
+        | CodeClass::ConfigPermanent
+        | CodeClass::JobUnknown
+        | CodeClass::SubJobFailed
+        | CodeClass::Other => None,
     }
-}
-
-enum Blame {
-    /// This server explains a refusal; here is what becomes of its request.
-    Settled(Event),
-    /// A reboot that is under way, although the call was refused.
-    CarriedOut,
-    /// Nothing to be seen: the call is made again with it.
-    Innocent,
-}
-
-fn blame(batch: &Batch, member: &Member, sighting: &Sighting, now: UtcMillis) -> Blame {
-    let view = match sighting {
-        Sighting::Missing => return Blame::Settled(Event::Ended(missing())),
-        Sighting::Present(view) => view,
-    };
-    if batch.action == PowerAction::Reboot && view.activity == Activity::Rebooting && !was_refused_as_busy(batch) {
-        return Blame::CarriedOut;
-    }
-    if view.locked {
-        let locked = Outcome::failed(Evidence::Observed, "poweryard.locked", "the server is locked in the cloud");
-        return Blame::Settled(Event::Ended(locked));
-    }
-    if view.activity != Activity::Idle {
-        return Blame::Settled(busy(batch, member, &our_own("busy", "the server is in another transition"), now));
-    }
-    match (batch.action, view.power) {
-        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => {
-            Blame::Settled(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
-        }
-        (PowerAction::Reboot, Power::Off) => Blame::Settled(Event::Ended(stopped(batch))),
-        _ => Blame::Innocent,
-    }
-}
-
-/// The cloud itself says that a server was in a transition before the call: one that is seen now began before it.
-fn was_refused_as_busy(batch: &Batch) -> bool {
-    batch.complaint.as_ref().is_some_and(|complaint| codes::class(&complaint.code) == CodeClass::ServerBusy)
 }
 
 /// A stopped server cannot be rebooted. Source: user guide, "Restarting a BMS".
 fn stopped(batch: &Batch) -> Outcome {
     let said_so = batch.complaint.as_ref().filter(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
-    let (code, message) = match said_so {
-        Some(Complaint { code, message, .. }) => (code.as_str(), message.as_str()),
-        None => ("poweryard.stopped", "the server is stopped and cannot be rebooted"),
-    };
-    Outcome::failed(Evidence::Refused, code, message)
+    if let Some(Complaint { code, message, .. }) = said_so {
+        return Outcome::failed(Evidence::Refused, code.as_str(), message.as_str());
+    }
+    let message = with_its_words(batch, "the server is stopped and cannot be rebooted");
+    Outcome::failed(Evidence::Refused, "poweryard.stopped", message)
+}
+
+/// Our sentence with that of the cloud, which may say more.
+fn with_its_words(batch: &Batch, sentence: &str) -> String {
+    match batch.complaint.as_ref().filter(|why| !why.message.is_empty()) {
+        Some(why) if why.code.is_empty() => format!("{sentence}; the cloud said: {}", why.message),
+        Some(why) => format!("{sentence}; the cloud said: {}: {}", why.code, why.message),
+        None => sentence.to_owned(),
+    }
 }
 
 fn resend(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) -> Step {
@@ -223,7 +277,8 @@ fn resend(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) -
 fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) -> Step {
     if let ([member], 1) = (rest, batch.server_count) {
         let why = batch.complaint.clone().unwrap_or_else(|| our_own("refused", "the call was refused"));
-        moves.push((member.request, Event::Ended(Outcome::failed(Evidence::Refused, &why.code, &why.message))));
+        let code = if why.code.is_empty() { "poweryard.refused" } else { why.code.as_str() };
+        moves.push((member.request, Event::Ended(Outcome::failed(Evidence::Refused, code, &why.message))));
         return Step { moves, ..Step::only(BatchNext::Done) };
     }
     let half = rest.len().div_ceil(2);
@@ -244,3 +299,7 @@ fn beside_others(batch: &Batch, part: i64) -> Event {
         message: why.message,
     })
 }
+
+#[cfg(test)]
+#[path = "refusal_tests.rs"]
+mod tests;

@@ -5,16 +5,18 @@ use std::time::Duration;
 use super::{Batch, CLOSE_INTERVAL, Rules, about_one_server, our_own};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Service, Tracking, UtcMillis};
+use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Tracking, UtcMillis};
 
+/// "The server does not exist": then nothing can have been done with it.
+const NO_SUCH_SERVER: &str = "BMS.0040";
 /// As long as a job may take by default.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What follows from the answer to a submit call.
 ///
 /// Accepted: track. Certainly not carried out: every request back to the queue, in its place. Lost, or a refusal that
-/// does not say that nothing was done: look. Refused because of a server: alone, that server's outcome; among others,
-/// look at their states to find out which.
+/// does not say that nothing was done: look. Refused: look at the servers' states, for which of them is the reason and
+/// whether it is true; a start or stop that was alone in its call has its outcome at once.
 pub fn after_submit(
     batch: &Batch,
     answer: Result<Tracking, CallError>,
@@ -98,28 +100,27 @@ fn not_sent(batch: &Batch, why: Complaint) -> Step {
     Step { moves, ..Step::only(BatchNext::Done) }.complaining(why)
 }
 
-/// A documented refusal is taken to mean that nothing of the batch ran: an assumption, since no document says whether a
-/// batch is refused as a whole. Codes that do not say so lead to looking. No code of CloudDC is documented, only that it
-/// refuses: there the assumption is checked against the servers' states before a reboot is sent again.
+/// The service says that it did nothing. No document says whether a batch is refused as a whole, or what a code that is in
+/// no table means. Start and stop may be sent twice; a reboot is looked at until the refusal is proved or belied, unless it
+/// was alone in its call and there is no such server. Two classes do not even say that nothing was done.
 fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Step {
     let cause = match why.class {
+        CodeClass::RetryableUncertain | CodeClass::Ambiguous => LookCause::Lost,
         CodeClass::ServerBusy
         | CodeClass::AlreadyInTargetState
         | CodeClass::ServerPermanent
         | CodeClass::ServerFailed
         | CodeClass::BatchInvalid
-        | CodeClass::Retryable => LookCause::Refused,
-        CodeClass::Other if batch.service == Service::CloudDc => LookCause::Refused,
-        CodeClass::RetryableUncertain
-        | CodeClass::Ambiguous
+        | CodeClass::Retryable
         | CodeClass::AuthToken
         | CodeClass::AuthPermission
         | CodeClass::ConfigPermanent
         | CodeClass::JobUnknown
         | CodeClass::SubJobFailed
-        | CodeClass::Other => LookCause::Lost,
+        | CodeClass::Other => LookCause::Refused,
     };
-    if let ([member], LookCause::Refused) = (batch.members.as_slice(), cause)
+    let believed = !batch.action.leaves_no_mark() || why.code == NO_SUCH_SERVER;
+    if let ([member], LookCause::Refused, true) = (batch.members.as_slice(), cause, believed)
         && let Some(event) = about_one_server(batch, member, why, Evidence::Refused, rules, now)
     {
         return Step { moves: vec![(member.request, event)], ..Step::only(BatchNext::Done) }.complaining(why.clone());
@@ -187,24 +188,42 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_of_a_stopped_server_fails_refused() {
-        let step = refused_with("BMS.0039", CodeClass::AlreadyInTargetState, PowerAction::Reboot, 1);
-        assert_eq!((ended(&step, 1).state, ended(&step, 1).evidence), (RequestState::Failed, Evidence::Refused));
+    fn a_refused_reboot_is_looked_at_before_it_is_believed() {
+        let refusals = [
+            ("BMS.0039", CodeClass::AlreadyInTargetState),
+            ("BMS.0605", CodeClass::ServerPermanent),
+            ("BMS.0037", CodeClass::ServerBusy),
+            ("BMS.9999", CodeClass::Other),
+        ];
+        for (code, class) in refusals {
+            for servers in [1, 3] {
+                let step = refused_with(code, class, PowerAction::Reboot, servers);
+                assert!(step.moves.is_empty(), "{code}");
+                assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Refused, .. }), "{code}");
+            }
+        }
+        let gone = refused_with("BMS.0040", CodeClass::ServerPermanent, PowerAction::Reboot, 1);
+        assert_eq!((ended(&gone, 1).state, ended(&gone, 1).code.as_str()), (RequestState::Failed, "BMS.0040"));
     }
 
     #[test]
     fn a_busy_server_waits_apart() {
-        let step = refused_with("BMS.0037", CodeClass::ServerBusy, PowerAction::Reboot, 1);
+        let step = refused_with("BMS.0037", CodeClass::ServerBusy, PowerAction::Stop, 1);
         let back = returned(&step, 1);
         assert_eq!(back.result, AttemptResult::Busy);
         assert!(back.retry_at > Some(NOW) && back.group.is_some_and(|group| group != 0));
     }
 
     #[test]
-    fn uncertain_and_unknown_codes_are_looked_into_even_alone() {
-        for (code, class) in [("BMS.0006", CodeClass::RetryableUncertain), ("BMS.9999", CodeClass::Other)] {
-            let step = refused_with(code, class, PowerAction::Reboot, 1);
-            assert!(step.moves.is_empty() && matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+    fn codes_that_do_not_say_what_was_done_count_as_lost_and_unlisted_ones_as_refused() {
+        for action in [PowerAction::Stop, PowerAction::Reboot] {
+            let uncertain = refused_with("BMS.0006", CodeClass::RetryableUncertain, action, 1);
+            assert!(uncertain.moves.is_empty());
+            assert!(matches!(uncertain.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+            for class in [CodeClass::Other, CodeClass::AuthPermission, CodeClass::JobUnknown] {
+                let unlisted = refused_with("BMS.9999", class, action, 1);
+                assert!(matches!(unlisted.batch, BatchNext::Look { cause: LookCause::Refused, .. }), "{class:?}");
+            }
         }
     }
 

@@ -168,7 +168,7 @@ pub(crate) fn origin() -> Origin {
 }
 
 pub(crate) fn step(batch: BatchNext, moves: Vec<(RequestId, Event)>) -> Step {
-    Step { batch, moves, seen: Vec::new(), complaint: None, job_ms: None, read_error: None }
+    Step { batch, moves, seen_moving: Vec::new(), complaint: None, job_ms: None, read_error: None }
 }
 
 pub(crate) fn succeeded() -> Outcome {

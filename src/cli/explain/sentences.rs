@@ -217,6 +217,9 @@ fn looking(batch: &BatchRecord) -> String {
         Some(LookCause::Vanished) => "the cloud does not know the job any more",
         Some(LookCause::TimeLimit) => "the job runs longer than job_time_limit",
         Some(LookCause::Gap) => "the job is over and its answer leaves servers out",
+        Some(LookCause::Busy) => {
+            "the job says that a server was busy, and looking shows whether it was busy with this reboot"
+        }
         None => "the answer does not tell what became of them",
     };
     let until = batch.look_until.as_ref().map(|until| format!(", until {until} at the latest")).unwrap_or_default();
