@@ -101,6 +101,8 @@ impl Failure {
                 | StoreError::Newer(_)
                 | StoreError::Older(_)
                 | StoreError::Replaced(_)
+                | StoreError::TakenOver(_)
+                | StoreError::Unnoted { .. }
                 | StoreError::Busy
                 | StoreError::Full
                 | StoreError::Unusable { .. }

@@ -16,7 +16,7 @@ use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
 use crate::settings::{SecretRules, SecretStamp, Settings};
-use crate::store::{StoreError, daemon_info};
+use crate::store::{Running, StoreError, daemon_on};
 use crate::web::{StatusText, Web};
 
 /// A replaced secret is noticed within this time without a signal.
@@ -71,10 +71,12 @@ fn status_of(database: &Path) -> StatusText {
 /// Another daemon on the same queue is the likeliest to have the address, and the better thing to say.
 fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
     let database = &settings.queue.database;
-    match (daemon_info(database), settings.listen) {
-        (Some(daemon), _) => StoreError::DaemonRuns { path: database.clone(), pid: daemon.pid.to_string() }.into(),
-        (None, Some(address)) => Failure::Listen { address, source },
-        (None, None) => Failure::Runtime(source),
+    match (daemon_on(database), settings.listen) {
+        (running @ Running::Yes(_), _) => {
+            StoreError::DaemonRuns { path: database.clone(), pid: running.pid() }.into()
+        }
+        (_, Some(address)) => Failure::Listen { address, source },
+        (_, None) => Failure::Runtime(source),
     }
 }
 

@@ -7,9 +7,9 @@ use sqlx::sqlite::SqliteConnection;
 use super::batches::Origin;
 use super::rows::list;
 use super::{Store, StoreError, rows, text};
-use crate::lifecycle::{self, Event};
+use crate::lifecycle::{self, BatchNext, Event, Return, Step};
 use crate::model::{
-    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    AttemptResult, Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
 };
 use crate::plan::Lane;
 use crate::verdict::{Batch, Member};
@@ -46,7 +46,7 @@ impl Store {
     pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
         let mut writer = self.writer.lock().await;
         // One seek for each part of the key: (target, action, travel_group) > (…) would walk through the lane before.
-        let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
+        let found: Vec<(String, String, i64, i64, i64, i64, Option<String>)> = sqlx::query_as(
             "WITH RECURSIVE head(id) AS (
                  SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
                          ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
@@ -78,7 +78,7 @@ impl Store {
             i64,
             i64,
             i64,
-            String,
+            Option<String>,
         )| {
             Ok(Lane {
                 target: TargetName(target),
@@ -87,7 +87,7 @@ impl Store {
                 head_priority,
                 head_id,
                 ready: u32::try_from(ready).unwrap_or(u32::MAX),
-                oldest_eligible_at: rows::readable_time(Some(oldest)).unwrap_or(UtcMillis(0)),
+                oldest_eligible_at: rows::readable_time(oldest).unwrap_or(UtcMillis(0)),
             })
         };
         found.into_iter().map(lane).collect()
@@ -121,24 +121,33 @@ impl Store {
 
     /// Lets requests wait until a time of their own: their servers are busy with something else.
     pub async fn put_off(&self, waits: &[(RequestId, UtcMillis)]) -> Result<(), StoreError> {
+        if waits.is_empty() {
+            return Ok(());
+        }
         let waits: Vec<(i64, String)> = waits.iter().map(|(request, until)| (request.0, text(*until))).collect();
         let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
             "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = 'poweryard.busy',
                  error_message = 'the server is in another transition'
              FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
         )
         .bind(serde_json::to_string(&waits).unwrap_or_default())
-        .execute(&mut *writer)
+        .execute(&mut *tx)
         .await?;
-        Ok(())
+        tx.commit().await
     }
 
     /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before this returns.
     ///
     /// `None` if the lane has become empty, or if one of `barred` stands among them: a row of a stranger may have come in at
     /// this very moment. The batch's own next step, should the daemon die before the call's answer is
-    /// stored, is due at once.
+    /// stored, is due at once. Before this returns, the note beside the queue knows of the claim, and the queue is still the
+    /// one that was begun.
+    ///
+    /// # Errors
+    /// Those of the store. `Unnoted` means that the claim was undone, `Replaced` that it is nobody's business any more: in
+    /// both cases nothing may be sent.
     pub async fn claim(
         &self,
         lane: &Lane,
@@ -147,6 +156,9 @@ impl Store {
         barred: &[ServerId],
         now: UtcMillis,
     ) -> Result<Option<Batch>, StoreError> {
+        if self.own().unnoted.is_some() {
+            self.require_note()?;
+        }
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let batch = insert_batch(&mut tx, lane, origin, now).await?;
@@ -162,7 +174,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
-        Ok(Some(Batch {
+        let batch = Batch {
             id: batch,
             target: lane.target.clone(),
             service: origin.service,
@@ -179,9 +191,46 @@ impl Store {
             complaint: None,
             read_error: None,
             members,
-        }))
+        };
+        self.look_at_place(&mut writer).await?;
+        drop(writer);
+        if let Err(error) = self.note_claim(&batch) {
+            self.record(&batch, &unsent(&batch, &error), now).await?;
+            return Err(error);
+        }
+        Ok(Some(batch))
+    }
+
+    fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
+        {
+            let note = &mut self.own().note;
+            let last = batch.members.iter().map(|member| member.request.0).max().unwrap_or(0);
+            note.last_id = note.last_id.max(last);
+            note.last_batch_id = note.last_batch_id.max(batch.id.0);
+        }
+        self.require_note()
     }
 }
+
+/// The step by which a claim is undone whose call does not leave.
+fn unsent(batch: &Batch, why: &StoreError) -> Step {
+    let back = Event::Returned(Return {
+        retry_at: None,
+        group: None,
+        result: AttemptResult::NotSent,
+        code: String::new(),
+        message: why.to_string(),
+    });
+    Step {
+        batch: BatchNext::Done,
+        moves: batch.members.iter().map(|member| (member.request, back.clone())).collect(),
+        seen: Vec::new(),
+        complaint: None,
+        job_ms: None,
+        read_error: None,
+    }
+}
+
 
 async fn insert_batch(
     tx: &mut SqliteConnection,

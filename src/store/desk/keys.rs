@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use sqlx::Connection;
+
 use super::Desk;
-use crate::store::StoreError;
 use crate::store::holds::{self, REFUSED_KEYS, RefusedKey, RefusedKeyRecord};
+use crate::store::{StoreError, hand};
 
 impl Desk {
     /// Keys that were refused last, by fingerprint.
@@ -15,6 +17,10 @@ impl Desk {
 
     /// Counts a refusal, so that the daemon's next start knows of it.
     pub async fn note_refused_key(&mut self, key: &str, refused: &RefusedKey) -> Result<(), StoreError> {
-        holds::note_refused_key(&mut self.connection, key, refused).await
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        hand::borrow(&mut tx).await?;
+        holds::note_refused_key(&mut tx, key, refused).await?;
+        hand::give_back(&mut tx).await?;
+        Ok(tx.commit().await?)
     }
 }
