@@ -505,7 +505,8 @@ END;
 -- Producers cancel, and change terms; the rest is the daemon's. What triggers write themselves while a producer works passes
 -- here too: the second half of a cancel, a promotion of the first that waits behind, and a gate that says what is true.
 CREATE TRIGGER power_requests_check_hand BEFORE UPDATE ON power_requests
-WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL AND OLD.finished_at IS NULL AND NOT (OLD.state = 'cancelled' AND OLD.gate IS NOT NULL)
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL AND NEW.id IS OLD.id AND OLD.finished_at IS NULL
+     AND NOT (OLD.state = 'cancelled' AND OLD.gate IS NOT NULL)
      AND (NEW.gate IS NOT OLD.gate OR NEW.eligible_at IS NOT OLD.eligible_at OR NEW.batch_id IS NOT OLD.batch_id
           OR NEW.attempts IS NOT OLD.attempts OR NEW.retry_at IS NOT OLD.retry_at OR NEW.evidence IS NOT OLD.evidence
           OR NEW.error_code IS NOT OLD.error_code OR NEW.error_message IS NOT OLD.error_message
@@ -531,7 +532,7 @@ BEGIN
                  WHEN 'after' THEN NEW.eligible_at IS NULL
                      AND (OLD.gate = 'after' OR (SELECT gate FROM power_requests WHERE id = NEW.after_id) IS NOT NULL)
                  WHEN 'doomed' THEN NEW.eligible_at IS NULL
-                     AND (OLD.gate = 'doomed' OR (SELECT state FROM power_requests WHERE id = NEW.after_id) <> 'succeeded')
+                     AND (OLD.gate = 'doomed' OR ifnull((SELECT state FROM power_requests WHERE id = NEW.after_id), 'succeeded') <> 'succeeded')
                  ELSE 0 END
              OR ((NEW.gate = 'ready' OR NEW.gate = 'retry') AND NEW.gate IS NOT OLD.gate AND (OLD.gate <> 'behind'
                  OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')

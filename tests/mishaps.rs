@@ -107,7 +107,8 @@ async fn a_daemon_whose_file_was_replaced_ends_instead_of_working_on_what_nobody
 }
 
 /// The ledgers' own guards, out of the way of a hand that means it.
-const BY_FORCE: &str = "DROP TRIGGER batches_check_delete; DROP TRIGGER request_attempts_check_delete;";
+const BY_FORCE: &str = "DROP TRIGGER batches_check_delete; DROP TRIGGER request_attempts_check_delete;
+    DROP TRIGGER batches_check_update;";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of_its_server_goes_out() {
@@ -123,7 +124,7 @@ async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of
         wait_for(&mut producer, "SELECT state FROM power_requests", "running").await;
         daemon.stop().await;
         // What is left of it is looked at at once.
-        let force = format!("UPDATE batches SET next_look_at = intent_at; {BY_FORCE} {removed}");
+        let force = format!("{BY_FORCE} UPDATE batches SET next_look_at = intent_at; {removed}");
         sqlx::raw_sql(AssertSqlSafe(force)).execute(&mut producer).await.expect("removed");
         let next = insert(&mut producer, &yard.server(1), "stop").await;
         let other = insert(&mut producer, &yard.server(2), "stop").await;

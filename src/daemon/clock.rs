@@ -32,8 +32,12 @@ pub(super) fn storable(time: UtcMillis) -> UtcMillis {
 
 /// Why no clock is right that says `now`, if so.
 pub(super) fn beyond(now: UtcMillis) -> Option<String> {
-    let is_possible = (EARLIEST..LATEST).contains(&now);
-    (!is_possible).then(|| format!("this machine's clock says {now}; nothing is sent until it is set"))
+    let what = match now {
+        early if early < EARLIEST => "before 2024",
+        late if late >= LATEST => "after 2098",
+        _possible => return None,
+    };
+    Some(format!("this machine's clock is wrong: it stands {what}; nothing is sent until it is set"))
 }
 
 /// Why the clock should not be believed at a start, when the last batch was made at `last_intent` and we have waited for so
