@@ -94,10 +94,8 @@ impl Queue {
 
     /// With the daemon's hand, which a producer does not have.
     async fn by_hand(&self, statements: &str) {
-        self.sql(&format!(
-            "UPDATE queue_mark SET writing = token; {statements}; UPDATE queue_mark SET writing = NULL"
-        ))
-        .await;
+        self.sql(&format!("UPDATE queue_mark SET writing = token; {statements}; UPDATE queue_mark SET writing = NULL"))
+            .await;
     }
 
     async fn connect(&self) -> SqliteConnection {

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use common::{by_hand, PROJECT, Yard, insert, insert_many, outcomes, secret, text, wait_for};
+use common::{PROJECT, Yard, by_hand, insert, insert_many, outcomes, secret, text, wait_for};
 use poweryard::model::PowerAction::{Start, Stop};
 use poweryard::model::Service;
 use poweryard::sim::{Call, OnOff};

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{by_hand, Yard, insert, outcomes, secret, text, wait_for};
+use common::{Yard, by_hand, insert, outcomes, secret, text, wait_for};
 use poweryard::sim::Call;
 use process::{Daemon, Ear, poweryard, run, until};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -334,9 +334,15 @@ async fn a_full_disk_loses_nothing_and_is_waited_out() {
     let options = SqliteConnectOptions::new().filename(&database).busy_timeout(Duration::from_secs(5));
     let mut producer = options.connect().await.expect("opened");
     let mut accepted = 1;
+    sqlx::query("CREATE TABLE filling (bytes)").execute(&mut producer).await.expect("a table");
     insert(&mut producer, &yard.server(1), "reboot").await;
     until("the call has arrived", || submits(&yard) == 1).await;
     let filler = disk.fill();
+    // What the `-wal` already has of the disk is used up too.
+    for size in [20_000, 2_000, 10] {
+        let filling = "INSERT INTO filling (bytes) VALUES (zeroblob(?))";
+        while sqlx::query(filling).bind(size).execute(&mut producer).await.is_ok() {}
+    }
     let mut refused = 0;
     for number in 2..=20 {
         let row = sqlx::query(

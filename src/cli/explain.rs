@@ -7,8 +7,8 @@ use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::model::RequestId;
 use crate::settings::{QueueSettings, Settings};
-use crate::store::{Running, daemon_on};
 use crate::store::desk::Access;
+use crate::store::{Running, daemon_on};
 
 mod sentences;
 

@@ -72,9 +72,7 @@ fn status_of(database: &Path) -> StatusText {
 fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
     let database = &settings.queue.database;
     match (daemon_on(database), settings.listen) {
-        (running @ Running::Yes(_), _) => {
-            StoreError::DaemonRuns { path: database.clone(), pid: running.pid() }.into()
-        }
+        (running @ Running::Yes(_), _) => StoreError::DaemonRuns { path: database.clone(), pid: running.pid() }.into(),
         (_, Some(address)) => Failure::Listen { address, source },
         (_, None) => Failure::Runtime(source),
     }

@@ -93,7 +93,9 @@ mod tests {
 
     #[test]
     fn a_clock_before_2024_or_after_2098_is_not_believed() {
-        for wrong in [UtcMillis(0), UtcMillis(EARLIEST.0 - 1), LATEST, UtcMillis(4_133_980_800_000), UtcMillis(i64::MAX)] {
+        for wrong in
+            [UtcMillis(0), UtcMillis(EARLIEST.0 - 1), LATEST, UtcMillis(4_133_980_800_000), UtcMillis(i64::MAX)]
+        {
             assert!(beyond(storable(wrong)).is_some(), "{wrong:?}");
             assert!(doubt(storable(wrong), None, PATIENCE).is_some(), "{wrong:?}");
         }

@@ -231,7 +231,6 @@ fn unsent(batch: &Batch, why: &StoreError) -> Step {
     }
 }
 
-
 async fn insert_batch(
     tx: &mut SqliteConnection,
     lane: &Lane,

@@ -156,8 +156,7 @@ impl QueueLock {
 
     /// Notes beside the queue who runs on it and what it waits for. Whoever cannot read that still sees the lock.
     pub fn say(&mut self, waits: Option<&str>) {
-        let info =
-            DaemonInfo { pid: std::process::id(), since: self.since, waits: waits.map(str::to_owned) };
+        let info = DaemonInfo { pid: std::process::id(), since: self.since, waits: waits.map(str::to_owned) };
         let Some(note) = &mut self.note else { return };
         let text = serde_json::to_string(&info).unwrap_or_default();
         // The lock itself is elsewhere: without the note nobody knows the process id, and that is all.

@@ -232,7 +232,8 @@ impl Store {
     /// # Errors
     /// Those of the store.
     pub async fn bound_wal(&self) -> Result<(), StoreError> {
-        if std::fs::metadata(file::beside(&file::real(&self.path), "-wal")).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT {
+        if std::fs::metadata(file::beside(&file::real(&self.path), "-wal")).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT
+        {
             return Ok(());
         }
         let mut writer = self.writer.lock().await;

@@ -86,10 +86,11 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, 
     if id != APPLICATION_ID {
         return Err(StoreError::Foreign(path.to_owned()));
     }
-    let applied: i64 = sqlx::query_scalar("SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(opening)?;
+    let applied: i64 =
+        sqlx::query_scalar("SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(opening)?;
     let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
     match applied.cmp(&newest) {
         std::cmp::Ordering::Less => Ok(State::Older),

@@ -1,9 +1,14 @@
 //! The ledgers, `batches` and `request_attempts`, under the hands of whoever may write: what is on its way stays as the
 //! daemon left it, what is over never changes, and what nobody needs any more can be deleted.
 
+use std::fs;
+use std::time::Duration;
+
+use poweryard::model::{PowerAction, RequestState, TargetName};
+use poweryard::store::{Prune, Store, StoreError, TargetNews};
 use poweryard::verdict::Batch;
 
-use crate::queue::{Queue, failed, ids, succeeded, wall};
+use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
 
 const NOT_DONE: &str = "this batch is not done; it cannot be deleted";
 const NOT_OVER: &str = "this attempt is not over; it cannot be deleted";
@@ -92,7 +97,9 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
     }
     assert_eq!(queue.row("SELECT * FROM queue_mark").await, mark);
     assert_eq!(queue.row("SELECT count(*) FROM holds, targets, refused_keys, awaited_ends").await, "1");
-    queue.sql("INSERT INTO holds (kind, reason, since) VALUES ('operator', 'paused', '2026-01-01T00:00:00.000Z')").await;
+    queue
+        .sql("INSERT INTO holds (kind, reason, since) VALUES ('operator', 'paused', '2026-01-01T00:00:00.000Z')")
+        .await;
     queue.sql("DELETE FROM holds WHERE kind = 'operator'").await;
 }
 
@@ -334,4 +341,104 @@ async fn the_old_is_pruned_beside_what_is_on_its_way() {
     assert_eq!(queue.row("SELECT count(*) FROM batches").await, "1");
     queue.end(&batches[0], &succeeded(), wall()).await;
     assert_eq!(queue.state(new).await, "succeeded");
+}
+
+async fn prune_all(queue: &Queue) -> Prune {
+    let mut prune = Prune::default();
+    while !prune.done {
+        prune = queue.store.prune(prune, wall(), wall()).await.expect("pruned");
+    }
+    prune
+}
+
+#[tokio::test]
+async fn a_prune_keeps_what_a_budget_still_counts() {
+    let mut queue = Queue::new().await;
+    let (default, start) = (TargetName("default".into()), wall());
+    let news = |span| TargetNews { configured: 50, rate: 50, throttles: 0, budget_span: span };
+    queue.store.note_target(&default, &origin(), news(Some(24 * HOUR)), start).await.expect("noted");
+    queue.insert("a", &[]).await;
+    let batch = queue.go(start).await.remove(0);
+    let batch = queue.accept(&batch, start).await;
+    queue.end(&batch, &succeeded(), start).await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let pruned = prune_all(&queue).await;
+    assert_eq!((pruned.requests, pruned.batches), (1, 0));
+    let spent = queue.store.spent(&default, PowerAction::Stop, start.before(24 * HOUR)).await.expect("readable");
+    assert_eq!(spent, [(start, 1)]);
+    queue.store.note_target(&default, &origin(), news(None), start).await.expect("noted");
+    assert_eq!(prune_all(&queue).await.batches, 1, "no budget needs it any more");
+}
+
+#[tokio::test]
+async fn a_row_from_a_clock_years_ahead_does_not_stop_a_prune() {
+    let mut queue = Queue::new().await;
+    queue.insert("early", &[]).await;
+    queue
+        .sql(
+            "DROP TRIGGER power_requests_check_wish;
+             UPDATE power_requests SET created_at = '2037-01-01T00:00:00.000Z'",
+        )
+        .await;
+    for number in 0..700 {
+        queue.insert(&format!("s{number}"), &[]).await;
+    }
+    queue.sql("UPDATE power_requests SET state = 'cancelled'").await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(prune_all(&queue).await.requests, 701);
+}
+
+#[tokio::test]
+async fn a_producer_that_deletes_ended_requests_leaves_nothing_for_ever() {
+    let mut queue = Queue::new().await;
+    let batch = on_its_way(&mut queue).await;
+    queue.end(&batch, &failed(), wall()).await;
+    queue.sql("DELETE FROM power_requests").await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(prune_all(&queue).await.batches, 1);
+    assert_eq!(queue.row("SELECT count(*) FROM request_attempts").await, "0");
+}
+
+#[tokio::test]
+async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
+    let mut queue = Queue::new().await;
+    queue.store.begin_epoch(wall()).await.expect("begun");
+    let first = queue.insert("a", &[]).await;
+    let open = queue.go(wall()).await.remove(0);
+    let second = queue.insert("b", &[]).await;
+    let lanes = queue.store.lanes(10).await.expect("lanes");
+    let other = Store::open(queue.path()).await.expect("another daemon");
+    assert_eq!(other.begin_epoch(wall()).await.expect("begun"), None, "that is no older copy");
+    let which = poweryard::store::Which::First(10);
+    let claimed = queue.store.claim(&lanes[0], &origin(), which, &[], wall()).await;
+    assert!(matches!(claimed, Err(StoreError::TakenOver(_))), "{claimed:?}");
+    let ended = poweryard::lifecycle::Event::Ended(succeeded());
+    let step = crate::queue::step(poweryard::lifecycle::BatchNext::Done, vec![(open.members[0].request, ended)]);
+    let recorded = queue.store.record(&open, &step, wall()).await;
+    assert!(matches!(recorded, Err(StoreError::TakenOver(_))), "{recorded:?}");
+    assert!(matches!(queue.store.check_place().await, Err(StoreError::TakenOver(_))));
+    assert_eq!(queue.state(first).await, RequestState::Submitting.as_str());
+    assert_eq!(queue.state(second).await, RequestState::Queued.as_str());
+    other.check_place().await.expect("the other one goes on");
+}
+
+#[tokio::test]
+async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() {
+    let mut queue = Queue::new().await;
+    queue.store.begin_epoch(wall()).await.expect("begun");
+    let id = queue.insert("a", &[]).await;
+    let mut note = queue.path().as_os_str().to_owned();
+    note.push(".epoch");
+    fs::remove_file(&note).expect("it is there");
+    fs::create_dir(&note).expect("in its way");
+    let lanes = queue.store.lanes(10).await.expect("lanes");
+    for _ in 0..2 {
+        let which = poweryard::store::Which::First(10);
+        let claimed = queue.store.claim(&lanes[0], &origin(), which, &[], wall()).await;
+        assert!(matches!(claimed, Err(StoreError::Unnoted { .. })), "{claimed:?}");
+        assert_eq!(queue.state(id).await, "queued");
+    }
+    assert_eq!(queue.row("SELECT count(*) FROM batches WHERE state <> 'done'").await, "0");
+    fs::remove_dir(&note).expect("out of its way");
+    assert_eq!(ids(&queue.go(wall()).await), [id]);
 }

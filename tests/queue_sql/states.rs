@@ -294,5 +294,8 @@ async fn a_producer_cannot_let_a_second_request_of_a_server_out() {
         queue.refused(&format!("UPDATE power_requests SET gate = 'ready' WHERE id = {id}")).await;
     }
     queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
-    assert_eq!(queue.rows("SELECT DISTINCT state, evidence, ifnull(gate, '-') FROM power_requests").await, ["cancelled|none|-"]);
+    assert_eq!(
+        queue.rows("SELECT DISTINCT state, evidence, ifnull(gate, '-') FROM power_requests").await,
+        ["cancelled|none|-"]
+    );
 }
