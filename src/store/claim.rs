@@ -46,7 +46,7 @@ impl Store {
     pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
         let mut writer = self.writer.lock().await;
         // One seek for each part of the key: (target, action, travel_group) > (…) would walk through the lane before.
-        let found: Vec<(String, String, i64, i64, i64, i64, Option<String>)> = sqlx::query_as(
+        let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
             "WITH RECURSIVE head(id) AS (
                  SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
                          ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
@@ -63,8 +63,8 @@ impl Store {
              SELECT p.target, p.action, p.travel_group, p.priority, p.id,
                     (SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = p.target
                         AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)),
-                    (SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
-                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1))
+                    ifnull((SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
+                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)), '')
              FROM head JOIN power_requests p ON p.id = head.id LIMIT 0 + ?2",
         )
         .bind(count_max)
@@ -78,7 +78,7 @@ impl Store {
             i64,
             i64,
             i64,
-            Option<String>,
+            String,
         )| {
             Ok(Lane {
                 target: TargetName(target),
@@ -87,7 +87,7 @@ impl Store {
                 head_priority,
                 head_id,
                 ready: u32::try_from(ready).unwrap_or(u32::MAX),
-                oldest_eligible_at: rows::readable_time(oldest).unwrap_or(UtcMillis(0)),
+                oldest_eligible_at: rows::readable_time(Some(oldest)).unwrap_or(UtcMillis(0)),
             })
         };
         found.into_iter().map(lane).collect()

@@ -5,6 +5,7 @@
 //! holds in this process. `PATH.lock` only says who has it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -64,11 +65,12 @@ fn handle_of<'a>(
         let file = File::open(path)?;
         let meta = file.metadata()?;
         identity = (meta.dev(), meta.ino());
-        if handles.contains_key(&identity) {
+        match handles.entry(identity) {
             // Another file has come to this place at this moment, and is known: this handle must not be closed either.
-            std::mem::forget(file);
-        } else {
-            handles.insert(identity, Handle { file: Arc::new(file), locks: false });
+            Entry::Occupied(_) => std::mem::forget(file),
+            Entry::Vacant(place) => {
+                place.insert(Handle { file: Arc::new(file), locks: false });
+            }
         }
     }
     handles

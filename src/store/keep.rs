@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::hand;
 use super::holds::put_hold;
-use super::note::{MOST, Note};
+use super::note::{self, MOST, Note};
 use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, rows, stamp_page, text};
 use crate::model::{HoldKind, UtcMillis};
 use crate::plan::Hold;
@@ -177,6 +177,7 @@ impl Store {
         own.place.begin(&token, page);
         own.mark = Mark { token, epoch };
         own.note = note;
+        own.noted_by = Some(note::Writer::new(file::real(&self.path)));
         // If it cannot be written now, it is tried again before anything leaves.
         own.write_note(true);
         Ok(restored)

@@ -101,7 +101,10 @@ struct Own {
     mark: Mark,
     place: Place,
     note: Note,
-    noted_by: note::Writer,
+    /// None until an epoch has begun: a simulation has none.
+    noted_by: Option<note::Writer>,
+    /// Notes of claims are on the disk before anything leaves.
+    synced: bool,
     /// Why the note beside the queue is not what it should be: no call leaves then.
     unnoted: Option<std::io::Error>,
 }
@@ -140,7 +143,8 @@ impl Store {
             mark: read_mark(&mut writer).await?.unwrap_or_default(),
             place: Place::new(path, file::identity(path)?),
             note: Note::default(),
-            noted_by: note::Writer::new(file::real(path)),
+            noted_by: None,
+            synced: options.synced,
             unnoted: None,
         };
         Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), options, own: std::sync::Mutex::new(own) })
@@ -265,9 +269,8 @@ impl Store {
 
 impl Own {
     fn write_note(&mut self, synced: bool) {
-        // A simulation opens a queue without beginning an epoch, and then there is nothing to note.
-        if self.note.epoch > 0 {
-            self.unnoted = self.noted_by.write(self.note, synced).err();
+        if let Some(writer) = &mut self.noted_by {
+            self.unnoted = writer.write(self.note, synced && self.synced).err();
         }
     }
 }

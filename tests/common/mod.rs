@@ -215,7 +215,7 @@ pub(crate) async fn by_hand(connection: &mut SqliteConnection, statements: &str)
     let sql = format!(
         "BEGIN IMMEDIATE; UPDATE queue_mark SET writing = token; {statements}; UPDATE queue_mark SET writing = NULL; COMMIT"
     );
-    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await;
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
     if done.is_err() {
         // What the failed statement left behind, if it left a transaction at all.
         let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
