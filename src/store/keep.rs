@@ -159,6 +159,12 @@ impl Store {
         // A queue that was ever begun has a note. Without it nobody can tell how old this file is.
         let is_copy = copied_at.is_some() || note.map_or(epoch > 0, |note| note.epoch > epoch);
         let restored = if is_copy { Some(hold_restored(&mut tx, note, copied_at, now).await?) } else { None };
+        let mut noted_by = note::Writer::new(file::real(&self.path));
+        if note.is_none() {
+            // A kill between the commit and the note must not make the next start take a fresh queue for a copy. If this
+            // fails, so does the note itself, and nothing leaves.
+            let _ = noted_by.write(Note { epoch, ..Note::default() }, self.options.synced);
+        }
         let note = note.unwrap_or_default();
         mend_sequences(&mut tx, note).await?;
         let epoch = epoch.max(note.epoch) + 1;
@@ -177,7 +183,7 @@ impl Store {
         own.place.begin(&token, page);
         own.mark = Mark { token, epoch };
         own.note = note;
-        own.noted_by = Some(note::Writer::new(file::real(&self.path)));
+        own.noted_by = Some(noted_by);
         // If it cannot be written now, it is tried again before anything leaves.
         own.write_note(true);
         Ok(restored)
