@@ -160,7 +160,7 @@ impl Store {
         let is_copy = copied_at.is_some() || note.map_or(epoch > 0, |note| note.epoch > epoch);
         let restored = if is_copy { Some(hold_restored(&mut tx, note, copied_at, now).await?) } else { None };
         let mut noted_by = note::Writer::new(file::real(&self.path));
-        if note.is_none() {
+        if note.is_none() && epoch == 0 {
             // A kill between the commit and the note must not make the next start take a fresh queue for a copy. If this
             // fails, so does the note itself, and nothing leaves.
             let _ = noted_by.write(Note { epoch, ..Note::default() }, self.options.synced);
