@@ -81,6 +81,7 @@ CREATE INDEX power_requests_ttl ON power_requests (eligible_at) WHERE state = 'q
 CREATE INDEX power_requests_after ON power_requests (after_id) WHERE gate IS NOT NULL AND after_id IS NOT NULL;
 CREATE INDEX power_requests_overview ON power_requests (target, action, state, created_at) WHERE gate IS NOT NULL;
 CREATE INDEX power_requests_outcome ON power_requests (server_id, target, finished_at, id) WHERE finished_at IS NOT NULL;
+CREATE INDEX power_requests_ended ON power_requests (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX power_requests_label ON power_requests (label) WHERE label IS NOT NULL;
 -- Not partial, so that ON CONFLICT (request_key) finds it.
 CREATE UNIQUE INDEX power_requests_key ON power_requests (request_key);
@@ -147,6 +148,7 @@ CREATE TABLE batches (
     CONSTRAINT done_is_complete CHECK ((state = 'done') = (finished_at IS NOT NULL))
 );
 CREATE INDEX batches_open ON batches (next_look_at) WHERE state <> 'done';
+CREATE INDEX batches_ended ON batches (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX batches_pace ON batches (target, id);
 CREATE INDEX batches_spent ON batches (target, action, intent_at);
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
@@ -181,41 +183,66 @@ CREATE TABLE request_attempts (
 ) WITHOUT ROWID;
 CREATE INDEX request_attempts_request ON request_attempts (request_id);
 
--- Whoever may insert could write here too. What is on its way must stay as the daemon left it, or a request would be lost.
-CREATE TRIGGER batches_check_insert BEFORE INSERT ON batches WHEN EXISTS (SELECT 1 FROM batches WHERE id = NEW.id)
+-- The ledgers move only by the daemon's hand: while `queue_mark.writing` is NULL, nobody may write here. What was sent never
+-- changes even then.
+CREATE TRIGGER batches_check_insert BEFORE INSERT ON batches
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR EXISTS (SELECT 1 FROM batches WHERE id = NEW.id)
 BEGIN
-    SELECT RAISE(ABORT, 'a batch cannot be replaced');
+    SELECT CASE
+        WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL THEN RAISE(ABORT, 'only the daemon writes batches')
+        ELSE RAISE(ABORT, 'a batch cannot be replaced')
+    END;
 END;
 
 CREATE TRIGGER batches_check_update BEFORE UPDATE ON batches
-WHEN OLD.state = 'done' OR NEW.id IS NOT OLD.id OR NEW.target IS NOT OLD.target OR NEW.service IS NOT OLD.service
-     OR NEW.endpoint IS NOT OLD.endpoint OR NEW.project_id IS NOT OLD.project_id OR NEW.action IS NOT OLD.action
-     OR NEW.intent_at IS NOT OLD.intent_at OR (NEW.state = 'submitting' AND OLD.state <> 'submitting')
-     OR (NEW.state = 'tracking' AND OLD.state = 'looking')
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.state = 'done' OR NEW.id IS NOT OLD.id OR NEW.target IS NOT OLD.target
+     OR NEW.service IS NOT OLD.service OR NEW.endpoint IS NOT OLD.endpoint OR NEW.project_id IS NOT OLD.project_id
+     OR NEW.action IS NOT OLD.action OR NEW.intent_at IS NOT OLD.intent_at
+     OR (NEW.state = 'submitting' AND OLD.state <> 'submitting') OR (NEW.state = 'tracking' AND OLD.state = 'looking')
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes batches, and what was sent never changes');
 END;
 
-CREATE TRIGGER batches_check_delete BEFORE DELETE ON batches WHEN OLD.state <> 'done'
+CREATE TRIGGER batches_check_delete BEFORE DELETE ON batches WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.state <> 'done'
 BEGIN
-    SELECT RAISE(ABORT, 'this batch is not done; it cannot be deleted');
+    SELECT CASE
+        WHEN OLD.state <> 'done' THEN RAISE(ABORT, 'this batch is not done; it cannot be deleted')
+        ELSE RAISE(ABORT, 'only poweryard deletes batches, once no budget needs them: see `poweryard db prune --help`')
+    END;
 END;
 
 CREATE TRIGGER request_attempts_check_insert BEFORE INSERT ON request_attempts
-WHEN EXISTS (SELECT 1 FROM request_attempts WHERE batch_id = NEW.batch_id AND request_id = NEW.request_id)
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR EXISTS (SELECT 1 FROM request_attempts WHERE batch_id = NEW.batch_id AND request_id = NEW.request_id)
 BEGIN
-    SELECT RAISE(ABORT, 'an attempt cannot be replaced');
+    SELECT CASE
+        WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL THEN RAISE(ABORT, 'only the daemon writes attempts')
+        ELSE RAISE(ABORT, 'an attempt cannot be replaced')
+    END;
 END;
 
-CREATE TRIGGER request_attempts_check_delete BEFORE DELETE ON request_attempts WHEN OLD.result IS NULL
+CREATE TRIGGER request_attempts_check_delete BEFORE DELETE ON request_attempts WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.result IS NULL
 BEGIN
-    SELECT RAISE(ABORT, 'this attempt is not over; it cannot be deleted');
+    SELECT CASE
+        WHEN OLD.result IS NULL THEN RAISE(ABORT, 'this attempt is not over; it cannot be deleted')
+        ELSE RAISE(ABORT, 'only poweryard deletes attempts: see `poweryard db prune --help`')
+    END;
 END;
 
-CREATE TRIGGER request_attempts_check_update BEFORE UPDATE OF request_id, batch_id, result ON request_attempts
-WHEN OLD.result IS NOT NULL OR NEW.request_id IS NOT OLD.request_id OR NEW.batch_id IS NOT OLD.batch_id
+CREATE TRIGGER request_attempts_check_update BEFORE UPDATE ON request_attempts
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.result IS NOT NULL OR NEW.request_id IS NOT OLD.request_id OR NEW.batch_id IS NOT OLD.batch_id
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes attempts, and how one ended never changes');
+END;
+
+-- The daemon hears of ends by this list: whoever empties it lets others wait for ever.
+CREATE TRIGGER awaited_ends_check_delete BEFORE DELETE ON awaited_ends WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon deletes from awaited_ends');
+END;
+
+CREATE TRIGGER awaited_ends_check_update BEFORE UPDATE ON awaited_ends WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon changes awaited_ends');
 END;
 
 -- target or action NULL: all of them.
@@ -231,6 +258,25 @@ CREATE TABLE holds (
 );
 CREATE UNIQUE INDEX holds_one_of_a_kind ON holds (ifnull(target, ''), ifnull(action, ''), kind);
 
+-- Operators pause and resume; all other kinds are the daemon's.
+CREATE TRIGGER holds_check_insert BEFORE INSERT ON holds
+WHEN (NEW.kind IS NOT 'operator' OR EXISTS (SELECT 1 FROM holds WHERE id = NEW.id AND kind <> 'operator')) AND (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes holds of a kind other than operator');
+END;
+
+CREATE TRIGGER holds_check_update BEFORE UPDATE ON holds
+WHEN (NEW.kind IS NOT 'operator' OR OLD.kind IS NOT 'operator'
+      OR (NEW.id IS NOT OLD.id AND EXISTS (SELECT 1 FROM holds WHERE id = NEW.id AND kind <> 'operator'))) AND (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes holds of a kind other than operator');
+END;
+
+CREATE TRIGGER holds_check_delete BEFORE DELETE ON holds WHEN OLD.kind IS NOT 'operator' AND (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon ends holds of a kind other than operator');
+END;
+
 -- What the daemon last knew of each configured target, for `status`.
 CREATE TABLE targets (
     target             TEXT NOT NULL PRIMARY KEY,
@@ -241,9 +287,27 @@ CREATE TABLE targets (
     pace_per_minute    INTEGER NOT NULL,  -- as lowered by the cloud's 429s
     throttles          INTEGER NOT NULL DEFAULT 0,
     updated_at         TEXT NOT NULL,
-    CONSTRAINT target_numbers CHECK (typeof(submits_per_minute) = 'integer' AND typeof(pace_per_minute) = 'integer'
-                                     AND typeof(throttles) = 'integer')
+    budget_ms          INTEGER,           -- the longest span of its budgets: its batches are kept for as long
+    CONSTRAINT target_numbers CHECK (typeof(submits_per_minute) = 'integer' AND submits_per_minute >= 0
+                                     AND typeof(pace_per_minute) = 'integer' AND pace_per_minute >= 0
+                                     AND typeof(throttles) = 'integer' AND throttles >= 0
+                                     AND typeof(budget_ms) IN ('integer', 'null'))
 ) WITHOUT ROWID;
+
+CREATE TRIGGER targets_check_insert BEFORE INSERT ON targets WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes targets');
+END;
+
+CREATE TRIGGER targets_check_update BEFORE UPDATE ON targets WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes targets');
+END;
+
+CREATE TRIGGER targets_check_delete BEFORE DELETE ON targets WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes targets');
+END;
 
 -- Keys that the cloud refused last, each with the secret that it was refused with: how often in a row, and until when what uses
 -- them is held. By fingerprint of the access key, or of domain and user. The cloud's own count goes on over our restarts.
@@ -258,15 +322,100 @@ CREATE TABLE refused_keys (
     PRIMARY KEY (key, secret)
 ) WITHOUT ROWID;
 
--- One row: which copy of the queue this is. The daemon raises `epoch` at each start and as it works, and notes it beside the
--- queue: a file with a smaller one is an older copy. `copied_at` marks what `db backup` wrote.
+CREATE TRIGGER refused_keys_check_insert BEFORE INSERT ON refused_keys WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes refused_keys');
+END;
+
+CREATE TRIGGER refused_keys_check_update BEFORE UPDATE ON refused_keys WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes refused_keys');
+END;
+
+CREATE TRIGGER refused_keys_check_delete BEFORE DELETE ON refused_keys WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes refused_keys');
+END;
+
+-- One row: whose queue this is, and which copy of it. Each daemon writes a token of its own at its start. Every transaction of
+-- the daemon takes the hand (`writing` = its token) if token and epoch are still those that it left, raises the epoch, and lays
+-- the hand down at its end. The epoch is noted beside the queue: a file with a smaller one is an older copy. `copied_at`
+-- marks what `db backup` wrote. Whoever copies the token into `writing` means to forge: this is a guard against accidents.
 CREATE TABLE queue_mark (
     id               INTEGER PRIMARY KEY CONSTRAINT mark_is_one CHECK (id = 1),
-    epoch            INTEGER NOT NULL CONSTRAINT epoch_form CHECK (typeof(epoch) = 'integer'),
-    copied_at        TEXT,
+    epoch            INTEGER NOT NULL CONSTRAINT epoch_form CHECK (typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 4000000000000000),
+    token            TEXT NOT NULL CONSTRAINT token_form CHECK (typeof(token) = 'text' AND length(token) = 32),
+    writing          TEXT,
+    copied_at        TEXT CONSTRAINT copied_at_form CHECK (typeof(copied_at) IN ('text', 'null')),
     restored_last_id INTEGER        -- ids up to this one were in the copy that was put back last
+                     CONSTRAINT restored_last_id_form CHECK (typeof(restored_last_id) IN ('integer', 'null')),
+    CONSTRAINT writing_is_token CHECK (writing IS NULL OR writing = token)
 );
-INSERT INTO queue_mark (id, epoch) VALUES (1, 0);
+
+-- Token and epoch again, always of the same length, so that SQLite overwrites them in place: the daemon reads them in the
+-- file itself, past SQLite, to notice that somebody has written a copy over it.
+CREATE TABLE queue_stamp (
+    id    INTEGER PRIMARY KEY CONSTRAINT stamp_is_one CHECK (id = 1),
+    stamp TEXT NOT NULL
+);
+
+-- Taken for the list of migrations that follows; the program lays it down.
+INSERT INTO queue_mark (id, epoch, token) VALUES (1, 0, lower(hex(randomblob(16))));
+UPDATE queue_mark SET writing = token;
+INSERT INTO queue_stamp (id, stamp) VALUES (1, '');
+
+CREATE TRIGGER queue_mark_stamp AFTER UPDATE ON queue_mark WHEN NEW.epoch IS NOT OLD.epoch OR NEW.token IS NOT OLD.token
+BEGIN
+    UPDATE queue_stamp SET stamp = 'pyrd:' || NEW.token || ':' || printf('%020d', NEW.epoch) WHERE id = 1;
+END;
+
+CREATE TRIGGER queue_mark_check_update BEFORE UPDATE ON queue_mark
+WHEN OLD.writing IS NULL AND (NEW.writing IS NOT OLD.token OR NEW.token IS NOT OLD.token OR NEW.id IS NOT OLD.id
+     OR (NEW.epoch <> OLD.epoch AND NEW.epoch <> OLD.epoch + 1)
+     OR NEW.copied_at IS NOT OLD.copied_at OR NEW.restored_last_id IS NOT OLD.restored_last_id)
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes queue_mark');
+END;
+
+CREATE TRIGGER queue_mark_check_insert BEFORE INSERT ON queue_mark WHEN EXISTS (SELECT 1 FROM queue_mark)
+BEGIN
+    SELECT RAISE(ABORT, 'queue_mark has one row, which cannot be replaced');
+END;
+
+CREATE TRIGGER queue_mark_check_delete BEFORE DELETE ON queue_mark
+BEGIN
+    SELECT RAISE(ABORT, 'the row of queue_mark cannot be deleted');
+END;
+
+CREATE TRIGGER queue_stamp_check_insert BEFORE INSERT ON queue_stamp WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes queue_stamp');
+END;
+
+CREATE TRIGGER queue_stamp_check_update BEFORE UPDATE ON queue_stamp WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes queue_stamp');
+END;
+
+CREATE TRIGGER queue_stamp_check_delete BEFORE DELETE ON queue_stamp WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes queue_stamp');
+END;
+
+CREATE TRIGGER migrations_check_insert BEFORE INSERT ON _sqlx_migrations WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only poweryard writes the list of its migrations');
+END;
+
+CREATE TRIGGER migrations_check_update BEFORE UPDATE OF version, success, checksum ON _sqlx_migrations WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only poweryard writes the list of its migrations');
+END;
+
+CREATE TRIGGER migrations_check_delete BEFORE DELETE ON _sqlx_migrations WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only poweryard writes the list of its migrations');
+END;
 
 CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests
 BEGIN
@@ -354,6 +503,51 @@ BEGIN
     SELECT CASE
         WHEN OLD.finished_at IS NOT NULL THEN RAISE(ABORT, 'this request has ended; what became of it never changes')
         ELSE RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
+    END;
+END;
+
+-- Producers cancel, and change terms; the rest is the daemon's. What triggers write themselves while a producer works passes
+-- here too: the second half of a cancel, a promotion of the first that waits behind, and a gate that says what is true.
+CREATE TRIGGER power_requests_check_hand BEFORE UPDATE ON power_requests
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL AND NEW.id IS OLD.id AND OLD.finished_at IS NULL
+     AND NOT (OLD.state = 'cancelled' AND OLD.gate IS NOT NULL)
+     AND (NEW.gate IS NOT OLD.gate OR NEW.eligible_at IS NOT OLD.eligible_at OR NEW.batch_id IS NOT OLD.batch_id
+          OR NEW.attempts IS NOT OLD.attempts OR NEW.retry_at IS NOT OLD.retry_at OR NEW.evidence IS NOT OLD.evidence
+          OR NEW.error_code IS NOT OLD.error_code OR NEW.error_message IS NOT OLD.error_message
+          OR NEW.submitted_at IS NOT OLD.submitted_at OR NEW.finished_at IS NOT OLD.finished_at
+          OR NEW.travel_group IS NOT OLD.travel_group
+          OR (NEW.state IS NOT OLD.state AND NOT (OLD.state = 'queued' AND NEW.state IS 'cancelled')))
+BEGIN
+    SELECT CASE
+        WHEN OLD.state = 'queued' AND NEW.state IS 'submitting' THEN RAISE(ABORT, 'only the daemon submits requests')
+        WHEN NEW.state IS NOT OLD.state AND NOT (OLD.state = 'queued' AND NEW.state IS 'cancelled')
+            THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
+        WHEN NEW.state IS NOT OLD.state OR NEW.batch_id IS NOT OLD.batch_id OR NEW.attempts IS NOT OLD.attempts
+             OR NEW.retry_at IS NOT OLD.retry_at OR NEW.evidence IS NOT OLD.evidence OR NEW.error_code IS NOT OLD.error_code
+             OR NEW.error_message IS NOT OLD.error_message OR NEW.submitted_at IS NOT OLD.submitted_at
+             OR NEW.finished_at IS NOT OLD.finished_at OR NEW.travel_group IS NOT OLD.travel_group
+             OR OLD.state <> 'queued'
+             OR NOT CASE NEW.gate
+                 WHEN 'ready' THEN NEW.eligible_at IS OLD.eligible_at
+                 WHEN 'retry' THEN NEW.eligible_at IS OLD.eligible_at
+                 WHEN 'behind' THEN NEW.eligible_at IS OLD.eligible_at AND OLD.gate = 'ready'
+                 WHEN 'later' THEN NEW.eligible_at IS max(NEW.created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''),
+                     ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), ''))
+                 WHEN 'after' THEN NEW.eligible_at IS NULL
+                     AND (OLD.gate = 'after' OR (SELECT gate FROM power_requests WHERE id = NEW.after_id) IS NOT NULL)
+                 WHEN 'doomed' THEN NEW.eligible_at IS NULL
+                     AND (OLD.gate = 'doomed' OR ifnull((SELECT state FROM power_requests WHERE id = NEW.after_id), 'succeeded') <> 'succeeded')
+                 ELSE 0 END
+             OR ((NEW.gate = 'ready' OR NEW.gate = 'retry') AND NEW.gate IS NOT OLD.gate AND (OLD.gate <> 'behind'
+                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
+                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
+                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready')
+                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind'
+                            AND id < NEW.id)))
+             OR (NEW.gate = 'behind' AND NEW.gate IS NOT OLD.gate AND NOT EXISTS (
+                 SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND id <> NEW.id
+                 AND (gate = 'flight' OR gate = 'retry' OR gate = 'ready')))
+            THEN RAISE(ABORT, 'a producer changes only priority, not_before, expires_at and label of a request, or cancels it while it is queued')
     END;
 END;
 

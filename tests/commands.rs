@@ -93,13 +93,19 @@ impl Queue {
         sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut connection).await.expect("valid SQL");
     }
 
+    /// With the daemon's hand, which a producer does not have.
+    async fn by_hand(&self, statements: &str) {
+        self.sql(&format!("UPDATE queue_mark SET writing = token; {statements}; UPDATE queue_mark SET writing = NULL"))
+            .await;
+    }
+
     async fn connect(&self) -> SqliteConnection {
         SqliteConnectOptions::new().filename(self.path()).connect().await.expect("the queue opens")
     }
 
     /// Takes a queued request along as the daemon does: a batch, then in flight.
     async fn submit(&self, id: i64) {
-        self.sql(&format!(
+        self.by_hand(&format!(
             "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
              SELECT target, 'bms', 'https://example.test', 'p', action, 'submitting', 1, '{TIME}', '{TIME}'
              FROM power_requests WHERE id = {id};
@@ -113,7 +119,7 @@ impl Queue {
 
     async fn run_job(&self, id: i64) {
         self.submit(id).await;
-        self.sql(&format!(
+        self.by_hand(&format!(
             "UPDATE power_requests SET state = 'running', attempts = 1 WHERE id = {id};
              UPDATE batches SET state = 'tracking', job_id = 'job-{id}', submitted_at = '{TIME}'
              WHERE id = (SELECT batch_id FROM power_requests WHERE id = {id});"
@@ -122,7 +128,7 @@ impl Queue {
     }
 
     async fn end(&self, id: i64, state: &str, evidence: &str) {
-        self.sql(&format!(
+        self.by_hand(&format!(
             "UPDATE power_requests SET state = '{state}', evidence = '{evidence}', error_code = 'BMS.0040',
                  error_message = 'so it was', gate = NULL, finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
              WHERE id = {id};"
@@ -251,9 +257,9 @@ fn files_that_are_no_queue_are_exit_code_3_and_named() {
 #[tokio::test]
 async fn foreign_and_other_schemas_are_exit_code_3() {
     let queue = Queue::new();
-    queue.sql("UPDATE _sqlx_migrations SET version = 9999").await;
+    queue.by_hand("UPDATE _sqlx_migrations SET version = 9999").await;
     assert_eq!(queue.run(&["status"]).code, Some(3));
-    queue.sql("UPDATE _sqlx_migrations SET version = 0").await;
+    queue.by_hand("UPDATE _sqlx_migrations SET version = 0").await;
     let older = queue.run(&["status"]);
     assert!(older.code == Some(3) && older.err.contains("db migrate"), "{older:?}");
     queue.sql("PRAGMA application_id = 7").await;
@@ -362,8 +368,8 @@ async fn status_counts_what_is_unfinished_and_says_what_could_go() {
     queue.run(&["enqueue", "stop", "server-1", "server-2", "server-3"]);
     queue.run_job(1).await;
     queue
-        .sql(&format!(
-            "INSERT INTO targets VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
+        .by_hand(&format!(
+            "INSERT INTO targets VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}', NULL);
              INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'breaker', 'cannot be reached', '{TIME}');
              DROP TRIGGER batches_check_update;
              UPDATE batches SET intent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now');"
@@ -376,7 +382,7 @@ async fn status_counts_what_is_unfinished_and_says_what_could_go() {
     let target = &status["targets"][0];
     assert_eq!((&target["pace_per_minute"], &target["calls_last_minute"]), (&25.into(), &1.into()));
     assert_eq!(target["breaker"]["reason"], "cannot be reached");
-    queue.sql("DELETE FROM holds").await;
+    queue.by_hand("DELETE FROM holds").await;
     assert_eq!(queue.run(&["status", "--json"]).json()["oldest_ready"]["id"], 2);
     assert!(queue.run(&["status"]).out.contains("oldest that could go: request 2"));
 }
@@ -510,7 +516,7 @@ fn a_resume_of_one_target_neither_ends_nor_names_the_pause_of_another() {
 async fn a_resume_ends_only_what_an_operator_holds() {
     let queue = Queue::new();
     queue
-        .sql(&format!(
+        .by_hand(&format!(
             "INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'credentials', 'refused', '{TIME}')"
         ))
         .await;

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use common::{PROJECT, Yard, insert, insert_many, outcomes, secret, text, wait_for};
+use common::{PROJECT, Yard, by_hand, insert, insert_many, outcomes, secret, text, wait_for};
 use poweryard::daemon::{self, Reload};
 use poweryard::model::PowerAction::{Start, Stop};
 use poweryard::model::Service;
@@ -177,7 +177,7 @@ async fn a_hold_deleted_from_the_table_comes_back_with_the_next_start_while_the_
     wait_for(&mut producer, "SELECT state FROM power_requests", "queued").await;
     assert_eq!(daemon.stop().await, Some(0));
     let before = bad_signatures(&yard);
-    sqlx::query("DELETE FROM holds").execute(&mut producer).await.expect("deleted");
+    by_hand(&mut producer, "DELETE FROM holds").await.expect("deleted");
     let daemon = Daemon::start(&config);
     wait_for(&mut producer, HELD, "1").await;
     a_round_passes(&mut producer).await;
@@ -304,7 +304,7 @@ async fn the_hold_of_a_key_that_goes_on_being_refused_grows_and_goes_when_the_cl
 
     // The hold is over by the next start: one signature, and the next hold is longer still.
     for sql in ["UPDATE refused_keys SET until = '2026-01-01T00:00:00.000Z', recent = ''", "DELETE FROM holds"] {
-        sqlx::query(sql).execute(&mut producer).await.expect("done");
+        by_hand(&mut producer, sql).await.expect("done");
     }
     let daemon = Daemon::start(&config);
     wait_for(&mut producer, "SELECT refusals FROM refused_keys", "4").await;

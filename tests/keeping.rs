@@ -115,6 +115,51 @@ async fn an_older_file_put_back_by_hand_is_noticed_too_and_goes_on_once_released
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plain_copy_of_a_moment_ago_is_known_for_an_older_one() {
+    let yard = Yard::new(QUICK).await;
+    let copy = yard.dir.path().join("copy.db");
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    let later = "INSERT INTO power_requests (server_id, action, not_before) VALUES (?, 'reboot', strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 seconds'))";
+    sqlx::query(later).bind(yard.server(1)).execute(&mut producer).await.expect("accepted");
+    sqlx::query("VACUUM INTO ?").bind(copy.to_string_lossy()).execute(&mut producer).await.expect("a plain copy");
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    drop(producer);
+    daemon.stop().await;
+    put_back(&yard, &copy);
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    assert_eq!(text(&mut producer, UNFINISHED).await, "1");
+    assert_eq!(yard.cloud.ledger().len(), 1);
+    drop(producer);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_has_lost_its_note_is_taken_for_a_copy() {
+    let yard = Yard::new(QUICK).await;
+    let mut note = yard.database().into_os_string();
+    note.push(".epoch");
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    fs::remove_file(&note).expect("it is there");
+    insert(&mut producer, &yard.server(2), "stop").await;
+    assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
+    assert!(fs::metadata(&note).is_ok(), "it comes back with the next claim");
+    daemon.stop().await;
+    insert(&mut producer, &yard.server(3), "stop").await;
+    fs::remove_file(&note).expect("it is there");
+    let daemon = yard.start();
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    command(&yard, &["db", "release"]);
+    assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plain_restart_is_no_restore() {
     let yard = Yard::new(QUICK).await;
     for round in 1..=3 {

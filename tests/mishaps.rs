@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Yard, insert, insert_many, outcomes, text, wait_for};
 use poweryard::daemon::{self, DaemonError, Dispatcher, Finished};
-use poweryard::model::{Now, PowerAction};
+use poweryard::model::{Now, PowerAction, UtcMillis};
 use poweryard::settings::SecretRules;
 use poweryard::store::{Store, StoreError};
 use sqlx::AssertSqlSafe;
@@ -86,28 +86,120 @@ async fn a_clock_that_steps_an_hour_ahead_and_back_loses_nothing_and_sends_nothi
     assert_eq!(yard.cloud.ledger().len(), 3);
 }
 
+/// A daemon that is expected to end by itself.
+fn begin(yard: &Yard) -> std::thread::JoinHandle<Result<(), DaemonError>> {
+    let settings = yard.settings();
+    let rules = SecretRules::new(&settings.queue.database, None);
+    let clouds = daemon::connect_all(&settings, &rules).expect("secrets");
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(daemon::run(&settings, clouds, std::future::pending()))
+    })
+}
+
+async fn why_it_ended(daemon: std::thread::JoinHandle<Result<(), DaemonError>>) -> StoreError {
+    let ended = tokio::task::spawn_blocking(|| daemon.join()).await.expect("joined").expect("no panic");
+    let DaemonError::Store { source, .. } = ended.expect_err("it cannot go on");
+    source
+}
+
+fn beside(yard: &Yard, ending: &str) -> std::path::PathBuf {
+    let mut name = yard.database().into_os_string();
+    name.push(ending);
+    name.into()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_whose_file_was_replaced_ends_instead_of_working_on_what_nobody_sees() {
     let yard = Yard::new(SLOW_JOB).await;
-    let settings = yard.settings();
-    let path = settings.queue.database.clone();
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(&path, None)).expect("secrets");
-    let daemon = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(daemon::run(&settings, clouds, std::future::pending()))
-    });
+    let daemon = begin(&yard);
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
     wait_for(&mut producer, "SELECT state FROM power_requests", "succeeded").await;
-    fs::rename(&path, path.with_extension("old")).expect("moved away");
-    fs::write(&path, "").expect("another file");
-    let ended = tokio::task::spawn_blocking(|| daemon.join()).await.expect("joined").expect("no panic");
-    let DaemonError::Store { source, .. } = ended.expect_err("it cannot go on");
+    fs::rename(yard.database(), yard.database().with_extension("old")).expect("moved away");
+    fs::write(yard.database(), "").expect("another file");
+    let source = why_it_ended(daemon).await;
     assert!(matches!(source, StoreError::Replaced(_)), "{source}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_committed_after_wal_or_shm_were_removed_are_not_lost() {
+    for removed in [&["-wal", "-shm"][..], &["-shm"]] {
+        let yard = Yard::new(SLOW_JOB).await;
+        let daemon = begin(&yard);
+        let mut producer = yard.producer().await;
+        insert(&mut producer, &yard.server(1), "stop").await;
+        wait_for(&mut producer, "SELECT state FROM power_requests", "succeeded").await;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut producer).await.expect("cut");
+        removed.iter().for_each(|ending| fs::remove_file(beside(&yard, ending)).expect("removed"));
+        let mut other = yard.producer().await;
+        let id = insert(&mut other, &yard.server(2), "reboot").await;
+        let source = why_it_ended(daemon).await;
+        assert!(matches!(source, StoreError::Replaced(_)), "{source}");
+        assert_eq!(text(&mut other, &format!("SELECT state FROM power_requests WHERE id = {id}")).await, "queued");
+        assert_eq!(yard.cloud.ledger().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_written_over_the_open_file_ends_the_daemon_and_repeats_nothing() {
+    let yard = Yard::new(SLOW_JOB).await;
+    let copy = yard.dir.path().join("copy.db");
+    let daemon = begin(&yard);
+    let mut producer = yard.producer().await;
+    wait_for(&mut producer, "SELECT count(*) FROM targets", "1").await;
+    let later = "INSERT INTO power_requests (server_id, action, not_before) VALUES (?, 'reboot', strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 seconds'))";
+    sqlx::query(later).bind(yard.server(1)).execute(&mut producer).await.expect("accepted");
+    sqlx::query("VACUUM INTO ?").bind(copy.to_string_lossy()).execute(&mut producer).await.expect("a plain copy");
+    wait_for(&mut producer, "SELECT state FROM power_requests", "succeeded").await;
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut producer).await.expect("cut");
+    fs::write(yard.database(), fs::read(&copy).expect("read")).expect("written over it");
+    let source = why_it_ended(daemon).await;
+    let noticed = matches!(
+        source,
+        StoreError::Replaced(_) | StoreError::TakenOver(_) | StoreError::Damaged | StoreError::Corrupt(_)
+    );
+    assert!(noticed, "{source}");
+    assert_eq!(yard.cloud.ledger().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_vacuumed_by_somebody_else_is_still_the_same() {
+    let yard = Yard::new(SLOW_JOB).await;
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests", "succeeded").await;
+    for sql in ["DELETE FROM power_requests", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"] {
+        sqlx::query(sql).execute(&mut producer).await.expect("done");
+    }
+    insert(&mut producer, &yard.server(2), "stop").await;
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_leaves_by_a_clock_that_stands_in_another_century() {
+    let yard = Yard::new(SLOW_JOB).await;
+    let settings = yard.settings();
+    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets");
+    let store = Arc::new(Store::open(&settings.queue.database).await.expect("a queue"));
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    let mut dispatcher = Dispatcher::new(store, &settings, clouds, daemon::now()).await.expect("begun");
+    for wrong in [UtcMillis(946_684_800_000), UtcMillis(4_102_444_799_999)] {
+        let asked = dispatcher.round(Now { utc: wrong, ..daemon::now() }).await;
+        assert!(asked.trouble.is_none() && asked.tasks.is_empty());
+        assert!(dispatcher.status_line().contains("clock is wrong"));
+    }
+    assert_eq!(text(&mut producer, "SELECT state FROM power_requests").await, "queued");
+    let asked = dispatcher.round(daemon::now()).await;
+    assert!(asked.trouble.is_none() && !asked.tasks.is_empty());
+}
+
 /// The ledgers' own guards, out of the way of a hand that means it.
-const BY_FORCE: &str = "DROP TRIGGER batches_check_delete; DROP TRIGGER request_attempts_check_delete;";
+const BY_FORCE: &str = "DROP TRIGGER batches_check_delete; DROP TRIGGER request_attempts_check_delete;
+    DROP TRIGGER batches_check_update;";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of_its_server_goes_out() {
@@ -123,7 +215,7 @@ async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of
         wait_for(&mut producer, "SELECT state FROM power_requests", "running").await;
         daemon.stop().await;
         // What is left of it is looked at at once.
-        let force = format!("UPDATE batches SET next_look_at = intent_at; {BY_FORCE} {removed}");
+        let force = format!("{BY_FORCE} UPDATE batches SET next_look_at = intent_at; {removed}");
         sqlx::raw_sql(AssertSqlSafe(force)).execute(&mut producer).await.expect("removed");
         let next = insert(&mut producer, &yard.server(1), "stop").await;
         let other = insert(&mut producer, &yard.server(2), "stop").await;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{Yard, insert, outcomes, secret, text, wait_for};
+use common::{Yard, by_hand, insert, outcomes, secret, text, wait_for};
 use poweryard::sim::Call;
 use process::{Daemon, Ear, poweryard, run, until};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -129,7 +129,8 @@ async fn a_foreign_newer_or_damaged_file_is_refused_and_stays_as_it_is() {
     made_queue(&newer).await;
     execute(
         &newer.database(),
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (999, 'later', 1, x'00', 0)",
+        "UPDATE queue_mark SET writing = token;
+         INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (999, 'later', 1, x'00', 0)",
     )
     .await;
 
@@ -333,9 +334,15 @@ async fn a_full_disk_loses_nothing_and_is_waited_out() {
     let options = SqliteConnectOptions::new().filename(&database).busy_timeout(Duration::from_secs(5));
     let mut producer = options.connect().await.expect("opened");
     let mut accepted = 1;
+    sqlx::query("CREATE TABLE filling (bytes)").execute(&mut producer).await.expect("a table");
     insert(&mut producer, &yard.server(1), "reboot").await;
     until("the call has arrived", || submits(&yard) == 1).await;
     let filler = disk.fill();
+    // What the `-wal` already has of the disk is used up too.
+    for size in [20_000, 2_000, 10] {
+        let filling = "INSERT INTO filling (bytes) VALUES (zeroblob(?))";
+        while sqlx::query(filling).bind(size).execute(&mut producer).await.is_ok() {}
+    }
     let mut refused = 0;
     for number in 2..=20 {
         let row = sqlx::query(
@@ -393,10 +400,16 @@ async fn what_strangers_write_never_stops_a_pass() {
         "UPDATE batches SET job_ms = 'long', next_look_at = NULL WHERE state = 'done'",
         "DELETE FROM targets",
         "DELETE FROM awaited_ends",
+        "UPDATE targets SET throttles = -1",
+        "UPDATE sqlite_sequence SET seq = 'x'",
+        "DELETE FROM sqlite_sequence",
     ];
     for (number, sql) in (1..).zip(odd) {
         // What the schema refuses is as good.
-        let written = sqlx::raw_sql(sql).execute(&mut producer).await;
+        let mut written = sqlx::raw_sql(sql).execute(&mut producer).await.map(|_| ());
+        if !sql.starts_with("INSERT INTO power_requests") && !sql.starts_with("PRAGMA") && written.is_err() {
+            written = by_hand(&mut producer, sql).await;
+        }
         the_daemon_still_works(&yard, &mut producer, number, &format!("{sql}: {written:?}")).await;
     }
     assert_eq!(daemon.stop().await, Some(0));
@@ -441,7 +454,7 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
             false => "",
         };
         // What the schema refuses is as good.
-        let written = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("{sql}{only_open}"))).execute(&mut producer).await;
+        let written = by_hand(&mut producer, &format!("{sql}{only_open}")).await;
         println!("{sql}: {written:?}");
         wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE finished_at IS NULL", "0").await;
         the_daemon_still_works(&yard, &mut producer, 20 + number, sql).await;

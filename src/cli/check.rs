@@ -16,7 +16,7 @@ use crate::settings::{
     Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings, load_proxy_password,
 };
 use crate::store::desk::Access;
-use crate::store::{Desk, StoreError, daemon_info};
+use crate::store::{Desk, Running, StoreError, daemon_on};
 
 mod files;
 mod online;
@@ -145,11 +145,16 @@ fn count_targets(settings: &Settings) -> String {
 async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
     let path = &settings.queue.database;
     let subject = path.display();
-    findings.push(match daemon_info(path) {
-        Some(daemon) => {
+    findings.push(match daemon_on(path) {
+        Running::Yes(Some(daemon)) => {
             Finding::ok(&subject, format!("a daemon runs on it (pid {}, since {})", daemon.pid, daemon.since))
         }
-        None => Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`"),
+        Running::Yes(None) => Finding::ok(&subject, "a daemon runs on it"),
+        Running::No => Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`"),
+        Running::CannotTell => {
+            let mend = "run this as a user who may read the file";
+            Finding::warning(&subject, "cannot tell whether a daemon runs on it", mend)
+        }
     });
     findings.push(match read(path).await {
         Ok(()) => Finding::ok(&subject, "can be read and has the current schema"),
@@ -174,7 +179,7 @@ async fn read(path: &Path) -> Result<(), StoreError> {
 /// Whether the address of `[listen]` is to be had. A daemon of this queue has it, and is asked nothing.
 fn listen_finding(settings: &Settings) -> Option<Finding> {
     let address = settings.listen?;
-    if daemon_info(&settings.queue.database).is_some() {
+    if daemon_on(&settings.queue.database).known() == Some(true) {
         return None;
     }
     Some(match TcpListener::bind(address) {

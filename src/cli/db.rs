@@ -10,7 +10,7 @@ use super::output;
 use super::{Context, Exit, Failure};
 use crate::settings::QueueSettings;
 use crate::store::desk::Access;
-use crate::store::{Prune, Store, daemon_info};
+use crate::store::{Prune, Running, Store, daemon_on};
 
 /// Producers get their turn between two steps of a prune.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
@@ -58,7 +58,7 @@ struct BackupArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Without --older-than it is queue.retention of the config that counts, which the daemon keeps to by itself. What somebody
-still waits for (after_id) stays.
+still waits for (after_id) stays, and so does a batch that still counts in a budget of its target.
 
 Example: poweryard db prune --older-than 30d")]
 struct PruneArgs {
@@ -113,11 +113,12 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
         output::print("queue.retention is \"forever\": nothing is deleted\n")?;
         return Ok(Exit::Done);
     };
-    let cutoff = args::now().before(age);
+    let now = args::now();
+    let cutoff = now.before(age);
     let mut desk = args.queue.open(context, Access::Write).await?;
     let mut prune = Prune::default();
     while !prune.done {
-        prune = desk.prune(prune, cutoff).await?;
+        prune = desk.prune(prune, cutoff, now).await?;
         tokio::time::sleep(STEP_PAUSE).await;
     }
     desk.close().await?;
@@ -142,10 +143,9 @@ async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure>
 }
 
 async fn migrate(path: &Path) -> Result<Exit, Failure> {
-    // No lock is taken: a lock file that root leaves behind would keep the daemon's own user out. Each migration is one
-    // transaction, so a daemon that starts at this very moment does no harm.
-    if let Some(daemon) = daemon_info(path) {
-        return Err(Failure::StopFirst { path: path.to_owned(), pid: daemon.pid });
+    // No lock is taken: each migration is one transaction, so a daemon that starts at this very moment does no harm.
+    if let running @ Running::Yes(_) = daemon_on(path) {
+        return Err(Failure::StopFirst { path: path.to_owned(), pid: running.pid() });
     }
     Store::open(path).await?.close().await?;
     output::print(&format!("{} has the current schema\n", path.display()))?;

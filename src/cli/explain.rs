@@ -7,8 +7,8 @@ use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::model::RequestId;
 use crate::settings::{QueueSettings, Settings};
-use crate::store::daemon_info;
 use crate::store::desk::Access;
+use crate::store::{Running, daemon_on};
 
 mod sentences;
 
@@ -63,7 +63,7 @@ async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
         None => None,
     };
     let attempts = desk.attempts(request.id).await?;
-    let daemon_runs = daemon_info(desk.path()).is_some();
+    let daemon_runs = daemon_on(desk.path()) != Running::No;
     desk.close().await?;
     Ok(Facts { request, reason, holds, batch, after, attempts, daemon_runs, rules: rules(context, args) })
 }

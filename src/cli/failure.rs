@@ -58,7 +58,7 @@ pub enum Failure {
         /// The queue.
         path: PathBuf,
         /// The daemon's process id.
-        pid: u32,
+        pid: String,
     },
     /// The config file was not accepted.
     #[error("{source}{}", no_config_hint(source))]
@@ -112,6 +112,8 @@ impl Failure {
                 | StoreError::Newer(_)
                 | StoreError::Older(_)
                 | StoreError::Replaced(_)
+                | StoreError::TakenOver(_)
+                | StoreError::Unnoted { .. }
                 | StoreError::Busy
                 | StoreError::Full
                 | StoreError::Unusable { .. }

@@ -16,7 +16,7 @@ use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
 use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings, TargetSettings};
-use crate::store::{StoreError, daemon_info};
+use crate::store::{Running, StoreError, daemon_on};
 use crate::web::{StatusText, Web};
 
 /// A replaced secret is noticed within this time without a signal.
@@ -45,9 +45,9 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     let secrets = Secrets::take(&settings, &rules);
     let clouds = daemon::connect_all(&settings, &rules)?;
     // Before anything is served: a page of a daemon that cannot start tells nobody anything.
-    if let Some(daemon) = daemon_info(&settings.queue.database) {
+    if let running @ Running::Yes(_) = daemon_on(&settings.queue.database) {
         let path = settings.queue.database.clone();
-        return Err(StoreError::DaemonRuns { path, pid: daemon.pid.to_string() }.into());
+        return Err(StoreError::DaemonRuns { path, pid: running.pid() }.into());
     }
     if let Err(source) = web.listen(settings.listen).await {
         return Err(cannot_listen(&settings, source));
@@ -76,10 +76,10 @@ fn status_of(database: &Path) -> StatusText {
 /// Another daemon on the same queue is the likeliest to have the address, and the better thing to say.
 fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
     let database = &settings.queue.database;
-    match (daemon_info(database), settings.listen) {
-        (Some(daemon), _) => StoreError::DaemonRuns { path: database.clone(), pid: daemon.pid.to_string() }.into(),
-        (None, Some(address)) => Failure::Listen { address, source },
-        (None, None) => Failure::Runtime(source),
+    match (daemon_on(database), settings.listen) {
+        (running @ Running::Yes(_), _) => StoreError::DaemonRuns { path: database.clone(), pid: running.pid() }.into(),
+        (_, Some(address)) => Failure::Listen { address, source },
+        (_, None) => Failure::Runtime(source),
     }
 }
 

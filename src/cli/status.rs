@@ -10,7 +10,7 @@ use super::output::{self, Table, cell, visible};
 use super::{Context, Exit, Failure};
 use crate::model::HoldKind;
 use crate::store::desk::{Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote};
-use crate::store::{DaemonInfo, Desk, StoreError, daemon_info};
+use crate::store::{Desk, Running, StoreError, daemon_on};
 
 /// Show the daemon, the queue's counts, running batches, holds and each target's pace.
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub(super) struct Args {
 
 /// All that is shown.
 struct Status {
-    daemon: Option<DaemonInfo>,
+    daemon: Running,
     queue: Vec<OverviewCount>,
     oldest_ready: Option<OldestReady>,
     batches: Vec<BatchRecord>,
@@ -60,6 +60,7 @@ pub(super) async fn text_of(path: &Path) -> Result<String, StoreError> {
 
 async fn read(mut desk: Desk) -> Result<Status, StoreError> {
     let now = args::now();
+    let running = daemon_on(desk.path());
     let holds = desk.holds(now).await?;
     let ready = desk.oldest_ready().await?;
     let free = |ready: &OldestReady| !holds.iter().any(|hold| hold.covers(&ready.target, &ready.action));
@@ -69,7 +70,7 @@ async fn read(mut desk: Desk) -> Result<Status, StoreError> {
         note,
     });
     let status = Status {
-        daemon: daemon_info(desk.path()),
+        daemon: running,
         queue: desk.overview().await?,
         oldest_ready: ready.into_iter().find(free),
         batches: desk.open_batches().await?,
@@ -89,9 +90,10 @@ impl Status {
     fn object(&self) -> serde_json::Value {
         json!({
             "daemon": {
-                "running": self.daemon.is_some(),
-                "pid": self.daemon.as_ref().map(|daemon| daemon.pid),
-                "since": self.daemon.as_ref().map(|daemon| daemon.since),
+                "running": self.daemon.known(),
+                "pid": self.daemon.info().map(|daemon| daemon.pid),
+                "since": self.daemon.info().map(|daemon| daemon.since),
+                "waits": self.daemon.info().and_then(|daemon| daemon.waits.as_ref()),
             },
             "queue": self.queue,
             "oldest_ready": self.oldest_ready,
@@ -103,8 +105,13 @@ impl Status {
 
     fn text(&self) -> String {
         let mut text = match &self.daemon {
-            Some(daemon) => format!("daemon: running, pid {}, since {}\n", daemon.pid, daemon.since),
-            None => "daemon: not running\n".to_owned(),
+            Running::Yes(Some(daemon)) => {
+                let waits = daemon.waits.as_ref().map(|waits| format!("; {waits}")).unwrap_or_default();
+                format!("daemon: running, pid {}, since {}{waits}\n", daemon.pid, daemon.since)
+            }
+            Running::Yes(None) => "daemon: running\n".to_owned(),
+            Running::No => "daemon: not running\n".to_owned(),
+            Running::CannotTell => "daemon: cannot tell whether one runs\n".to_owned(),
         };
         section(&mut text, "queue", "nothing is waiting or running", self.queue_table());
         if let Some(oldest) = &self.oldest_ready {

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::baselines::Baselines;
 use super::keep::Keeping;
 use super::task::{Finished, Task};
-use super::{Clouds, Observers, report};
+use super::{Clouds, Observers, clock, report};
 use crate::cloud::{CallError, Fault, PowerCloud, Signed};
 use crate::lifecycle::{BatchNext, Event, Step};
 use crate::meter::TargetFacts;
@@ -20,7 +20,7 @@ use crate::model::{BatchId, Evidence, HoldKind, Now, PowerAction, RequestState, 
 use crate::pace::{LookTimes, Pace};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Ended, Head, Origin, RefusedKey, Store, StoreError};
+use crate::store::{Ended, Head, Origin, RefusedKey, Store, StoreError, TargetNews};
 use crate::verdict::{Batch, Rules, Watch};
 
 /// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
@@ -51,6 +51,8 @@ pub struct Dispatcher {
     /// Answers that the database did not take.
     unsaved: Vec<Answered>,
     last_round_at: Option<UtcMillis>,
+    /// Why nothing is sent by this clock.
+    clock_doubt: Option<String>,
     /// The steady clock, as of the present round or answer.
     pub(super) steady: Steady,
     pub(super) keeping: Keeping,
@@ -90,8 +92,8 @@ pub(super) struct Target {
     pub(super) looking: Option<Now>,
     /// A breaker hold of ours may be in the table.
     pub(super) broken: bool,
-    /// The rate and throttle count as last stored.
-    noted: Option<(u32, u32)>,
+    /// What was last stored of it.
+    noted: Option<TargetNews>,
 }
 
 /// Whether a target's next submit call could leave at once.
@@ -161,6 +163,7 @@ impl Dispatcher {
             tracking: 0,
             unsaved: Vec::new(),
             last_round_at: None,
+            clock_doubt: None,
             steady,
             keeping: Keeping::new(settings.queue.retention),
             observers: Observers::default(),
@@ -187,8 +190,9 @@ impl Dispatcher {
     }
 
     async fn passes(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
-        if !self.store.is_in_place() {
-            return Err(StoreError::Replaced(self.store.path().to_owned()));
+        self.store.check_place().await?;
+        if self.doubts_clock(now) {
+            return Ok(());
         }
         self.notice_clock(now).await?;
         // While an answer waits to be stored, no new call leaves.
@@ -199,8 +203,21 @@ impl Dispatcher {
         self.spare_keys(now);
         self.submit_pass(round, now).await?;
         self.follow_pass(round, now).await?;
-        self.keep_pass(round, now).await?;
-        self.note_paces(now).await
+        // A prune asks them for how long the budgets remember.
+        self.note_paces(now).await?;
+        self.keep_pass(round, now).await
+    }
+
+    /// True while no clock is right that says this.
+    fn doubts_clock(&mut self, now: UtcMillis) -> bool {
+        let doubt = clock::beyond(now);
+        match (&doubt, &self.clock_doubt) {
+            (Some(doubt), None) => warn!("{doubt}"),
+            (None, Some(_)) => info!("this machine's clock can be believed again"),
+            _ => {}
+        }
+        self.clock_doubt = doubt;
+        self.clock_doubt.is_some()
     }
 
     /// Decides what follows from a finished task, and stores it. An answer that cannot be stored is kept.
@@ -250,6 +267,9 @@ impl Dispatcher {
 
     /// What systemd shows as the unit's status.
     pub fn status_line(&self) -> String {
+        if let Some(doubt) = &self.clock_doubt {
+            return doubt.clone();
+        }
         let holds = match self.holds.first() {
             Some(hold) => format!("; {} held: {}", self.holds.len(), hold.reason),
             None => String::new(),
@@ -423,11 +443,15 @@ impl Dispatcher {
     /// Stores changed paces, so that a restart and `status` know them.
     async fn note_paces(&mut self, now: UtcMillis) -> Result<(), StoreError> {
         for (name, target) in &mut self.targets {
-            let known = (target.pace.rate(), target.pace.throttles());
-            if target.noted != Some(known) {
-                let configured = target.settings.submits_per_minute;
-                self.store.note_target(name, &target.origin, configured, known.0, known.1, now).await?;
-                target.noted = Some(known);
+            let news = TargetNews {
+                configured: target.settings.submits_per_minute,
+                rate: target.pace.rate(),
+                throttles: target.pace.throttles(),
+                budget_span: target.settings.budgets.iter().map(|(_, budget)| budget.span).max(),
+            };
+            if target.noted != Some(news) {
+                self.store.note_target(name, &target.origin, news, now).await?;
+                target.noted = Some(news);
             }
         }
         Ok(())

@@ -43,8 +43,8 @@ impl Dispatcher {
             self.store.bound_wal().await?;
             match self.store.raise_epoch(self.keeping.seen).await {
                 Ok(seen) => self.keeping.seen = Some(seen),
-                // Only a restore needs it.
-                Err(error @ StoreError::Unusable { .. }) => warn!("{}", report::chain(&error)),
+                // The next claim tries again, and nothing leaves without it.
+                Err(error @ StoreError::Unnoted { .. }) => warn!("{}", report::chain(&error)),
                 Err(error) => return Err(error),
             }
         }
@@ -58,7 +58,7 @@ impl Dispatcher {
 
     async fn prune(&mut self, retention: Duration, now: UtcMillis) -> Result<(), StoreError> {
         let keeping = &mut self.keeping;
-        let next = match self.store.prune(keeping.prune, now.before(retention)).await {
+        let next = match self.store.prune(keeping.prune.clone(), now.before(retention), now).await {
             Ok(next) => next,
             Err(error) if error.is_passing() => {
                 warn!("old requests stay for now: {error}");

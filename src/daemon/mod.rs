@@ -23,6 +23,7 @@ use crate::store::{QueueLock, Store, StoreError};
 use systemd::Watchdog;
 
 mod baselines;
+mod clock;
 mod connect;
 mod dispatch;
 mod dry_run;
@@ -78,14 +79,15 @@ pub enum DaemonError {
 
 /// This moment. Only the edges ask; decisions take it as an argument.
 ///
-/// The steady clock is that of the kernel since its boot, which goes on while the machine is suspended.
+/// The steady clock is that of the kernel since its boot, which goes on while the machine is suspended. A time of day outside
+/// this century is given as the nearest that the queue can store.
 pub fn now() -> Now {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let utc = UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
     let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(booted.tv_sec).unwrap_or(0);
     let nanoseconds = u32::try_from(booted.tv_nsec).unwrap_or(0);
-    Now { utc, steady: Steady(Duration::new(seconds, nanoseconds)) }
+    Now { utc: clock::storable(utc), steady: Steady(Duration::new(seconds, nanoseconds)) }
 }
 
 /// Runs the daemon until `stop` resolves.
@@ -123,7 +125,11 @@ pub async fn run_observed(
 ) -> Result<(), DaemonError> {
     let path = settings.queue.database.clone();
     let failed = |source| DaemonError::Store { path: path.clone(), source };
-    let lock = QueueLock::take(&path, now().utc).map_err(failed)?;
+    let mut lock = QueueLock::take(&path, now().utc).map_err(failed)?;
+    let mut stop = std::pin::pin!(stop);
+    if !clock::wait(&path, &mut lock, stop.as_mut()).await {
+        return Ok(());
+    }
     let begin = async || {
         let store = Arc::new(Store::open(&path).await?);
         if let Some(restored) = store.begin_epoch(now().utc).await? {
@@ -155,6 +161,14 @@ pub async fn run_observed(
     };
     // Boxed: whoever runs a daemon beside other things would carry its whole state.
     let outcome = Box::pin(begun.run(&store, stop)).await;
+    let outcome = match outcome {
+        Ok(()) => end_epoch(&store).await,
+        failed => failed,
+    };
+    if outcome.is_err() {
+        // It may not be our queue any more: then closing it would write into somebody else's.
+        std::mem::forget(Arc::clone(&store));
+    }
     // Closing it tidies up the `-wal`, if no producer has the file open.
     if let Some(store) = Arc::into_inner(store)
         && let Err(error) = store.close().await
@@ -163,6 +177,17 @@ pub async fn run_observed(
     }
     drop(lock);
     outcome.map_err(failed)
+}
+
+async fn end_epoch(store: &Store) -> Result<(), StoreError> {
+    match store.end_epoch().await {
+        // What was done is stored; a later start finds the epoch as it is.
+        Err(error) if error.is_passing() => {
+            warn!("{}", report::chain(&error));
+            Ok(())
+        }
+        ended => ended,
+    }
 }
 
 struct Loop {

@@ -108,18 +108,19 @@ impl Store {
         ] {
             sqlx::query(statement).bind(text(now)).execute(&mut *tx).await?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 
     /// Makes the next looks of a target's open batches due.
     pub async fn look_at_once(&self, target: &TargetName, now: UtcMillis) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
         sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
             .bind(text(now))
             .bind(&target.0)
-            .execute(&mut *writer)
+            .execute(&mut *tx)
             .await?;
-        Ok(())
+        tx.commit().await
     }
 
     /// How many batches are open, by target.

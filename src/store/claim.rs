@@ -7,9 +7,9 @@ use sqlx::sqlite::SqliteConnection;
 use super::batches::Origin;
 use super::rows::list;
 use super::{Store, StoreError, rows, text};
-use crate::lifecycle::{self, Event};
+use crate::lifecycle::{self, BatchNext, Event, Return, Step};
 use crate::model::{
-    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    AttemptResult, Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
 };
 use crate::plan::Lane;
 use crate::verdict::{Batch, Member};
@@ -63,8 +63,8 @@ impl Store {
              SELECT p.target, p.action, p.travel_group, p.priority, p.id,
                     (SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = p.target
                         AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)),
-                    (SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
-                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1))
+                    ifnull((SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
+                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)), '')
              FROM head JOIN power_requests p ON p.id = head.id LIMIT 0 + ?2",
         )
         .bind(count_max)
@@ -121,24 +121,33 @@ impl Store {
 
     /// Lets requests wait until a time of their own: their servers are busy with something else.
     pub async fn put_off(&self, waits: &[(RequestId, UtcMillis)]) -> Result<(), StoreError> {
+        if waits.is_empty() {
+            return Ok(());
+        }
         let waits: Vec<(i64, String)> = waits.iter().map(|(request, until)| (request.0, text(*until))).collect();
         let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
             "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = 'poweryard.busy',
                  error_message = 'the server is in another transition'
              FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
         )
         .bind(serde_json::to_string(&waits).unwrap_or_default())
-        .execute(&mut *writer)
+        .execute(&mut *tx)
         .await?;
-        Ok(())
+        tx.commit().await
     }
 
     /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before this returns.
     ///
     /// `None` if the lane has become empty, or if one of `barred` stands among them: a row of a stranger may have come in at
     /// this very moment. The batch's own next step, should the daemon die before the call's answer is
-    /// stored, is due at once.
+    /// stored, is due at once. Before this returns, the note beside the queue knows of the claim, and the queue is still the
+    /// one that was begun.
+    ///
+    /// # Errors
+    /// Those of the store. `Unnoted` means that the claim was undone, `Replaced` that it is nobody's business any more: in
+    /// both cases nothing may be sent.
     pub async fn claim(
         &self,
         lane: &Lane,
@@ -147,6 +156,9 @@ impl Store {
         barred: &[ServerId],
         now: UtcMillis,
     ) -> Result<Option<Batch>, StoreError> {
+        if self.own().unnoted.is_some() {
+            self.require_note()?;
+        }
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let batch = insert_batch(&mut tx, lane, origin, now).await?;
@@ -162,7 +174,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
-        Ok(Some(Batch {
+        let batch = Batch {
             id: batch,
             target: lane.target.clone(),
             service: origin.service,
@@ -179,7 +191,43 @@ impl Store {
             complaint: None,
             read_error: None,
             members,
-        }))
+        };
+        self.look_at_place(&mut writer).await?;
+        drop(writer);
+        if let Err(error) = self.note_claim(&batch) {
+            self.record(&batch, &unsent(&batch, &error), now).await?;
+            return Err(error);
+        }
+        Ok(Some(batch))
+    }
+
+    fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
+        {
+            let note = &mut self.own().note;
+            let last = batch.members.iter().map(|member| member.request.0).max().unwrap_or(0);
+            note.last_id = note.last_id.max(last);
+            note.last_batch_id = note.last_batch_id.max(batch.id.0);
+        }
+        self.require_note()
+    }
+}
+
+/// The step by which a claim is undone whose call does not leave.
+fn unsent(batch: &Batch, why: &StoreError) -> Step {
+    let back = Event::Returned(Return {
+        retry_at: None,
+        group: None,
+        result: AttemptResult::NotSent,
+        code: String::new(),
+        message: why.to_string(),
+    });
+    Step {
+        batch: BatchNext::Done,
+        moves: batch.members.iter().map(|member| (member.request, back.clone())).collect(),
+        seen_moving: Vec::new(),
+        complaint: None,
+        job_ms: None,
+        read_error: None,
     }
 }
 

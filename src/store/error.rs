@@ -22,6 +22,20 @@ pub enum StoreError {
         "{0} was deleted or replaced while poweryard ran on it; it ends, and the next start takes up what is there now"
     )]
     Replaced(PathBuf),
+    /// Another daemon, or an older copy of the queue, has come in this one's place.
+    #[error(
+        "{0} is not as poweryard left it: another daemon has taken it over, or a copy was put in its place; it ends, and sends and stores nothing more"
+    )]
+    TakenOver(PathBuf),
+    /// The note beside the queue, by which an older copy is known, cannot be written. Nothing leaves until it can.
+    #[error("cannot write {path}, by which an older copy of the queue is known")]
+    Unnoted {
+        /// The note.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A daemon runs on it.
     #[error("another poweryard runs on {path} (pid {pid}); two daemons on one queue are refused")]
     DaemonRuns {
@@ -71,7 +85,7 @@ pub enum StoreError {
 impl StoreError {
     /// True if the same statement may succeed a little later, without anybody's help or with an operator's.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly)
+        matches!(self, Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly | Self::Unnoted { .. })
     }
 
     pub(super) fn opening(path: &Path, error: sqlx::Error) -> Self {

@@ -1,5 +1,7 @@
 //! Reasons why something is not going out, and what is known of each target.
 
+use std::time::Duration;
+
 use super::batches::Origin;
 use super::{Store, StoreError, rows, text};
 use crate::model::{HoldKind, TargetName, UtcMillis};
@@ -15,7 +17,9 @@ impl Store {
                 .fetch_one(&mut *writer)
                 .await?;
             if over {
-                sqlx::query("DELETE FROM holds WHERE until <= ?").bind(text(now)).execute(&mut *writer).await?;
+                let mut tx = self.begin(&mut writer).await?;
+                sqlx::query("DELETE FROM holds WHERE until <= ?").bind(text(now)).execute(&mut *tx).await?;
+                tx.commit().await?;
             }
         }
         self.present_holds(now).await
@@ -40,17 +44,29 @@ impl Store {
     /// Puts a hold, or renews the one of the same target, action and kind; its `since` stays.
     pub async fn put_hold(&self, hold: &Hold) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
-        put_hold(&mut writer, hold).await
+        let mut tx = self.begin(&mut writer).await?;
+        put_hold(&mut tx, hold).await?;
+        tx.commit().await
     }
 
     /// Removes the holds of this kind on a target. False if there was none.
     pub async fn lift_hold(&self, target: &TargetName, kind: HoldKind) -> Result<bool, StoreError> {
         let mut writer = self.writer.lock().await;
+        let is_held: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE target = ? AND kind = ?)")
+            .bind(&target.0)
+            .bind(kind.as_str())
+            .fetch_one(&mut *writer)
+            .await?;
+        if !is_held {
+            return Ok(false);
+        }
+        let mut tx = self.begin(&mut writer).await?;
         let lifted = sqlx::query("DELETE FROM holds WHERE target = ? AND kind = ?")
             .bind(&target.0)
             .bind(kind.as_str())
-            .execute(&mut *writer)
+            .execute(&mut *tx)
             .await?;
+        tx.commit().await?;
         Ok(lifted.rows_affected() > 0)
     }
 
@@ -64,18 +80,21 @@ impl Store {
     /// Remembers that a key was refused, in place of what was known of it with this secret.
     pub async fn note_refused_key(&self, refused: &RefusedKey) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
-        note_refused_key(&mut writer, refused).await
+        let mut tx = self.begin(&mut writer).await?;
+        note_refused_key(&mut tx, refused).await?;
+        tx.commit().await
     }
 
     /// What was known of a key with this secret says nothing any more.
     pub async fn forget_refused_key(&self, key: &str, secret: &str) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
         sqlx::query("DELETE FROM refused_keys WHERE key = ? AND secret = ?")
             .bind(key)
             .bind(secret)
-            .execute(&mut *writer)
+            .execute(&mut *tx)
             .await?;
-        Ok(())
+        tx.commit().await
     }
 
     /// Makes the `unknown_target` holds cover exactly `unknown`. Returns the targets newly held.
@@ -120,60 +139,75 @@ impl Store {
         Ok(new)
     }
 
-    /// Stores what is known of a configured target, for `status` and for the next start.
+    /// Stores what is known of a configured target, for `status`, for a prune and for the next start.
     pub async fn note_target(
         &self,
         target: &TargetName,
         origin: &Origin,
-        configured: u32,
-        rate: u32,
-        throttles: u32,
+        news: TargetNews,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
-            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles, updated_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles, updated_at, budget_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
              ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
-                 pace_per_minute = ?6, throttles = ?7, updated_at = ?8",
+                 pace_per_minute = ?6, throttles = ?7, updated_at = ?8, budget_ms = ?9",
         )
         .bind(&target.0)
         .bind(origin.service.as_str())
         .bind(&origin.endpoint)
         .bind(&origin.project_id)
-        .bind(configured)
-        .bind(rate)
-        .bind(throttles)
+        .bind(news.configured)
+        .bind(news.rate)
+        .bind(news.throttles)
         .bind(text(now))
-        .execute(&mut *writer)
+        .bind(news.budget_span.map(|span| i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        .execute(&mut *tx)
         .await?;
-        Ok(())
+        tx.commit().await
     }
 
     /// The rate and the throttled calls in a row that an earlier run left for this target; none if it was another
     /// service, endpoint or project then.
     pub async fn noted_pace(&self, target: &TargetName, origin: &Origin) -> Result<Option<(u32, u32)>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let sql = "SELECT pace_per_minute, throttles FROM targets
+        let sql = "SELECT CAST(pace_per_minute AS INTEGER), CAST(throttles AS INTEGER) FROM targets
                    WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
-        Ok(sqlx::query_as(sql)
+        let noted: Option<(i64, i64)> = sqlx::query_as(sql)
             .bind(&target.0)
             .bind(origin.service.as_str())
             .bind(&origin.endpoint)
             .bind(&origin.project_id)
             .fetch_optional(&mut *writer)
-            .await?)
+            .await?;
+        Ok(noted.map(|(rate, throttles)| (rows::count(rate), rows::count(throttles))))
     }
 
     /// Forgets targets that the config no longer has.
     pub async fn forget_targets_except(&self, names: &[TargetName]) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
         sqlx::query("DELETE FROM targets WHERE target NOT IN (SELECT value FROM json_each(?))")
             .bind(serde_json::to_string(names).unwrap_or_default())
-            .execute(&mut *writer)
+            .execute(&mut *tx)
             .await?;
-        Ok(())
+        tx.commit().await
     }
+}
+
+/// What there is to note of a configured target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetNews {
+    /// Submit calls a minute, as configured.
+    pub configured: u32,
+    /// The same, as lowered by the cloud's 429s.
+    pub rate: u32,
+    /// Throttled calls in a row.
+    pub throttles: u32,
+    /// The longest span of its budgets: its batches are kept for as long.
+    pub budget_span: Option<Duration>,
 }
 
 /// What is known of a key that was refused with one of its secrets.
@@ -318,12 +352,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let store = Store::open(&dir.path().join("queue.db")).await.expect("a queue");
         let rows = "PRAGMA ignore_check_constraints = ON;
+            UPDATE queue_mark SET writing = token;
             INSERT INTO holds (target, kind, reason, since) VALUES ('a', 'whim', '', '2026-01-31T22:00:00.000Z');
             INSERT INTO holds (target, action, kind, reason, since) VALUES ('b', 'explode', 'operator', '', '2026-01-31T22:00:00.000Z');
             INSERT INTO holds (target, kind, reason, since, until) VALUES ('c', 'operator', CAST(x'ff' AS TEXT), 'yesterday', 'soon');
             INSERT INTO holds (kind, reason, since) VALUES ('unknown_target', '', x'00');
             INSERT INTO holds (target, kind, reason, since) VALUES ('d', 'operator', 'paused', '2026-01-31T22:00:00.000Z');
             INSERT INTO holds (target, kind, reason, since) VALUES (CAST(x'ff' AS TEXT), 'unknown_target', '', '2026-01-31T22:00:00.000Z');
+            UPDATE queue_mark SET writing = NULL;
             PRAGMA ignore_check_constraints = OFF;";
         sqlx::raw_sql(rows).execute(&mut *store.writer.lock().await).await.expect("inserted");
         let (holds, odd) = store.holds(NOW).await.expect("readable");

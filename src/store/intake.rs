@@ -105,6 +105,7 @@ impl Store {
         if found.is_empty() {
             return Ok(Ended::new());
         }
+        let mut tx = self.begin(&mut writer).await?;
         let rejected = sqlx::query_as(
             "UPDATE power_requests SET state = 'rejected', evidence = 'none', error_code = 'poweryard.protected',
                  error_message = 'the config protects this server from stop and reboot', finished_at = ?2, gate = NULL,
@@ -114,8 +115,9 @@ impl Store {
         )
         .bind(serde_json::to_string(&found).unwrap_or_default())
         .bind(text(now))
-        .fetch_all(&mut *writer)
+        .fetch_all(&mut *tx)
         .await?;
+        tx.commit().await?;
         Ok(count(rejected, RequestState::Rejected))
     }
 

@@ -1,18 +1,16 @@
 //! Keeping the queue for years: old rows go, in small steps, and a copy that is put back is known for one.
 //!
 //! Ids are never given twice, also not by an older copy: a small file beside the queue, `PATH.epoch`, remembers how far they
-//! went. Deletes only what has ended; decides nothing about power.
+//! went (`note`). Deletes only what has ended; decides nothing about power.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
+use super::hand;
 use super::holds::put_hold;
-use super::{Store, StoreError, WAL_SIZE_LIMIT, rows, text};
+use super::note::{self, MOST, Note};
+use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, rows, stamp_page, text};
 use crate::model::{HoldKind, UtcMillis};
 use crate::plan::Hold;
 
@@ -24,7 +22,7 @@ const VACUUM_PAGES: &str = "PRAGMA incremental_vacuum(512)";
 const IDS_SKIPPED: i64 = 1_000_000;
 
 /// How far a prune has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Prune {
     /// Requests deleted.
     pub requests: u64,
@@ -32,131 +30,99 @@ pub struct Prune {
     pub batches: u64,
     /// Everything older has been looked at.
     pub done: bool,
-    request_cursor: i64,
-    batch_cursor: i64,
     requests_done: bool,
+    /// The end and the id of the last row that was looked at.
+    cursor: (String, i64),
 }
 
-/// Looks at one chunk more: deletes requests that ended before `cutoff` and that nobody waits for, then batches without
-/// requests. Takes any connection, so that a command prunes the same way as the daemon.
+impl Prune {
+    /// True if more has been deleted than in `earlier`.
+    pub(super) fn deleted_since(&self, earlier: &Self) -> bool {
+        self.requests + self.batches > earlier.requests + earlier.batches
+    }
+}
+
+/// Looks at one chunk more, inside a transaction that has the hand: deletes requests that ended before `cutoff` and that nobody
+/// waits for, then batches without requests that no budget needs any more at `now`.
+///
+/// It goes by when a row ended. One that ended while the clock was ahead stays until that time has come and is past.
 pub(super) async fn prune_chunk(
-    connection: &mut SqliteConnection,
-    so_far: Prune,
+    tx: &mut SqliteConnection,
+    mut so_far: Prune,
     cutoff: UtcMillis,
+    now: UtcMillis,
 ) -> Result<Prune, StoreError> {
-    let next = match so_far.requests_done {
-        false => prune_requests(connection, so_far, cutoff).await?,
-        true => prune_batches(connection, so_far, cutoff).await?,
+    let (end, id) = &so_far.cursor;
+    let ended = match so_far.requests_done {
+        false => {
+            "SELECT finished_at, id FROM power_requests
+             WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
+             ORDER BY finished_at, id LIMIT 0 + ?4"
+        }
+        true => {
+            "SELECT finished_at, id FROM batches
+             WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
+             ORDER BY finished_at, id LIMIT 0 + ?4"
+        }
     };
-    if next.requests + next.batches > so_far.requests + so_far.batches {
-        sqlx::query(VACUUM_PAGES).fetch_all(connection).await?;
+    let found: Vec<(String, i64)> =
+        sqlx::query_as(ended).bind(text(cutoff)).bind(end).bind(id).bind(CHUNK).fetch_all(&mut *tx).await?;
+    let ids = rows::list(found.iter().map(|(_, id)| id));
+    match so_far.requests_done {
+        false => so_far.requests += prune_requests(tx, &ids).await?,
+        true => so_far.batches += prune_batches(tx, &ids, now).await?,
     }
-    Ok(next)
+    let walked = found.len() < CHUNK as usize;
+    so_far.done = walked && so_far.requests_done;
+    so_far.requests_done |= walked;
+    so_far.cursor = found.into_iter().last().filter(|_| !walked).unwrap_or_default();
+    Ok(so_far)
 }
 
-async fn prune_requests(
-    connection: &mut SqliteConnection,
-    mut prune: Prune,
-    cutoff: UtcMillis,
-) -> Result<Prune, StoreError> {
-    let found: Vec<(i64, String, Option<String>)> =
-        sqlx::query_as("SELECT id, created_at, finished_at FROM power_requests WHERE id > ? ORDER BY id LIMIT 0 + ?")
-            .bind(prune.request_cursor)
-            .bind(CHUNK)
-            .fetch_all(&mut *connection)
-            .await?;
-    let cutoff = text(cutoff);
-    // Ids are the order of arrival: behind one that came in since, none can have ended before.
-    let old: Vec<_> = found.iter().take_while(|(_, created_at, _)| *created_at < cutoff).collect();
-    prune.requests_done = old.len() < CHUNK as usize;
-    prune.request_cursor = old.last().map_or(prune.request_cursor, |(id, ..)| *id);
-    let ended = old.iter().filter(|(.., finished_at)| finished_at.as_ref().is_some_and(|at| *at < cutoff));
-    let ids: Vec<i64> = ended.map(|(id, ..)| *id).collect();
-    if ids.is_empty() {
-        return Ok(prune);
-    }
-    let ids = serde_json::to_string(&ids).unwrap_or_default();
-    let mut tx = sqlx::Connection::begin_with(connection, "BEGIN IMMEDIATE").await?;
+/// Gives free pages back to the file system.
+pub(super) async fn shrink(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    sqlx::query(VACUUM_PAGES).fetch_all(connection).await?;
+    Ok(())
+}
+
+async fn prune_requests(tx: &mut SqliteConnection, ids: &str) -> Result<u64, StoreError> {
     let deleted = sqlx::query(
         "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = power_requests.id AND w.gate IS NOT NULL)",
     )
-    .bind(&ids)
+    .bind(ids)
     .execute(&mut *tx)
     .await?;
     sqlx::query(
         "DELETE FROM request_attempts WHERE request_id IN (SELECT value FROM json_each(?1)) AND result IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = request_attempts.request_id)",
     )
-    .bind(&ids)
+    .bind(ids)
+    .execute(tx)
+    .await?;
+    Ok(deleted.rows_affected())
+}
+
+async fn prune_batches(tx: &mut SqliteConnection, ids: &str, now: UtcMillis) -> Result<u64, StoreError> {
+    // Requests that somebody else has deleted leave their attempts behind.
+    sqlx::query(
+        "DELETE FROM request_attempts WHERE batch_id IN (SELECT value FROM json_each(?1)) AND result IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = request_attempts.request_id)",
+    )
+    .bind(ids)
     .execute(&mut *tx)
     .await?;
-    tx.commit().await?;
-    prune.requests += deleted.rows_affected();
-    Ok(prune)
-}
-
-async fn prune_batches(
-    connection: &mut SqliteConnection,
-    mut prune: Prune,
-    cutoff: UtcMillis,
-) -> Result<Prune, StoreError> {
-    let found: Vec<(i64, String)> =
-        sqlx::query_as("SELECT id, intent_at FROM batches WHERE id > ? ORDER BY id LIMIT 0 + ?")
-            .bind(prune.batch_cursor)
-            .bind(CHUNK)
-            .fetch_all(&mut *connection)
-            .await?;
-    let cutoff = text(cutoff);
-    let old: Vec<i64> = found.iter().take_while(|(_, intent_at)| *intent_at < cutoff).map(|(id, _)| *id).collect();
-    prune.done = old.len() < CHUNK as usize;
-    prune.batch_cursor = old.last().copied().unwrap_or(prune.batch_cursor);
     let deleted = sqlx::query(
-        "DELETE FROM batches WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done' AND finished_at < ?2
-            AND NOT EXISTS (SELECT 1 FROM request_attempts a WHERE a.batch_id = batches.id)",
+        "DELETE FROM batches WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done'
+            AND NOT EXISTS (SELECT 1 FROM request_attempts a WHERE a.batch_id = batches.id)
+            AND NOT EXISTS (SELECT 1 FROM targets t WHERE t.target = batches.target
+                            AND julianday(batches.intent_at) > julianday(?2) - t.budget_ms / 86400000.0)",
     )
-    .bind(serde_json::to_string(&old).unwrap_or_default())
-    .bind(cutoff)
-    .execute(connection)
+    .bind(ids)
+    .bind(text(now))
+    .execute(tx)
     .await?;
-    prune.batches += deleted.rows_affected();
-    Ok(prune)
-}
-
-/// What the file beside the queue says: how far this queue has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct EpochNote {
-    epoch: i64,
-    last_id: i64,
-    last_batch_id: i64,
-}
-
-impl EpochNote {
-    /// None if there is no such file, or it does not read: then only a mark in the queue itself tells of a restore.
-    fn read(queue: &Path) -> Option<Self> {
-        serde_json::from_str(&std::fs::read_to_string(note_path(queue)).ok()?).ok()
-    }
-
-    /// Replaces the file as a whole.
-    fn write(self, queue: &Path) -> std::io::Result<()> {
-        let path = note_path(queue);
-        let partial = beside(&path, ".partial");
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&partial)?;
-        file.write_all(serde_json::to_string(&self)?.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(partial, path)
-    }
-}
-
-fn note_path(queue: &Path) -> PathBuf {
-    beside(queue, ".epoch")
-}
-
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
+    Ok(deleted.rows_affected())
 }
 
 /// What was found of a queue that is an older copy.
@@ -169,34 +135,73 @@ pub struct Restored {
 }
 
 impl Store {
-    /// Begins a new epoch. A copy, marked by `db backup` or older than the note beside the queue, has its requests put on hold
-    /// and its ids moved past all that were ever given.
+    /// Begins a new epoch, and makes this daemon the queue's own. A copy, marked by `db backup`, older than the note beside the
+    /// queue or without one, has its requests put on hold and its ids moved past all that were ever given.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn begin_epoch(&self, now: UtcMillis) -> Result<Option<Restored>, StoreError> {
-        let note = EpochNote::read(&self.path).unwrap_or_default();
+        let note = Note::read(&file::real(&self.path));
         let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        let (epoch, copied_at): (i64, Option<String>) =
-            sqlx::query_as("SELECT epoch, CAST(copied_at AS TEXT) FROM queue_mark").fetch_one(&mut *tx).await?;
-        let is_copy = copied_at.is_some() || note.epoch > epoch;
+        // Whose the queue was before does not matter: the lock is ours.
+        let mut tx = sqlx::Connection::begin_with(&mut *writer, "BEGIN IMMEDIATE").await?;
+        sqlx::query(
+            "INSERT INTO queue_mark (id, epoch, token) SELECT 1, 0, lower(hex(randomblob(16)))
+             WHERE NOT EXISTS (SELECT 1 FROM queue_mark)",
+        )
+        .execute(&mut *tx)
+        .await?;
+        hand::borrow(&mut tx).await?;
+        let (epoch, copied_at, token): (i64, Option<String>, String) =
+            sqlx::query_as("SELECT epoch, CAST(copied_at AS TEXT), lower(hex(randomblob(16))) FROM queue_mark")
+                .fetch_one(&mut *tx)
+                .await?;
+        // A queue that was ever begun has a note. Without it nobody can tell how old this file is.
+        let is_copy = copied_at.is_some() || note.map_or(epoch > 0, |note| note.epoch > epoch);
         let restored = if is_copy { Some(hold_restored(&mut tx, note, copied_at, now).await?) } else { None };
-        sqlx::query("UPDATE queue_mark SET epoch = max(epoch, ?) + 1, copied_at = NULL")
-            .bind(note.epoch)
+        let mut noted_by = note::Writer::new(file::real(&self.path));
+        if note.is_none() && epoch == 0 {
+            // A kill between the commit and the note must not make the next start take a fresh queue for a copy. If this
+            // fails, so does the note itself, and nothing leaves.
+            let _ = noted_by.write(Note { epoch, ..Note::default() }, self.options.synced);
+        }
+        let note = note.unwrap_or_default();
+        mend_sequences(&mut tx, note).await?;
+        let epoch = epoch.max(note.epoch) + 1;
+        sqlx::query("UPDATE queue_mark SET epoch = ?1, token = ?2, writing = ?2, copied_at = NULL")
+            .bind(epoch)
+            .bind(&token)
             .execute(&mut *tx)
             .await?;
         let note = read_note(&mut tx).await?;
+        hand::give_back(&mut tx).await?;
         tx.commit().await?;
-        // If it cannot be written now, it is tried again as the daemon works.
-        let _ = self.write_note(note);
+        // So that the stamp stands in the file itself. If a reader is in the way, a later checkpoint brings it there.
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *writer).await?;
+        let page = stamp_page(&mut writer).await?;
+        let mut own = self.own();
+        own.place.begin(&token, page);
+        own.mark = Mark { token, epoch };
+        own.note = note;
+        own.noted_by = Some(noted_by);
+        // If it cannot be written now, it is tried again before anything leaves.
+        own.write_note(true);
         Ok(restored)
+    }
+
+    /// Ends the epoch in order: a copy that was made before is an older one from now on.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn end_epoch(&self) -> Result<(), StoreError> {
+        self.raise_epoch(None).await?;
+        Ok(())
     }
 
     /// Raises the epoch if anything was written since `seen`; returns what is to be passed the next time.
     ///
     /// # Errors
-    /// Those of the store, and `Unusable` when the note cannot be written.
+    /// Those of the store, and `Unnoted`.
     pub async fn raise_epoch(&self, seen: Option<(i64, i64)>) -> Result<(i64, i64), StoreError> {
         const WRITTEN: &str = "SELECT total_changes(), data_version FROM pragma_data_version";
         let mut writer = self.writer.lock().await;
@@ -204,19 +209,27 @@ impl Store {
         if Some(now) == seen {
             return Ok(now);
         }
-        sqlx::query("UPDATE queue_mark SET epoch = epoch + 1").execute(&mut *writer).await?;
-        let note = read_note(&mut writer).await?;
+        let mut tx = self.begin(&mut writer).await?;
+        let note = read_note(&mut tx).await?;
+        tx.commit().await?;
+        self.own().note = note;
         let seen = sqlx::query_as(WRITTEN).fetch_one(&mut *writer).await?;
-        self.write_note(note)?;
+        self.require_note()?;
         Ok(seen)
     }
 
     /// Looks at one chunk more of what ended before `cutoff`.
-    pub async fn prune(&self, so_far: Prune, cutoff: UtcMillis) -> Result<Prune, StoreError> {
+    pub async fn prune(&self, so_far: Prune, cutoff: UtcMillis, now: UtcMillis) -> Result<Prune, StoreError> {
         let mut writer = self.writer.lock().await;
-        // As for any other transaction of ours, the connection must be fit to begin one.
-        self.begin(&mut writer).await?.rollback().await?;
-        prune_chunk(&mut writer, so_far, cutoff).await
+        let mut tx = self.begin(&mut writer).await?;
+        let next = prune_chunk(&mut tx, so_far.clone(), cutoff, now).await?;
+        if next.deleted_since(&so_far) {
+            tx.commit().await?;
+            shrink(&mut writer).await?;
+        } else {
+            tx.rollback().await?;
+        }
+        Ok(next)
     }
 
     /// Cuts a `-wal` back that has grown beyond its limit, unless somebody is still at work in it: then the next time.
@@ -226,7 +239,8 @@ impl Store {
     /// # Errors
     /// Those of the store.
     pub async fn bound_wal(&self) -> Result<(), StoreError> {
-        if std::fs::metadata(beside(&self.path, "-wal")).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT {
+        if std::fs::metadata(file::beside(&file::real(&self.path), "-wal")).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT
+        {
             return Ok(());
         }
         let mut writer = self.writer.lock().await;
@@ -238,10 +252,6 @@ impl Store {
         cut?;
         Ok(())
     }
-
-    fn write_note(&self, note: EpochNote) -> Result<(), StoreError> {
-        note.write(&self.path).map_err(|source| StoreError::Unusable { path: note_path(&self.path), source })
-    }
 }
 
 async fn set_busy_timeout(connection: &mut SqliteConnection, timeout: Duration) -> Result<(), StoreError> {
@@ -250,20 +260,45 @@ async fn set_busy_timeout(connection: &mut SqliteConnection, timeout: Duration) 
     Ok(())
 }
 
-async fn read_note(connection: &mut SqliteConnection) -> Result<EpochNote, StoreError> {
+async fn read_note(connection: &mut SqliteConnection) -> Result<Note, StoreError> {
     let (epoch, last_id, last_batch_id) = sqlx::query_as(
-        "SELECT epoch, ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'power_requests'), 0),
-                ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'batches'), 0) FROM queue_mark",
+        "SELECT epoch, ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'power_requests'), 0),
+                ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'batches'), 0) FROM queue_mark",
     )
     .fetch_one(connection)
     .await?;
-    Ok(EpochNote { epoch, last_id, last_batch_id })
+    Ok(Note { epoch, last_id, last_batch_id })
+}
+
+/// SQLite's own table of the last ids is open to anybody. Set back, it gives ids twice; set to its maximum, it gives none.
+async fn mend_sequences(tx: &mut SqliteConnection, note: Note) -> Result<(), StoreError> {
+    let own = read_note(tx).await?;
+    let (request, batch): (i64, i64) = sqlx::query_as(
+        "SELECT ifnull((SELECT max(id) FROM power_requests), 0), ifnull((SELECT max(id) FROM batches), 0)",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    for (table, now, least) in [
+        ("power_requests", own.last_id, request.max(note.last_id)),
+        ("batches", own.last_batch_id, batch.max(note.last_batch_id)),
+    ] {
+        if !(least..=MOST).contains(&now) {
+            set_sequence(tx, table, least).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM sqlite_sequence WHERE name = ?").bind(table).execute(&mut *tx).await?;
+    sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)").bind(table).bind(last).execute(tx).await?;
+    Ok(())
 }
 
 /// Puts everything on hold that was unfinished in the copy, and moves its ids on.
 async fn hold_restored(
     tx: &mut SqliteConnection,
-    note: EpochNote,
+    note: Option<Note>,
     copied_at: Option<String>,
     now: UtcMillis,
 ) -> Result<Restored, StoreError> {
@@ -271,27 +306,26 @@ async fn hold_restored(
     let unfinished: i64 =
         sqlx::query_scalar("SELECT count(*) FROM power_requests WHERE gate IS NOT NULL").fetch_one(&mut *tx).await?;
     if unfinished > 0 {
-        let of = rows::readable_time(copied_at.clone()).map(|at| format!(" of {at}")).unwrap_or_default();
+        let what = match (rows::readable_time(copied_at.clone()), note) {
+            (Some(at), _) => format!("this queue is an older copy of {at}"),
+            (None, Some(_)) => "this queue is an older copy".to_owned(),
+            (None, None) => "this queue may be an older copy (the note beside it, .epoch, is missing)".to_owned(),
+        };
         let reason = format!(
-            "this queue is an older copy{of}; what became of its unfinished requests since is not in it: see `poweryard db release --help`"
+            "{what}; what became of its unfinished requests since is not in it: see `poweryard db release --help`"
         );
         let kind = HoldKind::Restored;
         put_hold(tx, &Hold { target: None, action: None, kind, reason, since: now, until: None }).await?;
     }
+    let note = note.unwrap_or_default();
     sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), ?)")
         .bind(own.last_id)
         .execute(&mut *tx)
         .await?;
-    for (table, last) in
-        [("power_requests", own.last_id.max(note.last_id)), ("batches", own.last_batch_id.max(note.last_batch_id))]
-    {
-        sqlx::query("DELETE FROM sqlite_sequence WHERE name = ?").bind(table).execute(&mut *tx).await?;
-        sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)")
-            .bind(table)
-            .bind(last + IDS_SKIPPED)
-            .execute(&mut *tx)
-            .await?;
-    }
+    // What a stranger set beyond all reason is mended after this.
+    let next = |own: i64, noted: i64| own.max(noted).min(MOST) + IDS_SKIPPED;
+    set_sequence(tx, "power_requests", next(own.last_id, note.last_id)).await?;
+    set_sequence(tx, "batches", next(own.last_batch_id, note.last_batch_id)).await?;
     Ok(Restored { unfinished, copied_at })
 }
 

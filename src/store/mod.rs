@@ -7,28 +7,35 @@
 //! `LIMIT 0 + ?1`: SQLite (since 3.47) plans with the value of a bare parameter there, and so would compile the statement
 //! anew at every execution; for the search of lanes that costs more than running it.
 //!
-//! Nothing in this process opens the database, its `-wal` or its `-shm` by itself once SQLite has: closing such a handle
-//! drops SQLite's POSIX locks, and the next producer to leave would delete the live `-wal`.
+//! Nothing in this process opens the database, its `-wal` or its `-shm` by itself once SQLite has, and closes it again: that
+//! drops SQLite's POSIX locks, and the next producer to leave would delete the live `-wal`. The one handle that the lock needs
+//! is never closed (`file`).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
+use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 
 use crate::model::UtcMillis;
+use hand::Hand;
+use note::Note;
+use place::{Place, StampPage, Standing};
 
 mod batches;
 mod claim;
 pub mod desk;
 mod error;
 mod file;
+mod hand;
 mod holds;
 mod intake;
 mod keep;
+mod note;
+mod place;
 mod record;
 mod rows;
 mod schema;
@@ -37,8 +44,8 @@ pub use batches::{DueBatch, Origin};
 pub use claim::{Head, Which};
 pub use desk::Desk;
 pub use error::StoreError;
-pub use file::{DaemonInfo, QueueLock, daemon_info};
-pub use holds::RefusedKey;
+pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
+pub use holds::{RefusedKey, TargetNews};
 pub use intake::{Ended, TakenIn};
 pub use keep::{Prune, Restored};
 
@@ -85,8 +92,28 @@ pub struct Store {
     writer: Mutex<SqliteConnection>,
     path: PathBuf,
     options: StoreOptions,
-    /// Device and inode of the file.
-    identity: (u64, u64),
+    own: std::sync::Mutex<Own>,
+}
+
+/// What this daemon remembers of the queue that it began on.
+#[derive(Debug)]
+struct Own {
+    mark: Mark,
+    place: Place,
+    note: Note,
+    /// None until an epoch has begun: a simulation has none.
+    noted_by: Option<note::Writer>,
+    /// Notes of claims are on the disk before anything leaves.
+    synced: bool,
+    /// Why the note beside the queue is not what it should be: no call leaves then.
+    unnoted: Option<std::io::Error>,
+}
+
+/// What each transaction finds in the queue, or else is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Mark {
+    token: String,
+    epoch: i64,
 }
 
 impl Store {
@@ -108,8 +135,19 @@ impl Store {
         schema::refuse_strangers(path).await?;
         let mut writer = connect_writer(path, options).await?;
         schema::migrate(&mut writer, path).await?;
-        let identity = file::identity(path)?;
-        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), options: options.clone(), identity })
+        Self::begun(writer, path, options.clone()).await
+    }
+
+    async fn begun(mut writer: SqliteConnection, path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let own = Own {
+            mark: read_mark(&mut writer).await?.unwrap_or_default(),
+            place: Place::new(path, file::identity(path)?),
+            note: Note::default(),
+            noted_by: None,
+            synced: options.synced,
+            unnoted: None,
+        };
+        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), options, own: std::sync::Mutex::new(own) })
     }
 
     /// Opens an existing queue of the current schema so that nothing can be written.
@@ -124,8 +162,7 @@ impl Store {
         let connected = options.disable_statement_logging().connect().await;
         let mut writer = connected.map_err(|error| StoreError::opening(path, error))?;
         schema::require_current(&mut writer, path).await?;
-        let identity = file::identity(path)?;
-        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), options: StoreOptions::default(), identity })
+        Self::begun(writer, path, StoreOptions::default()).await
     }
 
     /// The file.
@@ -133,9 +170,70 @@ impl Store {
         &self.path
     }
 
-    /// False once the file at the path is another one than was opened, or is gone: producers write elsewhere then.
-    pub fn is_in_place(&self) -> bool {
-        file::identity(&self.path).is_ok_and(|identity| identity == self.identity)
+    /// Makes sure that this is still the queue that was opened, and still this daemon's.
+    ///
+    /// # Errors
+    /// `Replaced` if the file, its `-wal` or its `-shm` is another one or was written over: producers write elsewhere, or what
+    /// is known of the queue does not hold. `TakenOver` if another daemon or another copy has come in its place.
+    pub async fn check_place(&self) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        self.look_at_place(&mut writer).await?;
+        if read_mark(&mut writer).await? != Some(self.mark()) {
+            return Err(StoreError::TakenOver(self.path.clone()));
+        }
+        Ok(())
+    }
+
+    async fn look_at_place(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
+        let standing = self.own().place.look();
+        match standing {
+            Standing::Same => Ok(()),
+            Standing::Another => Err(StoreError::Replaced(self.path.clone())),
+            Standing::Moved => {
+                let now = match stamp_page(writer).await {
+                    Err(StoreError::Busy) => return Err(StoreError::Busy),
+                    found => found.ok(),
+                };
+                let mut own = self.own();
+                match now.filter(|now| Some(*now) != own.place.stamp_page()) {
+                    Some(page) => own.place.stamp_moved(page),
+                    None => return Err(StoreError::Replaced(self.path.clone())),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mark(&self) -> Mark {
+        self.own().mark.clone()
+    }
+
+    /// A transaction of ours has raised the epoch, and is committed.
+    fn went_to(&self, epoch: i64) {
+        let mut own = self.own();
+        own.mark.epoch = epoch;
+        own.note.epoch = epoch;
+        own.write_note(false);
+    }
+
+    /// Writes the note beside the queue, unless it is as it should be, and waits until it is on the disk.
+    ///
+    /// # Errors
+    /// `Unnoted`.
+    fn require_note(&self) -> Result<(), StoreError> {
+        let mut own = self.own();
+        own.write_note(true);
+        match own.unnoted.take() {
+            None => Ok(()),
+            Some(source) => {
+                own.unnoted = Some(std::io::Error::new(source.kind(), source.to_string()));
+                Err(StoreError::Unnoted { path: note::path_of(&file::real(&self.path)), source })
+            }
+        }
     }
 
     /// A number that changes when another connection has committed.
@@ -149,20 +247,49 @@ impl Store {
         Ok(self.writer.into_inner().close().await?)
     }
 
-    /// Begins a transaction that writes.
+    /// Begins a transaction that writes, with the daemon's hand.
     ///
     /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still counts it as open, and
     /// would begin no other on this connection for ever: the connection is replaced.
-    async fn begin<'c>(&self, writer: &'c mut SqliteConnection) -> Result<Transaction<'c, Sqlite>, StoreError> {
+    ///
+    /// # Errors
+    /// Those of `check_place`.
+    async fn begin<'c>(&'c self, writer: &'c mut SqliteConnection) -> Result<Hand<'c>, StoreError> {
         if writer.is_in_transaction() {
             // A transaction that was dropped is rolled back in the background; this waits for it.
             writer.ping().await?;
         }
+        self.look_at_place(writer).await?;
         if writer.is_in_transaction() {
             *writer = connect_writer(&self.path, &self.options).await?;
         }
-        Ok(writer.begin_with("BEGIN IMMEDIATE").await?)
+        Hand::take(writer.begin_with("BEGIN IMMEDIATE").await?, self).await
     }
+}
+
+impl Own {
+    fn write_note(&mut self, synced: bool) {
+        if let Some(writer) = &mut self.noted_by {
+            self.unnoted = writer.write(self.note, synced && self.synced).err();
+        }
+    }
+}
+
+async fn read_mark(connection: &mut SqliteConnection) -> Result<Option<Mark>, StoreError> {
+    let found: Option<(Vec<u8>, i64)> =
+        sqlx::query_as("SELECT CAST(token AS BLOB), CAST(epoch AS INTEGER) FROM queue_mark WHERE id = 1")
+            .fetch_optional(connection)
+            .await?;
+    Ok(found.map(|(token, epoch)| Mark { token: rows::lossy(token), epoch }))
+}
+
+async fn stamp_page(connection: &mut SqliteConnection) -> Result<StampPage, StoreError> {
+    let (number, size) = sqlx::query_as(
+        "SELECT rootpage, page_size FROM sqlite_master, pragma_page_size WHERE type = 'table' AND name = 'queue_stamp'",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(StampPage { number, size })
 }
 
 async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnection, StoreError> {

@@ -21,7 +21,7 @@ impl Store {
         move_requests(&mut tx, batch, step, now).await?;
         remember_moving(&mut tx, batch.id, &step.seen_moving, now).await?;
         move_batch(&mut tx, batch, step, now).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 }
 

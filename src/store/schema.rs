@@ -6,7 +6,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::StoreError;
+use super::{StoreError, hand};
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
@@ -17,11 +17,21 @@ const APPLICATION_ID: i64 = 1_887_007_332;
 pub(super) async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
     match state(connection, path).await? {
         State::Current => Ok(()),
-        State::Empty | State::Older => Ok(MIGRATOR.run(connection).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error) => StoreError::opening(path, error),
-            other => StoreError::Unreadable(other.to_string()),
-        })?),
+        State::Empty => run(connection, path).await,
+        State::Older => {
+            hand::borrow(connection).await?;
+            run(connection, path).await
+        }
     }
+}
+
+/// The list of migrations is written by the daemon's hand only: the first one leaves it taken.
+async fn run(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+    MIGRATOR.run(&mut *connection).await.map_err(|error| match error {
+        sqlx::migrate::MigrateError::Execute(error) => StoreError::opening(path, error),
+        other => StoreError::Unreadable(other.to_string()),
+    })?;
+    hand::give_back(connection).await
 }
 
 /// Refuses a foreign or newer file before anything is done that would change it, as switching to WAL does. What cannot be
@@ -76,10 +86,11 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, 
     if id != APPLICATION_ID {
         return Err(StoreError::Foreign(path.to_owned()));
     }
-    let applied: i64 = sqlx::query_scalar("SELECT ifnull(max(version), 0) FROM _sqlx_migrations WHERE success")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(opening)?;
+    let applied: i64 =
+        sqlx::query_scalar("SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(opening)?;
     let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
     match applied.cmp(&newest) {
         std::cmp::Ordering::Less => Ok(State::Older),

@@ -132,11 +132,13 @@ fn action(rng: &mut Rng) -> PowerAction {
 
 /// What the schema took from this machine's clock, in virtual time.
 async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Result<(), Broken> {
+    sqlx::query("UPDATE queue_mark SET writing = token").execute(&mut *desk).await?;
     sqlx::query("UPDATE power_requests SET eligible_at = ? WHERE id = ? AND eligible_at = created_at")
         .bind(at.to_string())
         .bind(id)
-        .execute(desk)
+        .execute(&mut *desk)
         .await?;
+    sqlx::query("UPDATE queue_mark SET writing = NULL").execute(desk).await?;
     Ok(())
 }
 

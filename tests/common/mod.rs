@@ -208,3 +208,16 @@ pub(crate) async fn dump(connection: &mut SqliteConnection) -> String {
     let holds = text(connection, "SELECT group_concat(reason, char(10)) FROM holds").await;
     format!("{requests}\nbatches\n{batches}\nholds\n{holds}")
 }
+
+/// Runs statements with the daemon's hand, which a producer does not have, in one transaction.
+pub(crate) async fn by_hand(connection: &mut SqliteConnection, statements: &str) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "BEGIN IMMEDIATE; UPDATE queue_mark SET writing = token; {statements}; UPDATE queue_mark SET writing = NULL; COMMIT"
+    );
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
+    if done.is_err() {
+        // What the failed statement left behind, if it left a transaction at all.
+        let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+    }
+    done.map(|_| ())
+}

@@ -61,6 +61,26 @@ impl Queue {
         self.try_sql(sql).await.unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
+    /// Runs statements with the daemon's hand, which a producer does not have.
+    pub(crate) async fn try_by_hand(&mut self, sql: &str) -> Result<(), String> {
+        self.sql("UPDATE queue_mark SET writing = token").await;
+        let done = self.try_sql(sql).await.map(|_| ());
+        self.sql("UPDATE queue_mark SET writing = NULL").await;
+        done
+    }
+
+    pub(crate) async fn by_hand(&mut self, sql: &str) {
+        self.try_by_hand(sql).await.unwrap_or_else(|error| panic!("{sql}\n{error}"));
+    }
+
+    /// The complaint about a statement that must fail even with the daemon's hand.
+    pub(crate) async fn refused_by_hand(&mut self, sql: &str) -> String {
+        match self.try_by_hand(sql).await {
+            Ok(()) => panic!("accepted: {sql}"),
+            Err(complaint) => complaint,
+        }
+    }
+
     /// The complaint about a statement that must fail.
     pub(crate) async fn refused(&mut self, sql: &str) -> String {
         match self.try_sql(sql).await {

@@ -91,7 +91,7 @@ async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server
     queue.go(queue::wall()).await;
     let behind = queue.insert("A", &[("action", "'reboot'")]).await;
     queue
-        .sql(
+        .by_hand(
             "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
              VALUES ('default', 'bms', 'e', 'p', 'reboot', 'submitting', 1, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
         )
@@ -101,7 +101,7 @@ async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server
             "{update} power_requests SET state = 'submitting', gate = 'flight', batch_id = (SELECT max(id) FROM batches)
              WHERE id = {behind}"
         );
-        assert_eq!(queue.refused(&sql).await, "another request for this server is in flight");
+        assert_eq!(queue.refused_by_hand(&sql).await, "another request for this server is in flight");
     }
     assert_eq!(queue.state(flying).await, "submitting");
 }

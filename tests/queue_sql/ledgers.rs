@@ -1,9 +1,14 @@
 //! The ledgers, `batches` and `request_attempts`, under the hands of whoever may write: what is on its way stays as the
 //! daemon left it, what is over never changes, and what nobody needs any more can be deleted.
 
+use std::fs;
+use std::time::Duration;
+
+use poweryard::model::{PowerAction, RequestState, TargetName};
+use poweryard::store::{Prune, Store, StoreError, TargetNews};
 use poweryard::verdict::Batch;
 
-use crate::queue::{Queue, failed, ids, succeeded, wall};
+use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
 
 const NOT_DONE: &str = "this batch is not done; it cannot be deleted";
 const NOT_OVER: &str = "this attempt is not over; it cannot be deleted";
@@ -17,6 +22,88 @@ async fn on_its_way(queue: &mut Queue) -> Batch {
 }
 
 #[tokio::test]
+async fn nobody_but_the_daemon_writes_into_the_ledgers() {
+    let mut queue = Queue::new().await;
+    let batch = on_its_way(&mut queue).await;
+    for done in [false, true] {
+        if done {
+            queue.end(&batch, &failed(), wall()).await;
+        }
+        let batches = queue.row("SELECT * FROM batches").await;
+        let attempts = queue.row("SELECT * FROM request_attempts").await;
+        for sql in [
+            "UPDATE batches SET look_cause = 'refused'",
+            "UPDATE batches SET next_look_at = '2099-01-01T00:00:00.000Z'",
+            "UPDATE batches SET job_id = 'other', state = 'tracking'",
+            "UPDATE batches SET server_count = 1",
+            "DELETE FROM batches",
+            "INSERT OR REPLACE INTO batches SELECT * FROM batches",
+            "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
+             VALUES ('t', 'bms', 'e', 'p', 'stop', 'submitting', 1, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
+            "UPDATE request_attempts SET result = 'refused', finished_at = started_at",
+            "UPDATE request_attempts SET seen = 'idle', seen_since = started_at",
+            "UPDATE request_attempts SET baseline = 'none'",
+            "DELETE FROM request_attempts",
+            "INSERT INTO request_attempts (request_id, batch_id, started_at) VALUES (1, 9, '2026-01-01T00:00:00.000Z')",
+        ] {
+            queue.refused(sql).await;
+            queue.refused(&sql.replacen("UPDATE ", "UPDATE OR REPLACE ", 1)).await;
+        }
+        assert_eq!(queue.row("SELECT * FROM batches").await, batches);
+        assert_eq!(queue.row("SELECT * FROM request_attempts").await, attempts);
+    }
+}
+
+#[tokio::test]
+async fn what_only_the_daemon_knows_is_closed_to_producers() {
+    let mut queue = Queue::new().await;
+    for sql in [
+        "INSERT INTO targets VALUES ('t', 'bms', 'e', 'p', 1, 1, 0, '2026-01-01T00:00:00.000Z', NULL)",
+        "INSERT INTO refused_keys VALUES ('k', NULL, 1, '2026-01-01T00:00:00.000Z', 'refused')",
+        "INSERT INTO holds (kind, reason, since) VALUES ('budget', 'spent', '2026-01-01T00:00:00.000Z')",
+        "INSERT INTO awaited_ends VALUES (7)",
+    ] {
+        queue.by_hand(sql).await;
+    }
+    let mark = queue.row("SELECT * FROM queue_mark").await;
+    for sql in [
+        "UPDATE targets SET throttles = -1",
+        "DELETE FROM targets",
+        "INSERT OR REPLACE INTO targets SELECT * FROM targets",
+        "UPDATE refused_keys SET refusals = 1",
+        "DELETE FROM refused_keys",
+        "REPLACE INTO refused_keys SELECT * FROM refused_keys",
+        "DELETE FROM queue_mark",
+        "UPDATE queue_mark SET epoch = 9223372036854775807",
+        "UPDATE queue_mark SET epoch = epoch + 1",
+        "UPDATE queue_mark SET token = lower(hex(randomblob(16)))",
+        "UPDATE queue_mark SET copied_at = 'now'",
+        "UPDATE queue_mark SET writing = 'me'",
+        "UPDATE OR REPLACE queue_mark SET writing = token, copied_at = 'now'",
+        "INSERT OR REPLACE INTO queue_mark (id, epoch, token) VALUES (1, 0, lower(hex(randomblob(16))))",
+        "UPDATE queue_stamp SET stamp = ''",
+        "DELETE FROM queue_stamp",
+        "DELETE FROM awaited_ends",
+        "DELETE FROM _sqlx_migrations",
+        "UPDATE _sqlx_migrations SET version = 999",
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (999, 'x', 1, x'00', 0)",
+        "DELETE FROM holds",
+        "UPDATE holds SET kind = 'operator'",
+        "UPDATE holds SET until = '2026-01-01T00:00:00.000Z'",
+        "INSERT INTO holds (kind, reason, since) VALUES ('restored', 'x', '2026-01-01T00:00:00.000Z')",
+        "INSERT OR REPLACE INTO holds (id, kind, reason, since) SELECT id, 'operator', 'mine', since FROM holds",
+    ] {
+        queue.refused(sql).await;
+    }
+    assert_eq!(queue.row("SELECT * FROM queue_mark").await, mark);
+    assert_eq!(queue.row("SELECT count(*) FROM holds, targets, refused_keys, awaited_ends").await, "1");
+    queue
+        .sql("INSERT INTO holds (kind, reason, since) VALUES ('operator', 'paused', '2026-01-01T00:00:00.000Z')")
+        .await;
+    queue.sql("DELETE FROM holds WHERE kind = 'operator'").await;
+}
+
+#[tokio::test]
 async fn what_is_on_its_way_cannot_be_deleted_from_the_ledgers() {
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
@@ -24,9 +111,9 @@ async fn what_is_on_its_way_cannot_be_deleted_from_the_ledgers() {
         if accepted {
             queue.accept(&batch, wall()).await;
         }
-        assert_eq!(queue.refused("DELETE FROM batches").await, NOT_DONE, "accepted: {accepted}");
+        assert_eq!(queue.refused_by_hand("DELETE FROM batches").await, NOT_DONE, "accepted: {accepted}");
         assert_eq!(queue.refused("DELETE FROM request_attempts").await, NOT_OVER, "accepted: {accepted}");
-        assert_eq!(queue.refused("DELETE FROM batches WHERE rowid = 1").await, NOT_DONE);
+        assert_eq!(queue.refused_by_hand("DELETE FROM batches WHERE rowid = 1").await, NOT_DONE);
     }
     let (batch, _) = queue.store.load_batch(batch.id).await.expect("readable").expect("open");
     assert_eq!(batch.members.len(), 1);
@@ -38,15 +125,15 @@ async fn the_open_attempt_of_a_batch_of_two_stays_when_the_other_has_ended() {
     let first = queue.insert("a", &[]).await;
     queue.insert("b", &[]).await;
     let batch = queue.go(wall()).await.remove(0);
-    queue.sql("UPDATE power_requests SET state = 'running' WHERE state = 'submitting'").await;
+    queue.by_hand("UPDATE power_requests SET state = 'running' WHERE state = 'submitting'").await;
     queue
-        .sql(&format!(
+        .by_hand(&format!(
             "UPDATE request_attempts SET result = 'succeeded', finished_at = started_at WHERE request_id = {first}"
         ))
         .await;
-    queue.sql(&format!("DELETE FROM request_attempts WHERE request_id = {first}")).await;
-    assert_eq!(queue.refused("DELETE FROM request_attempts").await, NOT_OVER);
-    assert_eq!(queue.refused(&format!("DELETE FROM batches WHERE id = {}", batch.id)).await, NOT_DONE);
+    queue.by_hand(&format!("DELETE FROM request_attempts WHERE request_id = {first}")).await;
+    assert_eq!(queue.refused_by_hand("DELETE FROM request_attempts").await, NOT_OVER);
+    assert_eq!(queue.refused_by_hand(&format!("DELETE FROM batches WHERE id = {}", batch.id)).await, NOT_DONE);
 }
 
 #[tokio::test]
@@ -65,7 +152,7 @@ async fn where_a_batch_was_sent_and_what_it_asked_for_never_changes() {
     ] {
         for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
             let sql = format!("{update} batches SET {change}");
-            assert_eq!(queue.refused(&sql).await, SENT, "{sql}");
+            assert_eq!(queue.refused_by_hand(&sql).await, SENT, "{sql}");
         }
     }
 }
@@ -75,11 +162,11 @@ async fn a_batch_goes_forward_only() {
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
     queue.accept(&batch, wall()).await;
-    assert_eq!(queue.refused("UPDATE batches SET state = 'submitting'").await, SENT);
+    assert_eq!(queue.refused_by_hand("UPDATE batches SET state = 'submitting'").await, SENT);
     let looking = "state = 'looking', look_cause = 'gap', look_until = intent_at";
-    queue.sql(&format!("UPDATE batches SET {looking}")).await;
-    assert_eq!(queue.refused("UPDATE batches SET state = 'tracking'").await, SENT);
-    assert_eq!(queue.refused("UPDATE batches SET state = 'submitting'").await, SENT);
+    queue.by_hand(&format!("UPDATE batches SET {looking}")).await;
+    assert_eq!(queue.refused_by_hand("UPDATE batches SET state = 'tracking'").await, SENT);
+    assert_eq!(queue.refused_by_hand("UPDATE batches SET state = 'submitting'").await, SENT);
 }
 
 #[tokio::test]
@@ -90,12 +177,12 @@ async fn nothing_changes_in_a_batch_that_is_done_nor_in_an_attempt_that_has_ende
     for column in queue.rows("SELECT name FROM pragma_table_info('batches')").await {
         for update in ["UPDATE", "UPDATE OR REPLACE"] {
             let sql = format!("{update} batches SET {column} = {column}");
-            assert_eq!(queue.refused(&sql).await, SENT, "{sql}");
+            assert_eq!(queue.refused_by_hand(&sql).await, SENT, "{sql}");
         }
     }
     for change in ["result = 'failed'", "result = NULL", "result = NULL, finished_at = NULL", "request_id = 7"] {
         let sql = format!("UPDATE OR REPLACE request_attempts SET {change}");
-        assert_eq!(queue.refused(&sql).await, TRIED, "{sql}");
+        assert_eq!(queue.refused_by_hand(&sql).await, TRIED, "{sql}");
     }
     assert_eq!(queue.row("SELECT b.state, a.result FROM batches b, request_attempts a").await, "done|succeeded");
 }
@@ -106,7 +193,7 @@ async fn an_attempt_keeps_its_request_and_its_batch() {
     on_its_way(&mut queue).await;
     for change in ["request_id = 7", "batch_id = 7", "request_id = 'x'"] {
         let sql = format!("UPDATE OR REPLACE request_attempts SET {change}");
-        assert_eq!(queue.refused(&sql).await, TRIED, "{sql}");
+        assert_eq!(queue.refused_by_hand(&sql).await, TRIED, "{sql}");
     }
 }
 
@@ -120,9 +207,9 @@ async fn neither_a_batch_nor_an_attempt_can_be_replaced() {
         }
         for insert in ["INSERT OR REPLACE", "REPLACE", "INSERT", "INSERT OR IGNORE"] {
             let sql = format!("{insert} INTO batches SELECT * FROM batches");
-            assert_eq!(queue.refused(&sql).await, "a batch cannot be replaced", "{sql}");
+            assert_eq!(queue.refused_by_hand(&sql).await, "a batch cannot be replaced", "{sql}");
             let sql = format!("{insert} INTO request_attempts SELECT * FROM request_attempts");
-            assert_eq!(queue.refused(&sql).await, "an attempt cannot be replaced", "{sql}");
+            assert_eq!(queue.refused_by_hand(&sql).await, "an attempt cannot be replaced", "{sql}");
         }
         let before = queue.row("SELECT b.state, ifnull(a.result, '-') FROM batches b, request_attempts a").await;
         assert_eq!(before, if done { "done|failed" } else { "submitting|-" });
@@ -165,7 +252,7 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
         "state = 'done', next_look_at = NULL, finished_at = 'now'",
         "finished_at = '2026-01-01T00:00:00.000Z'",
     ] {
-        let complaint = queue.refused(&format!("UPDATE batches SET {change}")).await;
+        let complaint = queue.refused_by_hand(&format!("UPDATE batches SET {change}")).await;
         assert!(complaint.contains("constraint failed"), "{change}: {complaint}");
     }
     for change in [
@@ -183,7 +270,7 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
         "error_code = x'00'",
         "error_message = x'00'",
     ] {
-        let complaint = queue.refused(&format!("UPDATE request_attempts SET {change}")).await;
+        let complaint = queue.refused_by_hand(&format!("UPDATE request_attempts SET {change}")).await;
         assert!(complaint.contains("constraint failed"), "{change}: {complaint}");
     }
     let (batch, _) = queue.store.load_batch(batch.id).await.expect("readable").expect("open");
@@ -208,13 +295,13 @@ async fn a_foreign_row_in_the_ledgers_is_refused_at_its_insert() {
         format!("('t', 'bms', 'e', 'p', 'stop', 'done', 1, {time}, NULL)"),
     ] {
         // OR IGNORE leaves a row out that breaks a CHECK; what counts is that it is not there.
-        let _ = queue.try_sql(&format!("{insert} {values}")).await;
+        let _ = queue.try_by_hand(&format!("{insert} {values}")).await;
         assert_eq!(queue.row("SELECT count(*) FROM batches").await, "0", "{values}");
     }
 }
 
 #[tokio::test]
-async fn what_is_over_is_pruned_by_plain_sql_in_any_order() {
+async fn what_is_over_is_deleted_by_the_daemons_hand_in_any_order() {
     let tables = ["power_requests", "batches", "request_attempts"];
     let whole = |table: &str| format!("DELETE FROM {table}");
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
@@ -228,7 +315,7 @@ async fn what_is_over_is_pruned_by_plain_sql_in_any_order() {
         queue.give_back(&batches[1], None, wall()).await;
         queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
         for table in order {
-            queue.sql(&whole(tables[table])).await;
+            queue.by_hand(&whole(tables[table])).await;
         }
         for table in tables {
             assert_eq!(queue.row(&format!("SELECT count(*) FROM {table}")).await, "0", "{table} in {order:?}");
@@ -248,10 +335,110 @@ async fn the_old_is_pruned_beside_what_is_on_its_way() {
     queue.end(&batches[0], &failed(), wall()).await;
     let new = queue.insert("new", &[]).await;
     let batches = queue.go(wall()).await;
-    queue.sql("DELETE FROM request_attempts WHERE request_id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL)").await;
+    queue.by_hand("DELETE FROM request_attempts WHERE request_id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL)").await;
     queue.sql("DELETE FROM power_requests WHERE finished_at IS NOT NULL").await;
-    queue.sql("DELETE FROM batches WHERE state = 'done'").await;
+    queue.by_hand("DELETE FROM batches WHERE state = 'done'").await;
     assert_eq!(queue.row("SELECT count(*) FROM batches").await, "1");
     queue.end(&batches[0], &succeeded(), wall()).await;
     assert_eq!(queue.state(new).await, "succeeded");
+}
+
+async fn prune_all(queue: &Queue) -> Prune {
+    let mut prune = Prune::default();
+    while !prune.done {
+        prune = queue.store.prune(prune, wall(), wall()).await.expect("pruned");
+    }
+    prune
+}
+
+#[tokio::test]
+async fn a_prune_keeps_what_a_budget_still_counts() {
+    let mut queue = Queue::new().await;
+    let (default, start) = (TargetName("default".into()), wall());
+    let news = |span| TargetNews { configured: 50, rate: 50, throttles: 0, budget_span: span };
+    queue.store.note_target(&default, &origin(), news(Some(24 * HOUR)), start).await.expect("noted");
+    queue.insert("a", &[]).await;
+    let batch = queue.go(start).await.remove(0);
+    let batch = queue.accept(&batch, start).await;
+    queue.end(&batch, &succeeded(), start).await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let pruned = prune_all(&queue).await;
+    assert_eq!((pruned.requests, pruned.batches), (1, 0));
+    let spent = queue.store.spent(&default, PowerAction::Stop, start.before(24 * HOUR)).await.expect("readable");
+    assert_eq!(spent, [(start, 1)]);
+    queue.store.note_target(&default, &origin(), news(None), start).await.expect("noted");
+    assert_eq!(prune_all(&queue).await.batches, 1, "no budget needs it any more");
+}
+
+#[tokio::test]
+async fn a_row_from_a_clock_years_ahead_does_not_stop_a_prune() {
+    let mut queue = Queue::new().await;
+    queue.insert("early", &[]).await;
+    queue
+        .sql(
+            "DROP TRIGGER power_requests_check_wish;
+             UPDATE power_requests SET created_at = '2037-01-01T00:00:00.000Z'",
+        )
+        .await;
+    for number in 0..700 {
+        queue.insert(&format!("s{number}"), &[]).await;
+    }
+    queue.sql("UPDATE power_requests SET state = 'cancelled'").await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(prune_all(&queue).await.requests, 701);
+}
+
+#[tokio::test]
+async fn a_producer_that_deletes_ended_requests_leaves_nothing_for_ever() {
+    let mut queue = Queue::new().await;
+    let batch = on_its_way(&mut queue).await;
+    queue.end(&batch, &failed(), wall()).await;
+    queue.sql("DELETE FROM power_requests").await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(prune_all(&queue).await.batches, 1);
+    assert_eq!(queue.row("SELECT count(*) FROM request_attempts").await, "0");
+}
+
+#[tokio::test]
+async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
+    let mut queue = Queue::new().await;
+    queue.store.begin_epoch(wall()).await.expect("begun");
+    let first = queue.insert("a", &[]).await;
+    let open = queue.go(wall()).await.remove(0);
+    let second = queue.insert("b", &[]).await;
+    let lanes = queue.store.lanes(10).await.expect("lanes");
+    let other = Store::open(queue.path()).await.expect("another daemon");
+    assert_eq!(other.begin_epoch(wall()).await.expect("begun"), None, "that is no older copy");
+    let which = poweryard::store::Which::First(10);
+    let claimed = queue.store.claim(&lanes[0], &origin(), which, &[], wall()).await;
+    assert!(matches!(claimed, Err(StoreError::TakenOver(_))), "{claimed:?}");
+    let ended = poweryard::lifecycle::Event::Ended(succeeded());
+    let step = crate::queue::step(poweryard::lifecycle::BatchNext::Done, vec![(open.members[0].request, ended)]);
+    let recorded = queue.store.record(&open, &step, wall()).await;
+    assert!(matches!(recorded, Err(StoreError::TakenOver(_))), "{recorded:?}");
+    assert!(matches!(queue.store.check_place().await, Err(StoreError::TakenOver(_))));
+    assert_eq!(queue.state(first).await, RequestState::Submitting.as_str());
+    assert_eq!(queue.state(second).await, RequestState::Queued.as_str());
+    other.check_place().await.expect("the other one goes on");
+}
+
+#[tokio::test]
+async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() {
+    let mut queue = Queue::new().await;
+    queue.store.begin_epoch(wall()).await.expect("begun");
+    let id = queue.insert("a", &[]).await;
+    let mut note = queue.path().as_os_str().to_owned();
+    note.push(".epoch");
+    fs::remove_file(&note).expect("it is there");
+    fs::create_dir(&note).expect("in its way");
+    let lanes = queue.store.lanes(10).await.expect("lanes");
+    for _ in 0..2 {
+        let which = poweryard::store::Which::First(10);
+        let claimed = queue.store.claim(&lanes[0], &origin(), which, &[], wall()).await;
+        assert!(matches!(claimed, Err(StoreError::Unnoted { .. })), "{claimed:?}");
+        assert_eq!(queue.state(id).await, "queued");
+    }
+    assert_eq!(queue.row("SELECT count(*) FROM batches WHERE state <> 'done'").await, "0");
+    fs::remove_dir(&note).expect("out of its way");
+    assert_eq!(ids(&queue.go(wall()).await), [id]);
 }

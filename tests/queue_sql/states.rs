@@ -51,7 +51,7 @@ async fn request_in(queue: &mut Queue, state: &str) -> i64 {
         _ => &[state],
     };
     for state in way {
-        queue.sql(&format!("{BATCH}; {}", to(state, id))).await;
+        queue.by_hand(&format!("{BATCH}; {}", to(state, id))).await;
     }
     id
 }
@@ -64,10 +64,10 @@ async fn plain_sql_can_make_exactly_the_moves_of_the_contract() {
         for next in STATES {
             tried += 1;
             let id = request_in(&mut queue, from).await;
-            queue.sql(BATCH).await;
+            queue.by_hand(BATCH).await;
             let ended = !matches!(from, "queued" | "submitting" | "running");
             if MOVES.contains(&(from, next)) || (from == next && !ended) {
-                queue.sql(&to(next, id)).await;
+                queue.by_hand(&to(next, id)).await;
                 assert_eq!(queue.state(id).await, next);
                 continue;
             }
@@ -76,7 +76,7 @@ async fn plain_sql_can_make_exactly_the_moves_of_the_contract() {
                 false => "a request does not move this way; a producer may only cancel what is queued",
             };
             for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
-                let complaint = queue.refused(&to(next, id).replacen("UPDATE", update, 1)).await;
+                let complaint = queue.refused_by_hand(&to(next, id).replacen("UPDATE", update, 1)).await;
                 assert_eq!(complaint, sentence, "{from} -> {next}");
             }
             assert_eq!(queue.state(id).await, from);
@@ -102,7 +102,7 @@ async fn success_and_failure_need_evidence() {
     for state in ["succeeded", "failed"] {
         let id = request_in(&mut queue, "running").await;
         for evidence in ["'none'", "NULL", "'rumour'"] {
-            queue.refused(&to(state, id).replace("'job'", evidence)).await;
+            queue.refused_by_hand(&to(state, id).replace("'job'", evidence)).await;
         }
     }
 }
@@ -191,7 +191,7 @@ async fn only_a_fresh_batch_takes_a_request_out_of_the_queue() {
     let submit = "UPDATE power_requests SET state = 'submitting', gate = 'flight'";
     for batch in ["", ", batch_id = 7", ", batch_id = NULL"] {
         assert_eq!(
-            queue.refused(&format!("{submit}{batch} WHERE id = {id}")).await,
+            queue.refused_by_hand(&format!("{submit}{batch} WHERE id = {id}")).await,
             "only the daemon submits requests"
         );
     }
@@ -207,14 +207,14 @@ async fn a_server_has_one_request_in_flight_whatever_its_case() {
     let first = queue.insert("ab-1", &[]).await;
     let second = queue.insert("AB-1", &[("action", "'start'")]).await;
     let elsewhere = queue.insert("ab-1", &[("target", "'other'")]).await;
-    queue.sql(&format!("{BATCH}; {}", to("submitting", first))).await;
-    queue.sql(BATCH).await;
-    assert_eq!(queue.refused(&to("submitting", second)).await, "another request for this server is in flight");
-    queue.sql(&to("submitting", elsewhere)).await;
-    queue.sql(&to("running", first)).await;
-    assert_eq!(queue.refused(&to("submitting", second)).await, "another request for this server is in flight");
-    queue.sql(&to("succeeded", first)).await;
-    queue.sql(&to("submitting", second)).await;
+    queue.by_hand(&format!("{BATCH}; {}", to("submitting", first))).await;
+    queue.by_hand(BATCH).await;
+    assert_eq!(queue.refused_by_hand(&to("submitting", second)).await, "another request for this server is in flight");
+    queue.by_hand(&to("submitting", elsewhere)).await;
+    queue.by_hand(&to("running", first)).await;
+    assert_eq!(queue.refused_by_hand(&to("submitting", second)).await, "another request for this server is in flight");
+    queue.by_hand(&to("succeeded", first)).await;
+    queue.by_hand(&to("submitting", second)).await;
 }
 
 #[tokio::test]
@@ -246,8 +246,56 @@ async fn what_a_stranger_writes_into_the_daemons_columns_can_be_read_or_is_refus
         "evidence = 'none'",
         "eligible_at = NULL, gate = 'later'",
     ] {
-        queue.refused(&format!("UPDATE power_requests SET {change} WHERE id = {id}")).await;
+        queue.refused_by_hand(&format!("UPDATE power_requests SET {change} WHERE id = {id}")).await;
     }
     queue.go(crate::queue::wall()).await;
     assert_eq!(queue.state(id).await, "submitting");
+}
+
+#[tokio::test]
+async fn a_producer_cannot_write_what_the_daemon_tells() {
+    let mut queue = Queue::new().await;
+    let id = queue.insert("a", &[]).await;
+    let before = queue.row("SELECT * FROM power_requests").await;
+    for change in [
+        "batch_id = 7",
+        "attempts = 1",
+        "retry_at = '2026-01-31T22:00:00.000Z'",
+        "evidence = 'none'",
+        "error_code = 'x'",
+        "error_message = 'x'",
+        "submitted_at = '2026-01-31T22:00:00.000Z'",
+        "travel_group = 1",
+        "gate = 'doomed', eligible_at = NULL",
+        "gate = 'after', eligible_at = NULL",
+        "gate = 'behind'",
+        "gate = 'retry', retry_at = '2026-01-31T22:00:00.000Z'",
+        "eligible_at = NULL",
+        "eligible_at = '2099-01-31T22:00:00.000Z'",
+        "eligible_at = '2099-01-31T22:00:00.000Z', gate = 'later'",
+        "state = 'cancelled', error_message = 'I did not mean it'",
+        "state = 'cancelled', gate = NULL, evidence = 'none', finished_at = '2026-01-31T22:00:00.000Z'",
+    ] {
+        for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
+            let complaint = queue.refused(&format!("{update} power_requests SET {change} WHERE id = {id}")).await;
+            assert!(complaint.starts_with("a producer changes only priority"), "{change}: {complaint}");
+        }
+    }
+    assert_eq!(queue.row("SELECT * FROM power_requests").await, before);
+}
+
+#[tokio::test]
+async fn a_producer_cannot_let_a_second_request_of_a_server_out() {
+    let mut queue = Queue::new().await;
+    queue.insert("a", &[]).await;
+    let second = queue.insert("a", &[]).await;
+    let third = queue.insert("a", &[]).await;
+    for id in [second, third] {
+        queue.refused(&format!("UPDATE power_requests SET gate = 'ready' WHERE id = {id}")).await;
+    }
+    queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+    assert_eq!(
+        queue.rows("SELECT DISTINCT state, evidence, ifnull(gate, '-') FROM power_requests").await,
+        ["cancelled|none|-"]
+    );
 }

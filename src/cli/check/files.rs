@@ -10,7 +10,7 @@ use rustix::fs::{Access, AtFlags};
 use super::Finding;
 use crate::cli::Exit;
 use crate::cli::failure::group_name;
-use crate::store::daemon_info;
+use crate::store::daemon_on;
 
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
@@ -53,7 +53,7 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
     }
     let lock = beside(database, ".lock");
     // While a daemon runs it has its lock file, and nobody else needs to write it.
-    if lock.exists() && daemon_info(database).is_none() {
+    if lock.exists() && daemon_on(database).known() != Some(true) {
         findings.extend(judge_access(&lock, Access::READ_OK | Access::WRITE_OK));
     }
     findings

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection};
 use super::Desk;
 use crate::model::UtcMillis;
 use crate::store::keep::{self, Prune};
-use crate::store::{StoreError, text};
+use crate::store::{StoreError, hand, rows, text};
 
 impl Desk {
     /// Writes a consistent copy to `to`, checks it, and puts it in place in one step: mode 0600, marked as a copy, so that a
@@ -46,12 +46,29 @@ impl Desk {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(unusable)
     }
 
+    /// When the batch was made that came last. None if there is none, or its time does not read.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn last_intent(&mut self) -> Result<Option<UtcMillis>, StoreError> {
+        let last: Option<String> = sqlx::query_scalar("SELECT intent_at FROM batches ORDER BY id DESC LIMIT 1")
+            .fetch_optional(&mut self.connection)
+            .await?;
+        Ok(rows::readable_time(last))
+    }
+
     /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn prune(&mut self, so_far: Prune, cutoff: UtcMillis) -> Result<Prune, StoreError> {
-        keep::prune_chunk(&mut self.connection, so_far, cutoff).await
+    pub async fn prune(&mut self, so_far: Prune, cutoff: UtcMillis, now: UtcMillis) -> Result<Prune, StoreError> {
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        hand::borrow(&mut tx).await?;
+        let next = keep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
+        hand::give_back(&mut tx).await?;
+        tx.commit().await?;
+        keep::shrink(&mut self.connection).await?;
+        Ok(next)
     }
 
     /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns how many requests were
@@ -61,6 +78,7 @@ impl Desk {
     /// Those of the store.
     pub async fn release(&mut self, drop: bool) -> Result<Option<u64>, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        hand::borrow(&mut tx).await?;
         let lifted = sqlx::query("DELETE FROM holds WHERE kind = 'restored'").execute(&mut *tx).await?.rows_affected();
         let cancelled = match drop && lifted > 0 {
             true => {
@@ -72,6 +90,7 @@ impl Desk {
             }
             false => 0,
         };
+        hand::give_back(&mut tx).await?;
         tx.commit().await?;
         Ok((lifted > 0).then_some(cancelled))
     }
@@ -81,7 +100,9 @@ impl Desk {
 async fn mark(copy: &Path, now: UtcMillis) -> Result<(), StoreError> {
     let options = SqliteConnectOptions::new().filename(copy).create_if_missing(false).disable_statement_logging();
     let mut connection = options.connect().await.map_err(|error| StoreError::opening(copy, error))?;
+    hand::borrow(&mut connection).await?;
     sqlx::query("UPDATE queue_mark SET copied_at = ?").bind(text(now)).execute(&mut connection).await?;
+    hand::give_back(&mut connection).await?;
     let found: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut connection).await?;
     connection.close().await?;
     if found == "ok" { Ok(()) } else { Err(StoreError::Unreadable(format!("the copy is damaged: {found}"))) }

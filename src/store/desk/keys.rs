@@ -1,8 +1,10 @@
 //! What is known of keys that the cloud refused, for a command that asks the cloud too.
 
+use sqlx::Connection;
+
 use super::Desk;
-use crate::store::StoreError;
 use crate::store::holds::{self, REFUSED_KEYS, RefusedKey, RefusedKeyRecord};
+use crate::store::{StoreError, hand};
 
 impl Desk {
     /// Keys that were refused last, one for each secret.
@@ -13,6 +15,10 @@ impl Desk {
 
     /// Counts a refusal, so that the daemon's next start knows of it.
     pub async fn note_refused_key(&mut self, refused: &RefusedKey) -> Result<(), StoreError> {
-        holds::note_refused_key(&mut self.connection, refused).await
+        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        hand::borrow(&mut tx).await?;
+        holds::note_refused_key(&mut tx, refused).await?;
+        hand::give_back(&mut tx).await?;
+        Ok(tx.commit().await?)
     }
 }

@@ -1,0 +1,127 @@
+//! The note beside the queue, `PATH.epoch`: how far this queue has come. It outlives the queue's file, and so tells an older
+//! copy of it. Opens no database.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::file::{self, Identity};
+
+/// The length of the file: always the same, so that it is overwritten in place, in one sector.
+const LENGTH: usize = 256;
+
+/// What it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Note {
+    /// The newest epoch that the queue's file had.
+    pub(super) epoch: i64,
+    /// The highest id of a request that was ever given, as far as somebody noted it.
+    pub(super) last_id: i64,
+    /// The highest id of a batch, likewise.
+    pub(super) last_batch_id: i64,
+}
+
+impl Note {
+    /// None if there is no such file, or it does not read.
+    pub(super) fn read(queue: &Path) -> Option<Self> {
+        let note: Self = serde_json::from_slice(&std::fs::read(path_of(queue)).ok()?).ok()?;
+        let possible = 0..=MOST;
+        (possible.contains(&note.epoch) && possible.contains(&note.last_id) && possible.contains(&note.last_batch_id))
+            .then_some(note)
+    }
+}
+
+/// No queue comes so far: a larger number was written by a stranger.
+pub(super) const MOST: i64 = 1_000_000_000_000_000;
+
+/// Where the note of the queue at `queue` is.
+pub(super) fn path_of(queue: &Path) -> PathBuf {
+    file::beside(queue, ".epoch")
+}
+
+/// Writes the note. Keeps the file open, since it is written with each call that leaves.
+#[derive(Debug)]
+pub(super) struct Writer {
+    queue: PathBuf,
+    open: Option<(File, Identity)>,
+}
+
+impl Writer {
+    /// For the queue whose file is at `queue`.
+    pub(super) fn new(queue: PathBuf) -> Self {
+        Self { queue, open: None }
+    }
+
+    /// Writes `note`; with `synced`, it is on the disk before this returns.
+    pub(super) fn write(&mut self, note: Note, synced: bool) -> std::io::Result<()> {
+        let mut text = serde_json::to_vec(&note)?;
+        text.resize(LENGTH, b' ');
+        let path = path_of(&self.queue);
+        let at_path = std::fs::metadata(&path).map(|meta| (meta.dev(), meta.ino())).ok();
+        if let Some((file, identity)) = &self.open
+            && Some(*identity) == at_path
+        {
+            file.write_all_at(&text, 0)?;
+            return if synced { file.sync_data() } else { Ok(()) };
+        }
+        self.open = None;
+        self.open = Some(replace(&path, &text)?);
+        Ok(())
+    }
+}
+
+/// Puts a new file in the note's place, as a whole.
+fn replace(path: &Path, text: &[u8]) -> std::io::Result<(File, Identity)> {
+    let partial = file::beside(path, ".partial");
+    // One that another user left behind cannot be opened, but removed.
+    match std::fs::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&partial)?;
+    file.write_all_at(text, 0)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all())?;
+    let meta = file.metadata()?;
+    Ok((file, (meta.dev(), meta.ino())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTE: Note = Note { epoch: 7, last_id: 3, last_batch_id: 2 };
+
+    #[test]
+    fn the_note_reads_back_and_comes_back_when_it_is_removed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let queue = dir.path().join("queue.db");
+        let mut writer = Writer::new(queue.clone());
+        assert_eq!(Note::read(&queue), None);
+        for epoch in [7, 123_456, 8] {
+            writer.write(Note { epoch, ..NOTE }, true).expect("written");
+            assert_eq!(Note::read(&queue), Some(Note { epoch, ..NOTE }));
+        }
+        std::fs::remove_file(path_of(&queue)).expect("removed");
+        writer.write(NOTE, false).expect("written anew");
+        assert_eq!(Note::read(&queue), Some(NOTE));
+        std::fs::write(path_of(&queue), "{\"epoch\":").expect("spoilt");
+        assert_eq!(Note::read(&queue), None);
+        std::fs::write(path_of(&queue), r#"{"epoch":9223372036854775807,"last_id":1,"last_batch_id":1}"#).expect("odd");
+        assert_eq!(Note::read(&queue), None);
+    }
+
+    #[test]
+    fn a_note_that_cannot_be_written_is_an_error_until_it_can() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = dir.path().join("gone");
+        let mut writer = Writer::new(folder.join("queue.db"));
+        writer.write(NOTE, true).expect_err("there is no such folder");
+        std::fs::create_dir(&folder).expect("made");
+        writer.write(NOTE, true).expect("now it can");
+    }
+}

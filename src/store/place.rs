@@ -1,0 +1,153 @@
+//! Whether the file that this daemon began on is still what the path leads to, with its `-wal` and `-shm`, and whether nobody
+//! has written another queue over it. Looks at the file system only; opens nothing.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::file::{self, Identity};
+
+/// A checkpoint of somebody else may be writing the page that is being read.
+const READS: u32 = 3;
+/// Between two of them.
+const READ_PAUSE: Duration = Duration::from_millis(5);
+/// The digits of the epoch in the stamp.
+const DIGITS: usize = 20;
+
+/// What was there when the daemon began.
+#[derive(Debug)]
+pub(super) struct Place {
+    path: PathBuf,
+    main: Identity,
+    sidecars: Vec<(PathBuf, Identity)>,
+    stamp: Option<StampReader>,
+}
+
+/// What is there now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The same.
+    Same,
+    /// Something else, or nothing.
+    Another,
+    /// The stamp is not where it was: a VACUUM may have moved it.
+    Moved,
+}
+
+impl Place {
+    /// Takes note of the file at `path`.
+    pub(super) fn new(path: &Path, main: Identity) -> Self {
+        Self { path: path.to_owned(), main, sidecars: Vec::new(), stamp: None }
+    }
+
+    /// Takes note of `-wal` and `-shm`, which exist from the first transaction to the end of this connection, and of where
+    /// the stamp is, if this process holds the lock and so a handle.
+    pub(super) fn begin(&mut self, token: &str, stamp: StampPage) {
+        let real = file::real(&self.path);
+        let found = ["-wal", "-shm"].map(|ending| file::beside(&real, ending));
+        let known = found.into_iter().filter_map(|path| file::identity(&path).ok().map(|identity| (path, identity)));
+        self.sidecars = known.collect();
+        self.stamp = file::locked_handle(self.main).map(|file| StampReader {
+            file,
+            key: format!("pyrd:{token}:"),
+            page: stamp,
+            seen: None,
+        });
+    }
+
+    /// Compares.
+    pub(super) fn look(&mut self) -> Standing {
+        let same = |path: &Path, was: Identity| file::identity(path).is_ok_and(|identity| identity == was);
+        let in_place =
+            same(&self.path, self.main) && self.sidecars.iter().all(|(path, identity)| same(path, *identity));
+        if !in_place {
+            return Standing::Another;
+        }
+        self.stamp.as_mut().map_or(Standing::Same, StampReader::look)
+    }
+
+    /// Where the stamp is looked for.
+    pub(super) fn stamp_page(&self) -> Option<StampPage> {
+        self.stamp.as_ref().map(|stamp| stamp.page)
+    }
+
+    /// The stamp was moved by SQLite itself.
+    pub(super) fn stamp_moved(&mut self, page: StampPage) {
+        if let Some(stamp) = &mut self.stamp {
+            stamp.page = page;
+            stamp.seen = None;
+        }
+    }
+}
+
+/// Where SQLite keeps the table `queue_stamp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StampPage {
+    /// Its number, from 1.
+    pub(super) number: i64,
+    /// In bytes.
+    pub(super) size: i64,
+}
+
+/// Reads the stamp in the file itself.
+#[derive(Debug)]
+struct StampReader {
+    file: Arc<File>,
+    /// What the stamp begins with.
+    key: String,
+    page: StampPage,
+    /// The highest epoch that was seen in this place. None until the first checkpoint has come by.
+    seen: Option<i64>,
+}
+
+impl StampReader {
+    fn look(&mut self) -> Standing {
+        for read in 1..=READS {
+            match (self.read(), self.seen) {
+                (Some(epoch), seen) if seen.is_none_or(|seen| epoch >= seen) => {
+                    self.seen = Some(epoch);
+                    return Standing::Same;
+                }
+                (None, None) => return Standing::Same,
+                // An earlier epoch of our own: a copy was written over the file.
+                (Some(_), Some(_)) if read == READS => return Standing::Another,
+                _ => std::thread::sleep(READ_PAUSE),
+            }
+        }
+        Standing::Moved
+    }
+
+    fn read(&self) -> Option<i64> {
+        let size = usize::try_from(self.page.size).ok()?;
+        let start = u64::try_from((self.page.number - 1) * self.page.size).ok()?;
+        let mut page = vec![0; size];
+        self.file.read_exact_at(&mut page, start).ok()?;
+        newest(&page, self.key.as_bytes())
+    }
+}
+
+/// The highest epoch behind `key` on a page. Rests of earlier rows may stand beside the row.
+fn newest(page: &[u8], key: &[u8]) -> Option<i64> {
+    let epoch = |at: usize| {
+        let digits = page.get(at + key.len()..at + key.len() + DIGITS)?;
+        std::str::from_utf8(digits).ok()?.parse::<i64>().ok()
+    };
+    let places = page.windows(key.len()).enumerate().filter(|(_, bytes)| *bytes == key).map(|(at, _)| at);
+    places.filter_map(epoch).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_epoch_of_the_own_token_is_found_on_a_page() {
+        let page = b"..pyrd:a:00000000000000000007..pyrd:a:00000000000000000012..pyrd:b:00000000000000000099";
+        assert_eq!(newest(page, b"pyrd:a:"), Some(12));
+        assert_eq!(newest(page, b"pyrd:b:"), Some(99));
+        assert_eq!(newest(page, b"pyrd:c:"), None);
+        assert_eq!(newest(b"pyrd:a:123", b"pyrd:a:"), None);
+    }
+}
