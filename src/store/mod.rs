@@ -33,12 +33,12 @@ mod record;
 mod rows;
 mod schema;
 
-pub use batches::{DueBatch, Origin};
+pub use batches::{DueBatch, DueTarget, Hands, Origin};
 pub use claim::{Head, Which};
 pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, daemon_info};
-pub use holds::RefusedKey;
+pub use holds::{NotedPace, RefusedKey};
 pub use intake::{Ended, TakenIn};
 pub use keep::{Prune, Restored};
 

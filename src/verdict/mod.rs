@@ -22,7 +22,7 @@ mod submit;
 pub use held::while_held;
 pub use job::{after_failed_query, after_job};
 pub use look::{after_failed_look, after_look};
-pub use submit::{after_submit, orphaned_intent, orphaned_target};
+pub use submit::{after_submit, not_begun, orphaned_intent, orphaned_target};
 
 /// A batch with those of its requests that are not settled yet.
 #[derive(Debug, Clone, PartialEq, Eq)]

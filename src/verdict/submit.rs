@@ -37,6 +37,11 @@ pub fn after_submit(
     }
 }
 
+/// A batch whose intent is stored and whose call is known not to have been begun: all of it back to the queue, in its place.
+pub fn not_begun(batch: &Batch) -> Step {
+    not_sent(batch, our_own("interrupted", "the daemon was stopped before the call was begun"))
+}
+
 /// A batch whose intent is stored and whose call nobody is making: the daemon ended in between. Whether the call left is
 /// not known, so this is a lost answer.
 pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
