@@ -5,7 +5,7 @@ use std::error::Error;
 use std::time::{Duration, Instant, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use poweryard::model::{AttemptResult, Evidence, JobId, Service, UtcMillis};
+use poweryard::model::{AttemptResult, Evidence, JobId, PowerAction, Service, TargetName, UtcMillis};
 use poweryard::store::{Origin, Store, Which};
 use poweryard::verdict::Batch;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
@@ -123,10 +123,14 @@ async fn claims(what: &str, backlog: &str, more: usize, ttl: Option<Duration>) -
         let start = Instant::now();
         bench.store.take_in(ttl, now).await?;
         bench.store.next_due_at(ttl).await?;
-        bench.store.targets_in_use().await?;
+        bench.store.targets_after("", 200).await?;
         look.push(start.elapsed());
         let start = Instant::now();
-        let found = bench.store.lanes(1000).await?;
+        let wanted: Vec<_> = PowerAction::ALL.iter().map(|action| (TargetName("default".into()), *action)).collect();
+        let mut found = bench.store.lanes(&wanted).await?;
+        for lane in found.iter_mut().filter(|lane| lane.group == 0) {
+            *lane = bench.store.count(lane, 1000).await?;
+        }
         lanes.push(start.elapsed());
         // A lane of its own for each kind; the held one is not claimed.
         let Some(lane) = found.iter().find(|lane| lane.target.0 == "default" && lane.group == 0) else { break };

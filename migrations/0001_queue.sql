@@ -78,7 +78,8 @@ CREATE INDEX power_requests_retry ON power_requests (retry_at) WHERE gate = 'ret
 CREATE INDEX power_requests_doomed ON power_requests (id) WHERE gate = 'doomed';
 CREATE INDEX power_requests_expiry ON power_requests (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX power_requests_ttl ON power_requests (eligible_at) WHERE state = 'queued' AND expires_at IS NULL;
-CREATE INDEX power_requests_after ON power_requests (after_id) WHERE gate IS NOT NULL AND after_id IS NOT NULL;
+-- With the gate: those that have been let out already must not be passed over again for every further one.
+CREATE INDEX power_requests_after ON power_requests (after_id, gate) WHERE gate IS NOT NULL AND after_id IS NOT NULL;
 CREATE INDEX power_requests_overview ON power_requests (target, action, state, created_at) WHERE gate IS NOT NULL;
 CREATE INDEX power_requests_outcome ON power_requests (server_id, target, finished_at, id) WHERE finished_at IS NOT NULL;
 CREATE INDEX power_requests_ended ON power_requests (finished_at) WHERE finished_at IS NOT NULL;
@@ -149,6 +150,7 @@ CREATE TABLE batches (
 );
 CREATE INDEX batches_open ON batches (next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_ended ON batches (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX batches_due ON batches (target, next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_pace ON batches (target, id);
 CREATE INDEX batches_spent ON batches (target, action, intent_at);
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
@@ -257,6 +259,8 @@ CREATE TABLE holds (
     until  TEXT
 );
 CREATE UNIQUE INDEX holds_one_of_a_kind ON holds (ifnull(target, ''), ifnull(action, ''), kind);
+-- What may hold a configured target; unknown targets can be many.
+CREATE INDEX holds_that_matter ON holds (id) WHERE kind <> 'unknown_target' OR target IS NULL;
 
 -- Operators pause and resume; all other kinds are the daemon's.
 CREATE TRIGGER holds_check_insert BEFORE INSERT ON holds
@@ -286,6 +290,7 @@ CREATE TABLE targets (
     submits_per_minute INTEGER NOT NULL,  -- as configured
     pace_per_minute    INTEGER NOT NULL,  -- as lowered by the cloud's 429s
     throttles          INTEGER NOT NULL DEFAULT 0,
+    reads_until        TEXT,              -- the cloud said 429 to a read: nothing is asked before this
     updated_at         TEXT NOT NULL,
     budget_ms          INTEGER,           -- the longest span of its budgets: its batches are kept for as long
     CONSTRAINT target_numbers CHECK (typeof(submits_per_minute) = 'integer' AND submits_per_minute >= 0

@@ -101,7 +101,8 @@
 //! **One look a target, for all batches.** A list call shows a thousand servers, whoever asks. So a target's servers are
 //! looked at by one task at a time, for every batch that wants it. A job query covers its whole batch; when to ask is
 //! learned from what earlier jobs of that target and action took, and kept in the row, so that a restart neither forgets nor
-//! stampedes. At most eight job answers are in memory at once: each can be a quarter of a megabyte.
+//! stampedes. Each target has two hands of its own for job queries, and up to eight while fewer than 32 are at work: an answer
+//! can be a quarter of a megabyte, and one target whose answers never come must not stop the others.
 //!
 //! **Holds.** What keeps a target or action from going out stands in a table of its own (`operator`, `budget`,
 //! `credentials`, `breaker`, `unknown_target`): never a write to a million rows. A refused key holds every target that uses it for longer
@@ -121,7 +122,12 @@
 //! nothing in this process opens the database by hand: closing such a handle drops SQLite's locks, and the next producer
 //! to leave would delete the live `-wal`. The daemon's own lock is on a file of its own.
 //!
-//! **Time is an argument.** Decisions take `now`; the edges ask the clock. A clock that steps back parks nothing for long.
+//! **Time is an argument.** Decisions take `now`; the edges ask the clocks. A time of day that moves otherwise than the steady clock
+//! was set by somebody, and what waits for a time of day is moved along.
+//!
+//! **One intent a round.** The claim comes last in a round and its call leaves at once; then it is another target's turn. Holds
+//! are looked at inside the claim's transaction. What costs many writes (rows let out, strangers' targets) comes in chunks, with
+//! pauses in which producers get the lock.
 
 // Vocabulary.
 pub mod model;

@@ -15,6 +15,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Without a named wait: after the first throttled call, and at most. Source: the contract; vendor FAQs advise 2 to 5 s.
 const THROTTLE_FIRST: Duration = Duration::from_secs(2);
 const THROTTLE_MAX: Duration = Duration::from_secs(60);
+/// The longest wait that the cloud may name: what is longer is a slip of its clock.
+const NAMED_WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A lowered rate rises again by a quarter after each quiet span of this length.
 const QUIET: Duration = Duration::from_secs(300);
 
@@ -121,7 +123,6 @@ impl Pace {
     ///
     /// While nothing leaves, only calls that were open beside a failed one can fail: the same trouble, which counts once.
     pub fn stand_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
-        let bounded = |wait: Duration| wait.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         if let Some(blocked_until) = self.blocked_until.filter(|&until| until > now) {
             let until = retry_after.map_or(blocked_until, |wait| blocked_until.max(now + bounded(wait)));
             self.blocked_until = Some(until);
@@ -158,11 +159,74 @@ impl Pace {
         self.throttles
     }
 
+    /// The clock was moved by so many milliseconds, and with it every time that is remembered here.
+    pub fn moved(&mut self, by_ms: i64) {
+        self.ended.iter_mut().for_each(|end| *end = end.moved(by_ms));
+        self.blocked_until = self.blocked_until.map(|until| until.moved(by_ms));
+        self.quiet_since = self.quiet_since.moved(by_ms);
+    }
+
     fn recover(&mut self, now: UtcMillis) {
         while self.rate < self.configured && now.since(self.quiet_since) >= QUIET {
             self.rate = (self.rate + (self.rate / 4).max(1)).min(self.configured);
             self.quiet_since = self.quiet_since + QUIET;
         }
+    }
+}
+
+/// A wait between a tenth of a second and a year.
+fn bounded(wait: Duration) -> Duration {
+    wait.clamp(Duration::from_millis(100), NAMED_WAIT_MAX)
+}
+
+/// When one target may be asked again after the cloud throttled a read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reads {
+    until: Option<UtcMillis>,
+    throttles: u32,
+}
+
+impl Reads {
+    /// What an earlier run left: nothing is asked before `until`.
+    pub fn resumed(until: Option<UtcMillis>) -> Self {
+        Self { until, throttles: 0 }
+    }
+
+    /// A read was throttled: nothing is asked until the time returned, which is as long as the cloud named, a year at most,
+    /// else 2 s doubling to 60 s. Reads that were open beside a throttled one count once.
+    pub fn throttled(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
+        let present = self.wait(now);
+        let until = match (retry_after, present) {
+            (Some(wait), _) => now + bounded(wait),
+            (None, Some(until)) => until,
+            (None, None) => now + exponential(THROTTLE_FIRST, 2.0, THROTTLE_MAX, self.throttles),
+        };
+        if present.is_none() {
+            self.throttles = self.throttles.saturating_add(1);
+        }
+        let until = present.map_or(until, |present| present.max(until));
+        self.until = Some(until);
+        until
+    }
+
+    /// A read was answered.
+    pub fn answered(&mut self) {
+        self.throttles = 0;
+    }
+
+    /// None if the target may be asked now, else when.
+    pub fn wait(&self, now: UtcMillis) -> Option<UtcMillis> {
+        self.until.filter(|&until| until > now)
+    }
+
+    /// The end of the last wait, past or not.
+    pub fn until(&self) -> Option<UtcMillis> {
+        self.until
+    }
+
+    /// The clock was moved by so many milliseconds.
+    pub fn moved(&mut self, by_ms: i64) {
+        self.until = self.until.map(|until| until.moved(by_ms));
     }
 }
 
@@ -251,6 +315,8 @@ fn jittered(span: Duration, seed: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
     use proptest::prelude::*;
 
     const T0: UtcMillis = UtcMillis(1_800_000_000_000);
@@ -360,5 +426,29 @@ mod tests {
             prop_assert!(times.next_look(looks, seed) <= Duration::from_secs(33));
             prop_assert!(times.next_look(looks, seed) >= Duration::from_millis(400));
         }
+    }
+
+    #[test]
+    fn a_throttled_read_holds_the_others_as_long_as_named_up_to_a_year() {
+        let mut reads = Reads::default();
+        let day = Duration::from_secs(86_400);
+        let until = reads.throttled(NOW, Some(day));
+        assert_eq!((until, reads.wait(NOW)), (NOW + day, Some(NOW + day)));
+        assert_eq!(reads.throttled(NOW, None), until, "one that was open beside it says nothing more");
+        assert_eq!(reads.wait(until), None);
+        assert_eq!(reads.throttled(until, Some(day * 1000)), until + day * 365);
+        assert_eq!(Reads::resumed(Some(until)).wait(NOW), Some(until));
+    }
+
+    #[test]
+    fn reads_that_are_throttled_without_a_named_wait_stand_back_twice_as_long_each_time() {
+        let (mut reads, mut now) = (Reads::default(), NOW);
+        let waits = [2, 4, 8, 16, 32, 60, 60].map(|seconds| {
+            let until = reads.throttled(now, None);
+            assert_eq!(until.since(now), Duration::from_secs(seconds));
+            until.since(std::mem::replace(&mut now, until))
+        });
+        reads.answered();
+        assert_eq!(reads.throttled(now, None).since(now), waits[0]);
     }
 }

@@ -361,3 +361,22 @@ async fn a_reload_moves_to_another_address_and_keeps_the_old_one_if_that_is_take
     }
     assert_eq!(daemon.stop().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_half_open_connections_do_not_keep_health_away() {
+    let yard = Yard::new(QUICK).await;
+    let port = free_port().await;
+    let _daemon = Daemon::start(&listening(&yard, port));
+    while ask(port, "/healthz").await.is_none() {}
+    let mut half_open = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("accepted by the system");
+        // One that was dropped for another need not take it.
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\n").await;
+        half_open.push(stream);
+    }
+    let begun = Instant::now();
+    let answer = ask(port, "/healthz").await.expect("an answer");
+    assert_eq!(answer.0, 200);
+    assert!(begun.elapsed() < Duration::from_secs(2), "it waited for others to leave");
+}

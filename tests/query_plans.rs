@@ -67,6 +67,7 @@ fn is_head_of_an_index(step: &str) -> bool {
         "SCAN power_requests USING COVERING INDEX power_requests_ready",
         "SCAN power_requests USING COVERING INDEX power_requests_doomed",
         "SCAN batches USING INDEX batches_open",
+        "SCAN batches USING INDEX batches_due",
         "SCAN power_requests USING INDEX power_requests_in_flight",
         "SCAN power_requests USING INDEX power_requests_overview",
         "SCAN power_requests USING COVERING INDEX power_requests_server",
@@ -116,13 +117,20 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         (
             "WITH RECURSIVE head",
             &[
+                "SEARCH r USING COVERING INDEX power_requests_ready (target=? AND action=?)",
                 "SEARCH n USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group>?)",
-                "SEARCH n USING COVERING INDEX power_requests_ready (target=? AND action>?)",
-                "SEARCH n USING COVERING INDEX power_requests_ready (target>?)",
-                "SEARCH r USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
+                "SEARCH f USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
             ],
         ),
-        ("min(n.target)", &["SEARCH n USING COVERING INDEX power_requests_server (target>?)"]),
+        (
+            "SELECT count(*) FROM (SELECT 1 FROM power_requests r",
+            &["SEARCH r USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)"],
+        ),
+        ("min(n.target) FROM power_requests", &["SEARCH n USING COVERING INDEX power_requests_server (target>?)"]),
+        (
+            "min(n.target) FROM batches",
+            &["SEARCH n USING INDEX batches_due (target>?)", "SEARCH d USING INDEX batches_due (target=?)"],
+        ),
         (
             "SET state = 'expired'",
             &[
@@ -130,7 +138,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
                 "SEARCH power_requests USING INDEX power_requests_ttl (eligible_at<?)",
             ],
         ),
-        ("SET gate = CASE a.state", &["SEARCH r USING INDEX power_requests_after (after_id=?)"]),
+        ("SET gate = CASE a.state", &["SEARCH r USING COVERING INDEX power_requests_after (after_id=? AND gate=?)"]),
         ("'poweryard.dependency'", &["SCAN power_requests USING COVERING INDEX power_requests_doomed"]),
         (
             "gate = 'retry' AND retry_at <= ?1 ORDER",
@@ -145,7 +153,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH o USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id>?)"],
         ),
         ("min(b.id)", &["SEARCH b USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)"]),
-        ("SELECT id, CAST(target AS BLOB), state", &["SCAN batches USING INDEX batches_open"]),
+        ("SELECT id, state, state = 'looking'", &["SEARCH batches USING INDEX batches_due (target=?)"]),
         ("SELECT job_ms", &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"]),
         ("SELECT CASE state WHEN", &["SEARCH batches USING INDEX batches_pace (target=?)"]),
         (

@@ -36,6 +36,11 @@ impl Baselines {
         fresh && heads.is_some_and(|heads| heads.iter().any(|(request, _)| request.0 == lane.head_id))
     }
 
+    /// The clock was moved by so many milliseconds.
+    pub(super) fn move_times(&mut self, by_ms: i64) {
+        self.read_at = self.read_at.map(|at| at.moved(by_ms));
+    }
+
     /// The lane's next requests, at most `most`.
     pub(super) fn take(&mut self, lane: &Lane, most: u32) -> Vec<(RequestId, Baseline)> {
         let Some(heads) = self.lanes.get_mut(&(lane.action, lane.group)) else { return Vec::new() };

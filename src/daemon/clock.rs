@@ -1,115 +1,124 @@
-//! Whether the time of day can be believed. A machine without a battery begins in 1970 or at the day its system was built,
-//! until a time signal comes; nothing is sent and nothing is dated by such a clock.
+//! The time of day against the steady clock: notices that somebody has set the time, and by how much.
+//!
+//! What the daemon remembers by the time of day then moves along: a wait of a minute stays a minute. Reads no clock and no
+//! row.
 
-use std::path::Path;
-use std::pin::Pin;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use crate::model::{BatchId, Now, Steady, UtcMillis};
+use crate::verdict::Batch;
 
-use super::{now, systemd};
-use crate::model::UtcMillis;
-use crate::store::desk::{Access, Desk};
-use crate::store::{QueueLock, StoreError};
+/// Between two looks at the clocks a difference of more than this was set by somebody, and is no correction.
+const STEP_MIN_MS: i64 = 2000;
+/// Steps ahead that are remembered, for what was stamped before them.
+const STEPS_MAX: usize = 8;
 
-/// 2024-01-01: no machine that runs this is from before.
-const EARLIEST: UtcMillis = UtcMillis(1_704_067_200_000);
-/// 2099-01-01: the queue stores times of this century only.
-const LATEST: UtcMillis = UtcMillis(4_070_908_800_000);
-/// What the schema can store: from the year 2000 to the end of 2099.
-const STORABLE: (i64, i64) = (946_684_800_000, 4_102_444_799_999);
-/// A clock may be set back by as much as this between two runs; more is a clock that has lost its time.
-const SET_BACK: Duration = Duration::from_secs(24 * 3600);
-/// After this a clock that is only behind the last batch is believed: then it was wrong when that batch was made.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// Between two looks at the clock.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A time that the queue can store, as near as possible to `time`.
-pub(super) fn storable(time: UtcMillis) -> UtcMillis {
-    UtcMillis(time.0.clamp(STORABLE.0, STORABLE.1))
+/// The two clocks as they were last seen, and the steps since the start.
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    last: Option<Now>,
+    /// The time of day just before each step ahead, and its size in milliseconds.
+    ahead: Vec<(UtcMillis, i64)>,
+    stepped_at: Option<Steady>,
+    /// By how much the times of open batches that stood in the queue before a step are off.
+    off: BTreeMap<BatchId, i64>,
+    /// The same for batches whose call was being made: they were loaded before the step.
+    stale: BTreeMap<BatchId, i64>,
 }
 
-/// Why no clock is right that says `now`, if so.
-pub(super) fn beyond(now: UtcMillis) -> Option<String> {
-    let what = match now {
-        early if early < EARLIEST => "before 2024",
-        late if late >= LATEST => "after 2098",
-        _possible => return None,
-    };
-    Some(format!("this machine's clock is wrong: it stands {what}; nothing is sent until it is set"))
-}
+impl Clocks {
+    /// By how many milliseconds the time of day has been set since the last look; none if it only went on.
+    pub(super) fn step(&self, now: Now) -> Option<i64> {
+        let last = self.last?;
+        let passed = i64::try_from(now.steady.since(last.steady).as_millis()).unwrap_or(i64::MAX);
+        let step = now.utc.0.saturating_sub(last.utc.0).saturating_sub(passed);
+        (step.saturating_abs() >= STEP_MIN_MS).then_some(step)
+    }
 
-/// Why the clock should not be believed at a start, when the last batch was made at `last_intent` and we have waited for so
-/// long.
-fn doubt(now: UtcMillis, last_intent: Option<UtcMillis>, waited: Duration) -> Option<String> {
-    let behind = last_intent.filter(|last| last.since(now) > SET_BACK && waited < PATIENCE && beyond(*last).is_none());
-    beyond(now).or_else(|| {
-        behind.map(|last| {
-            format!("this machine's clock says {now}, but the last batch was sent at {last}; nothing is sent until it is set, or for 10 minutes")
-        })
-    })
-}
+    /// The clocks were looked at, and a step was acted upon.
+    pub(super) fn seen(&mut self, now: Now) {
+        self.last = Some(now);
+    }
 
-/// Waits at the start until the clock can be believed. False if `stop` resolved before.
-pub(super) async fn wait(path: &Path, lock: &mut QueueLock, mut stop: Pin<&mut impl Future<Output = ()>>) -> bool {
-    // What cannot be read now is told by the start itself.
-    let last_intent = last_intent(path).await.unwrap_or_default();
-    let begun = now().steady;
-    let mut said = false;
-    while let Some(doubt) = doubt(now().utc, last_intent, now().steady.since(begun)) {
-        if !said {
-            warn!("{doubt}");
-            lock.say(Some(&doubt));
-            said = true;
+    /// Remembers a step: `open` are the batches that are not done, those of them `in_hand` were loaded already.
+    pub(super) fn stepped(&mut self, by_ms: i64, open: &[BatchId], in_hand: &BTreeSet<BatchId>, now: Now) {
+        self.stepped_at = Some(now.steady);
+        if by_ms > 0 {
+            self.ahead.push((now.utc.moved(-by_ms), by_ms));
+            let surplus = self.ahead.len().saturating_sub(STEPS_MAX);
+            self.ahead.drain(..surplus);
         }
-        systemd::status(&doubt);
-        systemd::extend();
-        tokio::select! {
-            () = &mut stop => return false,
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        let before = std::mem::take(&mut self.off);
+        self.off = open.iter().map(|id| (*id, before.get(id).copied().unwrap_or(0).saturating_add(by_ms))).collect();
+        for id in in_hand {
+            *self.stale.entry(*id).or_default() += by_ms;
         }
     }
-    if said {
-        info!("this machine's clock can be believed again");
-        lock.say(None);
-    }
-    true
-}
 
-async fn last_intent(path: &Path) -> Result<Option<UtcMillis>, StoreError> {
-    let mut desk = Desk::open(path, Access::Read).await?;
-    let last = desk.last_intent().await;
-    desk.close().await?;
-    last
+    /// A batch as it was just read from the queue, with its times as the present clock would have shown them.
+    pub(super) fn correct_loaded(&self, batch: &mut Batch) {
+        let by_ms = self.off.get(&batch.id).copied().unwrap_or(0);
+        batch.intent_at = batch.intent_at.moved(by_ms);
+        batch.submitted_at = batch.submitted_at.map(|at| at.moved(by_ms));
+    }
+
+    /// The same for a batch whose call has ended. One that is accepted only now is stamped by the present clock.
+    pub(super) fn correct_returned(&mut self, batch: &mut Batch, accepted: bool) {
+        let by_ms = self.stale.remove(&batch.id).unwrap_or(0);
+        batch.intent_at = batch.intent_at.moved(by_ms);
+        batch.submitted_at = batch.submitted_at.map(|at| at.moved(by_ms));
+        batch.look_until = batch.look_until.map(|at| at.moved(by_ms));
+        if accepted {
+            self.off.remove(&batch.id);
+        }
+    }
+
+    /// What was stamped `at`, as the present clock would have shown it, as far as that can be told: steps ahead leave no
+    /// doubt.
+    pub(super) fn corrected(&self, at: UtcMillis) -> UtcMillis {
+        self.ahead.iter().fold(at, |at, (before, by_ms)| if at <= *before { at.moved(*by_ms) } else { at })
+    }
+
+    /// How much longer than `span` ago something may have been stamped by a clock that has stepped ahead within `span`.
+    pub(super) fn allowance(&self, span: Duration, steady: Steady) -> Duration {
+        let recent = self.stepped_at.is_some_and(|at| steady.since(at) < span);
+        let ahead_ms: i64 = self.ahead.iter().map(|(_, by_ms)| by_ms).sum();
+        if recent { Duration::from_millis(u64::try_from(ahead_ms).unwrap_or(0)) } else { Duration::ZERO }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HOUR: Duration = Duration::from_secs(3600);
-    const TODAY: UtcMillis = UtcMillis(1_800_000_000_000);
+    const BEGIN: UtcMillis = UtcMillis(1_800_000_000_000);
 
-    #[test]
-    fn a_clock_before_2024_or_after_2098_is_not_believed() {
-        for wrong in
-            [UtcMillis(0), UtcMillis(EARLIEST.0 - 1), LATEST, UtcMillis(4_133_980_800_000), UtcMillis(i64::MAX)]
-        {
-            assert!(beyond(storable(wrong)).is_some(), "{wrong:?}");
-            assert!(doubt(storable(wrong), None, PATIENCE).is_some(), "{wrong:?}");
-        }
-        for right in [EARLIEST, TODAY, UtcMillis(LATEST.0 - 1)] {
-            assert_eq!(beyond(right), None);
-        }
+    fn at(utc_seconds: i64, steady_seconds: u64) -> Now {
+        Now { utc: BEGIN.moved(utc_seconds * 1000), steady: Steady(Duration::from_secs(steady_seconds)) }
     }
 
     #[test]
-    fn a_clock_far_behind_the_last_batch_is_believed_after_a_while() {
-        let before = TODAY.before(25 * HOUR);
-        assert!(doubt(before, Some(TODAY), Duration::ZERO).is_some());
-        assert_eq!(doubt(before, Some(TODAY), PATIENCE), None);
-        assert_eq!(doubt(TODAY.before(HOUR), Some(TODAY), Duration::ZERO), None, "that is a correction");
-        assert_eq!(doubt(TODAY, Some(LATEST), Duration::ZERO), None, "no batch was sent then");
+    fn only_what_the_steady_clock_did_not_see_pass_is_a_step() {
+        let mut clocks = Clocks::default();
+        assert_eq!(clocks.step(at(0, 0)), None, "the first look");
+        clocks.seen(at(0, 0));
+        assert_eq!(clocks.step(at(86_400, 86_400)), None, "a machine that slept for a day");
+        assert_eq!(clocks.step(at(6, 5)), None, "a correction");
+        assert_eq!(clocks.step(at(3605, 5)), Some(3_600_000));
+        assert_eq!(clocks.step(at(-3595, 5)), Some(-3_600_000));
+    }
+
+    #[test]
+    fn what_was_stamped_before_a_step_ahead_is_moved_and_what_came_after_is_not() {
+        let mut clocks = Clocks::default();
+        clocks.seen(at(0, 0));
+        clocks.stepped(3_600_000, &[BatchId(1)], &BTreeSet::new(), at(3600, 0));
+        assert_eq!(clocks.corrected(BEGIN), BEGIN + Duration::from_secs(3600));
+        let later = BEGIN + Duration::from_secs(3601);
+        assert_eq!(clocks.corrected(later), later);
+        let day = Duration::from_secs(86_400);
+        assert_eq!(clocks.allowance(day, Steady(Duration::from_secs(10))), Duration::from_secs(3600));
+        assert_eq!(clocks.allowance(day, Steady(day)), Duration::ZERO, "everything older has aged by the new clock");
     }
 }

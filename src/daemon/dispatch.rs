@@ -5,29 +5,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::baselines::Baselines;
+use super::clock::Clocks;
 use super::keep::Keeping;
+use super::strangers::Strangers;
 use super::task::{Finished, Task};
-use super::{Clouds, Observers, clock, report};
+use super::{Clouds, Observers, clock_check, report};
 use crate::cloud::{CallError, Fault, PowerCloud, Signed};
 use crate::lifecycle::{BatchNext, Event, Step};
 use crate::meter::TargetFacts;
 use crate::model::{BatchId, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis};
-use crate::pace::{LookTimes, Pace};
+use crate::pace::{LookTimes, Pace, Reads};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Ended, Head, Origin, RefusedKey, Store, StoreError, TargetNews};
+use crate::store::{Ended, Head, NotedPace, Origin, RefusedKey, Store, StoreError, TargetNews};
 use crate::verdict::{Batch, Rules, Watch};
 
-/// Chunks taken in before calls are made; the rest follows in the next round, which comes at once.
-const CHUNKS_A_ROUND: u32 = 4;
-
-/// A clock that goes back by more than this was set, not corrected.
-const CLOCK_STEP: Duration = Duration::from_secs(2);
+/// Between two chunks that are taken in: as long as a chunk lasts, so that producers get their turn.
+const CHUNK_PAUSE: Duration = Duration::from_millis(10);
+/// Stamps that lie ahead of the clock by more than this at a start show that it was set back.
+const AHEAD_MAX: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct Dispatcher {
@@ -46,15 +48,22 @@ pub struct Dispatcher {
     pub(super) in_hand: BTreeSet<BatchId>,
     /// What this process has seen of open batches; never stored.
     pub(super) watches: BTreeMap<BatchId, Watch>,
-    /// Jobs being asked for.
+    /// Jobs being asked for, of all targets.
     pub(super) tracking: usize,
     /// Answers that the database did not take.
     unsaved: Vec<Answered>,
-    last_round_at: Option<UtcMillis>,
     /// Why nothing is sent by this clock.
     clock_doubt: Option<String>,
     /// The steady clock, as of the present round or answer.
     pub(super) steady: Steady,
+    pub(super) clocks: Clocks,
+    /// No chunk is taken in before this.
+    chunk_after: Steady,
+    pub(super) strangers: Strangers,
+    /// Whose batch was claimed last: the others come before it.
+    pub(super) last_served: Option<TargetName>,
+    /// From when on nothing new may leave: set by whoever is asked to stop.
+    pub(super) halt: Arc<AtomicBool>,
     pub(super) keeping: Keeping,
     pub(super) observers: Observers,
     /// What the start found stranded, until somebody counts it.
@@ -75,6 +84,10 @@ pub(super) struct Target {
     pub(super) cloud: Arc<dyn PowerCloud>,
     pub(super) rules: Rules,
     pub(super) pace: Pace,
+    /// When it may be asked again, if the cloud throttled a read.
+    pub(super) reads: Reads,
+    /// Its jobs being asked for.
+    pub(super) tracking: usize,
     pub(super) ready: Readiness,
     /// Whose states are being read, to leave next.
     pub(super) heads: Vec<Head>,
@@ -103,8 +116,8 @@ pub(super) enum Readiness {
     Unknown,
     /// Being asked, since then.
     Preparing(UtcMillis),
-    /// Yes, for the calls of this round.
-    Ready,
+    /// Yes, as of this moment.
+    Ready(Steady),
 }
 
 /// What a round asks for.
@@ -130,8 +143,10 @@ impl Dispatcher {
     /// # Errors
     /// Those of the store: also when it cannot be written.
     pub async fn new(store: Arc<Store>, settings: &Settings, clouds: Clouds, now: Now) -> Result<Self, StoreError> {
-        let Now { utc: now, steady } = now;
+        let begun = now;
+        let Now { utc: now, steady } = begun;
         let attempts_max = settings.batch.attempts_max.get();
+        let clocks = clocks_at_start(&store, begun).await?;
         let mut targets = BTreeMap::new();
         for settings in &settings.targets {
             let Some(cloud) = clouds.get(&settings.name) else { continue };
@@ -162,9 +177,13 @@ impl Dispatcher {
             watches: BTreeMap::new(),
             tracking: 0,
             unsaved: Vec::new(),
-            last_round_at: None,
             clock_doubt: None,
             steady,
+            clocks,
+            chunk_after: steady,
+            strangers: Strangers::default(),
+            last_served: None,
+            halt: Arc::default(),
             keeping: Keeping::new(settings.queue.retention),
             observers: Observers::default(),
             stranded,
@@ -184,24 +203,34 @@ impl Dispatcher {
     pub async fn round(&mut self, now: Now) -> Round {
         let mut round = Round::default();
         self.steady = now.steady;
-        round.trouble = self.passes(&mut round, now.utc).await.err();
+        round.trouble = self.passes(&mut round, now).await.err();
         self.note_progress(round.trouble.is_none());
         round
     }
 
-    async fn passes(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
+    /// The claim comes last: between a stored intent and its call there is nothing else to do.
+    async fn passes(&mut self, round: &mut Round, now: Now) -> Result<(), StoreError> {
         self.store.check_place().await?;
-        if self.doubts_clock(now) {
+        if self.doubts_clock(now.utc) {
             return Ok(());
         }
         self.notice_clock(now).await?;
+        let now = now.utc;
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now).await?;
         self.take_in(round, now).await?;
         self.reject_protected(now).await?;
         self.review_holds(round, now).await?;
         self.spare_keys(now);
-        self.submit_pass(round, now).await?;
+        let chosen = self.submit_pass(round, now).await?;
+        let others = self.other_passes(round, now).await;
+        match chosen {
+            Some(chosen) => self.claim_chosen(chosen, others, round, now).await,
+            None => others,
+        }
+    }
+
+    async fn other_passes(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
         self.follow_pass(round, now).await?;
         // A prune asks them for how long the budgets remember.
         self.note_paces(now).await?;
@@ -210,7 +239,7 @@ impl Dispatcher {
 
     /// True while no clock is right that says this.
     fn doubts_clock(&mut self, now: UtcMillis) -> bool {
-        let doubt = clock::beyond(now);
+        let doubt = clock_check::beyond(now);
         match (&doubt, &self.clock_doubt) {
             (Some(doubt), None) => warn!("{doubt}"),
             (None, Some(_)) => info!("this machine's clock can be believed again"),
@@ -225,23 +254,33 @@ impl Dispatcher {
     /// # Errors
     /// Only those that no waiting mends.
     pub async fn finish(&mut self, finished: Finished, now: Now) -> Result<(), StoreError> {
-        let Now { utc: now, steady } = now;
-        self.steady = steady;
+        self.steady = now.steady;
+        match self.notice_clock(now).await {
+            // It is noticed again; the answer is more urgent.
+            Err(error) if error.is_passing() => {}
+            noticed => noticed?,
+        }
+        let now = now.utc;
         let (target, call, fault) = finished.end();
         self.observers.meter.call_ended(target, call, fault);
         self.signed = finished.signed().clone();
         match finished {
             Finished::Prepared { target, result, .. } => self.prepared(&target, result, now).await,
-            Finished::Submitted { batch, answer, .. } => {
+            Finished::Submitted { mut batch, answer, .. } => {
                 self.in_hand.remove(&batch.id);
+                self.clocks.correct_returned(&mut batch, answer.is_ok());
                 self.submitted(batch, answer, now).await
             }
-            Finished::Tracked { batch, answer, .. } => {
+            Finished::Tracked { mut batch, answer, .. } => {
                 self.in_hand.remove(&batch.id);
+                self.clocks.correct_returned(&mut batch, false);
                 self.tracked(batch, answer, now).await
             }
-            Finished::Looked { target, batches, answer, .. } => {
-                self.in_hand.retain(|id| batches.iter().all(|batch| batch.id != *id));
+            Finished::Looked { target, mut batches, answer, .. } => {
+                for batch in &mut batches {
+                    self.in_hand.remove(&batch.id);
+                    self.clocks.correct_returned(batch, false);
+                }
                 self.looked(&target, batches, answer, now).await
             }
         }
@@ -253,6 +292,15 @@ impl Dispatcher {
         self.default_ttl = settings.queue.default_ttl;
         self.keeping.retention = settings.queue.retention;
         self.observers.notifier.take_up(settings.notify.as_ref());
+    }
+
+    /// Once true is stored here, no new intent is made. Shared with whoever hears that the daemon is to stop.
+    pub fn halt(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.halt)
+    }
+
+    pub(super) fn is_halted(&self) -> bool {
+        self.halt.load(Ordering::SeqCst)
     }
 
     /// Answers that wait to be stored.
@@ -286,6 +334,7 @@ impl Dispatcher {
             self.store.record(&answered.batch, &answered.step, now).await?;
             if let Some(answered) = self.unsaved.pop() {
                 self.tell_answered(&answered, now);
+                self.free_budget(&answered).await?;
             }
         }
         Ok(())
@@ -311,7 +360,7 @@ impl Dispatcher {
         match self.store.record(&answered.batch, &answered.step, now).await {
             Ok(()) => {
                 self.tell_answered(&answered, now);
-                Ok(())
+                self.free_budget(&answered).await
             }
             Err(error) if error.is_passing() => {
                 let id = answered.batch.id;
@@ -363,43 +412,52 @@ impl Dispatcher {
         self.observers.meter.round_ended(good, self.unsaved.len(), self.in_hand.len());
     }
 
-    /// After a clock that stepped back, what was put off until some time of the "future" is due again at once; else a step of
-    /// an hour would park it for an hour.
-    async fn notice_clock(&mut self, now: UtcMillis) -> Result<(), StoreError> {
-        let last = self.last_round_at.unwrap_or(now);
-        if last.since(now) >= CLOCK_STEP {
-            self.store.forget_waits(now).await?;
-            self.targets.values_mut().for_each(|target| target.pace.unblock());
+    /// After somebody set the clock, what was put off until some time of the day is moved along; else a step of an hour
+    /// would park it for an hour, or end it an hour early.
+    async fn notice_clock(&mut self, now: Now) -> Result<(), StoreError> {
+        if let Some(by_ms) = self.clocks.step(now) {
+            self.store.move_waits(by_ms).await?;
+            let open = self.store.open_batch_ids().await?;
+            self.clocks.stepped(by_ms, &open, &self.in_hand, now);
+            self.targets.values_mut().for_each(|target| target.move_times(by_ms));
+            self.refused.iter_mut().for_each(|refused| refused.move_times(by_ms));
+            self.keeping.move_times(by_ms);
+            let (way, size) = (if by_ms > 0 { "ahead" } else { "back" }, Duration::from_millis(by_ms.unsigned_abs()));
             warn!(
-                clock.step_ms = last.0 - now.0,
-                "this machine's clock has stepped back by {:?}; waits are cut short",
-                last.since(now)
+                clock.step_ms = by_ms,
+                "this machine's clock was set {way} by {size:?}; the daemon's own waits are moved along"
             );
         }
-        // Only now: a step whose waits could not be forgotten is noticed again.
-        self.last_round_at = Some(now);
+        // Only now: a step whose waits could not be moved is noticed again.
+        self.clocks.seen(now);
         Ok(())
     }
 
     async fn take_in(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
-        for _ in 0..CHUNKS_A_ROUND {
-            let taken = self.store.take_in(self.default_ttl, now).await?;
-            if taken.expired + taken.cancelled > 0 {
-                self.count(&taken.ended);
-                info!(
-                    expired = taken.expired,
-                    cancelled = taken.cancelled,
-                    "requests ended without being sent: {} expired, {} cancelled",
-                    taken.expired,
-                    taken.cancelled
-                );
-            }
-            if !taken.more {
-                break;
-            }
-            round.wake(now);
+        let pause = self.chunk_after.since(self.steady);
+        if !pause.is_zero() {
+            round.wake(now + pause);
+            return Ok(());
         }
-        if let Some(at) = self.store.next_due_at(self.default_ttl).await? {
+        // What waited before the clock stepped ahead has not waited for longer because of it.
+        let ttl = self.default_ttl.map(|ttl| ttl + self.clocks.allowance(ttl, self.steady));
+        let taken = self.store.take_in(ttl, now).await?;
+        if taken.expired + taken.cancelled > 0 {
+            self.count(&taken.ended);
+            info!(
+                expired = taken.expired,
+                cancelled = taken.cancelled,
+                "requests ended without being sent: {} expired, {} cancelled",
+                taken.expired,
+                taken.cancelled
+            );
+        }
+        if taken.more {
+            self.chunk_after = Steady(self.steady.0 + CHUNK_PAUSE);
+            round.wake(now + CHUNK_PAUSE);
+            return Ok(());
+        }
+        if let Some(at) = self.store.next_due_at(ttl).await? {
             round.wake(at.max(now + Duration::from_millis(1)));
         }
         Ok(())
@@ -425,11 +483,7 @@ impl Dispatcher {
     }
 
     async fn review_holds(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
-        let used = self.store.targets_in_use().await?;
-        let unknown: Vec<TargetName> = used.into_iter().filter(|name| !self.targets.contains_key(name)).collect();
-        for target in self.store.hold_unknown_targets(&unknown, now).await? {
-            warn!(%target, "requests name target \"{target}\", which the config does not have; they wait");
-        }
+        self.look_for_strangers(round, now).await?;
         let (holds, odd) = self.store.holds(now).await?;
         self.holds = holds;
         if odd != self.odd_holds {
@@ -441,12 +495,15 @@ impl Dispatcher {
     }
 
     /// Stores changed paces, so that a restart and `status` know them.
-    async fn note_paces(&mut self, now: UtcMillis) -> Result<(), StoreError> {
+    pub(super) async fn note_paces(&mut self, now: UtcMillis) -> Result<(), StoreError> {
         for (name, target) in &mut self.targets {
             let news = TargetNews {
                 configured: target.settings.submits_per_minute,
-                rate: target.pace.rate(),
-                throttles: target.pace.throttles(),
+                pace: NotedPace {
+                    rate: target.pace.rate(),
+                    throttles: target.pace.throttles(),
+                    reads_until: target.reads.until(),
+                },
                 budget_span: target.settings.budgets.iter().map(|(_, budget)| budget.span).max(),
             };
             if target.noted != Some(news) {
@@ -469,8 +526,12 @@ impl Target {
         let calls = store.recent_calls(&settings.name, settings.submits_per_minute, now).await?;
         let mut pace = Pace::new(settings.submits_per_minute, calls, now);
         let origin = Self::origin_of(settings);
+        let mut reads = Reads::default();
         match store.noted_pace(&settings.name, &origin).await? {
-            Some((rate, throttles)) => pace.resume(rate, throttles),
+            Some(noted) => {
+                pace.resume(noted.rate, noted.throttles);
+                reads = Reads::resumed(noted.reads_until);
+            }
             // What kept calls back was met somewhere else: a mended endpoint is tried at once.
             None => {
                 store.lift_hold(&settings.name, HoldKind::Breaker).await?;
@@ -483,6 +544,8 @@ impl Target {
             cloud,
             rules: rules(settings, attempts_max),
             pace,
+            reads,
+            tracking: 0,
             ready: Readiness::Unknown,
             heads: Vec::new(),
             baselines: Baselines::default(),
@@ -510,6 +573,16 @@ impl Target {
         }
     }
 
+    /// The clock was moved by so many milliseconds.
+    fn move_times(&mut self, by_ms: i64) {
+        self.pace.moved(by_ms);
+        self.reads.moved(by_ms);
+        self.baselines.move_times(by_ms);
+        if let Readiness::Preparing(since) = self.ready {
+            self.ready = Readiness::Preparing(since.moved(by_ms));
+        }
+    }
+
     /// Where `settings` send their batches.
     pub(super) fn origin_of(settings: &TargetSettings) -> Origin {
         let endpoint = settings.endpoint.as_str().trim_end_matches('/').to_owned();
@@ -519,11 +592,30 @@ impl Target {
     /// Goes on with other limits or another client; what is being done goes on.
     pub(super) fn take_up(&mut self, settings: &TargetSettings, attempts_max: u32, cloud: Arc<dyn PowerCloud>) {
         self.pace.reconfigure(settings.submits_per_minute);
+        // Whoever reloads has perhaps had a limit raised; a call finds out.
+        self.reads = Reads::default();
         self.rules = rules(settings, attempts_max);
         self.settings = settings.clone();
         self.cloud = cloud;
         self.noted = None;
     }
+}
+
+/// A clock that shows less than what an earlier run has written was set back since: its waits are moved along.
+async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> {
+    let mut clocks = Clocks::default();
+    clocks.seen(now);
+    let ahead = store.last_written_at().await?.map_or(Duration::ZERO, |at| at.since(now.utc));
+    if ahead > AHEAD_MAX {
+        let by_ms = -i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
+        store.move_waits(by_ms).await?;
+        clocks.stepped(by_ms, &store.open_batch_ids().await?, &BTreeSet::new(), now);
+        warn!(
+            clock.step_ms = by_ms,
+            "this machine's clock shows {ahead:?} less than the queue; the daemon's own waits are moved along"
+        );
+    }
+    Ok(clocks)
 }
 
 fn rules(settings: &TargetSettings, attempts_max: u32) -> Rules {

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::{DaemonError, now, report, wake};
-use crate::model::{PowerAction, UtcMillis};
+use crate::model::{PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::{Store, StoreError};
+
+/// Unknown targets read at once.
+const TARGETS_AT_ONCE: u32 = 1000;
 
 /// Logs the plan, and again whenever the queue changes, until `stop` resolves.
 ///
@@ -39,11 +42,14 @@ pub async fn dry_run(settings: &Settings, stop: impl Future<Output = ()>) -> Res
 /// The plan as sentences, in the order in which batches would leave.
 async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec<String>, StoreError> {
     let (holds, _) = store.present_holds(now).await?;
-    let count_max = settings.targets.iter().map(|target| target.batch_servers_max).max().unwrap_or(1);
-    let lanes = store.lanes(count_max).await?;
     let mut lines = Vec::new();
     for target in &settings.targets {
-        let mut rest: Vec<Lane> = lanes.iter().filter(|lane| lane.target == target.name).cloned().collect();
+        let wanted: Vec<(TargetName, PowerAction)> =
+            PowerAction::ALL.iter().map(|action| (target.name.clone(), *action)).collect();
+        let mut rest = Vec::new();
+        for lane in store.lanes(&wanted).await? {
+            rest.push(store.count(&lane, target.batch_servers_max).await?);
+        }
         while let Choice::Go(lane) = choose(target, &rest, &holds, now) {
             lines.push(line(store, target, &lane, now).await?);
             rest.retain(|other| *other != lane);
@@ -53,9 +59,17 @@ async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec
                 .map(|lane| format!("held: {} of {} at target \"{}\"", lane.action, servers(lane.ready), target.name)),
         );
     }
-    for name in store.targets_in_use().await? {
-        if settings.targets.iter().all(|target| target.name != name) {
-            lines.push(format!("held: the config has no [targets.{name}]"));
+    let mut last = String::new();
+    loop {
+        let used = store.targets_after(&last, TARGETS_AT_ONCE).await?;
+        for name in &used {
+            if settings.targets.iter().all(|target| target.name != *name) {
+                lines.push(format!("held: the config has no [targets.{name}]"));
+            }
+        }
+        match used.last() {
+            Some(name) => last.clone_from(&name.0),
+            None => break,
         }
     }
     if lines.is_empty() {

@@ -6,8 +6,10 @@
 //! SQL.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
@@ -20,10 +22,12 @@ use crate::model::{Now, Steady, TargetName, UtcMillis};
 use crate::notify::Notifier;
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
+use crate::verdict::Batch;
 use systemd::Watchdog;
 
 mod baselines;
 mod clock;
+mod clock_check;
 mod connect;
 mod dispatch;
 mod dry_run;
@@ -33,6 +37,7 @@ mod keys;
 pub(crate) mod refusals;
 mod reload;
 mod report;
+mod strangers;
 mod submit;
 pub(crate) mod systemd;
 mod task;
@@ -46,6 +51,8 @@ pub use task::{Finished, Task};
 
 /// Without any news the queue is looked at this often: a net under the notifications.
 const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
+/// Answers stored between two rounds.
+const ANSWERS_A_TURN: usize = 4;
 /// The first wait after the database failed; doubles up to `SAFETY_INTERVAL`.
 const TROUBLE_WAIT: Duration = Duration::from_millis(250);
 /// How long a stop waits for answers that cannot be stored.
@@ -87,7 +94,7 @@ pub fn now() -> Now {
     let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(booted.tv_sec).unwrap_or(0);
     let nanoseconds = u32::try_from(booted.tv_nsec).unwrap_or(0);
-    Now { utc: clock::storable(utc), steady: Steady(Duration::new(seconds, nanoseconds)) }
+    Now { utc: clock_check::storable(utc), steady: Steady(Duration::new(seconds, nanoseconds)) }
 }
 
 /// Runs the daemon until `stop` resolves.
@@ -127,7 +134,7 @@ pub async fn run_observed(
     let failed = |source| DaemonError::Store { path: path.clone(), source };
     let mut lock = QueueLock::take(&path, now().utc).map_err(failed)?;
     let mut stop = std::pin::pin!(stop);
-    if !clock::wait(&path, &mut lock, stop.as_mut()).await {
+    if !clock_check::wait(&path, &mut lock, stop.as_mut()).await {
         return Ok(());
     }
     let begin = async || {
@@ -138,16 +145,9 @@ pub async fn run_observed(
         let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
         Ok((store, dispatcher))
     };
-    let (store, mut dispatcher) = loop {
-        match begin().await {
-            // A producer that inserts a million rows at once holds its lock for longer than we wait.
-            Err(StoreError::Busy) => {
-                warn!("{} is locked by another program; waiting for it", path.display());
-                systemd::status("waiting for another program to unlock the queue");
-                systemd::extend();
-            }
-            begun => break begun.map_err(failed)?,
-        }
+    let Some((store, mut dispatcher)) = wait_until_ready(&path, begin, stop.as_mut()).await.map_err(failed)? else {
+        info!("stopped before the queue could be used");
+        return Ok(());
     };
     dispatcher.observe(observers);
     info!(queue = %path.display(), targets = settings.targets.len(), "poweryard {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
@@ -179,6 +179,7 @@ pub async fn run_observed(
     outcome.map_err(failed)
 }
 
+/// Notes how far the queue has come, so that an older copy is known for one.
 async fn end_epoch(store: &Store) -> Result<(), StoreError> {
     match store.end_epoch().await {
         // What was done is stored; a later start finds the epoch as it is.
@@ -190,9 +191,50 @@ async fn end_epoch(store: &Store) -> Result<(), StoreError> {
     }
 }
 
+/// Begins as soon as the queue can be used. None if a stop is asked for before that.
+///
+/// # Errors
+/// Those that no waiting mends.
+async fn wait_until_ready<T>(
+    path: &Path,
+    begin: impl AsyncFn() -> Result<T, StoreError>,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<T>, StoreError> {
+    loop {
+        let begun = tokio::select! {
+            biased;
+            () = &mut stop => return Ok(None),
+            begun = begin() => begun,
+        };
+        match begun {
+            // A producer that inserts a million rows at once holds its lock for longer than we wait.
+            Err(StoreError::Busy) => {
+                warn!("{} is locked by another program; waiting for it", path.display());
+                systemd::status("waiting for another program to unlock the queue");
+                systemd::extend();
+            }
+            begun => return begun.map(Some),
+        }
+    }
+}
+
+/// What a task came to.
+enum Ended {
+    Finished(Finished),
+    /// The intent of this call is stored, and a stop was asked for before it began.
+    NotBegun(Batch),
+}
+
+async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> Ended {
+    match task {
+        Task::Submit { batch, .. } if halt.load(Ordering::SeqCst) => Ended::NotBegun(batch),
+        task => Ended::Finished(task.run().await),
+    }
+}
+
 struct Loop {
     dispatcher: Dispatcher,
-    tasks: JoinSet<Finished>,
+    tasks: JoinSet<Ended>,
     /// Reads that a stop may cut short; submit calls are waited for.
     followers: Vec<AbortHandle>,
     /// The present wait, while the database fails.
@@ -204,12 +246,12 @@ struct Loop {
 }
 
 impl Loop {
-    async fn run(mut self, store: &Arc<Store>, stop: impl Future<Output = ()>) -> Result<(), StoreError> {
+    async fn run(mut self, store: &Arc<Store>, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), StoreError> {
         let mut wake = wake::watch(Arc::clone(store));
-        let mut stop = std::pin::pin!(stop);
         let mut announced = false;
         loop {
-            let pause = self.round().await?.min(self.watchdog.patience());
+            let Some(pause) = self.round(stop.as_mut()).await? else { break };
+            let pause = pause.min(self.watchdog.patience());
             if self.trouble.is_none() {
                 systemd::status(&self.dispatcher.status_line());
                 if !announced {
@@ -223,10 +265,15 @@ impl Loop {
                 }
             }
             self.watchdog.feed();
+            // In this order: answers that wait to be stored take turns with the rounds, in which calls leave.
             tokio::select! {
-                () = &mut stop => break,
-                Some(finished) = self.tasks.join_next() => self.take(finished).await?,
+                biased;
+                () = &mut stop => {
+                    self.dispatcher.halt().store(true, Ordering::SeqCst);
+                    break;
+                }
                 Some(reload) = self.reloads.recv() => self.reload(reload).await,
+                Some(ended) = self.tasks.join_next() => self.take(ended).await?,
                 () = wake.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -236,10 +283,26 @@ impl Loop {
         self.finish().await
     }
 
-    /// One round, and how long to sleep if nothing happens.
-    async fn round(&mut self) -> Result<Duration, StoreError> {
+    /// One round, and how long to sleep if nothing happens; none once a stop is asked for. From that moment on no intent is
+    /// made, and no call begins.
+    async fn round(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<Option<Duration>, StoreError> {
         let now = now();
-        let round = self.dispatcher.round(now).await;
+        let halt = self.dispatcher.halt();
+        let mut stopped = false;
+        let round = {
+            let mut round = std::pin::pin!(self.dispatcher.round(now));
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut stop, if !stopped => {
+                        stopped = true;
+                        halt.store(true, Ordering::SeqCst);
+                    }
+                    round = &mut round => break round,
+                }
+            }
+        };
+        round.tasks.into_iter().for_each(|task| self.start(task));
         let pause = match round.trouble {
             None => {
                 if self.trouble.take().is_some() {
@@ -249,8 +312,7 @@ impl Loop {
             }
             Some(error) => self.endure(&error).ok_or(error)?,
         };
-        round.tasks.into_iter().for_each(|task| self.start(task));
-        Ok(pause)
+        Ok((!stopped).then_some(pause))
     }
 
     async fn reload(&mut self, reload: Reload) {
@@ -276,25 +338,29 @@ impl Loop {
 
     fn start(&mut self, task: Task) {
         let is_submit = matches!(task, Task::Submit { .. });
-        let handle = self.tasks.spawn(task.run());
+        let handle = self.tasks.spawn(carry_out(task, self.dispatcher.halt()));
         if !is_submit {
             self.followers.retain(|follower| !follower.is_finished());
             self.followers.push(handle);
         }
     }
 
-    async fn take(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<(), StoreError> {
-        let mut next = Some(finished);
-        while let Some(finished) = next {
-            match finished {
-                Ok(finished) => self.dispatcher.finish(finished, now()).await?,
+    /// Stores what has ended: this one, and a few more that have.
+    async fn take(&mut self, ended: Result<Ended, tokio::task::JoinError>) -> Result<(), StoreError> {
+        let mut next = Some(ended);
+        let mut taken = 0;
+        while let Some(ended) = next {
+            match ended {
+                Ok(Ended::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
+                Ok(Ended::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}
             }
             // Behind a lock each of them may take seconds.
             self.watchdog.feed();
-            next = self.tasks.try_join_next();
+            taken += 1;
+            next = if taken < ANSWERS_A_TURN { self.tasks.try_join_next() } else { None };
         }
         Ok(())
     }
@@ -306,7 +372,7 @@ impl Loop {
         let mut signs_of_life = tokio::time::interval(SAFETY_INTERVAL);
         while !self.tasks.is_empty() {
             tokio::select! {
-                Some(finished) = self.tasks.join_next() => self.take(finished).await?,
+                Some(ended) = self.tasks.join_next() => self.take(ended).await?,
                 // Each call ends within its request_timeout, which may be longer than the unit's TimeoutStopSec.
                 _ = signs_of_life.tick() => {
                     systemd::extend();

@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::dispatch::{Dispatcher, Target};
 use super::keys::Renewal;
+use super::strangers::Strangers;
 use super::{Clouds, report};
 use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::settings::{Settings, TargetSettings};
@@ -73,17 +74,27 @@ impl Dispatcher {
             self.store.lift_hold(name, HoldKind::Budget).await?;
             self.store.lift_hold(name, HoldKind::Breaker).await?;
         }
+        let mut asked_again = Vec::new();
         for new in &settings.targets {
             if targets.contains_key(&new.name) {
                 continue;
             }
             if let (Some(mut target), Some(cloud)) = (self.targets.remove(&new.name), clouds.get(&new.name)) {
+                let throttled = target.reads.wait(now).is_some();
                 target.take_up(new, attempts_max, Arc::clone(cloud));
+                asked_again.extend(throttled.then(|| new.name.clone()));
                 targets.insert(new.name.clone(), target);
             }
         }
         self.targets = targets;
+        self.strangers = Strangers::default();
         self.take_up(&settings);
+        for name in asked_again {
+            // Its looks were put off to the end of the throttling.
+            if let Err(error) = self.store.look_at_once(&name, now).await {
+                warn!(target = %name, "the looks of target \"{name}\" wait on: {}", report::chain(&error));
+            }
+        }
         if let Err(error) = self.retry_keys(&renewal, now).await {
             warn!("the holds of refused keys stay for now: {}", report::chain(&error));
         }

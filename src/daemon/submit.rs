@@ -1,9 +1,9 @@
 //! The submit pass: which batches leave now, and what a call's fate means for the target's pace and holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::baselines::Baselines;
 use super::dispatch::{Answered, Dispatcher, Readiness, Round};
@@ -11,52 +11,138 @@ use super::keys::REFUSED;
 use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault, Observed};
-use crate::model::{HoldKind, Now, PowerAction, ServerId, Sighting, TargetName, Tracking, UtcMillis};
+use crate::lifecycle::BatchNext;
+use crate::model::{
+    BatchState, HoldKind, LookCause, Now, PowerAction, ServerId, Sighting, Steady, TargetName, Tracking, UtcMillis,
+};
 use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::store::{Head, StoreError, Which};
 use crate::verdict::{self, Batch, Watch};
 
 /// Servers read at once before their requests leave: a page of the list.
 const HEADS_MAX: usize = 1000;
+/// What was made ready for a call (a token) is good for so long.
+const READY_FOR: Duration = Duration::from_secs(5);
 /// A wrong endpoint or project does not mend itself; asking every so often notices that somebody did.
 const CONFIGURATION_HOLD: Duration = Duration::from_secs(5 * 60);
 
+/// What is claimed at the end of a round.
+pub(super) struct Chosen {
+    target: TargetName,
+    lane: Lane,
+    servers_max: u32,
+}
+
 impl Dispatcher {
-    /// Claims what may leave now. A claim is a stored intent; its call is in the round's tasks.
-    pub(super) async fn submit_pass(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
-        let count_max = self.targets.values().map(|target| target.settings.batch_servers_max).max().unwrap_or(1);
-        let mut lanes = self.store.lanes(count_max).await?;
-        let names: Vec<TargetName> = self.targets.keys().cloned().collect();
+    /// Gets targets ready whose batches may leave, and chooses the next one. One batch is claimed in a round, so that its
+    /// call leaves at once; the next round comes at once too, and then it is another target's turn.
+    pub(super) async fn submit_pass(
+        &mut self,
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<Option<Chosen>, StoreError> {
+        if self.is_halted() {
+            return Ok(None);
+        }
+        let names = self.targets_in_turn(round, now);
+        let mut lanes = self.lanes_of(&names, now).await?;
+        let mut chosen: Option<Chosen> = None;
         for name in names {
-            while let Some(lane) = self.next_lane(&name, &lanes, round, now).await? {
-                if let Some(servers_max) = self.allowed(&name, lane.action, round, now).await? {
-                    self.claim(&name, &lane, servers_max, round, now).await?;
-                    lanes = self.store.lanes(count_max).await?;
+            let Some(lanes) = lanes.remove(&name) else { continue };
+            // The one before may have begun a call with the same key.
+            if !self.may_call(&name) {
+                continue;
+            }
+            if chosen.is_some() && self.is_ready(&name) {
+                round.wake(now);
+                continue;
+            }
+            let Some(lane) = self.next_lane(&name, lanes, round, now).await? else { continue };
+            let Some(servers_max) = self.allowed(&name, lane.action, round, now).await? else {
+                // Another action may have something left of its own.
+                round.wake(now);
+                continue;
+            };
+            // Whoever asks meanwhile whether a call may be made with this key counts this one.
+            self.call_opens(&name);
+            chosen = Some(Chosen { target: name, lane, servers_max });
+        }
+        Ok(chosen)
+    }
+
+    /// The targets that a call may leave for at this moment, those first that have waited for longest.
+    fn targets_in_turn(&mut self, round: &mut Round, now: UtcMillis) -> Vec<TargetName> {
+        let all: Vec<TargetName> = self.targets.keys().cloned().collect();
+        let first = all.partition_point(|name| self.last_served.as_ref().is_some_and(|last| name <= last));
+        let (served, waiting) = all.split_at(first);
+        let in_turn = waiting.iter().chain(served);
+        in_turn.filter(|name| self.has_room(name, round, now)).cloned().collect()
+    }
+
+    /// True if the pace, the open calls and the key of `name` let one more call leave.
+    fn has_room(&mut self, name: &TargetName, round: &mut Round, now: UtcMillis) -> bool {
+        if !self.may_call(name) {
+            return false;
+        }
+        let Some(target) = self.targets.get_mut(name) else { return false };
+        let most = if target.pace.throttles() > 0 { 1 } else { target.settings.submits_open_max };
+        if matches!(target.ready, Readiness::Preparing(_)) || target.submitting >= most as usize {
+            return false;
+        }
+        match target.pace.wait(now) {
+            Some(at) => {
+                round.wake(at);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// The lanes of these targets that are not held.
+    async fn lanes_of(
+        &self,
+        names: &[TargetName],
+        now: UtcMillis,
+    ) -> Result<BTreeMap<TargetName, Vec<Lane>>, StoreError> {
+        let mut wanted = Vec::new();
+        for name in names {
+            for action in PowerAction::ALL.iter().copied() {
+                if !self.holds.iter().any(|hold| hold.covers(name, action, now)) {
+                    wanted.push((name.clone(), action));
                 }
             }
-            if let Some(target) = self.targets.get_mut(&name)
-                && target.ready == Readiness::Ready
-            {
-                target.ready = Readiness::Unknown;
-            }
         }
-        Ok(())
+        let mut lanes: BTreeMap<TargetName, Vec<Lane>> = BTreeMap::new();
+        for lane in self.store.lanes(&wanted).await? {
+            lanes.entry(lane.target.clone()).or_default().push(lane);
+        }
+        Ok(lanes)
+    }
+
+    fn is_ready(&self, name: &TargetName) -> bool {
+        let is_fresh = |since: Steady| self.steady.since(since) < READY_FOR;
+        self.targets.get(name).is_some_and(|target| matches!(target.ready, Readiness::Ready(since) if is_fresh(since)))
     }
 
     /// The lane of `name` to claim from, if a call may leave at this moment; else notes when to ask again.
     async fn next_lane(
         &mut self,
         name: &TargetName,
-        lanes: &[Lane],
+        lanes: Vec<Lane>,
         round: &mut Round,
         now: UtcMillis,
     ) -> Result<Option<Lane>, StoreError> {
-        if !self.may_call(name) {
-            return Ok(None);
-        }
-        let Some(target) = self.targets.get_mut(name) else { return Ok(None) };
+        let is_ready = self.is_ready(name);
+        let Some(target) = self.targets.get(name) else { return Ok(None) };
         let limits = Limits { batch_servers_max: target.settings.batch_servers_max, linger: self.batching.linger };
-        let lane = match plan::choose(name, lanes, &self.holds, limits, now) {
+        let mut counted = Vec::new();
+        for lane in lanes {
+            // Nobody can join the others, so that nobody waits for them to fill.
+            let may_grow = lane.group == 0;
+            counted.push(if may_grow { self.store.count(&lane, limits.batch_servers_max).await? } else { lane });
+        }
+        let lanes = counted;
+        let lane = match plan::choose(name, &lanes, &self.holds, limits, now) {
             Choice::Go(lane) => lane,
             Choice::WaitUntil(at) => {
                 round.wake(at);
@@ -65,25 +151,16 @@ impl Dispatcher {
             Choice::Nothing => return Ok(None),
         };
         // After a failed call one call probes whether the cloud is back; its end is followed by a round.
-        let probes = target.pace.throttles() > 0 || target.doubted.contains(&lane.action);
-        let most = if probes { 1 } else { target.settings.submits_open_max };
-        if target.submitting >= most as usize {
-            return Ok(None);
-        }
-        if let Some(at) = target.pace.wait(now) {
-            round.wake(at);
+        if target.doubted.contains(&lane.action) && target.submitting > 0 {
             return Ok(None);
         }
         let covered = !target.cloud.wants_baselines() || target.baselines.cover(&lane, now);
-        match target.ready {
-            Readiness::Ready if covered => Ok(Some(lane)),
-            Readiness::Preparing(_) => Ok(None),
-            Readiness::Ready | Readiness::Unknown => {
-                let heads = if covered { Vec::new() } else { self.heads(name, lanes, now).await? };
-                self.prepare(name, heads, round, now);
-                Ok(None)
-            }
+        if is_ready && covered {
+            return Ok(Some(lane));
         }
+        let heads = if covered { Vec::new() } else { self.heads(name, &lanes, now).await? };
+        self.prepare(name, heads, round, now);
+        Ok(None)
     }
 
     /// The requests of `name` that may leave next, of all lanes that are not held: one look shows the servers of all.
@@ -123,7 +200,9 @@ impl Dispatcher {
         let Some((_, budget)) = target.settings.budgets.iter().find(|(of, _)| *of == action) else {
             return Ok(Some(most));
         };
-        let spent = self.store.spent(name, action, now.before(budget.span)).await?;
+        let since = now.before(budget.span + self.clocks.allowance(budget.span, self.steady));
+        let mut spent = self.store.spent(name, action, since).await?;
+        spent.iter_mut().for_each(|(at, _)| *at = self.clocks.corrected(*at));
         match plan::allowance(*budget, &spent, now) {
             Allowance::Servers(left) => Ok(Some(left.min(most))),
             Allowance::NoneUntil(until) => {
@@ -139,6 +218,27 @@ impl Dispatcher {
                 Ok(None)
             }
         }
+    }
+
+    /// Claims what was chosen, if nothing has gone wrong since. A claim is a stored intent; its call is in the round's tasks.
+    pub(super) async fn claim_chosen(
+        &mut self,
+        chosen: Chosen,
+        others: Result<(), StoreError>,
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let Chosen { target: name, lane, servers_max } = chosen;
+        let Some(target) = self.targets.get_mut(&name) else { return others };
+        target.open = target.open.saturating_sub(1);
+        others?;
+        // The last moment: whoever has asked for a stop meanwhile gets no new intent.
+        if self.is_halted() {
+            return Ok(());
+        }
+        round.wake(now);
+        self.last_served = Some(name.clone());
+        self.claim(&name, &lane, servers_max, round, now).await
     }
 
     async fn claim(
@@ -160,7 +260,8 @@ impl Dispatcher {
         };
         let which = heads.as_deref().map_or(Which::First(servers_max), Which::These);
         let Some(batch) = self.store.claim(lane, &target.origin, which, barred, now).await? else {
-            return self.reject_protected(now).await;
+            // Held, cancelled or protected at this very moment: the next round sees which.
+            return Ok(());
         };
         target.pace.call_started();
         target.submitting += 1;
@@ -171,6 +272,41 @@ impl Dispatcher {
         self.observers.meter.claimed(&batch);
         round.tasks.push(Task::Submit { batch, cloud: target.cloud.clone() });
         Ok(())
+    }
+
+    /// A batch whose intent is stored and whose call was not begun, since a stop was asked for at this moment: nothing of it
+    /// is in doubt, and its requests stand in the queue as before.
+    pub(super) async fn not_begun(&mut self, batch: Batch, now: UtcMillis) -> Result<(), StoreError> {
+        self.in_hand.remove(&batch.id);
+        if let Some(target) = self.targets.get_mut(&batch.target) {
+            target.pace.call_ended(now);
+            target.submitting = target.submitting.saturating_sub(1);
+            target.open = target.open.saturating_sub(1);
+        }
+        let step = verdict::not_begun(&batch, "the daemon was stopped before the call was begun");
+        self.save(Answered { batch, step, error: None }, now).await
+    }
+
+    /// A call that was neither accepted nor lost uses up nothing of a budget: what it had used up may go to others at once.
+    pub(super) async fn free_budget(&mut self, answered: &Answered) -> Result<(), StoreError> {
+        let Answered { batch, step, .. } = answered;
+        let is_spent = match step.batch {
+            BatchNext::Track { .. } => true,
+            BatchNext::Look { cause, .. } => cause == LookCause::Lost,
+            BatchNext::Again { .. } | BatchNext::Done => false,
+        };
+        let is_held = |hold: &Hold| {
+            let (target, action) = (hold.target.as_ref(), hold.action);
+            hold.kind == HoldKind::Budget && target == Some(&batch.target) && action == Some(batch.action)
+        };
+        if batch.state != BatchState::Submitting || is_spent || !self.holds.iter().any(is_held) {
+            return Ok(());
+        }
+        match self.store.lift_budget(&batch.target, batch.action).await {
+            // It ends by itself.
+            Err(error) if error.is_passing() => Ok(()),
+            lifted => lifted,
+        }
     }
 
     /// The cloud is ready for calls, or says why not.
@@ -188,7 +324,7 @@ impl Dispatcher {
             Ok(Observed { ended_by: Some(error), .. }) if error.fault == Fault::Credentials => Err(error),
             result => result,
         };
-        target.ready = if result.is_ok() { Readiness::Ready } else { Readiness::Unknown };
+        target.ready = if result.is_ok() { Readiness::Ready(self.steady) } else { Readiness::Unknown };
         // Without a call that was signed, nothing is known of the key.
         if !heads.is_empty() || result.is_err() {
             self.learn_of_key(name, result.as_ref().err(), now).await;
@@ -199,6 +335,9 @@ impl Dispatcher {
                 self.take_baselines(name, &heads, &sightings, asked_at, now).await
             }
             Err(error) => {
+                if !heads.is_empty() {
+                    self.hold_reads(name, &error, now);
+                }
                 self.stand_back(name, None, &error, now).await;
                 Ok(())
             }
@@ -257,24 +396,55 @@ impl Dispatcher {
         now: UtcMillis,
     ) {
         match error.map(|error| (error, &error.fault)) {
-            None | Some((_, Fault::Refused(_))) => self.reached(name, action).await,
+            None | Some((_, Fault::Refused(_))) => self.reached(name, action, now).await,
             Some((error, _)) => self.stand_back(name, Some(action), error, now).await,
         }
     }
 
-    /// What a failed read means for the target: only refused credentials concern more than this read.
-    pub(super) async fn learn_from_read(&mut self, name: &TargetName, error: &CallError, now: UtcMillis) {
-        if error.fault == Fault::Credentials {
-            self.stand_back(name, None, error, now).await;
+    /// What the fate of a read means for the target. Refused credentials concern every call. A throttled read holds the
+    /// other reads; if the cloud named the wait, new calls too, since nobody could see meanwhile what becomes of them.
+    pub(super) async fn learn_from_read(&mut self, name: &TargetName, error: Option<&CallError>, now: UtcMillis) {
+        let Some(error) = error else {
+            self.targets.get_mut(name).into_iter().for_each(|target| target.reads.answered());
+            return;
+        };
+        match &error.fault {
+            Fault::Credentials => self.stand_back(name, None, error, now).await,
+            Fault::Throttled { retry_after, .. } => {
+                let was_held = self.targets.get(name).is_some_and(|target| target.reads.wait(now).is_some());
+                self.hold_reads(name, error, now);
+                let until = self.targets.get(name).and_then(|target| target.reads.wait(now));
+                if let (Some(_), Some(until)) = (retry_after, until) {
+                    let (target, kind) = (Some(name.clone()), HoldKind::Breaker);
+                    let reason = format!("the cloud throttles reads: {error}");
+                    if !was_held {
+                        warn!(target = %name, hold.until = %until, "target \"{name}\" is held until {until}: {reason}");
+                    }
+                    self.put_hold(Hold { target, action: None, kind, reason, since: now, until: Some(until) }).await;
+                }
+                // A restart at this moment remembers it too.
+                if let Err(error) = self.note_paces(now).await {
+                    warn!(target = %name, "that reads are throttled is kept in memory for now: {error}");
+                }
+            }
+            _ => {}
         }
     }
 
-    /// The service answered: whatever kept calls back is over.
-    async fn reached(&mut self, name: &TargetName, action: PowerAction) {
+    fn hold_reads(&mut self, name: &TargetName, error: &CallError, now: UtcMillis) {
+        if let Fault::Throttled { retry_after, .. } = error.fault
+            && let Some(target) = self.targets.get_mut(name)
+        {
+            target.reads.throttled(now, retry_after);
+        }
+    }
+
+    /// The service answered: whatever kept calls back is over, unless reads are held.
+    async fn reached(&mut self, name: &TargetName, action: PowerAction, now: UtcMillis) {
         let Some(target) = self.targets.get_mut(name) else { return };
         target.pace.answered();
         target.doubted.remove(&action);
-        if std::mem::take(&mut target.broken) {
+        if target.reads.wait(now).is_none() && std::mem::take(&mut target.broken) {
             match self.store.lift_hold(name, HoldKind::Breaker).await {
                 Ok(true) => info!(target = %name, "target \"{name}\" answers again"),
                 Ok(false) => {}
@@ -311,6 +481,11 @@ impl Dispatcher {
         target.broken |= kind == HoldKind::Breaker;
         target.doubt(&error.fault, action);
         let reason = format!("{what}: {error}");
+        let is_known = |hold: &Hold| {
+            hold.kind == kind && hold.target.as_ref() == Some(name) && hold.until.is_some_and(|until| until > now)
+        };
+        // Calls that were open beside a failed one fail of the same trouble.
+        let is_news = !self.holds.iter().any(is_known);
         let until = match error.fault {
             Fault::Credentials => self.hold_key(name, &reason, now).await,
             _ => {
@@ -321,7 +496,11 @@ impl Dispatcher {
                 until
             }
         };
-        warn!(target = %name, hold.until = %until, "target \"{name}\" is held until {until}: {reason}");
+        if is_news {
+            warn!(target = %name, hold.until = %until, "target \"{name}\" is held until {until}: {reason}");
+        } else {
+            debug!(target = %name, hold.until = %until, "target \"{name}\" is held until {until}: {reason}");
+        }
     }
 
     /// Puts a hold into the queue and into the present plan.

@@ -37,30 +37,87 @@ pub struct DueBatch {
     pub at: UtcMillis,
 }
 
+/// A target with open batches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueTarget {
+    /// Which; a stranger's bytes that are no UTF-8 are replaced.
+    pub target: TargetName,
+    /// As it stands in the row.
+    key: Vec<u8>,
+    /// When the first of them is due.
+    pub at: UtcMillis,
+}
+
+/// What a target's batches can be followed by at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hands {
+    /// By asking for their jobs.
+    pub jobs: bool,
+    /// By looking at their servers.
+    pub looks: bool,
+}
+
 impl Store {
-    /// Open batches in the order in which their next steps are due, at most `limit`, without those in `except`.
-    pub async fn open_batches(&self, except: &BTreeSet<BatchId>, limit: u32) -> Result<Vec<DueBatch>, StoreError> {
-        let except = serde_json::to_string(except).unwrap_or_default();
+    /// The targets of open batches, each with the time at which its first one is due; those in `except` do not count.
+    pub async fn due_targets(&self, except: &BTreeSet<BatchId>) -> Result<Vec<DueTarget>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, Vec<u8>, String, bool, String)> = sqlx::query_as(
-            "SELECT id, CAST(target AS BLOB), state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
-             FROM batches
-             WHERE state <> 'done' AND id NOT IN (SELECT value FROM json_each(?1)) ORDER BY next_look_at LIMIT 0 + ?2",
+        let found: Vec<(Vec<u8>, String)> = sqlx::query_as(
+            "WITH RECURSIVE used(target) AS (
+                 SELECT (SELECT min(o.target) FROM batches o WHERE o.state <> 'done')
+                 UNION ALL
+                 SELECT (SELECT min(n.target) FROM batches n WHERE n.state <> 'done' AND n.target > used.target)
+                 FROM used WHERE used.target IS NOT NULL
+             )
+             SELECT CAST(used.target AS BLOB), f.next_look_at FROM used CROSS JOIN batches f ON f.id = (
+                 SELECT d.id FROM batches d WHERE d.state <> 'done' AND d.target = used.target
+                 AND d.id NOT IN (SELECT value FROM json_each(?1)) ORDER BY d.next_look_at LIMIT 1)
+             WHERE used.target IS NOT NULL",
         )
-        .bind(except)
+        .bind(serde_json::to_string(except).unwrap_or_default())
+        .fetch_all(&mut *writer)
+        .await?;
+        let due = |(key, at): (Vec<u8>, String)| DueTarget {
+            target: TargetName(rows::lossy(key.clone())),
+            key,
+            at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
+        };
+        Ok(found.into_iter().map(due).collect())
+    }
+
+    /// A target's open batches in the order in which their next steps are due, at most `limit`, of the kinds for which
+    /// there is a `hand`, without those in `except`.
+    pub async fn due_batches(
+        &self,
+        due: &DueTarget,
+        hands: Hands,
+        except: &BTreeSet<BatchId>,
+        limit: u32,
+    ) -> Result<Vec<DueBatch>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let found: Vec<(i64, String, bool, String)> = sqlx::query_as(
+            "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
+             FROM batches
+             WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
+               AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
+             ORDER BY next_look_at LIMIT 0 + ?5",
+        )
+        .bind(&due.key)
+        .bind(serde_json::to_string(except).unwrap_or_default())
+        .bind(hands.jobs)
+        .bind(hands.looks)
         .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        let due = |(id, target, state, by_servers, at): (i64, Vec<u8>, String, bool, String)| {
+        let batch = |(id, state, by_servers, at): (i64, String, bool, String)| {
             Ok(DueBatch {
                 id: BatchId(id),
-                target: TargetName(rows::lossy(target)),
+                target: due.target.clone(),
                 state: rows::word(&state)?,
                 by_servers,
                 at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
             })
         };
-        found.into_iter().map(due).collect()
+        found.into_iter().map(batch).collect()
     }
 
     /// The batch with those of its requests that are not settled, and where it was sent. None if it is done.
@@ -96,19 +153,55 @@ impl Store {
         Ok(calls.into_iter().filter_map(call).collect())
     }
 
-    /// Makes due at once what waits for a time that we set ourselves: looks, second tries, and holds that end by themselves.
-    /// A producer's `not_before` and an operator's pause stay.
-    pub async fn forget_waits(&self, now: UtcMillis) -> Result<(), StoreError> {
+    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second tries, and holds that end by
+    /// themselves. A producer's `not_before` and an operator's pause stay.
+    pub async fn move_waits(&self, by_ms: i64) -> Result<(), StoreError> {
+        const OTHER_TIMES: [&str; 4] = [
+            "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
+             WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
+            "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
+             WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
+            "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
+             WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
+            "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
+             WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
+        ];
+        let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        for statement in [
-            "UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1",
-            "UPDATE power_requests SET retry_at = ?1 WHERE gate = 'retry' AND retry_at > ?1",
-            "DELETE FROM holds WHERE kind IN ('breaker', 'budget') AND until > ?1",
-        ] {
-            sqlx::query(statement).bind(text(now)).execute(&mut *tx).await?;
+        for statement in OTHER_TIMES {
+            sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
         }
+        sqlx::query(
+            "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, ?1)
+             WHERE state <> 'done' AND strftime('%s', next_look_at, ?1) IS NOT NULL",
+        )
+        .bind(&by)
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await
+    }
+
+    /// The batches that are not done.
+    pub async fn open_batch_ids(&self) -> Result<Vec<BatchId>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let ids: Vec<i64> =
+            sqlx::query_scalar("SELECT id FROM batches WHERE state <> 'done'").fetch_all(&mut *writer).await?;
+        Ok(ids.into_iter().map(BatchId).collect())
+    }
+
+    /// The latest time that a daemon is known to have written; a clock that shows less was set back since.
+    pub async fn last_written_at(&self) -> Result<Option<UtcMillis>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let times: Vec<Option<Vec<u8>>> = sqlx::query_scalar(
+            "SELECT CAST((SELECT intent_at FROM batches WHERE id = (SELECT max(id) FROM batches)) AS BLOB)
+             UNION ALL SELECT CAST(updated_at AS BLOB) FROM targets
+             UNION ALL SELECT CAST(since AS BLOB) FROM holds INDEXED BY holds_that_matter
+                 WHERE (kind <> 'unknown_target' OR target IS NULL) AND kind IN ('breaker', 'budget', 'credentials')",
+        )
+        .fetch_all(&mut *writer)
+        .await?;
+        Ok(times.into_iter().filter_map(|time| rows::readable_time(time.map(rows::lossy))).max())
     }
 
     /// Makes the next looks of a target's open batches due.

@@ -6,16 +6,16 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::batches::Origin;
 use super::rows::list;
-use super::{Store, StoreError, rows, text};
-use crate::lifecycle::{self, BatchNext, Event, Return, Step};
+use super::{Store, StoreError, holds, rows, text};
+use crate::lifecycle::{self, Event};
 use crate::model::{
-    AttemptResult, Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
 };
 use crate::plan::Lane;
-use crate::verdict::{Batch, Member};
+use crate::verdict::{self, Batch, Member};
 
-/// Lanes read at once; those beyond come with the next pass.
-const LANES_MAX: i64 = 256;
+/// Lanes of one target and action that are read at once; those beyond come when the first of these have left.
+const LANES_MAX: i64 = 1000;
 
 /// Which requests of a lane are claimed.
 #[derive(Debug, Clone, Copy)]
@@ -42,55 +42,80 @@ pub struct Head {
 }
 
 impl Store {
-    /// The lanes that hold claimable requests, each counted up to `count_max`. Cost does not depend on what waits behind.
-    pub async fn lanes(&self, count_max: u32) -> Result<Vec<Lane>, StoreError> {
+    /// The lanes of each wanted target and action, with their heads; not counted. Of very many travel groups the oldest.
+    /// Cost does not depend on what waits behind the heads, nor on other targets.
+    pub async fn lanes(&self, wanted: &[(TargetName, PowerAction)]) -> Result<Vec<Lane>, StoreError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wanted: Vec<(&str, &str)> =
+            wanted.iter().map(|(target, action)| (target.0.as_str(), action.as_str())).collect();
         let mut writer = self.writer.lock().await;
-        // One seek for each part of the key: (target, action, travel_group) > (…) would walk through the lane before.
-        let found: Vec<(String, String, i64, i64, i64, i64, String)> = sqlx::query_as(
-            "WITH RECURSIVE head(id) AS (
-                 SELECT (SELECT id FROM power_requests WHERE gate = 'ready'
-                         ORDER BY target, action, travel_group, priority DESC, id LIMIT 1)
+        let found: Vec<(String, String, i64, i64, i64)> = sqlx::query_as(
+            "WITH RECURSIVE head(target, action, travel_group, number) AS (
+                 SELECT j.value ->> 0, j.value ->> 1,
+                        (SELECT r.travel_group FROM power_requests r WHERE r.gate = 'ready' AND r.target = j.value ->> 0
+                         AND r.action = j.value ->> 1 ORDER BY r.travel_group LIMIT 1), 1
+                 FROM json_each(?1) j
                  UNION ALL
-                 SELECT coalesce(
-                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target = p.target AND n.action = p.action
-                      AND n.travel_group > p.travel_group ORDER BY n.travel_group, n.priority DESC, n.id LIMIT 1),
-                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target = p.target AND n.action > p.action
-                      ORDER BY n.action, n.travel_group, n.priority DESC, n.id LIMIT 1),
-                     (SELECT n.id FROM power_requests n WHERE n.gate = 'ready' AND n.target > p.target
-                      ORDER BY n.target, n.action, n.travel_group, n.priority DESC, n.id LIMIT 1))
-                 FROM head JOIN power_requests p ON p.id = head.id
+                 SELECT head.target, head.action,
+                        (SELECT n.travel_group FROM power_requests n WHERE n.gate = 'ready' AND n.target = head.target
+                         AND n.action = head.action AND n.travel_group > head.travel_group ORDER BY n.travel_group LIMIT 1),
+                        head.number + 1
+                 FROM head WHERE head.travel_group IS NOT NULL AND head.number < ?2
              )
-             SELECT p.target, p.action, p.travel_group, p.priority, p.id,
-                    (SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = p.target
-                        AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)),
-                    ifnull((SELECT min(eligible_at) FROM (SELECT r.eligible_at FROM power_requests r WHERE r.gate = 'ready'
-                        AND r.target = p.target AND r.action = p.action AND r.travel_group = p.travel_group LIMIT 0 + ?1)), '')
-             FROM head JOIN power_requests p ON p.id = head.id LIMIT 0 + ?2",
+             SELECT head.target, head.action, head.travel_group, p.priority, p.id
+             FROM head CROSS JOIN power_requests p ON p.id = (
+                 SELECT f.id FROM power_requests f WHERE f.gate = 'ready' AND f.target = head.target
+                 AND f.action = head.action AND f.travel_group = head.travel_group ORDER BY f.priority DESC, f.id LIMIT 1)
+             WHERE head.travel_group IS NOT NULL",
         )
-        .bind(count_max)
+        .bind(serde_json::to_string(&wanted).unwrap_or_default())
         .bind(LANES_MAX)
         .fetch_all(&mut *writer)
         .await?;
-        let lane = |(target, action, group, head_priority, head_id, ready, oldest): (
-            String,
-            String,
-            i64,
-            i64,
-            i64,
-            i64,
-            String,
-        )| {
+        let lane = |(target, action, group, head_priority, head_id): (String, String, i64, i64, i64)| {
             Ok(Lane {
                 target: TargetName(target),
                 action: rows::word(&action)?,
                 group,
                 head_priority,
                 head_id,
-                ready: u32::try_from(ready).unwrap_or(u32::MAX),
-                oldest_eligible_at: rows::readable_time(Some(oldest)).unwrap_or(UtcMillis(0)),
+                ready: 1,
+                oldest_eligible_at: UtcMillis(0),
             })
         };
         found.into_iter().map(lane).collect()
+    }
+
+    /// Counts a lane's requests, up to `count_max`, and finds since when the longest-waiting of fewer could go.
+    pub async fn count(&self, lane: &Lane, count_max: u32) -> Result<Lane, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let ready: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2
+                 AND r.travel_group = ?3 LIMIT 0 + ?4)",
+        )
+        .bind(&lane.target.0)
+        .bind(lane.action.as_str())
+        .bind(lane.group)
+        .bind(count_max)
+        .fetch_one(&mut *writer)
+        .await?;
+        let ready = u32::try_from(ready).unwrap_or(u32::MAX);
+        let mut counted = Lane { ready, ..lane.clone() };
+        if ready < count_max {
+            let oldest: Option<String> = sqlx::query_scalar(
+                "SELECT min(r.eligible_at) FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2
+                     AND r.travel_group = ?3",
+            )
+            .bind(&lane.target.0)
+            .bind(lane.action.as_str())
+            .bind(lane.group)
+            .fetch_one(&mut *writer)
+            .await?;
+            counted.oldest_eligible_at = rows::readable_time(oldest).unwrap_or(UtcMillis(0));
+        }
+        Ok(counted)
     }
 
     /// The first requests of each lane, at most `each`, in the order in which they would be claimed.
@@ -140,10 +165,10 @@ impl Store {
 
     /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before this returns.
     ///
-    /// `None` if the lane has become empty, or if one of `barred` stands among them: a row of a stranger may have come in at
-    /// this very moment. The batch's own next step, should the daemon die before the call's answer is
-    /// stored, is due at once. Before this returns, the note beside the queue knows of the claim, and the queue is still the
-    /// one that was begun.
+    /// `None` if the lane has become empty or is held, or if one of `barred` stands among them: a pause, or a row of a
+    /// stranger, may have come in at this very moment. The batch's own next step, should the daemon die before the call's
+    /// answer is stored, is due at once. Before this returns, the note beside the queue knows of the claim, and the queue is
+    /// still the one that was begun.
     ///
     /// # Errors
     /// Those of the store. `Unnoted` means that the claim was undone, `Replaced` that it is nobody's business any more: in
@@ -161,6 +186,11 @@ impl Store {
         }
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
+        let (holds, _) = holds::read(&mut tx, now).await?;
+        if holds.iter().any(|hold| hold.covers(&lane.target, lane.action, now)) {
+            tx.rollback().await?;
+            return Ok(None);
+        }
         let batch = insert_batch(&mut tx, lane, origin, now).await?;
         let members = claim_members(&mut tx, lane, batch, which, now).await?;
         let barred: HashSet<&ServerId> = barred.iter().collect();
@@ -195,7 +225,7 @@ impl Store {
         self.look_at_place(&mut writer).await?;
         drop(writer);
         if let Err(error) = self.note_claim(&batch) {
-            self.record(&batch, &unsent(&batch, &error), now).await?;
+            self.record(&batch, &verdict::not_begun(&batch, &error.to_string()), now).await?;
             return Err(error);
         }
         Ok(Some(batch))
@@ -209,25 +239,6 @@ impl Store {
             note.last_batch_id = note.last_batch_id.max(batch.id.0);
         }
         self.require_note()
-    }
-}
-
-/// The step by which a claim is undone whose call does not leave.
-fn unsent(batch: &Batch, why: &StoreError) -> Step {
-    let back = Event::Returned(Return {
-        retry_at: None,
-        group: None,
-        result: AttemptResult::NotSent,
-        code: String::new(),
-        message: why.to_string(),
-    });
-    Step {
-        batch: BatchNext::Done,
-        moves: batch.members.iter().map(|member| (member.request, back.clone())).collect(),
-        seen_moving: Vec::new(),
-        complaint: None,
-        job_ms: None,
-        read_error: None,
     }
 }
 

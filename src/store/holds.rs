@@ -3,42 +3,52 @@
 use std::time::Duration;
 
 use super::batches::Origin;
+use super::rows::{list, names};
 use super::{Store, StoreError, rows, text};
-use crate::model::{HoldKind, TargetName, UtcMillis};
+use crate::model::{HoldKind, PowerAction, TargetName, UtcMillis};
 use crate::plan::Hold;
 
+/// What is remembered of a target's pace over restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotedPace {
+    /// Submit calls a minute.
+    pub rate: u32,
+    /// Throttled or failed calls in a row.
+    pub throttles: u32,
+    /// Nothing is read before this, because the cloud throttled a read.
+    pub reads_until: Option<UtcMillis>,
+}
+
 impl Store {
-    /// All holds; those whose time has passed are removed first. Otherwise as [`Store::present_holds`].
+    /// The holds that may concern a configured target; those whose time has passed are removed first. Otherwise as
+    /// [`Store::present_holds`].
     pub async fn holds(&self, now: UtcMillis) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
         {
             let mut writer = self.writer.lock().await;
-            let over: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE until <= ?)")
-                .bind(text(now))
-                .fetch_one(&mut *writer)
-                .await?;
-            if over {
+            let over: Vec<i64> = sqlx::query_scalar(
+                "SELECT id FROM holds INDEXED BY holds_that_matter
+                 WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
+            )
+            .bind(text(now))
+            .fetch_all(&mut *writer)
+            .await?;
+            if !over.is_empty() {
                 let mut tx = self.begin(&mut writer).await?;
-                sqlx::query("DELETE FROM holds WHERE until <= ?").bind(text(now)).execute(&mut *tx).await?;
+                sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
+                    .bind(list(&over))
+                    .execute(&mut *tx)
+                    .await?;
                 tx.commit().await?;
             }
         }
         self.present_holds(now).await
     }
 
-    /// The holds in force. And a sentence on each row that a stranger wrote and that does not read: without a known action
-    /// or kind it holds nothing, while odd times leave it in force.
+    /// The holds in force that may concern a configured target. And a sentence on each row that a stranger wrote and that
+    /// does not read: without a known action or kind it holds nothing, while odd times leave it in force.
     pub async fn present_holds(&self, now: UtcMillis) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
         let mut writer = self.writer.lock().await;
-        let found: Vec<HoldRecord> = sqlx::query_as(
-            "SELECT id, CAST(target AS BLOB) AS target, CAST(action AS BLOB) AS action, CAST(kind AS BLOB) AS kind,
-                    CAST(reason AS BLOB) AS reason, CAST(since AS BLOB) AS since, CAST(until AS BLOB) AS until
-             FROM holds ORDER BY id",
-        )
-        .fetch_all(&mut *writer)
-        .await?;
-        let mut odd = Vec::new();
-        let holds: Vec<Hold> = found.into_iter().filter_map(|record| record.into_hold(now, &mut odd)).collect();
-        Ok((holds.into_iter().filter(|hold| hold.until.is_none_or(|until| until > now)).collect(), odd))
+        read(&mut writer, now).await
     }
 
     /// Puts a hold, or renews the one of the same target, action and kind; its `since` stays.
@@ -70,6 +80,18 @@ impl Store {
         Ok(lifted.rows_affected() > 0)
     }
 
+    /// Removes the hold of a budget that is looked at again; one that still binds is put again by the next try.
+    pub async fn lift_budget(&self, target: &TargetName, action: PowerAction) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
+        sqlx::query("DELETE FROM holds WHERE ifnull(target, '') = ? AND ifnull(action, '') = ? AND kind = 'budget'")
+            .bind(&target.0)
+            .bind(action.as_str())
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await
+    }
+
     /// Keys that were refused last, one for each secret. A row that a stranger spoilt says nothing.
     pub async fn refused_keys(&self) -> Result<Vec<RefusedKey>, StoreError> {
         let mut writer = self.writer.lock().await;
@@ -97,46 +119,73 @@ impl Store {
         tx.commit().await
     }
 
-    /// Makes the `unknown_target` holds cover exactly `unknown`. Returns the targets newly held.
+    /// Holds these targets, which the config does not have. Returns those that were not held yet.
     pub async fn hold_unknown_targets(
         &self,
         unknown: &[TargetName],
         now: UtcMillis,
     ) -> Result<Vec<TargetName>, StoreError> {
+        if unknown.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut writer = self.writer.lock().await;
-        let held: Vec<Vec<u8>> = sqlx::query_scalar(
-            "SELECT CAST(target AS BLOB) FROM holds WHERE kind = 'unknown_target' AND target IS NOT NULL",
+        let new: Vec<TargetName> = sqlx::query_scalar(
+            "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (
+                 SELECT 1 FROM holds h WHERE ifnull(h.target, '') = j.value AND ifnull(h.action, '') = ''
+                 AND h.kind = 'unknown_target')",
         )
+        .bind(names(unknown))
         .fetch_all(&mut *writer)
-        .await?;
-        let new: Vec<TargetName> =
-            unknown.iter().filter(|name| !held.iter().any(|held| held == name.0.as_bytes())).cloned().collect();
-        let over: Vec<&Vec<u8>> =
-            held.iter().filter(|name| !unknown.iter().any(|target| target.0.as_bytes() == name.as_slice())).collect();
-        if new.is_empty() && over.is_empty() {
-            return Ok(new);
+        .await?
+        .into_iter()
+        .map(TargetName)
+        .collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
         }
         let mut tx = self.begin(&mut writer).await?;
-        for name in over {
-            sqlx::query("DELETE FROM holds WHERE kind = 'unknown_target' AND CAST(target AS BLOB) = ?")
-                .bind(name)
-                .execute(&mut *tx)
-                .await?;
-        }
-        for target in &new {
-            let reason = format!("the config has no [targets.{target}]");
-            let hold = Hold {
-                target: Some(target.clone()),
-                action: None,
-                kind: HoldKind::UnknownTarget,
-                reason,
-                since: now,
-                until: None,
-            };
-            put_hold(&mut tx, &hold).await?;
-        }
+        sqlx::query(
+            "INSERT INTO holds (target, kind, reason, since)
+             SELECT j.value, 'unknown_target', 'the config has no [targets.' || j.value || ']', ?2 FROM json_each(?1) j",
+        )
+        .bind(names(&new))
+        .bind(text(now))
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(new)
+    }
+
+    /// Looks at the next `limit` holds of unknown targets behind the one with id `after`: lets go those whose target is
+    /// among `configured`, or named by no unfinished request any more. Returns the last id looked at; none at the end.
+    pub async fn lift_unknown_targets(
+        &self,
+        configured: &[TargetName],
+        after: i64,
+        limit: u32,
+    ) -> Result<Option<i64>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let found: Vec<(i64, bool)> = sqlx::query_as(
+            "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
+                    AND (h.target IN (SELECT value FROM json_each(?1))
+                         OR NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.target = h.target AND r.gate IS NOT NULL))
+             FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
+        )
+        .bind(names(configured))
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&mut *writer)
+        .await?;
+        let over: Vec<i64> = found.iter().filter(|(_, over)| *over).map(|(id, _)| *id).collect();
+        if !over.is_empty() {
+            let mut tx = self.begin(&mut writer).await?;
+            sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
+                .bind(list(&over))
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+        }
+        Ok(found.last().map(|(id, _)| *id).filter(|_| found.len() as u64 == u64::from(limit)))
     }
 
     /// Stores what is known of a configured target, for `status`, for a prune and for the next start.
@@ -150,18 +199,20 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
-            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles, updated_at, budget_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
+                 reads_until, updated_at, budget_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
              ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
-                 pace_per_minute = ?6, throttles = ?7, updated_at = ?8, budget_ms = ?9",
+                 pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10",
         )
         .bind(&target.0)
         .bind(origin.service.as_str())
         .bind(&origin.endpoint)
         .bind(&origin.project_id)
         .bind(news.configured)
-        .bind(news.rate)
-        .bind(news.throttles)
+        .bind(news.pace.rate)
+        .bind(news.pace.throttles)
+        .bind(news.pace.reads_until.map(text))
         .bind(text(now))
         .bind(news.budget_span.map(|span| i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
         .execute(&mut *tx)
@@ -169,20 +220,23 @@ impl Store {
         tx.commit().await
     }
 
-    /// The rate and the throttled calls in a row that an earlier run left for this target; none if it was another
-    /// service, endpoint or project then.
-    pub async fn noted_pace(&self, target: &TargetName, origin: &Origin) -> Result<Option<(u32, u32)>, StoreError> {
+    /// What an earlier run had learned of this target's pace; none if it was another service, endpoint or project then.
+    pub async fn noted_pace(&self, target: &TargetName, origin: &Origin) -> Result<Option<NotedPace>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let sql = "SELECT CAST(pace_per_minute AS INTEGER), CAST(throttles AS INTEGER) FROM targets
-                   WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
-        let noted: Option<(i64, i64)> = sqlx::query_as(sql)
+        let sql = "SELECT CAST(pace_per_minute AS INTEGER), CAST(throttles AS INTEGER), CAST(reads_until AS BLOB)
+                   FROM targets WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
+        let found: Option<(i64, i64, Option<Vec<u8>>)> = sqlx::query_as(sql)
             .bind(&target.0)
             .bind(origin.service.as_str())
             .bind(&origin.endpoint)
             .bind(&origin.project_id)
             .fetch_optional(&mut *writer)
             .await?;
-        Ok(noted.map(|(rate, throttles)| (rows::count(rate), rows::count(throttles))))
+        Ok(found.map(|(rate, throttles, reads_until)| NotedPace {
+            rate: rows::count(rate),
+            throttles: rows::count(throttles),
+            reads_until: rows::readable_time(reads_until.map(rows::lossy)),
+        }))
     }
 
     /// Forgets targets that the config no longer has.
@@ -202,10 +256,8 @@ impl Store {
 pub struct TargetNews {
     /// Submit calls a minute, as configured.
     pub configured: u32,
-    /// The same, as lowered by the cloud's 429s.
-    pub rate: u32,
-    /// Throttled calls in a row.
-    pub throttles: u32,
+    /// What the next start goes on with.
+    pub pace: NotedPace,
     /// The longest span of its budgets: its batches are kept for as long.
     pub budget_span: Option<Duration>,
 }
@@ -227,6 +279,14 @@ pub struct RefusedKey {
     pub reason: String,
     /// When, for each refused signature of the last minutes, the oldest first. The cloud counts them by key, whatever the secret.
     pub recent: Vec<UtcMillis>,
+}
+
+impl RefusedKey {
+    /// The clock was moved by this many milliseconds.
+    pub fn move_times(&mut self, by_ms: i64) {
+        self.until = self.until.moved(by_ms);
+        self.recent.iter_mut().for_each(|at| *at = at.moved(by_ms));
+    }
 }
 
 /// Casts, because anybody may have written anything here.
@@ -282,6 +342,23 @@ pub(super) async fn note_refused_key(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// As [`Store::present_holds`]. Takes any connection, so that a claim looks in its own transaction.
+pub(super) async fn read(
+    connection: &mut sqlx::SqliteConnection,
+    now: UtcMillis,
+) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
+    let found: Vec<HoldRecord> = sqlx::query_as(
+        "SELECT id, CAST(target AS BLOB) AS target, CAST(action AS BLOB) AS action, CAST(kind AS BLOB) AS kind,
+                CAST(reason AS BLOB) AS reason, CAST(since AS BLOB) AS since, CAST(until AS BLOB) AS until
+         FROM holds INDEXED BY holds_that_matter WHERE kind <> 'unknown_target' OR target IS NULL ORDER BY id",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut odd = Vec::new();
+    let holds: Vec<Hold> = found.into_iter().filter_map(|record| record.into_hold(now, &mut odd)).collect();
+    Ok((holds.into_iter().filter(|hold| hold.until.is_none_or(|until| until > now)).collect(), odd))
 }
 
 /// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds the same way.
@@ -364,10 +441,16 @@ mod tests {
         sqlx::raw_sql(rows).execute(&mut *store.writer.lock().await).await.expect("inserted");
         let (holds, odd) = store.holds(NOW).await.expect("readable");
         let held: Vec<_> = holds.iter().map(|hold| hold.target.as_ref().map(|target| target.0.as_str())).collect();
-        assert_eq!(held, [Some("c"), None, Some("d"), Some("\u{fffd}")]);
+        assert_eq!(held, [Some("c"), None, Some("d")], "an unknown target concerns no other");
         assert_eq!((holds[0].since, holds[0].until), (NOW, None), "what is meant to hold goes on to hold");
         assert_eq!(odd.len(), 5, "{odd:?}");
         store.hold_unknown_targets(&[TargetName("e".into())], NOW).await.expect("the others go on");
-        assert_eq!(store.holds(NOW).await.expect("readable").0.len(), 4, "the target that nobody asks for is let go");
+        assert_eq!(store.lift_unknown_targets(&[], 0, 100).await.expect("readable"), None);
+        let left: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM holds WHERE target IS NOT NULL AND kind = 'unknown_target'")
+                .fetch_one(&mut *store.writer.lock().await)
+                .await
+                .expect("readable");
+        assert_eq!(left, 0, "targets that nobody asks for are let go");
     }
 }

@@ -9,8 +9,9 @@ use super::rows::list;
 use super::{Store, StoreError, rows, text};
 use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
-/// Rows moved in one transaction, so that ours stay under 20 ms whatever waits.
-const CHUNK: i64 = 400;
+/// Rows moved in one transaction, so that ours stay under a few milliseconds whatever waits: a producer that finds the queue
+/// locked sleeps for longer each time.
+const CHUNK: i64 = 200;
 
 /// How many requests ended without being sent, by target, action and state.
 pub type Ended = BTreeMap<(TargetName, PowerAction, RequestState), u64>;
@@ -143,21 +144,31 @@ impl Store {
         Ok(times.into_iter().chain([ttl_ends]).flatten().min())
     }
 
-    /// The targets that unfinished requests name.
-    pub async fn targets_in_use(&self) -> Result<BTreeSet<TargetName>, StoreError> {
+    /// The next targets that unfinished requests name, behind `after` in the order of names; at most `limit`.
+    pub async fn targets_after(&self, after: &str, limit: u32) -> Result<Vec<TargetName>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let names: Vec<String> = sqlx::query_scalar(
-            "WITH RECURSIVE used(target) AS (
-                 SELECT min(target) FROM power_requests WHERE gate IS NOT NULL
+        let names: Vec<Vec<u8>> = sqlx::query_scalar(
+            "WITH RECURSIVE used(target, number) AS (
+                 SELECT (SELECT min(f.target) FROM power_requests f WHERE f.gate IS NOT NULL AND f.target > ?1), 1
                  UNION ALL
-                 SELECT (SELECT min(n.target) FROM power_requests n WHERE n.gate IS NOT NULL AND n.target > used.target)
-                 FROM used WHERE used.target IS NOT NULL
+                 SELECT (SELECT min(n.target) FROM power_requests n WHERE n.gate IS NOT NULL AND n.target > used.target),
+                        used.number + 1
+                 FROM used WHERE used.target IS NOT NULL AND used.number < ?2
              )
-             SELECT target FROM used WHERE target IS NOT NULL",
+             SELECT CAST(target AS BLOB) FROM used WHERE target IS NOT NULL",
         )
+        .bind(after)
+        .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        Ok(names.into_iter().map(TargetName).collect())
+        Ok(names.into_iter().map(rows::lossy).map(TargetName).collect())
+    }
+
+    /// Changes with every write to the queue, whoever makes it.
+    pub async fn change_mark(&self) -> Result<(i64, i64), StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mark = "SELECT total_changes(), data_version FROM pragma_data_version";
+        Ok(sqlx::query_as(mark).fetch_one(&mut *writer).await?)
     }
 }
 
@@ -194,7 +205,7 @@ async fn expire(tx: &mut SqliteConnection, ttl: Option<Duration>, now: UtcMillis
     )
     .bind(text(now))
     .bind(ttl_edge(ttl, now))
-    .bind(CHUNK / 2)
+    .bind(CHUNK)
     .fetch_all(tx)
     .await?;
     Ok(count(expired, RequestState::Expired))

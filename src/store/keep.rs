@@ -232,25 +232,26 @@ impl Store {
         Ok(next)
     }
 
-    /// Cuts a `-wal` back that has grown beyond its limit, unless somebody is still at work in it: then the next time.
+    /// Cuts a `-wal` back that has grown beyond its limit. False if somebody was at work in it, longer than `patience`.
     ///
-    /// SQLite itself does so only when this connection begins the file anew; producers' connections have no limit.
+    /// SQLite itself does so only when this connection begins the file anew; producers' connections have no limit. While it
+    /// is waited, nobody else can write: so whoever begins to read reads all that there is, and once the readers from before
+    /// have left, and then those that came until all was copied, nobody is in the file any more.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn bound_wal(&self) -> Result<(), StoreError> {
+    pub async fn bound_wal(&self, patience: Duration) -> Result<bool, StoreError> {
         if std::fs::metadata(file::beside(&file::real(&self.path), "-wal")).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT
         {
-            return Ok(());
+            return Ok(true);
         }
         let mut writer = self.writer.lock().await;
-        // The copying holds up nobody; what is left for the cut is done under the lock of writers, and waits for none.
+        // The copying holds up nobody; what is left for the cut is done under the lock of writers.
         sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *writer).await?;
-        set_busy_timeout(&mut writer, Duration::ZERO).await?;
-        let cut = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut *writer).await;
+        set_busy_timeout(&mut writer, patience).await?;
+        let cut = sqlx::query_scalar::<_, i64>("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut *writer).await;
         set_busy_timeout(&mut writer, self.options.busy_timeout).await?;
-        cut?;
-        Ok(())
+        Ok(cut? == 0)
     }
 }
 
@@ -331,6 +332,9 @@ async fn hold_restored(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 
@@ -349,10 +353,49 @@ mod tests {
         let large = format!("CREATE TABLE large AS SELECT zeroblob({WAL_SIZE_LIMIT}) AS bytes");
         sqlx::query(sqlx::AssertSqlSafe(large)).execute(&mut producer).await.expect("written");
         assert!(size() > WAL_SIZE_LIMIT);
-        store.bound_wal().await.expect("a reader is no failure");
+        assert!(!store.bound_wal(Duration::ZERO).await.expect("a reader is no failure"));
         assert!(size() > WAL_SIZE_LIMIT);
         sqlx::query("COMMIT").execute(&mut reader).await.expect("it leaves");
-        store.bound_wal().await.expect("nobody is in it");
+        assert!(store.bound_wal(Duration::ZERO).await.expect("nobody is in it"));
         assert_eq!(size(), 0);
+    }
+
+    /// Reads for a tenth of a second each time, until told to end.
+    async fn read_on(options: SqliteConnectOptions, begins_after: Duration, ended: Arc<AtomicBool>) {
+        let mut reader = options.connect().await.expect("connected");
+        tokio::time::sleep(begins_after).await;
+        while !ended.load(Ordering::SeqCst) {
+            for sql in ["BEGIN", "SELECT count(*) FROM power_requests"] {
+                sqlx::query(sql).execute(&mut reader).await.expect("read");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            sqlx::query("COMMIT").execute(&mut reader).await.expect("it leaves");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_large_wal_is_cut_although_short_readers_overlap_all_the_time() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        let store = Store::open(&path).await.expect("a queue");
+        let size = || std::fs::metadata(dir.path().join("queue.db-wal")).expect("it is there").len();
+        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(Duration::from_secs(10));
+        let mut producer = options.clone().connect().await.expect("connected");
+        let large = format!("CREATE TABLE large AS SELECT zeroblob({WAL_SIZE_LIMIT}) AS bytes");
+        let ended = Arc::new(AtomicBool::new(false));
+        let begin = |offset: u64| read_on(options.clone(), Duration::from_millis(offset), Arc::clone(&ended));
+        let readers: Vec<_> = [0, 33, 66].into_iter().map(|offset| tokio::spawn(begin(offset))).collect();
+        sqlx::query(sqlx::AssertSqlSafe(large)).execute(&mut producer).await.expect("written");
+        assert!(size() > WAL_SIZE_LIMIT);
+        let mut tries = 0;
+        while !store.bound_wal(Duration::from_millis(50 << tries)).await.expect("readers are no failure") {
+            tries += 1;
+            assert!(tries < 6, "the readers keep it from being cut");
+        }
+        assert!(size() < WAL_SIZE_LIMIT);
+        ended.store(true, Ordering::SeqCst);
+        for reader in readers {
+            reader.await.expect("it read on");
+        }
     }
 }

@@ -40,12 +40,12 @@ mod record;
 mod rows;
 mod schema;
 
-pub use batches::{DueBatch, Origin};
+pub use batches::{DueBatch, DueTarget, Hands, Origin};
 pub use claim::{Head, Which};
 pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
-pub use holds::{RefusedKey, TargetNews};
+pub use holds::{NotedPace, RefusedKey, TargetNews};
 pub use intake::{Ended, TakenIn};
 pub use keep::{Prune, Restored};
 

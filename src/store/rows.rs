@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::StoreError;
-use crate::model::{Baseline, JobStatus, Operation, UtcMillis};
+use crate::model::{Baseline, JobStatus, Operation, TargetName, UtcMillis};
 
 pub(super) fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
 where
@@ -24,6 +24,12 @@ pub(super) fn maybe_time(text: Option<String>) -> Result<Option<UtcMillis>, Stor
 pub(super) fn list<'a>(ids: impl IntoIterator<Item = &'a i64>) -> String {
     let ids: Vec<String> = ids.into_iter().map(i64::to_string).collect();
     format!("[{}]", ids.join(","))
+}
+
+/// Names for `json_each`.
+pub(super) fn names<'a>(targets: impl IntoIterator<Item = &'a TargetName>) -> String {
+    let names: Vec<&str> = targets.into_iter().map(|target| target.0.as_str()).collect();
+    serde_json::to_string(&names).unwrap_or_default()
 }
 
 /// A text of which only the bytes are certain.

@@ -20,7 +20,7 @@ pub fn while_held(case: Case<'_>, until: UtcMillis) -> Step {
         fault: Fault::Credentials,
         status: None,
         code: String::new(),
-        message: format!("the target's credentials are held until {until}"),
+        message: format!("this target may not be asked before {until}; see its hold"),
         request_id: None,
     };
     match after_failed(case, &error) {

@@ -60,7 +60,11 @@ pub fn after_failed_query(batch: &Batch, error: &CallError, rules: &Rules, now: 
     let step = match error.fault {
         Fault::Refused(CodeClass::JobUnknown) => Step::only(doubtful(batch, LookCause::Vanished, rules, now)),
         Fault::Throttled { retry_after: Some(wait), .. } => match unfinished(batch, rules, now) {
-            BatchNext::Again { next_look_at, .. } => Step::look_again(batch, next_look_at.max(now + wait)),
+            // Also a wait of days does not go beyond the time that the job has.
+            BatchNext::Again { next_look_at, .. } => {
+                let ends = batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit;
+                Step::look_again(batch, next_look_at.max(now + wait).min(ends))
+            }
             over => Step::only(over),
         },
         _ => Step::only(unfinished(batch, rules, now)),

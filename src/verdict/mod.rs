@@ -23,7 +23,7 @@ mod watch;
 pub use held::while_held;
 pub use job::{after_failed_query, after_job, busy_reboots};
 pub use look::{after_failed_look, after_look, name_failures};
-pub use submit::{after_submit, orphaned_intent, orphaned_target};
+pub use submit::{after_submit, not_begun, orphaned_intent, orphaned_target};
 pub use watch::{Look, Watch};
 
 /// A batch with those of its requests that are not settled yet.

@@ -39,6 +39,12 @@ pub fn after_submit(
     }
 }
 
+/// A batch whose intent is stored and whose call is known not to have been begun, and `why`: all of it back to the queue,
+/// in its place.
+pub fn not_begun(batch: &Batch, why: &str) -> Step {
+    not_sent(batch, our_own("interrupted", why))
+}
+
 /// A batch whose intent is stored and whose call nobody is making: the daemon ended in between. Whether the call left is
 /// not known, so this is a lost answer.
 pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {

@@ -3,9 +3,11 @@
 //! It only reads, over connections of its own; a scraper that is slow, broken or many meets limits here and never the
 //! daemon's loop. Serves whoever reaches the address: there is no login. Writes nothing, decides nothing.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,11 +17,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::future::BoxFuture;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tracing::{debug, error, info};
 
 use crate::meter::Meter;
@@ -35,8 +37,8 @@ mod single;
 use numbers::Reading;
 use single::Single;
 
-/// Connections served at a time; more wait in the system's own queue.
-const CONNECTIONS_MAX: usize = 16;
+/// Connections served at a time; for one more, one that has not asked for anything yet is dropped.
+const CONNECTIONS_MAX: usize = 128;
 /// For a request's head.
 const HEAD_TIME: Duration = Duration::from_secs(5);
 /// For a whole connection, which carries one request.
@@ -131,13 +133,20 @@ impl Drop for Web {
 }
 
 /// Takes connections in; each is a task of its own, within a limit of number and time.
+///
+/// Whoever connects and says nothing is the first to go, so that no number of such keeps anybody waiting.
 async fn serve(listener: TcpListener, site: Arc<Site>) {
     let routes = routes(site);
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut guests: VecDeque<Guest> = VecDeque::new();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _peer)) => drop(tokio::spawn(answer(stream, routes.clone(), permit))),
+            Ok((stream, _peer)) => {
+                guests.retain(|guest| !guest.task.is_finished());
+                make_room(&mut guests);
+                let asked = Arc::new(AtomicBool::new(false));
+                let task = tokio::spawn(answer(stream, routes.clone(), Arc::clone(&asked))).abort_handle();
+                guests.push_back(Guest { task, asked });
+            }
             Err(why) => {
                 debug!("a connection could not be accepted: {why}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -146,13 +155,36 @@ async fn serve(listener: TcpListener, site: Arc<Site>) {
     }
 }
 
-async fn answer(stream: TcpStream, routes: Router, _permit: OwnedSemaphorePermit) {
+/// A connection being served.
+struct Guest {
+    task: AbortHandle,
+    /// The head of its request has come.
+    asked: Arc<AtomicBool>,
+}
+
+/// Drops a guest if there are as many as may be: the one that has been silent for longest, else the oldest.
+fn make_room(guests: &mut VecDeque<Guest>) {
+    if guests.len() < CONNECTIONS_MAX {
+        return;
+    }
+    let silent = guests.iter().position(|guest| !guest.asked.load(Ordering::Relaxed));
+    if let Some(guest) = guests.remove(silent.unwrap_or(0)) {
+        guest.task.abort();
+    }
+}
+
+async fn answer(stream: TcpStream, routes: Router, asked: Arc<AtomicBool>) {
+    let routes = TowerToHyperService::new(routes);
+    let service = service_fn(move |request| {
+        asked.store(true, Ordering::Relaxed);
+        routes.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .keep_alive(false)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(CONNECTION_TIME, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(why)) => debug!("a connection to the status page broke off: {why}"),

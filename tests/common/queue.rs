@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use poweryard::model::{AttemptResult, Evidence, JobId, RequestId, Service, UtcMillis};
+use poweryard::model::{AttemptResult, Evidence, JobId, PowerAction, RequestId, Service, TargetName, UtcMillis};
 use poweryard::plan::Lane;
 use poweryard::store::{Origin, Store, TakenIn, Which};
 use poweryard::verdict::Batch;
@@ -146,10 +146,22 @@ impl Queue {
         self.store.claim(lane, &origin(), Which::First(servers_max), &[], now).await.expect("claim")
     }
 
+    /// The lanes of all targets that the queue names, counted.
+    pub(crate) async fn lanes(&self) -> Vec<Lane> {
+        let targets = self.store.targets_after("", 1000).await.expect("targets");
+        let with_actions = |target: TargetName| PowerAction::ALL.iter().map(move |action| (target.clone(), *action));
+        let wanted: Vec<(TargetName, PowerAction)> = targets.into_iter().flat_map(with_actions).collect();
+        let mut counted = Vec::new();
+        for lane in self.store.lanes(&wanted).await.expect("lanes") {
+            counted.push(self.store.count(&lane, 1000).await.expect("counted"));
+        }
+        counted
+    }
+
     /// Claims all that may go now.
     pub(crate) async fn claim_all(&self, now: UtcMillis) -> Vec<Batch> {
         let mut batches = Vec::new();
-        for lane in self.store.lanes(1000).await.expect("lanes") {
+        for lane in self.lanes().await {
             batches.extend(self.claim(&lane, 1000, now).await);
         }
         batches

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use poweryard::model::{PowerAction, RequestState, TargetName};
-use poweryard::store::{Prune, Store, StoreError, TargetNews};
+use poweryard::store::{NotedPace, Prune, Store, StoreError, TargetNews};
 use poweryard::verdict::Batch;
 
 use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
@@ -355,7 +355,8 @@ async fn prune_all(queue: &Queue) -> Prune {
 async fn a_prune_keeps_what_a_budget_still_counts() {
     let mut queue = Queue::new().await;
     let (default, start) = (TargetName("default".into()), wall());
-    let news = |span| TargetNews { configured: 50, rate: 50, throttles: 0, budget_span: span };
+    let pace = NotedPace { rate: 50, throttles: 0, reads_until: None };
+    let news = |span| TargetNews { configured: 50, pace, budget_span: span };
     queue.store.note_target(&default, &origin(), news(Some(24 * HOUR)), start).await.expect("noted");
     queue.insert("a", &[]).await;
     let batch = queue.go(start).await.remove(0);
@@ -406,7 +407,7 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
     let first = queue.insert("a", &[]).await;
     let open = queue.go(wall()).await.remove(0);
     let second = queue.insert("b", &[]).await;
-    let lanes = queue.store.lanes(10).await.expect("lanes");
+    let lanes = queue.store.lanes(&[(TargetName("default".into()), PowerAction::Stop)]).await.expect("lanes");
     let other = Store::open(queue.path()).await.expect("another daemon");
     assert_eq!(other.begin_epoch(wall()).await.expect("begun"), None, "that is no older copy");
     let which = poweryard::store::Which::First(10);
@@ -431,7 +432,7 @@ async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() 
     note.push(".epoch");
     fs::remove_file(&note).expect("it is there");
     fs::create_dir(&note).expect("in its way");
-    let lanes = queue.store.lanes(10).await.expect("lanes");
+    let lanes = queue.store.lanes(&[(TargetName("default".into()), PowerAction::Stop)]).await.expect("lanes");
     for _ in 0..2 {
         let which = poweryard::store::Which::First(10);
         let claimed = queue.store.claim(&lanes[0], &origin(), which, &[], wall()).await;

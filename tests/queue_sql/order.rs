@@ -28,7 +28,7 @@ async fn higher_priority_goes_first_among_servers_then_lower_id() {
     let first = queue.insert("b", &[]).await;
     let second = queue.insert("c", &[]).await;
     let high = queue.insert("d", &[("priority", "100")]).await;
-    let lane = queue.store.lanes(1000).await.expect("lanes").remove(0);
+    let lane = queue.lanes().await.remove(0);
     assert_eq!((lane.head_id, lane.head_priority, lane.ready), (high, 100, 4));
     for expected in [high, first, second, low] {
         let batch = queue.claim(&lane, 1, wall()).await.expect("a batch");

@@ -218,7 +218,7 @@ impl Walk {
     /// Takes in all there is and claims; every request that leaves is the first due one of its server.
     async fn claim(&mut self, servers_max: u32) {
         self.queue.take_in(None, self.now).await;
-        for lane in self.queue.store.lanes(10).await.expect("lanes") {
+        for lane in self.queue.lanes().await {
             let Some(batch) = self.queue.claim(&lane, servers_max, self.now).await else { continue };
             for member in &batch.members {
                 let earlier = format!(

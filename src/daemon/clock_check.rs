@@ -1,0 +1,115 @@
+//! Whether the time of day can be believed. A machine without a battery begins in 1970 or at the day its system was built,
+//! until a time signal comes; nothing is sent and nothing is dated by such a clock.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::{now, systemd};
+use crate::model::UtcMillis;
+use crate::store::desk::{Access, Desk};
+use crate::store::{QueueLock, StoreError};
+
+/// 2024-01-01: no machine that runs this is from before.
+const EARLIEST: UtcMillis = UtcMillis(1_704_067_200_000);
+/// 2099-01-01: the queue stores times of this century only.
+const LATEST: UtcMillis = UtcMillis(4_070_908_800_000);
+/// What the schema can store: from the year 2000 to the end of 2099.
+const STORABLE: (i64, i64) = (946_684_800_000, 4_102_444_799_999);
+/// A clock may be set back by as much as this between two runs; more is a clock that has lost its time.
+const SET_BACK: Duration = Duration::from_secs(24 * 3600);
+/// After this a clock that is only behind the last batch is believed: then it was wrong when that batch was made.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Between two looks at the clock.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A time that the queue can store, as near as possible to `time`.
+pub(super) fn storable(time: UtcMillis) -> UtcMillis {
+    UtcMillis(time.0.clamp(STORABLE.0, STORABLE.1))
+}
+
+/// Why no clock is right that says `now`, if so.
+pub(super) fn beyond(now: UtcMillis) -> Option<String> {
+    let what = match now {
+        early if early < EARLIEST => "before 2024",
+        late if late >= LATEST => "after 2098",
+        _possible => return None,
+    };
+    Some(format!("this machine's clock is wrong: it stands {what}; nothing is sent until it is set"))
+}
+
+/// Why the clock should not be believed at a start, when the last batch was made at `last_intent` and we have waited for so
+/// long.
+fn doubt(now: UtcMillis, last_intent: Option<UtcMillis>, waited: Duration) -> Option<String> {
+    let behind = last_intent.filter(|last| last.since(now) > SET_BACK && waited < PATIENCE && beyond(*last).is_none());
+    beyond(now).or_else(|| {
+        behind.map(|last| {
+            format!("this machine's clock says {now}, but the last batch was sent at {last}; nothing is sent until it is set, or for 10 minutes")
+        })
+    })
+}
+
+/// Waits at the start until the clock can be believed. False if `stop` resolved before.
+pub(super) async fn wait(path: &Path, lock: &mut QueueLock, mut stop: Pin<&mut impl Future<Output = ()>>) -> bool {
+    // What cannot be read now is told by the start itself.
+    let last_intent = last_intent(path).await.unwrap_or_default();
+    let begun = now().steady;
+    let mut said = false;
+    while let Some(doubt) = doubt(now().utc, last_intent, now().steady.since(begun)) {
+        if !said {
+            warn!("{doubt}");
+            lock.say(Some(&doubt));
+            said = true;
+        }
+        systemd::status(&doubt);
+        systemd::extend();
+        tokio::select! {
+            () = &mut stop => return false,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+    if said {
+        info!("this machine's clock can be believed again");
+        lock.say(None);
+    }
+    true
+}
+
+async fn last_intent(path: &Path) -> Result<Option<UtcMillis>, StoreError> {
+    let mut desk = Desk::open(path, Access::Read).await?;
+    let last = desk.last_intent().await;
+    desk.close().await?;
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const TODAY: UtcMillis = UtcMillis(1_800_000_000_000);
+
+    #[test]
+    fn a_clock_before_2024_or_after_2098_is_not_believed() {
+        for wrong in
+            [UtcMillis(0), UtcMillis(EARLIEST.0 - 1), LATEST, UtcMillis(4_133_980_800_000), UtcMillis(i64::MAX)]
+        {
+            assert!(beyond(storable(wrong)).is_some(), "{wrong:?}");
+            assert!(doubt(storable(wrong), None, PATIENCE).is_some(), "{wrong:?}");
+        }
+        for right in [EARLIEST, TODAY, UtcMillis(LATEST.0 - 1)] {
+            assert_eq!(beyond(right), None);
+        }
+    }
+
+    #[test]
+    fn a_clock_far_behind_the_last_batch_is_believed_after_a_while() {
+        let before = TODAY.before(25 * HOUR);
+        assert!(doubt(before, Some(TODAY), Duration::ZERO).is_some());
+        assert_eq!(doubt(before, Some(TODAY), PATIENCE), None);
+        assert_eq!(doubt(TODAY.before(HOUR), Some(TODAY), Duration::ZERO), None, "that is a correction");
+        assert_eq!(doubt(TODAY, Some(LATEST), Duration::ZERO), None, "no batch was sent then");
+    }
+}

@@ -1,0 +1,329 @@
+//! Nobody stops the others: strangers, held and slow targets, long waits and stops, seen in the rows and in the calls.
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+#[path = "common/scene.rs"]
+mod scene;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Yard, insert, insert_many, outcomes, text, wait_for};
+use poweryard::daemon::{self, Dispatcher, Finished, Round, Task};
+use poweryard::model::{Now, PowerAction};
+use poweryard::settings::{SecretRules, Settings};
+use poweryard::sim::Call;
+use poweryard::store::Store;
+use scene::{Scene, fault};
+use sqlx::SqliteConnection;
+
+const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 50]\n";
+
+/// The config's target, and a second one of another project.
+fn two_targets(yard: &Yard) -> Settings {
+    let path = yard.write_config();
+    let text = std::fs::read_to_string(&path).expect("written");
+    let (head, table) = text.split_at(text.find("[targets.").expect("a target"));
+    let other = table
+        .replace("targets.default", "targets.another")
+        .replace(common::PROJECT, "0123456789abcdef0123456789abcdef");
+    std::fs::write(&path, format!("{head}{other}{table}")).expect("written");
+    Settings::load(&path).expect("a valid config")
+}
+
+async fn dispatcher(settings: &Settings, now: Now) -> Dispatcher {
+    let clouds = daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets");
+    let store = Arc::new(Store::open(&settings.queue.database).await.expect("a queue"));
+    Dispatcher::new(store, settings, clouds, now).await.expect("begun")
+}
+
+/// Carries out what a round asks for, but for the submit calls, which are returned.
+async fn carry_out(dispatcher: &mut Dispatcher, round: Round, now: Now) -> Vec<Task> {
+    assert!(round.trouble.is_none(), "{:?}", round.trouble);
+    let (submits, others): (Vec<Task>, Vec<Task>) =
+        round.tasks.into_iter().partition(|task| matches!(task, Task::Submit { .. }));
+    for task in others {
+        let finished: Finished = task.run().await;
+        dispatcher.finish(finished, now).await.expect("stored");
+    }
+    submits
+}
+
+async fn sql(producer: &mut SqliteConnection, sql: &'static str) {
+    sqlx::query(sql).execute(producer).await.expect("accepted");
+}
+
+fn later(now: Now, by: Duration) -> Now {
+    Now { utc: now.utc + by, steady: poweryard::model::Steady(now.steady.0 + by) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_unknown_targets_are_each_held_and_hide_nobody() {
+    let yard = Yard::new(QUICK).await;
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    sql(
+        &mut producer,
+        "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+         INSERT INTO power_requests (server_id, action, target) SELECT 'node-' || i, 'stop', 'cluster-' || i FROM n",
+    )
+    .await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE target = 'default'", "succeeded").await;
+    let held = "SELECT count(*) FROM holds WHERE kind = 'unknown_target'";
+    wait_for(&mut producer, held, "500").await;
+    sql(&mut producer, "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+    wait_for(&mut producer, held, "0").await;
+    daemon.stop().await;
+    assert_eq!(yard.cloud.ledger().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_target_with_many_travel_groups_hides_no_other() {
+    let yard = Yard::new(QUICK).await;
+    let settings = two_targets(&yard);
+    let daemon = yard.start_with(settings);
+    let mut producer = yard.producer().await;
+    sql(
+        &mut producer,
+        "INSERT INTO holds (target, kind, reason, since) VALUES ('another', 'operator', 'paused', '2026-01-31T22:00:00.000Z')",
+    )
+    .await;
+    sql(
+        &mut producer,
+        "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1200)
+         INSERT INTO power_requests (server_id, action, target) SELECT 'node-' || i, 'stop', 'another' FROM n",
+    )
+    .await;
+    sql(&mut producer, "UPDATE power_requests SET travel_group = id").await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE target = 'default'", "succeeded").await;
+    daemon.stop().await;
+    assert_eq!(yard.cloud.ledger().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_stores_one_intent_and_the_targets_take_turns() {
+    let mut yard = Yard::new(QUICK).await;
+    yard.set("batch_servers_max = 2");
+    let settings = two_targets(&yard);
+    let now = daemon::now();
+    let mut dispatcher = dispatcher(&settings, now).await;
+    let mut producer = yard.producer().await;
+    for number in 1..=8 {
+        let target = if number % 2 == 0 { "default" } else { "another" };
+        sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', ?)")
+            .bind(yard.server(number))
+            .bind(target)
+            .execute(&mut producer)
+            .await
+            .expect("accepted");
+    }
+    let mut targets = Vec::new();
+    for _ in 0..20 {
+        let round = dispatcher.round(now).await;
+        let submits = carry_out(&mut dispatcher, round, now).await;
+        assert!(submits.len() <= 1, "an intent that waits for others to be stored");
+        for task in submits {
+            if let Task::Submit { batch, .. } = &task {
+                targets.push(batch.target.0.clone());
+            }
+            let finished = task.run().await;
+            dispatcher.finish(finished, now).await.expect("stored");
+        }
+    }
+    // The cloud knows no second project, so that this target stands back after its first call.
+    assert_eq!(targets, ["another", "default", "default"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_was_stored_before_the_claim_stops_it() {
+    let yard = Yard::new(QUICK).await;
+    let settings = yard.settings();
+    let store = Store::open(&settings.queue.database).await.expect("a queue");
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    let wanted = [(poweryard::model::TargetName("default".into()), PowerAction::Stop)];
+    let lane = store.lanes(&wanted).await.expect("lanes").remove(0);
+    sql(
+        &mut producer,
+        "INSERT INTO holds (kind, reason, since) VALUES ('operator', 'paused', '2026-01-31T22:00:00.000Z')",
+    )
+    .await;
+    let origin = poweryard::store::Origin {
+        service: poweryard::model::Service::Bms,
+        endpoint: String::new(),
+        project_id: String::new(),
+    };
+    let which = poweryard::store::Which::First(10);
+    let claimed = store.claim(&lane, &origin, which, &[], daemon::now().utc).await.expect("no failure");
+    assert_eq!(claimed, None);
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM batches").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttled_read_is_not_repeated_before_its_time_also_after_a_restart() {
+    let busy = fault("throttle", "on = [\"job\"]\nchance = 1.0\nretry_after_s = 86400");
+    let mut yard = Yard::new(&format!("{QUICK}{busy}")).await;
+    yard.set("job_time_limit = \"1h\"");
+    let settings = yard.settings();
+    let mut now = daemon::now();
+    let mut first = dispatcher(&settings, now).await;
+    let mut producer = yard.producer().await;
+    insert_many(&mut producer, &[yard.server(1), yard.server(2)], "reboot").await;
+    let queries = || yard.cloud.calls().iter().filter(|call| call.call == Call::Job).count();
+    let mut rounds = 0;
+    while queries() == 0 {
+        rounds += 1;
+        assert!(rounds < 200, "the job is never asked for");
+        now = later(now, Duration::from_millis(50));
+        let round = first.round(now).await;
+        for task in round.tasks {
+            let finished = task.run().await;
+            first.finish(finished, now).await.expect("stored");
+        }
+    }
+    // A row that comes meanwhile is not sent: nobody could see what becomes of it.
+    insert(&mut producer, &yard.server(3), "reboot").await;
+    drop(first);
+    let mut second = dispatcher(&settings, now).await;
+    for _ in 0..20 {
+        now = later(now, Duration::from_secs(60));
+        let round = second.round(now).await;
+        for task in round.tasks {
+            let finished = task.run().await;
+            second.finish(finished, now).await.expect("stored");
+        }
+    }
+    assert_eq!(queries(), 1);
+    assert_eq!(text(&mut producer, "SELECT count(*) FROM batches").await, "1");
+    assert_eq!(text(&mut producer, "SELECT kind FROM holds").await, "breaker");
+    // The reads are held for a day; the requests end within their own bounds all the same.
+    for _ in 0..60 {
+        now = later(now, Duration::from_secs(60));
+        let round = second.round(now).await;
+        assert!(round.tasks.is_empty(), "nothing may be asked");
+    }
+    let ended = text(&mut producer, "SELECT group_concat(state) FROM power_requests WHERE id < 3").await;
+    assert_eq!(ended, "unknown,unknown");
+    assert_eq!(queries(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_set_ahead_ends_no_job_early_and_expires_nothing() {
+    let mut yard = Yard::new("[bms]\nservers = 4\nrunning = 1.0\noperation_ms = [300, 300]\n").await;
+    yard.set("job_time_limit = \"10m\"");
+    let settings = yard.settings();
+    let begun = daemon::now();
+    let mut dispatcher = dispatcher(&settings, begun).await;
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    sql(&mut producer, "INSERT INTO holds (target, action, kind, reason, since) VALUES ('default', 'stop', 'operator', 'paused', '2026-01-31T22:00:00.000Z')").await;
+    insert(&mut producer, &yard.server(2), "stop").await;
+    let two_days = Duration::from_secs(2 * 86_400);
+    let mut step = Duration::ZERO;
+    for _ in 0..400 {
+        let present = daemon::now();
+        let now = Now { utc: present.utc + step, ..present };
+        let round = dispatcher.round(now).await;
+        for task in round.tasks {
+            let finished = task.run().await;
+            dispatcher.finish(finished, now).await.expect("stored");
+        }
+        let first = text(&mut producer, "SELECT state FROM power_requests WHERE id = 1").await;
+        if first == "running" {
+            step = two_days;
+        } else if first != "queued" && first != "submitting" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let states =
+        text(&mut producer, "SELECT group_concat(state || '/' || ifnull(evidence, '-')) FROM power_requests").await;
+    assert_eq!(states, "succeeded/job,queued/-");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_by_a_clock_that_has_been_set_back_is_due_in_time() {
+    let yard = Yard::new(QUICK).await;
+    let settings = yard.settings();
+    let present = daemon::now();
+    let ahead = Now { utc: present.utc + Duration::from_secs(86_400), ..present };
+    let mut first = dispatcher(&settings, ahead).await;
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    for _ in 0..10 {
+        let round = first.round(ahead).await;
+        for task in round.tasks {
+            let finished = task.run().await;
+            first.finish(finished, ahead).await.expect("stored");
+        }
+    }
+    assert_eq!(text(&mut producer, "SELECT state FROM power_requests").await, "running");
+    drop(first);
+    let daemon = yard.start();
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_batch_frees_its_budget_at_once() {
+    let locked = fault("locked", "servers = [3]");
+    let mut scene = Scene::new(
+        &format!(
+            "[bms]\nservers = 20\nrunning = 1.0\noperation_ms = [10, 50]\n[latency]\nsubmit_ms = [300, 300]\n{locked}"
+        ),
+        &["budget = { stop = \"5/1h\" }"],
+    )
+    .await;
+    // The key is taken, so that nobody waits for that.
+    scene.ask(PowerAction::Reboot, [20]).await;
+    scene.wait_for("SELECT state FROM power_requests WHERE action = 'reboot'", "succeeded").await;
+    scene.ask(PowerAction::Stop, 1..=8).await;
+    scene.wait_for("SELECT count(*) FROM power_requests WHERE state = 'succeeded' AND action = 'stop'", "5").await;
+    let left = "SELECT group_concat(state || ' ' || n, ', ') FROM (SELECT state, count(*) AS n FROM power_requests WHERE action = 'stop' GROUP BY state)";
+    assert_eq!(scene.text(left).await, "failed 1, queued 2, succeeded 5");
+    scene.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_waits_for_a_lock_can_be_stopped() {
+    let yard = Yard::new(QUICK).await;
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    daemon.stop().await;
+    sql(&mut producer, "BEGIN IMMEDIATE").await;
+    let started = std::time::Instant::now();
+    let daemon = yard.start();
+    daemon.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(4), "it waited for the lock");
+    sql(&mut producer, "ROLLBACK").await;
+    assert!(yard.cloud.calls().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_leaves_no_intent_in_doubt() {
+    let mut yard = Yard::new("[bms]\nservers = 600\nrunning = 1.0\noperation_ms = [60000, 60000]\n").await;
+    yard.set("batch_servers_max = 1");
+    yard.set("submits_open_max = 64");
+    yard.set("look_interval_max = \"30s\"");
+    yard.set("first_look = \"30s\"");
+    for more in [10, 60, 130] {
+        let daemon = yard.start();
+        let mut producer = yard.producer().await;
+        let servers: Vec<String> = (1..=600).map(|number| yard.server(number)).collect();
+        insert_many(&mut producer, &servers, "stop").await;
+        let submits = || yard.cloud.calls().iter().filter(|call| call.call == Call::Submit).count();
+        let many = submits() + more;
+        while submits() < many {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        daemon.stop().await;
+        let after = submits();
+        assert_eq!(text(&mut producer, "SELECT count(*) FROM batches WHERE state = 'submitting'").await, "0");
+        let sent = "SELECT count(*) FROM batches WHERE submitted_at IS NOT NULL";
+        assert_eq!(text(&mut producer, sent).await, after.to_string());
+        sql(&mut producer, "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+    }
+}
