@@ -190,7 +190,8 @@ fn a_key_has_the_id_as_it_is_stored() {
 #[test]
 fn another_word_for_an_action_is_never_hinted_as_another_action() {
     let queue = Queue::new();
-    for (word, hint) in [("restart", "use reboot"), ("off", "use stop"), ("shutdown", "use stop"), ("on", "use start")] {
+    for (word, hint) in [("restart", "use reboot"), ("off", "use stop"), ("shutdown", "use stop"), ("on", "use start")]
+    {
         let said = queue.run(&["enqueue", word, "server-1"]);
         assert_eq!(said.code, Some(2), "{said:?}");
         assert!(said.err.contains(hint) && !said.err.contains("similar"), "{said:?}");
@@ -227,9 +228,15 @@ fn requested_by_is_the_login_name_where_the_environment_has_none() {
 #[tokio::test]
 async fn the_widest_label_leaves_every_line_of_a_list_short() {
     let queue = Queue::new();
-    let labels = ["printf('%256s', 'x')", "replace(printf('%256s', ''), ' ', char(27))", "replace(printf('%256s', ''), ' ', '電')"];
+    let labels = [
+        "printf('%256s', 'x')",
+        "replace(printf('%256s', ''), ' ', char(27))",
+        "replace(printf('%256s', ''), ' ', '電')",
+    ];
     for label in labels {
-        queue.sql(&format!("INSERT INTO power_requests (server_id, action, label) VALUES ('server-1', 'stop', {label})")).await;
+        queue
+            .sql(&format!("INSERT INTO power_requests (server_id, action, label) VALUES ('server-1', 'stop', {label})"))
+            .await;
     }
     // An older program, or one that turns checks off, may have left more.
     queue

@@ -108,8 +108,7 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
 }
 
 /// What an option for a time takes.
-const TIME_FORMS: &str =
-    "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to \
+const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to \
      2099, and nothing or a time after it";
 
 /// A time ahead in the queue's own form: `+2h` or `2h` from now, or a time as a producer may write it. `option` is named
@@ -207,7 +206,9 @@ mod tests {
 
     #[test]
     fn a_hint_is_never_another_action() {
-        for (word, hint) in [("restart", "reboot"), ("OFF", "stop"), ("power-off", "stop"), ("on", "start"), ("Stop", "stop")] {
+        for (word, hint) in
+            [("restart", "reboot"), ("OFF", "stop"), ("power-off", "stop"), ("on", "start"), ("Stop", "stop")]
+        {
             assert_eq!(action_hint(word), Some(format!("use {hint}").as_str()), "{word}");
         }
         assert_eq!(action_hint("explode"), None);

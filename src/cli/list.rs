@@ -36,8 +36,13 @@ pub(super) struct Args {
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
-    let filter =
-        Filter { states: args.state, target: args.target, label: args.label, server: args.server.as_deref().map(ServerId::as_stored), limit: args.limit };
+    let filter = Filter {
+        states: args.state,
+        target: args.target,
+        label: args.label,
+        server: args.server.as_deref().map(ServerId::as_stored),
+        limit: args.limit,
+    };
     let found = desk.list(&filter).await?;
     desk.close().await?;
     match args.json.json {

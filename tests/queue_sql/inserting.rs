@@ -34,7 +34,11 @@ const BAD_ROWS: &[(&str, &str, &str)] = &[
     ("server_id, action, priority", "'a', 'stop', 'high'", PRIORITY),
     ("server_id, action, priority", "'a', 'stop', x'31'", PRIORITY),
     ("server_id, action, request_key", "'a', 'stop', x'31'", "request_key must be text of at most 256 characters"),
-    ("server_id, action, request_key", "'a', 'stop', printf('%257s', 'x')", "request_key must be text of at most 256 characters"),
+    (
+        "server_id, action, request_key",
+        "'a', 'stop', printf('%257s', 'x')",
+        "request_key must be text of at most 256 characters",
+    ),
     (
         "server_id, action, request_key",
         "'a', 'stop', 'x' || char(0) || printf('%2000s', 'x')",
@@ -48,7 +52,11 @@ const BAD_ROWS: &[(&str, &str, &str)] = &[
         "label must be text of at most 256 characters",
     ),
     ("server_id, action, requested_by", "'a', 'stop', x'31'", "requested_by must be text of at most 256 characters"),
-    ("server_id, action, requested_by", "'a', 'stop', printf('%257s', 'x')", "requested_by must be text of at most 256 characters"),
+    (
+        "server_id, action, requested_by",
+        "'a', 'stop', printf('%257s', 'x')",
+        "requested_by must be text of at most 256 characters",
+    ),
     (
         "server_id, action, requested_by",
         "'a', 'stop', 'x' || char(0) || printf('%2000s', 'x')",
@@ -73,7 +81,11 @@ const BAD_ROWS: &[(&str, &str, &str)] = &[
     ("server_id, action, error_message", "'a', 'stop', 'x'", "error_message is set by the queue; leave it out"),
     ("server_id, action, submitted_at", "'a', 'stop', '2030-01-01'", "submitted_at is set by the queue; leave it out"),
     ("server_id, action, finished_at", "'a', 'stop', '2030-01-01'", "finished_at is set by the queue; leave it out"),
-    ("server_id, action, created_at", "'a', 'stop', '2001-01-01T00:00:00.000Z'", "created_at is set by the queue; leave it out"),
+    (
+        "server_id, action, created_at",
+        "'a', 'stop', '2001-01-01T00:00:00.000Z'",
+        "created_at is set by the queue; leave it out",
+    ),
     ("server_id, action, gate", "'a', 'stop', 'flight'", "gate is set by the queue; leave it out"),
     ("server_id, action, eligible_at", "'a', 'stop', '2030-01-01'", "eligible_at is set by the queue; leave it out"),
     ("server_id, action, attempts", "'a', 'stop', 'many'", "attempts is set by the queue; leave it out"),
@@ -238,11 +250,15 @@ async fn a_row_that_names_every_column_gets_the_defaults_for_nulls() {
                 _ => "NULL",
             })
             .collect();
-        let sql =
-            format!("{insert} INTO power_requests (id, {}) VALUES (NULL, {}){end}", columns.join(", "), values.join(", "));
+        let sql = format!(
+            "{insert} INTO power_requests (id, {}) VALUES (NULL, {}){end}",
+            columns.join(", "),
+            values.join(", ")
+        );
         queue.sql(&sql).await;
         assert_eq!(queue.row(STORED).await, "a|stop|default|0|queued|0|ready|0|1|1|1", "{sql}");
-        old_sqlite::run(queue.path(), &format!("DELETE FROM power_requests; {sql};")).expect_err("unfinished ones stay");
+        old_sqlite::run(queue.path(), &format!("DELETE FROM power_requests; {sql};"))
+            .expect_err("unfinished ones stay");
         queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
         if !sql.contains("DO UPDATE") {
             old_sqlite::run(queue.path(), &sql).expect("accepted by 3.26");
@@ -258,7 +274,11 @@ async fn a_daemon_column_may_be_sent_with_null_or_its_default() {
     let defaults = [("state", "'queued'"), ("attempts", "0"), ("gate", "'ready'"), ("travel_group", "0")];
     for (column, default) in defaults {
         for value in [default, "NULL"] {
-            queue.sql(&format!("INSERT OR IGNORE INTO power_requests (server_id, action, {column}) VALUES ('a', 'stop', {value})")).await;
+            queue
+                .sql(&format!(
+                    "INSERT OR IGNORE INTO power_requests (server_id, action, {column}) VALUES ('a', 'stop', {value})"
+                ))
+                .await;
             assert_eq!(queue.row(STORED).await, "a|stop|default|0|queued|0|ready|0|1|1|1", "{column} {value}");
             queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
         }

@@ -148,7 +148,9 @@ impl Facts {
         said.push(match batch.state.parse() {
             Ok(BatchState::Submitting) => format!(
                 "Batch {} carries it with {}; its call has been on the way since {}.",
-                batch.id, servers(batch), batch.intent_at
+                batch.id,
+                servers(batch),
+                batch.intent_at
             ),
             Ok(BatchState::Tracking) => tracking(batch),
             Ok(BatchState::Looking) => looking(batch),
@@ -248,11 +250,13 @@ fn tracking(batch: &BatchRecord) -> String {
     match &batch.job_id {
         Some(job) => format!(
             "The cloud accepted it at {since} with batch {} ({}); its job {job} is followed.",
-            batch.id, servers(batch)
+            batch.id,
+            servers(batch)
         ),
         None => format!(
             "The cloud accepted it at {since} with batch {} ({}); the servers' own states are followed.",
-            batch.id, servers(batch)
+            batch.id,
+            servers(batch)
         ),
     }
 }
@@ -338,7 +342,11 @@ mod tests {
         held.ahead = Some(179);
         assert!(said(&held).contains("179 of its kind go before it."), "{}", said(&held));
         held.rules.budget = Some(Budget { servers: 120, span: Duration::from_secs(600) });
-        assert!(said(&held).contains("at 120 in 10 min it cannot leave before 2026-01-31T01:59:00.000Z."), "{}", said(&held));
+        assert!(
+            said(&held).contains("at 120 in 10 min it cannot leave before 2026-01-31T01:59:00.000Z."),
+            "{}",
+            said(&held)
+        );
     }
 
     #[test]

@@ -81,11 +81,7 @@ impl Desk {
     ///
     /// # Errors
     /// `Refused` names the first server that the schema refuses; nothing is inserted then.
-    pub async fn enqueue(
-        &mut self,
-        requests: &[NewRequest],
-        if_absent: bool,
-    ) -> Result<(Vec<i64>, usize), StoreError> {
+    pub async fn enqueue(&mut self, requests: &[NewRequest], if_absent: bool) -> Result<(Vec<i64>, usize), StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         let taken = if if_absent { ids_by_key(&mut tx, requests).await? } else { BTreeMap::new() };
         let old = |request: &NewRequest| request.request_key.as_ref().and_then(|key| taken.get(key)).copied();
@@ -199,14 +195,12 @@ impl Desk {
         target: Option<&TargetName>,
         action: Option<PowerAction>,
     ) -> Result<u64, StoreError> {
-        let removed = sqlx::query(
-            "DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3",
-        )
-        .bind(HoldKind::Operator.as_str())
-        .bind(target.map(|target| &target.0))
-        .bind(action.map(PowerAction::as_str))
-        .execute(&mut self.connection)
-        .await?;
+        let removed = sqlx::query("DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3")
+            .bind(HoldKind::Operator.as_str())
+            .bind(target.map(|target| &target.0))
+            .bind(action.map(PowerAction::as_str))
+            .execute(&mut self.connection)
+            .await?;
         Ok(removed.rows_affected())
     }
 
@@ -218,10 +212,7 @@ impl Desk {
 }
 
 /// The ids of those requests that have one of these keys already.
-async fn ids_by_key(
-    tx: &mut SqliteConnection,
-    requests: &[NewRequest],
-) -> Result<BTreeMap<String, i64>, StoreError> {
+async fn ids_by_key(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<BTreeMap<String, i64>, StoreError> {
     let keys: Vec<_> = requests.iter().filter_map(|request| request.request_key.as_ref()).collect();
     let keys = serde_json::to_string(&keys).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let found: Vec<(String, i64)> = sqlx::query_as(
