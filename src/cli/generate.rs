@@ -67,7 +67,7 @@ fn write_all(dir: &Path) -> io::Result<()> {
 /// Labels, targets, ids and times are no file names.
 fn offering_no_files(command: Command) -> Command {
     let command = command.mut_args(|arg| match arg.get_value_hint() {
-        ValueHint::Unknown => arg.value_hint(ValueHint::Other),
+        ValueHint::Unknown if arg.get_action().takes_values() => arg.value_hint(ValueHint::Other),
         _ => arg,
     });
     command.mut_subcommands(offering_no_files)
