@@ -8,29 +8,33 @@
 PRAGMA application_id = 1887007332; -- 'pyrd'
 
 CREATE TABLE power_requests (
-    id           INTEGER PRIMARY KEY AUTOINCREMENT CONSTRAINT id_positive CHECK (id > 0),
+    id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT CONSTRAINT id_positive CHECK (id > 0),
+
+    -- Columns with a default take an explicit NULL for it, because object mappers send every column that they know. They
+    -- are not NOT NULL for that alone: OR IGNORE would drop such a row without a word. An AFTER trigger fills them.
 
     -- what the producer asks for
     server_id    TEXT NOT NULL COLLATE NOCASE
                  CONSTRAINT server_id_form CHECK (length(server_id) BETWEEN 1 AND 64 AND server_id NOT GLOB '*[^A-Za-z0-9-]*'),
     action       TEXT NOT NULL CONSTRAINT action_known CHECK (action IN ('start', 'stop', 'reboot')),
-    target       TEXT NOT NULL DEFAULT 'default'
+    target       TEXT DEFAULT 'default'
                  CONSTRAINT target_form CHECK (length(target) BETWEEN 1 AND 64 AND target NOT GLOB '*[^A-Za-z0-9._-]*'),
-    priority     INTEGER NOT NULL DEFAULT 0 CONSTRAINT priority_range CHECK (priority BETWEEN -100 AND 100),
+    priority     INTEGER DEFAULT 0 CONSTRAINT priority_range CHECK (priority BETWEEN -100 AND 100),
     not_before   TEXT CONSTRAINT not_before_form CHECK (not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
     expires_at   TEXT CONSTRAINT expires_at_form CHECK (expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
     after_id     INTEGER CONSTRAINT after_id_earlier CHECK (after_id < id),
-    request_key  TEXT,
-    label        TEXT,
-    requested_by TEXT,
-    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    -- in characters; a text with a NUL counts only up to that, so that its bytes are bounded too
+    request_key  TEXT CONSTRAINT request_key_form CHECK (length(request_key) <= 256 AND length(CAST(request_key AS BLOB)) <= 1024),
+    label        TEXT CONSTRAINT label_form CHECK (length(label) <= 256 AND length(CAST(label AS BLOB)) <= 1024),
+    requested_by TEXT CONSTRAINT requested_by_form CHECK (length(requested_by) <= 256 AND length(CAST(requested_by AS BLOB)) <= 1024),
+    created_at   TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
 
     -- what the daemon tells. A stranger who writes here anyway must leave something that the daemon can read
-    state        TEXT NOT NULL DEFAULT 'queued'
+    state        TEXT DEFAULT 'queued'
                  CONSTRAINT state_known CHECK (state IN ('queued', 'submitting', 'running', 'succeeded', 'failed',
                                                          'cancelled', 'expired', 'rejected', 'unknown')),
     batch_id     INTEGER CONSTRAINT batch_id_form CHECK (typeof(batch_id) IN ('integer', 'null')),
-    attempts     INTEGER NOT NULL DEFAULT 0 CONSTRAINT attempts_range CHECK (typeof(attempts) = 'integer' AND attempts >= 0),
+    attempts     INTEGER DEFAULT 0 CONSTRAINT attempts_range CHECK (typeof(attempts) IN ('integer', 'null') AND attempts >= 0),
     retry_at     TEXT CONSTRAINT retry_at_form CHECK (retry_at IS NULL OR (typeof(retry_at) = 'text' AND retry_at GLOB
                      '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
     evidence     TEXT CONSTRAINT evidence_known CHECK (evidence = 'job' OR evidence = 'already' OR evidence = 'refused'
@@ -55,7 +59,7 @@ CREATE TABLE power_requests (
                  CONSTRAINT eligible_at_form CHECK (eligible_at IS NULL OR (typeof(eligible_at) = 'text' AND eligible_at GLOB
                      '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
     -- 0: fresh. Else the part of a refused batch that this request belongs to; groups never share a batch
-    travel_group INTEGER NOT NULL DEFAULT 0 CONSTRAINT travel_group_form CHECK (typeof(travel_group) = 'integer'),
+    travel_group INTEGER DEFAULT 0 CONSTRAINT travel_group_form CHECK (typeof(travel_group) IN ('integer', 'null')),
 
     CONSTRAINT flight_has_batch CHECK (state NOT IN ('submitting', 'running') OR (batch_id IS NOT NULL AND gate = 'flight')),
     CONSTRAINT gate_fits CHECK (CASE gate WHEN 'ready' THEN 1 WHEN 'behind' THEN 1 WHEN 'after' THEN 1 WHEN 'doomed' THEN 1
@@ -64,7 +68,7 @@ CREATE TABLE power_requests (
     -- a producer's cancel sets only the state; the AFTER trigger fills the rest
     CONSTRAINT end_is_complete CHECK (CASE WHEN state = 'cancelled' AND gate IS NOT NULL THEN finished_at IS NULL AND evidence IS NULL
                                       ELSE (state = 'queued' OR state = 'submitting' OR state = 'running') = (finished_at IS NULL)
-                                      AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL) = (gate IS NOT NULL) END),
+                                      AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL OR gate IS NULL) END),
     CONSTRAINT known_has_evidence CHECK (state NOT IN ('succeeded', 'failed') OR evidence <> 'none')
 );
 
@@ -422,6 +426,51 @@ BEGIN
     SELECT RAISE(ABORT, 'only poweryard writes the list of its migrations');
 END;
 
+-- A time as a producer writes it. The rule for it is here alone: the triggers of power_requests insert into this view, which
+-- reads the times, and hands them on to the next one, which refuses or stores them. request_id: the row to store them in;
+-- NULL only checks. expiry_is_new: 1 if expires_at must be later than now.
+CREATE VIEW written_times (request_id, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL WHERE 0;
+-- The same, read: UTC in the stored form, '' for what is no time.
+CREATE VIEW read_times (request_id, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL WHERE 0;
+
+-- SQLite reads T and offsets with a colon. What else people write is brought to that: t and z, +0100, +01 and UTC.
+CREATE TRIGGER written_times_read INSTEAD OF INSERT ON written_times
+BEGIN
+    INSERT INTO read_times (request_id, not_before, expires_at, expiry_is_new)
+    SELECT NEW.request_id,
+        max(CASE WHEN name = 'not_before' THEN CASE WHEN utc GLOB '20[0-9][0-9]-*' THEN utc ELSE '' END END),
+        max(CASE WHEN name = 'expires_at' THEN CASE WHEN utc GLOB '20[0-9][0-9]-*' THEN utc ELSE '' END END),
+        NEW.expiry_is_new
+    FROM (SELECT name,
+            CASE WHEN typeof(written) = 'text' AND length(written) = length(CAST(written AS BLOB))
+                      AND written GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*' AND date(julianday(day)) = day
+                 THEN strftime('%Y-%m-%dT%H:%M:%fZ', julianday(day || CASE
+                     WHEN rest GLOB '* UTC' THEN substr(rest, 1, length(rest) - 4) || 'Z'
+                     WHEN rest GLOB '*[+-][0-9][0-9][0-9][0-9]' THEN substr(rest, 1, length(rest) - 2) || ':' || substr(rest, -2)
+                     WHEN rest GLOB '*[+-][0-9][0-9]' THEN rest || ':00'
+                     ELSE rest END)) END AS utc
+          FROM (SELECT name, written, substr(written, 1, 10) AS day, upper(substr(written, 11)) AS rest
+                FROM (SELECT 'not_before' AS name, NEW.not_before AS written
+                      UNION ALL SELECT 'expires_at', NEW.expires_at)
+                WHERE written IS NOT NULL));
+END;
+
+CREATE TRIGGER read_times_store INSTEAD OF INSERT ON read_times
+BEGIN
+    SELECT CASE
+        WHEN NEW.not_before = ''
+            THEN RAISE(ABORT, 'not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to 2099, and nothing or a time after it')
+        WHEN NEW.expires_at = ''
+            THEN RAISE(ABORT, 'expires_at must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to 2099, and nothing or a time after it')
+        WHEN NEW.expiry_is_new AND NEW.expires_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+            THEN RAISE(ABORT, 'expires_at must be later than now (times are UTC unless they carry an offset)')
+        WHEN NEW.expires_at <= NEW.not_before
+            THEN RAISE(ABORT, 'expires_at must be later than not_before')
+    END;
+    UPDATE power_requests SET not_before = NEW.not_before, expires_at = NEW.expires_at
+    WHERE id = NEW.request_id AND (not_before IS NOT NEW.not_before OR expires_at IS NOT NEW.expires_at);
+END;
+
 CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests
 BEGIN
     SELECT CASE
@@ -430,39 +479,35 @@ BEGIN
              OR length(NEW.server_id) <> length(CAST(NEW.server_id AS BLOB))
             THEN RAISE(ABORT, 'server_id must be 1 to 64 characters of A-Z a-z 0-9 and -')
         WHEN NOT ifnull(NEW.action = 'start' OR NEW.action = 'stop' OR NEW.action = 'reboot', 0) THEN RAISE(ABORT, 'action must be start, stop or reboot')
-        WHEN typeof(NEW.target) <> 'text' OR length(NEW.target) NOT BETWEEN 1 AND 64 OR NEW.target GLOB '*[^A-Za-z0-9._-]*'
-             OR length(NEW.target) <> length(CAST(NEW.target AS BLOB))
+        WHEN NEW.target IS NOT NULL AND (typeof(NEW.target) <> 'text' OR length(NEW.target) NOT BETWEEN 1 AND 64
+             OR NEW.target GLOB '*[^A-Za-z0-9._-]*' OR length(NEW.target) <> length(CAST(NEW.target AS BLOB)))
             THEN RAISE(ABORT, 'target must be 1 to 64 characters of A-Z a-z 0-9 . _ and -')
-        WHEN typeof(NEW.priority) <> 'integer' OR NEW.priority NOT BETWEEN -100 AND 100
+        WHEN NEW.priority IS NOT NULL AND (typeof(NEW.priority) <> 'integer' OR NEW.priority NOT BETWEEN -100 AND 100)
             THEN RAISE(ABORT, 'priority must be a whole number from -100 to 100')
-        WHEN typeof(NEW.request_key) NOT IN ('text', 'null') THEN RAISE(ABORT, 'request_key must be text')
-        WHEN typeof(NEW.label) NOT IN ('text', 'null') THEN RAISE(ABORT, 'label must be text')
-        WHEN typeof(NEW.requested_by) NOT IN ('text', 'null') THEN RAISE(ABORT, 'requested_by must be text')
-        WHEN NEW.not_before IS NOT NULL AND NOT (typeof(NEW.not_before) = 'text'
-             AND length(NEW.not_before) = length(CAST(NEW.not_before AS BLOB))
-             AND NEW.not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-             AND ifnull(date(julianday(substr(NEW.not_before, 1, 10))), '') = substr(NEW.not_before, 1, 10)
-             AND ifnull(strftime('%Y', julianday(NEW.not_before)), '') GLOB '20[0-9][0-9]')
-            THEN RAISE(ABORT, 'not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
-        WHEN NEW.expires_at IS NOT NULL AND NOT (typeof(NEW.expires_at) = 'text'
-             AND length(NEW.expires_at) = length(CAST(NEW.expires_at AS BLOB))
-             AND NEW.expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-             AND ifnull(date(julianday(substr(NEW.expires_at, 1, 10))), '') = substr(NEW.expires_at, 1, 10)
-             AND ifnull(strftime('%Y', julianday(NEW.expires_at)), '') GLOB '20[0-9][0-9]')
-            THEN RAISE(ABORT, 'expires_at must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
-        WHEN NEW.expires_at IS NOT NULL AND julianday(NEW.expires_at) <= julianday('now')
-            THEN RAISE(ABORT, 'expires_at must be later than now (times are UTC unless they carry an offset)')
-        WHEN NEW.expires_at IS NOT NULL AND NEW.not_before IS NOT NULL AND julianday(NEW.expires_at) <= julianday(NEW.not_before)
-            THEN RAISE(ABORT, 'expires_at must be later than not_before')
+        WHEN typeof(NEW.request_key) NOT IN ('text', 'null') OR length(NEW.request_key) > 256 OR length(CAST(NEW.request_key AS BLOB)) > 1024
+            THEN RAISE(ABORT, 'request_key must be text of at most 256 characters')
+        WHEN typeof(NEW.label) NOT IN ('text', 'null') OR length(NEW.label) > 256 OR length(CAST(NEW.label AS BLOB)) > 1024
+            THEN RAISE(ABORT, 'label must be text of at most 256 characters')
+        WHEN typeof(NEW.requested_by) NOT IN ('text', 'null') OR length(NEW.requested_by) > 256 OR length(CAST(NEW.requested_by AS BLOB)) > 1024
+            THEN RAISE(ABORT, 'requested_by must be text of at most 256 characters')
         WHEN NEW.after_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM power_requests WHERE id = NEW.after_id)
             THEN RAISE(ABORT, 'after_id must be the id of an existing request')
-        WHEN NEW.state IS NOT 'queued' OR NEW.batch_id IS NOT NULL OR NEW.attempts IS NOT 0 OR NEW.retry_at IS NOT NULL
-             OR NEW.evidence IS NOT NULL OR NEW.error_code IS NOT NULL OR NEW.error_message IS NOT NULL
-             OR NEW.submitted_at IS NOT NULL OR NEW.finished_at IS NOT NULL OR NEW.gate IS NOT 'ready' OR NEW.travel_group IS NOT 0
-             OR NEW.created_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-             OR NEW.eligible_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-            THEN RAISE(ABORT, 'a producer sets only server_id, action, target, priority, not_before, expires_at, after_id, request_key, label and requested_by')
+        WHEN NEW.state <> 'queued' THEN RAISE(ABORT, 'state is set by the queue; leave it out')
+        WHEN NEW.batch_id IS NOT NULL THEN RAISE(ABORT, 'batch_id is set by the queue; leave it out')
+        WHEN NEW.attempts <> 0 THEN RAISE(ABORT, 'attempts is set by the queue; leave it out')
+        WHEN NEW.retry_at IS NOT NULL THEN RAISE(ABORT, 'retry_at is set by the queue; leave it out')
+        WHEN NEW.evidence IS NOT NULL THEN RAISE(ABORT, 'evidence is set by the queue; leave it out')
+        WHEN NEW.error_code IS NOT NULL THEN RAISE(ABORT, 'error_code is set by the queue; leave it out')
+        WHEN NEW.error_message IS NOT NULL THEN RAISE(ABORT, 'error_message is set by the queue; leave it out')
+        WHEN NEW.submitted_at IS NOT NULL THEN RAISE(ABORT, 'submitted_at is set by the queue; leave it out')
+        WHEN NEW.finished_at IS NOT NULL THEN RAISE(ABORT, 'finished_at is set by the queue; leave it out')
+        WHEN NEW.created_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN RAISE(ABORT, 'created_at is set by the queue; leave it out')
+        WHEN NEW.gate <> 'ready' THEN RAISE(ABORT, 'gate is set by the queue; leave it out')
+        WHEN NEW.eligible_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN RAISE(ABORT, 'eligible_at is set by the queue; leave it out')
+        WHEN NEW.travel_group <> 0 THEN RAISE(ABORT, 'travel_group is set by the queue; leave it out')
     END;
+    INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
+    SELECT NULL, NEW.not_before, NEW.expires_at, 1 WHERE NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL;
 END;
 
 CREATE TRIGGER power_requests_note_key BEFORE INSERT ON power_requests WHEN NEW.request_key IS NOT NULL
@@ -477,29 +522,59 @@ BEGIN
     WHERE EXISTS (SELECT 1 FROM repeated_key WHERE request_key = NEW.request_key);
 END;
 
--- Most rows need nothing more. The others: normalise the times, find the gate.
+-- Most rows need nothing more. The others: fill in what was NULL, put the dashes of a UUID, normalise the times, find the gate.
 CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
 WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL
+     OR NEW.target IS NULL OR NEW.priority IS NULL OR NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL
+     OR NEW.gate IS NULL OR NEW.eligible_at IS NULL OR NEW.travel_group IS NULL
+     OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*')
      OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
                 AND gate IS NOT NULL AND id <> NEW.id)
 BEGIN
     UPDATE power_requests SET
-        not_before = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)),
-        expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)),
+        server_id = CASE WHEN length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*'
+            THEN substr(server_id, 1, 8) || '-' || substr(server_id, 9, 4) || '-' || substr(server_id, 13, 4) || '-'
+                 || substr(server_id, 17, 4) || '-' || substr(server_id, 21)
+            ELSE server_id END,
+        target = ifnull(target, 'default'),
+        priority = ifnull(priority, 0),
+        created_at = ifnull(created_at, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+        state = ifnull(state, 'queued'),
+        attempts = ifnull(attempts, 0),
+        gate = ifnull(gate, 'ready'),
+        eligible_at = ifnull(eligible_at, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+        travel_group = ifnull(travel_group, 0)
+    WHERE id = NEW.id AND (NEW.target IS NULL OR NEW.priority IS NULL OR NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL
+     OR NEW.gate IS NULL OR NEW.eligible_at IS NULL OR NEW.travel_group IS NULL
+     OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*'));
+    INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
+    SELECT NEW.id, NEW.not_before, NEW.expires_at, 0 WHERE NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL;
+    UPDATE power_requests SET
         eligible_at = CASE
-            WHEN NEW.after_id IS NOT NULL AND (SELECT state FROM power_requests WHERE id = NEW.after_id) <> 'succeeded' THEN NULL
-            WHEN julianday(NEW.not_before) > julianday('now') THEN strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before))
-            ELSE NEW.created_at END,
+            WHEN after_id IS NOT NULL AND (SELECT a.state FROM power_requests a WHERE a.id = NEW.after_id) <> 'succeeded' THEN NULL
+            WHEN not_before > created_at THEN not_before
+            ELSE created_at END,
         gate = CASE
-            WHEN (SELECT gate FROM power_requests WHERE id = NEW.after_id) IS NOT NULL THEN 'after'
-            WHEN NEW.after_id IS NOT NULL AND (SELECT state FROM power_requests WHERE id = NEW.after_id) <> 'succeeded' THEN 'doomed'
-            WHEN julianday(NEW.not_before) > julianday('now') THEN 'later'
-            WHEN EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
-              OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
-              OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready'
-                         AND id <> NEW.id) THEN 'behind'
+            WHEN (SELECT a.gate FROM power_requests a WHERE a.id = NEW.after_id) IS NOT NULL THEN 'after'
+            WHEN after_id IS NOT NULL AND (SELECT a.state FROM power_requests a WHERE a.id = NEW.after_id) <> 'succeeded' THEN 'doomed'
+            WHEN not_before > created_at THEN 'later'
+            WHEN EXISTS (SELECT 1 FROM power_requests o WHERE o.target = power_requests.target
+                         AND o.server_id = power_requests.server_id AND o.gate = 'flight')
+              OR EXISTS (SELECT 1 FROM power_requests o WHERE o.target = power_requests.target
+                         AND o.server_id = power_requests.server_id AND o.gate = 'retry')
+              OR EXISTS (SELECT 1 FROM power_requests o WHERE o.target = power_requests.target
+                         AND o.server_id = power_requests.server_id AND o.gate = 'ready' AND o.id <> NEW.id) THEN 'behind'
             ELSE 'ready' END
     WHERE id = NEW.id;
+END;
+
+-- Only an insert may leave these out. A request without a gate would never be looked at again.
+CREATE TRIGGER power_requests_check_filled
+BEFORE UPDATE OF created_at, state, attempts, gate, finished_at, travel_group ON power_requests
+WHEN OLD.finished_at IS NULL AND (NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL OR NEW.travel_group IS NULL
+     OR (NEW.gate IS NULL AND NEW.finished_at IS NULL))
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes created_at, attempts, gate and travel_group');
 END;
 
 -- The id is looked at whatever the statement names: "UPDATE OF id" does not see SET rowid = 5.
@@ -558,9 +633,12 @@ END;
 
 CREATE TRIGGER power_requests_check_wish
 BEFORE UPDATE OF server_id, action, target, after_id, request_key, requested_by, created_at ON power_requests
-WHEN OLD.finished_at IS NULL AND (CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB) OR NEW.action IS NOT OLD.action
-     OR NEW.target IS NOT OLD.target OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key
-     OR NEW.requested_by IS NOT OLD.requested_by OR NEW.created_at IS NOT OLD.created_at)
+-- Only a row that is being inserted lacks a target, a creation time or the dashes of its UUID.
+WHEN OLD.finished_at IS NULL AND (NEW.action IS NOT OLD.action
+     OR (CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB)
+         AND NOT (length(OLD.server_id) = 32 AND OLD.server_id NOT GLOB '*[^0-9A-Fa-f]*'))
+     OR (NEW.target IS NOT OLD.target AND OLD.target IS NOT NULL) OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key
+     OR NEW.requested_by IS NOT OLD.requested_by OR (NEW.created_at IS NOT OLD.created_at AND OLD.created_at IS NOT NULL))
 BEGIN
     SELECT RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another');
 END;
@@ -574,41 +652,30 @@ BEGIN
             THEN RAISE(ABORT, 'priority, not_before, expires_at and label can be changed only while a request is queued')
         WHEN typeof(NEW.priority) <> 'integer' OR NEW.priority NOT BETWEEN -100 AND 100
             THEN RAISE(ABORT, 'priority must be a whole number from -100 to 100')
-        WHEN typeof(NEW.label) NOT IN ('text', 'null') THEN RAISE(ABORT, 'label must be text')
-        WHEN NEW.not_before IS NOT NULL AND NOT (typeof(NEW.not_before) = 'text'
-             AND length(NEW.not_before) = length(CAST(NEW.not_before AS BLOB))
-             AND NEW.not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-             AND ifnull(date(julianday(substr(NEW.not_before, 1, 10))), '') = substr(NEW.not_before, 1, 10)
-             AND ifnull(strftime('%Y', julianday(NEW.not_before)), '') GLOB '20[0-9][0-9]')
-            THEN RAISE(ABORT, 'not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
-        WHEN NEW.expires_at IS NOT NULL AND NOT (typeof(NEW.expires_at) = 'text'
-             AND length(NEW.expires_at) = length(CAST(NEW.expires_at AS BLOB))
-             AND NEW.expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-             AND ifnull(date(julianday(substr(NEW.expires_at, 1, 10))), '') = substr(NEW.expires_at, 1, 10)
-             AND ifnull(strftime('%Y', julianday(NEW.expires_at)), '') GLOB '20[0-9][0-9]')
-            THEN RAISE(ABORT, 'expires_at must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00')
-        WHEN NEW.expires_at IS NOT OLD.expires_at AND julianday(NEW.expires_at) <= julianday('now')
-            THEN RAISE(ABORT, 'expires_at must be later than now (times are UTC unless they carry an offset)')
-        WHEN julianday(NEW.expires_at) <= julianday(NEW.not_before)
-            THEN RAISE(ABORT, 'expires_at must be later than not_before')
+        WHEN typeof(NEW.label) NOT IN ('text', 'null') OR length(NEW.label) > 256 OR length(CAST(NEW.label AS BLOB)) > 1024
+            THEN RAISE(ABORT, 'label must be text of at most 256 characters')
     END;
+    INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
+    SELECT NULL, NEW.not_before, NEW.expires_at, NEW.expires_at IS NOT OLD.expires_at
+    WHERE NEW.not_before IS NOT OLD.not_before OR NEW.expires_at IS NOT OLD.expires_at;
 END;
 
-CREATE TRIGGER power_requests_expires_at AFTER UPDATE OF expires_at ON power_requests
-WHEN NEW.expires_at IS NOT OLD.expires_at AND NEW.expires_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(OLD.expires_at))
+-- Stored times have one form, so that any other is a producer's.
+CREATE TRIGGER power_requests_times AFTER UPDATE OF not_before, expires_at ON power_requests
+WHEN NEW.not_before NOT GLOB '????-??-??T??:??:??.???Z' OR NEW.expires_at NOT GLOB '????-??-??T??:??:??.???Z'
 BEGIN
-    UPDATE power_requests SET expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)) WHERE id = NEW.id;
+    INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
+    VALUES (NEW.id, NEW.not_before, NEW.expires_at, 0);
 END;
 
 -- A new not_before parks the request; the daemon lets it out when it is due, at once if it already is.
 CREATE TRIGGER power_requests_not_before AFTER UPDATE OF not_before ON power_requests
 WHEN NEW.state = 'queued' AND OLD.state = 'queued' AND NEW.not_before IS NOT OLD.not_before
-     AND NEW.not_before IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(OLD.not_before))
+     AND (NEW.not_before IS NULL OR NEW.not_before GLOB '????-??-??T??:??:??.???Z')
 BEGIN
     UPDATE power_requests SET
-        not_before = strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)),
         eligible_at = CASE WHEN gate IN ('after', 'doomed') THEN NULL
-            ELSE max(created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''),
+            ELSE max(created_at, ifnull(NEW.not_before, ''),
                      ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), '')) END,
         gate = CASE WHEN gate IN ('after', 'doomed') THEN gate ELSE 'later' END
     WHERE id = NEW.id;
@@ -620,7 +687,7 @@ BEGIN
 END;
 
 CREATE TRIGGER power_requests_check_state BEFORE UPDATE OF state ON power_requests
-WHEN NEW.state IS NOT OLD.state AND OLD.finished_at IS NULL
+WHEN NEW.state IS NOT OLD.state AND OLD.finished_at IS NULL AND OLD.state IS NOT NULL
 BEGIN
     SELECT CASE
         WHEN NOT CASE NEW.state

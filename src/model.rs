@@ -49,6 +49,15 @@ impl ServerId {
         (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     }
 
+    /// The id as the queue stores it: a UUID without its dashes gets them, anything else stays as it is. The schema does
+    /// the same with `power_requests.server_id`.
+    pub fn as_stored(text: &str) -> String {
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return text.to_owned();
+        }
+        [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-")
+    }
+
     /// What is compared and hashed.
     fn lower_case(&self) -> impl Iterator<Item = u8> {
         self.0.bytes().map(|byte| byte.to_ascii_lowercase())

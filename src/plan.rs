@@ -118,6 +118,13 @@ pub fn allowance(budget: Budget, spent: &[(UtcMillis, u32)], now: UtcMillis) -> 
     }
 }
 
+/// When a request can leave at the earliest under a budget that is used up until `until`, with `ahead` others before it: of
+/// no span do more than the budget's servers leave.
+pub fn earliest_under_budget(budget: Budget, until: UtcMillis, ahead: u64) -> UtcMillis {
+    let spans = ahead / u64::from(budget.servers.max(1));
+    until + budget.span.saturating_mul(u32::try_from(spans).unwrap_or(u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

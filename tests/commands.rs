@@ -168,10 +168,110 @@ fn enqueue_takes_all_servers_or_none_and_names_the_one_refused() {
 }
 
 #[test]
-fn one_server_keeps_the_key_as_it_is() {
+fn a_key_means_the_same_for_one_server_and_for_many() {
     let queue = Queue::new();
-    queue.run(&["enqueue", "stop", "server-1", "--key", "night"]);
-    assert_eq!(queue.run(&["list", "--json"]).json()[0]["request_key"], "night");
+    assert_eq!(queue.run(&["enqueue", "reboot", "server-1", "--key", "night"]).code, Some(0));
+    assert_eq!(queue.run(&["list", "--json"]).json()[0]["request_key"], "night:server-1");
+    let grown = ["enqueue", "reboot", "server-1", "server-2", "--key", "night"];
+    let refused = queue.run(&grown);
+    assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""), "{refused:?}");
+    let said = queue.run(&[&grown[..], &["--if-absent"]].concat());
+    assert_eq!((said.code, said.ids()), (Some(0), vec![1, 2]), "{said:?}");
+    let again = queue.run(&[&grown[..], &["--if-absent"]].concat());
+    assert_eq!((again.code, again.ids()), (Some(0), vec![1, 2]), "{again:?}");
+    assert_eq!(queue.run(&["list", "--json"]).json().as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_key_has_the_id_as_it_is_stored() {
+    let queue = Queue::new();
+    let plain = "616fb98f46ca475e917e2563e5a8cd19";
+    queue.run(&["enqueue", "stop", plain, "--key", "night"]);
+    let row = &queue.run(&["list", "--server", plain, "--json"]).json()[0];
+    assert_eq!(row["server_id"], "616fb98f-46ca-475e-917e-2563e5a8cd19");
+    assert_eq!(row["request_key"], "night:616fb98f-46ca-475e-917e-2563e5a8cd19");
+    let both = ["enqueue", "stop", plain, "616FB98F-46CA-475E-917E-2563E5A8CD19"];
+    assert!(queue.run(&both).err.contains("named twice"));
+}
+
+#[test]
+fn another_word_for_an_action_is_never_hinted_as_another_action() {
+    let queue = Queue::new();
+    for (word, hint) in [("restart", "use reboot"), ("off", "use stop"), ("shutdown", "use stop"), ("on", "use start")]
+    {
+        let said = queue.run(&["enqueue", word, "server-1"]);
+        assert_eq!(said.code, Some(2), "{said:?}");
+        assert!(said.err.contains(hint) && !said.err.contains("similar"), "{said:?}");
+    }
+    assert!(queue.run(&["enqueue", "cycle", "server-1"]).err.contains("--after"));
+}
+
+#[tokio::test]
+async fn a_target_that_nobody_has_is_warned_of_at_once() {
+    let queue = Queue::new();
+    assert_eq!(queue.run(&["enqueue", "stop", "server-1", "--target", "tpyo"]).err, "", "nothing is known yet");
+    queue
+        .sql(&format!("INSERT INTO targets VALUES ('tokyo', 'bms', 'https://example.test', 'p', 50, 50, 0, '{TIME}');"))
+        .await;
+    for args in [&["enqueue", "stop", "server-1", "--target", "tpyo"][..], &["pause", "--target", "tpyo"]] {
+        let said = queue.run(args);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.err.contains("no target tpyo; it has tokyo"), "{said:?}");
+    }
+    assert_eq!(queue.run(&["enqueue", "stop", "server-1", "--target", "tokyo"]).err, "");
+}
+
+#[test]
+fn requested_by_is_the_login_name_where_the_environment_has_none() {
+    let queue = Queue::new();
+    let mut command = queue.command(&["enqueue", "stop", "server-1"]);
+    assert!(command.env_remove("USER").status().expect("it runs").success());
+    let users = fs::read_to_string("/etc/passwd").expect("a list of users");
+    let by = queue.run(&["list", "--json"]).json()[0]["requested_by"].clone();
+    let by = by.as_str().expect("a name");
+    assert!(users.lines().any(|line| line.split(':').next() == Some(by)), "{by}");
+}
+
+#[tokio::test]
+async fn the_widest_label_leaves_every_line_of_a_list_short() {
+    let queue = Queue::new();
+    let labels = [
+        "printf('%256s', 'x')",
+        "replace(printf('%256s', ''), ' ', char(27))",
+        "replace(printf('%256s', ''), ' ', '電')",
+    ];
+    for label in labels {
+        queue
+            .sql(&format!("INSERT INTO power_requests (server_id, action, label) VALUES ('server-1', 'stop', {label})"))
+            .await;
+    }
+    // An older program, or one that turns checks off, may have left more.
+    queue
+        .sql(
+            "DROP TRIGGER power_requests_check_terms; PRAGMA ignore_check_constraints = ON;
+             UPDATE power_requests SET label = printf('%.*c', 65536, 'x') WHERE id = 1;",
+        )
+        .await;
+    let said = queue.run(&["list"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.contains('…') && said.out.lines().all(|line| line.chars().count() < 170), "{said:?}");
+    assert_eq!(queue.run(&["show", "1", "--json"]).json()["label"].as_str().map(str::len), Some(65_536));
+}
+
+#[tokio::test]
+async fn a_status_tells_a_long_reason_once_and_in_short_lines() {
+    let queue = Queue::new();
+    let reason = "the cloud refuses the credentials ".repeat(9);
+    queue
+        .sql(&format!(
+            "INSERT INTO targets VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
+             INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'credentials', '{reason}', '{TIME}');"
+        ))
+        .await;
+    let status = queue.run(&["status"]).out;
+    assert!(status.lines().all(|line| line.chars().count() <= 130), "{status}");
+    let words = status.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words.matches("the cloud refuses the credentials").count(), 9, "{status}");
 }
 
 #[test]
@@ -206,11 +306,15 @@ fn whatever_is_wrong_in_a_request_is_exit_code_2_in_one_sentence() {
         (&["enqueue", "stop", "server 1"], "'server 1'"),
         (&["enqueue", "stop", "server-1", "SERVER-1"], "named twice"),
         (&["enqueue", "stop", "server-1", "--priority", "101"], "--priority"),
-        (&["enqueue", "stop", "server-1", "--target", "eu west"], "target must be"),
-        (&["enqueue", "stop", "server-1", "--not-before", "22:00"], "server-1: not_before must be"),
+        (&["enqueue", "stop", "server-1", "--target", "eu west"], "--target must be"),
+        (&["enqueue", "stop", "server-1", "--not-before", "22:00"], "--not-before 22:00: neither a span"),
         (&["enqueue", "stop", "server-1", "--not-before", "+2 parsecs"], "--not-before"),
-        (&["enqueue", "stop", "server-1", "--expires-at", "2025-01-01"], "expires_at must be later"),
-        (&["enqueue", "stop", "server-1", "--after", "99"], "after_id must be"),
+        (&["enqueue", "stop", "server-1", "--expires-at", "2025-01-01"], "--expires-at must be later"),
+        (&["enqueue", "stop", "server-1", "--after", "99"], "--after must be"),
+        (&["enqueue", "stop", "server-1", "--priority", "high"], "whole number"),
+        (&["enqueue", "stop", "server-1", "--key", ""], "--key"),
+        (&["enqueue", "stop", "server-1", "--if-absent"], "--key"),
+        (&["wait", "--label", "nihgt"], "no request has the label"),
         (&["show", "99"], "no request 99"),
         (&["explain", "99"], "no request 99"),
         (&["wait", "99"], "no request 99"),
@@ -233,7 +337,7 @@ fn whatever_is_wrong_in_a_request_is_exit_code_2_in_one_sentence() {
 #[test]
 fn a_relative_time_is_counted_from_now() {
     let queue = Queue::new();
-    let said = queue.run(&["enqueue", "stop", "server-1", "--not-before", "+2h", "--expires-at", "+3h"]);
+    let said = queue.run(&["enqueue", "stop", "server-1", "--not-before", "+2h", "--expires-at", "3h"]);
     assert_eq!(said.code, Some(0), "{said:?}");
     let row = &queue.run(&["list", "--json"]).json()[0];
     let time = |name: &str| row[name].as_str().expect("a time").parse::<UtcMillis>().expect("the queue's form");
@@ -399,8 +503,12 @@ async fn wait_ends_with_the_outcome() {
     let said = said.json();
     assert_eq!((&said["requests"], &said["succeeded"], &said["timed_out"]), (&2.into(), &1.into(), &false.into()));
     assert_eq!(said["others"][0]["error_code"], "BMS.0040");
-    assert_eq!(queue.run(&["wait", "--label", "bad"]).code, Some(0), "it is over, and nothing newer is asked for");
+    assert_eq!(queue.run(&["wait", "--label", "bad"]).code, Some(1), "what has ended counts");
+    let after = queue.run(&["wait", "--label", "bad", "--since", "2090-01-01t00:00 +0100"]);
+    assert!(after.code == Some(0) && after.out.contains("nothing to wait for"), "{after:?}");
     assert_eq!(queue.run(&["wait", "--label", "bad", "--since", "1h"]).code, Some(1));
+    queue.ended("stop", "server-2", "bad", "succeeded", "job").await;
+    assert_eq!(queue.run(&["wait", "--label", "bad"]).code, Some(0), "the newest of each server counts");
     queue.run(&["enqueue", "stop", "server-3", "--label", "slow"]);
     let late = queue.run(&["wait", "--label", "slow", "--timeout", "1ms"]);
     assert!(late.code == Some(4) && late.out.contains("timed out"), "{late:?}");
@@ -460,56 +568,40 @@ async fn retry_copies_failed_requests_and_leaves_doubtful_reboots_alone() {
 }
 
 #[test]
-fn pause_holds_and_resume_explains_a_wider_pause() {
+fn a_pause_stores_who_and_why_and_explain_names_what_ends_it() {
     let queue = Queue::new();
     queue.run(&["enqueue", "stop", "server-1"]);
-    assert_eq!(queue.run(&["pause"]).code, Some(0));
-    assert!(queue.run(&["pause"]).out.contains("already paused"));
-    assert_eq!(queue.run(&["status", "--json"]).json()["holds"][0]["kind"], "operator");
-    let narrow = queue.run(&["resume", "--target", "default", "--action", "stop"]);
-    assert!(
-        narrow.code == Some(2) && narrow.err.contains("every action on every target is still paused"),
-        "{narrow:?}"
-    );
-    queue.run(&["pause", "--target", "default", "--action", "stop"]);
-    assert!(queue.run(&["resume"]).out.contains("2 pauses ended"));
-    assert!(queue.run(&["resume"]).out.contains("not paused"));
-    assert!(queue.run(&["explain", "1"]).out.contains("next"));
+    assert_eq!(queue.run(&["pause", "--action", "stop", "--reason", "rack 7 moves"]).code, Some(0));
+    assert!(queue.run(&["pause", "--action", "stop"]).out.contains("already paused"));
+    let hold = queue.run(&["status", "--json"]).json()["holds"][0].clone();
+    assert_eq!((&hold["kind"], &hold["action"]), (&"operator".into(), &"stop".into()));
+    assert_eq!(hold["reason"], "stop on every target paused by alice: rack 7 moves");
+    let explained = queue.run(&["explain", "1"]).out;
+    assert!(explained.contains("`poweryard resume --action stop`"), "{explained}");
+    assert_eq!(explained.matches("rack 7 moves").count(), 1, "{explained}");
 }
 
 #[test]
-fn a_resume_that_ended_a_pause_is_done_although_a_wider_one_still_holds() {
-    let wider: &[&[&str]] = &[&["pause"], &["pause", "--action", "stop"]];
-    for wide in wider {
+fn a_resume_ends_the_pause_of_the_same_words_and_names_the_others() {
+    let pauses: &[&[&str]] =
+        &[&[], &["--target", "eu"], &["--action", "stop"], &["--target", "eu", "--action", "stop"]];
+    for own in pauses {
         let queue = Queue::new();
-        let action = if wide.len() > 1 { "stop" } else { "every action" };
-        queue.run(&["enqueue", "stop", "server-1"]);
-        queue.run(wide);
-        queue.run(&["pause", "--target", "default"]);
-        let said = queue.run(&["resume", "--target", "default"]);
+        for scope in pauses {
+            queue.run(&[&["pause"], *scope].concat());
+        }
+        let said = queue.run(&[&["resume"], *own].concat());
         assert_eq!(said.code, Some(0), "{said:?}");
-        assert!(said.out.contains("resumed: every action on target default (1 pause ended)"), "{said:?}");
-        assert!(said.err.contains(&format!("note: {action} on every target is still paused")), "{said:?}");
-        let holds = queue.run(&["status", "--json"]).json()["holds"].clone();
-        assert_eq!((holds.as_array().map(Vec::len), &holds[0]["target"]), (Some(1), &Value::Null));
-        // Now there is nothing of its own to end, and what was asked for is not so.
-        let again = queue.run(&["resume", "--target", "default"]);
-        assert_eq!((again.code, again.out.as_str()), (Some(2), ""), "{again:?}");
-        assert!(again.err.contains(&format!("error: {action} on every target is still paused")), "{again:?}");
-        assert!(queue.run(&["explain", "1"]).out.contains("held"));
-        assert_eq!(queue.run(&["resume"]).code, Some(0));
-        assert!(queue.run(&["explain", "1"]).out.contains("next"));
+        assert!(said.out.contains("resumed: ") && said.out.matches("still paused: ").count() == 3, "{said:?}");
+        // Now there is nothing of its own to end.
+        let again = queue.run(&[&["resume"], *own].concat());
+        assert_eq!(again.code, Some(0), "{again:?}");
+        assert!(again.out.contains("not paused: ") && again.out.matches("still paused: ").count() == 3, "{again:?}");
+        assert_eq!(queue.run(&["status", "--json"]).json()["holds"].as_array().map(Vec::len), Some(3));
+        assert!(queue.run(&["resume", "--all"]).out.contains("3 pauses ended"));
+        assert!(queue.run(&["resume", "--all"]).out.contains("nothing is paused"));
+        assert_eq!(queue.run(&["status", "--json"]).json()["holds"].as_array().map(Vec::len), Some(0));
     }
-}
-
-#[test]
-fn a_resume_of_one_target_neither_ends_nor_names_the_pause_of_another() {
-    let queue = Queue::new();
-    queue.run(&["pause", "--target", "eu"]);
-    let said = queue.run(&["resume", "--target", "default"]);
-    assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{said:?}");
-    assert!(said.out.contains("not paused: every action on target default"), "{said:?}");
-    assert_eq!(queue.run(&["status", "--json"]).json()["holds"][0]["target"], "eu");
 }
 
 #[tokio::test]
@@ -521,7 +613,7 @@ async fn a_resume_ends_only_what_an_operator_holds() {
         ))
         .await;
     queue.run(&["pause", "--target", "default"]);
-    let said = queue.run(&["resume"]);
+    let said = queue.run(&["resume", "--all"]);
     assert!(said.code == Some(0) && said.out.contains("1 pause ended"), "{said:?}");
     assert_eq!(queue.run(&["status", "--json"]).json()["holds"][0]["kind"], "credentials");
 }

@@ -10,6 +10,7 @@ mod wire;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -286,4 +287,26 @@ async fn large_events_are_bounded_by_their_requests() {
     }
     assert_eq!(count(&meter, DROPPED), 5, "20,000 requests are the most that wait");
     deliveries_.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_leaves_a_child_behind_is_told_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let told = dir.path().join("told");
+    let pid = dir.path().join("pid");
+    // The child keeps the stdin and the stderr of the command; a thousand requests do not fit into a pipe.
+    let lines = format!("head -c 1 >> {}; sleep 300 & echo $! > {}; exit 0", told.display(), pid.display());
+    let command = script(dir.path(), "leave", &lines);
+    let meter = Arc::new(Meter::new());
+    let (notifier, deliveries_) =
+        Notifier::start(Some(settings(Some(command), None)), dir.path().join("queue.db"), Arc::clone(&meter));
+    let (batch, step) = failed(1, 1000);
+    notifier.stored(&batch, &step, UtcMillis(0));
+    until("it is told", || deliveries(&meter, "command", "delivered") == 1).await;
+    deliveries_.finish().await;
+    assert_eq!(deliveries(&meter, "command", "failed"), 0);
+    assert_eq!(fs::read_to_string(&told).expect("written"), "{");
+    let pid = fs::read_to_string(&pid).expect("written").trim().to_owned();
+    assert!(!is_over(&pid), "what a command leaves behind goes on");
+    Command::new("kill").arg(&pid).status().expect("kill runs");
 }

@@ -128,7 +128,8 @@ async fn an_old_producer_is_refused_in_the_same_words() {
         ),
         (
             "UPDATE power_requests SET not_before = '22:00' WHERE id = 2",
-            "not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00",
+            "not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00: a date \
+             that exists, from 2000 to 2099, and nothing or a time after it",
         ),
         (
             "UPDATE power_requests SET state = 'submitting', batch_id = 9 WHERE id = 2",

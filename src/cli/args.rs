@@ -1,15 +1,18 @@
 //! What several commands take: which queue, ids, times and words. Opens the queue; has no SQL.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, Command};
 use jiff::Timestamp;
 
-use super::{Context, Failure};
+use super::{Context, Failure, output};
 use crate::model::{PowerAction, RequestId, RequestState, UtcMillis};
-use crate::settings::QueueSettings;
+use crate::settings::{QueueSettings, Settings};
 use crate::store::Desk;
 use crate::store::desk::Access;
 
@@ -57,8 +60,40 @@ pub(super) fn now() -> UtcMillis {
 
 /// `start`, `stop` or `reboot`.
 pub(super) fn actions() -> impl TypedValueParser<Value = PowerAction> {
-    PossibleValuesParser::new(PowerAction::ALL.iter().map(|action| action.as_str()))
-        .try_map(|word| word.parse::<PowerAction>())
+    ActionParser
+}
+
+/// Its own parser, because the nearest word by letters may be another action: restart is not start.
+#[derive(Debug, Clone, Copy)]
+struct ActionParser;
+
+impl TypedValueParser for ActionParser {
+    type Value = PowerAction;
+
+    fn parse_ref(&self, command: &Command, _: Option<&Arg>, value: &OsStr) -> Result<PowerAction, clap::Error> {
+        let word = value.to_string_lossy();
+        word.parse().map_err(|_| {
+            let hint = action_hint(&word).map(|hint| format!("; {hint}")).unwrap_or_default();
+            let word = output::visible(&word);
+            let sentence = format!("invalid value '{word}': an action is start, stop or reboot{hint}\n");
+            clap::Error::raw(ErrorKind::InvalidValue, sentence).with_cmd(command)
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(PowerAction::ALL.iter().map(|action| PossibleValue::new(action.as_str()))))
+    }
+}
+
+/// The word for what somebody means, never for another action.
+fn action_hint(word: &str) -> Option<&'static str> {
+    match word.to_lowercase().replace(['-', '_', ' '], "").as_str() {
+        "reboot" | "restart" | "reset" => Some("use reboot"),
+        "stop" | "off" | "shutdown" | "halt" | "poweroff" | "down" => Some("use stop"),
+        "start" | "on" | "poweron" | "up" => Some("use start"),
+        "cycle" | "powercycle" => Some("a power cycle is a stop, and a start with --after"),
+        _ => None,
+    }
 }
 
 /// The states of a request.
@@ -72,12 +107,20 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text.trim()).map_err(|error| format!("{error}; a span is written as 90s, 15m or 2h"))
 }
 
-/// A time ahead: `+2h` becomes the queue's own form; anything else is for the schema to read.
-pub(super) fn ahead(text: &str, now: UtcMillis) -> Result<String, String> {
-    match text.strip_prefix('+') {
-        Some(ahead) => span(ahead).map(|ahead| (now + ahead).to_string()),
-        None => Ok(text.to_owned()),
+/// What an option for a time takes.
+const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to \
+     2099, and nothing or a time after it";
+
+/// A time ahead in the queue's own form: `+2h` or `2h` from now, or a time as a producer may write it. `option` is named
+/// if it does not read.
+pub(super) async fn ahead(desk: &mut Desk, option: &str, text: &str, now: UtcMillis) -> Result<String, Failure> {
+    if let Ok(ahead) = span(text.strip_prefix('+').unwrap_or(text)) {
+        return Ok((now + ahead).to_string());
     }
+    desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
+        let text = output::visible(text);
+        Failure::Usage(format!("{option} {text}: neither a span from now such as +2h nor {TIME_FORMS}"))
+    })
 }
 
 /// A time past: `2h` is two hours ago; anything else is a time as a producer may write it.
@@ -85,11 +128,50 @@ pub(super) async fn past(desk: &mut Desk, text: &str, now: UtcMillis) -> Result<
     if let Ok(ago) = span(text) {
         return Ok(now.before(ago).to_string());
     }
-    desk.read_time(text).await?.ok_or_else(|| {
-        Failure::Usage(format!(
-            "--since {text}: neither a span such as 2h nor a UTC time such as 2026-01-31 or 2026-01-31 22:00"
-        ))
+    desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
+        Failure::Usage(format!("--since {}: neither a span such as 2h nor {TIME_FORMS}", output::visible(text)))
     })
+}
+
+/// The forms that the schema takes beyond SQLite's own, brought to those: t and z, ` UTC`, +0100 and +01.
+fn sqlite_time(text: &str) -> String {
+    let Some((day, rest)) = text.split_at_checked(10) else { return text.to_owned() };
+    let rest = rest.to_ascii_uppercase();
+    if let Some(time) = rest.strip_suffix(" UTC") {
+        return format!("{day}{time}Z");
+    }
+    let Some(sign) = rest.rfind(['+', '-']) else { return format!("{day}{rest}") };
+    let (time, offset) = rest.split_at(sign);
+    match offset.len() {
+        3 => format!("{day}{time}{offset}:00"),
+        5 if offset.is_ascii() => format!("{day}{time}{}:{}", &offset[..3], &offset[3..]),
+        _ => format!("{day}{rest}"),
+    }
+}
+
+/// A warning about a target that neither the config nor the last daemon has. Somebody who mistypes a name believes that
+/// something is held or will leave. None where nothing is known of any target.
+pub(super) async fn stranger(
+    context: &Context,
+    queue: &QueueArgs,
+    desk: &mut Desk,
+    target: &str,
+) -> Result<Option<String>, Failure> {
+    let mut known: BTreeSet<String> = desk.targets(now()).await?.into_iter().map(|note| note.target).collect();
+    if !queue.is_named() {
+        // A user who may not read the config, or one with mistakes, has the daemon's note alone.
+        let settings = Settings::load(&context.config).ok();
+        known.extend(settings.into_iter().flat_map(|settings| settings.targets).map(|target| target.name.to_string()));
+    }
+    Ok(stranger_among(target, &known))
+}
+
+fn stranger_among(target: &str, known: &BTreeSet<String>) -> Option<String> {
+    if known.is_empty() || known.contains(target) {
+        return None;
+    }
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    Some(output::visible(&format!("warning: the daemon has no target {target}; it has {}", known.join(", "))))
 }
 
 /// Ids as they were named, each once.
@@ -98,13 +180,24 @@ pub(super) fn unique(ids: &[RequestId]) -> Vec<i64> {
     ids.iter().map(|id| id.0).filter(|id| seen.insert(*id)).collect()
 }
 
-/// Who asks: the login user, also behind sudo. None if the environment does not say.
+/// Who asks: the login user, also behind sudo; where the environment does not say, the user's name in /etc/passwd.
 pub(super) fn login_user() -> Option<String> {
     ["SUDO_USER", "USER", "LOGNAME"]
         .iter()
         .filter_map(std::env::var_os)
         .map(|name| name.to_string_lossy().into_owned())
         .find(|name| !name.is_empty())
+        .or_else(|| {
+            let users = std::fs::read_to_string("/etc/passwd").ok()?;
+            name_of(&users, rustix::process::getuid().as_raw())
+        })
+}
+
+/// The name of a user id, from the text of /etc/passwd.
+fn name_of(users: &str, uid: u32) -> Option<String> {
+    let uid = uid.to_string();
+    let user = users.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+    user.split(':').next().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -112,10 +205,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_ahead_is_relative_only_with_a_plus() {
-        let now: UtcMillis = "2026-01-31T22:00:00.000Z".parse().expect("a time");
-        assert_eq!(ahead("+2h", now).as_deref(), Ok("2026-02-01T00:00:00.000Z"));
-        assert_eq!(ahead("2026-02-01 06:00", now).as_deref(), Ok("2026-02-01 06:00"));
-        assert!(ahead("+2 parsecs", now).is_err());
+    fn a_hint_is_never_another_action() {
+        for (word, hint) in
+            [("restart", "reboot"), ("OFF", "stop"), ("power-off", "stop"), ("on", "start"), ("Stop", "stop")]
+        {
+            assert_eq!(action_hint(word), Some(format!("use {hint}").as_str()), "{word}");
+        }
+        assert_eq!(action_hint("explode"), None);
+        assert!(action_hint("cycle").is_some_and(|hint| hint.contains("--after")));
+    }
+
+    #[test]
+    fn times_are_brought_to_the_forms_that_sqlite_reads() {
+        for (written, read) in [
+            ("2026-01-31", "2026-01-31"),
+            ("2026-01-31t22:00z", "2026-01-31T22:00Z"),
+            ("2026-01-31 22:00 UTC", "2026-01-31 22:00Z"),
+            ("2026-01-31 22:00 +0100", "2026-01-31 22:00 +01:00"),
+            ("2026-01-31 22:00-01", "2026-01-31 22:00-01:00"),
+            ("2026-01-31 22:00+01:00", "2026-01-31 22:00+01:00"),
+            ("22:00", "22:00"),
+        ] {
+            assert_eq!(sqlite_time(written), read);
+        }
+    }
+
+    #[test]
+    fn a_mistyped_target_is_warned_about_where_any_is_known() {
+        let known = BTreeSet::from(["default".to_owned(), "eu".to_owned()]);
+        assert_eq!(stranger_among("eu", &known), None);
+        assert_eq!(stranger_among("eu", &BTreeSet::new()), None);
+        let warning = stranger_among("defualt", &known).expect("a warning");
+        assert!(warning.contains("defualt") && warning.contains("default, eu"), "{warning}");
+    }
+
+    #[test]
+    fn a_user_id_has_its_name_from_the_list_of_users() {
+        let users = "root:x:0:0::/root:/bin/sh\nops:x:1000:1000::/home/ops:/bin/sh\n";
+        assert_eq!(name_of(users, 1000).as_deref(), Some("ops"));
+        assert_eq!(name_of(users, 7), None);
     }
 }

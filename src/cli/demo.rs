@@ -84,7 +84,7 @@ pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
 async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Failure> {
     let mut desk = Desk::open(database, Access::Write).await?;
     let requests: Vec<NewRequest> = TARGETS.iter().flat_map(|target| requests(cloud, target)).collect();
-    let ids = desk.enqueue(&requests).await?;
+    let (ids, _) = desk.enqueue(&requests, false).await?;
     let actions = "stop, start and reboot mixed";
     output::print(&format!("inserted         {} requests in one transaction: {actions}\n", ids.len()))?;
     let named = ids.into_iter().zip(requests.iter().map(|request| request.target.clone()));

@@ -9,16 +9,18 @@ use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
 use crate::model::{PowerAction, RequestId, ServerId};
 use crate::store::desk::{Access, NewRequest};
+use crate::store::{Desk, StoreError};
 
 /// Insert requests, one a server, in one transaction; prints their ids, one a line.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Times are UTC unless they carry an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
+A call with --key that may have been cut off is repeated with --if-absent.
 
 Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
   poweryard enqueue reboot --from-file rack7.txt --label patch-day --not-before '2026-02-01 02:00' --expires-at '2026-02-01 05:00'
-  poweryard enqueue start --from-file - --key wake-2026-02-01 --wait < servers.txt")]
+  poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct Args {
     /// What to do: start, stop or reboot. Stop and reboot are forced; the clouds have no soft ones.
     #[arg(value_parser = args::actions())]
@@ -34,7 +36,7 @@ pub(super) struct Args {
     target: String,
     /// Higher goes first, -100 to 100.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
-    #[arg(value_parser = clap::value_parser!(i64).range(-100..=100))]
+    #[arg(value_parser = priority)]
     priority: i64,
     /// Not sent before this time.
     #[arg(long, value_name = "TIME")]
@@ -45,9 +47,12 @@ pub(super) struct Args {
     /// Wait until this request has succeeded; cancelled if it ends in another way.
     #[arg(long, value_name = "ID")]
     after: Option<RequestId>,
-    /// Refused if a request with this key exists, so that a call can be repeated safely. Several servers get KEY:SERVER.
-    #[arg(long, value_name = "KEY")]
+    /// Each request gets the key KEY:SERVER, and is refused if a request has that already: a call can be repeated safely.
+    #[arg(long, value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     key: Option<String>,
+    /// Servers whose key exists are skipped, and the ids of their requests are printed.
+    #[arg(long, requires = "key")]
+    if_absent: bool,
     /// Free text to find the requests by.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
@@ -62,26 +67,34 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let requests = requests(&args, servers(&args)?)?;
+    let servers = servers(&args)?;
     let mut desk = args.queue.open(context, Access::Write).await?;
-    let ids = desk.enqueue(&requests).await?;
+    let times = Times::read(&mut desk, &args).await?;
+    let requests = requests(&args, &times, servers);
+    let (ids, skipped) = desk.enqueue(&requests, args.if_absent).await.map_err(in_options)?;
+    if let Some(warning) = args::stranger(context, &args.queue, &mut desk, &args.target).await? {
+        output::note(&warning);
+    }
+    if skipped > 0 {
+        output::note(&format!("note: {} had the key already", output::count(skipped, "server")));
+    }
     let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
     output::print(&lines)?;
     if !args.wait {
         desk.close().await?;
         return Ok(Exit::Done);
     }
-    let followed = Followed::to_the_end(&mut desk, ids, None).await?;
+    let followed = Followed::to_the_end(&mut desk, ids.clone(), ids, None).await?;
     output::note(wait::summary(&followed).trim_end());
     Ok(followed.exit())
 }
 
 /// The servers that were named, each once.
 fn servers(args: &Args) -> Result<Vec<String>, Failure> {
-    let mut servers = args.servers.clone();
-    for server in &servers {
+    for server in &args.servers {
         check_server(server, "")?;
     }
+    let mut servers: Vec<String> = args.servers.iter().map(|server| ServerId::as_stored(server)).collect();
     if let Some(file) = &args.from_file {
         servers.extend(listed(&read(file)?, &shown(file))?);
     }
@@ -116,7 +129,7 @@ fn listed(text: &str, file: &str) -> Result<Vec<String>, Failure> {
         let id = line.split('#').next().unwrap_or_default().trim();
         if !id.is_empty() {
             check_server(id, &format!("{file}:{}: ", number + 1))?;
-            servers.push(id.to_owned());
+            servers.push(ServerId::as_stored(id));
         }
     }
     Ok(servers)
@@ -132,29 +145,64 @@ fn check_server(id: &str, place: &str) -> Result<(), Failure> {
     }
 }
 
-fn requests(args: &Args, servers: Vec<String>) -> Result<Vec<NewRequest>, Failure> {
-    let now = args::now();
-    let time = |option: &str, text: &Option<String>| {
-        let read = text.as_deref().map(|text| args::ahead(text, now)).transpose();
-        read.map_err(|problem| Failure::Usage(format!("{option}: {problem}")))
-    };
-    let not_before = time("--not-before", &args.not_before)?;
-    let expires_at = time("--expires-at", &args.expires_at)?;
+fn priority(text: &str) -> Result<i64, String> {
+    let priority: Option<i64> = text.trim().parse().ok();
+    let in_range = priority.filter(|priority| (-100..=100).contains(priority));
+    in_range.ok_or_else(|| "a whole number from -100 to 100".to_owned())
+}
+
+/// The schema names columns; who types a command knows options.
+fn in_options(error: StoreError) -> StoreError {
+    let StoreError::Refused(mut sentence) = error else { return error };
+    for (column, option) in [
+        ("not_before", "--not-before"),
+        ("expires_at", "--expires-at"),
+        ("after_id", "--after"),
+        ("request_key must", "--key with the server must"),
+        ("requested_by", "--requested-by"),
+        ("label must", "--label must"),
+        ("target must", "--target must"),
+    ] {
+        sentence = sentence.replace(column, option);
+    }
+    StoreError::Refused(sentence)
+}
+
+/// The times of a call, in the queue's own form.
+struct Times {
+    not_before: Option<String>,
+    expires_at: Option<String>,
+}
+
+impl Times {
+    async fn read(desk: &mut Desk, args: &Args) -> Result<Self, Failure> {
+        let now = args::now();
+        let mut times = Self { not_before: None, expires_at: None };
+        if let Some(text) = &args.not_before {
+            times.not_before = Some(args::ahead(desk, "--not-before", text, now).await?);
+        }
+        if let Some(text) = &args.expires_at {
+            times.expires_at = Some(args::ahead(desk, "--expires-at", text, now).await?);
+        }
+        Ok(times)
+    }
+}
+
+fn requests(args: &Args, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
     let requested_by = args.requested_by.clone().or_else(args::login_user);
-    let several = servers.len() > 1;
     let request = |server_id: String| NewRequest {
         action: args.action.as_str().to_owned(),
         target: args.target.clone(),
         priority: args.priority,
-        not_before: not_before.clone(),
-        expires_at: expires_at.clone(),
+        not_before: times.not_before.clone(),
+        expires_at: times.expires_at.clone(),
         after_id: args.after.map(|id| id.0),
-        request_key: args.key.as_ref().map(|key| if several { format!("{key}:{server_id}") } else { key.clone() }),
+        request_key: args.key.as_ref().map(|key| format!("{key}:{server_id}")),
         label: args.label.clone(),
         requested_by: requested_by.clone(),
         server_id,
     };
-    Ok(servers.into_iter().map(request).collect())
+    servers.into_iter().map(request).collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::model::RequestId;
 use crate::settings::{QueueSettings, Settings};
-use crate::store::desk::Access;
+use crate::store::desk::{Access, RequestRecord};
 use crate::store::{Running, daemon_on};
 
 mod sentences;
@@ -63,18 +63,24 @@ async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
         None => None,
     };
     let attempts = desk.attempts(request.id).await?;
+    let ahead = desk.place_in_lane(request.id).await?.and_then(|ahead| u64::try_from(ahead).ok());
     let daemon_runs = daemon_on(desk.path()) != Running::No;
     desk.close().await?;
-    Ok(Facts { request, reason, holds, batch, after, attempts, daemon_runs, rules: rules(context, args) })
+    let rules = rules(context, args, &request);
+    Ok(Facts { request, reason, holds, batch, after, attempts, ahead, daemon_runs, rules })
 }
 
 /// What the config says, as far as this user may read it; a named database needs no config.
-fn rules(context: &Context, args: &Args) -> Rules {
+fn rules(context: &Context, args: &Args, request: &RequestRecord) -> Rules {
     if args.queue.is_named() {
         return Rules::default();
     }
+    let settings = Settings::load(&context.config).ok();
+    let targets = settings.iter().flat_map(|settings| &settings.targets);
+    let mut budgets = targets.filter(|target| target.name.0 == request.target).flat_map(|target| &target.budgets);
     Rules {
-        attempts_max: Settings::load(&context.config).ok().map(|settings| settings.batch.attempts_max.get()),
+        budget: budgets.find(|(action, _)| action.as_str() == request.action).map(|(_, budget)| *budget),
+        attempts_max: settings.as_ref().map(|settings| settings.batch.attempts_max.get()),
         default_ttl: QueueSettings::load(&context.config).ok().map(|queue| queue.default_ttl),
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory, ValueHint};
 use clap_complete::Shell;
 
 use super::{Cli, Exit, Failure};
@@ -50,13 +50,27 @@ fn write_all(dir: &Path) -> io::Result<()> {
     for (folder, shell) in [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)] {
         let folder = dir.join(folder);
         fs::create_dir_all(&folder)?;
-        clap_complete::generate_to(shell, &mut Cli::command(), "poweryard", &folder)?;
+        let path = clap_complete::generate_to(shell, &mut offering_no_files(Cli::command()), "poweryard", &folder)?;
+        if shell == Shell::Bash {
+            // It would offer file names wherever it knows nothing better.
+            let script = fs::read_to_string(&path)?.replace(" -o bashdefault -o default", "");
+            fs::write(&path, script)?;
+        }
     }
     let folder = dir.join("man");
     fs::create_dir_all(&folder)?;
     clap_mangen::generate_to(Cli::command(), &folder)?;
     let mut first = OpenOptions::new().append(true).open(folder.join("poweryard.1"))?;
     first.write_all(FIRST_PAGE_END.as_bytes())
+}
+
+/// Labels, targets, ids and times are no file names.
+fn offering_no_files(command: Command) -> Command {
+    let command = command.mut_args(|arg| match arg.get_value_hint() {
+        ValueHint::Unknown if arg.get_action().takes_values() => arg.value_hint(ValueHint::Other),
+        _ => arg,
+    });
+    command.mut_subcommands(offering_no_files)
 }
 
 #[cfg(test)]
@@ -70,6 +84,7 @@ mod tests {
         for file in ["bash/poweryard.bash", "zsh/_poweryard", "fish/poweryard.fish"] {
             let text = fs::read_to_string(dir.path().join(file)).expect(file);
             assert!(text.contains("enqueue"), "{file}");
+            assert!(!text.contains("-o default") && !text.contains(":_default"), "{file} offers file names");
         }
         for page in ["poweryard", "poweryard-serve", "poweryard-db-migrate"] {
             assert!(dir.path().join(format!("man/{page}.1")).exists(), "{page}");

@@ -3,7 +3,7 @@
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell};
 use super::{Context, Exit, Failure};
-use crate::model::RequestState;
+use crate::model::{RequestState, ServerId};
 use crate::store::desk::{Access, Filter, RequestRecord};
 
 /// List requests, newest first.
@@ -36,8 +36,13 @@ pub(super) struct Args {
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
-    let filter =
-        Filter { states: args.state, target: args.target, label: args.label, server: args.server, limit: args.limit };
+    let filter = Filter {
+        states: args.state,
+        target: args.target,
+        label: args.label,
+        server: args.server.as_deref().map(ServerId::as_stored),
+        limit: args.limit,
+    };
     let found = desk.list(&filter).await?;
     desk.close().await?;
     match args.json.json {

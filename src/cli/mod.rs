@@ -1,9 +1,11 @@
 //! The command line: one file a command. Owns arguments, wording and exit codes; has no SQL and decides nothing about power.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use clap::builder::TypedValueParser;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -30,6 +32,9 @@ mod wait;
 
 pub use failure::{Exit, Failure};
 
+/// Where the config is unless somebody says otherwise.
+const CONFIG: &str = "/etc/poweryard/poweryard.toml";
+
 /// Carries out queued power requests for bare-metal servers.
 #[derive(Debug, Parser)]
 #[command(name = "poweryard", version, about, arg_required_else_help = true, max_term_width = 110)]
@@ -37,7 +42,8 @@ pub use failure::{Exit, Failure};
 pub struct Cli {
     /// The config file.
     #[arg(long, global = true, value_name = "FILE", env = "POWERYARD_CONFIG")]
-    #[arg(default_value = "/etc/poweryard/poweryard.toml")]
+    #[arg(default_value = CONFIG, value_hint = clap::ValueHint::FilePath)]
+    #[arg(value_parser = clap::builder::OsStringValueParser::new().map(config_file))]
     config: PathBuf,
 
     /// How log lines look on stderr; RUST_LOG says how many there are (default info).
@@ -46,6 +52,11 @@ pub struct Cli {
 
     #[command(subcommand)]
     command: Command,
+}
+
+/// A variable that is set to nothing is as good as none.
+fn config_file(name: OsString) -> PathBuf {
+    if name.is_empty() { PathBuf::from(CONFIG) } else { PathBuf::from(name) }
 }
 
 #[derive(Debug, Subcommand)]

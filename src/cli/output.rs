@@ -1,6 +1,5 @@
 //! Results on stdout, remarks on stderr, and tables for people. A reader that leaves early (`| head`) is no error.
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -28,6 +27,9 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Columns of the terminal that a cell takes up at most; longer ones end in `…`. JSON has all of it.
+const CELL_MAX: usize = 60;
+
 /// A table with a head and aligned columns, two blanks apart.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -44,25 +46,29 @@ impl Table {
 
     /// Adds a row; an empty cell is shown as `-`.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { visible(cell) }).collect());
+        self.rows.push(cells.iter().map(|cell| shown(cell)).collect());
     }
 
     /// The lines, without trailing blanks.
     pub(super) fn render(&self) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let widest = |column: usize| self.rows.iter().map(|row| width(&row[column])).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(widest).collect();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
-                let gap = if column == 0 { "" } else { "  " };
-                let width = widths[column];
-                // Writing to a String cannot fail.
-                let _ = match self.numbers.contains(&column) {
-                    true => write!(line, "{gap}{cell:>width$}"),
-                    false => write!(line, "{gap}{cell:<width$}"),
-                };
+                if column > 0 {
+                    line.push_str("  ");
+                }
+                let blanks = " ".repeat(widths[column].saturating_sub(width(cell)));
+                if self.numbers.contains(&column) {
+                    line.push_str(&blanks);
+                    line.push_str(cell);
+                } else {
+                    line.push_str(cell);
+                    line.push_str(&blanks);
+                }
             }
             text.push_str(line.trim_end());
             text.push('\n');
@@ -71,11 +77,83 @@ impl Table {
     }
 }
 
+/// A cell as the table shows it: never empty, safe, not too wide.
+fn shown(cell: &str) -> String {
+    if cell.is_empty() {
+        return "-".to_owned();
+    }
+    // Cut first: spelling out makes a text of any length longer still.
+    let cell = visible(&cut(cell, CELL_MAX));
+    cut(&cell, CELL_MAX)
+}
+
+/// The text, or its beginning and `…` if it is wider than `widest`.
+fn cut(text: &str, widest: usize) -> String {
+    let mut used = 0;
+    let mut room = 0;
+    for (at, char) in text.char_indices() {
+        used += char_width(char);
+        if used < widest {
+            room = at + char.len_utf8();
+        }
+        if used > widest {
+            return format!("{}…", &text[..room]);
+        }
+    }
+    text.to_owned()
+}
+
+/// How many columns of a terminal the text takes up.
+fn width(text: &str) -> usize {
+    text.chars().map(char_width).sum()
+}
+
+/// Columns of one character: none for marks on the one before, two for East Asian wide forms and emoji. After Unicode's
+/// East Asian Width, by blocks.
+fn char_width(char: char) -> usize {
+    match u32::from(char) {
+        0x0300..=0x036f | 0x200b..=0x200d | 0xfe00..=0xfe0f => 0,
+        0x1100..=0x115f
+        | 0x2e80..=0xa4cf
+        | 0xac00..=0xd7a3
+        | 0xf900..=0xfaff
+        | 0xfe30..=0xfe6f
+        | 0xff00..=0xff60
+        | 0xffe0..=0xffe6
+        | 0x1f300..=0x1faff
+        | 0x20000..=0x3fffd => 2,
+        _ => 1,
+    }
+}
+
+/// Marks that turn the direction of what follows: they make a text look like another one.
+fn turns_direction(char: char) -> bool {
+    matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Sentences broken into lines of at most `widest` characters where blanks allow it, each line behind `indent`.
+pub(super) fn wrapped(text: &str, indent: &str, widest: usize) -> String {
+    let mut lines = String::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if !line.is_empty() && width(&line) + 1 + width(word) > widest {
+            lines.push_str(&format!("{indent}{line}\n"));
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push_str(&format!("{indent}{line}\n"));
+    lines
+}
+
 /// Text that a stranger wrote, safe for a terminal: control characters are spelled out.
 pub(super) fn visible(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() {
+        if char.is_control() || turns_direction(char) {
             safe.extend(char.escape_default());
         } else {
             safe.push(char);
@@ -114,6 +192,33 @@ mod tests {
     fn a_label_cannot_steer_the_terminal() {
         assert_eq!(visible("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(visible("Größe"), "Größe");
+    }
+
+    #[test]
+    fn a_cell_of_any_length_is_cut() {
+        let mut table = Table::new(&["LABEL", "STATE"], &[]);
+        table.row(["x".repeat(70_000), "queued".to_owned()]);
+        table.row(["\u{1b}".repeat(300), "queued".to_owned()]);
+        table.row(["電".repeat(300), "queued".to_owned()]);
+        table.row(["x".repeat(60), "queued".to_owned()]);
+        let text = table.render();
+        assert!(text.lines().all(|line| width(line) <= 60 + 2 + 6), "{text}");
+        assert_eq!(text.matches('…').count(), 3, "{text}");
+    }
+
+    #[test]
+    fn wide_characters_and_marks_shift_no_column() {
+        let mut table = Table::new(&["LABEL", "STATE"], &[]);
+        table.row(["電源".to_owned(), "queued".to_owned()]);
+        table.row(["e\u{301}te".to_owned(), "queued".to_owned()]);
+        assert_eq!(table.render(), "LABEL  STATE\n電源   queued\ne\u{301}te    queued\n");
+        assert_eq!(visible("a\u{202e}b"), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn long_sentences_are_broken_at_blanks() {
+        assert_eq!(wrapped("one two three", "  ", 8), "  one two\n  three\n");
+        assert_eq!(wrapped("", "  ", 8), "  \n");
     }
 
     #[test]

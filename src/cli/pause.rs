@@ -12,10 +12,13 @@ use crate::store::desk::{Access, HoldRecord};
 #[command(after_help = "\
 Without --target every target is held, without --action every action.
 
-Example: poweryard pause --target default --action stop")]
+Example: poweryard pause --target default --action stop --reason 'rack 7 is being moved'")]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     scope: Scope,
+    /// Why; shown wherever the hold is.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     #[command(flatten)]
     queue: QueueArgs,
 }
@@ -23,12 +26,17 @@ pub(super) struct PauseArgs {
 /// End what `pause` began.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Ends every pause that lies within --target and --action; a wider one stays, and is named.
+Ends the pause that was made with the same --target and --action, and no other: those are named.
 
-Example: poweryard resume --target default --action stop")]
+Examples:
+  poweryard resume --target default --action stop
+  poweryard resume --all")]
 pub(super) struct ResumeArgs {
     #[command(flatten)]
     scope: Scope,
+    /// End all pauses, whoever made them.
+    #[arg(long, conflicts_with_all = ["target", "action"])]
+    all: bool,
     #[command(flatten)]
     queue: QueueArgs,
 }
@@ -47,13 +55,6 @@ impl Scope {
     fn name(&self) -> String {
         scope_name(self.target.as_deref(), self.action.map(PowerAction::as_str))
     }
-
-    /// True if a hold is about this, or about some of it.
-    fn touches(&self, hold: &HoldRecord) -> bool {
-        let action = self.action.map(PowerAction::as_str);
-        let target = hold.target.is_none() || self.target.is_none() || hold.target == self.target;
-        target && (hold.action.is_none() || action.is_none() || hold.action.as_deref() == action)
-    }
 }
 
 /// Such as `stop on every target`.
@@ -65,6 +66,19 @@ fn scope_name(target: Option<&str>, action: Option<&str>) -> String {
     }
 }
 
+/// What a hold is about, in words.
+pub(super) fn pause_scope(hold: &HoldRecord) -> String {
+    scope_name(hold.target.as_deref(), hold.action.as_deref())
+}
+
+/// The command that ends an operator's hold.
+pub(super) fn resume_command(hold: &HoldRecord) -> String {
+    let mut command = "poweryard resume".to_owned();
+    command.extend(hold.target.iter().map(|target| format!(" --target {target}")));
+    command.extend(hold.action.iter().map(|action| format!(" --action {action}")));
+    command
+}
+
 pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Write).await?;
     let who = args::login_user().unwrap_or_else(|| "an operator".to_owned());
@@ -72,102 +86,84 @@ pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Fa
         target: args.scope.target.clone().map(TargetName),
         action: args.scope.action,
         kind: HoldKind::Operator,
-        reason: format!("{} paused by {who}", args.scope.name()),
+        reason: reason(&args.scope, &who, args.reason.as_deref()),
         since: args::now(),
         until: None,
     };
     let new = desk.pause(&hold).await?;
-    let known: Vec<String> = desk.targets(args::now()).await?.into_iter().map(|note| note.target).collect();
+    let warning = match &args.scope.target {
+        Some(target) => args::stranger(context, &args.queue, &mut desk, target).await?,
+        None => None,
+    };
     desk.close().await?;
     let word = if new { "paused" } else { "already paused" };
     output::print(&format!("{word}: {}; what runs is still followed\n", args.scope.name()))?;
-    if let Some(note) = args.scope.target.as_deref().and_then(|target| stranger(target, &known)) {
-        output::note(&note);
+    if let Some(warning) = warning {
+        output::note(&warning);
     }
     Ok(Exit::Done)
 }
 
+fn reason(scope: &Scope, who: &str, why: Option<&str>) -> String {
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{} paused by {who}{why}", scope.name())
+}
+
 pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Write).await?;
-    let target = args.scope.target.clone().map(TargetName);
-    let ended = desk.resume(target.as_ref(), args.scope.action).await?;
+    let ended = if args.all {
+        desk.resume_all().await?
+    } else {
+        let target = args.scope.target.clone().map(TargetName);
+        desk.resume(target.as_ref(), args.scope.action).await?
+    };
     let holds = desk.holds(args::now()).await?;
     desk.close().await?;
-    let wider = wider(&args.scope, &holds);
-    match (ended, wider.is_empty()) {
-        (0, true) => output::print(&format!("not paused: {}\n", args.scope.name()))?,
-        (0, false) => {}
-        _ => {
-            let pauses = output::count(ended as usize, "pause");
-            output::print(&format!("resumed: {} ({pauses} ended)\n", args.scope.name()))?;
-        }
-    }
-    // What was asked for is done, or is not, because of them.
-    let word = if ended > 0 { "note" } else { "error" };
-    for hold in &wider {
-        output::note(&format!("{word}: {hold}"));
-    }
-    Ok(if ended > 0 || wider.is_empty() { Exit::Done } else { Exit::Usage })
-}
-
-/// A warning about a target that the last daemon did not have: whoever mistypes a name believes that something is held.
-/// None where no daemon has run yet.
-fn stranger(target: &str, known: &[String]) -> Option<String> {
-    if known.is_empty() || known.iter().any(|name| name == target) {
-        return None;
-    }
-    let text = format!("warning: the daemon has no target {target}; it has {}", known.join(", "));
-    Some(output::visible(&text))
-}
-
-/// A sentence for each pause that reaches beyond what was resumed, and so stays and still holds it, or some of it.
-fn wider(scope: &Scope, holds: &[HoldRecord]) -> Vec<String> {
-    let pauses = holds.iter().filter(|hold| hold.kind == HoldKind::Operator.as_str() && scope.touches(hold));
-    let sentence = |hold: &HoldRecord| {
-        let pause = scope_name(hold.target.as_deref(), hold.action.as_deref());
-        let mut command = "poweryard resume".to_owned();
-        command.extend(hold.target.iter().map(|target| format!(" --target {target}")));
-        command.extend(hold.action.iter().map(|action| format!(" --action {action}")));
-        let text = format!("{pause} is still paused, which is more than {}; `{command}` ends that", scope.name());
-        output::visible(&text)
+    let mut text = match (ended, args.all) {
+        (0, true) => "nothing is paused\n".to_owned(),
+        (0, false) => format!("not paused: {}\n", args.scope.name()),
+        (_, true) => format!("resumed: {} ended\n", output::count(ended as usize, "pause")),
+        (_, false) => format!("resumed: {}\n", args.scope.name()),
     };
-    pauses.map(sentence).collect()
+    text.extend(holds.iter().filter(|hold| hold.kind == HoldKind::Operator.as_str()).map(still_paused));
+    output::print(&text)?;
+    Ok(Exit::Done)
+}
+
+/// A line for a pause that stays.
+fn still_paused(hold: &HoldRecord) -> String {
+    let line = format!(
+        "still paused: {}, since {} ({}); `{}` ends that",
+        pause_scope(hold),
+        hold.since,
+        hold.reason,
+        resume_command(hold)
+    );
+    format!("{}\n", output::visible(&line))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn pause_of(target: Option<&str>, action: Option<&str>) -> HoldRecord {
-        HoldRecord {
-            target: target.map(str::to_owned),
-            action: action.map(str::to_owned),
+    #[test]
+    fn a_pause_that_stays_is_named_with_the_words_that_end_it() {
+        let hold = HoldRecord {
+            target: Some("eu".to_owned()),
+            action: Some("stop".to_owned()),
             kind: "operator".to_owned(),
+            reason: "stop on target eu paused by bob: move".to_owned(),
             ..HoldRecord::default()
-        }
+        };
+        let said = still_paused(&hold);
+        assert!(said.starts_with("still paused: stop on target eu, since"), "{said}");
+        assert!(said.contains("`poweryard resume --target eu --action stop`") && said.contains("bob: move"), "{said}");
     }
 
     #[test]
-    fn a_resume_names_the_wider_pause_that_still_holds() {
-        let stops = Scope { target: Some("eu".to_owned()), action: Some(PowerAction::Stop) };
-        let said = wider(&stops, &[pause_of(None, None), pause_of(Some("us"), None), pause_of(None, Some("start"))]);
-        assert_eq!(said.len(), 1, "{said:?}");
-        assert!(said[0].contains("every action on every target") && said[0].contains("`poweryard resume`"), "{said:?}");
-    }
-
-    #[test]
-    fn a_pause_of_a_mistyped_target_is_warned_about() {
-        let known = ["default".to_owned(), "eu".to_owned()];
-        assert_eq!(stranger("eu", &known), None);
-        assert_eq!(stranger("eu", &[]), None);
-        assert!(
-            stranger("defualt", &known).is_some_and(|note| note.contains("defualt") && note.contains("default, eu"))
-        );
-    }
-
-    #[test]
-    fn a_pause_across_targets_still_holds_some_of_one_target() {
-        let target = Scope { target: Some("eu".to_owned()), action: None };
-        assert_eq!(wider(&target, &[pause_of(None, Some("stop"))]).len(), 1);
+    fn who_paused_is_stored_with_the_reason() {
+        let stops = Scope { target: None, action: Some(PowerAction::Stop) };
+        assert_eq!(reason(&stops, "alice", Some("move")), "stop on every target paused by alice: move");
+        assert_eq!(reason(&stops, "alice", None), "stop on every target paused by alice");
     }
 }

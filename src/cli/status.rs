@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs};
-use super::output::{self, Table, cell, visible};
+use super::output::{self, Table, cell, visible, wrapped};
+use super::pause::pause_scope;
 use super::{Context, Exit, Failure};
 use crate::model::HoldKind;
 use crate::store::desk::{Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote};
@@ -24,6 +25,9 @@ pub(super) struct Args {
     #[command(flatten)]
     queue: QueueArgs,
 }
+
+/// So wide are the reasons of holds.
+const REASON_WIDTH: usize = 100;
 
 /// All that is shown.
 struct Status {
@@ -129,6 +133,10 @@ impl Status {
             }
         }
         section(&mut text, "holds", "nothing is held", self.hold_table());
+        for hold in &self.holds {
+            let place = pause_scope(hold);
+            text.push_str(&wrapped(&visible(&format!("{place}: {}", hold.reason)), "  ", REASON_WIDTH));
+        }
         section(&mut text, "targets", "no daemon has noted any yet", self.target_table());
         text
     }
@@ -169,7 +177,7 @@ impl Status {
     }
 
     fn hold_table(&self) -> Option<Table> {
-        let mut table = Table::new(&["TARGET", "ACTION", "KIND", "SINCE", "UNTIL", "REASON"], &[]);
+        let mut table = Table::new(&["TARGET", "ACTION", "KIND", "SINCE", "UNTIL"], &[]);
         for hold in &self.holds {
             table.row([
                 hold.target.clone().unwrap_or_else(|| "all".to_owned()),
@@ -177,7 +185,6 @@ impl Status {
                 hold.kind.clone(),
                 hold.since.clone(),
                 cell(&hold.until),
-                hold.reason.clone(),
             ]);
         }
         (!self.holds.is_empty()).then_some(table)
@@ -186,8 +193,6 @@ impl Status {
     fn target_table(&self) -> Option<Table> {
         let head = ["TARGET", "SERVICE", "CALLS/60S", "PACE/MIN", "CONFIGURED", "BREAKER", "CREDENTIALS", "NOTED"];
         let mut table = Table::new(&head, &[2, 3, 4]);
-        let health =
-            |hold: &Option<HoldRecord>| hold.as_ref().map_or_else(|| "ok".to_owned(), |hold| hold.reason.clone());
         for target in &self.targets {
             table.row([
                 target.note.target.clone(),
@@ -195,13 +200,18 @@ impl Status {
                 target.note.calls_last_minute.to_string(),
                 target.note.pace_per_minute.to_string(),
                 target.note.submits_per_minute.to_string(),
-                health(&target.breaker),
-                health(&target.credentials),
+                health(target.breaker.as_ref()).to_owned(),
+                health(target.credentials.as_ref()).to_owned(),
                 target.note.updated_at.clone(),
             ]);
         }
         (!self.targets.is_empty()).then_some(table)
     }
+}
+
+/// The reasons are told once, with the holds.
+fn health(hold: Option<&HoldRecord>) -> &'static str {
+    if hold.is_some() { "held" } else { "ok" }
 }
 
 fn section(text: &mut String, name: &str, empty: &str, table: Option<Table>) {

@@ -21,10 +21,10 @@ const NAMED_MAX: usize = 20;
 
 /// Follow requests until all of them have ended.
 ///
-/// With ids, these; with --label, those unfinished now, and with --since those newer than that; with neither, all that are unfinished now.
+/// With ids, these; with --label, all requests of the label, of which the newest for each server counts, also if it has ended; with neither, all that are unfinished now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 all succeeded, or nothing to wait for; 1 some ended otherwise; 4 timed out.
+Exit code: 0 all succeeded, or nothing to wait for; 1 some ended otherwise; 2 no request has the label; 4 timed out.
 
 Example: poweryard wait --label patch-day --since 2h --timeout 30m")]
 pub(super) struct Args {
@@ -34,7 +34,7 @@ pub(super) struct Args {
     /// Requests with exactly this label.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Also requests inserted since then: a UTC time, or a span such as 2h for two hours ago.
+    /// A UTC time, or a span such as 2h for two hours ago. With --label, what ended before it does not count; without, what was inserted since then does, although it has ended.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Give up after this span, such as 90s or 30m.
@@ -48,22 +48,34 @@ pub(super) struct Args {
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
-    let ids = if args.ids.is_empty() {
-        let since = match &args.since {
-            Some(since) => Some(args::past(&mut desk, since, args::now()).await?),
-            None => None,
-        };
-        desk.to_follow(args.label.as_deref(), since.as_deref()).await?
-    } else {
-        named(&mut desk, &args.ids).await?
+    let since = match &args.since {
+        Some(since) => Some(args::past(&mut desk, since, args::now()).await?),
+        None => None,
     };
-    let followed = Followed::to_the_end(&mut desk, ids, args.timeout).await?;
+    let (open, counted) = match &args.label {
+        Some(label) => of_label(&mut desk, label, since.as_deref()).await?,
+        None if args.ids.is_empty() => all(desk.to_follow(since.as_deref()).await?),
+        None => all(named(&mut desk, &args.ids).await?),
+    };
+    let followed = Followed::to_the_end(&mut desk, open, counted, args.timeout).await?;
     desk.close().await?;
     match args.json.json {
         true => output::json(&followed)?,
         false => output::print(&summary(&followed))?,
     }
     Ok(followed.exit())
+}
+
+/// Those that are waited for, and those that count.
+async fn of_label(desk: &mut Desk, label: &str, since: Option<&str>) -> Result<(Vec<i64>, Vec<i64>), Failure> {
+    match desk.labelled(label, since).await? {
+        Some(found) => Ok((found.open, found.newest)),
+        None => Err(Failure::Usage(format!("no request has the label {:?}", output::visible(label)))),
+    }
+}
+
+fn all(ids: Vec<i64>) -> (Vec<i64>, Vec<i64>) {
+    (ids.clone(), ids)
 }
 
 /// Ids from the command line, each once, all of them known.
@@ -85,8 +97,13 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    /// Waits until all of `ids` are terminal or the time is up.
-    pub(super) async fn to_the_end(desk: &mut Desk, ids: Vec<i64>, timeout: Option<Duration>) -> Result<Self, Failure> {
+    /// Waits until all of `ids` are terminal or the time is up; `counted` are summed up.
+    pub(super) async fn to_the_end(
+        desk: &mut Desk,
+        ids: Vec<i64>,
+        counted: Vec<i64>,
+        timeout: Option<Duration>,
+    ) -> Result<Self, Failure> {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let bar = progress_bar(ids.len());
         // Asked for first: what changes between the two is then seen as a change.
@@ -105,7 +122,7 @@ impl Followed {
             sleep(end.map_or(pause, |end| pause.min(end.saturating_duration_since(Instant::now())))).await;
         }
         bar.finish_and_clear();
-        Self::sum_up(desk, &ids, !open.is_empty()).await
+        Self::sum_up(desk, &counted, !open.is_empty()).await
     }
 
     async fn sum_up(desk: &mut Desk, ids: &[i64], timed_out: bool) -> Result<Self, Failure> {

@@ -1,6 +1,9 @@
-//! A hook that is a program: one JSON object on its stdin, a time limit, and an end for all that it started.
+//! A hook that is a program: one JSON object on its stdin, a time limit, and then an end for all that it started. What it
+//! leaves running in the background is not waited for.
 
+use std::pin::pin;
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -10,13 +13,16 @@ use tokio::process::Command;
 /// So much of what it says on stderr stands in the log.
 const STDERR_MAX: usize = 500;
 
-/// Ends the program's whole group when dropped: a shell's children would live on otherwise.
+/// How long the rest of its stderr is waited for once it has ended.
+const STDERR_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Ends the program's whole group when dropped, unless the program ended by itself: a shell's children would live on.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // Usually all of them have ended by themselves.
+            // Usually all of them have ended already.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
@@ -42,30 +48,49 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| format!("{program} cannot be started: {error}"))?;
-    let _group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let feed = async {
+    let feed = async move {
         if let Some(mut stdin) = stdin {
             // One that does not read to the end is judged by its exit code alone.
             let _ = stdin.write_all(text.as_bytes()).await;
         }
     };
+    let heard = Mutex::new(Vec::new());
     let listen = async {
-        let mut said = Vec::new();
-        if let Some(mut stderr) = stderr {
-            let _ = (&mut stderr).take(STDERR_MAX as u64).read_to_end(&mut said).await;
-            let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+        let Some(mut stderr) = stderr else { return };
+        let mut part = [0; STDERR_MAX];
+        while let Ok(length @ 1..) = stderr.read(&mut part).await {
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = STDERR_MAX.saturating_sub(heard.len());
+            heard.extend_from_slice(&part[..length.min(room)]);
         }
-        String::from_utf8_lossy(&said).trim().replace(char::is_control, " ")
     };
-    let all = async { tokio::join!(feed, listen, child.wait()) };
-    let Ok(((), said, ended)) = tokio::time::timeout(timeout, all).await else {
+    let mut talk = pin!(async { tokio::join!(feed, listen) });
+    // Its own end counts. Children that it leaves behind may hold stdin and stderr open for as long as they live.
+    let end = async {
+        let mut over = pin!(child.wait());
+        tokio::select! {
+            ended = &mut over => (ended, false),
+            _ = &mut talk => (over.await, true),
+        }
+    };
+    let Ok((ended, all_heard)) = tokio::time::timeout(timeout, end).await else {
         return Err(format!("{program} took longer than {} and was ended", humantime::format_duration(timeout)));
     };
+    group.0 = None;
+    if !all_heard {
+        let _ = tokio::time::timeout(STDERR_PATIENCE, talk).await;
+    }
+    let said = one_line(&heard.lock().unwrap_or_else(PoisonError::into_inner));
     match ended {
         Ok(status) if status.success() => Ok(()),
         Ok(status) if said.is_empty() => Err(format!("{program} ended with {status}")),
         Ok(status) => Err(format!("{program} ended with {status}: {said}")),
         Err(error) => Err(format!("{program} was lost: {error}")),
     }
+}
+
+fn one_line(said: &[u8]) -> String {
+    String::from_utf8_lossy(said).trim().replace(char::is_control, " ")
 }

@@ -195,7 +195,7 @@ pub(super) fn project_id(value: &DeValue<'_>) -> Parsed<String> {
 /// One server id, by the queue's own rule.
 pub(super) fn server_id(text: &str) -> Parsed<ServerId> {
     if ServerId::is_valid(text) {
-        return Ok(ServerId(text.to_owned()));
+        return Ok(ServerId(ServerId::as_stored(text)));
     }
     Err(format!("{text:?} is not a server id; use 1 to 64 letters, digits and -"))
 }

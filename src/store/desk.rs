@@ -17,7 +17,7 @@ mod orders;
 mod overview;
 mod records;
 
-pub use find::Filter;
+pub use find::{Filter, Labelled};
 pub use orders::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};

@@ -167,7 +167,7 @@ async fn terms_change_while_a_request_is_queued_and_not_after() {
         ("priority = 101", "priority must be a whole number from -100 to 100"),
         ("priority = 'x'", "priority must be a whole number from -100 to 100"),
         ("priority = NULL", "priority must be a whole number from -100 to 100"),
-        ("label = x'00'", "label must be text"),
+        ("label = x'00'", "label must be text of at most 256 characters"),
     ] {
         let sql = format!("UPDATE OR IGNORE power_requests SET {change} WHERE id = {queued}");
         assert_eq!(queue.refused(&sql).await, sentence);

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use crate::model::{BatchState, Evidence, HoldKind, LookCause, RequestState};
+use crate::cli::output;
+use crate::cli::pause::resume_command;
+use crate::model::{BatchState, Evidence, HoldKind, LookCause, RequestState, UtcMillis};
+use crate::plan;
+use crate::settings::Budget;
 use crate::store::desk::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
 
 /// What is known of a request and its surroundings.
@@ -18,6 +22,8 @@ pub(super) struct Facts {
     /// What it waits for.
     pub(super) after: Option<RequestRecord>,
     pub(super) attempts: Vec<AttemptRecord>,
+    /// How many requests of its target and action go first, while it could go but for a hold.
+    pub(super) ahead: Option<u64>,
     pub(super) daemon_runs: bool,
     pub(super) rules: Rules,
 }
@@ -26,6 +32,8 @@ pub(super) struct Facts {
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     pub(super) attempts_max: Option<u32>,
+    /// Of its target and action.
+    pub(super) budget: Option<Budget>,
     /// None inside: for ever.
     pub(super) default_ttl: Option<Option<Duration>>,
 }
@@ -54,8 +62,8 @@ impl Facts {
 
     fn queued(&self, said: &mut Vec<String>) {
         said.push(self.why_queued());
-        let told = self.reason.as_deref().and_then(|reason| reason.strip_prefix("held: "));
-        said.extend(self.holds.iter().map(|hold| hold_sentence(hold, told)));
+        said.extend(self.holds.iter().map(hold_sentence));
+        said.extend(self.place());
         if self.request.retry_at.is_some() || self.request.attempts > 0 {
             said.push(self.last_try());
         }
@@ -65,11 +73,28 @@ impl Facts {
         said.push(match (&self.request.expires_at, self.rules.default_ttl) {
             (Some(end), _) => format!("If it has not left by {end}, it expires."),
             (None, Some(Some(ttl))) => {
-                format!("If it has not left {} after it could first go, it expires.", humantime::format_duration(ttl))
+                format!("If it has not left within {} after it could first go, it expires.", span(ttl))
             }
             (None, Some(None)) => "It never expires.".to_owned(),
             (None, None) => "It has no expires_at; the daemon's default_ttl counts.".to_owned(),
         });
+    }
+
+    /// Where it stands among others that go first, and when a budget lets it go at the earliest.
+    fn place(&self) -> Option<String> {
+        let ahead = self.ahead?;
+        let hold = self.holds.iter().find(|hold| hold.kind == HoldKind::Budget.as_str());
+        let Some(hold) = hold else { return (ahead > 0).then(|| format!("{ahead} of its kind go before it.")) };
+        let until: Option<UtcMillis> = hold.until.as_ref().and_then(|until| until.parse().ok());
+        Some(match (self.rules.budget, until) {
+            (Some(budget), Some(until)) => format!(
+                "{ahead} of its kind go before it; at {} in {} it cannot leave before {}.",
+                budget.servers,
+                span(budget.span),
+                plan::earliest_under_budget(budget, until, ahead)
+            ),
+            _ => format!("{ahead} of its kind go before it."),
+        })
     }
 
     fn why_queued(&self) -> String {
@@ -91,7 +116,9 @@ impl Facts {
             return format!("It is queued behind request {id}, which is for the same server and goes first.");
         }
         match after("held: ") {
-            Some(why) => format!("It is queued and held: {}.", unstopped(why)),
+            // The holds follow, each with its reason.
+            Some(_) if !self.holds.is_empty() => "It is queued and held.".to_owned(),
+            Some(why) => format!("It is queued and held: {}.", trimmed(why)),
             None => {
                 format!("It is queued and next: it leaves with the next batch of target {}.", self.request.target)
             }
@@ -108,7 +135,7 @@ impl Facts {
             None => format!("Attempts so far that the cloud may have acted on: {}", self.request.attempts),
         };
         match self.attempts.last() {
-            Some(last) => format!("{used}; the last try ended as {}.", unstopped(&attempt_end(last))),
+            Some(last) => format!("{used}; the last try ended as {}.", trimmed(&attempt_end(last))),
             None => format!("{used}."),
         }
     }
@@ -120,8 +147,10 @@ impl Facts {
         };
         said.push(match batch.state.parse() {
             Ok(BatchState::Submitting) => format!(
-                "Batch {} carries it with {} servers; its call has been on the way since {}.",
-                batch.id, batch.server_count, batch.intent_at
+                "Batch {} carries it with {}; its call has been on the way since {}.",
+                batch.id,
+                servers(batch),
+                batch.intent_at
             ),
             Ok(BatchState::Tracking) => tracking(batch),
             Ok(BatchState::Looking) => looking(batch),
@@ -135,7 +164,7 @@ impl Facts {
             (None, true) => {}
         }
         if let Some(why) = &batch.read_error {
-            said.push(format!("The last look failed: {}.", unstopped(why)));
+            said.push(format!("The last look failed: {}.", trimmed(why)));
         }
         if self.request.attempts > 1 {
             said.push(self.last_try());
@@ -147,8 +176,8 @@ impl Facts {
         let when = request.finished_at.as_deref().unwrap_or("an unknown time");
         said.push(format!("It {} at {when}. {}", ending(state), self.how_known()));
         match (&request.error_code, &request.error_message) {
-            (Some(code), Some(message)) => said.push(format!("{code}: {}.", unstopped(message))),
-            (Some(text), None) | (None, Some(text)) => said.push(format!("{}.", unstopped(text))),
+            (Some(code), Some(message)) => said.push(format!("{code}: {}.", trimmed(message))),
+            (Some(text), None) | (None, Some(text)) => said.push(format!("{}.", trimmed(text))),
             (None, None) => {}
         }
         let again = format!("`poweryard retry {}", request.id);
@@ -156,6 +185,9 @@ impl Facts {
             RequestState::Failed => format!("Nothing more happens to it; {again}` inserts a new request."),
             RequestState::Unknown => {
                 format!("It is never sent again by itself; look at the server, then {again}` inserts a new request.")
+            }
+            RequestState::Rejected if request.error_code.as_deref() == Some("poweryard.protected") => {
+                format!("A new request is rejected too; take the server out of `protect` first, then {again} --state {state}`.")
             }
             RequestState::Cancelled | RequestState::Expired | RequestState::Rejected => {
                 format!("Nothing more happens to it; {again} --state {state}` inserts a new request.")
@@ -194,16 +226,37 @@ fn ending(state: RequestState) -> &'static str {
     }
 }
 
+/// Such as `1 server`.
+fn servers(batch: &BatchRecord) -> String {
+    output::count(usize::try_from(batch.server_count).unwrap_or(0), "server")
+}
+
+/// A text that a full stop follows, without its own.
+fn trimmed(text: &str) -> &str {
+    text.trim_end_matches(['.', ' '])
+}
+
+/// Such as `24 h`, which people say of time limits rather than `1day`.
+fn span(span: Duration) -> String {
+    match span.as_secs() {
+        seconds if seconds >= 3600 && seconds % 3600 == 0 => format!("{} h", seconds / 3600),
+        seconds if seconds >= 60 && seconds % 60 == 0 => format!("{} min", seconds / 60),
+        _ => humantime::format_duration(span).to_string(),
+    }
+}
+
 fn tracking(batch: &BatchRecord) -> String {
     let since = batch.submitted_at.as_deref().unwrap_or(&batch.intent_at);
     match &batch.job_id {
         Some(job) => format!(
-            "The cloud accepted it at {since} with batch {} ({} servers); its job {job} is followed.",
-            batch.id, batch.server_count
+            "The cloud accepted it at {since} with batch {} ({}); its job {job} is followed.",
+            batch.id,
+            servers(batch)
         ),
         None => format!(
-            "The cloud accepted it at {since} with batch {} ({} servers); the servers' own states are followed.",
-            batch.id, batch.server_count
+            "The cloud accepted it at {since} with batch {} ({}); the servers' own states are followed.",
+            batch.id,
+            servers(batch)
         ),
     }
 }
@@ -226,11 +279,9 @@ fn looking(batch: &BatchRecord) -> String {
     format!("Batch {} carries it, and its servers are being looked at{until}: {cause}.", batch.id)
 }
 
-/// A sentence on `hold`. Its reason is left out if it was `told` before.
-fn hold_sentence(hold: &HoldRecord, told: Option<&str>) -> String {
-    let until = hold.until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
+fn hold_sentence(hold: &HoldRecord) -> String {
     let mend = match hold.kind.parse() {
-        Ok(HoldKind::Operator) => "`poweryard resume` ends it",
+        Ok(HoldKind::Operator) => return format!("{}: `{}` ends it.", held(hold), resume_command(hold)),
         Ok(HoldKind::Budget) => "it goes on by itself as the budget of the config allows",
         Ok(HoldKind::Credentials) => "it goes on once the credentials are fixed, or when the hold's time is over",
         Ok(HoldKind::Breaker) => "the daemon tries again by itself",
@@ -238,14 +289,12 @@ fn hold_sentence(hold: &HoldRecord, told: Option<&str>) -> String {
         Ok(HoldKind::Restored) => "the database was restored; `poweryard db release` lets it go or drops it",
         Err(_) => "this version does not know this kind of hold",
     };
-    let is_told = told.is_some_and(|told| told.starts_with(hold.reason.as_str()));
-    let reason = if is_told { String::new() } else { format!(" ({})", unstopped(&hold.reason)) };
-    format!("Held by {} since {}{until}{reason}: {mend}.", hold.kind, hold.since)
+    format!("{}: {mend}.", held(hold))
 }
 
-/// A text without the full stop that the cloud may have ended it with, to stand within a sentence of ours.
-fn unstopped(text: &str) -> &str {
-    text.trim_end().trim_end_matches('.')
+fn held(hold: &HoldRecord) -> String {
+    let until = hold.until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
+    format!("Held by {} since {}{until} ({})", hold.kind, hold.since, trimmed(&hold.reason))
 }
 
 fn attempt_end(attempt: &AttemptRecord) -> String {
@@ -280,7 +329,7 @@ mod tests {
     fn a_held_request_says_by_what_and_how_that_ends() {
         let hold = HoldRecord { kind: "operator".to_owned(), reason: "night".to_owned(), ..HoldRecord::default() };
         let held = Facts { reason: Some("held: night".to_owned()), holds: vec![hold], ..facts("queued") };
-        assert!(said(&held).contains("held: night"), "{}", said(&held));
+        assert_eq!(said(&held).matches("night").count(), 1, "the reason once: {}", said(&held));
         assert!(said(&held).contains("`poweryard resume`"), "{}", said(&held));
     }
 
@@ -301,6 +350,43 @@ mod tests {
         for text in [text, said(&failed)] {
             assert!(!text.contains("..") && !text.contains(".)"), "{text}");
         }
+    }
+
+    #[test]
+    fn under_a_budget_it_tells_its_place_and_the_earliest_time() {
+        let hold = HoldRecord {
+            kind: "budget".to_owned(),
+            reason: "used up".to_owned(),
+            until: Some("2026-01-31T01:49:00.000Z".to_owned()),
+            ..HoldRecord::default()
+        };
+        let mut held = Facts { reason: Some("held: used up".to_owned()), holds: vec![hold], ..facts("queued") };
+        held.ahead = Some(179);
+        assert!(said(&held).contains("179 of its kind go before it."), "{}", said(&held));
+        held.rules.budget = Some(Budget { servers: 120, span: Duration::from_secs(600) });
+        assert!(
+            said(&held).contains("at 120 in 10 min it cannot leave before 2026-01-31T01:59:00.000Z."),
+            "{}",
+            said(&held)
+        );
+    }
+
+    #[test]
+    fn a_sentence_ends_in_one_full_stop_and_spans_are_in_hours() {
+        let mut ended = facts("failed");
+        ended.request.error_code = Some("BMS.3037".to_owned());
+        ended.request.error_message = Some("failed to start the BMS.".to_owned());
+        assert!(said(&ended).contains("failed to start the BMS. ") && !said(&ended).contains(".."), "{}", said(&ended));
+        let mut queued = facts("queued");
+        queued.rules.default_ttl = Some(Some(Duration::from_secs(86_400)));
+        assert!(said(&queued).contains("within 24 h"), "{}", said(&queued));
+    }
+
+    #[test]
+    fn a_protected_server_is_not_to_be_tried_again_as_it_is() {
+        let mut rejected = facts("rejected");
+        rejected.request.error_code = Some("poweryard.protected".to_owned());
+        assert!(said(&rejected).contains("take the server out of `protect` first"), "{}", said(&rejected));
     }
 
     #[test]

@@ -24,6 +24,15 @@ pub struct Filter {
     pub limit: u32,
 }
 
+/// The requests of a label.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labelled {
+    /// Those that have not ended.
+    pub open: Vec<i64>,
+    /// The newest one of each server.
+    pub newest: Vec<i64>,
+}
+
 impl Desk {
     /// Requests that match, newest first.
     pub async fn list(&mut self, filter: &Filter) -> Result<Vec<RequestRecord>, StoreError> {
@@ -112,8 +121,8 @@ impl Desk {
         require_ids(&mut self.connection, ids).await
     }
 
-    /// Requests with this label, or all, that are unfinished now or were inserted at `since` or later.
-    pub async fn to_follow(&mut self, label: Option<&str>, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
+    /// All requests that are unfinished now or were inserted at `since` or later.
+    pub async fn to_follow(&mut self, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE ");
         match since {
             Some(since) => query.push("(gate IS NOT NULL OR created_at >= ").push_bind(since.to_owned()).push(")"),
@@ -122,11 +131,47 @@ impl Desk {
                 "id IN (SELECT id FROM power_requests INDEXED BY power_requests_overview WHERE gate IS NOT NULL)",
             ),
         };
-        if let Some(label) = label {
-            query.push(" AND label = ").push_bind(label.to_owned());
-        }
         query.push(" ORDER BY id");
         Ok(query.build_query_scalar().fetch_all(&mut self.connection).await?)
+    }
+
+    /// The requests with this label: those to wait for, which are all that are unfinished, and those that count, which are
+    /// the newest ones of each server. What ended before `since` is in neither. None if no request has the label.
+    pub async fn labelled(&mut self, label: &str, since: Option<&str>) -> Result<Option<Labelled>, StoreError> {
+        let found: Vec<(i64, bool, bool, bool)> = sqlx::query_as(
+            "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
+                    ifnull(r.finished_at < ?2, 0)
+             FROM power_requests r WHERE r.label = ?1 ORDER BY r.id",
+        )
+        .bind(label)
+        .bind(since)
+        .fetch_all(&mut self.connection)
+        .await?;
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let mut labelled = Labelled::default();
+        for (id, is_open, is_newest, is_before) in found {
+            if is_open {
+                labelled.open.push(id);
+            }
+            if is_newest && !is_before {
+                labelled.newest.push(id);
+            }
+        }
+        Ok(Some(labelled))
+    }
+
+    /// How many requests of the same target and action go before this one; none if it is not ready to go.
+    pub async fn place_in_lane(&mut self, id: i64) -> Result<Option<i64>, StoreError> {
+        Ok(sqlx::query_scalar(
+            "SELECT (SELECT count(*) FROM power_requests o WHERE o.gate = 'ready' AND o.target = r.target
+                     AND o.action = r.action AND (o.priority, -o.id) > (r.priority, -r.id))
+             FROM power_requests r WHERE r.id = ? AND r.gate = 'ready'",
+        )
+        .bind(id)
+        .fetch_optional(&mut self.connection)
+        .await?)
     }
 
     /// Those of `ids` that have not ended.

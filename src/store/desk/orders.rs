@@ -1,5 +1,7 @@
 //! What commands write: new requests, cancellations, an operator's holds. Each method is one transaction, all or nothing.
 
+use std::collections::BTreeMap;
+
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
@@ -74,22 +76,28 @@ pub struct Retried {
 }
 
 impl Desk {
-    /// Inserts requests and returns their ids in the same order.
+    /// Inserts requests and returns their ids in the same order. With `if_absent`, a request whose key exists is not
+    /// inserted, and the id of the one that has it is returned in its place; the second value says how many those are.
     ///
     /// # Errors
     /// `Refused` names the first server that the schema refuses; nothing is inserted then.
-    pub async fn enqueue(&mut self, requests: &[NewRequest]) -> Result<Vec<i64>, StoreError> {
+    pub async fn enqueue(&mut self, requests: &[NewRequest], if_absent: bool) -> Result<(Vec<i64>, usize), StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut ids = Vec::with_capacity(requests.len());
-        for chunk in requests.chunks(CHUNK) {
+        let taken = if if_absent { ids_by_key(&mut tx, requests).await? } else { BTreeMap::new() };
+        let old = |request: &NewRequest| request.request_key.as_ref().and_then(|key| taken.get(key)).copied();
+        let absent: Vec<NewRequest> = requests.iter().filter(|request| old(request).is_none()).cloned().collect();
+        let mut inserted = Vec::with_capacity(absent.len());
+        for chunk in absent.chunks(CHUNK) {
             match insert(&mut tx, chunk).await {
-                Ok(new) => ids.extend(new),
+                Ok(new) => inserted.extend(new),
                 Err(StoreError::Refused(reason)) => return Err(name_refused(&mut tx, chunk, reason).await?),
                 Err(error) => return Err(error),
             }
         }
         tx.commit().await?;
-        Ok(ids)
+        let mut new = inserted.into_iter();
+        let ids = requests.iter().filter_map(|request| old(request).or_else(|| new.next())).collect();
+        Ok((ids, requests.len() - absent.len()))
     }
 
     /// Cancels those of `ids` that are queued.
@@ -180,22 +188,40 @@ impl Desk {
         Ok(!stood)
     }
 
-    /// Removes the operator's holds that lie within `target` and `action` (none: all of them). Returns how many.
+    /// Removes the operator's hold on exactly this `target` and `action` (none: the one on all of them). Returns how many
+    /// that were.
     pub async fn resume(
         &mut self,
         target: Option<&TargetName>,
         action: Option<PowerAction>,
     ) -> Result<u64, StoreError> {
-        let removed = sqlx::query(
-            "DELETE FROM holds WHERE kind = ?1 AND (?2 IS NULL OR target = ?2) AND (?3 IS NULL OR action = ?3)",
-        )
-        .bind(HoldKind::Operator.as_str())
-        .bind(target.map(|target| &target.0))
-        .bind(action.map(PowerAction::as_str))
-        .execute(&mut self.connection)
-        .await?;
+        let removed = sqlx::query("DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3")
+            .bind(HoldKind::Operator.as_str())
+            .bind(target.map(|target| &target.0))
+            .bind(action.map(PowerAction::as_str))
+            .execute(&mut self.connection)
+            .await?;
         Ok(removed.rows_affected())
     }
+
+    /// Removes every hold of an operator. Returns how many.
+    pub async fn resume_all(&mut self) -> Result<u64, StoreError> {
+        let removed = sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
+        Ok(removed.execute(&mut self.connection).await?.rows_affected())
+    }
+}
+
+/// The ids of those requests that have one of these keys already.
+async fn ids_by_key(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<BTreeMap<String, i64>, StoreError> {
+    let keys: Vec<_> = requests.iter().filter_map(|request| request.request_key.as_ref()).collect();
+    let keys = serde_json::to_string(&keys).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    let found: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT r.request_key, r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.request_key = j.value",
+    )
+    .bind(keys)
+    .fetch_all(tx)
+    .await?;
+    Ok(found.into_iter().collect())
 }
 
 async fn retry_candidates(tx: &mut SqliteConnection, filter: &RetryFilter) -> Result<Vec<RetryCandidate>, StoreError> {
