@@ -197,7 +197,7 @@ fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
     let retry_after_s = rng.permille(500).then(|| rng.between(1, 90) as u32);
     let token = word(rng, &["APIGW.0301", "APIGW.0307"]);
     vec![
-        FaultKind::Throttle { retry_after_s },
+        FaultKind::Throttle { retry_after_s, as_date: false },
         FaultKind::ErrorBefore { status: before },
         FaultKind::ErrorAfter { status: after },
         FaultKind::DropBefore,
@@ -212,10 +212,14 @@ fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
         FaultKind::Slow { delay_ms: rng.between(100, 40_000) },
         FaultKind::JobVanishes,
         FaultKind::JobNeverEnds,
-        FaultKind::SubJobFails { code: sub_job, message: "failed by the scenario".into() },
+        FaultKind::SubJobFails { code: sub_job, message: "failed by the scenario".into(), acts_after_ms: None },
         FaultKind::SubJobWithoutId,
         FaultKind::SubJobLeftOut,
-        FaultKind::OperationFails { code: "CloudDC.0006".into(), message: "failed by the scenario".into() },
+        FaultKind::OperationFails {
+            code: "CloudDC.0006".into(),
+            message: "failed by the scenario".into(),
+            acts_after_ms: None,
+        },
         FaultKind::OperationNeverEnds,
         FaultKind::Missing,
         FaultKind::Locked,
