@@ -26,7 +26,7 @@
 //! | `drop_before`, `drop_after` | | the connection closes without an answer, before or after the call is carried out |
 //! | `refuse` | `code` (`BMS.0212`; with `service = "clouddc"`: `CloudDC.0000`), `message`, `status` (400) | the call is refused; nothing carried out |
 //! | `conflict` | `message` (names the server) | 409 in the native form, `conflictingRequest`; nothing carried out |
-//! | `acts_anyway` | `every` (1), `delay_ms` (0) | a submit that is not accepted is carried out all the same, so much later, on every n-th of its servers that takes it; goes along with other faults |
+//! | `acts_anyway` | `every` (1), `delay_ms` (0) | a submit that is not accepted is carried out all the same, so much later, on every n-th of its servers that takes it; goes along with other faults, but not with those of a gateway that keeps the call to itself (401, 429, 503, a redirect) |
 //! | `expired_token` | `code` (`APIGW.0301` or `APIGW.0307`) | 401; nothing carried out |
 //! | `redirect` | `status` (302) | a redirect to a path that leads nowhere; nothing carried out |
 //! | `malformed_body`, `html_body`, `truncated_body` | | carried out, but the answer cannot be read; HTML keeps the status |

@@ -96,6 +96,11 @@ pub(super) fn after(answer: Answer, struck: &[FaultKind], request_id: &str) -> A
     answer
 }
 
+/// False for the answers of a gateway that keeps the call to itself, as the documents have it: then nothing can act on it.
+pub(super) fn may_reach_service(answer: &Answer) -> bool {
+    !matches!(answer.status, 300..=399 | 401 | 429 | 503)
+}
+
 /// By how much the struck call is slowed down.
 pub(super) fn slowed_ms(struck: &[FaultKind]) -> u64 {
     let delay = |kind: &FaultKind| match kind {

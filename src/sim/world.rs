@@ -35,6 +35,8 @@ pub struct World {
     ledger: Vec<LedgerEntry>,
     /// What will begin later, whatever was said of it.
     late: Vec<LateAct>,
+    /// What has begun in that way, or would have if its server had taken it.
+    acted_late: Vec<LateAct>,
     bms: Bms,
     clouddc: CloudDc,
 }
@@ -54,6 +56,7 @@ impl World {
             calls: Vec::new(),
             ledger: Vec::new(),
             late: Vec::new(),
+            acted_late: Vec::new(),
             bms,
             clouddc,
             scenario,
@@ -147,11 +150,17 @@ impl World {
                 Service::CloudDc => self.clouddc.act_late(act, &mut self.ledger),
             }
         }
+        self.acted_late.extend(due);
     }
 
     /// What will begin later, whatever was said of it.
     pub fn late_acts(&self) -> &[LateAct] {
         &self.late
+    }
+
+    /// What has begun although it had been denied, or would have if its server had taken it; in order.
+    pub fn acted_late(&self) -> &[LateAct] {
+        &self.acted_late
     }
 
     /// Every power operation really carried out, in order.
@@ -205,7 +214,9 @@ impl World {
         let refused = instead.before(&struck);
         let answer = match refused {
             Some(answer) => {
-                self.promise(&about, &turn);
+                if strike::may_reach_service(&answer) {
+                    self.promise(&about, &turn);
+                }
                 answer
             }
             None => {

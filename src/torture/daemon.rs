@@ -80,7 +80,7 @@ fn clouds(
             }),
         };
         let time = simulated.clone();
-        let clock: Clock = Arc::new(move || time.now());
+        let clock: Clock = Arc::new(move || time.moment().utc);
         let wire = SimWire { cloud: simulated.clone(), timeout: target.request_timeout };
         let client = cloud::over(Box::new(wire), target, credentials, clock);
         clouds.insert(target.name.clone(), client.map_err(|error| Broken(error.to_string()))?);

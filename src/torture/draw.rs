@@ -11,7 +11,7 @@ use super::rng::Rng;
 use super::{Broken, rules};
 use crate::model::{PowerAction, Service, TargetName};
 use crate::settings::{AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings};
-use crate::sim::faults::{Fault, FaultKind, When};
+use crate::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use crate::sim::{Call, Scenario};
 
 use crate::sim::scenario::{
@@ -65,6 +65,8 @@ pub(super) struct Roughness {
     pub(super) crash_in_step: u64,
     /// A producer takes the write lock for some steps.
     pub(super) lock: u64,
+    /// Somebody sets the clock.
+    pub(super) clock: u64,
     /// A call is on its way to the cloud for at most so long; always less than the settling time.
     pub(super) way_max_ms: u64,
     /// Requests to insert, at most.
@@ -91,7 +93,7 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         0 => rng.between(20, 60),
         _ => rng.between(3, 12),
     };
-    let scenario = scenario(rng, servers as usize);
+    let mut scenario = scenario(rng, servers as usize);
     let settings = settings(rng, services, &scenario)?;
     let calm = rng.permille(250);
     let crashes = if rng.permille(200) { 40 } else { 8 };
@@ -101,11 +103,15 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         crash: if calm { 0 } else { rng.between(0, crashes) },
         crash_in_step: if calm { 0 } else { rng.between(0, crashes) },
         lock: if rng.permille(300) { rng.between(0, 30) } else { 0 },
+        clock: if !calm && rng.permille(250) { rng.between(1, 20) } else { 0 },
         way_max_ms: rng.between(0, 900).min(settle_ms / 2),
         requests: rng.between(1, servers * 2).min(60),
         act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
         meddling: rng.between(0, 400),
     };
+    let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
+    scenario.faults.extend(denials(rng, delay_max_ms));
+    scenario.faults.extend(lasting(rng, servers as usize));
     Ok(Plan { scenario, settings, rough })
 }
 
@@ -183,6 +189,68 @@ fn faults(rng: &mut Rng) -> Vec<Fault> {
         };
         let on = if is_of_calls(&kind) { on } else { Vec::new() };
         faults.push(Fault { kind, when: When { on, chance: Some(Chance::clamped(chance)), ..When::default() } });
+    }
+    faults
+}
+
+/// A cloud that acts although it said otherwise, but not later than a server that is left alone for `settle_time` proves: calls
+/// that are refused, fail or are dropped, and sub-jobs that fail or call their own reboot a busy server.
+fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let chance = |rng: &mut Rng| Some(Chance::clamped(rng.between(5, 40) as f64 / 100.0));
+    if rng.permille(200) {
+        let refusal = match rng.between(0, 5) {
+            0 => Some(FaultKind::Conflict { message: None }),
+            1 => Some(FaultKind::DropBefore),
+            2 => Some(FaultKind::ErrorBefore { status: 502 }),
+            3 | 4 => {
+                let code = *rng.pick(&["BMS.9999", "BMS.0018", "BMS.1006", "Common.9999"]).unwrap_or(&"BMS.9999");
+                let message = "refused by the scenario".into();
+                Some(FaultKind::Refuse { status: 400, code: code.into(), message })
+            }
+            _ => None,
+        };
+        let on = vec![Call::Submit];
+        let when = When { on, chance: chance(rng), ..When::default() };
+        faults.extend(refusal.map(|kind| Fault { kind, when }));
+        let delay_ms = if rng.permille(300) { 0 } else { rng.between(0, delay_max_ms) };
+        let kind = FaultKind::ActsAnyway { every: rng.between(1, 3) as usize, delay_ms };
+        let always = Some(Chance::clamped(rng.between(5, 10) as f64 / 10.0));
+        faults.push(Fault { kind, when: When { chance: always, ..When::default() } });
+    }
+    if rng.permille(120) {
+        let code = *rng.pick(&["BMS.0037", "BMS.3037", "BMS.1007", "BMS.0036"]).unwrap_or(&"BMS.0037");
+        let acts_after_ms = Some(rng.between(0, delay_max_ms));
+        let message = "failed by the scenario".to_owned();
+        let kind = FaultKind::SubJobFails { code: code.into(), message, acts_after_ms };
+        faults.push(Fault { kind, when: When { chance: chance(rng), ..When::default() } });
+    }
+    faults
+}
+
+/// Faults that stay for good: with one server's show, with large or later pages, with the queries of one job.
+fn lasting(rng: &mut Rng, servers: usize) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let hangs = FaultKind::Slow { delay_ms: 3_600_000 };
+    let kind = |rng: &mut Rng| either(rng, FaultKind::ErrorBefore { status: 500 }, hangs.clone());
+    if rng.permille(100) {
+        let number = ServerRef::Number(rng.between(1, servers as u64) as usize);
+        let when = When { on: vec![Call::Show], servers: vec![number], ..When::default() };
+        faults.push(Fault { kind: kind(rng), when });
+    }
+    if rng.permille(60) {
+        faults.push(Fault { kind: kind(rng), when: When { limit_above: Some(100), ..When::default() } });
+    }
+    if rng.permille(60) {
+        let jobs = vec![rng.between(1, 4) as usize];
+        faults.push(Fault { kind: kind(rng), when: When { jobs, ..When::default() } });
+    }
+    if rng.permille(80) {
+        let odd = [Oddity::BadUtf8, Oddity::LoneSurrogate, Oddity::DoubledKeys, Oddity::Bom];
+        let oddity = *rng.pick(&odd).unwrap_or(&Oddity::Bom);
+        let chance = Some(Chance::clamped(rng.between(1, 10) as f64 / 10.0));
+        let on = vec![Call::Submit, Call::Job, Call::List, Call::Show];
+        faults.push(Fault { kind: FaultKind::OddAnswer { oddity }, when: When { on, chance, ..When::default() } });
     }
     faults
 }

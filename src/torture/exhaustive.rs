@@ -78,6 +78,7 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         crash: 0,
         crash_in_step: 0,
         lock: 0,
+        clock: 0,
         way_max_ms: 200,
         requests: 8,
         act_gap_max_ms: 1_000,

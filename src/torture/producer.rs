@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use super::Broken;
-use super::facts::{Facts, Wish};
+use super::facts::{Facts, Moment, Wish};
 use super::rng::Rng;
 use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
@@ -34,7 +34,7 @@ impl Producers {
         desk: &mut SqliteConnection,
         facts: &mut Facts,
         rng: &mut Rng,
-        now: UtcMillis,
+        now: Moment,
     ) -> Result<String, Broken> {
         if facts.requests.is_empty() || !rng.permille(self.meddling) {
             let rows = rng.between(1, 8).min(self.left);
@@ -77,7 +77,7 @@ impl Producers {
         facts: &mut Facts,
         rng: &mut Rng,
         rows: u64,
-        now: UtcMillis,
+        now: Moment,
     ) -> Result<String, Broken> {
         let one_action = rng.permille(600).then(|| action(rng));
         let mut said = String::from("insert");
@@ -102,7 +102,7 @@ impl Producers {
             .bind(key)
             .fetch_one(&mut *tx)
             .await?;
-            set_eligible(&mut tx, id, now).await?;
+            set_eligible(&mut tx, id, now.utc).await?;
             said.push_str(&format!(" {id}:{} {}", wish.action, wish.server.0.get(..8).unwrap_or(&wish.server.0)));
             facts.inserted(id, wish)?;
         }
@@ -111,13 +111,13 @@ impl Producers {
         Ok(said)
     }
 
-    fn wish(&self, facts: &Facts, rng: &mut Rng, one_action: Option<PowerAction>, now: UtcMillis) -> Wish {
+    fn wish(&self, facts: &Facts, rng: &mut Rng, one_action: Option<PowerAction>, now: Moment) -> Wish {
         let nobody = ServerId(format!("nobody-{}", rng.between(1, 3)));
         let elsewhere = || (TargetName("default".into()), nobody.clone());
         let (target, known) = rng.pick(&self.servers).cloned().unwrap_or_else(elsewhere);
         let server = if rng.permille(20) { nobody } else { known };
-        let not_before = rng.permille(100).then(|| now + rng.millis(1, 120_000));
-        let expires_at = rng.permille(100).then(|| not_before.unwrap_or(now) + rng.millis(1, 240_000));
+        let not_before = rng.permille(100).then(|| now.utc + rng.millis(1, 120_000));
+        let expires_at = rng.permille(100).then(|| not_before.unwrap_or(now.utc) + rng.millis(1, 240_000));
         let ids: Vec<i64> = facts.requests.keys().copied().collect();
         let after = if rng.permille(120) { rng.pick(&ids).copied() } else { None };
         let action = one_action.unwrap_or_else(|| action(rng));
@@ -153,15 +153,15 @@ async fn change_not_before(
     facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
-    now: UtcMillis,
+    now: Moment,
 ) -> Result<String, Broken> {
     let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
-    let at = rng.permille(600).then(|| now + rng.millis(1, 60_000));
+    let at = rng.permille(600).then(|| now.utc + rng.millis(1, 60_000));
     if request.wish.expires_at.is_some_and(|end| at.is_some_and(|at| end <= at)) {
         return Ok(format!("not_before of {id} cannot be after its end"));
     }
     request.wish.not_before = at;
-    let inserted_at = request.wish.inserted_at;
+    let inserted_at = request.wish.inserted_at.utc;
     let mut tx = desk.begin().await?;
     sqlx::query("UPDATE power_requests SET not_before = ? WHERE id = ?")
         .bind(at.map(|at| at.to_string()))
@@ -178,10 +178,10 @@ async fn change_expiry(
     facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
-    now: UtcMillis,
+    now: Moment,
 ) -> Result<String, Broken> {
     let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
-    let from = request.wish.not_before.unwrap_or(now).max(now);
+    let from = request.wish.not_before.unwrap_or(now.utc).max(now.utc);
     let at = from + rng.millis(1, 120_000);
     request.wish.expires_at = Some(at);
     sqlx::query("UPDATE power_requests SET expires_at = ? WHERE id = ?")
@@ -199,7 +199,7 @@ async fn change_priority(desk: &mut SqliteConnection, rng: &mut Rng, id: i64) ->
 }
 
 /// Pauses or resumes all actions or one, of all targets or one.
-async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: UtcMillis) -> Result<String, Broken> {
+async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: Moment) -> Result<String, Broken> {
     let targets: Vec<TargetName> = facts.limits.targets.keys().cloned().collect();
     let target = if rng.permille(500) { rng.pick(&targets).cloned() } else { None };
     let action = rng.permille(500).then(|| action(rng));
@@ -214,7 +214,7 @@ async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now
     sqlx::query(sql)
         .bind(target.as_ref().map(|target| &target.0))
         .bind(action.map(PowerAction::as_str))
-        .bind(now.to_string())
+        .bind(now.utc.to_string())
         .execute(desk)
         .await?;
     Ok(format!("operators hold {:?}", facts.held))
