@@ -163,6 +163,11 @@ impl World {
         &self.acted_late
     }
 
+    /// How often too many bad signatures in a row have locked the access key.
+    pub fn key_locks(&self) -> u64 {
+        self.gate.locks
+    }
+
     /// Every power operation really carried out, in order.
     pub fn ledger(&self) -> &[LedgerEntry] {
         &self.ledger

@@ -60,6 +60,8 @@ pub(super) struct BatchFacts {
     fate: Fate,
     /// Members that the cloud really acted on for this batch.
     pub(super) carried: BTreeSet<i64>,
+    /// A restart, a clock that was set or keys that were refused fell into its time.
+    pub(super) disturbed: bool,
     /// Members that the cloud will act on later, or has, although it said otherwise.
     pub(super) denied: BTreeSet<i64>,
 }
@@ -92,6 +94,8 @@ pub(super) struct Facts {
     pub(super) limits: rules::Limits,
     pub(super) requests: BTreeMap<i64, Request>,
     pub(super) batches: BTreeMap<i64, BatchFacts>,
+    /// Old requests that somebody has pruned.
+    pub(super) deleted: BTreeSet<i64>,
     /// Targets and actions that an operator holds at present; none: all of them.
     pub(super) held: BTreeSet<(Option<TargetName>, Option<PowerAction>)>,
     /// When the submit calls of the last minute left.
@@ -112,6 +116,7 @@ impl Facts {
             limits,
             requests: BTreeMap::new(),
             batches: BTreeMap::new(),
+            deleted: BTreeSet::new(),
             held: BTreeSet::new(),
             departures: BTreeMap::new(),
             arrivals: BTreeMap::new(),
@@ -179,6 +184,7 @@ impl Facts {
     /// Somebody set the machine's time of day: calls a minute and servers a span, which the queue counts by it, begin anew.
     pub(super) fn clock_set(&mut self, by: Duration) {
         self.stepped += by;
+        self.disturbed();
         self.departures.clear();
         self.arrivals.clear();
     }
@@ -195,6 +201,19 @@ impl Facts {
         for facts in self.batches.values_mut() {
             (facts.told, facts.in_hand) = (None, false);
         }
+        self.disturbed();
+    }
+
+    /// Something happened that may have cost the batches on their way their evidence.
+    pub(super) fn disturbed(&mut self) {
+        for facts in self.batches.values_mut().filter(|facts| facts.state != BatchState::Done) {
+            facts.disturbed = true;
+        }
+    }
+
+    /// New settings are in force. What was sent under the old ones was right then.
+    pub(super) fn reloaded(&mut self, limits: &rules::Limits) {
+        self.limits.loosen(limits);
     }
 
     /// Takes what the queue recorded, and checks each move.
@@ -206,8 +225,10 @@ impl Facts {
             match entry {
                 Entry::Moved(moved) => self.moved(moved, cloud, now)?,
                 Entry::Deleted { request, was } => {
-                    return Err(Broken(format!("request {request} ({was}) was deleted")));
+                    rules::check_deleted(self, *request, was)?;
+                    self.deleted.insert(*request);
                 }
+                Entry::Gone { batch, was } => rules::check_gone(self, *batch, *was)?,
                 Entry::Intent { batch, action } => self.intent(*batch, *action),
                 Entry::Batch { batch, was, becomes } => self.batch_moved(*batch, *was, *becomes)?,
                 Entry::Member { request, batch } => {
@@ -219,6 +240,12 @@ impl Facts {
             }
         }
         Ok(())
+    }
+
+    /// Of the requests that ended, those for which there was evidence to be had.
+    pub(super) fn with_evidence(&self) -> u64 {
+        let ended = |request: &&Request| request.state.is_terminal() && rules::had_evidence(self, request);
+        self.requests.values().filter(ended).count() as u64
     }
 
     /// Every call that took up this request and was really carried out.
@@ -249,6 +276,7 @@ impl Facts {
             told: None,
             fate: Fate::Open,
             carried: BTreeSet::new(),
+            disturbed: false,
             denied: BTreeSet::new(),
         };
         self.batches.insert(batch, facts);

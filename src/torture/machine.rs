@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::SqliteConnection;
 
-use super::daemon::{Daemon, Fuse};
+use super::daemon::{Daemon, Fuse, Secrets};
 use super::draw::Plan;
 use super::facts::{Facts, Moment};
 use super::producer::{self, Producers};
@@ -23,6 +23,7 @@ use crate::store::StoreError;
 
 mod calls;
 mod ending;
+mod operators;
 
 /// 2080-01-01: ahead of any machine's clock.
 const BEGIN: UtcMillis = UtcMillis(3_471_292_800_000);
@@ -102,6 +103,9 @@ pub(super) struct Machine<'a> {
     called: HashMap<JobId, i64>,
     /// Steps of the clock so far.
     steps_of_clock: u64,
+    secrets: Secrets,
+    /// The daemon was asked to stop, and until when it waits for answers that cannot be stored.
+    stopping: Option<UtcMillis>,
     /// A producer has written since.
     acted: bool,
     summary: Summary,
@@ -110,12 +114,13 @@ pub(super) struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     pub(super) async fn new(
-        plan: Plan,
+        mut plan: Plan,
         rng: Rng,
         path: &Path,
         end_at: Option<Point>,
         trace: &'a mut Option<Vec<String>>,
     ) -> Result<Self, Broken> {
+        plan.settings.queue.database = path.to_owned();
         let world = World::new(plan.scenario.clone());
         let of = |target: &TargetSettings| {
             let servers = world.server_ids(target.service).into_iter();
@@ -128,7 +133,7 @@ impl<'a> Machine<'a> {
         }
         Ok(Self {
             facts: Facts::new(plan.limits()),
-            producers: Producers::new(servers, plan.rough.requests, plan.rough.meddling),
+            producers: Producers::new(servers, &plan.rough),
             cloud: Cloud::new(world, BEGIN),
             desk: connect(path).await?,
             path: path.to_owned(),
@@ -147,6 +152,8 @@ impl<'a> Machine<'a> {
             late_seen: 0,
             called: HashMap::new(),
             steps_of_clock: 0,
+            secrets: Secrets::Right,
+            stopping: None,
             acted: false,
             summary: Summary::default(),
             plan,
@@ -174,6 +181,7 @@ impl<'a> Machine<'a> {
             self.step().await?;
             self.learn().await?;
             rules::check_bounds(&self.facts, self.moment())?;
+            rules::check_prompt(&self.facts, self.moment())?;
         }
         self.check_remains().await?;
         Ok(self.sum_up())
@@ -219,6 +227,9 @@ impl<'a> Machine<'a> {
         }
         if self.rng.permille(rough.clock) && self.act_at.is_some() && self.steps_of_clock < CLOCK_STEPS_MAX {
             self.set_clock();
+        }
+        if self.rng.permille(rough.operators) && self.act_at.is_some() {
+            self.operate().await?;
         }
         if self.rng.permille(rough.crash) && self.daemon.is_some() {
             self.crash("between two steps").await;
@@ -296,6 +307,9 @@ impl<'a> Machine<'a> {
         if self.daemon.is_none() {
             return self.start().await;
         }
+        if let Some(until) = self.stopping {
+            return self.finish_stop(until).await;
+        }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let before = self.fuse.commits();
         let round = daemon.dispatcher.round(self.cloud.moment()).await;
@@ -340,7 +354,7 @@ impl<'a> Machine<'a> {
     }
 
     async fn start(&mut self) -> Result<(), Broken> {
-        match Daemon::start(&self.path, &self.plan.settings, &self.cloud, &self.fuse).await {
+        match Daemon::start(&self.path, &self.plan.settings, self.secrets, &self.cloud, &self.fuse).await {
             Ok(daemon) => {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
@@ -353,6 +367,13 @@ impl<'a> Machine<'a> {
 
     async fn act(&mut self) -> Result<(), Broken> {
         let now = self.now();
+        if self.producers.left == 0 && self.secrets == Secrets::Wrong {
+            // Somebody notices, before the producers are done.
+            self.secrets = Secrets::Right;
+            self.reload().await?;
+            self.act_at = Some(now + SAFETY_INTERVAL);
+            return Ok(());
+        }
         if self.producers.left == 0 {
             self.producers.resume_all(&mut self.desk, &mut self.facts).await?;
             // Requests that never expire wait for ever behind a server that stays busy for ever: somebody gives them up.

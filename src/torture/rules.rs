@@ -19,6 +19,34 @@ pub(super) struct Limits {
     pub(super) default_ttl: Option<Duration>,
     /// From a claim to the end of its attempt.
     pub(super) flight_max: Duration,
+    /// Targets that nothing disturbs: a request that nothing holds leaves within so long.
+    pub(super) prompt: BTreeMap<TargetName, Duration>,
+    /// What can be seen at each target.
+    pub(super) sights: BTreeMap<TargetName, Sight>,
+}
+
+impl Limits {
+    /// The more generous of both: calls that were made before a reload count too.
+    pub(super) fn loosen(&mut self, other: &Self) {
+        self.attempts_max = self.attempts_max.max(other.attempts_max);
+        self.flight_max = self.flight_max.max(other.flight_max);
+        for (name, limits) in &mut self.targets {
+            let Some(new) = other.targets.get(name) else { continue };
+            limits.submits_per_minute = limits.submits_per_minute.max(new.submits_per_minute);
+            limits.batch_servers_max = new.batch_servers_max;
+        }
+    }
+}
+
+/// Where a scenario hides nothing: what has happened to a server there can be seen by whoever looks.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sight {
+    /// The power that a start or a stop leaves.
+    pub(super) power: bool,
+    /// That a reboot was accepted, and how it ended.
+    pub(super) reboots: bool,
+    /// Servers that can never be shown.
+    pub(super) hidden: Vec<ServerId>,
 }
 
 /// Those of one target.
@@ -142,6 +170,73 @@ pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: Moment
     }
 }
 
+/// Only what has ended is ever pruned, and nothing that somebody still waits for.
+pub(super) fn check_deleted(facts: &Facts, id: i64, was: &str) -> Result<(), Broken> {
+    let state = facts.requests.get(&id).map(|request| request.state);
+    hold!(state.is_some_and(RequestState::is_terminal), "request {id} ({was}, {state:?}) was deleted");
+    let waits = facts.requests.iter().find(|(_, other)| other.wish.after == Some(id) && !other.state.is_terminal());
+    hold!(waits.is_none(), "request {id} was deleted, and request {waits:?} waits for it");
+    Ok(())
+}
+
+/// A batch is never pruned before it is done.
+pub(super) fn check_gone(facts: &Facts, id: i64, was: BatchState) -> Result<(), Broken> {
+    let state = facts.batches.get(&id).map(|batch| batch.state);
+    let is_done = (was, state) == (BatchState::Done, Some(BatchState::Done));
+    hold!(is_done, "batch {id} ({was}, {state:?}) was deleted");
+    Ok(())
+}
+
+/// True where whoever looks could have told what became of a request: it was sent, its server can be seen, nothing fell into
+/// the time of its batch, no other operation could be taken for its own. A start or a stop leaves a mark whatever became of
+/// its call; of a reboot only an accepted call does.
+pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
+    let wish = &request.wish;
+    let Some(sight) = facts.limits.sights.get(&wish.target) else { return false };
+    let batches = request.calls.iter().filter_map(|(batch, _)| facts.batches.get(batch));
+    let undisturbed = batches.clone().all(|batch| !batch.disturbed);
+    let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
+    let lied = facts
+        .requests
+        .values()
+        .filter(same)
+        .flat_map(|other| &other.calls)
+        .any(|(batch, _)| facts.batches.get(batch).is_some_and(|batch| !batch.denied.is_empty()));
+    if request.calls.is_empty() || !undisturbed || lied || sight.hidden.contains(&wish.server) {
+        return false;
+    }
+    match wish.action {
+        PowerAction::Start | PowerAction::Stop => sight.power,
+        PowerAction::Reboot => {
+            let casts_shadow = |other: &&Request| {
+                other.wish.action == PowerAction::Reboot
+                    && matches!(other.state, RequestState::Unknown | RequestState::Failed)
+                    && !std::ptr::eq(*other, request)
+            };
+            let shadowed = facts.requests.values().filter(same).any(|other| casts_shadow(&other));
+            let accepted = batches.clone().last().is_some_and(|batch| batch.known_fate() == Fate::Accepted);
+            sight.reboots && accepted && !shadowed
+        }
+    }
+}
+
+/// Where nothing disturbs a target, whatever happens at others, a request that nothing holds leaves soon.
+pub(super) fn check_prompt(facts: &Facts, now: Moment) -> Result<(), Broken> {
+    for (id, request) in &facts.requests {
+        let (wish, Some(most)) = (&request.wish, facts.limits.prompt.get(&request.wish.target)) else { continue };
+        let is_first = || {
+            facts.requests.range(..id).all(|(_, older)| {
+                (&older.wish.server, &older.wish.target) != (&wish.server, &wish.target) || older.state.is_terminal()
+            })
+        };
+        let since = wish.not_before.map_or(now.real.since(request.since.real), |at| now.utc.since(at));
+        let waits = since.min(now.real.since(request.since.real));
+        let is_late = request.state == RequestState::Queued && wish.after.is_none() && waits > *most;
+        hold!(!is_late || !is_first(), "request {id} waits {waits:?} for {} although nothing holds it", wish.target);
+    }
+    Ok(())
+}
+
 /// The diagram of the contract.
 fn is_legal(was: RequestState, becomes: RequestState) -> bool {
     use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Submitting, Succeeded, Unknown};
@@ -206,6 +301,10 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
             let told = |batch: &BatchFacts| batch.carried.contains(&id) && !batch.denied.contains(&id);
             let honest = !facts.batches.values().any(told) || moved.code == "poweryard.not_running";
             hold!(honest, "request {id} failed ({evidence:?}, {}), but the cloud carried it out", moved.code);
+        }
+        RequestState::Unknown => {
+            let seen = had_evidence(facts, request);
+            hold!(!seen, "request {id} ended unknown ({}), but evidence could be had", moved.code);
         }
         RequestState::Expired => {
             let due = facts.expiry(request).is_some_and(|at| at <= now.utc);

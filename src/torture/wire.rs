@@ -97,6 +97,11 @@ impl Cloud {
         self.world().ledger().get(from..).unwrap_or_default().to_vec()
     }
 
+    /// How often too many bad signatures in a row have locked the access key.
+    pub(super) fn key_locks(&self) -> u64 {
+        self.world().key_locks()
+    }
+
     /// The servers as they are now.
     pub(super) fn servers(&self) -> Vec<ServerSummary> {
         let now = self.now();

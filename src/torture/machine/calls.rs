@@ -132,6 +132,7 @@ impl Machine<'_> {
             daemon.end().await;
         }
         self.fuse.mend();
+        self.stopping = None;
         let pause = if self.rng.permille(700) { 0 } else { self.rng.between(0, 20_000) };
         self.wake_at = Some(self.now() + Duration::from_millis(pause));
         self.trouble = Duration::ZERO;
