@@ -1,5 +1,6 @@
 //! From a seed to a run: the cloud's scenario, the daemon's settings, and how rough the schedule is. Pure.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,7 +40,8 @@ impl Plan {
     pub(super) fn limits(&self) -> rules::Limits {
         let flight = |target: &TargetSettings| {
             let answers = target.request_timeout * 20;
-            target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + SLACK * 6
+            let waits = longest_retry_after(&self.scenario) * 4;
+            target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + waits + SLACK * 6
         };
         let of = |target: &TargetSettings| rules::TargetLimits {
             submits_per_minute: target.submits_per_minute,
@@ -126,8 +128,23 @@ impl Plan {
             ServerRef::Number(number) => ids.get(number.checked_sub(1)?).cloned(),
             ServerRef::Id(id) => Some(id.clone()),
         });
-        rules::Sight { power, reboots: reboots && !faults().any(hides_reboots), hidden: hidden.collect() }
+        rules::Sight {
+            power,
+            reboots: reboots && !faults().any(hides_reboots),
+            hidden: hidden.collect(),
+            listed: BTreeSet::new(),
+        }
     }
+}
+
+/// The longest that the cloud asks callers to wait.
+fn longest_retry_after(scenario: &Scenario) -> Duration {
+    let of = |fault: &Fault| match fault.kind {
+        FaultKind::Throttle { retry_after_s, .. } => retry_after_s,
+        _ => None,
+    };
+    let longest_s = scenario.faults.iter().filter_map(of).max().unwrap_or(0);
+    Duration::from_secs(u64::from(longest_s.max(scenario.rates.retry_after_s)))
 }
 
 /// How rough the schedule is. Chances are of a thousand.

@@ -121,7 +121,8 @@ impl<'a> Machine<'a> {
         trace: &'a mut Option<Vec<String>>,
     ) -> Result<Self, Broken> {
         plan.settings.queue.database = path.to_owned();
-        let world = World::new(plan.scenario.clone());
+        let mut world = World::new(plan.scenario.clone());
+        let listed = world.servers(BEGIN).into_iter().map(|server| server.server_id).collect();
         let of = |target: &TargetSettings| {
             let servers = world.server_ids(target.service).into_iter();
             servers.map(|server| (target.name.clone(), server)).collect::<Vec<_>>()
@@ -132,7 +133,7 @@ impl<'a> Machine<'a> {
             fuse.set(n.saturating_sub(1));
         }
         Ok(Self {
-            facts: Facts::new(plan.limits()),
+            facts: Facts::new(plan.limits().with_listed(&listed)),
             producers: Producers::new(servers, &plan.rough),
             cloud: Cloud::new(world, BEGIN),
             desk: connect(path).await?,

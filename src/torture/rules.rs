@@ -1,6 +1,6 @@
 //! The promises of the contract, as checks of a run's facts. Pure: changes nothing, reads no clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::Broken;
@@ -26,6 +26,14 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// The same, where the clouds' lists have these servers.
+    pub(super) fn with_listed(mut self, listed: &BTreeSet<ServerId>) -> Self {
+        for sight in self.sights.values_mut() {
+            sight.listed.clone_from(listed);
+        }
+        self
+    }
+
     /// The more generous of both: calls that were made before a reload count too.
     pub(super) fn loosen(&mut self, other: &Self) {
         self.attempts_max = self.attempts_max.max(other.attempts_max);
@@ -45,8 +53,10 @@ pub(super) struct Sight {
     pub(super) power: bool,
     /// That a reboot was accepted, and how it ended.
     pub(super) reboots: bool,
-    /// Servers that can never be shown.
+    /// Servers that can never be shown alone.
     pub(super) hidden: Vec<ServerId>,
+    /// Servers that the list has.
+    pub(super) listed: BTreeSet<ServerId>,
 }
 
 /// Those of one target.
@@ -187,6 +197,14 @@ pub(super) fn check_gone(facts: &Facts, id: i64, was: BatchState) -> Result<(), 
     Ok(())
 }
 
+/// True where the cloud acts, or has acted, on the request's server although it denied it, for whichever request that was.
+fn cloud_lies_of(facts: &Facts, request: &Request) -> bool {
+    let own = &request.wish;
+    let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&own.server, &own.target);
+    let denied = |batch: &i64| facts.batches.get(batch).is_some_and(|batch| !batch.denied.is_empty());
+    facts.requests.values().filter(same).flat_map(|other| &other.calls).any(|(batch, _)| denied(batch))
+}
+
 /// True where whoever looks could have told what became of a request: it was sent, its server can be seen, nothing fell into
 /// the time of its batch, no other operation could be taken for its own. A start or a stop leaves a mark whatever became of
 /// its call; of a reboot only an accepted call does.
@@ -196,13 +214,8 @@ pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
     let batches = request.calls.iter().filter_map(|(batch, _)| facts.batches.get(batch));
     let undisturbed = batches.clone().all(|batch| !batch.disturbed);
     let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
-    let lied = facts
-        .requests
-        .values()
-        .filter(same)
-        .flat_map(|other| &other.calls)
-        .any(|(batch, _)| facts.batches.get(batch).is_some_and(|batch| !batch.denied.is_empty()));
-    if request.calls.is_empty() || !undisturbed || lied || sight.hidden.contains(&wish.server) {
+    let is_shown = sight.listed.contains(&wish.server) && !sight.hidden.contains(&wish.server);
+    if request.calls.is_empty() || !undisturbed || !is_shown || cloud_lies_of(facts, request) {
         return false;
     }
     match wish.action {
@@ -281,8 +294,7 @@ fn is_freed(facts: &Facts, request: &Request) -> bool {
 /// Back in the queue means: proved not carried out.
 fn check_return(facts: &Facts, id: i64, request: &Request) -> Result<(), Broken> {
     let Some((batch, result)) = request.calls.last() else { return Ok(()) };
-    let lied =
-        request.wish.action != PowerAction::Reboot && facts.batches.get(batch).is_some_and(|b| b.denied.contains(&id));
+    let lied = request.wish.action != PowerAction::Reboot && cloud_lies_of(facts, request);
     let carried = facts.batches.get(batch).is_some_and(|batch| batch.carried.contains(&id));
     hold!(
         !carried || lied,
