@@ -114,10 +114,10 @@ impl Plan {
             && longest < target.job_time_limit;
         let (power, reboots) = match target.service {
             Service::Bms => (can_see, can_see && !scenario.bms.sub_jobs_without_id),
-            // A server that is listed although nothing is done with it looks like one that has not begun. And what was
-            // rebooted before shows a reboot only while it lasts.
+            // A call that is accepted although nothing is done with one of its servers looks like one that has not begun. And
+            // what was rebooted before shows a reboot only while it lasts.
             Service::CloudDc => {
-                let tells = can_see && scenario.clouddc.refusals != clouddc::Refusals::Listed;
+                let tells = can_see && scenario.clouddc.refusals == clouddc::Refusals::Batch;
                 let shows = scenario.clouddc.processing_after_ms.max_ms + 10_000 < operation.min_ms;
                 (tells, tells && shows && slowest < Duration::from_secs(4))
             }
