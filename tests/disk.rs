@@ -57,6 +57,7 @@ impl Seen {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 async fn the_intent_is_synced_before_the_first_byte_of_its_call() {
     if !can_trace() {
         eprintln!("skipped: this test needs strace, and the right to trace");

@@ -227,7 +227,7 @@ pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
                     && !std::ptr::eq(*other, request)
             };
             let shadowed = facts.requests.values().filter(same).any(|other| casts_shadow(&other));
-            let accepted = batches.clone().last().is_some_and(|batch| batch.known_fate() == Fate::Accepted);
+            let accepted = batches.clone().next_back().is_some_and(|batch| batch.known_fate() == Fate::Accepted);
             sight.reboots && accepted && !shadowed
         }
     }
