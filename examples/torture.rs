@@ -89,15 +89,17 @@ fn run_seeds(work: &Work, args: &Args) -> Result<(), Broken> {
 
 fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> ExitCode {
     println!(
-        "{} submit calls, {} calls, {} crashes, {} commits, {} steps in {:.1} s; digest {:016x}",
+        "{} submit calls, {} calls, {} crashes, {} stops, {} commits, {} steps in {:.1} s; digest {:016x}",
         total.submits,
         total.calls,
         total.crashes,
+        total.stops,
         total.commits,
         total.steps,
         took.as_secs_f64(),
         total.digest
     );
+    println!("{:>9} with evidence to be had, and none of them unknown", total.with_evidence);
     for (end, count) in &total.ends {
         println!("{count:>9} {end}");
     }

@@ -11,15 +11,17 @@ mod print;
 mod server;
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::answer::Answer;
 use super::faults::{FaultKind, FaultPlan, Scope};
+use super::late::LateAct;
 use super::record::{LedgerEntry, OnOff, ServerSummary};
 use super::rng::Rng;
 use super::scenario::{BmsScenario, MissingShow, Refusals, Scenario};
-use super::turn::Surroundings;
+use super::turn::{PageAsked, Surroundings};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 pub(super) use action::read as read_action;
@@ -44,6 +46,14 @@ pub struct ListQuery {
     pub status: Option<String>,
     /// `name`: part of the name.
     pub name: Option<String>,
+}
+
+impl ListQuery {
+    /// The page that it asks for.
+    pub(super) fn page(&self) -> PageAsked {
+        let limit = self.limit.unwrap_or(if self.offset.is_some() { SERVERS_MAX } else { PAGE_DEFAULT });
+        PageAsked { number: self.offset.unwrap_or(1), limit }
+    }
 }
 
 /// The service's whole state.
@@ -119,7 +129,8 @@ impl Bms {
         }
         let is_vanished = around.struck.contains(&FaultKind::JobVanishes);
         let never_ends = around.struck.contains(&FaultKind::JobNeverEnds);
-        let job = Job { number, begin: around.now, sub_jobs, polls: 0, is_vanished, never_ends };
+        let place = self.jobs.len() + 1;
+        let job = Job { number, place, begin: around.now, sub_jobs, polls: 0, is_vanished, never_ends };
         self.jobs.insert(job.id(), job);
         Answer::json(200, &json!({"job_id": job_id}))
     }
@@ -129,14 +140,32 @@ impl Bms {
         let server = &mut self.servers[index];
         let kinds = around.faults.strike_server(Scope::Operation, Service::Bms, around.nth, &server.id, around.rng);
         let mut sub_job = SubJob::plain(&server.id, around.now, self.settings.operation_ms.draw_ms(around.rng));
+        let mut acts_after = None;
         for kind in kinds {
             match kind {
-                FaultKind::SubJobFails { code, message } => sub_job.failure = Some(Refusal { code, message }),
+                FaultKind::SubJobFails { code, message, acts_after_ms } => {
+                    sub_job.failure = Some(Refusal { code, message });
+                    acts_after = acts_after_ms;
+                }
                 FaultKind::SubJobWithoutId => sub_job.names_server = false,
                 FaultKind::SubJobLeftOut => sub_job.is_listed = false,
                 FaultKind::OperationNeverEnds => sub_job.end = None,
                 _ => {}
             }
+        }
+        if let Some(ms) = acts_after {
+            // It is told at once, while the operation that it denies is still to come.
+            let duration_ms = sub_job.end.map_or(0, |end| u64::try_from(end.0 - around.now.0).unwrap_or(0));
+            sub_job.end = Some(around.now);
+            around.late.push(LateAct {
+                at: around.now + Duration::from_millis(ms),
+                service: Service::Bms,
+                server_id: server.id.clone(),
+                action,
+                batch: job.clone(),
+                duration_ms,
+            });
+            return sub_job;
         }
         let succeeds = sub_job.failure.is_none();
         if succeeds || action != PowerAction::Reboot {
@@ -149,6 +178,25 @@ impl Bms {
         sub_job
     }
 
+    /// What was denied or refused begins all the same, if the server takes it at that moment.
+    pub(super) fn act_late(&mut self, act: &LateAct, ledger: &mut Vec<LedgerEntry>) {
+        if let Ok(index) = self.find(act.at, act.action, &act.server_id) {
+            let end = Some(act.at + Duration::from_millis(act.duration_ms));
+            self.servers[index].begin(Operation { action: act.action, begin: act.at, end, succeeds: true });
+            ledger.push(act.entry());
+        }
+    }
+
+    /// How long an operation will take, in ms.
+    pub(super) fn draw_operation_ms(&self, rng: &mut Rng) -> u64 {
+        self.settings.operation_ms.draw_ms(rng)
+    }
+
+    /// The number of this job among those accepted, from 1.
+    pub(super) fn job_number(&self, id: &str) -> Option<usize> {
+        self.jobs.get(id).map(|job| job.place)
+    }
+
     /// `GET …/jobs/{id}`
     pub(super) fn job(&mut self, now: UtcMillis, id: &str) -> Answer {
         match self.jobs.get_mut(id).filter(|job| !job.is_vanished) {
@@ -159,8 +207,7 @@ impl Bms {
 
     /// `GET …/baremetalservers/detail`
     pub(super) fn list(&mut self, now: UtcMillis, query: &ListQuery) -> Answer {
-        let limit = query.limit.unwrap_or(if query.offset.is_some() { SERVERS_MAX } else { PAGE_DEFAULT });
-        let page = query.offset.unwrap_or(1);
+        let PageAsked { number: page, limit } = query.page();
         if page == 0 || !(1..=SERVERS_MAX).contains(&limit) {
             return Answer::refusal(400, "BMS.0018", "Request parameter is invalid.");
         }
@@ -231,7 +278,7 @@ impl Refusal {
 
 impl SubJob {
     fn plain(id: &ServerId, now: UtcMillis, duration_ms: u64) -> Self {
-        let end = Some(now + std::time::Duration::from_millis(duration_ms));
+        let end = Some(now + Duration::from_millis(duration_ms));
         Self { server: id.clone(), end, failure: None, names_server: true, is_listed: true }
     }
 

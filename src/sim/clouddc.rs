@@ -17,11 +17,12 @@ use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::faults::{FaultKind, FaultPlan, Scope};
+use super::late::LateAct;
 use super::record::{LedgerEntry, OnOff, ServerSummary};
 use super::rng::Rng;
 use super::scenario::clouddc::{AnswerIds, FirstState, MissingShow, Refusals};
 use super::scenario::{CloudDcScenario, Scenario};
-use super::turn::Surroundings;
+use super::turn::{PageAsked, Surroundings};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 pub(super) use action::read as read_action;
@@ -104,9 +105,13 @@ impl CloudDc {
         let end = Some(later(self.settings.operation_ms.draw_ms(around.rng)));
         let shows_from = later(self.settings.processing_after_ms.draw_ms(around.rng));
         let mut operation = Operation { action, shows_from, end, failure: None };
+        let mut acts_after = None;
         for kind in kinds {
             match kind {
-                FaultKind::OperationFails { code, message } => operation.failure = Some(Failure { code, message }),
+                FaultKind::OperationFails { code, message, acts_after_ms } => {
+                    operation.failure = Some(Failure { code, message });
+                    acts_after = acts_after_ms;
+                }
                 FaultKind::OperationNeverEnds => operation.end = None,
                 _ => {}
             }
@@ -115,7 +120,38 @@ impl CloudDc {
             let (server_id, batch) = (server.id.clone(), JobId(around.request_id.to_owned()));
             around.ledger.push(LedgerEntry { at: around.now, service: Service::CloudDc, server_id, action, batch });
         }
+        if let (Some(ms), Some(end)) = (acts_after, operation.end) {
+            around.late.push(LateAct {
+                at: end + Duration::from_millis(ms),
+                service: Service::CloudDc,
+                server_id: server.id.clone(),
+                action,
+                batch: JobId(around.request_id.to_owned()),
+                duration_ms: u64::try_from(end.0 - around.now.0).unwrap_or(0),
+            });
+        }
         server.operation = Some(operation);
+    }
+
+    /// What failed or was refused begins all the same, if the server takes it at that moment.
+    pub(super) fn act_late(&mut self, act: &LateAct, ledger: &mut Vec<LedgerEntry>) {
+        if let Ok(index) = self.find(act.at, act.action, &act.server_id) {
+            let end = Some(act.at + Duration::from_millis(act.duration_ms));
+            let operation = Operation { action: act.action, shows_from: act.at, end, failure: None };
+            self.servers[index].operation = Some(operation);
+            ledger.push(act.entry());
+        }
+    }
+
+    /// How long an operation will take, in ms.
+    pub(super) fn draw_operation_ms(&self, rng: &mut Rng) -> u64 {
+        self.settings.operation_ms.draw_ms(rng)
+    }
+
+    /// The page that a query asks for.
+    pub(super) fn page(&self, query: &PageQuery) -> PageAsked {
+        let begin = query.marker.as_ref().and_then(|marker| self.by_id.get(marker)).map_or(0, |&index| index + 1);
+        PageAsked { number: begin.div_ceil(query.size()) + 1, limit: query.size() }
     }
 
     fn answer_id(&self, id: &ServerId) -> Value {

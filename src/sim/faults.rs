@@ -10,24 +10,33 @@
 //! | `servers` | ids, or numbers from 1 in the order of the service's list; the call names one of them, or the fault is about them |
 //! | `service` | `bms` or `clouddc`; left out: both, but numbers in `servers` count in the list of `bms` |
 //! | `on` | only for faults of calls: any of `submit`, `job`, `list`, `show`, `token`; left out: all but `token` |
+//! | `limit_above` | only list calls that ask for more servers a page than this |
+//! | `pages` | only list calls for these pages, from 1 |
+//! | `jobs` | only queries of the n-th jobs that were accepted, from 1 |
+//!
+//! A fault without `chance` and `calls` stays for good: `servers = [3]` with `on = ["show"]` is one server that can never be
+//! shown, and with `slow` and a `delay_ms` beyond every patience one whose show hangs.
 //!
 //! `service` alone is not enough of a condition. `on` calls CloudDC's power call a `submit`, and its counts a `list`.
 //!
 //! | kind | own keys (defaults) | effect |
 //! | --- | --- | --- |
-//! | `throttle` | `retry_after_s` (none) | 429, `APIGW.0308`; nothing carried out |
+//! | `throttle` | `retry_after_s` (none), `retry_after_date` (false) | 429, `APIGW.0308`; nothing carried out; the wait may be days, and an HTTP date |
 //! | `error_before`, `error_after` | `status` (503; 502) | a 5xx before, after the call is carried out |
 //! | `drop_before`, `drop_after` | | the connection closes without an answer, before or after the call is carried out |
 //! | `refuse` | `code` (`BMS.0212`; with `service = "clouddc"`: `CloudDC.0000`), `message`, `status` (400) | the call is refused; nothing carried out |
+//! | `conflict` | `message` (names the server) | 409 in the native form, `conflictingRequest`; nothing carried out |
+//! | `acts_anyway` | `every` (1), `delay_ms` (0) | a submit that is not accepted is carried out all the same, so much later, on every n-th of its servers that takes it; goes along with other faults, but not with those of a gateway that keeps the call to itself (401, 429, 503, a redirect) |
 //! | `expired_token` | `code` (`APIGW.0301` or `APIGW.0307`) | 401; nothing carried out |
 //! | `redirect` | `status` (302) | a redirect to a path that leads nowhere; nothing carried out |
 //! | `malformed_body`, `html_body`, `truncated_body` | | carried out, but the answer cannot be read; HTML keeps the status |
 //! | `oversized_body` | `bytes` (16777216) | carried out; so many blanks follow the answer |
+//! | `odd_answer` | `oddity` (needed) | carried out; the answer has bytes that are no UTF-8 (`bad_utf8`) or half a surrogate pair (`lone_surrogate`) in a name or text, a key twice (`doubled_keys`), a byte order mark (`bom`), or comes compressed without being asked (`gzip`) |
 //! | `slow` | `delay_ms` (5000) | the answer takes so much longer; goes along with other faults |
 //! | `job_vanishes`, `job_never_ends` | | BMS: servers do their part, but the job is unknown, or all of it `RUNNING` for ever |
-//! | `sub_job_fails` | `code` (`BMS.3037`), `message` | BMS: the server's sub-job fails and its power stays |
+//! | `sub_job_fails` | `code` (`BMS.3037`), `message`, `acts_after_ms` (none) | BMS: the server's sub-job fails and its power stays; with `acts_after_ms` it fails at once, and the operation begins all the same so long after the call |
 //! | `sub_job_without_id`, `sub_job_left_out` | | BMS: the server's sub-job does not name it; is not in the answer at all |
-//! | `operation_fails` | `code` (`CloudDC.0006`), `message` | CloudDC: the server's operation ends `…-failed` with this `error` and its power stays |
+//! | `operation_fails` | `code` (`CloudDC.0006`), `message`, `acts_after_ms` (none) | CloudDC: the server's operation ends `…-failed` with this `error` and its power stays; with `acts_after_ms` it begins once more so long after that, and succeeds |
 //! | `operation_never_ends` | | the server stays in its transition, its sub-job `RUNNING`, its operation `…-processing` |
 //! | `missing`, `locked` | | the server does not exist; refuses power actions (chosen once, when the world is made) |
 
@@ -41,7 +50,7 @@ use super::record::Call;
 use super::rng::Rng;
 use super::scenario::Chance;
 use super::turn::About;
-use crate::model::{ServerId, Service};
+use crate::model::{PowerAction, ServerId, Service};
 
 pub(super) use table::read_faults;
 
@@ -61,6 +70,8 @@ pub enum FaultKind {
     Throttle {
         /// Seconds in `Retry-After`.
         retry_after_s: Option<u32>,
+        /// Written as an HTTP date.
+        as_date: bool,
     },
     /// A 5xx; nothing carried out.
     ErrorBefore {
@@ -85,6 +96,18 @@ pub enum FaultKind {
         /// Its text.
         message: String,
     },
+    /// 409 in the native form; nothing carried out.
+    Conflict {
+        /// Its text; `None`: one that names the server.
+        message: Option<String>,
+    },
+    /// A submit that is not accepted is carried out all the same.
+    ActsAnyway {
+        /// On every n-th of its servers.
+        every: usize,
+        /// So much later.
+        delay_ms: u64,
+    },
     /// 401; nothing carried out.
     ExpiredToken {
         /// `APIGW.0301` or `APIGW.0307`.
@@ -106,6 +129,11 @@ pub enum FaultKind {
         /// How many.
         bytes: usize,
     },
+    /// An answer that only a tolerant reader reads.
+    OddAnswer {
+        /// What is odd about it.
+        oddity: Oddity,
+    },
     /// A late answer.
     Slow {
         /// By so much later.
@@ -121,6 +149,8 @@ pub enum FaultKind {
         code: String,
         /// Its text.
         message: String,
+        /// The operation begins all the same, so long after the call.
+        acts_after_ms: Option<u64>,
     },
     /// The server's sub-job does not name it.
     SubJobWithoutId,
@@ -132,6 +162,8 @@ pub enum FaultKind {
         code: String,
         /// Its `error_msg`.
         message: String,
+        /// It begins once more, so long after it has failed, and succeeds.
+        acts_after_ms: Option<u64>,
     },
     /// The server stays in its transition, its sub-job `RUNNING`, its operation `…-processing`.
     OperationNeverEnds,
@@ -139,6 +171,22 @@ pub enum FaultKind {
     Missing,
     /// The server refuses power actions.
     Locked,
+}
+
+/// What is odd about an answer that says all it has to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Oddity {
+    /// Bytes that are no UTF-8 in the first name or text.
+    BadUtf8,
+    /// Half a surrogate pair in the first name or text.
+    LoneSurrogate,
+    /// A key that stands twice; the second time with its true value.
+    DoubledKeys,
+    /// A byte order mark before the body.
+    Bom,
+    /// Compressed, and said so in `Content-Encoding`, although nobody asked for it.
+    Gzip,
 }
 
 /// What a fault strikes, and thereby when it is drawn.
@@ -163,12 +211,15 @@ impl FaultKind {
             | Self::DropBefore
             | Self::DropAfter
             | Self::Refuse { .. }
+            | Self::Conflict { .. }
+            | Self::ActsAnyway { .. }
             | Self::ExpiredToken { .. }
             | Self::Redirect { .. }
             | Self::MalformedBody
             | Self::HtmlBody
             | Self::TruncatedBody
             | Self::OversizedBody { .. }
+            | Self::OddAnswer { .. }
             | Self::Slow { .. } => Scope::Call,
             Self::JobVanishes | Self::JobNeverEnds => Scope::Job,
             Self::SubJobFails { .. }
@@ -195,12 +246,15 @@ impl FaultKind {
             | Self::DropBefore
             | Self::DropAfter
             | Self::Refuse { .. }
+            | Self::Conflict { .. }
+            | Self::ActsAnyway { .. }
             | Self::ExpiredToken { .. }
             | Self::Redirect { .. }
             | Self::MalformedBody
             | Self::HtmlBody
             | Self::TruncatedBody
             | Self::OversizedBody { .. }
+            | Self::OddAnswer { .. }
             | Self::Slow { .. }
             | Self::OperationNeverEnds
             | Self::Missing
@@ -239,6 +293,12 @@ pub struct When {
     pub calls: Vec<u64>,
     /// The servers; empty: any.
     pub servers: Vec<ServerRef>,
+    /// Only lists of more servers a page.
+    pub limit_above: Option<usize>,
+    /// Only these pages of a list, from 1; empty: any call.
+    pub pages: Vec<usize>,
+    /// Only queries of these jobs, from 1; empty: any call.
+    pub jobs: Vec<usize>,
 }
 
 /// A server in a scenario: by id, or by its number from 1 in the order of its service's list.
@@ -278,6 +338,7 @@ impl FaultPlan {
     /// The faults that strike the `nth` call of this kind and service, in the order of the scenario.
     pub(super) fn strike_call(&self, about: About<'_>, nth: u64, rng: &mut Rng) -> Vec<FaultKind> {
         let concerns = |fault: &Fault| match fault.kind.scope() {
+            Scope::Call if matches!(fault.kind, FaultKind::ActsAnyway { .. }) => about.call == Call::Submit,
             Scope::Call if fault.when.on.is_empty() => about.call != Call::Token,
             Scope::Call => fault.when.on.contains(&about.call),
             Scope::Job => about.call == Call::Submit,
@@ -290,9 +351,10 @@ impl FaultPlan {
                     && fault.strikes(about.service)
                     && (servers.is_empty() && fault.when.servers.is_empty()
                         || about.servers.iter().any(|id| servers.contains(id)))
+                    && fault.when.is_about(&about)
                     && fault.when.is_due(nth, rng)
             })
-            .map(|(fault, _)| fault.kind.clone())
+            .map(|(fault, servers)| name_culprit(&fault.kind, servers, &about))
             .collect()
     }
 
@@ -318,7 +380,24 @@ impl FaultPlan {
     }
 }
 
+/// A conflict without a text of its own names the server that it is about.
+fn name_culprit(kind: &FaultKind, servers: &HashSet<ServerId>, about: &About<'_>) -> FaultKind {
+    let FaultKind::Conflict { message: None } = kind else { return kind.clone() };
+    let culprit = about.servers.iter().find(|id| servers.contains(id)).or(about.servers.first());
+    let culprit = culprit.map_or_else(String::new, ToString::to_string);
+    let action = about.action.map_or("os-action", PowerAction::as_str);
+    let message = format!("Cannot '{action}' instance {culprit} while it is in task_state powering-off");
+    FaultKind::Conflict { message: Some(message) }
+}
+
 impl When {
+    /// True if the call is of the pages and jobs that are asked for.
+    fn is_about(&self, about: &About<'_>) -> bool {
+        self.limit_above.is_none_or(|most| about.page.is_some_and(|page| page.limit > most))
+            && (self.pages.is_empty() || about.page.is_some_and(|page| self.pages.contains(&page.number)))
+            && (self.jobs.is_empty() || about.job.is_some_and(|job| self.jobs.contains(&job)))
+    }
+
     fn is_due(&self, nth: u64, rng: &mut Rng) -> bool {
         (self.calls.is_empty() || self.calls.contains(&nth)) && self.chance.is_none_or(|Chance(p)| rng.happens(p))
     }
@@ -344,8 +423,8 @@ mod tests {
 
     /// How many faults strike a call of `service` that names `servers`.
     fn strikes(plan: &FaultPlan, service: Option<Service>, call: Call, nth: u64, servers: &[&str]) -> usize {
-        let about = About { service, call, action: None, servers: &ids(servers) };
-        plan.strike_call(about, nth, &mut Rng::new(1, "test")).len()
+        let servers = ids(servers);
+        plan.strike_call(About::read(service, call, &servers), nth, &mut Rng::new(1, "test")).len()
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(super) struct Gate {
     tokens: HashMap<String, Token>,
     bad_signatures: u32,
     locked_until: Option<UtcMillis>,
+    /// How often the access key was locked.
+    pub(super) locks: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +45,7 @@ pub(super) enum Denied {
 
 impl Gate {
     pub(super) fn new(credentials: Credentials, token_lifetime: Duration) -> Self {
-        Self { credentials, token_lifetime, tokens: HashMap::new(), bad_signatures: 0, locked_until: None }
+        Self { credentials, token_lifetime, tokens: HashMap::new(), bad_signatures: 0, locked_until: None, locks: 0 }
     }
 
     /// Remembers a token that has just been issued; returns when it expires.
@@ -124,6 +126,7 @@ impl Gate {
         if self.bad_signatures >= BAD_SIGNATURES_MAX {
             self.bad_signatures = 0;
             self.locked_until = Some(now + LOCK);
+            self.locks += 1;
         }
     }
 }

@@ -93,6 +93,7 @@ fn route(request: &Request) -> Option<Route<'_>> {
 impl World {
     /// Answers any request, from the path to the last fault.
     pub fn handle(&mut self, now: UtcMillis, request: &Request) -> Answer {
+        self.act_late(now);
         match route(request) {
             Some(Route::Ledger) => self.aside(|world, _| Answer::json(200, &world.ledger())),
             Some(Route::Servers) => self.aside(|world, _| Answer::json(200, &world.servers(now))),

@@ -63,7 +63,9 @@ impl SimCloud {
 
     /// Every power operation really carried out, in order.
     pub fn ledger(&self) -> Vec<LedgerEntry> {
-        lock(&self.world).ledger().to_vec()
+        let mut world = lock(&self.world);
+        world.act_late(now());
+        world.ledger().to_vec()
     }
 
     /// The servers that exist, as they are at this moment.

@@ -1,7 +1,12 @@
 //! What faults of calls do to answers: refusing before the work, spoiling after it. Stays away from choosing them; see `faults`.
 
+use std::time::Duration;
+
+use serde_json::json;
+
 use super::answer::{Answer, Delivery};
 use super::faults::FaultKind;
+use super::odd;
 use super::scenario::clouddc::ThrottleBody;
 use crate::model::{Service, UtcMillis};
 
@@ -23,13 +28,17 @@ pub(super) struct Instead<'a> {
 
 impl Instead<'_> {
     /// A 429: as the gateway words it, or as the document of CloudDC has it, which knows only "String".
-    pub(super) fn throttled(&self, retry_after_s: Option<u32>) -> Answer {
+    pub(super) fn throttled(&self, retry_after_s: Option<u32>, as_date: bool) -> Answer {
         let answer = match self.throttle_body {
             ThrottleBody::Gateway => self.throttled_by_gateway(),
             ThrottleBody::JsonString => Answer::json(429, &OVERLOADED),
             ThrottleBody::Text => Answer::text(429, OVERLOADED),
         };
         match retry_after_s {
+            Some(seconds) if as_date => {
+                let until = self.now + Duration::from_secs(u64::from(seconds));
+                answer.with_header("Retry-After", http_date(until))
+            }
             Some(seconds) => answer.with_header("Retry-After", seconds.to_string()),
             None => answer,
         }
@@ -46,7 +55,7 @@ impl Instead<'_> {
     /// The answer of the first fault that keeps the call from being carried out, if there is one.
     pub(super) fn before(&self, faults: &[FaultKind]) -> Option<Answer> {
         faults.iter().find_map(|kind| match kind {
-            FaultKind::Throttle { retry_after_s } => Some(self.throttled(*retry_after_s)),
+            FaultKind::Throttle { retry_after_s, as_date } => Some(self.throttled(*retry_after_s, *as_date)),
             FaultKind::ErrorBefore { status: 503 } => {
                 let text = "The IAM service is currently unavailable.";
                 Some(Answer::gateway(503, "APIGW.0613", text, self.request_id))
@@ -55,6 +64,10 @@ impl Instead<'_> {
             FaultKind::DropBefore => Some(Answer::dropped()),
             FaultKind::Refuse { status, code, message } => {
                 Some(Answer::refusal_by(self.service, *status, code, message))
+            }
+            FaultKind::Conflict { message } => {
+                let message = message.as_deref().unwrap_or_default();
+                Some(Answer::json(409, &json!({"conflictingRequest": {"message": message, "code": 409}})))
             }
             FaultKind::ExpiredToken { code } => Some(expired_token(code, self.now, self.request_id)),
             FaultKind::Redirect { status } => Some(Answer::empty(*status).with_header("Location", "/moved")),
@@ -75,11 +88,17 @@ pub(super) fn after(answer: Answer, struck: &[FaultKind], request_id: &str) -> A
                 let bytes = answer.body.len() / 2;
                 return answer.delivered(Delivery::Truncated { bytes });
             }
+            FaultKind::OddAnswer { oddity } => return odd::made_odd(answer, *oddity),
             FaultKind::OversizedBody { bytes } => return answer.delivered(Delivery::Padded { bytes: *bytes }),
             _ => {}
         }
     }
     answer
+}
+
+/// False for the answers of a gateway that keeps the call to itself, as the documents have it: then nothing can act on it.
+pub(super) fn may_reach_service(answer: &Answer) -> bool {
+    !matches!(answer.status, 300..=399 | 401 | 429 | 503)
 }
 
 /// By how much the struck call is slowed down.
@@ -109,6 +128,13 @@ fn expired_token(code: &str, now: UtcMillis, request_id: &str) -> Answer {
         format!("Incorrect IAM authentication information: token expires, expires_at: {now}")
     };
     Answer::gateway(401, code, &text, request_id)
+}
+
+/// `Wed, 21 Oct 2015 07:28:00 GMT`
+fn http_date(time: UtcMillis) -> String {
+    jiff::Timestamp::from_millisecond(time.0)
+        .map(|time| time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string())
+        .unwrap_or_default()
 }
 
 /// Half a body that is delivered as if it were whole.

@@ -1,6 +1,7 @@
 //! What travels with a call through its turn: whom it concerns, its number, its faults and its chance. Decides nothing.
 
 use super::faults::{FaultKind, FaultPlan};
+use super::late::LateAct;
 use super::record::{Call, LedgerEntry};
 use super::rng::Rng;
 use crate::model::{PowerAction, ServerId, Service, UtcMillis};
@@ -13,16 +14,29 @@ pub(super) struct About<'a> {
     pub(super) call: Call,
     pub(super) action: Option<PowerAction>,
     pub(super) servers: &'a [ServerId],
+    /// The page that a list call asks for.
+    pub(super) page: Option<PageAsked>,
+    /// The number of the job that is asked for, from 1, if there is one.
+    pub(super) job: Option<usize>,
+}
+
+/// A page of a list, as it is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageAsked {
+    /// Its number, from 1.
+    pub(super) number: usize,
+    /// Servers a page.
+    pub(super) limit: usize,
 }
 
 impl<'a> About<'a> {
     /// A call that switches nothing.
     pub(super) fn read(service: Option<Service>, call: Call, servers: &'a [ServerId]) -> Self {
-        Self { service, call, action: None, servers }
+        Self { service, call, action: None, servers, page: None, job: None }
     }
 
     pub(super) fn submit(service: Service, action: PowerAction, servers: &'a [ServerId]) -> Self {
-        Self { service: Some(service), call: Call::Submit, action: Some(action), servers }
+        Self { service: Some(service), call: Call::Submit, action: Some(action), servers, page: None, job: None }
     }
 }
 
@@ -47,6 +61,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) request_id: &'a str,
     pub(super) rng: &'a mut Rng,
     pub(super) ledger: &'a mut Vec<LedgerEntry>,
+    /// What will begin later.
+    pub(super) late: &'a mut Vec<LateAct>,
 }
 
 /// Chance, in a stream of its own for CloudDC, so that its calls change nothing for the others.
@@ -76,8 +92,9 @@ impl Turn<'_> {
         faults: &'b FaultPlan,
         rng: &'b mut Rng,
         ledger: &'b mut Vec<LedgerEntry>,
+        late: &'b mut Vec<LateAct>,
     ) -> Surroundings<'b> {
         let Turn { now, nth, struck, request_id } = *self;
-        Surroundings { now, nth, faults, struck, request_id, rng, ledger }
+        Surroundings { now, nth, faults, struck, request_id, rng, ledger, late }
     }
 }

@@ -10,8 +10,9 @@ use std::time::Duration;
 use super::answer::Answer;
 use super::bms::{self, Bms, ListQuery};
 use super::clouddc::{self, CloudDc, PageQuery};
-use super::faults::FaultPlan;
+use super::faults::{FaultKind, FaultPlan};
 use super::gate::Gate;
+use super::late::LateAct;
 use super::rates::RateWindow;
 use super::record::{Call, CallRecord, LedgerEntry, ServerSummary};
 use super::scenario::Scenario;
@@ -32,6 +33,10 @@ pub struct World {
     counts: BTreeMap<(Option<Service>, Call), u64>,
     calls: Vec<CallRecord>,
     ledger: Vec<LedgerEntry>,
+    /// What will begin later, whatever was said of it.
+    late: Vec<LateAct>,
+    /// What has begun in that way, or would have if its server had taken it.
+    acted_late: Vec<LateAct>,
     bms: Bms,
     clouddc: CloudDc,
 }
@@ -50,6 +55,8 @@ impl World {
             counts: BTreeMap::new(),
             calls: Vec::new(),
             ledger: Vec::new(),
+            late: Vec::new(),
+            acted_late: Vec::new(),
             bms,
             clouddc,
             scenario,
@@ -59,8 +66,8 @@ impl World {
     /// Start, stop or reboot of `ids`: the BMS action call, past authentication.
     pub fn submit(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
         self.take_turn(now, About::submit(Service::Bms, action, ids), |world, turn| {
-            let Self { bms, faults, chances, ledger, .. } = world;
-            bms.submit(action, ids, turn.surroundings(faults, &mut chances.others, ledger))
+            let Self { bms, faults, chances, ledger, late, .. } = world;
+            bms.submit(action, ids, turn.surroundings(faults, &mut chances.others, ledger, late))
         })
     }
 
@@ -77,13 +84,14 @@ impl World {
 
     /// The BMS job query, past authentication.
     pub fn job(&mut self, now: UtcMillis, id: &JobId) -> Answer {
-        let about = About::read(Some(Service::Bms), Call::Job, &[]);
+        let job = self.bms.job_number(&id.0);
+        let about = About { job, ..About::read(Some(Service::Bms), Call::Job, &[]) };
         self.take_turn(now, about, |world, _| world.bms.job(now, &id.0))
     }
 
     /// One page of the BMS list, past authentication.
     pub fn list(&mut self, now: UtcMillis, query: &ListQuery) -> Answer {
-        let about = About::read(Some(Service::Bms), Call::List, &[]);
+        let about = About { page: Some(query.page()), ..About::read(Some(Service::Bms), Call::List, &[]) };
         self.take_turn(now, about, |world, _| world.bms.list(now, query))
     }
 
@@ -96,8 +104,8 @@ impl World {
     /// Power on, power off or reboot of `ids`: the CloudDC power call, past authentication.
     pub fn power_state(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
         self.take_turn(now, About::submit(Service::CloudDc, action, ids), |world, turn| {
-            let Self { clouddc, faults, chances, ledger, .. } = world;
-            clouddc.power_state(action, ids, turn.surroundings(faults, &mut chances.clouddc, ledger))
+            let Self { clouddc, faults, chances, ledger, late, .. } = world;
+            clouddc.power_state(action, ids, turn.surroundings(faults, &mut chances.clouddc, ledger, late))
         })
     }
 
@@ -114,7 +122,8 @@ impl World {
 
     /// One page of the CloudDC list, past authentication.
     pub fn clouddc_list(&mut self, now: UtcMillis, query: &PageQuery) -> Answer {
-        let about = About::read(Some(Service::CloudDc), Call::List, &[]);
+        let page = Some(self.clouddc.page(query));
+        let about = About { page, ..About::read(Some(Service::CloudDc), Call::List, &[]) };
         self.take_turn(now, about, |world, _| world.clouddc.list(now, query))
     }
 
@@ -130,6 +139,35 @@ impl World {
         self.take_turn(now, about, |world, _| world.clouddc.show(now, id))
     }
 
+    /// Lets begin what was to begin by `now`. Every call does so first; asked for by itself, it keeps the ledger up to date.
+    pub fn act_late(&mut self, now: UtcMillis) {
+        let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.late).into_iter().partition(|a| a.at <= now);
+        self.late = later;
+        due.sort_by_key(|act| act.at);
+        for act in &due {
+            match act.service {
+                Service::Bms => self.bms.act_late(act, &mut self.ledger),
+                Service::CloudDc => self.clouddc.act_late(act, &mut self.ledger),
+            }
+        }
+        self.acted_late.extend(due);
+    }
+
+    /// What will begin later, whatever was said of it.
+    pub fn late_acts(&self) -> &[LateAct] {
+        &self.late
+    }
+
+    /// What has begun although it had been denied, or would have if its server had taken it; in order.
+    pub fn acted_late(&self) -> &[LateAct] {
+        &self.acted_late
+    }
+
+    /// How often too many bad signatures in a row have locked the access key.
+    pub fn key_locks(&self) -> u64 {
+        self.gate.locks
+    }
+
     /// Every power operation really carried out, in order.
     pub fn ledger(&self) -> &[LedgerEntry] {
         &self.ledger
@@ -137,6 +175,7 @@ impl World {
 
     /// The servers that exist, as they are at `now`; those of BMS first.
     pub fn servers(&mut self, now: UtcMillis) -> Vec<ServerSummary> {
+        self.act_late(now);
         let mut summaries = self.bms.summaries(now);
         summaries.extend(self.clouddc.summaries(now));
         summaries
@@ -159,6 +198,7 @@ impl World {
         about: About<'_>,
         work: impl FnOnce(&mut Self, &Turn<'_>) -> Answer,
     ) -> Answer {
+        self.act_late(now);
         let rng = self.chances.of(about.service);
         let request_id = rng.hex32();
         let kind = (about.service, about.call);
@@ -172,15 +212,50 @@ impl World {
         let window = self.windows.entry(kind).or_default();
         if !window.take(now, limit, rates.refused_calls_count) {
             let retry_after_s = Some(rates.retry_after_s).filter(|&seconds| seconds > 0);
-            return self.finish(now, about, instead.throttled(retry_after_s), request_id, latency_ms);
+            return self.finish(now, about, instead.throttled(retry_after_s, false), request_id, latency_ms);
         }
         let struck = self.faults.strike_call(about, nth, self.chances.of(about.service));
         let turn = Turn { now, nth, struck: &struck, request_id: &request_id };
-        let answer = match instead.before(&struck) {
-            Some(answer) => answer,
-            None => strike::after(work(self, &turn), &struck, &request_id),
+        let refused = instead.before(&struck);
+        let answer = match refused {
+            Some(answer) => {
+                if strike::may_reach_service(&answer) {
+                    self.promise(&about, &turn);
+                }
+                answer
+            }
+            None => {
+                let answer = work(self, &turn);
+                if !answer.is_success() {
+                    self.promise(&about, &turn);
+                }
+                strike::after(answer, &struck, &request_id)
+            }
         };
+        self.act_late(now);
         self.finish(now, about, answer, request_id, latency_ms.saturating_add(strike::slowed_ms(&struck)))
+    }
+
+    /// A submit that was not accepted is carried out all the same, where a fault says so.
+    fn promise(&mut self, about: &About<'_>, turn: &Turn<'_>) {
+        let (Some(service), Some(action)) = (about.service, about.action) else { return };
+        for kind in turn.struck {
+            let FaultKind::ActsAnyway { every, delay_ms } = kind else { continue };
+            for server_id in about.servers.iter().step_by((*every).max(1)) {
+                let duration_ms = match service {
+                    Service::Bms => self.bms.draw_operation_ms(&mut self.chances.others),
+                    Service::CloudDc => self.clouddc.draw_operation_ms(&mut self.chances.clouddc),
+                };
+                self.late.push(LateAct {
+                    at: turn.now + Duration::from_millis(*delay_ms),
+                    service,
+                    server_id: server_id.clone(),
+                    action,
+                    batch: JobId(turn.request_id.to_owned()),
+                    duration_ms,
+                });
+            }
+        }
     }
 
     fn throttle_body(&self, service: Option<Service>) -> ThrottleBody {

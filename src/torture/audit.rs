@@ -7,7 +7,7 @@ use sqlx::SqliteConnection;
 use super::Broken;
 use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState};
 
-const INSTALL: [&str; 7] = [
+const INSTALL: [&str; 8] = [
     "CREATE TABLE audit (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id INTEGER, batch INTEGER, was TEXT, becomes TEXT,
          evidence TEXT, code TEXT, attempts INTEGER)",
     "CREATE TRIGGER audit_request AFTER UPDATE ON power_requests
@@ -23,6 +23,9 @@ const INSTALL: [&str; 7] = [
      END",
     "CREATE TRIGGER audit_batch_state AFTER UPDATE ON batches WHEN OLD.state IS NOT NEW.state BEGIN
          INSERT INTO audit (kind, batch, was, becomes) VALUES ('batch', NEW.id, OLD.state, NEW.state);
+     END",
+    "CREATE TRIGGER audit_batch_gone AFTER DELETE ON batches BEGIN
+         INSERT INTO audit (kind, batch, was) VALUES ('gone', OLD.id, OLD.state);
      END",
     "CREATE TRIGGER audit_member AFTER INSERT ON request_attempts BEGIN
          INSERT INTO audit (kind, id, batch) VALUES ('member', NEW.request_id, NEW.batch_id);
@@ -51,6 +54,8 @@ pub(super) enum Entry {
     Intent { batch: i64, action: PowerAction },
     /// A batch moved on.
     Batch { batch: i64, was: BatchState, becomes: BatchState },
+    /// A batch is gone.
+    Gone { batch: i64, was: BatchState },
     /// A request became a member of a batch.
     Member { request: i64, batch: i64 },
     /// The ledger says how an attempt ended.
@@ -107,6 +112,7 @@ impl Row {
             "deleted" => Entry::Deleted { request, was: self.was.unwrap_or_default() },
             "intent" => Entry::Intent { batch, action: word(self.was)? },
             "batch" => Entry::Batch { batch, was: word(self.was)?, becomes: word(self.becomes)? },
+            "gone" => Entry::Gone { batch, was: word(self.was)? },
             "member" => Entry::Member { request, batch },
             _ => Entry::Result { request, batch, result: word(self.becomes)? },
         })

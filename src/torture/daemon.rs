@@ -7,20 +7,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use secrecy::SecretString;
+use tokio::sync::oneshot;
 
 use super::wire::{Cloud, SimWire};
 use super::{Broken, store_options};
 use crate::cloud::auth::{AccessKeys, Password};
 use crate::cloud::{self, Clock, Credentials, PowerCloud};
-use crate::daemon::Dispatcher;
+use crate::daemon::{Dispatcher, Reload, ReloadError};
+use crate::model::UtcMillis;
 use crate::settings::{AuthSettings, Settings};
 use crate::sim::scenario;
-use crate::store::{Store, StoreError, StoreOptions};
+use crate::store::{Prune, QueueLock, Store, StoreError, StoreOptions};
 
 /// A daemon that lives.
 pub(super) struct Daemon {
     pub(super) dispatcher: Dispatcher,
     store: Arc<Store>,
+    lock: QueueLock,
+}
+
+/// The secrets that a daemon is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Secrets {
+    /// Those that the cloud takes.
+    Right,
+    /// Somebody has put wrong ones in their place.
+    Wrong,
 }
 
 impl Daemon {
@@ -28,18 +40,20 @@ impl Daemon {
     pub(super) async fn start(
         path: &Path,
         settings: &Settings,
+        secrets: Secrets,
         cloud: &Cloud,
         fuse: &Arc<Fuse>,
     ) -> Result<Self, StoreError> {
+        let lock = QueueLock::take(path, cloud.moment().utc)?;
         let commits = Arc::clone(fuse);
         let options = StoreOptions { allow_commit: Some(Arc::new(move || commits.allows())), ..store_options() };
         let store = Arc::new(Store::open_with(path, &options).await?);
-        let made = match clouds(settings, cloud) {
+        let made = match clouds(settings, secrets, cloud) {
             Ok(clouds) => Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.moment()).await,
             Err(error) => Err(StoreError::Unreadable(error.0)),
         };
         match made {
-            Ok(dispatcher) => Ok(Self { dispatcher, store }),
+            Ok(dispatcher) => Ok(Self { dispatcher, store, lock }),
             Err(error) => {
                 close(store).await;
                 Err(error)
@@ -51,6 +65,25 @@ impl Daemon {
     pub(super) async fn end(self) {
         drop(self.dispatcher);
         close(self.store).await;
+        drop(self.lock);
+    }
+
+    /// As a SIGHUP: new settings, and clients with these secrets, which are new ones.
+    pub(super) async fn reload(
+        &mut self,
+        settings: &Settings,
+        secrets: Secrets,
+        cloud: &Cloud,
+    ) -> Result<(), ReloadError> {
+        let (accepted, _) = oneshot::channel();
+        let clouds = clouds(settings, secrets, cloud).map_err(|error| StoreError::Unreadable(error.0))?;
+        let reload = Reload { settings: settings.clone(), clouds, is_asked_for: true, accepted };
+        self.dispatcher.reload(reload, cloud.moment().utc).await
+    }
+
+    /// As `db prune`, for what ended before `cutoff`.
+    pub(super) async fn prune(&self, cutoff: UtcMillis, now: UtcMillis) -> Result<Prune, StoreError> {
+        self.store.prune(Prune::default(), cutoff, now).await
     }
 }
 
@@ -62,11 +95,16 @@ async fn close(store: Arc<Store>) {
 
 fn clouds(
     settings: &Settings,
+    given: Secrets,
     simulated: &Cloud,
 ) -> Result<BTreeMap<crate::model::TargetName, Arc<dyn PowerCloud>>, Broken> {
     let mut clouds: BTreeMap<_, Arc<dyn PowerCloud>> = BTreeMap::new();
     for target in &settings.targets {
-        let secrets = scenario::Credentials::default();
+        let mut secrets = scenario::Credentials::default();
+        if given == Secrets::Wrong {
+            secrets.secret_key = "wrong".into();
+            secrets.password = "wrong".into();
+        }
         let credentials = match target.auth {
             AuthSettings::AkSk { .. } => Credentials::AkSk(AccessKeys {
                 access_key: secrets.access_key,
@@ -80,7 +118,7 @@ fn clouds(
             }),
         };
         let time = simulated.clone();
-        let clock: Clock = Arc::new(move || time.now());
+        let clock: Clock = Arc::new(move || time.moment().utc);
         let wire = SimWire { cloud: simulated.clone(), timeout: target.request_timeout };
         let client = cloud::over(Box::new(wire), target, credentials, clock);
         clouds.insert(target.name.clone(), client.map_err(|error| Broken(error.to_string()))?);

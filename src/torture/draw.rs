@@ -1,5 +1,6 @@
 //! From a seed to a run: the cloud's scenario, the daemon's settings, and how rough the schedule is. Pure.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::rng::Rng;
 use super::{Broken, rules};
 use crate::model::{PowerAction, Service, TargetName};
 use crate::settings::{AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings};
-use crate::sim::faults::{Fault, FaultKind, When};
+use crate::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use crate::sim::{Call, Scenario};
 
 use crate::sim::scenario::{
@@ -39,7 +40,8 @@ impl Plan {
     pub(super) fn limits(&self) -> rules::Limits {
         let flight = |target: &TargetSettings| {
             let answers = target.request_timeout * 20;
-            target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + SLACK * 6
+            let waits = longest_retry_after(&self.scenario) * 4;
+            target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + waits + SLACK * 6
         };
         let of = |target: &TargetSettings| rules::TargetLimits {
             submits_per_minute: target.submits_per_minute,
@@ -52,8 +54,97 @@ impl Plan {
             attempts_max: self.settings.batch.attempts_max.get(),
             default_ttl: self.settings.queue.default_ttl,
             flight_max: self.settings.targets.iter().map(flight).max().unwrap_or(SLACK),
+            prompt: self.settings.targets.iter().filter_map(|target| self.prompt(target)).collect(),
+            sights: self.settings.targets.iter().map(|target| (target.name.clone(), self.sight(target))).collect(),
         }
     }
+
+    /// Where nothing disturbs this target, how long a request waits at most that nothing holds.
+    fn prompt(&self, target: &TargetSettings) -> Option<(TargetName, Duration)> {
+        let rough = &self.rough;
+        let strikes = |fault: &&Fault| fault.when.service.is_none_or(|service| service == target.service);
+        let is_quiet = self.scenario.faults.iter().all(|fault| !strikes(&fault))
+            && [rough.crash, rough.crash_in_step, rough.lock, rough.clock, rough.operators, rough.meddling] == [0; 6]
+            && self.scenario.rates.submits_per_minute == 0
+            && self.scenario.rates.lists_per_minute == 0
+            && target.budgets.is_empty();
+        let calls = u32::try_from(rough.requests).unwrap_or(u32::MAX);
+        let most = SLACK * 3 + Duration::from_secs(60) * calls / target.submits_per_minute;
+        is_quiet.then(|| (target.name.clone(), most))
+    }
+
+    /// What can be seen at this target, whatever the schedule does.
+    fn sight(&self, target: &TargetSettings) -> rules::Sight {
+        let scenario = &self.scenario;
+        let faults = || scenario.faults.iter().filter(|f| f.when.service.is_none_or(|own| own == target.service));
+        let is_read = |fault: &Fault| {
+            let on = &fault.when.on;
+            on.is_empty() || on.iter().any(|call| matches!(call, Call::Job | Call::List | Call::Show))
+        };
+        let by_chance = |fault: &Fault| fault.when.chance.is_some() || fault.when.servers.is_empty();
+        let spoils = |fault: &Fault| match fault.kind {
+            FaultKind::OddAnswer { .. } | FaultKind::ActsAnyway { .. } => false,
+            FaultKind::OperationNeverEnds => true,
+            ref kind => is_of_calls(kind) && is_read(fault) && by_chance(fault) && fault.when.limit_above.is_none(),
+        };
+        let hides_reboots = |fault: &Fault| {
+            matches!(
+                fault.kind,
+                FaultKind::JobVanishes
+                    | FaultKind::JobNeverEnds
+                    | FaultKind::SubJobLeftOut
+                    | FaultKind::SubJobWithoutId
+                    | FaultKind::SubJobFails { .. }
+                    | FaultKind::OperationFails { .. }
+            ) || !fault.when.jobs.is_empty()
+        };
+        let rates = scenario.rates;
+        let latest =
+            [scenario.latency.job_ms, scenario.latency.list_ms, scenario.latency.show_ms, scenario.latency.token_ms];
+        let slowest = latest.iter().map(|span| Duration::from_millis(span.max_ms)).max().unwrap_or_default();
+        let operation = match target.service {
+            Service::Bms => scenario.bms.operation_ms,
+            Service::CloudDc => scenario.clouddc.operation_ms,
+        };
+        let longest = longest_seen(target, operation);
+        let can_see = [rates.jobs_per_minute, rates.lists_per_minute, rates.shows_per_minute] == [0; 3]
+            && !faults().any(spoils)
+            && slowest < target.request_timeout
+            && longest < target.look_time_limit
+            && longest < target.job_time_limit;
+        let (power, reboots) = match target.service {
+            Service::Bms => (can_see, can_see && !scenario.bms.sub_jobs_without_id),
+            // A call that is accepted although nothing is done with one of its servers looks like one that has not begun. And
+            // what was rebooted before shows a reboot only while it lasts.
+            Service::CloudDc => {
+                let tells = can_see && scenario.clouddc.refusals == clouddc::Refusals::Batch;
+                let shows = scenario.clouddc.processing_after_ms.max_ms + 10_000 < operation.min_ms;
+                (tells, tells && shows && slowest < Duration::from_secs(4))
+            }
+        };
+        let of_one = |fault: &&Fault| is_of_calls(&fault.kind) && is_read(fault) && !by_chance(fault);
+        let ids = scenario.server_ids(target.service);
+        let hidden = faults().filter(of_one).flat_map(|fault| &fault.when.servers).filter_map(|server| match server {
+            ServerRef::Number(number) => ids.get(number.checked_sub(1)?).cloned(),
+            ServerRef::Id(id) => Some(id.clone()),
+        });
+        rules::Sight {
+            power,
+            reboots: reboots && !faults().any(hides_reboots),
+            hidden: hidden.collect(),
+            listed: BTreeSet::new(),
+        }
+    }
+}
+
+/// The longest that the cloud asks callers to wait.
+fn longest_retry_after(scenario: &Scenario) -> Duration {
+    let of = |fault: &Fault| match fault.kind {
+        FaultKind::Throttle { retry_after_s, .. } => retry_after_s,
+        _ => None,
+    };
+    let longest_s = scenario.faults.iter().filter_map(of).max().unwrap_or(0);
+    Duration::from_secs(u64::from(longest_s.max(scenario.rates.retry_after_s)))
 }
 
 /// How rough the schedule is. Chances are of a thousand.
@@ -65,6 +156,14 @@ pub(super) struct Roughness {
     pub(super) crash_in_step: u64,
     /// A producer takes the write lock for some steps.
     pub(super) lock: u64,
+    /// Somebody sets the clock.
+    pub(super) clock: u64,
+    /// Somebody reloads, stops, prunes or starts another.
+    pub(super) operators: u64,
+    /// Of a thousand requests, so many name a target that nobody configured.
+    pub(super) misspelt: u64,
+    /// So many rows each name a target of their own that nobody configured.
+    pub(super) flood: u64,
     /// A call is on its way to the cloud for at most so long; always less than the settling time.
     pub(super) way_max_ms: u64,
     /// Requests to insert, at most.
@@ -91,22 +190,104 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         0 => rng.between(20, 60),
         _ => rng.between(3, 12),
     };
-    let scenario = scenario(rng, servers as usize);
-    let settings = settings(rng, services, &scenario)?;
-    let calm = rng.permille(250);
+    let mut scenario = scenario(rng, servers as usize);
+    let mut settings = settings(rng, services, &scenario)?;
+    let view = *rng
+        .pick(&[
+            View::Foggy,
+            View::Foggy,
+            View::Foggy,
+            View::Foggy,
+            View::Foggy,
+            View::Clear,
+            View::Clear,
+            View::Smooth,
+        ])
+        .unwrap_or(&View::Foggy);
+    if view != View::Foggy {
+        clear(rng, &mut scenario, &mut settings);
+    }
+    let calm = view == View::Smooth || rng.permille(250);
     let crashes = if rng.permille(200) { 40 } else { 8 };
     let settle = settings.targets.iter().map(|target| target.settle_time).min().unwrap_or_default();
     let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
     let rough = Roughness {
         crash: if calm { 0 } else { rng.between(0, crashes) },
         crash_in_step: if calm { 0 } else { rng.between(0, crashes) },
-        lock: if rng.permille(300) { rng.between(0, 30) } else { 0 },
+        lock: if view != View::Smooth && rng.permille(300) { rng.between(0, 30) } else { 0 },
+        clock: if !calm && rng.permille(250) { rng.between(1, 20) } else { 0 },
+        operators: if !calm && rng.permille(500) { rng.between(1, 25) } else { 0 },
+        misspelt: if rng.permille(100) { rng.between(1, 100) } else { 0 },
+        flood: if rng.permille(30) { rng.between(100, 400) } else { 0 },
         way_max_ms: rng.between(0, 900).min(settle_ms / 2),
         requests: rng.between(1, servers * 2).min(60),
         act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
-        meddling: rng.between(0, 400),
+        meddling: if view == View::Smooth { 0 } else { rng.between(0, 400) },
     };
+    let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
+    if view == View::Smooth {
+        soothe(rng, &mut scenario, &mut settings);
+    } else {
+        scenario.faults.extend(denials(rng, delay_max_ms));
+        scenario.faults.extend(lasting(rng, servers as usize));
+    }
     Ok(Plan { scenario, settings, rough })
+}
+
+/// What a seed shows of the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum View {
+    /// Reads fail by chance, and times are short: much ends `unknown`, and rightly.
+    Foggy,
+    /// Reads succeed and times are long enough: evidence can be had.
+    Clear,
+    /// Nothing goes wrong at one target at least: it must be prompt, whatever others do.
+    Smooth,
+}
+
+/// Keeps faults away from the reads, and gives every operation the time to be seen.
+fn clear(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
+    for fault in scenario.faults.iter_mut().filter(|fault| is_of_calls(&fault.kind)) {
+        fault.when.on = vec![Call::Submit];
+    }
+    let short = span(0, *rng.pick(&[0, 100, 900]).unwrap_or(&0));
+    let submit_ms = scenario.latency.submit_ms;
+    scenario.latency = Latency { submit_ms, job_ms: short, list_ms: short, show_ms: short, token_ms: short };
+    scenario.rates.jobs_per_minute = 0;
+    scenario.rates.lists_per_minute = 0;
+    scenario.rates.shows_per_minute = 0;
+    let operation_ms = *rng.pick(&[span(10, 100), span(500, 4_000), span(15_000, 30_000)]).unwrap_or(&span(10, 100));
+    scenario.bms.operation_ms = operation_ms;
+    scenario.clouddc.operation_ms = operation_ms;
+    for target in &mut settings.targets {
+        let longest = longest_seen(target, operation_ms);
+        target.look_time_limit = target.look_time_limit.max(longest + rng.millis(1_000, 60_000));
+        target.job_time_limit = target.job_time_limit.max(longest + rng.millis(1_000, 60_000));
+    }
+}
+
+/// By when whoever looks has seen an operation end, and the server idle through its settling time.
+fn longest_seen(target: &TargetSettings, operation_ms: Span) -> Duration {
+    Duration::from_millis(operation_ms.max_ms) + target.settle_time * 2 + Duration::from_secs(60)
+}
+
+/// Takes the faults away, but for those of one service where there are two: it hangs, fails or throttles for good.
+fn soothe(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
+    scenario.faults.clear();
+    scenario.rates.submits_per_minute = 0;
+    for target in &mut settings.targets {
+        target.budgets.clear();
+    }
+    let [one, _] = settings.targets.as_slice() else { return };
+    let kind = match rng.between(0, 3) {
+        0 => FaultKind::Slow { delay_ms: 3_600_000 },
+        1 => FaultKind::Slow { delay_ms: 1_000 * rng.between(1, 15) },
+        2 => FaultKind::ErrorBefore { status: 500 },
+        _ => FaultKind::Throttle { retry_after_s: Some(rng.between(1, 259_200) as u32), as_date: rng.permille(500) },
+    };
+    let on = if rng.permille(500) { vec![Call::Job, Call::List, Call::Show] } else { Vec::new() };
+    let chance = Some(Chance::clamped(1.0));
+    scenario.faults.push(Fault { kind, when: When { service: Some(one.service), on, chance, ..When::default() } });
 }
 
 fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
@@ -187,6 +368,68 @@ fn faults(rng: &mut Rng) -> Vec<Fault> {
     faults
 }
 
+/// A cloud that acts although it said otherwise, but not later than a server that is left alone for `settle_time` proves: calls
+/// that are refused, fail or are dropped, and sub-jobs that fail or call their own reboot a busy server.
+fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let chance = |rng: &mut Rng| Some(Chance::clamped(rng.between(5, 40) as f64 / 100.0));
+    if rng.permille(200) {
+        let refusal = match rng.between(0, 5) {
+            0 => Some(FaultKind::Conflict { message: None }),
+            1 => Some(FaultKind::DropBefore),
+            2 => Some(FaultKind::ErrorBefore { status: 502 }),
+            3 | 4 => {
+                let code = *rng.pick(&["BMS.9999", "BMS.0018", "BMS.1006", "Common.9999"]).unwrap_or(&"BMS.9999");
+                let message = "refused by the scenario".into();
+                Some(FaultKind::Refuse { status: 400, code: code.into(), message })
+            }
+            _ => None,
+        };
+        let on = vec![Call::Submit];
+        let when = When { on, chance: chance(rng), ..When::default() };
+        faults.extend(refusal.map(|kind| Fault { kind, when }));
+        let delay_ms = if rng.permille(300) { 0 } else { rng.between(0, delay_max_ms) };
+        let kind = FaultKind::ActsAnyway { every: rng.between(1, 3) as usize, delay_ms };
+        let always = Some(Chance::clamped(rng.between(5, 10) as f64 / 10.0));
+        faults.push(Fault { kind, when: When { chance: always, ..When::default() } });
+    }
+    if rng.permille(120) {
+        let code = *rng.pick(&["BMS.0037", "BMS.3037", "BMS.1007", "BMS.0036"]).unwrap_or(&"BMS.0037");
+        let acts_after_ms = Some(rng.between(0, delay_max_ms));
+        let message = "failed by the scenario".to_owned();
+        let kind = FaultKind::SubJobFails { code: code.into(), message, acts_after_ms };
+        faults.push(Fault { kind, when: When { chance: chance(rng), ..When::default() } });
+    }
+    faults
+}
+
+/// Faults that stay for good: with one server's show, with large or later pages, with the queries of one job.
+fn lasting(rng: &mut Rng, servers: usize) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let hangs = FaultKind::Slow { delay_ms: 3_600_000 };
+    let kind = |rng: &mut Rng| either(rng, FaultKind::ErrorBefore { status: 500 }, hangs.clone());
+    if rng.permille(100) {
+        let number = ServerRef::Number(rng.between(1, servers as u64) as usize);
+        let when = When { on: vec![Call::Show], servers: vec![number], ..When::default() };
+        faults.push(Fault { kind: kind(rng), when });
+    }
+    if rng.permille(60) {
+        faults.push(Fault { kind: kind(rng), when: When { limit_above: Some(100), ..When::default() } });
+    }
+    if rng.permille(60) {
+        let jobs = vec![rng.between(1, 4) as usize];
+        faults.push(Fault { kind: kind(rng), when: When { jobs, ..When::default() } });
+    }
+    if rng.permille(80) {
+        let odd = [Oddity::BadUtf8, Oddity::LoneSurrogate, Oddity::DoubledKeys, Oddity::Bom];
+        let oddity = *rng.pick(&odd).unwrap_or(&Oddity::Bom);
+        let chance = Some(Chance::clamped(rng.between(1, 10) as f64 / 10.0));
+        let on = vec![Call::Submit, Call::Job, Call::List, Call::Show];
+        faults.push(Fault { kind: FaultKind::OddAnswer { oddity }, when: When { on, chance, ..When::default() } });
+    }
+    faults
+}
+
 fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
     let refusals = ["BMS.0212", "BMS.0018", "BMS.0006", "BMS.1007", "BMS.1006", "BMS.0037", "Common.0021"];
     let sub_jobs = ["BMS.3037", "BMS.1007", "BMS.0006", "BMS.0035", "BMS.0040", "Common.9999"];
@@ -194,10 +437,11 @@ fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
     let any_5xx = |rng: &mut Rng| *rng.pick(&[500, 502, 503, 504]).unwrap_or(&502);
     let (refusal, sub_job) = (word(rng, &refusals), word(rng, &sub_jobs));
     let (before, after) = (any_5xx(rng), any_5xx(rng));
-    let retry_after_s = rng.permille(500).then(|| rng.between(1, 90) as u32);
+    let longest_s = *rng.pick(&[90, 90, 90, 3_600, 259_200]).unwrap_or(&90);
+    let retry_after_s = rng.permille(500).then(|| rng.between(1, longest_s) as u32);
     let token = word(rng, &["APIGW.0301", "APIGW.0307"]);
     vec![
-        FaultKind::Throttle { retry_after_s },
+        FaultKind::Throttle { retry_after_s, as_date: rng.permille(300) },
         FaultKind::ErrorBefore { status: before },
         FaultKind::ErrorAfter { status: after },
         FaultKind::DropBefore,
@@ -212,10 +456,14 @@ fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
         FaultKind::Slow { delay_ms: rng.between(100, 40_000) },
         FaultKind::JobVanishes,
         FaultKind::JobNeverEnds,
-        FaultKind::SubJobFails { code: sub_job, message: "failed by the scenario".into() },
+        FaultKind::SubJobFails { code: sub_job, message: "failed by the scenario".into(), acts_after_ms: None },
         FaultKind::SubJobWithoutId,
         FaultKind::SubJobLeftOut,
-        FaultKind::OperationFails { code: "CloudDC.0006".into(), message: "failed by the scenario".into() },
+        FaultKind::OperationFails {
+            code: "CloudDC.0006".into(),
+            message: "failed by the scenario".into(),
+            acts_after_ms: None,
+        },
         FaultKind::OperationNeverEnds,
         FaultKind::Missing,
         FaultKind::Locked,
@@ -243,9 +491,10 @@ fn settings(rng: &mut Rng, services: &[Service], scenario: &Scenario) -> Result<
     for service in services {
         targets.push(target(rng, *service, &auth, scenario)?);
     }
+    let retention = rng.permille(200).then(|| rng.millis(1_000, 600_000));
     let default_ttl = rng.permille(900).then(|| rng.millis(120_000, 3_600_000));
     Ok(Settings {
-        queue: QueueSettings { database: PathBuf::new(), default_ttl, retention: None },
+        queue: QueueSettings { database: PathBuf::new(), default_ttl, retention },
         batch: BatchSettings {
             linger: rng.millis(0, 300),
             attempts_max: NonZeroU32::new(rng.between(1, 4) as u32).unwrap_or(NonZeroU32::MIN),

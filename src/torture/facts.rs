@@ -9,9 +9,17 @@ use super::wire::Cloud;
 use super::{Broken, rules};
 use crate::cloud::{CallError, Fault};
 use crate::model::{
-    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, Service, TargetName, Tracking,
-    UtcMillis,
+    AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking, UtcMillis,
 };
+
+/// One moment: by the machine's time of day, which somebody may have set, and in truth.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    /// What the daemon, the producers and the queue go by.
+    pub(super) utc: UtcMillis,
+    /// How long something has lasted goes by this.
+    pub(super) real: UtcMillis,
+}
 
 /// What a producer asked for.
 #[derive(Debug, Clone)]
@@ -22,7 +30,7 @@ pub(super) struct Wish {
     pub(super) not_before: Option<UtcMillis>,
     pub(super) expires_at: Option<UtcMillis>,
     pub(super) after: Option<i64>,
-    pub(super) inserted_at: UtcMillis,
+    pub(super) inserted_at: Moment,
 }
 
 /// One request and its history.
@@ -31,7 +39,7 @@ pub(super) struct Request {
     pub(super) wish: Wish,
     pub(super) state: RequestState,
     pub(super) evidence: Option<Evidence>,
-    pub(super) since: UtcMillis,
+    pub(super) since: Moment,
     /// Batches that took it up, oldest first, each with its result once the queue names one.
     pub(super) calls: Vec<(i64, Option<AttemptResult>)>,
 }
@@ -43,7 +51,7 @@ pub(super) struct BatchFacts {
     pub(super) state: BatchState,
     pub(super) members: BTreeSet<i64>,
     /// When and for which target the call left this machine, as far as the daemon is concerned.
-    pub(super) departed: Option<(UtcMillis, TargetName)>,
+    pub(super) departed: Option<(Moment, TargetName)>,
     /// The daemon that made the call still lives and has not stored its answer.
     pub(super) in_hand: bool,
     /// What the daemon was told, until it is stored.
@@ -52,6 +60,10 @@ pub(super) struct BatchFacts {
     fate: Fate,
     /// Members that the cloud really acted on for this batch.
     pub(super) carried: BTreeSet<i64>,
+    /// A restart, a clock that was set or keys that were refused fell into its time.
+    pub(super) disturbed: bool,
+    /// Members that the cloud will act on later, or has, although it said otherwise.
+    pub(super) denied: BTreeSet<i64>,
 }
 
 impl BatchFacts {
@@ -72,8 +84,7 @@ pub(super) enum Fate {
     NotDone,
     /// It may have been acted on.
     InDoubt,
-    /// Refused with a code that nobody documents, by a service whose servers tell whether that is true: until they have, it
-    /// may have been acted on.
+    /// Refused: until its servers have told whether that is true, it may have been acted on.
     Refused,
 }
 
@@ -83,6 +94,8 @@ pub(super) struct Facts {
     pub(super) limits: rules::Limits,
     pub(super) requests: BTreeMap<i64, Request>,
     pub(super) batches: BTreeMap<i64, BatchFacts>,
+    /// Old requests that somebody has pruned.
+    pub(super) deleted: BTreeSet<i64>,
     /// Targets and actions that an operator holds at present; none: all of them.
     pub(super) held: BTreeSet<(Option<TargetName>, Option<PowerAction>)>,
     /// When the submit calls of the last minute left.
@@ -91,20 +104,25 @@ pub(super) struct Facts {
     arrivals: BTreeMap<TargetName, VecDeque<UtcMillis>>,
     /// A number that the whole history decides.
     pub(super) digest: u64,
-    pub(super) last_move: UtcMillis,
+    /// By how much the machine's time of day was set, all in all: what goes by it may last so much longer.
+    pub(super) stepped: Duration,
+    /// The latest that the machine's time of day has been: whatever was due by then is due.
+    pub(super) latest: UtcMillis,
 }
 
 impl Facts {
-    pub(super) fn new(limits: rules::Limits, now: UtcMillis) -> Self {
+    pub(super) fn new(limits: rules::Limits) -> Self {
         Self {
             limits,
             requests: BTreeMap::new(),
             batches: BTreeMap::new(),
+            deleted: BTreeSet::new(),
             held: BTreeSet::new(),
             departures: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             digest: 0xcbf2_9ce4_8422_2325,
-            last_move: now,
+            stepped: Duration::ZERO,
+            latest: UtcMillis(0),
         }
     }
 
@@ -119,11 +137,11 @@ impl Facts {
     }
 
     /// A submit call leaves.
-    pub(super) fn departs(&mut self, call: &Departure<'_>, now: UtcMillis) -> Result<(), Broken> {
+    pub(super) fn departs(&mut self, call: &Departure<'_>, now: Moment) -> Result<(), Broken> {
         rules::check_departure(self, call, now)?;
         let calls = self.departures.entry(call.target.clone()).or_default();
-        calls.push_back(now);
-        rules::check_pace(calls, self.limits.targets.get(call.target), WINDOW, now)?;
+        calls.push_back(now.real);
+        rules::check_pace(calls, self.limits.targets.get(call.target), WINDOW, now.real)?;
         if let Some(facts) = self.batches.get_mut(&call.batch) {
             (facts.departed, facts.in_hand) = (Some((now, call.target.clone())), true);
         }
@@ -131,10 +149,10 @@ impl Facts {
     }
 
     /// A submit call reaches the cloud.
-    pub(super) fn arrives(&mut self, target: &TargetName, now: UtcMillis) -> Result<(), Broken> {
+    pub(super) fn arrives(&mut self, target: &TargetName, now: Moment) -> Result<(), Broken> {
         let calls = self.arrivals.entry(target.clone()).or_default();
-        calls.push_back(now);
-        rules::check_pace(calls, self.limits.targets.get(target), WINDOW - LATE_MAX, now)
+        calls.push_back(now.real);
+        rules::check_pace(calls, self.limits.targets.get(target), WINDOW - LATE_MAX, now.real)
     }
 
     /// The cloud acted on these servers for a batch.
@@ -156,10 +174,25 @@ impl Facts {
         Ok(())
     }
 
+    /// The cloud will act on these servers of a batch later, although it said otherwise.
+    pub(super) fn denied(&mut self, batch: i64, servers: &BTreeSet<ServerId>) {
+        let Some(facts) = self.batches.get_mut(&batch) else { return };
+        let of = |request: &i64| self.requests.get(request).is_some_and(|r| servers.contains(&r.wish.server));
+        facts.denied.extend(facts.members.iter().copied().filter(of));
+    }
+
+    /// Somebody set the machine's time of day: calls a minute and servers a span, which the queue counts by it, begin anew.
+    pub(super) fn clock_set(&mut self, by: Duration) {
+        self.stepped += by;
+        self.disturbed();
+        self.departures.clear();
+        self.arrivals.clear();
+    }
+
     /// The daemon is told how a submit call went; it counts once it is stored.
-    pub(super) fn told(&mut self, batch: i64, service: Service, answer: &Result<Tracking, CallError>) {
+    pub(super) fn told(&mut self, batch: i64, answer: &Result<Tracking, CallError>) {
         if let Some(facts) = self.batches.get_mut(&batch) {
-            facts.told = Some(fate(service, answer));
+            facts.told = Some(fate(answer));
         }
     }
 
@@ -168,17 +201,34 @@ impl Facts {
         for facts in self.batches.values_mut() {
             (facts.told, facts.in_hand) = (None, false);
         }
+        self.disturbed();
+    }
+
+    /// Something happened that may have cost the batches on their way their evidence.
+    pub(super) fn disturbed(&mut self) {
+        for facts in self.batches.values_mut().filter(|facts| facts.state != BatchState::Done) {
+            facts.disturbed = true;
+        }
+    }
+
+    /// New settings are in force. What was sent under the old ones was right then.
+    pub(super) fn reloaded(&mut self, limits: &rules::Limits) {
+        self.limits.loosen(limits);
     }
 
     /// Takes what the queue recorded, and checks each move.
-    pub(super) fn learn(&mut self, entries: &[Entry], cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+    pub(super) fn learn(&mut self, entries: &[Entry], cloud: &Cloud, now: Moment) -> Result<(), Broken> {
+        self.latest = self.latest.max(now.utc);
         for entry in entries {
-            self.digest = (self.digest ^ fingerprint(&format!("{now} {entry:?}"))).wrapping_mul(0x0100_0000_01b3);
+            self.digest =
+                (self.digest ^ fingerprint(&format!("{} {entry:?}", now.real))).wrapping_mul(0x0100_0000_01b3);
             match entry {
                 Entry::Moved(moved) => self.moved(moved, cloud, now)?,
                 Entry::Deleted { request, was } => {
-                    return Err(Broken(format!("request {request} ({was}) was deleted")));
+                    rules::check_deleted(self, *request, was)?;
+                    self.deleted.insert(*request);
                 }
+                Entry::Gone { batch, was } => rules::check_gone(self, *batch, *was)?,
                 Entry::Intent { batch, action } => self.intent(*batch, *action),
                 Entry::Batch { batch, was, becomes } => self.batch_moved(*batch, *was, *becomes)?,
                 Entry::Member { request, batch } => {
@@ -188,9 +238,14 @@ impl Facts {
                 }
                 Entry::Result { request, batch, result } => self.result(*request, *batch, *result)?,
             }
-            self.last_move = now;
         }
         Ok(())
+    }
+
+    /// Of the requests that ended, those for which there was evidence to be had.
+    pub(super) fn with_evidence(&self) -> u64 {
+        let ended = |request: &&Request| request.state.is_terminal() && rules::had_evidence(self, request);
+        self.requests.values().filter(ended).count() as u64
     }
 
     /// Every call that took up this request and was really carried out.
@@ -204,10 +259,10 @@ impl Facts {
             return Some(at);
         }
         let waited = match request.wish.after.map(|id| self.requests.get(&id)) {
-            None => request.wish.inserted_at,
-            Some(awaited) => awaited.filter(|awaited| awaited.state.is_terminal())?.since,
+            None => request.wish.inserted_at.utc,
+            Some(awaited) => awaited.filter(|awaited| awaited.state.is_terminal())?.since.utc,
         };
-        let from = waited.max(request.wish.inserted_at).max(request.wish.not_before.unwrap_or(waited));
+        let from = waited.max(request.wish.inserted_at.utc).max(request.wish.not_before.unwrap_or(waited));
         self.limits.default_ttl.map(|ttl| from + ttl)
     }
 
@@ -221,6 +276,8 @@ impl Facts {
             told: None,
             fate: Fate::Open,
             carried: BTreeSet::new(),
+            disturbed: false,
+            denied: BTreeSet::new(),
         };
         self.batches.insert(batch, facts);
     }
@@ -254,7 +311,7 @@ impl Facts {
         Ok(())
     }
 
-    fn moved(&mut self, moved: &Move, cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+    fn moved(&mut self, moved: &Move, cloud: &Cloud, now: Moment) -> Result<(), Broken> {
         rules::check_move(self, moved, cloud, now)?;
         let Some(request) = self.requests.get_mut(&moved.request) else { return Ok(()) };
         if let (RequestState::Submitting, Some(batch)) = (moved.becomes, moved.batch) {
@@ -266,11 +323,11 @@ impl Facts {
 }
 
 /// By the words of `PowerCloud::submit`.
-fn fate(service: Service, answer: &Result<Tracking, CallError>) -> Fate {
+fn fate(answer: &Result<Tracking, CallError>) -> Fate {
     match answer.as_ref().map_err(|error| &error.fault) {
         Ok(_) => Fate::Accepted,
-        Err(Fault::Refused(CodeClass::Other)) if service == Service::CloudDc => Fate::Refused,
-        Err(Fault::Lost | Fault::Refused(CodeClass::RetryableUncertain | CodeClass::Other)) => Fate::InDoubt,
+        Err(Fault::Refused(_)) => Fate::Refused,
+        Err(Fault::Lost) => Fate::InDoubt,
         Err(_) => Fate::NotDone,
     }
 }

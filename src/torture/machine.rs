@@ -1,27 +1,29 @@
 //! The driver: moves virtual time from event to event, lets the daemon take its steps, carries its calls to the cloud and
 //! the answers back in any order, and ends it where the seed says. After each step it has the facts checked.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::SqliteConnection;
 
-use super::daemon::{Daemon, Fuse};
+use super::daemon::{Daemon, Fuse, Secrets};
 use super::draw::Plan;
-use super::facts::Facts;
+use super::facts::{Facts, Moment};
 use super::producer::{self, Producers};
 use super::rng::Rng;
 use super::wire::Cloud;
 use super::{Broken, Summary, audit, connect, rules};
 use crate::daemon::{Finished, Round, Task};
-use crate::model::{BatchState, UtcMillis};
+use crate::model::{BatchState, JobId, UtcMillis};
 use crate::settings::TargetSettings;
 use crate::sim::World;
 use crate::store::StoreError;
 
 mod calls;
 mod ending;
+mod operators;
 
 /// 2080-01-01: ahead of any machine's clock.
 const BEGIN: UtcMillis = UtcMillis(3_471_292_800_000);
@@ -33,6 +35,10 @@ const STEPS_MAX: u64 = 200_000;
 const IDLE_ROUNDS_MAX: u32 = 60;
 /// Deaths and locks in one run, at most.
 const CRASHES_MAX: u64 = 60;
+/// How often somebody sets the clock in one run, at most.
+const CLOCK_STEPS_MAX: u64 = 4;
+/// As `daemon::run` looks at the queue without any news.
+const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
 /// As `daemon::run` waits when the database fails: first, and at most.
 const TROUBLE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -66,6 +72,7 @@ enum Event {
     Flight(usize),
     Act,
     Unlock,
+    Late,
 }
 
 pub(super) struct Machine<'a> {
@@ -88,6 +95,17 @@ pub(super) struct Machine<'a> {
     idle_rounds: u32,
     /// Commits of the daemon, and the last entry of the audit, that are taken into account.
     seen: (u64, i64),
+    /// Entries of the cloud's ledger that are taken into account.
+    ledger_seen: usize,
+    /// Of what it begins although it said otherwise, so much is taken into account.
+    late_seen: usize,
+    /// What the cloud calls the calls on which it acts, and the batches they were made for.
+    called: HashMap<JobId, i64>,
+    /// Steps of the clock so far.
+    steps_of_clock: u64,
+    secrets: Secrets,
+    /// The daemon was asked to stop, and until when it waits for answers that cannot be stored.
+    stopping: Option<UtcMillis>,
     /// A producer has written since.
     acted: bool,
     summary: Summary,
@@ -96,13 +114,15 @@ pub(super) struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     pub(super) async fn new(
-        plan: Plan,
+        mut plan: Plan,
         rng: Rng,
         path: &Path,
         end_at: Option<Point>,
         trace: &'a mut Option<Vec<String>>,
     ) -> Result<Self, Broken> {
-        let world = World::new(plan.scenario.clone());
+        plan.settings.queue.database = path.to_owned();
+        let mut world = World::new(plan.scenario.clone());
+        let listed = world.servers(BEGIN).into_iter().map(|server| server.server_id).collect();
         let of = |target: &TargetSettings| {
             let servers = world.server_ids(target.service).into_iter();
             servers.map(|server| (target.name.clone(), server)).collect::<Vec<_>>()
@@ -113,8 +133,8 @@ impl<'a> Machine<'a> {
             fuse.set(n.saturating_sub(1));
         }
         Ok(Self {
-            facts: Facts::new(plan.limits(), BEGIN),
-            producers: Producers::new(servers, plan.rough.requests, plan.rough.meddling),
+            facts: Facts::new(plan.limits().with_listed(&listed)),
+            producers: Producers::new(servers, &plan.rough),
             cloud: Cloud::new(world, BEGIN),
             desk: connect(path).await?,
             path: path.to_owned(),
@@ -129,6 +149,12 @@ impl<'a> Machine<'a> {
             calls: 0,
             idle_rounds: 0,
             seen: (0, 0),
+            ledger_seen: 0,
+            late_seen: 0,
+            called: HashMap::new(),
+            steps_of_clock: 0,
+            secrets: Secrets::Right,
+            stopping: None,
             acted: false,
             summary: Summary::default(),
             plan,
@@ -155,7 +181,8 @@ impl<'a> Machine<'a> {
             self.disturb().await?;
             self.step().await?;
             self.learn().await?;
-            rules::check_bounds(&self.facts, self.now())?;
+            rules::check_bounds(&self.facts, self.moment())?;
+            rules::check_prompt(&self.facts, self.moment())?;
         }
         self.check_remains().await?;
         Ok(self.sum_up())
@@ -173,6 +200,10 @@ impl<'a> Machine<'a> {
         self.cloud.now()
     }
 
+    fn moment(&self) -> Moment {
+        Moment { utc: self.cloud.moment().utc, real: self.now() }
+    }
+
     fn say(&mut self, what: impl FnOnce() -> String) {
         let now = self.cloud.now();
         if let Some(trace) = self.trace.as_mut() {
@@ -184,6 +215,7 @@ impl<'a> Machine<'a> {
         self.act_at.is_none()
             && self.locked_until.is_none()
             && self.flights.is_empty()
+            && self.cloud.next_late_at().is_none()
             && self.facts.requests.values().all(|request| request.state.is_terminal())
             && self.facts.batches.values().all(|batch| batch.state == BatchState::Done)
     }
@@ -193,6 +225,12 @@ impl<'a> Machine<'a> {
         let rough = self.plan.rough.clone();
         if self.summary.crashes >= CRASHES_MAX {
             return Ok(());
+        }
+        if self.rng.permille(rough.clock) && self.act_at.is_some() && self.steps_of_clock < CLOCK_STEPS_MAX {
+            self.set_clock();
+        }
+        if self.rng.permille(rough.operators) && self.act_at.is_some() {
+            self.operate().await?;
         }
         if self.rng.permille(rough.crash) && self.daemon.is_some() {
             self.crash("between two steps").await;
@@ -215,10 +253,27 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Somebody sets the time of day: a correction, a wrong zone, a wrong day, or right again.
+    fn set_clock(&mut self) {
+        let by_ms = *self
+            .rng
+            .pick(&[-90_000_000, -7_200_000, -600_000, -70_000, -3_000, 3_000, 70_000, 600_000, 7_200_000])
+            .unwrap_or(&0);
+        let off_ms = if self.cloud.clock() != 0 && self.rng.permille(500) { 0 } else { self.cloud.clock() + by_ms };
+        let by = Duration::from_millis(off_ms.abs_diff(self.cloud.clock()));
+        self.steps_of_clock += 1;
+        self.cloud.set_clock(off_ms);
+        self.facts.clock_set(by);
+        let safety = self.now() + SAFETY_INTERVAL;
+        self.wake_at = self.wake_at.map(|at| at.min(safety));
+        self.say(|| format!("the clock is off by {off_ms} ms"));
+    }
+
     /// Goes to the next moment at which something happens, and lets one thing happen.
     async fn step(&mut self) -> Result<(), Broken> {
         let flights = self.flights.iter().map(|flight| flight.at);
-        let times = [self.wake_at, self.act_at, self.locked_until].into_iter().flatten().chain(flights);
+        let late_at = self.cloud.next_late_at();
+        let times = [self.wake_at, self.act_at, self.locked_until, late_at].into_iter().flatten().chain(flights);
         let Some(next) = times.min() else {
             return Err(Broken("nothing would ever wake the daemon, and something is unfinished".to_owned()));
         };
@@ -230,11 +285,16 @@ impl<'a> Machine<'a> {
         events.extend(due(self.wake_at).then_some(Event::Round));
         events.extend((due(self.act_at) && self.locked_until.is_none()).then_some(Event::Act));
         events.extend(due(self.locked_until).then_some(Event::Unlock));
+        events.extend(due(late_at).then_some(Event::Late));
         let chosen = self.rng.index(events.len());
         match events.swap_remove(chosen) {
             Event::Round => self.round().await,
             Event::Flight(index) => self.fly(index).await,
             Event::Act => self.act().await,
+            Event::Late => {
+                self.cloud.act_late();
+                self.attribute(None)
+            }
             Event::Unlock => {
                 self.say(|| "the queue is unlocked".to_owned());
                 self.locked_until = None;
@@ -247,6 +307,9 @@ impl<'a> Machine<'a> {
         let now = self.now();
         if self.daemon.is_none() {
             return self.start().await;
+        }
+        if let Some(until) = self.stopping {
+            return self.finish_stop(until).await;
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let before = self.fuse.commits();
@@ -268,7 +331,7 @@ impl<'a> Machine<'a> {
         match &round.trouble {
             None => {
                 self.trouble = Duration::ZERO;
-                self.wake_at = round.wake_at.map(|at| at.max(now));
+                self.wake_at = round.wake_at.map(|at| self.cloud.true_time(at).max(now));
             }
             Some(error) => self.endure(error)?,
         }
@@ -292,7 +355,7 @@ impl<'a> Machine<'a> {
     }
 
     async fn start(&mut self) -> Result<(), Broken> {
-        match Daemon::start(&self.path, &self.plan.settings, &self.cloud, &self.fuse).await {
+        match Daemon::start(&self.path, &self.plan.settings, self.secrets, &self.cloud, &self.fuse).await {
             Ok(daemon) => {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
@@ -305,6 +368,13 @@ impl<'a> Machine<'a> {
 
     async fn act(&mut self) -> Result<(), Broken> {
         let now = self.now();
+        if self.producers.left == 0 && self.secrets == Secrets::Wrong {
+            // Somebody notices, before the producers are done.
+            self.secrets = Secrets::Right;
+            self.reload().await?;
+            self.act_at = Some(now + SAFETY_INTERVAL);
+            return Ok(());
+        }
         if self.producers.left == 0 {
             self.producers.resume_all(&mut self.desk, &mut self.facts).await?;
             // Requests that never expire wait for ever behind a server that stays busy for ever: somebody gives them up.
@@ -316,7 +386,8 @@ impl<'a> Machine<'a> {
                 self.producers.give_up(&mut self.desk).await?;
             }
         } else {
-            let done = self.producers.act(&mut self.desk, &mut self.facts, &mut self.rng, now).await?;
+            let moment = self.moment();
+            let done = self.producers.act(&mut self.desk, &mut self.facts, &mut self.rng, moment).await?;
             self.say(|| done);
             self.act_at = Some(now + producer::gap(&mut self.rng, self.plan.rough.act_gap_max_ms));
         }
@@ -334,7 +405,7 @@ impl<'a> Machine<'a> {
         if commits == self.seen.0 && !std::mem::take(&mut self.acted) {
             return Ok(());
         }
-        let now = self.now();
+        let now = self.moment();
         let (entries, newest) = audit::read(&mut self.desk, self.seen.1).await?;
         self.seen = (commits, newest);
         if self.trace.is_some() {

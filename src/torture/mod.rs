@@ -11,7 +11,8 @@
 //!
 //! A seed decides everything: the cloud's faults, the settings, what producers insert and when, how long every call is on
 //! its way, in which order answers come back, and where the daemon dies: between two steps, before any commit, between a
-//! call's being carried out and its answer. Virtual time begins far ahead of this machine's, because the schema's triggers
+//! call's being carried out and its answer. It also decides what the cloud does although it denied it, when somebody sets the
+//! clock, reloads other settings or wrong secrets, stops the daemon, prunes, or starts a second one. Virtual time begins far ahead of this machine's, because the schema's triggers
 //! ask SQLite for "now". Needs no network and no clock; a failing seed replays exactly.
 
 use std::fmt;
@@ -84,6 +85,10 @@ pub struct Summary {
     pub commits: u64,
     /// Calls of any kind that reached the cloud.
     pub calls: u64,
+    /// How often a daemon was stopped in order.
+    pub stops: u64,
+    /// Requests for which there was evidence to be had; none of them ended `unknown`.
+    pub with_evidence: u64,
     /// Decided by the whole history: equal for equal runs.
     pub digest: u64,
 }
@@ -99,6 +104,8 @@ impl Summary {
         self.steps += other.steps;
         self.commits += other.commits;
         self.calls += other.calls;
+        self.stops += other.stops;
+        self.with_evidence += other.with_evidence;
         self.digest ^= other.digest;
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use super::Broken;
-use super::facts::{Facts, Wish};
+use super::draw::Roughness;
+use super::facts::{Facts, Moment, Wish};
 use super::rng::Rng;
 use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
@@ -19,13 +20,18 @@ pub(super) struct Producers {
     pub(super) left: u64,
     /// Of a thousand acts, so many change something that is there.
     pub(super) meddling: u64,
+    /// Of a thousand requests, so many name a target that nobody configured.
+    misspelt: u64,
+    /// Targets that nobody configured, each named by a row of its own, in one go.
+    flood: u64,
     inserted: u64,
     patient: bool,
 }
 
 impl Producers {
-    pub(super) fn new(servers: Vec<(TargetName, ServerId)>, left: u64, meddling: u64) -> Self {
-        Self { servers, left, meddling, inserted: 0, patient: true }
+    pub(super) fn new(servers: Vec<(TargetName, ServerId)>, rough: &Roughness) -> Self {
+        let &Roughness { requests: left, meddling, misspelt, flood, .. } = rough;
+        Self { servers, left, meddling, misspelt, flood, inserted: 0, patient: true }
     }
 
     /// One act; what was done, for the trace.
@@ -34,15 +40,19 @@ impl Producers {
         desk: &mut SqliteConnection,
         facts: &mut Facts,
         rng: &mut Rng,
-        now: UtcMillis,
+        now: Moment,
     ) -> Result<String, Broken> {
+        if self.flood > 0 {
+            return self.name_many_targets(desk, facts, rng, now).await;
+        }
         if facts.requests.is_empty() || !rng.permille(self.meddling) {
             let rows = rng.between(1, 8).min(self.left);
             return self.insert(desk, facts, rng, rows, now).await;
         }
         let queued = facts.requests.iter().filter(|(_, request)| request.state == RequestState::Queued);
         let queued: Vec<i64> = queued.map(|(id, _)| *id).collect();
-        match (rng.between(0, 5), rng.pick(&queued).copied()) {
+        match (rng.between(0, 6), rng.pick(&queued).copied()) {
+            (6, _) => tamper(desk, rng).await,
             (0, Some(id)) => cancel(desk, id).await,
             (1, Some(id)) => change_not_before(desk, facts, rng, id, now).await,
             (2, Some(id)) => change_expiry(desk, facts, rng, id, now).await,
@@ -77,7 +87,7 @@ impl Producers {
         facts: &mut Facts,
         rng: &mut Rng,
         rows: u64,
-        now: UtcMillis,
+        now: Moment,
     ) -> Result<String, Broken> {
         let one_action = rng.permille(600).then(|| action(rng));
         let mut said = String::from("insert");
@@ -102,7 +112,7 @@ impl Producers {
             .bind(key)
             .fetch_one(&mut *tx)
             .await?;
-            set_eligible(&mut tx, id, now).await?;
+            set_eligible(&mut tx, id, now.utc).await?;
             said.push_str(&format!(" {id}:{} {}", wish.action, wish.server.0.get(..8).unwrap_or(&wish.server.0)));
             facts.inserted(id, wish)?;
         }
@@ -111,14 +121,49 @@ impl Producers {
         Ok(said)
     }
 
-    fn wish(&self, facts: &Facts, rng: &mut Rng, one_action: Option<PowerAction>, now: UtcMillis) -> Wish {
+    /// Rows before all others, each for a target of its own that nobody configured: as many lanes, none of which may go.
+    async fn name_many_targets(
+        &mut self,
+        desk: &mut SqliteConnection,
+        facts: &mut Facts,
+        rng: &mut Rng,
+        now: Moment,
+    ) -> Result<String, Broken> {
+        let rows = std::mem::take(&mut self.flood);
+        let mut tx = desk.begin().await?;
+        for number in 0..rows {
+            let target = TargetName(format!("misspelt-{number}"));
+            let Some((_, server)) = rng.pick(&self.servers).cloned() else { continue };
+            let expires_at = Some(now.utc + rng.millis(600_000, 900_000));
+            let id: i64 = sqlx::query_scalar(
+                "INSERT INTO power_requests (server_id, action, target, priority, expires_at)
+                 VALUES (?, 'stop', ?, 50, ?) RETURNING id",
+            )
+            .bind(&server.0)
+            .bind(&target.0)
+            .bind(expires_at.map(|at| at.to_string()))
+            .fetch_one(&mut *tx)
+            .await?;
+            set_eligible(&mut tx, id, now.utc).await?;
+            let (action, inserted_at) = (PowerAction::Stop, now);
+            facts.inserted(
+                id,
+                Wish { target, server, action, not_before: None, expires_at, after: None, inserted_at },
+            )?;
+        }
+        tx.commit().await?;
+        Ok(format!("insert {rows} rows for misspelt targets"))
+    }
+
+    fn wish(&self, facts: &Facts, rng: &mut Rng, one_action: Option<PowerAction>, now: Moment) -> Wish {
         let nobody = ServerId(format!("nobody-{}", rng.between(1, 3)));
         let elsewhere = || (TargetName("default".into()), nobody.clone());
         let (target, known) = rng.pick(&self.servers).cloned().unwrap_or_else(elsewhere);
         let server = if rng.permille(20) { nobody } else { known };
-        let not_before = rng.permille(100).then(|| now + rng.millis(1, 120_000));
-        let expires_at = rng.permille(100).then(|| not_before.unwrap_or(now) + rng.millis(1, 240_000));
-        let ids: Vec<i64> = facts.requests.keys().copied().collect();
+        let not_before = rng.permille(100).then(|| now.utc + rng.millis(1, 120_000));
+        let expires_at = rng.permille(100).then(|| not_before.unwrap_or(now.utc) + rng.millis(1, 240_000));
+        let target = if rng.permille(self.misspelt) { TargetName("misspelt".into()) } else { target };
+        let ids: Vec<i64> = facts.requests.keys().copied().filter(|id| !facts.deleted.contains(id)).collect();
         let after = if rng.permille(120) { rng.pick(&ids).copied() } else { None };
         let action = one_action.unwrap_or_else(|| action(rng));
         Wish { target, server, action, not_before, expires_at, after, inserted_at: now }
@@ -155,15 +200,15 @@ async fn change_not_before(
     facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
-    now: UtcMillis,
+    now: Moment,
 ) -> Result<String, Broken> {
     let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
-    let at = rng.permille(600).then(|| now + rng.millis(1, 60_000));
+    let at = rng.permille(600).then(|| now.utc + rng.millis(1, 60_000));
     if request.wish.expires_at.is_some_and(|end| at.is_some_and(|at| end <= at)) {
         return Ok(format!("not_before of {id} cannot be after its end"));
     }
     request.wish.not_before = at;
-    let inserted_at = request.wish.inserted_at;
+    let inserted_at = request.wish.inserted_at.utc;
     let mut tx = desk.begin().await?;
     sqlx::query("UPDATE power_requests SET not_before = ? WHERE id = ?")
         .bind(at.map(|at| at.to_string()))
@@ -180,10 +225,10 @@ async fn change_expiry(
     facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
-    now: UtcMillis,
+    now: Moment,
 ) -> Result<String, Broken> {
     let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
-    let from = request.wish.not_before.unwrap_or(now).max(now);
+    let from = request.wish.not_before.unwrap_or(now.utc).max(now.utc);
     let at = from + rng.millis(1, 120_000);
     request.wish.expires_at = Some(at);
     sqlx::query("UPDATE power_requests SET expires_at = ? WHERE id = ?")
@@ -201,7 +246,7 @@ async fn change_priority(desk: &mut SqliteConnection, rng: &mut Rng, id: i64) ->
 }
 
 /// Pauses or resumes all actions or one, of all targets or one.
-async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: UtcMillis) -> Result<String, Broken> {
+async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: Moment) -> Result<String, Broken> {
     let targets: Vec<TargetName> = facts.limits.targets.keys().cloned().collect();
     let target = if rng.permille(500) { rng.pick(&targets).cloned() } else { None };
     let action = rng.permille(500).then(|| action(rng));
@@ -216,10 +261,36 @@ async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now
     sqlx::query(sql)
         .bind(target.as_ref().map(|target| &target.0))
         .bind(action.map(PowerAction::as_str))
-        .bind(now.to_string())
+        .bind(now.utc.to_string())
         .execute(desk)
         .await?;
     Ok(format!("operators hold {:?}", facts.held))
+}
+
+/// What no producer may do to what is on its way. The schema refuses it, or it changes nothing.
+const FORBIDDEN: [&str; 12] = [
+    "UPDATE batches SET look_cause = 'refused' WHERE state = 'looking'",
+    "UPDATE batches SET job_id = 'another', state = 'tracking' WHERE state <> 'done'",
+    "UPDATE batches SET state = 'submitting', job_id = NULL WHERE state <> 'done'",
+    "UPDATE batches SET look_until = '2099-01-01T00:00:00.000Z' WHERE state = 'looking'",
+    "UPDATE batches SET error_code = 'BMS.0018', error_class = NULL WHERE state = 'looking'",
+    "UPDATE request_attempts SET baseline = 'reboot failed' WHERE result IS NULL",
+    "UPDATE request_attempts SET seen = 'idle', seen_since = '2026-01-01T00:00:00.000Z' WHERE result IS NULL",
+    "UPDATE request_attempts SET result = NULL, finished_at = NULL",
+    "UPDATE power_requests SET attempts = 0",
+    "DELETE FROM request_attempts WHERE result IS NULL",
+    "DELETE FROM batches WHERE state <> 'done'",
+    "INSERT OR REPLACE INTO batches SELECT * FROM batches WHERE state <> 'done'",
+];
+
+/// Tries one of these.
+async fn tamper(desk: &mut SqliteConnection, rng: &mut Rng) -> Result<String, Broken> {
+    let statement = *rng.pick(&FORBIDDEN).unwrap_or(&FORBIDDEN[0]);
+    let told = match sqlx::raw_sql(AssertSqlSafe(statement)).execute(desk).await {
+        Ok(done) => format!("{} rows", done.rows_affected()),
+        Err(error) => error.to_string(),
+    };
+    Ok(format!("{statement}: {told}"))
 }
 
 /// Takes the write lock, or gives it back.

@@ -1,11 +1,11 @@
 //! The promises of the contract, as checks of a run's facts. Pure: changes nothing, reads no clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::Broken;
 use super::audit::Move;
-use super::facts::{BatchFacts, Departure, Facts, Fate, Request, SLACK};
+use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
 use super::wire::Cloud;
 use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 use crate::settings::Budget;
@@ -19,6 +19,44 @@ pub(super) struct Limits {
     pub(super) default_ttl: Option<Duration>,
     /// From a claim to the end of its attempt.
     pub(super) flight_max: Duration,
+    /// Targets that nothing disturbs: a request that nothing holds leaves within so long.
+    pub(super) prompt: BTreeMap<TargetName, Duration>,
+    /// What can be seen at each target.
+    pub(super) sights: BTreeMap<TargetName, Sight>,
+}
+
+impl Limits {
+    /// The same, where the clouds' lists have these servers.
+    pub(super) fn with_listed(mut self, listed: &BTreeSet<ServerId>) -> Self {
+        for sight in self.sights.values_mut() {
+            sight.listed.clone_from(listed);
+        }
+        self
+    }
+
+    /// The more generous of both: calls that were made before a reload count too.
+    pub(super) fn loosen(&mut self, other: &Self) {
+        self.attempts_max = self.attempts_max.max(other.attempts_max);
+        self.flight_max = self.flight_max.max(other.flight_max);
+        for (name, limits) in &mut self.targets {
+            let Some(new) = other.targets.get(name) else { continue };
+            limits.submits_per_minute = limits.submits_per_minute.max(new.submits_per_minute);
+            limits.batch_servers_max = new.batch_servers_max;
+        }
+    }
+}
+
+/// Where a scenario hides nothing: what has happened to a server there can be seen by whoever looks.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sight {
+    /// The power that a start or a stop leaves.
+    pub(super) power: bool,
+    /// That a reboot was accepted, and how it ended.
+    pub(super) reboots: bool,
+    /// Servers that can never be shown alone.
+    pub(super) hidden: Vec<ServerId>,
+    /// Servers that the list has.
+    pub(super) listed: BTreeSet<ServerId>,
 }
 
 /// Those of one target.
@@ -45,7 +83,7 @@ macro_rules! hold {
 }
 
 /// Intents precede calls: what leaves is a stored batch with these members and no others.
-pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: UtcMillis) -> Result<(), Broken> {
+pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: Moment) -> Result<(), Broken> {
     let Departure { batch, target, action, members } = call;
     let stored = facts.batches.get(batch);
     hold!(stored.is_some(), "the call of batch {batch} leaves, but no intent is stored");
@@ -70,10 +108,12 @@ pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: UtcMilli
 }
 
 /// Calls that may have had an effect never carry more servers in a budget's span than it allows.
-fn check_budget(facts: &Facts, call: &Departure<'_>, limits: &TargetLimits, now: UtcMillis) -> Result<(), Broken> {
+fn check_budget(facts: &Facts, call: &Departure<'_>, limits: &TargetLimits, now: Moment) -> Result<(), Broken> {
     let Some((_, budget)) = limits.budgets.iter().find(|(action, _)| *action == call.action) else { return Ok(()) };
     let counts = |batch: &&BatchFacts| {
-        let in_span = |(at, target): &(UtcMillis, TargetName)| target == call.target && now.since(*at) < budget.span;
+        let in_span = |(at, target): &(Moment, TargetName)| {
+            target == call.target && now.utc.since(at.utc) < budget.span && now.real.since(at.real) < budget.span
+        };
         batch.action == call.action
             && batch.departed.as_ref().is_some_and(in_span)
             && !matches!(batch.known_fate(), Fate::NotDone | Fate::Refused)
@@ -105,12 +145,17 @@ pub(super) fn check_pace(
     Ok(())
 }
 
-/// What the cloud acts on must still be open in this batch, and no reboot may come twice.
+/// What the cloud acts on must still be open in this batch, and no reboot may come twice. Where the cloud acts on what it
+/// has denied, only the latter can be promised: starts and stops may be sent again, and what it says of one server is believed.
 pub(super) fn check_carried(facts: &Facts, batch: i64, id: i64) -> Result<(), Broken> {
     let Some(request) = facts.requests.get(&id) else { return Ok(()) };
     let is_reboot = request.wish.action == PowerAction::Reboot;
     hold!(!is_reboot || facts.times_carried(id) == 0, "request {id}: batch {batch} reboots its server a second time");
     let result = request.calls.iter().find(|(call, _)| *call == batch).and_then(|(_, result)| *result);
+    let lied = facts.batches.get(&batch).is_some_and(|batch| batch.denied.contains(&id));
+    if lied && (!is_reboot || request.state == RequestState::Failed) {
+        return Ok(());
+    }
     let denied = matches!(
         result,
         Some(AttemptResult::NotSent | AttemptResult::Busy | AttemptResult::Refused | AttemptResult::Lost)
@@ -120,7 +165,7 @@ pub(super) fn check_carried(facts: &Facts, batch: i64, id: i64) -> Result<(), Br
 }
 
 /// One move of one request.
-pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: Moment) -> Result<(), Broken> {
     let id = moved.request;
     let Some(request) = facts.requests.get(&id) else {
         return Err(Broken(format!("request {id} moves, but nobody inserted it")));
@@ -135,6 +180,76 @@ pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: UtcMil
     }
 }
 
+/// Only what has ended is ever pruned, and nothing that somebody still waits for.
+pub(super) fn check_deleted(facts: &Facts, id: i64, was: &str) -> Result<(), Broken> {
+    let state = facts.requests.get(&id).map(|request| request.state);
+    hold!(state.is_some_and(RequestState::is_terminal), "request {id} ({was}, {state:?}) was deleted");
+    let waits = facts.requests.iter().find(|(_, other)| other.wish.after == Some(id) && !other.state.is_terminal());
+    hold!(waits.is_none(), "request {id} was deleted, and request {waits:?} waits for it");
+    Ok(())
+}
+
+/// A batch is never pruned before it is done.
+pub(super) fn check_gone(facts: &Facts, id: i64, was: BatchState) -> Result<(), Broken> {
+    let state = facts.batches.get(&id).map(|batch| batch.state);
+    let is_done = (was, state) == (BatchState::Done, Some(BatchState::Done));
+    hold!(is_done, "batch {id} ({was}, {state:?}) was deleted");
+    Ok(())
+}
+
+/// True where the cloud acts, or has acted, on the request's server although it denied it, for whichever request that was.
+fn cloud_lies_of(facts: &Facts, request: &Request) -> bool {
+    let own = &request.wish;
+    let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&own.server, &own.target);
+    let denied = |batch: &i64| facts.batches.get(batch).is_some_and(|batch| !batch.denied.is_empty());
+    facts.requests.values().filter(same).flat_map(|other| &other.calls).any(|(batch, _)| denied(batch))
+}
+
+/// True where whoever looks could have told what became of a request: it was sent, its server can be seen, nothing fell into
+/// the time of its batch, no other operation could be taken for its own. A start or a stop leaves a mark whatever became of
+/// its call; of a reboot only an accepted call does.
+pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
+    let wish = &request.wish;
+    let Some(sight) = facts.limits.sights.get(&wish.target) else { return false };
+    let batches = request.calls.iter().filter_map(|(batch, _)| facts.batches.get(batch));
+    let undisturbed = batches.clone().all(|batch| !batch.disturbed);
+    let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
+    let is_shown = sight.listed.contains(&wish.server) && !sight.hidden.contains(&wish.server);
+    if request.calls.is_empty() || !undisturbed || !is_shown || cloud_lies_of(facts, request) {
+        return false;
+    }
+    match wish.action {
+        PowerAction::Start | PowerAction::Stop => sight.power,
+        PowerAction::Reboot => {
+            let casts_shadow = |other: &&Request| {
+                other.wish.action == PowerAction::Reboot
+                    && matches!(other.state, RequestState::Unknown | RequestState::Failed)
+                    && !std::ptr::eq(*other, request)
+            };
+            let shadowed = facts.requests.values().filter(same).any(|other| casts_shadow(&other));
+            let accepted = batches.clone().next_back().is_some_and(|batch| batch.known_fate() == Fate::Accepted);
+            sight.reboots && accepted && !shadowed
+        }
+    }
+}
+
+/// Where nothing disturbs a target, whatever happens at others, a request that nothing holds leaves soon.
+pub(super) fn check_prompt(facts: &Facts, now: Moment) -> Result<(), Broken> {
+    for (id, request) in &facts.requests {
+        let (wish, Some(most)) = (&request.wish, facts.limits.prompt.get(&request.wish.target)) else { continue };
+        let is_first = || {
+            facts.requests.range(..id).all(|(_, older)| {
+                (&older.wish.server, &older.wish.target) != (&wish.server, &wish.target) || older.state.is_terminal()
+            })
+        };
+        let since = wish.not_before.map_or(now.real.since(request.since.real), |at| now.utc.since(at));
+        let waits = since.min(now.real.since(request.since.real));
+        let is_late = request.state == RequestState::Queued && wish.after.is_none() && waits > *most;
+        hold!(!is_late || !is_first(), "request {id} waits {waits:?} for {} although nothing holds it", wish.target);
+    }
+    Ok(())
+}
+
 /// The diagram of the contract.
 fn is_legal(was: RequestState, becomes: RequestState) -> bool {
     use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Submitting, Succeeded, Unknown};
@@ -147,9 +262,11 @@ fn is_legal(was: RequestState, becomes: RequestState) -> bool {
 }
 
 /// Nothing goes out before its time, after its time, out of turn or past an operator's hold; no reboot goes out again.
-fn check_claim(facts: &Facts, id: i64, request: &Request, now: UtcMillis) -> Result<(), Broken> {
-    let wish = &request.wish;
-    hold!(wish.not_before.is_none_or(|at| at <= now), "request {id} goes out before its not_before");
+fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result<(), Broken> {
+    let (wish, now) = (&request.wish, now.utc);
+    // Taken in while the clock was ahead, it may go although somebody has set the clock back since.
+    let was = facts.latest.max(now);
+    hold!(wish.not_before.is_none_or(|at| at <= was), "request {id} goes out before its not_before");
     hold!(facts.expiry(request).is_none_or(|at| at > now), "request {id} goes out after its time");
     hold!(is_freed(facts, request), "request {id} goes out before what it waits for has succeeded");
     let held = facts.held.iter().any(|(target, action)| {
@@ -177,23 +294,32 @@ fn is_freed(facts: &Facts, request: &Request) -> bool {
 /// Back in the queue means: proved not carried out.
 fn check_return(facts: &Facts, id: i64, request: &Request) -> Result<(), Broken> {
     let Some((batch, result)) = request.calls.last() else { return Ok(()) };
+    let lied = request.wish.action != PowerAction::Reboot && cloud_lies_of(facts, request);
     let carried = facts.batches.get(batch).is_some_and(|batch| batch.carried.contains(&id));
-    hold!(!carried, "request {id} is queued again ({result:?}), but the cloud has carried it out for batch {batch}");
+    hold!(
+        !carried || lied,
+        "request {id} is queued again ({result:?}), but the cloud has carried it out for batch {batch}"
+    );
     Ok(())
 }
 
-fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now: UtcMillis) -> Result<(), Broken> {
+fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now: Moment) -> Result<(), Broken> {
     let (id, evidence) = (moved.request, moved.evidence);
     match moved.becomes {
         RequestState::Succeeded => check_success(facts, moved, request, cloud)?,
         RequestState::Failed => {
             let known = matches!(evidence, Some(Evidence::Job | Evidence::Refused | Evidence::Observed));
             hold!(known, "request {id} failed with evidence {evidence:?}");
-            let honest = facts.times_carried(id) == 0 || moved.code == "poweryard.not_running";
+            let told = |batch: &BatchFacts| batch.carried.contains(&id) && !batch.denied.contains(&id);
+            let honest = !facts.batches.values().any(told) || moved.code == "poweryard.not_running";
             hold!(honest, "request {id} failed ({evidence:?}, {}), but the cloud carried it out", moved.code);
         }
+        RequestState::Unknown => {
+            let seen = had_evidence(facts, request);
+            hold!(!seen, "request {id} ended unknown ({}), but evidence could be had", moved.code);
+        }
         RequestState::Expired => {
-            let due = facts.expiry(request).is_some_and(|at| at <= now);
+            let due = facts.expiry(request).is_some_and(|at| at <= now.utc);
             hold!(due, "request {id} expired before its time");
         }
         RequestState::Rejected => {
@@ -235,6 +361,8 @@ fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) 
 
 /// Calls that the cloud may have acted on, and no others, count as attempts.
 fn check_attempts(facts: &Facts, moved: &Move, request: &Request) -> Result<(), Broken> {
+    let is_reboot = request.wish.action == PowerAction::Reboot;
+    let is_busy_reboot = |result: Option<AttemptResult>| is_reboot && result == Some(AttemptResult::Busy);
     let fate = |batch: &i64| facts.batches.get(batch).map(BatchFacts::known_fate);
     let counts = |(batch, result): &&(i64, Option<AttemptResult>)| {
         let taken_back = matches!(result, Some(AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent));
@@ -246,8 +374,10 @@ fn check_attempts(facts: &Facts, moved: &Move, request: &Request) -> Result<(), 
             Some(Fate::Open | Fate::Refused) | None => false,
         }
     };
-    // One that has begun puts the refusal of all others of its batch in doubt.
-    let may_count = |(batch, _): &&(i64, Option<AttemptResult>)| fate(batch) == Some(Fate::Refused);
+    // A refusal may be disproved, and a server that is called busy may be so with the very reboot that was sent.
+    let may_count = |(batch, result): &&(i64, Option<AttemptResult>)| {
+        fate(batch) == Some(Fate::Refused) || (fate(batch) != Some(Fate::NotDone) && is_busy_reboot(*result))
+    };
     let (id, counted) = (moved.request, request.calls.iter().filter(counts).count() as i64);
     let most = counted + request.calls.iter().filter(may_count).count() as i64;
     hold!(
@@ -256,21 +386,27 @@ fn check_attempts(facts: &Facts, moved: &Move, request: &Request) -> Result<(), 
         moved.attempts
     );
     hold!(moved.attempts <= i64::from(facts.limits.attempts_max), "request {id} had {} attempts", moved.attempts);
-    hold!(moved.attempts >= facts.times_carried(id) as i64, "request {id} was carried out more often than tried");
+    let openly =
+        facts.batches.values().filter(|batch| batch.carried.contains(&id) && !batch.denied.contains(&id)).count();
+    hold!(moved.attempts >= openly as i64, "request {id} was carried out more often than tried");
     Ok(())
 }
 
 /// Nothing stays for ever: neither on its way, nor in the queue after its time.
-pub(super) fn check_bounds(facts: &Facts, now: UtcMillis) -> Result<(), Broken> {
+pub(super) fn check_bounds(facts: &Facts, now: Moment) -> Result<(), Broken> {
     for (id, request) in &facts.requests {
         match request.state {
             RequestState::Submitting | RequestState::Running => {
-                let flown = now.since(request.since);
-                hold!(flown < facts.limits.flight_max, "request {id} is {} for {flown:?}", request.state);
+                let flown = now.real.since(request.since.real);
+                hold!(
+                    flown < facts.limits.flight_max + facts.stepped * 2,
+                    "request {id} is {} for {flown:?}",
+                    request.state
+                );
             }
             RequestState::Queued => {
-                let over = facts.expiry(request).map(|at| now.since(at.max(request.since))).unwrap_or_default();
-                hold!(over < SLACK, "request {id} is still queued {over:?} after its time");
+                let over = facts.expiry(request).map(|at| now.utc.since(at.max(request.since.utc))).unwrap_or_default();
+                hold!(over < SLACK + facts.stepped, "request {id} is still queued {over:?} after its time");
             }
             _ => {}
         }

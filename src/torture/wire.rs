@@ -15,30 +15,72 @@ use crate::cloud::CallError;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::http::{BODY_BYTES_MAX, Wire, doubt, failed};
 use crate::model::{Now, Steady, UtcMillis};
-use crate::sim::{self, Delivery, LedgerEntry, ServerSummary, World};
+use crate::sim::{self, Delivery, LateAct, LedgerEntry, ServerSummary, World};
 
 /// The simulated cloud, its time, and how long the present task's answers have taken so far.
 #[derive(Clone)]
 pub(super) struct Cloud {
     world: Arc<Mutex<World>>,
     now: Arc<AtomicI64>,
+    /// How far the machine's time of day is off, in ms.
+    off_ms: Arc<AtomicI64>,
     took_ms: Arc<AtomicI64>,
 }
 
 impl Cloud {
     pub(super) fn new(world: World, now: UtcMillis) -> Self {
         let clock = |ms| Arc::new(AtomicI64::new(ms));
-        Self { world: Arc::new(Mutex::new(world)), now: clock(now.0), took_ms: clock(0) }
+        Self { world: Arc::new(Mutex::new(world)), now: clock(now.0), off_ms: clock(0), took_ms: clock(0) }
     }
 
+    /// The true time, which the cloud keeps.
     pub(super) fn now(&self) -> UtcMillis {
         UtcMillis(self.now.load(Ordering::Relaxed))
     }
 
-    /// Both clocks, which go together.
+    /// What the machine's clocks show: somebody may have set its time of day, nobody can set the other one.
     pub(super) fn moment(&self) -> Now {
-        let utc = self.now();
-        Now { utc, steady: Steady(utc.since(UtcMillis(0))) }
+        let now = self.now();
+        let utc = UtcMillis(now.0 + self.off_ms.load(Ordering::Relaxed));
+        Now { utc, steady: Steady(now.since(UtcMillis(0))) }
+    }
+
+    /// The true time at which the machine's time of day is `utc`, if nobody sets it.
+    pub(super) fn true_time(&self, utc: UtcMillis) -> UtcMillis {
+        UtcMillis(utc.0 - self.off_ms.load(Ordering::Relaxed))
+    }
+
+    /// The machine's time of day is off by so much from now on.
+    pub(super) fn set_clock(&self, off_ms: i64) {
+        self.off_ms.store(off_ms, Ordering::Relaxed);
+    }
+
+    /// By how much it is off, in ms.
+    pub(super) fn clock(&self) -> i64 {
+        self.off_ms.load(Ordering::Relaxed)
+    }
+
+    /// Lets begin what was to begin by now.
+    pub(super) fn act_late(&self) {
+        let now = self.now();
+        self.world().act_late(now);
+    }
+
+    /// When the next of these begins.
+    pub(super) fn next_late_at(&self) -> Option<UtcMillis> {
+        self.world().late_acts().iter().map(|act| act.at).min()
+    }
+
+    /// What has begun, from number `from` on, and what will begin later, whatever was said of it.
+    pub(super) fn late_acts(&self, from: usize) -> Vec<LateAct> {
+        let world = self.world();
+        let begun = world.acted_late().get(from..).unwrap_or_default();
+        begun.iter().chain(world.late_acts()).cloned().collect()
+    }
+
+    /// How many have begun.
+    pub(super) fn acted_late(&self) -> usize {
+        self.world().acted_late().len()
     }
 
     pub(super) fn set_now(&self, now: UtcMillis) {
@@ -55,9 +97,9 @@ impl Cloud {
         self.world().ledger().get(from..).unwrap_or_default().to_vec()
     }
 
-    /// How many operations were carried out.
-    pub(super) fn ledger_len(&self) -> usize {
-        self.world().ledger().len()
+    /// How often too many bad signatures in a row have locked the access key.
+    pub(super) fn key_locks(&self) -> u64 {
+        self.world().key_locks()
     }
 
     /// The servers as they are now.

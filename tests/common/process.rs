@@ -62,6 +62,22 @@ impl Daemon {
         Self::spawn(command, config)
     }
 
+    /// Starts it under `strace`, which notes what it writes, syncs and sends.
+    pub(crate) fn start_traced(config: &Path, trace: &Path) -> Self {
+        let program = poweryard();
+        let mut command = Command::new("strace");
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.args(["-D", "-f", "-yy", "-s", "5000", "-e"]);
+        command.arg("trace=fsync,fdatasync,pwrite64,write,writev,sendto,sendmsg").arg("-o").arg(trace);
+        command.arg(program.get_program()).stdin(Stdio::null());
+        Self::spawn(command, config)
+    }
+
     fn spawn(mut command: Command, config: &Path) -> Self {
         let log = config.with_extension("log");
         let log = File::options().create(true).append(true).open(log).expect("a log file");

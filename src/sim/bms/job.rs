@@ -11,6 +11,8 @@ use crate::sim::scenario::{BmsScenario, ParentOnFailure};
 pub(super) struct Job {
     /// Printed as 32 hex digits; sub-jobs count on from it.
     pub(super) number: u128,
+    /// Its number among those accepted, from 1.
+    pub(super) place: usize,
     pub(super) begin: UtcMillis,
     pub(super) sub_jobs: Vec<SubJob>,
     /// How often it has been asked for.

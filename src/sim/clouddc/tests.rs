@@ -487,3 +487,23 @@ fn a_seed_repeats_every_answer() {
     assert_eq!(run(1), run(1));
     assert_ne!(run(1).1, run(2).1);
 }
+
+#[test]
+fn failed_operations_can_begin_again_and_pages_stay_unreadable() {
+    let mut world = read(
+        "[clouddc]\nservers = 30\noperation_ms = [2000, 2000]\nfirst_states = []\n\
+         [[faults]]\nkind = \"operation_fails\"\nacts_after_ms = 1000\nservers = [1]\n\
+         [[faults]]\nkind = \"error_before\"\nservice = \"clouddc\"\npages = [2]\n",
+    );
+    let ids = ids(&world, &RUNNING);
+    listed(&world.power_state(at(0), Reboot, &ids[..1]));
+    world.act_late(at(2999));
+    assert!(world.ledger().is_empty());
+    world.act_late(at(3000));
+    assert_eq!(world.ledger().len(), 1);
+    let page = |marker| PageQuery { limit: Some(10), marker, manage_state: None };
+    let all = world.server_ids(Service::CloudDc);
+    let statuses = [None, Some(all[9].clone()), Some(all[19].clone())]
+        .map(|marker| world.clouddc_list(at(3000), &page(marker)).status);
+    assert_eq!(statuses, [200, 503, 200]);
+}

@@ -3,7 +3,7 @@
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::{Fault, FaultKind, Scope, ServerRef, When};
+use super::{Fault, FaultKind, Oddity, Scope, ServerRef, When};
 use crate::model::Service;
 use crate::sim::clouddc;
 use crate::sim::record::Call;
@@ -37,6 +37,15 @@ struct FaultTable {
     bytes: Option<usize>,
     delay_ms: Option<u64>,
     retry_after_s: Option<u32>,
+    retry_after_date: Option<bool>,
+    every: Option<usize>,
+    acts_after_ms: Option<u64>,
+    oddity: Option<Oddity>,
+    limit_above: Option<usize>,
+    #[serde(default)]
+    pages: Vec<usize>,
+    #[serde(default)]
+    jobs: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -48,12 +57,15 @@ enum KindWord {
     DropBefore,
     DropAfter,
     Refuse,
+    Conflict,
+    ActsAnyway,
     ExpiredToken,
     Redirect,
     MalformedBody,
     HtmlBody,
     TruncatedBody,
     OversizedBody,
+    OddAnswer,
     Slow,
     JobVanishes,
     JobNeverEnds,
@@ -72,10 +84,16 @@ impl TryFrom<FaultTable> for Fault {
     fn try_from(mut table: FaultTable) -> Result<Self, String> {
         let kind = table.take_kind()?;
         table.refuse_leftovers()?;
-        let FaultTable { service, on, chance, calls, servers, .. } = table;
-        let when = When { service, on, chance, calls, servers };
-        if when.chance.is_none() && when.calls.is_empty() && when.servers.is_empty() {
-            return Err("a fault needs at least one of `chance`, `calls`, `servers`".into());
+        let FaultTable { service, on, chance, calls, servers, limit_above, pages, jobs, .. } = table;
+        let when = When { service, on, chance, calls, servers, limit_above, pages, jobs };
+        let is_read = when.limit_above.is_some() || !when.pages.is_empty() || !when.jobs.is_empty();
+        if when.chance.is_none() && when.calls.is_empty() && when.servers.is_empty() && !is_read {
+            return Err(
+                "a fault needs at least one of `chance`, `calls`, `servers`, `limit_above`, `pages`, `jobs`".into()
+            );
+        }
+        if is_read && kind.scope() != Scope::Call {
+            return Err("`limit_above`, `pages` and `jobs` go only with faults of calls".into());
         }
         if let (Some(own), Some(other)) = (kind.service(), when.service)
             && own != other
@@ -91,6 +109,12 @@ impl TryFrom<FaultTable> for Fault {
         if kind.scope() == Scope::Server && !when.calls.is_empty() {
             return Err("`calls` does not go with `missing` and `locked`: they are chosen once".into());
         }
+        if when.pages.contains(&0) || when.jobs.contains(&0) {
+            return Err("`pages` and `jobs` count from 1".into());
+        }
+        if matches!(kind, FaultKind::ActsAnyway { .. }) && when.on.iter().any(|call| *call != Call::Submit) {
+            return Err("`acts_anyway` is about submits alone".into());
+        }
         if when.calls.contains(&0) || when.servers.contains(&ServerRef::Number(0)) {
             return Err("`calls` and `servers` count from 1".into());
         }
@@ -102,7 +126,10 @@ impl FaultTable {
     /// Builds the kind out of its own keys, which it takes; those of other kinds stay behind.
     fn take_kind(&mut self) -> Result<FaultKind, String> {
         Ok(match self.kind {
-            KindWord::Throttle => FaultKind::Throttle { retry_after_s: self.retry_after_s.take() },
+            KindWord::Throttle => FaultKind::Throttle {
+                retry_after_s: self.retry_after_s.take(),
+                as_date: self.retry_after_date.take().unwrap_or(false),
+            },
             KindWord::ErrorBefore => FaultKind::ErrorBefore { status: self.take_status(503, 500..=599)? },
             KindWord::ErrorAfter => FaultKind::ErrorAfter { status: self.take_status(502, 500..=599)? },
             KindWord::DropBefore => FaultKind::DropBefore,
@@ -112,25 +139,34 @@ impl FaultTable {
                 let (code, message) = self.take_refusal();
                 FaultKind::Refuse { status, code, message }
             }
+            KindWord::Conflict => FaultKind::Conflict { message: self.message.take() },
+            KindWord::ActsAnyway => FaultKind::ActsAnyway {
+                every: self.every.take().unwrap_or(1).max(1),
+                delay_ms: self.delay_ms.take().unwrap_or(0),
+            },
             KindWord::ExpiredToken => FaultKind::ExpiredToken { code: self.take_token_code()? },
             KindWord::Redirect => FaultKind::Redirect { status: self.take_status(302, 300..=399)? },
             KindWord::MalformedBody => FaultKind::MalformedBody,
             KindWord::HtmlBody => FaultKind::HtmlBody,
             KindWord::TruncatedBody => FaultKind::TruncatedBody,
             KindWord::OversizedBody => FaultKind::OversizedBody { bytes: self.bytes.take().unwrap_or(16 << 20) },
+            KindWord::OddAnswer => match self.oddity.take() {
+                Some(oddity) => FaultKind::OddAnswer { oddity },
+                None => return Err("this kind of fault needs `oddity`".into()),
+            },
             KindWord::Slow => FaultKind::Slow { delay_ms: self.delay_ms.take().unwrap_or(5000) },
             KindWord::JobVanishes => FaultKind::JobVanishes,
             KindWord::JobNeverEnds => FaultKind::JobNeverEnds,
             KindWord::SubJobFails => {
                 let (code, message) =
                     self.take_complaint("BMS.3037", "Insufficient resources or failed to start the BMS.");
-                FaultKind::SubJobFails { code, message }
+                FaultKind::SubJobFails { code, message, acts_after_ms: self.acts_after_ms.take() }
             }
             KindWord::SubJobWithoutId => FaultKind::SubJobWithoutId,
             KindWord::SubJobLeftOut => FaultKind::SubJobLeftOut,
             KindWord::OperationFails => {
                 let (code, message) = self.take_complaint(clouddc::FAILED_CODE, clouddc::FAILED_TEXT);
-                FaultKind::OperationFails { code, message }
+                FaultKind::OperationFails { code, message, acts_after_ms: self.acts_after_ms.take() }
             }
             KindWord::OperationNeverEnds => FaultKind::OperationNeverEnds,
             KindWord::Missing => FaultKind::Missing,
@@ -177,6 +213,10 @@ impl FaultTable {
             ("bytes", self.bytes.is_some()),
             ("delay_ms", self.delay_ms.is_some()),
             ("retry_after_s", self.retry_after_s.is_some()),
+            ("retry_after_date", self.retry_after_date.is_some()),
+            ("every", self.every.is_some()),
+            ("acts_after_ms", self.acts_after_ms.is_some()),
+            ("oddity", self.oddity.is_some()),
         ];
         match left.iter().find(|(_, is_left)| *is_left) {
             Some((key, _)) => Err(format!("`{key}` does not go with this kind of fault")),
@@ -207,6 +247,7 @@ mod tests {
             chance: None,
             calls: vec![2, 4],
             servers: vec![ServerRef::Number(1), ServerRef::Id(ServerId("ab-c".into()))],
+            ..When::default()
         };
         assert_eq!(read, [Fault { kind: FaultKind::ErrorAfter { status: 504 }, when }]);
     }
@@ -227,6 +268,12 @@ mod tests {
             ("kind = \"slow\"\nchance = 1.0\nservice = \"bms\"\non = [\"token\"]", "does not go with `token`"),
             ("kind = \"job_vanishes\"\nchance = 1.0\nservice = \"clouddc\"", "one of bms, not of clouddc"),
             ("kind = \"operation_fails\"\nchance = 1.0\nservice = \"bms\"", "one of clouddc, not of bms"),
+            ("kind = \"odd_answer\"\nchance = 1.0", "needs `oddity`"),
+            ("kind = \"odd_answer\"\nchance = 1.0\noddity = \"loud\"", "loud"),
+            ("kind = \"acts_anyway\"\nchance = 1.0\non = [\"list\"]", "submits alone"),
+            ("kind = \"locked\"\npages = [1]", "only with faults of calls"),
+            ("kind = \"slow\"\njobs = [0]", "count from 1"),
+            ("kind = \"slow\"\nchance = 1.0\nacts_after_ms = 5", "`acts_after_ms` does not go"),
         ] {
             let error = faults(&format!("[[faults]]\n{text}\n")).expect_err(text);
             assert!(error.contains(part) && error.contains("line "), "{text}: {error}");

@@ -427,3 +427,89 @@ fn every_call_is_recorded_with_its_size() {
     assert_eq!((show.call, show.servers, show.status), (Call::Show, 1, 200));
     assert!(show.bytes > 1000);
 }
+
+/// What the ledger has by then: numbers of servers, and ms.
+fn begun(world: &mut World, ms: i64) -> Vec<(String, i64)> {
+    world.act_late(at(ms));
+    world.ledger().iter().map(|entry| (entry.server_id.0.clone(), entry.at.0 - at(0).0)).collect()
+}
+
+#[test]
+fn a_refused_call_can_be_carried_out_late_on_some_of_its_servers() {
+    let mut world = world(
+        "[[faults]]\nkind = \"refuse\"\ncode = \"BMS.9999\"\ncalls = [1]\non = [\"submit\"]\n\
+         [[faults]]\nkind = \"acts_anyway\"\nevery = 2\ndelay_ms = 5000\ncalls = [1]\n",
+    );
+    let ids = ids(&world, &[1, 3, 5]);
+    assert_eq!(code(&world.submit(at(0), Reboot, &ids)), "BMS.9999");
+    assert_eq!(begun(&mut world, 4999), []);
+    assert_eq!(begun(&mut world, 5000), [(ids[0].0.clone(), 5000), (ids[2].0.clone(), 5000)]);
+    let shown = world.show(at(5500), &ids[0]).value();
+    assert_eq!(shown["server"]["OS-EXT-STS:task_state"], "rebooting");
+}
+
+#[test]
+fn dropped_and_refused_calls_can_be_carried_out_all_the_same() {
+    let mut dropped = world(
+        "[[faults]]\nkind = \"drop_before\"\ncalls = [1]\non = [\"submit\"]\n\
+         [[faults]]\nkind = \"acts_anyway\"\ncalls = [1]\n",
+    );
+    let running = ids(&dropped, &RUNNING);
+    assert_eq!(dropped.submit(at(0), Stop, &running).delivery, Delivery::Dropped);
+    assert_eq!(begun(&mut dropped, 0).len(), 2);
+    let mut refused = world_with_fault("kind = \"acts_anyway\"\nchance = 1.0");
+    let mixed = ids(&refused, &[1, 2]);
+    assert_eq!(code(&refused.submit(at(0), Stop, &mixed)), "BMS.0039");
+    assert_eq!(begun(&mut refused, 0), [(mixed[0].0.clone(), 0)], "the other one would not take it");
+    let accepted = ids(&refused, &[3]);
+    job_id(&refused.submit(at(0), Stop, &accepted));
+    assert_eq!(begun(&mut refused, 10).len(), 2, "what is accepted is carried out once");
+}
+
+#[test]
+fn a_sub_job_can_call_its_own_operation_a_busy_server() {
+    let mut world =
+        world_with_fault("kind = \"sub_job_fails\"\ncode = \"BMS.0037\"\nacts_after_ms = 300\nservers = [1]");
+    let ids = ids(&world, &RUNNING);
+    let job = job_id(&world.submit(at(0), Reboot, &ids));
+    let told = report(&mut world, 100, &job);
+    let statuses: Vec<_> = sub_jobs(&told).iter().map(|sub_job| sub_job["status"].clone()).collect();
+    assert_eq!(statuses, ["FAIL", "RUNNING"]);
+    assert_eq!(begun(&mut world, 300), [(ids[1].0.clone(), 0), (ids[0].0.clone(), 300)]);
+    assert_eq!(world.ledger()[1].batch, job);
+}
+
+#[test]
+fn without_a_chance_a_fault_stays_with_a_server_a_page_or_a_job() {
+    let mut world = world(
+        "[[faults]]\nkind = \"error_before\"\non = [\"show\"]\nservers = [3]\n\
+         [[faults]]\nkind = \"error_before\"\nlimit_above = 100\n\
+         [[faults]]\nkind = \"error_before\"\npages = [2]\n\
+         [[faults]]\nkind = \"error_before\"\njobs = [1]\n",
+    );
+    let all = ids(&world, &[1, 3]);
+    for _ in 0..3 {
+        assert_eq!([&all[0], &all[1]].map(|id| world.show(at(0), id).status), [200, 503]);
+    }
+    let mut list = |limit, offset| {
+        world.list(at(0), &ListQuery { limit: Some(limit), offset: Some(offset), ..ListQuery::default() }).status
+    };
+    assert_eq!([list(101, 1), list(100, 1), list(4, 2), list(4, 3)], [503, 200, 503, 200]);
+    let jobs = [0, 1].map(|index| job_id(&world.submit(at(0), Reboot, std::slice::from_ref(&all[index]))));
+    assert_eq!([0, 1, 0].map(|index: usize| world.job(at(9000), &jobs[index]).status), [503, 200, 503]);
+}
+
+#[test]
+fn a_wait_can_be_days_as_a_date_and_a_conflict_names_its_server() {
+    let mut world = world(
+        "[[faults]]\nkind = \"throttle\"\nretry_after_s = 259200\nretry_after_date = true\ncalls = [1]\n\
+         [[faults]]\nkind = \"conflict\"\nservers = [3]\n",
+    );
+    let ids = ids(&world, &RUNNING);
+    let throttled = world.submit(at(0), Stop, &ids);
+    assert_eq!(throttled.headers, [("Retry-After", "Fri, 05 Jan 2024 03:04:05 GMT".to_owned())]);
+    let conflict = world.submit(at(0), Stop, &ids);
+    let text = conflict.value()["conflictingRequest"]["message"].as_str().unwrap_or_default().to_owned();
+    assert!(conflict.status == 409 && text.contains(&ids[1].0), "{text}");
+    assert_eq!(world.submit(at(0), Stop, &ids[..1]).status, 200);
+}

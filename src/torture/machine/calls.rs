@@ -1,5 +1,6 @@
 //! Calls on their way: from the daemon to the cloud, and their answers back, or into the void when a daemon dies.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ impl Machine<'_> {
                 batch.members.iter().map(|member| (member.request.0, member.server.clone())).collect();
             let (id, action, target) = (batch.id.0, batch.action, &batch.target);
             self.say(|| format!("submit of batch {id} to {target} leaves: {action} {:?}", members.keys()));
-            self.facts.departs(&Departure { batch: id, target, action, members: &members }, now)?;
+            let moment = self.moment();
+            self.facts.departs(&Departure { batch: id, target, action, members: &members }, moment)?;
         }
         let at = now + self.rng.millis(0, self.plan.rough.way_max_ms);
         self.flights.push(Flight { at, stage: Stage::Out(task), orphaned: false });
@@ -39,7 +41,7 @@ impl Machine<'_> {
             self.crash("before a call arrives").await;
             return Ok(());
         }
-        let now = self.now();
+        let now = self.moment();
         let batch = match &task {
             Task::Submit { batch, .. } => {
                 self.facts.arrives(&batch.target, now)?;
@@ -47,16 +49,11 @@ impl Machine<'_> {
             }
             Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } => None,
         };
-        let before = self.cloud.ledger_len();
         let finished = task.run().await;
         let delay = self.cloud.take_delay();
-        let done: BTreeSet<ServerId> =
-            self.cloud.ledger_from(before).into_iter().map(|entry| entry.server_id).collect();
-        self.say(|| format!("at the cloud: {} (switches {})", describe(&finished), done.len()));
-        if let Some(batch) = batch {
-            self.summary.submits += 1;
-            self.facts.carried_out(batch, &done)?;
-        }
+        self.say(|| format!("at the cloud: {}", describe(&finished)));
+        self.summary.submits += u64::from(batch.is_some());
+        self.attribute(batch)?;
         if orphaned {
             return Ok(());
         }
@@ -68,11 +65,41 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// Takes what the cloud has begun since the last time, and what it will, each for the batch whose call it was: `batch` for
+    /// what has not been heard of yet.
+    pub(super) fn attribute(&mut self, batch: Option<i64>) -> Result<(), Broken> {
+        let mut denied: BTreeSet<ServerId> = BTreeSet::new();
+        for act in self.cloud.late_acts(self.late_seen) {
+            if let (Entry::Vacant(call), Some(batch)) = (self.called.entry(act.batch.clone()), batch) {
+                call.insert(batch);
+            }
+            if self.called.get(&act.batch).copied() == batch {
+                denied.insert(act.server_id);
+            }
+        }
+        self.late_seen = self.cloud.acted_late();
+        if let Some(batch) = batch {
+            self.facts.denied(batch, &denied);
+        }
+        let mut done: BTreeMap<i64, BTreeSet<ServerId>> = BTreeMap::new();
+        for entry in self.cloud.ledger_from(self.ledger_seen) {
+            self.ledger_seen += 1;
+            self.say(|| format!("the cloud begins {} of {}", entry.action, entry.server_id));
+            let of = self.called.get(&entry.batch).copied().or(batch);
+            let Some(of) = of else {
+                return Err(Broken(format!("the cloud acted on {} and nobody asked for it", entry.server_id)));
+            };
+            self.called.insert(entry.batch, of);
+            done.entry(of).or_default().insert(entry.server_id);
+        }
+        done.iter().try_for_each(|(batch, servers)| self.facts.carried_out(*batch, servers))
+    }
+
     /// An answer reaches the daemon; as in `daemon::run`, a round follows.
     async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
         self.say(|| format!("answer: {}", describe(&finished)));
         if let Finished::Submitted { batch, answer, .. } = &finished {
-            self.facts.told(batch.id.0, batch.service, answer);
+            self.facts.told(batch.id.0, answer);
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let outcome = daemon.dispatcher.finish(finished, self.cloud.moment()).await;
@@ -105,6 +132,7 @@ impl Machine<'_> {
             daemon.end().await;
         }
         self.fuse.mend();
+        self.stopping = None;
         let pause = if self.rng.permille(700) { 0 } else { self.rng.between(0, 20_000) };
         self.wake_at = Some(self.now() + Duration::from_millis(pause));
         self.trouble = Duration::ZERO;

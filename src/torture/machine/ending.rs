@@ -28,11 +28,16 @@ impl Machine<'_> {
         )
         .fetch_one(&mut self.desk)
         .await?;
-        let inserted = self.facts.requests.len() as i64;
+        let inserted = (self.facts.requests.len() - self.facts.deleted.len()) as i64;
         if (rows, open, attempts) != (inserted, 0, 0) {
             return Err(Broken(format!(
-                "{inserted} rows were inserted and {rows} are left; {open} are not ended, {attempts} attempts are open, {ends} ends are not followed"
+                "{inserted} rows were inserted and not pruned, and {rows} are left; {open} are not ended, {attempts} attempts are open, {ends} ends are not followed"
             )));
+        }
+        // A life that ends before it has stored a refusal cannot know of it the next time.
+        let remembers = self.summary.crashes == 0 && self.steps_of_clock == 0;
+        if remembers && self.cloud.key_locks() > 0 {
+            return Err(Broken("the access key was locked: too many signatures were refused in a row".to_owned()));
         }
         Ok(())
     }
@@ -45,6 +50,7 @@ impl Machine<'_> {
         }
         summary.commits = self.fuse.commits();
         summary.calls = self.calls;
+        summary.with_evidence = self.facts.with_evidence();
         summary.digest = self.facts.digest;
         summary
     }
