@@ -1,0 +1,148 @@
+//! The examples of README and `docs` are run as they are printed, page by page and from top to bottom, each page against a
+//! simulated cloud and a daemon of its own.
+//!
+//! What a page names is replaced by what stands for it here: `/etc`, `/var` and `/usr/local` are folders of the test,
+//! `/usr/bin/poweryard` and `cargo run --release --` are the program that was built, `127.0.0.1:8080` is the simulated cloud,
+//! `127.0.0.1:9642` the daemon's own address. Commands run in a folder of their own that has `config` of the project in it.
+//!
+//! What is done with a block follows from its language; a language that is not known here fails the test:
+//!
+//! | language | |
+//! | --- | --- |
+//! | `sh` | runs, all of it in one shell that stops at the first failure |
+//! | `console` | each line after `$` runs; the lines below it are what it prints, with `…` for anything |
+//! | `sql` | runs in one connection that lasts as long as the page |
+//! | `toml` | a config, or a part that is put into the smallest one: it must be accepted |
+//! | `python`, `php`, `javascript`, `perl`, `java` | runs where the language and its SQLite library are installed, else its form is checked, else it is skipped |
+//! | `ini` | a unit: `systemd-analyze verify`; what it starts is run |
+//! | `cron` | each line's command runs twice, and the second time no request may be added |
+//! | `yaml` | `promtool check config`, if it is there |
+//! | `json` | must be JSON |
+//! | `text` | has to say what it is: `output`, `picture` or `file` |
+//!
+//! A comment before a block, `<!-- test: … -->`, says what differs:
+//!
+//! | comment | |
+//! | --- | --- |
+//! | `parse only` | is read by a parser of its language and not run |
+//! | `needs root` | likewise; the life of the package in a container (`tests/nspawn`) has the real thing |
+//! | `exit 1` | ends with this code |
+//! | `file NAME` | is written to this file; a program is not run |
+//! | `in the background` | goes on until the page ends |
+//! | `output` | is what the block before it printed, with `…` for anything |
+//! | `picture` | is for eyes alone |
+//! | `refused` | each statement of this `sql` is refused |
+
+#[path = "../common/mod.rs"]
+mod common;
+mod errors;
+mod page;
+#[path = "../common/process.rs"]
+mod process;
+mod run;
+mod world;
+
+use std::fs;
+
+use clap::Parser;
+use page::Page;
+use poweryard::cli::Cli;
+use world::World;
+
+async fn run_page(name: &str) {
+    let page = Page::read(name);
+    let mut world = World::new().await;
+    run::every_block(&page, &mut world).await;
+}
+
+macro_rules! pages {
+    ($($test:ident: $name:literal),+ $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                run_page($name).await;
+            }
+        )+
+
+        const TESTED: &[&str] = &[$($name),+];
+    };
+}
+
+pages! {
+    the_readme_does_what_it_says: "README.md",
+    contributing_does_what_it_says: "CONTRIBUTING.md",
+    configure_does_what_it_says: "docs/configure.md",
+    errors_does_what_it_says: "docs/errors.md",
+    install_does_what_it_says: "docs/install.md",
+    monitor_does_what_it_says: "docs/monitor.md",
+    operate_does_what_it_says: "docs/operate.md",
+    producers_does_what_it_says: "docs/producers.md",
+    simulator_does_what_it_says: "docs/simulator.md",
+    sources_does_what_it_says: "docs/sources.md",
+}
+
+#[test]
+fn every_page_is_run_and_every_page_is_in_the_package_and_in_the_readme() {
+    let names = page::names();
+    assert_eq!(names, TESTED);
+    let manifest = fs::read_to_string(page::root().join("Cargo.toml")).expect("readable");
+    let readme = Page::read("README.md");
+    for name in names.iter().filter(|name| name.starts_with("docs/")) {
+        assert!(readme.links().any(|link| link == name), "the README does not lead to {name}");
+    }
+    assert!(manifest.contains(r#"["docs/*.md", "usr/share/doc/poweryard/docs/", "644"]"#));
+}
+
+#[test]
+fn every_link_leads_to_a_page_and_a_heading_that_are_there() {
+    for name in page::names() {
+        let page = Page::read(&name);
+        let folder = page::root().join(&name).parent().expect("it is in a folder").to_owned();
+        for link in page.links() {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let path = if file.is_empty() { page::root().join(&name) } else { folder.join(file) };
+            assert!(path.exists(), "{name} leads to {link}");
+            if !anchor.is_empty() {
+                let path = path.canonicalize().expect("it is there");
+                let target = path.strip_prefix(page::root()).expect("it is of the project").display().to_string();
+                assert!(Page::read(&target).anchors().iter().any(|heading| heading == anchor), "{name} leads to {link}");
+            }
+        }
+    }
+}
+
+/// Running text shortens commands: `poweryard pause [--target T]` has parts in brackets that may be left out.
+#[test]
+fn every_command_in_running_text_is_one_that_the_program_takes() {
+    for name in page::names() {
+        let page = Page::read(&name);
+        for span in page.code_spans().filter(|span| span.starts_with("poweryard ") && !span.contains('_')) {
+            for command in spelt_out(span) {
+                let words = command.split_whitespace().map(|word| if word == "ID" { "1" } else { word });
+                if let Err(error) = Cli::try_parse_from(words) {
+                    let fine = !error.use_stderr();
+                    assert!(fine, "{name}: `{span}`, read as `{command}`: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// The command with each of its alternatives, and with and without what may be left out.
+fn spelt_out(command: &str) -> Vec<String> {
+    let Some((before, rest)) = command.split_once('[') else {
+        return match command.split_once(" | ") {
+            None => vec![command.replace('…', "")],
+            Some((first, second)) => {
+                let words: Vec<_> = first.split_whitespace().take(2).collect();
+                vec![first.replace('…', ""), format!("{} {}", words.join(" "), second.replace('…', ""))]
+            }
+        };
+    };
+    let (optional, after) = rest.split_once(']').expect("a bracket that closes");
+    let mut all = spelt_out(&format!("{before}{after}"));
+    for one in optional.split(" | ") {
+        all.extend(spelt_out(&format!("{before}{one}{after}")));
+    }
+    all
+}
