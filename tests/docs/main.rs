@@ -2,8 +2,8 @@
 //! simulated cloud and a daemon of its own.
 //!
 //! What a page names is replaced by what stands for it here: `/etc`, `/var` and `/usr/local` are folders of the test,
-//! `/usr/bin/poweryard` and `cargo run --release --` are the program that was built, `127.0.0.1:8080` is the simulated cloud,
-//! `127.0.0.1:9642` the daemon's own address. Commands run in a folder of their own that has `config` of the project in it.
+//! `/usr/bin/poweryard` and `cargo run --release --` are the program that was built, `127.0.0.1:9642` is the daemon's page and
+//! `127.0.0.1:8080` a free port. Commands run in a folder of their own that has `config` of the project in it.
 //!
 //! What is done with a block follows from its language; a language that is not known here fails the test:
 //!
@@ -31,7 +31,8 @@
 //! | `in the background` | goes on until the page ends |
 //! | `output` | is what the block before it printed, with `…` for anything |
 //! | `picture` | is for eyes alone |
-//! | `refused` | each statement of this `sql` is refused |
+//! | `refused` | each line of this `sql` is refused with the sentence behind it |
+//! | `with import …` | this `python` runs if this statement does |
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -118,31 +119,20 @@ fn every_command_in_running_text_is_one_that_the_program_takes() {
         let page = Page::read(&name);
         for span in page.code_spans().filter(|span| span.starts_with("poweryard ") && !span.contains('_')) {
             for command in spelt_out(span) {
-                let words = command.split_whitespace().map(|word| if word == "ID" { "1" } else { word });
+                let words = command.split_whitespace().map(|word| match word { "ID" => "1", "ACTION" => "stop", word => word });
                 if let Err(error) = Cli::try_parse_from(words) {
-                    let fine = !error.use_stderr();
-                    assert!(fine, "{name}: `{span}`, read as `{command}`: {error}");
+                    panic!("{name}: `{span}`, read as `{command}`: {error}");
                 }
             }
         }
     }
 }
 
-/// The command with each of its alternatives, and with and without what may be left out.
+/// The command with and without each part that may be left out.
 fn spelt_out(command: &str) -> Vec<String> {
-    let Some((before, rest)) = command.split_once('[') else {
-        return match command.split_once(" | ") {
-            None => vec![command.replace('…', "")],
-            Some((first, second)) => {
-                let words: Vec<_> = first.split_whitespace().take(2).collect();
-                vec![first.replace('…', ""), format!("{} {}", words.join(" "), second.replace('…', ""))]
-            }
-        };
-    };
+    let Some((before, rest)) = command.split_once('[') else { return vec![command.replace('…', "")] };
     let (optional, after) = rest.split_once(']').expect("a bracket that closes");
     let mut all = spelt_out(&format!("{before}{after}"));
-    for one in optional.split(" | ") {
-        all.extend(spelt_out(&format!("{before}{one}{after}")));
-    }
+    all.extend(spelt_out(&format!("{before}{optional}{after}")));
     all
 }

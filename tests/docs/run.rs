@@ -66,7 +66,7 @@ const LANGUAGES: &[Language] = &[
         extension: "java",
         run: &["java"],
         parse: &["javac", "-proc:none", "-d", "."],
-        library: &["java", "-version", "-Dneeds=org.xerial.sqlite-jdbc"],
+        library: &["javap", "org.sqlite.JDBC"],
     },
 ];
 
@@ -75,8 +75,24 @@ pub(crate) async fn every_block(page: &Page, world: &mut World) {
     let mut printed = String::new();
     for block in &page.blocks {
         let place = format!("{}:{}", page.name, block.line);
+        for mark in &block.marks {
+            assert!(is_known(mark, &block.language), "{place}: '{mark}' means nothing for a block of {}", block.language);
+        }
         println!("{place}: {} {:?}", block.language, block.marks);
         printed = one_block(block, world, &place, printed).await;
+    }
+}
+
+/// True if this comment can be obeyed for a block of this language.
+fn is_known(mark: &str, language: &str) -> bool {
+    match mark.split(' ').next().unwrap_or_default() {
+        "parse" | "needs" | "file" => true,
+        "exit" => ["sh", "console"].contains(&language),
+        "in" => language == "sh",
+        "output" | "picture" => language == "text",
+        "refused" => language == "sql",
+        "with" => language == "python",
+        _ => false,
     }
 }
 
@@ -216,7 +232,9 @@ fn run_unit(world: &World, unit: &str, place: &str) {
     }
     let text = std::fs::read_to_string(unit).expect("it was written");
     for command in text.lines().filter_map(|line| line.strip_prefix("ExecStart=")) {
-        expect_good(&world.run("sh", &["-c", command]), place);
+        // As systemd reads it.
+        let command = command.replace("%%", "%").replace("$$", "$");
+        expect_good(&world.run("sh", &["-c", &command]), place);
     }
 }
 
@@ -247,8 +265,7 @@ fn check_prometheus(world: &World, text: &str, place: &str) {
 
 /// What it printed, if it could be run.
 fn run_program(language: &Language, block: &Block, world: &World, place: &str) -> Option<String> {
-    let name = block.value("named").map_or_else(|| format!("example.{}", language.extension), str::to_owned);
-    let path = world.write(&name, &block.text).display().to_string();
+    let path = world.write(&format!("example.{}", language.extension), &block.text).display().to_string();
     let library = block.value("with").map(|module| vec![language.run[0], "-c", module]);
     let library = library.unwrap_or_else(|| language.library.to_vec());
     let (runs, way) = if is_installed(&library) && !block.says("parse only") { (true, language.run) } else { (false, language.parse) };

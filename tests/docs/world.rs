@@ -18,6 +18,23 @@ use crate::process::{Daemon, PATIENCE, poweryard, until};
 /// The cloud of the pages: the default one, but in a hurry.
 const SCENARIO: &str = "[bms]\noperation_ms = [50, 150]\n[clouddc]\noperation_ms = [50, 150]\n";
 
+/// Folders that the pages take for granted.
+const FOLDERS: &[&str] = &[
+    "work",
+    "etc/poweryard",
+    "etc/slurm",
+    "usr/local/bin",
+    "usr/local/sbin",
+    "var/backups/poweryard",
+    "var/lib/poweryard",
+];
+
+/// Programs that few machines have, or that would leave traces outside of the test's folder.
+const STAND_INS: &[(&str, &str)] = &[
+    ("scontrol", "#!/bin/sh\n# show hostnames node1,node2\necho \"$3\" | tr , '\\n'\n"),
+    ("logger", "#!/bin/sh\necho \"$@\" >>logged\n"),
+];
+
 /// What a program said, and how it ended.
 pub(crate) struct Said {
     /// Its standard output, with the paths and addresses as the page has them.
@@ -43,9 +60,8 @@ impl World {
         let here = folder.path().display().to_string();
         let scenario = Scenario::from_toml(SCENARIO).expect("a valid scenario");
         let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.expect("a free port");
-        let cloud_address = cloud.base_url().trim_start_matches("http://").to_owned();
         let listen = free_address();
-        for made in ["work", "etc/poweryard", "var/lib/poweryard", "var/backups/poweryard", "usr/local/bin", "usr/local/sbin"] {
+        for made in FOLDERS {
             fs::create_dir_all(folder.path().join(made)).expect("made");
         }
         fs::set_permissions(folder.path().join("var/lib/poweryard"), fs::Permissions::from_mode(0o3770)).expect("set");
@@ -54,13 +70,18 @@ impl World {
         crate::common::secret(&folder.path().join("etc/poweryard"), "secret_key", "poweryard-sim-secret-key");
         let config = folder.path().join("etc/poweryard/poweryard.toml");
         fs::write(&config, config_text(&here, &cloud.base_url(), &listen)).expect("written");
+        for (name, script) in STAND_INS {
+            let path = folder.path().join("usr/local/bin").join(name);
+            fs::write(&path, script).expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        }
         let places = [
             ("cargo run --release -- ", "poweryard "),
             ("/usr/bin/poweryard", env!("CARGO_BIN_EXE_poweryard")),
             ("/etc/", &format!("{here}/etc/")),
             ("/var/", &format!("{here}/var/")),
             ("/usr/local/", &format!("{here}/usr/local/")),
-            ("127.0.0.1:8080", &cloud_address),
+            ("127.0.0.1:8080", &free_address()),
             ("127.0.0.1:9642", &listen),
         ];
         let places = places.map(|(printed, is)| (printed.to_owned(), is.to_owned())).to_vec();
@@ -123,7 +144,8 @@ impl World {
     fn command(&self, program: &str) -> Command {
         let folder = Path::new(env!("CARGO_BIN_EXE_poweryard")).parent().expect("it is in a folder").to_owned();
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::env::join_paths([folder].into_iter().chain(std::env::split_paths(&path))).expect("a path");
+        let own = [folder, self.folder.path().join("usr/local/bin")];
+        let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))).expect("a path");
         let mut command = Command::new(program);
         for (name, _) in poweryard().get_envs() {
             command.env_remove(name);
