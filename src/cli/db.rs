@@ -15,7 +15,7 @@ use crate::store::{Prune, Store, StoreError, daemon_info};
 /// Producers get their turn between two steps of a prune.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
 
-/// Look after the queue's file.
+/// Maintain the queue's file.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -57,8 +57,8 @@ struct BackupArgs {
 /// Delete requests that ended long ago, with their attempts and batches, in small steps.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --older-than it is queue.retention of the config that counts, which the daemon keeps to by itself. What somebody
-still waits for (after_id) stays.
+Without --older-than, queue.retention of the config counts, which the daemon applies automatically. Requests that another
+one still waits for (after_id) stay.
 
 Example: poweryard db prune --older-than 30d")]
 struct PruneArgs {
@@ -69,7 +69,7 @@ struct PruneArgs {
     queue: QueueArgs,
 }
 
-/// Let requests go that a restored copy put on hold, or drop them.
+/// Release the requests that a restored copy put on hold, or drop them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A daemon that is started on an older copy of the queue sends nothing: what was queued in it may have been carried out since.
@@ -77,7 +77,7 @@ Look at `poweryard list --state queued` first. Ids of requests inserted from now
 
 Example: poweryard db release --drop")]
 struct ReleaseArgs {
-    /// Cancel what was queued in the copy, and let only later requests go.
+    /// Cancel what was queued in the copy; only later requests go out.
     #[arg(long)]
     drop: bool,
     #[command(flatten)]

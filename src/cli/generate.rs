@@ -35,7 +35,7 @@ poweryard status
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard generate target/release/pages")]
 pub(super) struct Args {
-    /// Where to; made if it is missing.
+    /// The folder to write to; created if missing.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }

@@ -25,7 +25,8 @@ fn the_errors_page_has_every_code_of_the_program_and_no_other() {
     }
     let page = Page::read("docs/errors.md");
     let rows = page.prose.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
-    let told: BTreeSet<String> = rows.map(|(code, _)| code.to_owned()).filter(|code| code.starts_with("poweryard.")).collect();
+    let told: BTreeSet<String> =
+        rows.map(|(code, _)| code.to_owned()).filter(|code| code.starts_with("poweryard.")).collect();
     assert!(used.len() > 10, "{used:?}");
     assert_eq!(told, used);
 }

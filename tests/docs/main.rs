@@ -43,8 +43,6 @@ mod process;
 mod run;
 mod world;
 
-use std::fs;
-
 use clap::Parser;
 use page::Page;
 use poweryard::cli::Cli;
@@ -83,15 +81,13 @@ pages! {
 }
 
 #[test]
-fn every_page_is_run_and_every_page_is_in_the_package_and_in_the_readme() {
+fn every_page_is_run_and_the_readme_leads_to_each() {
     let names = page::names();
     assert_eq!(names, TESTED);
-    let manifest = fs::read_to_string(page::root().join("Cargo.toml")).expect("readable");
     let readme = Page::read("README.md");
     for name in names.iter().filter(|name| name.starts_with("docs/")) {
         assert!(readme.links().any(|link| link == name), "the README does not lead to {name}");
     }
-    assert!(manifest.contains(r#"["docs/*.md", "usr/share/doc/poweryard/docs/", "644"]"#));
 }
 
 #[test]
@@ -106,7 +102,10 @@ fn every_link_leads_to_a_page_and_a_heading_that_are_there() {
             if !anchor.is_empty() {
                 let path = path.canonicalize().expect("it is there");
                 let target = path.strip_prefix(page::root()).expect("it is of the project").display().to_string();
-                assert!(Page::read(&target).anchors().iter().any(|heading| heading == anchor), "{name} leads to {link}");
+                assert!(
+                    Page::read(&target).anchors().iter().any(|heading| heading == anchor),
+                    "{name} leads to {link}"
+                );
             }
         }
     }
@@ -119,7 +118,11 @@ fn every_command_in_running_text_is_one_that_the_program_takes() {
         let page = Page::read(&name);
         for span in page.code_spans().filter(|span| span.starts_with("poweryard ") && !span.contains('_')) {
             for command in spelt_out(span) {
-                let words = command.split_whitespace().map(|word| match word { "ID" => "1", "ACTION" => "stop", word => word });
+                let words = command.split_whitespace().map(|word| match word {
+                    "ID" => "1",
+                    "ACTION" | "A" => "stop",
+                    word => word,
+                });
                 if let Err(error) = Cli::try_parse_from(words) {
                     panic!("{name}: `{span}`, read as `{command}`: {error}");
                 }

@@ -76,7 +76,11 @@ pub(crate) async fn every_block(page: &Page, world: &mut World) {
     for block in &page.blocks {
         let place = format!("{}:{}", page.name, block.line);
         for mark in &block.marks {
-            assert!(is_known(mark, &block.language), "{place}: '{mark}' means nothing for a block of {}", block.language);
+            assert!(
+                is_known(mark, &block.language),
+                "{place}: '{mark}' means nothing for a block of {}",
+                block.language
+            );
         }
         println!("{place}: {} {:?}", block.language, block.marks);
         printed = one_block(block, world, &place, printed).await;
@@ -128,7 +132,9 @@ async fn one_block(block: &Block, world: &mut World, place: &str, printed: Strin
             Err(error) => panic!("{place}: {error}"),
         },
         "toml" => read_config(world, &block.text, place),
-        "json" => drop(serde_json::from_str::<serde_json::Value>(&block.text).unwrap_or_else(|error| panic!("{place}: {error}"))),
+        "json" => drop(
+            serde_json::from_str::<serde_json::Value>(&block.text).unwrap_or_else(|error| panic!("{place}: {error}")),
+        ),
         "yaml" => check_prometheus(world, &block.text, place),
         "cron" => run_cron(block, world, place).await,
         "text" if block.says("output") => expect_printed(&printed, &block.text, place),
@@ -268,7 +274,11 @@ fn run_program(language: &Language, block: &Block, world: &World, place: &str) -
     let path = world.write(&format!("example.{}", language.extension), &block.text).display().to_string();
     let library = block.value("with").map(|module| vec![language.run[0], "-c", module]);
     let library = library.unwrap_or_else(|| language.library.to_vec());
-    let (runs, way) = if is_installed(&library) && !block.says("parse only") { (true, language.run) } else { (false, language.parse) };
+    let (runs, way) = if is_installed(&library) && !block.says("parse only") {
+        (true, language.run)
+    } else {
+        (false, language.parse)
+    };
     if !runs {
         println!("{place}: not run, only parsed: {}", library.join(" "));
         if !is_there(way[0], "--version") {

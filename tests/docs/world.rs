@@ -186,7 +186,8 @@ impl Drop for World {
 
 /// A config such as the pages', for the simulated cloud.
 fn config_text(here: &str, endpoint: &str, listen: &str) -> String {
-    let mut text = format!("[queue]\ndatabase = \"{here}/var/lib/poweryard/queue.db\"\n[listen]\naddress = \"{listen}\"\n");
+    let mut text =
+        format!("[queue]\ndatabase = \"{here}/var/lib/poweryard/queue.db\"\n[listen]\naddress = \"{listen}\"\n");
     for service in ["bms", "clouddc"] {
         let name = if service == "bms" { "default" } else { service };
         text.push_str(&format!(
