@@ -20,6 +20,8 @@
 //! | `json` | must be JSON |
 //! | `text` | has to say what it is: `output`, `picture` or `file` |
 //!
+//! Where `sqlite3` or `curl` is not installed, pages that use it are only parsed.
+//!
 //! A comment before a block, `<!-- test: … -->`, says what differs:
 //!
 //! | comment | |
@@ -37,6 +39,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
+mod languages;
 mod page;
 #[path = "../common/process.rs"]
 mod process;

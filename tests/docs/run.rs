@@ -1,10 +1,10 @@
 //! Runs the blocks of a page in order, by their languages and the comments before them.
 
-use std::process::Command;
-
 use poweryard::settings::Settings;
+use poweryard::sim::Scenario;
 use toml::Table;
 
+use crate::languages::{LANGUAGES, is_there, run_program};
 use crate::page::{Block, Page};
 use crate::world::{Said, World};
 
@@ -20,59 +20,13 @@ access_key_file = "access_key"
 secret_key_file = "secret_key"
 "#;
 
-/// A programming language that a producer may be written in.
-struct Language {
-    name: &'static str,
-    extension: &'static str,
-    /// Runs a file.
-    run: &'static [&'static str],
-    /// Looks at its form alone.
-    parse: &'static [&'static str],
-    /// Succeeds if the library is there that the examples use.
-    library: &'static [&'static str],
-}
-
-const LANGUAGES: &[Language] = &[
-    Language {
-        name: "python",
-        extension: "py",
-        run: &["python3"],
-        parse: &["python3", "-m", "py_compile"],
-        library: &["python3", "-c", "import sqlite3"],
-    },
-    Language {
-        name: "php",
-        extension: "php",
-        run: &["php"],
-        parse: &["php", "-l"],
-        library: &["php", "-r", "exit(extension_loaded('pdo_sqlite') ? 0 : 1);"],
-    },
-    Language {
-        name: "javascript",
-        extension: "js",
-        run: &["node"],
-        parse: &["node", "--check"],
-        library: &["node", "-e", "require('better-sqlite3')"],
-    },
-    Language {
-        name: "perl",
-        extension: "pl",
-        run: &["perl"],
-        parse: &["perl", "-c"],
-        library: &["perl", "-MDBD::SQLite", "-e", "1"],
-    },
-    Language {
-        name: "java",
-        extension: "java",
-        run: &["java"],
-        parse: &["javac", "-proc:none", "-d", "."],
-        library: &["javap", "org.sqlite.JDBC"],
-    },
-];
-
 /// Runs them; panics at the first that does not do what the page says.
 pub(crate) async fn every_block(page: &Page, world: &mut World) {
-    let mut printed = String::new();
+    let mut printed = None;
+    let lacking = lacks(page);
+    if let Some(tool) = lacking {
+        println!("{}: not run, only parsed: there is no {tool}", page.name);
+    }
     for block in &page.blocks {
         let place = format!("{}:{}", page.name, block.line);
         for mark in &block.marks {
@@ -83,14 +37,21 @@ pub(crate) async fn every_block(page: &Page, world: &mut World) {
             );
         }
         println!("{place}: {} {:?}", block.language, block.marks);
-        printed = one_block(block, world, &place, printed).await;
+        if let Some(name) = block.value("file") {
+            write_file(name, block, world, &place);
+        } else if lacking.is_some() || block.says("parse only") || block.says("needs root") {
+            parse_block(block, world, &place);
+        } else {
+            printed = run_block(block, world, &place, printed).await;
+        }
     }
 }
 
 /// True if this comment can be obeyed for a block of this language.
 fn is_known(mark: &str, language: &str) -> bool {
     match mark.split(' ').next().unwrap_or_default() {
-        "parse" | "needs" | "file" => true,
+        "parse" | "needs" => ["sh", "console"].contains(&language),
+        "file" => true,
         "exit" => ["sh", "console"].contains(&language),
         "in" => language == "sh",
         "output" | "picture" => language == "text",
@@ -100,55 +61,76 @@ fn is_known(mark: &str, language: &str) -> bool {
     }
 }
 
-/// Returns what the block printed; one that prints nothing leaves `printed` as it was.
-async fn one_block(block: &Block, world: &mut World, place: &str, printed: String) -> String {
-    if let Some(name) = block.value("file") {
-        let path = world.write(name, &block.text);
-        if block.language == "sh" {
-            expect_good(&world.run("sh", &["-n", &path.display().to_string()]), place);
-        } else if block.language == "ini" {
-            run_unit(world, &path.display().to_string(), place);
-        }
-        return printed;
-    }
-    let parse_only = block.says("parse only") || block.says("needs root");
+/// Programs that `sh` and `console` blocks use and that not every machine has.
+const TOOLS: &[&str] = &["sqlite3", "curl"];
+
+/// The first of [`TOOLS`] that the page uses and this machine does not have.
+fn lacks(page: &Page) -> Option<&'static str> {
+    let uses = |tool: &&&str| page.blocks.iter().any(|block| block.language == "sh" && block.text.contains(**tool));
+    TOOLS.iter().filter(uses).find(|tool| !is_there(tool)).copied()
+}
+
+/// Looks only at the form of a block, as far as its language has one.
+fn parse_block(block: &Block, world: &World, place: &str) {
     match block.language.as_str() {
-        "sh" if parse_only => expect_good(&world.run("sh", &["-n", "-c", &block.text]), place),
-        "sh" if block.says("in the background") => world.run_in_background(world.here(&block.text).trim()).await,
-        "sh" => {
-            let said = world.run("sh", &["-e", "-c", &world.here(&block.text)]);
-            expect_code(&said, block, place);
-            return said.text;
-        }
-        "console" if parse_only => {
+        "sh" => expect_good(&world.run("sh", &["-n", "-c", &block.text]), place),
+        "console" => {
             for (command, _) in commands(&block.text) {
                 expect_good(&world.run("sh", &["-n", "-c", &command]), place);
             }
         }
+        _ => {}
+    }
+}
+
+/// Writes the file that the block is, and checks it as what it is.
+fn write_file(name: &str, block: &Block, world: &World, place: &str) {
+    let path = world.write(name, &block.text).display().to_string();
+    match block.language.as_str() {
+        "sh" => parse_block(block, world, place),
+        "ini" => run_unit(world, &path, place),
+        "toml" if name.contains("scenario") => {
+            Scenario::from_toml(&block.text).unwrap_or_else(|error| panic!("{place}: {error}"));
+        }
+        "text" => {}
+        other => panic!("{place}: nothing is known of how a file of '{other}' is tested"),
+    }
+}
+
+/// Returns what the block printed, none if it could not be run; one that prints nothing leaves `printed` as it was.
+async fn run_block(block: &Block, world: &mut World, place: &str, printed: Option<String>) -> Option<String> {
+    match block.language.as_str() {
+        "sh" if block.says("in the background") => world.run_in_background(world.here(&block.text).trim()).await,
+        "sh" => {
+            let said = world.run("sh", &["-e", "-c", &world.here(&block.text)]);
+            expect_code(&said, block, place);
+            return Some(said.text);
+        }
         "console" => run_console(block, world, place),
         "sql" if block.says("refused") => run_refused(block, world, place).await,
-        "sql" => match world.sql(&block.text).await {
-            Ok(rows) => return rows,
-            Err(error) => panic!("{place}: {error}"),
-        },
+        "sql" => return Some(world.sql(&block.text).await.unwrap_or_else(|error| panic!("{place}: {error}"))),
         "toml" => read_config(world, &block.text, place),
-        "json" => drop(
-            serde_json::from_str::<serde_json::Value>(&block.text).unwrap_or_else(|error| panic!("{place}: {error}")),
-        ),
+        "json" => {
+            let read: Result<serde_json::Value, _> = serde_json::from_str(&block.text);
+            read.unwrap_or_else(|error| panic!("{place}: {error}"));
+        }
         "yaml" => check_prometheus(world, &block.text, place),
         "cron" => run_cron(block, world, place).await,
-        "text" if block.says("output") => expect_printed(&printed, &block.text, place),
+        "text" if block.says("output") => match &printed {
+            Some(printed) => expect_printed(printed, &block.text, place),
+            None => println!("{place}: not compared"),
+        },
         "text" if block.says("picture") => {}
         other => {
             let known = LANGUAGES.iter().find(|language| language.name == other);
             let language = known.unwrap_or_else(|| panic!("{place}: nothing is known of how '{other}' is tested"));
-            return run_program(language, block, world, place).unwrap_or(printed);
+            return run_program(language, block, world, place);
         }
     }
     printed
 }
 
-fn expect_good(said: &Said, place: &str) {
+pub(crate) fn expect_good(said: &Said, place: &str) {
     assert!(said.code == Some(0), "{place}: ended with {:?}\n{}", said.code, said.all);
 }
 
@@ -232,7 +214,7 @@ fn merge(whole: &mut Table, part: Table) {
 }
 
 fn run_unit(world: &World, unit: &str, place: &str) {
-    if is_there("systemd-analyze", "--version") {
+    if is_there("systemd-analyze") {
         let said = world.run("systemd-analyze", &["verify", "--man=no", unit]);
         assert!(said.code == Some(0) && !said.all.contains("Unknown"), "{place}: {}", said.all);
     }
@@ -259,7 +241,7 @@ async fn run_cron(block: &Block, world: &mut World, place: &str) {
 }
 
 fn check_prometheus(world: &World, text: &str, place: &str) {
-    if !is_there("promtool", "--version") {
+    if !is_there("promtool") {
         println!("{place}: skipped, there is no promtool");
         return;
     }
@@ -267,35 +249,4 @@ fn check_prometheus(world: &World, text: &str, place: &str) {
     world.write("/etc/prometheus/poweryard-alerts.yml", &rules);
     let path = world.write("prometheus.yml", text);
     expect_good(&world.run("promtool", &["check", "config", &path.display().to_string()]), place);
-}
-
-/// What it printed, if it could be run.
-fn run_program(language: &Language, block: &Block, world: &World, place: &str) -> Option<String> {
-    let path = world.write(&format!("example.{}", language.extension), &block.text).display().to_string();
-    let library = block.value("with").map(|module| vec![language.run[0], "-c", module]);
-    let library = library.unwrap_or_else(|| language.library.to_vec());
-    let (runs, way) = if is_installed(&library) && !block.says("parse only") {
-        (true, language.run)
-    } else {
-        (false, language.parse)
-    };
-    if !runs {
-        println!("{place}: not run, only parsed: {}", library.join(" "));
-        if !is_there(way[0], "--version") {
-            println!("{place}: skipped, there is no {}", way[0]);
-            return None;
-        }
-    }
-    let args: Vec<&str> = way[1..].iter().copied().chain([path.as_str()]).collect();
-    let said = world.run(way[0], &args);
-    expect_good(&said, place);
-    runs.then_some(said.text)
-}
-
-fn is_installed(check: &[&str]) -> bool {
-    Command::new(check[0]).args(&check[1..]).output().is_ok_and(|output| output.status.success())
-}
-
-fn is_there(program: &str, argument: &str) -> bool {
-    is_installed(&[program, argument])
 }
