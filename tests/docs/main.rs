@@ -46,7 +46,7 @@ mod process;
 mod run;
 mod world;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use page::Page;
 use poweryard::cli::Cli;
 use world::World;
@@ -121,16 +121,48 @@ fn every_command_in_running_text_is_one_that_the_program_takes() {
         let page = Page::read(&name);
         for span in page.code_spans().filter(|span| span.starts_with("poweryard ") && !span.contains('_')) {
             for command in spelt_out(span) {
-                let words = command.split_whitespace().map(|word| match word {
-                    "ID" => "1",
-                    "ACTION" | "A" => "stop",
-                    word => word,
-                });
-                if let Err(error) = Cli::try_parse_from(words) {
-                    panic!("{name}: `{span}`, read as `{command}`: {error}");
-                }
+                expect_taken(&command, &name);
             }
         }
+    }
+}
+
+#[test]
+fn every_example_of_the_help_is_one_that_the_program_takes() {
+    let mut commands = vec![Cli::command()];
+    let mut examples = 0;
+    while let Some(command) = commands.pop() {
+        commands.extend(command.get_subcommands().cloned());
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in help.lines().map(|line| line.trim().trim_start_matches("Example: ")) {
+            // Sentences begin with other words.
+            if line.starts_with("poweryard ") {
+                examples += 1;
+                expect_taken(line, command.get_name());
+            }
+        }
+    }
+    assert!(examples > 15);
+}
+
+/// `ID`, `ACTION` and `A` stand for values.
+fn expect_taken(command: &str, place: &str) {
+    let line = command.split(" < ").next().unwrap_or_default();
+    let mut words = Vec::new();
+    for (at, part) in line.split('\'').enumerate() {
+        if at % 2 == 1 {
+            words.push(part);
+        } else {
+            words.extend(part.split_whitespace());
+        }
+    }
+    let words = words.into_iter().map(|word| match word {
+        "ID" => "1",
+        "ACTION" | "A" => "stop",
+        word => word,
+    });
+    if let Err(error) = Cli::try_parse_from(words) {
+        panic!("{place}: `{command}`: {error}");
     }
 }
 
