@@ -16,7 +16,7 @@ use crate::page::root;
 use crate::process::{Daemon, PATIENCE, poweryard, until};
 
 /// The cloud of the pages: the default one, but in a hurry.
-const SCENARIO: &str = "[bms]\noperation_ms = [50, 150]\n[clouddc]\noperation_ms = [50, 150]\n";
+const SCENARIO: &str = "[bms]\noperation_ms = [300, 400]\n[clouddc]\noperation_ms = [300, 400]\n";
 
 /// Folders that the pages take for granted.
 const FOLDERS: &[&str] = &[
