@@ -86,8 +86,8 @@
 //!
 //! **Explain, then split.** One bad server may make the cloud refuse a thousand. The states of the servers are read once,
 //! those that explain the refusal are settled, and the rest goes again. Only where nothing explains it is the batch
-//! halved, until the culprit is alone. The parts are kept as travel groups in the rows. Groups are never mixed, and busy servers
-//! are kept apart from fresh ones; otherwise twenty stuck servers would sink every batch. That a documented refusal
+//! halved, until the culprit stands alone. The parts are kept as travel groups in the rows, and groups never mix, nor do
+//! servers that were busy with fresh ones: else twenty stuck servers would spoil every batch. That a documented refusal
 //! means that nothing ran is an assumption; a reboot that is then seen counts as carried out. No code of
 //! CloudDC is documented; but its servers remember their last operation, and a refused reboot goes again once its server has
 //! stayed as it was before the call, idle through `settle_time`.
@@ -101,8 +101,8 @@
 //! as their own sub-job has ended; those that the answer leaves out are found by elimination, or looked at.
 //!
 //! **Looking settles.** Start and stop: the wished state, idle, is success; the other state, idle through `settle_time`, is
-//! proof that nothing was carried out. A reboot leaves no lasting mark: it succeeded if it was seen; otherwise it is
-//! `unknown` and never sent again automatically. Looking always has a time by which it ends.
+//! proof that nothing was carried out. A reboot leaves no lasting mark: it succeeded if it was seen, else it is `unknown`
+//! and never sent again by itself. Every look has a time by which it ends.
 //!
 //! **Gates and lanes.** A claim must not search a million parked rows for the thousand that may go. So each unfinished
 //! request has a gate, kept by triggers and by the take-in: `ready`, `retry`, `behind`, `later`, `after`, `doomed`,

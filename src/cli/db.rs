@@ -57,8 +57,8 @@ struct BackupArgs {
 /// Delete requests that ended long ago, with their attempts and batches, in small steps.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --older-than, queue.retention of the config counts, which the daemon applies automatically. Requests that another
-one still waits for (after_id) stay.
+Without --older-than it is queue.retention of the config that counts, which the daemon keeps to by itself. What somebody
+still waits for (after_id) stays.
 
 Example: poweryard db prune --older-than 30d")]
 struct PruneArgs {
