@@ -1,7 +1,7 @@
 //! poweryard carries out power requests (start, stop, reboot) for bare-metal servers: from a SQLite file in which anybody
 //! may insert rows, in batches, through a cloud's API, to outcomes with evidence in the same file.
 //!
-//! What users may rely on is in the README. This page is the map of the inside.
+//! What users may rely on is in the README and in `docs`. This page is the map of the inside.
 //!
 //! # What flows where
 //!
@@ -46,7 +46,28 @@
 //! The schema, `migrations/0001_queue.sql`, belongs to the vocabulary: it checks producers' rows, refuses moves that
 //! `lifecycle` does not have, and keeps each request's gate.
 //!
-//! # ARCHITECTURE
+//! # Two walks
+//!
+//! **A request that goes well.** A producer's `INSERT` passes the triggers of the schema, which check it and give the row its
+//! gate. inotify wakes the loop ([`daemon`]), and a round begins. The intake (`store::intake`) lets out what has become due.
+//! [`plan`] chooses a lane that nothing holds back, [`pace`] says whether a call may leave now, and `store::claim` stores the
+//! batch, its members and the state of its requests in one synced transaction: that is the intent. Only then does the round
+//! return the call, as a task. The task (`daemon::task`) asks the [`cloud`] to submit it and hands the answer back without
+//! knowing what it means. [`verdict`] turns the answer, a job id, into a `Step`; `store::record` stores it, and the batch is
+//! `tracking`. At the time that [`pace`] has learned from earlier jobs, a round asks for the job with one query for the whole
+//! batch; [`verdict`] reads it server by server, and `store::record` writes each outcome as soon as that server's part has
+//! ended. When the last one has, the batch is `done`. The producer sees `succeeded`, with the evidence `job`.
+//!
+//! **A request whose answer is lost.** It is a reboot. The intent is stored, the call leaves, and the connection breaks. [`cloud`]
+//! cannot tell whether anything arrived, so its error says "lost", and [`verdict`] never answers that with sending again: the
+//! batch moves to `looking`. (Had the daemon been killed instead, the next start would find the batch `submitting` with nobody
+//! making its call, and do the same.) Rounds now ask for the states of the servers, one look for all batches of the target
+//! that want one. A server that is seen rebooting is followed until it runs again, and its request is `succeeded`, with the
+//! evidence `observed`. One that is missing from the list is `failed`. One of which nothing is seen until the time for looking
+//! is over is `unknown`: a reboot leaves no mark, and a second one could interrupt a server that has already come back. The
+//! next call of that action carries one server, to find out whether calls arrive again.
+//!
+//! # Reasons
 //!
 //! **The database is the state machine.** A batch is a durable row that is moved one step at a time: read it, decide with a
 //! pure function, do at most one thing in the outside world, write what came of it in one transaction. What the process
@@ -55,7 +76,7 @@
 //!
 //! **Intent before call.** A claim moves the requests to `submitting` and writes batch and members, synced, before the call
 //! leaves; otherwise a crash could leave servers switched that no row knows of. All that can wait or fail comes before the
-//! intent (pace, token), so that little can go wrong after it. Each submit has a fresh connection: a stale one would turn a
+//! intent (pace, token), so that little can go wrong after it. Each submit uses a fresh connection: a stale one would turn a
 //! thousand reboots into doubt. Redirects are not followed and nothing is repeated below `daemon`.
 //!
 //! **Classes of answer decide, not the HTTP status.** The documents warn that the status may be wrong. `cloud::codes` gives
@@ -104,17 +125,17 @@
 //! stampedes. Each target has two hands of its own for job queries, and up to eight while fewer than 32 are at work: an answer
 //! can be a quarter of a megabyte, and one target whose answers never come must not stop the others.
 //!
-//! **Holds.** What keeps a target or action from going out stands in a table of its own (`operator`, `budget`,
+//! **Holds.** What keeps a target or action from leaving is in a table of its own (`operator`, `budget`,
 //! `credentials`, `breaker`, `unknown_target`): never a write to a million rows. A refused key holds every target that uses it for longer
 //! than the cloud's own lock of five minutes, and how often it was refused in a row is kept in the queue by its fingerprint,
 //! so that neither restarts nor `check --online` add up to five bad signatures. After a call that did not arrive the next one
 //! carries one server: an outage must not fill the ledger with thousands of rows. Holds stop submits; jobs
-//! are followed all the same, except while the credentials are held, when reads would only prolong the lock. Budgets and
-//! protected servers stand in the config, because whoever may write the database could lift them there.
+//! are still followed, except while the credentials are held, when reads would only prolong the lock. Budgets and
+//! protected servers are in the config, because anybody who may write the database could lift them there.
 //!
 //! **Wake-up.** inotify on the folder, since the `-wal` comes and goes. The notification comes before the commit can be
-//! seen, so the queue is looked at once and again after 1, 2, 4, 8 and 25 ms. Every 5 s there is a round without any news:
-//! a net, not the way it works. An idle daemon costs next to nothing.
+//! seen, so the queue is looked at once and again after 1, 2, 4, 8 and 25 ms. Every 5 s there is a round without
+//! a notification, in case one was missed. An idle daemon costs next to nothing.
 //!
 //! **File modes.** SQLite gives `-wal` and `-shm` the mode of the database, and creates that 0640 under the umask 0007; a
 //! reader who opens first would then lock the daemon out. So the file is made 0660 before SQLite opens it, in a

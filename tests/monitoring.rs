@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 20]\n";
 const ALERTS: &str = include_str!("../config/alerts.yml");
 const DASHBOARD: &str = include_str!("../config/dashboard.json");
-const README: &str = include_str!("../README.md");
+const PAGE: &str = include_str!("../docs/monitor.md");
 
 /// A port that nobody has at this moment.
 async fn free_port() -> u16 {
@@ -177,15 +177,15 @@ async fn what_the_daemon_does_can_be_read_and_promtool_has_nothing_to_say() {
     if let Some((good, said)) = promtool(&["check", "metrics"], &text) {
         assert!(good && said.is_empty(), "{said}");
     }
-    // What is shipped and written about names only what there is, and the README all of it.
+    // What is shipped and written about names only what there is, and the page all of it.
     let known = known_metrics(&text);
-    for (what, written) in [("alerts.yml", ALERTS), ("dashboard.json", DASHBOARD), ("README.md", README)] {
+    for (what, written) in [("alerts.yml", ALERTS), ("dashboard.json", DASHBOARD), ("docs/monitor.md", PAGE)] {
         let strangers: Vec<_> = named_metrics(written).difference(&known).cloned().collect();
         assert!(strangers.is_empty(), "{what} names {strangers:?}; there are {known:#?}");
     }
-    let told = named_metrics(README);
+    let told = named_metrics(PAGE);
     let untold: Vec<_> = known.difference(&told).collect();
-    assert!(untold.is_empty(), "the README leaves out {untold:?}");
+    assert!(untold.is_empty(), "docs/monitor.md leaves out {untold:?}");
     assert_eq!(daemon.stop().await, Some(0));
 }
 

@@ -78,6 +78,18 @@ fn systemd_knows_every_word_of_the_drop_in_that_is_for_it() {
     assert_eq!(text(&said), "");
 }
 
+#[test]
+fn the_package_has_the_pages_and_the_unit_names_one_of_them() {
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().expect("valid TOML");
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().expect("a list");
+    let pages = toml::Value::from(vec!["docs/*.md", "usr/share/doc/poweryard/docs/", "644"]);
+    assert!(assets.contains(&pages), "{assets:?}");
+    let unit = include_str!("../config/poweryard.service");
+    let named = unit.split("file:/usr/share/doc/poweryard/").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(named.expect("a page"));
+    assert!(page.exists(), "{}", page.display());
+}
+
 fn times(ear: &Ear, line: &str) -> usize {
     ear.heard().iter().filter(|heard| *heard == line).count()
 }

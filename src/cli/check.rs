@@ -165,7 +165,7 @@ async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
         Err(error) => {
             let sentence = Failure::from(error).sentence();
             let finding = sentence.trim_start_matches("error: ").to_owned();
-            Finding::error(Exit::Database, &subject, finding, "see README, section Queue")
+            Finding::error(Exit::Database, &subject, finding, "see docs/operate.md, \"When the queue cannot be used\"")
         }
     });
 }

@@ -15,7 +15,7 @@ use crate::store::{Prune, Running, Store, daemon_on};
 /// Producers get their turn between two steps of a prune.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
 
-/// Look after the queue's file.
+/// Maintain the queue's file.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -69,7 +69,7 @@ struct PruneArgs {
     queue: QueueArgs,
 }
 
-/// Let requests go that a restored copy put on hold, or drop them.
+/// Release the requests that a restored copy put on hold, or drop them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A daemon that is started on an older copy of the queue sends nothing: what was queued in it may have been carried out since.
@@ -77,7 +77,7 @@ Look at `poweryard list --state queued` first. Ids of requests inserted from now
 
 Example: poweryard db release --drop")]
 struct ReleaseArgs {
-    /// Cancel what was queued in the copy, and let only later requests go.
+    /// Cancel what was queued in the copy; only later requests go out.
     #[arg(long)]
     drop: bool,
     #[command(flatten)]

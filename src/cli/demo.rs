@@ -29,7 +29,7 @@ const FAULTS: &str = include_str!("demo/faults.toml");
 /// Faults that name servers, which must be there.
 const LOST_ANSWERS: &str = include_str!("demo/lost_answers.toml");
 
-/// Switch simulated servers: a simulated cloud, the real daemon, a fresh queue; no config, no account.
+/// Run the real daemon on a fresh queue against a simulated cloud; no config, no account.
 ///
 /// Three servers in four are of the BMS service (target "default"), the others of CloudDC (target "clouddc").
 ///
@@ -40,7 +40,7 @@ pub(super) struct Args {
     /// How many servers, with one request each.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     servers: u32,
-    /// Folder for the queue, config and keys; made if it is missing. Default: a new one among the temporary files.
+    /// Folder for the queue, config and keys; created if missing. Default: a new temporary folder.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

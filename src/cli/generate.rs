@@ -16,7 +16,7 @@ const FIRST_PAGE_END: &str = r#".SH "EXIT STATUS"
 .SH FILES
 .TP
 \fI/etc/poweryard/poweryard.toml\fR
-The config; every key stands in it with its default.
+The config; it lists every key with its default.
 .TP
 \fI/var/lib/poweryard/queue.db\fR
 The queue, an SQLite file into which producers insert rows.
@@ -28,14 +28,14 @@ poweryard enqueue stop SERVER \-\-wait
 poweryard status
 .fi
 .SH "SEE ALSO"
-\fI/usr/share/doc/poweryard/README.md\fR, \fBsqlite3\fR(1), \fBsystemctl\fR(1)
+\fI/usr/share/doc/poweryard/README.md\fR, \fI/usr/share/doc/poweryard/docs/\fR, \fBsqlite3\fR(1), \fBsystemctl\fR(1)
 "#;
 
 /// Write man pages and shell completions into a folder: man/, bash/, zsh/ and fish/.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard generate target/release/pages")]
 pub(super) struct Args {
-    /// Where to; made if it is missing.
+    /// The folder to write to; created if missing.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }

@@ -46,7 +46,7 @@ pub struct Cli {
     #[arg(value_parser = clap::builder::OsStringValueParser::new().map(config_file))]
     config: PathBuf,
 
-    /// How log lines look on stderr; RUST_LOG says how many there are (default info).
+    /// Format of the log lines on stderr; RUST_LOG sets their level (default info).
     #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 
