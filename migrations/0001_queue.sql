@@ -591,6 +591,9 @@ END;
 CREATE TRIGGER power_requests_check_hand BEFORE UPDATE ON power_requests
 WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL AND NEW.id IS OLD.id AND OLD.finished_at IS NULL
      AND NOT (OLD.state = 'cancelled' AND OLD.gate IS NOT NULL)
+     -- a row that is being inserted, and whose NULLs are being filled in
+     AND NOT (OLD.target IS NULL OR OLD.created_at IS NULL OR OLD.state IS NULL OR OLD.attempts IS NULL OR OLD.travel_group IS NULL
+              OR OLD.gate IS NULL OR (OLD.gate = 'ready' AND OLD.eligible_at IS NULL))
      AND (NEW.gate IS NOT OLD.gate OR NEW.eligible_at IS NOT OLD.eligible_at OR NEW.batch_id IS NOT OLD.batch_id
           OR NEW.attempts IS NOT OLD.attempts OR NEW.retry_at IS NOT OLD.retry_at OR NEW.evidence IS NOT OLD.evidence
           OR NEW.error_code IS NOT OLD.error_code OR NEW.error_message IS NOT OLD.error_message
@@ -610,7 +613,8 @@ BEGIN
              OR NOT CASE NEW.gate
                  WHEN 'ready' THEN NEW.eligible_at IS OLD.eligible_at
                  WHEN 'retry' THEN NEW.eligible_at IS OLD.eligible_at
-                 WHEN 'behind' THEN NEW.eligible_at IS OLD.eligible_at AND OLD.gate = 'ready'
+                 WHEN 'behind' THEN NEW.eligible_at IS OLD.eligible_at AND (OLD.gate = 'ready'
+                     OR (OLD.gate = 'later' AND NEW.eligible_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))
                  WHEN 'later' THEN NEW.eligible_at IS max(NEW.created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''),
                      ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), ''))
                  WHEN 'after' THEN NEW.eligible_at IS NULL
@@ -618,7 +622,8 @@ BEGIN
                  WHEN 'doomed' THEN NEW.eligible_at IS NULL
                      AND (OLD.gate = 'doomed' OR ifnull((SELECT state FROM power_requests WHERE id = NEW.after_id), 'succeeded') <> 'succeeded')
                  ELSE 0 END
-             OR ((NEW.gate = 'ready' OR NEW.gate = 'retry') AND NEW.gate IS NOT OLD.gate AND (OLD.gate <> 'behind'
+             OR ((NEW.gate = 'ready' OR NEW.gate = 'retry') AND NEW.gate IS NOT OLD.gate AND (
+                 NOT (OLD.gate = 'behind' OR (OLD.gate = 'later' AND NEW.eligible_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))
                  OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
                  OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
                  OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready')
