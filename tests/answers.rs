@@ -588,6 +588,9 @@ async fn a_pause_from_the_command_line_holds_what_it_names_and_resume_lets_it_go
     scene.a_round_passes().await;
     assert_eq!((scene.text(held).await.as_str(), scene.submits()), ("10", 2), "everything is paused");
     scene.command(&["resume"]).await;
+    scene.a_round_passes().await;
+    assert_eq!(scene.text(held).await, "9", "the pause of stops has words of its own");
+    scene.command(&["resume", "--all"]).await;
     scene.wait_for("SELECT count(*) FROM power_requests WHERE state = 'succeeded'", "21").await;
     scene.daemon.stop().await;
 }

@@ -211,7 +211,7 @@ async fn a_target_that_nobody_has_is_warned_of_at_once() {
     let queue = Queue::new();
     assert_eq!(queue.run(&["enqueue", "stop", "server-1", "--target", "tpyo"]).err, "", "nothing is known yet");
     queue
-        .sql(&format!("INSERT INTO targets VALUES ('tokyo', 'bms', 'https://example.test', 'p', 50, 50, 0, '{TIME}');"))
+        .by_hand(&format!("INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles, updated_at) VALUES ('tokyo', 'bms', 'https://example.test', 'p', 50, 50, 0, '{TIME}');"))
         .await;
     for args in [&["enqueue", "stop", "server-1", "--target", "tpyo"][..], &["pause", "--target", "tpyo"]] {
         let said = queue.run(args);
@@ -263,8 +263,8 @@ async fn a_status_tells_a_long_reason_once_and_in_short_lines() {
     let queue = Queue::new();
     let reason = "the cloud refuses the credentials ".repeat(9);
     queue
-        .sql(&format!(
-            "INSERT INTO targets VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
+        .by_hand(&format!(
+            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles, updated_at) VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
              INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'credentials', '{reason}', '{TIME}');"
         ))
         .await;
@@ -473,7 +473,7 @@ async fn status_counts_what_is_unfinished_and_says_what_could_go() {
     queue.run_job(1).await;
     queue
         .by_hand(&format!(
-            "INSERT INTO targets VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}', NULL);
+            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles, updated_at) VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
              INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'breaker', 'cannot be reached', '{TIME}');
              DROP TRIGGER batches_check_update;
              UPDATE batches SET intent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now');"

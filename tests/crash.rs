@@ -300,7 +300,7 @@ async fn a_restart_goes_on_with_the_halves_of_a_refused_batch() {
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
     let servers: Vec<String> = (1..=16).map(|number| yard.server(number)).collect();
-    common::insert_many(&mut producer, &servers, "reboot").await;
+    common::insert_many(&mut producer, &servers, "stop").await;
     // The first look finds nothing, so the batch is split; the halves are on disk before they are sent.
     wait_for(&mut producer, "SELECT count(*) FROM batches WHERE travel_group <> 0", "2").await;
     until("both halves have arrived", || submits(&yard).len() == 3).await;

@@ -278,9 +278,10 @@ async fn a_reader_that_never_leaves_costs_disk_and_nothing_else_and_the_wal_is_c
     }
     assert!(sizes.windows(2).all(|pair| pair[0] < pair[1]), "the reader keeps the -wal growing: {sizes:?}");
     assert_eq!(text(&mut reader, "SELECT count(*) FROM power_requests").await, "0", "it sees what it saw");
-    // Beyond the limit, by rows that are large and not due.
-    let large = "INSERT INTO power_requests (server_id, action, not_before, requested_by)
-                 VALUES ('large', 'stop', datetime('now', '+1 day'), hex(zeroblob(5000000)))";
+    // Beyond the limit, by very many rows that are not due.
+    let large = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+                 INSERT INTO power_requests (server_id, action, not_before, requested_by)
+                 SELECT 'large-' || i, 'stop', datetime('now', '+1 day'), hex(zeroblob(128)) FROM n";
     while size() <= WAL_LIMIT + (8 << 20) {
         sqlx::query(large).execute(&mut producer).await.expect("accepted");
     }

@@ -9,7 +9,7 @@ mod scene;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Yard, insert, insert_many, outcomes, text, wait_for};
+use common::{Yard, by_hand, insert, insert_many, outcomes, text, wait_for};
 use poweryard::daemon::{self, Dispatcher, Finished, Round, Task};
 use poweryard::model::{Now, PowerAction};
 use poweryard::settings::{SecretRules, Settings};
@@ -96,7 +96,7 @@ async fn a_paused_target_with_many_travel_groups_hides_no_other() {
          INSERT INTO power_requests (server_id, action, target) SELECT 'node-' || i, 'stop', 'another' FROM n",
     )
     .await;
-    sql(&mut producer, "UPDATE power_requests SET travel_group = id").await;
+    by_hand(&mut producer, "UPDATE power_requests SET travel_group = id").await.expect("done");
     insert(&mut producer, &yard.server(1), "stop").await;
     wait_for(&mut producer, "SELECT state FROM power_requests WHERE target = 'default'", "succeeded").await;
     daemon.stop().await;

@@ -496,19 +496,20 @@ async fn a_secret_is_read_from_the_folder_of_systemds_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_late_in_a_round_does_not_lose_what_the_round_began() {
+async fn a_pace_that_cannot_be_noted_holds_calls_back_and_loses_nothing() {
     let throttle = "[[faults]]\nkind = \"throttle\"\non = [\"submit\"]\ncalls = [1]\n";
     let yard = Yard::new(&format!("{QUICK}[latency]\nsubmit_ms = [300, 300]\n{throttle}")).await;
     let daemon = Daemon::start(&yard.write_config());
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "reboot").await;
     until("the call has arrived", || submits(&yard) == 1).await;
-    // The 429 lowers the pace, which cannot be noted at the end of a round.
+    // The 429 lowers the pace, which cannot be noted in this round, nor in those that follow.
     sqlx::query("ALTER TABLE targets RENAME TO elsewhere").execute(&mut producer).await.expect("renamed");
-    until("the call is made again", || submits(&yard) == 2).await;
+    wait_for(&mut producer, "SELECT count(*) FROM batches WHERE state = 'done'", "1").await;
+    assert_eq!(text(&mut producer, "SELECT state FROM power_requests").await, "queued");
     sqlx::query("ALTER TABLE elsewhere RENAME TO targets").execute(&mut producer).await.expect("renamed");
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
-    assert_eq!(yard.cloud.ledger().len(), 1);
+    assert_eq!((submits(&yard), yard.cloud.ledger().len()), (2, 1));
     assert_eq!(daemon.stop().await, Some(0));
 }
 
