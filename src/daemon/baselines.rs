@@ -3,16 +3,22 @@
 //!
 //! Owns the requests that were looked at and not yet claimed, a target's at a time. Reads no server and writes no row.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::model::{Activity, Baseline, PowerAction, RequestId, ServerId, Sighting, UtcMillis};
+use crate::cloud::Observed;
+use crate::model::{Activity, Baseline, PowerAction, RequestId, Sighting, UtcMillis};
 use crate::pace;
 use crate::plan::Lane;
 use crate::store::Head;
 
 /// A server that was looked at longer ago is looked at again: somebody else may have switched it since.
 const AGE_MAX: Duration = Duration::from_secs(60);
+/// A server that no look has reached for this long goes without having been read.
+const UNREAD_MAX: Duration = Duration::from_secs(5 * 60);
+
+const BUSY: &str = "the server is in another transition";
+const UNREAD: &str = "the server's state, which is to be known before the call, could not be read yet";
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -25,7 +31,8 @@ pub(super) struct Baselines {
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
     pub(super) baselines: Baselines,
-    pub(super) put_off: Vec<(RequestId, UtcMillis)>,
+    /// Until when, and why.
+    pub(super) put_off: Vec<(RequestId, UtcMillis, &'static str)>,
 }
 
 impl Baselines {
@@ -53,20 +60,18 @@ impl Baselines {
 
     /// Sorts `heads` by what their servers looked like at some time since `asked_at`.
     ///
-    /// One that could not be read may leave all the same: then only what is seen later counts. A server in a transition
+    /// One that cannot be read may leave anyway: then only what is seen later counts. If the look was cut short before its
+    /// turn came, it waits for the next one, but not for ever. A server in a transition
     /// waits, since what would be seen afterwards could be the end of that one; the longer it has been so, the longer.
-    pub(super) fn sort(
-        heads: &[Head],
-        sightings: &HashMap<ServerId, Sighting>,
-        asked_at: UtcMillis,
-        now: UtcMillis,
-    ) -> Sorted {
+    pub(super) fn sort(heads: &[Head], observed: &Observed, asked_at: UtcMillis, now: UtcMillis) -> Sorted {
         let mut sorted = Sorted { baselines: Self { read_at: Some(asked_at), ..Self::default() }, ..Sorted::default() };
         for head in heads {
-            let sighting = sightings.get(&head.server);
-            if sighting.is_some_and(is_busy) {
-                let waited = head.eligible_at.map_or(Duration::ZERO, |since| now.since(since));
-                sorted.put_off.push((head.request, now + pace::busy_wait(waited, head.request.0 as u64)));
+            let sighting = observed.sightings.get(&head.server);
+            let waited = head.eligible_at.map_or(Duration::ZERO, |since| now.since(since));
+            let unread = sighting.is_none() && observed.ended_by.is_some() && waited < UNREAD_MAX;
+            if unread || sighting.is_some_and(is_busy) {
+                let why = if unread { UNREAD } else { BUSY };
+                sorted.put_off.push((head.request, now + pace::busy_wait(waited, head.request.0 as u64), why));
             } else {
                 let lane = sorted.baselines.lanes.entry((head.action, head.group)).or_default();
                 lane.push_back((head.request, sighting.map_or(Baseline::Unknown, baseline)));
@@ -97,7 +102,8 @@ fn baseline(sighting: &Sighting) -> Baseline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{JobStatus, Operation, Power, ServerView, TargetName};
+    use crate::cloud::{CallError, Fault};
+    use crate::model::{JobStatus, Operation, Power, ServerId, ServerView, TargetName};
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
     const REBOOTED: Option<Operation> = Some(Operation { action: PowerAction::Reboot, status: JobStatus::Succeeded });
@@ -126,7 +132,7 @@ mod tests {
     fn sort(heads: &[Head], activities: &[Activity]) -> Sorted {
         let servers = heads.iter().map(|head| head.server.clone());
         let sightings = servers.zip(activities.iter().map(|activity| seen(*activity))).collect();
-        Baselines::sort(heads, &sightings, NOW, NOW)
+        Baselines::sort(heads, &Observed { sightings, ..Observed::default() }, NOW, NOW)
     }
 
     #[test]
@@ -137,6 +143,24 @@ mod tests {
         assert!(sorted.put_off[0].0 == RequestId(1) && sorted.put_off[0].1 > NOW);
         assert_eq!(sorted.baselines.take(&lane(2, 0), 50), [(RequestId(2), Baseline::Known(REBOOTED))]);
         assert_eq!(sorted.baselines.take(&lane(3, 4), 50), [(RequestId(3), Baseline::Unknown)]);
+    }
+
+    #[test]
+    fn a_server_that_a_look_did_not_reach_waits_for_the_next_but_not_for_ever() {
+        let throttled = CallError {
+            fault: Fault::Throttled { retry_after: None, limit: None },
+            status: Some(429),
+            code: String::new(),
+            message: String::new(),
+            request_id: None,
+        };
+        let cut_short = Observed { ended_by: Some(throttled), ..Observed::default() };
+        let sorted = Baselines::sort(&[head(1, 0)], &cut_short, NOW, NOW);
+        assert!(matches!(sorted.put_off[..], [(RequestId(1), until, UNREAD)] if until > NOW));
+        for (observed, now) in [(cut_short, NOW + UNREAD_MAX), (Observed::default(), NOW)] {
+            let mut sorted = Baselines::sort(&[head(1, 0)], &observed, now, now);
+            assert_eq!(sorted.baselines.take(&lane(1, 0), 50), [(RequestId(1), Baseline::Unknown)]);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The submit pass: which batches leave now, and what a call's fate means for the target's pace and holds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -12,9 +12,7 @@ use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault, Observed};
 use crate::lifecycle::BatchNext;
-use crate::model::{
-    BatchState, HoldKind, LookCause, Now, PowerAction, ServerId, Sighting, Steady, TargetName, Tracking, UtcMillis,
-};
+use crate::model::{BatchState, HoldKind, LookCause, Now, PowerAction, Steady, TargetName, Tracking, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
 use crate::store::{Head, StoreError, Which};
 use crate::verdict::{self, Batch, Watch};
@@ -319,7 +317,7 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
         target.open = target.open.saturating_sub(1);
         let (heads, was) = (std::mem::take(&mut target.heads), target.ready);
-        // A server that could not be read goes all the same; what is wrong with it the call itself will show.
+        // One server that cannot be read keeps nobody from leaving; what is wrong with it the call itself will show.
         let result = match result {
             Ok(Observed { ended_by: Some(error), .. }) if error.fault == Fault::Credentials => Err(error),
             result => result,
@@ -330,9 +328,9 @@ impl Dispatcher {
             self.learn_of_key(name, result.as_ref().err(), now).await;
         }
         match result {
-            Ok(Observed { sightings, .. }) => {
+            Ok(observed) => {
                 let asked_at = if let Readiness::Preparing(since) = was { since } else { now };
-                self.take_baselines(name, &heads, &sightings, asked_at, now).await
+                self.take_baselines(name, &heads, &observed, asked_at, now).await
             }
             Err(error) => {
                 if !heads.is_empty() {
@@ -348,14 +346,14 @@ impl Dispatcher {
         &mut self,
         name: &TargetName,
         heads: &[Head],
-        sightings: &HashMap<ServerId, Sighting>,
+        observed: &Observed,
         asked_at: UtcMillis,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         if heads.is_empty() {
             return Ok(());
         }
-        let sorted = Baselines::sort(heads, sightings, asked_at, now);
+        let sorted = Baselines::sort(heads, observed, asked_at, now);
         if let Some(target) = self.targets.get_mut(name) {
             target.baselines = sorted.baselines;
         }

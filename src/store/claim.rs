@@ -144,17 +144,19 @@ impl Store {
         Ok(heads)
     }
 
-    /// Lets requests wait until a time of their own: their servers are busy with something else.
-    pub async fn put_off(&self, waits: &[(RequestId, UtcMillis)]) -> Result<(), StoreError> {
+    /// Lets requests wait, each until a time of its own and for a reason: their servers are busy with something else, or could
+    /// not be read.
+    pub async fn put_off(&self, waits: &[(RequestId, UtcMillis, &str)]) -> Result<(), StoreError> {
         if waits.is_empty() {
             return Ok(());
         }
-        let waits: Vec<(i64, String)> = waits.iter().map(|(request, until)| (request.0, text(*until))).collect();
+        let waits: Vec<(i64, String, &str)> =
+            waits.iter().map(|(request, until, why)| (request.0, text(*until), *why)).collect();
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
             "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = 'poweryard.busy',
-                 error_message = 'the server is in another transition'
+                 error_message = j.value ->> 2
              FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
         )
         .bind(serde_json::to_string(&waits).unwrap_or_default())
