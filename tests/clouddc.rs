@@ -325,7 +325,7 @@ async fn throttled_reads_are_asked_for_again_and_nothing_is_said_of_the_servers_
             .chain([("expired_token", "calls = [1, 3, 6]")]);
     join_all(cases.map(|(kind, calls)| async move {
         // After a 429 nothing is read for 2 s and longer: a shorter reboot would pass unseen.
-        let operation = if kind == "throttle" { "[8000, 8500]" } else { "[1200, 1500]" };
+        let operation = if kind == "throttle" { "[15000, 15500]" } else { "[1200, 1500]" };
         let scenario =
             format!("servers = 60\nrunning = 1.0\noperation_ms = {operation}\nthrottle_body = \"json_string\"\n");
         let mut scene =

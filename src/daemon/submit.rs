@@ -329,6 +329,9 @@ impl Dispatcher {
         }
         match result {
             Ok(observed) => {
+                if !heads.is_empty() {
+                    self.learn_from_read(name, observed.ended_by.as_ref(), now).await;
+                }
                 let asked_at = if let Readiness::Preparing(since) = was { since } else { now };
                 self.take_baselines(name, &heads, &observed, asked_at, now).await
             }
