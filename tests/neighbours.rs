@@ -327,3 +327,32 @@ async fn a_stop_leaves_no_intent_in_doubt() {
         sql(&mut producer, "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloud_that_never_answers_delays_others_with_its_key_for_seconds() {
+    let yard = Yard::new(QUICK).await;
+    let settings = two_targets(&yard);
+    let mut now = daemon::now();
+    let mut dispatcher = dispatcher(&settings, now).await;
+    let mut producer = yard.producer().await;
+    sql(&mut producer, "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', 'another')").await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    // The first call is that of `another`; no answer to it comes for as long as it is not carried out.
+    now = later(now, Duration::from_secs(1));
+    let without_answer = dispatcher.round(now).await.tasks;
+    assert!(matches!(without_answer.as_slice(), [Task::Prepare { target, .. }] if target.0 == "another"));
+    let at_once = dispatcher.round(now).await;
+    assert!(at_once.tasks.is_empty(), "two bad signatures at a time");
+    assert!(at_once.wake_at.is_some_and(|at| at <= now.utc + Duration::from_secs(2)));
+    now = later(now, Duration::from_secs(2));
+    let mut submitted = Vec::new();
+    for _ in 0..4 {
+        let round = dispatcher.round(now).await;
+        for task in carry_out(&mut dispatcher, round, now).await {
+            if let Task::Submit { batch, .. } = task {
+                submitted.push(batch.target.0);
+            }
+        }
+    }
+    assert_eq!(submitted, ["default"]);
+}

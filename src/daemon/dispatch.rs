@@ -97,6 +97,8 @@ pub(super) struct Target {
     pub(super) submitting: usize,
     /// Calls being made, reads included.
     pub(super) open: usize,
+    /// When the last of them was begun.
+    pub(super) opened_at: Steady,
     /// The cloud has taken the key, and has not refused it since.
     pub(super) proved: bool,
     /// Actions whose last call did not arrive, as far as we know: the next one carries a single server.
@@ -204,6 +206,8 @@ impl Dispatcher {
         let mut round = Round::default();
         self.steady = now.steady;
         round.trouble = self.passes(&mut round, now).await.err();
+        // The calls of this round are not made yet.
+        self.spare_keys(now.utc);
         self.note_progress(round.trouble.is_none());
         round
     }
@@ -221,7 +225,6 @@ impl Dispatcher {
         self.take_in(round, now).await?;
         self.reject_protected(now).await?;
         self.review_holds(round, now).await?;
-        self.spare_keys(now);
         let chosen = self.submit_pass(round, now).await?;
         let others = self.other_passes(round, now).await;
         match chosen {
@@ -551,6 +554,7 @@ impl Target {
             baselines: Baselines::default(),
             submitting: 0,
             open: 0,
+            opened_at: Steady(Duration::ZERO),
             proved: false,
             doubted: if pace_in_doubt { PowerAction::ALL.iter().copied().collect() } else { BTreeSet::new() },
             looking: None,

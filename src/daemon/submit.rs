@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::baselines::Baselines;
 use super::dispatch::{Answered, Dispatcher, Readiness, Round};
-use super::keys::REFUSED;
+use super::keys::{ANSWER_PATIENCE, REFUSED};
 use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault, Observed};
@@ -82,6 +82,7 @@ impl Dispatcher {
     /// True if the pace, the open calls and the key of `name` let one more call leave.
     fn has_room(&mut self, name: &TargetName, round: &mut Round, now: UtcMillis) -> bool {
         if !self.may_call(name) {
+            round.wake(now + ANSWER_PATIENCE);
             return false;
         }
         let Some(target) = self.targets.get_mut(name) else { return false };
@@ -181,6 +182,7 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(name) else { return };
         target.ready = Readiness::Preparing(now);
         target.open += 1;
+        target.opened_at = self.steady;
         let servers = heads.iter().map(|head| head.server.clone()).collect();
         target.heads = heads;
         round.tasks.push(Task::Prepare { target: name.clone(), servers, cloud: target.cloud.clone() });
@@ -266,6 +268,7 @@ impl Dispatcher {
         target.pace.call_started();
         target.submitting += 1;
         target.open += 1;
+        target.opened_at = self.steady;
         self.in_hand.insert(batch.id);
         let began = Now { utc: now, steady: self.steady };
         self.watches.insert(batch.id, Watch::of_call(began));
