@@ -19,7 +19,9 @@ use super::{Clouds, Observers, clock_check, report};
 use crate::cloud::{CallError, Fault, PowerCloud, Signed};
 use crate::lifecycle::{BatchNext, Event, Step};
 use crate::meter::TargetFacts;
-use crate::model::{BatchId, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis};
+use crate::model::{
+    BatchId, BatchState, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis,
+};
 use crate::pace::{LookTimes, Pace, Reads};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
@@ -309,6 +311,11 @@ impl Dispatcher {
     /// Answers that wait to be stored.
     pub fn unsaved(&self) -> usize {
         self.unsaved.len()
+    }
+
+    /// Those of them that came to submit calls: what a job or a look has shown can be asked for again.
+    pub fn unsaved_submits(&self) -> usize {
+        self.unsaved.iter().filter(|answered| answered.batch.state == BatchState::Submitting).count()
     }
 
     /// Calls being made.

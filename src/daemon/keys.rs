@@ -18,10 +18,12 @@ use crate::store::{RefusedKey, StoreError};
 /// What a call says whose key the cloud refused.
 pub(super) const REFUSED: &str = "the cloud refuses the credentials";
 
-/// An answer that does not come within this has been kept up by something else than a bad key.
-pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
-/// Calls with a key that the cloud has not taken yet, when all but one are overdue. Each has one signature, and five bad
-/// ones would lock the key.
+/// An answer that does not come within this is kept up by something else than a bad key, very likely.
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
+/// And this long after its call a refusal is not to be expected any more.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+/// Calls that may still be refused, with a key that the cloud has not taken yet. Each has one signature, and five bad ones
+/// would lock the key.
 const UNPROVED_CALLS_MAX: usize = 4;
 
 /// What a reload means for keys.
@@ -40,14 +42,16 @@ impl Dispatcher {
     /// would lock it, and the first refusal holds all the others back. The end of a call is followed by a round.
     ///
     /// A bad signature is refused at once. So a target whose cloud does not answer keeps the others waiting only for
-    /// `ANSWER_PATIENCE`, as long as there are few of its kind.
+    /// `ANSWER_PATIENCE`, and many of its kind for not much longer.
     pub(super) fn may_call(&self, name: &TargetName) -> bool {
         let Some(target) = self.targets.get(name).filter(|target| !target.proved) else { return true };
         let sharing = self.sharing_key_with(name);
         let open: Vec<&Target> =
             sharing.iter().filter_map(|name| self.targets.get(name)).filter(|target| target.open > 0).collect();
-        let is_overdue = |target: &&Target| self.steady.since(target.opened_at) >= ANSWER_PATIENCE;
-        target.open == 0 && open.len() < UNPROVED_CALLS_MAX && open.iter().all(is_overdue)
+        let waited = open.iter().map(|target| self.steady.since(target.opened_at));
+        let in_doubt: Vec<Duration> = waited.filter(|waited| *waited < REFUSAL_PATIENCE).collect();
+        let is_overdue = |waited: &Duration| *waited >= ANSWER_PATIENCE;
+        target.open == 0 && in_doubt.len() < UNPROVED_CALLS_MAX && in_doubt.iter().all(is_overdue)
     }
 
     /// True if the call whose answer is taken in was made with the key that `name` still has. Otherwise the answer says nothing
