@@ -21,7 +21,7 @@ pub(super) const REFUSED: &str = "the cloud refuses the credentials";
 /// An answer that does not come within this is kept up by something else than a bad key, very likely.
 pub(super) const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// And this long after its call a refusal is not to be expected any more.
-const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 /// Calls that may still be refused, with a key that the cloud has not taken yet. Each has one signature, and five bad ones
 /// would lock the key.
 const UNPROVED_CALLS_MAX: usize = 4;
