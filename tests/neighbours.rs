@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Yard, insert, insert_many, outcomes, text, wait_for};
+use poweryard::cloud::{CallError, Fault};
 use poweryard::daemon::{self, Dispatcher, Finished, Round, Task};
 use poweryard::model::{Now, PowerAction};
 use poweryard::settings::{SecretRules, Settings};
@@ -384,4 +385,33 @@ async fn a_stop_behind_a_lock_waits_for_answers_to_calls_and_not_for_those_to_re
     dispatcher.finish(finished, now).await.expect("kept in memory");
     assert_eq!((dispatcher.unsaved(), dispatcher.unsaved_submits()), (1, 0));
     sql(&mut producer, "ROLLBACK").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_call_whose_answer_names_a_wait_of_days_holds_for_days() {
+    let yard = Yard::new(QUICK).await;
+    let mut now = daemon::now();
+    let mut dispatcher = dispatcher(&yard.settings(), now).await;
+    let mut producer = yard.producer().await;
+    insert_many(&mut producer, &[yard.server(1), yard.server(2)], "reboot").await;
+    let mut submits = Vec::new();
+    for _ in 0..4 {
+        now = later(now, Duration::from_secs(1));
+        let round = dispatcher.round(now).await;
+        submits.extend(carry_out(&mut dispatcher, round, now).await);
+    }
+    let Some(Task::Submit { batch, cloud }) = submits.pop() else { panic!("a call leaves") };
+    let three_days = Duration::from_secs(3 * 86_400);
+    let answer = Err(CallError {
+        fault: Fault::Lost,
+        status: Some(503),
+        code: String::new(),
+        message: "maintenance".to_owned(),
+        request_id: None,
+        retry_after: Some(three_days),
+    });
+    let finished = Finished::Submitted { batch, answer, signed: cloud.key().signed() };
+    dispatcher.finish(finished, now).await.expect("stored");
+    let until = text(&mut producer, "SELECT until FROM holds WHERE kind = 'breaker'").await;
+    assert_eq!(until, (now.utc + three_days).to_string());
 }

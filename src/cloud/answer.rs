@@ -78,7 +78,8 @@ impl Answer {
             message = format!("{} ({skew})", cap(&message, MESSAGE_CHARS_MAX - skew.len() - 3));
         }
         let request_id = self.request_id(found.as_ref());
-        CallError { fault, status: Some(self.status), code, message, request_id }
+        let retry_after = self.retry_after(now);
+        CallError { fault, status: Some(self.status), code, message, request_id, retry_after }
     }
 
     /// The complaint in the body, if the body is JSON in one of the clouds' error shapes.

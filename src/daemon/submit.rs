@@ -473,8 +473,12 @@ impl Dispatcher {
                 (HoldKind::Breaker, pace.throttled(now, *retry_after, *limit), "the cloud throttles submit calls")
             }
             Fault::Unreachable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud cannot be reached"),
-            Fault::Unavailable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud is not available"),
-            Fault::Lost => (HoldKind::Breaker, pace.stand_back(now, None), "the last call's answer was lost"),
+            Fault::Unavailable => {
+                (HoldKind::Breaker, pace.stand_back(now, error.retry_after), "the cloud is not available")
+            }
+            Fault::Lost => {
+                (HoldKind::Breaker, pace.stand_back(now, error.retry_after), "the last call's answer was lost")
+            }
             Fault::Credentials => (HoldKind::Credentials, now, REFUSED),
             Fault::Permission => (HoldKind::Credentials, now + CREDENTIALS_HOLD, "the credentials lack a permission"),
             Fault::Configuration | Fault::Refused(_) => {

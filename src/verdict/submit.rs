@@ -153,7 +153,14 @@ mod tests {
     use crate::model::{BatchState, JobId, PowerAction, RequestState};
 
     fn error(fault: Fault, code: &str) -> CallError {
-        CallError { fault, status: Some(400), code: code.into(), message: "text".into(), request_id: None }
+        CallError {
+            fault,
+            status: Some(400),
+            code: code.into(),
+            message: "text".into(),
+            request_id: None,
+            retry_after: None,
+        }
     }
 
     fn refused_with(code: &str, class: CodeClass, action: PowerAction, servers: u32) -> Step {

@@ -206,7 +206,8 @@ fn a_read_that_is_told_to_come_later_waits_and_a_call_is_still_lost() {
     let later = answer(503, &[("retry-after", "3600")], "");
     let wait = Fault::Throttled { retry_after: Some(Duration::from_secs(3600)), limit: None };
     assert_eq!(later.error(CallKind::Read, NOW).fault, wait);
-    assert_eq!(later.error(CallKind::Submit, NOW).fault, Fault::Lost);
+    let call = later.error(CallKind::Submit, NOW);
+    assert_eq!((call.fault, call.retry_after), (Fault::Lost, Some(Duration::from_secs(3600))));
     assert_eq!(answer(503, &[], "").error(CallKind::Read, NOW).fault, Fault::Unavailable);
 }
 

@@ -42,7 +42,14 @@ impl Project {
 const SETTLE_TIME: Duration = Duration::from_secs(60);
 
 fn failure(fault: Fault) -> CallError {
-    CallError { fault, status: Some(500), code: String::new(), message: "no".to_owned(), request_id: None }
+    CallError {
+        fault,
+        status: Some(500),
+        code: String::new(),
+        message: "no".to_owned(),
+        request_id: None,
+        retry_after: None,
+    }
 }
 
 fn server(n: usize) -> ServerId {
