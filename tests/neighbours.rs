@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Yard, by_hand, insert, insert_many, outcomes, text, wait_for};
+use poweryard::cloud::{CallError, Fault};
 use poweryard::daemon::{self, Dispatcher, Finished, Round, Task};
 use poweryard::model::{Now, PowerAction};
 use poweryard::settings::{SecretRules, Settings};
@@ -326,4 +327,91 @@ async fn a_stop_leaves_no_intent_in_doubt() {
         assert_eq!(text(&mut producer, sent).await, after.to_string());
         sql(&mut producer, "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloud_that_never_answers_hardly_delays_others_with_its_key() {
+    let yard = Yard::new(QUICK).await;
+    let settings = two_targets(&yard);
+    let mut now = daemon::now();
+    let mut dispatcher = dispatcher(&settings, now).await;
+    let mut producer = yard.producer().await;
+    sql(&mut producer, "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', 'another')").await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    // The first call is that of `another`; no answer to it comes for as long as it is not carried out.
+    now = later(now, Duration::from_secs(1));
+    let without_answer = dispatcher.round(now).await.tasks;
+    assert!(matches!(without_answer.as_slice(), [Task::Prepare { target, .. }] if target.0 == "another"));
+    let at_once = dispatcher.round(now).await;
+    assert!(at_once.tasks.is_empty(), "two bad signatures at a time");
+    assert!(at_once.wake_at.is_some_and(|at| at <= now.utc + Duration::from_secs(1)));
+    now = later(now, Duration::from_secs(1));
+    let mut submitted = Vec::new();
+    for _ in 0..4 {
+        let round = dispatcher.round(now).await;
+        for task in carry_out(&mut dispatcher, round, now).await {
+            if let Task::Submit { batch, .. } = task {
+                submitted.push(batch.target.0);
+            }
+        }
+    }
+    assert_eq!(submitted, ["default"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_behind_a_lock_waits_for_answers_to_calls_and_not_for_those_to_reads() {
+    let yard = Yard::new(QUICK).await;
+    let settings = yard.settings();
+    let mut now = daemon::now();
+    let mut dispatcher = dispatcher(&settings, now).await;
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    let mut track = None;
+    for _ in 0..200 {
+        now = later(now, Duration::from_millis(50));
+        let round = dispatcher.round(now).await;
+        for task in round.tasks {
+            match task {
+                Task::Track { .. } => track = Some(task),
+                task => {
+                    let finished = task.run().await;
+                    dispatcher.finish(finished, now).await.expect("stored");
+                }
+            }
+        }
+    }
+    sql(&mut producer, "BEGIN IMMEDIATE").await;
+    let finished = track.expect("the job is asked for").run().await;
+    dispatcher.finish(finished, now).await.expect("kept in memory");
+    assert_eq!((dispatcher.unsaved(), dispatcher.unsaved_submits()), (1, 0));
+    sql(&mut producer, "ROLLBACK").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_call_whose_answer_names_a_wait_of_days_holds_for_days() {
+    let yard = Yard::new(QUICK).await;
+    let mut now = daemon::now();
+    let mut dispatcher = dispatcher(&yard.settings(), now).await;
+    let mut producer = yard.producer().await;
+    insert_many(&mut producer, &[yard.server(1), yard.server(2)], "reboot").await;
+    let mut submits = Vec::new();
+    for _ in 0..4 {
+        now = later(now, Duration::from_secs(1));
+        let round = dispatcher.round(now).await;
+        submits.extend(carry_out(&mut dispatcher, round, now).await);
+    }
+    let Some(Task::Submit { batch, cloud }) = submits.pop() else { panic!("a call leaves") };
+    let three_days = Duration::from_secs(3 * 86_400);
+    let answer = Err(CallError {
+        fault: Fault::Lost,
+        status: Some(503),
+        code: String::new(),
+        message: "maintenance".to_owned(),
+        request_id: None,
+        retry_after: Some(three_days),
+    });
+    let finished = Finished::Submitted { batch, answer, signed: cloud.key().signed() };
+    dispatcher.finish(finished, now).await.expect("stored");
+    let until = text(&mut producer, "SELECT until FROM holds WHERE kind = 'breaker'").await;
+    assert_eq!(until, (now.utc + three_days).to_string());
 }

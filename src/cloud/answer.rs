@@ -23,9 +23,6 @@ const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 /// A body without structure is taken for a sentence up to this length.
 const BARE_TEXT_BYTES_MAX: usize = 2000;
 
-/// A wait asked for by `Retry-After` is believed up to this.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
-
 /// A clock this far off the cloud's is worth a word; from 15 minutes on the cloud refuses (API Request Signing Guide).
 const CLOCK_SKEW_MIN: Duration = Duration::from_secs(5 * 60);
 
@@ -81,7 +78,8 @@ impl Answer {
             message = format!("{} ({skew})", cap(&message, MESSAGE_CHARS_MAX - skew.len() - 3));
         }
         let request_id = self.request_id(found.as_ref());
-        CallError { fault, status: Some(self.status), code, message, request_id }
+        let retry_after = self.retry_after(now);
+        CallError { fault, status: Some(self.status), code, message, request_id, retry_after }
     }
 
     /// The complaint in the body, if the body is JSON in one of the clouds' error shapes.
@@ -112,11 +110,27 @@ impl Answer {
                 CallKind::Read => read_fault(known.class, self.status, code),
             },
             Some(_) | None if self.status == 429 => throttled(),
+            // The cloud names the wait of a read: "later", whatever is the matter.
+            Some(_) | None if self.status == 503 && kind == CallKind::Read && self.retry_after(now).is_some() => {
+                throttled()
+            }
+            // The service itself refuses for a reason of its own. That it is about the key or the address, as the status
+            // alone would say, is not certain: it may be about one server.
+            Some(_) | None if kind == CallKind::Submit && self.is_refusal_of(service, code) => {
+                Fault::Refused(CodeClass::Other)
+            }
             Some(_) | None => {
                 let explained = found.is_some() && codes::origin(code) != Origin::Gateway;
                 fault_by_status(self.status, explained, kind)
             }
         }
+    }
+
+    /// True for an answer with a code of `service` itself, under a status that does not fit it: the documents warn that
+    /// the status may be wrong, and a success carries no code.
+    fn is_refusal_of(&self, service: Service, code: &str) -> bool {
+        let speaks = service == Service::Bms && codes::origin(code) == Origin::Bms;
+        speaks && (self.is_success() || matches!(self.status, 403 | 405 | 406 | 410 | 415 | 421 | 426))
     }
 
     fn message(&self, found: Option<&Found>) -> String {
@@ -214,11 +228,7 @@ impl Answer {
     /// `Retry-After` as a span: seconds, or a date measured against the answer's own `Date`, else against `now`.
     fn retry_after(&self, now: UtcMillis) -> Option<Duration> {
         let text = self.header("retry-after")?;
-        let wait = match text.parse::<u64>() {
-            Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => http_date(text)?.since(self.date().unwrap_or(now)),
-        };
-        Some(wait.min(RETRY_AFTER_MAX))
+        seconds(text).or_else(|| Some(http_date(text)?.since(self.date().unwrap_or(now))))
     }
 
     /// Says how far off this machine's clock is, when credentials or a date were refused and it is over 5 minutes.
@@ -327,10 +337,28 @@ fn leading_number(text: &str) -> Option<(u32, &str)> {
     Some((text[..end].parse().ok()?, &text[end..]))
 }
 
-/// An HTTP date such as `Wed, 21 Oct 2015 07:28:00 GMT`.
+/// Whole seconds; some write a fraction or the unit behind them. More than can be counted is as long as can be.
+fn seconds(text: &str) -> Option<Duration> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (whole, rest) = text.split_at(end);
+    let fraction_end = rest.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(rest.len());
+    let unit = rest[fraction_end..].trim().to_ascii_lowercase();
+    if whole.is_empty() || !matches!(unit.as_str(), "" | "s" | "sec" | "second" | "seconds") {
+        return None;
+    }
+    Some(Duration::from_secs(whole.parse().unwrap_or(u64::MAX)))
+}
+
+/// An HTTP date such as `Wed, 21 Oct 2015 07:28:00 GMT`, or in one of the two older forms that are still to be read.
+/// Source: RFC 9110, 5.6.7.
 fn http_date(text: &str) -> Option<UtcMillis> {
-    let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    Some(UtcMillis(time.as_millisecond()))
+    const OLDER: [&str; 2] = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+    if let Ok(time) = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text) {
+        return Some(UtcMillis(time.as_millisecond()));
+    }
+    let read = |form: &&str| jiff::civil::DateTime::strptime(form, text).ok();
+    let time = OLDER.iter().find_map(read)?.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+    Some(UtcMillis(time.timestamp().as_millisecond()))
 }
 
 #[cfg(test)]

@@ -232,6 +232,7 @@ mod tests {
             code: code.to_owned(),
             message: "EXAMPLEAK00000000001".to_owned(),
             request_id: Some("r-EXAMPLEAK00000000001".to_owned()),
+            retry_after: None,
         };
         let mut echoed = error("X.EXAMPLEAK00000000001");
         echoed.blot(&keys());

@@ -39,7 +39,7 @@ impl Bms {
     /// # Errors
     /// See `ClientError`.
     pub fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
-        Ok(Self::of(Session::new(target, credentials, clock)?))
+        Ok(Self::of(Session::new(target, credentials, clock)?, target))
     }
 
     /// As `new`, over another wire than the network.
@@ -49,11 +49,11 @@ impl Bms {
         credentials: Credentials,
         clock: Clock,
     ) -> Result<Self, ClientError> {
-        Ok(Self::of(Session::over(wire, target, credentials, clock)?))
+        Ok(Self::of(Session::over(wire, target, credentials, clock)?, target))
     }
 
-    fn of(session: Session) -> Self {
-        Self { session, looking: Looking::default(), all_projects: AtomicBool::new(true) }
+    fn of(session: Session, target: &TargetSettings) -> Self {
+        Self { session, looking: Looking::new(target.settle_time), all_projects: AtomicBool::new(true) }
     }
 
     async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {

@@ -37,7 +37,7 @@ impl CloudDc {
     /// # Errors
     /// See `ClientError`.
     pub fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
-        Ok(Self { session: Session::new(target, credentials, clock)?, looking: Looking::default() })
+        Ok(Self { session: Session::new(target, credentials, clock)?, looking: Looking::new(target.settle_time) })
     }
 
     /// As `new`, over another wire than the network.
@@ -47,7 +47,10 @@ impl CloudDc {
         credentials: Credentials,
         clock: Clock,
     ) -> Result<Self, ClientError> {
-        Ok(Self { session: Session::over(wire, target, credentials, clock)?, looking: Looking::default() })
+        Ok(Self {
+            session: Session::over(wire, target, credentials, clock)?,
+            looking: Looking::new(target.settle_time),
+        })
     }
 
     async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {

@@ -4,7 +4,7 @@
 
 use std::io::Read;
 
-use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use flate2::read::{DeflateDecoder, GzDecoder, MultiGzDecoder, ZlibDecoder};
 use reqwest::header::{CONTENT_ENCODING, HeaderMap};
 
 /// The decoded body would be larger than the cap.
@@ -46,7 +46,11 @@ pub(super) fn named_encodings(headers: &HeaderMap) -> Vec<String> {
 /// None for an encoding that is not known, or a body that is not in it.
 fn undo(name: &str, body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, TooLarge> {
     match name {
-        "gzip" | "x-gzip" => unpack(MultiGzDecoder::new(body), bytes_max),
+        // Some pad it with NULs behind its end.
+        "gzip" | "x-gzip" => match unpack(MultiGzDecoder::new(body), bytes_max)? {
+            Some(unpacked) => Ok(Some(unpacked)),
+            None => unpack(GzDecoder::new(body), bytes_max),
+        },
         // Some send the bare stream, without the wrapping that the standard asks for.
         "deflate" => match unpack(ZlibDecoder::new(body), bytes_max)? {
             Some(unpacked) => Ok(Some(unpacked)),
@@ -110,6 +114,7 @@ mod tests {
             (Some("x-gzip, identity"), gzip(BODY)),
             (Some("gzip, gzip"), gzip(&gzip(BODY))),
             (None, gzip(BODY)),
+            (Some("gzip"), [gzip(BODY), vec![0; 8]].concat()),
             (Some("deflate"), zlib.finish().expect("memory")),
             (Some("deflate"), bare.finish().expect("memory")),
         ] {

@@ -210,7 +210,14 @@ pub(crate) fn doubt(kind: CallKind) -> Fault {
 }
 
 pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
-    CallError { fault, status, code: String::new(), message: cap(message, MESSAGE_CHARS_MAX), request_id: None }
+    CallError {
+        fault,
+        status,
+        code: String::new(),
+        message: cap(message, MESSAGE_CHARS_MAX),
+        request_id: None,
+        retry_after: None,
+    }
 }
 
 /// The causes of a connection that failed, with a hint where they are the library's words alone.

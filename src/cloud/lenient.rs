@@ -40,14 +40,17 @@ fn repaired(body: &[u8]) -> Option<Value> {
     if rest.starts_with(['{', '[', '<', '"']) { None } else { Some(value) }
 }
 
-/// As UTF-8, or as UTF-16 if a mark says so; what is neither becomes U+FFFD.
+/// As UTF-8, or as UTF-16 if a mark says so or the first bracket shows it; what is neither becomes U+FFFD.
 fn text_of(body: &[u8]) -> Cow<'_, str> {
-    let unit: fn([u8; 2]) -> u16 = match body {
-        [0xff, 0xfe, ..] => u16::from_le_bytes,
-        [0xfe, 0xff, ..] => u16::from_be_bytes,
+    type Unit = fn([u8; 2]) -> u16;
+    let (unit, text): (Unit, &[u8]) = match body {
+        [0xff, 0xfe, text @ ..] => (u16::from_le_bytes, text),
+        [0xfe, 0xff, text @ ..] => (u16::from_be_bytes, text),
+        [b'{' | b'[', 0, ..] => (u16::from_le_bytes, body),
+        [0, b'{' | b'[', ..] => (u16::from_be_bytes, body),
         _ => return String::from_utf8_lossy(body),
     };
-    let units = body[2..].chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
+    let units = text.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
     let characters = char::decode_utf16(units).map(|read| read.unwrap_or(char::REPLACEMENT_CHARACTER));
     Cow::Owned(characters.collect())
 }
@@ -261,6 +264,8 @@ mod tests {
             b"{\"x\":\"r\xc3\",\"job_id\":\"j\"}".as_slice(),
             b"\xef\xbb\xbf{\"job_id\":\"j\"}",
             b"\xff\xfe{\0\"\0j\0o\0b\0_\0i\0d\0\"\0:\0\"\0j\0\"\0}\0",
+            b"{\0\"\0j\0o\0b\0_\0i\0d\0\"\0:\0\"\0j\0\"\0}\0",
+            b"\0{\0\"\0j\0o\0b\0_\0i\0d\0\"\0:\0\"\0j\0\"\0}",
             br#"{"x":"\ud83d","job_id":"j"}"#,
             br#"{"x":"\ud83d\u0041 \udc00 \u12","job_id":"j"}"#,
             br#"{"job_id":"a","job_id":"j"}"#,

@@ -37,10 +37,16 @@ const SHOWS_FAILED_ALONE_MAX: usize = 3;
 
 /// The first show goes alone for so long, unless the list has been read: four refused signatures at a time would soon lock
 /// the key.
-const HEAD_START: Duration = Duration::from_secs(2);
+const HEAD_START: Duration = Duration::from_secs(1);
+
+/// A show that takes so many times as long as the slowest answer of its look is not waited for any more.
+const SLOWER_MAX: u32 = 4;
 
 /// A look that has lasted so long begins no further try of a page that failed, and no further show.
 const SPAN_MAX: Duration = Duration::from_secs(30);
+
+/// HTTP 503.
+const SERVICE_UNAVAILABLE: u16 = 503;
 
 /// Pages of the smallest size that may be left out of one listing.
 const PAGES_SKIPPED_MAX: usize = 3;
@@ -80,8 +86,13 @@ pub(crate) trait ServerReader: Sync {
 }
 
 /// What is remembered of one project from look to look.
-#[derive(Debug, Default)]
-pub(crate) struct Looking(Mutex<Memory>);
+#[derive(Debug)]
+pub(crate) struct Looking {
+    memory: Mutex<Memory>,
+    /// Once something was read and no show ends for so long, or for several times what the slowest answer took, the look
+    /// ends: what others have shown must not grow old because of a server that never answers.
+    hurry: Duration,
+}
 
 #[derive(Debug, Default)]
 struct Memory {
@@ -100,6 +111,8 @@ struct Look {
     was_listed: bool,
     /// True once a page was read.
     list_was_read: bool,
+    /// How long the slowest answer took.
+    slowest: Duration,
 }
 
 impl Look {
@@ -118,7 +131,10 @@ impl Look {
     }
 
     fn failed(&mut self, server: ServerId, error: CallError) {
-        self.end_if_it_concerns_all(&error);
+        // "Come later" may be about the one server; where it is about all, nothing else can be read either.
+        if error.status != Some(SERVICE_UNAVAILABLE) {
+            self.end_if_it_concerns_all(&error);
+        }
         self.observed.failures.insert(server, error);
     }
 
@@ -137,6 +153,7 @@ impl Look {
         let was_sent = |error: &CallError| match error.fault {
             Fault::Unavailable | Fault::Lost => true,
             Fault::Refused(_) => error.status.is_some(),
+            Fault::Throttled { .. } => error.status == Some(SERVICE_UNAVAILABLE),
             _ => false,
         };
         !self.was_listed && !self.has_read() && !self.is_over() && self.observed.failures.values().any(was_sent)
@@ -176,6 +193,11 @@ fn not_asked() -> CallError {
 }
 
 impl Looking {
+    /// For a target whose proofs need looks without long gaps for `settle_time`.
+    pub(crate) fn new(settle_time: Duration) -> Self {
+        Self { memory: Mutex::default(), hurry: settle_time / 8 }
+    }
+
     /// Sees each of `servers`, once: see `PowerCloud::observe`.
     ///
     /// # Errors
@@ -206,7 +228,7 @@ impl Looking {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the list until every wanted server has been seen, or to its end. A page that cannot be had is asked for in
@@ -221,8 +243,10 @@ impl Looking {
         look.was_listed = true;
         while let Some(here) = place.take().filter(|_| calls < PAGES_MAX) {
             calls += 1;
+            let asked_at = Instant::now();
             match reader.page(here.clone(), sizes.limit()).await {
                 Ok(page) => {
+                    look.slowest = look.slowest.max(asked_at.elapsed());
                     sizes.page_read();
                     failure = None;
                     let known_before = known.len();
@@ -276,6 +300,7 @@ impl Looking {
         let mut servers_left = servers_left.into_iter();
         let (began, mut failed, mut alone) = (Instant::now(), 0, !look.has_read());
         let mut open = FuturesUnordered::new();
+        let mut under_way = HashSet::new();
         loop {
             let enough = if look.has_read() { SHOWS_FAILED_MAX } else { SHOWS_FAILED_ALONE_MAX };
             let at_once = if alone { 1 } else { SHOWS_AT_ONCE };
@@ -285,6 +310,7 @@ impl Looking {
                 && let Some(server) = servers_left.next()
             {
                 let patience = self.memory().asked.patience(&server, alone_in_look);
+                under_way.insert(server.clone());
                 open.push(show_within(reader, server, patience));
             }
             let ended = if alone {
@@ -295,10 +321,28 @@ impl Looking {
                         continue;
                     }
                 }
+            } else if look.has_read() {
+                let patience = self.hurry.max(look.slowest * SLOWER_MAX);
+                match tokio::time::timeout(patience, open.next()).await {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        open.clear();
+                        failed += under_way.len();
+                        for server in under_way.drain() {
+                            self.memory().asked.note(&server, true);
+                            look.failed(server, no_answer_within(patience));
+                        }
+                        continue;
+                    }
+                }
             } else {
                 open.next().await
             };
-            let Some((server, shown)) = ended else { break };
+            let Some(Shown { server, sighting: shown, took }) = ended else { break };
+            under_way.remove(&server);
+            if shown.is_ok() {
+                look.slowest = look.slowest.max(took);
+            }
             alone &= shown.is_err();
             self.memory().asked.note(&server, shown.as_ref().is_err_and(is_its_own));
             match shown {
@@ -321,20 +365,32 @@ impl Memory {
     }
 }
 
-/// Shows `server`, for no longer than `patience` if there is one.
-async fn show_within(
-    reader: &impl ServerReader,
+/// What came of one show.
+struct Shown {
     server: ServerId,
-    patience: Option<Duration>,
-) -> (ServerId, Result<Sighting, CallError>) {
-    let shown = match patience {
+    sighting: Result<Sighting, CallError>,
+    took: Duration,
+}
+
+/// Shows `server`, for no longer than `patience` if there is one.
+async fn show_within(reader: &impl ServerReader, server: ServerId, patience: Option<Duration>) -> Shown {
+    let began = Instant::now();
+    let sighting = match patience {
         None => reader.show(&server).await,
-        Some(patience) => tokio::time::timeout(patience, reader.show(&server)).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {}", humantime::format_duration(patience));
-            Err(not_sent(Fault::Unavailable, message))
-        }),
+        Some(patience) => tokio::time::timeout(patience, reader.show(&server))
+            .await
+            .unwrap_or_else(|_| Err(no_answer_within(patience))),
     };
-    (server, shown)
+    Shown { server, sighting, took: began.elapsed() }
+}
+
+fn no_answer_within(patience: Duration) -> CallError {
+    let message = format!("no answer within {}", humantime::format_duration(whole_milliseconds(patience)));
+    not_sent(Fault::Unavailable, message)
+}
+
+fn whole_milliseconds(span: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// True for a failure that may concern the one server alone. An id that cannot be asked for will never be shown.
@@ -342,7 +398,8 @@ fn is_its_own(error: &CallError) -> bool {
     match error.fault {
         Fault::Unavailable | Fault::Lost | Fault::Permission | Fault::Configuration => true,
         Fault::Refused(_) => error.status.is_some(),
-        Fault::Throttled { .. } | Fault::Credentials | Fault::Unreachable => false,
+        Fault::Throttled { .. } => error.status == Some(SERVICE_UNAVAILABLE),
+        Fault::Credentials | Fault::Unreachable => false,
     }
 }
 

@@ -170,6 +170,8 @@ pub struct CallError {
     pub message: String,
     /// The cloud's id for this call (`X-Request-Id` or the body's `request_id`), for a support case.
     pub request_id: Option<String>,
+    /// When the cloud wants to be asked again, from `Retry-After`; also where it does not throttle (503).
+    pub retry_after: Option<Duration>,
 }
 
 /// The reactions to a failed call, one a variant.
@@ -227,5 +229,5 @@ fn check_batch(service: Service, servers: &[ServerId]) -> Result<(), CallError> 
 
 /// A call that was not made, because of what it would have held.
 fn not_sent(fault: Fault, message: String) -> CallError {
-    CallError { fault, status: None, code: String::new(), message, request_id: None }
+    CallError { fault, status: None, code: String::new(), message, request_id: None, retry_after: None }
 }

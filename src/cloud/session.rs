@@ -261,5 +261,12 @@ fn secret_header(what: &str, text: &str) -> Result<HeaderValue, String> {
 
 fn unsendable(what: &str) -> CallError {
     let message = what.to_owned();
-    CallError { fault: Fault::Configuration, status: None, code: String::new(), message, request_id: None }
+    CallError {
+        fault: Fault::Configuration,
+        status: None,
+        code: String::new(),
+        message,
+        request_id: None,
+        retry_after: None,
+    }
 }

@@ -153,6 +153,7 @@ mod tests {
             code: String::new(),
             message: String::new(),
             request_id: None,
+            retry_after: None,
         };
         let cut_short = Observed { ended_by: Some(throttled), ..Observed::default() };
         let sorted = Baselines::sort(&[head(1, 0)], &cut_short, NOW, NOW);

@@ -20,6 +20,8 @@ pub(super) struct Clocks {
     last: Option<Now>,
     /// The time of day just before each step ahead, and its size in milliseconds.
     ahead: Vec<(UtcMillis, i64)>,
+    /// The sizes of the steps back in milliseconds, all below zero.
+    back: Vec<i64>,
     stepped_at: Option<Steady>,
     /// By how much the times of open batches that stood in the queue before a step are off.
     off: BTreeMap<BatchId, i64>,
@@ -48,6 +50,12 @@ impl Clocks {
             self.ahead.push((now.utc.moved(-by_ms), by_ms));
             let surplus = self.ahead.len().saturating_sub(STEPS_MAX);
             self.ahead.drain(..surplus);
+        } else {
+            // Set back to where it was: what was stamped before both is right again.
+            self.ahead.pop_if(|(_, ahead_ms)| ahead_ms.saturating_add(by_ms).abs() < STEP_MIN_MS);
+            self.back.push(by_ms);
+            let surplus = self.back.len().saturating_sub(STEPS_MAX);
+            self.back.drain(..surplus);
         }
         let before = std::mem::take(&mut self.off);
         self.off = open.iter().map(|id| (*id, before.get(id).copied().unwrap_or(0).saturating_add(by_ms))).collect();
@@ -75,9 +83,20 @@ impl Clocks {
     }
 
     /// What was stamped `at`, as the present clock would have shown it, as far as that can be told: steps ahead leave no
-    /// doubt.
-    pub(super) fn corrected(&self, at: UtcMillis) -> UtcMillis {
-        self.ahead.iter().fold(at, |at, (before, by_ms)| if at <= *before { at.moved(*by_ms) } else { at })
+    /// doubt, and what lies ahead of `now` was stamped before the clock was set back.
+    pub(super) fn corrected(&self, at: UtcMillis, now: UtcMillis) -> UtcMillis {
+        if at <= now {
+            let moved =
+                |at: UtcMillis, (before, by_ms): &(UtcMillis, i64)| if at <= *before { at.moved(*by_ms) } else { at };
+            return self.ahead.iter().fold(at, moved).min(now);
+        }
+        let mut at = at;
+        for by_ms in self.back.iter().rev() {
+            if at > now {
+                at = at.moved(*by_ms);
+            }
+        }
+        at
     }
 
     /// How much longer than `span` ago something may have been stamped by a clock that has stepped ahead within `span`.
@@ -114,11 +133,32 @@ mod tests {
         let mut clocks = Clocks::default();
         clocks.seen(at(0, 0));
         clocks.stepped(3_600_000, &[BatchId(1)], &BTreeSet::new(), at(3600, 0));
-        assert_eq!(clocks.corrected(BEGIN), BEGIN + Duration::from_secs(3600));
         let later = BEGIN + Duration::from_secs(3601);
-        assert_eq!(clocks.corrected(later), later);
+        assert_eq!(clocks.corrected(BEGIN, later), BEGIN + Duration::from_secs(3600));
+        assert_eq!(clocks.corrected(later, later), later);
         let day = Duration::from_secs(86_400);
         assert_eq!(clocks.allowance(day, Steady(Duration::from_secs(10))), Duration::from_secs(3600));
         assert_eq!(clocks.allowance(day, Steady(day)), Duration::ZERO, "everything older has aged by the new clock");
+    }
+
+    #[test]
+    fn what_lies_ahead_was_stamped_before_the_clock_was_set_back() {
+        let mut clocks = Clocks::default();
+        clocks.stepped(-3_600_000, &[], &BTreeSet::new(), at(-3600, 0));
+        let now = at(-3590, 10).utc;
+        assert_eq!(clocks.corrected(at(-5, 0).utc, now), at(-3605, 0).utc);
+        assert_eq!(clocks.corrected(at(-3595, 5).utc, now), at(-3595, 5).utc);
+        clocks.stepped(-60_000, &[], &BTreeSet::new(), at(-3650, 10));
+        assert_eq!(clocks.corrected(at(-5, 0).utc, at(-3650, 10).utc), at(-3665, 0).utc);
+    }
+
+    #[test]
+    fn a_clock_set_ahead_and_back_again_leaves_no_trace() {
+        let mut clocks = Clocks::default();
+        clocks.stepped(3_600_000, &[], &BTreeSet::new(), at(3600, 0));
+        clocks.stepped(-3_600_500, &[], &BTreeSet::new(), at(10, 10));
+        for (stamped, truly) in [(-5, -5_000), (3605, 4_500), (12, 12_000)] {
+            assert_eq!(clocks.corrected(at(stamped, 0).utc, at(20, 20).utc), BEGIN.moved(truly), "{stamped}");
+        }
     }
 }

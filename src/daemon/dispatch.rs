@@ -19,7 +19,9 @@ use super::{Clouds, Observers, clock_check, report};
 use crate::cloud::{CallError, Fault, PowerCloud, Signed};
 use crate::lifecycle::{BatchNext, Event, Step};
 use crate::meter::TargetFacts;
-use crate::model::{BatchId, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis};
+use crate::model::{
+    BatchId, BatchState, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis,
+};
 use crate::pace::{LookTimes, Pace, Reads};
 use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
@@ -97,6 +99,8 @@ pub(super) struct Target {
     pub(super) submitting: usize,
     /// Calls being made, reads included.
     pub(super) open: usize,
+    /// When the last of them was begun.
+    pub(super) opened_at: Steady,
     /// The cloud has taken the key, and has not refused it since.
     pub(super) proved: bool,
     /// Actions whose last call did not arrive, as far as we know: the next one carries a single server.
@@ -204,6 +208,8 @@ impl Dispatcher {
         let mut round = Round::default();
         self.steady = now.steady;
         round.trouble = self.passes(&mut round, now).await.err();
+        // The calls of this round are not made yet.
+        self.spare_keys(now.utc);
         self.note_progress(round.trouble.is_none());
         round
     }
@@ -221,7 +227,6 @@ impl Dispatcher {
         self.take_in(round, now).await?;
         self.reject_protected(now).await?;
         self.review_holds(round, now).await?;
-        self.spare_keys(now);
         let chosen = self.submit_pass(round, now).await?;
         let others = self.other_passes(round, now).await;
         match chosen {
@@ -306,6 +311,11 @@ impl Dispatcher {
     /// Answers that wait to be stored.
     pub fn unsaved(&self) -> usize {
         self.unsaved.len()
+    }
+
+    /// Those of them that came to submit calls: what a job or a look has shown can be asked for again.
+    pub fn unsaved_submits(&self) -> usize {
+        self.unsaved.iter().filter(|answered| answered.batch.state == BatchState::Submitting).count()
     }
 
     /// Calls being made.
@@ -551,6 +561,7 @@ impl Target {
             baselines: Baselines::default(),
             submitting: 0,
             open: 0,
+            opened_at: Steady(Duration::ZERO),
             proved: false,
             doubted: if pace_in_doubt { PowerAction::ALL.iter().copied().collect() } else { BTreeSet::new() },
             looking: None,

@@ -243,6 +243,7 @@ impl Dispatcher {
     pub(super) fn call_opens(&mut self, name: &TargetName) {
         if let Some(target) = self.targets.get_mut(name) {
             target.open += 1;
+            target.opened_at = self.steady;
         }
     }
 

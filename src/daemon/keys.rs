@@ -3,11 +3,12 @@
 //! The cloud counts over all targets and over our restarts, so what was refused is kept in the queue, by fingerprints of key and
 //! secret. What follows from it is decided in `refusals`. Sends nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::dispatch::Dispatcher;
+use super::dispatch::{Dispatcher, Target};
 use super::refusals::{self, FIRST_REFUSALS, KeyUser, Standing};
 use crate::cloud::{CallError, Fault, KeyName};
 use crate::model::{HoldKind, TargetName, UtcMillis};
@@ -16,6 +17,14 @@ use crate::store::{RefusedKey, StoreError};
 
 /// What a call says whose key the cloud refused.
 pub(super) const REFUSED: &str = "the cloud refuses the credentials";
+
+/// An answer that does not come within this is kept up by something else than a bad key, very likely.
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
+/// And this long after its call a refusal is not to be expected any more.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+/// Calls that may still be refused, with a key that the cloud has not taken yet. Each has one signature, and five bad ones
+/// would lock the key.
+const UNPROVED_CALLS_MAX: usize = 4;
 
 /// What a reload means for keys.
 pub(super) struct Renewal {
@@ -31,9 +40,18 @@ pub(super) struct Renewal {
 impl Dispatcher {
     /// While the cloud has not taken the key, calls that use it are made one at a time: five refused signatures in a row
     /// would lock it, and the first refusal holds all the others back. The end of a call is followed by a round.
+    ///
+    /// A bad signature is refused at once. So a target whose cloud does not answer keeps the others waiting only for
+    /// `ANSWER_PATIENCE`, and many of its kind for not much longer.
     pub(super) fn may_call(&self, name: &TargetName) -> bool {
-        let is_free = |name: &TargetName| self.targets.get(name).is_none_or(|target| target.open == 0);
-        self.targets.get(name).is_none_or(|target| target.proved) || self.sharing_key_with(name).iter().all(is_free)
+        let Some(target) = self.targets.get(name).filter(|target| !target.proved) else { return true };
+        let sharing = self.sharing_key_with(name);
+        let open: Vec<&Target> =
+            sharing.iter().filter_map(|name| self.targets.get(name)).filter(|target| target.open > 0).collect();
+        let waited = open.iter().map(|target| self.steady.since(target.opened_at));
+        let in_doubt: Vec<Duration> = waited.filter(|waited| *waited < REFUSAL_PATIENCE).collect();
+        let is_overdue = |waited: &Duration| *waited >= ANSWER_PATIENCE;
+        target.open == 0 && in_doubt.len() < UNPROVED_CALLS_MAX && in_doubt.iter().all(is_overdue)
     }
 
     /// True if the call whose answer is taken in was made with the key that `name` still has. Otherwise the answer says nothing
@@ -277,11 +295,17 @@ impl Dispatcher {
         self.spare_keys(now);
     }
 
-    /// A key that was refused in the last minutes gets one signature a call.
+    /// A key that was refused in the last minutes gets one signature a call, and so does one that nobody has taken yet and
+    /// that several calls are being made with.
     pub(super) fn spare_keys(&self, now: UtcMillis) {
+        let mut unproved: BTreeMap<&str, usize> = BTreeMap::new();
+        for target in self.targets.values().filter(|target| !target.proved && target.open > 0) {
+            *unproved.entry(&target.cloud.key().name().id).or_default() += 1;
+        }
         for target in self.targets.values() {
             let key = target.cloud.key();
-            key.set_one_proof_a_call(!refusals::recent(key.name(), &self.refused, now).is_empty());
+            let is_shared_now = unproved.get(key.name().id.as_str()).is_some_and(|calls| *calls > 1);
+            key.set_one_proof_a_call(is_shared_now || !refusals::recent(key.name(), &self.refused, now).is_empty());
         }
     }
 
@@ -305,7 +329,7 @@ impl Dispatcher {
     }
 
     fn key_users(&self) -> Vec<KeyUser> {
-        let user = |(name, target): (&TargetName, &super::dispatch::Target)| KeyUser {
+        let user = |(name, target): (&TargetName, &Target)| KeyUser {
             target: name.clone(),
             key: target.cloud.key().name().clone(),
             proved: target.proved,

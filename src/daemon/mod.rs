@@ -386,6 +386,10 @@ impl Loop {
             self.watchdog.feed();
             match self.dispatcher.save_answers(now().utc).await {
                 Ok(()) => break,
+                Err(error) if self.dispatcher.unsaved_submits() == 0 => {
+                    warn!("{}; the next start asks again for what was read last", report::chain(&error));
+                    break;
+                }
                 Err(error) if tokio::time::Instant::now() >= patience => {
                     let unsaved = self.dispatcher.unsaved();
                     error!(

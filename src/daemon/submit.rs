@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::baselines::Baselines;
 use super::dispatch::{Answered, Dispatcher, Readiness, Round};
-use super::keys::REFUSED;
+use super::keys::{ANSWER_PATIENCE, REFUSED};
 use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
 use crate::cloud::{CallError, Fault, Observed};
@@ -80,6 +80,7 @@ impl Dispatcher {
     /// True if the pace, the open calls and the key of `name` let one more call leave.
     fn has_room(&mut self, name: &TargetName, round: &mut Round, now: UtcMillis) -> bool {
         if !self.may_call(name) {
+            round.wake(now + ANSWER_PATIENCE);
             return false;
         }
         let Some(target) = self.targets.get_mut(name) else { return false };
@@ -179,6 +180,7 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(name) else { return };
         target.ready = Readiness::Preparing(now);
         target.open += 1;
+        target.opened_at = self.steady;
         let servers = heads.iter().map(|head| head.server.clone()).collect();
         target.heads = heads;
         round.tasks.push(Task::Prepare { target: name.clone(), servers, cloud: target.cloud.clone() });
@@ -200,7 +202,7 @@ impl Dispatcher {
         };
         let since = now.before(budget.span + self.clocks.allowance(budget.span, self.steady));
         let mut spent = self.store.spent(name, action, since).await?;
-        spent.iter_mut().for_each(|(at, _)| *at = self.clocks.corrected(*at));
+        spent.iter_mut().for_each(|(at, _)| *at = self.clocks.corrected(*at, now));
         match plan::allowance(*budget, &spent, now) {
             Allowance::Servers(left) => Ok(Some(left.min(most))),
             Allowance::NoneUntil(until) => {
@@ -264,6 +266,7 @@ impl Dispatcher {
         target.pace.call_started();
         target.submitting += 1;
         target.open += 1;
+        target.opened_at = self.steady;
         self.in_hand.insert(batch.id);
         let began = Now { utc: now, steady: self.steady };
         self.watches.insert(batch.id, Watch::of_call(began));
@@ -471,8 +474,12 @@ impl Dispatcher {
                 (HoldKind::Breaker, pace.throttled(now, *retry_after, *limit), "the cloud throttles submit calls")
             }
             Fault::Unreachable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud cannot be reached"),
-            Fault::Unavailable => (HoldKind::Breaker, pace.stand_back(now, None), "the cloud is not available"),
-            Fault::Lost => (HoldKind::Breaker, pace.stand_back(now, None), "the last call's answer was lost"),
+            Fault::Unavailable => {
+                (HoldKind::Breaker, pace.stand_back(now, error.retry_after), "the cloud is not available")
+            }
+            Fault::Lost => {
+                (HoldKind::Breaker, pace.stand_back(now, error.retry_after), "the last call's answer was lost")
+            }
             Fault::Credentials => (HoldKind::Credentials, now, REFUSED),
             Fault::Permission => (HoldKind::Credentials, now + CREDENTIALS_HOLD, "the credentials lack a permission"),
             Fault::Configuration | Fault::Refused(_) => {

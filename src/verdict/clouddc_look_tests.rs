@@ -282,6 +282,7 @@ fn states_that_cannot_be_read_at_the_time_limit_lead_to_looking_which_ends_too()
         code: String::new(),
         message: "the answer is empty".into(),
         request_id: None,
+        retry_after: None,
     };
     let batch = carried(Reboot, None, Baseline::Known(None), 2);
     let early = Looked::new(batch.clone()).fail(TIME_LIMIT - 1, &error);

@@ -22,6 +22,7 @@ pub fn while_held(case: Case<'_>, until: UtcMillis) -> Step {
         code: String::new(),
         message: format!("this target may not be asked before {until}; see its hold"),
         request_id: None,
+        retry_after: None,
     };
     match after_failed(case, &error) {
         // Nothing was asked, so nothing is to be asked again at once either.

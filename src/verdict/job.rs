@@ -329,6 +329,7 @@ mod tests {
             code: "Common.0011".into(),
             message: String::new(),
             request_id: None,
+            retry_after: None,
         };
         let mut batch = batch(PowerAction::Reboot, BatchState::Tracking, 1);
         for doubts in 1..DOUBTS_MAX {

@@ -157,6 +157,7 @@ fn unreadable_states_end_unknown_in_time_too() {
         code: String::new(),
         message: String::new(),
         request_id: None,
+        retry_after: None,
     };
     let batch = looking(PowerAction::Stop, LookCause::Lost, 1);
     assert!(Looked::new(batch.clone()).fail(0, &error).moves.is_empty());
@@ -172,6 +173,7 @@ fn a_look_that_fails_as_the_time_runs_out_is_named_as_the_cause() {
         code: "APIGW.0302".to_owned(),
         message: "not authorized".to_owned(),
         request_id: None,
+        retry_after: None,
     };
     let mut batch = looking(PowerAction::Stop, LookCause::Lost, 1);
     for before in [None, Some("something else".to_owned())] {

@@ -367,6 +367,7 @@ fn refused_reboots_whose_states_cannot_be_read_are_never_sent_again() {
         code: "x".into(),
         message: String::new(),
         request_id: None,
+        retry_after: None,
     };
     let mut looked = Looked::new(Batch { looks: 9, ..refused(Reboot, "BMS.0605", 4) });
     assert!(looked.fail(1, &error).moves.is_empty());

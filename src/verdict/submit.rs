@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{Batch, CLOSE_INTERVAL, Rules, about_one_server, our_own};
+use crate::cloud::codes::{self, Origin};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Tracking, UtcMillis};
+use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Service, Tracking, UtcMillis};
 
 /// "The server does not exist": then nothing can have been done with it.
 const NO_SUCH_SERVER: &str = "BMS.0040";
@@ -28,6 +29,9 @@ pub fn after_submit(
         Ok(tracking) => accepted(batch, tracking, history, rules, now),
         Err(error) => match error.fault {
             Fault::Refused(class) => refused(batch, &complaint(error, class), rules, now),
+            Fault::Lost if may_be_one_servers_doing(batch, &error) => {
+                refused(batch, &complaint(error, CodeClass::Other), rules, now)
+            }
             Fault::Lost => lost(batch, complaint(error, CodeClass::Ambiguous), rules, now),
             Fault::Unreachable
             | Fault::Throttled { .. }
@@ -66,6 +70,14 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
         moves: batch.members.iter().map(|member| (member.request, end.clone())).collect(),
         ..Step::only(BatchNext::Done)
     }
+}
+
+/// True for starts and stops that failed with a code of the service which no document explains, under a status that tells
+/// no more. One of the servers may be the reason, and each call would fail with it: so they are split as refused ones are,
+/// since they may be sent twice.
+fn may_be_one_servers_doing(batch: &Batch, error: &CallError) -> bool {
+    let is_unexplained = codes::origin(&error.code) == Origin::Bms && codes::class(&error.code) == CodeClass::Other;
+    batch.service == Service::Bms && batch.members.len() > 1 && !batch.action.leaves_no_mark() && is_unexplained
 }
 
 fn complaint(error: CallError, class: CodeClass) -> Complaint {
@@ -141,7 +153,14 @@ mod tests {
     use crate::model::{BatchState, JobId, PowerAction, RequestState};
 
     fn error(fault: Fault, code: &str) -> CallError {
-        CallError { fault, status: Some(400), code: code.into(), message: "text".into(), request_id: None }
+        CallError {
+            fault,
+            status: Some(400),
+            code: code.into(),
+            message: "text".into(),
+            request_id: None,
+            retry_after: None,
+        }
     }
 
     fn refused_with(code: &str, class: CodeClass, action: PowerAction, servers: u32) -> Step {
@@ -181,6 +200,22 @@ mod tests {
         let step = after_submit(&batch, Err(error(Fault::Lost, "")), &[], &rules(), NOW);
         assert!(step.moves.is_empty());
         assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+    }
+
+    #[test]
+    fn an_unexplained_failure_of_many_is_split_and_that_of_one_or_of_reboots_is_lost() {
+        let cause = |action, servers, code| {
+            let batch = batch(action, BatchState::Submitting, servers);
+            let step = after_submit(&batch, Err(error(Fault::Lost, code)), &[], &rules(), NOW);
+            let BatchNext::Look { cause, .. } = step.batch else { panic!("{step:?}") };
+            cause
+        };
+        assert_eq!(cause(PowerAction::Stop, 20, "BMS.0777"), LookCause::Refused);
+        assert_eq!(cause(PowerAction::Stop, 1, "BMS.0777"), LookCause::Lost);
+        assert_eq!(cause(PowerAction::Reboot, 20, "BMS.0777"), LookCause::Lost);
+        for other in ["", "500", "BMS.0006", "APIGW.0601", "Common.0012"] {
+            assert_eq!(cause(PowerAction::Stop, 20, other), LookCause::Lost, "{other}");
+        }
     }
 
     #[test]

@@ -183,7 +183,10 @@ mod tests {
     fn a_refusal_in_the_services_own_words_is_an_answer_and_any_other_is_not() {
         let refused = |service, status, code: &str, class| {
             let (fault, code, message) = (Fault::Refused(class), code.to_owned(), "text".to_owned());
-            says_no_such_server(service, &CallError { fault, status: Some(status), code, message, request_id: None })
+            says_no_such_server(
+                service,
+                &CallError { fault, status: Some(status), code, message, request_id: None, retry_after: None },
+            )
         };
         let clouddc = |status, code, class| refused(Service::CloudDc, status, code, class);
         assert!(clouddc(400, "CloudDC.0001", CodeClass::Other) && clouddc(404, "CloudDC.0001", CodeClass::Other));

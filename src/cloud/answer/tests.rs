@@ -180,8 +180,49 @@ fn retry_after_is_read_as_seconds_and_as_a_date() {
     assert_eq!(wait(&[("retry-after", "Sat, 21 Nov 2026 12:01:30 GMT")]), Some(Duration::from_secs(90)));
     let date = ("date", "Sat, 21 Nov 2026 12:01:00 GMT");
     assert_eq!(wait(&[("retry-after", "Sat, 21 Nov 2026 12:01:30 GMT"), date]), Some(Duration::from_secs(30)));
-    assert_eq!(wait(&[("retry-after", "99999999999999")]), Some(RETRY_AFTER_MAX));
-    assert_eq!(wait(&[("retry-after", "soon")]), None);
+    for older in ["Saturday, 21-Nov-26 12:01:30 GMT", "Sat Nov 21 12:01:30 2026"] {
+        assert_eq!(wait(&[("retry-after", older)]), Some(Duration::from_secs(90)), "{older}");
+    }
+    for seconds in ["86400.5", "86400s", "86400 sec"] {
+        assert_eq!(wait(&[("retry-after", seconds)]), Some(Duration::from_secs(86_400)), "{seconds}");
+    }
+    for other in ["soon", "-5", "", "5m", "1.5h"] {
+        assert_eq!(wait(&[("retry-after", other)]), None, "{other}");
+    }
+}
+
+#[test]
+fn a_wait_of_days_is_heard_as_days() {
+    for (text, seconds) in
+        [("259200", 259_200), ("99999999999999", 99_999_999_999_999), ("9".repeat(30).leak(), u64::MAX)]
+    {
+        let error = answer(429, &[("retry-after", text)], "").error(CallKind::Read, NOW);
+        assert_eq!(error.fault, Fault::Throttled { retry_after: Some(Duration::from_secs(seconds)), limit: None });
+    }
+}
+
+#[test]
+fn a_read_that_is_told_to_come_later_waits_and_a_call_is_still_lost() {
+    let later = answer(503, &[("retry-after", "3600")], "");
+    let wait = Fault::Throttled { retry_after: Some(Duration::from_secs(3600)), limit: None };
+    assert_eq!(later.error(CallKind::Read, NOW).fault, wait);
+    let call = later.error(CallKind::Submit, NOW);
+    assert_eq!((call.fault, call.retry_after), (Fault::Lost, Some(Duration::from_secs(3600))));
+    assert_eq!(answer(503, &[], "").error(CallKind::Read, NOW).fault, Fault::Unavailable);
+}
+
+#[test]
+fn a_code_of_the_service_is_a_refusal_whatever_the_status_says() {
+    let body = r#"{"error":{"code":"BMS.0777","message":"The server is frozen"}}"#;
+    for status in [200, 400, 403, 405, 409, 410, 415, 423] {
+        let error = answer(status, &[], body).error(CallKind::Submit, NOW);
+        assert_eq!(error.fault, Fault::Refused(CodeClass::Other), "{status}");
+    }
+    for (status, body) in
+        [(403, r#"{"error_code":"APIGW.0999","error_msg":"no"}"#), (403, r#"{"error":{"message":"no"}}"#)]
+    {
+        assert_eq!(answer(status, &[], body).error(CallKind::Submit, NOW).fault, Fault::Permission, "{body}");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ struct Project {
     shows_allowed: Option<usize>,
     pages: Mutex<Vec<(usize, usize)>>,
     shows: AtomicUsize,
+    hangs: Vec<ServerId>,
 }
 
 impl Project {
@@ -38,8 +39,17 @@ impl Project {
     }
 }
 
+const SETTLE_TIME: Duration = Duration::from_secs(60);
+
 fn failure(fault: Fault) -> CallError {
-    CallError { fault, status: Some(500), code: String::new(), message: "no".to_owned(), request_id: None }
+    CallError {
+        fault,
+        status: Some(500),
+        code: String::new(),
+        message: "no".to_owned(),
+        request_id: None,
+        retry_after: None,
+    }
 }
 
 fn server(n: usize) -> ServerId {
@@ -75,6 +85,9 @@ impl ServerReader for Project {
 
     async fn show(&self, asked: &ServerId) -> Result<Sighting, CallError> {
         let before = self.shows.fetch_add(1, Ordering::SeqCst);
+        if self.hangs.contains(asked) {
+            std::future::pending::<()>().await;
+        }
         if self.shows_allowed.is_some_and(|allowed| before >= allowed) {
             return Err(failure(Fault::Throttled { retry_after: None, limit: None }));
         }
@@ -89,7 +102,7 @@ impl ServerReader for Project {
 async fn servers_that_cannot_be_shown_hide_nobody_else() {
     for fault in [Fault::Unavailable, Fault::Refused(CodeClass::Other), Fault::Permission, Fault::Configuration] {
         let project = Project { listed: 48, show_fault: Some(fault.clone()), ..Project::default() };
-        let seen = Looking::default().observe(&project, &servers(0..50)).await.expect("a look");
+        let seen = Looking::new(SETTLE_TIME).observe(&project, &servers(0..50)).await.expect("a look");
         assert_eq!((seen.sightings.len(), seen.failures.len(), seen.ended_by), (48, 2, None));
         assert!(seen.failures.values().all(|error| error.fault == fault));
     }
@@ -98,7 +111,7 @@ async fn servers_that_cannot_be_shown_hide_nobody_else() {
 #[tokio::test]
 async fn a_lone_server_that_cannot_be_shown_says_nothing_of_the_cloud() {
     let project = Project { listed: 5, show_fault: Some(Fault::Unavailable), ..Project::default() };
-    let looking = Looking::default();
+    let looking = Looking::new(SETTLE_TIME);
     for (pages, shows) in [(1, 1), (1, 1)] {
         let seen = looking.observe(&project, &servers(7..8)).await.expect("the list can be read");
         assert_eq!((seen.sightings.len(), seen.failures.len()), (0, 1));
@@ -111,13 +124,13 @@ async fn a_cloud_that_reads_nothing_at_all_fails_the_look() {
     let unavailable = Some(Fault::Unavailable);
     let away = Project { list_fault: unavailable.clone(), show_fault: unavailable, ..Project::default() };
     for asked in [servers(0..1), servers(0..50)] {
-        let looked = Looking::default().observe(&away, &asked).await;
+        let looked = Looking::new(SETTLE_TIME).observe(&away, &asked).await;
         assert_eq!(looked.expect_err("nothing").fault, Fault::Unavailable);
         assert!(away.shows() <= SHOWS_FAILED_ALONE_MAX && away.pages().len() <= 8);
     }
     for fault in [Fault::Credentials, Fault::Unreachable, Fault::Throttled { retry_after: None, limit: None }] {
         let refused = Project { list_fault: Some(fault.clone()), ..Project::default() };
-        let looked = Looking::default().observe(&refused, &servers(0..50)).await;
+        let looked = Looking::new(SETTLE_TIME).observe(&refused, &servers(0..50)).await;
         assert_eq!(looked.expect_err("nothing").fault, fault);
         assert_eq!((refused.pages().len(), refused.shows()), (1, 0), "not asked again");
     }
@@ -126,7 +139,7 @@ async fn a_cloud_that_reads_nothing_at_all_fails_the_look() {
 #[tokio::test]
 async fn a_page_that_cannot_be_had_is_read_in_smaller_ones() {
     let project = Project { listed: 600, limit_max: Some(299), ..Project::default() };
-    let looking = Looking::default();
+    let looking = Looking::new(SETTLE_TIME);
     for first in [1000, 250] {
         let seen = looking.observe(&project, &servers(0..600)).await.expect("a look");
         assert_eq!((seen.sightings.len(), project.shows()), (600, 0));
@@ -137,7 +150,7 @@ async fn a_page_that_cannot_be_had_is_read_in_smaller_ones() {
 #[tokio::test]
 async fn what_a_broken_list_has_shown_counts() {
     let project = Project { listed: 4000, breaks_at: Some(2000), ..Project::default() };
-    let looking = Looking::default();
+    let looking = Looking::new(SETTLE_TIME);
     let asked: Vec<ServerId> = servers(0..20).into_iter().chain(servers(3000..3020)).collect();
     let seen = looking.observe(&project, &asked).await.expect("a look");
     assert_eq!((seen.sightings.len(), seen.failures.len()), (40, 0), "the others were shown one by one");
@@ -147,7 +160,7 @@ async fn what_a_broken_list_has_shown_counts() {
 #[tokio::test]
 async fn without_a_list_everyone_is_shown_within_a_few_looks() {
     let project = Project { listed: 120, list_fault: Some(Fault::Unavailable), ..Project::default() };
-    let looking = Looking::default();
+    let looking = Looking::new(SETTLE_TIME);
     let mut seen = HashSet::new();
     for _ in 0..3 {
         let look = looking.observe(&project, &servers(0..120)).await.expect("a look");
@@ -161,8 +174,24 @@ async fn without_a_list_everyone_is_shown_within_a_few_looks() {
 #[tokio::test]
 async fn throttled_shows_end_the_look_and_keep_what_was_seen() {
     let project = Project { listed: 10, shows_allowed: Some(3), ..Project::default() };
-    let seen = Looking::default().observe(&project, &servers(0..30)).await.expect("a look");
+    let seen = Looking::new(SETTLE_TIME).observe(&project, &servers(0..30)).await.expect("a look");
     assert_eq!(seen.sightings.len(), 13, "ten in the list, three are missing");
     assert!(matches!(seen.ended_by, Some(CallError { fault: Fault::Throttled { .. }, .. })));
     assert!(project.shows() < 10 && seen.failures.len() == 17);
+}
+
+#[tokio::test]
+async fn servers_that_never_answer_keep_a_look_for_no_longer_than_its_proofs_allow() {
+    let settle_time = Duration::from_secs(2);
+    for (listed, wanted) in [(48, 50), (0, 3)] {
+        let hangs = vec![server(wanted - 1), server(wanted - 2)];
+        let project = Project { listed, hangs: hangs.clone(), ..Project::default() };
+        let looking = Looking::new(settle_time);
+        looking.observe(&project, &servers(0..wanted)).await.expect("a look");
+        let began = Instant::now();
+        let seen = looking.observe(&project, &servers(0..wanted)).await.expect("a look");
+        assert!(began.elapsed() < settle_time / 2, "{:?}", began.elapsed());
+        assert_eq!((seen.sightings.len(), seen.failures.len()), (wanted - 2, 2));
+        assert!(hangs.iter().all(|server| seen.failures.contains_key(server)));
+    }
 }
