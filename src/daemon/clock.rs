@@ -21,6 +21,8 @@ pub(super) struct Clocks {
     /// The time of day just before each step ahead, and its size in milliseconds.
     ahead: Vec<(UtcMillis, i64)>,
     stepped_at: Option<Steady>,
+    /// The time of day when the clock was last found to have been set back, or at the start.
+    right_since: Option<UtcMillis>,
     /// By how much the times of open batches that stood in the queue before a step are off.
     off: BTreeMap<BatchId, i64>,
     /// The same for batches whose call was being made: they were loaded before the step.
@@ -38,12 +40,15 @@ impl Clocks {
 
     /// The clocks were looked at, and a step was acted upon.
     pub(super) fn seen(&mut self, now: Now) {
+        self.right_since.get_or_insert(now.utc);
         self.last = Some(now);
     }
 
     /// Remembers a step: `open` are the batches that are not done, those of them `in_hand` were loaded already.
     pub(super) fn stepped(&mut self, by_ms: i64, open: &[BatchId], in_hand: &BTreeSet<BatchId>, now: Now) {
         self.stepped_at = Some(now.steady);
+        let right_since = self.right_since.filter(|_| by_ms > 0).map(|at| at.moved(by_ms));
+        self.right_since = Some(right_since.unwrap_or(now.utc));
         if by_ms > 0 {
             self.ahead.push((now.utc.moved(-by_ms), by_ms));
             let surplus = self.ahead.len().saturating_sub(STEPS_MAX);
@@ -75,8 +80,11 @@ impl Clocks {
     }
 
     /// What was stamped `at`, as the present clock would have shown it, as far as that can be told: steps ahead leave no
-    /// doubt.
-    pub(super) fn corrected(&self, at: UtcMillis) -> UtcMillis {
+    /// doubt. What is dated later than `now` happened before the clock was set back.
+    pub(super) fn corrected(&self, at: UtcMillis, now: UtcMillis) -> UtcMillis {
+        if at > now {
+            return self.right_since.unwrap_or(now).min(now);
+        }
         self.ahead.iter().fold(at, |at, (before, by_ms)| if at <= *before { at.moved(*by_ms) } else { at })
     }
 
@@ -114,11 +122,23 @@ mod tests {
         let mut clocks = Clocks::default();
         clocks.seen(at(0, 0));
         clocks.stepped(3_600_000, &[BatchId(1)], &BTreeSet::new(), at(3600, 0));
-        assert_eq!(clocks.corrected(BEGIN), BEGIN + Duration::from_secs(3600));
         let later = BEGIN + Duration::from_secs(3601);
-        assert_eq!(clocks.corrected(later), later);
+        assert_eq!(clocks.corrected(BEGIN, later), BEGIN + Duration::from_secs(3600));
+        assert_eq!(clocks.corrected(later, later), later);
         let day = Duration::from_secs(86_400);
         assert_eq!(clocks.allowance(day, Steady(Duration::from_secs(10))), Duration::from_secs(3600));
         assert_eq!(clocks.allowance(day, Steady(day)), Duration::ZERO, "everything older has aged by the new clock");
+    }
+
+    #[test]
+    fn what_is_dated_later_than_now_happened_before_the_clock_was_set_back() {
+        let mut clocks = Clocks::default();
+        clocks.seen(at(0, 0));
+        let ahead = BEGIN + Duration::from_secs(20 * 3600);
+        assert_eq!(clocks.corrected(ahead, at(30, 30).utc), BEGIN, "by an earlier run, before this one began");
+        clocks.stepped(-3_600_000, &[], &BTreeSet::new(), at(-3500, 100));
+        assert_eq!(clocks.corrected(BEGIN, at(-3400, 200).utc), at(-3500, 100).utc);
+        clocks.stepped(7_200_000, &[], &BTreeSet::new(), at(3800, 200));
+        assert_eq!(clocks.corrected(ahead, at(3900, 300).utc), at(3700, 100).utc, "a later step moves that along");
     }
 }
