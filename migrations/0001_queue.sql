@@ -105,7 +105,7 @@ CREATE TABLE awaited_ends (
 );
 
 CREATE TABLE batches (
-    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    id            INTEGER PRIMARY KEY AUTOINCREMENT CONSTRAINT batch_id_possible CHECK (id <= 2000000000000000),
     target        TEXT NOT NULL,
     service       TEXT NOT NULL CONSTRAINT batch_service_known CHECK (service IN ('bms', 'clouddc')),
     endpoint      TEXT NOT NULL,
@@ -260,7 +260,8 @@ CREATE TABLE holds (
                                                                     'unknown_target', 'restored')),
     reason TEXT NOT NULL,
     since  TEXT NOT NULL,
-    until  TEXT
+    until  TEXT,
+    CONSTRAINT hold_texts CHECK (typeof(target) IN ('text', 'null') AND typeof(reason) = 'text')
 );
 CREATE UNIQUE INDEX holds_one_of_a_kind ON holds (ifnull(target, ''), ifnull(action, ''), kind);
 -- What may hold a configured target; unknown targets can be many.
@@ -475,6 +476,8 @@ CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests
 BEGIN
     SELECT CASE
         WHEN NEW.id IS NOT -1 THEN RAISE(ABORT, 'id is given by the queue; leave it out')
+        WHEN strftime('%Y', 'now') NOT BETWEEN '2024' AND '2098'
+            THEN RAISE(ABORT, 'the clock of this computer is wrong: it stands before 2024 or after 2098; set it first')
         WHEN typeof(NEW.server_id) <> 'text' OR length(NEW.server_id) NOT BETWEEN 1 AND 64 OR NEW.server_id GLOB '*[^A-Za-z0-9-]*'
              OR length(NEW.server_id) <> length(CAST(NEW.server_id AS BLOB))
             THEN RAISE(ABORT, 'server_id must be 1 to 64 characters of A-Z a-z 0-9 and -')
@@ -520,6 +523,12 @@ CREATE TRIGGER power_requests_check_key AFTER INSERT ON power_requests WHEN NEW.
 BEGIN
     SELECT RAISE(ABORT, 'request_key is already used by another request, which cannot be replaced')
     WHERE EXISTS (SELECT 1 FROM repeated_key WHERE request_key = NEW.request_key);
+END;
+
+-- SQLite's own table of the last ids is open to anybody. Behind the greatest id no other would ever come.
+CREATE TRIGGER power_requests_check_id AFTER INSERT ON power_requests WHEN NEW.id > 2000000000000000
+BEGIN
+    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence beyond all reason; a poweryard that runs mends that');
 END;
 
 -- Most rows need nothing more. The others: fill in what was NULL, put the dashes of a UUID, normalise the times, find the gate.

@@ -102,9 +102,9 @@ macro_rules! display_inner {
 display_inner!(RequestId, BatchId, JobId, TargetName, ServerId);
 
 impl FromStr for RequestId {
-    type Err = std::num::ParseIntError;
+    type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        text.parse().map(Self).map_err(|_| "a request's id is a whole number".to_owned())
     }
 }
 

@@ -195,6 +195,19 @@ fn a_key_has_the_id_as_it_is_stored() {
 }
 
 #[test]
+fn a_key_is_the_same_however_its_server_is_spelt() {
+    let queue = Queue::new();
+    assert_eq!(queue.run(&["enqueue", "reboot", "Server-A", "--key", "night"]).ids(), [1]);
+    let refused = queue.run(&["enqueue", "reboot", "server-a", "--key", "night"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    let again = ["enqueue", "reboot", "SERVER-A", "server-b", "--key", "night", "--if-absent"];
+    assert_eq!(queue.run(&again).ids(), [1, 2]);
+    queue.run(&["cancel", "1"]);
+    assert_eq!(queue.run(&again).ids(), [1, 2], "also once it has ended");
+    assert_eq!(queue.run(&["enqueue", "reboot", "SERVER-A", "--key", "Night"]).ids(), [3], "that is another key");
+}
+
+#[test]
 fn another_word_for_an_action_is_never_hinted_as_another_action() {
     let queue = Queue::new();
     for (word, hint) in [("restart", "use reboot"), ("off", "use stop"), ("shutdown", "use stop"), ("on", "use start")]

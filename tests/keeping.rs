@@ -159,6 +159,39 @@ async fn a_queue_that_has_lost_its_note_is_taken_for_a_copy() {
     daemon.stop().await;
 }
 
+/// A backup of the folder has the note, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_comes_back_together_with_its_note_is_known_for_one() {
+    let yard = Yard::new(QUICK).await;
+    let note = yard.database().with_extension("db.epoch");
+    let (copy, noted) = (yard.dir.path().join("copy.db"), yard.dir.path().join("copy.epoch"));
+    let daemon = yard.start();
+    let producer = yard.producer().await;
+    drop(producer);
+    daemon.stop().await;
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut producer).await.expect("all in one file");
+    fs::copy(yard.database(), &copy).and_then(|_| fs::copy(&note, &noted)).expect("copied");
+    let daemon = yard.start();
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    drop(producer);
+    daemon.stop().await;
+    fs::remove_file(yard.database()).expect("it was there");
+    fs::copy(&noted, &note).expect("copied");
+    put_back(&yard, &copy);
+    if fs::metadata(yard.database()).and_then(|meta| meta.created()).is_err() {
+        return;
+    }
+    let daemon = yard.start();
+    let mut producer = yard.producer().await;
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    assert_eq!(text(&mut producer, UNFINISHED).await, "1");
+    assert_eq!(yard.cloud.ledger().len(), 1);
+    drop(producer);
+    daemon.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_restart_is_no_restore() {
     let yard = Yard::new(QUICK).await;
@@ -231,6 +264,13 @@ async fn a_backup_that_cannot_be_written_says_so_and_leaves_nothing() {
     let said = command(&yard, &["db", "backup", "/nonexistent/copy.db"]);
     assert_eq!(said.code, Some(3), "{said:?}");
     assert!(said.err.contains("/nonexistent/copy.db"), "{said:?}");
+    let link = yard.dir.path().join("link.db");
+    std::os::unix::fs::symlink(yard.database(), &link).expect("linked");
+    for itself in [yard.database(), link] {
+        let said = command(&yard, &["db", "backup", itself.to_str().expect("a plain path")]);
+        assert_eq!(said.code, Some(2), "{said:?}");
+        assert!(said.err.contains("is the queue itself"), "{said:?}");
+    }
     drop(producer);
     daemon.stop().await;
 }

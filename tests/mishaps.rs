@@ -141,6 +141,36 @@ async fn rows_committed_after_wal_or_shm_were_removed_are_not_lost() {
     }
 }
 
+/// Whoever reads next would find no rows, or only errors.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wal_or_shm_that_was_cut_or_written_over_ends_the_daemon() {
+    let cut = |path: &std::path::Path, to: u64| {
+        fs::OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(to)).expect("cut");
+    };
+    for how in ["cut", "halved", "zeroed", "shm cut"] {
+        let yard = Yard::new(SLOW_JOB).await;
+        let daemon = begin(&yard);
+        let mut producer = yard.producer().await;
+        insert(&mut producer, &yard.server(1), "reboot").await;
+        wait_for(&mut producer, "SELECT state FROM power_requests", "succeeded").await;
+        let wal = beside(&yard, "-wal");
+        let length = fs::metadata(&wal).expect("it is there").len();
+        assert!(length > 0);
+        match how {
+            "cut" => cut(&wal, 0),
+            "halved" => cut(&wal, length / 2),
+            "zeroed" => {
+                let mut file = fs::OpenOptions::new().write(true).open(&wal).expect("opened");
+                std::io::Write::write_all(&mut file, &vec![0; 64]).expect("written");
+            }
+            _ => cut(&beside(&yard, "-shm"), 0),
+        }
+        let source = why_it_ended(daemon).await;
+        assert!(matches!(source, StoreError::Replaced(_)), "{how}: {source}");
+        assert_eq!(yard.cloud.ledger().len(), 1, "{how}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_written_over_the_open_file_ends_the_daemon_and_repeats_nothing() {
     let yard = Yard::new(SLOW_JOB).await;

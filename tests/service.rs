@@ -403,6 +403,8 @@ async fn what_strangers_write_never_stops_a_pass() {
         "UPDATE targets SET throttles = -1",
         "UPDATE sqlite_sequence SET seq = 'x'",
         "DELETE FROM sqlite_sequence",
+        "UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'batches'",
+        "INSERT INTO holds (target, kind, reason, since) VALUES (CAST('default' AS BLOB), 'operator', 'why', '2026-01-31T22:00:00.000Z')",
     ];
     for (number, sql) in (1..).zip(odd) {
         // What the schema refuses is as good.
@@ -415,6 +417,28 @@ async fn what_strangers_write_never_stops_a_pass() {
     assert_eq!(daemon.stop().await, Some(0));
     let daemon = Daemon::start(&yard.dir.path().join("poweryard.toml"));
     the_daemon_still_works(&yard, &mut producer, 60, "a restart").await;
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_id_beyond_all_reason_is_mended_and_never_given() {
+    let yard = Yard::new(QUICK).await;
+    let daemon = Daemon::start(&yard.write_config());
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    let spoilt = "UPDATE sqlite_sequence SET seq = 9223372036854775806;
+        INSERT INTO power_requests (server_id, action) VALUES ('late', 'stop')";
+    let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("BEGIN IMMEDIATE; {spoilt}"))).execute(&mut producer).await;
+    assert!(refused.expect_err("no id is left after that one").to_string().contains("beyond all reason"));
+    sqlx::raw_sql("COMMIT").execute(&mut producer).await.expect("the last id is spoilt");
+    wait_for(&mut producer, "SELECT seq < 1000 FROM sqlite_sequence WHERE name = 'power_requests'", "1").await;
+    wait_for(&mut producer, "SELECT seq < 1000 FROM sqlite_sequence WHERE name = 'batches'", "1").await;
+    insert(&mut producer, &yard.server(2), "stop").await;
+    assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
+    assert_eq!(daemon.stop().await, Some(0));
+    let daemon = Daemon::start(&yard.dir.path().join("poweryard.toml"));
+    insert(&mut producer, &yard.server(3), "stop").await;
+    assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
     assert_eq!(daemon.stop().await, Some(0));
 }
 

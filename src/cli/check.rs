@@ -11,7 +11,7 @@ use super::args::{self, JsonArg};
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::daemon;
-use crate::model::Service;
+use crate::model::{Service, UtcMillis};
 use crate::settings::{
     Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings, load_proxy_password,
 };
@@ -102,6 +102,7 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     let database = &settings.queue.database;
     let rules = SecretRules::from_env(database);
     let mut findings = vec![Finding::ok(context.config.display(), count_targets(&settings))];
+    findings.extend(clock_finding(args::now()));
     findings.extend(files::findings(database));
     findings.extend(sqlite::findings().await);
     queue(&settings, &mut findings).await;
@@ -174,6 +175,17 @@ async fn read(path: &Path) -> Result<(), StoreError> {
     let mut desk = Desk::open(path, Access::Read).await?;
     desk.holds(args::now()).await?;
     desk.close().await
+}
+
+/// A clock that no daemon believes. With --online the clouds' clocks tell more.
+fn clock_finding(now: UtcMillis) -> Option<Finding> {
+    let doubt = daemon::clock_doubt(now)?;
+    Some(Finding::error(
+        Exit::Config,
+        "this machine's clock",
+        doubt,
+        "set it, for example with `timedatectl set-ntp true`",
+    ))
 }
 
 /// Whether the address of `[listen]` is to be had. A daemon of this queue has it, and is asked nothing.

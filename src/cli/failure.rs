@@ -78,7 +78,7 @@ pub enum Failure {
         source: io::Error,
     },
     /// Logging could not be started.
-    #[error("{0}")]
+    #[error(transparent)]
     Logging(#[from] LoggingError),
     /// The results could not be written.
     #[error("cannot write to stdout")]
@@ -135,8 +135,14 @@ impl Failure {
             Self::Settings { source } => source.source(),
             other => other.source(),
         };
+        let mut said = String::new();
         while let Some(error) = cause {
-            sentence.push_str(&format!(": caused by {error}"));
+            let text = error.to_string();
+            // Some libraries' errors only repeat what they come from.
+            if text != said {
+                sentence.push_str(&format!(": caused by {text}"));
+            }
+            said = text;
             cause = error.source();
         }
         if let Self::Store { source: StoreError::Unusable { path, source }, .. } = self {

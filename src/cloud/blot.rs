@@ -65,12 +65,16 @@ impl Blots {
         let mut clean = text.to_owned();
         {
             let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-            for secret in tokens.iter().chain(&self.secrets) {
-                let secret = secret.expose_secret();
-                clean = without(&clean, secret);
-                let encoded = percent_encode(secret);
-                if encoded != secret {
-                    clean = without(&clean, &encoded);
+            let mut secrets: Vec<&str> = tokens.iter().chain(&self.secrets).map(ExposeSecret::expose_secret).collect();
+            // The longest first, and all as a whole before any by its beginning: two may begin alike.
+            secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+            for head_chars in [usize::MAX, PREFIX_CHARS_MIN] {
+                for secret in &secrets {
+                    clean = without(&clean, secret, head_chars);
+                    let encoded = percent_encode(secret);
+                    if encoded != *secret {
+                        clean = without(&clean, &encoded, head_chars);
+                    }
                 }
             }
         }
@@ -132,14 +136,15 @@ impl Discreet for Observed {
     }
 }
 
-/// `text` without `secret`, in whatever case. A long one is also found by its beginning; a short one only as a whole word.
-fn without(text: &str, secret: &str) -> String {
+/// `text` without `secret`, in whatever case. A long one is also found by its first `head_chars`; a short one only as a whole
+/// word.
+fn without(text: &str, secret: &str, head_chars: usize) -> String {
     let count = secret.chars().count();
     if count < WORD_CHARS_MIN {
         return text.to_owned();
     }
     let short = count < PREFIX_CHARS_MIN;
-    let head_end = secret.char_indices().nth(PREFIX_CHARS_MIN).map_or(secret.len(), |(at, _)| at);
+    let head_end = secret.char_indices().nth(head_chars).map_or(secret.len(), |(at, _)| at);
     let (lower_text, lower_secret) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
     let mut clean = String::with_capacity(text.len());
     let mut done = 0;
@@ -212,6 +217,18 @@ mod tests {
         assert_eq!(blots.clean(&header), "SDK-HMAC-SHA256 Access=***, Signature=***");
         assert_eq!(blots.clean("Signature=0a0a0a0a0a0a…"), "Signature=***…");
         assert_eq!(blots.clean("request 616fb98f46ca475e917e2563e5a8cd19"), "request 616fb98f46ca475e917e2563e5a8cd19");
+    }
+
+    #[test]
+    fn two_secrets_that_begin_alike_are_each_blotted_to_the_end() {
+        let keys = AccessKeys {
+            access_key: "EXAMPLEKEY-A-00".to_owned(),
+            secret_key: "examplekey-secret-long-tail".into(),
+            security_token: None,
+        };
+        let blots = Blots::new(&Credentials::AkSk(keys));
+        let clean = blots.clean("AK EXAMPLEKEY-A-00, SK examplekey-secret-long-tail, or examplekey-sec…");
+        assert_eq!(clean, "AK ***, SK ***, or ***…");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(super) struct Clocks {
     /// The sizes of the steps back in milliseconds, all below zero.
     back: Vec<i64>,
     stepped_at: Option<Steady>,
+    /// The time of day when the clock was last found to have been set back, or at the start.
+    right_since: Option<UtcMillis>,
     /// By how much the times of open batches that stood in the queue before a step are off.
     off: BTreeMap<BatchId, i64>,
     /// The same for batches whose call was being made: they were loaded before the step.
@@ -40,12 +42,15 @@ impl Clocks {
 
     /// The clocks were looked at, and a step was acted upon.
     pub(super) fn seen(&mut self, now: Now) {
+        self.right_since.get_or_insert(now.utc);
         self.last = Some(now);
     }
 
     /// Remembers a step: `open` are the batches that are not done, those of them `in_hand` were loaded already.
     pub(super) fn stepped(&mut self, by_ms: i64, open: &[BatchId], in_hand: &BTreeSet<BatchId>, now: Now) {
         self.stepped_at = Some(now.steady);
+        let right_since = self.right_since.filter(|_| by_ms > 0).map(|at| at.moved(by_ms));
+        self.right_since = Some(right_since.unwrap_or(now.utc));
         if by_ms > 0 {
             self.ahead.push((now.utc.moved(-by_ms), by_ms));
             let surplus = self.ahead.len().saturating_sub(STEPS_MAX);
@@ -83,7 +88,7 @@ impl Clocks {
     }
 
     /// What was stamped `at`, as the present clock would have shown it, as far as that can be told: steps ahead leave no
-    /// doubt, and what lies ahead of `now` was stamped before the clock was set back.
+    /// doubt; what lies ahead of `now` was stamped before the clock was set back, by this run or an earlier one.
     pub(super) fn corrected(&self, at: UtcMillis, now: UtcMillis) -> UtcMillis {
         if at <= now {
             let moved =
@@ -96,7 +101,7 @@ impl Clocks {
                 at = at.moved(*by_ms);
             }
         }
-        at
+        if at > now { self.right_since.unwrap_or(now).min(now) } else { at }
     }
 
     /// How much longer than `span` ago something may have been stamped by a clock that has stepped ahead within `span`.
@@ -160,5 +165,17 @@ mod tests {
         for (stamped, truly) in [(-5, -5_000), (3605, 4_500), (12, 12_000)] {
             assert_eq!(clocks.corrected(at(stamped, 0).utc, at(20, 20).utc), BEGIN.moved(truly), "{stamped}");
         }
+    }
+
+    #[test]
+    fn what_is_dated_later_than_now_happened_before_the_clock_was_set_back() {
+        let mut clocks = Clocks::default();
+        clocks.seen(at(0, 0));
+        let ahead = BEGIN + Duration::from_secs(20 * 3600);
+        assert_eq!(clocks.corrected(ahead, at(30, 30).utc), BEGIN, "by an earlier run, before this one began");
+        clocks.stepped(-3_600_000, &[], &BTreeSet::new(), at(-3500, 100));
+        assert_eq!(clocks.corrected(BEGIN, at(-3400, 200).utc), at(-3600, 0).utc);
+        clocks.stepped(7_200_000, &[], &BTreeSet::new(), at(3800, 200));
+        assert_eq!(clocks.corrected(ahead, at(3900, 300).utc), at(3700, 100).utc, "a later step moves that along");
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn storable(time: UtcMillis) -> UtcMillis {
 }
 
 /// Why no clock is right that says `now`, if so.
-pub(super) fn beyond(now: UtcMillis) -> Option<String> {
+pub fn beyond(now: UtcMillis) -> Option<String> {
     let what = match now {
         early if early < EARLIEST => "before 2024",
         late if late >= LATEST => "after 2098",

@@ -221,6 +221,7 @@ impl Dispatcher {
             return Ok(());
         }
         self.notice_clock(now).await?;
+        self.store.mend_ids().await?;
         let now = now.utc;
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now).await?;

@@ -93,7 +93,8 @@ async fn line(store: &Store, target: &TargetSettings, lane: &Lane, now: UtcMilli
     let limit = match budget {
         None => String::new(),
         Some((action, budget)) => {
-            let spent = store.spent(&target.name, *action, now.before(budget.span)).await?;
+            let spent = store.spent(&target.name, *action, now.before(budget.span), now).await?;
+            let spent: Vec<_> = spent.into_iter().map(|(at, servers)| (at.min(now), servers)).collect();
             match plan::allowance(*budget, &spent, now) {
                 Allowance::Servers(left) if left >= lane.ready => String::new(),
                 Allowance::Servers(left) => format!("; the budget lets {left} of them through now"),

@@ -43,6 +43,7 @@ pub(crate) mod systemd;
 mod task;
 mod wake;
 
+pub use clock_check::beyond as clock_doubt;
 pub use connect::{ConnectError, connect, connect_all, key_of};
 pub use dispatch::{Dispatcher, Round};
 pub use dry_run::dry_run;

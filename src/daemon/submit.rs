@@ -201,7 +201,7 @@ impl Dispatcher {
             return Ok(Some(most));
         };
         let since = now.before(budget.span + self.clocks.allowance(budget.span, self.steady));
-        let mut spent = self.store.spent(name, action, since).await?;
+        let mut spent = self.store.spent(name, action, since, now).await?;
         spent.iter_mut().for_each(|(at, _)| *at = self.clocks.corrected(*at, now));
         match plan::allowance(*budget, &spent, now) {
             Allowance::Servers(left) => Ok(Some(left.min(most))),

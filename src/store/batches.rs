@@ -129,14 +129,26 @@ impl Store {
     }
 
     /// Calls since `since` that may have had an effect (not those that were not sent, or refused): when, and for how many
-    /// servers.
+    /// servers. One that is dated later than `now`, by a clock that was ahead, was made before the next one that is not;
+    /// if there is none, its date stays.
     pub async fn spent(
         &self,
         target: &TargetName,
         action: PowerAction,
         since: UtcMillis,
+        now: UtcMillis,
     ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
         let mut writer = self.writer.lock().await;
+        let next: Option<String> = sqlx::query_scalar(
+            "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
+                 SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
+        )
+        .bind(&target.0)
+        .bind(action.as_str())
+        .bind(text(now))
+        .fetch_optional(&mut *writer)
+        .await?;
+        let next = rows::readable_time(next);
         let calls: Vec<(String, i64)> = sqlx::query_as(
             "SELECT intent_at, server_count FROM batches
              WHERE target = ? AND action = ? AND intent_at > ?
@@ -148,7 +160,9 @@ impl Store {
         .fetch_all(&mut *writer)
         .await?;
         let call = |(at, servers): (String, i64)| {
-            rows::readable_time(Some(at)).map(|at| (at, u32::try_from(servers).unwrap_or(u32::MAX)))
+            let at = rows::readable_time(Some(at))?;
+            let at = if at > now { next.unwrap_or(at) } else { at };
+            Some((at, u32::try_from(servers).unwrap_or(u32::MAX)))
         };
         Ok(calls.into_iter().filter_map(call).collect())
     }

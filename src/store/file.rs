@@ -79,6 +79,11 @@ fn handle_of<'a>(
         .ok_or_else(|| std::io::Error::other("the file was replaced at this moment"))
 }
 
+/// A handle on a file beside the queue, of which SQLite has one of its own: kept open as that on the queue itself.
+pub(super) fn kept_handle(path: &Path) -> std::io::Result<Arc<File>> {
+    handle_of(&mut handles(), path).map(|(_, handle)| Arc::clone(&handle.file))
+}
+
 /// Held for as long as a daemon runs on a queue.
 #[derive(Debug)]
 pub struct QueueLock {

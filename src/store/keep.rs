@@ -136,12 +136,13 @@ pub struct Restored {
 
 impl Store {
     /// Begins a new epoch, and makes this daemon the queue's own. A copy, marked by `db backup`, older than the note beside the
-    /// queue or without one, has its requests put on hold and its ids moved past all that were ever given.
+    /// queue, another file than that which the note was written for, or without a note, has its requests put on hold and its ids moved past all that were ever given.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn begin_epoch(&self, now: UtcMillis) -> Result<Option<Restored>, StoreError> {
         let note = Note::read(&file::real(&self.path));
+        let is_moved = note.is_some_and(|note| note.is_of_another_file(&file::real(&self.path)));
         let mut writer = self.writer.lock().await;
         // Whose the queue was before does not matter: the lock is ours.
         let mut tx = sqlx::Connection::begin_with(&mut *writer, "BEGIN IMMEDIATE").await?;
@@ -157,7 +158,7 @@ impl Store {
                 .fetch_one(&mut *tx)
                 .await?;
         // A queue that was ever begun has a note. Without it nobody can tell how old this file is.
-        let is_copy = copied_at.is_some() || note.map_or(epoch > 0, |note| note.epoch > epoch);
+        let is_copy = copied_at.is_some() || is_moved || note.map_or(epoch > 0, |note| note.epoch > epoch);
         let restored = if is_copy { Some(hold_restored(&mut tx, note, copied_at, now).await?) } else { None };
         let mut noted_by = note::Writer::new(file::real(&self.path));
         if note.is_none() && epoch == 0 {
@@ -209,13 +210,32 @@ impl Store {
         if Some(now) == seen {
             return Ok(now);
         }
+        let before = self.own().note;
         let mut tx = self.begin(&mut writer).await?;
+        mend_sequences(&mut tx, before).await?;
         let note = read_note(&mut tx).await?;
         tx.commit().await?;
         self.own().note = note;
         let seen = sqlx::query_as(WRITTEN).fetch_one(&mut *writer).await?;
         self.require_note()?;
         Ok(seen)
+    }
+
+    /// Mends the last ids that SQLite keeps, if somebody has set them back or beyond all reason: no row could be inserted.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn mend_ids(&self) -> Result<(), StoreError> {
+        let known = self.own().note;
+        let mut writer = self.writer.lock().await;
+        let last = read_note(&mut writer).await?;
+        let is_possible = |last: i64, known: i64| (known..=MOST + IDS_SKIPPED).contains(&last);
+        if is_possible(last.last_id, known.last_id) && is_possible(last.last_batch_id, known.last_batch_id) {
+            return Ok(());
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        mend_sequences(&mut tx, known).await?;
+        tx.commit().await
     }
 
     /// Looks at one chunk more of what ended before `cutoff`.
@@ -268,7 +288,7 @@ async fn read_note(connection: &mut SqliteConnection) -> Result<Note, StoreError
     )
     .fetch_one(connection)
     .await?;
-    Ok(Note { epoch, last_id, last_batch_id })
+    Ok(Note { epoch, last_id, last_batch_id, ..Note::default() })
 }
 
 /// SQLite's own table of the last ids is open to anybody. Set back, it gives ids twice; set to its maximum, it gives none.
@@ -309,6 +329,9 @@ async fn hold_restored(
     if unfinished > 0 {
         let what = match (rows::readable_time(copied_at.clone()), note) {
             (Some(at), _) => format!("this queue is an older copy of {at}"),
+            (None, Some(note)) if note.epoch <= own.epoch => {
+                "this queue was put in its place and may be an older copy".to_owned()
+            }
             (None, Some(_)) => "this queue is an older copy".to_owned(),
             (None, None) => "this queue may be an older copy (the note beside it, .epoch, is missing)".to_owned(),
         };

@@ -237,8 +237,12 @@ impl Store {
     }
 
     /// A number that changes when another connection has committed.
+    ///
+    /// # Errors
+    /// Also `Replaced`: SQLite maps the `-shm`, so that reading one that was cut ends the process.
     pub async fn data_version(&self) -> Result<i64, StoreError> {
         let mut writer = self.writer.lock().await;
+        self.look_at_place(&mut writer).await?;
         Ok(sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *writer).await?)
     }
 

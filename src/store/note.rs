@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,10 @@ pub(super) struct Note {
     pub(super) last_id: i64,
     /// The highest id of a batch, likewise.
     pub(super) last_batch_id: i64,
+    /// When the queue's file came to be, in milliseconds since 1970, where the file system tells. Whoever puts a copy in its
+    /// place, and one of this note with it, makes a new file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) born_ms: Option<i64>,
 }
 
 impl Note {
@@ -31,6 +36,16 @@ impl Note {
         (possible.contains(&note.epoch) && possible.contains(&note.last_id) && possible.contains(&note.last_batch_id))
             .then_some(note)
     }
+
+    /// True if the file at `queue` is another one than that which the note was written for, as far as can be told.
+    pub(super) fn is_of_another_file(&self, queue: &Path) -> bool {
+        self.born_ms.zip(born(queue)).is_some_and(|(noted, found)| noted != found)
+    }
+}
+
+fn born(queue: &Path) -> Option<i64> {
+    let since = std::fs::metadata(queue).ok()?.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_millis()).ok()
 }
 
 /// No queue comes so far: a larger number was written by a stranger.
@@ -45,18 +60,19 @@ pub(super) fn path_of(queue: &Path) -> PathBuf {
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: PathBuf,
+    born_ms: Option<i64>,
     open: Option<(File, Identity)>,
 }
 
 impl Writer {
     /// For the queue whose file is at `queue`.
     pub(super) fn new(queue: PathBuf) -> Self {
-        Self { queue, open: None }
+        Self { born_ms: born(&queue), queue, open: None }
     }
 
     /// Writes `note`; with `synced`, it is on the disk before this returns.
     pub(super) fn write(&mut self, note: Note, synced: bool) -> std::io::Result<()> {
-        let mut text = serde_json::to_vec(&note)?;
+        let mut text = serde_json::to_vec(&Note { born_ms: self.born_ms, ..note })?;
         text.resize(LENGTH, b' ');
         let path = path_of(&self.queue);
         let at_path = std::fs::metadata(&path).map(|meta| (meta.dev(), meta.ino())).ok();
@@ -94,7 +110,7 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<(File, Identity)> {
 mod tests {
     use super::*;
 
-    const NOTE: Note = Note { epoch: 7, last_id: 3, last_batch_id: 2 };
+    const NOTE: Note = Note { epoch: 7, last_id: 3, last_batch_id: 2, born_ms: None };
 
     #[test]
     fn the_note_reads_back_and_comes_back_when_it_is_removed() {

@@ -13,6 +13,12 @@ use super::file::{self, Identity};
 const READS: u32 = 3;
 /// Between two of them.
 const READ_PAUSE: Duration = Duration::from_millis(5);
+/// SQLite's formats of the `-shm` and the `-wal`, in bytes: <https://www.sqlite.org/walformat.html>.
+const SHM_HEADER: usize = 48;
+const SHM_LENGTH_MIN: u64 = 32768;
+const WAL_HEADER: u64 = 32;
+const WAL_SALT_AT: u64 = 16;
+const FRAME_HEADER: u64 = 24;
 /// The digits of the epoch in the stamp.
 const DIGITS: usize = 20;
 
@@ -22,6 +28,7 @@ pub(super) struct Place {
     path: PathBuf,
     main: Identity,
     sidecars: Vec<(PathBuf, Identity)>,
+    log: Option<LogReader>,
     stamp: Option<StampReader>,
 }
 
@@ -39,7 +46,7 @@ pub(super) enum Standing {
 impl Place {
     /// Takes note of the file at `path`.
     pub(super) fn new(path: &Path, main: Identity) -> Self {
-        Self { path: path.to_owned(), main, sidecars: Vec::new(), stamp: None }
+        Self { path: path.to_owned(), main, sidecars: Vec::new(), log: None, stamp: None }
     }
 
     /// Takes note of `-wal` and `-shm`, which exist from the first transaction to the end of this connection, and of where
@@ -49,6 +56,7 @@ impl Place {
         let found = ["-wal", "-shm"].map(|ending| file::beside(&real, ending));
         let known = found.into_iter().filter_map(|path| file::identity(&path).ok().map(|identity| (path, identity)));
         self.sidecars = known.collect();
+        self.log = LogReader::open(&real);
         self.stamp = file::locked_handle(self.main).map(|file| StampReader {
             file,
             key: format!("pyrd:{token}:"),
@@ -62,7 +70,7 @@ impl Place {
         let same = |path: &Path, was: Identity| file::identity(path).is_ok_and(|identity| identity == was);
         let in_place =
             same(&self.path, self.main) && self.sidecars.iter().all(|(path, identity)| same(path, *identity));
-        if !in_place {
+        if !in_place || self.log.as_ref().is_some_and(|log| !log.is_whole()) {
             return Standing::Another;
         }
         self.stamp.as_mut().map_or(Standing::Same, StampReader::look)
@@ -80,6 +88,65 @@ impl Place {
             stamp.seen = None;
         }
     }
+}
+
+/// Compares the `-wal` with what the `-shm` says of it: whoever cut it, or wrote another over it, took committed rows.
+#[derive(Debug)]
+struct LogReader {
+    wal: Arc<File>,
+    shm: Arc<File>,
+}
+
+/// What the header of the `-shm` says of the `-wal`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LogExtent {
+    /// Bytes of it that are in use.
+    length: u64,
+    /// Changes whenever it is begun anew.
+    salt: [u8; 8],
+}
+
+impl LogReader {
+    fn open(queue: &Path) -> Option<Self> {
+        let open = |ending| file::kept_handle(&file::beside(queue, ending)).ok();
+        Some(Self { wal: open("-wal")?, shm: open("-shm")? })
+    }
+
+    /// Somebody else may be writing either of them at this moment, so a difference counts only if it stays.
+    fn is_whole(&self) -> bool {
+        for read in 1..=READS {
+            match self.read() {
+                Ok(true) => return true,
+                _ if read < READS => std::thread::sleep(READ_PAUSE),
+                _ => {}
+            }
+        }
+        false
+    }
+
+    fn read(&self) -> std::io::Result<bool> {
+        let mut header = [0; 2 * SHM_HEADER];
+        self.shm.read_exact_at(&mut header, 0)?;
+        let Some(extent) = log_extent(&header) else { return Ok(self.shm.metadata()?.len() >= SHM_LENGTH_MIN) };
+        let mut salt = [0; 8];
+        self.wal.read_exact_at(&mut salt, WAL_SALT_AT)?;
+        Ok(salt == extent.salt && self.wal.metadata()?.len() >= extent.length)
+    }
+}
+
+/// None while the `-wal` is empty, or the two copies of the header differ because it is being written.
+fn log_extent(header: &[u8; 2 * SHM_HEADER]) -> Option<LogExtent> {
+    let (first, second) = header.split_at(SHM_HEADER);
+    let is_begun = *first.get(12)? == 1;
+    let page_size = u16::from_ne_bytes(first.get(14..16)?.try_into().ok()?);
+    let frames = u32::from_ne_bytes(first.get(16..20)?.try_into().ok()?);
+    if first != second || !is_begun || frames == 0 {
+        return None;
+    }
+    // 1 stands for 65536, which does not fit.
+    let page_size = if page_size == 1 { 65536 } else { u64::from(page_size) };
+    let length = WAL_HEADER + u64::from(frames) * (page_size + FRAME_HEADER);
+    Some(LogExtent { length, salt: first.get(32..40)?.try_into().ok()? })
 }
 
 /// Where SQLite keeps the table `queue_stamp`.

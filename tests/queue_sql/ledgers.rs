@@ -365,7 +365,7 @@ async fn a_prune_keeps_what_a_budget_still_counts() {
     tokio::time::sleep(Duration::from_millis(2)).await;
     let pruned = prune_all(&queue).await;
     assert_eq!((pruned.requests, pruned.batches), (1, 0));
-    let spent = queue.store.spent(&default, PowerAction::Stop, start.before(24 * HOUR)).await.expect("readable");
+    let spent = queue.store.spent(&default, PowerAction::Stop, start.before(24 * HOUR), start).await.expect("readable");
     assert_eq!(spent, [(start, 1)]);
     queue.store.note_target(&default, &origin(), news(None), start).await.expect("noted");
     assert_eq!(prune_all(&queue).await.batches, 1, "no budget needs it any more");

@@ -10,15 +10,22 @@ use sqlx::{ConnectOptions, Connection};
 use super::Desk;
 use crate::model::UtcMillis;
 use crate::store::keep::{self, Prune};
-use crate::store::{StoreError, hand, rows, text};
+use crate::store::{StoreError, file, hand, rows, text};
 
 impl Desk {
     /// Writes a consistent copy to `to`, checks it, and puts it in place in one step: mode 0600, marked as a copy, so that a
     /// daemon that is started on it puts its requests on hold. Nobody waits for it.
     ///
     /// # Errors
-    /// `Unusable` when the copy cannot be written; `Corrupt` when the queue is damaged. No copy is left then.
+    /// `Unusable` when the copy cannot be written; `Corrupt` when the queue is damaged; `Refused` when `to` is the queue itself.
+    /// No copy is left then.
     pub async fn backup(&mut self, to: &Path, now: UtcMillis) -> Result<(), StoreError> {
+        if file::identity(to).is_ok_and(|identity| file::identity(&self.path).is_ok_and(|own| own == identity)) {
+            return Err(StoreError::Refused(format!(
+                "{} is the queue itself; name another file for the copy",
+                to.display()
+            )));
+        }
         let mut partial = to.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);

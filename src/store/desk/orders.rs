@@ -83,6 +83,7 @@ impl Desk {
     /// `Refused` names the first server that the schema refuses; nothing is inserted then.
     pub async fn enqueue(&mut self, requests: &[NewRequest], if_absent: bool) -> Result<(Vec<i64>, usize), StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let requests = &as_keyed_before(&mut tx, requests).await?;
         let taken = if if_absent { ids_by_key(&mut tx, requests).await? } else { BTreeMap::new() };
         let old = |request: &NewRequest| request.request_key.as_ref().and_then(|key| taken.get(key)).copied();
         let absent: Vec<NewRequest> = requests.iter().filter(|request| old(request).is_none()).cloned().collect();
@@ -222,6 +223,40 @@ async fn ids_by_key(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Resul
     .fetch_all(tx)
     .await?;
     Ok(found.into_iter().collect())
+}
+
+/// A key that ends in its server's id has the spelling under which that server has it already: ids are compared without case.
+async fn as_keyed_before(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<Vec<NewRequest>, StoreError> {
+    let keyed: Vec<(usize, &str, &str, &str)> = requests
+        .iter()
+        .enumerate()
+        .filter_map(|(index, request)| {
+            let prefix = request.request_key.as_ref()?.strip_suffix(&request.server_id)?;
+            Some((index, request.server_id.as_str(), request.target.as_str(), prefix))
+        })
+        .collect();
+    let mut requests = requests.to_vec();
+    if keyed.is_empty() {
+        return Ok(requests);
+    }
+    let keyed = serde_json::to_string(&keyed).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    let found: Vec<(i64, String)> = sqlx::query_as(
+        "SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
+             ON r.server_id = j.value ->> 1 AND r.finished_at IS NOT NULL AND r.request_key = (j.value ->> 3) || r.server_id
+         UNION ALL
+         SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
+             ON r.server_id = j.value ->> 1 AND r.target = j.value ->> 2 AND r.gate IS NOT NULL
+             AND r.request_key = (j.value ->> 3) || r.server_id",
+    )
+    .bind(keyed)
+    .fetch_all(tx)
+    .await?;
+    for (index, key) in found {
+        if let Some(request) = usize::try_from(index).ok().and_then(|index| requests.get_mut(index)) {
+            request.request_key = Some(key);
+        }
+    }
+    Ok(requests)
 }
 
 async fn retry_candidates(tx: &mut SqliteConnection, filter: &RetryFilter) -> Result<Vec<RetryCandidate>, StoreError> {
