@@ -95,6 +95,8 @@ pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: Moment) 
     let limits = facts.limits.targets.get(*target);
     hold!(limits.is_some(), "batch {batch} goes to target {target}, which nobody configured");
     let Some(limits) = limits else { return Ok(()) };
+    let asked_until = facts.asked_until.get(*target);
+    hold!(asked_until.is_none_or(|until| now.real >= *until), "batch {batch} leaves before {asked_until:?} (Retry-After)");
     hold!(members.len() <= limits.batch_servers_max as usize, "batch {batch} is too large");
     for (id, server) in *members {
         let known = facts.requests.get(id).map(|request| (&request.wish, request.state));
@@ -263,11 +265,15 @@ fn is_legal(was: RequestState, becomes: RequestState) -> bool {
 
 /// Nothing goes out before its time, after its time, out of turn or past an operator's hold; no reboot goes out again.
 fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result<(), Broken> {
+    hold!(!facts.awaits_release, "request {id} goes out although an older copy was put back, and nobody released it");
     let (wish, now) = (&request.wish, now.utc);
     // Taken in while the clock was ahead, it may go although somebody has set the clock back since.
     let was = facts.latest.max(now);
     hold!(wish.not_before.is_none_or(|at| at <= was), "request {id} goes out before its not_before");
-    hold!(facts.expiry(request).is_none_or(|at| at > now), "request {id} goes out after its time");
+    // The default time counts from when it came: it has not waited for longer because somebody set the clock ahead.
+    let allowance = if wish.expires_at.is_none() { facts.stepped } else { Duration::ZERO };
+    let expiry = facts.expiry(request);
+    hold!(expiry.is_none_or(|at| at + allowance > now), "request {id} goes out after its time");
     hold!(is_freed(facts, request), "request {id} goes out before what it waits for has succeeded");
     let held = facts.held.iter().any(|(target, action)| {
         target.as_ref().is_none_or(|target| *target == wish.target) && action.is_none_or(|action| action == wish.action)
@@ -352,7 +358,8 @@ fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) 
             hold!(power == Some(wished), "request {id} succeeded ({evidence:?}), but its power is {power:?}");
         }
         Some(Evidence::Observed) => {
-            hold!(facts.times_carried(id) > 0, "request {id}: a reboot was observed, but the cloud made none");
+            let by_another = facts.touched.contains(&request.wish.server);
+            hold!(facts.times_carried(id) > 0 || by_another, "request {id}: a reboot was observed, but the cloud made none");
         }
         _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
     }
