@@ -96,7 +96,10 @@ pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: Moment) 
     hold!(limits.is_some(), "batch {batch} goes to target {target}, which nobody configured");
     let Some(limits) = limits else { return Ok(()) };
     let asked_until = facts.asked_until.get(*target);
-    hold!(asked_until.is_none_or(|until| now.real >= *until), "batch {batch} leaves before {asked_until:?} (Retry-After)");
+    hold!(
+        asked_until.is_none_or(|until| now.real >= *until),
+        "batch {batch} leaves before {asked_until:?} (Retry-After)"
+    );
     hold!(members.len() <= limits.batch_servers_max as usize, "batch {batch} is too large");
     for (id, server) in *members {
         let known = facts.requests.get(id).map(|request| (&request.wish, request.state));
@@ -359,7 +362,10 @@ fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) 
         }
         Some(Evidence::Observed) => {
             let by_another = facts.touched.contains(&request.wish.server);
-            hold!(facts.times_carried(id) > 0 || by_another, "request {id}: a reboot was observed, but the cloud made none");
+            hold!(
+                facts.times_carried(id) > 0 || by_another,
+                "request {id}: a reboot was observed, but the cloud made none"
+            );
         }
         _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
     }

@@ -34,12 +34,8 @@ impl Machine<'_> {
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut self.desk).await?;
         let file = std::fs::read(&self.path).map_err(|error| Broken(format!("cannot copy the queue: {error}")))?;
         self.say(|| "somebody copies the queue".to_owned());
-        self.copy = Some(Copy {
-            file,
-            facts: self.facts.clone(),
-            newest_entry: self.seen.1,
-            commits: self.fuse.commits(),
-        });
+        self.copy =
+            Some(Copy { file, facts: self.facts.clone(), newest_entry: self.seen.1, commits: self.fuse.commits() });
         Ok(())
     }
 
