@@ -78,6 +78,16 @@ impl Plan {
         is_quiet.then(|| (target.name.clone(), most))
     }
 
+    /// True if nothing breaks the row of looks that begins with a call, one of which takes so long.
+    fn is_watched(&self, target: &TargetSettings, look: Duration) -> bool {
+        let way = Duration::from_millis(self.rough.way_max_ms);
+        let submit = Duration::from_millis(self.scenario.latency.submit_ms.max_ms) + way * 2;
+        let is_slow = |fault: &Fault| matches!(fault.kind, FaultKind::Slow { .. });
+        self.rough.lock == 0
+            && submit + look < longest_gap(target.settle_time)
+            && !self.scenario.faults.iter().any(is_slow)
+    }
+
     /// What can be seen at this target, whatever the schedule does.
     fn sight(&self, target: &TargetSettings) -> rules::Sight {
         let scenario = &self.scenario;
@@ -140,6 +150,7 @@ impl Plan {
         rules::Sight {
             power,
             reboots: reboots && !faults().any(hides_reboots),
+            refused_reboots: target.service == Service::Bms && can_see && self.is_watched(target, look),
             hidden: hidden.collect(),
             listed: BTreeSet::new(),
         }
@@ -234,7 +245,7 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         requests: rng.between(1, servers * 2).min(60),
         act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
         meddling: if view == View::Smooth { 0 } else { rng.between(0, 400) },
-        copies: if !calm && rng.permille(300) { rng.between(20, 500) } else { 0 },
+        copies: if !calm && rng.permille(300) { rng.between(200, 900) } else { 0 },
     };
     let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
     if view == View::Smooth {
@@ -243,6 +254,10 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         let denials = denials(rng, delay_max_ms);
         if !denials.is_empty() {
             show_denied(&mut scenario, &settings);
+            // A throttle in disguise is one: the service has not looked at the call.
+            scenario
+                .faults
+                .retain(|fault| !matches!(&fault.kind, FaultKind::Refuse { code, .. } if code == "BMS.0212"));
         }
         scenario.faults.extend(denials);
         scenario.faults.extend(lasting(rng, servers as usize));

@@ -9,7 +9,8 @@ use super::wire::Cloud;
 use super::{Broken, rules};
 use crate::cloud::{CallError, Fault};
 use crate::model::{
-    AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking, UtcMillis,
+    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking,
+    UtcMillis,
 };
 
 /// One moment: by the machine's time of day, which somebody may have set, and in truth.
@@ -386,6 +387,8 @@ impl Facts {
 fn fate(answer: &Result<Tracking, CallError>) -> Fate {
     match answer.as_ref().map_err(|error| &error.fault) {
         Ok(_) => Fate::Accepted,
+        // Such a code does not even say that nothing was done.
+        Err(Fault::Refused(CodeClass::RetryableUncertain | CodeClass::Ambiguous)) => Fate::InDoubt,
         Err(Fault::Refused(_)) => Fate::Refused,
         Err(Fault::Lost) => Fate::InDoubt,
         Err(_) => Fate::NotDone,

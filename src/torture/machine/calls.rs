@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Flight, Machine, Point, Stage};
-use crate::cloud::{CallError, Fault};
+use crate::cloud::{CallError, Fault, Observed};
 use crate::daemon::{Finished, Task};
 use crate::model::{ServerId, Tracking, UtcMillis};
 use crate::torture::Broken;
@@ -97,6 +97,10 @@ impl Machine<'_> {
     /// An answer reaches the daemon; as in `daemon::run`, a round follows.
     async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
         self.say(|| format!("answer: {}", describe(&finished)));
+        if is_about_key(&finished) {
+            // Nobody asks before the key has rested.
+            self.facts.disturbed();
+        }
         let mut asked_to_wait = None;
         if let Finished::Submitted { batch, answer, .. } = &finished {
             self.facts.told(batch.id.0, answer);
@@ -145,6 +149,21 @@ impl Machine<'_> {
         self.trouble = Duration::ZERO;
         self.copy_or_restore().await
     }
+}
+
+/// True if the cloud refused the key of this call.
+fn is_about_key(finished: &Finished) -> bool {
+    let seen = |answer: &Result<Observed, CallError>| match answer {
+        Ok(observed) => observed.ended_by.as_ref().map(|error| error.fault.clone()),
+        Err(error) => Some(error.fault.clone()),
+    };
+    let fault = match finished {
+        Finished::Prepared { result, .. } => seen(result),
+        Finished::Looked { answer, .. } => seen(answer),
+        Finished::Submitted { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
+        Finished::Tracked { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
+    };
+    matches!(fault, Some(Fault::Credentials | Fault::Permission))
 }
 
 /// How long the cloud asks not to be called.
