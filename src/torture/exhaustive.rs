@@ -86,6 +86,7 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         requests: 8,
         act_gap_max_ms: 1_000,
         meddling: 0,
+        copies: 0,
     };
     Ok((plan, rng))
 }
