@@ -59,7 +59,7 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
     let mut queue = Queue::new().await;
     for sql in [
         "INSERT INTO targets VALUES ('t', 'bms', 'e', 'p', 1, 1, 0, NULL, '2026-01-01T00:00:00.000Z', NULL)",
-        "INSERT INTO refused_keys VALUES ('k', NULL, 1, '2026-01-01T00:00:00.000Z', 'refused')",
+        "INSERT INTO refused_keys VALUES ('k', 's', 't', 1, '2026-01-01T00:00:00.000Z', 'refused', '')",
         "INSERT INTO holds (kind, reason, since) VALUES ('budget', 'spent', '2026-01-01T00:00:00.000Z')",
         "INSERT INTO awaited_ends VALUES (7)",
     ] {
