@@ -161,7 +161,7 @@ async fn a_wal_or_shm_that_was_cut_or_written_over_ends_the_daemon() {
             "halved" => cut(&wal, length / 2),
             "zeroed" => {
                 let mut file = fs::OpenOptions::new().write(true).open(&wal).expect("opened");
-                std::io::Write::write_all(&mut file, &vec![0; 64]).expect("written");
+                std::io::Write::write_all(&mut file, &[0; 64]).expect("written");
             }
             _ => cut(&beside(&yard, "-shm"), 0),
         }
