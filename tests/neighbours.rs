@@ -359,7 +359,7 @@ async fn a_cloud_that_never_answers_hardly_delays_others_with_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_behind_a_lock_waits_for_answers_to_calls_and_not_for_those_to_reads() {
+async fn a_stop_behind_a_lock_waits_for_calls_and_not_for_reads() {
     let yard = Yard::new(QUICK).await;
     let settings = yard.settings();
     let mut now = daemon::now();
