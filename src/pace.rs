@@ -135,7 +135,8 @@ impl Pace {
         until
     }
 
-    fn is_blocked(&self, now: UtcMillis) -> bool {
+    /// True while nothing leaves.
+    pub fn is_blocked(&self, now: UtcMillis) -> bool {
         self.blocked_until.is_some_and(|until| until > now)
     }
 

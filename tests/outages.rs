@@ -103,6 +103,43 @@ async fn a_throttled_batch_is_resent_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_open_beside_a_throttled_one_does_not_end_the_wait() {
+    let slow = fault("slow", "on = [\"submit\"]\ncalls = [1, 2]\ndelay_ms = 500");
+    let busy = fault("throttle", "on = [\"submit\"]\ncalls = [2]\nretry_after_s = 3000");
+    let yard = Yard::new(&format!("{CROWD}{busy}{slow}")).await;
+    let daemon = Daemon::start(&yard.write_config());
+    let mut producer = yard.producer().await;
+    // Two actions are two calls, and leave together; the one that was throttled is known before the other has ended.
+    insert_many(&mut producer, &[yard.server(1)], "reboot").await;
+    wait_for(&mut producer, "SELECT count(*) FROM batches", "1").await;
+    insert_many(&mut producer, &[yard.server(2)], "stop").await;
+    wait_for(&mut producer, "SELECT state FROM power_requests WHERE action = 'reboot'", "succeeded").await;
+    let held = "SELECT count(*) FROM holds WHERE kind = 'breaker' AND until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+40 minutes')";
+    wait_for(&mut producer, held, "1").await;
+    assert_eq!(daemon.stop().await, Some(0));
+    let again = Daemon::start(&yard.write_config());
+    // What the daemon says of this row shows that it has passed over both.
+    let insert = "INSERT INTO power_requests (server_id, action, target) VALUES ('other', 'stop', 'misspelt')";
+    sqlx::query(insert).execute(&mut producer).await.expect("inserted");
+    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'unknown_target'", "1").await;
+    assert_eq!(again.stop().await, Some(0));
+    assert_eq!(carried(&yard.cloud.calls()), [1, 1], "also over a restart");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_connection_breaks_is_not_repeated_on_another() {
+    for action in [Reboot, Stop] {
+        let cut = fault("drop_after", "on = [\"submit\"]\ncalls = [1, 2, 3]");
+        let mut scene = Scene::new(&format!("{CROWD}{cut}"), &[]).await;
+        scene.ask(action, 1..=1).await;
+        scene.outcomes().await;
+        assert_eq!(carried(&scene.yard.cloud.calls()), [1], "{action}");
+        assert_eq!(scene.carried_out(), 1, "{action}");
+        scene.daemon.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_call_during_an_outage_does_not_end_the_doubt() {
     let away = fault("error_before", "on = [\"submit\"]\ncalls = [1]\nstatus = 503");
     let busy = fault("throttle", "on = [\"submit\"]\ncalls = [2]\nretry_after_s = 1");

@@ -439,12 +439,14 @@ impl Dispatcher {
         }
     }
 
-    /// The service answered: whatever kept calls back is over, unless reads are held.
+    /// The service answered: whatever kept calls back is over, unless reads are held or the time is not over. A call that
+    /// was open beside the one that was throttled says nothing of how long the cloud wants to be left alone.
     async fn reached(&mut self, name: &TargetName, action: PowerAction, now: UtcMillis) {
         let Some(target) = self.targets.get_mut(name) else { return };
         target.pace.answered();
         target.doubted.remove(&action);
-        if target.reads.wait(now).is_none() && std::mem::take(&mut target.broken) {
+        let waits = target.reads.wait(now).is_some() || target.pace.is_blocked(now);
+        if !waits && std::mem::take(&mut target.broken) {
             match self.store.lift_hold(name, HoldKind::Breaker).await {
                 Ok(true) => info!(target = %name, "target \"{name}\" answers again"),
                 Ok(false) => {}
