@@ -611,8 +611,10 @@ BEGIN
                  WHEN 'ready' THEN NEW.eligible_at IS OLD.eligible_at
                  WHEN 'retry' THEN NEW.eligible_at IS OLD.eligible_at
                  WHEN 'behind' THEN NEW.eligible_at IS OLD.eligible_at AND OLD.gate = 'ready'
+                 -- After the clock was set back, what is awaited may have ended later than now.
                  WHEN 'later' THEN NEW.eligible_at IS max(NEW.created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''),
                      ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), ''))
+                     OR NEW.eligible_at IS max(NEW.created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''))
                  WHEN 'after' THEN NEW.eligible_at IS NULL
                      AND (OLD.gate = 'after' OR (SELECT gate FROM power_requests WHERE id = NEW.after_id) IS NOT NULL)
                  WHEN 'doomed' THEN NEW.eligible_at IS NULL
