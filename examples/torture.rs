@@ -89,11 +89,12 @@ fn run_seeds(work: &Work, args: &Args) -> Result<(), Broken> {
 
 fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> ExitCode {
     println!(
-        "{} submit calls, {} calls, {} crashes, {} stops, {} commits, {} steps in {:.1} s; digest {:016x}",
+        "{} submit calls, {} calls, {} crashes, {} stops, {} restores, {} commits, {} steps in {:.1} s; digest {:016x}",
         total.submits,
         total.calls,
         total.crashes,
         total.stops,
+        total.restores,
         total.commits,
         total.steps,
         took.as_secs_f64(),

@@ -9,14 +9,14 @@ use reqwest::header::{CONTENT_ENCODING, HeaderMap};
 
 /// The decoded body would be larger than the cap.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLarge;
+pub(crate) struct TooLarge;
 
 /// How many encodings, one around the other, are undone.
 const LAYERS_MAX: usize = 4;
 
 /// Undoes what `Content-Encoding` names, or what the first bytes of a gzip body show without a name, and takes the header
 /// away. A body that does not decode stays as it is, with its header.
-pub(super) fn decode(headers: &mut HeaderMap, body: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, TooLarge> {
+pub(crate) fn decode(headers: &mut HeaderMap, body: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, TooLarge> {
     let mut named = named_encodings(headers);
     if named.is_empty() && is_gzip(&body) {
         named.push("gzip".to_owned());

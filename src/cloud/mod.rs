@@ -23,7 +23,7 @@ pub mod bms;
 pub mod clouddc;
 pub mod codes;
 mod complaint;
-mod encoding;
+pub(crate) mod encoding;
 pub mod http;
 mod lenient;
 pub mod looking;

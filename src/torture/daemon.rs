@@ -48,6 +48,10 @@ impl Daemon {
         let commits = Arc::clone(fuse);
         let options = StoreOptions { allow_commit: Some(Arc::new(move || commits.allows())), ..store_options() };
         let store = Arc::new(Store::open_with(path, &options).await?);
+        if let Err(error) = store.begin_epoch(cloud.moment().utc).await {
+            close(store).await;
+            return Err(error);
+        }
         let made = match clouds(settings, secrets, cloud) {
             Ok(clouds) => Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.moment()).await,
             Err(error) => Err(StoreError::Unreadable(error.0)),
@@ -66,6 +70,12 @@ impl Daemon {
         drop(self.dispatcher);
         close(self.store).await;
         drop(self.lock);
+    }
+
+    /// The last steps of an orderly stop: the answers that wait are stored, and the epoch ends.
+    pub(super) async fn stop(&mut self, now: UtcMillis) -> Result<(), StoreError> {
+        self.dispatcher.save_answers(now).await?;
+        self.store.end_epoch().await
     }
 
     /// As a SIGHUP: new settings, and clients with these secrets, which are new ones.

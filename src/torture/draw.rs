@@ -27,12 +27,17 @@ fn target_name(service: Service) -> TargetName {
     })
 }
 
+/// A reload makes a settling time longer by no more than this.
+pub(super) const SETTLE_MORE: Duration = Duration::from_secs(2);
+
 /// Everything that a run is decided by, beside the order of its steps.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) scenario: Scenario,
     pub(super) settings: Settings,
     pub(super) rough: Roughness,
+    /// As it was drawn, by target; what the cloud does late goes by it.
+    pub(super) settle_times: Vec<Duration>,
 }
 
 impl Plan {
@@ -73,6 +78,16 @@ impl Plan {
         is_quiet.then(|| (target.name.clone(), most))
     }
 
+    /// True if nothing breaks the row of looks that begins with a call, one of which takes so long.
+    fn is_watched(&self, target: &TargetSettings, look: Duration) -> bool {
+        let way = Duration::from_millis(self.rough.way_max_ms);
+        let submit = Duration::from_millis(self.scenario.latency.submit_ms.max_ms) + way * 2;
+        let is_slow = |fault: &Fault| matches!(fault.kind, FaultKind::Slow { .. });
+        self.rough.lock == 0
+            && submit + look < longest_gap(target.settle_time)
+            && !self.scenario.faults.iter().any(is_slow)
+    }
+
     /// What can be seen at this target, whatever the schedule does.
     fn sight(&self, target: &TargetSettings) -> rules::Sight {
         let scenario = &self.scenario;
@@ -107,7 +122,11 @@ impl Plan {
             Service::CloudDc => scenario.clouddc.operation_ms,
         };
         let longest = longest_seen(target, operation);
+        // A look may take a token, a list and shows. In a row, two of them and the wait between fit into the longest gap.
+        let look = slowest * 3 + Duration::from_millis(self.rough.way_max_ms) * 2;
+        let keeps_up = look * 2 + target.settle_time / 8 < longest_gap(target.settle_time);
         let can_see = [rates.jobs_per_minute, rates.lists_per_minute, rates.shows_per_minute] == [0; 3]
+            && keeps_up
             && !faults().any(spoils)
             && slowest < target.request_timeout
             && longest < target.look_time_limit
@@ -131,6 +150,7 @@ impl Plan {
         rules::Sight {
             power,
             reboots: reboots && !faults().any(hides_reboots),
+            refused_reboots: target.service == Service::Bms && can_see && self.is_watched(target, look),
             hidden: hidden.collect(),
             listed: BTreeSet::new(),
         }
@@ -172,6 +192,8 @@ pub(super) struct Roughness {
     pub(super) act_gap_max_ms: u64,
     /// A producer's act is something other than an insert.
     pub(super) meddling: u64,
+    /// When a daemon has ended, somebody copies its queue, or puts an earlier copy back.
+    pub(super) copies: u64,
 }
 
 /// What the seed decides.
@@ -219,19 +241,29 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         operators: if !calm && rng.permille(500) { rng.between(1, 25) } else { 0 },
         misspelt: if rng.permille(100) { rng.between(1, 100) } else { 0 },
         flood: if rng.permille(30) { rng.between(100, 400) } else { 0 },
-        way_max_ms: rng.between(0, 900).min(settle_ms / 2),
+        way_max_ms: rng.between(0, 900).min(if view == View::Foggy { settle_ms / 2 } else { settle_ms / 32 }),
         requests: rng.between(1, servers * 2).min(60),
         act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
         meddling: if view == View::Smooth { 0 } else { rng.between(0, 400) },
+        copies: if !calm && rng.permille(300) { rng.between(200, 900) } else { 0 },
     };
     let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
     if view == View::Smooth {
         soothe(rng, &mut scenario, &mut settings);
     } else {
-        scenario.faults.extend(denials(rng, delay_max_ms));
+        let denials = denials(rng, delay_max_ms);
+        if !denials.is_empty() {
+            show_denied(&mut scenario, &settings);
+            // A throttle in disguise is one: the service has not looked at the call.
+            scenario
+                .faults
+                .retain(|fault| !matches!(&fault.kind, FaultKind::Refuse { code, .. } if code == "BMS.0212"));
+        }
+        scenario.faults.extend(denials);
         scenario.faults.extend(lasting(rng, servers as usize));
     }
-    Ok(Plan { scenario, settings, rough })
+    let settle_times = settings.targets.iter().map(|target| target.settle_time).collect();
+    Ok(Plan { scenario, settings, rough, settle_times })
 }
 
 /// What a seed shows of the cloud.
@@ -403,6 +435,22 @@ fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
     faults
 }
 
+/// What is done although it was denied lasts until the next look of a row sees it. Reboots of real servers take minutes.
+fn show_denied(scenario: &mut Scenario, settings: &Settings) {
+    let gaps = settings.targets.iter().map(|target| longest_gap(target.settle_time + SETTLE_MORE));
+    let least = gaps.max().unwrap_or_default() + Duration::from_secs(1);
+    let least_ms = u64::try_from(least.as_millis()).unwrap_or(u64::MAX);
+    for operation_ms in [&mut scenario.bms.operation_ms, &mut scenario.clouddc.operation_ms] {
+        operation_ms.min_ms = operation_ms.min_ms.max(least_ms);
+        operation_ms.max_ms = operation_ms.max_ms.max(least_ms);
+    }
+}
+
+/// The longest that two looks of one row are apart.
+fn longest_gap(settle_time: Duration) -> Duration {
+    (settle_time / 2).max(Duration::from_secs(2))
+}
+
 /// Faults that stay for good: with one server's show, with large or later pages, with the queries of one job.
 fn lasting(rng: &mut Rng, servers: usize) -> Vec<Fault> {
     let mut faults = Vec::new();
@@ -421,7 +469,7 @@ fn lasting(rng: &mut Rng, servers: usize) -> Vec<Fault> {
         faults.push(Fault { kind: kind(rng), when: When { jobs, ..When::default() } });
     }
     if rng.permille(80) {
-        let odd = [Oddity::BadUtf8, Oddity::LoneSurrogate, Oddity::DoubledKeys, Oddity::Bom];
+        let odd = [Oddity::BadUtf8, Oddity::LoneSurrogate, Oddity::DoubledKeys, Oddity::Bom, Oddity::Gzip];
         let oddity = *rng.pick(&odd).unwrap_or(&Oddity::Bom);
         let chance = Some(Chance::clamped(rng.between(1, 10) as f64 / 10.0));
         let on = vec![Call::Submit, Call::Job, Call::List, Call::Show];

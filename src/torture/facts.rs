@@ -9,7 +9,8 @@ use super::wire::Cloud;
 use super::{Broken, rules};
 use crate::cloud::{CallError, Fault};
 use crate::model::{
-    AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking, UtcMillis,
+    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking,
+    UtcMillis,
 };
 
 /// One moment: by the machine's time of day, which somebody may have set, and in truth.
@@ -50,6 +51,8 @@ pub(super) struct BatchFacts {
     pub(super) action: PowerAction,
     pub(super) state: BatchState,
     pub(super) members: BTreeSet<i64>,
+    /// Those of the members.
+    servers: BTreeSet<ServerId>,
     /// When and for which target the call left this machine, as far as the daemon is concerned.
     pub(super) departed: Option<(Moment, TargetName)>,
     /// The daemon that made the call still lives and has not stored its answer.
@@ -106,6 +109,14 @@ pub(super) struct Facts {
     pub(super) digest: u64,
     /// By how much the machine's time of day was set, all in all: what goes by it may last so much longer.
     pub(super) stepped: Duration,
+    /// An older copy was put back: nothing leaves before somebody has released what is unfinished in it.
+    pub(super) awaits_release: bool,
+    /// Batches of which the copies that were put back know nothing.
+    forgotten: BTreeSet<i64>,
+    /// Servers on which these may have acted: what is seen of them may be theirs.
+    pub(super) touched: BTreeSet<ServerId>,
+    /// Until when the cloud has asked not to be called, in true time, by target.
+    pub(super) asked_until: BTreeMap<TargetName, UtcMillis>,
     /// The latest that the machine's time of day has been: whatever was due by then is due.
     pub(super) latest: UtcMillis,
 }
@@ -122,6 +133,10 @@ impl Facts {
             arrivals: BTreeMap::new(),
             digest: 0xcbf2_9ce4_8422_2325,
             stepped: Duration::ZERO,
+            awaits_release: false,
+            forgotten: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            asked_until: BTreeMap::new(),
             latest: UtcMillis(0),
         }
     }
@@ -157,6 +172,9 @@ impl Facts {
 
     /// The cloud acted on these servers for a batch.
     pub(super) fn carried_out(&mut self, batch: i64, servers: &BTreeSet<ServerId>) -> Result<(), Broken> {
+        if self.forgotten.contains(&batch) {
+            return Ok(());
+        }
         let Some(facts) = self.batches.get(&batch) else {
             return Err(Broken(format!("the cloud acted for batch {batch}, which is not in the queue")));
         };
@@ -185,8 +203,49 @@ impl Facts {
     pub(super) fn clock_set(&mut self, by: Duration) {
         self.stepped += by;
         self.disturbed();
+        self.forget_times();
+    }
+
+    fn forget_times(&mut self) {
         self.departures.clear();
         self.arrivals.clear();
+        self.asked_until.clear();
+    }
+
+    /// The answer to a submit call is taken in. Once it is stored, the time that the cloud asks for is kept, over restarts too.
+    pub(super) fn asked_to_wait(&mut self, batch: i64, wait: Option<Duration>, now: Moment) {
+        let stored = self.batches.get(&batch).filter(|facts| facts.state != BatchState::Submitting);
+        if let (Some(wait), Some((_, target))) = (wait, stored.and_then(|facts| facts.departed.as_ref())) {
+            let until = self.asked_until.entry(target.clone()).or_insert(now.real);
+            *until = (*until).max(now.real + wait);
+        }
+    }
+
+    /// Somebody has put a copy of the queue back, of the time when `then` was true. `is_older`: daemons have written since.
+    pub(super) fn restored(&mut self, then: &Self, is_older: bool, now: Moment) {
+        let newer = std::mem::replace(&mut self.batches, then.batches.clone());
+        self.requests.clone_from(&then.requests);
+        self.deleted.clone_from(&then.deleted);
+        self.held.clone_from(&then.held);
+        for (id, batch) in newer {
+            if let Some(known) = self.batches.get_mut(&id) {
+                known.carried = batch.carried;
+                known.denied = batch.denied;
+                known.departed = batch.departed;
+            } else {
+                self.forgotten.insert(id);
+                self.touched.extend(batch.servers);
+            }
+        }
+        let mut is_unfinished = false;
+        for request in self.requests.values_mut().filter(|request| !request.state.is_terminal()) {
+            request.since = now;
+            is_unfinished = true;
+        }
+        // What a release let go before may be in this copy too.
+        self.awaits_release = is_unfinished && (is_older || then.awaits_release);
+        self.disturbed();
+        self.forget_times();
     }
 
     /// The daemon is told how a submit call went; it counts once it is stored.
@@ -234,6 +293,7 @@ impl Facts {
                 Entry::Member { request, batch } => {
                     if let Some(facts) = self.batches.get_mut(batch) {
                         facts.members.insert(*request);
+                        facts.servers.extend(self.requests.get(request).map(|request| request.wish.server.clone()));
                     }
                 }
                 Entry::Result { request, batch, result } => self.result(*request, *batch, *result)?,
@@ -260,7 +320,11 @@ impl Facts {
         }
         let waited = match request.wish.after.map(|id| self.requests.get(&id)) {
             None => request.wish.inserted_at.utc,
-            Some(awaited) => awaited.filter(|awaited| awaited.state.is_terminal())?.since.utc,
+            Some(awaited) => {
+                let since = awaited.filter(|awaited| awaited.state.is_terminal())?.since;
+                // What had ended before is nothing to wait for, even if a clock that was set back since says otherwise.
+                if since.real > request.wish.inserted_at.real { since.utc } else { request.wish.inserted_at.utc }
+            }
         };
         let from = waited.max(request.wish.inserted_at.utc).max(request.wish.not_before.unwrap_or(waited));
         self.limits.default_ttl.map(|ttl| from + ttl)
@@ -271,6 +335,7 @@ impl Facts {
             action,
             state: BatchState::Submitting,
             members: BTreeSet::new(),
+            servers: BTreeSet::new(),
             departed: None,
             in_hand: false,
             told: None,
@@ -326,6 +391,8 @@ impl Facts {
 fn fate(answer: &Result<Tracking, CallError>) -> Fate {
     match answer.as_ref().map_err(|error| &error.fault) {
         Ok(_) => Fate::Accepted,
+        // Such a code does not even say that nothing was done.
+        Err(Fault::Refused(CodeClass::RetryableUncertain | CodeClass::Ambiguous)) => Fate::InDoubt,
         Err(Fault::Refused(_)) => Fate::Refused,
         Err(Fault::Lost) => Fate::InDoubt,
         Err(_) => Fate::NotDone,

@@ -22,6 +22,7 @@ use crate::sim::World;
 use crate::store::StoreError;
 
 mod calls;
+mod copies;
 mod ending;
 mod operators;
 
@@ -31,8 +32,9 @@ const BEGIN: UtcMillis = UtcMillis(3_471_292_800_000);
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// Steps after which a run is called endless.
 const STEPS_MAX: u64 = 200_000;
-/// Rounds in a row without any progress after which the daemon is called spinning.
+/// Rounds in a row without any progress, within this span, after which the daemon is called spinning.
 const IDLE_ROUNDS_MAX: u32 = 60;
+const IDLE_ROUNDS_SPAN: Duration = Duration::from_secs(120);
 /// Deaths and locks in one run, at most.
 const CRASHES_MAX: u64 = 60;
 /// How often somebody sets the clock in one run, at most.
@@ -93,6 +95,8 @@ pub(super) struct Machine<'a> {
     end_at: Option<Point>,
     calls: u64,
     idle_rounds: u32,
+    /// When the first of these was.
+    idle_since: UtcMillis,
     /// Commits of the daemon, and the last entry of the audit, that are taken into account.
     seen: (u64, i64),
     /// Entries of the cloud's ledger that are taken into account.
@@ -104,10 +108,15 @@ pub(super) struct Machine<'a> {
     /// Steps of the clock so far.
     steps_of_clock: u64,
     secrets: Secrets,
+    secrets_since: UtcMillis,
+    /// The longest that the secrets were wrong without a break.
+    wrong_for: Duration,
     /// The daemon was asked to stop, and until when it waits for answers that cannot be stored.
     stopping: Option<UtcMillis>,
     /// A producer has written since.
     acted: bool,
+    /// The queue as somebody has copied it.
+    copy: Option<copies::Copy>,
     summary: Summary,
     trace: &'a mut Option<Vec<String>>,
 }
@@ -148,14 +157,18 @@ impl<'a> Machine<'a> {
             end_at,
             calls: 0,
             idle_rounds: 0,
+            idle_since: BEGIN,
             seen: (0, 0),
             ledger_seen: 0,
             late_seen: 0,
             called: HashMap::new(),
             steps_of_clock: 0,
             secrets: Secrets::Right,
+            secrets_since: BEGIN,
+            wrong_for: Duration::ZERO,
             stopping: None,
             acted: false,
+            copy: None,
             summary: Summary::default(),
             plan,
             rng,
@@ -165,6 +178,10 @@ impl<'a> Machine<'a> {
 
     /// Runs until everything has ended and every promise was kept.
     pub(super) async fn run(&mut self) -> Result<Summary, Broken> {
+        if self.trace.is_some() {
+            let drawn = format!("{:?}\n{:?}\n{:?}", self.plan.scenario, self.plan.settings, self.plan.rough);
+            self.say(|| drawn);
+        }
         let outcome = self.run_to_the_end().await;
         if outcome.is_err() && self.trace.is_some() {
             self.describe_queue().await?;
@@ -233,7 +250,7 @@ impl<'a> Machine<'a> {
             self.operate().await?;
         }
         if self.rng.permille(rough.crash) && self.daemon.is_some() {
-            self.crash("between two steps").await;
+            self.crash("between two steps").await?;
         }
         if self.rng.permille(rough.crash_in_step) && self.daemon.is_some() {
             let more = self.rng.between(0, 5);
@@ -316,8 +333,7 @@ impl<'a> Machine<'a> {
         let round = daemon.dispatcher.round(self.cloud.moment()).await;
         self.learn().await?;
         if self.fuse.is_blown() {
-            self.crash("before a commit, in a round").await;
-            return Ok(());
+            return self.crash("before a commit, in a round").await;
         }
         let progress = self.fuse.commits() > before || !round.tasks.is_empty();
         self.after_round(round, progress, now)
@@ -325,6 +341,10 @@ impl<'a> Machine<'a> {
 
     fn after_round(&mut self, round: Round, progress: bool, now: UtcMillis) -> Result<(), Broken> {
         self.idle_rounds = if progress { 0 } else { self.idle_rounds + 1 };
+        if self.idle_rounds <= 1 || now.since(self.idle_since) > IDLE_ROUNDS_SPAN {
+            self.idle_rounds = self.idle_rounds.min(1);
+            self.idle_since = now;
+        }
         if self.idle_rounds > IDLE_ROUNDS_MAX {
             return Err(Broken(format!("the daemon spins: {IDLE_ROUNDS_MAX} rounds without anything to do")));
         }
@@ -359,8 +379,9 @@ impl<'a> Machine<'a> {
             Ok(daemon) => {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
+                self.facts.reloaded(&self.plan.limits());
             }
-            Err(_) if self.fuse.is_blown() => self.crash("before a commit, while starting").await,
+            Err(_) if self.fuse.is_blown() => self.crash("before a commit, while starting").await?,
             Err(error) => self.endure(&error)?,
         }
         Ok(())
@@ -370,12 +391,18 @@ impl<'a> Machine<'a> {
         let now = self.now();
         if self.producers.left == 0 && self.secrets == Secrets::Wrong {
             // Somebody notices, before the producers are done.
-            self.secrets = Secrets::Right;
+            self.set_secrets(Secrets::Right);
             self.reload().await?;
             self.act_at = Some(now + SAFETY_INTERVAL);
             return Ok(());
         }
+        if self.producers.left == 0 && self.facts.awaits_release && self.daemon.is_none() {
+            // There is nothing to release before the daemon has found out.
+            self.act_at = Some(now + SAFETY_INTERVAL);
+            return Ok(());
+        }
         if self.producers.left == 0 {
+            self.release().await?;
             self.producers.resume_all(&mut self.desk, &mut self.facts).await?;
             // Requests that never expire wait for ever behind a server that stays busy for ever: somebody gives them up.
             self.act_at = match self.plan.settings.queue.default_ttl {

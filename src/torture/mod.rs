@@ -87,6 +87,8 @@ pub struct Summary {
     pub calls: u64,
     /// How often a daemon was stopped in order.
     pub stops: u64,
+    /// How often an earlier copy of the queue was put back.
+    pub restores: u64,
     /// Requests for which there was evidence to be had; none of them ended `unknown`.
     pub with_evidence: u64,
     /// Decided by the whole history: equal for equal runs.
@@ -105,6 +107,7 @@ impl Summary {
         self.commits += other.commits;
         self.calls += other.calls;
         self.stops += other.stops;
+        self.restores += other.restores;
         self.with_evidence += other.with_evidence;
         self.digest ^= other.digest;
     }
@@ -206,7 +209,7 @@ impl Folder {
     /// A fresh queue in place of the one before.
     fn begin(&self, fresh: &[u8]) -> Result<PathBuf, Broken> {
         let path = self.path.join("queue.db");
-        for ending in ["queue.db-wal", "queue.db-shm"] {
+        for ending in ["queue.db-wal", "queue.db-shm", "queue.db.epoch"] {
             let _ = std::fs::remove_file(self.path.join(ending));
         }
         std::fs::write(&path, fresh).map_err(|error| Broken(format!("cannot write {}: {error}", path.display())))?;

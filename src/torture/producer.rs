@@ -51,14 +51,16 @@ impl Producers {
         }
         let queued = facts.requests.iter().filter(|(_, request)| request.state == RequestState::Queued);
         let queued: Vec<i64> = queued.map(|(id, _)| *id).collect();
-        match (rng.between(0, 6), rng.pick(&queued).copied()) {
+        let (what, id) = (rng.between(0, 6), rng.pick(&queued).copied());
+        let done = match (what, id) {
             (6, _) => tamper(desk, rng).await,
             (0, Some(id)) => cancel(desk, id).await,
             (1, Some(id)) => change_not_before(desk, facts, rng, id, now).await,
             (2, Some(id)) => change_expiry(desk, facts, rng, id, now).await,
             (3, Some(id)) => change_priority(desk, rng, id).await,
             _ => hold(desk, facts, rng, now).await,
-        }
+        };
+        done.map_err(|Broken(error)| Broken(format!("act {what} of the producers, on request {id:?}: {error}")))
     }
 
     /// Lifts every hold of an operator; the end of a run.

@@ -53,6 +53,8 @@ pub(super) struct Sight {
     pub(super) power: bool,
     /// That a reboot was accepted, and how it ended.
     pub(super) reboots: bool,
+    /// That a refused reboot was not done: an unbroken row of looks shows it.
+    pub(super) refused_reboots: bool,
     /// Servers that can never be shown alone.
     pub(super) hidden: Vec<ServerId>,
     /// Servers that the list has.
@@ -95,6 +97,11 @@ pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: Moment) 
     let limits = facts.limits.targets.get(*target);
     hold!(limits.is_some(), "batch {batch} goes to target {target}, which nobody configured");
     let Some(limits) = limits else { return Ok(()) };
+    let asked_until = facts.asked_until.get(*target);
+    hold!(
+        asked_until.is_none_or(|until| now.real >= *until),
+        "batch {batch} leaves before {asked_until:?} (Retry-After)"
+    );
     hold!(members.len() <= limits.batch_servers_max as usize, "batch {batch} is too large");
     for (id, server) in *members {
         let known = facts.requests.get(id).map(|request| (&request.wish, request.state));
@@ -207,7 +214,7 @@ fn cloud_lies_of(facts: &Facts, request: &Request) -> bool {
 
 /// True where whoever looks could have told what became of a request: it was sent, its server can be seen, nothing fell into
 /// the time of its batch, no other operation could be taken for its own. A start or a stop leaves a mark whatever became of
-/// its call; of a reboot only an accepted call does.
+/// its call. A reboot does not: of one that was accepted its job tells, of one that was refused a row of looks.
 pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
     let wish = &request.wish;
     let Some(sight) = facts.limits.sights.get(&wish.target) else { return false };
@@ -227,8 +234,13 @@ pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
                     && !std::ptr::eq(*other, request)
             };
             let shadowed = facts.requests.values().filter(same).any(|other| casts_shadow(&other));
-            let accepted = batches.clone().next_back().is_some_and(|batch| batch.known_fate() == Fate::Accepted);
-            sight.reboots && accepted && !shadowed
+            let can_tell = match batches.clone().next_back().map(BatchFacts::known_fate) {
+                Some(Fate::Accepted) => sight.reboots,
+                Some(Fate::Refused) => sight.refused_reboots,
+                Some(Fate::NotDone) => true,
+                Some(Fate::Open | Fate::InDoubt) | None => false,
+            };
+            can_tell && !shadowed
         }
     }
 }
@@ -237,14 +249,15 @@ pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
 pub(super) fn check_prompt(facts: &Facts, now: Moment) -> Result<(), Broken> {
     for (id, request) in &facts.requests {
         let (wish, Some(most)) = (&request.wish, facts.limits.prompt.get(&request.wish.target)) else { continue };
-        let is_first = || {
-            facts.requests.range(..id).all(|(_, older)| {
-                (&older.wish.server, &older.wish.target) != (&wish.server, &wish.target) || older.state.is_terminal()
-            })
-        };
+        // Those of the same server come first; it has waited since the last of them has ended.
+        let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
+        let older = || facts.requests.range(..id).map(|(_, older)| older).filter(same);
+        let is_first = || older().all(|other| other.state.is_terminal());
+        let is_free_for = || older().map(|other| now.real.since(other.since.real)).min().unwrap_or(Duration::MAX);
         let since = wish.not_before.map_or(now.real.since(request.since.real), |at| now.utc.since(at));
         let waits = since.min(now.real.since(request.since.real));
-        let is_late = request.state == RequestState::Queued && wish.after.is_none() && waits > *most;
+        let is_late =
+            request.state == RequestState::Queued && wish.after.is_none() && waits > *most && is_free_for() > *most;
         hold!(!is_late || !is_first(), "request {id} waits {waits:?} for {} although nothing holds it", wish.target);
     }
     Ok(())
@@ -263,11 +276,15 @@ fn is_legal(was: RequestState, becomes: RequestState) -> bool {
 
 /// Nothing goes out before its time, after its time, out of turn or past an operator's hold; no reboot goes out again.
 fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result<(), Broken> {
+    hold!(!facts.awaits_release, "request {id} goes out although an older copy was put back, and nobody released it");
     let (wish, now) = (&request.wish, now.utc);
     // Taken in while the clock was ahead, it may go although somebody has set the clock back since.
     let was = facts.latest.max(now);
     hold!(wish.not_before.is_none_or(|at| at <= was), "request {id} goes out before its not_before");
-    hold!(facts.expiry(request).is_none_or(|at| at > now), "request {id} goes out after its time");
+    // The default time counts from when it came: it has not waited for longer because somebody set the clock ahead.
+    let allowance = if wish.expires_at.is_none() { facts.stepped } else { Duration::ZERO };
+    let expiry = facts.expiry(request);
+    hold!(expiry.is_none_or(|at| at + allowance > now), "request {id} goes out after its time");
     hold!(is_freed(facts, request), "request {id} goes out before what it waits for has succeeded");
     let held = facts.held.iter().any(|(target, action)| {
         target.as_ref().is_none_or(|target| *target == wish.target) && action.is_none_or(|action| action == wish.action)
@@ -352,7 +369,11 @@ fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) 
             hold!(power == Some(wished), "request {id} succeeded ({evidence:?}), but its power is {power:?}");
         }
         Some(Evidence::Observed) => {
-            hold!(facts.times_carried(id) > 0, "request {id}: a reboot was observed, but the cloud made none");
+            let by_another = facts.touched.contains(&request.wish.server);
+            hold!(
+                facts.times_carried(id) > 0 || by_another,
+                "request {id}: a reboot was observed, but the cloud made none"
+            );
         }
         _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
     }

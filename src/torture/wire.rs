@@ -13,6 +13,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::cloud::CallError;
 use crate::cloud::answer::{Answer, CallKind};
+use crate::cloud::encoding::{TooLarge, decode};
 use crate::cloud::http::{BODY_BYTES_MAX, Wire, doubt, failed};
 use crate::model::{Now, Steady, UtcMillis};
 use crate::sim::{self, Delivery, LateAct, LedgerEntry, ServerSummary, World};
@@ -148,17 +149,19 @@ impl SimWire {
 
 /// What the HTTP client makes of the answer; see `cloud::http`.
 fn deliver(answer: sim::Answer, kind: CallKind) -> Result<Answer, CallError> {
-    let headers = headers(&answer);
+    let mut headers = headers(&answer);
     let mut body = answer.body;
+    let too_large = || failed(doubt(kind), Some(answer.status), "the answer is too large; cut off");
     match answer.delivery {
         Delivery::Dropped => return Err(failed(doubt(kind), None, "no answer: the connection was closed")),
         Delivery::Truncated { .. } => return Err(failed(doubt(kind), Some(answer.status), "the answer broke off")),
         Delivery::Padded { bytes } if body.len() + bytes > BODY_BYTES_MAX => {
-            return Err(failed(doubt(kind), Some(answer.status), "the answer is too large; cut off"));
+            return Err(too_large());
         }
         Delivery::Padded { bytes } => body.resize(body.len() + bytes, b' '),
         Delivery::Whole => {}
     }
+    let body = decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| too_large())?;
     Ok(Answer { status: answer.status, headers, body })
 }
 

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Flight, Machine, Point, Stage};
-use crate::cloud::CallError;
+use crate::cloud::{CallError, Fault, Observed};
 use crate::daemon::{Finished, Task};
-use crate::model::{ServerId, UtcMillis};
+use crate::model::{ServerId, Tracking, UtcMillis};
 use crate::torture::Broken;
 use crate::torture::facts::Departure;
 
@@ -38,8 +38,7 @@ impl Machine<'_> {
     async fn carry_out(&mut self, task: Task, orphaned: bool) -> Result<(), Broken> {
         self.calls += 1;
         if self.end_at == Some(Point::Call(self.calls)) {
-            self.crash("before a call arrives").await;
-            return Ok(());
+            return self.crash("before a call arrives").await;
         }
         let now = self.moment();
         let batch = match &task {
@@ -60,7 +59,7 @@ impl Machine<'_> {
         let at = self.now() + delay + self.rng.millis(0, self.plan.rough.way_max_ms);
         self.flights.push(Flight { at, stage: Stage::Back(finished), orphaned });
         if self.end_at == Some(Point::Answer(self.calls)) {
-            self.crash("between a call and its answer").await;
+            self.crash("between a call and its answer").await?;
         }
         Ok(())
     }
@@ -98,28 +97,40 @@ impl Machine<'_> {
     /// An answer reaches the daemon; as in `daemon::run`, a round follows.
     async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
         self.say(|| format!("answer: {}", describe(&finished)));
+        if is_about_key(&finished) {
+            // Nobody asks before the key has rested.
+            self.facts.disturbed();
+        }
+        let mut asked_to_wait = None;
         if let Finished::Submitted { batch, answer, .. } = &finished {
             self.facts.told(batch.id.0, answer);
+            asked_to_wait = Some((batch.id.0, retry_after(answer)));
         }
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
         let outcome = daemon.dispatcher.finish(finished, self.cloud.moment()).await;
         self.learn().await?;
         if self.fuse.is_blown() {
-            self.crash("before a commit, after an answer").await;
-            return Ok(());
+            return self.crash("before a commit, after an answer").await;
         }
         self.idle_rounds = 0;
         match outcome {
-            Ok(()) => self.wake_at = Some(self.cloud.now()),
+            Ok(()) => {
+                self.wake_at = Some(self.cloud.now());
+                if let Some((batch, wait)) = asked_to_wait {
+                    let is_plain = self.cloud.clock() == 0 && self.plan.rough.lock == 0;
+                    self.facts.asked_to_wait(batch, wait.filter(|_| is_plain), self.moment());
+                }
+            }
             Err(error) => self.endure(&error)?,
         }
         Ok(())
     }
 
     /// The daemon is gone from one moment to the next. A call that has left may still arrive.
-    pub(super) async fn crash(&mut self, how: &str) {
+    pub(super) async fn crash(&mut self, how: &str) -> Result<(), Broken> {
         self.say(|| format!("the daemon dies {how}"));
         self.summary.crashes += 1;
+        self.learn().await?;
         self.facts.crashed();
         for mut flight in std::mem::take(&mut self.flights) {
             let is_submit = matches!(flight.stage, Stage::Out(Task::Submit { .. }));
@@ -136,13 +147,37 @@ impl Machine<'_> {
         let pause = if self.rng.permille(700) { 0 } else { self.rng.between(0, 20_000) };
         self.wake_at = Some(self.now() + Duration::from_millis(pause));
         self.trouble = Duration::ZERO;
+        self.copy_or_restore().await
+    }
+}
+
+/// True if the cloud refused the key of this call.
+fn is_about_key(finished: &Finished) -> bool {
+    let seen = |answer: &Result<Observed, CallError>| match answer {
+        Ok(observed) => observed.ended_by.as_ref().map(|error| error.fault.clone()),
+        Err(error) => Some(error.fault.clone()),
+    };
+    let fault = match finished {
+        Finished::Prepared { result, .. } => seen(result),
+        Finished::Looked { answer, .. } => seen(answer),
+        Finished::Submitted { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
+        Finished::Tracked { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
+    };
+    matches!(fault, Some(Fault::Credentials | Fault::Permission))
+}
+
+/// How long the cloud asks not to be called.
+fn retry_after(answer: &Result<Tracking, CallError>) -> Option<Duration> {
+    match answer {
+        Err(CallError { fault: Fault::Throttled { retry_after, .. }, .. }) => *retry_after,
+        _ => None,
     }
 }
 
 fn describe(finished: &Finished) -> String {
     let outcome = |error: Option<&CallError>| error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code));
     match finished {
-        Finished::Prepared { result, .. } => format!("prepare: {}", outcome(result.as_ref().err())),
+        Finished::Prepared { target, result, .. } => format!("prepare of {target}: {}", outcome(result.as_ref().err())),
         Finished::Submitted { batch, answer, .. } => {
             format!("submit of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
         }

@@ -1,8 +1,13 @@
 //! The end of a run: nothing is left open, no row is lost, and what is worth counting.
 
+use std::time::Duration;
+
 use super::Machine;
 use crate::model::Evidence;
 use crate::torture::{Broken, Summary};
+
+/// A daemon tries wrong secrets no more than four times within this.
+const WRONG_SECRETS_MAX: Duration = Duration::from_secs(6 * 60);
 
 impl Machine<'_> {
     /// What is unfinished, for the trace.
@@ -35,7 +40,8 @@ impl Machine<'_> {
             )));
         }
         // A life that ends before it has stored a refusal cannot know of it the next time.
-        let remembers = self.summary.crashes == 0 && self.steps_of_clock == 0;
+        // And a secret that stays wrong is tried now and then: all a daemon can do is to leave the lock's time between tries.
+        let remembers = self.summary.crashes == 0 && self.steps_of_clock == 0 && self.wrong_for < WRONG_SECRETS_MAX;
         if remembers && self.cloud.key_locks() > 0 {
             return Err(Broken("the access key was locked: too many signatures were refused in a row".to_owned()));
         }

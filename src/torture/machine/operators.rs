@@ -12,6 +12,7 @@ use crate::settings::{Settings, TargetSettings};
 use crate::store::{QueueLock, StoreError};
 use crate::torture::Broken;
 use crate::torture::daemon::Secrets;
+use crate::torture::draw::SETTLE_MORE;
 
 /// As `daemon::run` waits for answers that cannot be stored.
 const UNSAVED_PATIENCE: Duration = Duration::from_secs(30);
@@ -21,13 +22,14 @@ const TROUBLE_WAIT: Duration = Duration::from_millis(250);
 impl Machine<'_> {
     /// One of these acts.
     pub(super) async fn operate(&mut self) -> Result<(), Broken> {
-        match self.rng.between(0, 9) {
+        match self.rng.between(0, 11) {
+            10 | 11 => self.release().await,
             0..=3 => {
                 if self.rng.permille(250) {
-                    self.secrets = match self.secrets {
+                    self.set_secrets(match self.secrets {
                         Secrets::Right => Secrets::Wrong,
                         Secrets::Wrong => Secrets::Right,
-                    };
+                    });
                 }
                 self.vary_settings();
                 self.reload().await
@@ -41,23 +43,34 @@ impl Machine<'_> {
         }
     }
 
+    /// Takes note of how long wrong ones were there.
+    pub(super) fn set_secrets(&mut self, secrets: Secrets) {
+        let now = self.now();
+        if self.secrets == Secrets::Wrong {
+            self.wrong_for = self.wrong_for.max(now.since(self.secrets_since));
+        }
+        self.secrets = secrets;
+        self.secrets_since = now;
+    }
+
     /// Limits and times that may change at any moment. No settling time gets shorter: how late the cloud acts was drawn by it.
     fn vary_settings(&mut self) {
         let mut settings: Settings = self.plan.settings.clone();
-        for target in &mut settings.targets {
-            self.vary(target);
+        for (target, drawn) in settings.targets.iter_mut().zip(self.plan.settle_times.clone()) {
+            self.vary(target, drawn);
         }
         settings.batch.linger = self.rng.millis(0, 300);
         self.plan.settings = settings;
     }
 
-    fn vary(&mut self, target: &mut TargetSettings) {
+    fn vary(&mut self, target: &mut TargetSettings, drawn: Duration) {
         let rng = &mut self.rng;
         target.submits_per_minute = rng.between(3, 50) as u32;
         target.submits_open_max = rng.between(1, 16) as u32;
         target.batch_servers_max = rng.between(1, 20) as u32;
         target.first_look = rng.millis(50, 4_000);
-        target.settle_time += rng.millis(0, 2_000);
+        let most_ms = u64::try_from(SETTLE_MORE.as_millis()).unwrap_or(0);
+        target.settle_time = drawn + rng.millis(0, most_ms);
     }
 
     /// Has the daemon, if there is one, go on with the present settings and secrets. Whatever calls are being made.
@@ -65,7 +78,8 @@ impl Machine<'_> {
         let secrets = self.secrets;
         self.say(|| format!("reload, with {secrets:?} secrets"));
         self.facts.disturbed();
-        self.facts.reloaded(&self.plan.limits());
+        // New secrets are tried at once.
+        self.facts.asked_until.clear();
         if self.stopping.is_some() {
             return Ok(());
         }
@@ -73,13 +87,15 @@ impl Machine<'_> {
         let outcome = daemon.reload(&self.plan.settings, secrets, &self.cloud).await;
         self.learn().await?;
         if self.fuse.is_blown() {
-            self.crash("before a commit, in a reload").await;
-            return Ok(());
+            return self.crash("before a commit, in a reload").await;
         }
         self.wake_at = Some(self.now());
         self.idle_rounds = 0;
         match outcome {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.facts.reloaded(&self.plan.limits());
+                Ok(())
+            }
             // The old ones stay; the next start takes these.
             Err(ReloadError::Store(error)) if error.is_passing() => {
                 self.say(|| format!("the reload fails: {error}"));
@@ -113,11 +129,10 @@ impl Machine<'_> {
         }
         let (now, moment) = (self.now(), self.cloud.moment().utc);
         let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
-        let saved = daemon.dispatcher.save_answers(moment).await;
+        let saved = daemon.stop(moment).await;
         self.learn().await?;
         if self.fuse.is_blown() {
-            self.crash("before a commit, while stopping").await;
-            return Ok(());
+            return self.crash("before a commit, while stopping").await;
         }
         if saved.is_err() && now < until {
             self.wake_at = Some(now + TROUBLE_WAIT);
@@ -132,7 +147,7 @@ impl Machine<'_> {
         }
         let pause = if self.rng.permille(500) { Duration::ZERO } else { self.rng.millis(0, 60_000) };
         self.wake_at = Some(now + pause);
-        Ok(())
+        self.copy_or_restore().await
     }
 
     fn longest_call(&self) -> Duration {
@@ -148,8 +163,7 @@ impl Machine<'_> {
         let pruned = daemon.prune(cutoff, now).await;
         self.learn().await?;
         if self.fuse.is_blown() {
-            self.crash("before a commit, in a prune").await;
-            return Ok(());
+            return self.crash("before a commit, in a prune").await;
         }
         match pruned {
             Ok(pruned) => self.say(|| format!("pruned: {} requests, {} batches", pruned.requests, pruned.batches)),
