@@ -320,7 +320,11 @@ impl Facts {
         }
         let waited = match request.wish.after.map(|id| self.requests.get(&id)) {
             None => request.wish.inserted_at.utc,
-            Some(awaited) => awaited.filter(|awaited| awaited.state.is_terminal())?.since.utc,
+            Some(awaited) => {
+                let since = awaited.filter(|awaited| awaited.state.is_terminal())?.since;
+                // What had ended before is nothing to wait for, even if a clock that was set back since says otherwise.
+                if since.real > request.wish.inserted_at.real { since.utc } else { request.wish.inserted_at.utc }
+            }
         };
         let from = waited.max(request.wish.inserted_at.utc).max(request.wish.not_before.unwrap_or(waited));
         self.limits.default_ttl.map(|ttl| from + ttl)

@@ -12,8 +12,12 @@
 //! A seed decides everything: the cloud's faults, the settings, what producers insert and when, how long every call is on
 //! its way, in which order answers come back, and where the daemon dies: between two steps, before any commit, between a
 //! call's being carried out and its answer. It also decides what the cloud does although it denied it, when somebody sets the
-//! clock, reloads other settings or wrong secrets, stops the daemon, prunes, or starts a second one. Virtual time begins far ahead of this machine's, because the schema's triggers
-//! ask SQLite for "now". Needs no network and no clock; a failing seed replays exactly.
+//! clock, reloads other settings or wrong secrets, stops the daemon, prunes, starts a second one, or puts an earlier copy of
+//! the queue back. Virtual time begins far ahead of this machine's, because the schema's triggers ask SQLite for "now". Needs
+//! no network and no clock; a failing seed replays exactly.
+//!
+//! What it takes for granted: a cloud that acts on what it denied begins within the settling time, and is at it for longer
+//! than two looks of a row are apart; a throttle, in disguise too, means that nobody looked at the call.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
