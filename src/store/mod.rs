@@ -134,13 +134,19 @@ impl Store {
         file::create(path)?;
         schema::refuse_strangers(path).await?;
         let mut writer = connect_writer(path, options).await?;
-        schema::migrate(&mut writer, path).await?;
+        if let Err(error) = schema::migrate(&mut writer, path).await {
+            return Err(closed(writer, error).await);
+        }
         Self::begun(writer, path, options.clone()).await
     }
 
     async fn begun(mut writer: SqliteConnection, path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let mark = match read_mark(&mut writer).await {
+            Ok(mark) => mark.unwrap_or_default(),
+            Err(error) => return Err(closed(writer, error).await),
+        };
         let own = Own {
-            mark: read_mark(&mut writer).await?.unwrap_or_default(),
+            mark,
             place: Place::new(path, file::identity(path)?),
             note: Note::default(),
             noted_by: None,
@@ -277,6 +283,13 @@ impl Own {
             self.unnoted = writer.write(self.note, synced && self.synced).err();
         }
     }
+}
+
+/// The error, once the connection is closed. One that is dropped closes itself some time later, and may then tidy up what
+/// has come in the file's place.
+async fn closed(connection: SqliteConnection, error: StoreError) -> StoreError {
+    let _ = connection.close().await;
+    error
 }
 
 async fn read_mark(connection: &mut SqliteConnection) -> Result<Option<Mark>, StoreError> {
