@@ -138,9 +138,8 @@ async fn claims(what: &str, backlog: &str, more: usize, ttl: Option<Duration>) -
         let Some(batch) = bench.store.claim(lane, &origin, Which::First(1000), &[], now).await? else { break };
         claim.push(start.elapsed());
         let start = Instant::now();
-        let moves = batch.members.iter().map(|member| (member.request, Event::Accepted)).collect();
         let next = BatchNext::Track { job: Some(JobId("j".into())), next_look_at: now };
-        bench.store.record(&batch, &step(next, moves), now).await?;
+        bench.store.record(&batch, &step(next, Vec::new()), now).await?;
         accept.push(start.elapsed());
         let Some((batch, _)) = bench.store.load_batch(batch.id).await? else { break };
         let comes_back = round % 4 == 3;

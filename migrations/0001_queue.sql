@@ -31,8 +31,8 @@ CREATE TABLE power_requests (
 
     -- what the daemon tells. A stranger who writes here anyway must leave something that the daemon can read
     state        TEXT DEFAULT 'queued'
-                 CONSTRAINT state_known CHECK (state IN ('queued', 'submitting', 'running', 'succeeded', 'failed',
-                                                         'cancelled', 'expired', 'rejected', 'unknown')),
+                 CONSTRAINT state_known CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired',
+                                                         'rejected', 'unknown')),
     batch_id     INTEGER CONSTRAINT batch_id_form CHECK (typeof(batch_id) IN ('integer', 'null')),
     attempts     INTEGER DEFAULT 0 CONSTRAINT attempts_range CHECK (typeof(attempts) IN ('integer', 'null') AND attempts >= 0),
     retry_at     TEXT CONSTRAINT retry_at_form CHECK (retry_at IS NULL OR (typeof(retry_at) = 'text' AND retry_at GLOB
@@ -52,7 +52,7 @@ CREATE TABLE power_requests (
     --   ready   may be claimed               retry   waits for retry_at, and holds up its server
     --   behind  due, another one goes first  later   waits for eligible_at (not_before)
     --   after   waits for after_id           doomed  after_id had not succeeded; about to be cancelled
-    --   flight  submitting or running
+    --   flight  running
     gate         TEXT DEFAULT 'ready',
     -- the latest of created_at, not_before and the end of after_id; NULL while that end is not known
     eligible_at  TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
@@ -61,21 +61,21 @@ CREATE TABLE power_requests (
     -- 0: fresh. Else the part of a refused batch that this request belongs to; groups never share a batch
     travel_group INTEGER DEFAULT 0 CONSTRAINT travel_group_form CHECK (typeof(travel_group) IN ('integer', 'null')),
 
-    CONSTRAINT flight_has_batch CHECK (state NOT IN ('submitting', 'running') OR (batch_id IS NOT NULL AND gate = 'flight')),
+    CONSTRAINT flight_has_batch CHECK (state <> 'running' OR (batch_id IS NOT NULL AND gate = 'flight')),
     CONSTRAINT gate_fits CHECK (CASE gate WHEN 'ready' THEN 1 WHEN 'behind' THEN 1 WHEN 'after' THEN 1 WHEN 'doomed' THEN 1
                                           WHEN 'retry' THEN retry_at IS NOT NULL WHEN 'later' THEN eligible_at IS NOT NULL
-                                          WHEN 'flight' THEN state IN ('submitting', 'running') ELSE gate IS NULL END),
+                                          WHEN 'flight' THEN state = 'running' ELSE gate IS NULL END),
     -- a producer's cancel sets only the state; the AFTER trigger fills the rest
     CONSTRAINT end_is_complete CHECK (CASE WHEN state = 'cancelled' AND gate IS NOT NULL THEN finished_at IS NULL AND evidence IS NULL
-                                      ELSE (state = 'queued' OR state = 'submitting' OR state = 'running') = (finished_at IS NULL)
+                                      ELSE (state = 'queued' OR state = 'running') = (finished_at IS NULL)
                                       AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL OR gate IS NULL) END),
     CONSTRAINT known_has_evidence CHECK (state NOT IN ('succeeded', 'failed') OR evidence <> 'none')
 );
 
 -- What may be claimed, in the order of the claim. Parked rows are not in it.
 CREATE INDEX power_requests_ready ON power_requests (target, action, travel_group, priority DESC, id) WHERE gate = 'ready';
--- Promise 4: at most one request per server is submitting or running.
-CREATE UNIQUE INDEX power_requests_in_flight ON power_requests (target, server_id) WHERE state IN ('submitting', 'running');
+-- Promise 4: at most one request per server is running.
+CREATE UNIQUE INDEX power_requests_in_flight ON power_requests (target, server_id) WHERE state = 'running';
 CREATE INDEX power_requests_server ON power_requests (target, server_id, gate, id) WHERE gate IS NOT NULL;
 CREATE INDEX power_requests_later ON power_requests (eligible_at) WHERE gate = 'later';
 CREATE INDEX power_requests_retry ON power_requests (retry_at) WHERE gate = 'retry';
@@ -611,7 +611,7 @@ WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL AND NEW.id IS OLD.id 
           OR (NEW.state IS NOT OLD.state AND NOT (OLD.state = 'queued' AND NEW.state IS 'cancelled')))
 BEGIN
     SELECT CASE
-        WHEN OLD.state = 'queued' AND NEW.state IS 'submitting' THEN RAISE(ABORT, 'only the daemon submits requests')
+        WHEN OLD.state = 'queued' AND NEW.state IS 'running' THEN RAISE(ABORT, 'only the daemon submits requests')
         WHEN NEW.state IS NOT OLD.state AND NOT (OLD.state = 'queued' AND NEW.state IS 'cancelled')
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
         WHEN NEW.state IS NOT OLD.state OR NEW.batch_id IS NOT OLD.batch_id OR NEW.attempts IS NOT OLD.attempts
@@ -707,21 +707,20 @@ WHEN NEW.state IS NOT OLD.state AND OLD.finished_at IS NULL AND OLD.state IS NOT
 BEGIN
     SELECT CASE
         WHEN NOT CASE NEW.state
-                 WHEN 'submitting' THEN OLD.state = 'queued'
+                 WHEN 'running' THEN OLD.state = 'queued'
                  WHEN 'cancelled' THEN OLD.state = 'queued'
                  WHEN 'expired' THEN OLD.state = 'queued'
                  WHEN 'rejected' THEN OLD.state = 'queued'
-                 WHEN 'running' THEN OLD.state = 'submitting'
-                 WHEN 'queued' THEN OLD.state = 'submitting' OR OLD.state = 'running'
-                 WHEN 'succeeded' THEN OLD.state = 'submitting' OR OLD.state = 'running'
-                 WHEN 'failed' THEN OLD.state = 'submitting' OR OLD.state = 'running'
-                 WHEN 'unknown' THEN OLD.state = 'submitting' OR OLD.state = 'running'
+                 WHEN 'queued' THEN OLD.state = 'running'
+                 WHEN 'succeeded' THEN OLD.state = 'running'
+                 WHEN 'failed' THEN OLD.state = 'running'
+                 WHEN 'unknown' THEN OLD.state = 'running'
                  ELSE 0 END
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
-        WHEN NEW.state = 'submitting' AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target
+        WHEN NEW.state = 'running' AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target
              AND server_id = NEW.server_id AND gate = 'flight' AND id <> NEW.id)
             THEN RAISE(ABORT, 'another request for this server is in flight')
-        WHEN NEW.state = 'submitting' AND (NEW.batch_id IS OLD.batch_id
+        WHEN NEW.state = 'running' AND (NEW.batch_id IS OLD.batch_id
              OR NOT EXISTS (SELECT 1 FROM batches WHERE id = NEW.batch_id AND state = 'submitting'))
             THEN RAISE(ABORT, 'only the daemon submits requests')
     END;

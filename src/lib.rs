@@ -74,7 +74,7 @@
 //! keeps in memory (calls being made, answers not yet stored, the pace) is lost without harm. So there is no recovery code
 //! that only runs after a crash: a batch found `submitting` with nobody making its call is a lost answer like any other.
 //!
-//! **Intent before call.** A claim moves the requests to `submitting` and writes batch and members, synced, before the call
+//! **Intent before call.** A claim moves the requests to `running`, counts the attempt, and writes batch and members, synced, before the call
 //! leaves; otherwise a crash could leave servers switched that no row knows of. All that can wait or fail comes before the
 //! intent (pace, token), so that little can go wrong after it. Each submit uses a fresh connection: a stale one would turn a
 //! thousand reboots into doubt. Redirects are not followed and nothing is repeated below `daemon`.

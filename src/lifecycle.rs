@@ -9,8 +9,6 @@ use crate::model::{AttemptResult, Complaint, Evidence, JobId, LookCause, Request
 pub enum Event {
     /// It was put into a batch; the intent is stored.
     Claimed,
-    /// The cloud accepted the call that carries it.
-    Accepted,
     /// It ended.
     Ended(Outcome),
     /// Back to the queue: proved not carried out, not sent, busy, refused beside others, or worth another try.
@@ -60,12 +58,11 @@ pub struct IllegalMove {
 /// # Errors
 /// `IllegalMove` for every pair that the contract's diagram does not have.
 pub fn next(from: RequestState, event: &Event) -> Result<RequestState, IllegalMove> {
-    use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Submitting, Succeeded, Unknown};
+    use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Succeeded, Unknown};
     match (from, event) {
-        (Queued, Event::Claimed) => Ok(Submitting),
-        (Submitting, Event::Accepted) => Ok(Running),
-        (Submitting | Running, Event::Returned(_)) => Ok(Queued),
-        (Submitting | Running, Event::Ended(end)) if matches!(end.state, Succeeded | Failed | Unknown) => Ok(end.state),
+        (Queued, Event::Claimed) => Ok(Running),
+        (Running, Event::Returned(_)) => Ok(Queued),
+        (Running, Event::Ended(end)) if matches!(end.state, Succeeded | Failed | Unknown) => Ok(end.state),
         (Queued, Event::Ended(end)) if matches!(end.state, Cancelled | Expired | Rejected) => Ok(end.state),
         (from, event) => Err(IllegalMove { from, event: event.clone() }),
     }
@@ -158,7 +155,7 @@ mod tests {
             code: String::new(),
             message: String::new(),
         }));
-        prop_oneof![Just(Event::Claimed), Just(Event::Accepted), ends, returned]
+        prop_oneof![Just(Event::Claimed), ends, returned]
     }
 
     proptest! {

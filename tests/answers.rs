@@ -574,7 +574,7 @@ async fn a_pause_from_the_command_line_holds_what_it_names_and_resume_lets_it_go
     let stopped: Vec<usize> = (1..=20).filter(|number| !running.contains(number)).collect();
     // What runs when the pause comes is still followed.
     scene.ask(Stop, running[..1].iter().copied()).await;
-    scene.wait_for("SELECT state FROM power_requests", "running").await;
+    scene.wait_for("SELECT state FROM batches", "tracking").await;
     scene.command(&["pause", "--action", "stop"]).await;
     scene.ask(Stop, running[1..].iter().copied()).await;
     scene.ask(Start, stopped.iter().copied()).await;

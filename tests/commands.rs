@@ -109,7 +109,7 @@ impl Queue {
             "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
              SELECT target, 'bms', 'https://example.test', 'p', action, 'submitting', 1, '{TIME}', '{TIME}'
              FROM power_requests WHERE id = {id};
-             UPDATE power_requests SET state = 'submitting', gate = 'flight', submitted_at = '{TIME}',
+             UPDATE power_requests SET state = 'running', gate = 'flight', submitted_at = '{TIME}', attempts = attempts + 1,
                  batch_id = (SELECT max(id) FROM batches) WHERE id = {id};
              INSERT INTO request_attempts (request_id, batch_id, started_at)
              SELECT id, batch_id, '{TIME}' FROM power_requests WHERE id = {id};"
@@ -120,8 +120,7 @@ impl Queue {
     async fn run_job(&self, id: i64) {
         self.submit(id).await;
         self.by_hand(&format!(
-            "UPDATE power_requests SET state = 'running', attempts = 1 WHERE id = {id};
-             UPDATE batches SET state = 'tracking', job_id = 'job-{id}', submitted_at = '{TIME}'
+            "UPDATE batches SET state = 'tracking', job_id = 'job-{id}', submitted_at = '{TIME}'
              WHERE id = (SELECT batch_id FROM power_requests WHERE id = {id});"
         ))
         .await;

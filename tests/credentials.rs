@@ -108,7 +108,7 @@ async fn followed_again(restart: bool) {
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "reboot").await;
-    wait_for(&mut producer, "SELECT state FROM power_requests", "running").await;
+    wait_for(&mut producer, "SELECT state FROM batches", "tracking").await;
     assert_eq!(daemon.stop().await, Some(0));
     set_secret(&yard, WRONG);
     let daemon = Daemon::start(&config);

@@ -18,8 +18,7 @@ use common::{Yard, insert, insert_many, outcomes};
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Step};
 use poweryard::meter::Meter;
 use poweryard::model::{
-    Baseline, BatchId, BatchState, Evidence, PowerAction, RequestId, RequestState, ServerId, Service, TargetName,
-    UtcMillis,
+    Baseline, BatchId, BatchState, Evidence, PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
 };
 use poweryard::notify::Notifier;
 use poweryard::settings::NotifySettings;
@@ -143,7 +142,6 @@ fn failed(id: i64, count: u32) -> (Batch, Step) {
     let members = (1..=count).map(|number| Member {
         request: RequestId(i64::from(number)),
         server: ServerId(format!("server-{number}")),
-        state: RequestState::Running,
         attempts: 1,
         busy: 0,
         seen_moving: false,

@@ -122,7 +122,7 @@ async fn a_reload_takes_up_a_new_target_and_refuses_to_drop_one_at_work() {
     let program = Program::serve(&yard);
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "running").await;
+    wait_for(&mut producer, "SELECT state FROM batches", "tracking").await;
     let whole = fs::read_to_string(&config).expect("readable");
     // The target at work under another name: refused, and the old config stays in force.
     fs::write(&config, whole.replace("targets.default", "targets.other")).expect("written");
@@ -172,7 +172,7 @@ async fn a_reload_that_the_queue_fails_leaves_everything_as_it_was() {
         let (reloads, daemon) = yard.start_reloading(yard.settings());
         let mut producer = yard.producer().await;
         insert(&mut producer, &yard.server(1), "stop").await;
-        wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "running").await;
+        wait_for(&mut producer, "SELECT state FROM batches", "tracking").await;
         let wider = widened(&mut yard);
         let rename = format!("ALTER TABLE {table} RENAME TO elsewhere");
         sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");

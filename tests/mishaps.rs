@@ -43,7 +43,7 @@ async fn a_clock_that_steps_back_an_hour_parks_neither_a_running_batch_nor_a_wai
     // The daemon's clock is an hour ahead, and is then put right.
     let ahead = ahead(HOUR);
     let mut dispatcher = Dispatcher::new(store, &settings, clouds, ahead).await.expect("begun");
-    while text(&mut producer, "SELECT state FROM power_requests").await != "running" {
+    while text(&mut producer, "SELECT ifnull(max(state), '') FROM batches").await != "tracking" {
         round(&mut dispatcher, ahead).await;
     }
     insert(&mut producer, &yard.server(2), "stop").await;
@@ -67,7 +67,7 @@ async fn a_clock_that_steps_an_hour_ahead_and_back_loses_nothing_and_sends_nothi
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "reboot").await;
     let mut dispatcher = Dispatcher::new(store, &settings, clouds, daemon::now()).await.expect("begun");
-    while text(&mut producer, "SELECT state FROM power_requests").await != "running" {
+    while text(&mut producer, "SELECT ifnull(max(state), '') FROM batches").await != "tracking" {
         round(&mut dispatcher, daemon::now()).await;
     }
     insert(&mut producer, &yard.server(2), "stop").await;
@@ -242,7 +242,7 @@ async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of
         let daemon = yard.start();
         let mut producer = yard.producer().await;
         let lost = insert(&mut producer, &yard.server(1), "reboot").await;
-        wait_for(&mut producer, "SELECT state FROM power_requests", "running").await;
+        wait_for(&mut producer, "SELECT state FROM batches", "tracking").await;
         daemon.stop().await;
         // What is left of it is looked at at once.
         let force = format!("{BY_FORCE} UPDATE batches SET next_look_at = intent_at; {removed}");

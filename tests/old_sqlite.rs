@@ -131,10 +131,7 @@ async fn an_old_producer_is_refused_in_the_same_words() {
             "not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00: a date \
              that exists, from 2000 to 2099, and nothing or a time after it",
         ),
-        (
-            "UPDATE power_requests SET state = 'submitting', batch_id = 9 WHERE id = 2",
-            "only the daemon submits requests",
-        ),
+        ("UPDATE power_requests SET state = 'running', batch_id = 9 WHERE id = 2", "only the daemon submits requests"),
         (
             "DELETE FROM power_requests WHERE id = 2",
             "an unfinished request cannot be deleted; cancel it while it is queued",

@@ -162,7 +162,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         ),
         ("SET result = ?3", &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"]),
         ("SET seen = 'moving'", &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"]),
-        ("SET state = 'running'", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
+        ("attempts = max(0, attempts + ?2)", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
         ("SET state = ?3", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
         ("SET state = 'queued'", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
         (

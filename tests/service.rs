@@ -278,7 +278,7 @@ async fn a_lock_held_beyond_all_patience_loses_nothing_and_sends_nothing_twice()
     let used = measure(&daemon, Duration::from_millis(6500)).await;
     assert!(used <= 65, "{used} ticks of 10 ms while the lock was held for 6.5 s");
     assert_eq!((submits(&yard), yard.cloud.ledger().len()), (1, 1));
-    assert_eq!(text(&mut producer, "SELECT state FROM power_requests WHERE id = 1").await, "submitting");
+    assert_eq!(text(&mut producer, "SELECT state FROM batches WHERE id = 1").await, "submitting");
     sqlx::query("COMMIT").execute(&mut producer).await.expect("unlocked");
     assert!(begin.elapsed() > Duration::from_millis(6500));
     assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
@@ -357,7 +357,7 @@ async fn a_full_disk_loses_nothing_and_is_waited_out() {
     let used = measure(&daemon, Duration::from_secs(3)).await;
     assert!(used <= 30, "{used} ticks of 10 ms in 3 s on a full disk");
     assert_eq!(submits(&yard), 1, "nothing is sent whose answer could not be stored");
-    assert_eq!(text(&mut producer, "SELECT state FROM power_requests WHERE id = 1").await, "submitting");
+    assert_eq!(text(&mut producer, "SELECT state FROM batches WHERE id = 1").await, "submitting");
     fs::remove_file(filler).expect("removed");
     assert_eq!(outcomes(&mut producer).await, format!("{accepted} succeeded/job"));
     assert_eq!(yard.cloud.ledger().len(), accepted);
@@ -470,8 +470,9 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
     ];
     for (number, sql) in (1..).zip(spoilt) {
         let id = insert(&mut producer, &yard.server(number), "reboot").await;
-        let state = format!("SELECT state FROM power_requests WHERE id = {id}");
-        wait_for(&mut producer, &state, "running").await;
+        let state =
+            format!("SELECT b.state FROM power_requests r JOIN batches b ON b.id = r.batch_id WHERE r.id = {id}");
+        wait_for(&mut producer, &state, "tracking").await;
         let only_open = match sql.starts_with("UPDATE batches") {
             true => " WHERE state <> 'done'",
             false if sql.starts_with("UPDATE") => " WHERE result IS NULL",

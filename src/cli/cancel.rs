@@ -63,8 +63,9 @@ fn text(done: &Cancelled) -> String {
 
 fn why_kept(state: &str) -> String {
     match state.parse() {
-        Ok(RequestState::Submitting) => "could not be cancelled: it is being sent to the cloud".to_owned(),
-        Ok(RequestState::Running) => "could not be cancelled: the cloud is carrying it out".to_owned(),
+        Ok(RequestState::Running) => {
+            "could not be cancelled: it is being sent to the cloud, or the cloud is carrying it out".to_owned()
+        }
         Ok(RequestState::Cancelled) => "was cancelled before".to_owned(),
         _ => format!("could not be cancelled: it has ended as {}", output::visible(state)),
     }

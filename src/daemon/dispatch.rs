@@ -17,7 +17,7 @@ use super::strangers::Strangers;
 use super::task::{Finished, Task};
 use super::{Clouds, Observers, clock_check, report};
 use crate::cloud::{CallError, Fault, PowerCloud, Signed};
-use crate::lifecycle::{BatchNext, Event, Step};
+use crate::lifecycle::{BatchNext, Step};
 use crate::meter::TargetFacts;
 use crate::model::{
     BatchId, BatchState, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis,
@@ -358,8 +358,7 @@ impl Dispatcher {
 
     /// Keeps in the watch what was decided; a batch that is done needs none.
     pub(super) fn note_step(&mut self, batch: &Batch, step: &Step) {
-        let gone = step.moves.iter().filter(|(_, event)| *event != Event::Accepted).count();
-        if step.batch == BatchNext::Done || gone == batch.members.len() {
+        if step.batch == BatchNext::Done || step.moves.len() == batch.members.len() {
             self.watches.remove(&batch.id);
         } else {
             self.watch(batch.id).note_step(step);

@@ -89,7 +89,7 @@ fn settled(batch: &Batch, step: &Step, because: &str) {
         match event {
             Event::Ended(end) => *ends.entry(end.state).or_default() += 1,
             Event::Returned(_) => returned += 1,
-            Event::Claimed | Event::Accepted => {}
+            Event::Claimed => {}
         }
     }
     if ends.is_empty() && returned == 0 {

@@ -290,7 +290,7 @@ impl Meter {
                     let labels = ReturnLabels::new(&batch.target, batch.action, back.result);
                     self.returns.get_or_create(&labels).inc();
                 }
-                Event::Claimed | Event::Accepted => continue,
+                Event::Claimed => continue,
             }
             gone += 1;
         }

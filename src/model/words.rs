@@ -77,9 +77,7 @@ words! {
     RequestState, "a state" {
         /// Waiting; `power_waiting` says for what.
         Queued = "queued",
-        /// In a batch whose call is being made, or whose answer was lost and is being looked into.
-        Submitting = "submitting",
-        /// Accepted by the cloud; its job is followed.
+        /// In a batch that is not done; how far that one is, its own state says.
         Running = "running",
         /// Done, with evidence.
         Succeeded = "succeeded",
@@ -99,7 +97,7 @@ words! {
 impl RequestState {
     /// True for the states that never change again.
     pub const fn is_terminal(self) -> bool {
-        !matches!(self, Self::Queued | Self::Submitting | Self::Running)
+        !matches!(self, Self::Queued | Self::Running)
     }
 }
 

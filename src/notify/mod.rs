@@ -166,7 +166,7 @@ fn queue(kind: Kind) -> (Queue, mpsc::Receiver<Waiting>) {
 fn ended_badly(batch: &Batch, step: &Step) -> Vec<Ended> {
     let bad = step.moves.iter().filter_map(|(request, event)| match event {
         Move::Ended(end) if matches!(end.state, RequestState::Failed | RequestState::Unknown) => Some((request, end)),
-        Move::Ended(_) | Move::Claimed | Move::Accepted | Move::Returned(_) => None,
+        Move::Ended(_) | Move::Claimed | Move::Returned(_) => None,
     });
     let bad: std::collections::BTreeMap<_, _> = bad.collect();
     let of_batch = batch.members.iter().filter_map(|member| Some((member, bad.get(&member.request)?)));

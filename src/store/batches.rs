@@ -367,7 +367,7 @@ async fn members(connection: &mut SqliteConnection, batch: &BatchRecord) -> Resu
         _ => None,
     };
     let found: Vec<MemberRecord> = sqlx::query_as(
-        "SELECT r.id, r.server_id, r.state, r.attempts,
+        "SELECT r.id, r.server_id, r.attempts,
                 CASE WHEN r.travel_group = 0 THEN 0
                      ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END AS busy,
                 a.seen IS NOT NULL AS seen_moving, CAST(a.baseline AS BLOB) AS baseline,
@@ -389,7 +389,6 @@ async fn members(connection: &mut SqliteConnection, batch: &BatchRecord) -> Resu
 struct MemberRecord {
     id: i64,
     server_id: String,
-    state: String,
     attempts: i64,
     busy: i64,
     seen_moving: bool,
@@ -402,7 +401,6 @@ impl MemberRecord {
         Ok(Member {
             request: RequestId(self.id),
             server: ServerId(self.server_id),
-            state: rows::word(&self.state)?,
             attempts: rows::count(self.attempts),
             busy: rows::count(self.busy),
             seen_moving: self.seen_moving,

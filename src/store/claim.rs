@@ -278,13 +278,15 @@ async fn claim_members(
         .map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let claim = match which {
         Which::First(_) => {
-            "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
+            "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL,
+                 attempts = attempts + 1
              WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
                           ORDER BY priority DESC, id LIMIT 0 + ?6)
              RETURNING id, server_id, attempts, eligible_at"
         }
         Which::These(_) => {
-            "UPDATE power_requests SET state = 'submitting', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL
+            "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL,
+                 attempts = attempts + 1
              WHERE id IN (SELECT value FROM json_each(?6))
                 AND gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
              RETURNING id, server_id, attempts, eligible_at"
@@ -330,13 +332,12 @@ async fn claim_members(
     };
     let busy: BTreeMap<i64, i64> = busy.into_iter().collect();
     let waited = |attempts: i64, since: Option<String>| {
-        let first = attempts == 0 && lane.group == 0;
+        let first = attempts == 1 && lane.group == 0;
         rows::readable_time(since).filter(|_| first).map(|since| now.since(since))
     };
     let member = |(id, server, attempts, since): (i64, String, i64, Option<String>)| Member {
         request: RequestId(id),
         server: ServerId(server),
-        state: RequestState::Submitting,
         attempts: attempts as u32,
         busy: busy.get(&id).map_or(0, |&count| count as u32),
         seen_moving: false,

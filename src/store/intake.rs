@@ -62,7 +62,7 @@ impl Store {
             "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = 'poweryard.orphaned',
                  error_message = 'its batch was removed from the queue by hand, so nobody can ask what became of it',
                  finished_at = ?1, gate = NULL
-             WHERE state IN ('submitting', 'running') AND NOT EXISTS (
+             WHERE state = 'running' AND NOT EXISTS (
                  SELECT 1 FROM batches b JOIN request_attempts a ON a.batch_id = b.id AND a.request_id = power_requests.id
                  WHERE b.id = power_requests.batch_id AND b.state <> 'done' AND a.result IS NULL)
              RETURNING id, CAST(target AS BLOB), action",

@@ -27,19 +27,35 @@ impl Store {
 
 /// The schema refuses illegal moves too; this names the request and the event.
 fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
-    let states: BTreeMap<RequestId, RequestState> =
-        batch.members.iter().map(|member| (member.request, member.state)).collect();
+    let members: BTreeSet<RequestId> = batch.members.iter().map(|member| member.request).collect();
     for (request, event) in &step.moves {
-        let state = *states.get(request).ok_or(StoreError::NoSuchRequest(request.0))?;
-        lifecycle::next(state, event).map_err(|error| StoreError::Unreadable(format!("request {request}: {error}")))?;
+        if !members.contains(request) {
+            return Err(StoreError::NoSuchRequest(request.0));
+        }
+        lifecycle::next(RequestState::Running, event)
+            .map_err(|error| StoreError::Unreadable(format!("request {request}: {error}")))?;
     }
     Ok(())
 }
 
-/// Calls that the cloud may have acted on count as attempts. This one does from the moment it is accepted or lost; busy,
-/// refused and unsent ones are taken back, but for a reboot that the cloud had accepted.
-fn was_counted(batch: &Batch) -> bool {
-    batch.submitted_at.is_some() || batch.look_cause == Some(LookCause::Lost)
+/// Calls that the cloud may have acted on count as attempts. Each counts from its claim, until its answer says that nothing
+/// was done; this is true while it does.
+fn is_counted(batch: &Batch) -> bool {
+    batch.state == BatchState::Submitting || batch.submitted_at.is_some() || batch.look_cause == Some(LookCause::Lost)
+}
+
+/// True if the answer to the call itself ended the request: then the call has switched nothing.
+fn was_settled_by_the_answer(batch: &Batch, outcome: &Outcome) -> bool {
+    let did_nothing = matches!(outcome.result, AttemptResult::Already | AttemptResult::Refused);
+    batch.state == BatchState::Submitting && did_nothing
+}
+
+/// True if the call counts no longer, now that the request goes back. Busy, refused and unsent ones are taken back, but for
+/// a reboot that the cloud had accepted before its own task called the server busy: that is bounded by the attempts.
+fn is_taken_back(batch: &Batch, back: &Return) -> bool {
+    let did_nothing = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
+    let was_taken_up = batch.action.leaves_no_mark() && batch.submitted_at.is_some();
+    did_nothing && is_counted(batch) && !was_taken_up
 }
 
 /// Requests to which the same happens, so that one statement moves them all: a step rarely has more than a handful of such
@@ -61,7 +77,6 @@ async fn move_requests(
     for (event, ids) in groups(step) {
         match event {
             Event::Claimed => {}
-            Event::Accepted => accept(tx, batch, &ids).await?,
             Event::Ended(outcome) => {
                 end_attempts(tx, batch, &ids, (outcome.result, &outcome.code, &outcome.message), now).await?;
                 end(tx, batch, &ids, outcome, now).await?;
@@ -75,18 +90,6 @@ async fn move_requests(
     Ok(())
 }
 
-async fn accept(tx: &mut SqliteConnection, batch: &Batch, ids: &str) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE power_requests SET state = 'running', attempts = attempts + 1
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'submitting'",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
 async fn end(
     tx: &mut SqliteConnection,
     batch: &Batch,
@@ -96,8 +99,8 @@ async fn end(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE power_requests SET state = ?3, evidence = ?4, error_code = nullif(?5, ''), error_message = nullif(?6, ''),
-             finished_at = ?7, gate = NULL
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",
+             finished_at = ?7, gate = NULL, attempts = max(0, attempts - ?8)
+         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'running'",
     )
     .bind(ids)
     .bind(batch.id.0)
@@ -106,6 +109,7 @@ async fn end(
     .bind(&outcome.code)
     .bind(&outcome.message)
     .bind(text(now))
+    .bind(i64::from(was_settled_by_the_answer(batch, outcome)))
     .execute(tx)
     .await?;
     Ok(())
@@ -114,9 +118,6 @@ async fn end(
 /// Back in the queue a request is the first of its server again, unless an earlier one has become due meanwhile: that one
 /// is brought forward by a trigger.
 async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &Return) -> Result<(), StoreError> {
-    let uncounted = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
-    // The cloud took this reboot before its own task called the server busy: that is bounded by the attempts.
-    let counts = batch.action.leaves_no_mark() && batch.submitted_at.is_some();
     sqlx::query(
         "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
              gate = CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
@@ -124,13 +125,13 @@ async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &R
                          THEN 'behind' WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
              travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
              error_code = nullif(?6, ''), error_message = nullif(?7, '')
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state IN ('submitting', 'running')",
+         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'running'",
     )
     .bind(ids)
     .bind(batch.id.0)
     .bind(back.retry_at.map(text))
     .bind(back.group)
-    .bind(i64::from(uncounted && was_counted(batch) && !counts))
+    .bind(i64::from(is_taken_back(batch, back)))
     .bind(&back.code)
     .bind(&back.message)
     .execute(tx)
@@ -182,16 +183,19 @@ async fn remember_moving(
 }
 
 async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
-    let gone: BTreeSet<RequestId> =
-        step.moves.iter().filter(|(_, event)| !matches!(event, Event::Accepted)).map(|(request, _)| *request).collect();
+    let gone: BTreeSet<RequestId> = step.moves.iter().map(|(request, _)| *request).collect();
     let stay = batch.members.iter().filter(|member| !gone.contains(&member.request));
     let stay: Vec<i64> = stay.map(|member| member.request.0).collect();
     let next = if stay.is_empty() { &BatchNext::Done } else { &step.batch };
-    if matches!(next, BatchNext::Look { cause: LookCause::Lost, .. }) && !was_counted(batch) {
-        sqlx::query("UPDATE power_requests SET attempts = attempts + 1 WHERE id IN (SELECT value FROM json_each(?))")
-            .bind(serde_json::to_string(&stay).unwrap_or_default())
-            .execute(&mut *tx)
-            .await?;
+    let more = counted_more(batch, next);
+    if more != 0 {
+        sqlx::query(
+            "UPDATE power_requests SET attempts = max(0, attempts + ?2) WHERE id IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(serde_json::to_string(&stay).unwrap_or_default())
+        .bind(more)
+        .execute(&mut *tx)
+        .await?;
     }
     let change = Change::of(batch, next, now);
     let complaint = step.complaint.as_ref();
@@ -221,6 +225,17 @@ async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: 
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// What a look that begins means for the attempts of those that stay: a refused call counts no longer, and one whose refusal
+/// was disproved counts after all.
+fn counted_more(batch: &Batch, next: &BatchNext) -> i64 {
+    let BatchNext::Look { cause, .. } = next else { return 0 };
+    match (is_counted(batch), cause) {
+        (false, LookCause::Lost) => 1,
+        (true, LookCause::Refused) if batch.state == BatchState::Submitting => -1,
+        _ => 0,
+    }
 }
 
 /// What changes in the batch's own row.

@@ -379,7 +379,7 @@ impl Facts {
     fn moved(&mut self, moved: &Move, cloud: &Cloud, now: Moment) -> Result<(), Broken> {
         rules::check_move(self, moved, cloud, now)?;
         let Some(request) = self.requests.get_mut(&moved.request) else { return Ok(()) };
-        if let (RequestState::Submitting, Some(batch)) = (moved.becomes, moved.batch) {
+        if let (RequestState::Running, Some(batch)) = (moved.becomes, moved.batch) {
             request.calls.push((batch, None));
         }
         (request.state, request.evidence, request.since) = (moved.becomes, moved.evidence, now);

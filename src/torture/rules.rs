@@ -106,7 +106,7 @@ pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: Moment) 
     for (id, server) in *members {
         let known = facts.requests.get(id).map(|request| (&request.wish, request.state));
         let as_asked = known.is_some_and(|(wish, state)| {
-            state == RequestState::Submitting && (&wish.target, &wish.server, wish.action) == (*target, server, *action)
+            state == RequestState::Running && (&wish.target, &wish.server, wish.action) == (*target, server, *action)
         });
         hold!(as_asked, "batch {batch} sends {action} of {server} for request {id}, which is {known:?}");
         hold!(!limits.forbids(*action, server), "batch {batch} sends {action} of {server}, which is protected");
@@ -180,9 +180,8 @@ pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: Moment
     hold!(request.state == moved.was, "request {id} was {}, and is moved from {}", request.state, moved.was);
     hold!(is_legal(moved.was, moved.becomes), "request {id} moves from {} to {}", moved.was, moved.becomes);
     match moved.becomes {
-        RequestState::Submitting => check_claim(facts, id, request, now),
+        RequestState::Running => check_claim(facts, id, request, now),
         RequestState::Queued => check_return(facts, id, request),
-        RequestState::Running => Ok(()),
         _ => check_end(facts, moved, request, cloud, now),
     }
 }
@@ -265,10 +264,9 @@ pub(super) fn check_prompt(facts: &Facts, now: Moment) -> Result<(), Broken> {
 
 /// The diagram of the contract.
 fn is_legal(was: RequestState, becomes: RequestState) -> bool {
-    use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Submitting, Succeeded, Unknown};
+    use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Succeeded, Unknown};
     match was {
-        Queued => matches!(becomes, Submitting | Cancelled | Expired | Rejected),
-        Submitting => matches!(becomes, Running | Queued | Succeeded | Failed | Unknown),
+        Queued => matches!(becomes, Running | Cancelled | Expired | Rejected),
         Running => matches!(becomes, Queued | Succeeded | Failed | Unknown),
         Succeeded | Failed | Cancelled | Expired | Rejected | Unknown => false,
     }
@@ -294,8 +292,11 @@ fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result
     hold!(!reboots, "request {id}: a reboot that was carried out is claimed again");
     let same = |other: &Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
     for (other_id, other) in facts.requests.iter().filter(|(other_id, other)| **other_id != id && same(other)) {
-        let in_flight = matches!(other.state, RequestState::Submitting | RequestState::Running);
-        hold!(!in_flight, "requests {other_id} and {id} are in flight for {} together", wish.server);
+        hold!(
+            other.state != RequestState::Running,
+            "requests {other_id} and {id} are in flight for {} together",
+            wish.server
+        );
         let due = other.wish.not_before.is_none_or(|at| at <= now) && is_freed(facts, other);
         let waits_first = *other_id < id && other.state == RequestState::Queued && due;
         hold!(!waits_first, "request {id} goes out before request {other_id} of the same server, which is due");
@@ -417,7 +418,7 @@ fn check_attempts(facts: &Facts, moved: &Move, request: &Request) -> Result<(), 
 pub(super) fn check_bounds(facts: &Facts, now: Moment) -> Result<(), Broken> {
     for (id, request) in &facts.requests {
         match request.state {
-            RequestState::Submitting | RequestState::Running => {
+            RequestState::Running => {
                 let flown = now.real.since(request.since.real);
                 hold!(
                     flown < facts.limits.flight_max + facts.stepped * 2,

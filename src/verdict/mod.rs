@@ -9,7 +9,7 @@ use crate::cloud::{CallError, codes};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
     AttemptResult, Baseline, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, JobStatus, LookCause,
-    PowerAction, RequestId, RequestState, ServerId, Service, TargetName, UtcMillis,
+    PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
@@ -70,9 +70,8 @@ pub struct Member {
     pub request: RequestId,
     /// Whom it concerns.
     pub server: ServerId,
-    /// `Submitting` or `Running`.
-    pub state: RequestState,
-    /// Calls that carried it and that the cloud may have acted on, this one included once that is so.
+    /// Calls that carried it and that the cloud may have acted on; this one counts from its claim until it is known to be
+    /// refused or not sent.
     pub attempts: u32,
     /// Times it was found busy.
     pub busy: u32,
@@ -351,8 +350,7 @@ mod testing {
         let members = (1..=servers).map(|n| Member {
             request: RequestId(i64::from(n)),
             server: ServerId(format!("server-{n}")),
-            state: if state == BatchState::Tracking { RequestState::Running } else { RequestState::Submitting },
-            attempts: u32::from(state != BatchState::Submitting),
+            attempts: 1,
             busy: 0,
             seen_moving: false,
             baseline: Baseline::Unknown,

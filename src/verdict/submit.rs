@@ -96,10 +96,7 @@ fn accepted(batch: &Batch, tracking: Tracking, history: &[Duration], rules: &Rul
     };
     let first = rules.looks.first_look(history, batch.seed());
     let next_look_at = now + if batch.may_pass_unseen() { first.min(CLOSE_INTERVAL) } else { first };
-    Step {
-        moves: batch.members.iter().map(|member| (member.request, Event::Accepted)).collect(),
-        ..Step::only(BatchNext::Track { job, next_look_at })
-    }
+    Step::only(BatchNext::Track { job, next_look_at })
 }
 
 fn lost(batch: &Batch, why: Complaint, rules: &Rules, now: UtcMillis) -> Step {
@@ -172,7 +169,7 @@ mod tests {
     fn an_accepted_batch_runs_and_is_looked_at_soon() {
         let batch = batch(PowerAction::Stop, BatchState::Submitting, 2);
         let step = after_submit(&batch, Ok(Tracking::Job(JobId("j".into()))), &[], &rules(), NOW);
-        assert!(step.moves.iter().all(|(_, event)| *event == Event::Accepted) && step.moves.len() == 2);
+        assert!(step.moves.is_empty());
         let BatchNext::Track { job, next_look_at } = step.batch else { panic!("{step:?}") };
         assert_eq!(job, Some(JobId("j".into())));
         assert!(next_look_at.since(NOW).as_millis() >= 2000);

@@ -165,7 +165,7 @@ impl Sheet {
         let named = |name: &str| {
             if targets.contains_key(&TargetName(name.to_owned())) { name.to_owned() } else { UNKNOWN.to_owned() }
         };
-        let unfinished = [RequestState::Queued, RequestState::Submitting, RequestState::Running];
+        let unfinished = [RequestState::Queued, RequestState::Running];
         let none = targets
             .keys()
             .flat_map(|name| PowerAction::ALL.iter().map(move |action| (name.0.clone(), action.as_str())));

@@ -175,9 +175,8 @@ impl Queue {
 
     /// Stores that the cloud accepted the batch.
     pub(crate) async fn accept(&self, batch: &Batch, now: UtcMillis) -> Batch {
-        let moves = batch.members.iter().map(|member| (member.request, Event::Accepted)).collect();
         let next = BatchNext::Track { job: Some(JobId(format!("job-{}", batch.id))), next_look_at: now };
-        self.store.record(batch, &step(next, moves), now).await.expect("record");
+        self.store.record(batch, &step(next, Vec::new()), now).await.expect("record");
         let (batch, _) = self.store.load_batch(batch.id).await.expect("load").expect("an open batch");
         batch
     }

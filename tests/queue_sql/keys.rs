@@ -98,12 +98,12 @@ async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server
         .await;
     for update in ["UPDATE", "UPDATE OR REPLACE", "UPDATE OR IGNORE"] {
         let sql = format!(
-            "{update} power_requests SET state = 'submitting', gate = 'flight', batch_id = (SELECT max(id) FROM batches)
+            "{update} power_requests SET state = 'running', gate = 'flight', batch_id = (SELECT max(id) FROM batches)
              WHERE id = {behind}"
         );
         assert_eq!(queue.refused_by_hand(&sql).await, "another request for this server is in flight");
     }
-    assert_eq!(queue.state(flying).await, "submitting");
+    assert_eq!(queue.state(flying).await, "running");
 }
 
 #[tokio::test]

@@ -125,7 +125,6 @@ async fn the_open_attempt_of_a_batch_of_two_stays_when_the_other_has_ended() {
     let first = queue.insert("a", &[]).await;
     queue.insert("b", &[]).await;
     let batch = queue.go(wall()).await.remove(0);
-    queue.by_hand("UPDATE power_requests SET state = 'running' WHERE state = 'submitting'").await;
     queue
         .by_hand(&format!(
             "UPDATE request_attempts SET result = 'succeeded', finished_at = started_at WHERE request_id = {first}"
@@ -418,7 +417,7 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
     let recorded = queue.store.record(&open, &step, wall()).await;
     assert!(matches!(recorded, Err(StoreError::TakenOver(_))), "{recorded:?}");
     assert!(matches!(queue.store.check_place().await, Err(StoreError::TakenOver(_))));
-    assert_eq!(queue.state(first).await, RequestState::Submitting.as_str());
+    assert_eq!(queue.state(first).await, RequestState::Running.as_str());
     assert_eq!(queue.state(second).await, RequestState::Queued.as_str());
     other.check_place().await.expect("the other one goes on");
 }

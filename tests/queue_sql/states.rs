@@ -2,20 +2,14 @@
 
 use crate::queue::Queue;
 
-const STATES: [&str; 9] =
-    ["queued", "submitting", "running", "succeeded", "failed", "cancelled", "expired", "rejected", "unknown"];
+const STATES: [&str; 8] = ["queued", "running", "succeeded", "failed", "cancelled", "expired", "rejected", "unknown"];
 
 /// The arrows of the contract.
 const MOVES: &[(&str, &str)] = &[
-    ("queued", "submitting"),
+    ("queued", "running"),
     ("queued", "cancelled"),
     ("queued", "expired"),
     ("queued", "rejected"),
-    ("submitting", "running"),
-    ("submitting", "queued"),
-    ("submitting", "succeeded"),
-    ("submitting", "failed"),
-    ("submitting", "unknown"),
     ("running", "queued"),
     ("running", "succeeded"),
     ("running", "failed"),
@@ -29,10 +23,7 @@ const BATCH: &str = "INSERT INTO batches (target, service, endpoint, project_id,
 fn to(state: &str, id: i64) -> String {
     let rest = match state {
         "queued" => "gate = 'ready', evidence = NULL, finished_at = NULL",
-        "submitting" => {
-            "gate = 'flight', evidence = NULL, finished_at = NULL, batch_id = (SELECT max(id) FROM batches)"
-        }
-        "running" => "gate = 'flight', evidence = NULL, finished_at = NULL, batch_id = ifnull(batch_id, 1)",
+        "running" => "gate = 'flight', evidence = NULL, finished_at = NULL, batch_id = (SELECT max(id) FROM batches)",
         "succeeded" | "failed" => "gate = NULL, evidence = 'job', finished_at = '2026-01-01T00:00:00.000Z'",
         _ => "gate = NULL, evidence = 'none', finished_at = '2026-01-01T00:00:00.000Z'",
     };
@@ -45,9 +36,7 @@ async fn request_in(queue: &mut Queue, state: &str) -> i64 {
     let id = queue.insert(&format!("s{count}"), &[]).await;
     let way: &[&str] = match state {
         "queued" => &[],
-        "submitting" => &["submitting"],
-        "running" => &["submitting", "running"],
-        "succeeded" | "failed" | "unknown" => &["submitting", "running", state],
+        "succeeded" | "failed" | "unknown" => &["running", state],
         _ => &[state],
     };
     for state in way {
@@ -65,7 +54,7 @@ async fn plain_sql_can_make_exactly_the_moves_of_the_contract() {
             tried += 1;
             let id = request_in(&mut queue, from).await;
             queue.by_hand(BATCH).await;
-            let ended = !matches!(from, "queued" | "submitting" | "running");
+            let ended = !matches!(from, "queued" | "running");
             if MOVES.contains(&(from, next)) || (from == next && !ended) {
                 queue.by_hand(&to(next, id)).await;
                 assert_eq!(queue.state(id).await, next);
@@ -82,14 +71,14 @@ async fn plain_sql_can_make_exactly_the_moves_of_the_contract() {
             assert_eq!(queue.state(id).await, from);
         }
     }
-    assert_eq!(tried, 81);
+    assert_eq!(tried, 64);
 }
 
 #[tokio::test]
 async fn a_state_that_does_not_exist_is_refused() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[]).await;
-    for state in ["'done'", "NULL", "''", "x'71756575656400'", "5"] {
+    for state in ["'done'", "'submitting'", "NULL", "''", "x'71756575656400'", "5"] {
         let complaint =
             queue.refused(&format!("UPDATE OR IGNORE power_requests SET state = {state} WHERE id = {id}")).await;
         assert!(complaint.starts_with("a request does not move this way"), "{complaint}");
@@ -111,7 +100,7 @@ async fn success_and_failure_need_evidence() {
 async fn nothing_changes_in_a_request_that_has_ended() {
     let mut queue = Queue::new().await;
     let columns = queue.rows("SELECT name FROM pragma_table_info('power_requests')").await;
-    for state in &STATES[3..] {
+    for state in &STATES[2..] {
         let id = request_in(&mut queue, state).await;
         for column in &columns {
             let sql = format!("UPDATE OR REPLACE power_requests SET {column} = {column} WHERE id = {id}");
@@ -124,7 +113,7 @@ async fn nothing_changes_in_a_request_that_has_ended() {
 async fn what_a_request_asks_for_never_changes() {
     let mut queue = Queue::new().await;
     queue.insert("first", &[]).await;
-    for state in &STATES[..3] {
+    for state in &STATES[..2] {
         let id = request_in(&mut queue, state).await;
         for change in [
             "id = id + 100",
@@ -172,15 +161,13 @@ async fn terms_change_while_a_request_is_queued_and_not_after() {
         let sql = format!("UPDATE OR IGNORE power_requests SET {change} WHERE id = {queued}");
         assert_eq!(queue.refused(&sql).await, sentence);
     }
-    for state in &STATES[1..3] {
-        let id = request_in(&mut queue, state).await;
-        for change in &changes[..4] {
-            let complaint = queue.refused(&format!("UPDATE power_requests SET {change} WHERE id = {id}")).await;
-            assert_eq!(
-                complaint,
-                "priority, not_before, expires_at and label can be changed only while a request is queued"
-            );
-        }
+    let running = request_in(&mut queue, "running").await;
+    for change in &changes[..4] {
+        let complaint = queue.refused(&format!("UPDATE power_requests SET {change} WHERE id = {running}")).await;
+        assert_eq!(
+            complaint,
+            "priority, not_before, expires_at and label can be changed only while a request is queued"
+        );
     }
 }
 
@@ -188,17 +175,14 @@ async fn terms_change_while_a_request_is_queued_and_not_after() {
 async fn only_a_fresh_batch_takes_a_request_out_of_the_queue() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[]).await;
-    let submit = "UPDATE power_requests SET state = 'submitting', gate = 'flight'";
+    let submit = "UPDATE power_requests SET state = 'running', gate = 'flight'";
     for batch in ["", ", batch_id = 7", ", batch_id = NULL"] {
         assert_eq!(
             queue.refused_by_hand(&format!("{submit}{batch} WHERE id = {id}")).await,
             "only the daemon submits requests"
         );
     }
-    assert_eq!(
-        queue.refused("UPDATE power_requests SET state = 'submitting'").await,
-        "only the daemon submits requests"
-    );
+    assert_eq!(queue.refused("UPDATE power_requests SET state = 'running'").await, "only the daemon submits requests");
 }
 
 #[tokio::test]
@@ -207,14 +191,13 @@ async fn a_server_has_one_request_in_flight_whatever_its_case() {
     let first = queue.insert("ab-1", &[]).await;
     let second = queue.insert("AB-1", &[("action", "'start'")]).await;
     let elsewhere = queue.insert("ab-1", &[("target", "'other'")]).await;
-    queue.by_hand(&format!("{BATCH}; {}", to("submitting", first))).await;
+    queue.by_hand(&format!("{BATCH}; {}", to("running", first))).await;
     queue.by_hand(BATCH).await;
-    assert_eq!(queue.refused_by_hand(&to("submitting", second)).await, "another request for this server is in flight");
-    queue.by_hand(&to("submitting", elsewhere)).await;
-    queue.by_hand(&to("running", first)).await;
-    assert_eq!(queue.refused_by_hand(&to("submitting", second)).await, "another request for this server is in flight");
+    assert_eq!(queue.refused_by_hand(&to("running", second)).await, "another request for this server is in flight");
+    queue.by_hand(&to("running", elsewhere)).await;
+    assert_eq!(queue.refused_by_hand(&to("running", second)).await, "another request for this server is in flight");
     queue.by_hand(&to("succeeded", first)).await;
-    queue.by_hand(&to("submitting", second)).await;
+    queue.by_hand(&to("running", second)).await;
 }
 
 #[tokio::test]
@@ -249,7 +232,7 @@ async fn what_a_stranger_writes_into_the_daemons_columns_can_be_read_or_is_refus
         queue.refused_by_hand(&format!("UPDATE power_requests SET {change} WHERE id = {id}")).await;
     }
     queue.go(crate::queue::wall()).await;
-    assert_eq!(queue.state(id).await, "submitting");
+    assert_eq!(queue.state(id).await, "running");
 }
 
 #[tokio::test]

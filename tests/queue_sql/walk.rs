@@ -105,7 +105,7 @@ const NEVER: &[(&str, &str)] = &[
     ("gate and end disagree", "SELECT id FROM power_requests WHERE (gate IS NULL) <> (finished_at IS NOT NULL)"),
     (
         "gate and flight disagree",
-        "SELECT id FROM power_requests WHERE ifnull(gate = 'flight', 0) <> (state IN ('submitting', 'running'))",
+        "SELECT id FROM power_requests WHERE ifnull(gate = 'flight', 0) <> (state = 'running')",
     ),
     ("one ready waits for a retry", "SELECT id FROM power_requests WHERE gate = 'ready' AND retry_at IS NOT NULL"),
     (

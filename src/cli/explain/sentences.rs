@@ -44,7 +44,7 @@ impl Facts {
         let mut said = vec![self.wish()];
         match self.request.state.parse() {
             Ok(RequestState::Queued) => self.queued(&mut said),
-            Ok(RequestState::Submitting | RequestState::Running) => self.on_its_way(&mut said),
+            Ok(RequestState::Running) => self.on_its_way(&mut said),
             Ok(state) => self.ended(state, &mut said),
             Err(_) => said.push(format!("Its state, {}, is not one that this version knows.", self.request.state)),
         }
@@ -222,7 +222,7 @@ fn ending(state: RequestState) -> &'static str {
         RequestState::Expired => "expired",
         RequestState::Rejected => "was rejected by the daemon's own rules",
         RequestState::Unknown => "ended without anybody knowing whether it happened",
-        RequestState::Queued | RequestState::Submitting | RequestState::Running => "is not over",
+        RequestState::Queued | RequestState::Running => "is not over",
     }
 }
 

@@ -128,12 +128,11 @@ impl Desk {
     /// Cancels what is queued with this label; what is on its way is kept, and listed.
     pub async fn cancel_label(&mut self, label: &str) -> Result<Cancelled, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let kept = sqlx::query_as(
-            "SELECT id, state FROM power_requests WHERE label = ? AND state IN ('submitting', 'running') ORDER BY id",
-        )
-        .bind(label)
-        .fetch_all(&mut *tx)
-        .await?;
+        let kept =
+            sqlx::query_as("SELECT id, state FROM power_requests WHERE label = ? AND state = 'running' ORDER BY id")
+                .bind(label)
+                .fetch_all(&mut *tx)
+                .await?;
         let cancelled = sqlx::query_scalar(
             "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued' RETURNING id",
         )
