@@ -180,7 +180,7 @@ fn action(rng: &mut Rng) -> PowerAction {
 /// What the schema took from this machine's clock, in virtual time.
 async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Result<(), Broken> {
     sqlx::query("UPDATE queue_mark SET writing = token").execute(&mut *desk).await?;
-    sqlx::query("UPDATE power_requests SET eligible_at = ? WHERE id = ? AND eligible_at = created_at")
+    sqlx::query("UPDATE power_requests SET eligible_at = ?1 WHERE id = ?2 AND eligible_at < ?1")
         .bind(at.to_string())
         .bind(id)
         .execute(&mut *desk)

@@ -330,7 +330,13 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
             hold!(known, "request {id} failed with evidence {evidence:?}");
             let told = |batch: &BatchFacts| batch.carried.contains(&id) && !batch.denied.contains(&id);
             let honest = !facts.batches.values().any(told) || moved.code == "poweryard.not_running";
-            hold!(honest, "request {id} failed ({evidence:?}, {}), but the cloud carried it out", moved.code);
+            // What is seen may be the end of another operation, of which a copy that was put back knows nothing.
+            let by_another = evidence == Some(Evidence::Observed) && facts.touched.contains(&request.wish.server);
+            hold!(
+                honest || by_another,
+                "request {id} failed ({evidence:?}, {}), but the cloud carried it out",
+                moved.code
+            );
         }
         RequestState::Unknown => {
             let seen = had_evidence(facts, request);
