@@ -266,6 +266,8 @@ async fn a_restart_keeps_an_operators_hold_and_the_wait_that_the_cloud_asked_for
     insert(&mut producer, &yard.server(1), "stop").await;
     insert(&mut producer, &yard.server(2), "reboot").await;
     wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'breaker'", "1").await;
+    // The hold is stored first, and then what became of the call.
+    wait_for(&mut producer, "SELECT count(*) FROM batches WHERE state = 'done'", "1").await;
     daemon.kill();
 
     let daemon = Daemon::start(&config);
