@@ -297,7 +297,9 @@ fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result
             "requests {other_id} and {id} are in flight for {} together",
             wish.server
         );
-        let due = other.wish.not_before.is_none_or(|at| at <= now) && is_freed(facts, other);
+        // One whose not_before was changed after the clock was set back may wait until its insert is no longer ahead.
+        let has_come = other.wish.inserted_at.utc <= now;
+        let due = has_come && other.wish.not_before.is_none_or(|at| at <= now) && is_freed(facts, other);
         let waits_first = *other_id < id && other.state == RequestState::Queued && due;
         hold!(!waits_first, "request {id} goes out before request {other_id} of the same server, which is due");
     }
