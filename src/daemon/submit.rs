@@ -80,7 +80,10 @@ impl Dispatcher {
     /// True if the pace, the open calls and the key of `name` let one more call leave.
     fn has_room(&mut self, name: &TargetName, round: &mut Round, now: UtcMillis) -> bool {
         if !self.may_call(name) {
-            round.wake(now + ANSWER_PATIENCE);
+            // Its own open call ends by an answer, which a round follows; those of others are only waited for so long.
+            if self.targets.get(name).is_some_and(|target| target.open == 0) {
+                round.wake(now + ANSWER_PATIENCE);
+            }
             return false;
         }
         let Some(target) = self.targets.get_mut(name) else { return false };
