@@ -271,7 +271,9 @@ impl Store {
         }
         self.look_at_place(writer).await?;
         if writer.is_in_transaction() {
-            *writer = connect_writer(&self.path, &self.options).await?;
+            let former = std::mem::replace(writer, connect_writer(&self.path, &self.options).await?);
+            // It has nothing left to do; a failure to close it is none of this transaction.
+            let _ = former.close().await;
         }
         Hand::take(writer.begin_with("BEGIN IMMEDIATE").await?, self).await
     }
@@ -285,8 +287,8 @@ impl Own {
     }
 }
 
-/// The error, once the connection is closed. One that is dropped closes itself some time later, and may then tidy up what
-/// has come in the file's place.
+/// The error, once the connection is closed. One that is dropped is closed in the background some time later, and may then
+/// tidy up what has come in the file's place.
 async fn closed(connection: SqliteConnection, error: StoreError) -> StoreError {
     let _ = connection.close().await;
     error
