@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::sqlite::SqliteConnection;
+
 use super::batches::Origin;
 use super::rows::{list, names};
 use super::{Store, StoreError, rows, text};
@@ -32,14 +34,7 @@ impl Store {
             .bind(text(now))
             .fetch_all(&mut *writer)
             .await?;
-            if !over.is_empty() {
-                let mut tx = self.begin(&mut writer).await?;
-                sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
-                    .bind(list(&over))
-                    .execute(&mut *tx)
-                    .await?;
-                tx.commit().await?;
-            }
+            self.delete_holds(&mut writer, &over).await?;
         }
         self.present_holds(now).await
     }
@@ -177,15 +172,21 @@ impl Store {
         .fetch_all(&mut *writer)
         .await?;
         let over: Vec<i64> = found.iter().filter(|(_, over)| *over).map(|(id, _)| *id).collect();
-        if !over.is_empty() {
-            let mut tx = self.begin(&mut writer).await?;
-            sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
-                .bind(list(&over))
-                .execute(&mut *tx)
-                .await?;
-            tx.commit().await?;
-        }
+        self.delete_holds(&mut writer, &over).await?;
         Ok(found.last().map(|(id, _)| *id).filter(|_| found.len() as u64 == u64::from(limit)))
+    }
+
+    /// Removes the holds with these ids, if there are any.
+    async fn delete_holds(&self, writer: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin(writer).await?;
+        sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(list(ids))
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await
     }
 
     /// Stores what is known of a configured target, for `status`, for a prune and for the next start.
@@ -324,7 +325,7 @@ impl RefusedKeyRecord {
 
 /// Takes any connection, so that `check --online` counts its refusals too.
 pub(super) async fn note_refused_key(
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut SqliteConnection,
     refused: &RefusedKey,
 ) -> Result<(), StoreError> {
     let recent: Vec<String> = refused.recent.iter().map(|at| text(*at)).collect();
@@ -346,7 +347,7 @@ pub(super) async fn note_refused_key(
 
 /// As [`Store::present_holds`]. Takes any connection, so that a claim looks in its own transaction.
 pub(super) async fn read(
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut SqliteConnection,
     now: UtcMillis,
 ) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
     let found: Vec<HoldRecord> = sqlx::query_as(
@@ -362,7 +363,7 @@ pub(super) async fn read(
 }
 
 /// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds the same way.
-pub(super) async fn put_hold(connection: &mut sqlx::SqliteConnection, hold: &Hold) -> Result<(), StoreError> {
+pub(super) async fn put_hold(connection: &mut SqliteConnection, hold: &Hold) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO holds (target, action, kind, reason, since, until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (ifnull(target, ''), ifnull(action, ''), kind) DO UPDATE SET reason = ?4, until = ?6",
