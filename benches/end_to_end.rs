@@ -1,7 +1,9 @@
-//! From rows to stored outcomes: the whole daemon against the simulated cloud on loopback, in one process.
+//! From rows to stored outcomes: the whole daemon against the simulated cloud on loopback, in one
+//! process.
 //!
-//! `cargo bench --bench end_to_end [-- SERVERS LATENCY_MS OPERATION_MS RUNS]` prints the median and the range of the wall
-//! time from the commit of all rows to the last stored outcome, the daemon's start included, and the calls made.
+//! `cargo bench --bench end_to_end [-- SERVERS LATENCY_MS OPERATION_MS RUNS]` prints the median and
+//! the range of the wall time from the commit of all rows to the last stored outcome, the daemon's
+//! start included, and the calls made.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,11 +21,18 @@ use tokio::runtime::Builder;
 /// Servers, latency of a submit in ms, duration of an operation in ms, runs.
 type Shape = (u64, u64, u64, u64);
 
-const SHAPES: [Shape; 5] =
-    [(10_000, 0, 0, 7), (10_000, 50, 0, 7), (10_000, 50, 2000, 5), (100_000, 0, 0, 5), (100_000, 50, 2000, 3)];
+const SHAPES: [Shape; 5] = [
+    (10_000, 0, 0, 7),
+    (10_000, 50, 0, 7),
+    (10_000, 50, 2000, 5),
+    (100_000, 0, 0, 5),
+    (100_000, 50, 2000, 3),
+];
 
 fn main() {
-    let numbers: Vec<u64> = std::env::args().filter_map(|arg| arg.parse().ok()).collect();
+    let numbers: Vec<u64> = std::env::args()
+        .filter_map(|arg| arg.parse().ok())
+        .collect();
     let shapes = match numbers.as_slice() {
         [servers, latency, operation, runs] => vec![(*servers, *latency, *operation, *runs)],
         _ => SHAPES.to_vec(),
@@ -51,8 +60,12 @@ fn run(servers: u64, latency: u64, operation: u64) -> (Duration, Vec<CallRecord>
     let dir = tempfile::tempdir().expect("a folder");
     let (base_url, ids, stop_cloud) = start_cloud(servers, latency, operation);
     let settings = settings(dir.path(), &base_url);
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets");
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
+        .expect("secrets");
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let wall = runtime.block_on(async {
         let store = poweryard::store::Store::open(&settings.queue.database).await.expect("a queue");
         store.close().await.expect("closed");
@@ -84,10 +97,12 @@ fn run(servers: u64, latency: u64, operation: u64) -> (Duration, Vec<CallRecord>
 
 async fn all_done(producer: &mut SqliteConnection) {
     loop {
-        let open: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL)")
-            .fetch_one(&mut *producer)
-            .await
-            .expect("readable");
+        let open: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL)",
+        )
+        .fetch_one(&mut *producer)
+        .await
+        .expect("readable");
         if !open {
             return;
         }
@@ -107,11 +122,22 @@ fn start_cloud(servers: u64, latency: u64, operation: u64) -> (String, String, S
     let (sender, receiver) = std::sync::mpsc::channel();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let thread = std::thread::spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
-            let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.expect("a free port");
-            let ids: Vec<String> = cloud.server_ids(Service::Bms).iter().map(ToString::to_string).collect();
-            sender.send((cloud.base_url(), serde_json::to_string(&ids).expect("text"))).expect("sent");
+            let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario)
+                .await
+                .expect("a free port");
+            let ids: Vec<String> = cloud
+                .server_ids(Service::Bms)
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            sender
+                .send((cloud.base_url(), serde_json::to_string(&ids).expect("text")))
+                .expect("sent");
             let _ = stopped.await;
             let calls = cloud.calls();
             cloud.stop().await;
@@ -127,7 +153,10 @@ fn start_cloud(servers: u64, latency: u64, operation: u64) -> (String, String, S
 }
 
 fn settings(dir: &Path, endpoint: &str) -> Settings {
-    for (name, content) in [("access-key", "POWERYARDSIMAK"), ("secret-key", "poweryard-sim-secret-key")] {
+    for (name, content) in [
+        ("access-key", "POWERYARDSIMAK"),
+        ("secret-key", "poweryard-sim-secret-key"),
+    ] {
         let path = dir.join(name);
         fs::write(&path, content).expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode set");

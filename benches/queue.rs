@@ -1,11 +1,14 @@
-//! What the queue costs on this machine: inserts, claims beside a large and a parked backlog, outcomes, one take-in, and the
-//! overview beside finished rows. `cargo bench --bench queue [-- ROWS]`, a million by default; prints the median and the range of each, in milliseconds.
+//! What the queue costs on this machine: inserts, claims beside a large and a parked backlog,
+//! outcomes, one take-in, and the overview beside finished rows. `cargo bench --bench queue [--
+//! ROWS]`, a million by default; prints the median and the range of each, in milliseconds.
 
 use std::error::Error;
 use std::time::{Duration, Instant, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use poweryard::model::{AttemptResult, Evidence, JobId, PowerAction, Service, TargetName, UtcMillis};
+use poweryard::model::{
+    AttemptResult, Evidence, JobId, PowerAction, Service, TargetName, UtcMillis,
+};
 use poweryard::store::{Origin, Store, Which};
 use poweryard::verdict::Batch;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
@@ -26,12 +29,30 @@ async fn main() -> Outcomes {
     let million = asked.unwrap_or(if quick { 5_000 } else { 1_000_000 });
     insert(million / 10).await?;
     for ready in [million / 100, million / 10, million] {
-        claims(&format!("{ready} ready"), &rows(ready, "'s' || i", "", ""), 0, None).await?;
+        claims(
+            &format!("{ready} ready"),
+            &rows(ready, "'s' || i", "", ""),
+            0,
+            None,
+        )
+        .await?;
     }
     let later = rows(million, "'s' || i", ", not_before", ", '2090-01-01'");
-    claims(&format!("20000 ready, {million} not due"), &later, 20_000, None).await?;
+    claims(
+        &format!("20000 ready, {million} not due"),
+        &later,
+        20_000,
+        None,
+    )
+    .await?;
     let behind = rows(million, "'s' || (i % 9)", "", "");
-    claims(&format!("20000 ready, {million} of nine servers"), &behind, 20_000, None).await?;
+    claims(
+        &format!("20000 ready, {million} of nine servers"),
+        &behind,
+        20_000,
+        None,
+    )
+    .await?;
     let held = rows(million, "'s' || i", ", target", ", 'held'");
     claims(&format!("20000 ready, {million} held"), &held, 20_000, None).await?;
     take_in(million).await?;
@@ -57,25 +78,37 @@ impl Bench {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("queue.db");
         let store = Store::open(&path).await?;
-        let options = SqliteConnectOptions::new().filename(&path).journal_mode(SqliteJournalMode::Wal);
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal);
         let producer = options.disable_statement_logging().connect().await?;
-        Ok(Self { store, producer, _dir: dir })
+        Ok(Self {
+            store,
+            producer,
+            _dir: dir,
+        })
     }
 
     async fn sql(&mut self, sql: &str) -> Result<Duration, Box<dyn Error>> {
         let start = Instant::now();
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.producer).await?;
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .fetch_all(&mut self.producer)
+            .await?;
         Ok(start.elapsed())
     }
 
     /// After a load: what a running daemon's own checkpoints would have done meanwhile.
     async fn settle(&mut self) -> Outcomes {
-        self.sql("PRAGMA wal_checkpoint(TRUNCATE)").await.map(|_| ())
+        self.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            .await
+            .map(|_| ())
     }
 }
 
 fn wall() -> UtcMillis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
@@ -84,18 +117,44 @@ fn report(what: &str, mut took: Vec<Duration>) {
         return;
     }
     took.sort();
-    let ms = |at: usize| took.get(at).map_or(f64::NAN, |took| took.as_secs_f64() * 1e3);
-    println!("{what:<62} {:>9.2} ({:.2}-{:.2}) ms, n={}", ms(took.len() / 2), ms(0), ms(took.len() - 1), took.len());
+    let ms = |at: usize| {
+        took.get(at)
+            .map_or(f64::NAN, |took| took.as_secs_f64() * 1e3)
+    };
+    println!(
+        "{what:<62} {:>9.2} ({:.2}-{:.2}) ms, n={}",
+        ms(took.len() / 2),
+        ms(0),
+        ms(took.len() - 1),
+        took.len()
+    );
 }
 
 async fn insert(count: usize) -> Outcomes {
     let forms = [
         ("plain", rows(count, "'s' || i", "", "")),
-        ("with a key", rows(count, "'s' || i", ", request_key", ", 'k' || i")),
-        ("with a label and expires_at", rows(count, "'s' || i", ", label, expires_at", ", 'night', '2090-01-01'")),
-        ("not due", rows(count, "'s' || i", ", not_before", ", '2090-01-01'")),
+        (
+            "with a key",
+            rows(count, "'s' || i", ", request_key", ", 'k' || i"),
+        ),
+        (
+            "with a label and expires_at",
+            rows(
+                count,
+                "'s' || i",
+                ", label, expires_at",
+                ", 'night', '2090-01-01'",
+            ),
+        ),
+        (
+            "not due",
+            rows(count, "'s' || i", ", not_before", ", '2090-01-01'"),
+        ),
         ("of nine servers", rows(count, "'s' || (i % 9)", "", "")),
-        ("random server ids", rows(count, "hex(randomblob(16))", "", "")),
+        (
+            "random server ids",
+            rows(count, "hex(randomblob(16))", "", ""),
+        ),
     ];
     for (what, sql) in forms {
         let mut took = Vec::new();
@@ -108,7 +167,8 @@ async fn insert(count: usize) -> Outcomes {
     Ok(())
 }
 
-/// Loads `backlog`, then `more` plain rows beside it; claims, accepts and ends a thousand at a time.
+/// Loads `backlog`, then `more` plain rows beside it; claims, accepts and ends a thousand at a
+/// time.
 async fn claims(what: &str, backlog: &str, more: usize, ttl: Option<Duration>) -> Outcomes {
     let mut bench = Bench::new().await?;
     bench.sql(backlog).await?;
@@ -116,8 +176,19 @@ async fn claims(what: &str, backlog: &str, more: usize, ttl: Option<Duration>) -
         bench.sql(&rows(more, "'more' || i", "", "")).await?;
     }
     bench.settle().await?;
-    let [mut look, mut lanes, mut claim, mut accept, mut end, mut back] = [const { Vec::<Duration>::new() }; 6];
-    let origin = Origin { service: Service::Bms, endpoint: "http://127.0.0.1:1".into(), project_id: "p".into() };
+    let [
+        mut look,
+        mut lanes,
+        mut claim,
+        mut accept,
+        mut end,
+        mut back,
+    ] = [const { Vec::<Duration>::new() }; 6];
+    let origin = Origin {
+        service: Service::Bms,
+        endpoint: "http://127.0.0.1:1".into(),
+        project_id: "p".into(),
+    };
     for round in 0..ROUNDS {
         let now = wall();
         let start = Instant::now();
@@ -126,25 +197,54 @@ async fn claims(what: &str, backlog: &str, more: usize, ttl: Option<Duration>) -
         bench.store.targets_after("", 200).await?;
         look.push(start.elapsed());
         let start = Instant::now();
-        let wanted: Vec<_> = PowerAction::ALL.iter().map(|action| (TargetName("default".into()), *action)).collect();
+        let wanted: Vec<_> = PowerAction::ALL
+            .iter()
+            .map(|action| (TargetName("default".into()), *action))
+            .collect();
         let mut found = bench.store.lanes(&wanted).await?;
         for lane in found.iter_mut().filter(|lane| lane.group == 0) {
             *lane = bench.store.count(lane, 1000).await?;
         }
         lanes.push(start.elapsed());
         // A lane of its own for each kind; the held one is not claimed.
-        let Some(lane) = found.iter().find(|lane| lane.target.0 == "default" && lane.group == 0) else { break };
+        let Some(lane) = found
+            .iter()
+            .find(|lane| lane.target.0 == "default" && lane.group == 0)
+        else {
+            break;
+        };
         let start = Instant::now();
-        let Some(batch) = bench.store.claim(lane, &origin, Which::First(1000), &[], now).await? else { break };
+        let Some(batch) = bench
+            .store
+            .claim(lane, &origin, Which::First(1000), &[], now)
+            .await?
+        else {
+            break;
+        };
         claim.push(start.elapsed());
         let start = Instant::now();
-        let next = BatchNext::Track { job: Some(JobId("j".into())), next_look_at: now };
-        bench.store.record(&batch, &step(next, Vec::new()), now).await?;
+        let next = BatchNext::Track {
+            job: Some(JobId("j".into())),
+            next_look_at: now,
+        };
+        bench
+            .store
+            .record(&batch, &step(next, Vec::new()), now)
+            .await?;
         accept.push(start.elapsed());
-        let Some((batch, _)) = bench.store.load_batch(batch.id).await? else { break };
+        let Some((batch, _)) = bench.store.load_batch(batch.id).await? else {
+            break;
+        };
         let comes_back = round % 4 == 3;
         let start = Instant::now();
-        bench.store.record(&batch, &step(BatchNext::Done, settle(&batch, comes_back, now)), now).await?;
+        bench
+            .store
+            .record(
+                &batch,
+                &step(BatchNext::Done, settle(&batch, comes_back, now)),
+                now,
+            )
+            .await?;
         if comes_back { &mut back } else { &mut end }.push(start.elapsed());
     }
     report(&format!("{what}: one idle look"), look);
@@ -156,7 +256,11 @@ async fn claims(what: &str, backlog: &str, more: usize, ttl: Option<Duration>) -
     Ok(())
 }
 
-fn settle(batch: &Batch, comes_back: bool, now: UtcMillis) -> Vec<(poweryard::model::RequestId, Event)> {
+fn settle(
+    batch: &Batch,
+    comes_back: bool,
+    now: UtcMillis,
+) -> Vec<(poweryard::model::RequestId, Event)> {
     let event = match comes_back {
         true => Event::Returned(Return {
             retry_at: Some(now + HOUR),
@@ -167,27 +271,63 @@ fn settle(batch: &Batch, comes_back: bool, now: UtcMillis) -> Vec<(poweryard::mo
         }),
         false => Event::Ended(Outcome::succeeded(Evidence::Job, "done")),
     };
-    batch.members.iter().map(|member| (member.request, event.clone())).collect()
+    batch
+        .members
+        .iter()
+        .map(|member| (member.request, event.clone()))
+        .collect()
 }
 
 fn step(batch: BatchNext, moves: Vec<(poweryard::model::RequestId, Event)>) -> Step {
-    Step { batch, moves, seen_moving: Vec::new(), complaint: None, job_ms: None, read_error: None }
+    Step {
+        batch,
+        moves,
+        seen_moving: Vec::new(),
+        complaint: None,
+        job_ms: None,
+        read_error: None,
+    }
 }
 
 /// One write transaction of `take_in`, when everything becomes due, expires or is doomed at once.
 async fn take_in(million: usize) -> Outcomes {
     let cases: [(&str, String, Option<Duration>, Duration); 5] = [
-        ("became due", rows(million, "'s' || i", ", not_before", ", datetime('now', '+1 hour')"), None, HOUR * 2),
         (
-            "of nine servers became due",
-            rows(million, "'s' || (i % 9)", ", not_before", ", datetime('now', '+1 hour')"),
+            "became due",
+            rows(
+                million,
+                "'s' || i",
+                ", not_before",
+                ", datetime('now', '+1 hour')",
+            ),
             None,
             HOUR * 2,
         ),
-        ("expired by default_ttl", rows(million, "'s' || i", "", ""), Some(HOUR), HOUR * 2),
+        (
+            "of nine servers became due",
+            rows(
+                million,
+                "'s' || (i % 9)",
+                ", not_before",
+                ", datetime('now', '+1 hour')",
+            ),
+            None,
+            HOUR * 2,
+        ),
+        (
+            "expired by default_ttl",
+            rows(million, "'s' || i", "", ""),
+            Some(HOUR),
+            HOUR * 2,
+        ),
         (
             "of nine servers expired",
-            rows(million, "'s' || (i % 9)", ", expires_at", ", datetime('now', '+1 hour')"),
+            rows(
+                million,
+                "'s' || (i % 9)",
+                ", expires_at",
+                ", datetime('now', '+1 hour')",
+            ),
             None,
             HOUR * 2,
         ),
@@ -229,7 +369,9 @@ async fn overview(million: usize) -> Outcomes {
         }
         report(&format!("queue_overview, {million} {what}"), took);
         if what == "queued" {
-            let took = bench.sql("UPDATE power_requests SET state = 'cancelled'").await?;
+            let took = bench
+                .sql("UPDATE power_requests SET state = 'cancelled'")
+                .await?;
             report(&format!("cancel {million} in one statement"), vec![took]);
             bench.sql(&rows(20_000, "'s' || i", "", "")).await?;
         }

@@ -1,6 +1,8 @@
-//! The proof by simulation, any number of seeds: `cargo run --release --example torture -- --seeds 10000`.
+//! The proof by simulation, any number of seeds: `cargo run --release --example torture -- --seeds
+//! 10000`.
 //!
-//! Exit 1 with the seed and what it broke; `--from SEED --seeds 1 --verbose` replays it step by step.
+//! Exit 1 with the seed and what it broke; `--from SEED --seeds 1 --verbose` replays it step by
+//! step.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -21,7 +23,8 @@ struct Args {
     /// The first one.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Threads; by default two for each core, since each of them waits for SQLite's own thread much of the time.
+    /// Threads; by default two for each core, since each of them waits for SQLite's own thread
+    /// much of the time.
     #[arg(long)]
     threads: Option<usize>,
     /// Go on after a failure, and list all of them.
@@ -54,7 +57,9 @@ fn main() -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let run = || run_seeds(&work, &args);
-        let threads: Vec<_> = (0..args.threads.unwrap_or(cores * 2)).map(|_| scope.spawn(run)).collect();
+        let threads: Vec<_> = (0..args.threads.unwrap_or(cores * 2))
+            .map(|_| scope.spawn(run))
+            .collect();
         for thread in threads {
             if let Ok(Err(broken)) = thread.join() {
                 println!("{broken}");
@@ -63,7 +68,12 @@ fn main() -> ExitCode {
         }
     });
     work.bar.finish_and_clear();
-    report(work.total.into_inner().unwrap_or_else(PoisonError::into_inner), started.elapsed())
+    report(
+        work.total
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner),
+        started.elapsed(),
+    )
 }
 
 fn run_seeds(work: &Work, args: &Args) -> Result<(), Broken> {
@@ -100,7 +110,10 @@ fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> Exi
         took.as_secs_f64(),
         total.digest
     );
-    println!("{:>9} with evidence to be had, and none of them unknown", total.with_evidence);
+    println!(
+        "{:>9} with evidence to be had, and none of them unknown",
+        total.with_evidence
+    );
     for (end, count) in &total.ends {
         println!("{count:>9} {end}");
     }
@@ -114,14 +127,24 @@ fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> Exi
             failure.seed
         );
     }
-    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn bar(seeds: u64, verbose: bool) -> ProgressBar {
     let shown = std::io::stderr().is_terminal() && !verbose;
-    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target = if shown {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
     let bar = ProgressBar::with_draw_target(Some(seeds), target);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {per_sec}, {eta} left") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {per_sec}, {eta} left")
+    {
         bar.set_style(style);
     }
     bar

@@ -1,8 +1,11 @@
 //! Which state may follow which, for requests and batches; the only place that moves them.
 //!
-//! Owns the events and the one transition function. Knows nothing of SQL (the schema repeats the rules), clocks or HTTP.
+//! Owns the events and the one transition function. Knows nothing of SQL (the schema repeats the
+//! rules), clocks or HTTP.
 
-use crate::model::{AttemptResult, Complaint, Evidence, JobId, LookCause, RequestId, RequestState, UtcMillis};
+use crate::model::{
+    AttemptResult, Complaint, Evidence, JobId, LookCause, RequestId, RequestState, UtcMillis,
+};
 
 /// Something that happens to one request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,7 +14,8 @@ pub enum Event {
     Claimed,
     /// It ended.
     Ended(Outcome),
-    /// Back to the queue: proved not carried out, not sent, busy, refused beside others, or worth another try.
+    /// Back to the queue: proved not carried out, not sent, busy, refused beside others, or worth
+    /// another try.
     Returned(Return),
 }
 
@@ -62,23 +66,50 @@ pub fn next(from: RequestState, event: &Event) -> Result<RequestState, IllegalMo
     match (from, event) {
         (Queued, Event::Claimed) => Ok(Running),
         (Running, Event::Returned(_)) => Ok(Queued),
-        (Running, Event::Ended(end)) if matches!(end.state, Succeeded | Failed | Unknown) => Ok(end.state),
-        (Queued, Event::Ended(end)) if matches!(end.state, Cancelled | Expired | Rejected) => Ok(end.state),
-        (from, event) => Err(IllegalMove { from, event: event.clone() }),
+        (Running, Event::Ended(end)) if matches!(end.state, Succeeded | Failed | Unknown) => {
+            Ok(end.state)
+        }
+        (Queued, Event::Ended(end)) if matches!(end.state, Cancelled | Expired | Rejected) => {
+            Ok(end.state)
+        }
+        (from, event) => Err(IllegalMove {
+            from,
+            event: event.clone(),
+        }),
     }
 }
 
 impl Outcome {
     /// Done, and this is how we know.
     pub fn succeeded(evidence: Evidence, message: impl Into<String>) -> Self {
-        let result = if evidence == Evidence::Already { AttemptResult::Already } else { AttemptResult::Succeeded };
-        Self { state: RequestState::Succeeded, evidence, code: String::new(), message: message.into(), result }
+        let result = if evidence == Evidence::Already {
+            AttemptResult::Already
+        } else {
+            AttemptResult::Succeeded
+        };
+        Self {
+            state: RequestState::Succeeded,
+            evidence,
+            code: String::new(),
+            message: message.into(),
+            result,
+        }
     }
 
     /// Known to have failed.
     pub fn failed(evidence: Evidence, code: impl Into<String>, message: impl Into<String>) -> Self {
-        let result = if evidence == Evidence::Refused { AttemptResult::Refused } else { AttemptResult::Failed };
-        Self { state: RequestState::Failed, evidence, code: code.into(), message: message.into(), result }
+        let result = if evidence == Evidence::Refused {
+            AttemptResult::Refused
+        } else {
+            AttemptResult::Failed
+        };
+        Self {
+            state: RequestState::Failed,
+            evidence,
+            code: code.into(),
+            message: message.into(),
+            result,
+        }
     }
 
     /// Nobody can tell.
@@ -110,7 +141,8 @@ pub struct Step {
     pub read_error: Option<String>,
 }
 
-/// Where a batch goes after a step. A batch whose last request was moved is done, whatever stands here.
+/// Where a batch goes after a step. A batch whose last request was moved is done, whatever stands
+/// here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BatchNext {
     /// Accepted: its job is asked for, first at `next_look_at`.
@@ -146,8 +178,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn events() -> impl Strategy<Value = Event> {
-        let ends = prop::sample::select(RequestState::ALL)
-            .prop_map(|state| Event::Ended(Outcome { state, ..Outcome::unknown("", "") }));
+        let ends = prop::sample::select(RequestState::ALL).prop_map(|state| {
+            Event::Ended(Outcome {
+                state,
+                ..Outcome::unknown("", "")
+            })
+        });
         let returned = Just(Event::Returned(Return {
             retry_at: None,
             group: None,

@@ -1,4 +1,5 @@
-//! Log lines on stderr: how much, in which form. Exactly one line an event. Knows nothing of what is logged.
+//! Log lines on stderr: how much, in which form. Exactly one line an event. Knows nothing of what
+//! is logged.
 
 use std::env;
 use std::fs::File;
@@ -13,7 +14,8 @@ use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// What libraries say below this helps nobody who runs the daemon.
-const QUIET_LIBRARIES: &str = "sqlx=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,mio=warn";
+const QUIET_LIBRARIES: &str =
+    "sqlx=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,mio=warn";
 
 /// `--log-format`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -44,7 +46,8 @@ pub enum LoggingError {
     AlreadySet(#[from] tracing::subscriber::SetGlobalDefaultError),
 }
 
-/// Sends log lines to stderr from now on, as `RUST_LOG` and `format` say; without `RUST_LOG` from `level` up.
+/// Sends log lines to stderr from now on, as `RUST_LOG` and `format` say; without `RUST_LOG` from
+/// `level` up.
 ///
 /// # Errors
 /// `RUST_LOG` is invalid, or logging has been set up before.
@@ -59,8 +62,14 @@ pub fn init(format: LogFormat, level: LevelFilter) -> Result<(), LoggingError> {
 /// Libraries say no more than warnings, also with `RUST_LOG=debug`, unless it names them.
 fn filter(rust_log: Option<&str>, level: LevelFilter) -> Result<EnvFilter, LoggingError> {
     let level = level.to_string();
-    let wanted = rust_log.map(str::trim).filter(|value| !value.is_empty()).unwrap_or(&level);
-    let invalid = |source| LoggingError::Filter { value: wanted.to_owned(), source };
+    let wanted = rust_log
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
+        .unwrap_or(&level);
+    let invalid = |source| LoggingError::Filter {
+        value: wanted.to_owned(),
+        source,
+    };
     let filter = EnvFilter::try_new(wanted).map_err(invalid)?;
     if filter.max_level_hint() < Some(LevelFilter::INFO) {
         return Ok(filter);
@@ -82,7 +91,9 @@ struct Surroundings {
 impl Surroundings {
     fn look() -> Self {
         let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
-        let stream = stderr.and_then(|stderr| stderr.metadata()).map(|meta| format!("{}:{}", meta.dev(), meta.ino()));
+        let stream = stderr
+            .and_then(|stderr| stderr.metadata())
+            .map(|meta| format!("{}:{}", meta.dev(), meta.ino()));
         Self {
             stderr_is_terminal: io::stderr().is_terminal(),
             no_color: env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()),
@@ -102,23 +113,41 @@ struct Style {
 
 impl Style {
     fn choose(around: &Surroundings) -> Self {
-        let journal = around.journal_stream.is_some() && around.journal_stream == around.stderr_stream;
-        Self { colour: around.stderr_is_terminal && !around.no_color && !journal, journal }
+        let journal =
+            around.journal_stream.is_some() && around.journal_stream == around.stderr_stream;
+        Self {
+            colour: around.stderr_is_terminal && !around.no_color && !journal,
+            journal,
+        }
     }
 }
 
-fn subscriber<W>(format: LogFormat, style: Style, filter: EnvFilter, writer: W) -> Box<dyn Subscriber + Send + Sync>
+fn subscriber<W>(
+    format: LogFormat,
+    style: Style,
+    filter: EnvFilter,
+    writer: W,
+) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let writer = OneLine { inner: writer, journal: style.journal };
+    let writer = OneLine {
+        inner: writer,
+        journal: style.journal,
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(style.colour)
         .with_target(false)
         .with_writer(writer);
     match format {
-        LogFormat::Json => Box::new(builder.json().with_target(true).flatten_event(true).finish()),
+        LogFormat::Json => Box::new(
+            builder
+                .json()
+                .with_target(true)
+                .flatten_event(true)
+                .finish(),
+        ),
         LogFormat::Text if style.journal => Box::new(builder.without_time().finish()),
         LogFormat::Text => Box::new(builder.finish()),
     }
@@ -134,12 +163,22 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for OneLine<M> {
     type Writer = LineWriter<M::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        LineWriter { inner: self.inner.make_writer(), prefix: "" }
+        LineWriter {
+            inner: self.inner.make_writer(),
+            prefix: "",
+        }
     }
 
     fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Self::Writer {
-        let prefix = if self.journal { journal_priority(*meta.level()) } else { "" };
-        LineWriter { inner: self.inner.make_writer_for(meta), prefix }
+        let prefix = if self.journal {
+            journal_priority(*meta.level())
+        } else {
+            ""
+        };
+        LineWriter {
+            inner: self.inner.make_writer_for(meta),
+            prefix,
+        }
     }
 }
 
@@ -188,8 +227,14 @@ mod tests {
 
     use super::*;
 
-    const PLAIN: Style = Style { colour: false, journal: false };
-    const JOURNAL: Style = Style { colour: false, journal: true };
+    const PLAIN: Style = Style {
+        colour: false,
+        journal: false,
+    };
+    const JOURNAL: Style = Style {
+        colour: false,
+        journal: true,
+    };
 
     #[derive(Clone, Default)]
     struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -203,11 +248,20 @@ mod tests {
         }
     }
 
-    fn logged(format: LogFormat, style: Style, rust_log: Option<&str>, log: impl FnOnce()) -> String {
+    fn logged(
+        format: LogFormat,
+        style: Style,
+        rust_log: Option<&str>,
+        log: impl FnOnce(),
+    ) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber =
-            subscriber(format, style, filter(rust_log, LevelFilter::INFO).unwrap(), move || writer.clone());
+        let subscriber = subscriber(
+            format,
+            style,
+            filter(rust_log, LevelFilter::INFO).unwrap(),
+            move || writer.clone(),
+        );
         tracing::subscriber::with_default(subscriber, log);
         String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
     }
@@ -218,22 +272,33 @@ mod tests {
         for format in [LogFormat::Text, LogFormat::Json] {
             let text = logged(format, PLAIN, None, lines);
             assert_eq!(text.matches('\n').count(), 1, "{text:?}");
-            assert!(text.ends_with('\n') && text.contains("WARN") && text.contains("second"), "{text:?}");
+            assert!(
+                text.ends_with('\n') && text.contains("WARN") && text.contains("second"),
+                "{text:?}"
+            );
         }
     }
 
     #[test]
     fn json_lines_are_objects_with_level_message_and_fields() {
-        let text = logged(LogFormat::Json, JOURNAL, None, || tracing::info!(batch.servers = 3, "sent"));
-        let object: serde_json::Value = serde_json::from_str(text.strip_prefix("<6>").unwrap()).unwrap();
-        assert_eq!((&object["level"], &object["message"]), (&"INFO".into(), &"sent".into()));
+        let text = logged(LogFormat::Json, JOURNAL, None, || {
+            tracing::info!(batch.servers = 3, "sent")
+        });
+        let object: serde_json::Value =
+            serde_json::from_str(text.strip_prefix("<6>").unwrap()).unwrap();
+        assert_eq!(
+            (&object["level"], &object["message"]),
+            (&"INFO".into(), &"sent".into())
+        );
         assert_eq!(object["batch.servers"], 3);
         assert!(object["timestamp"].is_string());
     }
 
     #[test]
     fn the_journal_gets_priorities_and_no_times() {
-        let text = logged(LogFormat::Text, JOURNAL, None, || tracing::error!("disk full"));
+        let text = logged(LogFormat::Text, JOURNAL, None, || {
+            tracing::error!("disk full")
+        });
         assert_eq!(text, "<3>ERROR disk full\n");
     }
 
@@ -245,9 +310,20 @@ mod tests {
         };
         assert_eq!(logged(LogFormat::Text, JOURNAL, None, log), "");
         assert_eq!(logged(LogFormat::Text, JOURNAL, Some(""), log), "");
-        assert_eq!(logged(LogFormat::Text, JOURNAL, Some("debug"), log), "<7>DEBUG from us\n");
-        assert_eq!(logged(LogFormat::Text, JOURNAL, Some("info,sqlx=info"), log), "<6> INFO from sqlx\n");
-        assert_eq!(logged(LogFormat::Text, JOURNAL, Some("off"), || tracing::error!("x")), "");
+        assert_eq!(
+            logged(LogFormat::Text, JOURNAL, Some("debug"), log),
+            "<7>DEBUG from us\n"
+        );
+        assert_eq!(
+            logged(LogFormat::Text, JOURNAL, Some("info,sqlx=info"), log),
+            "<6> INFO from sqlx\n"
+        );
+        assert_eq!(
+            logged(LogFormat::Text, JOURNAL, Some("off"), || tracing::error!(
+                "x"
+            )),
+            ""
+        );
     }
 
     #[test]
@@ -268,7 +344,13 @@ mod tests {
             journal_stream: journal.map(str::to_owned),
             stderr_stream: Some("8:77".to_owned()),
         };
-        assert_eq!(Style::choose(&around(true, false, None)), Style { colour: true, journal: false });
+        assert_eq!(
+            Style::choose(&around(true, false, None)),
+            Style {
+                colour: true,
+                journal: false
+            }
+        );
         assert_eq!(Style::choose(&around(true, true, None)), PLAIN);
         assert_eq!(Style::choose(&around(false, false, None)), PLAIN);
         assert_eq!(Style::choose(&around(false, false, Some("8:77"))), JOURNAL);

@@ -1,4 +1,5 @@
-//! The `poweryard` program: parses the command line, starts logging, runs the command, ends with its exit code.
+//! The `poweryard` program: parses the command line, starts logging, runs the command, ends with
+//! its exit code.
 
 use std::process::ExitCode;
 

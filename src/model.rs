@@ -15,7 +15,8 @@ mod words;
 
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
-    AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service, UnknownWord,
+    AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,
+    UnknownWord,
 };
 
 /// One row of `power_requests`: one server, one action. Never reused; the order of arrival.
@@ -28,12 +29,14 @@ pub struct RequestId(pub i64);
 #[serde(transparent)]
 pub struct BatchId(pub i64);
 
-/// What the cloud calls the job it runs for a batch. Opaque: printed as a UUID in one place and as 32 hex digits in another.
+/// What the cloud calls the job it runs for a batch. Opaque: printed as a UUID in one place and as
+/// 32 hex digits in another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub String);
 
-/// A `[targets.NAME]` of the config: one cloud project in one region. 1 to 64 of `A-Z a-z 0-9 . _ -`.
+/// A `[targets.NAME]` of the config: one cloud project in one region. 1 to 64 of `A-Z a-z 0-9 . _
+/// -`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TargetName(pub String);
@@ -46,16 +49,24 @@ pub struct ServerId(pub String);
 impl ServerId {
     /// True for 1 to 64 of `A-Z a-z 0-9 -`, the rule of `power_requests.server_id`.
     pub fn is_valid(text: &str) -> bool {
-        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        (1..=64).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     }
 
-    /// The id as the queue stores it: a UUID without its dashes gets them, anything else stays as it is. The schema does
-    /// the same with `power_requests.server_id`.
+    /// The id as the queue stores it: a UUID without its dashes gets them, anything else stays as
+    /// it is. The schema does the same with `power_requests.server_id`.
     pub fn as_stored(text: &str) -> String {
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return text.to_owned();
         }
-        [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-")
+        [
+            &text[..8],
+            &text[8..12],
+            &text[12..16],
+            &text[16..20],
+            &text[20..],
+        ]
+        .join("-")
     }
 
     /// What is compared and hashed.
@@ -104,7 +115,9 @@ display_inner!(RequestId, BatchId, JobId, TargetName, ServerId);
 impl FromStr for RequestId {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self).map_err(|_| "a request's id is a whole number".to_owned())
+        text.parse()
+            .map(Self)
+            .map_err(|_| "a request's id is a whole number".to_owned())
     }
 }
 
@@ -223,12 +236,18 @@ pub struct ServerView {
 impl ServerView {
     /// A server of which only power and activity are known.
     pub const fn of(power: Power, activity: Activity) -> Self {
-        Self { power, activity, locked: false, operation: None, error: None }
+        Self {
+            power,
+            activity,
+            locked: false,
+            operation: None,
+            error: None,
+        }
     }
 }
 
-/// The last power operation of a server and how it stands. It has neither time nor id, and stays until the next one: that
-/// it succeeded proves nothing unless it was seen to change.
+/// The last power operation of a server and how it stands. It has neither time nor id, and stays
+/// until the next one: that it succeeded proves nothing unless it was seen to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation {
     /// What was done.
@@ -237,7 +256,8 @@ pub struct Operation {
     pub status: JobStatus,
 }
 
-/// A server's power. `Unclear` when fields contradict one another or the word is unknown: never counted as proof.
+/// A server's power. `Unclear` when fields contradict one another or the word is unknown: never
+/// counted as proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
     /// Running.

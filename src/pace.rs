@@ -1,6 +1,7 @@
 //! How fast to submit and when to look: rolling window, throttling, backoff, learned durations.
 //!
-//! Pure: time comes in as an argument, jitter from a seed. The only user of the `backoff` crate. Knows nothing of SQL or HTTP.
+//! Pure: time comes in as an argument, jitter from a seed. The only user of the `backoff` crate.
+//! Knows nothing of SQL or HTTP.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use crate::model::UtcMillis;
 
 /// The span that `submits_per_minute` speaks of.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Without a named wait: after the first throttled call, and at most. Source: the contract; vendor FAQs advise 2 to 5 s.
+/// Without a named wait: after the first throttled call, and at most. Source: the contract; vendor
+/// FAQs advise 2 to 5 s.
 const THROTTLE_FIRST: Duration = Duration::from_secs(2);
 const THROTTLE_MAX: Duration = Duration::from_secs(60);
 /// The longest wait that the cloud may name: what is longer is a slip of its clock.
@@ -22,8 +24,8 @@ const QUIET: Duration = Duration::from_secs(300);
 
 /// How fast one target's submit calls may follow one another.
 ///
-/// At most `rate` calls in any 60 s. A call occupies its place from its start until 60 s after its end, so that the
-/// cloud's own count, taken somewhere between the two, cannot exceed ours.
+/// At most `rate` calls in any 60 s. A call occupies its place from its start until 60 s after its
+/// end, so that the cloud's own count, taken somewhere between the two, cannot exceed ours.
 #[derive(Debug, Clone)]
 pub struct Pace {
     configured: u32,
@@ -36,10 +38,18 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A pace of `configured` calls a minute that remembers when the calls of an earlier run `ended`, in any order.
-    pub fn new(configured: u32, ended: impl IntoIterator<Item = UtcMillis>, now: UtcMillis) -> Self {
-        let mut ended: Vec<_> =
-            ended.into_iter().filter(|&end| now.since(end) < WINDOW).map(|end| end.min(now)).collect();
+    /// A pace of `configured` calls a minute that remembers when the calls of an earlier run
+    /// `ended`, in any order.
+    pub fn new(
+        configured: u32,
+        ended: impl IntoIterator<Item = UtcMillis>,
+        now: UtcMillis,
+    ) -> Self {
+        let mut ended: Vec<_> = ended
+            .into_iter()
+            .filter(|&end| now.since(end) < WINDOW)
+            .map(|end| end.min(now))
+            .collect();
         // Calls end in another order than they were made; the window is emptied from its front.
         ended.sort_unstable();
         Self {
@@ -53,7 +63,8 @@ impl Pace {
         }
     }
 
-    /// Takes over what an earlier run had learned: the lowered rate and the throttled calls in a row.
+    /// Takes over what an earlier run had learned: the lowered rate and the throttled calls in a
+    /// row.
     pub fn resume(&mut self, rate: u32, throttles: u32) {
         self.rate = rate.clamp(1, self.configured);
         self.throttles = throttles;
@@ -73,7 +84,11 @@ impl Pace {
         self.recover(now);
         // After a clock that stepped back, a call of the "future" counts as one of now.
         self.ended.iter_mut().for_each(|end| *end = (*end).min(now));
-        while self.ended.front().is_some_and(|&end| now.since(end) >= WINDOW) {
+        while self
+            .ended
+            .front()
+            .is_some_and(|&end| now.since(end) >= WINDOW)
+        {
             self.ended.pop_front();
         }
         if let Some(until) = self.blocked_until.filter(|&until| until > now) {
@@ -84,7 +99,8 @@ impl Pace {
         if taken < self.rate as usize {
             return None;
         }
-        // The place of the call that must leave the window first; with only open calls the end of one wakes us.
+        // The place of the call that must leave the window first; with only open calls the end of
+        // one wakes us.
         let excess = taken - self.rate as usize;
         let freeing = self.ended.get(excess).or(self.ended.back());
         Some(freeing.map_or(now + WINDOW, |&end| end + WINDOW))
@@ -101,8 +117,8 @@ impl Pace {
         self.ended.push_back(now);
     }
 
-    /// The cloud throttled or could not be reached: nothing leaves until the time returned. A `limit` that the gateway
-    /// named becomes the rate; without one the rate is halved.
+    /// The cloud throttled or could not be reached: nothing leaves until the time returned. A
+    /// `limit` that the gateway named becomes the rate; without one the rate is halved.
     pub fn throttled(
         &mut self,
         now: UtcMillis,
@@ -110,10 +126,15 @@ impl Pace {
         limit: Option<(u32, Duration)>,
     ) -> UtcMillis {
         let named = limit.and_then(|(calls, span)| {
-            let per_minute = f64::from(calls) * WINDOW.as_secs_f64() / span.as_secs_f64().max(0.001);
+            let per_minute =
+                f64::from(calls) * WINDOW.as_secs_f64() / span.as_secs_f64().max(0.001);
             (per_minute >= 1.0).then_some(per_minute.min(f64::from(u32::MAX)) as u32)
         });
-        let lowered = if self.is_blocked(now) { self.rate } else { self.rate / 2 };
+        let lowered = if self.is_blocked(now) {
+            self.rate
+        } else {
+            self.rate / 2
+        };
         self.rate = named.unwrap_or(lowered).clamp(1, self.rate);
         self.quiet_since = now;
         self.stand_back(now, retry_after)
@@ -121,14 +142,17 @@ impl Pace {
 
     /// The cloud could not be reached: nothing leaves until the time returned. The rate stays.
     ///
-    /// While nothing leaves, only calls that were open beside a failed one can fail: the same trouble, which counts once.
+    /// While nothing leaves, only calls that were open beside a failed one can fail: the same
+    /// trouble, which counts once.
     pub fn stand_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
         if let Some(blocked_until) = self.blocked_until.filter(|&until| until > now) {
-            let until = retry_after.map_or(blocked_until, |wait| blocked_until.max(now + bounded(wait)));
+            let until =
+                retry_after.map_or(blocked_until, |wait| blocked_until.max(now + bounded(wait)));
             self.blocked_until = Some(until);
             return until;
         }
-        let wait = retry_after.unwrap_or_else(|| exponential(THROTTLE_FIRST, 2.0, THROTTLE_MAX, self.throttles));
+        let wait = retry_after
+            .unwrap_or_else(|| exponential(THROTTLE_FIRST, 2.0, THROTTLE_MAX, self.throttles));
         self.throttles = self.throttles.saturating_add(1);
         let until = now + bounded(wait);
         self.blocked_until = Some(until);
@@ -162,7 +186,9 @@ impl Pace {
 
     /// The clock was moved by so many milliseconds, and with it every time that is remembered here.
     pub fn moved(&mut self, by_ms: i64) {
-        self.ended.iter_mut().for_each(|end| *end = end.moved(by_ms));
+        self.ended
+            .iter_mut()
+            .for_each(|end| *end = end.moved(by_ms));
         self.blocked_until = self.blocked_until.map(|until| until.moved(by_ms));
         self.quiet_since = self.quiet_since.moved(by_ms);
     }
@@ -190,11 +216,15 @@ pub struct Reads {
 impl Reads {
     /// What an earlier run left: nothing is asked before `until`.
     pub fn resumed(until: Option<UtcMillis>) -> Self {
-        Self { until, throttles: 0 }
+        Self {
+            until,
+            throttles: 0,
+        }
     }
 
-    /// A read was throttled: nothing is asked until the time returned, which is as long as the cloud named, a year at most,
-    /// else 2 s doubling to 60 s. Reads that were open beside a throttled one count once.
+    /// A read was throttled: nothing is asked until the time returned, which is as long as the
+    /// cloud named, a year at most, else 2 s doubling to 60 s. Reads that were open beside a
+    /// throttled one count once.
     pub fn throttled(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
         let present = self.wait(now);
         let until = match (retry_after, present) {
@@ -241,10 +271,12 @@ pub struct LookTimes {
 }
 
 impl LookTimes {
-    /// The wait before the first look at a job, from how long earlier jobs of this target and action took.
+    /// The wait before the first look at a job, from how long earlier jobs of this target and
+    /// action took.
     ///
-    /// With at least three of them: when nine in ten had ended, because one look too early costs as much as one too late
-    /// and covers the whole batch. Never later than `interval_max` after the usual first look.
+    /// With at least three of them: when nine in ten had ended, because one look too early costs as
+    /// much as one too late and covers the whole batch. Never later than `interval_max` after the
+    /// usual first look.
     pub fn first_look(&self, history: &[Duration], seed: u64) -> Duration {
         if history.len() < 3 {
             return jittered(self.first, seed);
@@ -252,26 +284,45 @@ impl LookTimes {
         let mut sorted = history.to_vec();
         sorted.sort_unstable();
         let typical = sorted[(sorted.len() * 9 / 10).min(sorted.len() - 1)];
-        // A job lasts as long as its slowest server; the others must not wait an hour for their outcomes because of it.
+        // A job lasts as long as its slowest server; the others must not wait an hour for their
+        // outcomes because of it.
         jittered(typical.min(self.first + self.interval_max), seed)
     }
 
-    /// The wait after the look number `looks` (1 is the first): a fraction of the time already waited, so that a job of an
-    /// hour is not asked for every two seconds, growing from a quarter of the first look's wait to `interval_max`.
+    /// The wait after the look number `looks` (1 is the first): a fraction of the time already
+    /// waited, so that a job of an hour is not asked for every two seconds, growing from a quarter
+    /// of the first look's wait to `interval_max`.
     pub fn next_look(&self, looks: u32, seed: u64) -> Duration {
-        let start = (self.first / 4).max(Duration::from_millis(20)).min(self.interval_max);
-        jittered(exponential(start, 1.5, self.interval_max, looks.saturating_sub(1)), seed)
+        let start = (self.first / 4)
+            .max(Duration::from_millis(20))
+            .min(self.interval_max);
+        jittered(
+            exponential(start, 1.5, self.interval_max, looks.saturating_sub(1)),
+            seed,
+        )
     }
 }
 
-/// The wait before try number `tries` + 1 of a request that is worth another try: 10 s, doubling to 5 min.
+/// The wait before try number `tries` + 1 of a request that is worth another try: 10 s, doubling to
+/// 5 min.
 pub fn retry_delay(tries: u32, seed: u64) -> Duration {
-    jittered(exponential(Duration::from_secs(10), 2.0, Duration::from_secs(300), tries), seed)
+    jittered(
+        exponential(
+            Duration::from_secs(10),
+            2.0,
+            Duration::from_secs(300),
+            tries,
+        ),
+        seed,
+    )
 }
 
 /// The wait before a busy server is tried again: 5 s, doubling to 5 min.
 pub fn busy_delay(tries: u32, seed: u64) -> Duration {
-    jittered(exponential(Duration::from_secs(5), 2.0, Duration::from_secs(300), tries), seed)
+    jittered(
+        exponential(Duration::from_secs(5), 2.0, Duration::from_secs(300), tries),
+        seed,
+    )
 }
 
 /// The wait before a hook is told again: 1 s, then 4 s, up to 1 min.
@@ -279,15 +330,19 @@ pub fn hook_delay(tries: u32) -> Duration {
     exponential(Duration::from_secs(1), 4.0, Duration::from_secs(60), tries)
 }
 
-/// The wait before a server that has been busy for so long already is looked at again: a quarter of it, 5 s to 5 min.
+/// The wait before a server that has been busy for so long already is looked at again: a quarter of
+/// it, 5 s to 5 min.
 pub fn busy_wait(busy: Duration, seed: u64) -> Duration {
-    jittered((busy / 4).clamp(Duration::from_secs(5), Duration::from_secs(300)), seed)
+    jittered(
+        (busy / 4).clamp(Duration::from_secs(5), Duration::from_secs(300)),
+        seed,
+    )
 }
 
 /// Interval number `steps` (0 is the first) of an exponential backoff.
 ///
-/// `max_elapsed_time` is off, since it would end polling after 15 minutes of wall clock, and so is the crate's own jitter,
-/// since it cannot be seeded.
+/// `max_elapsed_time` is off, since it would end polling after 15 minutes of wall clock, and so is
+/// the crate's own jitter, since it cannot be seeded.
 fn exponential(initial: Duration, multiplier: f64, max: Duration, steps: u32) -> Duration {
     let mut backoff = ExponentialBackoffBuilder::new()
         .with_initial_interval(initial)
@@ -332,7 +387,11 @@ mod tests {
         assert_eq!(pace.wait(after(10)), None);
         pace.call_started();
         pace.call_ended(after(11));
-        assert_eq!(pace.wait(after(12)), Some(after(60)), "the call of the earlier run still counts");
+        assert_eq!(
+            pace.wait(after(12)),
+            Some(after(60)),
+            "the call of the earlier run still counts"
+        );
         assert_eq!(pace.wait(after(60)), None);
     }
 
@@ -364,10 +423,25 @@ mod tests {
         for _ in 0..15 {
             assert_eq!(pace.throttled(T0, None, None), first);
         }
-        assert_eq!((first.since(T0).as_secs(), pace.rate(), pace.throttles()), (2, 24, 1));
-        let named = pace.throttled(T0, Some(Duration::from_secs(9)), Some((10, Duration::from_secs(60))));
-        assert_eq!((named.since(T0).as_secs(), pace.rate()), (9, 10), "what the cloud names is heard all the same");
-        assert_eq!(pace.throttled(T0, Some(Duration::from_secs(3)), None), named, "the longest wait counts");
+        assert_eq!(
+            (first.since(T0).as_secs(), pace.rate(), pace.throttles()),
+            (2, 24, 1)
+        );
+        let named = pace.throttled(
+            T0,
+            Some(Duration::from_secs(9)),
+            Some((10, Duration::from_secs(60))),
+        );
+        assert_eq!(
+            (named.since(T0).as_secs(), pace.rate()),
+            (9, 10),
+            "what the cloud names is heard all the same"
+        );
+        assert_eq!(
+            pace.throttled(T0, Some(Duration::from_secs(3)), None),
+            named,
+            "the longest wait counts"
+        );
         assert_eq!(pace.throttled(named, None, None).since(named).as_secs(), 4);
         assert_eq!((pace.rate(), pace.throttles()), (5, 2));
     }
@@ -383,18 +457,30 @@ mod tests {
 
     #[test]
     fn history_moves_the_first_look_to_where_jobs_end() {
-        let times = LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) };
+        let times = LookTimes {
+            first: Duration::from_secs(2),
+            interval_max: Duration::from_secs(30),
+        };
         assert!(times.first_look(&[], 1) < Duration::from_secs(3));
         let history = [20, 21, 19, 22].map(Duration::from_secs);
         let wait = times.first_look(&history, 1);
-        assert!(wait >= Duration::from_secs(20) && wait <= Duration::from_secs(25), "{wait:?}");
+        assert!(
+            wait >= Duration::from_secs(20) && wait <= Duration::from_secs(25),
+            "{wait:?}"
+        );
     }
 
     #[test]
     fn jobs_that_one_slow_server_drew_out_do_not_keep_the_others_waiting() {
-        let times = LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) };
+        let times = LookTimes {
+            first: Duration::from_secs(2),
+            interval_max: Duration::from_secs(30),
+        };
         let wait = times.first_look(&[Duration::from_secs(3600); 5], 1);
-        assert!(wait >= Duration::from_secs(30) && wait <= Duration::from_secs(36), "{wait:?}");
+        assert!(
+            wait >= Duration::from_secs(30) && wait <= Duration::from_secs(36),
+            "{wait:?}"
+        );
     }
 
     proptest! {
@@ -435,7 +521,11 @@ mod tests {
         let day = Duration::from_secs(86_400);
         let until = reads.throttled(NOW, Some(day));
         assert_eq!((until, reads.wait(NOW)), (NOW + day, Some(NOW + day)));
-        assert_eq!(reads.throttled(NOW, None), until, "one that was open beside it says nothing more");
+        assert_eq!(
+            reads.throttled(NOW, None),
+            until,
+            "one that was open beside it says nothing more"
+        );
         assert_eq!(reads.wait(until), None);
         assert_eq!(reads.throttled(until, Some(day * 1000)), until + day * 365);
         assert_eq!(Reads::resumed(Some(until)).wait(NOW), Some(until));

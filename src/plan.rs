@@ -1,8 +1,9 @@
 //! Decides which requests leave next. Pure: knows nothing of SQL, HTTP or clocks.
 //!
-//! The store keeps claimable requests in lanes: one (target, action, travel group) each, highest priority first, then
-//! oldest. A batch is the head of one lane. What must not travel together is in different lanes, so the plan only
-//! chooses among lanes; which server's turn it is, is already settled by the queue's own order (promise 8).
+//! The store keeps claimable requests in lanes: one (target, action, travel group) each, highest
+//! priority first, then oldest. A batch is the head of one lane. What must not travel together is
+//! in different lanes, so the plan only chooses among lanes; which server's turn it is, is already
+//! settled by the queue's own order (promise 8).
 
 use std::time::Duration;
 
@@ -74,15 +75,26 @@ pub enum Choice {
     Nothing,
 }
 
-/// Chooses the lane of `target` whose head leaves next: the highest priority, then the oldest request.
+/// Chooses the lane of `target` whose head leaves next: the highest priority, then the oldest
+/// request.
 ///
-/// A lane that is held stays. A lane of fresh requests that does not fill a batch waits until its oldest request could
-/// have gone for `linger`; returned groups do not wait, nobody can join them.
-pub fn choose(target: &TargetName, lanes: &[Lane], holds: &[Hold], limits: Limits, now: UtcMillis) -> Choice {
+/// A lane that is held stays. A lane of fresh requests that does not fill a batch waits until its
+/// oldest request could have gone for `linger`; returned groups do not wait, nobody can join them.
+pub fn choose(
+    target: &TargetName,
+    lanes: &[Lane],
+    holds: &[Hold],
+    limits: Limits,
+    now: UtcMillis,
+) -> Choice {
     let mut open: Vec<&Lane> = lanes
         .iter()
         .filter(|lane| lane.target == *target && lane.ready > 0)
-        .filter(|lane| !holds.iter().any(|hold| hold.covers(target, lane.action, now)))
+        .filter(|lane| {
+            !holds
+                .iter()
+                .any(|hold| hold.covers(target, lane.action, now))
+        })
         .collect();
     open.sort_by_key(|lane| (-lane.head_priority, lane.head_id));
     let leaves_at = |lane: &Lane| match lane.group == 0 && lane.ready < limits.batch_servers_max {
@@ -93,7 +105,11 @@ pub fn choose(target: &TargetName, lanes: &[Lane], holds: &[Hold], limits: Limit
     let may_go = |lane: &Lane| leaves_at(lane) <= now || leaves_at(lane) > now + limits.linger;
     match open.iter().find(|lane| may_go(lane)) {
         Some(lane) => Choice::Go((*lane).clone()),
-        None => open.iter().map(|lane| leaves_at(lane)).min().map_or(Choice::Nothing, Choice::WaitUntil),
+        None => open
+            .iter()
+            .map(|lane| leaves_at(lane))
+            .min()
+            .map_or(Choice::Nothing, Choice::WaitUntil),
     }
 }
 
@@ -106,7 +122,8 @@ pub enum Allowance {
     NoneUntil(UtcMillis),
 }
 
-/// What is left of `budget`, given the calls of its span that may have had an effect: when, and for how many servers.
+/// What is left of `budget`, given the calls of its span that may have had an effect: when, and for
+/// how many servers.
 ///
 /// The span rolls: a call counts until exactly one span has passed.
 pub fn allowance(budget: Budget, spent: &[(UtcMillis, u32)], now: UtcMillis) -> Allowance {
@@ -114,15 +131,23 @@ pub fn allowance(budget: Budget, spent: &[(UtcMillis, u32)], now: UtcMillis) -> 
     let used: u64 = in_span().map(|(_, servers)| u64::from(*servers)).sum();
     match u64::from(budget.servers).checked_sub(used) {
         Some(left) if left > 0 => Allowance::Servers(u32::try_from(left).unwrap_or(u32::MAX)),
-        _ => Allowance::NoneUntil(in_span().map(|(at, _)| *at).min().map_or(now + budget.span, |at| at + budget.span)),
+        _ => Allowance::NoneUntil(
+            in_span()
+                .map(|(at, _)| *at)
+                .min()
+                .map_or(now + budget.span, |at| at + budget.span),
+        ),
     }
 }
 
-/// When a request can leave at the earliest under a budget that is used up until `until`, with `ahead` others before it: of
-/// no span do more than the budget's servers leave.
+/// When a request can leave at the earliest under a budget that is used up until `until`, with
+/// `ahead` others before it: of no span do more than the budget's servers leave.
 pub fn earliest_under_budget(budget: Budget, until: UtcMillis, ahead: u64) -> UtcMillis {
     let spans = ahead / u64::from(budget.servers.max(1));
-    until + budget.span.saturating_mul(u32::try_from(spans).unwrap_or(u32::MAX))
+    until
+        + budget
+            .span
+            .saturating_mul(u32::try_from(spans).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -131,11 +156,29 @@ mod tests {
     use proptest::prelude::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
-    const LIMITS: Limits = Limits { batch_servers_max: 1000, linger: Duration::from_millis(100) };
+    const LIMITS: Limits = Limits {
+        batch_servers_max: 1000,
+        linger: Duration::from_millis(100),
+    };
 
-    fn lane(action: PowerAction, group: i64, head_priority: i64, head_id: i64, ready: u32, waited_ms: u64) -> Lane {
+    fn lane(
+        action: PowerAction,
+        group: i64,
+        head_priority: i64,
+        head_id: i64,
+        ready: u32,
+        waited_ms: u64,
+    ) -> Lane {
         let oldest_eligible_at = NOW.before(Duration::from_millis(waited_ms));
-        Lane { target: target(), action, group, head_priority, head_id, ready, oldest_eligible_at }
+        Lane {
+            target: target(),
+            action,
+            group,
+            head_priority,
+            head_id,
+            ready,
+            oldest_eligible_at,
+        }
     }
 
     fn target() -> TargetName {
@@ -143,13 +186,25 @@ mod tests {
     }
 
     fn hold(action: Option<PowerAction>, until: Option<UtcMillis>) -> Hold {
-        Hold { target: None, action, kind: HoldKind::Operator, reason: "paused".into(), since: NOW, until }
+        Hold {
+            target: None,
+            action,
+            kind: HoldKind::Operator,
+            reason: "paused".into(),
+            since: NOW,
+            until,
+        }
     }
 
     #[test]
     fn a_higher_priority_goes_before_an_older_request() {
-        let lanes = [lane(PowerAction::Stop, 0, 0, 1, 5, 500), lane(PowerAction::Start, 0, 10, 9, 5, 500)];
-        let Choice::Go(chosen) = choose(&target(), &lanes, &[], LIMITS, NOW) else { panic!("one may go") };
+        let lanes = [
+            lane(PowerAction::Stop, 0, 0, 1, 5, 500),
+            lane(PowerAction::Start, 0, 10, 9, 5, 500),
+        ];
+        let Choice::Go(chosen) = choose(&target(), &lanes, &[], LIMITS, NOW) else {
+            panic!("one may go")
+        };
         assert_eq!(chosen.action, PowerAction::Start);
     }
 
@@ -157,44 +212,88 @@ mod tests {
     fn a_batch_that_is_not_full_lingers_and_a_full_one_does_not() {
         let small = lane(PowerAction::Stop, 0, 0, 1, 999, 40);
         let wait = Choice::WaitUntil(NOW + Duration::from_millis(60));
-        assert_eq!(choose(&target(), std::slice::from_ref(&small), &[], LIMITS, NOW), wait);
-        let full = Lane { ready: 1000, ..small.clone() };
-        assert_eq!(choose(&target(), std::slice::from_ref(&full), &[], LIMITS, NOW), Choice::Go(full));
+        assert_eq!(
+            choose(&target(), std::slice::from_ref(&small), &[], LIMITS, NOW),
+            wait
+        );
+        let full = Lane {
+            ready: 1000,
+            ..small.clone()
+        };
+        assert_eq!(
+            choose(&target(), std::slice::from_ref(&full), &[], LIMITS, NOW),
+            Choice::Go(full)
+        );
         let part = Lane { group: 7, ..small };
-        assert_eq!(choose(&target(), std::slice::from_ref(&part), &[], LIMITS, NOW), Choice::Go(part));
+        assert_eq!(
+            choose(&target(), std::slice::from_ref(&part), &[], LIMITS, NOW),
+            Choice::Go(part)
+        );
     }
 
     #[test]
     fn a_lingering_lane_does_not_hold_up_one_that_may_go() {
-        let lanes = [lane(PowerAction::Stop, 0, 50, 1, 1, 0), lane(PowerAction::Start, 0, 0, 2, 1, 200)];
-        assert_eq!(choose(&target(), &lanes, &[], LIMITS, NOW), Choice::Go(lanes[1].clone()));
+        let lanes = [
+            lane(PowerAction::Stop, 0, 50, 1, 1, 0),
+            lane(PowerAction::Start, 0, 0, 2, 1, 200),
+        ];
+        assert_eq!(
+            choose(&target(), &lanes, &[], LIMITS, NOW),
+            Choice::Go(lanes[1].clone())
+        );
     }
 
     #[test]
     fn a_clock_that_stepped_back_an_hour_does_not_park_the_lane() {
-        let ahead =
-            Lane { oldest_eligible_at: NOW + Duration::from_secs(3600), ..lane(PowerAction::Stop, 0, 0, 1, 1, 0) };
-        assert_eq!(choose(&target(), std::slice::from_ref(&ahead), &[], LIMITS, NOW), Choice::Go(ahead));
+        let ahead = Lane {
+            oldest_eligible_at: NOW + Duration::from_secs(3600),
+            ..lane(PowerAction::Stop, 0, 0, 1, 1, 0)
+        };
+        assert_eq!(
+            choose(&target(), std::slice::from_ref(&ahead), &[], LIMITS, NOW),
+            Choice::Go(ahead)
+        );
     }
 
     #[test]
     fn a_hold_stops_its_action_only_and_ends_by_itself() {
-        let lanes = [lane(PowerAction::Stop, 0, 0, 1, 5, 500), lane(PowerAction::Start, 0, 0, 2, 5, 500)];
+        let lanes = [
+            lane(PowerAction::Stop, 0, 0, 1, 5, 500),
+            lane(PowerAction::Start, 0, 0, 2, 5, 500),
+        ];
         let held = [hold(Some(PowerAction::Stop), None)];
-        assert_eq!(choose(&target(), &lanes, &held, LIMITS, NOW), Choice::Go(lanes[1].clone()));
+        assert_eq!(
+            choose(&target(), &lanes, &held, LIMITS, NOW),
+            Choice::Go(lanes[1].clone())
+        );
         let over = [hold(None, Some(NOW))];
-        assert_eq!(choose(&target(), &lanes, &over, LIMITS, NOW), Choice::Go(lanes[0].clone()));
+        assert_eq!(
+            choose(&target(), &lanes, &over, LIMITS, NOW),
+            Choice::Go(lanes[0].clone())
+        );
     }
 
     #[test]
     fn a_budget_lets_through_what_its_rolling_span_has_left() {
-        let budget = Budget { servers: 500, span: Duration::from_secs(3600) };
+        let budget = Budget {
+            servers: 500,
+            span: Duration::from_secs(3600),
+        };
         let at = |minutes: u64| NOW.before(Duration::from_secs(minutes * 60));
         assert_eq!(allowance(budget, &[], NOW), Allowance::Servers(500));
-        assert_eq!(allowance(budget, &[(at(61), 400), (at(30), 200)], NOW), Allowance::Servers(300));
+        assert_eq!(
+            allowance(budget, &[(at(61), 400), (at(30), 200)], NOW),
+            Allowance::Servers(300)
+        );
         let until = at(50) + budget.span;
-        assert_eq!(allowance(budget, &[(at(50), 300), (at(10), 200)], NOW), Allowance::NoneUntil(until));
-        assert_eq!(allowance(budget, &[(at(50), 300), (at(10), 200)], until), Allowance::Servers(300));
+        assert_eq!(
+            allowance(budget, &[(at(50), 300), (at(10), 200)], NOW),
+            Allowance::NoneUntil(until)
+        );
+        assert_eq!(
+            allowance(budget, &[(at(50), 300), (at(10), 200)], until),
+            Allowance::Servers(300)
+        );
     }
 
     proptest! {

@@ -1,5 +1,6 @@
-//! The daemon dies and comes back: `kill -9` at any moment, SIGTERM in the middle of a call, a second daemon. The real
-//! program on a real file; judged by its rows against the ledger of the simulated cloud.
+//! The daemon dies and comes back: `kill -9` at any moment, SIGTERM in the middle of a call, a
+//! second daemon. The real program on a real file; judged by its rows against the ledger of the
+//! simulated cloud.
 
 mod common;
 #[path = "common/process.rs"]
@@ -30,7 +31,11 @@ struct Ended {
 }
 
 fn submits(yard: &Yard) -> Vec<CallRecord> {
-    yard.cloud.calls().into_iter().filter(|call| call.call == Call::Submit).collect()
+    yard.cloud
+        .calls()
+        .into_iter()
+        .filter(|call| call.call == Call::Submit)
+        .collect()
 }
 
 async fn insert_some(producer: &mut SqliteConnection, servers: &[String], dice: &mut Dice) {
@@ -65,7 +70,12 @@ async fn nothing_is_lost_or_rebooted_twice_by_twenty_five_kills() {
     let mut yard = Yard::new(&scenario).await;
     yard.target_lines.push_str("batch_servers_max = 25\n");
     let config = yard.write_config();
-    let servers: Vec<String> = yard.cloud.server_ids(Service::Bms).iter().map(ToString::to_string).collect();
+    let servers: Vec<String> = yard
+        .cloud
+        .server_ids(Service::Bms)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let mut dice = Dice(20_261_121);
 
     // While the queue is being made, too.
@@ -83,10 +93,17 @@ async fn nothing_is_lost_or_rebooted_twice_by_twenty_five_kills() {
         insert_some(&mut producer, &servers, &mut dice).await;
         tokio::time::sleep(Duration::from_millis(20 + dice.roll(240))).await;
         daemon.kill();
-        let submitting = text(&mut producer, "SELECT count(*) FROM batches WHERE state = 'submitting'").await;
+        let submitting = text(
+            &mut producer,
+            "SELECT count(*) FROM batches WHERE state = 'submitting'",
+        )
+        .await;
         open_calls += submitting.parse::<u64>().expect("a number");
     }
-    assert!(open_calls >= 5, "only {open_calls} calls were open when the daemon died: the test tests too little");
+    assert!(
+        open_calls >= 5,
+        "only {open_calls} calls were open when the daemon died: the test tests too little"
+    );
     let killed_after = begin.elapsed();
     let daemon = Daemon::start(&config);
     let summary = outcomes(&mut producer).await;
@@ -110,7 +127,11 @@ async fn judge(yard: &Yard, producer: &mut SqliteConnection) {
     let mut carried_out: HashMap<(String, String, String), usize> = HashMap::new();
     let mut reboots: HashMap<String, usize> = HashMap::new();
     for entry in yard.cloud.ledger() {
-        let key = (entry.batch.to_string(), entry.server_id.to_string(), entry.action.to_string());
+        let key = (
+            entry.batch.to_string(),
+            entry.server_id.to_string(),
+            entry.action.to_string(),
+        );
         *carried_out.entry(key).or_default() += 1;
         if entry.action == PowerAction::Reboot {
             *reboots.entry(entry.server_id.to_string()).or_default() += 1;
@@ -121,10 +142,11 @@ async fn judge(yard: &Yard, producer: &mut SqliteConnection) {
     let mut newest: HashMap<&str, &Ended> = HashMap::new();
     for row in &rows {
         newest.insert(&row.server_id, row);
-        let own = row
-            .job_id
-            .as_ref()
-            .and_then(|job| carried_out.get(&(job.clone(), row.server_id.clone(), row.action.clone())).copied());
+        let own = row.job_id.as_ref().and_then(|job| {
+            carried_out
+                .get(&(job.clone(), row.server_id.clone(), row.action.clone()))
+                .copied()
+        });
         match (row.state.as_str(), row.evidence.as_str()) {
             ("succeeded", "job") => assert_eq!(own, Some(1), "{row:?}"),
             ("failed", _) => assert_eq!(own, None, "{row:?}"),
@@ -149,20 +171,43 @@ async fn judge(yard: &Yard, producer: &mut SqliteConnection) {
             "{server}: {done} reboots for {certain} that succeeded and {possible} that nobody knows of"
         );
     }
-    assert!(reboots.keys().all(|server| proved.contains_key(server.as_str())));
-    let power: HashMap<String, OnOff> =
-        yard.cloud.servers().into_iter().map(|server| (server.server_id.to_string(), server.power)).collect();
+    assert!(
+        reboots
+            .keys()
+            .all(|server| proved.contains_key(server.as_str()))
+    );
+    let power: HashMap<String, OnOff> = yard
+        .cloud
+        .servers()
+        .into_iter()
+        .map(|server| (server.server_id.to_string(), server.power))
+        .collect();
     for row in newest.values().filter(|row| row.state == "succeeded") {
-        let wished = if row.action == "stop" { OnOff::Off } else { OnOff::On };
+        let wished = if row.action == "stop" {
+            OnOff::Off
+        } else {
+            OnOff::On
+        };
         assert_eq!(power.get(&row.server_id), Some(&wished), "{row:?}");
     }
     let overtaken =
         "SELECT count(*) FROM power_requests a JOIN power_requests b ON b.server_id = a.server_id AND b.id > a.id
                      WHERE b.submitted_at < a.finished_at";
-    assert_eq!(text(producer, overtaken).await, "0", "requests of one server went out of their order");
+    assert_eq!(
+        text(producer, overtaken).await,
+        "0",
+        "requests of one server went out of their order"
+    );
     let open = "SELECT count(*) FROM batches WHERE state <> 'done'";
     assert_eq!(text(producer, open).await, "0");
-    assert_eq!(text(producer, "SELECT count(*) FROM request_attempts WHERE result IS NULL").await, "0");
+    assert_eq!(
+        text(
+            producer,
+            "SELECT count(*) FROM request_attempts WHERE result IS NULL"
+        )
+        .await,
+        "0"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,10 +230,20 @@ async fn a_stop_in_the_middle_of_a_call_stores_its_answer_and_sends_nothing_new(
             "SELECT {what} FROM power_requests LEFT JOIN batches b ON b.id = batch_id WHERE power_requests.id = {id}"
         )
     };
-    assert_eq!(text(&mut producer, &of(first, "power_requests.state || ' ' || b.state")).await, "running tracking");
+    assert_eq!(
+        text(
+            &mut producer,
+            &of(first, "power_requests.state || ' ' || b.state")
+        )
+        .await,
+        "running tracking"
+    );
     let job = text(&mut producer, &of(first, "job_id")).await;
     assert_eq!(job, yard.cloud.ledger()[0].batch.to_string());
-    assert_eq!(text(&mut producer, &of(second, "power_requests.state")).await, "queued");
+    assert_eq!(
+        text(&mut producer, &of(second, "power_requests.state")).await,
+        "queued"
+    );
     assert_eq!(submits(&yard).len(), 1);
 
     let daemon = Daemon::start(&config);
@@ -207,21 +262,33 @@ async fn a_second_daemon_is_refused_and_the_first_goes_on() {
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     let refused = process::run(&["--config", &config.display().to_string(), "serve"]);
     assert_eq!(refused.status.code(), Some(5));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains(&format!("pid {}", first.pid())), "it names the first");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains(&format!("pid {}", first.pid())),
+        "it names the first"
+    );
     insert(&mut producer, &yard.server(2), "stop").await;
     assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
     assert_eq!(first.stop().await, Some(0));
 }
 
-/// A request for a target that nobody has is held in the next round: once it is, the daemon has seen all that was there before.
+/// A request for a target that nobody has is held in the next round: once it is, the daemon has
+/// seen all that was there before.
 async fn a_round_has_passed(producer: &mut SqliteConnection) {
-    let marker = format!("nobody-{}", text(producer, "SELECT count(*) FROM power_requests").await);
+    let marker = format!(
+        "nobody-{}",
+        text(producer, "SELECT count(*) FROM power_requests").await
+    );
     sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', ?)")
         .bind(&marker)
         .execute(&mut *producer)
         .await
         .expect("accepted");
-    wait_for(producer, &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"), "1").await;
+    wait_for(
+        producer,
+        &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"),
+        "1",
+    )
+    .await;
     sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE target = ?")
         .bind(&marker)
         .execute(producer)
@@ -255,8 +322,12 @@ async fn a_restart_keeps_to_the_pace_of_the_minute_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_an_operators_hold_and_the_wait_that_the_cloud_asked_for() {
-    let faults = "[[faults]]\nkind = \"throttle\"\nretry_after_s = 4\non = [\"submit\"]\ncalls = [1]\n";
-    let yard = Yard::new(&format!("[bms]\nservers = 10\nrunning = 1.0\noperation_ms = [10, 20]\n{faults}")).await;
+    let faults =
+        "[[faults]]\nkind = \"throttle\"\nretry_after_s = 4\non = [\"submit\"]\ncalls = [1]\n";
+    let yard = Yard::new(&format!(
+        "[bms]\nservers = 10\nrunning = 1.0\noperation_ms = [10, 20]\n{faults}"
+    ))
+    .await;
     let config = yard.write_config();
     let database = yard.database().display().to_string();
     let daemon = Daemon::start(&config);
@@ -265,18 +336,40 @@ async fn a_restart_keeps_an_operators_hold_and_the_wait_that_the_cloud_asked_for
     assert_eq!(pause.status.code(), Some(0));
     insert(&mut producer, &yard.server(1), "stop").await;
     insert(&mut producer, &yard.server(2), "reboot").await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'breaker'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'breaker'",
+        "1",
+    )
+    .await;
     // The hold is stored first, and then what became of the call.
-    wait_for(&mut producer, "SELECT count(*) FROM batches WHERE state = 'done'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM batches WHERE state = 'done'",
+        "1",
+    )
+    .await;
     daemon.kill();
 
     let daemon = Daemon::start(&config);
     a_round_has_passed(&mut producer).await;
-    assert_eq!(submits(&yard).len(), 1, "a new daemon waits as the old one did");
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE action = 'reboot'", "succeeded").await;
+    assert_eq!(
+        submits(&yard).len(),
+        1,
+        "a new daemon waits as the old one did"
+    );
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE action = 'reboot'",
+        "succeeded",
+    )
+    .await;
     let calls = submits(&yard);
     assert_eq!(calls.len(), 2);
-    assert!(calls[1].at.since(calls[0].at) >= Duration::from_secs(4), "{calls:?}");
+    assert!(
+        calls[1].at.since(calls[0].at) >= Duration::from_secs(4),
+        "{calls:?}"
+    );
     let waiting = "SELECT reason FROM power_waiting WHERE action = 'stop' AND target = 'default'";
     assert!(text(&mut producer, waiting).await.starts_with("held: "));
     let resume = process::run(&["resume", "--action", "stop", "--database", &database]);
@@ -303,20 +396,37 @@ async fn a_restart_goes_on_with_the_halves_of_a_refused_batch() {
     let mut producer = yard.producer().await;
     let servers: Vec<String> = (1..=16).map(|number| yard.server(number)).collect();
     common::insert_many(&mut producer, &servers, "stop").await;
-    // The first look finds nothing, so the batch is split; the halves are on disk before they are sent.
-    wait_for(&mut producer, "SELECT count(*) FROM batches WHERE travel_group <> 0", "2").await;
+    // The first look finds nothing, so the batch is split; the halves are on disk before they are
+    // sent.
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM batches WHERE travel_group <> 0",
+        "2",
+    )
+    .await;
     until("both halves have arrived", || submits(&yard).len() == 3).await;
     daemon.kill();
 
     let daemon = Daemon::start(&config);
-    // What was in flight is unknown: the states that could prove it cannot be read. What was queued goes on by itself.
+    // What was in flight is unknown: the states that could prove it cannot be read. What was queued
+    // goes on by itself.
     let seen = outcomes(&mut producer).await;
     assert_eq!(daemon.stop().await, Some(0));
     let reboots = yard.cloud.ledger();
-    assert!(reboots.len() <= 15 && reboots.iter().all(|entry| entry.server_id.to_string() != servers[10]));
-    let twice = reboots.iter().any(|a| reboots.iter().filter(|b| b.server_id == a.server_id).count() > 1);
+    assert!(
+        reboots.len() <= 15
+            && reboots
+                .iter()
+                .all(|entry| entry.server_id.to_string() != servers[10])
+    );
+    let twice = reboots.iter().any(|a| {
+        reboots
+            .iter()
+            .filter(|b| b.server_id == a.server_id)
+            .count()
+            > 1
+    });
     assert!(!twice, "{seen}");
-    let groups =
-        "SELECT max(groups) FROM (SELECT count(DISTINCT travel_group) AS groups FROM batches GROUP BY travel_group)";
+    let groups = "SELECT max(groups) FROM (SELECT count(DISTINCT travel_group) AS groups FROM batches GROUP BY travel_group)";
     assert_eq!(text(&mut producer, groups).await, "1");
 }

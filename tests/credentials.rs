@@ -1,5 +1,6 @@
-//! Keys that the cloud refuses, and permissions that they lack: what that costs in bad signatures over restarts, reloads and
-//! commands, who is held for it, and how soon the same rows go through once it is mended.
+//! Keys that the cloud refuses, and permissions that they lack: what that costs in bad signatures
+//! over restarts, reloads and commands, who is held for it, and how soon the same rows go through
+//! once it is mended.
 
 mod common;
 #[path = "common/process.rs"]
@@ -48,30 +49,60 @@ fn wrong_config(yard: &Yard) -> PathBuf {
 fn add_target(config: &Path, name: &str, project: &str) {
     let text = fs::read_to_string(config).expect("written");
     let first = text.find("[targets.default]").expect("a target");
-    let end = text[first..].find("[targets.default.auth]").expect("its keys") + first;
-    let auth_end = text[end + 1..].find("[targets.").map_or(text.len(), |at| at + end + 1);
-    let table = text[first..auth_end].replace("targets.default", &format!("targets.{name}")).replace(PROJECT, project);
+    let end = text[first..]
+        .find("[targets.default.auth]")
+        .expect("its keys")
+        + first;
+    let auth_end = text[end + 1..]
+        .find("[targets.")
+        .map_or(text.len(), |at| at + end + 1);
+    let table = text[first..auth_end]
+        .replace("targets.default", &format!("targets.{name}"))
+        .replace(PROJECT, project);
     fs::write(config, text + &table).expect("written");
 }
 
 async fn insert_for(producer: &mut SqliteConnection, server: &str, target: &str) {
     let sql = "INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', ?)";
-    sqlx::query(sql).bind(server).bind(target).execute(producer).await.expect("accepted");
+    sqlx::query(sql)
+        .bind(server)
+        .bind(target)
+        .execute(producer)
+        .await
+        .expect("accepted");
 }
 
 /// Returns once the daemon has gone through the queue after everything that is in it now.
 async fn a_round_passes(producer: &mut SqliteConnection) {
-    let marker = format!("nobody-{}", text(producer, "SELECT count(*) FROM power_requests").await);
+    let marker = format!(
+        "nobody-{}",
+        text(producer, "SELECT count(*) FROM power_requests").await
+    );
     insert_for(producer, "x", &marker).await;
-    wait_for(producer, &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"), "1").await;
+    wait_for(
+        producer,
+        &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"),
+        "1",
+    )
+    .await;
     let cancel = "UPDATE power_requests SET state = 'cancelled' WHERE target = ?";
-    sqlx::query(cancel).bind(&marker).execute(&mut *producer).await.expect("accepted");
-    wait_for(producer, &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"), "0").await;
+    sqlx::query(cancel)
+        .bind(&marker)
+        .execute(&mut *producer)
+        .await
+        .expect("accepted");
+    wait_for(
+        producer,
+        &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"),
+        "0",
+    )
+    .await;
 }
 
 /// Minutes from now until the time that `sql` finds, rounded.
 async fn minutes_until(producer: &mut SqliteConnection, sql: &str) -> i64 {
-    let minutes = format!("SELECT CAST(round((julianday(({sql})) - julianday('now')) * 1440) AS INTEGER)");
+    let minutes =
+        format!("SELECT CAST(round((julianday(({sql})) - julianday('now')) * 1440) AS INTEGER)");
     text(producer, &minutes).await.parse().expect("a time")
 }
 
@@ -84,17 +115,32 @@ async fn a_secret_mended_while_the_daemon_is_stopped_lets_the_same_rows_through_
     let servers: Vec<String> = (1..=20).map(|number| yard.server(number)).collect();
     insert_many(&mut producer, &servers, "stop").await;
     wait_for(&mut producer, HELD, "1").await;
-    wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'queued'", "20").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM power_requests WHERE state = 'queued'",
+        "20",
+    )
+    .await;
     assert_eq!(daemon.stop().await, Some(0));
     set_secret(&yard, RIGHT);
     let daemon = Daemon::start(&config);
     // The hold of six minutes was for another secret; this waits for less than one.
     assert_eq!(outcomes(&mut producer).await, "20 succeeded/job");
     assert_eq!(daemon.stop().await, Some(0));
-    assert!(bad_signatures(&yard) <= 2, "{} bad signatures", bad_signatures(&yard));
+    assert!(
+        bad_signatures(&yard) <= 2,
+        "{} bad signatures",
+        bad_signatures(&yard)
+    );
     assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
-    assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0");
-    assert_eq!(text(&mut producer, "SELECT max(attempts) FROM power_requests").await, "1");
+    assert_eq!(
+        text(&mut producer, "SELECT count(*) FROM refused_keys").await,
+        "0"
+    );
+    assert_eq!(
+        text(&mut producer, "SELECT max(attempts) FROM power_requests").await,
+        "1"
+    );
 }
 
 /// Jobs that run while the secret is wrong: their next looks were put off to the end of the hold.
@@ -102,8 +148,10 @@ async fn followed_again(restart: bool) {
     let yard = Yard::new(QUICK).await;
     let config = yard.write_config();
     // The first look is late enough for the secret to become wrong before it.
-    let slow =
-        fs::read_to_string(&config).expect("written").replace("\"20ms\"", "\"3s\"").replace("\"100ms\"", "\"3s\"");
+    let slow = fs::read_to_string(&config)
+        .expect("written")
+        .replace("\"20ms\"", "\"3s\"")
+        .replace("\"100ms\"", "\"3s\"");
     fs::write(&config, slow).expect("written");
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
@@ -133,7 +181,11 @@ async fn followed_again(restart: bool) {
     };
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     assert_eq!(daemon.stop().await, Some(0));
-    assert!(bad_signatures(&yard) <= 2, "{} bad signatures", bad_signatures(&yard));
+    assert!(
+        bad_signatures(&yard) <= 2,
+        "{} bad signatures",
+        bad_signatures(&yard)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,8 +213,19 @@ async fn several_restarts_with_a_wrong_secret_cost_no_more_bad_signatures_than_o
         a_round_passes(&mut producer).await;
     }
     assert_eq!(daemon.stop().await, Some(0));
-    assert!(bad_signatures(&yard) <= 2, "{} bad signatures", bad_signatures(&yard));
-    assert_eq!(text(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'queued'").await, "5");
+    assert!(
+        bad_signatures(&yard) <= 2,
+        "{} bad signatures",
+        bad_signatures(&yard)
+    );
+    assert_eq!(
+        text(
+            &mut producer,
+            "SELECT count(*) FROM power_requests WHERE state = 'queued'"
+        )
+        .await,
+        "5"
+    );
     assert_eq!(yard.cloud.ledger().len(), 0);
 }
 
@@ -177,7 +240,9 @@ async fn a_hold_deleted_from_the_table_comes_back_with_the_next_start_while_the_
     wait_for(&mut producer, "SELECT state FROM power_requests", "queued").await;
     assert_eq!(daemon.stop().await, Some(0));
     let before = bad_signatures(&yard);
-    by_hand(&mut producer, "DELETE FROM holds").await.expect("deleted");
+    by_hand(&mut producer, "DELETE FROM holds")
+        .await
+        .expect("deleted");
     let daemon = Daemon::start(&config);
     wait_for(&mut producer, HELD, "1").await;
     a_round_passes(&mut producer).await;
@@ -195,9 +260,15 @@ async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of
     wait_for(&mut producer, HELD, "1").await;
     wait_for(&mut producer, "SELECT state FROM power_requests", "queued").await;
     let at_first = bad_signatures(&yard);
-    // Whoever reloads may have mended the key in the cloud: one signature finds out, for all that use it.
+    // Whoever reloads may have mended the key in the cloud: one signature finds out, for all that
+    // use it.
     insert_for(&mut producer, &yard.server(2), "second").await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'unknown_target'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'unknown_target'",
+        "1",
+    )
+    .await;
     add_target(&config, "second", "0123456789abcdef0123456789abcdef");
     daemon.signal("-HUP");
     wait_for(&mut producer, HELD, "2").await;
@@ -206,7 +277,12 @@ async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of
     assert_eq!(bad_signatures(&yard), at_first + 1);
     // It has been refused often enough: a third target is held without asking.
     insert_for(&mut producer, &yard.server(3), "third").await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'unknown_target'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'unknown_target'",
+        "1",
+    )
+    .await;
     add_target(&config, "third", "fedcba9876543210fedcba9876543210");
     daemon.signal("-HUP");
     wait_for(&mut producer, HELD, "3").await;
@@ -215,15 +291,26 @@ async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of
     assert_eq!(bad_signatures(&yard), at_first + 1);
     let waiting = "SELECT count(*) FROM power_waiting WHERE reason LIKE ";
     let own = format!("{waiting}'held: the cloud refuses the credentials%'");
-    let shared = format!("{waiting}'held: held with %, which uses the same key: the cloud refuses the credentials%'");
-    assert_eq!(text(&mut producer, &own).await, "1", "the target whose call was refused last");
+    let shared = format!(
+        "{waiting}'held: held with %, which uses the same key: the cloud refuses the credentials%'"
+    );
+    assert_eq!(
+        text(&mut producer, &own).await,
+        "1",
+        "the target whose call was refused last"
+    );
     assert_eq!(text(&mut producer, &shared).await, "2");
 }
 
 async fn check_online(config: &Path) -> Output {
     let mut command = poweryard();
-    command.arg("--config").arg(config).args(["check", "--online", "--json"]);
-    tokio::task::spawn_blocking(move || command.output().expect("it runs")).await.expect("it ran")
+    command
+        .arg("--config")
+        .arg(config)
+        .args(["check", "--online", "--json"]);
+    tokio::task::spawn_blocking(move || command.output().expect("it runs"))
+        .await
+        .expect("it ran")
 }
 
 /// The finding about the target itself.
@@ -231,7 +318,13 @@ fn finding(said: &Output) -> Value {
     let findings: Value = serde_json::from_slice(&said.stdout).expect("JSON");
     let of_target = |finding: &&Value| finding["subject"] == "targets.default";
     // The last one: what comes before is about the files.
-    findings.as_array().expect("an array").iter().rfind(of_target).expect("a finding").clone()
+    findings
+        .as_array()
+        .expect("an array")
+        .iter()
+        .rfind(of_target)
+        .expect("a finding")
+        .clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,14 +332,28 @@ async fn checks_with_a_wrong_secret_are_counted_and_a_daemon_after_them_is_held_
     let yard = Yard::new(QUICK).await;
     let config = wrong_config(&yard);
     let database = yard.database().display().to_string();
-    assert!(process::run(&["db", "migrate", "--database", &database]).status.success());
+    assert!(
+        process::run(&["db", "migrate", "--database", &database])
+            .status
+            .success()
+    );
     let said = check_online(&config).await;
-    assert_eq!((said.status.code(), finding(&said)["level"].as_str()), (Some(78), Some("error")), "{said:?}");
+    assert_eq!(
+        (said.status.code(), finding(&said)["level"].as_str()),
+        (Some(78), Some("error")),
+        "{said:?}"
+    );
     for _ in 2..=3 {
         let said = check_online(&config).await;
         let finding = finding(&said);
-        assert!(finding["finding"].to_string().contains("not asked"), "{finding}");
-        assert!(finding["mend"].to_string().contains("wait until"), "{finding}");
+        assert!(
+            finding["finding"].to_string().contains("not asked"),
+            "{finding}"
+        );
+        assert!(
+            finding["mend"].to_string().contains("wait until"),
+            "{finding}"
+        );
     }
     let asked = bad_signatures(&yard);
     assert!((1..=2).contains(&asked), "{asked} bad signatures");
@@ -255,12 +362,24 @@ async fn checks_with_a_wrong_secret_are_counted_and_a_daemon_after_them_is_held_
     insert(&mut producer, &yard.server(1), "stop").await;
     wait_for(&mut producer, HELD, "1").await;
     a_round_passes(&mut producer).await;
-    assert!(text(&mut producer, "SELECT reason FROM power_waiting WHERE id = 1").await.starts_with("held: "));
+    assert!(
+        text(
+            &mut producer,
+            "SELECT reason FROM power_waiting WHERE id = 1"
+        )
+        .await
+        .starts_with("held: ")
+    );
     assert_eq!(bad_signatures(&yard), asked, "the daemon asked again");
     // Mended, it is asked again, by both.
     set_secret(&yard, RIGHT);
     daemon.signal("-HUP");
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "succeeded").await;
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE id = 1",
+        "succeeded",
+    )
+    .await;
     let said = check_online(&config).await;
     assert_eq!(finding(&said)["level"], "ok", "{said:?}");
     assert_eq!(daemon.stop().await, Some(0));
@@ -303,7 +422,10 @@ async fn the_hold_of_a_key_that_goes_on_being_refused_grows_and_goes_when_the_cl
     assert_eq!(daemon.stop().await, Some(0));
 
     // The hold is over by the next start: one signature, and the next hold is longer still.
-    for sql in ["UPDATE refused_keys SET until = '2026-01-01T00:00:00.000Z', recent = ''", "DELETE FROM holds"] {
+    for sql in [
+        "UPDATE refused_keys SET until = '2026-01-01T00:00:00.000Z', recent = ''",
+        "DELETE FROM holds",
+    ] {
         by_hand(&mut producer, sql).await.expect("done");
     }
     let daemon = Daemon::start(&config);
@@ -315,48 +437,91 @@ async fn the_hold_of_a_key_that_goes_on_being_refused_grows_and_goes_when_the_cl
     daemon.signal("-HUP");
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     assert_eq!(daemon.stop().await, Some(0));
-    assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0");
+    assert_eq!(
+        text(&mut producer, "SELECT count(*) FROM refused_keys").await,
+        "0"
+    );
     assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_key_may_not_do_holds_that_action_alone_until_a_reload() {
-    for code in ["status = 403\ncode = \"APIGW.0302\"", "status = 400\ncode = \"BMS.0004\""] {
+    for code in [
+        "status = 403\ncode = \"APIGW.0302\"",
+        "status = 400\ncode = \"BMS.0004\"",
+    ] {
         let refused = fault("refuse", &format!("on = [\"submit\"]\ncalls = [1]\n{code}"));
-        let scenario = format!("[bms]\nservers = 40\nrunning = 0.5\noperation_ms = [10, 20]\n{refused}");
+        let scenario =
+            format!("[bms]\nservers = 40\nrunning = 0.5\noperation_ms = [10, 20]\n{refused}");
         let yard = Yard::new(&scenario).await;
         let daemon = Daemon::start(&yard.write_config());
         let mut producer = yard.producer().await;
-        let now: Vec<_> = yard.cloud.servers().into_iter().filter(|server| server.service == Service::Bms).collect();
-        let of = |power| now.iter().filter(|s| s.power == power).map(|s| s.server_id.to_string()).collect::<Vec<_>>();
+        let now: Vec<_> = yard
+            .cloud
+            .servers()
+            .into_iter()
+            .filter(|server| server.service == Service::Bms)
+            .collect();
+        let of = |power| {
+            now.iter()
+                .filter(|s| s.power == power)
+                .map(|s| s.server_id.to_string())
+                .collect::<Vec<_>>()
+        };
         insert_many(&mut producer, &of(OnOff::On), "stop").await;
         let held = "SELECT kind || ' ' || ifnull(action, 'all') || ' ' || target FROM holds";
         wait_for(&mut producer, held, "credentials stop default").await;
         insert_many(&mut producer, &of(OnOff::Off), "start").await;
-        let started = "SELECT count(*) FROM power_requests WHERE action = 'start' AND state = 'succeeded'";
+        let started =
+            "SELECT count(*) FROM power_requests WHERE action = 'start' AND state = 'succeeded'";
         wait_for(&mut producer, started, "20").await;
         assert_eq!(text(&mut producer, UNFINISHED).await, "20");
-        assert_eq!(text(&mut producer, held).await, "credentials stop default", "the other action lifts nothing");
-        let waiting =
-            "SELECT count(*) FROM power_waiting WHERE action = 'stop' AND reason LIKE 'held: the credentials lack %'";
+        assert_eq!(
+            text(&mut producer, held).await,
+            "credentials stop default",
+            "the other action lifts nothing"
+        );
+        let waiting = "SELECT count(*) FROM power_waiting WHERE action = 'stop' AND reason LIKE 'held: the credentials lack %'";
         assert_eq!(text(&mut producer, waiting).await, "20");
         let row = "SELECT sum(attempts) FROM power_requests WHERE action = 'stop'";
         assert_eq!(text(&mut producer, row).await, "0");
-        assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0", "the key itself is good");
+        assert_eq!(
+            text(&mut producer, "SELECT count(*) FROM refused_keys").await,
+            "0",
+            "the key itself is good"
+        );
         // Granted in the cloud: a reload tries it, with one server first.
         daemon.signal("-HUP");
         assert_eq!(outcomes(&mut producer).await, "40 succeeded/job");
         assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
         assert_eq!(daemon.stop().await, Some(0));
-        let submits: Vec<_> = yard.cloud.calls().into_iter().filter(|call| call.call == Call::Submit).collect();
-        let calls = |action| submits.iter().filter(|c| c.action == Some(action)).map(|c| c.servers).collect::<Vec<_>>();
-        assert_eq!((calls(Stop), calls(Start)), (vec![20, 1, 19], vec![20]), "{code}");
+        let submits: Vec<_> = yard
+            .cloud
+            .calls()
+            .into_iter()
+            .filter(|call| call.call == Call::Submit)
+            .collect();
+        let calls = |action| {
+            submits
+                .iter()
+                .filter(|c| c.action == Some(action))
+                .map(|c| c.servers)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (calls(Stop), calls(Start)),
+            (vec![20, 1, 19], vec![20]),
+            "{code}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_restarted_without_a_permission_asks_for_no_more_than_it_was_refused() {
-    let refused = fault("refuse", "on = [\"submit\"]\nchance = 1.0\nstatus = 403\ncode = \"APIGW.0302\"");
+    let refused = fault(
+        "refuse",
+        "on = [\"submit\"]\nchance = 1.0\nstatus = 403\ncode = \"APIGW.0302\"",
+    );
     let yard = Yard::new(&format!("{QUICK}{refused}")).await;
     let config = yard.write_config();
     let daemon = Daemon::start(&config);
@@ -364,11 +529,22 @@ async fn a_daemon_restarted_without_a_permission_asks_for_no_more_than_it_was_re
     let servers: Vec<String> = (1..=10).map(|number| yard.server(number)).collect();
     insert_many(&mut producer, &servers, "stop").await;
     wait_for(&mut producer, "SELECT action FROM holds", "stop").await;
-    wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'queued'", "10").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM power_requests WHERE state = 'queued'",
+        "10",
+    )
+    .await;
     assert_eq!(daemon.stop().await, Some(0));
     let daemon = Daemon::start(&config);
     a_round_passes(&mut producer).await;
-    let submits = || yard.cloud.calls().iter().filter(|call| call.call == Call::Submit).count();
+    let submits = || {
+        yard.cloud
+            .calls()
+            .iter()
+            .filter(|call| call.call == Call::Submit)
+            .count()
+    };
     assert_eq!(submits(), 1, "the hold outlives the daemon");
     daemon.signal("-HUP");
     until("one call found out", || submits() == 2).await;
@@ -381,10 +557,19 @@ async fn a_daemon_restarted_without_a_permission_asks_for_no_more_than_it_was_re
 /// Lets the daemon take up new settings and secrets; returns once it has.
 async fn take_up(reloads: &mpsc::Sender<Reload>, config: &Path, is_asked_for: bool) {
     let settings = Settings::load(config).expect("a valid config");
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets");
+    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
+        .expect("secrets");
     let (accepted, answer) = oneshot::channel();
-    let reload = Reload { settings, clouds, is_asked_for, accepted };
-    assert!(reloads.send(reload).await.is_ok() && answer.await.is_ok(), "the daemon goes on with them");
+    let reload = Reload {
+        settings,
+        clouds,
+        is_asked_for,
+        accepted,
+    };
+    assert!(
+        reloads.send(reload).await.is_ok() && answer.await.is_ok(),
+        "the daemon goes on with them"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,8 +589,16 @@ async fn a_wrong_secret_that_is_taken_up_again_is_not_tried_again() {
     assert_eq!(bad_signatures(&yard), 2);
     set_secret(&yard, RIGHT);
     take_up(&reloads, &config, false).await;
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "succeeded").await;
-    assert_eq!(text(&mut producer, "SELECT count(*) FROM refused_keys").await, "0");
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE id = 1",
+        "succeeded",
+    )
+    .await;
+    assert_eq!(
+        text(&mut producer, "SELECT count(*) FROM refused_keys").await,
+        "0"
+    );
     running.stop().await;
 }
 
@@ -418,9 +611,13 @@ async fn secrets_that_alternate_never_lock_the_key() {
     insert(&mut producer, &yard.server(1), "stop").await;
     wait_for(&mut producer, "SELECT refusals FROM refused_keys", "2").await;
     let refused = "SELECT sum(refusals) FROM refused_keys";
-    for (secret, expected) in
-        [("wrong-too", "3"), (WRONG, "3"), ("wrong-three", "4"), ("wrong-too", "4"), ("wrong-four", "4")]
-    {
+    for (secret, expected) in [
+        ("wrong-too", "3"),
+        (WRONG, "3"),
+        ("wrong-three", "4"),
+        ("wrong-too", "4"),
+        ("wrong-four", "4"),
+    ] {
         wait_for(&mut producer, HELD, "1").await;
         set_secret(&yard, secret);
         // By a restart or by a reload.
@@ -437,7 +634,10 @@ async fn secrets_that_alternate_never_lock_the_key() {
     }
     assert_eq!(bad_signatures(&yard), 4);
     let reason = text(&mut producer, "SELECT reason FROM holds").await;
-    assert!(reason.contains("4 times within 6 minutes, with several secrets"), "{reason}");
+    assert!(
+        reason.contains("4 times within 6 minutes, with several secrets"),
+        "{reason}"
+    );
     let said = check_online(&config).await;
     assert_eq!(finding(&said)["level"], "error", "{said:?}");
     assert_eq!(daemon.stop().await, Some(0));
@@ -447,7 +647,8 @@ async fn secrets_that_alternate_never_lock_the_key() {
 /// The first submit call is answered late.
 const LATE: &str = "on = [\"submit\"]\ncalls = [1]\ndelay_ms = 1500";
 
-/// A cloud that refuses its first two submit calls, the first one only when it is told to, and then takes everything.
+/// A cloud that refuses its first two submit calls, the first one only when it is told to, and then
+/// takes everything.
 async fn refuses_late(listener: TcpListener, mut told: oneshot::Receiver<()>) {
     let mut submits = 0;
     while let Ok((stream, _)) = listener.accept().await {
@@ -491,7 +692,11 @@ async fn a_call_refused_after_its_secret_was_replaced_holds_nobody() {
     take_up(&reloads, &config, false).await;
     tell.send(()).expect("the cloud waits for it");
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
-    assert_eq!(text(&mut producer, "SELECT count(*) FROM batches").await, "2", "the first call was refused");
+    assert_eq!(
+        text(&mut producer, "SELECT count(*) FROM batches").await,
+        "2",
+        "the first call was refused"
+    );
     assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
     running.stop().await;
 }
@@ -508,25 +713,40 @@ async fn a_call_taken_with_the_old_secret_proves_nothing_of_the_new_one() {
     set_secret(&yard, WRONG);
     take_up(&reloads, &config, false).await;
     for number in 2..=5 {
-        insert(&mut producer, &yard.server(number), if number % 2 == 0 { "stop" } else { "reboot" }).await;
+        insert(
+            &mut producer,
+            &yard.server(number),
+            if number % 2 == 0 { "stop" } else { "reboot" },
+        )
+        .await;
         insert_for(&mut producer, &yard.server(number), "second").await;
     }
     wait_for(&mut producer, HELD, "2").await;
     a_round_passes(&mut producer).await;
-    assert!(bad_signatures(&yard) <= 2, "{} calls at once with a secret that nobody had proved", bad_signatures(&yard));
+    assert!(
+        bad_signatures(&yard) <= 2,
+        "{} calls at once with a secret that nobody had proved",
+        bad_signatures(&yard)
+    );
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
-    let mut yard = Yard::new("[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [3000, 3000]\n").await;
+    let mut yard =
+        Yard::new("[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [3000, 3000]\n").await;
     yard.set("look_interval_max = \"500ms\"");
     let config = yard.write_config();
     add_target(&config, "second", "0123456789abcdef0123456789abcdef");
-    let other = secret(yard.dir.path(), "other-secret", WRONG).display().to_string();
+    let other = secret(yard.dir.path(), "other-secret", WRONG)
+        .display()
+        .to_string();
     let written = fs::read_to_string(&config).expect("written");
-    let (first, second) = written.split_at(written.find("[targets.second.auth]").expect("its keys"));
-    let own = secret(yard.dir.path(), "secret-key", RIGHT).display().to_string();
+    let (first, second) =
+        written.split_at(written.find("[targets.second.auth]").expect("its keys"));
+    let own = secret(yard.dir.path(), "secret-key", RIGHT)
+        .display()
+        .to_string();
     fs::write(&config, format!("{first}{}", second.replace(&own, &other))).expect("written");
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
@@ -534,10 +754,20 @@ async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
     wait_for(&mut producer, "SELECT state FROM batches", "tracking").await;
     insert_for(&mut producer, &yard.server(2), "second").await;
     let reason = "SELECT reason FROM holds WHERE target = 'default'";
-    wait_for(&mut producer, reason, "held with second, which uses the same access key: its secret was refused").await;
+    wait_for(
+        &mut producer,
+        reason,
+        "held with second, which uses the same access key: its secret was refused",
+    )
+    .await;
     insert(&mut producer, &yard.server(3), "stop").await;
     // Far sooner than the hold of six minutes.
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 1", "succeeded").await;
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE id = 1",
+        "succeeded",
+    )
+    .await;
     wait_for(
         &mut producer,
         "SELECT reason LIKE 'held: held with second,%' FROM power_waiting WHERE target = 'default'",
@@ -548,8 +778,18 @@ async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
     // Fixed at the other target, both go on.
     secret(yard.dir.path(), "other-secret", RIGHT);
     daemon.signal("-HUP");
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE target = 'default'", "0").await;
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE id = 3", "succeeded").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE target = 'default'",
+        "0",
+    )
+    .await;
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE id = 3",
+        "succeeded",
+    )
+    .await;
     assert_eq!(daemon.stop().await, Some(0));
 }
 
@@ -562,9 +802,18 @@ async fn a_check_tells_a_refusal_that_holds_as_an_error() {
     insert(&mut producer, &yard.server(1), "stop").await;
     wait_for(&mut producer, HELD, "1").await;
     let mut command = poweryard();
-    command.arg("--config").arg(&config).args(["check", "--json"]);
-    let said = tokio::task::spawn_blocking(move || command.output().expect("it runs")).await.expect("it ran");
-    assert_eq!((said.status.code(), finding(&said)["level"].as_str()), (Some(78), Some("error")), "{said:?}");
+    command
+        .arg("--config")
+        .arg(&config)
+        .args(["check", "--json"]);
+    let said = tokio::task::spawn_blocking(move || command.output().expect("it runs"))
+        .await
+        .expect("it ran");
+    assert_eq!(
+        (said.status.code(), finding(&said)["level"].as_str()),
+        (Some(78), Some("error")),
+        "{said:?}"
+    );
     assert_eq!(bad_signatures(&yard), 2, "it asks nobody");
     assert_eq!(daemon.stop().await, Some(0));
 }

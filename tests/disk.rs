@@ -1,5 +1,5 @@
-//! What the disk has seen when a call leaves: the real program under `strace`, judged by the order of its system calls.
-//! Skipped where there is no `strace`, or where it may not trace.
+//! What the disk has seen when a call leaves: the real program under `strace`, judged by the order
+//! of its system calls. Skipped where there is no `strace`, or where it may not trace.
 
 mod common;
 #[path = "common/process.rs"]
@@ -13,11 +13,15 @@ use std::process::{Command, Stdio};
 use common::{Yard, insert, wait_for};
 use process::{Daemon, until};
 
-/// The texts of a new batch's row, which stand side by side in its record: its action and its state.
+/// The texts of a new batch's row, which stand side by side in its record: its action and its
+/// state.
 const INTENT: &str = "rebootsubmitting";
 
 fn can_trace() -> bool {
-    let traced = Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    let traced = Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .stderr(Stdio::null())
+        .status();
     traced.is_ok_and(|status| status.success())
 }
 
@@ -35,11 +39,14 @@ struct Seen {
 
 impl Seen {
     fn take(&mut self, line: &str) {
-        let Some((thread, call)) = line.split_once(' ') else { return };
+        let Some((thread, call)) = line.split_once(' ') else {
+            return;
+        };
         let call = call.trim_start();
         let is_of_wal = call.contains("queue.db-wal>");
         let syncs = call.starts_with("fsync(") || call.starts_with("fdatasync(");
-        let goes_on = call.starts_with("<... fsync resumed") || call.starts_with("<... fdatasync resumed");
+        let goes_on =
+            call.starts_with("<... fsync resumed") || call.starts_with("<... fdatasync resumed");
         if call.starts_with("pwrite64(") && is_of_wal {
             self.unsynced = true;
             self.intent |= call.contains(INTENT);
@@ -48,8 +55,14 @@ impl Seen {
         } else if (syncs && is_of_wal) || (goes_on && self.syncing.remove(thread)) {
             self.unsynced &= !call.ends_with("= 0");
         } else if call.contains("POST /v1/") && call.contains("/action") {
-            assert!(self.intent, "a call leaves, and no intent has been written: {line}");
-            assert!(!self.unsynced, "a call leaves, and its intent is not synced: {line}");
+            assert!(
+                self.intent,
+                "a call leaves, and no intent has been written: {line}"
+            );
+            assert!(
+                !self.unsynced,
+                "a call leaves, and its intent is not synced: {line}"
+            );
             self.calls += 1;
             self.intent = false;
         }
@@ -69,10 +82,18 @@ async fn the_intent_is_synced_before_the_first_byte_of_its_call() {
     let mut producer = yard.producer().await;
     for number in 1..=3 {
         insert(&mut producer, &yard.server(number), "reboot").await;
-        wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE finished_at IS NULL", "0").await;
+        wait_for(
+            &mut producer,
+            "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
+            "0",
+        )
+        .await;
     }
     assert_eq!(daemon.stop().await, Some(0));
-    until("the trace is complete", || read(&trace).contains("+++ exited with")).await;
+    until("the trace is complete", || {
+        read(&trace).contains("+++ exited with")
+    })
+    .await;
     let mut seen = Seen::default();
     read(&trace).lines().for_each(|line| seen.take(line));
     assert_eq!((seen.calls, yard.cloud.ledger().len()), (3, 3));

@@ -29,7 +29,11 @@ fn command(yard: &Yard, args: &[&str]) -> Said {
     all.extend(["--database", database.to_str().expect("a plain path")]);
     let output = run(&all);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    Said {
+        code: output.status.code(),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    }
 }
 
 /// Puts a copy in the queue's place, as an operator would: nobody has it open.
@@ -53,9 +57,19 @@ async fn a_backup_is_made_beside_a_working_daemon_and_nothing_of_it_runs_again()
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     command(&yard, &["pause"]);
     let queued = insert(&mut producer, &yard.server(2), "reboot").await;
-    let said = command(&yard, &["db", "backup", copy.to_str().expect("a plain path")]);
+    let said = command(
+        &yard,
+        &["db", "backup", copy.to_str().expect("a plain path")],
+    );
     assert_eq!(said.code, Some(0), "{said:?}");
-    assert_eq!(fs::metadata(&copy).expect("it is there").permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(&copy)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777,
+        0o600
+    );
     command(&yard, &["resume"]);
     assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
     let last = insert(&mut producer, &yard.server(3), "stop").await;
@@ -66,16 +80,39 @@ async fn a_backup_is_made_beside_a_working_daemon_and_nothing_of_it_runs_again()
     put_back(&yard, &copy);
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'restored'",
+        "1",
+    )
+    .await;
     command(&yard, &["resume"]);
-    let reason = text(&mut producer, &format!("SELECT reason FROM power_waiting WHERE id = {queued}")).await;
-    assert!(reason.starts_with("held: this queue is an older copy"), "{reason}");
+    let reason = text(
+        &mut producer,
+        &format!("SELECT reason FROM power_waiting WHERE id = {queued}"),
+    )
+    .await;
+    assert!(
+        reason.starts_with("held: this queue is an older copy"),
+        "{reason}"
+    );
     let new = insert(&mut producer, &yard.server(4), "stop").await;
-    assert!(new > last + 1, "id {new} comes after {last}, which the copy does not know");
+    assert!(
+        new > last + 1,
+        "id {new} comes after {last}, which the copy does not know"
+    );
     let said = command(&yard, &["db", "release", "--drop"]);
     assert!(said.out.contains("1 request"), "{said:?}");
-    assert_eq!(outcomes(&mut producer).await, "1 cancelled/none/poweryard.cancelled, 2 succeeded/job");
-    let reboots = yard.cloud.ledger().iter().filter(|entry| entry.server_id.0 == yard.server(2)).count();
+    assert_eq!(
+        outcomes(&mut producer).await,
+        "1 cancelled/none/poweryard.cancelled, 2 succeeded/job"
+    );
+    let reboots = yard
+        .cloud
+        .ledger()
+        .iter()
+        .filter(|entry| entry.server_id.0 == yard.server(2))
+        .count();
     assert_eq!(reboots, 1);
     drop(producer);
     daemon.stop().await;
@@ -102,14 +139,23 @@ async fn an_older_file_put_back_by_hand_is_noticed_too_and_goes_on_once_released
     put_back(&yard, &copy);
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'restored'",
+        "1",
+    )
+    .await;
     command(&yard, &["resume"]);
     assert_eq!(text(&mut producer, UNFINISHED).await, "1");
     assert_eq!(yard.cloud.ledger().len(), 1);
     let said = command(&yard, &["db", "release"]);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/already");
-    assert!(command(&yard, &["db", "release"]).out.contains("no restore"));
+    assert!(
+        command(&yard, &["db", "release"])
+            .out
+            .contains("no restore")
+    );
     drop(producer);
     daemon.stop().await;
 }
@@ -121,15 +167,28 @@ async fn a_plain_copy_of_a_moment_ago_is_known_for_an_older_one() {
     let daemon = yard.start();
     let mut producer = yard.producer().await;
     let later = "INSERT INTO power_requests (server_id, action, not_before) VALUES (?, 'reboot', strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 seconds'))";
-    sqlx::query(later).bind(yard.server(1)).execute(&mut producer).await.expect("accepted");
-    sqlx::query("VACUUM INTO ?").bind(copy.to_string_lossy()).execute(&mut producer).await.expect("a plain copy");
+    sqlx::query(later)
+        .bind(yard.server(1))
+        .execute(&mut producer)
+        .await
+        .expect("accepted");
+    sqlx::query("VACUUM INTO ?")
+        .bind(copy.to_string_lossy())
+        .execute(&mut producer)
+        .await
+        .expect("a plain copy");
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     drop(producer);
     daemon.stop().await;
     put_back(&yard, &copy);
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'restored'",
+        "1",
+    )
+    .await;
     assert_eq!(text(&mut producer, UNFINISHED).await, "1");
     assert_eq!(yard.cloud.ledger().len(), 1);
     drop(producer);
@@ -148,12 +207,20 @@ async fn a_queue_that_has_lost_its_note_is_taken_for_a_copy() {
     fs::remove_file(&note).expect("it is there");
     insert(&mut producer, &yard.server(2), "stop").await;
     assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
-    assert!(fs::metadata(&note).is_ok(), "it comes back with the next claim");
+    assert!(
+        fs::metadata(&note).is_ok(),
+        "it comes back with the next claim"
+    );
     daemon.stop().await;
     insert(&mut producer, &yard.server(3), "stop").await;
     fs::remove_file(&note).expect("it is there");
     let daemon = yard.start();
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'restored'",
+        "1",
+    )
+    .await;
     command(&yard, &["db", "release"]);
     assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
     daemon.stop().await;
@@ -164,15 +231,23 @@ async fn a_queue_that_has_lost_its_note_is_taken_for_a_copy() {
 async fn a_copy_that_comes_back_together_with_its_note_is_known_for_one() {
     let yard = Yard::new(QUICK).await;
     let note = yard.database().with_extension("db.epoch");
-    let (copy, noted) = (yard.dir.path().join("copy.db"), yard.dir.path().join("copy.epoch"));
+    let (copy, noted) = (
+        yard.dir.path().join("copy.db"),
+        yard.dir.path().join("copy.epoch"),
+    );
     let daemon = yard.start();
     let producer = yard.producer().await;
     drop(producer);
     daemon.stop().await;
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "reboot").await;
-    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut producer).await.expect("all in one file");
-    fs::copy(yard.database(), &copy).and_then(|_| fs::copy(&note, &noted)).expect("copied");
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+        .execute(&mut producer)
+        .await
+        .expect("all in one file");
+    fs::copy(yard.database(), &copy)
+        .and_then(|_| fs::copy(&note, &noted))
+        .expect("copied");
     let daemon = yard.start();
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     drop(producer);
@@ -180,12 +255,20 @@ async fn a_copy_that_comes_back_together_with_its_note_is_known_for_one() {
     fs::remove_file(yard.database()).expect("it was there");
     fs::copy(&noted, &note).expect("copied");
     put_back(&yard, &copy);
-    if fs::metadata(yard.database()).and_then(|meta| meta.created()).is_err() {
+    if fs::metadata(yard.database())
+        .and_then(|meta| meta.created())
+        .is_err()
+    {
         return;
     }
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'restored'", "1").await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'restored'",
+        "1",
+    )
+    .await;
     assert_eq!(text(&mut producer, UNFINISHED).await, "1");
     assert_eq!(yard.cloud.ledger().len(), 1);
     drop(producer);
@@ -199,8 +282,14 @@ async fn a_plain_restart_is_no_restore() {
         let daemon = yard.start();
         let mut producer = yard.producer().await;
         insert(&mut producer, &yard.server(round), "stop").await;
-        assert_eq!(outcomes(&mut producer).await, format!("{round} succeeded/job"));
-        assert_eq!(text(&mut producer, "SELECT max(id) FROM power_requests").await, round.to_string());
+        assert_eq!(
+            outcomes(&mut producer).await,
+            format!("{round} succeeded/job")
+        );
+        assert_eq!(
+            text(&mut producer, "SELECT max(id) FROM power_requests").await,
+            round.to_string()
+        );
         assert_eq!(text(&mut producer, "SELECT count(*) FROM holds").await, "0");
         drop(producer);
         daemon.stop().await;
@@ -218,9 +307,16 @@ async fn what_ended_long_ago_goes_with_its_ledger_and_what_is_awaited_stays() {
     }
     assert_eq!(outcomes(&mut producer).await, "5 succeeded/job");
     let awaits = "INSERT INTO power_requests (server_id, action, after_id, not_before) VALUES ('x', 'start', ?, datetime('now', '+1 day'))";
-    sqlx::query(awaits).bind(ids[2]).execute(&mut producer).await.expect("accepted");
+    sqlx::query(awaits)
+        .bind(ids[2])
+        .execute(&mut producer)
+        .await
+        .expect("accepted");
     let said = command(&yard, &["db", "prune", "--older-than", "1h"]);
-    assert!(said.out.starts_with("deleted 0 requests and 0 batches"), "{said:?}");
+    assert!(
+        said.out.starts_with("deleted 0 requests and 0 batches"),
+        "{said:?}"
+    );
     let said = command(&yard, &["db", "prune", "--older-than", "0s"]);
     assert!(said.out.starts_with("deleted 4 requests"), "{said:?}");
     assert_eq!(
@@ -229,7 +325,8 @@ async fn what_ended_long_ago_goes_with_its_ledger_and_what_is_awaited_stays() {
     );
     let orphans = "SELECT count(*) FROM request_attempts WHERE request_id NOT IN (SELECT id FROM power_requests)";
     assert_eq!(text(&mut producer, orphans).await, "0");
-    let kept = "SELECT count(*) FROM batches WHERE id NOT IN (SELECT batch_id FROM request_attempts)";
+    let kept =
+        "SELECT count(*) FROM batches WHERE id NOT IN (SELECT batch_id FROM request_attempts)";
     assert_eq!(text(&mut producer, kept).await, "0");
     let next = insert(&mut producer, &yard.server(6), "stop").await;
     assert_eq!(next, ids[4] + 2, "ids go on");
@@ -267,7 +364,10 @@ async fn a_backup_that_cannot_be_written_says_so_and_leaves_nothing() {
     let link = yard.dir.path().join("link.db");
     std::os::unix::fs::symlink(yard.database(), &link).expect("linked");
     for itself in [yard.database(), link] {
-        let said = command(&yard, &["db", "backup", itself.to_str().expect("a plain path")]);
+        let said = command(
+            &yard,
+            &["db", "backup", itself.to_str().expect("a plain path")],
+        );
         assert_eq!(said.code, Some(2), "{said:?}");
         assert!(said.err.contains("is the queue itself"), "{said:?}");
     }

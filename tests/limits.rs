@@ -1,4 +1,5 @@
-//! What the config forbids or rations, and what a reload changes: protected servers, budgets, secrets, targets.
+//! What the config forbids or rations, and what a reload changes: protected servers, budgets,
+//! secrets, targets.
 
 mod common;
 
@@ -16,7 +17,10 @@ const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 50]
 async fn a_protected_server_is_neither_stopped_nor_rebooted_but_may_be_started() {
     let mut yard = Yard::new(QUICK).await;
     let (protected, other) = (yard.server(1), yard.server(2));
-    yard.target_lines.push_str(&format!("protect = {{ servers = [\"{}\"] }}\n", protected.to_uppercase()));
+    yard.target_lines.push_str(&format!(
+        "protect = {{ servers = [\"{}\"] }}\n",
+        protected.to_uppercase()
+    ));
     let daemon = yard.start();
     let mut producer = yard.producer().await;
     for action in ["stop", "reboot", "start"] {
@@ -25,7 +29,10 @@ async fn a_protected_server_is_neither_stopped_nor_rebooted_but_may_be_started()
     insert(&mut producer, &other, "stop").await;
     let ended = outcomes(&mut producer).await;
     daemon.stop().await;
-    assert_eq!(ended, "2 rejected/none/poweryard.protected, 1 succeeded/already, 1 succeeded/job");
+    assert_eq!(
+        ended,
+        "2 rejected/none/poweryard.protected, 1 succeeded/already, 1 succeeded/job"
+    );
     assert_eq!(yard.cloud.ledger().len(), 1);
 }
 
@@ -37,18 +44,42 @@ async fn a_budget_rations_servers_over_a_rolling_span_and_says_so() {
     let mut producer = yard.producer().await;
     let servers: Vec<String> = (1..=12).map(|n| yard.server(n)).collect();
     insert_many(&mut producer, &servers, "stop").await;
-    wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'budget' AND action = 'stop'", "1").await;
-    let reason = text(&mut producer, "SELECT reason FROM power_waiting ORDER BY id DESC LIMIT 1").await;
-    assert!(reason.starts_with("held: the budget of 5 servers to stop in 2s is used up until "), "{reason}");
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'budget' AND action = 'stop'",
+        "1",
+    )
+    .await;
+    let reason = text(
+        &mut producer,
+        "SELECT reason FROM power_waiting ORDER BY id DESC LIMIT 1",
+    )
+    .await;
+    assert!(
+        reason.starts_with("held: the budget of 5 servers to stop in 2s is used up until "),
+        "{reason}"
+    );
     // A budget is about its action only.
     insert(&mut producer, &yard.server(20), "reboot").await;
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE action = 'reboot'", "succeeded").await;
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE action = 'reboot'",
+        "succeeded",
+    )
+    .await;
     assert_eq!(outcomes(&mut producer).await, "13 succeeded/job");
     daemon.stop().await;
     let ledger = yard.cloud.ledger();
     for entry in &ledger {
-        let within = ledger.iter().filter(|other| other.action == entry.action && other.at >= entry.at);
-        assert!(within.filter(|other| other.at.since(entry.at) < Duration::from_millis(1900)).count() <= 5);
+        let within = ledger
+            .iter()
+            .filter(|other| other.action == entry.action && other.at >= entry.at);
+        assert!(
+            within
+                .filter(|other| other.at.since(entry.at) < Duration::from_millis(1900))
+                .count()
+                <= 5
+        );
     }
     assert_eq!(ledger.len(), 13);
 }
@@ -65,9 +96,15 @@ async fn a_budget_is_not_shut_by_calls_that_a_clock_ahead_has_dated() {
     let ahead = "CREATE TEMP TABLE guards AS SELECT sql FROM sqlite_master WHERE name = 'batches_check_update';
         DROP TRIGGER batches_check_update;
         UPDATE batches SET intent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+20 hours');";
-    sqlx::raw_sql(ahead).execute(&mut producer).await.expect("as a clock ahead would have dated it");
+    sqlx::raw_sql(ahead)
+        .execute(&mut producer)
+        .await
+        .expect("as a clock ahead would have dated it");
     let guard = text(&mut producer, "SELECT sql FROM guards").await;
-    sqlx::raw_sql(AssertSqlSafe(guard)).execute(&mut producer).await.expect("the guard is back");
+    sqlx::raw_sql(AssertSqlSafe(guard))
+        .execute(&mut producer)
+        .await
+        .expect("the guard is back");
     insert(&mut producer, &yard.server(3), "stop").await;
     let daemon = yard.start();
     assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
@@ -81,11 +118,21 @@ impl Program {
     fn serve(yard: &Yard) -> Self {
         let config = yard.dir.path().join("poweryard.toml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_poweryard"));
-        Self(command.arg("--config").arg(config).arg("serve").env("RUST_LOG", "off").spawn().expect("started"))
+        Self(
+            command
+                .arg("--config")
+                .arg(config)
+                .arg("serve")
+                .env("RUST_LOG", "off")
+                .spawn()
+                .expect("started"),
+        )
     }
 
     fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status();
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.0.id().to_string()])
+            .status();
         assert!(status.expect("kill runs").success());
     }
 }
@@ -105,7 +152,12 @@ async fn a_mended_secret_lifts_the_hold_and_the_same_rows_go_through() {
     let program = Program::serve(&yard);
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    wait_for(&mut producer, "SELECT kind FROM holds WHERE target = 'default'", "credentials").await;
+    wait_for(
+        &mut producer,
+        "SELECT kind FROM holds WHERE target = 'default'",
+        "credentials",
+    )
+    .await;
     wait_for(&mut producer, "SELECT state FROM power_requests", "queued").await;
     let refused = yard.cloud.calls().len();
     assert!(refused <= 2, "{refused} calls with a wrong key");
@@ -129,11 +181,13 @@ async fn a_reload_takes_up_a_new_target_and_refuses_to_drop_one_at_work() {
     program.signal("HUP");
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
     // Nothing is at work any more: taken up now.
-    sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', 'other')")
-        .bind(yard.server(2))
-        .execute(&mut producer)
-        .await
-        .expect("accepted");
+    sqlx::query(
+        "INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', 'other')",
+    )
+    .bind(yard.server(2))
+    .execute(&mut producer)
+    .await
+    .expect("accepted");
     wait_for(&mut producer, "SELECT kind FROM holds", "unknown_target").await;
     program.signal("HUP");
     assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
@@ -141,11 +195,13 @@ async fn a_reload_takes_up_a_new_target_and_refuses_to_drop_one_at_work() {
     fs::write(&config, "[queue]\nnonsense = 1\n").expect("written");
     program.signal("HUP");
     fs::write(&config, whole.replace("targets.default", "targets.other")).expect("written");
-    sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', 'other')")
-        .bind(yard.server(3))
-        .execute(&mut producer)
-        .await
-        .expect("accepted");
+    sqlx::query(
+        "INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', 'other')",
+    )
+    .bind(yard.server(3))
+    .execute(&mut producer)
+    .await
+    .expect("accepted");
     assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
     Settings::load(&config).expect("valid again");
 }
@@ -153,13 +209,17 @@ async fn a_reload_takes_up_a_new_target_and_refuses_to_drop_one_at_work() {
 /// The present config with one more target, and with server 2 of the first one protected.
 fn widened(yard: &mut Yard) -> Settings {
     let lines = yard.target_lines.clone();
-    yard.target_lines.push_str(&format!("protect = {{ servers = [\"{}\"] }}\n", yard.server(2)));
+    yard.target_lines.push_str(&format!(
+        "protect = {{ servers = [\"{}\"] }}\n",
+        yard.server(2)
+    ));
     let path = yard.write_config();
     yard.target_lines = lines;
     let text = fs::read_to_string(&path).expect("written");
     let (head, table) = text.split_at(text.find("[targets.").expect("a target"));
-    let second =
-        table.replace("targets.default", "targets.second").replace(PROJECT, "0123456789abcdef0123456789abcdef");
+    let second = table
+        .replace("targets.default", "targets.second")
+        .replace(PROJECT, "0123456789abcdef0123456789abcdef");
     fs::write(&path, format!("{head}{table}{second}")).expect("written");
     Settings::load(&path).expect("a valid config")
 }
@@ -168,30 +228,66 @@ fn widened(yard: &mut Yard) -> Settings {
 async fn a_reload_that_the_queue_fails_leaves_everything_as_it_was() {
     // What the set-up of a new target reads, and what is written for all of them.
     for table in ["targets", "holds"] {
-        let mut yard = Yard::new("[bms]\nservers = 6\nrunning = 1.0\noperation_ms = [1500, 1500]\n").await;
+        let mut yard =
+            Yard::new("[bms]\nservers = 6\nrunning = 1.0\noperation_ms = [1500, 1500]\n").await;
         let (reloads, daemon) = yard.start_reloading(yard.settings());
         let mut producer = yard.producer().await;
         insert(&mut producer, &yard.server(1), "stop").await;
         wait_for(&mut producer, "SELECT state FROM batches", "tracking").await;
         let wider = widened(&mut yard);
         let rename = format!("ALTER TABLE {table} RENAME TO elsewhere");
-        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
+        sqlx::raw_sql(AssertSqlSafe(rename))
+            .execute(&mut producer)
+            .await
+            .expect("renamed");
         assert!(!reload(&reloads, wider.clone()).await, "{table}");
         let rename = format!("ALTER TABLE elsewhere RENAME TO {table}");
-        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
-        // The old settings are in force: no second target, nobody protected, and the running job is still followed.
-        let second = "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', 'second')";
-        sqlx::query(second).execute(&mut producer).await.expect("accepted");
+        sqlx::raw_sql(AssertSqlSafe(rename))
+            .execute(&mut producer)
+            .await
+            .expect("renamed");
+        // The old settings are in force: no second target, nobody protected, and the running job is
+        // still followed.
+        let second =
+            "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', 'second')";
+        sqlx::query(second)
+            .execute(&mut producer)
+            .await
+            .expect("accepted");
         insert(&mut producer, &yard.server(2), "stop").await;
-        wait_for(&mut producer, "SELECT kind || ' ' || target FROM holds", "unknown_target second").await;
-        wait_for(&mut producer, "SELECT count(*) FROM power_requests WHERE state = 'succeeded'", "2").await;
-        assert_eq!(text(&mut producer, "SELECT count(*) FROM targets").await, "1", "{table}");
+        wait_for(
+            &mut producer,
+            "SELECT kind || ' ' || target FROM holds",
+            "unknown_target second",
+        )
+        .await;
+        wait_for(
+            &mut producer,
+            "SELECT count(*) FROM power_requests WHERE state = 'succeeded'",
+            "2",
+        )
+        .await;
+        assert_eq!(
+            text(&mut producer, "SELECT count(*) FROM targets").await,
+            "1",
+            "{table}"
+        );
         // Nothing keeps the same settings from being taken up now.
         assert!(reload(&reloads, wider).await);
         insert(&mut producer, &yard.server(2), "reboot").await;
-        wait_for(&mut producer, "SELECT state FROM power_requests WHERE action = 'reboot'", "rejected").await;
+        wait_for(
+            &mut producer,
+            "SELECT state FROM power_requests WHERE action = 'reboot'",
+            "rejected",
+        )
+        .await;
         wait_for(&mut producer, "SELECT count(*) FROM targets", "2").await;
-        wait_for(&mut producer, "SELECT count(*) FROM holds WHERE kind = 'unknown_target'", "0").await;
+        wait_for(
+            &mut producer,
+            "SELECT count(*) FROM holds WHERE kind = 'unknown_target'",
+            "0",
+        )
+        .await;
         daemon.stop().await;
         assert_eq!(yard.cloud.ledger().len(), 2);
     }
@@ -204,31 +300,49 @@ async fn a_reload_of_the_same_targets_that_the_queue_fails_leaves_them_as_they_w
         let (reloads, daemon) = yard.start_reloading(yard.settings());
         let mut producer = yard.producer().await;
         wait_for(&mut producer, "SELECT count(*) FROM targets", "1").await;
-        yard.target_lines.push_str(&format!("protect = {{ servers = [\"{}\"] }}\n", yard.server(2)));
+        yard.target_lines.push_str(&format!(
+            "protect = {{ servers = [\"{}\"] }}\n",
+            yard.server(2)
+        ));
         let protecting = yard.settings();
         let rename = format!("ALTER TABLE {table} RENAME TO elsewhere");
-        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
+        sqlx::raw_sql(AssertSqlSafe(rename))
+            .execute(&mut producer)
+            .await
+            .expect("renamed");
         assert!(!reload(&reloads, protecting.clone()).await, "{table}");
         let rename = format!("ALTER TABLE elsewhere RENAME TO {table}");
-        sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut producer).await.expect("renamed");
+        sqlx::raw_sql(AssertSqlSafe(rename))
+            .execute(&mut producer)
+            .await
+            .expect("renamed");
         insert(&mut producer, &yard.server(2), "stop").await;
         assert_eq!(outcomes(&mut producer).await, "1 succeeded/job", "{table}");
         assert!(reload(&reloads, protecting).await);
         insert(&mut producer, &yard.server(2), "reboot").await;
-        assert_eq!(outcomes(&mut producer).await, "1 rejected/none/poweryard.protected, 1 succeeded/job");
+        assert_eq!(
+            outcomes(&mut producer).await,
+            "1 rejected/none/poweryard.protected, 1 succeeded/job"
+        );
         daemon.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_crowd_of_protected_requests_gets_one_of_them_through() {
-    let mut yard = Yard::new("[bms]\nservers = 300\nrunning = 1.0\noperation_ms = [10, 50]\n").await;
+    let mut yard =
+        Yard::new("[bms]\nservers = 300\nrunning = 1.0\noperation_ms = [10, 50]\n").await;
     let servers: Vec<String> = (1..=300).map(|n| yard.server(n)).collect();
     let list = yard.dir.path().join("protected");
     fs::write(&list, servers.join("\n")).expect("written");
-    yard.target_lines.push_str(&format!("protect = {{ servers_file = \"{}\" }}\n", list.display()));
+    yard.target_lines.push_str(&format!(
+        "protect = {{ servers_file = \"{}\" }}\n",
+        list.display()
+    ));
     let settings = yard.settings();
-    let store = poweryard::store::Store::open(&settings.queue.database).await.expect("a queue");
+    let store = poweryard::store::Store::open(&settings.queue.database)
+        .await
+        .expect("a queue");
     store.close().await.expect("closed");
     let mut producer = yard.producer().await;
     for _ in 0..4 {

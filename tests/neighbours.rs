@@ -1,4 +1,5 @@
-//! Nobody stops the others: strangers, held and slow targets, long waits and stops, seen in the rows and in the calls.
+//! Nobody stops the others: strangers, held and slow targets, long waits and stops, seen in the
+//! rows and in the calls.
 
 mod common;
 #[path = "common/process.rs"]
@@ -34,16 +35,25 @@ fn two_targets(yard: &Yard) -> Settings {
 }
 
 async fn dispatcher(settings: &Settings, now: Now) -> Dispatcher {
-    let clouds = daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets");
-    let store = Arc::new(Store::open(&settings.queue.database).await.expect("a queue"));
-    Dispatcher::new(store, settings, clouds, now).await.expect("begun")
+    let clouds = daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None))
+        .expect("secrets");
+    let store = Arc::new(
+        Store::open(&settings.queue.database)
+            .await
+            .expect("a queue"),
+    );
+    Dispatcher::new(store, settings, clouds, now)
+        .await
+        .expect("begun")
 }
 
 /// Carries out what a round asks for, but for the submit calls, which are returned.
 async fn carry_out(dispatcher: &mut Dispatcher, round: Round, now: Now) -> Vec<Task> {
     assert!(round.trouble.is_none(), "{:?}", round.trouble);
-    let (submits, others): (Vec<Task>, Vec<Task>) =
-        round.tasks.into_iter().partition(|task| matches!(task, Task::Submit { .. }));
+    let (submits, others): (Vec<Task>, Vec<Task>) = round
+        .tasks
+        .into_iter()
+        .partition(|task| matches!(task, Task::Submit { .. }));
     for task in others {
         let finished: Finished = task.run().await;
         dispatcher.finish(finished, now).await.expect("stored");
@@ -56,7 +66,10 @@ async fn sql(producer: &mut SqliteConnection, sql: &'static str) {
 }
 
 fn later(now: Now, by: Duration) -> Now {
-    Now { utc: now.utc + by, steady: poweryard::model::Steady(now.steady.0 + by) }
+    Now {
+        utc: now.utc + by,
+        steady: poweryard::model::Steady(now.steady.0 + by),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,10 +84,19 @@ async fn hundreds_of_unknown_targets_are_each_held_and_hide_nobody() {
     )
     .await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE target = 'default'", "succeeded").await;
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE target = 'default'",
+        "succeeded",
+    )
+    .await;
     let held = "SELECT count(*) FROM holds WHERE kind = 'unknown_target'";
     wait_for(&mut producer, held, "500").await;
-    sql(&mut producer, "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+    sql(
+        &mut producer,
+        "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'",
+    )
+    .await;
     wait_for(&mut producer, held, "0").await;
     daemon.stop().await;
     assert_eq!(yard.cloud.ledger().len(), 1);
@@ -97,9 +119,16 @@ async fn a_paused_target_with_many_travel_groups_hides_no_other() {
          INSERT INTO power_requests (server_id, action, target) SELECT 'node-' || i, 'stop', 'another' FROM n",
     )
     .await;
-    by_hand(&mut producer, "UPDATE power_requests SET travel_group = id").await.expect("done");
+    by_hand(&mut producer, "UPDATE power_requests SET travel_group = id")
+        .await
+        .expect("done");
     insert(&mut producer, &yard.server(1), "stop").await;
-    wait_for(&mut producer, "SELECT state FROM power_requests WHERE target = 'default'", "succeeded").await;
+    wait_for(
+        &mut producer,
+        "SELECT state FROM power_requests WHERE target = 'default'",
+        "succeeded",
+    )
+    .await;
     daemon.stop().await;
     assert_eq!(yard.cloud.ledger().len(), 1);
 }
@@ -113,7 +142,11 @@ async fn a_round_stores_one_intent_and_the_targets_take_turns() {
     let mut dispatcher = dispatcher(&settings, now).await;
     let mut producer = yard.producer().await;
     for number in 1..=8 {
-        let target = if number % 2 == 0 { "default" } else { "another" };
+        let target = if number % 2 == 0 {
+            "default"
+        } else {
+            "another"
+        };
         sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES (?, 'stop', ?)")
             .bind(yard.server(number))
             .bind(target)
@@ -125,7 +158,10 @@ async fn a_round_stores_one_intent_and_the_targets_take_turns() {
     for _ in 0..20 {
         let round = dispatcher.round(now).await;
         let submits = carry_out(&mut dispatcher, round, now).await;
-        assert!(submits.len() <= 1, "an intent that waits for others to be stored");
+        assert!(
+            submits.len() <= 1,
+            "an intent that waits for others to be stored"
+        );
         for task in submits {
             if let Task::Submit { batch, .. } = &task {
                 targets.push(batch.target.0.clone());
@@ -142,10 +178,15 @@ async fn a_round_stores_one_intent_and_the_targets_take_turns() {
 async fn a_pause_that_was_stored_before_the_claim_stops_it() {
     let yard = Yard::new(QUICK).await;
     let settings = yard.settings();
-    let store = Store::open(&settings.queue.database).await.expect("a queue");
+    let store = Store::open(&settings.queue.database)
+        .await
+        .expect("a queue");
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    let wanted = [(poweryard::model::TargetName("default".into()), PowerAction::Stop)];
+    let wanted = [(
+        poweryard::model::TargetName("default".into()),
+        PowerAction::Stop,
+    )];
     let lane = store.lanes(&wanted).await.expect("lanes").remove(0);
     sql(
         &mut producer,
@@ -158,14 +199,23 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         project_id: String::new(),
     };
     let which = poweryard::store::Which::First(10);
-    let claimed = store.claim(&lane, &origin, which, &[], daemon::now().utc).await.expect("no failure");
+    let claimed = store
+        .claim(&lane, &origin, which, &[], daemon::now().utc)
+        .await
+        .expect("no failure");
     assert_eq!(claimed, None);
-    assert_eq!(text(&mut producer, "SELECT count(*) FROM batches").await, "0");
+    assert_eq!(
+        text(&mut producer, "SELECT count(*) FROM batches").await,
+        "0"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_read_is_not_repeated_before_its_time_also_after_a_restart() {
-    let busy = fault("throttle", "on = [\"job\"]\nchance = 1.0\nretry_after_s = 86400");
+    let busy = fault(
+        "throttle",
+        "on = [\"job\"]\nchance = 1.0\nretry_after_s = 86400",
+    );
     let mut yard = Yard::new(&format!("{QUICK}{busy}")).await;
     yard.set("job_time_limit = \"1h\"");
     let settings = yard.settings();
@@ -173,7 +223,13 @@ async fn a_throttled_read_is_not_repeated_before_its_time_also_after_a_restart()
     let mut first = dispatcher(&settings, now).await;
     let mut producer = yard.producer().await;
     insert_many(&mut producer, &[yard.server(1), yard.server(2)], "reboot").await;
-    let queries = || yard.cloud.calls().iter().filter(|call| call.call == Call::Job).count();
+    let queries = || {
+        yard.cloud
+            .calls()
+            .iter()
+            .filter(|call| call.call == Call::Job)
+            .count()
+    };
     let mut rounds = 0;
     while queries() == 0 {
         rounds += 1;
@@ -198,22 +254,33 @@ async fn a_throttled_read_is_not_repeated_before_its_time_also_after_a_restart()
         }
     }
     assert_eq!(queries(), 1);
-    assert_eq!(text(&mut producer, "SELECT count(*) FROM batches").await, "1");
-    assert_eq!(text(&mut producer, "SELECT kind FROM holds").await, "breaker");
+    assert_eq!(
+        text(&mut producer, "SELECT count(*) FROM batches").await,
+        "1"
+    );
+    assert_eq!(
+        text(&mut producer, "SELECT kind FROM holds").await,
+        "breaker"
+    );
     // The reads are held for a day; the requests end within their own bounds all the same.
     for _ in 0..60 {
         now = later(now, Duration::from_secs(60));
         let round = second.round(now).await;
         assert!(round.tasks.is_empty(), "nothing may be asked");
     }
-    let ended = text(&mut producer, "SELECT group_concat(state) FROM power_requests WHERE id < 3").await;
+    let ended = text(
+        &mut producer,
+        "SELECT group_concat(state) FROM power_requests WHERE id < 3",
+    )
+    .await;
     assert_eq!(ended, "unknown,unknown");
     assert_eq!(queries(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_set_ahead_ends_no_job_early_and_expires_nothing() {
-    let mut yard = Yard::new("[bms]\nservers = 4\nrunning = 1.0\noperation_ms = [300, 300]\n").await;
+    let mut yard =
+        Yard::new("[bms]\nservers = 4\nrunning = 1.0\noperation_ms = [300, 300]\n").await;
     yard.set("job_time_limit = \"10m\"");
     let settings = yard.settings();
     let begun = daemon::now();
@@ -226,7 +293,10 @@ async fn a_clock_set_ahead_ends_no_job_early_and_expires_nothing() {
     let mut step = Duration::ZERO;
     for _ in 0..400 {
         let present = daemon::now();
-        let now = Now { utc: present.utc + step, ..present };
+        let now = Now {
+            utc: present.utc + step,
+            ..present
+        };
         let round = dispatcher.round(now).await;
         for task in round.tasks {
             let finished = task.run().await;
@@ -241,8 +311,11 @@ async fn a_clock_set_ahead_ends_no_job_early_and_expires_nothing() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let states =
-        text(&mut producer, "SELECT group_concat(state || '/' || ifnull(evidence, '-')) FROM power_requests").await;
+    let states = text(
+        &mut producer,
+        "SELECT group_concat(state || '/' || ifnull(evidence, '-')) FROM power_requests",
+    )
+    .await;
     assert_eq!(states, "succeeded/job,queued/-");
 }
 
@@ -251,7 +324,10 @@ async fn what_was_stored_by_a_clock_that_has_been_set_back_is_due_in_time() {
     let yard = Yard::new(QUICK).await;
     let settings = yard.settings();
     let present = daemon::now();
-    let ahead = Now { utc: present.utc + Duration::from_secs(86_400), ..present };
+    let ahead = Now {
+        utc: present.utc + Duration::from_secs(86_400),
+        ..present
+    };
     let mut first = dispatcher(&settings, ahead).await;
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
@@ -262,7 +338,10 @@ async fn what_was_stored_by_a_clock_that_has_been_set_back_is_due_in_time() {
             first.finish(finished, ahead).await.expect("stored");
         }
     }
-    assert_eq!(text(&mut producer, "SELECT state FROM batches").await, "tracking");
+    assert_eq!(
+        text(&mut producer, "SELECT state FROM batches").await,
+        "tracking"
+    );
     drop(first);
     let daemon = yard.start();
     assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
@@ -281,9 +360,19 @@ async fn a_refused_batch_frees_its_budget_at_once() {
     .await;
     // The key is taken, so that nobody waits for that.
     scene.ask(PowerAction::Reboot, [20]).await;
-    scene.wait_for("SELECT state FROM power_requests WHERE action = 'reboot'", "succeeded").await;
+    scene
+        .wait_for(
+            "SELECT state FROM power_requests WHERE action = 'reboot'",
+            "succeeded",
+        )
+        .await;
     scene.ask(PowerAction::Stop, 1..=8).await;
-    scene.wait_for("SELECT count(*) FROM power_requests WHERE state = 'succeeded' AND action = 'stop'", "5").await;
+    scene
+        .wait_for(
+            "SELECT count(*) FROM power_requests WHERE state = 'succeeded' AND action = 'stop'",
+            "5",
+        )
+        .await;
     let left = "SELECT group_concat(state || ' ' || n, ', ') FROM (SELECT state, count(*) AS n FROM power_requests WHERE action = 'stop' GROUP BY state)";
     assert_eq!(scene.text(left).await, "failed 1, queued 2, succeeded 5");
     scene.daemon.stop().await;
@@ -299,14 +388,18 @@ async fn a_start_that_waits_for_a_lock_can_be_stopped() {
     let started = std::time::Instant::now();
     let daemon = yard.start();
     daemon.stop().await;
-    assert!(started.elapsed() < Duration::from_secs(4), "it waited for the lock");
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "it waited for the lock"
+    );
     sql(&mut producer, "ROLLBACK").await;
     assert!(yard.cloud.calls().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_leaves_no_intent_in_doubt() {
-    let mut yard = Yard::new("[bms]\nservers = 600\nrunning = 1.0\noperation_ms = [60000, 60000]\n").await;
+    let mut yard =
+        Yard::new("[bms]\nservers = 600\nrunning = 1.0\noperation_ms = [60000, 60000]\n").await;
     yard.set("batch_servers_max = 1");
     yard.set("submits_open_max = 64");
     yard.set("look_interval_max = \"30s\"");
@@ -316,17 +409,34 @@ async fn a_stop_leaves_no_intent_in_doubt() {
         let mut producer = yard.producer().await;
         let servers: Vec<String> = (1..=600).map(|number| yard.server(number)).collect();
         insert_many(&mut producer, &servers, "stop").await;
-        let submits = || yard.cloud.calls().iter().filter(|call| call.call == Call::Submit).count();
+        let submits = || {
+            yard.cloud
+                .calls()
+                .iter()
+                .filter(|call| call.call == Call::Submit)
+                .count()
+        };
         let many = submits() + more;
         while submits() < many {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         daemon.stop().await;
         let after = submits();
-        assert_eq!(text(&mut producer, "SELECT count(*) FROM batches WHERE state = 'submitting'").await, "0");
+        assert_eq!(
+            text(
+                &mut producer,
+                "SELECT count(*) FROM batches WHERE state = 'submitting'"
+            )
+            .await,
+            "0"
+        );
         let sent = "SELECT count(*) FROM batches WHERE submitted_at IS NOT NULL";
         assert_eq!(text(&mut producer, sent).await, after.to_string());
-        sql(&mut producer, "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+        sql(
+            &mut producer,
+            "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'",
+        )
+        .await;
     }
 }
 
@@ -337,15 +447,26 @@ async fn a_cloud_that_never_answers_hardly_delays_others_with_its_key() {
     let mut now = daemon::now();
     let mut dispatcher = dispatcher(&settings, now).await;
     let mut producer = yard.producer().await;
-    sql(&mut producer, "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', 'another')").await;
+    sql(
+        &mut producer,
+        "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', 'another')",
+    )
+    .await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    // The first call is that of `another`; no answer to it comes for as long as it is not carried out.
+    // The first call is that of `another`; no answer to it comes for as long as it is not carried
+    // out.
     now = later(now, Duration::from_secs(1));
     let without_answer = dispatcher.round(now).await.tasks;
-    assert!(matches!(without_answer.as_slice(), [Task::Prepare { target, .. }] if target.0 == "another"));
+    assert!(
+        matches!(without_answer.as_slice(), [Task::Prepare { target, .. }] if target.0 == "another")
+    );
     let at_once = dispatcher.round(now).await;
     assert!(at_once.tasks.is_empty(), "two bad signatures at a time");
-    assert!(at_once.wake_at.is_some_and(|at| at <= now.utc + Duration::from_secs(1)));
+    assert!(
+        at_once
+            .wake_at
+            .is_some_and(|at| at <= now.utc + Duration::from_secs(1))
+    );
     now = later(now, Duration::from_secs(1));
     let mut submitted = Vec::new();
     for _ in 0..4 {
@@ -383,7 +504,10 @@ async fn a_stop_behind_a_lock_waits_for_calls_and_not_for_reads() {
     }
     sql(&mut producer, "BEGIN IMMEDIATE").await;
     let finished = track.expect("the job is asked for").run().await;
-    dispatcher.finish(finished, now).await.expect("kept in memory");
+    dispatcher
+        .finish(finished, now)
+        .await
+        .expect("kept in memory");
     assert_eq!((dispatcher.unsaved(), dispatcher.unsaved_submits()), (1, 0));
     sql(&mut producer, "ROLLBACK").await;
 }
@@ -401,7 +525,9 @@ async fn a_lost_call_whose_answer_names_a_wait_of_days_holds_for_days() {
         let round = dispatcher.round(now).await;
         submits.extend(carry_out(&mut dispatcher, round, now).await);
     }
-    let Some(Task::Submit { batch, cloud }) = submits.pop() else { panic!("a call leaves") };
+    let Some(Task::Submit { batch, cloud }) = submits.pop() else {
+        panic!("a call leaves")
+    };
     let three_days = Duration::from_secs(3 * 86_400);
     let answer = Err(CallError {
         fault: Fault::Lost,
@@ -411,8 +537,16 @@ async fn a_lost_call_whose_answer_names_a_wait_of_days_holds_for_days() {
         request_id: None,
         retry_after: Some(three_days),
     });
-    let finished = Finished::Submitted { batch, answer, signed: cloud.key().signed() };
+    let finished = Finished::Submitted {
+        batch,
+        answer,
+        signed: cloud.key().signed(),
+    };
     dispatcher.finish(finished, now).await.expect("stored");
-    let until = text(&mut producer, "SELECT until FROM holds WHERE kind = 'breaker'").await;
+    let until = text(
+        &mut producer,
+        "SELECT until FROM holds WHERE kind = 'breaker'",
+    )
+    .await;
     assert_eq!(until, (now.utc + three_days).to_string());
 }

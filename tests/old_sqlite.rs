@@ -1,5 +1,5 @@
-//! A producer on SQLite 3.26 beside the running daemon: it opens the WAL file, inserts, reads, cancels and is refused in the
-//! same words. Knows nothing of clouds.
+//! A producer on SQLite 3.26 beside the running daemon: it opens the WAL file, inserts, reads,
+//! cancels and is refused in the same words. Knows nothing of clouds.
 
 #[path = "common/old_sqlite.rs"]
 mod old_sqlite;
@@ -15,7 +15,10 @@ fn old(queue: &Queue, sql: &str) -> String {
 #[tokio::test]
 async fn the_tool_is_3_26_and_the_file_stays_in_wal_mode() {
     let queue = Queue::new().await;
-    let said = old(&queue, "SELECT sqlite_version(); PRAGMA journal_mode; PRAGMA integrity_check;");
+    let said = old(
+        &queue,
+        "SELECT sqlite_version(); PRAGMA journal_mode; PRAGMA integrity_check;",
+    );
     assert_eq!(said, "3.26.0\nwal\nok\n");
 }
 
@@ -33,7 +36,9 @@ async fn an_old_producer_inserts_every_kind_of_row_and_the_daemon_carries_them_o
          INSERT INTO power_requests (server_id, action) VALUES ('B', 'stop'), ('616FB98F-46CA-475E-917E-2563E5A8CD19', 'start');
          INSERT OR IGNORE INTO power_requests (server_id, action, request_key) VALUES ('b', 'reboot', 'k');",
     );
-    let gates = queue.rows("SELECT id, target, priority, gate FROM power_requests ORDER BY id").await;
+    let gates = queue
+        .rows("SELECT id, target, priority, gate FROM power_requests ORDER BY id")
+        .await;
     assert_eq!(
         gates,
         [
@@ -65,15 +70,33 @@ async fn an_old_reader_sees_every_view_and_ledger() {
     );
     queue.end(&batch, &failed(), now).await;
     assert_eq!(
-        old(&queue, "SELECT id, state, evidence, error_code, job_id, duration_ms FROM power_outcomes;"),
+        old(
+            &queue,
+            "SELECT id, state, evidence, error_code, job_id, duration_ms FROM power_outcomes;"
+        ),
         "1\tfailed\tjob\tBMS.0040\tjob-1\t0\n"
     );
     assert_eq!(
-        old(&queue, "SELECT target, server_id, state, request_id FROM server_outcomes;"),
+        old(
+            &queue,
+            "SELECT target, server_id, state, request_id FROM server_outcomes;"
+        ),
         "default\ta\tfailed\t1\n"
     );
-    assert_eq!(old(&queue, "SELECT target, action, state, count FROM queue_overview;"), "default\tstop\tqueued\t3\n");
-    for table in ["power_requests", "holds", "batches", "request_attempts", "targets"] {
+    assert_eq!(
+        old(
+            &queue,
+            "SELECT target, action, state, count FROM queue_overview;"
+        ),
+        "default\tstop\tqueued\t3\n"
+    );
+    for table in [
+        "power_requests",
+        "holds",
+        "batches",
+        "request_attempts",
+        "targets",
+    ] {
         old(&queue, &format!("SELECT * FROM {table};"));
     }
 }
@@ -88,14 +111,25 @@ async fn an_old_producer_cancels_and_the_order_of_the_rest_holds() {
          UPDATE power_requests SET state='cancelled' WHERE label='x' AND state='queued';
          UPDATE power_requests SET priority = 3, not_before = '2020-01-01 10:00', expires_at = '2090-01-01', label = 'w' WHERE label = 'z';",
     );
-    let row =
-        "SELECT state, evidence, error_code, error_message, finished_at IS NOT NULL FROM power_requests WHERE id = 1";
-    assert_eq!(queue.row(row).await, "cancelled|none|poweryard.cancelled|cancelled while queued|1");
+    let row = "SELECT state, evidence, error_code, error_message, finished_at IS NOT NULL FROM power_requests WHERE id = 1";
+    assert_eq!(
+        queue.row(row).await,
+        "cancelled|none|poweryard.cancelled|cancelled while queued|1"
+    );
     let row = "SELECT priority, not_before, expires_at, label FROM power_requests WHERE id = 3";
-    assert_eq!(queue.row(row).await, "3|2020-01-01T10:00:00.000Z|2090-01-01T00:00:00.000Z|w");
+    assert_eq!(
+        queue.row(row).await,
+        "3|2020-01-01T10:00:00.000Z|2090-01-01T00:00:00.000Z|w"
+    );
     assert_eq!(ids(&queue.go(wall()).await), [2]);
     assert_eq!(queue.state(4).await, "cancelled");
-    assert_eq!(old(&queue, "DELETE FROM power_requests WHERE id = 1; SELECT changes();"), "1\n");
+    assert_eq!(
+        old(
+            &queue,
+            "DELETE FROM power_requests WHERE id = 1; SELECT changes();"
+        ),
+        "1\n"
+    );
 }
 
 #[tokio::test]
@@ -131,7 +165,10 @@ async fn an_old_producer_is_refused_in_the_same_words() {
             "not_before must be a UTC time such as 2026-01-31, 2026-01-31 22:00 or 2026-01-31T22:00:00+01:00: a date \
              that exists, from 2000 to 2099, and nothing or a time after it",
         ),
-        ("UPDATE power_requests SET state = 'running', batch_id = 9 WHERE id = 2", "only the daemon submits requests"),
+        (
+            "UPDATE power_requests SET state = 'running', batch_id = 9 WHERE id = 2",
+            "only the daemon submits requests",
+        ),
         (
             "DELETE FROM power_requests WHERE id = 2",
             "an unfinished request cannot be deleted; cancel it while it is queued",
@@ -149,13 +186,28 @@ async fn an_old_producer_is_refused_in_the_same_words() {
             "expires_at must be later than now (times are UTC unless they carry an offset)",
         ),
     ] {
-        assert_eq!(old_sqlite::run(queue.path(), sql), Err(format!("Error: {sentence}")), "{sql}");
+        assert_eq!(
+            old_sqlite::run(queue.path(), sql),
+            Err(format!("Error: {sentence}")),
+            "{sql}"
+        );
     }
-    queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE id = 2").await;
-    let ended = old_sqlite::run(queue.path(), "UPDATE power_requests SET label = 'x' WHERE id = 2");
-    assert_eq!(ended, Err("Error: this request has ended; what became of it never changes".to_owned()));
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled' WHERE id = 2")
+        .await;
+    let ended = old_sqlite::run(
+        queue.path(),
+        "UPDATE power_requests SET label = 'x' WHERE id = 2",
+    );
+    assert_eq!(
+        ended,
+        Err("Error: this request has ended; what became of it never changes".to_owned())
+    );
     let awaited = old_sqlite::run(queue.path(), "DELETE FROM power_requests WHERE id = 2");
-    assert_eq!(awaited, Err("Error: another request waits for this one; it cannot be deleted yet".to_owned()));
+    assert_eq!(
+        awaited,
+        Err("Error: another request waits for this one; it cannot be deleted yet".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -173,11 +225,17 @@ async fn an_old_producer_learns_its_id_and_may_upsert() {
 async fn many_old_producers_come_and_go_while_the_daemon_works() {
     let mut queue = Queue::new().await;
     for round in 0..20 {
-        old(&queue, &format!("INSERT INTO power_requests (server_id, action) VALUES ('s{round}', 'stop');"));
+        old(
+            &queue,
+            &format!("INSERT INTO power_requests (server_id, action) VALUES ('s{round}', 'stop');"),
+        );
         let batches = queue.go(wall()).await;
         assert_eq!(ids(&batches), [round + 1]);
         queue.end(&batches[0], &failed(), wall()).await;
-        assert_eq!(old(&queue, "SELECT count(*) FROM power_outcomes;"), format!("{}\n", round + 1));
+        assert_eq!(
+            old(&queue, "SELECT count(*) FROM power_outcomes;"),
+            format!("{}\n", round + 1)
+        );
     }
     assert_eq!(queue.row("PRAGMA integrity_check").await, "ok");
 }

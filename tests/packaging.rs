@@ -1,5 +1,6 @@
-//! What the package gives to systemd, and what the daemon tells it: how little the unit may do, whether its words are known,
-//! reloads, and the watchdog. The package as a whole on a real systemd is `tests/nspawn/run`.
+//! What the package gives to systemd, and what the daemon tells it: how little the unit may do,
+//! whether its words are known, reloads, and the watchdog. The package as a whole on a real systemd
+//! is `tests/nspawn/run`.
 
 mod common;
 #[path = "common/process.rs"]
@@ -18,8 +19,13 @@ const SERVERS: &str = "[bms]\nservers = 10\n";
 
 /// Its output, if this machine has it and it knows these words.
 fn systemd_analyze(args: &[&str]) -> Option<Output> {
-    let output = Command::new("systemd-analyze").args(args).env("SYSTEMD_LOG_LEVEL", "warning").output().ok();
-    let output = output.filter(|output| !String::from_utf8_lossy(&output.stderr).contains("unrecognized option"));
+    let output = Command::new("systemd-analyze")
+        .args(args)
+        .env("SYSTEMD_LOG_LEVEL", "warning")
+        .output()
+        .ok();
+    let output = output
+        .filter(|output| !String::from_utf8_lossy(&output.stderr).contains("unrecognized option"));
     if output.is_none() {
         println!("skipped: this machine has no systemd-analyze that could tell");
     }
@@ -27,7 +33,9 @@ fn systemd_analyze(args: &[&str]) -> Option<Output> {
 }
 
 fn text(output: &Output) -> String {
-    [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat()
+    [&output.stdout[..], &output.stderr[..]]
+        .map(String::from_utf8_lossy)
+        .concat()
 }
 
 /// The unit as it is installed, but for the program's path.
@@ -44,7 +52,13 @@ fn unit_in(dir: &Path) -> String {
 fn the_unit_is_exposed_to_at_most_1_2() {
     let dir = tempfile::tempdir().expect("a folder");
     let unit = unit_in(dir.path());
-    let Some(said) = systemd_analyze(&["security", "--no-pager", "--offline=true", "--threshold=12", &unit]) else {
+    let Some(said) = systemd_analyze(&[
+        "security",
+        "--no-pager",
+        "--offline=true",
+        "--threshold=12",
+        &unit,
+    ]) else {
         return;
     };
     let said = (said.status.success(), text(&said));
@@ -56,15 +70,22 @@ fn the_unit_is_exposed_to_at_most_1_2() {
 fn systemd_knows_every_word_of_the_unit() {
     let dir = tempfile::tempdir().expect("a folder");
     let unit = unit_in(dir.path());
-    let Some(said) = systemd_analyze(&["verify", "--man=no", &unit]) else { return };
+    let Some(said) = systemd_analyze(&["verify", "--man=no", &unit]) else {
+        return;
+    };
     assert_eq!(text(&said), "");
     assert!(said.status.success());
 }
 
 #[test]
 fn systemd_knows_every_word_of_the_drop_in_that_is_for_it() {
-    let version = systemd_analyze(&["--version"]).map(|said| text(&said)).unwrap_or_default();
-    let number = version.split_whitespace().nth(1).and_then(|number| number.parse::<u32>().ok());
+    let version = systemd_analyze(&["--version"])
+        .map(|said| text(&said))
+        .unwrap_or_default();
+    let number = version
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse::<u32>().ok());
     if number.is_none_or(|number| number < 254) {
         println!("skipped: this machine's systemd is older than 254");
         return;
@@ -72,8 +93,11 @@ fn systemd_knows_every_word_of_the_drop_in_that_is_for_it() {
     let dir = tempfile::tempdir().expect("a folder");
     let unit = unit_in(dir.path());
     fs::create_dir(format!("{unit}.d")).expect("a folder");
-    fs::write(format!("{unit}.d/systemd254.conf"), include_str!("../config/poweryard-systemd254.conf"))
-        .expect("written");
+    fs::write(
+        format!("{unit}.d/systemd254.conf"),
+        include_str!("../config/poweryard-systemd254.conf"),
+    )
+    .expect("written");
     let said = systemd_analyze(&["verify", "--man=no", &unit]).expect("it is there");
     assert_eq!(text(&said), "");
 }
@@ -81,11 +105,16 @@ fn systemd_knows_every_word_of_the_drop_in_that_is_for_it() {
 #[test]
 fn the_package_has_the_pages_and_the_unit_names_one_of_them() {
     let manifest: toml::Table = include_str!("../Cargo.toml").parse().expect("valid TOML");
-    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().expect("a list");
+    let assets = manifest["package"]["metadata"]["deb"]["assets"]
+        .as_array()
+        .expect("a list");
     let pages = toml::Value::from(vec!["docs/*.md", "usr/share/doc/poweryard/docs/", "644"]);
     assert!(assets.contains(&pages), "{assets:?}");
     let unit = include_str!("../config/poweryard.service");
-    let named = unit.split("file:/usr/share/doc/poweryard/").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let named = unit
+        .split("file:/usr/share/doc/poweryard/")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next());
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(named.expect("a page"));
     assert!(page.exists(), "{}", page.display());
 }
@@ -108,19 +137,30 @@ async fn systemd_is_told_when_a_reload_begins_and_ends_and_that_one_was_refused(
     daemon.signal("-HUP");
     until("the reload has ended", || times(&ear, "READY=1") == 2).await;
     let heard = ear.heard();
-    let begun = heard.iter().position(|line| line == "RELOADING=1").expect("it was told");
+    let begun = heard
+        .iter()
+        .position(|line| line == "RELOADING=1")
+        .expect("it was told");
     assert!(heard[begun + 1].starts_with("MONOTONIC_USEC="), "{heard:?}");
-    assert_eq!(heard.iter().rposition(|line| line == "READY=1"), Some(begun + 2), "{heard:?}");
+    assert_eq!(
+        heard.iter().rposition(|line| line == "READY=1"),
+        Some(begun + 2),
+        "{heard:?}"
+    );
 
     fs::write(&config, good.replacen("linger", "lingre", 1)).expect("written");
     daemon.signal("-HUP");
-    ear.hear("STATUS=the last reload was refused, see the log; 0 calls open").await;
+    ear.hear("STATUS=the last reload was refused, see the log; 0 calls open")
+        .await;
     until("the reload has ended", || times(&ear, "READY=1") == 3).await;
 
     fs::write(&config, good).expect("written");
     daemon.signal("-HUP");
     until("the reload has ended", || times(&ear, "READY=1") == 4).await;
-    let last = ear.heard().into_iter().rfind(|line| line.starts_with("STATUS="));
+    let last = ear
+        .heard()
+        .into_iter()
+        .rfind(|line| line.starts_with("STATUS="));
     assert_eq!(last.as_deref(), Some("STATUS=0 calls open"));
     assert_eq!(daemon.stop().await, Some(0));
 }
@@ -147,11 +187,17 @@ async fn the_watchdog_is_fed_when_idle_and_behind_a_lock_and_not_by_a_stopped_pr
     };
     let idle = silence(Duration::from_secs(6)).await;
     let mut producer = yard.producer().await;
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut producer).await.expect("locked");
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut producer)
+        .await
+        .expect("locked");
     let locked = silence(Duration::from_secs(12)).await;
     println!("longest silence of a watchdog of {limit:?}: idle {idle:?}, behind a lock {locked:?}");
     assert!(idle < limit && locked < limit);
-    sqlx::query("COMMIT").execute(&mut producer).await.expect("unlocked");
+    sqlx::query("COMMIT")
+        .execute(&mut producer)
+        .await
+        .expect("unlocked");
     producer.close().await.expect("closed");
     daemon.signal("-STOP");
     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -1,5 +1,6 @@
-//! The daemon's statements and the views find their rows by an index, whatever waits in the queue. The statements are read
-//! out of the store's own source, so that none can be forgotten; nothing is run.
+//! The daemon's statements and the views find their rows by an index, whatever waits in the queue.
+//! The statements are read out of the store's own source, so that none can be forgotten; nothing is
+//! run.
 
 #[path = "common/queue.rs"]
 mod queue;
@@ -19,16 +20,24 @@ const SOURCES: [&str; 7] = [
 
 /// The string literals of the sources that are SQL; their own tests may do what they like.
 fn statements() -> Vec<&'static str> {
-    let own = SOURCES.iter().map(|source| source.split("#[cfg(test)]").next().unwrap_or_default());
+    let own = SOURCES
+        .iter()
+        .map(|source| source.split("#[cfg(test)]").next().unwrap_or_default());
     let literals = own.flat_map(|source| source.split('"').skip(1).step_by(2));
-    let sql =
-        |text: &&str| ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "].iter().any(|word| text.starts_with(word));
+    let sql = |text: &&str| {
+        ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "]
+            .iter()
+            .any(|word| text.starts_with(word))
+    };
     literals.filter(sql).collect()
 }
 
 /// The one statement that contains this.
 fn statement(part: &str) -> &'static str {
-    let found: Vec<&str> = statements().into_iter().filter(|sql| sql.contains(part)).collect();
+    let found: Vec<&str> = statements()
+        .into_iter()
+        .filter(|sql| sql.contains(part))
+        .collect();
     assert_eq!(found.len(), 1, "statements with {part}: {found:?}");
     found[0]
 }
@@ -60,8 +69,8 @@ fn is_small(step: &str) -> bool {
     small.iter().any(|start| step.starts_with(start)) || step.contains("VIRTUAL TABLE")
 }
 
-/// Walks from one end of a partial index, ended by a LIMIT; or, once at a start or for whoever asks, along what is in flight
-/// or unfinished.
+/// Walks from one end of a partial index, ended by a LIMIT; or, once at a start or for whoever
+/// asks, along what is in flight or unfinished.
 fn is_head_of_an_index(step: &str) -> bool {
     [
         "SCAN power_requests USING COVERING INDEX power_requests_ready",
@@ -85,13 +94,24 @@ async fn no_statement_of_the_daemon_searches_or_sorts_the_queue() {
             let scan = step.starts_with("SCAN ") && !is_small(step) && !is_head_of_an_index(step);
             // Grouping the members of one batch is no search.
             let sort = step.contains("TEMP B-TREE") && !sql.contains("a.result = 'busy' GROUP BY");
-            assert!(!scan && !sort && !step.contains("AUTOMATIC"), "{sql}\n{plan:#?}");
+            assert!(
+                !scan && !sort && !step.contains("AUTOMATIC"),
+                "{sql}\n{plan:#?}"
+            );
         }
         // A list of ids is walked once, not once for every row that it is about.
-        let list = plan.iter().position(|step| step.starts_with("SCAN j VIRTUAL TABLE"));
+        let list = plan
+            .iter()
+            .position(|step| step.starts_with("SCAN j VIRTUAL TABLE"));
         let table = plan.iter().position(|step| step.starts_with("SEARCH "));
         if let (Some(list), Some(table)) = (list, table) {
-            assert!(list < table || plan[table..list].iter().any(|step| step.starts_with("LIST")), "{sql}\n{plan:#?}");
+            assert!(
+                list < table
+                    || plan[table..list]
+                        .iter()
+                        .any(|step| step.starts_with("LIST")),
+                "{sql}\n{plan:#?}"
+            );
         }
     }
 }
@@ -124,12 +144,20 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         ),
         (
             "SELECT count(*) FROM (SELECT 1 FROM power_requests r",
-            &["SEARCH r USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)"],
+            &[
+                "SEARCH r USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
+            ],
         ),
-        ("min(n.target) FROM power_requests", &["SEARCH n USING COVERING INDEX power_requests_server (target>?)"]),
+        (
+            "min(n.target) FROM power_requests",
+            &["SEARCH n USING COVERING INDEX power_requests_server (target>?)"],
+        ),
         (
             "min(n.target) FROM batches",
-            &["SEARCH n USING INDEX batches_due (target>?)", "SEARCH d USING INDEX batches_due (target=?)"],
+            &[
+                "SEARCH n USING INDEX batches_due (target>?)",
+                "SEARCH d USING INDEX batches_due (target=?)",
+            ],
         ),
         (
             "SET state = 'expired'",
@@ -138,8 +166,14 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
                 "SEARCH power_requests USING INDEX power_requests_ttl (eligible_at<?)",
             ],
         ),
-        ("SET gate = CASE a.state", &["SEARCH r USING COVERING INDEX power_requests_after (after_id=? AND gate=?)"]),
-        ("'poweryard.dependency'", &["SCAN power_requests USING COVERING INDEX power_requests_doomed"]),
+        (
+            "SET gate = CASE a.state",
+            &["SEARCH r USING COVERING INDEX power_requests_after (after_id=? AND gate=?)"],
+        ),
+        (
+            "'poweryard.dependency'",
+            &["SCAN power_requests USING COVERING INDEX power_requests_doomed"],
+        ),
         (
             "gate = 'retry' AND retry_at <= ?1 ORDER",
             &["SEARCH power_requests USING COVERING INDEX power_requests_retry (retry_at<?)"],
@@ -150,21 +184,55 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         ),
         (
             "o.gate IN ('ready', 'retry')",
-            &["SEARCH o USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id>?)"],
+            &[
+                "SEARCH o USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id>?)",
+            ],
         ),
-        ("min(b.id)", &["SEARCH b USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)"]),
-        ("SELECT id, state, state = 'looking'", &["SEARCH batches USING INDEX batches_due (target=?)"]),
-        ("SELECT job_ms", &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"]),
-        ("SELECT CASE state WHEN", &["SEARCH batches USING INDEX batches_pace (target=?)"]),
+        (
+            "min(b.id)",
+            &[
+                "SEARCH b USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)",
+            ],
+        ),
+        (
+            "SELECT id, state, state = 'looking'",
+            &["SEARCH batches USING INDEX batches_due (target=?)"],
+        ),
+        (
+            "SELECT job_ms",
+            &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"],
+        ),
+        (
+            "SELECT CASE state WHEN",
+            &["SEARCH batches USING INDEX batches_pace (target=?)"],
+        ),
         (
             "a.seen IS NOT NULL AS seen_moving",
-            &["SEARCH a USING PRIMARY KEY (batch_id=?)", "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"],
+            &[
+                "SEARCH a USING PRIMARY KEY (batch_id=?)",
+                "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
         ),
-        ("SET result = ?3", &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"]),
-        ("SET seen = 'moving'", &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"]),
-        ("attempts = max(0, attempts + ?2)", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
-        ("SET state = ?3", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
-        ("SET state = 'queued'", &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (
+            "SET result = ?3",
+            &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"],
+        ),
+        (
+            "SET seen = 'moving'",
+            &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"],
+        ),
+        (
+            "attempts = max(0, attempts + ?2)",
+            &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
+        ),
+        (
+            "SET state = ?3",
+            &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
+        ),
+        (
+            "SET state = 'queued'",
+            &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
+        ),
         (
             "SELECT intent_at, server_count",
             &["SEARCH batches USING INDEX batches_spent (target=? AND action=? AND intent_at>?)"],
@@ -173,7 +241,10 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         let sql = statement(part);
         let plan = plan(&mut queue, sql).await;
         for step in steps {
-            assert!(plan.iter().any(|found| found == step), "{sql}\n{step}\n{plan:#?}");
+            assert!(
+                plan.iter().any(|found| found == step),
+                "{sql}\n{step}\n{plan:#?}"
+            );
         }
     }
 }
@@ -190,8 +261,14 @@ async fn the_views_find_their_rows_by_an_index() {
                 "SEARCH p USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)",
             ][..],
         ),
-        ("SELECT * FROM power_outcomes WHERE id = 17", &["SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"]),
-        ("SELECT * FROM queue_overview", &["SCAN power_requests USING INDEX power_requests_overview"]),
+        (
+            "SELECT * FROM power_outcomes WHERE id = 17",
+            &["SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"],
+        ),
+        (
+            "SELECT * FROM queue_overview",
+            &["SCAN power_requests USING INDEX power_requests_overview"],
+        ),
         (
             "SELECT * FROM server_outcomes WHERE server_id = 'a'",
             &[
@@ -209,7 +286,10 @@ async fn the_views_find_their_rows_by_an_index() {
     ] {
         let plan = plan(&mut queue, sql).await;
         for step in steps {
-            assert!(plan.iter().any(|found| found == step), "{sql}\n{step}\n{plan:#?}");
+            assert!(
+                plan.iter().any(|found| found == step),
+                "{sql}\n{step}\n{plan:#?}"
+            );
         }
         assert!(
             !plan.iter().any(|step| step.contains("TEMP B-TREE FOR GROUP BY") || step.contains("AUTOMATIC")),

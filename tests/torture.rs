@@ -1,5 +1,5 @@
-//! The proof by simulation, in small: a few hundred seeds, and a crash at every point of one scenario of each kind.
-//! `cargo run --release --example torture` runs any number of seeds.
+//! The proof by simulation, in small: a few hundred seeds, and a crash at every point of one
+//! scenario of each kind. `cargo run --release --example torture` runs any number of seeds.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -38,14 +38,23 @@ fn a_seed_replays_exactly() {
     let simulator = Simulator::new().expect("a folder for the queue");
     for seed in 1000..1008 {
         let first = simulator.run(seed, false).expect("no promise is broken");
-        assert_eq!(simulator.run(seed, true).expect("nor the second time"), first, "seed {seed}");
+        assert_eq!(
+            simulator.run(seed, true).expect("nor the second time"),
+            first,
+            "seed {seed}"
+        );
     }
 }
 
 #[test]
 fn a_crash_at_every_commit_and_every_call_breaks_no_promise() {
-    on_every_core(&KINDS, |simulator, kind| match simulator.run_every_crash(kind) {
-        Ok(points) => assert!(points.commits > 5 && points.calls > 3, "\"{kind}\" has only {points:?}"),
-        Err(failure) => panic!("{failure}\n{}", failure.trace.join("\n")),
+    on_every_core(&KINDS, |simulator, kind| {
+        match simulator.run_every_crash(kind) {
+            Ok(points) => assert!(
+                points.commits > 5 && points.calls > 3,
+                "\"{kind}\" has only {points:?}"
+            ),
+            Err(failure) => panic!("{failure}\n{}", failure.trace.join("\n")),
+        }
     });
 }

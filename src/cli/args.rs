@@ -70,18 +70,30 @@ struct ActionParser;
 impl TypedValueParser for ActionParser {
     type Value = PowerAction;
 
-    fn parse_ref(&self, command: &Command, _: Option<&Arg>, value: &OsStr) -> Result<PowerAction, clap::Error> {
+    fn parse_ref(
+        &self,
+        command: &Command,
+        _: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<PowerAction, clap::Error> {
         let word = value.to_string_lossy();
         word.parse().map_err(|_| {
-            let hint = action_hint(&word).map(|hint| format!("; {hint}")).unwrap_or_default();
+            let hint = action_hint(&word)
+                .map(|hint| format!("; {hint}"))
+                .unwrap_or_default();
             let word = output::visible(&word);
-            let sentence = format!("invalid value '{word}': an action is start, stop or reboot{hint}\n");
+            let sentence =
+                format!("invalid value '{word}': an action is start, stop or reboot{hint}\n");
             clap::Error::raw(ErrorKind::InvalidValue, sentence).with_cmd(command)
         })
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(PowerAction::ALL.iter().map(|action| PossibleValue::new(action.as_str()))))
+        Some(Box::new(
+            PowerAction::ALL
+                .iter()
+                .map(|action| PossibleValue::new(action.as_str())),
+        ))
     }
 }
 
@@ -104,22 +116,30 @@ pub(super) fn states() -> impl TypedValueParser<Value = RequestState> {
 
 /// A span such as `90s` or `2h`.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text.trim()).map_err(|error| format!("{error}; a span is written as 90s, 15m or 2h"))
+    humantime::parse_duration(text.trim())
+        .map_err(|error| format!("{error}; a span is written as 90s, 15m or 2h"))
 }
 
 /// What an option for a time takes.
 const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to \
      2099, and nothing or a time after it";
 
-/// A time ahead in the queue's own form: `+2h` or `2h` from now, or a time as a producer may write it. `option` is named
-/// if it does not read.
-pub(super) async fn ahead(desk: &mut Desk, option: &str, text: &str, now: UtcMillis) -> Result<String, Failure> {
+/// A time ahead in the queue's own form: `+2h` or `2h` from now, or a time as a producer may write
+/// it. `option` is named if it does not read.
+pub(super) async fn ahead(
+    desk: &mut Desk,
+    option: &str,
+    text: &str,
+    now: UtcMillis,
+) -> Result<String, Failure> {
     if let Ok(ahead) = span(text.strip_prefix('+').unwrap_or(text)) {
         return Ok((now + ahead).to_string());
     }
     desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         let text = output::visible(text);
-        Failure::Usage(format!("{option} {text}: neither a span from now such as +2h nor {TIME_FORMS}"))
+        Failure::Usage(format!(
+            "{option} {text}: neither a span from now such as +2h nor {TIME_FORMS}"
+        ))
     })
 }
 
@@ -129,18 +149,26 @@ pub(super) async fn past(desk: &mut Desk, text: &str, now: UtcMillis) -> Result<
         return Ok(now.before(ago).to_string());
     }
     desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
-        Failure::Usage(format!("--since {}: neither a span such as 2h nor {TIME_FORMS}", output::visible(text)))
+        Failure::Usage(format!(
+            "--since {}: neither a span such as 2h nor {TIME_FORMS}",
+            output::visible(text)
+        ))
     })
 }
 
-/// The forms that the schema takes beyond SQLite's own, brought to those: t and z, ` UTC`, +0100 and +01.
+/// The forms that the schema takes beyond SQLite's own, brought to those: t and z, ` UTC`, +0100
+/// and +01.
 fn sqlite_time(text: &str) -> String {
-    let Some((day, rest)) = text.split_at_checked(10) else { return text.to_owned() };
+    let Some((day, rest)) = text.split_at_checked(10) else {
+        return text.to_owned();
+    };
     let rest = rest.to_ascii_uppercase();
     if let Some(time) = rest.strip_suffix(" UTC") {
         return format!("{day}{time}Z");
     }
-    let Some(sign) = rest.rfind(['+', '-']) else { return format!("{day}{rest}") };
+    let Some(sign) = rest.rfind(['+', '-']) else {
+        return format!("{day}{rest}");
+    };
     let (time, offset) = rest.split_at(sign);
     match offset.len() {
         3 => format!("{day}{time}{offset}:00"),
@@ -149,19 +177,29 @@ fn sqlite_time(text: &str) -> String {
     }
 }
 
-/// A warning about a target that neither the config nor the last daemon has. Somebody who mistypes a name believes that
-/// something is held or will leave. None where nothing is known of any target.
+/// A warning about a target that neither the config nor the last daemon has. Somebody who mistypes
+/// a name believes that something is held or will leave. None where nothing is known of any target.
 pub(super) async fn stranger(
     context: &Context,
     queue: &QueueArgs,
     desk: &mut Desk,
     target: &str,
 ) -> Result<Option<String>, Failure> {
-    let mut known: BTreeSet<String> = desk.targets(now()).await?.into_iter().map(|note| note.target).collect();
+    let mut known: BTreeSet<String> = desk
+        .targets(now())
+        .await?
+        .into_iter()
+        .map(|note| note.target)
+        .collect();
     if !queue.is_named() {
         // A user who may not read the config, or one with mistakes, has the daemon's note alone.
         let settings = Settings::load(&context.config).ok();
-        known.extend(settings.into_iter().flat_map(|settings| settings.targets).map(|target| target.name.to_string()));
+        known.extend(
+            settings
+                .into_iter()
+                .flat_map(|settings| settings.targets)
+                .map(|target| target.name.to_string()),
+        );
     }
     Ok(stranger_among(target, &known))
 }
@@ -171,16 +209,23 @@ fn stranger_among(target: &str, known: &BTreeSet<String>) -> Option<String> {
         return None;
     }
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    Some(output::visible(&format!("warning: the daemon has no target {target}; it has {}", known.join(", "))))
+    Some(output::visible(&format!(
+        "warning: the daemon has no target {target}; it has {}",
+        known.join(", ")
+    )))
 }
 
 /// Ids as they were named, each once.
 pub(super) fn unique(ids: &[RequestId]) -> Vec<i64> {
     let mut seen = BTreeSet::new();
-    ids.iter().map(|id| id.0).filter(|id| seen.insert(*id)).collect()
+    ids.iter()
+        .map(|id| id.0)
+        .filter(|id| seen.insert(*id))
+        .collect()
 }
 
-/// Who asks: the login user, also behind sudo; where the environment does not say, the user's name in /etc/passwd.
+/// Who asks: the login user, also behind sudo; where the environment does not say, the user's name
+/// in /etc/passwd.
 pub(super) fn login_user() -> Option<String> {
     ["SUDO_USER", "USER", "LOGNAME"]
         .iter()
@@ -196,7 +241,9 @@ pub(super) fn login_user() -> Option<String> {
 /// The name of a user id, from the text of /etc/passwd.
 fn name_of(users: &str, uid: u32) -> Option<String> {
     let uid = uid.to_string();
-    let user = users.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+    let user = users
+        .lines()
+        .find(|line| line.split(':').nth(2) == Some(&uid))?;
     user.split(':').next().map(str::to_owned)
 }
 
@@ -206,10 +253,18 @@ mod tests {
 
     #[test]
     fn a_hint_is_never_another_action() {
-        for (word, hint) in
-            [("restart", "reboot"), ("OFF", "stop"), ("power-off", "stop"), ("on", "start"), ("Stop", "stop")]
-        {
-            assert_eq!(action_hint(word), Some(format!("use {hint}").as_str()), "{word}");
+        for (word, hint) in [
+            ("restart", "reboot"),
+            ("OFF", "stop"),
+            ("power-off", "stop"),
+            ("on", "start"),
+            ("Stop", "stop"),
+        ] {
+            assert_eq!(
+                action_hint(word),
+                Some(format!("use {hint}").as_str()),
+                "{word}"
+            );
         }
         assert_eq!(action_hint("explode"), None);
         assert!(action_hint("cycle").is_some_and(|hint| hint.contains("--after")));
@@ -236,7 +291,10 @@ mod tests {
         assert_eq!(stranger_among("eu", &known), None);
         assert_eq!(stranger_among("eu", &BTreeSet::new()), None);
         let warning = stranger_among("defualt", &known).expect("a warning");
-        assert!(warning.contains("defualt") && warning.contains("default, eu"), "{warning}");
+        assert!(
+            warning.contains("defualt") && warning.contains("default, eu"),
+            "{warning}"
+        );
     }
 
     #[test]

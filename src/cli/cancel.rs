@@ -40,7 +40,11 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     done.cancelled.sort_unstable();
     match args.json.json {
         true => {
-            let kept: Vec<_> = done.kept.iter().map(|(id, state)| json!({ "id": id, "state": state })).collect();
+            let kept: Vec<_> = done
+                .kept
+                .iter()
+                .map(|(id, state)| json!({ "id": id, "state": state }))
+                .collect();
             output::json(&json!({ "cancelled": done.cancelled, "kept": kept }))?;
         }
         false => output::print(&text(&done))?,
@@ -54,7 +58,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
 }
 
 fn text(done: &Cancelled) -> String {
-    let mut text = format!("cancelled {}\n", output::count(done.cancelled.len(), "request"));
+    let mut text = format!(
+        "cancelled {}\n",
+        output::count(done.cancelled.len(), "request")
+    );
     for (id, state) in &done.kept {
         text.push_str(&format!("request {id} {}\n", why_kept(state)));
     }
@@ -64,9 +71,13 @@ fn text(done: &Cancelled) -> String {
 fn why_kept(state: &str) -> String {
     match state.parse() {
         Ok(RequestState::Running) => {
-            "could not be cancelled: it is being sent to the cloud, or the cloud is carrying it out".to_owned()
+            "could not be cancelled: it is being sent to the cloud, or the cloud is carrying it out"
+                .to_owned()
         }
         Ok(RequestState::Cancelled) => "was cancelled before".to_owned(),
-        _ => format!("could not be cancelled: it has ended as {}", output::visible(state)),
+        _ => format!(
+            "could not be cancelled: it has ended as {}",
+            output::visible(state)
+        ),
     }
 }

@@ -1,4 +1,5 @@
-//! `check`: what would keep the daemon from working, before it is started. Changes nothing; the config is read as `serve` reads it.
+//! `check`: what would keep the daemon from working, before it is started. Changes nothing; the
+//! config is read as `serve` reads it.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -13,7 +14,8 @@ use super::{Context, Exit, Failure};
 use crate::daemon;
 use crate::model::{Service, UtcMillis};
 use crate::settings::{
-    Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings, load_proxy_password,
+    Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings,
+    load_proxy_password,
 };
 use crate::store::desk::Access;
 use crate::store::{Desk, Running, StoreError, daemon_on};
@@ -24,7 +26,8 @@ mod sqlite;
 
 use online::Keys;
 
-/// Check the config, file modes, the database and the credentials; sends nothing unless --online is given.
+/// Check the config, file modes, the database and the credentials; sends nothing unless --online is
+/// given.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 With --online each target's endpoint, this machine's clock and one read call are checked too.
@@ -75,11 +78,24 @@ impl Finding {
     }
 
     fn warning(subject: impl ToString, finding: impl ToString, mend: impl ToString) -> Self {
-        Self { level: Level::Warning, mend: Some(mend.to_string()), ..Self::ok(subject, finding) }
+        Self {
+            level: Level::Warning,
+            mend: Some(mend.to_string()),
+            ..Self::ok(subject, finding)
+        }
     }
 
-    fn error(exit: Exit, subject: impl ToString, finding: impl ToString, mend: impl ToString) -> Self {
-        Self { level: Level::Error, exit, ..Self::warning(subject, finding, mend) }
+    fn error(
+        exit: Exit,
+        subject: impl ToString,
+        finding: impl ToString,
+        mend: impl ToString,
+    ) -> Self {
+        Self {
+            level: Level::Error,
+            exit,
+            ..Self::warning(subject, finding, mend)
+        }
     }
 }
 
@@ -89,9 +105,17 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         true => output::json(&findings)?,
         false => output::print(&text(&findings))?,
     }
-    let errors = || findings.iter().filter(|finding| finding.level == Level::Error);
+    let errors = || {
+        findings
+            .iter()
+            .filter(|finding| finding.level == Level::Error)
+    };
     let config = errors().any(|finding| finding.exit == Exit::Config);
-    Ok(if config { Exit::Config } else { errors().next().map_or(Exit::Done, |finding| finding.exit) })
+    Ok(if config {
+        Exit::Config
+    } else {
+        errors().next().map_or(Exit::Done, |finding| finding.exit)
+    })
 }
 
 async fn findings(context: &Context, online: bool) -> Vec<Finding> {
@@ -101,7 +125,10 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     };
     let database = &settings.queue.database;
     let rules = SecretRules::from_env(database);
-    let mut findings = vec![Finding::ok(context.config.display(), count_targets(&settings))];
+    let mut findings = vec![Finding::ok(
+        context.config.display(),
+        count_targets(&settings),
+    )];
     findings.extend(clock_finding(args::now()));
     findings.extend(files::findings(database));
     findings.extend(sqlite::findings().await);
@@ -124,14 +151,25 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
 fn config_errors(error: SettingsError) -> Vec<Finding> {
     match error {
         SettingsError::Unreadable { file, source } => {
-            let mend = "name the config with --config or POWERYARD_CONFIG, and let this user read it";
-            vec![Finding::error(Exit::Config, file.display(), format!("cannot be read ({source})"), mend)]
+            let mend =
+                "name the config with --config or POWERYARD_CONFIG, and let this user read it";
+            vec![Finding::error(
+                Exit::Config,
+                file.display(),
+                format!("cannot be read ({source})"),
+                mend,
+            )]
         }
         SettingsError::Mistakes(mistakes) => {
             let mistake = |mistake: Mistake| {
                 let place = format!("{}:{}", mistake.file.display(), mistake.line);
                 let finding = format!("{}: {}", mistake.key, mistake.problem);
-                Finding::error(Exit::Config, place, finding, format!("fix {} in that line", mistake.key))
+                Finding::error(
+                    Exit::Config,
+                    place,
+                    finding,
+                    format!("fix {} in that line", mistake.key),
+                )
             };
             mistakes.into_iter().map(mistake).collect()
         }
@@ -139,7 +177,10 @@ fn config_errors(error: SettingsError) -> Vec<Finding> {
 }
 
 fn count_targets(settings: &Settings) -> String {
-    format!("reads well; {}", output::count(settings.targets.len(), "target"))
+    format!(
+        "reads well; {}",
+        output::count(settings.targets.len(), "target")
+    )
 }
 
 /// The database and its daemon.
@@ -147,11 +188,17 @@ async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
     let path = &settings.queue.database;
     let subject = path.display();
     findings.push(match daemon_on(path) {
-        Running::Yes(Some(daemon)) => {
-            Finding::ok(&subject, format!("a daemon runs on it (pid {}, since {})", daemon.pid, daemon.since))
-        }
+        Running::Yes(Some(daemon)) => Finding::ok(
+            &subject,
+            format!(
+                "a daemon runs on it (pid {}, since {})",
+                daemon.pid, daemon.since
+            ),
+        ),
         Running::Yes(None) => Finding::ok(&subject, "a daemon runs on it"),
-        Running::No => Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`"),
+        Running::No => {
+            Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`")
+        }
         Running::CannotTell => {
             let mend = "run this as a user who may read the file";
             Finding::warning(&subject, "cannot tell whether a daemon runs on it", mend)
@@ -166,7 +213,12 @@ async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
         Err(error) => {
             let sentence = Failure::from(error).sentence();
             let finding = sentence.trim_start_matches("error: ").to_owned();
-            Finding::error(Exit::Database, &subject, finding, "see docs/operate.md, \"When the queue cannot be used\"")
+            Finding::error(
+                Exit::Database,
+                &subject,
+                finding,
+                "see docs/operate.md, \"When the queue cannot be used\"",
+            )
         }
     });
 }
@@ -188,7 +240,8 @@ fn clock_finding(now: UtcMillis) -> Option<Finding> {
     ))
 }
 
-/// Whether the address of `[listen]` is to be had. A daemon of this queue has it, and is asked nothing.
+/// Whether the address of `[listen]` is to be had. A daemon of this queue has it, and is asked
+/// nothing.
 fn listen_finding(settings: &Settings) -> Option<Finding> {
     let address = settings.listen?;
     if daemon_on(&settings.queue.database).known() == Some(true) {
@@ -198,16 +251,30 @@ fn listen_finding(settings: &Settings) -> Option<Finding> {
         Ok(_) => Finding::ok("listen.address", format!("{address} is free")),
         Err(error) => {
             let mend = "stop the program that has it, or write another address or port";
-            Finding::error(Exit::Config, "listen.address", format!("cannot listen on {address} ({error})"), mend)
+            Finding::error(
+                Exit::Config,
+                "listen.address",
+                format!("cannot listen on {address} ({error})"),
+                mend,
+            )
         }
     })
 }
 
 /// A key that the cloud refused, and that the daemon leaves alone at present.
-fn refusal_finding(target: &TargetSettings, rules: &SecretRules, keys: &Keys<'_>) -> Option<Finding> {
+fn refusal_finding(
+    target: &TargetSettings,
+    rules: &SecretRules,
+    keys: &Keys<'_>,
+) -> Option<Finding> {
     let key = daemon::key_of(target, rules).ok()?;
     let (finding, mend) = keys.refusal(key.name(), args::now())?;
-    Some(Finding::error(Exit::Config, format!("targets.{}", target.name), finding, mend))
+    Some(Finding::error(
+        Exit::Config,
+        format!("targets.{}", target.name),
+        finding,
+        mend,
+    ))
 }
 
 fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding> {
@@ -215,22 +282,40 @@ fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding>
     let mut findings: Vec<Finding> = LoadedSecrets::problems(&target.name, &target.auth, rules)
         .into_iter()
         .chain(load_proxy_password(target, rules).err())
-        .map(|error| Finding::error(Exit::Config, error.key, error.problem, "mend the file, then check again"))
+        .map(|error| {
+            Finding::error(
+                Exit::Config,
+                error.key,
+                error.problem,
+                "mend the file, then check again",
+            )
+        })
         .collect();
     if findings.is_empty() {
-        findings
-            .push(Finding::ok(format!("{subject}.auth"), "the credentials can be read, and only by those who should"));
+        findings.push(Finding::ok(
+            format!("{subject}.auth"),
+            "the credentials can be read, and only by those who should",
+        ));
     }
-    findings.extend(judge_rate(&subject, target.service, target.submits_per_minute));
+    findings.extend(judge_rate(
+        &subject,
+        target.service,
+        target.submits_per_minute,
+    ));
     for (action, budget) in &target.budgets {
-        let finding =
-            format!("{}/{} lets 5,000 servers take {}", budget.servers, span(budget.span), time_for(5_000, budget));
+        let finding = format!(
+            "{}/{} lets 5,000 servers take {}",
+            budget.servers,
+            span(budget.span),
+            time_for(5_000, budget)
+        );
         findings.push(Finding::ok(format!("{subject}.budget.{action}"), finding));
     }
     findings
 }
 
-/// Source: Bare Metal Server API Reference, 50 power calls a minute. No document names a rate of CloudDC.
+/// Source: Bare Metal Server API Reference, 50 power calls a minute. No document names a rate of
+/// CloudDC.
 const BMS_SUBMITS_PER_MINUTE: u32 = 50;
 
 fn judge_rate(subject: &str, service: Service, per_minute: u32) -> Option<Finding> {
@@ -238,9 +323,13 @@ fn judge_rate(subject: &str, service: Service, per_minute: u32) -> Option<Findin
         Service::Bms => BMS_SUBMITS_PER_MINUTE,
         Service::CloudDc => return None,
     };
-    let finding = format!("{per_minute} is above the {documented} submit calls a minute that the cloud documents");
-    let mend = format!("set submits_per_minute = {documented}, unless the account has been given more");
-    (per_minute > documented).then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, mend))
+    let finding = format!(
+        "{per_minute} is above the {documented} submit calls a minute that the cloud documents"
+    );
+    let mend =
+        format!("set submits_per_minute = {documented}, unless the account has been given more");
+    (per_minute > documented)
+        .then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, mend))
 }
 
 fn span(span: Duration) -> String {
@@ -258,8 +347,16 @@ fn time_for(servers: u32, budget: &Budget) -> String {
 fn text(findings: &[Finding]) -> String {
     let mut text = String::new();
     for finding in findings {
-        let level = finding.level.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-        text.push_str(&format!("{level:<7}  {}: {}\n", visible(&finding.subject), visible(&finding.finding)));
+        let level = finding
+            .level
+            .to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default();
+        text.push_str(&format!(
+            "{level:<7}  {}: {}\n",
+            visible(&finding.subject),
+            visible(&finding.finding)
+        ));
         if let Some(mend) = &finding.mend {
             text.push_str(&format!("         {}\n", visible(mend)));
         }
@@ -276,12 +373,18 @@ mod tests {
         assert_eq!(judge_rate("targets.a", Service::Bms, 50), None);
         assert_eq!(judge_rate("targets.a", Service::CloudDc, 6000), None);
         let finding = judge_rate("targets.a", Service::Bms, 51).expect("a finding");
-        assert_eq!((finding.level, finding.subject.as_str()), (Level::Warning, "targets.a.submits_per_minute"));
+        assert_eq!(
+            (finding.level, finding.subject.as_str()),
+            (Level::Warning, "targets.a.submits_per_minute")
+        );
     }
 
     #[test]
     fn a_budget_says_how_long_many_servers_take() {
-        let budget = Budget { servers: 500, span: Duration::from_secs(3600) };
+        let budget = Budget {
+            servers: 500,
+            span: Duration::from_secs(3600),
+        };
         assert_eq!(time_for(5_000, &budget), "9h");
         assert!(time_for(500, &budget).starts_with("no time"));
     }

@@ -105,7 +105,9 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
     let age = match args.older_than {
         Some(age) => Some(age),
         None if args.queue.is_named() => {
-            return Err(Failure::Usage("with --database the config is not read; say --older-than too".to_owned()));
+            return Err(Failure::Usage(
+                "with --database the config is not read; say --older-than too".to_owned(),
+            ));
         }
         None => QueueSettings::load(&context.config)?.retention,
     };
@@ -122,9 +124,13 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
         tokio::time::sleep(STEP_PAUSE).await;
     }
     desk.close().await?;
-    let (requests, batches) =
-        (output::count(prune.requests as usize, "request"), output::count(prune.batches as usize, "batch"));
-    output::print(&format!("deleted {requests} and {batches} that ended before {cutoff}\n"))?;
+    let (requests, batches) = (
+        output::count(prune.requests as usize, "request"),
+        output::count(prune.batches as usize, "batch"),
+    );
+    output::print(&format!(
+        "deleted {requests} and {batches} that ended before {cutoff}\n"
+    ))?;
     Ok(Exit::Done)
 }
 
@@ -134,18 +140,27 @@ async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure>
     desk.close().await?;
     output::print(&match (released, args.drop) {
         (None, _) => "no restore has put anything on hold\n".to_owned(),
-        (Some(_), false) => "released: what was queued in the restored copy may leave now\n".to_owned(),
+        (Some(_), false) => {
+            "released: what was queued in the restored copy may leave now\n".to_owned()
+        }
         (Some(cancelled), true) => {
-            format!("released; {} of the restored copy cancelled\n", output::count(cancelled as usize, "request"))
+            format!(
+                "released; {} of the restored copy cancelled\n",
+                output::count(cancelled as usize, "request")
+            )
         }
     })?;
     Ok(Exit::Done)
 }
 
 async fn migrate(path: &Path) -> Result<Exit, Failure> {
-    // No lock is taken: each migration is one transaction, so a daemon that starts at this very moment does no harm.
+    // No lock is taken: each migration is one transaction, so a daemon that starts at this very
+    // moment does no harm.
     if let running @ Running::Yes(_) = daemon_on(path) {
-        return Err(Failure::StopFirst { path: path.to_owned(), pid: running.pid() });
+        return Err(Failure::StopFirst {
+            path: path.to_owned(),
+            pid: running.pid(),
+        });
     }
     Store::open(path).await?.close().await?;
     output::print(&format!("{} has the current schema\n", path.display()))?;

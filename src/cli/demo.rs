@@ -1,6 +1,6 @@
-//! `demo`: the whole thing on one machine, without config or account: a simulated cloud with both services, the real daemon,
-//! rows by plain SQL, and at the end the outcomes beside what the cloud really did. What agrees with what is in
-//! `demo/agreement`.
+//! `demo`: the whole thing on one machine, without config or account: a simulated cloud with both
+//! services, the real daemon, rows by plain SQL, and at the end the outcomes beside what the cloud
+//! really did. What agrees with what is in `demo/agreement`.
 
 use std::fs;
 use std::io::Write;
@@ -31,7 +31,8 @@ const LOST_ANSWERS: &str = include_str!("demo/lost_answers.toml");
 
 /// Run the real daemon on a fresh queue against a simulated cloud; no config, no account.
 ///
-/// Three servers in four are of the BMS service (target "default"), the others of CloudDC (target "clouddc").
+/// Three servers in four are of the BMS service (target "default"), the others of CloudDC (target
+/// "clouddc").
 ///
 /// Exit code: 0 when every request has ended and its outcome agrees with what the cloud did.
 #[derive(Debug, clap::Args)]
@@ -49,7 +50,10 @@ pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
     let dir = folder(args.dir)?;
     let database = dir.join("queue.db");
     if database.exists() {
-        return Err(Failure::Usage(format!("{} exists; the demo wants a fresh queue", database.display())));
+        return Err(Failure::Usage(format!(
+            "{} exists; the demo wants a fresh queue",
+            database.display()
+        )));
     }
     let clouddc = args.servers / 4;
     let cloud = start_cloud(args.servers - clouddc, clouddc).await?;
@@ -76,29 +80,53 @@ pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
     };
     let serve = async { serve.await.map_err(Failure::from) };
     let ((), exit) = tokio::try_join!(serve, follow)?;
-    output::print(&format!("\nLook around: poweryard --config {} list --state failed\n", config.display()))?;
+    output::print(&format!(
+        "\nLook around: poweryard --config {} list --state failed\n",
+        config.display()
+    ))?;
     cloud.stop().await;
     Ok(exit)
 }
 
 async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Failure> {
     let mut desk = Desk::open(database, Access::Write).await?;
-    let requests: Vec<NewRequest> = TARGETS.iter().flat_map(|target| requests(cloud, target)).collect();
+    let requests: Vec<NewRequest> = TARGETS
+        .iter()
+        .flat_map(|target| requests(cloud, target))
+        .collect();
     let (ids, _) = desk.enqueue(&requests, false).await?;
     let actions = "stop, start and reboot mixed";
-    output::print(&format!("inserted         {} requests in one transaction: {actions}\n", ids.len()))?;
-    let named = ids.into_iter().zip(requests.iter().map(|request| request.target.clone()));
+    output::print(&format!(
+        "inserted         {} requests in one transaction: {actions}\n",
+        ids.len()
+    ))?;
+    let named = ids
+        .into_iter()
+        .zip(requests.iter().map(|request| request.target.clone()));
     progress::to_the_end(&mut desk, named).await?;
-    let rows = desk.list(&Filter { limit: u32::MAX, ..Filter::default() }).await?;
+    let rows = desk
+        .list(&Filter {
+            limit: u32::MAX,
+            ..Filter::default()
+        })
+        .await?;
     desk.close().await?;
     output::print(&format!("\n{}\n", progress::outcome_table(&rows)))?;
     let (ledger, calls) = (cloud.ledger(), cloud.calls());
-    let service = |target: &str| TARGETS.iter().find(|(name, _)| *name == target).map(|(_, service)| *service);
+    let service = |target: &str| {
+        TARGETS
+            .iter()
+            .find(|(name, _)| *name == target)
+            .map(|(_, service)| *service)
+    };
     let disagreements = agreement::disagreements(&rows, service, &ledger, &cloud.servers());
     for (name, service) in TARGETS {
         let of_it = calls.iter().filter(|call| call.service == Some(service));
         let (submits, others): (Vec<_>, Vec<_>) = of_it.partition(|call| call.action.is_some());
-        let operations = ledger.iter().filter(|entry| entry.service == service).count();
+        let operations = ledger
+            .iter()
+            .filter(|entry| entry.service == service)
+            .count();
         output::print(&format!(
             "{name:<9}{} submit calls, {} others; the cloud carried out {operations} operations\n",
             submits.len(),
@@ -107,12 +135,17 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
     }
     match disagreements.as_slice() {
         [] => {
-            output::print("\nEvery outcome agrees with what the cloud did; no server was rebooted twice.\n")?;
+            output::print(
+                "\nEvery outcome agrees with what the cloud did; no server was rebooted twice.\n",
+            )?;
             Ok(Exit::Done)
         }
         some => {
             let count = some.len();
-            output::print(&format!("\n{count} outcomes disagree with what the cloud did:\n{}\n", some.join("\n")))?;
+            output::print(&format!(
+                "\n{count} outcomes disagree with what the cloud did:\n{}\n",
+                some.join("\n")
+            ))?;
             Ok(Exit::Otherwise)
         }
     }
@@ -133,7 +166,12 @@ fn requests(cloud: &SimCloud, (target, service): &(&str, Service)) -> Vec<NewReq
         label: Some("demo".to_owned()),
         requested_by: Some("demo".to_owned()),
     };
-    cloud.server_ids(*service).into_iter().zip(actions).map(request).collect()
+    cloud
+        .server_ids(*service)
+        .into_iter()
+        .zip(actions)
+        .map(request)
+        .collect()
 }
 
 async fn start_cloud(bms: u32, clouddc: u32) -> Result<SimCloud, Failure> {
@@ -142,18 +180,33 @@ async fn start_cloud(bms: u32, clouddc: u32) -> Result<SimCloud, Failure> {
         "{FAULTS}\n{lost_answers}\n[bms]\nservers = {bms}\nrunning = 0.6\n[clouddc]\nservers = {clouddc}\nrunning = 0.6\n"
     );
     let scenario = Scenario::from_toml(&text).map_err(|error| Failure::Usage(error.to_string()))?;
-    let unusable = |source| Failure::File { what: "listen on 127.0.0.1".to_owned(), source };
-    SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.map_err(unusable)
+    let unusable = |source| Failure::File {
+        what: "listen on 127.0.0.1".to_owned(),
+        source,
+    };
+    SimCloud::start(([127, 0, 0, 1], 0).into(), scenario)
+        .await
+        .map_err(unusable)
 }
 
 fn folder(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
-    let dir = dir.unwrap_or_else(|| std::env::temp_dir().join(format!("poweryard-demo-{}", std::process::id())));
-    let unusable = |source| Failure::File { what: format!("use the folder {}", dir.display()), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(unusable)?;
+    let dir = dir.unwrap_or_else(|| {
+        std::env::temp_dir().join(format!("poweryard-demo-{}", std::process::id()))
+    });
+    let unusable = |source| Failure::File {
+        what: format!("use the folder {}", dir.display()),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(unusable)?;
     fs::canonicalize(&dir).map_err(unusable)
 }
 
-/// A config such as an operator would write, so that other commands can be tried on what the demo leaves.
+/// A config such as an operator would write, so that other commands can be tried on what the demo
+/// leaves.
 fn write_config(dir: &Path, endpoint: &str) -> Result<PathBuf, Failure> {
     let default = Scenario::default().credentials;
     write(&dir.join("access-key"), &default.access_key)?;
@@ -188,8 +241,17 @@ secret_key_file = "{dir}/secret-key"
 }
 
 fn write(path: &Path, content: &str) -> Result<(), Failure> {
-    let unusable = |source| Failure::File { what: format!("write {}", path.display()), source };
+    let unusable = |source| Failure::File {
+        what: format!("write {}", path.display()),
+        source,
+    };
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(unusable)?;
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(unusable)?;
     file.write_all(content.as_bytes()).map_err(unusable)
 }

@@ -1,4 +1,5 @@
-//! `enqueue`: one request a server, all of them or none. Checks what the schema could only refuse without naming the place.
+//! `enqueue`: one request a server, all of them or none. Checks what the schema could only refuse
+//! without naming the place.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -22,20 +23,27 @@ Examples:
   poweryard enqueue reboot --from-file rack7.txt --label patch-day --not-before '2026-02-01 02:00' --expires-at '2026-02-01 05:00'
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct Args {
-    /// What to do: start, stop or reboot. Stop and reboot are forced; the clouds have no soft ones.
+    /// What to do: start, stop or reboot. Stop and reboot are forced; the clouds have no soft
+    /// ones.
     #[arg(value_parser = args::actions())]
     action: PowerAction,
     /// The servers' ids. A server may be named only once.
     #[arg(value_name = "SERVER")]
     servers: Vec<String>,
-    /// More servers from a file, one id a line; `-` reads stdin. Blank lines and # comments are skipped.
+    /// More servers from a file, one id a line; `-` reads stdin. Blank lines and # comments are
+    /// skipped.
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
     /// A [targets.NAME] of the daemon's config.
     #[arg(long, value_name = "NAME", default_value = "default")]
     target: String,
     /// Higher goes first, -100 to 100.
-    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     #[arg(value_parser = priority)]
     priority: i64,
     /// Not sent before this time.
@@ -47,7 +55,8 @@ pub(super) struct Args {
     /// Wait until this request has succeeded; cancelled if it ends in another way.
     #[arg(long, value_name = "ID")]
     after: Option<RequestId>,
-    /// Each request gets the key KEY:SERVER, and is refused if a request has that already: a call can be repeated safely.
+    /// Each request gets the key KEY:SERVER, and is refused if a request has that already: a call
+    /// can be repeated safely.
     #[arg(long, value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     key: Option<String>,
     /// Servers whose key exists are skipped, and the ids of their requests are printed.
@@ -71,12 +80,18 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     let mut desk = args.queue.open(context, Access::Write).await?;
     let times = Times::read(&mut desk, &args).await?;
     let requests = requests(&args, &times, servers);
-    let (ids, skipped) = desk.enqueue(&requests, args.if_absent).await.map_err(in_options)?;
+    let (ids, skipped) = desk
+        .enqueue(&requests, args.if_absent)
+        .await
+        .map_err(in_options)?;
     if let Some(warning) = args::stranger(context, &args.queue, &mut desk, &args.target).await? {
         output::note(&warning);
     }
     if skipped > 0 {
-        output::note(&format!("note: {} had the key already", output::count(skipped, "server")));
+        output::note(&format!(
+            "note: {} had the key already",
+            output::count(skipped, "server")
+        ));
     }
     let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
     output::print(&lines)?;
@@ -94,22 +109,37 @@ fn servers(args: &Args) -> Result<Vec<String>, Failure> {
     for server in &args.servers {
         check_server(server, "")?;
     }
-    let mut servers: Vec<String> = args.servers.iter().map(|server| ServerId::as_stored(server)).collect();
+    let mut servers: Vec<String> = args
+        .servers
+        .iter()
+        .map(|server| ServerId::as_stored(server))
+        .collect();
     if let Some(file) = &args.from_file {
         servers.extend(listed(&read(file)?, &shown(file))?);
     }
     if servers.is_empty() {
-        return Err(Failure::Usage("no server is named; give server ids or --from-file".to_owned()));
+        return Err(Failure::Usage(
+            "no server is named; give server ids or --from-file".to_owned(),
+        ));
     }
     let mut seen = BTreeSet::new();
-    match servers.iter().find(|server| !seen.insert(ServerId((*server).clone()))) {
-        Some(twice) => Err(Failure::Usage(format!("server {twice} is named twice; each gets one request a call"))),
+    match servers
+        .iter()
+        .find(|server| !seen.insert(ServerId((*server).clone())))
+    {
+        Some(twice) => Err(Failure::Usage(format!(
+            "server {twice} is named twice; each gets one request a call"
+        ))),
         None => Ok(servers),
     }
 }
 
 fn shown(file: &Path) -> String {
-    if file == Path::new("-") { "stdin".to_owned() } else { file.display().to_string() }
+    if file == Path::new("-") {
+        "stdin".to_owned()
+    } else {
+        file.display().to_string()
+    }
 }
 
 fn read(file: &Path) -> Result<String, Failure> {
@@ -118,7 +148,10 @@ fn read(file: &Path) -> Result<String, Failure> {
         true => std::io::stdin().read_to_string(&mut text).map(|_| text),
         false => std::fs::read_to_string(file),
     };
-    outcome.map_err(|source| Failure::File { what: format!("read the servers from {}", shown(file)), source })
+    outcome.map_err(|source| Failure::File {
+        what: format!("read the servers from {}", shown(file)),
+        source,
+    })
 }
 
 /// One id a line; `#` begins a comment.
@@ -153,7 +186,9 @@ fn priority(text: &str) -> Result<i64, String> {
 
 /// The schema names columns; who types a command knows options.
 fn in_options(error: StoreError) -> StoreError {
-    let StoreError::Refused(mut sentence) = error else { return error };
+    let StoreError::Refused(mut sentence) = error else {
+        return error;
+    };
     for (column, option) in [
         ("not_before", "--not-before"),
         ("expires_at", "--expires-at"),
@@ -177,7 +212,10 @@ struct Times {
 impl Times {
     async fn read(desk: &mut Desk, args: &Args) -> Result<Self, Failure> {
         let now = args::now();
-        let mut times = Self { not_before: None, expires_at: None };
+        let mut times = Self {
+            not_before: None,
+            expires_at: None,
+        };
         if let Some(text) = &args.not_before {
             times.not_before = Some(args::ahead(desk, "--not-before", text, now).await?);
         }
@@ -212,12 +250,18 @@ mod tests {
     #[test]
     fn a_list_may_have_comments_blanks_and_foreign_line_ends() {
         let text = "\u{feff}# rack 7\r\n\r\nserver-1\r\n  server-2  # the noisy one\n";
-        assert_eq!(listed(text, "f").expect("two servers"), ["server-1", "server-2"]);
+        assert_eq!(
+            listed(text, "f").expect("two servers"),
+            ["server-1", "server-2"]
+        );
     }
 
     #[test]
     fn a_bad_line_is_named_by_file_and_number() {
         let error = listed("server-1\nserver 2\n", "rack.txt").expect_err("a blank inside");
-        assert!(error.to_string().starts_with("rack.txt:2: 'server 2'"), "{error}");
+        assert!(
+            error.to_string().starts_with("rack.txt:2: 'server 2'"),
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! `explain`: why a request is where it is, and what comes next. Collects the facts; the sentences are in `sentences`.
+//! `explain`: why a request is where it is, and what comes next. Collects the facts; the sentences
+//! are in `sentences`.
 
 use serde_json::json;
 
@@ -30,7 +31,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     let facts = facts(context, &args).await?;
     let sentences = facts.sentences();
     if !args.json.json {
-        let lines: String = sentences.iter().map(|sentence| format!("{}\n", visible(sentence))).collect();
+        let lines: String = sentences
+            .iter()
+            .map(|sentence| format!("{}\n", visible(sentence)))
+            .collect();
         output::print(&lines)?;
         return Ok(Exit::Done);
     }
@@ -63,11 +67,24 @@ async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
         None => None,
     };
     let attempts = desk.attempts(request.id).await?;
-    let ahead = desk.place_in_lane(request.id).await?.and_then(|ahead| u64::try_from(ahead).ok());
+    let ahead = desk
+        .place_in_lane(request.id)
+        .await?
+        .and_then(|ahead| u64::try_from(ahead).ok());
     let daemon_runs = daemon_on(desk.path()) != Running::No;
     desk.close().await?;
     let rules = rules(context, args, &request);
-    Ok(Facts { request, reason, holds, batch, after, attempts, ahead, daemon_runs, rules })
+    Ok(Facts {
+        request,
+        reason,
+        holds,
+        batch,
+        after,
+        attempts,
+        ahead,
+        daemon_runs,
+        rules,
+    })
 }
 
 /// What the config says, as far as this user may read it; a named database needs no config.
@@ -77,10 +94,18 @@ fn rules(context: &Context, args: &Args, request: &RequestRecord) -> Rules {
     }
     let settings = Settings::load(&context.config).ok();
     let targets = settings.iter().flat_map(|settings| &settings.targets);
-    let mut budgets = targets.filter(|target| target.name.0 == request.target).flat_map(|target| &target.budgets);
+    let mut budgets = targets
+        .filter(|target| target.name.0 == request.target)
+        .flat_map(|target| &target.budgets);
     Rules {
-        budget: budgets.find(|(action, _)| action.as_str() == request.action).map(|(_, budget)| *budget),
-        attempts_max: settings.as_ref().map(|settings| settings.batch.attempts_max.get()),
-        default_ttl: QueueSettings::load(&context.config).ok().map(|queue| queue.default_ttl),
+        budget: budgets
+            .find(|(action, _)| action.as_str() == request.action)
+            .map(|(_, budget)| *budget),
+        attempts_max: settings
+            .as_ref()
+            .map(|settings| settings.batch.attempts_max.get()),
+        default_ttl: QueueSettings::load(&context.config)
+            .ok()
+            .map(|queue| queue.default_ttl),
     }
 }

@@ -18,7 +18,8 @@ use crate::store::StoreError;
 pub enum Exit {
     /// Done; also nothing to wait for, and a status without a daemon.
     Done = 0,
-    /// Some request ended otherwise than `succeeded`, or could not be cancelled; or the result could not be written.
+    /// Some request ended otherwise than `succeeded`, or could not be cancelled; or the result
+    /// could not be written.
     Otherwise = 1,
     /// What was asked for is wrong.
     Usage = 2,
@@ -145,7 +146,11 @@ impl Failure {
             said = text;
             cause = error.source();
         }
-        if let Self::Store { source: StoreError::Unusable { path, source }, .. } = self {
+        if let Self::Store {
+            source: StoreError::Unusable { path, source },
+            ..
+        } = self
+        {
             sentence.push_str(&way_out(path, source));
         }
         sentence
@@ -154,7 +159,10 @@ impl Failure {
     /// Names the queue that this happened on.
     pub(super) fn on(self, queue: &Path) -> Self {
         match self {
-            Self::Store { path: None, source } => Self::Store { path: Some(queue.to_owned()), source },
+            Self::Store { path: None, source } => Self::Store {
+                path: Some(queue.to_owned()),
+                source,
+            },
             other => other,
         }
     }
@@ -168,7 +176,10 @@ impl From<StoreError> for Failure {
 
 impl From<DaemonError> for Failure {
     fn from(DaemonError::Store { path, source }: DaemonError) -> Self {
-        Self::Store { path: Some(path), source }
+        Self::Store {
+            path: Some(path),
+            source,
+        }
     }
 }
 
@@ -186,10 +197,17 @@ fn way_out(path: &Path, error: &io::Error) -> String {
     };
     match (error.kind(), fs::metadata(folder)) {
         (io::ErrorKind::NotFound, Err(_)) => {
-            format!("; create the folder {} with mode 3770 and the producers' group", folder.display())
+            format!(
+                "; create the folder {} with mode 3770 and the producers' group",
+                folder.display()
+            )
         }
         (io::ErrorKind::PermissionDenied, Ok(meta)) => {
-            format!("; ask for membership of group {}, to which {} belongs", group_name(meta.gid()), folder.display())
+            format!(
+                "; ask for membership of group {}, to which {} belongs",
+                group_name(meta.gid()),
+                folder.display()
+            )
         }
         _ => String::new(),
     }
@@ -238,24 +256,45 @@ mod tests {
     #[test]
     fn a_sentence_names_the_file_once_and_then_the_causes() {
         let busy = Failure::from(StoreError::Busy).on(Path::new("/q/queue.db"));
-        assert_eq!(busy.sentence(), "error: /q/queue.db: the database is locked by another program");
+        assert_eq!(
+            busy.sentence(),
+            "error: /q/queue.db: the database is locked by another program"
+        );
         assert_eq!(busy.exit(), Exit::Database);
-        let missing = Failure::from(StoreError::Missing("/q/queue.db".into())).on(Path::new("/q/queue.db"));
+        let missing =
+            Failure::from(StoreError::Missing("/q/queue.db".into())).on(Path::new("/q/queue.db"));
         assert_eq!(missing.sentence().matches("/q/queue.db").count(), 1);
         let source = io::Error::other("no such thing");
-        let unusable = Failure::from(StoreError::Unusable { path: "/q".into(), source });
-        assert_eq!(unusable.sentence(), "error: cannot use /q: caused by no such thing");
+        let unusable = Failure::from(StoreError::Unusable {
+            path: "/q".into(),
+            source,
+        });
+        assert_eq!(
+            unusable.sentence(),
+            "error: cannot use /q: caused by no such thing"
+        );
     }
 
     #[test]
     fn a_missing_folder_and_a_forbidden_one_say_what_to_do() {
         let unusable = |path: &str, kind: io::ErrorKind| {
-            Failure::from(StoreError::Unusable { path: path.into(), source: kind.into() }).sentence()
+            Failure::from(StoreError::Unusable {
+                path: path.into(),
+                source: kind.into(),
+            })
+            .sentence()
         };
         let missing = unusable("/no/such/queue.db.lock", io::ErrorKind::NotFound);
-        assert!(missing.ends_with("; create the folder /no/such with mode 3770 and the producers' group"), "{missing}");
+        assert!(
+            missing
+                .ends_with("; create the folder /no/such with mode 3770 and the producers' group"),
+            "{missing}"
+        );
         let forbidden = unusable("/queue.db", io::ErrorKind::PermissionDenied);
-        assert!(forbidden.ends_with("; ask for membership of group root, to which / belongs"), "{forbidden}");
+        assert!(
+            forbidden.ends_with("; ask for membership of group root, to which / belongs"),
+            "{forbidden}"
+        );
         assert_eq!(group_name(u32::MAX - 7), (u32::MAX - 7).to_string());
     }
 }

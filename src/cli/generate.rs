@@ -1,4 +1,5 @@
-//! `generate`: man pages and shell completions, for whoever packages this program. Knows nothing of queues.
+//! `generate`: man pages and shell completions, for whoever packages this program. Knows nothing of
+//! queues.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -42,15 +43,27 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let written = write_all(&args.dir);
-    written.map_err(|source| Failure::File { what: format!("write to {}", args.dir.display()), source })?;
+    written.map_err(|source| Failure::File {
+        what: format!("write to {}", args.dir.display()),
+        source,
+    })?;
     Ok(Exit::Done)
 }
 
 fn write_all(dir: &Path) -> io::Result<()> {
-    for (folder, shell) in [("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)] {
+    for (folder, shell) in [
+        ("bash", Shell::Bash),
+        ("zsh", Shell::Zsh),
+        ("fish", Shell::Fish),
+    ] {
         let folder = dir.join(folder);
         fs::create_dir_all(&folder)?;
-        let path = clap_complete::generate_to(shell, &mut offering_no_files(Cli::command()), "poweryard", &folder)?;
+        let path = clap_complete::generate_to(
+            shell,
+            &mut offering_no_files(Cli::command()),
+            "poweryard",
+            &folder,
+        )?;
         if shell == Shell::Bash {
             // It would offer file names wherever it knows nothing better.
             let script = fs::read_to_string(&path)?.replace(" -o bashdefault -o default", "");
@@ -60,7 +73,9 @@ fn write_all(dir: &Path) -> io::Result<()> {
     let folder = dir.join("man");
     fs::create_dir_all(&folder)?;
     clap_mangen::generate_to(Cli::command(), &folder)?;
-    let mut first = OpenOptions::new().append(true).open(folder.join("poweryard.1"))?;
+    let mut first = OpenOptions::new()
+        .append(true)
+        .open(folder.join("poweryard.1"))?;
     first.write_all(FIRST_PAGE_END.as_bytes())
 }
 
@@ -81,16 +96,26 @@ mod tests {
     fn every_command_that_is_shown_has_a_page_and_every_shell_its_file() {
         let dir = tempfile::tempdir().expect("a folder");
         write_all(dir.path()).expect("written");
-        for file in ["bash/poweryard.bash", "zsh/_poweryard", "fish/poweryard.fish"] {
+        for file in [
+            "bash/poweryard.bash",
+            "zsh/_poweryard",
+            "fish/poweryard.fish",
+        ] {
             let text = fs::read_to_string(dir.path().join(file)).expect(file);
             assert!(text.contains("enqueue"), "{file}");
-            assert!(!text.contains("-o default") && !text.contains(":_default"), "{file} offers file names");
+            assert!(
+                !text.contains("-o default") && !text.contains(":_default"),
+                "{file} offers file names"
+            );
         }
         for page in ["poweryard", "poweryard-serve", "poweryard-db-migrate"] {
             assert!(dir.path().join(format!("man/{page}.1")).exists(), "{page}");
         }
         assert!(!dir.path().join("man/poweryard-generate.1").exists());
         let first = fs::read_to_string(dir.path().join("man/poweryard.1")).expect("read");
-        assert!(first.contains(".SH \"EXIT STATUS\"") && first.contains("poweryard\\-serve(1)"), "{first}");
+        assert!(
+            first.contains(".SH \"EXIT STATUS\"") && first.contains("poweryard\\-serve(1)"),
+            "{first}"
+        );
     }
 }

@@ -53,8 +53,12 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
 }
 
 fn table(requests: &[RequestRecord]) -> String {
-    let mut table =
-        Table::new(&["ID", "TARGET", "SERVER", "ACTION", "STATE", "EVIDENCE", "ERROR", "LABEL", "CREATED"], &[0]);
+    let mut table = Table::new(
+        &[
+            "ID", "TARGET", "SERVER", "ACTION", "STATE", "EVIDENCE", "ERROR", "LABEL", "CREATED",
+        ],
+        &[0],
+    );
     for request in requests {
         table.row([
             request.id.to_string(),

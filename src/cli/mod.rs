@@ -1,4 +1,5 @@
-//! The command line: one file a command. Owns arguments, wording and exit codes; has no SQL and decides nothing about power.
+//! The command line: one file a command. Owns arguments, wording and exit codes; has no SQL and
+//! decides nothing about power.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -37,8 +38,16 @@ const CONFIG: &str = "/etc/poweryard/poweryard.toml";
 
 /// Carries out queued power requests for bare-metal servers.
 #[derive(Debug, Parser)]
-#[command(name = "poweryard", version, about, arg_required_else_help = true, max_term_width = 110)]
-#[command(after_help = "Example: poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19 --wait")]
+#[command(
+    name = "poweryard",
+    version,
+    about,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+#[command(
+    after_help = "Example: poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19 --wait"
+)]
 pub struct Cli {
     /// The config file.
     #[arg(long, global = true, value_name = "FILE", env = "POWERYARD_CONFIG")]
@@ -47,7 +56,13 @@ pub struct Cli {
     config: PathBuf,
 
     /// Format of the log lines on stderr; RUST_LOG sets their level (default info).
-    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
     log_format: LogFormat,
 
     #[command(subcommand)]
@@ -56,7 +71,11 @@ pub struct Cli {
 
 /// A variable that is set to nothing is as good as none.
 fn config_file(name: OsString) -> PathBuf {
-    if name.is_empty() { PathBuf::from(CONFIG) } else { PathBuf::from(name) }
+    if name.is_empty() {
+        PathBuf::from(CONFIG)
+    } else {
+        PathBuf::from(name)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,14 +119,26 @@ pub fn main(cli: Cli) -> ExitCode {
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
     // The demo shows a progress bar and a table; its deliberate faults would only drown them.
-    let level = if matches!(cli.command, Command::Demo(_)) { LevelFilter::ERROR } else { LevelFilter::INFO };
+    let level = if matches!(cli.command, Command::Demo(_)) {
+        LevelFilter::ERROR
+    } else {
+        LevelFilter::INFO
+    };
     logging::init(cli.log_format, level)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
-    let context = Context { config: cli.config, queue: OnceLock::new() };
-    runtime.block_on(run(&context, cli.command)).map_err(|failure| match context.queue.get() {
-        Some(queue) => failure.on(queue),
-        None => failure,
-    })
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::Runtime)?;
+    let context = Context {
+        config: cli.config,
+        queue: OnceLock::new(),
+    };
+    runtime
+        .block_on(run(&context, cli.command))
+        .map_err(|failure| match context.queue.get() {
+            Some(queue) => failure.on(queue),
+            None => failure,
+        })
 }
 
 async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
@@ -148,8 +179,15 @@ mod tests {
                 _ => sub.get_subcommands().collect(),
             };
             for part in parts {
-                let help = part.get_after_help().map(ToString::to_string).unwrap_or_default();
-                assert!(help.contains("poweryard "), "{} has no example", part.get_name());
+                let help = part
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(
+                    help.contains("poweryard "),
+                    "{} has no example",
+                    part.get_name()
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Results on stdout, remarks on stderr, and tables for people. A reader that leaves early (`| head`) is no error.
+//! Results on stdout, remarks on stderr, and tables for people. A reader that leaves early (`|
+//! head`) is no error.
 
 use std::io::{self, Write};
 
@@ -9,7 +10,10 @@ use super::Failure;
 /// Writes results to stdout. Ends quietly when nobody reads them any more.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(Failure::Output(error)),
         Ok(()) => Ok(()),
@@ -18,7 +22,8 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 
 /// Writes one JSON value to stdout, indented.
 pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Output(error.into()))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Failure::Output(error.into()))?;
     print(&(text + "\n"))
 }
 
@@ -27,7 +32,8 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Columns of the terminal that a cell takes up at most; longer ones end in `…`. JSON has all of it.
+/// Columns of the terminal that a cell takes up at most; longer ones end in `…`. JSON has all of
+/// it.
 const CELL_MAX: usize = 60;
 
 /// A table with a head and aligned columns, two blanks apart.
@@ -41,18 +47,28 @@ pub(super) struct Table {
 impl Table {
     /// `numbers` says which columns hold numbers, from 0.
     pub(super) fn new(head: &[&str], numbers: &'static [usize]) -> Self {
-        Self { rows: vec![head.iter().map(|&word| word.to_owned()).collect()], numbers }
+        Self {
+            rows: vec![head.iter().map(|&word| word.to_owned()).collect()],
+            numbers,
+        }
     }
 
     /// Adds a row; an empty cell is shown as `-`.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.iter().map(|cell| shown(cell)).collect());
+        self.rows
+            .push(cells.iter().map(|cell| shown(cell)).collect());
     }
 
     /// The lines, without trailing blanks.
     pub(super) fn render(&self) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let widest = |column: usize| self.rows.iter().map(|row| width(&row[column])).max().unwrap_or(0);
+        let widest = |column: usize| {
+            self.rows
+                .iter()
+                .map(|row| width(&row[column]))
+                .max()
+                .unwrap_or(0)
+        };
         let widths: Vec<usize> = (0..columns).map(widest).collect();
         let mut text = String::new();
         for row in &self.rows {
@@ -108,8 +124,8 @@ fn width(text: &str) -> usize {
     text.chars().map(char_width).sum()
 }
 
-/// Columns of one character: none for marks on the one before, two for East Asian wide forms and emoji. After Unicode's
-/// East Asian Width, by blocks.
+/// Columns of one character: none for marks on the one before, two for East Asian wide forms and
+/// emoji. After Unicode's East Asian Width, by blocks.
 fn char_width(char: char) -> usize {
     match u32::from(char) {
         0x0300..=0x036f | 0x200b..=0x200d | 0xfe00..=0xfe0f => 0,
@@ -131,7 +147,8 @@ fn turns_direction(char: char) -> bool {
     matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Sentences broken into lines of at most `widest` characters where blanks allow it, each line behind `indent`.
+/// Sentences broken into lines of at most `widest` characters where blanks allow it, each line
+/// behind `indent`.
 pub(super) fn wrapped(text: &str, indent: &str, widest: usize) -> String {
     let mut lines = String::new();
     let mut line = String::new();
@@ -185,7 +202,10 @@ mod tests {
         let mut table = Table::new(&["ID", "STATE", "LABEL"], &[0]);
         table.row(["7".to_owned(), "succeeded".to_owned(), String::new()]);
         table.row(["1234".to_owned(), "queued".to_owned(), "night".to_owned()]);
-        assert_eq!(table.render(), "  ID  STATE      LABEL\n   7  succeeded  -\n1234  queued     night\n");
+        assert_eq!(
+            table.render(),
+            "  ID  STATE      LABEL\n   7  succeeded  -\n1234  queued     night\n"
+        );
     }
 
     #[test]
@@ -211,7 +231,10 @@ mod tests {
         let mut table = Table::new(&["LABEL", "STATE"], &[]);
         table.row(["電源".to_owned(), "queued".to_owned()]);
         table.row(["e\u{301}te".to_owned(), "queued".to_owned()]);
-        assert_eq!(table.render(), "LABEL  STATE\n電源   queued\ne\u{301}te    queued\n");
+        assert_eq!(
+            table.render(),
+            "LABEL  STATE\n電源   queued\ne\u{301}te    queued\n"
+        );
         assert_eq!(visible("a\u{202e}b"), "a\\u{202e}b");
     }
 

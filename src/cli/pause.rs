@@ -74,8 +74,16 @@ pub(super) fn pause_scope(hold: &HoldRecord) -> String {
 /// The command that ends an operator's hold.
 pub(super) fn resume_command(hold: &HoldRecord) -> String {
     let mut command = "poweryard resume".to_owned();
-    command.extend(hold.target.iter().map(|target| format!(" --target {target}")));
-    command.extend(hold.action.iter().map(|action| format!(" --action {action}")));
+    command.extend(
+        hold.target
+            .iter()
+            .map(|target| format!(" --target {target}")),
+    );
+    command.extend(
+        hold.action
+            .iter()
+            .map(|action| format!(" --action {action}")),
+    );
     command
 }
 
@@ -97,7 +105,10 @@ pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Fa
     };
     desk.close().await?;
     let word = if new { "paused" } else { "already paused" };
-    output::print(&format!("{word}: {}; what runs is still followed\n", args.scope.name()))?;
+    output::print(&format!(
+        "{word}: {}; what runs is still followed\n",
+        args.scope.name()
+    ))?;
     if let Some(warning) = warning {
         output::note(&warning);
     }
@@ -122,10 +133,18 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
     let mut text = match (ended, args.all) {
         (0, true) => "nothing is paused\n".to_owned(),
         (0, false) => format!("not paused: {}\n", args.scope.name()),
-        (_, true) => format!("resumed: {} ended\n", output::count(ended as usize, "pause")),
+        (_, true) => format!(
+            "resumed: {} ended\n",
+            output::count(ended as usize, "pause")
+        ),
         (_, false) => format!("resumed: {}\n", args.scope.name()),
     };
-    text.extend(holds.iter().filter(|hold| hold.kind == HoldKind::Operator.as_str()).map(still_paused));
+    text.extend(
+        holds
+            .iter()
+            .filter(|hold| hold.kind == HoldKind::Operator.as_str())
+            .map(still_paused),
+    );
     output::print(&text)?;
     Ok(Exit::Done)
 }
@@ -156,14 +175,30 @@ mod tests {
             ..HoldRecord::default()
         };
         let said = still_paused(&hold);
-        assert!(said.starts_with("still paused: stop on target eu, since"), "{said}");
-        assert!(said.contains("`poweryard resume --target eu --action stop`") && said.contains("bob: move"), "{said}");
+        assert!(
+            said.starts_with("still paused: stop on target eu, since"),
+            "{said}"
+        );
+        assert!(
+            said.contains("`poweryard resume --target eu --action stop`")
+                && said.contains("bob: move"),
+            "{said}"
+        );
     }
 
     #[test]
     fn who_paused_is_stored_with_the_reason() {
-        let stops = Scope { target: None, action: Some(PowerAction::Stop) };
-        assert_eq!(reason(&stops, "alice", Some("move")), "stop on every target paused by alice: move");
-        assert_eq!(reason(&stops, "alice", None), "stop on every target paused by alice");
+        let stops = Scope {
+            target: None,
+            action: Some(PowerAction::Stop),
+        };
+        assert_eq!(
+            reason(&stops, "alice", Some("move")),
+            "stop on every target paused by alice: move"
+        );
+        assert_eq!(
+            reason(&stops, "alice", None),
+            "stop on every target paused by alice"
+        );
     }
 }

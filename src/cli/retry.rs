@@ -1,4 +1,5 @@
-//! `retry`: a new request for each that did not succeed. Never repeats a reboot that may have happened, unless by its id.
+//! `retry`: a new request for each that did not succeed. Never repeats a reboot that may have
+//! happened, unless by its id.
 
 use serde_json::json;
 
@@ -10,7 +11,8 @@ use crate::store::desk::{Access, Retried, RetryCandidate, RetryFilter};
 
 /// Insert a new request for each failed one.
 ///
-/// Server, action, target, priority and label are copied. Servers that have a later request are skipped.
+/// Server, action, target, priority and label are copied. Servers that have a later request are
+/// skipped.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "label", "since"]))]
 #[command(after_help = "\
@@ -48,9 +50,16 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         Some(since) => Some(args::past(&mut desk, since, args::now()).await?),
         None => None,
     };
-    let filter = RetryFilter { ids: args::unique(&args.ids), label: args.label, states: states.clone(), since };
+    let filter = RetryFilter {
+        ids: args::unique(&args.ids),
+        label: args.label,
+        states: states.clone(),
+        since,
+    };
     let skip = |candidate: &RetryCandidate| why_skipped(candidate, &states, by_id);
-    let retried = desk.retry(&filter, args::login_user().as_deref(), skip).await?;
+    let retried = desk
+        .retry(&filter, args::login_user().as_deref(), skip)
+        .await?;
     desk.close().await?;
     match args.json.json {
         true => output::json(&object(&retried))?,
@@ -61,7 +70,9 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
 
 fn wanted_states(named: &[RequestState], by_id: bool) -> Result<Vec<RequestState>, Failure> {
     if let Some(open) = named.iter().find(|state| !state.is_terminal()) {
-        return Err(Failure::Usage(format!("--state {open}: only requests that have ended can be tried again")));
+        return Err(Failure::Usage(format!(
+            "--state {open}: only requests that have ended can be tried again"
+        )));
     }
     Ok(match (named.is_empty(), by_id) {
         (false, _) => named.to_vec(),
@@ -73,30 +84,53 @@ fn wanted_states(named: &[RequestState], by_id: bool) -> Result<Vec<RequestState
 /// Why a request is not tried again; none if it is.
 fn why_skipped(candidate: &RetryCandidate, states: &[RequestState], by_id: bool) -> Option<String> {
     let wanted = states.iter().any(|state| state.as_str() == candidate.state);
-    let unknown_reboot =
-        candidate.state == RequestState::Unknown.as_str() && candidate.action == PowerAction::Reboot.as_str();
+    let unknown_reboot = candidate.state == RequestState::Unknown.as_str()
+        && candidate.action == PowerAction::Reboot.as_str();
     match candidate.later_id {
-        _ if !wanted && candidate.state.parse().is_ok_and(|state: RequestState| !state.is_terminal()) => {
+        _ if !wanted
+            && candidate
+                .state
+                .parse()
+                .is_ok_and(|state: RequestState| !state.is_terminal()) =>
+        {
             Some(format!("is {} and not over yet", candidate.state))
         }
-        _ if !wanted => Some(format!("ended as {state}; --state {state} takes it too", state = candidate.state)),
+        _ if !wanted => Some(format!(
+            "ended as {state}; --state {state} takes it too",
+            state = candidate.state
+        )),
         _ if unknown_reboot && !by_id => {
             Some("is a reboot that may have happened; name its id to repeat it".to_owned())
         }
-        Some(later) => Some(format!("server {} has a later request, {later}", candidate.server_id)),
+        Some(later) => Some(format!(
+            "server {} has a later request, {later}",
+            candidate.server_id
+        )),
         None => None,
     }
 }
 
 fn object(retried: &Retried) -> serde_json::Value {
-    let inserted: Vec<_> = retried.inserted.iter().map(|(old, new)| json!({ "id": new, "retry_of": old })).collect();
-    let skipped: Vec<_> = retried.skipped.iter().map(|(id, why)| json!({ "id": id, "reason": why })).collect();
+    let inserted: Vec<_> = retried
+        .inserted
+        .iter()
+        .map(|(old, new)| json!({ "id": new, "retry_of": old }))
+        .collect();
+    let skipped: Vec<_> = retried
+        .skipped
+        .iter()
+        .map(|(id, why)| json!({ "id": id, "reason": why }))
+        .collect();
     json!({ "inserted": inserted, "skipped": skipped })
 }
 
 /// The new ids on stdout, one a line; the rest is a remark.
 fn report(retried: &Retried) -> Result<(), Failure> {
-    let ids: String = retried.inserted.iter().map(|(_, new)| format!("{new}\n")).collect();
+    let ids: String = retried
+        .inserted
+        .iter()
+        .map(|(_, new)| format!("{new}\n"))
+        .collect();
     output::print(&ids)?;
     for (id, why) in &retried.skipped {
         output::note(&format!("skipped request {id}: {}", output::visible(why)));
@@ -131,7 +165,10 @@ mod tests {
 
     #[test]
     fn a_later_request_for_the_server_speaks_against_it() {
-        let failed = RetryCandidate { later_id: Some(9), ..ended("stop", "failed") };
+        let failed = RetryCandidate {
+            later_id: Some(9),
+            ..ended("stop", "failed")
+        };
         let why = why_skipped(&failed, &[RequestState::Failed], true).expect("a reason");
         assert!(why.contains('9'), "{why}");
     }
@@ -139,6 +176,9 @@ mod tests {
     #[test]
     fn unfinished_states_cannot_be_asked_for() {
         assert!(wanted_states(&[RequestState::Running], false).is_err());
-        assert_eq!(wanted_states(&[], false).expect("the default"), [RequestState::Failed]);
+        assert_eq!(
+            wanted_states(&[], false).expect("the default"),
+            [RequestState::Failed]
+        );
     }
 }

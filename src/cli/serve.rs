@@ -1,4 +1,5 @@
-//! `serve`: the daemon, until it is told to stop. Reads config and secrets, catches signals; the rest is `daemon`.
+//! `serve`: the daemon, until it is told to stop. Reads config and secrets, catches signals; the
+//! rest is `daemon`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,9 +23,11 @@ use crate::web::{StatusText, Web};
 /// A replaced secret is noticed within this time without a signal.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Run the daemon: take in requests, submit them in batches, follow them, store what became of each.
+/// Run the daemon: take in requests, submit them in batches, follow them, store what became of
+/// each.
 ///
-/// SIGHUP reloads config and secrets. SIGTERM or SIGINT ends it once the calls in flight are answered and stored.
+/// SIGHUP reloads config and secrets. SIGTERM or SIGINT ends it once the calls in flight are
+/// answered and stored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard --config /etc/poweryard/poweryard.toml serve")]
 pub(super) struct Args {
@@ -41,23 +44,39 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     }
     let rules = SecretRules::from_env(&settings.queue.database);
     let meter = Arc::new(Meter::new());
-    let mut web = Web::new(&settings, &rules, Arc::clone(&meter), status_of(&settings.queue.database));
+    let mut web = Web::new(
+        &settings,
+        &rules,
+        Arc::clone(&meter),
+        status_of(&settings.queue.database),
+    );
     let secrets = Secrets::take(&settings, &rules);
     let clouds = daemon::connect_all(&settings, &rules)?;
     // Before anything is served: a page of a daemon that cannot start tells nobody anything.
     if let running @ Running::Yes(_) = daemon_on(&settings.queue.database) {
         let path = settings.queue.database.clone();
-        return Err(StoreError::DaemonRuns { path, pid: running.pid() }.into());
+        return Err(StoreError::DaemonRuns {
+            path,
+            pid: running.pid(),
+        }
+        .into());
     }
     if let Err(source) = web.listen(settings.listen).await {
         return Err(cannot_listen(&settings, source));
     }
     let (sender, reloads) = mpsc::channel(1);
-    let reloader = Reloader { config: context.config.clone(), settings: settings.clone(), secrets, sender, web };
+    let reloader = Reloader {
+        config: context.config.clone(),
+        settings: settings.clone(),
+        secrets,
+        sender,
+        web,
+    };
     let hangup = signal(SignalKind::hangup()).map_err(Failure::Runtime)?;
     tokio::spawn(reloader.run(hangup));
     let database = settings.queue.database.clone();
-    let (notifier, deliveries) = Notifier::start(settings.notify.clone(), database, Arc::clone(&meter));
+    let (notifier, deliveries) =
+        Notifier::start(settings.notify.clone(), database, Arc::clone(&meter));
     let observers = Observers { meter, notifier };
     let ended = daemon::run_observed(&settings, clouds, reloads, observers, told_to_stop()?).await;
     deliveries.finish().await;
@@ -73,11 +92,16 @@ fn status_of(database: &Path) -> StatusText {
     })
 }
 
-/// Another daemon on the same queue is the likeliest to have the address, and the better thing to say.
+/// Another daemon on the same queue is the likeliest to have the address, and the better thing to
+/// say.
 fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
     let database = &settings.queue.database;
     match (daemon_on(database), settings.listen) {
-        (running @ Running::Yes(_), _) => StoreError::DaemonRuns { path: database.clone(), pid: running.pid() }.into(),
+        (running @ Running::Yes(_), _) => StoreError::DaemonRuns {
+            path: database.clone(),
+            pid: running.pid(),
+        }
+        .into(),
         (_, Some(address)) => Failure::Listen { address, source },
         (_, None) => Failure::Runtime(source),
     }
@@ -123,14 +147,17 @@ impl Reloader {
         }
     }
 
-    /// Takes up secrets whose content has changed. A file that was written anew with the same bytes is no new secret.
+    /// Takes up secrets whose content has changed. A file that was written anew with the same bytes
+    /// is no new secret.
     async fn look_at_secrets(&mut self) {
         let rules = SecretRules::from_env(&self.settings.queue.database);
         if Secrets::stamps(&self.settings, &rules) == self.secrets.stamps {
             return;
         }
         let secrets = Secrets::take(&self.settings, &rules);
-        if secrets.contents == self.secrets.contents && daemon::connect_all(&self.settings, &rules).is_ok() {
+        if secrets.contents == self.secrets.contents
+            && daemon::connect_all(&self.settings, &rules).is_ok()
+        {
             self.secrets = secrets;
             return;
         }
@@ -157,13 +184,22 @@ impl Reloader {
             Ok(clouds) => clouds,
             Err(error) => {
                 error!("the new secrets are refused and the old ones stay: {error}");
-                // Said once; the next change of the files is another one, also if it only closes a file to others.
-                self.secrets = Secrets { contents: BTreeMap::new(), ..secrets };
+                // Said once; the next change of the files is another one, also if it only closes a
+                // file to others.
+                self.secrets = Secrets {
+                    contents: BTreeMap::new(),
+                    ..secrets
+                };
                 return false;
             }
         };
         let (accepted, answer) = oneshot::channel();
-        let reload = Reload { settings: settings.clone(), clouds, is_asked_for, accepted };
+        let reload = Reload {
+            settings: settings.clone(),
+            clouds,
+            is_asked_for,
+            accepted,
+        };
         let goes_on = self.sender.send(reload).await.is_ok() && answer.await.is_ok();
         if goes_on {
             self.web.take_up(&settings, &rules).await;
@@ -185,12 +221,17 @@ impl Secrets {
     /// The files are looked at before they are read, so that a change in between is noticed.
     fn take(settings: &Settings, rules: &SecretRules) -> Self {
         let stamps = Self::stamps(settings, rules);
-        let content = |target: &TargetSettings| (target.name.clone(), SecretContent::take(target, rules));
-        Self { stamps, contents: settings.targets.iter().map(content).collect() }
+        let content =
+            |target: &TargetSettings| (target.name.clone(), SecretContent::take(target, rules));
+        Self {
+            stamps,
+            contents: settings.targets.iter().map(content).collect(),
+        }
     }
 
     fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {
-        let stamp = |target: &TargetSettings| (target.name.clone(), SecretStamp::take(target, rules));
+        let stamp =
+            |target: &TargetSettings| (target.name.clone(), SecretStamp::take(target, rules));
         settings.targets.iter().map(stamp).collect()
     }
 }

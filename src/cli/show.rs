@@ -36,8 +36,13 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
-/// The row's columns; in `attempts` the attempts themselves stand instead of their number, which is `attempt_count`.
-fn object(request: &RequestRecord, attempts: &[AttemptRecord], batch: Option<&BatchRecord>) -> Value {
+/// The row's columns; in `attempts` the attempts themselves stand instead of their number, which is
+/// `attempt_count`.
+fn object(
+    request: &RequestRecord,
+    attempts: &[AttemptRecord],
+    batch: Option<&BatchRecord>,
+) -> Value {
     let mut object = json!(request);
     object["attempt_count"] = json!(request.attempts);
     object["attempts"] = json!(attempts);
@@ -45,10 +50,19 @@ fn object(request: &RequestRecord, attempts: &[AttemptRecord], batch: Option<&Ba
     object
 }
 
-fn text(request: &RequestRecord, attempts: &[AttemptRecord], batch: Option<&BatchRecord>) -> String {
+fn text(
+    request: &RequestRecord,
+    attempts: &[AttemptRecord],
+    batch: Option<&BatchRecord>,
+) -> String {
     let mut text = fields(&request.columns(), "");
     if !attempts.is_empty() {
-        let mut table = Table::new(&["BATCH", "JOB", "RESULT", "ERROR", "STARTED", "FINISHED", "MESSAGE"], &[0]);
+        let mut table = Table::new(
+            &[
+                "BATCH", "JOB", "RESULT", "ERROR", "STARTED", "FINISHED", "MESSAGE",
+            ],
+            &[0],
+        );
         for attempt in attempts {
             table.row([
                 attempt.batch_id.to_string(),

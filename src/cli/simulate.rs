@@ -1,4 +1,5 @@
-//! `simulate`: the simulated cloud by itself, until it is told to stop. Knows no queue and no config.
+//! `simulate`: the simulated cloud by itself, until it is told to stop. Knows no queue and no
+//! config.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,8 @@ pub(super) struct Args {
     /// Where to listen; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// What the cloud is like and what goes wrong (TOML); by default 1,000 BMS and 100 CloudDC servers and no faults.
+    /// What the cloud is like and what goes wrong (TOML); by default 1,000 BMS and 100 CloudDC
+    /// servers and no faults.
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
 }
@@ -30,7 +32,10 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     // Caught before the URL is out, so that a signal right after it is not missed.
     let stop = told_to_stop()?;
     let listening = SimCloud::start(args.listen, scenario).await;
-    let cloud = listening.map_err(|source| Failure::File { what: format!("listen on {}", args.listen), source })?;
+    let cloud = listening.map_err(|source| Failure::File {
+        what: format!("listen on {}", args.listen),
+        source,
+    })?;
     output::print(&format!("{}\n", cloud.base_url()))?;
     stop.await;
     cloud.stop().await;
@@ -39,6 +44,10 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
 
 fn read(file: &Path) -> Result<Scenario, Failure> {
     let what = || format!("read the scenario {}", file.display());
-    let text = std::fs::read_to_string(file).map_err(|source| Failure::File { what: what(), source })?;
-    Scenario::from_toml(&text).map_err(|error| Failure::Usage(format!("cannot {}: {error}", what())))
+    let text = std::fs::read_to_string(file).map_err(|source| Failure::File {
+        what: what(),
+        source,
+    })?;
+    Scenario::from_toml(&text)
+        .map_err(|error| Failure::Usage(format!("cannot {}: {error}", what())))
 }

@@ -67,7 +67,11 @@ async fn read(mut desk: Desk) -> Result<Status, StoreError> {
     let running = daemon_on(desk.path());
     let holds = desk.holds(now).await?;
     let ready = desk.oldest_ready().await?;
-    let free = |ready: &OldestReady| !holds.iter().any(|hold| hold.covers(&ready.target, &ready.action));
+    let free = |ready: &OldestReady| {
+        !holds
+            .iter()
+            .any(|hold| hold.covers(&ready.target, &ready.action))
+    };
     let targets = desk.targets(now).await?.into_iter().map(|note| Target {
         breaker: about(&holds, &note.target, HoldKind::Breaker),
         credentials: about(&holds, &note.target, HoldKind::Credentials),
@@ -87,7 +91,10 @@ async fn read(mut desk: Desk) -> Result<Status, StoreError> {
 
 fn about(holds: &[HoldRecord], target: &str, kind: HoldKind) -> Option<HoldRecord> {
     let of_target = |hold: &&HoldRecord| hold.target.as_deref().is_none_or(|held| held == target);
-    holds.iter().find(|hold| hold.kind == kind.as_str() && of_target(hold)).cloned()
+    holds
+        .iter()
+        .find(|hold| hold.kind == kind.as_str() && of_target(hold))
+        .cloned()
 }
 
 impl Status {
@@ -110,14 +117,26 @@ impl Status {
     fn text(&self) -> String {
         let mut text = match &self.daemon {
             Running::Yes(Some(daemon)) => {
-                let waits = daemon.waits.as_ref().map(|waits| format!("; {waits}")).unwrap_or_default();
-                format!("daemon: running, pid {}, since {}{waits}\n", daemon.pid, daemon.since)
+                let waits = daemon
+                    .waits
+                    .as_ref()
+                    .map(|waits| format!("; {waits}"))
+                    .unwrap_or_default();
+                format!(
+                    "daemon: running, pid {}, since {}{waits}\n",
+                    daemon.pid, daemon.since
+                )
             }
             Running::Yes(None) => "daemon: running\n".to_owned(),
             Running::No => "daemon: not running\n".to_owned(),
             Running::CannotTell => "daemon: cannot tell whether one runs\n".to_owned(),
         };
-        section(&mut text, "queue", "nothing is waiting or running", self.queue_table());
+        section(
+            &mut text,
+            "queue",
+            "nothing is waiting or running",
+            self.queue_table(),
+        );
         if let Some(oldest) = &self.oldest_ready {
             let since = oldest.eligible_at.as_ref().unwrap_or(&oldest.created_at);
             let line = format!(
@@ -129,15 +148,27 @@ impl Status {
         section(&mut text, "batches", "none is running", self.batch_table());
         for batch in &self.batches {
             if let Some(why) = &batch.read_error {
-                text.push_str(&format!("{}\n", visible(&format!("batch {}: the last look failed: {why}", batch.id))));
+                text.push_str(&format!(
+                    "{}\n",
+                    visible(&format!("batch {}: the last look failed: {why}", batch.id))
+                ));
             }
         }
         section(&mut text, "holds", "nothing is held", self.hold_table());
         for hold in &self.holds {
             let place = pause_scope(hold);
-            text.push_str(&wrapped(&visible(&format!("{place}: {}", hold.reason)), "  ", REASON_WIDTH));
+            text.push_str(&wrapped(
+                &visible(&format!("{place}: {}", hold.reason)),
+                "  ",
+                REASON_WIDTH,
+            ));
         }
-        section(&mut text, "targets", "no daemon has noted any yet", self.target_table());
+        section(
+            &mut text,
+            "targets",
+            "no daemon has noted any yet",
+            self.target_table(),
+        );
         text
     }
 
@@ -157,7 +188,17 @@ impl Status {
 
     fn batch_table(&self) -> Option<Table> {
         let mut table = Table::new(
-            &["BATCH", "TARGET", "ACTION", "STATE", "SERVERS", "JOB", "SINCE", "LOOKS", "NEXT LOOK"],
+            &[
+                "BATCH",
+                "TARGET",
+                "ACTION",
+                "STATE",
+                "SERVERS",
+                "JOB",
+                "SINCE",
+                "LOOKS",
+                "NEXT LOOK",
+            ],
             &[0, 4, 7],
         );
         for batch in &self.batches {
@@ -191,7 +232,16 @@ impl Status {
     }
 
     fn target_table(&self) -> Option<Table> {
-        let head = ["TARGET", "SERVICE", "CALLS/60S", "PACE/MIN", "CONFIGURED", "BREAKER", "CREDENTIALS", "NOTED"];
+        let head = [
+            "TARGET",
+            "SERVICE",
+            "CALLS/60S",
+            "PACE/MIN",
+            "CONFIGURED",
+            "BREAKER",
+            "CREDENTIALS",
+            "NOTED",
+        ];
         let mut table = Table::new(&head, &[2, 3, 4]);
         for target in &self.targets {
             table.row([

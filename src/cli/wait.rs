@@ -1,4 +1,5 @@
-//! `wait`: follows requests until they are terminal, and sums up how they ended. Polls the file; changes nothing.
+//! `wait`: follows requests until they are terminal, and sums up how they ended. Polls the file;
+//! changes nothing.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -21,7 +22,8 @@ const NAMED_MAX: usize = 20;
 
 /// Follow requests until all of them have ended.
 ///
-/// With ids, these; with --label, all requests of the label, of which the newest for each server counts, also if it has ended; with neither, all that are unfinished now.
+/// With ids, these; with --label, all requests of the label, of which the newest for each server
+/// counts, also if it has ended; with neither, all that are unfinished now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit code: 0 all succeeded, or nothing to wait for; 1 some ended otherwise; 2 no request has the label; 4 timed out.
@@ -34,7 +36,8 @@ pub(super) struct Args {
     /// Requests with exactly this label.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// A UTC time, or a span such as 2h for two hours ago. With --label, what ended before it does not count; without, what was inserted since then does, although it has ended.
+    /// A UTC time, or a span such as 2h for two hours ago. With --label, what ended before it does
+    /// not count; without, what was inserted since then does, although it has ended.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Give up after this span, such as 90s or 30m.
@@ -67,10 +70,17 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
 }
 
 /// Those that are waited for, and those that count.
-async fn of_label(desk: &mut Desk, label: &str, since: Option<&str>) -> Result<(Vec<i64>, Vec<i64>), Failure> {
+async fn of_label(
+    desk: &mut Desk,
+    label: &str,
+    since: Option<&str>,
+) -> Result<(Vec<i64>, Vec<i64>), Failure> {
     match desk.labelled(label, since).await? {
         Some(found) => Ok((found.open, found.newest)),
-        None => Err(Failure::Usage(format!("no request has the label {:?}", output::visible(label)))),
+        None => Err(Failure::Usage(format!(
+            "no request has the label {:?}",
+            output::visible(label)
+        ))),
     }
 }
 
@@ -111,7 +121,8 @@ impl Followed {
         let mut open = desk.unfinished(&ids).await?;
         while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
             bar.set_position((ids.len() - open.len()) as u64);
-            // A look at very many requests takes longer; then looks are rarer, and the daemon has its disk.
+            // A look at very many requests takes longer; then looks are rarer, and the daemon has
+            // its disk.
             let looked = Instant::now();
             let changed = desk.data_version().await?;
             if changed != version {
@@ -119,7 +130,10 @@ impl Followed {
                 open = desk.unfinished(&open).await?;
             }
             let pause = POLL_INTERVAL.max(looked.elapsed() * 4);
-            sleep(end.map_or(pause, |end| pause.min(end.saturating_duration_since(Instant::now())))).await;
+            sleep(end.map_or(pause, |end| {
+                pause.min(end.saturating_duration_since(Instant::now()))
+            }))
+            .await;
         }
         bar.finish_and_clear();
         Self::sum_up(desk, &counted, !open.is_empty()).await
@@ -127,10 +141,18 @@ impl Followed {
 
     async fn sum_up(desk: &mut Desk, ids: &[i64], timed_out: bool) -> Result<Self, Failure> {
         let outcomes = desk.outcome_counts(ids).await?;
-        let succeeded = outcomes.iter().filter(|outcome| outcome.state == RequestState::Succeeded.as_str());
+        let succeeded = outcomes
+            .iter()
+            .filter(|outcome| outcome.state == RequestState::Succeeded.as_str());
         let succeeded = succeeded.map(|outcome| outcome.count).sum();
         let others = desk.not_succeeded(ids).await?;
-        Ok(Self { requests: ids.len(), succeeded, timed_out, outcomes, others })
+        Ok(Self {
+            requests: ids.len(),
+            succeeded,
+            timed_out,
+            outcomes,
+            others,
+        })
     }
 
     /// A request that was deleted while it was followed has not succeeded as far as anybody knows.
@@ -146,7 +168,11 @@ impl Followed {
 /// On a terminal only; a log wants no bar.
 fn progress_bar(requests: usize) -> ProgressBar {
     let hidden = !std::io::stderr().is_terminal();
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let target = if hidden {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    };
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {elapsed}");
     ProgressBar::with_draw_target(Some(requests as u64), target)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
@@ -154,7 +180,10 @@ fn progress_bar(requests: usize) -> ProgressBar {
 
 /// How many ended in which way.
 pub(super) fn outcome_table(followed: &Followed) -> String {
-    let mut outcomes = Table::new(&["STATE", "EVIDENCE", "ERROR", "COUNT", "FIRST ID"], &[3, 4]);
+    let mut outcomes = Table::new(
+        &["STATE", "EVIDENCE", "ERROR", "COUNT", "FIRST ID"],
+        &[3, 4],
+    );
     for outcome in &followed.outcomes {
         outcomes.row([
             outcome.state.clone(),
@@ -174,7 +203,10 @@ pub(super) fn summary(followed: &Followed) -> String {
     }
     let mut text = outcome_table(followed);
     if !followed.others.is_empty() {
-        let mut others = Table::new(&["ID", "SERVER", "ACTION", "STATE", "ERROR", "MESSAGE"], &[0]);
+        let mut others = Table::new(
+            &["ID", "SERVER", "ACTION", "STATE", "ERROR", "MESSAGE"],
+            &[0],
+        );
         for request in followed.others.iter().take(NAMED_MAX) {
             others.row([
                 request.id.to_string(),

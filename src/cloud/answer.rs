@@ -1,7 +1,9 @@
-//! What an HTTP answer that is not the expected one means: status, headers and body in, a classed `CallError` out.
+//! What an HTTP answer that is not the expected one means: status, headers and body in, a classed
+//! `CallError` out.
 //!
-//! Owns the classing of answers and the shapes of error bodies. Pure: sends nothing and reads no clock. The meaning of
-//! a code is in `codes`; what the daemon does about a fault is decided elsewhere.
+//! Owns the classing of answers and the shapes of error bodies. Pure: sends nothing and reads no
+//! clock. The meaning of a code is in `codes`; what the daemon does about a fault is decided
+//! elsewhere.
 
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 /// A body without structure is taken for a sentence up to this length.
 const BARE_TEXT_BYTES_MAX: usize = 2000;
 
-/// A clock this far off the cloud's is worth a word; from 15 minutes on the cloud refuses (API Request Signing Guide).
+/// A clock this far off the cloud's is worth a word; from 15 minutes on the cloud refuses (API
+/// Request Signing Guide).
 const CLOCK_SKEW_MIN: Duration = Duration::from_secs(5 * 60);
 
 /// May the call have changed something?
@@ -52,17 +55,25 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// The body of a success, read as `T`; none if this is no success, or its body is no object or does not read so.
+    /// The body of a success, read as `T`; none if this is no success, or its body is no object or
+    /// does not read so.
     pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
-        // The parser would also take an array for an object, its elements for the fields in their order.
+        // The parser would also take an array for an object, its elements for the fields in their
+        // order.
         let is_object = self.is_success() && lenient::first_character(&self.body) == Some('{');
-        if is_object { lenient::read(&self.body) } else { None }
+        if is_object {
+            lenient::read(&self.body)
+        } else {
+            None
+        }
     }
 
-    /// Why this answer is not the expected one. Total: also says so of a success that could not be read.
+    /// Why this answer is not the expected one. Total: also says so of a success that could not be
+    /// read.
     ///
-    /// A documented code decides, whatever the status; without one the status does, and doubt after a submit is
-    /// `Lost`. `now` is this machine's time, for `Retry-After` dates and for naming a wrong clock.
+    /// A documented code decides, whatever the status; without one the status does, and doubt after
+    /// a submit is `Lost`. `now` is this machine's time, for `Retry-After` dates and for naming a
+    /// wrong clock.
     pub fn error(&self, kind: CallKind, now: UtcMillis) -> CallError {
         self.error_of(Service::Bms, kind, now)
     }
@@ -70,16 +81,33 @@ impl Answer {
     /// As `error`, for an answer of `service`: a code is documented for some services only.
     pub fn error_of(&self, service: Service, kind: CallKind, now: UtcMillis) -> CallError {
         let found = self.complaint();
-        let code = found.as_ref().map(|found| found.code.clone()).unwrap_or_default();
-        let code = if code == self.status.to_string() { String::new() } else { code };
+        let code = found
+            .as_ref()
+            .map(|found| found.code.clone())
+            .unwrap_or_default();
+        let code = if code == self.status.to_string() {
+            String::new()
+        } else {
+            code
+        };
         let fault = self.fault(service, found.as_ref(), &code, kind, now);
         let mut message = self.message(found.as_ref());
         if let Some(skew) = self.clock_skew(&fault, &message, now) {
-            message = format!("{} ({skew})", cap(&message, MESSAGE_CHARS_MAX - skew.len() - 3));
+            message = format!(
+                "{} ({skew})",
+                cap(&message, MESSAGE_CHARS_MAX - skew.len() - 3)
+            );
         }
         let request_id = self.request_id(found.as_ref());
         let retry_after = self.retry_after(now);
-        CallError { fault, status: Some(self.status), code, message, request_id, retry_after }
+        CallError {
+            fault,
+            status: Some(self.status),
+            code,
+            message,
+            request_id,
+            retry_after,
+        }
     }
 
     /// The complaint in the body, if the body is JSON in one of the clouds' error shapes.
@@ -90,11 +118,19 @@ impl Answer {
         find_complaint(&lenient::read(&self.body)?)
     }
 
-    fn fault(&self, service: Service, found: Option<&Found>, code: &str, kind: CallKind, now: UtcMillis) -> Fault {
+    fn fault(
+        &self,
+        service: Service,
+        found: Option<&Found>,
+        code: &str,
+        kind: CallKind,
+        now: UtcMillis,
+    ) -> Fault {
         if (300..400).contains(&self.status) || self.wants_tls() {
             return Fault::Configuration;
         }
-        // A firewall may keep an answer back as well as a call: that nothing was carried out is not certain.
+        // A firewall may keep an answer back as well as a call: that nothing was carried out is not
+        // certain.
         if self.status == 403 && self.is_from_between(found) {
             return doubt(kind);
         }
@@ -111,11 +147,15 @@ impl Answer {
             },
             Some(_) | None if self.status == 429 => throttled(),
             // The cloud names the wait of a read: "later", whatever is the matter.
-            Some(_) | None if self.status == 503 && kind == CallKind::Read && self.retry_after(now).is_some() => {
+            Some(_) | None
+                if self.status == 503
+                    && kind == CallKind::Read
+                    && self.retry_after(now).is_some() =>
+            {
                 throttled()
             }
-            // The service itself refuses for a reason of its own. That it is about the key or the address, as the status
-            // alone would say, is not certain: it may be about one server.
+            // The service itself refuses for a reason of its own. That it is about the key or the
+            // address, as the status alone would say, is not certain: it may be about one server.
             Some(_) | None if kind == CallKind::Submit && self.is_refusal_of(service, code) => {
                 Fault::Refused(CodeClass::Other)
             }
@@ -126,11 +166,12 @@ impl Answer {
         }
     }
 
-    /// True for an answer with a code of `service` itself, under a status that does not fit it: the documents warn that
-    /// the status may be wrong, and a success carries no code.
+    /// True for an answer with a code of `service` itself, under a status that does not fit it: the
+    /// documents warn that the status may be wrong, and a success carries no code.
     fn is_refusal_of(&self, service: Service, code: &str) -> bool {
         let speaks = service == Service::Bms && codes::origin(code) == Origin::Bms;
-        speaks && (self.is_success() || matches!(self.status, 403 | 405 | 406 | 410 | 415 | 421 | 426))
+        speaks
+            && (self.is_success() || matches!(self.status, 403 | 405 | 406 | 410 | 415 | 421 | 426))
     }
 
     fn message(&self, found: Option<&Found>) -> String {
@@ -146,10 +187,15 @@ impl Answer {
             return "a proxy, firewall or gateway answered, not the cloud".to_owned();
         }
         let bare = || (self.status == 429).then(|| self.bare_text());
-        let text = found.map(|found| tidy(&found.message)).or_else(bare).filter(|text| !text.is_empty());
+        let text = found
+            .map(|found| tidy(&found.message))
+            .or_else(bare)
+            .filter(|text| !text.is_empty());
         text.unwrap_or_else(|| {
             let what = match lenient::first_character(&self.body) {
-                _ if (300..400).contains(&self.status) => "redirects are not followed; check the endpoint",
+                _ if (300..400).contains(&self.status) => {
+                    "redirects are not followed; check the endpoint"
+                }
                 None => "the answer is empty",
                 Some('<') => "the answer is an HTML page, not the service's",
                 Some('{') if self.is_success() => "the answer lacks what was asked for",
@@ -160,25 +206,39 @@ impl Answer {
         })
     }
 
-    /// True for the page of a proxy, a firewall or a load balancer: no complaint of the service, but a page, a text, or
-    /// headers that only such a one sets. An empty answer may be the cloud's own.
+    /// True for the page of a proxy, a firewall or a load balancer: no complaint of the service,
+    /// but a page, a text, or headers that only such a one sets. An empty answer may be the cloud's
+    /// own.
     fn is_from_between(&self, found: Option<&Found>) -> bool {
-        const HEADERS: [&str; 4] = ["via", "proxy-authenticate", "proxy-connection", "x-squid-error"];
+        const HEADERS: [&str; 4] = [
+            "via",
+            "proxy-authenticate",
+            "proxy-connection",
+            "x-squid-error",
+        ];
         const SERVERS: [&str; 5] = ["squid", "proxy", "zscaler", "fortinet", "firewall"];
         if found.is_some() {
             return false;
         }
         // A bare string in quotes is the service's: CloudDC's 429 is documented so.
-        let is_page = lenient::first_character(&self.body).is_some_and(|first| !matches!(first, '{' | '[' | '"'));
-        let server = self.header("server").unwrap_or_default().to_ascii_lowercase();
+        let is_page = lenient::first_character(&self.body)
+            .is_some_and(|first| !matches!(first, '{' | '[' | '"'));
+        let server = self
+            .header("server")
+            .unwrap_or_default()
+            .to_ascii_lowercase();
         let has_marks = HEADERS.iter().any(|name| self.headers.contains_key(*name));
         is_page || has_marks || SERVERS.iter().any(|name| server.contains(name))
     }
 
-    /// True for the page by which the usual web servers answer plain HTTP on a port for TLS. Nothing was read of the call.
+    /// True for the page by which the usual web servers answer plain HTTP on a port for TLS.
+    /// Nothing was read of the call.
     fn wants_tls(&self) -> bool {
-        const SAID: [&str; 3] =
-            ["sent to HTTPS port", "an HTTP request to an HTTPS server", "plain HTTP to an SSL-enabled server"];
+        const SAID: [&str; 3] = [
+            "sent to HTTPS port",
+            "an HTTP request to an HTTPS server",
+            "plain HTTP to an SSL-enabled server",
+        ];
         if self.status != 400 || self.body.len() > BARE_TEXT_BYTES_MAX {
             return false;
         }
@@ -197,7 +257,8 @@ impl Answer {
         }
     }
 
-    /// The body as one text, if it is neither a document nor long: CloudDC's 429 is documented as a bare string.
+    /// The body as one text, if it is neither a document nor long: CloudDC's 429 is documented as a
+    /// bare string.
     fn bare_text(&self) -> String {
         if self.body.len() > BARE_TEXT_BYTES_MAX {
             return String::new();
@@ -218,30 +279,42 @@ impl Answer {
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
     }
 
     fn date(&self) -> Option<UtcMillis> {
         http_date(self.header("date")?)
     }
 
-    /// `Retry-After` as a span: seconds, or a date measured against the answer's own `Date`, else against `now`.
+    /// `Retry-After` as a span: seconds, or a date measured against the answer's own `Date`, else
+    /// against `now`.
     fn retry_after(&self, now: UtcMillis) -> Option<Duration> {
         let text = self.header("retry-after")?;
         seconds(text).or_else(|| Some(http_date(text)?.since(self.date().unwrap_or(now))))
     }
 
-    /// Says how far off this machine's clock is, when credentials or a date were refused and it is over 5 minutes.
+    /// Says how far off this machine's clock is, when credentials or a date were refused and it is
+    /// over 5 minutes.
     fn clock_skew(&self, fault: &Fault, message: &str, now: UtcMillis) -> Option<String> {
         let text = message.to_ascii_lowercase();
-        let about_time = ["sdk-date", "timestamp", "expired"].iter().any(|word| text.contains(word));
+        let about_time = ["sdk-date", "timestamp", "expired"]
+            .iter()
+            .any(|word| text.contains(word));
         if *fault != Fault::Credentials && !(about_time && self.status >= 400) {
             return None;
         }
         let cloud = self.date()?;
-        let (off, direction) = if cloud > now { (cloud.since(now), "behind") } else { (now.since(cloud), "ahead of") };
+        let (off, direction) = if cloud > now {
+            (cloud.since(now), "behind")
+        } else {
+            (now.since(cloud), "ahead of")
+        };
         let minutes = off.as_secs() / 60;
-        (off > CLOCK_SKEW_MIN).then(|| format!("this machine's clock is {minutes} minutes {direction} the cloud's"))
+        (off > CLOCK_SKEW_MIN)
+            .then(|| format!("this machine's clock is {minutes} minutes {direction} the cloud's"))
     }
 }
 
@@ -263,7 +336,9 @@ fn submit_fault(class: CodeClass, origin: Origin, status: u16, code: &str) -> Fa
 /// What a documented code means as the answer to a read.
 fn read_fault(class: CodeClass, status: u16, code: &str) -> Fault {
     match class {
-        CodeClass::Retryable | CodeClass::RetryableUncertain | CodeClass::Ambiguous => Fault::Unavailable,
+        CodeClass::Retryable | CodeClass::RetryableUncertain | CodeClass::Ambiguous => {
+            Fault::Unavailable
+        }
         _ => certain_fault(class, status, code),
     }
 }
@@ -272,10 +347,13 @@ fn read_fault(class: CodeClass, status: u16, code: &str) -> Fault {
 fn certain_fault(class: CodeClass, status: u16, code: &str) -> Fault {
     match class {
         CodeClass::AuthToken => Fault::Credentials,
-        // Locked accounts and wrong passwords come as 401: they are about the key, not about what it may do.
+        // Locked accounts and wrong passwords come as 401: they are about the key, not about what
+        // it may do.
         CodeClass::AuthPermission if status == 401 => Fault::Credentials,
         // The token's project is not the URL's.
-        CodeClass::AuthPermission if code.eq_ignore_ascii_case("Common.0018") => Fault::Configuration,
+        CodeClass::AuthPermission if code.eq_ignore_ascii_case("Common.0018") => {
+            Fault::Configuration
+        }
         CodeClass::AuthPermission => Fault::Permission,
         CodeClass::ConfigPermanent => Fault::Configuration,
         CodeClass::Retryable
@@ -292,7 +370,8 @@ fn certain_fault(class: CodeClass, status: u16, code: &str) -> Fault {
     }
 }
 
-/// Without a documented code: what the status alone allows to say. `explained`: the body is a complaint of the service.
+/// Without a documented code: what the status alone allows to say. `explained`: the body is a
+/// complaint of the service.
 fn fault_by_status(status: u16, explained: bool, kind: CallKind) -> Fault {
     let doubt = doubt(kind);
     match status {
@@ -307,12 +386,16 @@ fn fault_by_status(status: u16, explained: bool, kind: CallKind) -> Fault {
     }
 }
 
-/// True when refused credentials may be renewed and tried once more: not when the key or the account is locked, and not
-/// when the code says that they are wrong for good.
+/// True when refused credentials may be renewed and tried once more: not when the key or the
+/// account is locked, and not when the code says that they are wrong for good.
 pub fn worth_renewing(error: &CallError) -> bool {
     let text = error.message.to_ascii_lowercase();
-    let locked = ["reach the limit", "locked", "frozen", "disabled"].iter().any(|word| text.contains(word));
-    error.fault == Fault::Credentials && !locked && codes::class(&error.code) != CodeClass::AuthPermission
+    let locked = ["reach the limit", "locked", "frozen", "disabled"]
+        .iter()
+        .any(|word| text.contains(word));
+    error.fault == Fault::Credentials
+        && !locked
+        && codes::class(&error.code) != CodeClass::AuthPermission
 }
 
 /// `limit:50,time:1 minute` in a gateway's text: so many calls in so long.
@@ -324,24 +407,36 @@ fn named_limit(text: &str) -> Option<(u32, Duration)> {
     let (_, rest) = rest.split_once("time:")?;
     let (count, unit) = leading_number(rest)?;
     let unit = unit.trim_start().to_ascii_lowercase();
-    let seconds = [("second", 1), ("minute", 60), ("hour", 3600), ("day", 86_400)]
-        .iter()
-        .find_map(|(word, seconds)| unit.starts_with(word).then_some(*seconds))?;
+    let seconds = [
+        ("second", 1),
+        ("minute", 60),
+        ("hour", 3600),
+        ("day", 86_400),
+    ]
+    .iter()
+    .find_map(|(word, seconds)| unit.starts_with(word).then_some(*seconds))?;
     let span = Duration::from_secs(u64::from(count.max(1)) * seconds);
     Some((calls, span))
 }
 
 fn leading_number(text: &str) -> Option<(u32, &str)> {
     let text = text.trim_start();
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     Some((text[..end].parse().ok()?, &text[end..]))
 }
 
-/// Whole seconds; some write a fraction or the unit behind them. More than can be counted is as long as can be.
+/// Whole seconds; some write a fraction or the unit behind them. More than can be counted is as
+/// long as can be.
 fn seconds(text: &str) -> Option<Duration> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (whole, rest) = text.split_at(end);
-    let fraction_end = rest.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(rest.len());
+    let fraction_end = rest
+        .find(|c: char| c != '.' && !c.is_ascii_digit())
+        .unwrap_or(rest.len());
     let unit = rest[fraction_end..].trim().to_ascii_lowercase();
     if whole.is_empty() || !matches!(unit.as_str(), "" | "s" | "sec" | "second" | "seconds") {
         return None;
@@ -349,15 +444,19 @@ fn seconds(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(whole.parse().unwrap_or(u64::MAX)))
 }
 
-/// An HTTP date such as `Wed, 21 Oct 2015 07:28:00 GMT`, or in one of the two older forms that are still to be read.
-/// Source: RFC 9110, 5.6.7.
+/// An HTTP date such as `Wed, 21 Oct 2015 07:28:00 GMT`, or in one of the two older forms that are
+/// still to be read. Source: RFC 9110, 5.6.7.
 fn http_date(text: &str) -> Option<UtcMillis> {
     const OLDER: [&str; 2] = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
     if let Ok(time) = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text) {
         return Some(UtcMillis(time.as_millisecond()));
     }
     let read = |form: &&str| jiff::civil::DateTime::strptime(form, text).ok();
-    let time = OLDER.iter().find_map(read)?.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+    let time = OLDER
+        .iter()
+        .find_map(read)?
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .ok()?;
     Some(UtcMillis(time.timestamp().as_millisecond()))
 }
 

@@ -1,4 +1,5 @@
-//! Which servers were asked for by name, when, and how often in vain: so that each has its turn and none holds up the rest.
+//! Which servers were asked for by name, when, and how often in vain: so that each has its turn and
+//! none holds up the rest.
 //!
 //! Pure: counts looks, reads no clock, makes no call.
 
@@ -38,7 +39,8 @@ struct Turn {
 }
 
 impl Asked {
-    /// Puts those first who have waited longest, and those who failed behind others; else the order stays.
+    /// Puts those first who have waited longest, and those who failed behind others; else the order
+    /// stays.
     pub(super) fn order(&mut self, servers: &mut [ServerId]) {
         self.looks += 1;
         servers.sort_by_key(|server| {
@@ -47,9 +49,14 @@ impl Asked {
         });
     }
 
-    /// How long a show of `server` may take; none: as long as any call, if it is `alone` in its look.
+    /// How long a show of `server` may take; none: as long as any call, if it is `alone` in its
+    /// look.
     pub(super) fn patience(&self, server: &ServerId, alone: bool) -> Option<Duration> {
-        if !self.turn(server).failures.is_multiple_of(FULL_PATIENCE_EVERY) {
+        if !self
+            .turn(server)
+            .failures
+            .is_multiple_of(FULL_PATIENCE_EVERY)
+        {
             return Some(PATIENCE_AFTER_FAILURE);
         }
         if alone { None } else { Some(PATIENCE) }
@@ -70,7 +77,11 @@ impl Asked {
         }
         let turn = self.servers.entry(server.clone()).or_default();
         turn.look = self.looks;
-        turn.failures = if failed { turn.failures.saturating_add(1) } else { 0 };
+        turn.failures = if failed {
+            turn.failures.saturating_add(1)
+        } else {
+            0
+        };
     }
 
     fn turn(&self, server: &ServerId) -> Turn {
@@ -83,7 +94,10 @@ mod tests {
     use super::*;
 
     fn ids(names: &[&str]) -> Vec<ServerId> {
-        names.iter().map(|name| ServerId((*name).to_owned())).collect()
+        names
+            .iter()
+            .map(|name| ServerId((*name).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -110,8 +124,14 @@ mod tests {
         asked.note(&servers[1], false);
         asked.order(&mut servers);
         assert_eq!(servers, ids(&["good", "bad"]));
-        assert_eq!([true, false].map(|alone| asked.patience(&servers[0], alone)), [None, Some(PATIENCE)]);
-        assert_eq!([true, false].map(|alone| asked.patience(&servers[1], alone)), [Some(PATIENCE_AFTER_FAILURE); 2]);
+        assert_eq!(
+            [true, false].map(|alone| asked.patience(&servers[0], alone)),
+            [None, Some(PATIENCE)]
+        );
+        assert_eq!(
+            [true, false].map(|alone| asked.patience(&servers[1], alone)),
+            [Some(PATIENCE_AFTER_FAILURE); 2]
+        );
         assert!(asked.has_failed(&servers[1]));
         asked.note(&servers[1], false);
         assert!(!asked.has_failed(&servers[1]));

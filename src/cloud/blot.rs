@@ -1,6 +1,8 @@
-//! What must not be repeated: our own keys, tokens, names and passwords, which a cloud or a gateway may quote in its answer.
+//! What must not be repeated: our own keys, tokens, names and passwords, which a cloud or a gateway
+//! may quote in its answer.
 //!
-//! Owns finding them in a text, whole, percent-encoded or cut short. Keeps them in memory only, and out of `Debug`.
+//! Owns finding them in a text, whole, percent-encoded or cut short. Keeps them in memory only, and
+//! out of `Debug`.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +27,8 @@ const WORD_CHARS_MIN: usize = 3;
 /// A signature has so many hex digits; nothing else in an answer that anybody needs to read has.
 const SIGNATURE_DIGITS: usize = 64;
 
-/// Tokens remembered: the present one, and those that calls still under way may have been made with.
+/// Tokens remembered: the present one, and those that calls still under way may have been made
+/// with.
 const TOKENS_MAX: usize = 4;
 
 /// The secrets of one target.
@@ -40,11 +43,20 @@ impl Blots {
         let secrets = match credentials {
             Credentials::AkSk(keys) => {
                 let pair = [own(&keys.access_key), keys.secret_key.clone()];
-                pair.into_iter().chain(keys.security_token.clone()).collect()
+                pair.into_iter()
+                    .chain(keys.security_token.clone())
+                    .collect()
             }
-            Credentials::Password(user) => vec![user.password.clone(), own(&user.username), own(&user.domain)],
+            Credentials::Password(user) => vec![
+                user.password.clone(),
+                own(&user.username),
+                own(&user.domain),
+            ],
         };
-        Self { secrets, tokens: Mutex::default() }
+        Self {
+            secrets,
+            tokens: Mutex::default(),
+        }
     }
 
     /// Notes a token that a call is made with.
@@ -65,8 +77,13 @@ impl Blots {
         let mut clean = text.to_owned();
         {
             let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut secrets: Vec<&str> = tokens.iter().chain(&self.secrets).map(ExposeSecret::expose_secret).collect();
-            // The longest first, and all as a whole before any by its beginning: two may begin alike.
+            let mut secrets: Vec<&str> = tokens
+                .iter()
+                .chain(&self.secrets)
+                .map(ExposeSecret::expose_secret)
+                .collect();
+            // The longest first, and all as a whole before any by its beginning: two may begin
+            // alike.
             secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
             for head_chars in [usize::MAX, PREFIX_CHARS_MIN] {
                 for secret in &secrets {
@@ -117,8 +134,13 @@ impl Discreet for CallError {
 
 impl Discreet for JobReport {
     fn blot(&mut self, blots: &Blots) {
-        let errors = self.sub_jobs.iter_mut().filter_map(|sub_job| sub_job.error.as_mut());
-        errors.chain(self.error.as_mut()).for_each(|complaint| blots.clean_complaint(complaint));
+        let errors = self
+            .sub_jobs
+            .iter_mut()
+            .filter_map(|sub_job| sub_job.error.as_mut());
+        errors
+            .chain(self.error.as_mut())
+            .for_each(|complaint| blots.clean_complaint(complaint));
     }
 }
 
@@ -132,26 +154,36 @@ impl Discreet for Observed {
                 complaint.code = blots.clean(&complaint.code);
             }
         }
-        self.failures.values_mut().chain(self.ended_by.as_mut()).for_each(|error| error.blot(blots));
+        self.failures
+            .values_mut()
+            .chain(self.ended_by.as_mut())
+            .for_each(|error| error.blot(blots));
     }
 }
 
-/// `text` without `secret`, in whatever case. A long one is also found by its first `head_chars`; a short one only as a whole
-/// word.
+/// `text` without `secret`, in whatever case. A long one is also found by its first `head_chars`; a
+/// short one only as a whole word.
 fn without(text: &str, secret: &str, head_chars: usize) -> String {
     let count = secret.chars().count();
     if count < WORD_CHARS_MIN {
         return text.to_owned();
     }
     let short = count < PREFIX_CHARS_MIN;
-    let head_end = secret.char_indices().nth(head_chars).map_or(secret.len(), |(at, _)| at);
+    let head_end = secret
+        .char_indices()
+        .nth(head_chars)
+        .map_or(secret.len(), |(at, _)| at);
     let (lower_text, lower_secret) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
     let mut clean = String::with_capacity(text.len());
     let mut done = 0;
     while let Some(found) = lower_text[done..].find(&lower_secret[..head_end]) {
         let start = done + found;
         let rest = lower_text[start..].chars().zip(lower_secret.chars());
-        let end = start + rest.take_while(|(one, other)| one == other).map(|(c, _)| c.len_utf8()).sum::<usize>();
+        let end = start
+            + rest
+                .take_while(|(one, other)| one == other)
+                .map(|(c, _)| c.len_utf8())
+                .sum::<usize>();
         let is_part = short && (ends_in_word(&text[..start]) || begins_with_word(&text[end..]));
         clean.push_str(&text[done..start]);
         clean.push_str(if is_part { &text[start..end] } else { BLOT });
@@ -169,13 +201,16 @@ fn begins_with_word(text: &str) -> bool {
     text.chars().next().is_some_and(char::is_alphanumeric)
 }
 
-/// Hex digits as long as a signature, or any after the word by which our `Authorization` header names it.
+/// Hex digits as long as a signature, or any after the word by which our `Authorization` header
+/// names it.
 fn without_signatures(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(|c: char| c.is_ascii_hexdigit()) {
         let (before, run) = rest.split_at(start);
-        let end = run.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(run.len());
+        let end = run
+            .find(|c: char| !c.is_ascii_hexdigit())
+            .unwrap_or(run.len());
         clean.push_str(before);
         let named = clean.to_ascii_lowercase();
         let is_named = named.ends_with("signature=") || named.ends_with("signature%3d");
@@ -204,19 +239,40 @@ mod tests {
     fn keys_are_blotted_whole_encoded_and_cut_short() {
         let blots = keys();
         for (text, clean) in [
-            ("the key EXAMPLEAK00000000001 is frozen", "the key *** is frozen"),
-            ("the key exampleak00000000001 is frozen", "the key *** is frozen"),
+            (
+                "the key EXAMPLEAK00000000001 is frozen",
+                "the key *** is frozen",
+            ),
+            (
+                "the key exampleak00000000001 is frozen",
+                "the key *** is frozen",
+            ),
             ("AK=EXAMPLEAK00…", "AK=***…"),
-            ("SK Example%2FSecret%2BKey%3D000000000000000000001.", "SK ***."),
-            ("token gQpjbi1ub3J0aC0x+SECURITY=TOKEN== and EXAMPLEAK00000000001", "token *** and ***"),
+            (
+                "SK Example%2FSecret%2BKey%3D000000000000000000001.",
+                "SK ***.",
+            ),
+            (
+                "token gQpjbi1ub3J0aC0x+SECURITY=TOKEN== and EXAMPLEAK00000000001",
+                "token *** and ***",
+            ),
             ("EXAMPLE is no key", "EXAMPLE is no key"),
         ] {
             assert_eq!(blots.clean(text), clean);
         }
-        let header = format!("SDK-HMAC-SHA256 Access=EXAMPLEAK00000000001, Signature={}", "0a".repeat(32));
-        assert_eq!(blots.clean(&header), "SDK-HMAC-SHA256 Access=***, Signature=***");
+        let header = format!(
+            "SDK-HMAC-SHA256 Access=EXAMPLEAK00000000001, Signature={}",
+            "0a".repeat(32)
+        );
+        assert_eq!(
+            blots.clean(&header),
+            "SDK-HMAC-SHA256 Access=***, Signature=***"
+        );
         assert_eq!(blots.clean("Signature=0a0a0a0a0a0a…"), "Signature=***…");
-        assert_eq!(blots.clean("request 616fb98f46ca475e917e2563e5a8cd19"), "request 616fb98f46ca475e917e2563e5a8cd19");
+        assert_eq!(
+            blots.clean("request 616fb98f46ca475e917e2563e5a8cd19"),
+            "request 616fb98f46ca475e917e2563e5a8cd19"
+        );
     }
 
     #[test]
@@ -227,18 +283,32 @@ mod tests {
             security_token: None,
         };
         let blots = Blots::new(&Credentials::AkSk(keys));
-        let clean = blots.clean("AK EXAMPLEKEY-A-00, SK examplekey-secret-long-tail, or examplekey-sec…");
+        let clean =
+            blots.clean("AK EXAMPLEKEY-A-00, SK examplekey-secret-long-tail, or examplekey-sec…");
         assert_eq!(clean, "AK ***, SK ***, or ***…");
     }
 
     #[test]
     fn names_passwords_and_tokens_are_blotted_as_words() {
-        let user = Password { domain: "acme-corp-eu".into(), username: "ops".into(), password: "pa ss".into() };
+        let user = Password {
+            domain: "acme-corp-eu".into(),
+            username: "ops".into(),
+            password: "pa ss".into(),
+        };
         let blots = Blots::new(&Credentials::Password(user));
-        assert_eq!(blots.clean("user ops of acme-corp-eu: stops, ops."), "user *** of ***: stops, ***.");
-        assert_eq!(blots.clean("password 'pa ss' or pa%20ss"), "password '***' or ***");
+        assert_eq!(
+            blots.clean("user ops of acme-corp-eu: stops, ops."),
+            "user *** of ***: stops, ***."
+        );
+        assert_eq!(
+            blots.clean("password 'pa ss' or pa%20ss"),
+            "password '***' or ***"
+        );
         blots.remember(&HeaderValue::from_static("short-token-1"));
-        assert_eq!(blots.clean("no such token: short-token-1"), "no such token: ***");
+        assert_eq!(
+            blots.clean("no such token: short-token-1"),
+            "no such token: ***"
+        );
     }
 
     #[test]
@@ -253,9 +323,16 @@ mod tests {
         };
         let mut echoed = error("X.EXAMPLEAK00000000001");
         echoed.blot(&keys());
-        assert_eq!(echoed.to_string(), "HTTP 403, X.***: *** (request id r-***)");
+        assert_eq!(
+            echoed.to_string(),
+            "HTTP 403, X.***: *** (request id r-***)"
+        );
         let mut documented = error("BMS.0040");
-        let user = Password { domain: "BMS".into(), username: "BMS".into(), password: "x".into() };
+        let user = Password {
+            domain: "BMS".into(),
+            username: "BMS".into(),
+            password: "x".into(),
+        };
         documented.blot(&Blots::new(&Credentials::Password(user)));
         assert_eq!(documented.code, "BMS.0040");
     }

@@ -1,9 +1,11 @@
-//! Bare Metal Server, API v1: start, stop and reboot in batches, followed by job; servers read by list or one by one.
+//! Bare Metal Server, API v1: start, stop and reboot in batches, followed by job; servers read by
+//! list or one by one.
 //!
-//! Owns this service's paths and bodies. Knows nothing of signing; does not judge what an answer means for a request.
+//! Owns this service's paths and bodies. Knows nothing of signing; does not judge what an answer
+//! means for a request.
 //!
-//! Source: BMS API Reference (Huawei Cloud and OTC): Starting, Stopping, Restarting BMSs; Querying Task Statuses;
-//! Querying Details About BMSs.
+//! Source: BMS API Reference (Huawei Cloud and OTC): Starting, Stopping, Restarting BMSs; Querying
+//! Task Statuses; Querying Details About BMSs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +19,9 @@ use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
 use super::session::{Call, Session};
 use super::{CallError, ClientError, Clock, Fault, Observed, PowerCloud, check_batch, not_sent};
-use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking};
+use crate::model::{
+    CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking,
+};
 use crate::settings::TargetSettings;
 
 pub mod job;
@@ -29,7 +33,8 @@ use server::Entries;
 pub struct Bms {
     session: Session,
     looking: Looking,
-    /// Whether the list is asked for servers of all enterprise projects; false once the cloud has refused that.
+    /// Whether the list is asked for servers of all enterprise projects; false once the cloud has
+    /// refused that.
     all_projects: AtomicBool,
 }
 
@@ -38,7 +43,11 @@ impl Bms {
     ///
     /// # Errors
     /// See `ClientError`.
-    pub fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
+    pub fn new(
+        target: &TargetSettings,
+        credentials: Credentials,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
         Ok(Self::of(Session::new(target, credentials, clock)?, target))
     }
 
@@ -49,14 +58,25 @@ impl Bms {
         credentials: Credentials,
         clock: Clock,
     ) -> Result<Self, ClientError> {
-        Ok(Self::of(Session::over(wire, target, credentials, clock)?, target))
+        Ok(Self::of(
+            Session::over(wire, target, credentials, clock)?,
+            target,
+        ))
     }
 
     fn of(session: Session, target: &TargetSettings) -> Self {
-        Self { session, looking: Looking::new(target.settle_time), all_projects: AtomicBool::new(true) }
+        Self {
+            session,
+            looking: Looking::new(target.settle_time),
+            all_projects: AtomicBool::new(true),
+        }
     }
 
-    async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {
+    async fn submit_batch(
+        &self,
+        action: PowerAction,
+        servers: &[ServerId],
+    ) -> Result<Tracking, CallError> {
         check_batch(Service::Bms, servers)?;
         let call = Call {
             method: Method::POST,
@@ -80,16 +100,18 @@ impl Bms {
 
     /// One page of `limit` servers, numbered from 1.
     ///
-    /// Asks for all enterprise projects: where they are in use the list leaves servers out otherwise, and the vendor's
-    /// own Terraform provider always does so. OTC's reference names the parameter only in an example, so a refusal is
-    /// taken to be about it, and pages are read without it from then on: whoever is left out is shown alone anyway.
+    /// Asks for all enterprise projects: where they are in use the list leaves servers out
+    /// otherwise, and the vendor's own Terraform provider always does so. OTC's reference names the
+    /// parameter only in an example, so a refusal is taken to be about it, and pages are read
+    /// without it from then on: whoever is left out is shown alone anyway.
     async fn list_page(&self, page: usize, limit: usize) -> Result<Entries, CallError> {
         let all_projects = self.all_projects.load(Ordering::Relaxed);
         let first = self.get_page(page, limit, all_projects).await;
         let refused = matches!(
             &first,
             Err(CallError {
-                fault: Fault::Refused(CodeClass::BatchInvalid | CodeClass::Other) | Fault::Permission,
+                fault: Fault::Refused(CodeClass::BatchInvalid | CodeClass::Other)
+                    | Fault::Permission,
                 ..
             })
         );
@@ -103,19 +125,27 @@ impl Bms {
         again
     }
 
-    async fn get_page(&self, page: usize, limit: usize, all_projects: bool) -> Result<Entries, CallError> {
+    async fn get_page(
+        &self,
+        page: usize,
+        limit: usize,
+        all_projects: bool,
+    ) -> Result<Entries, CallError> {
         let (limit, offset) = (limit.to_string(), page.to_string());
         let mut query = vec![("limit", limit.as_str()), ("offset", offset.as_str())];
         if all_projects {
             query.push(("enterprise_project_id", "all_granted_eps"));
         }
-        let answer = self.session.get(&["baremetalservers", "detail"], &query).await?;
+        let answer = self
+            .session
+            .get(&["baremetalservers", "detail"], &query)
+            .await?;
         server::read_list(&answer, self.session.now())
     }
 }
 
-/// A place is the number of entries before it. Pages are numbered from 1, and the last one is short; `count` does not tell
-/// it: the documents cap it by `limit`.
+/// A place is the number of entries before it. Pages are numbered from 1, and the last one is
+/// short; `count` does not tell it: the documents cap it by `limit`.
 impl ServerReader for Bms {
     type Place = usize;
 
@@ -126,7 +156,10 @@ impl ServerReader for Bms {
     async fn page(&self, place: usize, limit: usize) -> Result<Page<usize>, CallError> {
         let entries = self.list_page(place / limit + 1, limit).await?;
         let next = (entries.count >= limit).then_some(place + limit);
-        Ok(Page { servers: entries.servers, next })
+        Ok(Page {
+            servers: entries.servers,
+            next,
+        })
     }
 
     fn page_after(&self, place: &usize, limit: usize) -> Option<usize> {
@@ -138,7 +171,10 @@ impl ServerReader for Bms {
             let what = format!("'{server}' cannot be a server id");
             return Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what));
         }
-        let answer = self.session.get(&["baremetalservers", &server.0], &[]).await?;
+        let answer = self
+            .session
+            .get(&["baremetalservers", &server.0], &[])
+            .await?;
         server::read_show(&answer, server, self.session.now())
     }
 }
@@ -157,21 +193,34 @@ impl PowerCloud for Bms {
         action: PowerAction,
         servers: &'a [ServerId],
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
-        Box::pin(async move { self.session.discreet(self.submit_batch(action, servers).await) })
+        Box::pin(async move {
+            self.session
+                .discreet(self.submit_batch(action, servers).await)
+        })
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
         Box::pin(async { self.session.discreet(self.query_job(job).await) })
     }
 
-    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>> {
-        Box::pin(async { self.session.discreet(self.looking.observe(self, servers).await) })
+    fn observe<'a>(
+        &'a self,
+        servers: &'a [ServerId],
+    ) -> BoxFuture<'a, Result<Observed, CallError>> {
+        Box::pin(async {
+            self.session
+                .discreet(self.looking.observe(self, servers).await)
+        })
     }
 }
 
-/// The body of a power call. `HARD` is the only type that works; a reboot must name it, a stop may, a start has none.
+/// The body of a power call. `HARD` is the only type that works; a reboot must name it, a stop may,
+/// a start has none.
 fn action_body(action: PowerAction, servers: &[ServerId]) -> Value {
-    let servers: Vec<_> = servers.iter().map(|server| json!({ "id": server.0 })).collect();
+    let servers: Vec<_> = servers
+        .iter()
+        .map(|server| json!({ "id": server.0 }))
+        .collect();
     match action {
         PowerAction::Start => json!({ "os-start": { "servers": servers } }),
         PowerAction::Stop => json!({ "os-stop": { "type": "HARD", "servers": servers } }),
@@ -185,12 +234,24 @@ mod tests {
 
     #[test]
     fn power_calls_have_the_documented_bodies() {
-        let ids = ["616fb98f-46ca-475e-917e-2563e5a8cd19", "726fb98f-46ca-475e-917e-2563e5a8cd20"];
+        let ids = [
+            "616fb98f-46ca-475e-917e-2563e5a8cd19",
+            "726fb98f-46ca-475e-917e-2563e5a8cd20",
+        ];
         let servers: Vec<_> = ids.iter().map(|id| ServerId((*id).to_owned())).collect();
         for (action, documented) in [
-            (PowerAction::Start, include_str!("../../tests/fixtures/api-examples/bms-start-request.json")),
-            (PowerAction::Stop, include_str!("../../tests/fixtures/api-examples/bms-stop-request.json")),
-            (PowerAction::Reboot, include_str!("../../tests/fixtures/api-examples/bms-reboot-request.json")),
+            (
+                PowerAction::Start,
+                include_str!("../../tests/fixtures/api-examples/bms-start-request.json"),
+            ),
+            (
+                PowerAction::Stop,
+                include_str!("../../tests/fixtures/api-examples/bms-stop-request.json"),
+            ),
+            (
+                PowerAction::Reboot,
+                include_str!("../../tests/fixtures/api-examples/bms-reboot-request.json"),
+            ),
         ] {
             let documented: Value = serde_json::from_str(documented).expect("the example is JSON");
             assert_eq!(action_body(action, &servers), documented, "{action}");

@@ -1,10 +1,11 @@
-//! Cloud Data Center, API v1: start, stop and reboot in batches of at most 50, followed by the servers' own states.
+//! Cloud Data Center, API v1: start, stop and reboot in batches of at most 50, followed by the
+//! servers' own states.
 //!
-//! Owns this service's paths, its pages and which ids can be asked for. Knows nothing of signing; does not judge what an
-//! answer means for a request.
+//! Owns this service's paths, its pages and which ids can be asked for. Knows nothing of signing;
+//! does not judge what an answer means for a request.
 //!
-//! Source: CloudDC API Reference (Huawei Cloud): Batch Modifying the Power Statuses of Physical Servers; Querying the
-//! List of Physical Servers; Querying Physical Server Information.
+//! Source: CloudDC API Reference (Huawei Cloud): Batch Modifying the Power Statuses of Physical
+//! Servers; Querying the List of Physical Servers; Querying Physical Server Information.
 
 use futures_util::future::BoxFuture;
 use reqwest::Method;
@@ -15,14 +16,17 @@ use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
 use super::session::{Call, Session};
 use super::{CallError, ClientError, Clock, Fault, Observed, PowerCloud, check_batch, not_sent};
-use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking};
+use crate::model::{
+    CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking,
+};
 use crate::settings::TargetSettings;
 
 mod marker;
 pub mod power;
 pub mod server;
 
-/// What stands where an id would in `GET …/physicalservers/status`: another call, which only counts servers.
+/// What stands where an id would in `GET …/physicalservers/status`: another call, which only counts
+/// servers.
 const STATUS_CALL: &str = "status";
 
 /// A CloudDC project.
@@ -36,8 +40,15 @@ impl CloudDc {
     ///
     /// # Errors
     /// See `ClientError`.
-    pub fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
-        Ok(Self { session: Session::new(target, credentials, clock)?, looking: Looking::new(target.settle_time) })
+    pub fn new(
+        target: &TargetSettings,
+        credentials: Credentials,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
+        Ok(Self {
+            session: Session::new(target, credentials, clock)?,
+            looking: Looking::new(target.settle_time),
+        })
     }
 
     /// As `new`, over another wire than the network.
@@ -53,9 +64,14 @@ impl CloudDc {
         })
     }
 
-    async fn submit_batch(&self, action: PowerAction, servers: &[ServerId]) -> Result<Tracking, CallError> {
+    async fn submit_batch(
+        &self,
+        action: PowerAction,
+        servers: &[ServerId],
+    ) -> Result<Tracking, CallError> {
         check_batch(Service::CloudDc, servers)?;
-        // Nothing but a server's own state tells how its action ended: one that cannot be asked for is not switched.
+        // Nothing but a server's own state tells how its action ended: one that cannot be asked for
+        // is not switched.
         servers.iter().try_for_each(check_id)?;
         let call = Call {
             method: Method::PUT,
@@ -69,8 +85,9 @@ impl CloudDc {
     }
 }
 
-/// A page is found by the marker that the page before it named; the first has none. `count` is not believed, nor is a
-/// short page the last one: the documents do not say that every page but the last is full.
+/// A page is found by the marker that the page before it named; the first has none. `count` is not
+/// believed, nor is a short page the last one: the documents do not say that every page but the
+/// last is full.
 impl ServerReader for CloudDc {
     type Place = Option<String>;
 
@@ -78,7 +95,11 @@ impl ServerReader for CloudDc {
         None
     }
 
-    async fn page(&self, marker: Option<String>, limit: usize) -> Result<Page<Option<String>>, CallError> {
+    async fn page(
+        &self,
+        marker: Option<String>,
+        limit: usize,
+    ) -> Result<Page<Option<String>>, CallError> {
         let limit = limit.to_string();
         let mut query = vec![("limit", limit.as_str())];
         query.extend(marker.as_deref().map(|marker| ("marker", marker)));
@@ -86,7 +107,10 @@ impl ServerReader for CloudDc {
         let page = server::read_list(&answer, self.session.now())?;
         // A page that names itself as the next one would only be read again.
         let next = page.next.filter(|next| marker.as_ref() != Some(next));
-        Ok(Page { servers: page.servers, next: next.map(Some) })
+        Ok(Page {
+            servers: page.servers,
+            next: next.map(Some),
+        })
     }
 
     fn page_after(&self, _: &Option<String>, _: usize) -> Option<Option<String>> {
@@ -95,7 +119,10 @@ impl ServerReader for CloudDc {
 
     async fn show(&self, server: &ServerId) -> Result<Sighting, CallError> {
         check_id(server)?;
-        let answer = self.session.get(&["physicalservers", &server.0], &[]).await?;
+        let answer = self
+            .session
+            .get(&["physicalservers", &server.0], &[])
+            .await?;
         server::read_show(&answer, server, self.session.now())
     }
 }
@@ -118,16 +145,26 @@ impl PowerCloud for CloudDc {
         action: PowerAction,
         servers: &'a [ServerId],
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
-        Box::pin(async move { self.session.discreet(self.submit_batch(action, servers).await) })
+        Box::pin(async move {
+            self.session
+                .discreet(self.submit_batch(action, servers).await)
+        })
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
-        let what = format!("CloudDC has no jobs, so none is called '{job}'; its servers' own states tell");
+        let what =
+            format!("CloudDC has no jobs, so none is called '{job}'; its servers' own states tell");
         Box::pin(async { Err(not_sent(Fault::Refused(CodeClass::JobUnknown), what)) })
     }
 
-    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>> {
-        Box::pin(async { self.session.discreet(self.looking.observe(self, servers).await) })
+    fn observe<'a>(
+        &'a self,
+        servers: &'a [ServerId],
+    ) -> BoxFuture<'a, Result<Observed, CallError>> {
+        Box::pin(async {
+            self.session
+                .discreet(self.looking.observe(self, servers).await)
+        })
     }
 }
 

@@ -1,10 +1,12 @@
 //! The clouds' error codes and what each means for us: one table, to be read beside the documents.
 //!
-//! Owns which code has which class. Stays away from bodies and reactions: `answer` turns a class into a `Fault`.
+//! Owns which code has which class. Stays away from bodies and reactions: `answer` turns a class
+//! into a `Fault`.
 //!
-//! Sources: BMS API Reference, Error Codes (OTC and Huawei Cloud); ECS API Reference, Error Codes (`Common.*`, the same
-//! job engine); API Request Signing Guide and API Gateway User Guide (`APIGW.*`, printed `APIG.*` in older guides); IAM
-//! API Reference. The codes, statuses and texts are documented; the classes are our judgement.
+//! Sources: BMS API Reference, Error Codes (OTC and Huawei Cloud); ECS API Reference, Error Codes
+//! (`Common.*`, the same job engine); API Request Signing Guide and API Gateway User Guide
+//! (`APIGW.*`, printed `APIG.*` in older guides); IAM API Reference. The codes, statuses and texts
+//! are documented; the classes are our judgement.
 
 use crate::model::CodeClass::*;
 use crate::model::{CodeClass, Service};
@@ -35,15 +37,17 @@ pub struct Known {
     pub throttles: bool,
 }
 
-/// The class of `code`, where no HTTP status belongs to it (a job's or sub-job's error). Unlisted codes are `Other`.
+/// The class of `code`, where no HTTP status belongs to it (a job's or sub-job's error). Unlisted
+/// codes are `Other`.
 pub fn class(code: &str) -> CodeClass {
     documented(code, None).map_or(Other, |known| known.class)
 }
 
 /// Looks `code` up; `status` decides where one code stands for several HTTP statuses.
 ///
-/// A code with one class has it under any status, because the documents warn that the status may be wrong. One with
-/// several classes and an unlisted status is `Ambiguous`. None: no document lists it (bare numbers included).
+/// A code with one class has it under any status, because the documents warn that the status may be
+/// wrong. One with several classes and an unlisted status is `Ambiguous`. None: no document lists
+/// it (bare numbers included).
 pub fn documented(code: &str, status: Option<u16>) -> Option<Known> {
     let name = canonical(code)?;
     let from = CODES.partition_point(|(listed, ..)| *listed < name.as_str());
@@ -56,11 +60,16 @@ pub fn documented(code: &str, status: Option<u16>) -> Option<Known> {
         None if rows.iter().all(|(_, _, class)| *class == first) => first,
         None => Ambiguous,
     };
-    Some(Known { origin: origin(&name), class, throttles: THROTTLING.contains(&name.as_str()) })
+    Some(Known {
+        origin: origin(&name),
+        class,
+        throttles: THROTTLING.contains(&name.as_str()),
+    })
 }
 
-/// As `documented`, for an answer of `service`: from another service than BMS only the codes of the gateway and of IAM
-/// count. BMS's own codes and its job engine's are documented for BMS, and no document lists CloudDC's.
+/// As `documented`, for an answer of `service`: from another service than BMS only the codes of the
+/// gateway and of IAM count. BMS's own codes and its job engine's are documented for BMS, and no
+/// document lists CloudDC's.
 pub fn documented_for(service: Service, code: &str, status: Option<u16>) -> Option<Known> {
     documented(code, status).filter(|known| match known.origin {
         Origin::Gateway | Origin::Iam => true,
@@ -71,7 +80,8 @@ pub fn documented_for(service: Service, code: &str, status: Option<u16>) -> Opti
 /// Codes that say "too many calls", under whatever HTTP status they travel.
 const THROTTLING: [&str; 4] = ["APIGW.0308", "BMS.0212", "Common.0024", "Common.1503"];
 
-/// The code as the table spells it: prefix in its usual case, `APIG.` as `APIGW.`. None: no prefix that we know.
+/// The code as the table spells it: prefix in its usual case, `APIG.` as `APIGW.`. None: no prefix
+/// that we know.
 fn canonical(code: &str) -> Option<String> {
     let (prefix, number) = code.trim().split_once('.')?;
     let prefix = match prefix.to_ascii_uppercase().as_str() {
@@ -86,7 +96,11 @@ fn canonical(code: &str) -> Option<String> {
 
 /// Who speaks, by the code's prefix; also for codes that no document lists.
 pub fn origin(code: &str) -> Origin {
-    match canonical(code).as_deref().and_then(|name| name.split_once('.')).map(|(prefix, _)| prefix) {
+    match canonical(code)
+        .as_deref()
+        .and_then(|name| name.split_once('.'))
+        .map(|(prefix, _)| prefix)
+    {
         Some("APIGW") => Origin::Gateway,
         Some("BMS") => Origin::Bms,
         Some("Common") => Origin::JobEngine,
@@ -339,7 +353,10 @@ mod tests {
             for row in list.as_array().expect("a list of codes") {
                 let code = format!("{prefix}{}", row["code"].as_str().expect("a code"));
                 let status = row["http_status"].as_u64().expect("a status");
-                found.insert((code, status), row["class_judgement"].as_str().expect("a class").to_owned());
+                found.insert(
+                    (code, status),
+                    row["class_judgement"].as_str().expect("a class").to_owned(),
+                );
             }
         }
         found
@@ -349,7 +366,12 @@ mod tests {
     fn the_table_is_the_documents_row_by_row() {
         let ours: BTreeMap<_, _> = CODES
             .iter()
-            .map(|(code, status, class)| (((*code).to_owned(), u64::from(*status)), class_word(*class).to_owned()))
+            .map(|(code, status, class)| {
+                (
+                    ((*code).to_owned(), u64::from(*status)),
+                    class_word(*class).to_owned(),
+                )
+            })
             .collect();
         assert_eq!(ours.len(), CODES.len(), "no row stands twice");
         assert_eq!(ours, documents());
@@ -371,32 +393,66 @@ mod tests {
 
     #[test]
     fn a_gateway_number_counts_after_either_prefix_and_in_any_case() {
-        assert_eq!(documented("APIG.0308", Some(429)), documented("apigw.0308", Some(429)));
+        assert_eq!(
+            documented("APIG.0308", Some(429)),
+            documented("apigw.0308", Some(429))
+        );
         assert_eq!(class(" bms.0039 "), AlreadyInTargetState);
     }
 
     #[test]
     fn one_code_under_seven_statuses_goes_by_status_and_else_to_the_careful_side() {
-        assert_eq!(documented("APIGW.0201", Some(413)).map(|known| known.class), Some(BatchInvalid));
-        assert_eq!(documented("APIGW.0201", Some(504)).map(|known| known.class), Some(Ambiguous));
-        assert_eq!(documented("APIGW.0201", Some(503)).map(|known| known.class), Some(Ambiguous));
+        assert_eq!(
+            documented("APIGW.0201", Some(413)).map(|known| known.class),
+            Some(BatchInvalid)
+        );
+        assert_eq!(
+            documented("APIGW.0201", Some(504)).map(|known| known.class),
+            Some(Ambiguous)
+        );
+        assert_eq!(
+            documented("APIGW.0201", Some(503)).map(|known| known.class),
+            Some(Ambiguous)
+        );
         assert_eq!(class("APIGW.0201"), Ambiguous);
     }
 
     #[test]
     fn another_services_answer_is_not_read_by_the_codes_of_bms() {
         for code in ["APIGW.0308", "APIG.0301", "IAM.0066"] {
-            assert_eq!(documented_for(Service::CloudDc, code, None), documented(code, None), "{code}");
+            assert_eq!(
+                documented_for(Service::CloudDc, code, None),
+                documented(code, None),
+                "{code}"
+            );
         }
-        for code in ["BMS.0038", "BMS.0040", "Common.0002", "Common.1503", "CloudDC.0000"] {
+        for code in [
+            "BMS.0038",
+            "BMS.0040",
+            "Common.0002",
+            "Common.1503",
+            "CloudDC.0000",
+        ] {
             assert_eq!(documented_for(Service::CloudDc, code, None), None, "{code}");
-            assert_eq!(documented_for(Service::Bms, code, None), documented(code, None), "{code}");
+            assert_eq!(
+                documented_for(Service::Bms, code, None),
+                documented(code, None),
+                "{code}"
+            );
         }
     }
 
     #[test]
     fn codes_that_no_document_lists_are_other() {
-        for code in ["", "400", "BMS.9999", "BMS.", ".0040", "Ecs.0204", "APIGW.0308.1"] {
+        for code in [
+            "",
+            "400",
+            "BMS.9999",
+            "BMS.",
+            ".0040",
+            "Ecs.0204",
+            "APIGW.0308.1",
+        ] {
             assert_eq!(class(code), Other, "{code}");
         }
     }

@@ -1,7 +1,7 @@
 //! The shapes in which the clouds complain: where in a JSON body the code and the text stand.
 //!
-//! Owns nothing but that search, which follows the vendor SDK's own rule (`DefaultExceptionHandler`). What a code means
-//! is in `codes`.
+//! Owns nothing but that search, which follows the vendor SDK's own rule
+//! (`DefaultExceptionHandler`). What a code means is in `codes`.
 
 use serde_json::{Map, Value};
 
@@ -22,53 +22,89 @@ pub(crate) struct Found {
 }
 
 /// Pairs of names under which a code and its text stand, in the SDK's order.
-const PAIRS: [(&str, &str); 3] = [("error_code", "error_msg"), ("errorCode", "errorMsg"), ("code", "message")];
+const PAIRS: [(&str, &str); 3] = [
+    ("error_code", "error_msg"),
+    ("errorCode", "errorMsg"),
+    ("code", "message"),
+];
 
-/// Looks for a code or a text at the top, then one level down (`error`, `itemNotFound`, `badRequest`, …).
+/// Looks for a code or a text at the top, then one level down (`error`, `itemNotFound`,
+/// `badRequest`, …).
 ///
 /// A nested object needs both a code and a text; at the top one of the two is enough.
 pub(crate) fn find_complaint(body: &Value) -> Option<Found> {
     let top = body.as_object()?;
     let both = |object: &Map<String, Value>| {
-        PAIRS.iter().find_map(|(code, message)| Some((scalar(object.get(*code)?)?, scalar(object.get(*message)?)?)))
+        PAIRS.iter().find_map(|(code, message)| {
+            Some((scalar(object.get(*code)?)?, scalar(object.get(*message)?)?))
+        })
     };
     let one = |object: &Map<String, Value>| {
         let value = |name: &str| object.get(name).and_then(scalar);
-        PAIRS.iter().find_map(|(code, message)| match (value(code), value(message)) {
-            (None, None) => None,
-            (code, message) => Some((code.unwrap_or_default(), message.unwrap_or_default())),
-        })
+        PAIRS
+            .iter()
+            .find_map(|(code, message)| match (value(code), value(message)) {
+                (None, None) => None,
+                (code, message) => Some((code.unwrap_or_default(), message.unwrap_or_default())),
+            })
     };
     let nested = || top.values().filter_map(Value::as_object);
     let (code, message) = both(top)
         .or_else(|| nested().find_map(both))
         .or_else(|| one(top))
         .or_else(|| top.get("error").and_then(Value::as_object).and_then(one))
-        .or_else(|| top.get("error").and_then(scalar).map(|message| (String::new(), message)))?;
-    let request_id = top.get("request_id").or_else(|| top.get("requestId")).and_then(scalar);
-    Some(Found { code: tidy_code(&code), message, request_id })
+        .or_else(|| {
+            top.get("error")
+                .and_then(scalar)
+                .map(|message| (String::new(), message))
+        })?;
+    let request_id = top
+        .get("request_id")
+        .or_else(|| top.get("requestId"))
+        .and_then(scalar);
+    Some(Found {
+        code: tidy_code(&code),
+        message,
+        request_id,
+    })
 }
 
 /// A job's or sub-job's complaint; none if it has neither code nor text.
 ///
-/// The text may itself be JSON of one of the error shapes (seen in `errorcode_message`); then its inner text counts.
+/// The text may itself be JSON of one of the error shapes (seen in `errorcode_message`); then its
+/// inner text counts.
 pub(crate) fn job_complaint(code: Option<&str>, text: Option<&str>) -> Option<Complaint> {
     if code.is_none() && text.is_none() {
         return None;
     }
     let code = tidy_code(code.unwrap_or_default());
     let text = text.unwrap_or_default();
-    let inner = text.starts_with('{').then(|| lenient::read(text.as_bytes())).flatten();
-    let inner = inner.as_ref().and_then(find_complaint).map(|found| found.message).filter(|text| !text.is_empty());
+    let inner = text
+        .starts_with('{')
+        .then(|| lenient::read(text.as_bytes()))
+        .flatten();
+    let inner = inner
+        .as_ref()
+        .and_then(find_complaint)
+        .map(|found| found.message)
+        .filter(|text| !text.is_empty());
     let message = tidy(inner.as_deref().unwrap_or(text));
-    Some(Complaint { class: codes::class(&code), code, message })
+    Some(Complaint {
+        class: codes::class(&code),
+        code,
+        message,
+    })
 }
 
 /// What stands at a server as its error; none if it has neither code nor text.
 ///
-/// It says that this server failed, whatever its code: no document lists the codes that stand there.
+/// It says that this server failed, whatever its code: no document lists the codes that stand
+/// there.
 pub(crate) fn server_complaint(code: Option<&str>, text: Option<&str>) -> Option<Complaint> {
-    job_complaint(code, text).map(|complaint| Complaint { class: CodeClass::ServerFailed, ..complaint })
+    job_complaint(code, text).map(|complaint| Complaint {
+        class: CodeClass::ServerFailed,
+        ..complaint
+    })
 }
 
 /// A code as we keep it: one word, at most 64 characters.
@@ -94,7 +130,10 @@ mod tests {
     fn every_shape_reads_as_the_vendors_client_reads_it() {
         let all: Value = serde_json::from_str(CAPTURES).expect("the fixture is JSON");
         let mut read = 0;
-        for (name, case) in all["vendor_client_error_parsing"].as_object().expect("the cases") {
+        for (name, case) in all["vendor_client_error_parsing"]
+            .as_object()
+            .expect("the cases")
+        {
             // The vendor's HTTP library gives up on a 429 before its client reads it.
             if name == "err.429" || !case["response_body"].is_object() {
                 continue;
@@ -110,8 +149,19 @@ mod tests {
 
     #[test]
     fn a_body_without_code_and_text_is_no_complaint() {
-        for body in ["{}", "[]", "null", "\"text\"", "{\"job_id\":\"1\"}", "{\"error\":null}"] {
-            assert_eq!(find_complaint(&serde_json::from_str(body).expect("JSON")), None, "{body}");
+        for body in [
+            "{}",
+            "[]",
+            "null",
+            "\"text\"",
+            "{\"job_id\":\"1\"}",
+            "{\"error\":null}",
+        ] {
+            assert_eq!(
+                find_complaint(&serde_json::from_str(body).expect("JSON")),
+                None,
+                "{body}"
+            );
         }
     }
 
@@ -119,7 +169,10 @@ mod tests {
     fn json_inside_a_jobs_text_gives_its_inner_text() {
         let text = r#"{"forbidden": {"message": "No valid host", "code": 403}}"#;
         let complaint = job_complaint(Some("Ecs.0204"), Some(text)).expect("a complaint");
-        assert_eq!((complaint.code.as_str(), complaint.message.as_str()), ("Ecs.0204", "No valid host"));
+        assert_eq!(
+            (complaint.code.as_str(), complaint.message.as_str()),
+            ("Ecs.0204", "No valid host")
+        );
         assert_eq!(job_complaint(None, None), None);
     }
 }

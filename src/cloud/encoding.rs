@@ -1,6 +1,8 @@
-//! Bodies that come compressed although nobody asked for it. Pure: headers and bytes in, the body as it was meant out.
+//! Bodies that come compressed although nobody asked for it. Pure: headers and bytes in, the body
+//! as it was meant out.
 //!
-//! Owns which `Content-Encoding` is undone. What it does not know stays as it is, and the answer's reader names it.
+//! Owns which `Content-Encoding` is undone. What it does not know stays as it is, and the answer's
+//! reader names it.
 
 use std::io::Read;
 
@@ -14,9 +16,13 @@ pub(crate) struct TooLarge;
 /// How many encodings, one around the other, are undone.
 const LAYERS_MAX: usize = 4;
 
-/// Undoes what `Content-Encoding` names, or what the first bytes of a gzip body show without a name, and takes the header
-/// away. A body that does not decode stays as it is, with its header.
-pub(crate) fn decode(headers: &mut HeaderMap, body: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, TooLarge> {
+/// Undoes what `Content-Encoding` names, or what the first bytes of a gzip body show without a
+/// name, and takes the header away. A body that does not decode stays as it is, with its header.
+pub(crate) fn decode(
+    headers: &mut HeaderMap,
+    body: Vec<u8>,
+    bytes_max: usize,
+) -> Result<Vec<u8>, TooLarge> {
     let mut named = named_encodings(headers);
     if named.is_empty() && is_gzip(&body) {
         named.push("gzip".to_owned());
@@ -38,9 +44,16 @@ pub(crate) fn decode(headers: &mut HeaderMap, body: Vec<u8>, bytes_max: usize) -
 
 /// The words of all `Content-Encoding` headers in their order, in lower case.
 pub(super) fn named_encodings(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(CONTENT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    let words = values.flat_map(|value| value.split(',')).map(|word| word.trim().to_ascii_lowercase());
-    words.filter(|word| !word.is_empty() && word != "identity").collect()
+    let values = headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let words = values
+        .flat_map(|value| value.split(','))
+        .map(|word| word.trim().to_ascii_lowercase());
+    words
+        .filter(|word| !word.is_empty() && word != "identity")
+        .collect()
 }
 
 /// None for an encoding that is not known, or a body that is not in it.
@@ -62,7 +75,9 @@ fn undo(name: &str, body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, To
 
 fn unpack(decoder: impl Read, bytes_max: usize) -> Result<Option<Vec<u8>>, TooLarge> {
     let mut unpacked = Vec::new();
-    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+    let limit = u64::try_from(bytes_max)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
     match decoder.take(limit).read_to_end(&mut unpacked) {
         Ok(_) if unpacked.len() > bytes_max => Err(TooLarge),
         Ok(_) => Ok(Some(unpacked)),
@@ -125,8 +140,16 @@ mod tests {
     #[test]
     fn what_does_not_decode_stays_with_its_header() {
         let half = gzip(BODY)[..20].to_vec();
-        for (name, body) in [("br", vec![1, 2, 3]), ("gzip", BODY.to_vec()), ("gzip", half)] {
-            assert_eq!(decoded(Some(name), body.clone()), (Ok(body), true), "{name}");
+        for (name, body) in [
+            ("br", vec![1, 2, 3]),
+            ("gzip", BODY.to_vec()),
+            ("gzip", half),
+        ] {
+            assert_eq!(
+                decoded(Some(name), body.clone()),
+                (Ok(body), true),
+                "{name}"
+            );
         }
         assert_eq!(decoded(None, BODY.to_vec()), (Ok(BODY.to_vec()), false));
     }

@@ -1,7 +1,8 @@
-//! The HTTP client of one target: what may go over the wire, for how long, and what it means when no answer comes.
+//! The HTTP client of one target: what may go over the wire, for how long, and what it means when
+//! no answer comes.
 //!
-//! Owns timeouts, TLS, connections and the cap on bodies. Follows no redirect, repeats nothing, reads no environment.
-//! Knows nothing of signing or of what a body says.
+//! Owns timeouts, TLS, connections and the cap on bodies. Follows no redirect, repeats nothing,
+//! reads no environment. Knows nothing of signing or of what a body says.
 
 use std::error::Error;
 use std::io;
@@ -27,12 +28,18 @@ pub trait Wire: Send + Sync {
     /// Sends a read; any connection will do. See `send_fresh` for what the errors mean.
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Answer, CallError>>;
 
-    /// Sends a request over a connection of its own, and reads the whole answer, whatever its status.
+    /// Sends a request over a connection of its own, and reads the whole answer, whatever its
+    /// status.
     ///
     /// # Errors
-    /// `Unreachable`: no connection, so nothing left. Anything later (time ran out, reset, an answer that breaks off
-    /// or is larger than `BODY_BYTES_MAX`) is `Lost` after a submit and `Unavailable` after a read.
-    fn send_fresh(&self, request: Request, kind: CallKind) -> BoxFuture<'_, Result<Answer, CallError>>;
+    /// `Unreachable`: no connection, so nothing left. Anything later (time ran out, reset, an
+    /// answer that breaks off or is larger than `BODY_BYTES_MAX`) is `Lost` after a submit and
+    /// `Unavailable` after a read.
+    fn send_fresh(
+        &self,
+        request: Request,
+        kind: CallKind,
+    ) -> BoxFuture<'_, Result<Answer, CallError>>;
 }
 
 impl Wire for Http {
@@ -40,12 +47,17 @@ impl Wire for Http {
         Box::pin(self.exchange(&self.reads, request, CallKind::Read))
     }
 
-    fn send_fresh(&self, request: Request, kind: CallKind) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn send_fresh(
+        &self,
+        request: Request,
+        kind: CallKind,
+    ) -> BoxFuture<'_, Result<Answer, CallError>> {
         Box::pin(self.exchange(&self.submits, request, kind))
     }
 }
 
-/// Two clients for one target: one that keeps connections for reading, and one that opens a fresh one for each call.
+/// Two clients for one target: one that keeps connections for reading, and one that opens a fresh
+/// one for each call.
 #[derive(Debug)]
 pub struct Http {
     reads: Client,
@@ -58,11 +70,15 @@ pub struct Http {
 }
 
 impl Http {
-    /// Builds both clients. `proxy_password` is for the user that `target.proxy` names. Reads `ca_file`, or the system's authorities if TLS is to be spoken without one.
+    /// Builds both clients. `proxy_password` is for the user that `target.proxy` names. Reads
+    /// `ca_file`, or the system's authorities if TLS is to be spoken without one.
     ///
     /// # Errors
     /// An `http://` address without `allow_http`, an unreadable `ca_file`, a proxy or TLS set-up that cannot work.
-    pub fn new(target: &TargetSettings, proxy_password: Option<&SecretString>) -> Result<Self, ClientError> {
+    pub fn new(
+        target: &TargetSettings,
+        proxy_password: Option<&SecretString>,
+    ) -> Result<Self, ClientError> {
         check_scheme(&target.endpoint, target.allow_http)?;
         if let AuthSettings::Token { iam_endpoint, .. } = &target.auth {
             check_scheme(iam_endpoint, target.allow_http)?;
@@ -70,9 +86,14 @@ impl Http {
         // Somebody else in this process may have installed a provider already; either will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
-            reads: builder(target, proxy_password)?.build().map_err(ClientError::set_up)?,
+            reads: builder(target, proxy_password)?
+                .build()
+                .map_err(ClientError::set_up)?,
             // A stale keep-alive socket would turn a whole batch into "may have been carried out".
-            submits: builder(target, proxy_password)?.pool_max_idle_per_host(0).build().map_err(ClientError::set_up)?,
+            submits: builder(target, proxy_password)?
+                .pool_max_idle_per_host(0)
+                .build()
+                .map_err(ClientError::set_up)?,
             connect_timeout: target.connect_timeout,
             request_timeout: target.request_timeout,
             proxy: target.proxy.as_ref().map(address),
@@ -80,50 +101,97 @@ impl Http {
         })
     }
 
-    async fn exchange(&self, client: &Client, request: Request, kind: CallKind) -> Result<Answer, CallError> {
+    async fn exchange(
+        &self,
+        client: &Client,
+        request: Request,
+        kind: CallKind,
+    ) -> Result<Answer, CallError> {
         let host = address(request.url());
-        let response = client.execute(request).await.map_err(|error| self.no_answer(&host, kind, &error))?;
+        let response = client
+            .execute(request)
+            .await
+            .map_err(|error| self.no_answer(&host, kind, &error))?;
         let (status, mut headers) = (response.status().as_u16(), response.headers().clone());
         let body = match read_body(response).await {
-            Ok(body) => decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| BodyFault::TooLarge),
+            Ok(body) => {
+                decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| BodyFault::TooLarge)
+            }
             Err(fault) => Err(fault),
         };
         match body {
-            Ok(body) => Ok(Answer { status, headers, body }),
+            Ok(body) => Ok(Answer {
+                status,
+                headers,
+                body,
+            }),
             Err(BodyFault::TooLarge) => {
-                let message = format!("{host} answered with more than {} MiB; cut off", BODY_BYTES_MAX >> 20);
+                let message = format!(
+                    "{host} answered with more than {} MiB; cut off",
+                    BODY_BYTES_MAX >> 20
+                );
                 Err(failed(doubt(kind), Some(status), &message))
             }
             Err(BodyFault::Broken(error)) => {
                 let why = self.why(&error);
-                Err(failed(doubt(kind), Some(status), &format!("the answer of {host} broke off: {why}")))
+                Err(failed(
+                    doubt(kind),
+                    Some(status),
+                    &format!("the answer of {host} broke off: {why}"),
+                ))
             }
         }
     }
 
     fn no_answer(&self, host: &str, kind: CallKind, error: &reqwest::Error) -> CallError {
-        let through = self.proxy.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
-        if let (true, Some(proxy), Some(refusal)) = (error.is_connect(), &self.proxy, tunnel_refusal(error)) {
+        let through = self
+            .proxy
+            .as_ref()
+            .map(|proxy| format!(" through the proxy {proxy}"))
+            .unwrap_or_default();
+        if let (true, Some(proxy), Some(refusal)) =
+            (error.is_connect(), &self.proxy, tunnel_refusal(error))
+        {
             return refusal.error(proxy, host);
         }
         if error.is_connect() {
             let why = if error.is_timeout() {
-                format!("no connection within {}", humantime::format_duration(self.connect_timeout))
+                format!(
+                    "no connection within {}",
+                    humantime::format_duration(self.connect_timeout)
+                )
             } else {
-                tls_error(error).and_then(tls_sentence).map_or_else(|| connect_causes(error), str::to_owned)
+                tls_error(error)
+                    .and_then(tls_sentence)
+                    .map_or_else(|| connect_causes(error), str::to_owned)
             };
-            failed(Fault::Unreachable, None, &format!("could not connect to {host}{through}: {why}"))
+            failed(
+                Fault::Unreachable,
+                None,
+                &format!("could not connect to {host}{through}: {why}"),
+            )
         } else if error.is_builder() {
-            failed(Fault::Configuration, None, &format!("the request to {host} cannot be sent: {}", causes(error)))
+            failed(
+                Fault::Configuration,
+                None,
+                &format!("the request to {host} cannot be sent: {}", causes(error)),
+            )
         } else {
             let why = self.why(error);
-            failed(doubt(kind), None, &format!("no answer from {host}{through}: {why}"))
+            failed(
+                doubt(kind),
+                None,
+                &format!("no answer from {host}{through}: {why}"),
+            )
         }
     }
 
     fn why(&self, error: &reqwest::Error) -> String {
         if error.is_timeout() {
-            return format!("not complete within {}", humantime::format_duration(self.request_timeout));
+            return format!(
+                "not complete within {}",
+                humantime::format_duration(self.request_timeout)
+            );
         }
         let why = causes(error);
         // What a TLS server answers to plain HTTP begins with a byte that no HTTP answer has.
@@ -138,11 +206,16 @@ fn check_scheme(url: &Url, allow_http: bool) -> Result<(), ClientError> {
     match url.scheme() {
         "https" => Ok(()),
         "http" if allow_http => Ok(()),
-        _ => Err(ClientError::Insecure { address: address(url) }),
+        _ => Err(ClientError::Insecure {
+            address: address(url),
+        }),
     }
 }
 
-fn builder(target: &TargetSettings, proxy_password: Option<&SecretString>) -> Result<ClientBuilder, ClientError> {
+fn builder(
+    target: &TargetSettings,
+    proxy_password: Option<&SecretString>,
+) -> Result<ClientBuilder, ClientError> {
     let mut builder = Client::builder()
         .user_agent(concat!("poweryard/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -164,7 +237,8 @@ fn builder(target: &TargetSettings, proxy_password: Option<&SecretString>) -> Re
     if let Some(file) = &target.ca_file {
         builder = builder.tls_certs_only(authorities(file)?);
     } else if !speaks_tls(target) {
-        // A test host without certificate authorities must still be able to talk to a loopback endpoint.
+        // A test host without certificate authorities must still be able to talk to a loopback
+        // endpoint.
         builder = builder.tls_certs_only([]);
     }
     Ok(builder)
@@ -175,14 +249,24 @@ fn speaks_tls(target: &TargetSettings) -> bool {
         AuthSettings::Token { iam_endpoint, .. } => Some(iam_endpoint),
         AuthSettings::AkSk { .. } => None,
     };
-    [Some(&target.endpoint), iam, target.proxy.as_ref()].into_iter().flatten().any(|url| url.scheme() != "http")
+    [Some(&target.endpoint), iam, target.proxy.as_ref()]
+        .into_iter()
+        .flatten()
+        .any(|url| url.scheme() != "http")
 }
 
 fn authorities(file: &Path) -> Result<Vec<Certificate>, ClientError> {
-    let unusable = |why: String| ClientError::Authorities { file: file.to_owned(), why };
+    let unusable = |why: String| ClientError::Authorities {
+        file: file.to_owned(),
+        why,
+    };
     let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
     let found = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(causes(&error)))?;
-    if found.is_empty() { Err(unusable("it holds no PEM certificate".to_owned())) } else { Ok(found) }
+    if found.is_empty() {
+        Err(unusable("it holds no PEM certificate".to_owned()))
+    } else {
+        Ok(found)
+    }
 }
 
 enum BodyFault {
@@ -190,7 +274,8 @@ enum BodyFault {
     Broken(reqwest::Error),
 }
 
-/// Reads chunk by chunk, so that neither a wrong `Content-Length` nor an endless body fills the memory.
+/// Reads chunk by chunk, so that neither a wrong `Content-Length` nor an endless body fills the
+/// memory.
 async fn read_body(mut response: Response) -> Result<Vec<u8>, BodyFault> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(BodyFault::Broken)? {
@@ -251,7 +336,9 @@ impl TunnelRefusal {
                 failed(Fault::Configuration, Some(407), &message)
             }
             Self::Refused => {
-                let message = format!("the proxy {proxy} answered, not the cloud: it refuses to connect to {host}");
+                let message = format!(
+                    "the proxy {proxy} answered, not the cloud: it refuses to connect to {host}"
+                );
                 failed(Fault::Unreachable, None, &message)
             }
         }
@@ -278,8 +365,12 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
             return Some(found);
         }
         // An I/O error does not name what it wraps as its source.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source());
+        let wrapped = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        next = wrapped
+            .map(|wrapped| wrapped as &(dyn Error + 'static))
+            .or_else(|| error.source());
     }
     None
 }
@@ -293,18 +384,20 @@ fn tls_sentence(error: &rustls::Error) -> Option<&'static str> {
             "its certificate is signed by an authority that is not trusted here; \
              name that authority's certificate with ca_file",
         ),
-        Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
-            Some("its certificate has expired, or this machine's clock is ahead; check the clock, then the certificate")
-        }
-        Tls::InvalidCertificate(Certificate::NotValidYet | Certificate::NotValidYetContext { .. }) => {
-            Some("its certificate is not valid yet, or this machine's clock is behind; check the clock first")
-        }
-        Tls::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
-            Some("its certificate is for another name; check the host name in the endpoint")
-        }
-        Tls::InvalidMessage(_) => {
-            Some("it does not speak TLS; check the port, or for a test write http:// and allow_http = true")
-        }
+        Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => Some(
+            "its certificate has expired, or this machine's clock is ahead; check the clock, then the certificate",
+        ),
+        Tls::InvalidCertificate(
+            Certificate::NotValidYet | Certificate::NotValidYetContext { .. },
+        ) => Some(
+            "its certificate is not valid yet, or this machine's clock is behind; check the clock first",
+        ),
+        Tls::InvalidCertificate(
+            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. },
+        ) => Some("its certificate is for another name; check the host name in the endpoint"),
+        Tls::InvalidMessage(_) => Some(
+            "it does not speak TLS; check the port, or for a test write http:// and allow_http = true",
+        ),
         _ => None,
     }
 }
@@ -312,22 +405,31 @@ fn tls_sentence(error: &rustls::Error) -> Option<&'static str> {
 /// `host:port`, without path, query or user.
 pub(crate) fn address(url: &Url) -> String {
     let host = url.host_str().unwrap_or("?");
-    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    url.port_or_known_default()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// The causes below `error` in one line, without the HTTP library's wrappers, which name the URL or say nothing.
+/// The causes below `error` in one line, without the HTTP library's wrappers, which name the URL or
+/// say nothing.
 pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
     let mut line: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {
         next = error.source();
-        let text = error.downcast_ref::<io::Error>().filter(|io| io.raw_os_error().is_some()).map_or_else(
-            || error.to_string(),
-            // "connection refused" rather than "Connection refused (os error 111)".
-            |io| io.kind().to_string(),
-        );
-        let wrapper = (error.is::<reqwest::Error>() || text.starts_with("client error")) && next.is_some();
-        if wrapper || text == "tcp connect error" || line.last().is_some_and(|last| last.contains(&text)) {
+        let text = error
+            .downcast_ref::<io::Error>()
+            .filter(|io| io.raw_os_error().is_some())
+            .map_or_else(
+                || error.to_string(),
+                // "connection refused" rather than "Connection refused (os error 111)".
+                |io| io.kind().to_string(),
+            );
+        let wrapper =
+            (error.is::<reqwest::Error>() || text.starts_with("client error")) && next.is_some();
+        if wrapper
+            || text == "tcp connect error"
+            || line.last().is_some_and(|last| last.contains(&text))
+        {
             continue;
         }
         line.push(match error.is::<reqwest::Error>() {
@@ -351,11 +453,17 @@ mod tests {
     #[test]
     fn each_usual_mistake_with_a_certificate_says_what_to_do() {
         use rustls::CertificateError::{Expired, NotValidForName, NotValidYet, UnknownIssuer};
-        for (mistake, word) in
-            [(UnknownIssuer, "ca_file"), (Expired, "clock"), (NotValidYet, "clock"), (NotValidForName, "endpoint")]
-        {
-            let wrapped = io::Error::other(io::Error::other(rustls::Error::InvalidCertificate(mistake)));
-            let sentence = tls_error(&wrapped).and_then(tls_sentence).expect("a sentence");
+        for (mistake, word) in [
+            (UnknownIssuer, "ca_file"),
+            (Expired, "clock"),
+            (NotValidYet, "clock"),
+            (NotValidForName, "endpoint"),
+        ] {
+            let wrapped =
+                io::Error::other(io::Error::other(rustls::Error::InvalidCertificate(mistake)));
+            let sentence = tls_error(&wrapped)
+                .and_then(tls_sentence)
+                .expect("a sentence");
             assert!(sentence.contains(word), "{sentence}");
         }
         assert_eq!(tls_error(&io::Error::other("else")), None);
@@ -365,6 +473,9 @@ mod tests {
     fn causes_read_as_words() {
         let refused = io::Error::from_raw_os_error(111);
         assert_eq!(causes(&refused), "connection refused");
-        assert_eq!(causes(&io::Error::other("dns error: no such host")), "dns error: no such host");
+        assert_eq!(
+            causes(&io::Error::other("dns error: no such host")),
+            "dns error: no such host"
+        );
     }
 }

@@ -1,15 +1,18 @@
-//! Reads JSON as far as it can be read: first strictly, and only if that fails with every tolerance that leaves no doubt.
+//! Reads JSON as far as it can be read: first strictly, and only if that fails with every tolerance
+//! that leaves no doubt.
 //!
-//! Owns the tolerances: bytes that are no UTF-8, half of an escaped pair, doubled names (the last value counts), raw control
-//! characters, numbers that no machine has, values nested without end, commas too many, blanks and NULs around. Half a
-//! document and two documents in one body stay unreadable. Knows nothing of what the values mean.
+//! Owns the tolerances: bytes that are no UTF-8, half of an escaped pair, doubled names (the last
+//! value counts), raw control characters, numbers that no machine has, values nested without end,
+//! commas too many, blanks and NULs around. Half a document and two documents in one body stay
+//! unreadable. Knows nothing of what the values mean.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
-/// Values nested deeper than this are skipped and count as null. No document nests more than 8 deep.
+/// Values nested deeper than this are skipped and count as null. No document nests more than 8
+/// deep.
 const DEPTH_MAX: usize = 64;
 
 /// The body read as `T`; none if it cannot be read so.
@@ -23,7 +26,8 @@ pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
     T::deserialize(repaired(body)?).ok()
 }
 
-/// The body's first character that is no blank, to tell an object from a web page; none if there is none.
+/// The body's first character that is no blank, to tell an object from a web page; none if there is
+/// none.
 pub(super) fn first_character(body: &[u8]) -> Option<char> {
     let body = body.trim_ascii_start();
     let text = text_of(&body[..body.len().min(256)]);
@@ -33,14 +37,21 @@ pub(super) fn first_character(body: &[u8]) -> Option<char> {
 /// The document in `body`, read with all tolerances; none if it ends too early or is no JSON.
 fn repaired(body: &[u8]) -> Option<Value> {
     let text = text_of(body);
-    let mut reader = Reader { rest: text.trim_start_matches(is_blank) };
+    let mut reader = Reader {
+        rest: text.trim_start_matches(is_blank),
+    };
     let value = reader.value(0)?;
     // A second document could contradict the first one.
     let rest = reader.rest.trim_start_matches(is_blank);
-    if rest.starts_with(['{', '[', '<', '"']) { None } else { Some(value) }
+    if rest.starts_with(['{', '[', '<', '"']) {
+        None
+    } else {
+        Some(value)
+    }
 }
 
-/// As UTF-8, or as UTF-16 if a mark says so or the first bracket shows it; what is neither becomes U+FFFD.
+/// As UTF-8, or as UTF-16 if a mark says so or the first bracket shows it; what is neither becomes
+/// U+FFFD.
 fn text_of(body: &[u8]) -> Cow<'_, str> {
     type Unit = fn([u8; 2]) -> u16;
     let (unit, text): (Unit, &[u8]) = match body {
@@ -51,7 +62,8 @@ fn text_of(body: &[u8]) -> Cow<'_, str> {
         _ => return String::from_utf8_lossy(body),
     };
     let units = text.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
-    let characters = char::decode_utf16(units).map(|read| read.unwrap_or(char::REPLACEMENT_CHARACTER));
+    let characters =
+        char::decode_utf16(units).map(|read| read.unwrap_or(char::REPLACEMENT_CHARACTER));
     Cow::Owned(characters.collect())
 }
 
@@ -169,7 +181,9 @@ impl<'a> Reader<'a> {
 
     /// A number, or one of the words `true`, `false` and `null`; any other word counts as null.
     fn bare_word(&mut self) -> Option<Value> {
-        let end = self.rest.find(|c: char| !(c.is_ascii_alphanumeric() || "+-._".contains(c)));
+        let end = self
+            .rest
+            .find(|c: char| !(c.is_ascii_alphanumeric() || "+-._".contains(c)));
         let word = &self.rest[..end.unwrap_or(self.rest.len())];
         if word.is_empty() {
             return None;
@@ -206,7 +220,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A number that no machine has stays as it is written; what is no number at all (`NaN`, `undefined`) is null.
+/// A number that no machine has stays as it is written; what is no number at all (`NaN`,
+/// `undefined`) is null.
 fn number(word: &str) -> Value {
     let digits = word.trim_start_matches(['-', '+']);
     if !digits.starts_with(|c: char| c.is_ascii_digit()) {
@@ -218,9 +233,12 @@ fn number(word: &str) -> Value {
     }
 }
 
-/// The character of the four digits after `\u`, and what comes after it: U+FFFD for half of a pair and for no digits.
+/// The character of the four digits after `\u`, and what comes after it: U+FFFD for half of a pair
+/// and for no digits.
 fn escaped_character(rest: &str) -> (char, &str) {
-    let Some((first, after)) = four_digits(rest) else { return (char::REPLACEMENT_CHARACTER, rest) };
+    let Some((first, after)) = four_digits(rest) else {
+        return (char::REPLACEMENT_CHARACTER, rest);
+    };
     let single = char::from_u32(u32::from(first));
     let second = after.strip_prefix("\\u").and_then(four_digits);
     match (single, second) {
@@ -234,7 +252,9 @@ fn escaped_character(rest: &str) -> (char, &str) {
 }
 
 fn four_digits(text: &str) -> Option<(u16, &str)> {
-    let digits = text.get(..4).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let digits = text
+        .get(..4)
+        .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
     Some((u16::from_str_radix(digits, 16).ok()?, &text[4..]))
 }
 
@@ -258,8 +278,16 @@ mod tests {
 
     #[test]
     fn an_odd_text_beside_it_does_not_hide_a_value() {
-        let deep = format!(r#"{{"x":{}1{},"job_id":"j"}}"#, "[".repeat(100_000), "]".repeat(100_000));
-        let deep_objects = format!(r#"{{"x":{}1{},"job_id":"j"}}"#, r#"{"a":"#.repeat(500), "}".repeat(500));
+        let deep = format!(
+            r#"{{"x":{}1{},"job_id":"j"}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        let deep_objects = format!(
+            r#"{{"x":{}1{},"job_id":"j"}}"#,
+            r#"{"a":"#.repeat(500),
+            "}".repeat(500)
+        );
         for body in [
             b"{\"x\":\"r\xc3\",\"job_id\":\"j\"}".as_slice(),
             b"\xef\xbb\xbf{\"job_id\":\"j\"}",
@@ -286,10 +314,22 @@ mod tests {
 
     #[test]
     fn a_text_with_bad_bytes_keeps_the_rest_of_it() {
-        assert_eq!(job(b"{\"job_id\":\"a\xc3 b\"}").as_deref(), Some("a\u{fffd} b"));
-        assert_eq!(job(br#"{"job_id":"fan \ud83d failed","x":"\ud83d"}"#).as_deref(), Some("fan \u{fffd} failed"));
-        assert_eq!(job(br#"{"job_id":"\ud83d\ude00","x":NaN}"#).as_deref(), Some("\u{1f600}"));
-        assert_eq!(job(br#"{"job_id":99999999999999999999e999}"#).as_deref(), Some("99999999999999999999e999"));
+        assert_eq!(
+            job(b"{\"job_id\":\"a\xc3 b\"}").as_deref(),
+            Some("a\u{fffd} b")
+        );
+        assert_eq!(
+            job(br#"{"job_id":"fan \ud83d failed","x":"\ud83d"}"#).as_deref(),
+            Some("fan \u{fffd} failed")
+        );
+        assert_eq!(
+            job(br#"{"job_id":"\ud83d\ude00","x":NaN}"#).as_deref(),
+            Some("\u{1f600}")
+        );
+        assert_eq!(
+            job(br#"{"job_id":99999999999999999999e999}"#).as_deref(),
+            Some("99999999999999999999e999")
+        );
     }
 
     #[test]

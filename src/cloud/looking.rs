@@ -1,8 +1,9 @@
 //! Looking at servers in as few calls as can be: by the list, page by page, or one by one.
 //!
-//! Owns that choice, the end of a list, and the rule that a server which the list leaves out is shown alone before
-//! anything is said of it. A look is about each server: what cannot be read hides nothing else. Knows no paths and no
-//! bodies: how a page and a server are read is each service's own.
+//! Owns that choice, the end of a list, and the rule that a server which the list leaves out is
+//! shown alone before anything is said of it. A look is about each server: what cannot be read
+//! hides nothing else. Knows no paths and no bodies: how a page and a server are read is each
+//! service's own.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -20,26 +21,30 @@ use crate::model::{ServerId, ServerView, Sighting};
 /// The list is read up to this many pages; whoever is not found by then is asked for by name.
 const PAGES_MAX: usize = 100;
 
-/// So few servers are shown one by one even where the list is a single page: a page of 1000 takes longer.
+/// So few servers are shown one by one even where the list is a single page: a page of 1000 takes
+/// longer.
 const SHOWS_MIN: usize = 3;
 
 /// Shows under way at a time.
 const SHOWS_AT_ONCE: usize = 4;
 
-/// Shows in one look at most: after a list they are the few that it left out, without one they are a try. Those left over
-/// have their turn in the next look. Documented is a rate of 1000 shows a minute; real accounts have far less.
+/// Shows in one look at most: after a list they are the few that it left out, without one they are
+/// a try. Those left over have their turn in the next look. Documented is a rate of 1000 shows a
+/// minute; real accounts have far less.
 const SHOWS_MAX: usize = 1000;
 const SHOWS_WITHOUT_LIST_MAX: usize = 50;
 
-/// After so many failed shows in one look no other one begins, and sooner if nothing at all could be read.
+/// After so many failed shows in one look no other one begins, and sooner if nothing at all could
+/// be read.
 const SHOWS_FAILED_MAX: usize = 8;
 const SHOWS_FAILED_ALONE_MAX: usize = 3;
 
-/// The first show goes alone for so long, unless the list has been read: four refused signatures at a time would soon lock
-/// the key.
+/// The first show goes alone for so long, unless the list has been read: four refused signatures at
+/// a time would soon lock the key.
 const HEAD_START: Duration = Duration::from_secs(1);
 
-/// A show that takes so many times as long as the slowest answer of its look is not waited for any more.
+/// A show that takes so many times as long as the slowest answer of its look is not waited for any
+/// more.
 const SLOWER_MAX: u32 = 4;
 
 /// A look that has lasted so long begins no further try of a page that failed, and no further show.
@@ -89,14 +94,16 @@ pub(crate) trait ServerReader: Sync {
 #[derive(Debug)]
 pub(crate) struct Looking {
     memory: Mutex<Memory>,
-    /// Once something was read and no show ends for so long, or for several times what the slowest answer took, the look
-    /// ends: what others have shown must not grow old because of a server that never answers.
+    /// Once something was read and no show ends for so long, or for several times what the slowest
+    /// answer took, the look ends: what others have shown must not grow old because of a server
+    /// that never answers.
     hurry: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Memory {
-    /// Pages of the last listing that was read to its end, or more if one went further; 0 before the first.
+    /// Pages of the last listing that was read to its end, or more if one went further; 0 before
+    /// the first.
     pages_known: usize,
     page_sizes: Remembered,
     asked: Asked,
@@ -131,7 +138,8 @@ impl Look {
     }
 
     fn failed(&mut self, server: ServerId, error: CallError) {
-        // "Come later" may be about the one server; where it is about all, nothing else can be read either.
+        // "Come later" may be about the one server; where it is about all, nothing else can be read
+        // either.
         if error.status != Some(SERVICE_UNAVAILABLE) {
             self.end_if_it_concerns_all(&error);
         }
@@ -144,11 +152,16 @@ impl Look {
             Fault::Throttled { .. } | Fault::Credentials | Fault::Unreachable => {
                 self.observed.ended_by.get_or_insert_with(|| error.clone());
             }
-            Fault::Unavailable | Fault::Permission | Fault::Configuration | Fault::Refused(_) | Fault::Lost => {}
+            Fault::Unavailable
+            | Fault::Permission
+            | Fault::Configuration
+            | Fault::Refused(_)
+            | Fault::Lost => {}
         }
     }
 
-    /// A server that was not shown may be in the list all the same; and if the list can be read, the cloud is there.
+    /// A server that was not shown may be in the list all the same; and if the list can be read,
+    /// the cloud is there.
     fn needs_the_list(&self) -> bool {
         let was_sent = |error: &CallError| match error.fault {
             Fault::Unavailable | Fault::Lost => true,
@@ -156,19 +169,30 @@ impl Look {
             Fault::Throttled { .. } => error.status == Some(SERVICE_UNAVAILABLE),
             _ => false,
         };
-        !self.was_listed && !self.has_read() && !self.is_over() && self.observed.failures.values().any(was_sent)
+        !self.was_listed
+            && !self.has_read()
+            && !self.is_over()
+            && self.observed.failures.values().any(was_sent)
     }
 
-    /// The result. An error only where nothing could be read, and for a reason that is not one server's own.
+    /// The result. An error only where nothing could be read, and for a reason that is not one
+    /// server's own.
     fn end(mut self, servers: &[ServerId]) -> Result<Observed, CallError> {
         if !self.has_read()
             && let Some(error) = self.reason_for_all(servers)
         {
             return Err(error);
         }
-        let why = self.observed.ended_by.clone().or(self.list_failure).unwrap_or_else(not_asked);
+        let why = self
+            .observed
+            .ended_by
+            .clone()
+            .or(self.list_failure)
+            .unwrap_or_else(not_asked);
         for server in servers {
-            if !self.observed.sightings.contains_key(server) && !self.observed.failures.contains_key(server) {
+            if !self.observed.sightings.contains_key(server)
+                && !self.observed.failures.contains_key(server)
+            {
                 self.observed.failures.insert(server.clone(), why.clone());
             }
         }
@@ -176,7 +200,11 @@ impl Look {
     }
 
     fn reason_for_all(&self, servers: &[ServerId]) -> Option<CallError> {
-        let failures = || servers.iter().filter_map(|server| self.observed.failures.get(server));
+        let failures = || {
+            servers
+                .iter()
+                .filter_map(|server| self.observed.failures.get(server))
+        };
         if let Some(error) = &self.observed.ended_by {
             return Some(error.clone());
         }
@@ -184,18 +212,26 @@ impl Look {
         if failures().any(|error| matches!(error.fault, Fault::Refused(_))) {
             return None;
         }
-        self.list_failure.clone().or_else(|| failures().next().cloned())
+        self.list_failure
+            .clone()
+            .or_else(|| failures().next().cloned())
     }
 }
 
 fn not_asked() -> CallError {
-    not_sent(Fault::Unavailable, "its turn comes in the next look".to_owned())
+    not_sent(
+        Fault::Unavailable,
+        "its turn comes in the next look".to_owned(),
+    )
 }
 
 impl Looking {
     /// For a target whose proofs need looks without long gaps for `settle_time`.
     pub(crate) fn new(settle_time: Duration) -> Self {
-        Self { memory: Mutex::default(), hurry: settle_time / 8 }
+        Self {
+            memory: Mutex::default(),
+            hurry: settle_time / 8,
+        }
     }
 
     /// Sees each of `servers`, once: see `PowerCloud::observe`.
@@ -231,13 +267,15 @@ impl Looking {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the list until every wanted server has been seen, or to its end. A page that cannot be had is asked for in
-    /// smaller ones; what was read before a failure counts.
+    /// Reads the list until every wanted server has been seen, or to its end. A page that cannot be
+    /// had is asked for in smaller ones; what was read before a failure counts.
     ///
-    /// The end is a page that names no next one, or one without anything new: a list that goes in circles ends too.
+    /// The end is a page that names no next one, or one without anything new: a list that goes in
+    /// circles ends too.
     async fn list(&self, reader: &impl ServerReader, wanted: &HashSet<&ServerId>, look: &mut Look) {
         let before = self.memory().page_sizes;
-        let (began, mut sizes, mut known) = (Instant::now(), PageSizes::begin(before), HashSet::new());
+        let (began, mut sizes, mut known) =
+            (Instant::now(), PageSizes::begin(before), HashSet::new());
         let (mut place, mut calls, mut skipped) = (Some(reader.first_page()), 0, 0);
         let (mut failure, mut hole) = (None, None);
         look.was_listed = true;
@@ -264,7 +302,8 @@ impl Looking {
                 }
                 Err(error) => {
                     look.end_if_it_concerns_all(&error);
-                    let may_be_its_size = matches!(error.fault, Fault::Unavailable | Fault::Refused(_));
+                    let may_be_its_size =
+                        matches!(error.fault, Fault::Unavailable | Fault::Refused(_));
                     failure = Some(error);
                     if !may_be_its_size || began.elapsed() > SPAN_MAX {
                         sizes.page_failed();
@@ -286,23 +325,33 @@ impl Looking {
         self.memory().page_sizes = sizes.remember(before);
     }
 
-    /// Shows the servers that have not been seen, one by one. Those that have waited longest come first, and those that
-    /// failed last time come last.
+    /// Shows the servers that have not been seen, one by one. Those that have waited longest come
+    /// first, and those that failed last time come last.
     async fn show(&self, reader: &impl ServerReader, servers: &[ServerId], look: &mut Look) {
         // In the caller's order, so that the same question makes the same calls.
         let mut taken = HashSet::new();
-        let is_unseen = |id: &&ServerId| !look.observed.sightings.contains_key(*id) && taken.insert((*id).clone());
+        let is_unseen = |id: &&ServerId| {
+            !look.observed.sightings.contains_key(*id) && taken.insert((*id).clone())
+        };
         let mut servers_left: Vec<ServerId> = servers.iter().filter(is_unseen).cloned().collect();
         self.memory().asked.order(&mut servers_left);
         let list_is_whole = look.was_listed && look.list_failure.is_none();
-        servers_left.truncate(if list_is_whole { SHOWS_MAX } else { SHOWS_WITHOUT_LIST_MAX });
+        servers_left.truncate(if list_is_whole {
+            SHOWS_MAX
+        } else {
+            SHOWS_WITHOUT_LIST_MAX
+        });
         let alone_in_look = servers.len() == 1;
         let mut servers_left = servers_left.into_iter();
         let (began, mut failed, mut alone) = (Instant::now(), 0, !look.has_read());
         let mut open = FuturesUnordered::new();
         let mut under_way = HashSet::new();
         loop {
-            let enough = if look.has_read() { SHOWS_FAILED_MAX } else { SHOWS_FAILED_ALONE_MAX };
+            let enough = if look.has_read() {
+                SHOWS_FAILED_MAX
+            } else {
+                SHOWS_FAILED_ALONE_MAX
+            };
             let at_once = if alone { 1 } else { SHOWS_AT_ONCE };
             while open.len() < at_once
                 && failed < enough
@@ -338,13 +387,22 @@ impl Looking {
             } else {
                 open.next().await
             };
-            let Some(Shown { server, sighting: shown, took }) = ended else { break };
+            let Some(Shown {
+                server,
+                sighting: shown,
+                took,
+            }) = ended
+            else {
+                break;
+            };
             under_way.remove(&server);
             if shown.is_ok() {
                 look.slowest = look.slowest.max(took);
             }
             alone &= shown.is_err();
-            self.memory().asked.note(&server, shown.as_ref().is_err_and(is_its_own));
+            self.memory()
+                .asked
+                .note(&server, shown.as_ref().is_err_and(is_its_own));
             match shown {
                 Ok(sighting) => look.saw(server, sighting),
                 Err(error) => {
@@ -361,7 +419,11 @@ impl Looking {
 
 impl Memory {
     fn learn_pages(&mut self, pages: usize, is_the_end: bool) {
-        self.pages_known = if is_the_end { pages } else { pages.max(self.pages_known) };
+        self.pages_known = if is_the_end {
+            pages
+        } else {
+            pages.max(self.pages_known)
+        };
     }
 }
 
@@ -373,7 +435,11 @@ struct Shown {
 }
 
 /// Shows `server`, for no longer than `patience` if there is one.
-async fn show_within(reader: &impl ServerReader, server: ServerId, patience: Option<Duration>) -> Shown {
+async fn show_within(
+    reader: &impl ServerReader,
+    server: ServerId,
+    patience: Option<Duration>,
+) -> Shown {
     let began = Instant::now();
     let sighting = match patience {
         None => reader.show(&server).await,
@@ -381,11 +447,18 @@ async fn show_within(reader: &impl ServerReader, server: ServerId, patience: Opt
             .await
             .unwrap_or_else(|_| Err(no_answer_within(patience))),
     };
-    Shown { server, sighting, took: began.elapsed() }
+    Shown {
+        server,
+        sighting,
+        took: began.elapsed(),
+    }
 }
 
 fn no_answer_within(patience: Duration) -> CallError {
-    let message = format!("no answer within {}", humantime::format_duration(whole_milliseconds(patience)));
+    let message = format!(
+        "no answer within {}",
+        humantime::format_duration(whole_milliseconds(patience))
+    );
     not_sent(Fault::Unavailable, message)
 }
 
@@ -393,7 +466,8 @@ fn whole_milliseconds(span: Duration) -> Duration {
     Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// True for a failure that may concern the one server alone. An id that cannot be asked for will never be shown.
+/// True for a failure that may concern the one server alone. An id that cannot be asked for will
+/// never be shown.
 fn is_its_own(error: &CallError) -> bool {
     match error.fault {
         Fault::Unavailable | Fault::Lost | Fault::Permission | Fault::Configuration => true,

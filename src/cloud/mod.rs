@@ -1,7 +1,8 @@
 //! The clouds: one trait, `PowerCloud`, and its implementations, one file a service.
 //!
-//! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows nothing of SQL, and
-//! decides nothing: it says what the cloud said, classed; `verdict` says what follows.
+//! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows
+//! nothing of SQL, and decides nothing: it says what the cloud said, classed; `verdict` says what
+//! follows.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,7 +13,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
-use crate::model::{CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking, UtcMillis};
+use crate::model::{
+    CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking, UtcMillis,
+};
 use crate::settings::TargetSettings;
 
 pub mod answer;
@@ -40,7 +43,8 @@ use http::Wire;
 /// Tells the time, for signatures and for the life of tokens; tests fix it.
 pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
 
-/// Makes the client for `target`'s service. Sends nothing yet. `proxy_password` belongs to the user that `target.proxy` names.
+/// Makes the client for `target`'s service. Sends nothing yet. `proxy_password` belongs to the user
+/// that `target.proxy` names.
 ///
 /// # Errors
 /// See `ClientError`; each means that the settings or the secrets need a person.
@@ -50,7 +54,12 @@ pub fn connect(
     credentials: Credentials,
     clock: Clock,
 ) -> Result<Arc<dyn PowerCloud>, ClientError> {
-    over(Box::new(http::Http::new(target, proxy_password)?), target, credentials, clock)
+    over(
+        Box::new(http::Http::new(target, proxy_password)?),
+        target,
+        credentials,
+        clock,
+    )
 }
 
 /// As `connect`, over another wire than the network.
@@ -66,7 +75,8 @@ pub(crate) fn over(
     }
 }
 
-/// Why no client can be made from these settings and secrets. `Display` is one sentence for the operator.
+/// Why no client can be made from these settings and secrets. `Display` is one sentence for the
+/// operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// The address is not `https://`, and `allow_http` is not set.
@@ -84,7 +94,9 @@ pub enum ClientError {
         why: String,
     },
     /// The secrets are of another kind than `[targets.NAME.auth]` says.
-    #[error("the settings ask for credentials of kind \"{wanted}\", but those given are of kind \"{given}\"")]
+    #[error(
+        "the settings ask for credentials of kind \"{wanted}\", but those given are of kind \"{given}\""
+    )]
     CredentialsKind {
         /// `kind` in the config.
         wanted: &'static str,
@@ -101,48 +113,56 @@ pub enum ClientError {
 
 impl ClientError {
     fn set_up(error: reqwest::Error) -> Self {
-        Self::SetUp { why: http::causes(&error.without_url()) }
+        Self::SetUp {
+            why: http::causes(&error.without_url()),
+        }
     }
 }
 
 /// A cloud project that can be asked to switch servers.
 ///
-/// No method retries by itself but for one renewal of a refused token or signature. Every call ends within the target's
-/// `request_timeout`; a method makes one call, and after a 401 two and one for the token. `observe` makes one for each
-/// page or server that it reads.
+/// No method retries by itself but for one renewal of a refused token or signature. Every call ends
+/// within the target's `request_timeout`; a method makes one call, and after a 401 two and one for
+/// the token. `observe` makes one for each page or server that it reads.
 pub trait PowerCloud: Send + Sync {
     /// The key that calls are made with, and how often in a row it was refused.
     fn key(&self) -> &Key;
 
-    /// True where the servers' own states are all that tells what became of a call: then they must be read beforehand.
+    /// True where the servers' own states are all that tells what became of a call: then they must
+    /// be read beforehand.
     fn wants_baselines(&self) -> bool {
         false
     }
 
-    /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that after the intent is
-    /// stored only the call itself is left.
+    /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that
+    /// after the intent is stored only the call itself is left.
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>>;
 
     /// Makes one submit call for all `servers`: 1 to `Service::batch_servers_cap`, each once.
     ///
-    /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused`, whatever the documents say:
-    /// look first. With any other fault nothing was, as far as the documents go.
-    fn submit<'a>(&'a self, action: PowerAction, servers: &'a [ServerId])
-    -> BoxFuture<'a, Result<Tracking, CallError>>;
+    /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused`,
+    /// whatever the documents say: look first. With any other fault nothing was, as far as the
+    /// documents go.
+    fn submit<'a>(
+        &'a self,
+        action: PowerAction,
+        servers: &'a [ServerId],
+    ) -> BoxFuture<'a, Result<Tracking, CallError>>;
 
-    /// Asks what became of `job`. `Fault::Refused(CodeClass::JobUnknown)` if the cloud does not know it (any more), or has
-    /// no jobs at all.
+    /// Asks what became of `job`. `Fault::Refused(CodeClass::JobUnknown)` if the cloud does not
+    /// know it (any more), or has no jobs at all.
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>>;
 
     /// Reads the states of `servers`, by list or one by one, whichever needs fewer calls.
     ///
-    /// Each server asked for is among the sightings or among the failures; one that the list leaves out is confirmed by
-    /// its own call before it is called missing.
+    /// Each server asked for is among the sightings or among the failures; one that the list leaves
+    /// out is confirmed by its own call before it is called missing.
     ///
     /// # Errors
-    /// Only where nothing at all could be read, for a reason that is not one server's own: refused credentials, an
-    /// endpoint that cannot be reached, throttling before the first answer.
-    fn observe<'a>(&'a self, servers: &'a [ServerId]) -> BoxFuture<'a, Result<Observed, CallError>>;
+    /// Only where nothing at all could be read, for a reason that is not one server's own: refused
+    /// credentials, an endpoint that cannot be reached, throttling before the first answer.
+    fn observe<'a>(&'a self, servers: &'a [ServerId])
+    -> BoxFuture<'a, Result<Observed, CallError>>;
 }
 
 /// What a look showed, server by server.
@@ -152,8 +172,8 @@ pub struct Observed {
     pub sightings: HashMap<ServerId, Sighting>,
     /// Why the others could not be read this time.
     pub failures: HashMap<ServerId, CallError>,
-    /// What ended the look before all had been asked for, if anything did: throttling, refused credentials, or no
-    /// connection. It concerns the whole target.
+    /// What ended the look before all had been asked for, if anything did: throttling, refused
+    /// credentials, or no connection. It concerns the whole target.
     pub ended_by: Option<CallError>,
 }
 
@@ -168,9 +188,11 @@ pub struct CallError {
     pub code: String,
     /// The cloud's text, or what went wrong on the way; at most 500 characters.
     pub message: String,
-    /// The cloud's id for this call (`X-Request-Id` or the body's `request_id`), for a support case.
+    /// The cloud's id for this call (`X-Request-Id` or the body's `request_id`), for a support
+    /// case.
     pub request_id: Option<String>,
-    /// When the cloud wants to be asked again, from `Retry-After`; also where it does not throttle (503).
+    /// When the cloud wants to be asked again, from `Retry-After`; also where it does not throttle
+    /// (503).
     pub retry_after: Option<Duration>,
 }
 
@@ -179,7 +201,8 @@ pub struct CallError {
 pub enum Fault {
     /// Could not connect: nothing left this machine. Resend later.
     Unreachable,
-    /// The cloud is overloaded or throttles; nothing was carried out. Resend after `retry_after`, if it named one.
+    /// The cloud is overloaded or throttles; nothing was carried out. Resend after `retry_after`,
+    /// if it named one.
     Throttled {
         /// From `Retry-After`.
         retry_after: Option<Duration>,
@@ -188,16 +211,19 @@ pub enum Fault {
     },
     /// A passing fault in front of the service; nothing was carried out. Resend later.
     Unavailable,
-    /// The token or signature was refused, also after one renewal; nothing was carried out. Hold all that use this key.
+    /// The token or signature was refused, also after one renewal; nothing was carried out. Hold
+    /// all that use this key.
     Credentials,
     /// These credentials may not do this; nothing was carried out. Hold the target.
     Permission,
     /// Wrong endpoint, project or service, or a redirect; nothing was carried out. Hold the target.
     Configuration,
-    /// The service read the call and refused it. After a submit: `RetryableUncertain` and `Other` may hide that it was
-    /// begun; `Retryable` is a passing refusal that concerns one of the servers (`BMS.1006`).
+    /// The service read the call and refused it. After a submit: `RetryableUncertain` and `Other`
+    /// may hide that it was begun; `Retryable` is a passing refusal that concerns one of the
+    /// servers (`BMS.1006`).
     Refused(CodeClass),
-    /// The call left and its answer is missing, unreadable, or says nothing certain: it may have been carried out.
+    /// The call left and its answer is missing, unreadable, or says nothing certain: it may have
+    /// been carried out.
     Lost,
 }
 
@@ -229,5 +255,12 @@ fn check_batch(service: Service, servers: &[ServerId]) -> Result<(), CallError> 
 
 /// A call that was not made, because of what it would have held.
 fn not_sent(fault: Fault, message: String) -> CallError {
-    CallError { fault, status: None, code: String::new(), message, request_id: None, retry_after: None }
+    CallError {
+        fault,
+        status: None,
+        code: String::new(),
+        message,
+        request_id: None,
+        retry_after: None,
+    }
 }

@@ -6,10 +6,12 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
+use serde::de::{
+    DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer,
+};
 
-/// Hands each object to `take`: a single one, or those in an array. Everything else (null, "", numbers) is passed over.
-/// Returns how many entries there were, of whatever type.
+/// Hands each object to `take`: a single one, or those in an array. Everything else (null, "",
+/// numbers) is passed over. Returns how many entries there were, of whatever type.
 ///
 /// # Errors
 /// Broken JSON, or an object that is no `T`.
@@ -17,7 +19,11 @@ pub(crate) fn each_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
     mut take: impl FnMut(T),
 ) -> Result<usize, D::Error> {
-    Objects { take: &mut take, of: PhantomData }.deserialize(deserializer)
+    Objects {
+        take: &mut take,
+        of: PhantomData,
+    }
+    .deserialize(deserializer)
 }
 
 /// The first object, where one is expected; an empty one if there is none. For `deserialize_with`.
@@ -34,7 +40,8 @@ pub(crate) fn an_object<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>
     Ok(first.unwrap_or_default())
 }
 
-/// The visitor behind `each_object`. Collects nothing by itself, because a job's answer holds thousands of objects.
+/// The visitor behind `each_object`. Collects nothing by itself, because a job's answer holds
+/// thousands of objects.
 struct Objects<'f, T, F> {
     take: &'f mut F,
     of: PhantomData<T>,
@@ -62,7 +69,13 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Objects<'_, T, F> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<usize, A::Error> {
         let mut count = 0;
-        while seq.next_element_seed(Objects { take: self.take, of: PhantomData })?.is_some() {
+        while seq
+            .next_element_seed(Objects {
+                take: self.take,
+                of: PhantomData,
+            })?
+            .is_some()
+        {
             count += 1;
         }
         Ok(count)
@@ -104,8 +117,14 @@ mod tests {
 
     #[test]
     fn one_object_is_found_and_its_absence_is_an_empty_one() {
-        for (json, expected) in [(r#"{"id":1}"#, 1), (r#"[null,{"id":2},{"id":3}]"#, 2), ("null", 0), ("\"text\"", 0)] {
-            let id: Id = an_object(&mut serde_json::Deserializer::from_str(json)).expect("any value will do");
+        for (json, expected) in [
+            (r#"{"id":1}"#, 1),
+            (r#"[null,{"id":2},{"id":3}]"#, 2),
+            ("null", 0),
+            ("\"text\"", 0),
+        ] {
+            let id: Id = an_object(&mut serde_json::Deserializer::from_str(json))
+                .expect("any value will do");
             assert_eq!(id.id, expected, "{json}");
         }
     }
@@ -114,7 +133,10 @@ mod tests {
     fn objects_are_found_alone_in_arrays_and_beside_nonsense() {
         for (json, expected) in [
             (r#"{"id":1}"#, vec![1]),
-            (r#"[{"id":1},null,3,"x",[{"id":2}],{"id":3}]"#, vec![1, 2, 3]),
+            (
+                r#"[{"id":1},null,3,"x",[{"id":2}],{"id":3}]"#,
+                vec![1, 2, 3],
+            ),
             ("null", vec![]),
             ("\"\"", vec![]),
             ("1.5", vec![]),

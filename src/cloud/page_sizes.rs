@@ -1,17 +1,20 @@
-//! How many servers a page of a list is asked for: fewer where a page cannot be had, more again later.
+//! How many servers a page of a list is asked for: fewer where a page cannot be had, more again
+//! later.
 //!
 //! Pure: told how each page went, it says how large the next one should be. Reads nothing.
 
-/// Servers on a page, largest first. Each size divides the one before it, so that a place in the list that was reached with
-/// one size is the beginning of a page of every smaller one.
+/// Servers on a page, largest first. Each size divides the one before it, so that a place in the
+/// list that was reached with one size is the beginning of a page of every smaller one.
 ///
-/// Source: BMS API Reference, `limit` is at most 1000; CloudDC API Reference, `limit` is 10 to 1000, smaller ones become 10.
+/// Source: BMS API Reference, `limit` is at most 1000; CloudDC API Reference, `limit` is 10 to
+/// 1000, smaller ones become 10.
 const SIZES: [usize; 5] = [1000, 500, 250, 50, 10];
 
 /// A size that failed so often in one listing is not tried again in it.
 const FAILURES_MAX: u32 = 2;
 
-/// After so many listings with small pages the largest is tried again: what made it fail may be gone.
+/// After so many listings with small pages the largest is tried again: what made it fail may be
+/// gone.
 const LISTINGS_UNTIL_LARGER: u32 = 16;
 
 /// What is remembered from listing to listing.
@@ -40,9 +43,20 @@ pub(super) struct PageSizes {
 impl PageSizes {
     /// For a new listing.
     pub(super) fn begin(remembered: Remembered) -> Self {
-        let largest = if remembered.listings < LISTINGS_UNTIL_LARGER { remembered.largest } else { 0 };
+        let largest = if remembered.listings < LISTINGS_UNTIL_LARGER {
+            remembered.largest
+        } else {
+            0
+        };
         let none = [0; SIZES.len()];
-        Self { at: largest, largest, offset: 0, failed: none, read: none, smallest_failed: false }
+        Self {
+            at: largest,
+            largest,
+            offset: 0,
+            failed: none,
+            read: none,
+            smallest_failed: false,
+        }
     }
 
     /// Servers to ask the next page for.
@@ -55,13 +69,15 @@ impl PageSizes {
         self.read.iter().any(|pages| *pages > 0)
     }
 
-    /// A page of the present size was read. What failed may have been one entry, so larger pages follow where they fit.
+    /// A page of the present size was read. What failed may have been one entry, so larger pages
+    /// follow where they fit.
     pub(super) fn page_read(&mut self) {
         self.read[self.at] += 1;
         self.pass();
     }
 
-    /// A page of the present size cannot be had; true if the same place is to be read with a smaller one.
+    /// A page of the present size cannot be had; true if the same place is to be read with a
+    /// smaller one.
     pub(super) fn page_failed(&mut self) -> bool {
         self.failed[self.at] += 1;
         if self.at + 1 == SIZES.len() {
@@ -89,8 +105,9 @@ impl PageSizes {
 
     /// What the next listing should know.
     ///
-    /// A size that failed and never worked is not begun with again. Where no size worked, the list is broken or the cloud
-    /// is away, which says nothing of sizes; where there was no time to try them all, the next listing goes on.
+    /// A size that failed and never worked is not begun with again. Where no size worked, the list
+    /// is broken or the cloud is away, which says nothing of sizes; where there was no time to try
+    /// them all, the next listing goes on.
     pub(super) fn remember(&self, before: Remembered) -> Remembered {
         let worked = |size: &usize| self.failed[*size] == 0 || self.read[*size] > 0;
         let largest = match (self.has_read(), self.smallest_failed) {
@@ -99,7 +116,14 @@ impl PageSizes {
             (false, false) => self.at,
         };
         let as_before = largest == self.largest && self.largest == before.largest;
-        Remembered { largest, listings: if as_before { before.listings.saturating_add(1) } else { 0 } }
+        Remembered {
+            largest,
+            listings: if as_before {
+                before.listings.saturating_add(1)
+            } else {
+                0
+            },
+        }
     }
 }
 
@@ -107,8 +131,13 @@ impl PageSizes {
 mod tests {
     use super::*;
 
-    /// Lists `servers` entries at a cloud whose pages `can` be had or not (place, limit); the calls, and what is remembered.
-    fn list(before: Remembered, servers: usize, can: impl Fn(usize, usize) -> bool) -> (Vec<usize>, Remembered) {
+    /// Lists `servers` entries at a cloud whose pages `can` be had or not (place, limit); the
+    /// calls, and what is remembered.
+    fn list(
+        before: Remembered,
+        servers: usize,
+        can: impl Fn(usize, usize) -> bool,
+    ) -> (Vec<usize>, Remembered) {
         let (mut sizes, mut calls, mut skipped) = (PageSizes::begin(before), Vec::new(), 0);
         while sizes.offset < servers && skipped < 3 {
             calls.push(sizes.limit());
@@ -140,13 +169,17 @@ mod tests {
             first.push(calls[0]);
             memory = after;
         }
-        assert_eq!(first[..LISTINGS_UNTIL_LARGER as usize], [250; LISTINGS_UNTIL_LARGER as usize]);
+        assert_eq!(
+            first[..LISTINGS_UNTIL_LARGER as usize],
+            [250; LISTINGS_UNTIL_LARGER as usize]
+        );
         assert_eq!(first[LISTINGS_UNTIL_LARGER as usize..], [1000, 1000]);
     }
 
     #[test]
     fn one_bad_entry_costs_small_pages_around_it_and_no_more() {
-        let bad_at = |bad: usize| move |place: usize, limit: usize| !(place..place + limit).contains(&bad);
+        let bad_at =
+            |bad: usize| move |place: usize, limit: usize| !(place..place + limit).contains(&bad);
         let (calls, after) = list(Remembered::default(), 10_000, bad_at(2005));
         assert!(calls.len() < 40, "{calls:?}");
         assert_eq!(calls[..3], [1000; 3]);

@@ -1,7 +1,9 @@
-//! A target's calls with proof of who we are: signs or adds a token, sends, and renews once what is refused.
+//! A target's calls with proof of who we are: signs or adds a token, sends, and renews once what is
+//! refused.
 //!
-//! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after an answer that refuses
-//! our credentials (401, or a documented code that says so): then nothing was carried out.
+//! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after an
+//! answer that refuses our credentials (401, or a documented code that says so): then nothing was
+//! carried out.
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Url};
@@ -56,8 +58,17 @@ impl Session {
     ///
     /// # Errors
     /// As `Http::new`, and `CredentialsKind` if the secrets do not fit the settings.
-    pub(crate) fn new(target: &TargetSettings, credentials: Credentials, clock: Clock) -> Result<Self, ClientError> {
-        Self::over(Box::new(Http::new(target, None)?), target, credentials, clock)
+    pub(crate) fn new(
+        target: &TargetSettings,
+        credentials: Credentials,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
+        Self::over(
+            Box::new(Http::new(target, None)?),
+            target,
+            credentials,
+            clock,
+        )
     }
 
     /// As `new`, over another wire than the network.
@@ -70,8 +81,21 @@ impl Session {
         let key = credentials.key();
         let blots = Blots::new(&credentials);
         let prover = prover(&target.auth, &target.project_id, credentials)?;
-        let (service, endpoint, project_id) = (target.service, target.endpoint.clone(), target.project_id.clone());
-        Ok(Self { http, service, endpoint, project_id, clock, prover, key, blots })
+        let (service, endpoint, project_id) = (
+            target.service,
+            target.endpoint.clone(),
+            target.project_id.clone(),
+        );
+        Ok(Self {
+            http,
+            service,
+            endpoint,
+            project_id,
+            clock,
+            prover,
+            key,
+            blots,
+        })
     }
 
     /// The key that all calls are made with.
@@ -99,12 +123,18 @@ impl Session {
     pub(crate) async fn prepare(&self) -> Result<(), CallError> {
         match &self.prover {
             Prover::Keys(_) => Ok(()),
-            Prover::Token(source) => self.counted(source.token(&*self.http, &self.clock, None).await).map(drop),
+            Prover::Token(source) => self
+                .counted(source.token(&*self.http, &self.clock, None).await)
+                .map(drop),
         }
     }
 
-    /// `result` without our own secrets, which the cloud may have quoted: nothing else leaves this module's callers.
-    pub(crate) fn discreet<T: Discreet>(&self, mut result: Result<T, CallError>) -> Result<T, CallError> {
+    /// `result` without our own secrets, which the cloud may have quoted: nothing else leaves this
+    /// module's callers.
+    pub(crate) fn discreet<T: Discreet>(
+        &self,
+        mut result: Result<T, CallError>,
+    ) -> Result<T, CallError> {
         match &mut result {
             Ok(value) => value.blot(&self.blots),
             Err(error) => error.blot(&self.blots),
@@ -116,15 +146,28 @@ impl Session {
     ///
     /// # Errors
     /// As `call`.
-    pub(crate) async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Answer, CallError> {
+    pub(crate) async fn get(
+        &self,
+        segments: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Answer, CallError> {
         let (path, query) = (self.path(segments), aksk::canonical_query(query));
-        self.call(&Call { method: Method::GET, path, query, body: Vec::new(), kind: CallKind::Read }).await
+        self.call(&Call {
+            method: Method::GET,
+            path,
+            query,
+            body: Vec::new(),
+            kind: CallKind::Read,
+        })
+        .await
     }
 
-    /// Makes the call. Any answer that does not refuse our credentials is returned, whatever its status.
+    /// Makes the call. Any answer that does not refuse our credentials is returned, whatever its
+    /// status.
     ///
     /// # Errors
-    /// No answer (see `Http`), or `Credentials` once a renewed token or a second signature was refused too.
+    /// No answer (see `Http`), or `Credentials` once a renewed token or a second signature was
+    /// refused too.
     pub(crate) async fn call(&self, call: &Call) -> Result<Answer, CallError> {
         let (answer, used) = self.counted(self.once(call, None).await)?;
         let Err(refusal) = self.accepted(&answer, call.kind) else {
@@ -132,7 +175,8 @@ impl Session {
             return Ok(answer);
         };
         let may_repeat = self.key.was_refused();
-        // A token ends in the ordinary course of things; keys that were refused before get one signature a call.
+        // A token ends in the ordinary course of things; keys that were refused before get one
+        // signature a call.
         let may_try_again = may_repeat || matches!(self.prover, Prover::Token(_));
         if !may_try_again || !worth_renewing(&refusal) {
             return Err(refusal);
@@ -149,7 +193,10 @@ impl Session {
 
     /// Counts a refusal of the key.
     fn counted<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
-        if outcome.as_ref().is_err_and(|error| error.fault == Fault::Credentials) {
+        if outcome
+            .as_ref()
+            .is_err_and(|error| error.fault == Fault::Credentials)
+        {
             self.key.was_refused();
         }
         outcome
@@ -160,14 +207,25 @@ impl Session {
             return Ok(());
         }
         let error = answer.error_of(self.service, kind, self.now());
-        if error.fault == Fault::Credentials { Err(error) } else { Ok(()) }
+        if error.fault == Fault::Credentials {
+            Err(error)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Sends `call` once, with a new signature or a token other than `refused`. Also returns what proved us.
-    async fn once(&self, call: &Call, refused: Option<&HeaderValue>) -> Result<(Answer, HeaderValue), CallError> {
+    /// Sends `call` once, with a new signature or a token other than `refused`. Also returns what
+    /// proved us.
+    async fn once(
+        &self,
+        call: &Call,
+        refused: Option<&HeaderValue>,
+    ) -> Result<(Answer, HeaderValue), CallError> {
         let mut request = self.request(call).map_err(|what| unsendable(&what))?;
         let proof = match &self.prover {
-            Prover::Keys(keys) => self.sign(keys, &mut request, &call.body).map_err(|what| unsendable(&what))?,
+            Prover::Keys(keys) => self
+                .sign(keys, &mut request, &call.body)
+                .map_err(|what| unsendable(&what))?,
             Prover::Token(source) => {
                 let token = source.token(&*self.http, &self.clock, refused).await?;
                 self.blots.remember(&token);
@@ -192,7 +250,11 @@ impl Session {
             (host, _) => host.unwrap_or_default().to_owned(),
         };
         let mut request = Request::new(call.method.clone(), url);
-        let json = if call.body.is_empty() { "application/json" } else { "application/json;charset=utf-8" };
+        let json = if call.body.is_empty() {
+            "application/json"
+        } else {
+            "application/json;charset=utf-8"
+        };
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(json));
         headers.insert(HOST, header("endpoint", &host)?);
@@ -203,18 +265,32 @@ impl Session {
         Ok(request)
     }
 
-    /// Signs what the request holds by now, read back from it, so that nothing else can have been signed.
-    fn sign(&self, keys: &AccessKeys, request: &mut Request, body: &[u8]) -> Result<HeaderValue, String> {
+    /// Signs what the request holds by now, read back from it, so that nothing else can have been
+    /// signed.
+    fn sign(
+        &self,
+        keys: &AccessKeys,
+        request: &mut Request,
+        body: &[u8],
+    ) -> Result<HeaderValue, String> {
         let date = aksk::sdk_date(self.now());
-        request.headers_mut().insert("x-sdk-date", header("date", &date)?);
+        request
+            .headers_mut()
+            .insert("x-sdk-date", header("date", &date)?);
         if let Some(token) = &keys.security_token {
-            request.headers_mut().insert("x-security-token", secret_header("security token", token.expose_secret())?);
+            request.headers_mut().insert(
+                "x-security-token",
+                secret_header("security token", token.expose_secret())?,
+            );
         }
         let signable = Signable {
             method: request.method().as_str(),
             path: request.url().path(),
             query: request.url().query().unwrap_or_default(),
-            headers: SIGNED.iter().filter_map(|name| Some((*name, value(request.headers(), name)?))).collect(),
+            headers: SIGNED
+                .iter()
+                .filter_map(|name| Some((*name, value(request.headers(), name)?)))
+                .collect(),
             body,
             date: &date,
         };
@@ -225,21 +301,35 @@ impl Session {
 }
 
 /// The headers that a signature covers, where present. Nothing on the way may change them.
-const SIGNED: [&str; 5] = ["content-type", "host", "x-project-id", "x-sdk-date", "x-security-token"];
+const SIGNED: [&str; 5] = [
+    "content-type",
+    "host",
+    "x-project-id",
+    "x-sdk-date",
+    "x-security-token",
+];
 
-fn prover(auth: &AuthSettings, project_id: &str, credentials: Credentials) -> Result<Prover, ClientError> {
+fn prover(
+    auth: &AuthSettings,
+    project_id: &str,
+    credentials: Credentials,
+) -> Result<Prover, ClientError> {
     let given = credentials.kind();
     match (auth, credentials) {
         (AuthSettings::AkSk { .. }, Credentials::AkSk(keys)) => Ok(Prover::Keys(keys)),
-        (AuthSettings::Token { iam_endpoint, .. }, Credentials::Password(user)) => {
-            Ok(Prover::Token(Box::new(TokenSource::new(iam_endpoint, project_id, user))))
-        }
+        (AuthSettings::Token { iam_endpoint, .. }, Credentials::Password(user)) => Ok(
+            Prover::Token(Box::new(TokenSource::new(iam_endpoint, project_id, user))),
+        ),
         (AuthSettings::AkSk { .. }, Credentials::Password(_)) => {
-            Err(ClientError::CredentialsKind { wanted: "aksk", given })
+            Err(ClientError::CredentialsKind {
+                wanted: "aksk",
+                given,
+            })
         }
-        (AuthSettings::Token { .. }, Credentials::AkSk(_)) => {
-            Err(ClientError::CredentialsKind { wanted: "token", given })
-        }
+        (AuthSettings::Token { .. }, Credentials::AkSk(_)) => Err(ClientError::CredentialsKind {
+            wanted: "token",
+            given,
+        }),
     }
 }
 
@@ -249,7 +339,9 @@ fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 fn header(what: &str, text: &str) -> Result<HeaderValue, String> {
     let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-    let value = printable.then(|| HeaderValue::from_str(text).ok()).flatten();
+    let value = printable
+        .then(|| HeaderValue::from_str(text).ok())
+        .flatten();
     value.ok_or_else(|| format!("the {what} holds a character that cannot stand in an HTTP header"))
 }
 

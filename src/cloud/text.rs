@@ -10,17 +10,22 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 /// The most characters of a cloud's text that we keep.
 pub(crate) const MESSAGE_CHARS_MAX: usize = 500;
 
-/// Runs of token-like characters longer than this are cut out: a cloud may quote the token that it refuses.
+/// Runs of token-like characters longer than this are cut out: a cloud may quote the token that it
+/// refuses.
 const WORD_CHARS_MAX: usize = 120;
 
-/// A JSON value read as text: strings, numbers and booleans as written; null, arrays and objects count as absent.
+/// A JSON value read as text: strings, numbers and booleans as written; null, arrays and objects
+/// count as absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Text<'a>(Option<Cow<'a, str>>);
 
 impl Text<'_> {
     /// The trimmed text; none if absent or blank.
     pub(crate) fn get(&self) -> Option<&str> {
-        self.0.as_deref().map(str::trim).filter(|text| !text.is_empty())
+        self.0
+            .as_deref()
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
     }
 }
 
@@ -54,7 +59,11 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 
     fn visit_bool<E>(self, flag: bool) -> Result<Self::Value, E> {
-        Ok(Text(Some(Cow::Borrowed(if flag { "true" } else { "false" }))))
+        Ok(Text(Some(Cow::Borrowed(if flag {
+            "true"
+        } else {
+            "false"
+        }))))
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
@@ -78,10 +87,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// A cloud's text as we store and print it: one line of at most 500 characters, without controls and token-like runs.
+/// A cloud's text as we store and print it: one line of at most 500 characters, without controls
+/// and token-like runs.
 pub(crate) fn tidy(text: &str) -> String {
     let mut tidy = String::new();
-    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+    for word in text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+    {
         if !tidy.is_empty() {
             tidy.push(' ');
         }
@@ -111,7 +124,11 @@ fn push_without_secrets(out: &mut String, word: &str) {
         out.push_str(&rest[..plain]);
         rest = &rest[plain..];
         let run = rest.find(|c| !token_like(c)).unwrap_or(rest.len());
-        out.push_str(if run > WORD_CHARS_MAX { "***" } else { &rest[..run] });
+        out.push_str(if run > WORD_CHARS_MAX {
+            "***"
+        } else {
+            &rest[..run]
+        });
         rest = &rest[run..];
     }
 }
@@ -123,7 +140,10 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Option<String> {
-        serde_json::from_str::<Text<'_>>(json).expect("any JSON is text or absent").get().map(str::to_owned)
+        serde_json::from_str::<Text<'_>>(json)
+            .expect("any JSON is text or absent")
+            .get()
+            .map(str::to_owned)
     }
 
     #[test]
@@ -140,7 +160,10 @@ mod tests {
 
     #[test]
     fn a_quoted_token_does_not_reach_the_log() {
-        let message = tidy(&format!("Invalid token: {}; renew it", "MIIabc+/".repeat(100)));
+        let message = tidy(&format!(
+            "Invalid token: {}; renew it",
+            "MIIabc+/".repeat(100)
+        ));
         assert_eq!(message, "Invalid token: ***; renew it");
     }
 

@@ -1,7 +1,8 @@
-//! The time of day against the steady clock: notices that somebody has set the time, and by how much.
+//! The time of day against the steady clock: notices that somebody has set the time, and by how
+//! much.
 //!
-//! What the daemon remembers by the time of day then moves along: a wait of a minute stays a minute. Reads no clock and no
-//! row.
+//! What the daemon remembers by the time of day then moves along: a wait of a minute stays a
+//! minute. Reads no clock and no row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use crate::model::{BatchId, Now, Steady, UtcMillis};
 use crate::verdict::Batch;
 
-/// Between two looks at the clocks a difference of more than this was set by somebody, and is no correction.
+/// Between two looks at the clocks a difference of more than this was set by somebody, and is no
+/// correction.
 const STEP_MIN_MS: i64 = 2000;
 /// Steps ahead that are remembered, for what was stamped before them.
 const STEPS_MAX: usize = 8;
@@ -32,7 +34,8 @@ pub(super) struct Clocks {
 }
 
 impl Clocks {
-    /// By how many milliseconds the time of day has been set since the last look; none if it only went on.
+    /// By how many milliseconds the time of day has been set since the last look; none if it only
+    /// went on.
     pub(super) fn step(&self, now: Now) -> Option<i64> {
         let last = self.last?;
         let passed = i64::try_from(now.steady.since(last.steady).as_millis()).unwrap_or(i64::MAX);
@@ -46,10 +49,20 @@ impl Clocks {
         self.last = Some(now);
     }
 
-    /// Remembers a step: `open` are the batches that are not done, those of them `in_hand` were loaded already.
-    pub(super) fn stepped(&mut self, by_ms: i64, open: &[BatchId], in_hand: &BTreeSet<BatchId>, now: Now) {
+    /// Remembers a step: `open` are the batches that are not done, those of them `in_hand` were
+    /// loaded already.
+    pub(super) fn stepped(
+        &mut self,
+        by_ms: i64,
+        open: &[BatchId],
+        in_hand: &BTreeSet<BatchId>,
+        now: Now,
+    ) {
         self.stepped_at = Some(now.steady);
-        let right_since = self.right_since.filter(|_| by_ms > 0).map(|at| at.moved(by_ms));
+        let right_since = self
+            .right_since
+            .filter(|_| by_ms > 0)
+            .map(|at| at.moved(by_ms));
         self.right_since = Some(right_since.unwrap_or(now.utc));
         if by_ms > 0 {
             self.ahead.push((now.utc.moved(-by_ms), by_ms));
@@ -57,26 +70,37 @@ impl Clocks {
             self.ahead.drain(..surplus);
         } else {
             // Set back to where it was: what was stamped before both is right again.
-            self.ahead.pop_if(|(_, ahead_ms)| ahead_ms.saturating_add(by_ms).abs() < STEP_MIN_MS);
+            self.ahead
+                .pop_if(|(_, ahead_ms)| ahead_ms.saturating_add(by_ms).abs() < STEP_MIN_MS);
             self.back.push(by_ms);
             let surplus = self.back.len().saturating_sub(STEPS_MAX);
             self.back.drain(..surplus);
         }
         let before = std::mem::take(&mut self.off);
-        self.off = open.iter().map(|id| (*id, before.get(id).copied().unwrap_or(0).saturating_add(by_ms))).collect();
+        self.off = open
+            .iter()
+            .map(|id| {
+                (
+                    *id,
+                    before.get(id).copied().unwrap_or(0).saturating_add(by_ms),
+                )
+            })
+            .collect();
         for id in in_hand {
             *self.stale.entry(*id).or_default() += by_ms;
         }
     }
 
-    /// A batch as it was just read from the queue, with its times as the present clock would have shown them.
+    /// A batch as it was just read from the queue, with its times as the present clock would have
+    /// shown them.
     pub(super) fn correct_loaded(&self, batch: &mut Batch) {
         let by_ms = self.off.get(&batch.id).copied().unwrap_or(0);
         batch.intent_at = batch.intent_at.moved(by_ms);
         batch.submitted_at = batch.submitted_at.map(|at| at.moved(by_ms));
     }
 
-    /// The same for a batch whose call has ended. One that is accepted only now is stamped by the present clock.
+    /// The same for a batch whose call has ended. One that is accepted only now is stamped by the
+    /// present clock.
     pub(super) fn correct_returned(&mut self, batch: &mut Batch, accepted: bool) {
         let by_ms = self.stale.remove(&batch.id).unwrap_or(0);
         batch.intent_at = batch.intent_at.moved(by_ms);
@@ -87,12 +111,14 @@ impl Clocks {
         }
     }
 
-    /// What was stamped `at`, as the present clock would have shown it, as far as that can be told: steps ahead leave no
-    /// doubt; what lies ahead of `now` was stamped before the clock was set back, by this run or an earlier one.
+    /// What was stamped `at`, as the present clock would have shown it, as far as that can be told:
+    /// steps ahead leave no doubt; what lies ahead of `now` was stamped before the clock was set
+    /// back, by this run or an earlier one.
     pub(super) fn corrected(&self, at: UtcMillis, now: UtcMillis) -> UtcMillis {
         if at <= now {
-            let moved =
-                |at: UtcMillis, (before, by_ms): &(UtcMillis, i64)| if at <= *before { at.moved(*by_ms) } else { at };
+            let moved = |at: UtcMillis, (before, by_ms): &(UtcMillis, i64)| {
+                if at <= *before { at.moved(*by_ms) } else { at }
+            };
             return self.ahead.iter().fold(at, moved).min(now);
         }
         let mut at = at;
@@ -101,14 +127,23 @@ impl Clocks {
                 at = at.moved(*by_ms);
             }
         }
-        if at > now { self.right_since.unwrap_or(now).min(now) } else { at }
+        if at > now {
+            self.right_since.unwrap_or(now).min(now)
+        } else {
+            at
+        }
     }
 
-    /// How much longer than `span` ago something may have been stamped by a clock that has stepped ahead within `span`.
+    /// How much longer than `span` ago something may have been stamped by a clock that has stepped
+    /// ahead within `span`.
     pub(super) fn allowance(&self, span: Duration, steady: Steady) -> Duration {
         let recent = self.stepped_at.is_some_and(|at| steady.since(at) < span);
         let ahead_ms: i64 = self.ahead.iter().map(|(_, by_ms)| by_ms).sum();
-        if recent { Duration::from_millis(u64::try_from(ahead_ms).unwrap_or(0)) } else { Duration::ZERO }
+        if recent {
+            Duration::from_millis(u64::try_from(ahead_ms).unwrap_or(0))
+        } else {
+            Duration::ZERO
+        }
     }
 }
 
@@ -119,7 +154,10 @@ mod tests {
     const BEGIN: UtcMillis = UtcMillis(1_800_000_000_000);
 
     fn at(utc_seconds: i64, steady_seconds: u64) -> Now {
-        Now { utc: BEGIN.moved(utc_seconds * 1000), steady: Steady(Duration::from_secs(steady_seconds)) }
+        Now {
+            utc: BEGIN.moved(utc_seconds * 1000),
+            steady: Steady(Duration::from_secs(steady_seconds)),
+        }
     }
 
     #[test]
@@ -127,7 +165,11 @@ mod tests {
         let mut clocks = Clocks::default();
         assert_eq!(clocks.step(at(0, 0)), None, "the first look");
         clocks.seen(at(0, 0));
-        assert_eq!(clocks.step(at(86_400, 86_400)), None, "a machine that slept for a day");
+        assert_eq!(
+            clocks.step(at(86_400, 86_400)),
+            None,
+            "a machine that slept for a day"
+        );
         assert_eq!(clocks.step(at(6, 5)), None, "a correction");
         assert_eq!(clocks.step(at(3605, 5)), Some(3_600_000));
         assert_eq!(clocks.step(at(-3595, 5)), Some(-3_600_000));
@@ -139,11 +181,21 @@ mod tests {
         clocks.seen(at(0, 0));
         clocks.stepped(3_600_000, &[BatchId(1)], &BTreeSet::new(), at(3600, 0));
         let later = BEGIN + Duration::from_secs(3601);
-        assert_eq!(clocks.corrected(BEGIN, later), BEGIN + Duration::from_secs(3600));
+        assert_eq!(
+            clocks.corrected(BEGIN, later),
+            BEGIN + Duration::from_secs(3600)
+        );
         assert_eq!(clocks.corrected(later, later), later);
         let day = Duration::from_secs(86_400);
-        assert_eq!(clocks.allowance(day, Steady(Duration::from_secs(10))), Duration::from_secs(3600));
-        assert_eq!(clocks.allowance(day, Steady(day)), Duration::ZERO, "everything older has aged by the new clock");
+        assert_eq!(
+            clocks.allowance(day, Steady(Duration::from_secs(10))),
+            Duration::from_secs(3600)
+        );
+        assert_eq!(
+            clocks.allowance(day, Steady(day)),
+            Duration::ZERO,
+            "everything older has aged by the new clock"
+        );
     }
 
     #[test]
@@ -154,7 +206,10 @@ mod tests {
         assert_eq!(clocks.corrected(at(-5, 0).utc, now), at(-3605, 0).utc);
         assert_eq!(clocks.corrected(at(-3595, 5).utc, now), at(-3595, 5).utc);
         clocks.stepped(-60_000, &[], &BTreeSet::new(), at(-3650, 10));
-        assert_eq!(clocks.corrected(at(-5, 0).utc, at(-3650, 10).utc), at(-3665, 0).utc);
+        assert_eq!(
+            clocks.corrected(at(-5, 0).utc, at(-3650, 10).utc),
+            at(-3665, 0).utc
+        );
     }
 
     #[test]
@@ -163,7 +218,11 @@ mod tests {
         clocks.stepped(3_600_000, &[], &BTreeSet::new(), at(3600, 0));
         clocks.stepped(-3_600_500, &[], &BTreeSet::new(), at(10, 10));
         for (stamped, truly) in [(-5, -5_000), (3605, 4_500), (12, 12_000)] {
-            assert_eq!(clocks.corrected(at(stamped, 0).utc, at(20, 20).utc), BEGIN.moved(truly), "{stamped}");
+            assert_eq!(
+                clocks.corrected(at(stamped, 0).utc, at(20, 20).utc),
+                BEGIN.moved(truly),
+                "{stamped}"
+            );
         }
     }
 
@@ -172,10 +231,21 @@ mod tests {
         let mut clocks = Clocks::default();
         clocks.seen(at(0, 0));
         let ahead = BEGIN + Duration::from_secs(20 * 3600);
-        assert_eq!(clocks.corrected(ahead, at(30, 30).utc), BEGIN, "by an earlier run, before this one began");
+        assert_eq!(
+            clocks.corrected(ahead, at(30, 30).utc),
+            BEGIN,
+            "by an earlier run, before this one began"
+        );
         clocks.stepped(-3_600_000, &[], &BTreeSet::new(), at(-3500, 100));
-        assert_eq!(clocks.corrected(BEGIN, at(-3400, 200).utc), at(-3600, 0).utc);
+        assert_eq!(
+            clocks.corrected(BEGIN, at(-3400, 200).utc),
+            at(-3600, 0).utc
+        );
         clocks.stepped(7_200_000, &[], &BTreeSet::new(), at(3800, 200));
-        assert_eq!(clocks.corrected(ahead, at(3900, 300).utc), at(3700, 100).utc, "a later step moves that along");
+        assert_eq!(
+            clocks.corrected(ahead, at(3900, 300).utc),
+            at(3700, 100).utc,
+            "a later step moves that along"
+        );
     }
 }

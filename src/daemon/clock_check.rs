@@ -1,5 +1,6 @@
-//! Whether the time of day can be believed. A machine without a battery begins in 1970 or at the day its system was built,
-//! until a time signal comes; nothing is sent and nothing is dated by such a clock.
+//! Whether the time of day can be believed. A machine without a battery begins in 1970 or at the
+//! day its system was built, until a time signal comes; nothing is sent and nothing is dated by
+//! such a clock.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -18,9 +19,11 @@ const EARLIEST: UtcMillis = UtcMillis(1_704_067_200_000);
 const LATEST: UtcMillis = UtcMillis(4_070_908_800_000);
 /// What the schema can store: from the year 2000 to the end of 2099.
 const STORABLE: (i64, i64) = (946_684_800_000, 4_102_444_799_999);
-/// A clock may be set back by as much as this between two runs; more is a clock that has lost its time.
+/// A clock may be set back by as much as this between two runs; more is a clock that has lost its
+/// time.
 const SET_BACK: Duration = Duration::from_secs(24 * 3600);
-/// After this a clock that is only behind the last batch is believed: then it was wrong when that batch was made.
+/// After this a clock that is only behind the last batch is believed: then it was wrong when that
+/// batch was made.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at the clock.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,13 +40,16 @@ pub fn beyond(now: UtcMillis) -> Option<String> {
         late if late >= LATEST => "after 2098",
         _possible => return None,
     };
-    Some(format!("this machine's clock is wrong: it stands {what}; nothing is sent until it is set"))
+    Some(format!(
+        "this machine's clock is wrong: it stands {what}; nothing is sent until it is set"
+    ))
 }
 
-/// Why the clock should not be believed at a start, when the last batch was made at `last_intent` and we have waited for so
-/// long.
+/// Why the clock should not be believed at a start, when the last batch was made at `last_intent`
+/// and we have waited for so long.
 fn doubt(now: UtcMillis, last_intent: Option<UtcMillis>, waited: Duration) -> Option<String> {
-    let behind = last_intent.filter(|last| last.since(now) > SET_BACK && waited < PATIENCE && beyond(*last).is_none());
+    let behind = last_intent
+        .filter(|last| last.since(now) > SET_BACK && waited < PATIENCE && beyond(*last).is_none());
     beyond(now).or_else(|| {
         behind.map(|last| {
             format!("this machine's clock says {now}, but the last batch was sent at {last}; nothing is sent until it is set, or for 10 minutes")
@@ -52,7 +58,11 @@ fn doubt(now: UtcMillis, last_intent: Option<UtcMillis>, waited: Duration) -> Op
 }
 
 /// Waits at the start until the clock can be believed. False if `stop` resolved before.
-pub(super) async fn wait(path: &Path, lock: &mut QueueLock, mut stop: Pin<&mut impl Future<Output = ()>>) -> bool {
+pub(super) async fn wait(
+    path: &Path,
+    lock: &mut QueueLock,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> bool {
     // What cannot be read now is told by the start itself.
     let last_intent = last_intent(path).await.unwrap_or_default();
     let begun = now().steady;
@@ -93,11 +103,18 @@ mod tests {
 
     #[test]
     fn a_clock_before_2024_or_after_2098_is_not_believed() {
-        for wrong in
-            [UtcMillis(0), UtcMillis(EARLIEST.0 - 1), LATEST, UtcMillis(4_133_980_800_000), UtcMillis(i64::MAX)]
-        {
+        for wrong in [
+            UtcMillis(0),
+            UtcMillis(EARLIEST.0 - 1),
+            LATEST,
+            UtcMillis(4_133_980_800_000),
+            UtcMillis(i64::MAX),
+        ] {
             assert!(beyond(storable(wrong)).is_some(), "{wrong:?}");
-            assert!(doubt(storable(wrong), None, PATIENCE).is_some(), "{wrong:?}");
+            assert!(
+                doubt(storable(wrong), None, PATIENCE).is_some(),
+                "{wrong:?}"
+            );
         }
         for right in [EARLIEST, TODAY, UtcMillis(LATEST.0 - 1)] {
             assert_eq!(beyond(right), None);
@@ -109,7 +126,15 @@ mod tests {
         let before = TODAY.before(25 * HOUR);
         assert!(doubt(before, Some(TODAY), Duration::ZERO).is_some());
         assert_eq!(doubt(before, Some(TODAY), PATIENCE), None);
-        assert_eq!(doubt(TODAY.before(HOUR), Some(TODAY), Duration::ZERO), None, "that is a correction");
-        assert_eq!(doubt(TODAY, Some(LATEST), Duration::ZERO), None, "no batch was sent then");
+        assert_eq!(
+            doubt(TODAY.before(HOUR), Some(TODAY), Duration::ZERO),
+            None,
+            "that is a correction"
+        );
+        assert_eq!(
+            doubt(TODAY, Some(LATEST), Duration::ZERO),
+            None,
+            "no batch was sent then"
+        );
     }
 }

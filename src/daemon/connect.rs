@@ -9,7 +9,8 @@ use crate::cloud::auth::{AccessKeys, Password};
 use crate::cloud::{self, ClientError, Clock, Credentials, Key, PowerCloud};
 use crate::model::TargetName;
 use crate::settings::{
-    AuthSettings, LoadedSecrets, SecretError, SecretRules, Settings, TargetSettings, load_proxy_password,
+    AuthSettings, LoadedSecrets, SecretError, SecretRules, Settings, TargetSettings,
+    load_proxy_password,
 };
 
 /// Why a target cannot be asked for anything; somebody must mend its settings or secrets.
@@ -33,7 +34,10 @@ pub enum ConnectError {
 /// # Errors
 /// The first secret or setting that is wrong.
 pub fn connect_all(settings: &Settings, rules: &SecretRules) -> Result<Clouds, ConnectError> {
-    let connected = settings.targets.iter().map(|target| Ok((target.name.clone(), connect(target, rules)?)));
+    let connected = settings
+        .targets
+        .iter()
+        .map(|target| Ok((target.name.clone(), connect(target, rules)?)));
     connected.collect()
 }
 
@@ -41,12 +45,19 @@ pub fn connect_all(settings: &Settings, rules: &SecretRules) -> Result<Clouds, C
 ///
 /// # Errors
 /// The secret or setting that is wrong.
-pub fn connect(target: &TargetSettings, rules: &SecretRules) -> Result<Arc<dyn PowerCloud>, ConnectError> {
+pub fn connect(
+    target: &TargetSettings,
+    rules: &SecretRules,
+) -> Result<Arc<dyn PowerCloud>, ConnectError> {
     let credentials = credentials(target, rules)?;
     let clock: Clock = Arc::new(|| now().utc);
     let proxy_password = load_proxy_password(target, rules)?;
-    cloud::connect(target, proxy_password.as_ref(), credentials, clock)
-        .map_err(|source| ConnectError::Client { target: target.name.clone(), source })
+    cloud::connect(target, proxy_password.as_ref(), credentials, clock).map_err(|source| {
+        ConnectError::Client {
+            target: target.name.clone(),
+            source,
+        }
+    })
 }
 
 /// The key that calls of `target` are made with.
@@ -59,16 +70,30 @@ pub fn key_of(target: &TargetSettings, rules: &SecretRules) -> Result<Key, Secre
 
 fn credentials(target: &TargetSettings, rules: &SecretRules) -> Result<Credentials, SecretError> {
     let user = match &target.auth {
-        AuthSettings::Token { domain, username, .. } => (domain.clone(), username.clone()),
+        AuthSettings::Token {
+            domain, username, ..
+        } => (domain.clone(), username.clone()),
         AuthSettings::AkSk { .. } => Default::default(),
     };
-    Ok(match LoadedSecrets::load(&target.name, &target.auth, rules)? {
-        LoadedSecrets::AkSk { access_key, secret_key, security_token } => {
-            let access_key = access_key.expose_secret().to_owned();
-            Credentials::AkSk(AccessKeys { access_key, secret_key, security_token })
-        }
-        LoadedSecrets::Token { password } => {
-            Credentials::Password(Password { domain: user.0, username: user.1, password })
-        }
-    })
+    Ok(
+        match LoadedSecrets::load(&target.name, &target.auth, rules)? {
+            LoadedSecrets::AkSk {
+                access_key,
+                secret_key,
+                security_token,
+            } => {
+                let access_key = access_key.expose_secret().to_owned();
+                Credentials::AkSk(AccessKeys {
+                    access_key,
+                    secret_key,
+                    security_token,
+                })
+            }
+            LoadedSecrets::Token { password } => Credentials::Password(Password {
+                domain: user.0,
+                username: user.1,
+                password,
+            }),
+        },
+    )
 }

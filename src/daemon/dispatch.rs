@@ -1,7 +1,8 @@
-//! The dispatcher: what to do at this moment, and what follows from what was done. One writer, no network.
+//! The dispatcher: what to do at this moment, and what follows from what was done. One writer, no
+//! network.
 //!
-//! What it keeps in memory is only what is being done right now (calls in flight, answers not yet stored) and each target's
-//! pace, which it can rebuild from the queue.
+//! What it keeps in memory is only what is being done right now (calls in flight, answers not yet
+//! stored) and each target's pace, which it can rebuild from the queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use crate::cloud::{CallError, Fault, PowerCloud, Signed};
 use crate::lifecycle::{BatchNext, Step};
 use crate::meter::TargetFacts;
 use crate::model::{
-    BatchId, BatchState, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName, UtcMillis,
+    BatchId, BatchState, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName,
+    UtcMillis,
 };
 use crate::pace::{LookTimes, Pace, Reads};
 use crate::plan::Hold;
@@ -28,7 +30,8 @@ use crate::settings::{BatchSettings, Settings, TargetSettings};
 use crate::store::{Ended, Head, NotedPace, Origin, RefusedKey, Store, StoreError, TargetNews};
 use crate::verdict::{Batch, Rules, Watch};
 
-/// Between two chunks that are taken in: as long as a chunk lasts, so that producers get their turn.
+/// Between two chunks that are taken in: as long as a chunk lasts, so that producers get their
+/// turn.
 const CHUNK_PAUSE: Duration = Duration::from_millis(10);
 /// Stamps that lie ahead of the clock by more than this at a start show that it was set back.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
@@ -103,7 +106,8 @@ pub(super) struct Target {
     pub(super) opened_at: Steady,
     /// The cloud has taken the key, and has not refused it since.
     pub(super) proved: bool,
-    /// Actions whose last call did not arrive, as far as we know: the next one carries a single server.
+    /// Actions whose last call did not arrive, as far as we know: the next one carries a single
+    /// server.
     pub(super) doubted: BTreeSet<PowerAction>,
     /// Since when its servers are being looked at.
     pub(super) looking: Option<Now>,
@@ -131,7 +135,8 @@ pub struct Round {
     pub tasks: Vec<Task>,
     /// When the next round is due if nothing happens before; none: no time is known.
     pub wake_at: Option<UtcMillis>,
-    /// Why the round ended early. What it had claimed and picked up by then is in `tasks` all the same.
+    /// Why the round ended early. What it had claimed and picked up by then is in `tasks` all the
+    /// same.
     pub trouble: Option<StoreError>,
 }
 
@@ -146,15 +151,23 @@ impl Dispatcher {
     ///
     /// # Errors
     /// Those of the store: also when it cannot be written.
-    pub async fn new(store: Arc<Store>, settings: &Settings, clouds: Clouds, now: Now) -> Result<Self, StoreError> {
+    pub async fn new(
+        store: Arc<Store>,
+        settings: &Settings,
+        clouds: Clouds,
+        now: Now,
+    ) -> Result<Self, StoreError> {
         let begun = now;
         let Now { utc: now, steady } = begun;
         let attempts_max = settings.batch.attempts_max.get();
         let clocks = clocks_at_start(&store, begun).await?;
         let mut targets = BTreeMap::new();
         for settings in &settings.targets {
-            let Some(cloud) = clouds.get(&settings.name) else { continue };
-            let target = Target::new(&store, settings, attempts_max, Arc::clone(cloud), now).await?;
+            let Some(cloud) = clouds.get(&settings.name) else {
+                continue;
+            };
+            let target =
+                Target::new(&store, settings, attempts_max, Arc::clone(cloud), now).await?;
             targets.insert(settings.name.clone(), target);
         }
         let names: Vec<TargetName> = targets.keys().cloned().collect();
@@ -203,7 +216,8 @@ impl Dispatcher {
         self.count(&stranded);
     }
 
-    /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks batches to follow.
+    /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks
+    /// batches to follow.
     pub async fn round(&mut self, now: Now) -> Round {
         let mut round = Round::default();
         self.steady = now.steady;
@@ -255,7 +269,8 @@ impl Dispatcher {
         self.clock_doubt.is_some()
     }
 
-    /// Decides what follows from a finished task, and stores it. An answer that cannot be stored is kept.
+    /// Decides what follows from a finished task, and stores it. An answer that cannot be stored is
+    /// kept.
     ///
     /// # Errors
     /// Only those that no waiting mends.
@@ -272,17 +287,26 @@ impl Dispatcher {
         self.signed = finished.signed().clone();
         match finished {
             Finished::Prepared { target, result, .. } => self.prepared(&target, result, now).await,
-            Finished::Submitted { mut batch, answer, .. } => {
+            Finished::Submitted {
+                mut batch, answer, ..
+            } => {
                 self.in_hand.remove(&batch.id);
                 self.clocks.correct_returned(&mut batch, answer.is_ok());
                 self.submitted(batch, answer, now).await
             }
-            Finished::Tracked { mut batch, answer, .. } => {
+            Finished::Tracked {
+                mut batch, answer, ..
+            } => {
                 self.in_hand.remove(&batch.id);
                 self.clocks.correct_returned(&mut batch, false);
                 self.tracked(batch, answer, now).await
             }
-            Finished::Looked { target, mut batches, answer, .. } => {
+            Finished::Looked {
+                target,
+                mut batches,
+                answer,
+                ..
+            } => {
                 for batch in &mut batches {
                     self.in_hand.remove(&batch.id);
                     self.clocks.correct_returned(batch, false);
@@ -300,7 +324,8 @@ impl Dispatcher {
         self.observers.notifier.take_up(settings.notify.as_ref());
     }
 
-    /// Once true is stored here, no new intent is made. Shared with whoever hears that the daemon is to stop.
+    /// Once true is stored here, no new intent is made. Shared with whoever hears that the daemon
+    /// is to stop.
     pub fn halt(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.halt)
     }
@@ -314,9 +339,13 @@ impl Dispatcher {
         self.unsaved.len()
     }
 
-    /// Those of them that came to submit calls: what a job or a look has shown can be asked for again.
+    /// Those of them that came to submit calls: what a job or a look has shown can be asked for
+    /// again.
     pub fn unsaved_submits(&self) -> usize {
-        self.unsaved.iter().filter(|answered| answered.batch.state == BatchState::Submitting).count()
+        self.unsaved
+            .iter()
+            .filter(|answered| answered.batch.state == BatchState::Submitting)
+            .count()
     }
 
     /// Calls being made.
@@ -342,7 +371,9 @@ impl Dispatcher {
     /// The database still fails.
     pub async fn save_answers(&mut self, now: UtcMillis) -> Result<(), StoreError> {
         while let Some(answered) = self.unsaved.last() {
-            self.store.record(&answered.batch, &answered.step, now).await?;
+            self.store
+                .record(&answered.batch, &answered.step, now)
+                .await?;
             if let Some(answered) = self.unsaved.pop() {
                 self.tell_answered(&answered, now);
                 self.free_budget(&answered).await?;
@@ -366,8 +397,16 @@ impl Dispatcher {
     }
 
     /// Stores what follows from an answer, and then says so.
-    pub(super) async fn save(&mut self, answered: Answered, now: UtcMillis) -> Result<(), StoreError> {
-        match self.store.record(&answered.batch, &answered.step, now).await {
+    pub(super) async fn save(
+        &mut self,
+        answered: Answered,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        match self
+            .store
+            .record(&answered.batch, &answered.step, now)
+            .await
+        {
             Ok(()) => {
                 self.tell_answered(&answered, now);
                 self.free_budget(&answered).await
@@ -384,12 +423,25 @@ impl Dispatcher {
     }
 
     fn tell_answered(&self, answered: &Answered, now: UtcMillis) {
-        self.observers.meter.looked(&answered.batch, &answered.step, now);
-        self.tell(&answered.batch, &answered.step, answered.error.as_ref(), now);
+        self.observers
+            .meter
+            .looked(&answered.batch, &answered.step, now);
+        self.tell(
+            &answered.batch,
+            &answered.step,
+            answered.error.as_ref(),
+            now,
+        );
     }
 
     /// A step was stored: says so in the log, and to those who count and to the hooks.
-    pub(super) fn tell(&self, batch: &Batch, step: &Step, error: Option<&CallError>, now: UtcMillis) {
+    pub(super) fn tell(
+        &self,
+        batch: &Batch,
+        step: &Step,
+        error: Option<&CallError>,
+        now: UtcMillis,
+    ) {
         report::step(batch, step, error);
         self.observers.meter.stored(batch, step);
         self.observers.notifier.stored(batch, step, now);
@@ -404,7 +456,9 @@ impl Dispatcher {
                 RequestState::Rejected => "poweryard.protected",
                 _stranded => "poweryard.orphaned",
             };
-            self.observers.meter.ended(target, *action, (*state, Evidence::None, code), *count);
+            self.observers
+                .meter
+                .ended(target, *action, (*state, Evidence::None, code), *count);
         }
     }
 
@@ -418,21 +472,32 @@ impl Dispatcher {
             };
             (name.clone(), facts)
         };
-        self.observers.meter.note_targets(self.targets.iter().map(facts));
-        self.observers.meter.round_ended(good, self.unsaved.len(), self.in_hand.len());
+        self.observers
+            .meter
+            .note_targets(self.targets.iter().map(facts));
+        self.observers
+            .meter
+            .round_ended(good, self.unsaved.len(), self.in_hand.len());
     }
 
-    /// After somebody set the clock, what was put off until some time of the day is moved along; else a step of an hour
-    /// would park it for an hour, or end it an hour early.
+    /// After somebody set the clock, what was put off until some time of the day is moved along;
+    /// else a step of an hour would park it for an hour, or end it an hour early.
     async fn notice_clock(&mut self, now: Now) -> Result<(), StoreError> {
         if let Some(by_ms) = self.clocks.step(now) {
             self.store.move_waits(by_ms).await?;
             let open = self.store.open_batch_ids().await?;
             self.clocks.stepped(by_ms, &open, &self.in_hand, now);
-            self.targets.values_mut().for_each(|target| target.move_times(by_ms));
-            self.refused.iter_mut().for_each(|refused| refused.move_times(by_ms));
+            self.targets
+                .values_mut()
+                .for_each(|target| target.move_times(by_ms));
+            self.refused
+                .iter_mut()
+                .for_each(|refused| refused.move_times(by_ms));
             self.keeping.move_times(by_ms);
-            let (way, size) = (if by_ms > 0 { "ahead" } else { "back" }, Duration::from_millis(by_ms.unsigned_abs()));
+            let (way, size) = (
+                if by_ms > 0 { "ahead" } else { "back" },
+                Duration::from_millis(by_ms.unsigned_abs()),
+            );
             warn!(
                 clock.step_ms = by_ms,
                 "this machine's clock was set {way} by {size:?}; the daemon's own waits are moved along"
@@ -450,7 +515,9 @@ impl Dispatcher {
             return Ok(());
         }
         // What waited before the clock stepped ahead has not waited for longer because of it.
-        let ttl = self.default_ttl.map(|ttl| ttl + self.clocks.allowance(ttl, self.steady));
+        let ttl = self
+            .default_ttl
+            .map(|ttl| ttl + self.clocks.allowance(ttl, self.steady));
         let taken = self.store.take_in(ttl, now).await?;
         if taken.expired + taken.cancelled > 0 {
             self.count(&taken.ended);
@@ -475,10 +542,17 @@ impl Dispatcher {
 
     /// All of them, before anything is claimed.
     pub(super) async fn reject_protected(&self, now: UtcMillis) -> Result<(), StoreError> {
-        for (name, target) in self.targets.iter().filter(|(_, target)| !target.settings.protected.is_empty()) {
+        for (name, target) in self
+            .targets
+            .iter()
+            .filter(|(_, target)| !target.settings.protected.is_empty())
+        {
             let mut rejected = 0;
             loop {
-                let some = self.store.reject_protected(name, &target.settings.protected, now).await?;
+                let some = self
+                    .store
+                    .reject_protected(name, &target.settings.protected, now)
+                    .await?;
                 if some.is_empty() {
                     break;
                 }
@@ -500,7 +574,10 @@ impl Dispatcher {
             odd.iter().for_each(|sentence| warn!("{sentence}"));
             self.odd_holds = odd;
         }
-        self.holds.iter().filter_map(|hold| hold.until).for_each(|until| round.wake(until));
+        self.holds
+            .iter()
+            .filter_map(|hold| hold.until)
+            .for_each(|until| round.wake(until));
         Ok(())
     }
 
@@ -514,10 +591,17 @@ impl Dispatcher {
                     throttles: target.pace.throttles(),
                     reads_until: target.reads.until(),
                 },
-                budget_span: target.settings.budgets.iter().map(|(_, budget)| budget.span).max(),
+                budget_span: target
+                    .settings
+                    .budgets
+                    .iter()
+                    .map(|(_, budget)| budget.span)
+                    .max(),
             };
             if target.noted != Some(news) {
-                self.store.note_target(name, &target.origin, news, now).await?;
+                self.store
+                    .note_target(name, &target.origin, news, now)
+                    .await?;
                 target.noted = Some(news);
             }
         }
@@ -533,7 +617,9 @@ impl Target {
         cloud: Arc<dyn PowerCloud>,
         now: UtcMillis,
     ) -> Result<Self, StoreError> {
-        let calls = store.recent_calls(&settings.name, settings.submits_per_minute, now).await?;
+        let calls = store
+            .recent_calls(&settings.name, settings.submits_per_minute, now)
+            .await?;
         let mut pace = Pace::new(settings.submits_per_minute, calls, now);
         let origin = Self::origin_of(settings);
         let mut reads = Reads::default();
@@ -563,14 +649,19 @@ impl Target {
             open: 0,
             opened_at: Steady(Duration::ZERO),
             proved: false,
-            doubted: if pace_in_doubt { PowerAction::ALL.iter().copied().collect() } else { BTreeSet::new() },
+            doubted: if pace_in_doubt {
+                PowerAction::ALL.iter().copied().collect()
+            } else {
+                BTreeSet::new()
+            },
             looking: None,
             broken: true,
             noted: None,
         })
     }
 
-    /// Notes whose next call shall find out whether calls arrive again. One that was throttled did arrive.
+    /// Notes whose next call shall find out whether calls arrive again. One that was throttled did
+    /// arrive.
     pub(super) fn doubt(&mut self, fault: &Fault, action: Option<PowerAction>) {
         match fault {
             Fault::Throttled { .. } => {}
@@ -597,11 +688,20 @@ impl Target {
     /// Where `settings` send their batches.
     pub(super) fn origin_of(settings: &TargetSettings) -> Origin {
         let endpoint = settings.endpoint.as_str().trim_end_matches('/').to_owned();
-        Origin { service: settings.service, endpoint, project_id: settings.project_id.clone() }
+        Origin {
+            service: settings.service,
+            endpoint,
+            project_id: settings.project_id.clone(),
+        }
     }
 
     /// Goes on with other limits or another client; what is being done goes on.
-    pub(super) fn take_up(&mut self, settings: &TargetSettings, attempts_max: u32, cloud: Arc<dyn PowerCloud>) {
+    pub(super) fn take_up(
+        &mut self,
+        settings: &TargetSettings,
+        attempts_max: u32,
+        cloud: Arc<dyn PowerCloud>,
+    ) {
         self.pace.reconfigure(settings.submits_per_minute);
         // Whoever reloads has perhaps had a limit raised; a call finds out.
         self.reads = Reads::default();
@@ -612,11 +712,15 @@ impl Target {
     }
 }
 
-/// A clock that shows less than what an earlier run has written was set back since: its waits are moved along.
+/// A clock that shows less than what an earlier run has written was set back since: its waits are
+/// moved along.
 async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> {
     let mut clocks = Clocks::default();
     clocks.seen(now);
-    let ahead = store.last_written_at().await?.map_or(Duration::ZERO, |at| at.since(now.utc));
+    let ahead = store
+        .last_written_at()
+        .await?
+        .map_or(Duration::ZERO, |at| at.since(now.utc));
     if ahead > AHEAD_MAX {
         let by_ms = -i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
         store.move_waits(by_ms).await?;
@@ -635,6 +739,9 @@ fn rules(settings: &TargetSettings, attempts_max: u32) -> Rules {
         look_time_limit: settings.look_time_limit,
         settle_time: settings.settle_time,
         attempts_max,
-        looks: LookTimes { first: settings.first_look, interval_max: settings.look_interval_max },
+        looks: LookTimes {
+            first: settings.first_look,
+            interval_max: settings.look_interval_max,
+        },
     }
 }

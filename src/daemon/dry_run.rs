@@ -19,9 +19,15 @@ const TARGETS_AT_ONCE: u32 = 1000;
 ///
 /// # Errors
 /// When the queue is missing, foreign, of another version, or unreadable.
-pub async fn dry_run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+pub async fn dry_run(
+    settings: &Settings,
+    stop: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
     let path = settings.queue.database.clone();
-    let failed = |source| DaemonError::Store { path: path.clone(), source };
+    let failed = |source| DaemonError::Store {
+        path: path.clone(),
+        source,
+    };
     let store = Arc::new(Store::open_to_read(&path).await.map_err(failed)?);
     let mut wake = wake::watch(Arc::clone(&store));
     let mut stop = std::pin::pin!(stop);
@@ -40,12 +46,18 @@ pub async fn dry_run(settings: &Settings, stop: impl Future<Output = ()>) -> Res
 }
 
 /// The plan as sentences, in the order in which batches would leave.
-async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec<String>, StoreError> {
+async fn lines(
+    store: &Store,
+    settings: &Settings,
+    now: UtcMillis,
+) -> Result<Vec<String>, StoreError> {
     let (holds, _) = store.present_holds(now).await?;
     let mut lines = Vec::new();
     for target in &settings.targets {
-        let wanted: Vec<(TargetName, PowerAction)> =
-            PowerAction::ALL.iter().map(|action| (target.name.clone(), *action)).collect();
+        let wanted: Vec<(TargetName, PowerAction)> = PowerAction::ALL
+            .iter()
+            .map(|action| (target.name.clone(), *action))
+            .collect();
         let mut rest = Vec::new();
         for lane in store.lanes(&wanted).await? {
             rest.push(store.count(&lane, target.batch_servers_max).await?);
@@ -54,10 +66,14 @@ async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec
             lines.push(line(store, target, &lane, now).await?);
             rest.retain(|other| *other != lane);
         }
-        lines.extend(
-            rest.iter()
-                .map(|lane| format!("held: {} of {} at target \"{}\"", lane.action, servers(lane.ready), target.name)),
-        );
+        lines.extend(rest.iter().map(|lane| {
+            format!(
+                "held: {} of {} at target \"{}\"",
+                lane.action,
+                servers(lane.ready),
+                target.name
+            )
+        }));
     }
     let mut last = String::new();
     loop {
@@ -80,25 +96,47 @@ async fn lines(store: &Store, settings: &Settings, now: UtcMillis) -> Result<Vec
 
 fn choose(target: &TargetSettings, lanes: &[Lane], holds: &[Hold], now: UtcMillis) -> Choice {
     // Lingering only delays; what would go is told at once.
-    let limits = Limits { batch_servers_max: target.batch_servers_max, linger: std::time::Duration::ZERO };
+    let limits = Limits {
+        batch_servers_max: target.batch_servers_max,
+        linger: std::time::Duration::ZERO,
+    };
     plan::choose(&target.name, lanes, holds, limits, now)
 }
 
-async fn line(store: &Store, target: &TargetSettings, lane: &Lane, now: UtcMillis) -> Result<String, StoreError> {
+async fn line(
+    store: &Store,
+    target: &TargetSettings,
+    lane: &Lane,
+    now: UtcMillis,
+) -> Result<String, StoreError> {
     let carried = servers(lane.ready.min(target.batch_servers_max));
     let what = format!("{} of {carried} at target \"{}\"", lane.action, target.name);
-    let more = if lane.ready >= target.batch_servers_max { ", and more in further batches" } else { "" };
+    let more = if lane.ready >= target.batch_servers_max {
+        ", and more in further batches"
+    } else {
+        ""
+    };
     let first = lane.head_id;
-    let budget = target.budgets.iter().find(|(action, _)| *action == lane.action);
+    let budget = target
+        .budgets
+        .iter()
+        .find(|(action, _)| *action == lane.action);
     let limit = match budget {
         None => String::new(),
         Some((action, budget)) => {
-            let spent = store.spent(&target.name, *action, now.before(budget.span), now).await?;
-            let spent: Vec<_> = spent.into_iter().map(|(at, servers)| (at.min(now), servers)).collect();
+            let spent = store
+                .spent(&target.name, *action, now.before(budget.span), now)
+                .await?;
+            let spent: Vec<_> = spent
+                .into_iter()
+                .map(|(at, servers)| (at.min(now), servers))
+                .collect();
             match plan::allowance(*budget, &spent, now) {
                 Allowance::Servers(left) if left >= lane.ready => String::new(),
                 Allowance::Servers(left) => format!("; the budget lets {left} of them through now"),
-                Allowance::NoneUntil(until) => format!("; the budget lets none of them through until {until}"),
+                Allowance::NoneUntil(until) => {
+                    format!("; the budget lets none of them through until {until}")
+                }
             }
         }
     };
@@ -106,7 +144,9 @@ async fn line(store: &Store, target: &TargetSettings, lane: &Lane, now: UtcMilli
         (PowerAction::Start, _) | (_, 0) => String::new(),
         (_, count) => format!("; those for the {count} protected servers would be rejected"),
     };
-    Ok(format!("would send: {what}, from request {first} on{more}{limit}{protected}"))
+    Ok(format!(
+        "would send: {what}, from request {first} on{more}{limit}{protected}"
+    ))
 }
 
 fn servers(number: u32) -> String {

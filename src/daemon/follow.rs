@@ -16,13 +16,16 @@ use crate::verdict::{self, Batch, Case, Look, Watch};
 
 /// Jobs of one target that are asked for at once.
 const TRACKING_EACH_MAX: usize = 8;
-/// Jobs asked for at once in all: each answer can be a quarter of a megabyte, and as much again when parsed.
+/// Jobs asked for at once in all: each answer can be a quarter of a megabyte, and as much again
+/// when parsed.
 const TRACKING_MAX: usize = 32;
-/// These each target has for itself, however many the others ask for: one whose answers never come holds up no other.
+/// These each target has for itself, however many the others ask for: one whose answers never come
+/// holds up no other.
 const TRACKING_OWN: usize = 2;
 /// Open batches of one target considered in one round.
 const CONSIDERED_MAX: u32 = 256;
-/// Steps stored in one round that no call came before: each is a synced write, and calls wait to leave.
+/// Steps stored in one round that no call came before: each is a synced write, and calls wait to
+/// leave.
 const RECORDS_MAX: usize = 4;
 /// Looks at one target's servers that lie no further apart than this are made as one.
 const JOIN_WITHIN: Duration = Duration::from_secs(2);
@@ -37,31 +40,56 @@ struct Gathered {
 }
 
 impl Dispatcher {
-    /// Picks the open batches whose next look is due. One batch is never in two hands; a target's servers are looked at by
-    /// one task at a time, for all batches that want it.
-    pub(super) async fn follow_pass(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
+    /// Picks the open batches whose next look is due. One batch is never in two hands; a target's
+    /// servers are looked at by one task at a time, for all batches that want it.
+    pub(super) async fn follow_pass(
+        &mut self,
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         let mut gathered = Gathered::default();
         let outcome = self.gather(round, &mut gathered, now).await;
         // Also after a failure half-way: what was picked up counts as an open call from then on.
         for (name, batches) in gathered.looks {
-            let Some(target) = self.targets.get_mut(&name) else { continue };
-            target.looking = Some(Now { utc: now, steady: self.steady });
+            let Some(target) = self.targets.get_mut(&name) else {
+                continue;
+            };
+            target.looking = Some(Now {
+                utc: now,
+                steady: self.steady,
+            });
             self.in_hand.extend(batches.iter().map(|batch| batch.id));
-            round.tasks.push(Task::Look { target: name, batches, cloud: target.cloud.clone() });
+            round.tasks.push(Task::Look {
+                target: name,
+                batches,
+                cloud: target.cloud.clone(),
+            });
         }
         outcome
     }
 
-    async fn gather(&mut self, round: &mut Round, gathered: &mut Gathered, now: UtcMillis) -> Result<(), StoreError> {
+    async fn gather(
+        &mut self,
+        round: &mut Round,
+        gathered: &mut Gathered,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         for target in self.store.due_targets(&self.in_hand).await? {
             if target.at > now {
                 round.wake(target.at);
                 continue;
             }
             let hands = self.free_hands(&target.target);
-            for due in self.store.due_batches(&target, hands, &self.in_hand, CONSIDERED_MAX).await? {
-                // A look that is made anyway shows the servers of those too that would want one soon.
-                let joins = due.by_servers && gathered.looks.contains_key(&due.target) && due.at <= now + JOIN_WITHIN;
+            for due in self
+                .store
+                .due_batches(&target, hands, &self.in_hand, CONSIDERED_MAX)
+                .await?
+            {
+                // A look that is made anyway shows the servers of those too that would want one
+                // soon.
+                let joins = due.by_servers
+                    && gathered.looks.contains_key(&due.target)
+                    && due.at <= now + JOIN_WITHIN;
                 if !joins && due.at > now {
                     round.wake(due.at);
                     if due.at > now + JOIN_WITHIN {
@@ -84,12 +112,21 @@ impl Dispatcher {
     }
 
     fn free_hands(&self, name: &TargetName) -> Hands {
-        let Some(target) = self.targets.get(name) else { return Hands { jobs: true, looks: true } };
-        Hands { jobs: self.may_track(target), looks: target.looking.is_none() }
+        let Some(target) = self.targets.get(name) else {
+            return Hands {
+                jobs: true,
+                looks: true,
+            };
+        };
+        Hands {
+            jobs: self.may_track(target),
+            looks: target.looking.is_none(),
+        }
     }
 
     fn may_track(&self, target: &Target) -> bool {
-        target.tracking < TRACKING_OWN || (target.tracking < TRACKING_EACH_MAX && self.tracking < TRACKING_MAX)
+        target.tracking < TRACKING_OWN
+            || (target.tracking < TRACKING_EACH_MAX && self.tracking < TRACKING_MAX)
     }
 
     /// True for a batch whose next step needs no call.
@@ -107,21 +144,34 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         self.tracking = self.tracking.saturating_sub(1);
-        let Some(target) = self.targets.get_mut(&batch.target) else { return Ok(()) };
+        let Some(target) = self.targets.get_mut(&batch.target) else {
+            return Ok(());
+        };
         target.open = target.open.saturating_sub(1);
         target.tracking = target.tracking.saturating_sub(1);
         let rules = target.rules;
-        self.learn_of_key(&batch.target, answer.as_ref().err(), now).await;
-        self.learn_from_read(&batch.target, answer.as_ref().err(), now).await;
+        self.learn_of_key(&batch.target, answer.as_ref().err(), now)
+            .await;
+        self.learn_from_read(&batch.target, answer.as_ref().err(), now)
+            .await;
         let step = match &answer {
             Ok(job) => {
-                self.watch(batch.id).note_busy(verdict::busy_reboots(&batch, job));
+                self.watch(batch.id)
+                    .note_busy(verdict::busy_reboots(&batch, job));
                 verdict::after_job(&batch, job, &rules, now)
             }
             Err(error) => verdict::after_failed_query(&batch, error, &rules, now),
         };
         self.note_step(&batch, &step);
-        self.save(Answered { batch, step, error: answer.err() }, now).await
+        self.save(
+            Answered {
+                batch,
+                step,
+                error: answer.err(),
+            },
+            now,
+        )
+        .await
     }
 
     /// Servers were looked at.
@@ -132,9 +182,17 @@ impl Dispatcher {
         answer: Result<Observed, CallError>,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
-        let Some(target) = self.targets.get_mut(name) else { return Ok(()) };
-        let ended = Now { utc: now, steady: self.steady };
-        let look = Look { began: target.looking.take().unwrap_or(ended), ended };
+        let Some(target) = self.targets.get_mut(name) else {
+            return Ok(());
+        };
+        let ended = Now {
+            utc: now,
+            steady: self.steady,
+        };
+        let look = Look {
+            began: target.looking.take().unwrap_or(ended),
+            ended,
+        };
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         let concerns_target = match &answer {
@@ -142,19 +200,33 @@ impl Dispatcher {
             Err(error) => Some(error.clone()),
         };
         self.learn_of_key(name, concerns_target.as_ref(), now).await;
-        self.learn_from_read(name, concerns_target.as_ref(), now).await;
+        self.learn_from_read(name, concerns_target.as_ref(), now)
+            .await;
         for batch in batches {
             let watch = self.watch(batch.id);
             let step = match &answer {
                 Ok(observed) => {
                     watch.note_look(&batch, &observed.sightings, look, &rules);
-                    let case = Case { batch: &batch, watch, rules: &rules, now };
+                    let case = Case {
+                        batch: &batch,
+                        watch,
+                        rules: &rules,
+                        now,
+                    };
                     let step = verdict::after_look(case, &observed.sightings);
                     verdict::name_failures(&batch, step, &observed.failures)
                 }
                 Err(error) => {
                     watch.note_failed_look(&batch);
-                    verdict::after_failed_look(Case { batch: &batch, watch, rules: &rules, now }, error)
+                    verdict::after_failed_look(
+                        Case {
+                            batch: &batch,
+                            watch,
+                            rules: &rules,
+                            now,
+                        },
+                        error,
+                    )
                 }
             };
             self.note_step(&batch, &step);
@@ -169,11 +241,16 @@ impl Dispatcher {
         match due.state {
             _ if due.by_servers && gathered.looks.contains_key(&due.target) => true,
             _ if due.by_servers => {
-                self.targets.get(&due.target).is_none_or(|target| target.looking.is_none())
+                self.targets
+                    .get(&due.target)
+                    .is_none_or(|target| target.looking.is_none())
                     && self.may_call(&due.target)
             }
             BatchState::Tracking => {
-                self.targets.get(&due.target).is_none_or(|target| self.may_track(target)) && self.may_call(&due.target)
+                self.targets
+                    .get(&due.target)
+                    .is_none_or(|target| self.may_track(target))
+                    && self.may_call(&due.target)
             }
             BatchState::Submitting | BatchState::Looking | BatchState::Done => true,
         }
@@ -188,7 +265,11 @@ impl Dispatcher {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         self.clocks.correct_loaded(&mut batch);
-        let Some(target) = self.targets.get(&batch.target).filter(|target| target.origin == *origin) else {
+        let Some(target) = self
+            .targets
+            .get(&batch.target)
+            .filter(|target| target.origin == *origin)
+        else {
             let step = verdict::orphaned_target(&batch, now);
             let (id, name) = (batch.id, &batch.target);
             warn!(batch.id = %id, target = %name, "batch {id}: the config no longer has target \"{name}\" as it was");
@@ -205,7 +286,15 @@ impl Dispatcher {
         if let Some(until) = self.reads_held(&batch.target, now) {
             let no_looks = Watch::default();
             let watch = self.watches.get(&batch.id).unwrap_or(&no_looks);
-            let step = verdict::while_held(Case { batch: &batch, watch, rules: &target.rules, now }, until);
+            let step = verdict::while_held(
+                Case {
+                    batch: &batch,
+                    watch,
+                    rules: &target.rules,
+                    now,
+                },
+                until,
+            );
             // The next round sees when it is due from now on.
             round.wake(now);
             gathered.records += 1;
@@ -226,14 +315,23 @@ impl Dispatcher {
                 if !gathered.looks.contains_key(&batch.target) {
                     self.call_opens(&batch.target);
                 }
-                gathered.looks.entry(batch.target.clone()).or_default().push(batch);
+                gathered
+                    .looks
+                    .entry(batch.target.clone())
+                    .or_default()
+                    .push(batch);
             }
         }
         Ok(())
     }
 
     /// Stores a step that no call came before, and says so.
-    async fn record(&mut self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
+    async fn record(
+        &mut self,
+        batch: &Batch,
+        step: &Step,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         self.store.record(batch, step, now).await?;
         self.note_step(batch, step);
         self.tell(batch, step, None, now);
@@ -247,16 +345,29 @@ impl Dispatcher {
         }
     }
 
-    /// Until when nothing is asked: while the cloud refuses the credentials, reads would only prolong its lock; and while it
-    /// throttles reads. Those of a target whose own secret it takes go on, though another one's secret for the same key was
-    /// refused: they add no bad signature.
+    /// Until when nothing is asked: while the cloud refuses the credentials, reads would only
+    /// prolong its lock; and while it throttles reads. Those of a target whose own secret it takes
+    /// go on, though another one's secret for the same key was refused: they add no bad signature.
     fn reads_held(&self, name: &TargetName, now: UtcMillis) -> Option<UtcMillis> {
         let ours = |hold: &&Hold| {
-            hold.kind == HoldKind::Credentials && hold.target.as_ref() == Some(name) && hold.action.is_none()
+            hold.kind == HoldKind::Credentials
+                && hold.target.as_ref() == Some(name)
+                && hold.action.is_none()
         };
         let may_read = self.may_read_while_held(name, now);
-        let credentials = self.holds.iter().filter(ours).filter(|_| !may_read).filter_map(|hold| hold.until);
-        let throttled = self.targets.get(name).and_then(|target| target.reads.wait(now));
-        credentials.filter(|&until| until > now).chain(throttled).max()
+        let credentials = self
+            .holds
+            .iter()
+            .filter(ours)
+            .filter(|_| !may_read)
+            .filter_map(|hold| hold.until);
+        let throttled = self
+            .targets
+            .get(name)
+            .and_then(|target| target.reads.wait(now));
+        credentials
+            .filter(|&until| until > now)
+            .chain(throttled)
+            .max()
     }
 }

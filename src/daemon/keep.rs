@@ -1,5 +1,5 @@
-//! Keeping the queue: old rows go after `retention`, a large `-wal` is cut back, and the note beside the queue is kept fresh.
-//! A little at a time.
+//! Keeping the queue: old rows go after `retention`, a large `-wal` is cut back, and the note
+//! beside the queue is kept fresh. A little at a time.
 
 use std::time::Duration;
 
@@ -20,8 +20,9 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(300);
 const WAL_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two tries to cut it while readers are in it.
 const WAL_PAUSE: Duration = Duration::from_secs(1);
-/// How long the first try waits for the readers to leave, and no producer can write; doubles to `WAL_PATIENCE_MAX`, which is
-/// enough for readers that stay half as long each, however they overlap.
+/// How long the first try waits for the readers to leave, and no producer can write; doubles to
+/// `WAL_PATIENCE_MAX`, which is enough for readers that stay half as long each, however they
+/// overlap.
 const WAL_PATIENCE: Duration = Duration::from_millis(50);
 const WAL_PATIENCE_MAX: Duration = Duration::from_millis(800);
 /// Tries in a row; after that a reader is one that does not leave.
@@ -42,7 +43,10 @@ pub(super) struct Keeping {
 
 impl Keeping {
     pub(super) fn new(retention: Option<Duration>) -> Self {
-        Self { retention, ..Self::default() }
+        Self {
+            retention,
+            ..Self::default()
+        }
     }
 
     /// The clock was moved by so many milliseconds.
@@ -55,12 +59,19 @@ impl Keeping {
 
 impl Dispatcher {
     /// One chunk of old rows, the `-wal` and the note, where they are due.
-    pub(super) async fn keep_pass(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
+    pub(super) async fn keep_pass(
+        &mut self,
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         let is_due = |at: Option<UtcMillis>| at.is_none_or(|at| at <= now);
         if is_due(self.keeping.wal_at) {
             self.bound_wal(now).await?;
         }
-        self.keeping.wal_at.into_iter().for_each(|at| round.wake(at));
+        self.keeping
+            .wal_at
+            .into_iter()
+            .for_each(|at| round.wake(at));
         if is_due(self.keeping.note_at) {
             self.keeping.note_at = Some(now + NOTE_INTERVAL);
             match self.store.raise_epoch(self.keeping.seen).await {
@@ -70,11 +81,16 @@ impl Dispatcher {
                 Err(error) => return Err(error),
             }
         }
-        let Some(retention) = self.keeping.retention else { return Ok(()) };
+        let Some(retention) = self.keeping.retention else {
+            return Ok(());
+        };
         if is_due(self.keeping.prune_at) {
             self.prune(retention, now).await?;
         }
-        self.keeping.prune_at.into_iter().for_each(|at| round.wake(at));
+        self.keeping
+            .prune_at
+            .into_iter()
+            .for_each(|at| round.wake(at));
         Ok(())
     }
 
@@ -90,7 +106,11 @@ impl Dispatcher {
 
     async fn prune(&mut self, retention: Duration, now: UtcMillis) -> Result<(), StoreError> {
         let keeping = &mut self.keeping;
-        let next = match self.store.prune(keeping.prune.clone(), now.before(retention), now).await {
+        let next = match self
+            .store
+            .prune(keeping.prune.clone(), now.before(retention), now)
+            .await
+        {
             Ok(next) => next,
             Err(error) if error.is_passing() => {
                 warn!("old requests stay for now: {error}");

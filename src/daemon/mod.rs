@@ -1,9 +1,10 @@
-//! The daemon: takes rows in, submits batches, follows them, stores outcomes; wakes, stops and reports.
+//! The daemon: takes rows in, submits batches, follows them, stores outcomes; wakes, stops and
+//! reports.
 //!
-//! `Dispatcher` decides and writes, one step at a time; its state in memory is only what is being done at this moment.
-//! `Task` is one call to a cloud. `run` is the loop that carries tasks between the two. A timer, a new row and a restart
-//! after `kill -9` all run the same round, so there is no code that only runs after a crash. Knows no wire formats and no
-//! SQL.
+//! `Dispatcher` decides and writes, one step at a time; its state in memory is only what is being
+//! done at this moment. `Task` is one call to a cloud. `run` is the loop that carries tasks between
+//! the two. A timer, a new row and a restart after `kill -9` all run the same round, so there is no
+//! code that only runs after a crash. Knows no wire formats and no SQL.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -87,22 +88,31 @@ pub enum DaemonError {
 
 /// This moment. Only the edges ask; decisions take it as an argument.
 ///
-/// The steady clock is that of the kernel since its boot, which goes on while the machine is suspended. A time of day outside
-/// this century is given as the nearest that the queue can store.
+/// The steady clock is that of the kernel since its boot, which goes on while the machine is
+/// suspended. A time of day outside this century is given as the nearest that the queue can store.
 pub fn now() -> Now {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let utc = UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
     let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(booted.tv_sec).unwrap_or(0);
     let nanoseconds = u32::try_from(booted.tv_nsec).unwrap_or(0);
-    Now { utc: clock_check::storable(utc), steady: Steady(Duration::new(seconds, nanoseconds)) }
+    Now {
+        utc: clock_check::storable(utc),
+        steady: Steady(Duration::new(seconds, nanoseconds)),
+    }
 }
 
 /// Runs the daemon until `stop` resolves.
 ///
 /// # Errors
 /// As [`run_reloading`].
-pub async fn run(settings: &Settings, clouds: Clouds, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+pub async fn run(
+    settings: &Settings,
+    clouds: Clouds,
+    stop: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
     let (_, no_reloads) = mpsc::channel(1);
     run_reloading(settings, clouds, no_reloads, stop).await
 }
@@ -117,10 +127,18 @@ pub async fn run_reloading(
     reloads: mpsc::Receiver<Reload>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    Box::pin(run_observed(settings, clouds, reloads, Observers::default(), stop)).await
+    Box::pin(run_observed(
+        settings,
+        clouds,
+        reloads,
+        Observers::default(),
+        stop,
+    ))
+    .await
 }
 
-/// Runs the daemon until `stop` resolves, goes on with what comes by `reloads`, and tells `observers`.
+/// Runs the daemon until `stop` resolves, goes on with what comes by `reloads`, and tells
+/// `observers`.
 ///
 /// # Errors
 /// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
@@ -132,7 +150,10 @@ pub async fn run_observed(
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let path = settings.queue.database.clone();
-    let failed = |source| DaemonError::Store { path: path.clone(), source };
+    let failed = |source| DaemonError::Store {
+        path: path.clone(),
+        source,
+    };
     let mut lock = QueueLock::take(&path, now().utc).map_err(failed)?;
     let mut stop = std::pin::pin!(stop);
     if !clock_check::wait(&path, &mut lock, stop.as_mut()).await {
@@ -143,10 +164,14 @@ pub async fn run_observed(
         if let Some(restored) = store.begin_epoch(now().utc).await? {
             report::restored(&restored);
         }
-        let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
+        let dispatcher =
+            Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
         Ok((store, dispatcher))
     };
-    let Some((store, mut dispatcher)) = wait_until_ready(&path, begin, stop.as_mut()).await.map_err(failed)? else {
+    let Some((store, mut dispatcher)) = wait_until_ready(&path, begin, stop.as_mut())
+        .await
+        .map_err(failed)?
+    else {
         info!("stopped before the queue could be used");
         return Ok(());
     };
@@ -174,7 +199,10 @@ pub async fn run_observed(
     if let Some(store) = Arc::into_inner(store)
         && let Err(error) = store.close().await
     {
-        warn!("the queue was not closed in order: {}", report::chain(&error));
+        warn!(
+            "the queue was not closed in order: {}",
+            report::chain(&error)
+        );
     }
     drop(lock);
     outcome.map_err(failed)
@@ -208,9 +236,13 @@ async fn wait_until_ready<T>(
             begun = begin() => begun,
         };
         match begun {
-            // A producer that inserts a million rows at once holds its lock for longer than we wait.
+            // A producer that inserts a million rows at once holds its lock for longer than we
+            // wait.
             Err(StoreError::Busy) => {
-                warn!("{} is locked by another program; waiting for it", path.display());
+                warn!(
+                    "{} is locked by another program; waiting for it",
+                    path.display()
+                );
                 systemd::status("waiting for another program to unlock the queue");
                 systemd::extend();
             }
@@ -242,16 +274,23 @@ struct Loop {
     trouble: Option<Duration>,
     /// New settings.
     reloads: mpsc::Receiver<Reload>,
-    /// Fed after whatever was done, also in vain: a database that fails is waited for, not a reason to be killed.
+    /// Fed after whatever was done, also in vain: a database that fails is waited for, not a
+    /// reason to be killed.
     watchdog: Watchdog,
 }
 
 impl Loop {
-    async fn run(mut self, store: &Arc<Store>, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), StoreError> {
+    async fn run(
+        mut self,
+        store: &Arc<Store>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), StoreError> {
         let mut wake = wake::watch(Arc::clone(store));
         let mut announced = false;
         loop {
-            let Some(pause) = self.round(stop.as_mut()).await? else { break };
+            let Some(pause) = self.round(stop.as_mut()).await? else {
+                break;
+            };
             let pause = pause.min(self.watchdog.patience());
             if self.trouble.is_none() {
                 systemd::status(&self.dispatcher.status_line());
@@ -266,7 +305,8 @@ impl Loop {
                 }
             }
             self.watchdog.feed();
-            // In this order: answers that wait to be stored take turns with the rounds, in which calls leave.
+            // In this order: answers that wait to be stored take turns with the rounds, in which
+            // calls leave.
             tokio::select! {
                 biased;
                 () = &mut stop => {
@@ -284,9 +324,12 @@ impl Loop {
         self.finish().await
     }
 
-    /// One round, and how long to sleep if nothing happens; none once a stop is asked for. From that moment on no intent is
-    /// made, and no call begins.
-    async fn round(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<Option<Duration>, StoreError> {
+    /// One round, and how long to sleep if nothing happens; none once a stop is asked for. From
+    /// that moment on no intent is made, and no call begins.
+    async fn round(
+        &mut self,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Option<Duration>, StoreError> {
         let now = now();
         let halt = self.dispatcher.halt();
         let mut stopped = false;
@@ -309,7 +352,10 @@ impl Loop {
                 if self.trouble.take().is_some() {
                     info!("the database works again");
                 }
-                round.wake_at.map_or(SAFETY_INTERVAL, |at| at.since(now.utc)).min(SAFETY_INTERVAL)
+                round
+                    .wake_at
+                    .map_or(SAFETY_INTERVAL, |at| at.since(now.utc))
+                    .min(SAFETY_INTERVAL)
             }
             Some(error) => self.endure(&error).ok_or(error)?,
         };
@@ -319,7 +365,10 @@ impl Loop {
     async fn reload(&mut self, reload: Reload) {
         match self.dispatcher.reload(reload, now().utc).await {
             Ok(()) => info!("the new settings are in force"),
-            Err(error) => error!("the new settings are refused and the old ones stay: {}", report::chain(&error)),
+            Err(error) => error!(
+                "the new settings are refused and the old ones stay: {}",
+                report::chain(&error)
+            ),
         }
     }
 
@@ -328,10 +377,16 @@ impl Loop {
         if !error.is_passing() {
             return None;
         }
-        let wait = self.trouble.map_or(TROUBLE_WAIT, |wait| (wait * 2).min(SAFETY_INTERVAL));
+        let wait = self
+            .trouble
+            .map_or(TROUBLE_WAIT, |wait| (wait * 2).min(SAFETY_INTERVAL));
         if self.trouble.is_none() {
             let unsaved = self.dispatcher.unsaved();
-            warn!(answers.unsaved = unsaved, "{}; nothing is sent until it works again", report::chain(error));
+            warn!(
+                answers.unsaved = unsaved,
+                "{}; nothing is sent until it works again",
+                report::chain(error)
+            );
         }
         self.trouble = Some(wait);
         Some(wait)
@@ -347,7 +402,10 @@ impl Loop {
     }
 
     /// Stores what has ended: this one, and a few more that have.
-    async fn take(&mut self, ended: Result<Ended, tokio::task::JoinError>) -> Result<(), StoreError> {
+    async fn take(
+        &mut self,
+        ended: Result<Ended, tokio::task::JoinError>,
+    ) -> Result<(), StoreError> {
         let mut next = Some(ended);
         let mut taken = 0;
         while let Some(ended) = next {
@@ -361,14 +419,22 @@ impl Loop {
             // Behind a lock each of them may take seconds.
             self.watchdog.feed();
             taken += 1;
-            next = if taken < ANSWERS_A_TURN { self.tasks.try_join_next() } else { None };
+            next = if taken < ANSWERS_A_TURN {
+                self.tasks.try_join_next()
+            } else {
+                None
+            };
         }
         Ok(())
     }
 
-    /// After a request to stop: no new call; the calls in flight and the writes of their answers are waited for.
+    /// After a request to stop: no new call; the calls in flight and the writes of their answers
+    /// are waited for.
     async fn finish(mut self) -> Result<(), StoreError> {
-        info!(calls = self.dispatcher.open_calls(), "stopping: no new calls; waiting for those that are being made");
+        info!(
+            calls = self.dispatcher.open_calls(),
+            "stopping: no new calls; waiting for those that are being made"
+        );
         self.followers.iter().for_each(AbortHandle::abort);
         let mut signs_of_life = tokio::time::interval(SAFETY_INTERVAL);
         while !self.tasks.is_empty() {
@@ -388,7 +454,10 @@ impl Loop {
             match self.dispatcher.save_answers(now().utc).await {
                 Ok(()) => break,
                 Err(error) if self.dispatcher.unsaved_submits() == 0 => {
-                    warn!("{}; the next start asks again for what was read last", report::chain(&error));
+                    warn!(
+                        "{}; the next start asks again for what was read last",
+                        report::chain(&error)
+                    );
                     break;
                 }
                 Err(error) if tokio::time::Instant::now() >= patience => {

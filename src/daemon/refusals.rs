@@ -1,8 +1,9 @@
-//! What the refusals of a key mean for those who use it: who is held, until when, and why. Pure: no SQL, no clock.
+//! What the refusals of a key mean for those who use it: who is held, until when, and why. Pure: no
+//! SQL, no clock.
 //!
-//! More than five bad signatures in a row lock an access key for five minutes, whatever secrets made them. So a secret that was
-//! refused rests, longer each time; and of one key no more than four signatures are refused within the time of the lock, by
-//! however many secrets.
+//! More than five bad signatures in a row lock an access key for five minutes, whatever secrets
+//! made them. So a secret that was refused rests, longer each time; and of one key no more than
+//! four signatures are refused within the time of the lock, by however many secrets.
 
 use std::time::Duration;
 
@@ -10,14 +11,18 @@ use crate::cloud::{KeyName, Signed};
 use crate::model::{TargetName, UtcMillis};
 use crate::store::RefusedKey;
 
-/// Longer than the cloud's own lock after too many bad signatures, which is five minutes. Source: vendor FAQs.
+/// Longer than the cloud's own lock after too many bad signatures, which is five minutes. Source:
+/// vendor FAQs.
 pub(crate) const CREDENTIALS_HOLD: Duration = Duration::from_secs(6 * 60);
-/// A key that goes on being refused is tried again after this at the latest: somebody who fixes it in the cloud tells nobody.
+/// A key that goes on being refused is tried again after this at the latest: somebody who fixes it
+/// in the cloud tells nobody.
 const CREDENTIALS_HOLD_MAX: Duration = Duration::from_secs(3600);
-/// One call and its repetition with a new signature. A key refused no more often than this may be tried once when somebody
-/// reloads, with one signature, since that person may have fixed it in the cloud.
+/// One call and its repetition with a new signature. A key refused no more often than this may be
+/// tried once when somebody reloads, with one signature, since that person may have fixed it in the
+/// cloud.
 pub(crate) const FIRST_REFUSALS: u32 = 2;
-/// So many refused signatures of a key within `CREDENTIALS_HOLD`, whatever its secrets, and it rests. Five would lock it.
+/// So many refused signatures of a key within `CREDENTIALS_HOLD`, whatever its secrets, and it
+/// rests. Five would lock it.
 const RECENT_REFUSALS_MAX: usize = 4;
 
 /// A target as far as its key goes.
@@ -59,24 +64,42 @@ impl Standing {
     pub(crate) fn hold(&self, target: &TargetName) -> Option<(UtcMillis, String)> {
         match self {
             Self::Free => None,
-            Self::Refused(refused) if refused.target == *target => Some((refused.until, refused.reason.clone())),
+            Self::Refused(refused) if refused.target == *target => {
+                Some((refused.until, refused.reason.clone()))
+            }
             Self::Refused(refused) => {
-                let whose = format!("held with {}, which uses the same key: {}", refused.target, refused.reason);
+                let whose = format!(
+                    "held with {}, which uses the same key: {}",
+                    refused.target, refused.reason
+                );
                 Some((refused.until, whose))
             }
-            Self::HeldWith { until, reason } | Self::Resting { until, reason } => Some((*until, reason.clone())),
+            Self::HeldWith { until, reason } | Self::Resting { until, reason } => {
+                Some((*until, reason.clone()))
+            }
         }
     }
 }
 
-/// Where `user` stands. `users` are all targets, and `refused` is all that is known of refused keys.
-pub(crate) fn standing(user: &KeyUser, users: &[KeyUser], refused: &[RefusedKey], now: UtcMillis) -> Standing {
+/// Where `user` stands. `users` are all targets, and `refused` is all that is known of refused
+/// keys.
+pub(crate) fn standing(
+    user: &KeyUser,
+    users: &[KeyUser],
+    refused: &[RefusedKey],
+    now: UtcMillis,
+) -> Standing {
     if let Some(own) = own_refusal(&user.key, refused, now) {
         return Standing::Refused(own.clone());
     }
     if let Some((until, whose)) = refusal_of_another(user, users, refused, now) {
-        let (key, secret) = if user.key.is_user() { ("user", "password") } else { ("access key", "secret") };
-        let reason = format!("held with {whose}, which uses the same {key}: its {secret} was refused");
+        let (key, secret) = if user.key.is_user() {
+            ("user", "password")
+        } else {
+            ("access key", "secret")
+        };
+        let reason =
+            format!("held with {whose}, which uses the same {key}: its {secret} was refused");
         return Standing::HeldWith { until, reason };
     }
     match rest(&user.key, refused, now) {
@@ -86,27 +109,40 @@ pub(crate) fn standing(user: &KeyUser, users: &[KeyUser], refused: &[RefusedKey]
 }
 
 /// What is known of this very secret, while it rests.
-pub(crate) fn own_refusal<'a>(key: &KeyName, refused: &'a [RefusedKey], now: UtcMillis) -> Option<&'a RefusedKey> {
-    let own = refused.iter().filter(|refused| is_of(refused, key) && refused.until > now);
+pub(crate) fn own_refusal<'a>(
+    key: &KeyName,
+    refused: &'a [RefusedKey],
+    now: UtcMillis,
+) -> Option<&'a RefusedKey> {
+    let own = refused
+        .iter()
+        .filter(|refused| is_of(refused, key) && refused.until > now);
     own.max_by_key(|refused| refused.until)
 }
 
-/// The target that uses the same key with a refused secret, and until when that holds the others, too.
+/// The target that uses the same key with a refused secret, and until when that holds the others,
+/// too.
 fn refusal_of_another(
     user: &KeyUser,
     users: &[KeyUser],
     refused: &[RefusedKey],
     now: UtcMillis,
 ) -> Option<(UtcMillis, TargetName)> {
-    let others = refused.iter().filter(|refused| refused.key == user.key.id && !is_of(refused, &user.key));
+    let others = refused
+        .iter()
+        .filter(|refused| refused.key == user.key.id && !is_of(refused, &user.key));
     let mut latest: Option<(UtcMillis, TargetName)> = None;
     for refused in others {
         // One that the cloud goes on taking cannot be locked by a single refusal now and then.
         if user.proved && refused.refusals > FIRST_REFUSALS {
             continue;
         }
-        let Some(whose) = present_user(refused, users) else { continue };
-        let until = last_refusal(refused).map_or(now, |at| at + CREDENTIALS_HOLD).min(refused.until);
+        let Some(whose) = present_user(refused, users) else {
+            continue;
+        };
+        let until = last_refusal(refused)
+            .map_or(now, |at| at + CREDENTIALS_HOLD)
+            .min(refused.until);
         if until > now && latest.as_ref().is_none_or(|(other, _)| until > *other) {
             latest = Some((until, whose.clone()));
         }
@@ -114,15 +150,32 @@ fn refusal_of_another(
     latest
 }
 
-/// Who uses a refused secret at present: best the target whose call was refused. None if it was replaced.
-pub(crate) fn present_user<'a>(refused: &RefusedKey, users: &'a [KeyUser]) -> Option<&'a TargetName> {
-    let mut all = users.iter().filter(|user| is_of(refused, &user.key)).map(|user| &user.target);
+/// Who uses a refused secret at present: best the target whose call was refused. None if it was
+/// replaced.
+pub(crate) fn present_user<'a>(
+    refused: &RefusedKey,
+    users: &'a [KeyUser],
+) -> Option<&'a TargetName> {
+    let mut all = users
+        .iter()
+        .filter(|user| is_of(refused, &user.key))
+        .map(|user| &user.target);
     let first = all.next()?;
-    Some(if *first == refused.target { first } else { all.find(|target| **target == refused.target).unwrap_or(first) })
+    Some(if *first == refused.target {
+        first
+    } else {
+        all.find(|target| **target == refused.target)
+            .unwrap_or(first)
+    })
 }
 
-/// Until when a key rests that was refused with several secrets in a short time, and the sentence for that.
-pub(crate) fn rest(key: &KeyName, refused: &[RefusedKey], now: UtcMillis) -> Option<(UtcMillis, String)> {
+/// Until when a key rests that was refused with several secrets in a short time, and the sentence
+/// for that.
+pub(crate) fn rest(
+    key: &KeyName,
+    refused: &[RefusedKey],
+    now: UtcMillis,
+) -> Option<(UtcMillis, String)> {
     let recent = recent(key, refused, now);
     let surplus = recent.len().checked_sub(RECENT_REFUSALS_MAX)?;
     let until = *recent.get(surplus)? + CREDENTIALS_HOLD;
@@ -134,21 +187,26 @@ pub(crate) fn rest(key: &KeyName, refused: &[RefusedKey], now: UtcMillis) -> Opt
     Some((until, reason))
 }
 
-/// When signatures of this key were refused within the time of the lock, whatever the secret; the oldest first.
+/// When signatures of this key were refused within the time of the lock, whatever the secret; the
+/// oldest first.
 pub(crate) fn recent(key: &KeyName, refused: &[RefusedKey], now: UtcMillis) -> Vec<UtcMillis> {
     let of_key = refused.iter().filter(|refused| refused.key == key.id);
-    let mut all: Vec<UtcMillis> = of_key.flat_map(|refused| refused.recent.iter().copied()).collect();
+    let mut all: Vec<UtcMillis> = of_key
+        .flat_map(|refused| refused.recent.iter().copied())
+        .collect();
     all.retain(|at| counts(*at, now));
     all.sort();
     all
 }
 
-/// A refusal that lies ahead was seen by a clock that has been set back since; it counts, unless that clock was far off.
+/// A refusal that lies ahead was seen by a clock that has been set back since; it counts, unless
+/// that clock was far off.
 fn counts(at: UtcMillis, now: UtcMillis) -> bool {
     now.since(at) < CREDENTIALS_HOLD && at.since(now) <= CREDENTIALS_HOLD
 }
 
-/// What is known of a key after a call of `target` was refused. All entries of `refused` about the same secret are in it.
+/// What is known of a key after a call of `target` was refused. All entries of `refused` about the
+/// same secret are in it.
 pub(crate) fn after_refusal(
     signed: &Signed,
     target: &TargetName,
@@ -156,10 +214,20 @@ pub(crate) fn after_refusal(
     refused: &[RefusedKey],
     now: UtcMillis,
 ) -> RefusedKey {
-    let own: Vec<&RefusedKey> = refused.iter().filter(|refused| is_of(refused, &signed.key)).collect();
-    let before = own.iter().map(|refused| refused.refusals).max().unwrap_or(0);
+    let own: Vec<&RefusedKey> = refused
+        .iter()
+        .filter(|refused| is_of(refused, &signed.key))
+        .collect();
+    let before = own
+        .iter()
+        .map(|refused| refused.refusals)
+        .max()
+        .unwrap_or(0);
     let refusals = before.saturating_add(signed.refused.max(1));
-    let mut recent: Vec<UtcMillis> = own.iter().flat_map(|refused| refused.recent.iter().copied()).collect();
+    let mut recent: Vec<UtcMillis> = own
+        .iter()
+        .flat_map(|refused| refused.recent.iter().copied())
+        .collect();
     recent.retain(|at| counts(*at, now));
     recent.sort();
     recent.extend(std::iter::repeat_n(now, signed.refused.max(1) as usize));
@@ -191,11 +259,21 @@ mod tests {
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
 
     fn signed(secret: &str, refused: u32) -> Signed {
-        Signed { key: KeyName { id: "ak".into(), secret: secret.into() }, refused }
+        Signed {
+            key: KeyName {
+                id: "ak".into(),
+                secret: secret.into(),
+            },
+            refused,
+        }
     }
 
     fn user(target: &str, secret: &str, proved: bool) -> KeyUser {
-        KeyUser { target: TargetName(target.into()), key: signed(secret, 0).key, proved }
+        KeyUser {
+            target: TargetName(target.into()),
+            key: signed(secret, 0).key,
+            proved,
+        }
     }
 
     /// Notes a refusal of a call that `target` signed with `secret`.
@@ -230,10 +308,17 @@ mod tests {
             let me = user("a", secrets[minute as usize % secrets.len()], false);
             if standing(&me, std::slice::from_ref(&me), &known, now) == Standing::Free {
                 // Repeated with a new signature only where nothing is known of the key.
-                let signatures = if recent(&me.key, &known, now).is_empty() { 2 } else { 1 };
+                let signatures = if recent(&me.key, &known, now).is_empty() {
+                    2
+                } else {
+                    1
+                };
                 refuse(&mut known, &me.key.secret, signatures, now);
             }
-            assert!(recent(&me.key, &known, now).len() <= RECENT_REFUSALS_MAX, "minute {minute}");
+            assert!(
+                recent(&me.key, &known, now).len() <= RECENT_REFUSALS_MAX,
+                "minute {minute}"
+            );
         }
     }
 
@@ -243,7 +328,10 @@ mod tests {
         refuse(&mut known, "wrong", 2, NOW);
         for (secret, free) in [("right", true), ("wrong", false)] {
             let me = user("a", secret, false);
-            assert_eq!(standing(&me, std::slice::from_ref(&me), &known, minutes(1)) == Standing::Free, free);
+            assert_eq!(
+                standing(&me, std::slice::from_ref(&me), &known, minutes(1)) == Standing::Free,
+                free
+            );
         }
     }
 
@@ -253,10 +341,20 @@ mod tests {
         refuse(&mut known, "wrong", 2, NOW);
         let (other, mine) = (user("a", "wrong", false), user("b", "right", true));
         let stands = standing(&mine, &[other, mine.clone()], &known, minutes(1));
-        let reason = "held with a, which uses the same access key: its secret was refused".to_owned();
-        assert_eq!(stands, Standing::HeldWith { until: minutes(6), reason });
+        let reason =
+            "held with a, which uses the same access key: its secret was refused".to_owned();
+        assert_eq!(
+            stands,
+            Standing::HeldWith {
+                until: minutes(6),
+                reason
+            }
+        );
         let mended = user("a", "right", false);
-        assert_eq!(standing(&mine, &[mended, mine.clone()], &known, minutes(1)), Standing::Free);
+        assert_eq!(
+            standing(&mine, &[mended, mine.clone()], &known, minutes(1)),
+            Standing::Free
+        );
     }
 
     #[test]
@@ -264,12 +362,30 @@ mod tests {
         let mut known = Vec::new();
         refuse(&mut known, "wrong", 2, NOW);
         refuse(&mut known, "wrong", 1, minutes(6));
-        let (other, taken, untried) = (user("a", "wrong", false), user("b", "right", true), user("b", "right", false));
-        assert_eq!(standing(&taken, &[other.clone(), taken.clone()], &known, minutes(7)), Standing::Free);
-        let hold = standing(&untried, &[other.clone(), untried.clone()], &known, minutes(7)).hold(&untried.target);
+        let (other, taken, untried) = (
+            user("a", "wrong", false),
+            user("b", "right", true),
+            user("b", "right", false),
+        );
+        assert_eq!(
+            standing(&taken, &[other.clone(), taken.clone()], &known, minutes(7)),
+            Standing::Free
+        );
+        let hold = standing(
+            &untried,
+            &[other.clone(), untried.clone()],
+            &known,
+            minutes(7),
+        )
+        .hold(&untried.target);
         assert_eq!(hold.map(|(until, _)| until), Some(minutes(12)));
-        let own = standing(&other, std::slice::from_ref(&other), &known, minutes(7)).hold(&other.target);
-        assert_eq!(own.map(|(until, _)| until), Some(minutes(18)), "the refused one rests longer");
+        let own =
+            standing(&other, std::slice::from_ref(&other), &known, minutes(7)).hold(&other.target);
+        assert_eq!(
+            own.map(|(until, _)| until),
+            Some(minutes(18)),
+            "the refused one rests longer"
+        );
     }
 
     #[test]
@@ -279,6 +395,9 @@ mod tests {
             refuse(&mut known, secret, 1, minutes(600_000));
         }
         let me = user("a", "s5", false);
-        assert_eq!(standing(&me, std::slice::from_ref(&me), &known, NOW), Standing::Free);
+        assert_eq!(
+            standing(&me, std::slice::from_ref(&me), &known, NOW),
+            Standing::Free
+        );
     }
 }

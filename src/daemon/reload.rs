@@ -1,4 +1,5 @@
-//! New settings and secrets while the daemon runs: taken up as a whole, or refused as a whole. Reads no file.
+//! New settings and secrets while the daemon runs: taken up as a whole, or refused as a whole.
+//! Reads no file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +21,8 @@ pub struct Reload {
     pub settings: Settings,
     /// Clients for all their targets.
     pub clouds: Clouds,
-    /// Somebody asked for it: what may have been fixed in the cloud is tried at once, too. False if only a secret has changed.
+    /// Somebody asked for it: what may have been fixed in the cloud is tried at once, too. False
+    /// if only a secret has changed.
     pub is_asked_for: bool,
     /// Told once the daemon goes on with them; dropped if it refuses.
     pub accepted: oneshot::Sender<()>,
@@ -51,26 +53,44 @@ impl Dispatcher {
     /// Goes on with new settings.
     ///
     /// # Errors
-    /// The new settings leave unfinished batches behind, or the database failed. Nothing has changed then.
+    /// The new settings leave unfinished batches behind, or the database failed. Nothing has
+    /// changed then.
     pub async fn reload(&mut self, reload: Reload, now: UtcMillis) -> Result<(), ReloadError> {
-        let Reload { settings, clouds, is_asked_for, accepted } = reload;
+        let Reload {
+            settings,
+            clouds,
+            is_asked_for,
+            accepted,
+        } = reload;
         self.check(&settings).await?;
         let attempts_max = settings.batch.attempts_max.get();
         let mut targets = BTreeMap::new();
         // First what may fail, so that nothing has changed then.
         for new in settings.targets.iter().filter(|new| !self.has(new)) {
-            let Some(cloud) = clouds.get(&new.name) else { continue };
-            let target = Target::new(&self.store, new, attempts_max, Arc::clone(cloud), now).await?;
+            let Some(cloud) = clouds.get(&new.name) else {
+                continue;
+            };
+            let target =
+                Target::new(&self.store, new, attempts_max, Arc::clone(cloud), now).await?;
             targets.insert(new.name.clone(), target);
         }
         let known = |new: &&TargetSettings| clouds.contains_key(&new.name);
-        let names: Vec<TargetName> = settings.targets.iter().filter(known).map(|new| new.name.clone()).collect();
+        let names: Vec<TargetName> = settings
+            .targets
+            .iter()
+            .filter(known)
+            .map(|new| new.name.clone())
+            .collect();
         self.store.forget_targets_except(&names).await?;
         let renewed = self.renewed_keys(&clouds);
-        let renewal = Renewal { renewed, held_before: self.held_for_keys(now), is_asked_for };
+        let renewal = Renewal {
+            renewed,
+            held_before: self.held_for_keys(now),
+            is_asked_for,
+        };
         for name in &names {
-            // Budgets may have changed; those that still bind are found again at once. And whoever reloads has mended
-            // something: a call finds out.
+            // Budgets may have changed; those that still bind are found again at once. And whoever
+            // reloads has mended something: a call finds out.
             self.store.lift_hold(name, HoldKind::Budget).await?;
             self.store.lift_hold(name, HoldKind::Breaker).await?;
         }
@@ -79,7 +99,9 @@ impl Dispatcher {
             if targets.contains_key(&new.name) {
                 continue;
             }
-            if let (Some(mut target), Some(cloud)) = (self.targets.remove(&new.name), clouds.get(&new.name)) {
+            if let (Some(mut target), Some(cloud)) =
+                (self.targets.remove(&new.name), clouds.get(&new.name))
+            {
                 let throttled = target.reads.wait(now).is_some();
                 target.take_up(new, attempts_max, Arc::clone(cloud));
                 asked_again.extend(throttled.then(|| new.name.clone()));
@@ -96,7 +118,10 @@ impl Dispatcher {
             }
         }
         if let Err(error) = self.retry_keys(&renewal, now).await {
-            warn!("the holds of refused keys stay for now: {}", report::chain(&error));
+            warn!(
+                "the holds of refused keys stay for now: {}",
+                report::chain(&error)
+            );
         }
         let _ = accepted.send(());
         Ok(())
@@ -105,15 +130,24 @@ impl Dispatcher {
     /// The present targets whose new clients have another key or secret.
     fn renewed_keys(&self, clouds: &Clouds) -> BTreeSet<TargetName> {
         let has_new_key = |name: &TargetName| {
-            let old = self.targets.get(name).map(|target| target.cloud.key().name());
+            let old = self
+                .targets
+                .get(name)
+                .map(|target| target.cloud.key().name());
             old.is_some() && old != clouds.get(name).map(|cloud| cloud.key().name())
         };
-        clouds.keys().filter(|name| has_new_key(name)).cloned().collect()
+        clouds
+            .keys()
+            .filter(|name| has_new_key(name))
+            .cloned()
+            .collect()
     }
 
     /// True for a target that is sent to the same place as now.
     fn has(&self, new: &TargetSettings) -> bool {
-        self.targets.get(&new.name).is_some_and(|target| target.origin == Target::origin_of(new))
+        self.targets
+            .get(&new.name)
+            .is_some_and(|target| target.origin == Target::origin_of(new))
     }
 
     async fn check(&self, settings: &Settings) -> Result<(), ReloadError> {
@@ -121,14 +155,22 @@ impl Dispatcher {
             return Err(ReloadError::Database);
         }
         for (target, batches) in self.store.unfinished_batches().await? {
-            let Some(old) = self.targets.get(&target) else { continue };
+            let Some(old) = self.targets.get(&target) else {
+                continue;
+            };
             let new = settings.targets.iter().find(|new| new.name == target);
             let change = match new.map(Target::origin_of) {
                 None => "removed",
-                Some(origin) if origin != old.origin => "given another service, endpoint or project",
+                Some(origin) if origin != old.origin => {
+                    "given another service, endpoint or project"
+                }
                 Some(_) => continue,
             };
-            return Err(ReloadError::InUse { target, change, batches });
+            return Err(ReloadError::InUse {
+                target,
+                change,
+                batches,
+            });
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! What happened to a batch, as one log line that an operator understands. Reads values, decides nothing.
+//! What happened to a batch, as one log line that an operator understands. Reads values, decides
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -31,7 +32,11 @@ pub(super) fn count(number: usize, noun: &str) -> String {
 /// Logs that the queue is an older copy.
 pub(super) fn restored(restored: &Restored) {
     let unfinished = restored.unfinished;
-    let of = restored.copied_at.as_ref().map(|at| format!(" of {at}")).unwrap_or_default();
+    let of = restored
+        .copied_at
+        .as_ref()
+        .map(|at| format!(" of {at}"))
+        .unwrap_or_default();
     warn!(
         requests.unfinished = unfinished,
         "this queue is an older copy{of}: {unfinished} requests that were unfinished in it are on hold until `poweryard db release`"
@@ -61,7 +66,8 @@ pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
                 }
             }
         }
-        // A read that fails is repeated. Said at looks 1, 2, 4, 8 and so on: an hour of it is not silent, and no flood.
+        // A read that fails is repeated. Said at looks 1, 2, 4, 8 and so on: an hour of it is not
+        // silent, and no flood.
         BatchNext::Again { .. } if error.is_some() && (batch.looks + 1).is_power_of_two() => {
             let look = batch.looks + 1;
             warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {action} of {counted} failed, to be repeated{because}");
@@ -78,7 +84,9 @@ fn cause_sentence(cause: LookCause) -> &'static str {
         LookCause::Vanished => "has a job that the cloud does not know; looking at the servers",
         LookCause::TimeLimit => "runs beyond job_time_limit; looking at the servers",
         LookCause::Gap => "is over, and its answer leaves servers out; looking at them",
-        LookCause::Busy => "is over, and says that a server was busy; looking whether it was busy with this reboot",
+        LookCause::Busy => {
+            "is over, and says that a server was busy; looking whether it was busy with this reboot"
+        }
     }
 }
 
@@ -95,13 +103,20 @@ fn settled(batch: &Batch, step: &Step, because: &str) {
     if ends.is_empty() && returned == 0 {
         return;
     }
-    let mut parts: Vec<String> = ends.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let mut parts: Vec<String> = ends
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
     if returned > 0 {
         parts.push(format!("{returned} back in the queue"));
     }
     let id = batch.id;
     let open = batch.members.len() - ends.values().sum::<usize>() - returned;
-    let rest = if open > 0 { format!(", {open} open") } else { String::new() };
+    let rest = if open > 0 {
+        format!(", {open} open")
+    } else {
+        String::new()
+    };
     info!(batch.id = %id, target = %batch.target, requests.returned = returned, requests.open = open,
         "batch {id}: {} of {}: {}{rest}{}", batch.action, batch.server_count, parts.join(", "), if returned > 0 { because } else { "" });
 }

@@ -1,6 +1,7 @@
 //! Targets that requests name and the config lacks: each is held, and warned of once.
 //!
-//! There may be very many of them, so they are walked through a chunk at a time, and only after something was written.
+//! There may be very many of them, so they are walked through a chunk at a time, and only after
+//! something was written.
 
 use std::time::Duration;
 
@@ -38,7 +39,11 @@ impl Strangers {
 
 impl Dispatcher {
     /// One chunk of the walk, if there is anything new.
-    pub(super) async fn look_for_strangers(&mut self, round: &mut Round, now: UtcMillis) -> Result<(), StoreError> {
+    pub(super) async fn look_for_strangers(
+        &mut self,
+        round: &mut Round,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         let pause = self.strangers.after.since(self.steady);
         if !pause.is_zero() {
             round.wake(now + pause);
@@ -55,12 +60,18 @@ impl Dispatcher {
         }
         if let Some(last) = self.strangers.hold {
             let configured: Vec<TargetName> = self.targets.keys().cloned().collect();
-            self.strangers.hold = self.store.lift_unknown_targets(&configured, last, CHUNK).await?;
+            self.strangers.hold = self
+                .store
+                .lift_unknown_targets(&configured, last, CHUNK)
+                .await?;
         }
         if let Some(last) = self.strangers.target.clone() {
             let used = self.store.targets_after(&last, CHUNK).await?;
-            let unknown: Vec<TargetName> =
-                used.iter().filter(|name| !self.targets.contains_key(*name)).cloned().collect();
+            let unknown: Vec<TargetName> = used
+                .iter()
+                .filter(|name| !self.targets.contains_key(*name))
+                .cloned()
+                .collect();
             let new = self.store.hold_unknown_targets(&unknown, now).await?;
             warn_of(&new);
             let is_full = used.len() == CHUNK as usize;
@@ -80,6 +91,9 @@ fn warn_of(new: &[TargetName]) {
     }
     let others = new.len().saturating_sub(NAMED_MAX);
     if others > 0 {
-        warn!(targets.unknown = others, "requests name {others} more targets that the config does not have; they wait");
+        warn!(
+            targets.unknown = others,
+            "requests name {others} more targets that the config does not have; they wait"
+        );
     }
 }

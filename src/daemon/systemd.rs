@@ -1,4 +1,5 @@
-//! What the service manager is told. Does nothing when there is none; a failure to tell is not worth ending for.
+//! What the service manager is told. Does nothing when there is none; a failure to tell is not
+//! worth ending for.
 //!
 //! A process has one service manager, so what it was told last is kept once for the process.
 
@@ -8,8 +9,8 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
-/// While the daemon starts or stops, each sign of life asks for so much more time. More than the longest single wait in
-/// those phases.
+/// While the daemon starts or stops, each sign of life asks for so much more time. More than the
+/// longest single wait in those phases.
 const EXTENSION: Duration = Duration::from_secs(60);
 
 /// Rounds may follow each other within a millisecond.
@@ -18,7 +19,11 @@ const FEEDS_APART: Duration = Duration::from_secs(1);
 const STATUS_CHARS_MAX: usize = 300;
 
 /// What was said last.
-static TOLD: Mutex<Told> = Mutex::new(Told { ready: false, refused: false, work: String::new() });
+static TOLD: Mutex<Told> = Mutex::new(Told {
+    ready: false,
+    refused: false,
+    work: String::new(),
+});
 
 struct Told {
     /// READY=1.
@@ -31,10 +36,19 @@ struct Told {
 
 impl Told {
     fn line(&self) -> String {
-        let refused = if self.refused { "the last reload was refused, see the log; " } else { "" };
-        // Producers can write reasons of holds: a line break would let them say something of their own to systemd.
+        let refused = if self.refused {
+            "the last reload was refused, see the log; "
+        } else {
+            ""
+        };
+        // Producers can write reasons of holds: a line break would let them say something of their
+        // own to systemd.
         let plain = |c: char| if c.is_control() { ' ' } else { c };
-        refused.chars().chain(self.work.chars().map(plain)).take(STATUS_CHARS_MAX).collect()
+        refused
+            .chars()
+            .chain(self.work.chars().map(plain))
+            .take(STATUS_CHARS_MAX)
+            .collect()
     }
 }
 
@@ -55,7 +69,8 @@ pub(super) fn status(work: &str) {
 
 /// SIGHUP has come. With `Type=notify-reload`, `systemctl reload` waits from here to [`reloaded`].
 pub(crate) fn reloading() {
-    // Nothing is reloaded in the eyes of systemd before it is ready, and READY=1 must not come from a reload.
+    // Nothing is reloaded in the eyes of systemd before it is ready, and READY=1 must not come from
+    // a reload.
     if told().ready
         && let Ok(at) = NotifyState::monotonic_usec_now()
     {
@@ -63,7 +78,8 @@ pub(crate) fn reloading() {
     }
 }
 
-/// The new settings are in force, or refused, which the status line then says until others are accepted.
+/// The new settings are in force, or refused, which the status line then says until others are
+/// accepted.
 pub(crate) fn reloaded(accepted: bool) {
     let mut told = told();
     told.refused = !accepted;
@@ -92,13 +108,19 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     pub(super) fn of_the_unit() -> Self {
-        Self { limit: sd_notify::watchdog_enabled(), fed_at: None }
+        Self {
+            limit: sd_notify::watchdog_enabled(),
+            fed_at: None,
+        }
     }
 
     /// Says that something was done, unless that was said a moment ago.
     pub(super) fn feed(&mut self) {
         let Some(limit) = self.limit else { return };
-        if self.fed_at.is_none_or(|at| at.elapsed() >= (limit / 4).min(FEEDS_APART)) {
+        if self
+            .fed_at
+            .is_none_or(|at| at.elapsed() >= (limit / 4).min(FEEDS_APART))
+        {
             self.fed_at = Some(Instant::now());
             tell(&[NotifyState::Watchdog]);
         }
@@ -126,11 +148,18 @@ mod tests {
 
     #[test]
     fn a_status_is_one_short_line_whatever_it_is_made_of() {
-        let mut told = Told { ready: true, refused: false, work: "held: why\nMAINPID=1".to_owned() };
+        let mut told = Told {
+            ready: true,
+            refused: false,
+            work: "held: why\nMAINPID=1".to_owned(),
+        };
         assert_eq!(told.line(), "held: why MAINPID=1");
         told.refused = true;
         told.work = "ä".repeat(5000);
-        assert!(told.line().starts_with("the last reload was refused, see the log; ä"));
+        assert!(
+            told.line()
+                .starts_with("the last reload was refused, see the log; ä")
+        );
         assert_eq!(told.line().chars().count(), STATUS_CHARS_MAX);
     }
 }

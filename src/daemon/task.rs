@@ -1,5 +1,5 @@
-//! One call to a cloud, carried out by itself. Knows nothing of the queue: what follows from the answer is decided and
-//! stored by the dispatcher.
+//! One call to a cloud, carried out by itself. Knows nothing of the queue: what follows from the
+//! answer is decided and stored by the dispatcher.
 
 use std::sync::Arc;
 
@@ -35,7 +35,8 @@ pub enum Task {
         /// Where.
         cloud: Arc<dyn PowerCloud>,
     },
-    /// Look at the servers of batches of one target, all at once: a list call shows a thousand, whoever asks.
+    /// Look at the servers of batches of one target, all at once: a list call shows a thousand,
+    /// whoever asks.
     Look {
         /// For whom.
         target: TargetName,
@@ -118,22 +119,47 @@ impl Task {
     /// Makes the call and returns its answer; never fails otherwise.
     pub async fn run(self) -> Finished {
         match self {
-            Self::Prepare { target, servers, cloud } => {
+            Self::Prepare {
+                target,
+                servers,
+                cloud,
+            } => {
                 let result = prepare(&*cloud, &servers).await;
-                Finished::Prepared { target, result, signed: cloud.key().signed() }
+                Finished::Prepared {
+                    target,
+                    result,
+                    signed: cloud.key().signed(),
+                }
             }
             Self::Submit { batch, cloud } => {
                 let servers = servers(std::slice::from_ref(&batch));
                 let answer = cloud.submit(batch.action, &servers).await;
-                Finished::Submitted { batch, answer, signed: cloud.key().signed() }
+                Finished::Submitted {
+                    batch,
+                    answer,
+                    signed: cloud.key().signed(),
+                }
             }
             Self::Track { batch, job, cloud } => {
                 let answer = cloud.job(&job).await;
-                Finished::Tracked { batch, answer, signed: cloud.key().signed() }
+                Finished::Tracked {
+                    batch,
+                    answer,
+                    signed: cloud.key().signed(),
+                }
             }
-            Self::Look { target, batches, cloud } => {
+            Self::Look {
+                target,
+                batches,
+                cloud,
+            } => {
                 let answer = cloud.observe(&servers(&batches)).await;
-                Finished::Looked { target, batches, answer, signed: cloud.key().signed() }
+                Finished::Looked {
+                    target,
+                    batches,
+                    answer,
+                    signed: cloud.key().signed(),
+                }
             }
         }
     }
@@ -148,5 +174,9 @@ async fn prepare(cloud: &dyn PowerCloud, servers: &[ServerId]) -> Result<Observe
 }
 
 fn servers(batches: &[Batch]) -> Vec<ServerId> {
-    batches.iter().flat_map(|batch| &batch.members).map(|member| member.server.clone()).collect()
+    batches
+        .iter()
+        .flat_map(|batch| &batch.members)
+        .map(|member| member.server.clone())
+        .collect()
 }

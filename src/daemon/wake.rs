@@ -1,7 +1,9 @@
-//! Notices other programs' commits within milliseconds, and costs next to nothing while there are none.
+//! Notices other programs' commits within milliseconds, and costs next to nothing while there are
+//! none.
 //!
-//! The folder is watched, not the file: the `-wal` comes and goes. The notification comes before the commit can be seen
-//! (with `synchronous=FULL` always), so the queue is looked at once and again a little later.
+//! The folder is watched, not the file: the `-wal` comes and goes. The notification comes before
+//! the commit can be seen (with `synchronous=FULL` always), so the queue is looked at once and
+//! again a little later.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -15,7 +17,8 @@ use tracing::{debug, warn};
 
 use crate::store::Store;
 
-/// Looks after a notification. Later ones cover slow disks; the daemon's safety interval covers the rest.
+/// Looks after a notification. Later ones cover slow disks; the daemon's safety interval covers the
+/// rest.
 const LOOKS: [Duration; 6] = [
     Duration::ZERO,
     Duration::from_millis(1),
@@ -53,7 +56,9 @@ pub(super) fn watch(store: Arc<Store>) -> Wake {
     let told = Arc::clone(&notify);
     let watcher = tokio::spawn(async move {
         if let Err(error) = follow_notifications(&store, &told).await {
-            warn!("the queue's folder cannot be watched: {error}; looking every {POLL_INTERVAL:?} instead");
+            warn!(
+                "the queue's folder cannot be watched: {error}; looking every {POLL_INTERVAL:?} instead"
+            );
         }
         let mut version = None;
         loop {
@@ -67,9 +72,15 @@ pub(super) fn watch(store: Arc<Store>) -> Wake {
 /// Returns only with an error.
 async fn follow_notifications(store: &Store, notify: &Notify) -> std::io::Result<()> {
     let inotify = Inotify::init()?;
-    let folder = store.path().parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = store
+        .path()
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(std::path::Path::new("."));
-    inotify.watches().add(folder, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
+    inotify.watches().add(
+        folder,
+        WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO,
+    )?;
     let file = store.path().file_name().unwrap_or_default().to_owned();
     let mut events = inotify.into_event_stream([0; 4096])?;
     let mut version = None;
@@ -94,8 +105,11 @@ async fn follow_notifications(store: &Store, notify: &Notify) -> std::io::Result
 
 /// The file itself or its `-wal`; our lock file and foreign files are no news.
 fn concerns(name: Option<&OsStr>, file: &OsStr) -> bool {
-    let (Some(name), Some(file)) = (name.and_then(OsStr::to_str), file.to_str()) else { return true };
-    name.strip_prefix(file).is_some_and(|rest| rest.is_empty() || rest == "-wal" || rest == "-journal")
+    let (Some(name), Some(file)) = (name.and_then(OsStr::to_str), file.to_str()) else {
+        return true;
+    };
+    name.strip_prefix(file)
+        .is_some_and(|rest| rest.is_empty() || rest == "-wal" || rest == "-journal")
 }
 
 /// Notifies if another connection has committed since the last look.

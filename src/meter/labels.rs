@@ -55,19 +55,28 @@ pub(super) struct HookEnd {
 
 impl TargetOnly {
     pub(super) fn new(target: &TargetName) -> Self {
-        Self { target: target.0.clone() }
+        Self {
+            target: target.0.clone(),
+        }
     }
 }
 
 impl TargetAction {
     pub(super) fn new(target: &TargetName, action: PowerAction) -> Self {
-        Self { target: target.0.clone(), action: action.as_str() }
+        Self {
+            target: target.0.clone(),
+            action: action.as_str(),
+        }
     }
 }
 
 impl StateLabels {
     pub(super) fn new(target: &TargetName, action: PowerAction, state: RequestState) -> Self {
-        Self { target: target.0.clone(), action: action.as_str(), state: state.as_str() }
+        Self {
+            target: target.0.clone(),
+            action: action.as_str(),
+            state: state.as_str(),
+        }
     }
 }
 
@@ -80,13 +89,23 @@ impl OutcomeLabels {
         error_code: String,
     ) -> Self {
         let (action, state, evidence) = (action.as_str(), state.as_str(), evidence.as_str());
-        Self { target: target.0.clone(), action, state, evidence, error_code }
+        Self {
+            target: target.0.clone(),
+            action,
+            state,
+            evidence,
+            error_code,
+        }
     }
 }
 
 impl ReturnLabels {
     pub(super) fn new(target: &TargetName, action: PowerAction, result: AttemptResult) -> Self {
-        Self { target: target.0.clone(), action: action.as_str(), result: result.as_str() }
+        Self {
+            target: target.0.clone(),
+            action: action.as_str(),
+            result: result.as_str(),
+        }
     }
 }
 
@@ -109,7 +128,11 @@ impl CallEnd {
             Some(Fault::Refused(_)) => "refused",
             Some(Fault::Lost) => "lost",
         };
-        Self { target: target.0.clone(), call, result }
+        Self {
+            target: target.0.clone(),
+            call,
+            result,
+        }
     }
 }
 

@@ -1,7 +1,9 @@
-//! What the daemon counts of its own doing: calls, outcomes, latencies, progress; for `web` to show.
+//! What the daemon counts of its own doing: calls, outcomes, latencies, progress; for `web` to
+//! show.
 //!
-//! Counting is cheap, never waits and never fails. What the queue itself knows is not counted here but read from it when
-//! somebody asks. Labels hold no ids, and codes that clouds invent are bounded. Knows nothing of SQL, HTTP or tasks.
+//! Counting is cheap, never waits and never fails. What the queue itself knows is not counted here
+//! but read from it when somebody asks. Labels hold no ids, and codes that clouds invent are
+//! bounded. Knows nothing of SQL, HTTP or tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,17 +22,24 @@ use crate::verdict::Batch;
 
 mod labels;
 
-use labels::{CallEnd, HookEnd, OutcomeLabels, ReturnLabels, StateLabels, TargetAction, TargetOnly};
+use labels::{
+    CallEnd, HookEnd, OutcomeLabels, ReturnLabels, StateLabels, TargetAction, TargetOnly,
+};
 
 /// So many different error codes get a label of their own; the rest share `other`.
 const CODES_MAX: usize = 100;
 /// A longer code is no code.
 const CODE_LENGTH_MAX: usize = 64;
 
-/// Seconds from when a request could go to its call: the linger and one round at best, hours behind a budget.
-const WAIT_BUCKETS: [f64; 13] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0];
+/// Seconds from when a request could go to its call: the linger and one round at best, hours behind
+/// a budget.
+const WAIT_BUCKETS: [f64; 13] = [
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0,
+];
 /// Seconds that a cloud takes, or that we let pass.
-const JOB_BUCKETS: [f64; 12] = [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
+const JOB_BUCKETS: [f64; 12] = [
+    1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+];
 const LOOK_BUCKETS: [f64; 10] = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0];
 const LOOKS_BUCKETS: [f64; 10] = [1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 50.0, 100.0, 500.0];
 const SERVERS_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
@@ -131,8 +140,14 @@ impl Meter {
     /// Nothing counted yet.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("poweryard");
-        let progress =
-            Progress { began: Instant::now(), moved: None, good: None, trouble: false, unsaved: 0, open_calls: 0 };
+        let progress = Progress {
+            began: Instant::now(),
+            moved: None,
+            good: None,
+            trouble: false,
+            unsaved: 0,
+            open_calls: 0,
+        };
         let meter = Self {
             servers: Family::new_with_constructor(|| Histogram::new(SERVERS_BUCKETS)),
             wait: Family::new_with_constructor(|| Histogram::new(WAIT_BUCKETS)),
@@ -149,10 +164,17 @@ impl Meter {
             hooks: Family::default(),
             dropped: Counter::default(),
             codes: Mutex::default(),
-            state: Mutex::new(State { progress, targets: BTreeMap::new() }),
+            state: Mutex::new(State {
+                progress,
+                targets: BTreeMap::new(),
+            }),
             registry: Registry::default(),
         };
-        registry.register("batch_servers", "Servers in each submit call", meter.servers.clone());
+        registry.register(
+            "batch_servers",
+            "Servers in each submit call",
+            meter.servers.clone(),
+        );
         registry.register(
             "request_wait_seconds",
             "From when a request could go (its insert, not_before or the end of after_id) to its first submit call",
@@ -163,7 +185,11 @@ impl Meter {
             "From an accepted or lost submit call to the answer of the first look at its job or servers",
             meter.first_look.clone(),
         );
-        registry.register("job_duration_seconds", "How long the cloud's jobs took", meter.job.clone());
+        registry.register(
+            "job_duration_seconds",
+            "How long the cloud's jobs took",
+            meter.job.clone(),
+        );
         registry.register(
             "job_end_to_stored_seconds",
             "From the end of a job, by the time that the cloud says it took, to the daemon storing what it said",
@@ -194,9 +220,21 @@ impl Meter {
             "Calls to the cloud by what they were for and how they ended; prepare needs no call where keys sign",
             meter.calls.clone(),
         );
-        registry.register("throttled_calls", "Calls that the cloud throttled (429)", meter.throttled.clone());
-        registry.register("rounds", "Rounds of the daemon's loop, good or not", meter.rounds.clone());
-        registry.register("notify_deliveries", "Events that a hook was told, or failed to take", meter.hooks.clone());
+        registry.register(
+            "throttled_calls",
+            "Calls that the cloud throttled (429)",
+            meter.throttled.clone(),
+        );
+        registry.register(
+            "rounds",
+            "Rounds of the daemon's loop, good or not",
+            meter.rounds.clone(),
+        );
+        registry.register(
+            "notify_deliveries",
+            "Events that a hook was told, or failed to take",
+            meter.hooks.clone(),
+        );
         registry.register(
             "notify_dropped",
             "Events that no hook was told, because too many were waiting or the daemon stopped",
@@ -210,7 +248,8 @@ impl Meter {
         Self { registry, ..meter }
     }
 
-    /// A round has ended. `unsaved`: answers that wait to be stored; `open_calls`: calls being made for batches.
+    /// A round has ended. `unsaved`: answers that wait to be stored; `open_calls`: calls being made
+    /// for batches.
     pub fn round_ended(&self, good: bool, unsaved: usize, open_calls: usize) {
         self.rounds.inc();
         let now = Instant::now();
@@ -220,7 +259,8 @@ impl Meter {
         (progress.trouble, progress.unsaved, progress.open_calls) = (!good, unsaved, open_calls);
     }
 
-    /// An answer could not be stored: so many wait by now. The next round tells whether it still is so.
+    /// An answer could not be stored: so many wait by now. The next round tells whether it still is
+    /// so.
     pub fn database_failed(&self, unsaved: usize) {
         let progress = &mut self.state().progress;
         (progress.trouble, progress.unsaved) = (true, unsaved);
@@ -235,30 +275,44 @@ impl Meter {
             for target in targets.keys() {
                 for action in PowerAction::ALL {
                     for state in RequestState::ALL.iter().filter(|state| state.is_terminal()) {
-                        drop(self.ended.get_or_create(&StateLabels::new(target, *action, *state)));
+                        drop(
+                            self.ended
+                                .get_or_create(&StateLabels::new(target, *action, *state)),
+                        );
                     }
                 }
             }
-            targets.keys().for_each(|target| drop(self.throttled.get_or_create(&TargetOnly::new(target))));
+            targets
+                .keys()
+                .for_each(|target| drop(self.throttled.get_or_create(&TargetOnly::new(target))));
         }
         state.targets = targets;
     }
 
-    /// A call to the cloud has ended, without error or with `fault`, and what follows was stored or kept.
+    /// A call to the cloud has ended, without error or with `fault`, and what follows was stored or
+    /// kept.
     pub fn call_ended(&self, target: &TargetName, call: Call, fault: Option<&Fault>) {
         if let Some(Fault::Throttled { .. }) = fault {
             self.throttled.get_or_create(&TargetOnly::new(target)).inc();
         }
-        self.calls.get_or_create(&CallEnd::new(target, call, fault)).inc();
+        self.calls
+            .get_or_create(&CallEnd::new(target, call, fault))
+            .inc();
         self.state().progress.moved = Some(Instant::now());
     }
 
     /// An intent was stored: its call leaves now.
     pub fn claimed(&self, batch: &Batch) {
         let labels = TargetAction::new(&batch.target, batch.action);
-        self.servers.get_or_create(&labels).observe(f64::from(batch.server_count));
+        self.servers
+            .get_or_create(&labels)
+            .observe(f64::from(batch.server_count));
         let wait = self.wait.get_or_create(&labels);
-        batch.members.iter().filter_map(|member| member.waited).for_each(|waited| wait.observe(waited.as_secs_f64()));
+        batch
+            .members
+            .iter()
+            .filter_map(|member| member.waited)
+            .for_each(|waited| wait.observe(waited.as_secs_f64()));
     }
 
     /// The step that followed from the answer to a look was stored.
@@ -269,13 +323,18 @@ impl Meter {
         let labels = TargetAction::new(&batch.target, batch.action);
         let accepted_at = batch.submitted_at.unwrap_or(batch.intent_at);
         if batch.looks == 0 {
-            self.first_look.get_or_create(&labels).observe(now.since(accepted_at).as_secs_f64());
+            self.first_look
+                .get_or_create(&labels)
+                .observe(now.since(accepted_at).as_secs_f64());
         }
-        // A job that is over and still leaves something in doubt is asked for again: counted the first time.
+        // A job that is over and still leaves something in doubt is asked for again: counted the
+        // first time.
         if let Some(ms) = step.job_ms.filter(|_| batch.doubts == 0) {
             let took = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
             self.job.get_or_create(&labels).observe(took.as_secs_f64());
-            self.stored.get_or_create(&labels).observe(now.since(accepted_at + took).as_secs_f64());
+            self.stored
+                .get_or_create(&labels)
+                .observe(now.since(accepted_at + took).as_secs_f64());
         }
     }
 
@@ -295,11 +354,18 @@ impl Meter {
             gone += 1;
         }
         for (end, count) in ends {
-            self.ended(&batch.target, batch.action, (end.state, end.evidence, &end.code), count);
+            self.ended(
+                &batch.target,
+                batch.action,
+                (end.state, end.evidence, &end.code),
+                count,
+            );
         }
         if gone == batch.members.len() || step.batch == BatchNext::Done {
             let looks = batch.looks + u32::from(batch.state != BatchState::Submitting);
-            self.looks.get_or_create(&TargetAction::new(&batch.target, batch.action)).observe(f64::from(looks));
+            self.looks
+                .get_or_create(&TargetAction::new(&batch.target, batch.action))
+                .observe(f64::from(looks));
         }
     }
 
@@ -311,9 +377,13 @@ impl Meter {
         (state, evidence, code): (RequestState, Evidence, &str),
         count: u64,
     ) {
-        self.ended.get_or_create(&StateLabels::new(target, action, state)).inc_by(count);
+        self.ended
+            .get_or_create(&StateLabels::new(target, action, state))
+            .inc_by(count);
         let code = self.bounded(code);
-        self.outcomes.get_or_create(&OutcomeLabels::new(target, action, state, evidence, code)).inc_by(count);
+        self.outcomes
+            .get_or_create(&OutcomeLabels::new(target, action, state, evidence, code))
+            .inc_by(count);
     }
 
     /// A hook took an event, or did not.
@@ -372,24 +442,65 @@ mod tests {
         let (meter, target) = (Meter::new(), TargetName("default".into()));
         for number in 0..1000 {
             let code = format!("BMS.{number}");
-            meter.ended(&target, PowerAction::Stop, (RequestState::Failed, Evidence::Job, &code), 1);
+            meter.ended(
+                &target,
+                PowerAction::Stop,
+                (RequestState::Failed, Evidence::Job, &code),
+                1,
+            );
         }
-        meter.ended(&target, PowerAction::Stop, (RequestState::Failed, Evidence::Job, "two\nlines"), 1);
-        meter.ended(&target, PowerAction::Stop, (RequestState::Succeeded, Evidence::Job, ""), 1);
+        meter.ended(
+            &target,
+            PowerAction::Stop,
+            (RequestState::Failed, Evidence::Job, "two\nlines"),
+            1,
+        );
+        meter.ended(
+            &target,
+            PowerAction::Stop,
+            (RequestState::Succeeded, Evidence::Job, ""),
+            1,
+        );
         let text = meter.text();
-        let series: Vec<&str> = text.lines().filter(|line| line.starts_with("poweryard_outcomes_total{")).collect();
+        let series: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("poweryard_outcomes_total{"))
+            .collect();
         assert_eq!(series.len(), CODES_MAX + 2, "{text}");
-        assert!(series.iter().any(|line| line.contains("error_code=\"other\"") && line.ends_with(" 901")), "{text}");
+        assert!(
+            series
+                .iter()
+                .any(|line| line.contains("error_code=\"other\"") && line.ends_with(" 901")),
+            "{text}"
+        );
     }
 
     #[test]
     fn ends_of_a_configured_target_begin_at_nought() {
         let (meter, target) = (Meter::new(), TargetName("default".into()));
-        let facts = TargetFacts { configured: 50, pace: 50, breaker: false, refusals: 0 };
+        let facts = TargetFacts {
+            configured: 50,
+            pace: 50,
+            breaker: false,
+            refusals: 0,
+        };
         meter.note_targets([(target.clone(), facts)].into_iter());
         let line = "poweryard_requests_ended_total{target=\"default\",action=\"reboot\",state=\"unknown\"}";
-        assert!(meter.text().contains(&format!("{line} 0\n")), "{}", meter.text());
-        meter.ended(&target, PowerAction::Reboot, (RequestState::Unknown, Evidence::None, "poweryard.unproved"), 3);
-        assert!(meter.text().contains(&format!("{line} 3\n")), "{}", meter.text());
+        assert!(
+            meter.text().contains(&format!("{line} 0\n")),
+            "{}",
+            meter.text()
+        );
+        meter.ended(
+            &target,
+            PowerAction::Reboot,
+            (RequestState::Unknown, Evidence::None, "poweryard.unproved"),
+            3,
+        );
+        assert!(
+            meter.text().contains(&format!("{line} 3\n")),
+            "{}",
+            meter.text()
+        );
     }
 }

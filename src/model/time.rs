@@ -30,12 +30,16 @@ impl UtcMillis {
 
     /// This moment less `span`.
     pub fn before(self, span: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)),
+        )
     }
 }
 
-/// A point on a clock that only goes forward, counted from the start of the process. Nobody can set it, and it means
-/// nothing to another process: spans that prove something are measured on it, and it is never stored.
+/// A point on a clock that only goes forward, counted from the start of the process. Nobody can set
+/// it, and it means nothing to another process: spans that prove something are measured on it, and
+/// it is never stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Steady(pub Duration);
 
@@ -58,13 +62,19 @@ pub struct Now {
 impl Add<Duration> for UtcMillis {
     type Output = Self;
     fn add(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)),
+        )
     }
 }
 
 impl fmt::Display for UtcMillis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (low, high) = (Timestamp::MIN.as_millisecond(), Timestamp::MAX.as_millisecond());
+        let (low, high) = (
+            Timestamp::MIN.as_millisecond(),
+            Timestamp::MAX.as_millisecond(),
+        );
         let time = Timestamp::from_millisecond(self.0.clamp(low, high)).map_err(|_| fmt::Error)?;
         write!(f, "{time:.3}")
     }
@@ -73,7 +83,9 @@ impl fmt::Display for UtcMillis {
 impl FromStr for UtcMillis {
     type Err = NotATime;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<Timestamp>().map(|time| Self(time.as_millisecond())).map_err(|_| NotATime(text.to_owned()))
+        text.parse::<Timestamp>()
+            .map(|time| Self(time.as_millisecond()))
+            .map_err(|_| NotATime(text.to_owned()))
     }
 }
 
@@ -85,7 +97,9 @@ impl Serialize for UtcMillis {
 
 impl<'de> Deserialize<'de> for UtcMillis {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -98,7 +112,10 @@ mod tests {
         let text = "2026-01-31T22:00:00.000Z";
         let time: UtcMillis = text.parse().expect("a valid time");
         assert_eq!(time.to_string(), text);
-        assert_eq!((time + Duration::from_millis(7)).to_string(), "2026-01-31T22:00:00.007Z");
+        assert_eq!(
+            (time + Duration::from_millis(7)).to_string(),
+            "2026-01-31T22:00:00.007Z"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The fixed words of the queue, each an enum that is stored as lower-case text. Stays away from meaning: see `lifecycle`.
+//! The fixed words of the queue, each an enum that is stored as lower-case text. Stays away from
+//! meaning: see `lifecycle`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -62,8 +63,8 @@ words! {
 }
 
 impl PowerAction {
-    /// True where a server looks the same before and after, so that its power cannot tell whether the call was carried
-    /// out, and a second call would do harm.
+    /// True where a server looks the same before and after, so that its power cannot tell whether
+    /// the call was carried out, and a second call would do harm.
     pub const fn leaves_no_mark(self) -> bool {
         match self {
             Self::Start | Self::Stop => false,

@@ -1,5 +1,5 @@
-//! A hook that is a program: one JSON object on its stdin, a time limit, and then an end for all that it started. What it
-//! leaves running in the background is not waited for.
+//! A hook that is a program: one JSON object on its stdin, a time limit, and then an end for all
+//! that it started. What it leaves running in the background is not waited for.
 
 use std::pin::pin;
 use std::process::Stdio;
@@ -16,7 +16,8 @@ const STDERR_MAX: usize = 500;
 /// How long the rest of its stderr is waited for once it has ended.
 const STDERR_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Ends the program's whole group when dropped, unless the program ended by itself: a shell's children would live on.
+/// Ends the program's whole group when dropped, unless the program ended by itself: a shell's
+/// children would live on.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -31,9 +32,12 @@ impl Drop for Group {
 /// Runs `command` (a program and its arguments) with `text` on stdin.
 ///
 /// # Errors
-/// A sentence: it could not be started, ended with another code than 0, or took longer than `timeout`.
+/// A sentence: it could not be started, ended with another code than 0, or took longer than
+/// `timeout`.
 pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Result<(), String> {
-    let [program, args @ ..] = command else { return Err("there is no command".to_owned()) };
+    let [program, args @ ..] = command else {
+        return Err("there is no command".to_owned());
+    };
     let mut child = Command::new(program)
         .args(args)
         // They are about this process, not about its hooks.
@@ -67,7 +71,8 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
         }
     };
     let mut talk = pin!(async { tokio::join!(feed, listen) });
-    // Its own end counts. Children that it leaves behind may hold stdin and stderr open for as long as they live.
+    // Its own end counts. Children that it leaves behind may hold stdin and stderr open for as long
+    // as they live.
     let end = async {
         let mut over = pin!(child.wait());
         tokio::select! {
@@ -76,7 +81,10 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
         }
     };
     let Ok((ended, all_heard)) = tokio::time::timeout(timeout, end).await else {
-        return Err(format!("{program} took longer than {} and was ended", humantime::format_duration(timeout)));
+        return Err(format!(
+            "{program} took longer than {} and was ended",
+            humantime::format_duration(timeout)
+        ));
     };
     group.0 = None;
     if !all_heard {
@@ -92,5 +100,7 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
 }
 
 fn one_line(said: &[u8]) -> String {
-    String::from_utf8_lossy(said).trim().replace(char::is_control, " ")
+    String::from_utf8_lossy(said)
+        .trim()
+        .replace(char::is_control, " ")
 }

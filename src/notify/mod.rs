@@ -1,9 +1,9 @@
-//! Hooks: tells a command or a URL when requests failed or ended `unknown`. Bounded, tried again a few times, and never in
-//! the way of the passes: what cannot wait is dropped and counted.
+//! Hooks: tells a command or a URL when requests failed or ended `unknown`. Bounded, tried again a
+//! few times, and never in the way of the passes: what cannot wait is dropped and counted.
 //!
-//! An event is one stored step of a batch. Each hook has its own queue and its own task, so that one that hangs does not
-//! hold up the other. A hook may be told twice of the same event, when it took too long to say that it had understood.
-//! Decides nothing about requests.
+//! An event is one stored step of a batch. Each hook has its own queue and its own task, so that
+//! one that hangs does not hold up the other. A hook may be told twice of the same event, when it
+//! took too long to say that it had understood. Decides nothing about requests.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -119,8 +119,13 @@ struct Ended {
 }
 
 impl Notifier {
-    /// Starts the tasks of both hooks, whether or not they are configured yet. `database`: where labels are read from.
-    pub fn start(settings: Option<NotifySettings>, database: PathBuf, meter: Arc<Meter>) -> (Self, Deliveries) {
+    /// Starts the tasks of both hooks, whether or not they are configured yet. `database`: where
+    /// labels are read from.
+    pub fn start(
+        settings: Option<NotifySettings>,
+        database: PathBuf,
+        meter: Arc<Meter>,
+    ) -> (Self, Deliveries) {
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let (command, command_events) = queue(Kind::Command);
@@ -135,41 +140,85 @@ impl Notifier {
         for (kind, events) in [(Kind::Command, command_events), (Kind::Url, url_events)] {
             tasks.spawn(work(Arc::clone(&shared), kind, events, stopping.clone()));
         }
-        (Self(Some(Arc::clone(&shared))), Deliveries { shared, tasks, stop })
+        (
+            Self(Some(Arc::clone(&shared))),
+            Deliveries {
+                shared,
+                tasks,
+                stop,
+            },
+        )
     }
 
     /// Goes on with other hooks, from the next event on.
     pub fn take_up(&self, settings: Option<&NotifySettings>) {
         if let Some(shared) = &self.0 {
-            *shared.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings.cloned().map(Arc::new);
+            *shared
+                .settings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = settings.cloned().map(Arc::new);
         }
     }
 
     /// A step was stored: what it ended badly is handed to the hooks. Never waits.
     pub fn stored(&self, batch: &Batch, step: &Step, now: UtcMillis) {
         let Some(shared) = &self.0 else { return };
-        let Some(settings) = shared.settings() else { return };
+        let Some(settings) = shared.settings() else {
+            return;
+        };
         let requests = ended_badly(batch, step);
         if requests.is_empty() {
             return;
         }
-        let (target, action, batch, job) = (batch.target.clone(), batch.action, batch.id, batch.job.clone());
-        shared.hand_in(&settings, Arc::new(Event { target, action, batch, job, at: now, requests }));
+        let (target, action, batch, job) = (
+            batch.target.clone(),
+            batch.action,
+            batch.id,
+            batch.job.clone(),
+        );
+        shared.hand_in(
+            &settings,
+            Arc::new(Event {
+                target,
+                action,
+                batch,
+                job,
+                at: now,
+                requests,
+            }),
+        );
     }
 }
 
 fn queue(kind: Kind) -> (Queue, mpsc::Receiver<Waiting>) {
     let (events, queue) = mpsc::channel(EVENTS_MAX);
-    (Queue { kind, events, room: Arc::new(Semaphore::new(REQUESTS_MAX)) }, queue)
+    (
+        Queue {
+            kind,
+            events,
+            room: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        },
+        queue,
+    )
 }
 
 fn ended_badly(batch: &Batch, step: &Step) -> Vec<Ended> {
-    let bad = step.moves.iter().filter_map(|(request, event)| match event {
-        Move::Ended(end) if matches!(end.state, RequestState::Failed | RequestState::Unknown) => Some((request, end)),
-        Move::Ended(_) | Move::Claimed | Move::Returned(_) => None,
-    });
+    let bad = step
+        .moves
+        .iter()
+        .filter_map(|(request, event)| match event {
+            Move::Ended(end)
+                if matches!(end.state, RequestState::Failed | RequestState::Unknown) =>
+            {
+                Some((request, end))
+            }
+            Move::Ended(_) | Move::Claimed | Move::Returned(_) => None,
+        });
     let bad: std::collections::BTreeMap<_, _> = bad.collect();
-    let of_batch = batch.members.iter().filter_map(|member| Some((member, bad.get(&member.request)?)));
+    let of_batch = batch
+        .members
+        .iter()
+        .filter_map(|member| Some((member, bad.get(&member.request)?)));
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let ended = of_batch.map(|(member, end)| Ended {
         id: member.request.0,
@@ -186,16 +235,26 @@ fn ended_badly(batch: &Batch, step: &Step) -> Vec<Ended> {
 
 impl Shared {
     fn settings(&self) -> Option<Arc<NotifySettings>> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.settings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn hand_in(&self, settings: &NotifySettings, event: Arc<Event>) {
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let mut took = true;
-        for queue in queues.iter().flatten().filter(|queue| settings.has(queue.kind)) {
+        for queue in queues
+            .iter()
+            .flatten()
+            .filter(|queue| settings.has(queue.kind))
+        {
             let permits = u32::try_from(event.requests.len()).unwrap_or(u32::MAX);
             let room = Arc::clone(&queue.room).try_acquire_many_owned(permits).ok();
-            let waiting = room.map(|_room| Waiting { event: Arc::clone(&event), _room });
+            let waiting = room.map(|_room| Waiting {
+                event: Arc::clone(&event),
+                _room,
+            });
             took &= waiting.is_some_and(|waiting| queue.events.try_send(waiting).is_ok());
         }
         if took {
@@ -223,9 +282,14 @@ impl NotifySettings {
 }
 
 impl Deliveries {
-    /// Takes in nothing more, tells what waits once each, and ends within 5 s; what is left then is dropped.
+    /// Takes in nothing more, tells what waits once each, and ends within 5 s; what is left then is
+    /// dropped.
     pub async fn finish(mut self) {
-        self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared
+            .queues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         // Nobody listens where both tasks have ended, which is as good.
         let _ = self.stop.send(true);
         let all = async { while self.tasks.join_next().await.is_some() {} };
@@ -261,14 +325,33 @@ impl Drop for Rest {
     }
 }
 
-async fn work(shared: Arc<Shared>, kind: Kind, events: mpsc::Receiver<Waiting>, mut stop: watch::Receiver<bool>) {
-    let mut rest = Rest { kind, meter: Arc::clone(&shared.meter), events, busy: false };
+async fn work(
+    shared: Arc<Shared>,
+    kind: Kind,
+    events: mpsc::Receiver<Waiting>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut rest = Rest {
+        kind,
+        meter: Arc::clone(&shared.meter),
+        events,
+        busy: false,
+    };
     let mut webhook = None;
     while let Some(waiting) = rest.events.recv().await {
         rest.busy = true;
         if let Some(settings) = shared.settings().filter(|settings| settings.has(kind)) {
             let text = text(&shared, &waiting.event).await;
-            tell(&shared, kind, &settings, &mut webhook, &waiting.event, &text, &mut stop).await;
+            tell(
+                &shared,
+                kind,
+                &settings,
+                &mut webhook,
+                &waiting.event,
+                &text,
+                &mut stop,
+            )
+            .await;
         }
         rest.busy = false;
     }
@@ -343,7 +426,10 @@ async fn text(shared: &Shared, event: &Event) -> String {
     serde_json::to_string(&message).unwrap_or_default()
 }
 
-async fn add_labels(shared: &Shared, requests: &mut [Ended]) -> Result<(), crate::store::StoreError> {
+async fn add_labels(
+    shared: &Shared,
+    requests: &mut [Ended],
+) -> Result<(), crate::store::StoreError> {
     let mut desk = Desk::open(&shared.database, Access::Read).await?;
     let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
     let mut notes = desk.producer_notes(&ids).await?;

@@ -1,4 +1,5 @@
-//! A hook that is a URL: one POST of a JSON object, no redirects. The URL may hold a secret: only its host is ever named.
+//! A hook that is a URL: one POST of a JSON object, no redirects. The URL may hold a secret: only
+//! its host is ever named.
 
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Url};
@@ -13,7 +14,8 @@ pub(super) struct Webhook {
     client: Client,
 }
 
-/// POSTs `text` to `url`. The client is made when it is first needed, and again when the settings have changed.
+/// POSTs `text` to `url`. The client is made when it is first needed, and again when the settings
+/// have changed.
 ///
 /// # Errors
 /// A sentence: no connection, no answer in time, or an answer other than 2xx.
@@ -27,18 +29,26 @@ pub(super) async fn post(
     let client = match webhook {
         Some(webhook) if webhook.settings == *settings => webhook.client.clone(),
         _ => {
-            let client = client(url, settings).map_err(|error| format!("no client for {host}: {}", causes(&error)))?;
-            *webhook = Some(Webhook { settings: settings.clone(), client: client.clone() });
+            let client = client(url, settings)
+                .map_err(|error| format!("no client for {host}: {}", causes(&error)))?;
+            *webhook = Some(Webhook {
+                settings: settings.clone(),
+                client: client.clone(),
+            });
             client
         }
     };
-    let request = client.post(url.clone()).header(CONTENT_TYPE, "application/json").body(text.to_owned());
+    let request = client
+        .post(url.clone())
+        .header(CONTENT_TYPE, "application/json")
+        .body(text.to_owned());
     match request.send().await {
         Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("{host} answered HTTP {}", answer.status().as_u16())),
-        Err(error) if error.is_timeout() => {
-            Err(format!("{host} did not answer within {}", humantime::format_duration(settings.timeout)))
-        }
+        Err(error) if error.is_timeout() => Err(format!(
+            "{host} did not answer within {}",
+            humantime::format_duration(settings.timeout)
+        )),
         Err(error) => Err(format!("{host}: {}", causes(&error.without_url()))),
     }
 }

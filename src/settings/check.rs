@@ -1,4 +1,5 @@
-//! The config file as a whole: reads it, checks it, and reports every mistake at once. Reads no secret.
+//! The config file as a whole: reads it, checks it, and reports every mistake at once. Reads no
+//! secret.
 
 use std::fs;
 use std::num::NonZeroU32;
@@ -7,7 +8,9 @@ use std::time::Duration;
 
 use super::document::{Report, Section};
 use super::error::SettingsError;
-use super::{BatchSettings, QueueSettings, Settings, TargetSettings, notify, secrets, target, values};
+use super::{
+    BatchSettings, QueueSettings, Settings, TargetSettings, notify, secrets, target, values,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -43,7 +46,8 @@ impl Settings {
 }
 
 impl QueueSettings {
-    /// Reads only `[queue]`, for commands that use the queue and may not read the rest (key files, lists of servers).
+    /// Reads only `[queue]`, for commands that use the queue and may not read the rest (key files,
+    /// lists of servers).
     ///
     /// # Errors
     /// The file cannot be read, is not TOML, or `[queue]` has mistakes.
@@ -51,7 +55,9 @@ impl QueueSettings {
         let text = read(path)?;
         let report = Report::new(path, &text);
         let document = report.document();
-        let settings = document.as_ref().map(|document| queue(&Section::root(&report, document.get_ref())));
+        let settings = document
+            .as_ref()
+            .map(|document| queue(&Section::root(&report, document.get_ref())));
         report.finish(settings)
     }
 }
@@ -69,12 +75,18 @@ impl Default for QueueSettings {
 impl Default for BatchSettings {
     fn default() -> Self {
         const ATTEMPTS_MAX: NonZeroU32 = NonZeroU32::new(3).expect("three is not zero");
-        Self { linger: Duration::from_millis(100), attempts_max: ATTEMPTS_MAX }
+        Self {
+            linger: Duration::from_millis(100),
+            attempts_max: ATTEMPTS_MAX,
+        }
     }
 }
 
 fn read(path: &Path) -> Result<String, SettingsError> {
-    fs::read_to_string(path).map_err(|source| SettingsError::Unreadable { file: path.to_owned(), source })
+    fs::read_to_string(path).map_err(|source| SettingsError::Unreadable {
+        file: path.to_owned(),
+        source,
+    })
 }
 
 fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> {
@@ -82,24 +94,41 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
     let batch = batch(root);
     let targets = targets(root, credentials);
     let listen = root.section("listen");
-    let address =
-        if listen.is_present() { listen.require("address", "\"127.0.0.1:9642\"", values::address) } else { None };
+    let address = if listen.is_present() {
+        listen.require("address", "\"127.0.0.1:9642\"", values::address)
+    } else {
+        None
+    };
     listen.refuse_unknown(|_| None);
     let notify = notify::read(root);
     root.refuse_unknown(|_| None);
-    Some(Settings { queue, batch, targets, listen: address, notify })
+    Some(Settings {
+        queue,
+        batch,
+        targets,
+        listen: address,
+        notify,
+    })
 }
 
 fn queue(root: &Section<'_>) -> QueueSettings {
     let section = root.section("queue");
     let usual = QueueSettings::default();
     let settings = QueueSettings {
-        database: section.read("database", values::path).unwrap_or(usual.database),
+        database: section
+            .read("database", values::path)
+            .unwrap_or(usual.database),
         default_ttl: section
-            .read("default_ttl", values::duration_or("never", SECOND..=CENTURY))
+            .read(
+                "default_ttl",
+                values::duration_or("never", SECOND..=CENTURY),
+            )
             .unwrap_or(usual.default_ttl),
         retention: section
-            .read("retention", values::duration_or("forever", SECOND..=CENTURY))
+            .read(
+                "retention",
+                values::duration_or("forever", SECOND..=CENTURY),
+            )
             .unwrap_or(usual.retention),
     };
     section.refuse_unknown(|_| None);
@@ -110,7 +139,9 @@ fn batch(root: &Section<'_>) -> BatchSettings {
     let section = root.section("batch");
     let usual = BatchSettings::default();
     let settings = BatchSettings {
-        linger: section.read("linger", values::duration(Duration::ZERO..=MINUTE)).unwrap_or(usual.linger),
+        linger: section
+            .read("linger", values::duration(Duration::ZERO..=MINUTE))
+            .unwrap_or(usual.linger),
         attempts_max: section
             .read("attempts_max", values::whole(1..=100))
             .and_then(NonZeroU32::new)
@@ -128,7 +159,11 @@ fn targets(root: &Section<'_>, credentials: Option<&Path>) -> Vec<TargetSettings
     }
     let mut found: Vec<(Section<'_>, TargetSettings)> = Vec::new();
     for (name, child) in children {
-        if let Some(target) = child.is_present().then(|| target::read(name, &child, credentials)).flatten() {
+        if let Some(target) = child
+            .is_present()
+            .then(|| target::read(name, &child, credentials))
+            .flatten()
+        {
             if let Some((other, _)) = found.iter().find(|(_, other)| same_servers(other, &target)) {
                 refuse_twin(other, &child);
             }
@@ -144,7 +179,11 @@ fn same_servers(a: &TargetSettings, b: &TargetSettings) -> bool {
 
 /// The later of the two is to blame, since it was probably added to the other.
 fn refuse_twin(a: &Section<'_>, b: &Section<'_>) {
-    let (first, second) = if a.line("") <= b.line("") { (a, b) } else { (b, a) };
+    let (first, second) = if a.line("") <= b.line("") {
+        (a, b)
+    } else {
+        (b, a)
+    };
     second.own_mistake(format!(
         "has the same service, endpoint and project_id as {} (line {}); keep one of the two",
         first.name(),

@@ -1,5 +1,6 @@
-//! Tables and keys of a TOML text, read one by one, so that all mistakes are reported at once, each with its line and
-//! full key (serde stops at the first, and knows neither). Knows nothing of what a key means.
+//! Tables and keys of a TOML text, read one by one, so that all mistakes are reported at once, each
+//! with its line and full key (serde stops at the first, and knows neither). Knows nothing of what
+//! a key means.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,11 @@ pub(super) struct Report<'d> {
 
 impl<'d> Report<'d> {
     pub(super) fn new(file: &'d Path, text: &'d str) -> Self {
-        Self { file, text, mistakes: RefCell::default() }
+        Self {
+            file,
+            text,
+            mistakes: RefCell::default(),
+        }
     }
 
     /// Parses the text; what is not TOML is the only mistake then.
@@ -27,7 +32,11 @@ impl<'d> Report<'d> {
             .map_err(|error| {
                 let at = error.span().map_or(self.text.len(), |span| span.start);
                 let message = error.message().replace('\n', " ");
-                self.add_at(at, key_near(self.text, at), format!("not valid TOML: {message}"));
+                self.add_at(
+                    at,
+                    key_near(self.text, at),
+                    format!("not valid TOML: {message}"),
+                );
             })
             .ok()
     }
@@ -35,7 +44,12 @@ impl<'d> Report<'d> {
     /// Adds a mistake of the config file at a byte offset.
     pub(super) fn add_at(&self, offset: usize, key: String, problem: String) {
         let line = self.line(offset);
-        self.add(Mistake { file: self.file.to_owned(), line, key, problem });
+        self.add(Mistake {
+            file: self.file.to_owned(),
+            line,
+            key,
+            problem,
+        });
     }
 
     pub(super) fn add(&self, mistake: Mistake) {
@@ -43,7 +57,12 @@ impl<'d> Report<'d> {
     }
 
     pub(super) fn line(&self, offset: usize) -> usize {
-        1 + self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+        1 + self
+            .text
+            .bytes()
+            .take(offset)
+            .filter(|byte| *byte == b'\n')
+            .count()
     }
 
     /// The finished value, if nothing was wrong.
@@ -69,7 +88,13 @@ pub(super) struct Section<'d> {
 
 impl<'d> Section<'d> {
     pub(super) fn root(report: &'d Report<'d>, table: &'d DeTable<'d>) -> Self {
-        Self { report, name: String::new(), offset: 0, table: Some(table), known: RefCell::default() }
+        Self {
+            report,
+            name: String::new(),
+            offset: 0,
+            table: Some(table),
+            known: RefCell::default(),
+        }
     }
 
     /// True if the file has this table.
@@ -90,7 +115,9 @@ impl<'d> Section<'d> {
     /// The tables in this one, whatever their names, in the order of the names.
     pub(super) fn children(&self) -> Vec<(&'d str, Self)> {
         let names = self.table.into_iter().flat_map(|table| table.keys());
-        names.map(|name| (name.get_ref().as_ref(), self.child(name.get_ref()))).collect()
+        names
+            .map(|name| (name.get_ref().as_ref(), self.child(name.get_ref())))
+            .collect()
     }
 
     fn child(&self, key: &str) -> Self {
@@ -104,7 +131,13 @@ impl<'d> Section<'d> {
             table
         });
         let offset = entry.map_or(self.offset, |(offset, _)| offset);
-        Self { report: self.report, name: self.key(key), offset, table, known: RefCell::default() }
+        Self {
+            report: self.report,
+            name: self.key(key),
+            offset,
+            table,
+            known: RefCell::default(),
+        }
     }
 
     /// Reads a key that may be absent. None also when its value is wrong, which is reported then.
@@ -115,7 +148,9 @@ impl<'d> Section<'d> {
     ) -> Option<T> {
         self.known.borrow_mut().push(key);
         let (_, value) = self.entry(key)?;
-        parse(value.get_ref()).map_err(|problem| self.mistake(key, problem)).ok()
+        parse(value.get_ref())
+            .map_err(|problem| self.mistake(key, problem))
+            .ok()
     }
 
     /// Reads a key that must be there; `example` shows how to write it.
@@ -126,19 +161,32 @@ impl<'d> Section<'d> {
         parse: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
     ) -> Option<T> {
         if self.entry(key).is_none() {
-            self.mistake(key, format!("is missing; write for example {key} = {example}"));
+            self.mistake(
+                key,
+                format!("is missing; write for example {key} = {example}"),
+            );
         }
         self.read(key, parse)
     }
 
     /// Reads a list, entry by entry; each wrong one is reported at its own line. Empty if absent.
-    pub(super) fn read_list<T>(&self, key: &'static str, parse: impl Fn(&DeValue<'d>) -> Result<T, String>) -> Vec<T> {
-        let list = self.read(key, |value| value.as_array().ok_or_else(|| "must be a list in brackets".to_owned()));
+    pub(super) fn read_list<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&DeValue<'d>) -> Result<T, String>,
+    ) -> Vec<T> {
+        let list = self.read(key, |value| {
+            value
+                .as_array()
+                .ok_or_else(|| "must be a list in brackets".to_owned())
+        });
         let mut entries = Vec::new();
         for entry in list.into_iter().flat_map(|list| list.iter()) {
             match parse(entry.get_ref()) {
                 Ok(entry) => entries.push(entry),
-                Err(problem) => self.report.add_at(entry.span().start, self.key(key), problem),
+                Err(problem) => self
+                    .report
+                    .add_at(entry.span().start, self.key(key), problem),
             }
         }
         entries
@@ -146,7 +194,9 @@ impl<'d> Section<'d> {
 
     /// True if the key is there and is a list without entries.
     pub(super) fn has_empty_list(&self, key: &str) -> bool {
-        let list = self.entry(key).and_then(|(_, value)| value.get_ref().as_array());
+        let list = self
+            .entry(key)
+            .and_then(|(_, value)| value.get_ref().as_array());
         list.is_some_and(|list| list.is_empty())
     }
 
@@ -156,7 +206,8 @@ impl<'d> Section<'d> {
 
     /// The line of a key, or of the table's name if the key is absent.
     pub(super) fn line(&self, key: &str) -> usize {
-        self.report.line(self.entry(key).map_or(self.offset, |(offset, _)| offset))
+        self.report
+            .line(self.entry(key).map_or(self.offset, |(offset, _)| offset))
     }
 
     /// Adds a mistake about `key`, at its line if it is there.
@@ -177,7 +228,12 @@ impl<'d> Section<'d> {
 
     /// Adds a mistake found in another file that `key` names.
     pub(super) fn mistake_in(&self, file: PathBuf, line: usize, key: &str, problem: String) {
-        self.report.add(Mistake { file, line, key: self.key(key), problem });
+        self.report.add(Mistake {
+            file,
+            line,
+            key: self.key(key),
+            problem,
+        });
     }
 
     /// Reports every key that was not asked for. `hint` may know better than the list of keys.
@@ -193,9 +249,20 @@ impl<'d> Section<'d> {
     }
 
     fn key(&self, key: &str) -> String {
-        let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        let key = if bare { key.to_owned() } else { format!("{key:?}") };
-        if self.name.is_empty() { key } else { format!("{}.{key}", self.name) }
+        let bare = !key.is_empty()
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        let key = if bare {
+            key.to_owned()
+        } else {
+            format!("{key:?}")
+        };
+        if self.name.is_empty() {
+            key
+        } else {
+            format!("{}.{key}", self.name)
+        }
     }
 
     fn entry(&self, key: &str) -> Option<(usize, &'d Spanned<DeValue<'d>>)> {
@@ -204,7 +271,8 @@ impl<'d> Section<'d> {
     }
 }
 
-/// The key that the text around `offset` seems to be about: the last table's name and what stands left of the `=`.
+/// The key that the text around `offset` seems to be about: the last table's name and what stands
+/// left of the `=`.
 fn key_near(text: &str, offset: usize) -> String {
     let mut end = offset.min(text.len());
     while !text.is_char_boundary(end) {
@@ -216,7 +284,10 @@ fn key_near(text: &str, offset: usize) -> String {
         .lines()
         .rev()
         .filter_map(|line| line.trim_start_matches('\u{feff}').trim().strip_prefix('['));
-    let table = tables.next().and_then(|rest| rest.split(']').next()).map(str::trim);
+    let table = tables
+        .next()
+        .and_then(|rest| rest.split(']').next())
+        .map(str::trim);
     let key = line.split_once('=').map(|(key, _)| key.trim());
     match (table, key) {
         _ if line.trim_start().starts_with('[') => line.trim().trim_matches(['[', ']']).to_owned(),

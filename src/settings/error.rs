@@ -1,10 +1,12 @@
-//! What is wrong with a config file: one sentence a mistake, with file, line and key. Finds nothing itself.
+//! What is wrong with a config file: one sentence a mistake, with file, line and key. Finds nothing
+//! itself.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a config file was not accepted. The caller ends (exit code 78) or, on a reload, keeps the old settings.
+/// Why a config file was not accepted. The caller ends (exit code 78) or, on a reload, keeps the
+/// old settings.
 #[derive(Debug)]
 pub enum SettingsError {
     /// The file could not be read.
@@ -33,7 +35,14 @@ pub struct Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}: {}", self.file.display(), self.line, self.key, self.problem)
+        write!(
+            f,
+            "{}:{}: {}: {}",
+            self.file.display(),
+            self.line,
+            self.key,
+            self.problem
+        )
     }
 }
 
@@ -41,7 +50,9 @@ impl fmt::Display for Mistake {
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable { file, .. } => write!(f, "{}: the config file cannot be read", file.display()),
+            Self::Unreadable { file, .. } => {
+                write!(f, "{}: the config file cannot be read", file.display())
+            }
             Self::Mistakes(mistakes) => {
                 let lines: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
                 f.write_str(&lines.join("\n"))

@@ -26,7 +26,8 @@ mod tests;
 pub(crate) use digest::{process_number, salted_digest};
 pub use error::{Mistake, SettingsError};
 pub use secrets::{
-    LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules, SecretStamp, load_proxy_password,
+    LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules, SecretStamp,
+    load_proxy_password,
 };
 
 /// Everything the daemon needs to know, checked. One is made per load of the config file.
@@ -44,7 +45,8 @@ pub struct Settings {
     pub notify: Option<NotifySettings>,
 }
 
-/// `[notify]`: who is told when requests fail or end `unknown`. At least one of the two hooks is set.
+/// `[notify]`: who is told when requests fail or end `unknown`. At least one of the two hooks is
+/// set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NotifySettings {
     /// A program by its absolute path, and its arguments; empty: none.
@@ -98,9 +100,11 @@ pub struct TargetSettings {
     pub job_time_limit: Duration,
     /// Looking at servers ends after this. Default 15 min.
     pub look_time_limit: Duration,
-    /// The unwished state, idle for so long, proves that nothing was carried out. Default 60 s, at least 1 s.
+    /// The unwished state, idle for so long, proves that nothing was carried out. Default 60 s, at
+    /// least 1 s.
     pub settle_time: Duration,
-    /// From a submit to its first look, without history to learn from. Default 2 s, or `look_interval_max` if that is less.
+    /// From a submit to its first look, without history to learn from. Default 2 s, or
+    /// `look_interval_max` if that is less.
     pub first_look: Duration,
     /// Looks are at most this far apart. Default 30 s.
     pub look_interval_max: Duration,

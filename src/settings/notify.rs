@@ -22,25 +22,43 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
     if let Some(program) = command.first().filter(|program| !program.starts_with('/')) {
         section.mistake(
             "command",
-            format!("{program:?} is not an absolute path; write it from the root, beginning with /"),
+            format!(
+                "{program:?} is not an absolute path; write it from the root, beginning with /"
+            ),
         );
     } else if section.has_empty_list("command") {
-        section
-            .mistake("command", "must begin with a program, such as [\"/usr/local/bin/tell\", \"power\"]".to_owned());
+        section.mistake(
+            "command",
+            "must begin with a program, such as [\"/usr/local/bin/tell\", \"power\"]".to_owned(),
+        );
     }
     let url = section.read("url", url);
-    let timeout = section.read("timeout", values::duration(TIMEOUT_LEAST..=TIMEOUT_MOST)).unwrap_or(TIMEOUT);
+    let timeout = section
+        .read("timeout", values::duration(TIMEOUT_LEAST..=TIMEOUT_MOST))
+        .unwrap_or(TIMEOUT);
     let allow_http = section.read("allow_http", values::boolean).unwrap_or(false);
-    if let Some(url) = url.as_ref().filter(|url| url.scheme() == "http" && !allow_http && !is_loopback(url)) {
+    if let Some(url) = url
+        .as_ref()
+        .filter(|url| url.scheme() == "http" && !allow_http && !is_loopback(url))
+    {
         let host = url.host_str().unwrap_or_default();
-        let problem = format!("http to {host} is not encrypted; use https://, or for a test set allow_http = true");
+        let problem = format!(
+            "http to {host} is not encrypted; use https://, or for a test set allow_http = true"
+        );
         section.mistake("url", problem);
     }
     if section.is_present() && !has_command && !section.has("url") {
-        section.own_mistake(format!("names no hook; write command = [\"/usr/local/bin/tell\"] or url = {URL_EXAMPLE}"));
+        section.own_mistake(format!(
+            "names no hook; write command = [\"/usr/local/bin/tell\"] or url = {URL_EXAMPLE}"
+        ));
     }
     section.refuse_unknown(|_| None);
-    (!command.is_empty() || url.is_some()).then_some(NotifySettings { command, url, timeout, allow_http })
+    (!command.is_empty() || url.is_some()).then_some(NotifySettings {
+        command,
+        url,
+        timeout,
+        allow_http,
+    })
 }
 
 fn argument(value: &DeValue<'_>) -> Parsed<String> {
@@ -54,17 +72,26 @@ fn argument(value: &DeValue<'_>) -> Parsed<String> {
 /// A whole URL. It is not repeated in messages: it may hold a secret.
 fn url(value: &DeValue<'_>) -> Parsed<Url> {
     let text = values::text(value)?;
-    let url = Url::parse(text).map_err(|error| format!("is not a URL ({error}); write for example {URL_EXAMPLE}"))?;
+    let url = Url::parse(text)
+        .map_err(|error| format!("is not a URL ({error}); write for example {URL_EXAMPLE}"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(format!("must begin with https:// or http://; write for example {URL_EXAMPLE}"));
+        return Err(format!(
+            "must begin with https:// or http://; write for example {URL_EXAMPLE}"
+        ));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("holds a user name or a password, which has no place in a URL here; leave it out".to_owned());
+        return Err(
+            "holds a user name or a password, which has no place in a URL here; leave it out"
+                .to_owned(),
+        );
     }
     Ok(url)
 }
 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }

@@ -1,5 +1,5 @@
-//! The files with keys and passwords: where they are, who may read them, and what they hold, which is never printed.
-//! Knows nothing of how a secret is used.
+//! The files with keys and passwords: where they are, who may read them, and what they hold, which
+//! is never printed. Knows nothing of how a secret is used.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
@@ -45,11 +45,20 @@ impl LoadedSecrets {
     /// Reads the files that `auth` names, after checking who else may read them.
     ///
     /// # Errors
-    /// The first file that is missing, open to others or to the queue's group, empty, too large, or not one line.
-    pub fn load(target: &TargetName, auth: &AuthSettings, rules: &SecretRules) -> Result<Self, SecretError> {
+    /// The first file that is missing, open to others or to the queue's group, empty, too large, or
+    /// not one line.
+    pub fn load(
+        target: &TargetName,
+        auth: &AuthSettings,
+        rules: &SecretRules,
+    ) -> Result<Self, SecretError> {
         let read = |key: &'static str, file: &Path| read_secret(target, key, file, rules);
         match auth {
-            AuthSettings::AkSk { access_key_file, secret_key_file, security_token_file } => Ok(Self::AkSk {
+            AuthSettings::AkSk {
+                access_key_file,
+                secret_key_file,
+                security_token_file,
+            } => Ok(Self::AkSk {
                 access_key: read("access_key_file", access_key_file)?,
                 secret_key: read("secret_key_file", secret_key_file)?,
                 security_token: security_token_file
@@ -57,15 +66,22 @@ impl LoadedSecrets {
                     .map(|file| read("security_token_file", file))
                     .transpose()?,
             }),
-            AuthSettings::Token { password_file, .. } => {
-                Ok(Self::Token { password: read("password_file", password_file)? })
-            }
+            AuthSettings::Token { password_file, .. } => Ok(Self::Token {
+                password: read("password_file", password_file)?,
+            }),
         }
     }
 
     /// Every problem that the files of `auth` have; none if [`LoadedSecrets::load`] would succeed.
-    pub fn problems(target: &TargetName, auth: &AuthSettings, rules: &SecretRules) -> Vec<SecretError> {
-        files(auth).into_iter().filter_map(|(key, file)| read_secret(target, key, file, rules).err()).collect()
+    pub fn problems(
+        target: &TargetName,
+        auth: &AuthSettings,
+        rules: &SecretRules,
+    ) -> Vec<SecretError> {
+        files(auth)
+            .into_iter()
+            .filter_map(|(key, file)| read_secret(target, key, file, rules).err())
+            .collect()
     }
 }
 
@@ -79,14 +95,24 @@ pub struct SecretRules {
 }
 
 impl SecretRules {
-    /// The rules for this queue and what `$CREDENTIALS_DIRECTORY` holds. A queue that does not exist yet has no group.
+    /// The rules for this queue and what `$CREDENTIALS_DIRECTORY` holds. A queue that does not
+    /// exist yet has no group.
     ///
     /// Only looks at the database by its path, since opening it would drop SQLite's locks.
     pub fn new(database: &Path, credentials_directory: Option<&OsStr>) -> Self {
-        let credentials_directory = credentials_directory.filter(|path| !path.is_empty()).map(PathBuf::from);
+        let credentials_directory = credentials_directory
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from);
         let group = |path: &Path| fs::metadata(path).ok().map(|meta| meta.gid());
-        let queue_groups = [Some(database), database.parent()].into_iter().flatten().filter_map(group).collect();
-        Self { credentials_directory, queue_groups }
+        let queue_groups = [Some(database), database.parent()]
+            .into_iter()
+            .flatten()
+            .filter_map(group)
+            .collect();
+        Self {
+            credentials_directory,
+            queue_groups,
+        }
     }
 
     /// [`SecretRules::new`] with this process's own environment.
@@ -94,33 +120,42 @@ impl SecretRules {
         Self::new(database, std::env::var_os(CREDENTIALS_DIRECTORY).as_deref())
     }
 
-    /// Root-owned files in systemd's directory show a group bit that stands for the service's own access list.
+    /// Root-owned files in systemd's directory show a group bit that stands for the service's own
+    /// access list.
     fn is_systemd_credential(&self, path: &Path, owner: u32) -> bool {
         owner == 0 && self.is_credential(path)
     }
 
     fn is_credential(&self, path: &Path) -> bool {
-        self.credentials_directory.as_deref().is_some_and(|directory| path.starts_with(directory))
+        self.credentials_directory
+            .as_deref()
+            .is_some_and(|directory| path.starts_with(directory))
     }
 }
 
 /// `$CREDENTIALS_DIRECTORY`, if it is set to something.
 pub(super) fn credentials_directory() -> Option<PathBuf> {
-    std::env::var_os(CREDENTIALS_DIRECTORY).filter(|directory| !directory.is_empty()).map(PathBuf::from)
+    std::env::var_os(CREDENTIALS_DIRECTORY)
+        .filter(|directory| !directory.is_empty())
+        .map(PathBuf::from)
 }
 
-/// Where a `*_file` value is: an absolute path stands for itself, a name is looked up in the credentials directory.
+/// Where a `*_file` value is: an absolute path stands for itself, a name is looked up in the
+/// credentials directory.
 pub(super) fn resolve(value: &Path, credentials: Option<&Path>) -> Result<PathBuf, String> {
     match credentials {
         _ if value.is_absolute() => Ok(value.to_owned()),
         Some(directory) => Ok(directory.join(value)),
-        None => Err("names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
+        None => Err(
+            "names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
              write an absolute path, or start poweryard by its systemd unit"
-            .to_owned()),
+                .to_owned(),
+        ),
     }
 }
 
-/// Why a secret could not be taken; names the key and the file, and the command that mends it where there is one.
+/// Why a secret could not be taken; names the key and the file, and the command that mends it where
+/// there is one.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: {problem}")]
 pub struct SecretError {
@@ -161,7 +196,8 @@ pub enum SecretProblem {
         /// The command that closes it.
         mend: String,
     },
-    /// What no key, token or password is: quotes around it, the name of a variable in front, two lines and the like.
+    /// What no key, token or password is: quotes around it, the name of a variable in front, two
+    /// lines and the like.
     #[error("{} {flaw}", file.display())]
     Malformed {
         /// The file.
@@ -172,7 +208,8 @@ pub enum SecretProblem {
     /// Nothing but white space.
     #[error("{} is empty; write the secret into it", .0.display())]
     Empty(PathBuf),
-    /// As `Empty`, handed over by systemd, which gives an empty one for a file that is missing, too.
+    /// As `Empty`, handed over by systemd, which gives an empty one for a file that is missing,
+    /// too.
     #[error("{} is empty; write the secret into the file that LoadCredential= of the unit names, then restart the unit", .0.display())]
     EmptyCredential(PathBuf),
     /// More than 64 KiB.
@@ -180,11 +217,19 @@ pub enum SecretProblem {
     TooLarge(PathBuf),
 }
 
-fn read_secret(target: &TargetName, key: &str, value: &Path, rules: &SecretRules) -> Result<SecretString, SecretError> {
+fn read_secret(
+    target: &TargetName,
+    key: &str,
+    value: &Path,
+    rules: &SecretRules,
+) -> Result<SecretString, SecretError> {
     resolve(value, rules.credentials_directory.as_deref())
         .map_err(SecretProblem::NoCredentials)
         .and_then(|file| read_file(file, SecretKind::of(key), rules))
-        .map_err(|problem| SecretError { key: format!("targets.{target}.auth.{key}"), problem })
+        .map_err(|problem| SecretError {
+            key: format!("targets.{target}.auth.{key}"),
+            problem,
+        })
 }
 
 /// What a file is to hold.
@@ -210,7 +255,11 @@ impl SecretKind {
 }
 
 /// Checks the very file that it then reads, whatever is put in its place meanwhile.
-fn read_file(path: PathBuf, kind: SecretKind, rules: &SecretRules) -> Result<SecretString, SecretProblem> {
+fn read_file(
+    path: PathBuf,
+    kind: SecretKind,
+    rules: &SecretRules,
+) -> Result<SecretString, SecretProblem> {
     let unreadable = |cause| unreadable(&path, cause);
     // Opening a pipe would wait for its writer.
     if !fs::metadata(&path).map_err(unreadable)?.is_file() {
@@ -219,7 +268,9 @@ fn read_file(path: PathBuf, kind: SecretKind, rules: &SecretRules) -> Result<Sec
     let file = File::open(&path).map_err(unreadable)?;
     check_readers(&path, &file.metadata().map_err(unreadable)?, rules)?;
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(SECRET_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if bytes.len() as u64 > SECRET_BYTES_MAX {
         return Err(SecretProblem::TooLarge(path));
     }
@@ -232,19 +283,22 @@ fn read_file(path: PathBuf, kind: SecretKind, rules: &SecretRules) -> Result<Sec
 }
 
 const NOT_ONE_LINE: &str = "is not one line of text; write the secret alone into it";
-const BYTE_ORDER_MARK: &str =
-    "begins with a byte order mark, which some editors add; save it as plain UTF-8 or ASCII without one";
+const BYTE_ORDER_MARK: &str = "begins with a byte order mark, which some editors add; save it as plain UTF-8 or ASCII without one";
 const QUOTED: &str = "has quotes around the secret; write it without them";
 const ASSIGNMENT: &str = "holds NAME=value; write the value alone into it";
 const JSON: &str = "holds JSON; write the value of the key alone into it";
-const BLANKS: &str = "has blanks in or around the secret, which no key has; write the secret alone into it";
-const NOT_ASCII: &str =
-    "holds a character that no key has and that may be invisible (not ASCII); write or copy the secret anew";
+const BLANKS: &str =
+    "has blanks in or around the secret, which no key has; write the secret alone into it";
+const NOT_ASCII: &str = "holds a character that no key has and that may be invisible (not ASCII); write or copy the secret anew";
 const ODD_CHARACTER: &str = "holds punctuation that no key has; write the secret alone into it";
 
-/// The secret in the bytes of a file, or what is wrong with them; empty if there is nothing but white space.
+/// The secret in the bytes of a file, or what is wrong with them; empty if there is nothing but
+/// white space.
 fn judge(bytes: &[u8], kind: SecretKind) -> Result<&str, &'static str> {
-    if bytes.starts_with(b"\xef\xbb\xbf") || bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+    if bytes.starts_with(b"\xef\xbb\xbf")
+        || bytes.starts_with(b"\xff\xfe")
+        || bytes.starts_with(b"\xfe\xff")
+    {
         return Err(BYTE_ORDER_MARK);
     }
     let text = std::str::from_utf8(bytes).map_err(|_| NOT_ONE_LINE)?;
@@ -263,7 +317,10 @@ fn judge(bytes: &[u8], kind: SecretKind) -> Result<&str, &'static str> {
 /// Without the line ends at its end: editors write one or several, and nobody sees them.
 fn without_line_end(text: &str) -> &str {
     let mut text = text;
-    while let Some(shorter) = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n')) {
+    while let Some(shorter) = text
+        .strip_suffix("\r\n")
+        .or_else(|| text.strip_suffix('\n'))
+    {
         text = shorter;
     }
     text
@@ -297,19 +354,24 @@ fn judge_key(line: &str) -> Result<&str, &'static str> {
     if token.contains(' ') {
         return Err(BLANKS);
     }
-    if token.contains(['"', '\'', '`', '{', '}', '[', ']', '(', ')', '<', '>', ',', ';', '\\', '$']) {
+    if token.contains([
+        '"', '\'', '`', '{', '}', '[', ']', '(', ')', '<', '>', ',', ';', '\\', '$',
+    ]) {
         return Err(ODD_CHARACTER);
     }
     Ok(token)
 }
 
-/// Such as `HW_ACCESS_KEY=AK…`, also with `export` in front or blanks around the sign. The `=` at the end of a base64 text is none.
+/// Such as `HW_ACCESS_KEY=AK…`, also with `export` in front or blanks around the sign. The `=` at
+/// the end of a base64 text is none.
 fn is_assignment(line: &str) -> bool {
     let line = line.trim_start();
     if line.starts_with("export ") || line.starts_with("set ") {
         return true;
     }
-    let Some((name, value)) = line.split_once('=') else { return false };
+    let Some((name, value)) = line.split_once('=') else {
+        return false;
+    };
     let name = name.trim_end();
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -324,23 +386,39 @@ fn is_quoted(line: &str) -> bool {
 fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {
     let quoted = shell_quoted(path);
     let mend = match cause.kind() {
-        io::ErrorKind::NotFound => "; write the secret into a file of that name, mode 600".to_owned(),
-        io::ErrorKind::PermissionDenied => format!("; run: chown {} {quoted} && chmod 600 {quoted}", own_user()),
+        io::ErrorKind::NotFound => {
+            "; write the secret into a file of that name, mode 600".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("; run: chown {} {quoted} && chmod 600 {quoted}", own_user())
+        }
         _ => String::new(),
     };
-    SecretProblem::Unreadable { file: path.to_owned(), cause, mend }
+    SecretProblem::Unreadable {
+        file: path.to_owned(),
+        cause,
+        mend,
+    }
 }
 
 fn check_readers(path: &Path, meta: &Metadata, rules: &SecretRules) -> Result<(), SecretProblem> {
     let mode = meta.mode() & 0o7777;
-    let group_counts = rules.queue_groups.contains(&meta.gid()) && !rules.is_systemd_credential(path, meta.uid());
-    let Some(readers) = foreign_readers(mode, group_counts) else { return Ok(()) };
+    let group_counts =
+        rules.queue_groups.contains(&meta.gid()) && !rules.is_systemd_credential(path, meta.uid());
+    let Some(readers) = foreign_readers(mode, group_counts) else {
+        return Ok(());
+    };
     let mend = mend_command(path, meta.uid(), own_user());
-    Err(SecretProblem::Open { file: path.to_owned(), readers, mode, mend })
+    Err(SecretProblem::Open {
+        file: path.to_owned(),
+        readers,
+        mode,
+        mend,
+    })
 }
 
-/// Who else may read a file of this mode. `group_counts` if its group is the queue's; any other group may read, since
-/// that is how a root-owned file is given to the daemon's own account.
+/// Who else may read a file of this mode. `group_counts` if its group is the queue's; any other
+/// group may read, since that is how a root-owned file is given to the daemon's own account.
 fn foreign_readers(mode: u32, group_counts: bool) -> Option<&'static str> {
     if mode & READABLE_BY_OTHERS != 0 {
         Some("everybody")
@@ -363,8 +441,13 @@ fn mend_command(path: &Path, owner: u32, user: u32) -> String {
 
 fn shell_quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '@');
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    let plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '@');
+    if text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// The user that this process runs as; Linux shows it as the owner of the process's own entry.
@@ -372,7 +455,8 @@ fn own_user() -> u32 {
     fs::metadata("/proc/self").map_or(0, |meta| meta.uid())
 }
 
-/// Which files the secrets were read from, as they were: unequal once one is replaced, changed or opened up.
+/// Which files the secrets were read from, as they were: unequal once one is replaced, changed or
+/// opened up.
 ///
 /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -389,19 +473,33 @@ struct FileStamp {
 }
 
 impl SecretStamp {
-    /// Looks at the secret files of `target`, without opening them. A missing file is part of the picture.
+    /// Looks at the secret files of `target`, without opening them. A missing file is part of the
+    /// picture.
     pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
-        Self::of(paths(&target.auth, target.proxy_password_file.as_deref(), rules))
+        Self::of(paths(
+            &target.auth,
+            target.proxy_password_file.as_deref(),
+            rules,
+        ))
     }
 
     fn of(paths: Vec<PathBuf>) -> Self {
-        let stamp = |path: PathBuf| (path.clone(), fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta)));
+        let stamp = |path: PathBuf| {
+            (
+                path.clone(),
+                fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta)),
+            )
+        };
         Self(paths.into_iter().map(stamp).collect())
     }
 
     /// When the newest of the files was written; none if none is there.
     pub fn modified(&self) -> Option<SystemTime> {
-        let newest = self.0.iter().filter_map(|(_, stamp)| stamp.map(|stamp| stamp.modified.0)).max()?;
+        let newest = self
+            .0
+            .iter()
+            .filter_map(|(_, stamp)| stamp.map(|stamp| stamp.modified.0))
+            .max()?;
         Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(newest).unwrap_or(0)))
     }
 }
@@ -418,7 +516,8 @@ impl FileStamp {
     }
 }
 
-/// What the secret files hold, as salted digests: equal for the same bytes, however often they are written anew.
+/// What the secret files hold, as salted digests: equal for the same bytes, however often they are
+/// written anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretContent(Vec<(PathBuf, Option<[u8; 32]>)>);
 
@@ -427,7 +526,11 @@ impl SecretContent {
     ///
     /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
     pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
-        Self::of(paths(&target.auth, target.proxy_password_file.as_deref(), rules))
+        Self::of(paths(
+            &target.auth,
+            target.proxy_password_file.as_deref(),
+            rules,
+        ))
     }
 
     fn of(paths: Vec<PathBuf>) -> Self {
@@ -442,16 +545,31 @@ fn digest_of(path: &Path) -> Option<[u8; 32]> {
         return None;
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path).ok()?.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
+    File::open(path)
+        .ok()?
+        .take(SECRET_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .ok()?;
     Some(salted_digest(&bytes))
 }
 
 /// The keys of `auth` that name secret files, each with its value.
 fn files(auth: &AuthSettings) -> Vec<(&'static str, &Path)> {
     match auth {
-        AuthSettings::AkSk { access_key_file, secret_key_file, security_token_file } => {
-            let mut files = vec![("access_key_file", access_key_file.as_path()), ("secret_key_file", secret_key_file)];
-            files.extend(security_token_file.as_deref().map(|file| ("security_token_file", file)));
+        AuthSettings::AkSk {
+            access_key_file,
+            secret_key_file,
+            security_token_file,
+        } => {
+            let mut files = vec![
+                ("access_key_file", access_key_file.as_path()),
+                ("secret_key_file", secret_key_file),
+            ];
+            files.extend(
+                security_token_file
+                    .as_deref()
+                    .map(|file| ("security_token_file", file)),
+            );
             files
         }
         AuthSettings::Token { password_file, .. } => vec![("password_file", password_file)],
@@ -459,24 +577,39 @@ fn files(auth: &AuthSettings) -> Vec<(&'static str, &Path)> {
 }
 
 /// Where the secret files of a target are.
-fn paths(auth: &AuthSettings, proxy_password_file: Option<&Path>, rules: &SecretRules) -> Vec<PathBuf> {
-    let values = files(auth).into_iter().map(|(_, value)| value).chain(proxy_password_file);
+fn paths(
+    auth: &AuthSettings,
+    proxy_password_file: Option<&Path>,
+    rules: &SecretRules,
+) -> Vec<PathBuf> {
+    let values = files(auth)
+        .into_iter()
+        .map(|(_, value)| value)
+        .chain(proxy_password_file);
     let credentials = rules.credentials_directory.as_deref();
-    values.map(|value| resolve(value, credentials).unwrap_or_else(|_| value.to_owned())).collect()
+    values
+        .map(|value| resolve(value, credentials).unwrap_or_else(|_| value.to_owned()))
+        .collect()
 }
 
 /// The password of the user that `proxy` names; none if the target has no `proxy_password_file`.
 ///
 /// # Errors
 /// As [`LoadedSecrets::load`].
-pub fn load_proxy_password(target: &TargetSettings, rules: &SecretRules) -> Result<Option<SecretString>, SecretError> {
-    let Some(value) = &target.proxy_password_file else { return Ok(None) };
+pub fn load_proxy_password(
+    target: &TargetSettings,
+    rules: &SecretRules,
+) -> Result<Option<SecretString>, SecretError> {
+    let Some(value) = &target.proxy_password_file else {
+        return Ok(None);
+    };
     let password = resolve(value, rules.credentials_directory.as_deref())
         .map_err(SecretProblem::NoCredentials)
         .and_then(|file| read_file(file, SecretKind::Password, rules));
-    password
-        .map(Some)
-        .map_err(|problem| SecretError { key: format!("targets.{}.proxy_password_file", target.name), problem })
+    password.map(Some).map_err(|problem| SecretError {
+        key: format!("targets.{}.proxy_password_file", target.name),
+        problem,
+    })
 }
 
 #[cfg(test)]
@@ -512,7 +645,8 @@ mod tests {
 
         fn load(&self, password_file: impl Into<PathBuf>) -> Result<LoadedSecrets, String> {
             let target = TargetName("default".into());
-            LoadedSecrets::load(&target, &token(password_file.into()), &self.rules).map_err(|error| error.to_string())
+            LoadedSecrets::load(&target, &token(password_file.into()), &self.rules)
+                .map_err(|error| error.to_string())
         }
 
         fn password(&self, content: impl AsRef<[u8]>) -> Result<String, String> {
@@ -525,7 +659,12 @@ mod tests {
 
     fn token(password_file: PathBuf) -> AuthSettings {
         let iam_endpoint = "https://iam.example.com".parse().unwrap();
-        AuthSettings::Token { iam_endpoint, domain: "d".into(), username: "u".into(), password_file }
+        AuthSettings::Token {
+            iam_endpoint,
+            domain: "d".into(),
+            username: "u".into(),
+            password_file,
+        }
     }
 
     fn content_of(password_file: PathBuf, rules: &SecretRules) -> SecretContent {
@@ -541,7 +680,10 @@ mod tests {
         for usual in ["NAME=value", "\"hunter2\"", "{\"a\": 1}", "p\u{e4}ssword"] {
             assert_eq!(folder.password(usual).unwrap(), usual);
         }
-        assert_eq!(folder.password("x".repeat(64 * 1024)).unwrap().len(), 64 * 1024);
+        assert_eq!(
+            folder.password("x".repeat(64 * 1024)).unwrap().len(),
+            64 * 1024
+        );
     }
 
     #[test]
@@ -551,13 +693,28 @@ mod tests {
         let key = "targets.default.auth.password_file";
         let cases: [(&[u8], &str); 5] = [
             (b" \n", "is empty; write the secret into it"),
-            (&[b'x'; 64 * 1024 + 1], "is larger than 64 KiB; is it the right file?"),
-            (b"hunter2\nhunter3\n", "is not one line of text; write the secret alone into it"),
-            (b"hunter\x002", "is not one line of text; write the secret alone into it"),
-            (b"h\xff\xfe", "is not one line of text; write the secret alone into it"),
+            (
+                &[b'x'; 64 * 1024 + 1],
+                "is larger than 64 KiB; is it the right file?",
+            ),
+            (
+                b"hunter2\nhunter3\n",
+                "is not one line of text; write the secret alone into it",
+            ),
+            (
+                b"hunter\x002",
+                "is not one line of text; write the secret alone into it",
+            ),
+            (
+                b"h\xff\xfe",
+                "is not one line of text; write the secret alone into it",
+            ),
         ];
         for (content, expected) in cases {
-            assert_eq!(folder.password(content).unwrap_err(), format!("{key}: {path} {expected}"));
+            assert_eq!(
+                folder.password(content).unwrap_err(),
+                format!("{key}: {path} {expected}")
+            );
         }
     }
 
@@ -586,20 +743,32 @@ mod tests {
             (b"<your-key>", ODD_CHARACTER),
         ];
         for (content, flaw) in cases {
-            assert_eq!(judge(content, SecretKind::Key), Err(flaw), "{}", String::from_utf8_lossy(content));
+            assert_eq!(
+                judge(content, SecretKind::Key),
+                Err(flaw),
+                "{}",
+                String::from_utf8_lossy(content)
+            );
         }
         for content in ["AKID", "AKID\n", "AKID\r\n", "AKID\n\n"] {
             assert_eq!(judge(content.as_bytes(), SecretKind::Key), Ok("AKID"));
         }
         assert_eq!(judge(b"a+b/c_d-e==\n", SecretKind::Key), Ok("a+b/c_d-e=="));
-        assert_eq!(judge(b"QUJD==\n", SecretKind::Key), Ok("QUJD=="), "the end of a base64 text is no assignment");
+        assert_eq!(
+            judge(b"QUJD==\n", SecretKind::Key),
+            Ok("QUJD=="),
+            "the end of a base64 text is no assignment"
+        );
         assert_eq!(judge(b" \r\n", SecretKind::Key), Ok(""));
     }
 
     #[test]
     fn a_security_token_is_one_line_of_printable_ascii() {
         let token = "gQpjbi1ub3J0aC00(x);{}y+/==";
-        assert_eq!(judge(format!("{token}\n").as_bytes(), SecretKind::Token), Ok(token));
+        assert_eq!(
+            judge(format!("{token}\n").as_bytes(), SecretKind::Token),
+            Ok(token)
+        );
         for (content, flaw) in [
             ("gQpj\u{200b}bi", NOT_ASCII),
             ("gQpj\nbi", NOT_ONE_LINE),
@@ -645,7 +814,11 @@ mod tests {
             );
         }
         for mode in [0o600, 0o400] {
-            assert!(folder.load(folder.file(&format!("fine{mode:o}"), "hunter2", mode)).is_ok());
+            assert!(
+                folder
+                    .load(folder.file(&format!("fine{mode:o}"), "hunter2", mode))
+                    .is_ok()
+            );
         }
     }
 
@@ -658,22 +831,38 @@ mod tests {
             security_token_file: None,
         };
         let problems = LoadedSecrets::problems(&TargetName("t".into()), &auth, &folder.rules);
-        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
-        assert_eq!(keys, ["targets.t.auth.access_key_file", "targets.t.auth.secret_key_file"]);
+        let keys: Vec<&str> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                "targets.t.auth.access_key_file",
+                "targets.t.auth.secret_key_file"
+            ]
+        );
     }
 
     #[test]
     fn a_group_that_no_producer_is_in_may_read() {
         let mut folder = Folder::new();
         folder.rules.queue_groups = vec![u32::MAX - 1];
-        assert!(folder.load(folder.file("password", "hunter2", 0o640)).is_ok());
+        assert!(
+            folder
+                .load(folder.file("password", "hunter2", 0o640))
+                .is_ok()
+        );
         assert_eq!(foreign_readers(0o644, false), Some("everybody"));
     }
 
     #[test]
     fn systemds_own_files_show_a_group_bit_that_does_not_count() {
         let directory = Some(PathBuf::from("/run/credentials/poweryard.service"));
-        let rules = SecretRules { credentials_directory: directory, queue_groups: vec![0] };
+        let rules = SecretRules {
+            credentials_directory: directory,
+            queue_groups: vec![0],
+        };
         let inside = Path::new("/run/credentials/poweryard.service/secret_key");
         assert!(rules.is_systemd_credential(inside, 0));
         assert!(!rules.is_systemd_credential(inside, 1000));
@@ -688,7 +877,10 @@ mod tests {
             "targets.default.auth.password_file: names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
              write an absolute path, or start poweryard by its systemd unit"
         );
-        folder.rules = SecretRules::new(Path::new("/no/queue.db"), Some(folder.dir.path().as_os_str()));
+        folder.rules = SecretRules::new(
+            Path::new("/no/queue.db"),
+            Some(folder.dir.path().as_os_str()),
+        );
         folder.file("password", "hunter2", 0o400);
         assert!(folder.load("password").is_ok());
     }
@@ -709,9 +901,15 @@ mod tests {
 
     #[test]
     fn a_file_of_another_owner_must_change_hands() {
-        assert_eq!(mend_command(Path::new("/s"), 0, 990), "chown 990 /s && chmod 600 /s");
+        assert_eq!(
+            mend_command(Path::new("/s"), 0, 990),
+            "chown 990 /s && chmod 600 /s"
+        );
         assert_eq!(mend_command(Path::new("/s"), 990, 0), "chmod 600 /s");
-        assert_eq!(mend_command(Path::new("/a b'c"), 7, 7), r"chmod 600 '/a b'\''c'");
+        assert_eq!(
+            mend_command(Path::new("/a b'c"), 7, 7),
+            r"chmod 600 '/a b'\''c'"
+        );
     }
 
     #[test]
@@ -725,9 +923,16 @@ mod tests {
         let secrets = LoadedSecrets::load(&TargetName("t".into()), &auth, &folder.rules).unwrap();
         assert!(!format!("{secrets:?}").contains("hunter"));
         assert!(LoadedSecrets::problems(&TargetName("t".into()), &auth, &folder.rules).is_empty());
-        let LoadedSecrets::AkSk { access_key, secret_key, security_token } = secrets else { panic!("wrong kind") };
-        let texts =
-            [&access_key, &secret_key, &security_token.unwrap()].map(|secret| secret.expose_secret().to_owned());
+        let LoadedSecrets::AkSk {
+            access_key,
+            secret_key,
+            security_token,
+        } = secrets
+        else {
+            panic!("wrong kind")
+        };
+        let texts = [&access_key, &secret_key, &security_token.unwrap()]
+            .map(|secret| secret.expose_secret().to_owned());
         assert_eq!(texts, ["hunter-ak", "hunter-sk", "hunter-st"]);
     }
 

@@ -20,12 +20,20 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Reads a target; none if something is missing or wrong that it cannot be built without.
-pub(super) fn read(name: &str, section: &Section<'_>, credentials: Option<&Path>) -> Option<TargetSettings> {
+pub(super) fn read(
+    name: &str,
+    section: &Section<'_>,
+    credentials: Option<&Path>,
+) -> Option<TargetSettings> {
     let name = target_name(name, section);
     let service = section.require("service", "\"bms\"", service);
     let allow_http = section.read("allow_http", values::boolean).unwrap_or(false);
     let endpoint = https_url(section, "endpoint", endpoint_example(service), allow_http);
-    let project_id = section.require("project_id", "\"bbf1946d374b44a0a2a95533562ba954\"", values::project_id);
+    let project_id = section.require(
+        "project_id",
+        "\"bbf1946d374b44a0a2a95533562ba954\"",
+        values::project_id,
+    );
     let batch_servers_max = batch_servers_max(section, service);
     let limits = Limits::read(section);
     let ca_file = section.read("ca_file", |value| ca_file(value, credentials));
@@ -76,7 +84,9 @@ fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {
     if (1..=64).contains(&name.len()) && name.bytes().all(allowed) {
         return Some(TargetName(name.to_owned()));
     }
-    section.own_mistake(format!("{name:?} is not a target's name; use 1 to 64 letters, digits, '.', '_' and '-'"));
+    section.own_mistake(format!(
+        "{name:?} is not a target's name; use 1 to 64 letters, digits, '.', '_' and '-'"
+    ));
     None
 }
 
@@ -91,20 +101,32 @@ fn endpoint_example(service: Option<Service>) -> &'static str {
 /// Any service that there is a client for.
 fn service(value: &DeValue<'_>) -> Parsed<Service> {
     let text = values::text(value)?;
-    text.parse().map_err(|_| format!("{text:?} is not a service; use \"bms\" or \"clouddc\""))
+    text.parse()
+        .map_err(|_| format!("{text:?} is not a service; use \"bms\" or \"clouddc\""))
 }
 
-fn https_url(section: &Section<'_>, key: &'static str, example: &str, allow_http: bool) -> Option<Url> {
+fn https_url(
+    section: &Section<'_>,
+    key: &'static str,
+    example: &str,
+    allow_http: bool,
+) -> Option<Url> {
     let url = section.require(key, example, values::base_url(example))?;
     if url.scheme() == "http" && !allow_http {
         let base = url.origin().ascii_serialization();
-        section.mistake(key, format!("\"{base}\" is not encrypted; use https://, or for a test set allow_http = true"));
+        section.mistake(
+            key,
+            format!(
+                "\"{base}\" is not encrypted; use https://, or for a test set allow_http = true"
+            ),
+        );
         return None;
     }
     Some(url)
 }
 
-/// Depends on the service; a missing or wrong one is reported already, and counts as the most generous here.
+/// Depends on the service; a missing or wrong one is reported already, and counts as the most
+/// generous here.
 fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<u32> {
     let cap = service.unwrap_or(Service::Bms).batch_servers_cap();
     let parsed = section.read("batch_servers_max", |value| {
@@ -114,7 +136,9 @@ fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<
             _ if number < 1 => Err(format!("{number} is less than 1; use 1 to {cap}")),
             _ => {
                 let service = service.map_or("the service", Service::as_str);
-                Err(format!("{number} is more than {service} takes in one call; use 1 to {cap}"))
+                Err(format!(
+                    "{number} is more than {service} takes in one call; use 1 to {cap}"
+                ))
             }
         }
     });
@@ -136,18 +160,36 @@ struct Limits {
 
 impl Limits {
     fn read(section: &Section<'_>) -> Self {
-        let time = |key, least, usual, most| section.read(key, values::duration(least..=most)).unwrap_or(usual);
+        let time = |key, least, usual, most| {
+            section
+                .read(key, values::duration(least..=most))
+                .unwrap_or(usual)
+        };
         let look_interval_max = time("look_interval_max", MILLISECOND, 30 * SECOND, HOUR);
         let request_timeout = time("request_timeout", MILLISECOND, MINUTE, 10 * MINUTE);
         let limits = Self {
-            submits_per_minute: section.read("submits_per_minute", values::whole(1..=6000)).unwrap_or(50),
-            submits_open_max: section.read("submits_open_max", values::whole(1..=64)).unwrap_or(16),
+            submits_per_minute: section
+                .read("submits_per_minute", values::whole(1..=6000))
+                .unwrap_or(50),
+            submits_open_max: section
+                .read("submits_open_max", values::whole(1..=64))
+                .unwrap_or(16),
             job_time_limit: time("job_time_limit", MILLISECOND, HOUR, 30 * DAY),
             look_time_limit: time("look_time_limit", MILLISECOND, 15 * MINUTE, 30 * DAY),
             settle_time: time("settle_time", SECOND, MINUTE, DAY),
-            first_look: time("first_look", MILLISECOND, look_interval_max.min(2 * SECOND), HOUR),
+            first_look: time(
+                "first_look",
+                MILLISECOND,
+                look_interval_max.min(2 * SECOND),
+                HOUR,
+            ),
             look_interval_max,
-            connect_timeout: time("connect_timeout", MILLISECOND, request_timeout.min(10 * SECOND), 10 * MINUTE),
+            connect_timeout: time(
+                "connect_timeout",
+                MILLISECOND,
+                request_timeout.min(10 * SECOND),
+                10 * MINUTE,
+            ),
             request_timeout,
         };
         limits.check(section);
@@ -156,12 +198,19 @@ impl Limits {
 
     /// Rules between two keys. Each names both, and is reported at the first that the file sets.
     fn check(&self, section: &Section<'_>) {
-        let rule = |holds: bool, (key, value): (&str, Duration), relation: &str, (other, bound): (&str, Duration)| {
+        let rule = |holds: bool,
+                    (key, value): (&str, Duration),
+                    relation: &str,
+                    (other, bound): (&str, Duration)| {
             if !holds {
                 let blamed = if section.has(key) { key } else { other };
                 section.mistake(
                     blamed,
-                    format!("{key} (\"{}\") must {relation} {other} (\"{}\")", show(value), show(bound)),
+                    format!(
+                        "{key} (\"{}\") must {relation} {other} (\"{}\")",
+                        show(value),
+                        show(bound)
+                    ),
                 );
             }
         };
@@ -174,10 +223,20 @@ impl Limits {
         );
         let first = ("first_look", self.first_look);
         let interval = ("look_interval_max", self.look_interval_max);
-        rule(self.first_look <= self.look_interval_max, first, "not be longer than", interval);
+        rule(
+            self.first_look <= self.look_interval_max,
+            first,
+            "not be longer than",
+            interval,
+        );
         let connect = ("connect_timeout", self.connect_timeout);
         let whole = ("request_timeout", self.request_timeout);
-        rule(self.connect_timeout <= self.request_timeout, connect, "not be longer than", whole);
+        rule(
+            self.connect_timeout <= self.request_timeout,
+            connect,
+            "not be longer than",
+            whole,
+        );
     }
 }
 
@@ -186,7 +245,10 @@ fn ca_file(value: &DeValue<'_>, credentials: Option<&Path>) -> Parsed<PathBuf> {
     let path = secrets::resolve(&values::file_or_credential(value)?, credentials)?;
     let pem = read_list_file(&path)?;
     if !pem.contains("-----BEGIN CERTIFICATE-----") {
-        return Err(format!("{} holds no certificate in PEM form", path.display()));
+        return Err(format!(
+            "{} holds no certificate in PEM form",
+            path.display()
+        ));
     }
     Ok(path)
 }
@@ -217,19 +279,26 @@ fn auth(target: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
     let kind = section.require("kind", "\"aksk\"", |value| match values::text(value)? {
         "aksk" => Ok(AuthKind::AkSk),
         "token" => Ok(AuthKind::Token),
-        other => Err(format!("{other:?} is not a kind of auth; use \"aksk\" or \"token\"")),
+        other => Err(format!(
+            "{other:?} is not a kind of auth; use \"aksk\" or \"token\""
+        )),
     });
-    let file = |key: &'static str, example: &str| section.require(key, example, values::file_or_credential);
+    let file = |key: &'static str, example: &str| {
+        section.require(key, example, values::file_or_credential)
+    };
     let settings = match kind {
         Some(AuthKind::AkSk) => {
             let access_key_file = file("access_key_file", "\"/etc/poweryard/access_key\"");
             let secret_key_file = file("secret_key_file", "\"/etc/poweryard/secret_key\"");
-            let security_token_file = section.read("security_token_file", values::file_or_credential);
-            access_key_file.zip(secret_key_file).map(|(access_key_file, secret_key_file)| AuthSettings::AkSk {
-                access_key_file,
-                secret_key_file,
-                security_token_file,
-            })
+            let security_token_file =
+                section.read("security_token_file", values::file_or_credential);
+            access_key_file
+                .zip(secret_key_file)
+                .map(|(access_key_file, secret_key_file)| AuthSettings::AkSk {
+                    access_key_file,
+                    secret_key_file,
+                    security_token_file,
+                })
         }
         Some(AuthKind::Token) => token(&section, allow_http),
         None => {
@@ -249,10 +318,19 @@ enum AuthKind {
 }
 
 fn token(section: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
-    let iam_endpoint = https_url(section, "iam_endpoint", "\"https://iam.eu-de.otc.t-systems.com\"", allow_http);
+    let iam_endpoint = https_url(
+        section,
+        "iam_endpoint",
+        "\"https://iam.eu-de.otc.t-systems.com\"",
+        allow_http,
+    );
     let domain = section.require("domain", "\"OTC-EU-DE-00000000001000000000\"", values::name);
     let username = section.require("username", "\"power-operator\"", values::name);
-    let password_file = section.require("password_file", "\"/etc/poweryard/password\"", values::file_or_credential);
+    let password_file = section.require(
+        "password_file",
+        "\"/etc/poweryard/password\"",
+        values::file_or_credential,
+    );
     Some(AuthSettings::Token {
         iam_endpoint: iam_endpoint?,
         domain: domain?,
@@ -263,7 +341,10 @@ fn token(section: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
 
 /// Knows a secret that stands in the file itself, and a key of the other kind.
 fn auth_hint(key: &str, kind: Option<AuthKind>) -> Option<String> {
-    if matches!(key, "access_key" | "secret_key" | "security_token" | "password") {
+    if matches!(
+        key,
+        "access_key" | "secret_key" | "security_token" | "password"
+    ) {
         return Some(format!(
             "a secret never stands in this file; write it to a file of its own and name that one with {key}_file"
         ));
@@ -272,16 +353,23 @@ fn auth_hint(key: &str, kind: Option<AuthKind>) -> Option<String> {
         AuthKind::AkSk => ("aksk", AKSK_KEYS, "token", TOKEN_KEYS),
         AuthKind::Token => ("token", TOKEN_KEYS, "aksk", AKSK_KEYS),
     };
-    other_keys
-        .contains(&key)
-        .then(|| format!("belongs to kind = \"{other}\"; kind = \"{own}\" takes {}", own_keys.join(", ")))
+    other_keys.contains(&key).then(|| {
+        format!(
+            "belongs to kind = \"{other}\"; kind = \"{own}\" takes {}",
+            own_keys.join(", ")
+        )
+    })
 }
 
 fn budgets(target: &Section<'_>) -> Vec<(PowerAction, Budget)> {
     let section = target.section("budget");
     let budgets = PowerAction::ALL
         .iter()
-        .filter_map(|action| section.read(action.as_str(), values::budget).map(|budget| (*action, budget)))
+        .filter_map(|action| {
+            section
+                .read(action.as_str(), values::budget)
+                .map(|budget| (*action, budget))
+        })
         .collect();
     section.refuse_unknown(|_| None);
     budgets

@@ -1,4 +1,5 @@
-//! What the config promises: its defaults, the sentence for every kind of mistake, and the shipped file.
+//! What the config promises: its defaults, the sentence for every kind of mistake, and the shipped
+//! file.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
@@ -31,12 +32,18 @@ fn parse(text: &str) -> Result<Settings, SettingsError> {
 
 /// The whole message, without the config file's name.
 fn mistakes(text: &str) -> String {
-    parse(text).expect_err("the text has a mistake").to_string().replace(&format!("{FILE}:"), "")
+    parse(text)
+        .expect_err("the text has a mistake")
+        .to_string()
+        .replace(&format!("{FILE}:"), "")
 }
 
 /// LEAST with `line` at the end of its first table, as line 5.
 fn with(line: &str) -> String {
-    LEAST.replace("[targets.default.auth]", &format!("{line}\n[targets.default.auth]"))
+    LEAST.replace(
+        "[targets.default.auth]",
+        &format!("{line}\n[targets.default.auth]"),
+    )
 }
 
 /// LEAST with another auth table, from line 5 on.
@@ -48,13 +55,24 @@ fn with_auth(lines: &str) -> String {
 #[test]
 fn every_absent_key_takes_its_default() {
     let settings = parse(LEAST).unwrap();
-    assert_eq!(settings.queue.database, Path::new("/var/lib/poweryard/queue.db"));
-    assert_eq!(settings.queue.default_ttl, Some(Duration::from_secs(24 * 3600)));
-    assert_eq!(settings.queue.retention, Some(Duration::from_secs(90 * 24 * 3600)));
+    assert_eq!(
+        settings.queue.database,
+        Path::new("/var/lib/poweryard/queue.db")
+    );
+    assert_eq!(
+        settings.queue.default_ttl,
+        Some(Duration::from_secs(24 * 3600))
+    );
+    assert_eq!(
+        settings.queue.retention,
+        Some(Duration::from_secs(90 * 24 * 3600))
+    );
     assert_eq!(settings.batch.linger, Duration::from_millis(100));
     assert_eq!(settings.batch.attempts_max.get(), 3);
     assert_eq!((settings.listen, settings.notify), (None, None));
-    let [target] = &settings.targets[..] else { panic!("one target") };
+    let [target] = &settings.targets[..] else {
+        panic!("one target")
+    };
     assert_eq!(
         *target,
         TargetSettings {
@@ -103,26 +121,51 @@ fn the_shipped_file_parses_and_its_defaults_are_the_codes() {
     ];
     let written_out: String = SHIPPED
         .lines()
-        .map(|line| match line.strip_prefix('#').and_then(|rest| rest.split_once(" = ").map(|(key, _)| (key, rest))) {
-            Some((key, rest)) if !key.contains(' ') && !no_default.contains(&key) => format!("{rest}\n"),
-            _ => format!("{line}\n"),
+        .map(|line| {
+            match line
+                .strip_prefix('#')
+                .and_then(|rest| rest.split_once(" = ").map(|(key, _)| (key, rest)))
+            {
+                Some((key, rest)) if !key.contains(' ') && !no_default.contains(&key) => {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            }
         })
         .collect();
     assert!(written_out.contains("\nlinger = ") && written_out.contains("\nallow_http = "));
     assert_eq!(plain, parse(&written_out).unwrap());
     plain.listen = None;
-    assert_eq!((plain.queue, plain.batch), (QueueSettings::default(), BatchSettings::default()));
+    assert_eq!(
+        (plain.queue, plain.batch),
+        (QueueSettings::default(), BatchSettings::default())
+    );
 }
 
 #[test]
 fn hooks_are_named_in_full_and_not_called_in_the_clear() {
     let notify = |lines: &str| format!("{LEAST}[notify]\n{lines}\n");
     let read = |lines: &str| parse(&notify(lines)).unwrap().notify.unwrap();
-    let both = read("command = [\"/bin/tell\", \"a b\"]\nurl = \"https://example.com/a?b=c\"\ntimeout = \"2s\"");
-    assert_eq!((both.command.len(), both.timeout, both.allow_http), (2, Duration::from_secs(2), false));
-    assert_eq!(both.url.map(String::from).as_deref(), Some("https://example.com/a?b=c"));
-    assert_eq!(read("command = [\"/bin/tell\"]").timeout, Duration::from_secs(10));
-    for url in ["http://127.0.0.1:8080/x", "http://[::1]/", "http://localhost/"] {
+    let both = read(
+        "command = [\"/bin/tell\", \"a b\"]\nurl = \"https://example.com/a?b=c\"\ntimeout = \"2s\"",
+    );
+    assert_eq!(
+        (both.command.len(), both.timeout, both.allow_http),
+        (2, Duration::from_secs(2), false)
+    );
+    assert_eq!(
+        both.url.map(String::from).as_deref(),
+        Some("https://example.com/a?b=c")
+    );
+    assert_eq!(
+        read("command = [\"/bin/tell\"]").timeout,
+        Duration::from_secs(10)
+    );
+    for url in [
+        "http://127.0.0.1:8080/x",
+        "http://[::1]/",
+        "http://localhost/",
+    ] {
         assert!(read(&format!("url = \"{url}\"")).url.is_some(), "{url}");
     }
     assert!(read("url = \"http://example.com/\"\nallow_http = true").allow_http);
@@ -135,42 +178,79 @@ fn hooks_are_named_in_full_and_not_called_in_the_clear() {
         ("command = [\"/bin/tell\", 7]", "must be a string"),
         ("url = \"http://example.com/\"", "not encrypted"),
         ("url = \"http://127.0.0.1.example.com/\"", "not encrypted"),
-        ("url = \"https://user:s3cr3t@example.com/\"", "no place in a URL"),
+        (
+            "url = \"https://user:s3cr3t@example.com/\"",
+            "no place in a URL",
+        ),
         ("url = \"ftp://example.com/\"", "must begin with https://"),
-        ("url = \"https://example.com\"\ntimeout = \"1h\"", "out of range"),
+        (
+            "url = \"https://example.com\"\ntimeout = \"1h\"",
+            "out of range",
+        ),
         ("url = \"https://example.com\"\nretries = 3", "unknown key"),
     ] {
         let said = mistakes(&notify(lines));
-        assert!(said.contains(words) && said.contains("notify") && !said.contains("s3cr3t"), "{lines}: {said}");
+        assert!(
+            said.contains(words) && said.contains("notify") && !said.contains("s3cr3t"),
+            "{lines}: {said}"
+        );
         assert_eq!(said.lines().count(), 1, "{lines}: {said}");
     }
 }
 
 #[test]
 fn the_shipped_file_shows_every_key() {
-    let probes = format!("x = 1\n{}", with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[listen]\nx = 1"));
-    let probes = format!("{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.protect]\nx = 1\n");
+    let probes = format!(
+        "x = 1\n{}",
+        with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[listen]\nx = 1")
+    );
+    let probes = format!(
+        "{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.protect]\nx = 1\n"
+    );
     let messages = mistakes(&probes);
     let known: Vec<&str> = messages
         .lines()
         .filter_map(|line| line.split_once("known here: "))
         .flat_map(|(_, keys)| keys.split(", "))
         .collect();
-    assert_eq!(known.len(), 5 + 20 + 3 + 2 + 1 + 4 + 4 + 3 + 2, "{messages}");
-    for key in known.iter().chain(&["iam_endpoint", "domain", "username", "password_file"]) {
+    assert_eq!(
+        known.len(),
+        5 + 20 + 3 + 2 + 1 + 4 + 4 + 3 + 2,
+        "{messages}"
+    );
+    for key in known
+        .iter()
+        .chain(&["iam_endpoint", "domain", "username", "password_file"])
+    {
         let shown = SHIPPED.contains(&format!("{key} = ")) || SHIPPED.contains(&format!("{key}]"));
-        assert!(shown || *key == "targets", "config/poweryard.toml does not show {key}");
+        assert!(
+            shown || *key == "targets",
+            "config/poweryard.toml does not show {key}"
+        );
     }
 }
 
 #[test]
 fn the_unit_hands_over_the_secrets_that_the_config_names() {
-    for line in UNIT.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix("LoadCredential=")) {
+    for line in UNIT
+        .lines()
+        .filter_map(|line| line.trim_start_matches('#').strip_prefix("LoadCredential="))
+    {
         let (name, path) = line.split_once(':').unwrap();
-        assert!(SHIPPED.contains(&format!("_file = \"{name}\"\n")) && path.ends_with(name), "{line}");
+        assert!(
+            SHIPPED.contains(&format!("_file = \"{name}\"\n")) && path.ends_with(name),
+            "{line}"
+        );
     }
     let parsed = parse(SHIPPED).unwrap();
-    let AuthSettings::AkSk { access_key_file, secret_key_file, .. } = &parsed.targets[0].auth else { panic!("aksk") };
+    let AuthSettings::AkSk {
+        access_key_file,
+        secret_key_file,
+        ..
+    } = &parsed.targets[0].auth
+    else {
+        panic!("aksk")
+    };
     for name in [access_key_file, secret_key_file] {
         assert!(UNIT.contains(&format!("\nLoadCredential={}:", name.display())));
     }
@@ -178,8 +258,13 @@ fn the_unit_hands_over_the_secrets_that_the_config_names() {
 
 #[test]
 fn the_unit_waits_longer_than_a_call_takes() {
-    let stop = UNIT.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
-    assert!(humantime::parse_duration(stop).unwrap() > parse(LEAST).unwrap().targets[0].request_timeout);
+    let stop = UNIT
+        .lines()
+        .find_map(|line| line.strip_prefix("TimeoutStopSec="))
+        .unwrap();
+    assert!(
+        humantime::parse_duration(stop).unwrap() > parse(LEAST).unwrap().targets[0].request_timeout
+    );
 }
 
 #[test]
@@ -190,8 +275,14 @@ fn durations_numbers_and_addresses_are_read() {
         with("settle_time = \"1s\"\nlook_time_limit = \"1m 30s\"\nbatch_servers_max = 1")
     );
     let settings = parse(&text).unwrap();
-    assert_eq!((settings.queue.default_ttl, settings.queue.retention), (None, None));
-    assert_eq!((settings.batch.linger, settings.batch.attempts_max.get()), (Duration::ZERO, 1));
+    assert_eq!(
+        (settings.queue.default_ttl, settings.queue.retention),
+        (None, None)
+    );
+    assert_eq!(
+        (settings.batch.linger, settings.batch.attempts_max.get()),
+        (Duration::ZERO, 1)
+    );
     assert_eq!(settings.listen, Some("[::1]:80".parse().unwrap()));
     assert_eq!(settings.targets[0].look_time_limit, Duration::from_secs(90));
     assert_eq!(settings.targets[0].batch_servers_max, 1);
@@ -199,8 +290,16 @@ fn durations_numbers_and_addresses_are_read() {
 
 #[test]
 fn a_short_limit_shortens_the_defaults_below_it() {
-    let target = parse(&with("look_interval_max = \"1s\"\nrequest_timeout = \"5s\"")).unwrap().targets.remove(0);
-    assert_eq!((target.first_look, target.connect_timeout), (Duration::from_secs(1), Duration::from_secs(5)));
+    let target = parse(&with(
+        "look_interval_max = \"1s\"\nrequest_timeout = \"5s\"",
+    ))
+    .unwrap()
+    .targets
+    .remove(0);
+    assert_eq!(
+        (target.first_look, target.connect_timeout),
+        (Duration::from_secs(1), Duration::from_secs(5))
+    );
 }
 
 #[test]
@@ -211,19 +310,46 @@ fn a_token_login_and_budgets_are_read() {
     );
     let target = parse(&text).unwrap().targets.remove(0);
     assert!(matches!(target.auth, AuthSettings::Token { domain, .. } if domain == "d"));
-    let budget = |servers, secs| Budget { servers, span: Duration::from_secs(secs) };
-    assert_eq!(target.budgets, [(PowerAction::Start, budget(300, 60)), (PowerAction::Stop, budget(500, 3600))]);
+    let budget = |servers, secs| Budget {
+        servers,
+        span: Duration::from_secs(secs),
+    };
+    assert_eq!(
+        target.budgets,
+        [
+            (PowerAction::Start, budget(300, 60)),
+            (PowerAction::Stop, budget(500, 3600))
+        ]
+    );
 }
 
 #[test]
 fn each_wrong_line_of_a_target_gets_its_sentence() {
     let cases = [
-        ("batch_servers_max = 5000", "batch_servers_max: 5000 is more than bms takes in one call; use 1 to 1000"),
-        ("batch_servers_max = 0", "batch_servers_max: 0 is less than 1; use 1 to 1000"),
-        ("batch_servers_max = \"9\"", "batch_servers_max: must be a whole number, not a string"),
-        ("submits_per_minute = 6001", "submits_per_minute: 6001 is out of range; use 1 to 6000"),
-        ("submits_per_minute = 1.5", "submits_per_minute: must be a whole number, not a number with a fraction"),
-        ("job_time_limit = \"0s\"", "job_time_limit: \"0s\" is out of range; use \"1ms\" to \"30d\""),
+        (
+            "batch_servers_max = 5000",
+            "batch_servers_max: 5000 is more than bms takes in one call; use 1 to 1000",
+        ),
+        (
+            "batch_servers_max = 0",
+            "batch_servers_max: 0 is less than 1; use 1 to 1000",
+        ),
+        (
+            "batch_servers_max = \"9\"",
+            "batch_servers_max: must be a whole number, not a string",
+        ),
+        (
+            "submits_per_minute = 6001",
+            "submits_per_minute: 6001 is out of range; use 1 to 6000",
+        ),
+        (
+            "submits_per_minute = 1.5",
+            "submits_per_minute: must be a whole number, not a number with a fraction",
+        ),
+        (
+            "job_time_limit = \"0s\"",
+            "job_time_limit: \"0s\" is out of range; use \"1ms\" to \"30d\"",
+        ),
         (
             "job_time_limit = 90",
             "job_time_limit: must be a duration in quotes with its unit, such as \"90s\", not a whole number",
@@ -233,8 +359,14 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
             "job_time_limit: \"90\" is not a duration (time unit needed, for example 90sec or 90ms); write a number \
              with its unit, such as \"100ms\", \"90s\", \"24h\" or \"90d\"",
         ),
-        ("settle_time = \"999ms\"", "settle_time: \"999ms\" is out of range; use \"1s\" to \"1d\""),
-        ("settle_time = \"20m\"", "settle_time: settle_time (\"20m\") must be shorter than look_time_limit (\"15m\")"),
+        (
+            "settle_time = \"999ms\"",
+            "settle_time: \"999ms\" is out of range; use \"1s\" to \"1d\"",
+        ),
+        (
+            "settle_time = \"20m\"",
+            "settle_time: settle_time (\"20m\") must be shorter than look_time_limit (\"15m\")",
+        ),
         (
             "look_time_limit = \"1m\"",
             "look_time_limit: settle_time (\"1m\") must be shorter than look_time_limit (\"1m\")",
@@ -247,10 +379,19 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
             "connect_timeout = \"2m\"",
             "connect_timeout: connect_timeout (\"2m\") must not be longer than request_timeout (\"1m\")",
         ),
-        ("allow_http = 1", "allow_http: must be true or false, not a whole number"),
-        ("ca_file = \"/no/such.pem\"", "ca_file: /no/such.pem cannot be read: No such file or directory (os error 2)"),
+        (
+            "allow_http = 1",
+            "allow_http: must be true or false, not a whole number",
+        ),
+        (
+            "ca_file = \"/no/such.pem\"",
+            "ca_file: /no/such.pem cannot be read: No such file or directory (os error 2)",
+        ),
         ("ca_file = \"/etc\"", "ca_file: /etc is not a regular file"),
-        ("ca_file = \"/etc/passwd\"", "ca_file: /etc/passwd holds no certificate in PEM form"),
+        (
+            "ca_file = \"/etc/passwd\"",
+            "ca_file: /etc/passwd holds no certificate in PEM form",
+        ),
         (
             "ca_file = \"ca/a.pem\"",
             "ca_file: must be the absolute path of a file, or the name of a systemd credential (without any /)",
@@ -265,29 +406,54 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
             "proxy: \"proxy:3128\" does not begin with http:// or https://; \
              write for example \"http://proxy.example.com:3128\"",
         ),
-        ("budget = 5", "budget: must be a table, written as [targets.default.budget]"),
-        ("budget.stop = \"500\"", "budget.stop: \"500\" has no slash; write servers per time, such as \"500/1h\""),
+        (
+            "budget = 5",
+            "budget: must be a table, written as [targets.default.budget]",
+        ),
+        (
+            "budget.stop = \"500\"",
+            "budget.stop: \"500\" has no slash; write servers per time, such as \"500/1h\"",
+        ),
         (
             "budget.stop = \"0/1h\"",
             "budget.stop: \"0\" is not a number of servers from 1 to 4294967295; \
              write servers per time, such as \"500/1h\"",
         ),
-        ("budget.stop = \"5/0s\"", "budget.stop: the time of \"5/0s\" is out of range; use \"1s\" to \"366d\""),
-        ("budget.halt = \"5/1h\"", "budget.halt: unknown key; known here: start, stop, reboot"),
-        ("protect.servers = \"a\"", "protect.servers: must be a list in brackets"),
+        (
+            "budget.stop = \"5/0s\"",
+            "budget.stop: the time of \"5/0s\" is out of range; use \"1s\" to \"366d\"",
+        ),
+        (
+            "budget.halt = \"5/1h\"",
+            "budget.halt: unknown key; known here: start, stop, reboot",
+        ),
+        (
+            "protect.servers = \"a\"",
+            "protect.servers: must be a list in brackets",
+        ),
         (
             "protect.servers = [\"a b\"]",
             "protect.servers: \"a b\" is not a server id; use 1 to 64 letters, digits and -",
         ),
-        ("protect.servers = [7]", "protect.servers: must be a string in quotes, not a whole number"),
+        (
+            "protect.servers = [7]",
+            "protect.servers: must be a string in quotes, not a whole number",
+        ),
         (
             "protect.servers_file = \"/no/such\"",
             "protect.servers_file: /no/such cannot be read: No such file or directory (os error 2)",
         ),
-        ("linger = 'x", "linger: not valid TOML: invalid literal string, expected `'`"),
+        (
+            "linger = 'x",
+            "linger: not valid TOML: invalid literal string, expected `'`",
+        ),
     ];
     for (line, expected) in cases {
-        assert_eq!(mistakes(&with(line)), format!("5: targets.default.{expected}"), "for {line}");
+        assert_eq!(
+            mistakes(&with(line)),
+            format!("5: targets.default.{expected}"),
+            "for {line}"
+        );
     }
 }
 
@@ -295,8 +461,16 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
 fn a_clouddc_target_takes_fifty_servers_a_call_and_no_more() {
     let text = LEAST.replace("\"bms\"", "\"clouddc\"");
     let target = &parse(&text).unwrap().targets[0];
-    assert_eq!((target.service, target.batch_servers_max), (Service::CloudDc, 50));
-    let with = |number: u32| text.replace("project_id", &format!("batch_servers_max = {number}\nproject_id"));
+    assert_eq!(
+        (target.service, target.batch_servers_max),
+        (Service::CloudDc, 50)
+    );
+    let with = |number: u32| {
+        text.replace(
+            "project_id",
+            &format!("batch_servers_max = {number}\nproject_id"),
+        )
+    };
     assert_eq!(parse(&with(20)).unwrap().targets[0].batch_servers_max, 20);
     assert_eq!(
         mistakes(&with(51)),
@@ -312,7 +486,11 @@ fn a_clouddc_target_takes_fifty_servers_a_call_and_no_more() {
 #[test]
 fn each_wrong_required_key_gets_its_sentence() {
     let cases = [
-        ("\"bms\"", "\"ecs\"", "2: targets.default.service: \"ecs\" is not a service; use \"bms\" or \"clouddc\""),
+        (
+            "\"bms\"",
+            "\"ecs\"",
+            "2: targets.default.service: \"ecs\" is not a service; use \"bms\" or \"clouddc\"",
+        ),
         (
             "\"bms\"",
             "\"CloudDC\"",
@@ -355,7 +533,11 @@ fn each_wrong_required_key_gets_its_sentence() {
         ),
     ];
     for (right, wrong, expected) in cases {
-        assert_eq!(mistakes(&LEAST.replacen(right, wrong, 1)), expected, "for {wrong}");
+        assert_eq!(
+            mistakes(&LEAST.replacen(right, wrong, 1)),
+            expected,
+            "for {wrong}"
+        );
     }
 }
 
@@ -412,35 +594,72 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
             "[queue]\ndefault_ttl = \"0s\"",
             "10: queue.default_ttl: \"0s\" is out of range; use \"1s\" to \"36500d\", or \"never\"",
         ),
-        ("[queue]\nttl = \"1h\"", "10: queue.ttl: unknown key; known here: database, default_ttl, retention"),
-        ("[batch]\nlinger = \"61s\"", "10: batch.linger: \"61s\" is out of range; use \"0s\" to \"1m\""),
-        ("[batch]\nattempts_max = 0", "10: batch.attempts_max: 0 is out of range; use 1 to 100"),
-        ("[listen]", "9: listen.address: is missing; write for example address = \"127.0.0.1:9642\""),
+        (
+            "[queue]\nttl = \"1h\"",
+            "10: queue.ttl: unknown key; known here: database, default_ttl, retention",
+        ),
+        (
+            "[batch]\nlinger = \"61s\"",
+            "10: batch.linger: \"61s\" is out of range; use \"0s\" to \"1m\"",
+        ),
+        (
+            "[batch]\nattempts_max = 0",
+            "10: batch.attempts_max: 0 is out of range; use 1 to 100",
+        ),
+        (
+            "[listen]",
+            "9: listen.address: is missing; write for example address = \"127.0.0.1:9642\"",
+        ),
         (
             "[listen]\naddress = \"localhost:9642\"",
             "10: listen.address: \"localhost:9642\" is not an IP address with a port; write for example \
              \"127.0.0.1:9642\" or \"[::1]:9642\"",
         ),
-        ("[[listen]]", "9: listen: must be a table, written as [listen]"),
-        ("[que]", "9: que: unknown key; known here: queue, batch, targets, listen, notify"),
+        (
+            "[[listen]]",
+            "9: listen: must be a table, written as [listen]",
+        ),
+        (
+            "[que]",
+            "9: que: unknown key; known here: queue, batch, targets, listen, notify",
+        ),
         (
             "[queue]\nretention = 90d",
             "10: queue.retention: not valid TOML: string values must be quoted, expected literal string",
         ),
     ];
     for (lines, expected) in cases {
-        assert_eq!(mistakes(&format!("{LEAST}{lines}")), expected, "for {lines}");
+        assert_eq!(
+            mistakes(&format!("{LEAST}{lines}")),
+            expected,
+            "for {lines}"
+        );
     }
-    assert_eq!(mistakes(""), "1: targets: there is no target; add at least one table [targets.NAME]");
-    assert_eq!(mistakes("\n[targets]"), "2: targets: there is no target; add at least one table [targets.NAME]");
-    assert_eq!(mistakes("targets = 1"), "1: targets: must be a table, written as [targets]");
+    assert_eq!(
+        mistakes(""),
+        "1: targets: there is no target; add at least one table [targets.NAME]"
+    );
+    assert_eq!(
+        mistakes("\n[targets]"),
+        "2: targets: there is no target; add at least one table [targets.NAME]"
+    );
+    assert_eq!(
+        mistakes("targets = 1"),
+        "1: targets: must be a table, written as [targets]"
+    );
 }
 
 #[test]
 fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
-    let text = format!("{}[queue]\nretention = 1\nname = \"x\"\n", with("first_look = 1\nfoo = 2"));
+    let text = format!(
+        "{}[queue]\nretention = 1\nname = \"x\"\n",
+        with("first_look = 1\nfoo = 2")
+    );
     let text = mistakes(&text);
-    let lines: Vec<&str> = text.lines().map(|line| line.split_once(": ").unwrap().0).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(|line| line.split_once(": ").unwrap().0)
+        .collect();
     assert_eq!(lines, ["5", "6", "12", "13"], "{text}");
 }
 
@@ -456,26 +675,39 @@ fn a_targets_name_is_checked_and_named() {
 
 #[test]
 fn two_targets_for_the_same_servers_are_refused() {
-    let twin = LEAST.replace("default", "another").replace("example.com", "EXAMPLE.com:443/");
+    let twin = LEAST
+        .replace("default", "another")
+        .replace("example.com", "EXAMPLE.com:443/");
     assert_eq!(
         mistakes(&format!("{LEAST}{twin}")),
         "9: targets.another: has the same service, endpoint and project_id as targets.default (line 1); \
          keep one of the two"
     );
-    assert_eq!(parse(&format!("{LEAST}{}", twin.replace("p1", "p2"))).unwrap().targets.len(), 2);
+    assert_eq!(
+        parse(&format!("{LEAST}{}", twin.replace("p1", "p2")))
+            .unwrap()
+            .targets
+            .len(),
+        2
+    );
 }
 
 #[test]
 fn http_is_for_tests_only() {
     let text = with("allow_http = true").replace("https://", "http://");
-    assert_eq!(parse(&text).unwrap().targets[0].endpoint.as_str(), "http://bms.example.com/");
+    assert_eq!(
+        parse(&text).unwrap().targets[0].endpoint.as_str(),
+        "http://bms.example.com/"
+    );
 }
 
 #[test]
 fn protected_servers_come_from_both_lists_and_bad_ids_name_their_line() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("protected");
-    let text = with(&format!("protect.servers = [\"b\", \"A\"]\nprotect.servers_file = {list:?}"));
+    let text = with(&format!(
+        "protect.servers = [\"b\", \"A\"]\nprotect.servers_file = {list:?}"
+    ));
     fs::write(&list, "# database hosts\na\n\n  c # main\n").unwrap();
     let protected = parse(&text).unwrap().targets.remove(0).protected;
     assert_eq!(protected, ["a", "b", "c"].map(|id| ServerId(id.into())));
@@ -492,14 +724,18 @@ fn protected_servers_come_from_both_lists_and_bad_ids_name_their_line() {
 #[test]
 fn a_bad_id_in_a_long_list_is_reported_at_its_own_line() {
     assert!(
-        mistakes(&with("protect.servers = [\n\"a\",\n\"?\"]")).starts_with("7: targets.default.protect.servers: \"?\"")
+        mistakes(&with("protect.servers = [\n\"a\",\n\"?\"]"))
+            .starts_with("7: targets.default.protect.servers: \"?\"")
     );
 }
 
 #[test]
 fn a_missing_config_file_is_named() {
     let error = Settings::load(Path::new("/no/such.toml")).unwrap_err();
-    assert_eq!(error.to_string(), "/no/such.toml: the config file cannot be read");
+    assert_eq!(
+        error.to_string(),
+        "/no/such.toml: the config file cannot be read"
+    );
     assert!(std::error::Error::source(&error).is_some());
 }
 
@@ -507,12 +743,22 @@ fn a_missing_config_file_is_named() {
 fn the_queue_alone_can_be_read_beside_other_mistakes() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("poweryard.toml");
-    fs::write(&file, "[queue]\ndatabase = \"/q.db\"\n[targets.x]\nca_file = \"/not/for/you\"\n").unwrap();
-    assert_eq!(QueueSettings::load(&file).unwrap().database, Path::new("/q.db"));
+    fs::write(
+        &file,
+        "[queue]\ndatabase = \"/q.db\"\n[targets.x]\nca_file = \"/not/for/you\"\n",
+    )
+    .unwrap();
+    assert_eq!(
+        QueueSettings::load(&file).unwrap().database,
+        Path::new("/q.db")
+    );
     fs::write(&file, "[queue]\ndatabase = 5\n").unwrap();
     assert_eq!(
         QueueSettings::load(&file).unwrap_err().to_string(),
-        format!("{}:2: queue.database: must be a string in quotes, not a whole number", file.display())
+        format!(
+            "{}:2: queue.database: must be a string in quotes, not a whole number",
+            file.display()
+        )
     );
 }
 

@@ -1,5 +1,5 @@
-//! Single values of the config file, each from TOML to a finished type, or a sentence that says what would be right.
-//! Knows nothing of tables; reads no file.
+//! Single values of the config file, each from TOML to a finished type, or a sentence that says
+//! what would be right. Knows nothing of tables; reads no file.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -16,7 +16,9 @@ use crate::model::ServerId;
 pub(super) type Parsed<T> = Result<T, String>;
 
 pub(super) fn text<'d>(value: &'d DeValue<'_>) -> Parsed<&'d str> {
-    value.as_str().ok_or_else(|| format!("must be a string in quotes, not {}", kind(value)))
+    value
+        .as_str()
+        .ok_or_else(|| format!("must be a string in quotes, not {}", kind(value)))
 }
 
 /// Text that is not blank and holds no control characters.
@@ -29,36 +31,58 @@ pub(super) fn name(value: &DeValue<'_>) -> Parsed<String> {
 }
 
 pub(super) fn boolean(value: &DeValue<'_>) -> Parsed<bool> {
-    value.as_bool().ok_or_else(|| format!("must be true or false, not {}", kind(value)))
+    value
+        .as_bool()
+        .ok_or_else(|| format!("must be true or false, not {}", kind(value)))
 }
 
 /// A whole number within `range`.
 pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Parsed<u32> {
     move |value| {
         let number = any_whole(value)?;
-        let wanted = || format!("{number} is out of range; use {} to {}", range.start(), range.end());
-        u32::try_from(number).ok().filter(|number| range.contains(number)).ok_or_else(wanted)
+        let wanted = || {
+            format!(
+                "{number} is out of range; use {} to {}",
+                range.start(),
+                range.end()
+            )
+        };
+        u32::try_from(number)
+            .ok()
+            .filter(|number| range.contains(number))
+            .ok_or_else(wanted)
     }
 }
 
-/// A whole number of any size that TOML allows; what is beyond 64 bits counts as the largest or smallest.
+/// A whole number of any size that TOML allows; what is beyond 64 bits counts as the largest or
+/// smallest.
 pub(super) fn any_whole(value: &DeValue<'_>) -> Parsed<i128> {
-    let number = value.as_integer().ok_or_else(|| format!("must be a whole number, not {}", kind(value)))?;
-    i128::from_str_radix(number.as_str(), number.radix()).map_err(|_| "is too large a number".to_owned())
+    let number = value
+        .as_integer()
+        .ok_or_else(|| format!("must be a whole number, not {}", kind(value)))?;
+    i128::from_str_radix(number.as_str(), number.radix())
+        .map_err(|_| "is too large a number".to_owned())
 }
 
 /// A duration such as `"90s"` within `range`.
-pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>) -> Parsed<Duration> {
+pub(super) fn duration(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&DeValue<'_>) -> Parsed<Duration> {
     move |value| {
         let text = value.as_str().ok_or_else(|| {
-            format!("must be a duration in quotes with its unit, such as \"90s\", not {}", kind(value))
+            format!(
+                "must be a duration in quotes with its unit, such as \"90s\", not {}",
+                kind(value)
+            )
         })?;
         let duration = parse_duration(text)?;
         if range.contains(&duration) {
             return Ok(duration);
         }
         let [least, most] = [range.start(), range.end()].map(|end| show(*end));
-        Err(format!("{text:?} is out of range; use \"{least}\" to \"{most}\""))
+        Err(format!(
+            "{text:?} is out of range; use \"{least}\" to \"{most}\""
+        ))
     }
 }
 
@@ -69,7 +93,9 @@ pub(super) fn duration_or(
 ) -> impl Fn(&DeValue<'_>) -> Parsed<Option<Duration>> {
     move |value| match value.as_str() {
         Some(text) if text == word => Ok(None),
-        _ => duration(range.clone())(value).map(Some).map_err(|problem| format!("{problem}, or \"{word}\"")),
+        _ => duration(range.clone())(value)
+            .map(Some)
+            .map_err(|problem| format!("{problem}, or \"{word}\"")),
     }
 }
 
@@ -98,15 +124,29 @@ pub(super) fn show(duration: Duration) -> String {
 /// `"500/1h"`: so many servers in so long a span, 1 s to 366 days.
 pub(super) fn budget(value: &DeValue<'_>) -> Parsed<Budget> {
     let usual = "write servers per time, such as \"500/1h\"";
-    let text = value.as_str().ok_or_else(|| format!("must be a string, not {}; {usual}", kind(value)))?;
-    let (servers, span) = text.split_once('/').ok_or_else(|| format!("{text:?} has no slash; {usual}"))?;
-    let servers =
-        servers.trim().parse::<u32>().ok().filter(|servers| *servers > 0).ok_or_else(|| {
-            format!("{:?} is not a number of servers from 1 to {}; {usual}", servers.trim(), u32::MAX)
+    let text = value
+        .as_str()
+        .ok_or_else(|| format!("must be a string, not {}; {usual}", kind(value)))?;
+    let (servers, span) = text
+        .split_once('/')
+        .ok_or_else(|| format!("{text:?} has no slash; {usual}"))?;
+    let servers = servers
+        .trim()
+        .parse::<u32>()
+        .ok()
+        .filter(|servers| *servers > 0)
+        .ok_or_else(|| {
+            format!(
+                "{:?} is not a number of servers from 1 to {}; {usual}",
+                servers.trim(),
+                u32::MAX
+            )
         })?;
     let span = parse_duration(span.trim())?;
     if !(Duration::from_secs(1)..=Duration::from_secs(366 * 86_400)).contains(&span) {
-        return Err(format!("the time of {text:?} is out of range; use \"1s\" to \"366d\""));
+        return Err(format!(
+            "the time of {text:?} is out of range; use \"1s\" to \"366d\""
+        ));
     }
     Ok(Budget { servers, span })
 }
@@ -117,17 +157,27 @@ pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
     if path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
         return Ok(path);
     }
-    Err(format!("{:?} is not an absolute path; write it from the root, beginning with /", path.as_os_str()))
+    Err(format!(
+        "{:?} is not an absolute path; write it from the root, beginning with /",
+        path.as_os_str()
+    ))
 }
 
-/// An absolute path, or the bare name of a systemd credential. The value is not repeated: it might be a secret.
+/// An absolute path, or the bare name of a systemd credential. The value is not repeated: it might
+/// be a secret.
 pub(super) fn file_or_credential(value: &DeValue<'_>) -> Parsed<PathBuf> {
     let text = text(value)?;
-    let is_name = (1..=255).contains(&text.len()) && !text.contains(['/', '\0', '\n']) && text != "." && text != "..";
+    let is_name = (1..=255).contains(&text.len())
+        && !text.contains(['/', '\0', '\n'])
+        && text != "."
+        && text != "..";
     if is_name || (text.starts_with('/') && !text.contains(['\0', '\n'])) {
         return Ok(PathBuf::from(text));
     }
-    Err("must be the absolute path of a file, or the name of a systemd credential (without any /)".to_owned())
+    Err(
+        "must be the absolute path of a file, or the name of a systemd credential (without any /)"
+            .to_owned(),
+    )
 }
 
 /// An address with its port.
@@ -164,21 +214,29 @@ pub(super) fn base_url(example: &str) -> impl Fn(&DeValue<'_>) -> Parsed<Url> {
         let text = text(value)?;
         let url = parsed_url(text, example)?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("holds a user name or a password, which has no place in a URL here; leave it out".to_owned());
+            return Err(
+                "holds a user name or a password, which has no place in a URL here; leave it out"
+                    .to_owned(),
+            );
         }
         bare_url(&url, text, example)?;
         Ok(url)
     }
 }
 
-/// Refuses a URL that is not http or https, or has more than host and port. `text` is how it was written.
+/// Refuses a URL that is not http or https, or has more than host and port. `text` is how it was
+/// written.
 fn bare_url(url: &Url, text: &str, example: &str) -> Parsed<()> {
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(format!("{text:?} does not begin with http:// or https://; write for example {example}"));
+        return Err(format!(
+            "{text:?} does not begin with http:// or https://; write for example {example}"
+        ));
     }
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
         let base = url.origin().ascii_serialization();
-        return Err(format!("{text:?} has a path or a query; write the base URL alone: \"{base}\""));
+        return Err(format!(
+            "{text:?} has a path or a query; write the base URL alone: \"{base}\""
+        ));
     }
     Ok(())
 }
@@ -186,8 +244,14 @@ fn bare_url(url: &Url, text: &str, example: &str) -> Parsed<()> {
 /// A cloud's project id: it becomes part of a URL's path.
 pub(super) fn project_id(value: &DeValue<'_>) -> Parsed<String> {
     let text = text(value)?;
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-        return Err(format!("{text:?} is not a project id; use letters, digits, - and _"));
+    if text.is_empty()
+        || !text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    {
+        return Err(format!(
+            "{text:?} is not a project id; use letters, digits, - and _"
+        ));
     }
     Ok(text.to_owned())
 }
@@ -197,7 +261,9 @@ pub(super) fn server_id(text: &str) -> Parsed<ServerId> {
     if ServerId::is_valid(text) {
         return Ok(ServerId(ServerId::as_stored(text)));
     }
-    Err(format!("{text:?} is not a server id; use 1 to 64 letters, digits and -"))
+    Err(format!(
+        "{text:?} is not a server id; use 1 to 64 letters, digits and -"
+    ))
 }
 
 /// What a value is, with its article.

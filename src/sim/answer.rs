@@ -1,4 +1,5 @@
-//! What a call gets back: a value with status, headers, body and what the network does to it. Sends nothing itself.
+//! What a call gets back: a value with status, headers, body and what the network does to it. Sends
+//! nothing itself.
 
 use std::time::Duration;
 
@@ -50,7 +51,15 @@ const JSON: &str = "application/json;charset=utf-8";
 impl Answer {
     fn new(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
         let (headers, request_id) = (Vec::new(), String::new());
-        Self { status, headers, request_id, content_type, body, delivery: Delivery::Whole, delay: Duration::ZERO }
+        Self {
+            status,
+            headers,
+            request_id,
+            content_type,
+            body,
+            delivery: Delivery::Whole,
+            delay: Duration::ZERO,
+        }
     }
 
     /// A JSON body; values of this crate always serialise.
@@ -66,7 +75,10 @@ impl Answer {
 
     /// The shape of a BMS refusal: `{"error":{"message","code"}}`.
     pub(super) fn refusal(status: u16, code: &str, message: &str) -> Self {
-        Self::json(status, &json!({"error": {"message": message, "code": code}}))
+        Self::json(
+            status,
+            &json!({"error": {"message": message, "code": code}}),
+        )
     }
 
     /// The shape of a CloudDC refusal: `{"error_code","error_msg"}`.
@@ -75,7 +87,12 @@ impl Answer {
     }
 
     /// A refusal in the shape of the service that was called; `None` is the identity service.
-    pub(super) fn refusal_by(service: Option<Service>, status: u16, code: &str, message: &str) -> Self {
+    pub(super) fn refusal_by(
+        service: Option<Service>,
+        status: u16,
+        code: &str,
+        message: &str,
+    ) -> Self {
         match service {
             Some(Service::CloudDc) => Self::flat_refusal(status, code, message),
             Some(Service::Bms) | None => Self::refusal(status, code, message),
@@ -84,13 +101,17 @@ impl Answer {
 
     /// The shape of the gateway: `{"error_msg","error_code","request_id"}`.
     pub(super) fn gateway(status: u16, code: &str, message: &str, request_id: &str) -> Self {
-        Self::json(status, &json!({"error_msg": message, "error_code": code, "request_id": request_id}))
+        Self::json(
+            status,
+            &json!({"error_msg": message, "error_code": code, "request_id": request_id}),
+        )
     }
 
     /// A page as proxies send it.
     pub(super) fn html(status: u16) -> Self {
-        let page =
-            format!("<html><head><title>{status}</title></head><body><h1>{status}</h1><hr>proxy</body></html>\n");
+        let page = format!(
+            "<html><head><title>{status}</title></head><body><h1>{status}</h1><hr>proxy</body></html>\n"
+        );
         Self::new(status, "text/html", page.into_bytes())
     }
 

@@ -1,9 +1,11 @@
-//! The Bare Metal Server service: servers, jobs, and the four calls on them. Time is an argument; nothing here waits.
+//! The Bare Metal Server service: servers, jobs, and the four calls on them. Time is an argument;
+//! nothing here waits.
 //!
-//! An operation enters the ledger at the moment it begins on its server, that is when the call is accepted: what has begun
-//! cannot be called back. A sub-job that fails is not in the ledger. Failing starts and stops show their transition and fall
-//! back; a failing reboot never touches its server, since a reboot that has begun has happened.
-//! Left open by the documents and decided here: a server named twice in one body makes it invalid (`BMS.0018`).
+//! An operation enters the ledger at the moment it begins on its server, that is when the call is
+//! accepted: what has begun cannot be called back. A sub-job that fails is not in the ledger.
+//! Failing starts and stops show their transition and fall back; a failing reboot never touches its
+//! server, since a reboot that has begun has happened. Left open by the documents and decided here:
+//! a server named twice in one body makes it invalid (`BMS.0018`).
 
 mod action;
 mod job;
@@ -51,8 +53,15 @@ pub struct ListQuery {
 impl ListQuery {
     /// The page that it asks for.
     pub(super) fn page(&self) -> PageAsked {
-        let limit = self.limit.unwrap_or(if self.offset.is_some() { SERVERS_MAX } else { PAGE_DEFAULT });
-        PageAsked { number: self.offset.unwrap_or(1), limit }
+        let limit = self.limit.unwrap_or(if self.offset.is_some() {
+            SERVERS_MAX
+        } else {
+            PAGE_DEFAULT
+        });
+        PageAsked {
+            number: self.offset.unwrap_or(1),
+            limit,
+        }
     }
 }
 
@@ -76,19 +85,37 @@ impl Bms {
         let running_before = |index: usize| (index as f64 * share).round();
         let make = |(index, id): (usize, ServerId)| {
             let kinds = faults.strike_server(Scope::Server, Service::Bms, 0, &id, &mut rng);
-            let mut server = Server::new(id, index, running_before(index + 1) > running_before(index));
+            let mut server =
+                Server::new(id, index, running_before(index + 1) > running_before(index));
             server.is_missing = kinds.contains(&FaultKind::Missing);
             server.is_locked = kinds.contains(&FaultKind::Locked);
             server
         };
         let servers = ids.into_iter().enumerate().map(make).collect();
-        let (project, idle_task_state) = (scenario.credentials.project_id.clone(), scenario.bms.idle_task_state);
-        let printer = Printer { project, idle_task_state };
-        Self { settings: scenario.bms.clone(), printer, servers, by_id, jobs: HashMap::new() }
+        let (project, idle_task_state) = (
+            scenario.credentials.project_id.clone(),
+            scenario.bms.idle_task_state,
+        );
+        let printer = Printer {
+            project,
+            idle_task_state,
+        };
+        Self {
+            settings: scenario.bms.clone(),
+            printer,
+            servers,
+            by_id,
+            jobs: HashMap::new(),
+        }
     }
 
     /// `POST …/baremetalservers/action`
-    pub(super) fn submit(&mut self, action: PowerAction, ids: &[ServerId], around: Surroundings<'_>) -> Answer {
+    pub(super) fn submit(
+        &mut self,
+        action: PowerAction,
+        ids: &[ServerId],
+        around: Surroundings<'_>,
+    ) -> Answer {
         if ids.is_empty() || ids.len() > SERVERS_MAX {
             let text = "The number of baremetal servers is out of range for one REquest.";
             return Answer::refusal(400, "BMS.0205", text);
@@ -96,15 +123,28 @@ impl Bms {
         if ids.iter().collect::<HashSet<_>>().len() < ids.len() {
             return Answer::refusal(400, "BMS.0018", "Request parameter is invalid.");
         }
-        let found: Vec<Result<usize, Refusal>> = ids.iter().map(|id| self.find(around.now, action, id)).collect();
-        match (self.settings.refusals, found.iter().find_map(|found| found.as_ref().err())) {
+        let found: Vec<Result<usize, Refusal>> = ids
+            .iter()
+            .map(|id| self.find(around.now, action, id))
+            .collect();
+        match (
+            self.settings.refusals,
+            found.iter().find_map(|found| found.as_ref().err()),
+        ) {
             (Refusals::Batch, Some(refusal)) => refusal.answer(),
-            (Refusals::Batch, None) | (Refusals::SubJob, _) => self.accept(action, ids, found, around),
+            (Refusals::Batch, None) | (Refusals::SubJob, _) => {
+                self.accept(action, ids, found, around)
+            }
         }
     }
 
     /// The index of the server, if it takes `action` at this moment.
-    fn find(&mut self, now: UtcMillis, action: PowerAction, id: &ServerId) -> Result<usize, Refusal> {
+    fn find(
+        &mut self,
+        now: UtcMillis,
+        action: PowerAction,
+        id: &ServerId,
+    ) -> Result<usize, Refusal> {
         let &index = self.by_id.get(id).ok_or_else(Refusal::missing)?;
         self.servers[index].settle(now);
         self.servers[index].refusal(action).map_or(Ok(index), Err)
@@ -130,20 +170,48 @@ impl Bms {
         let is_vanished = around.struck.contains(&FaultKind::JobVanishes);
         let never_ends = around.struck.contains(&FaultKind::JobNeverEnds);
         let place = self.jobs.len() + 1;
-        let job = Job { number, place, begin: around.now, sub_jobs, polls: 0, is_vanished, never_ends };
+        let job = Job {
+            number,
+            place,
+            begin: around.now,
+            sub_jobs,
+            polls: 0,
+            is_vanished,
+            never_ends,
+        };
         self.jobs.insert(job.id(), job);
         Answer::json(200, &json!({"job_id": job_id}))
     }
 
     /// Begins one server's operation with the faults that strike it.
-    fn begin(&mut self, action: PowerAction, index: usize, job: &JobId, around: &mut Surroundings<'_>) -> SubJob {
+    fn begin(
+        &mut self,
+        action: PowerAction,
+        index: usize,
+        job: &JobId,
+        around: &mut Surroundings<'_>,
+    ) -> SubJob {
         let server = &mut self.servers[index];
-        let kinds = around.faults.strike_server(Scope::Operation, Service::Bms, around.nth, &server.id, around.rng);
-        let mut sub_job = SubJob::plain(&server.id, around.now, self.settings.operation_ms.draw_ms(around.rng));
+        let kinds = around.faults.strike_server(
+            Scope::Operation,
+            Service::Bms,
+            around.nth,
+            &server.id,
+            around.rng,
+        );
+        let mut sub_job = SubJob::plain(
+            &server.id,
+            around.now,
+            self.settings.operation_ms.draw_ms(around.rng),
+        );
         let mut acts_after = None;
         for kind in kinds {
             match kind {
-                FaultKind::SubJobFails { code, message, acts_after_ms } => {
+                FaultKind::SubJobFails {
+                    code,
+                    message,
+                    acts_after_ms,
+                } => {
                     sub_job.failure = Some(Refusal { code, message });
                     acts_after = acts_after_ms;
                 }
@@ -155,7 +223,9 @@ impl Bms {
         }
         if let Some(ms) = acts_after {
             // It is told at once, while the operation that it denies is still to come.
-            let duration_ms = sub_job.end.map_or(0, |end| u64::try_from(end.0 - around.now.0).unwrap_or(0));
+            let duration_ms = sub_job
+                .end
+                .map_or(0, |end| u64::try_from(end.0 - around.now.0).unwrap_or(0));
             sub_job.end = Some(around.now);
             around.late.push(LateAct {
                 at: around.now + Duration::from_millis(ms),
@@ -169,11 +239,22 @@ impl Bms {
         }
         let succeeds = sub_job.failure.is_none();
         if succeeds || action != PowerAction::Reboot {
-            server.begin(Operation { action, begin: around.now, end: sub_job.end, succeeds });
+            server.begin(Operation {
+                action,
+                begin: around.now,
+                end: sub_job.end,
+                succeeds,
+            });
         }
         if succeeds {
             let (server_id, batch) = (server.id.clone(), job.clone());
-            around.ledger.push(LedgerEntry { at: around.now, service: Service::Bms, server_id, action, batch });
+            around.ledger.push(LedgerEntry {
+                at: around.now,
+                service: Service::Bms,
+                server_id,
+                action,
+                batch,
+            });
         }
         sub_job
     }
@@ -182,7 +263,12 @@ impl Bms {
     pub(super) fn act_late(&mut self, act: &LateAct, ledger: &mut Vec<LedgerEntry>) {
         if let Ok(index) = self.find(act.at, act.action, &act.server_id) {
             let end = Some(act.at + Duration::from_millis(act.duration_ms));
-            self.servers[index].begin(Operation { action: act.action, begin: act.at, end, succeeds: true });
+            self.servers[index].begin(Operation {
+                action: act.action,
+                begin: act.at,
+                end,
+                succeeds: true,
+            });
             ledger.push(act.entry());
         }
     }
@@ -207,7 +293,10 @@ impl Bms {
 
     /// `GET …/baremetalservers/detail`
     pub(super) fn list(&mut self, now: UtcMillis, query: &ListQuery) -> Answer {
-        let PageAsked { number: page, limit } = query.page();
+        let PageAsked {
+            number: page,
+            limit,
+        } = query.page();
         if page == 0 || !(1..=SERVERS_MAX).contains(&limit) {
             return Answer::refusal(400, "BMS.0018", "Request parameter is invalid.");
         }
@@ -216,8 +305,14 @@ impl Bms {
         let begin = (page - 1).saturating_mul(limit);
         for server in self.servers.iter_mut().filter(|server| !server.is_missing) {
             server.settle(now);
-            if query.status.as_ref().is_some_and(|status| server.shown(now).status != status)
-                || query.name.as_ref().is_some_and(|name| !server.name.contains(name.as_str()))
+            if query
+                .status
+                .as_ref()
+                .is_some_and(|status| server.shown(now).status != status)
+                || query
+                    .name
+                    .as_ref()
+                    .is_some_and(|name| !server.name.contains(name.as_str()))
             {
                 continue;
             }
@@ -234,7 +329,9 @@ impl Bms {
     /// `GET …/baremetalservers/{id}`
     pub(super) fn show(&mut self, now: UtcMillis, id: &ServerId) -> Answer {
         let found = self.by_id.get(id).map(|&index| &mut self.servers[index]);
-        let Some(server) = found.filter(|server| !server.is_missing) else { return self.show_missing(id) };
+        let Some(server) = found.filter(|server| !server.is_missing) else {
+            return self.show_missing(id);
+        };
         server.settle(now);
         let mut text = String::from(r#"{"server":"#);
         self.printer.write(&mut text, server, now);
@@ -247,9 +344,14 @@ impl Bms {
             MissingShow::Error => Refusal::missing().answer(),
             MissingShow::NotFound => {
                 let text = format!("Instance {id} could not be found.");
-                Answer::json(404, &json!({"itemNotFound": {"message": text, "code": 404}}))
+                Answer::json(
+                    404,
+                    &json!({"itemNotFound": {"message": text, "code": 404}}),
+                )
             }
-            MissingShow::Deleted => Answer::json(200, &json!({"server": {"id": id, "status": "DELETED"}})),
+            MissingShow::Deleted => {
+                Answer::json(200, &json!({"server": {"id": id, "status": "DELETED"}}))
+            }
         }
     }
 
@@ -265,7 +367,11 @@ impl Bms {
                 locked: server.is_locked,
             }
         };
-        self.servers.iter_mut().filter(|server| !server.is_missing).map(summarise).collect()
+        self.servers
+            .iter_mut()
+            .filter(|server| !server.is_missing)
+            .map(summarise)
+            .collect()
     }
 }
 
@@ -279,10 +385,19 @@ impl Refusal {
 impl SubJob {
     fn plain(id: &ServerId, now: UtcMillis, duration_ms: u64) -> Self {
         let end = Some(now + Duration::from_millis(duration_ms));
-        Self { server: id.clone(), end, failure: None, names_server: true, is_listed: true }
+        Self {
+            server: id.clone(),
+            end,
+            failure: None,
+            names_server: true,
+            is_listed: true,
+        }
     }
 
     fn refused(id: &ServerId, now: UtcMillis, refusal: Refusal) -> Self {
-        Self { failure: Some(refusal), ..Self::plain(id, now, 0) }
+        Self {
+            failure: Some(refusal),
+            ..Self::plain(id, now, 0)
+        }
     }
 }

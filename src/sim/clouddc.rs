@@ -1,8 +1,10 @@
-//! The Cloud Data Center service: physical servers, their operations, and the four calls on them. Time is an argument;
-//! nothing here waits. There are no jobs: what became of a call is in the servers' `operation_state`.
+//! The Cloud Data Center service: physical servers, their operations, and the four calls on them.
+//! Time is an argument; nothing here waits. There are no jobs: what became of a call is in the
+//! servers' `operation_state`.
 //!
-//! An operation enters the ledger when its call is accepted, since what has begun cannot be called back; one that will fail
-//! is not in the ledger and leaves the power as it was. The power changes when the operation ends.
+//! An operation enters the ledger when its call is accepted, since what has begun cannot be called
+//! back; one that will fail is not in the ledger and leaves the power as it was. The power changes
+//! when the operation ends.
 
 mod action;
 mod page;
@@ -44,7 +46,8 @@ pub(super) struct CloudDc {
 }
 
 impl CloudDc {
-    /// Makes the servers; what they remember, and `missing` and `locked` faults, are drawn here, once.
+    /// Makes the servers; what they remember, and `missing` and `locked` faults, are drawn here,
+    /// once.
     pub(super) fn new(scenario: &Scenario, faults: &FaultPlan) -> Self {
         let settings = &scenario.clouddc;
         let mut fault_rng = Rng::new(scenario.seed, "clouddc server faults");
@@ -53,17 +56,31 @@ impl CloudDc {
         let by_id = ids.iter().cloned().zip(0..).collect();
         let running_before = |index: usize| (index as f64 * settings.running.0).round();
         let make = |(index, id): (usize, ServerId)| {
-            let kinds = faults.strike_server(Scope::Server, Service::CloudDc, 0, &id, &mut fault_rng);
-            let mut server = Server::new(id, index, running_before(index + 1) > running_before(index));
+            let kinds =
+                faults.strike_server(Scope::Server, Service::CloudDc, 0, &id, &mut fault_rng);
+            let mut server =
+                Server::new(id, index, running_before(index + 1) > running_before(index));
             server.is_missing = kinds.contains(&FaultKind::Missing);
             server.is_locked = kinds.contains(&FaultKind::Locked);
-            server.last = state_rng.pick(&settings.first_states).copied().and_then(left_from_before);
+            server.last = state_rng
+                .pick(&settings.first_states)
+                .copied()
+                .and_then(left_from_before);
             server
         };
         let servers = ids.into_iter().enumerate().map(make).collect();
         let project = &scenario.credentials.project_id;
-        let (printer, markers) = (Printer::new(project, settings), Markers::new(project, settings));
-        Self { settings: settings.clone(), printer, markers, servers, by_id }
+        let (printer, markers) = (
+            Printer::new(project, settings),
+            Markers::new(project, settings),
+        );
+        Self {
+            settings: settings.clone(),
+            printer,
+            markers,
+            servers,
+            by_id,
+        }
     }
 
     /// `PUT …/physicalservers/power-state`
@@ -76,39 +93,71 @@ impl CloudDc {
         if !action::is_valid_set(ids) {
             return invalid();
         }
-        let found: Vec<Result<usize, Reason>> = ids.iter().map(|id| self.find(around.now, action, id)).collect();
-        let refused = ids.iter().zip(&found).find_map(|(id, found)| Some((id, (*found).err()?)));
+        let found: Vec<Result<usize, Reason>> = ids
+            .iter()
+            .map(|id| self.find(around.now, action, id))
+            .collect();
+        let refused = ids
+            .iter()
+            .zip(&found)
+            .find_map(|(id, found)| Some((id, (*found).err()?)));
         if let (Refusals::Batch, Some((id, reason))) = (self.settings.refusals, refused) {
             return reason.answer(400, self.settings.refusal_names_server.then_some(id));
         }
         for &index in found.iter().flatten() {
             self.begin(action, index, &mut around);
         }
-        let is_listed = |found: &Result<usize, Reason>| found.is_ok() || self.settings.refusals == Refusals::Listed;
+        let is_listed = |found: &Result<usize, Reason>| {
+            found.is_ok() || self.settings.refusals == Refusals::Listed
+        };
         let listed = ids.iter().zip(&found).filter(|(_, found)| is_listed(found));
-        let listed: Vec<Value> = listed.map(|(id, _)| json!({"id": self.answer_id(id)})).collect();
+        let listed: Vec<Value> = listed
+            .map(|(id, _)| json!({"id": self.answer_id(id)}))
+            .collect();
         Answer::json(200, &json!({"physical_servers": listed}))
     }
 
     /// The index of the server, if it takes `action` at this moment.
-    fn find(&mut self, now: UtcMillis, action: PowerAction, id: &ServerId) -> Result<usize, Reason> {
+    fn find(
+        &mut self,
+        now: UtcMillis,
+        action: PowerAction,
+        id: &ServerId,
+    ) -> Result<usize, Reason> {
         let &index = self.by_id.get(id).ok_or(Reason::Missing)?;
         self.servers[index].settle(now);
-        self.servers[index].refusal(action, self.settings.already_so).map_or(Ok(index), Err)
+        self.servers[index]
+            .refusal(action, self.settings.already_so)
+            .map_or(Ok(index), Err)
     }
 
     /// Begins one server's operation with the faults that strike it.
     fn begin(&mut self, action: PowerAction, index: usize, around: &mut Surroundings<'_>) {
         let later = |span_ms| around.now + Duration::from_millis(span_ms);
         let server = &mut self.servers[index];
-        let kinds = around.faults.strike_server(Scope::Operation, Service::CloudDc, around.nth, &server.id, around.rng);
+        let kinds = around.faults.strike_server(
+            Scope::Operation,
+            Service::CloudDc,
+            around.nth,
+            &server.id,
+            around.rng,
+        );
         let end = Some(later(self.settings.operation_ms.draw_ms(around.rng)));
         let shows_from = later(self.settings.processing_after_ms.draw_ms(around.rng));
-        let mut operation = Operation { action, shows_from, end, failure: None };
+        let mut operation = Operation {
+            action,
+            shows_from,
+            end,
+            failure: None,
+        };
         let mut acts_after = None;
         for kind in kinds {
             match kind {
-                FaultKind::OperationFails { code, message, acts_after_ms } => {
+                FaultKind::OperationFails {
+                    code,
+                    message,
+                    acts_after_ms,
+                } => {
                     operation.failure = Some(Failure { code, message });
                     acts_after = acts_after_ms;
                 }
@@ -118,7 +167,13 @@ impl CloudDc {
         }
         if operation.failure.is_none() {
             let (server_id, batch) = (server.id.clone(), JobId(around.request_id.to_owned()));
-            around.ledger.push(LedgerEntry { at: around.now, service: Service::CloudDc, server_id, action, batch });
+            around.ledger.push(LedgerEntry {
+                at: around.now,
+                service: Service::CloudDc,
+                server_id,
+                action,
+                batch,
+            });
         }
         if let (Some(ms), Some(end)) = (acts_after, operation.end) {
             around.late.push(LateAct {
@@ -137,7 +192,12 @@ impl CloudDc {
     pub(super) fn act_late(&mut self, act: &LateAct, ledger: &mut Vec<LedgerEntry>) {
         if let Ok(index) = self.find(act.at, act.action, &act.server_id) {
             let end = Some(act.at + Duration::from_millis(act.duration_ms));
-            let operation = Operation { action: act.action, shows_from: act.at, end, failure: None };
+            let operation = Operation {
+                action: act.action,
+                shows_from: act.at,
+                end,
+                failure: None,
+            };
             self.servers[index].operation = Some(operation);
             ledger.push(act.entry());
         }
@@ -150,8 +210,15 @@ impl CloudDc {
 
     /// The page that a query asks for.
     pub(super) fn page(&self, query: &PageQuery) -> PageAsked {
-        let begin = query.marker.as_ref().and_then(|marker| self.by_id.get(marker)).map_or(0, |&index| index + 1);
-        PageAsked { number: begin.div_ceil(query.size()) + 1, limit: query.size() }
+        let begin = query
+            .marker
+            .as_ref()
+            .and_then(|marker| self.by_id.get(marker))
+            .map_or(0, |&index| index + 1);
+        PageAsked {
+            number: begin.div_ceil(query.size()) + 1,
+            limit: query.size(),
+        }
     }
 
     fn answer_id(&self, id: &ServerId) -> Value {
@@ -168,7 +235,9 @@ impl CloudDc {
             Some(Some(&index)) => index + 1,
             Some(None) => return invalid(),
         };
-        let Self { printer, servers, .. } = self;
+        let Self {
+            printer, servers, ..
+        } = self;
         let matches = |server: &Server| {
             let is_wanted = |word: &String| printer.manage_state(server) == word;
             !server.is_missing && query.manage_state.as_ref().is_none_or(is_wanted)
@@ -183,8 +252,13 @@ impl CloudDc {
             printer.write(&mut text, server, now);
             ids.push(server.id.clone());
         }
-        let page_info = self.markers.page_info(query, &ids, query.marker.is_none(), rest.next().is_none());
-        text.push_str(&format!(r#"],"page_info":{},"count":{count}}}"#, json!(page_info)));
+        let page_info =
+            self.markers
+                .page_info(query, &ids, query.marker.is_none(), rest.next().is_none());
+        text.push_str(&format!(
+            r#"],"page_info":{},"count":{count}}}"#,
+            json!(page_info)
+        ));
         Answer::json_text(200, text)
     }
 
@@ -204,7 +278,8 @@ impl CloudDc {
         Answer::json_text(200, text)
     }
 
-    /// `GET …/physicalservers/status`: how many servers are on and off; one in a transition is neither.
+    /// `GET …/physicalservers/status`: how many servers are on and off; one in a transition is
+    /// neither.
     pub(super) fn status(&mut self, now: UtcMillis) -> Answer {
         let (mut on, mut off, mut unknown) = (0, 0, 0);
         for server in self.servers.iter_mut().filter(|server| !server.is_missing) {
@@ -215,7 +290,10 @@ impl CloudDc {
                 _ => &mut unknown,
             } += 1;
         }
-        Answer::json(200, &json!({"server_power_status": {"on": on, "off": off, "unknown": unknown}}))
+        Answer::json(
+            200,
+            &json!({"server_power_status": {"on": on, "off": off, "unknown": unknown}}),
+        )
     }
 
     /// The servers that exist, as they are at `now`.
@@ -230,14 +308,21 @@ impl CloudDc {
                 locked: server.is_locked,
             }
         };
-        self.servers.iter_mut().filter(|server| !server.is_missing).map(summarise).collect()
+        self.servers
+            .iter_mut()
+            .filter(|server| !server.is_missing)
+            .map(summarise)
+            .collect()
     }
 }
 
 /// What a server remembers of an operation before the first call.
 fn left_from_before(state: FirstState) -> Option<Ended> {
     let (action, succeeded) = state.operation()?;
-    let failure = (!succeeded).then(|| Failure { code: FAILED_CODE.to_owned(), message: FAILED_TEXT.to_owned() });
+    let failure = (!succeeded).then(|| Failure {
+        code: FAILED_CODE.to_owned(),
+        message: FAILED_TEXT.to_owned(),
+    });
     Some(Ended { action, failure })
 }
 

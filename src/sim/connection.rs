@@ -1,4 +1,5 @@
-//! TCP connections with a switch that closes them at once, between any two bytes. Knows nothing of what they carry.
+//! TCP connections with a switch that closes them at once, between any two bytes. Knows nothing of
+//! what they carry.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +15,8 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Closes its connection: from then on every read and write of it fails, and whoever serves it lets go.
+/// Closes its connection: from then on every read and write of it fails, and whoever serves it lets
+/// go.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Switch(Arc<SwitchState>);
 
@@ -73,7 +75,13 @@ impl Listener for SwitchedListener {
     async fn accept(&mut self) -> (SwitchedStream, Switch) {
         let stream = self.accept_stream().await;
         let switch = self.switchboard.new_switch();
-        (SwitchedStream { stream, switch: switch.clone() }, switch)
+        (
+            SwitchedStream {
+                stream,
+                switch: switch.clone(),
+            },
+            switch,
+        )
     }
 
     fn local_addr(&self) -> io::Result<Switch> {
@@ -87,7 +95,8 @@ impl SwitchedListener {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _peer)) => {
-                    // Without it small answers wait for the client's delayed acknowledgement; not having it is no error.
+                    // Without it small answers wait for the client's delayed acknowledgement; not
+                    // having it is no error.
                     let _ = stream.set_nodelay(true);
                     return stream;
                 }
@@ -114,7 +123,11 @@ pub(super) struct SwitchedStream {
 }
 
 impl AsyncRead for SwitchedStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.switch.0.reader.register(cx.waker());
         self.switch.check()?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
@@ -122,7 +135,11 @@ impl AsyncRead for SwitchedStream {
 }
 
 impl AsyncWrite for SwitchedStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.switch.check()?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

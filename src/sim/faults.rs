@@ -1,7 +1,8 @@
-//! What goes wrong, and when: `[[faults]]` of a scenario, and the choice of those that strike a call or a server.
-//! Stays away from carrying them out; `world` and the services do that.
+//! What goes wrong, and when: `[[faults]]` of a scenario, and the choice of those that strike a
+//! call or a server. Stays away from carrying them out; `world` and the services do that.
 //!
-//! A fault has a `kind`, the kind's own keys, and conditions. All conditions given must hold; at least one is needed.
+//! A fault has a `kind`, the kind's own keys, and conditions. All conditions given must hold; at
+//! least one is needed.
 //!
 //! | condition | meaning |
 //! | --- | --- |
@@ -14,10 +15,12 @@
 //! | `pages` | only list calls for these pages, from 1 |
 //! | `jobs` | only queries of the n-th jobs that were accepted, from 1 |
 //!
-//! A fault without `chance` and `calls` stays for good: `servers = [3]` with `on = ["show"]` is one server that can never be
-//! shown, and with `slow` and a `delay_ms` beyond every patience one whose show hangs.
+//! A fault without `chance` and `calls` stays for good: `servers = [3]` with `on = ["show"]` is one
+//! server that can never be shown, and with `slow` and a `delay_ms` beyond every patience one whose
+//! show hangs.
 //!
-//! `service` alone is not enough of a condition. `on` calls CloudDC's power call a `submit`, and its counts a `list`.
+//! `service` alone is not enough of a condition. `on` calls CloudDC's power call a `submit`, and
+//! its counts a `list`.
 //!
 //! | kind | own keys (defaults) | effect |
 //! | --- | --- | --- |
@@ -231,7 +234,8 @@ impl FaultKind {
         }
     }
 
-    /// The service whose kind it is: only BMS has jobs, only CloudDC servers that remember an operation. `None`: both.
+    /// The service whose kind it is: only BMS has jobs, only CloudDC servers that remember an
+    /// operation. `None`: both.
     pub(super) fn service(&self) -> Option<Service> {
         match self {
             Self::JobVanishes
@@ -327,18 +331,29 @@ impl FaultPlan {
                 Service::CloudDc => &clouddc,
             };
             let look_up = |server: &ServerRef| match server {
-                ServerRef::Number(number) => number.checked_sub(1).and_then(|index| ids.get(index)).cloned(),
+                ServerRef::Number(number) => number
+                    .checked_sub(1)
+                    .and_then(|index| ids.get(index))
+                    .cloned(),
                 ServerRef::Id(id) => Some(id.clone()),
             };
-            (fault.clone(), fault.when.servers.iter().filter_map(look_up).collect())
+            (
+                fault.clone(),
+                fault.when.servers.iter().filter_map(look_up).collect(),
+            )
         };
-        Self { faults: faults.iter().map(resolve).collect() }
+        Self {
+            faults: faults.iter().map(resolve).collect(),
+        }
     }
 
-    /// The faults that strike the `nth` call of this kind and service, in the order of the scenario.
+    /// The faults that strike the `nth` call of this kind and service, in the order of the
+    /// scenario.
     pub(super) fn strike_call(&self, about: About<'_>, nth: u64, rng: &mut Rng) -> Vec<FaultKind> {
         let concerns = |fault: &Fault| match fault.kind.scope() {
-            Scope::Call if matches!(fault.kind, FaultKind::ActsAnyway { .. }) => about.call == Call::Submit,
+            Scope::Call if matches!(fault.kind, FaultKind::ActsAnyway { .. }) => {
+                about.call == Call::Submit
+            }
             Scope::Call if fault.when.on.is_empty() => about.call != Call::Token,
             Scope::Call => fault.when.on.contains(&about.call),
             Scope::Job => about.call == Call::Submit,
@@ -382,24 +397,38 @@ impl FaultPlan {
 
 /// A conflict without a text of its own names the server that it is about.
 fn name_culprit(kind: &FaultKind, servers: &HashSet<ServerId>, about: &About<'_>) -> FaultKind {
-    let FaultKind::Conflict { message: None } = kind else { return kind.clone() };
-    let culprit = about.servers.iter().find(|id| servers.contains(id)).or(about.servers.first());
+    let FaultKind::Conflict { message: None } = kind else {
+        return kind.clone();
+    };
+    let culprit = about
+        .servers
+        .iter()
+        .find(|id| servers.contains(id))
+        .or(about.servers.first());
     let culprit = culprit.map_or_else(String::new, ToString::to_string);
     let action = about.action.map_or("os-action", PowerAction::as_str);
-    let message = format!("Cannot '{action}' instance {culprit} while it is in task_state powering-off");
-    FaultKind::Conflict { message: Some(message) }
+    let message =
+        format!("Cannot '{action}' instance {culprit} while it is in task_state powering-off");
+    FaultKind::Conflict {
+        message: Some(message),
+    }
 }
 
 impl When {
     /// True if the call is of the pages and jobs that are asked for.
     fn is_about(&self, about: &About<'_>) -> bool {
-        self.limit_above.is_none_or(|most| about.page.is_some_and(|page| page.limit > most))
-            && (self.pages.is_empty() || about.page.is_some_and(|page| self.pages.contains(&page.number)))
+        self.limit_above
+            .is_none_or(|most| about.page.is_some_and(|page| page.limit > most))
+            && (self.pages.is_empty()
+                || about
+                    .page
+                    .is_some_and(|page| self.pages.contains(&page.number)))
             && (self.jobs.is_empty() || about.job.is_some_and(|job| self.jobs.contains(&job)))
     }
 
     fn is_due(&self, nth: u64, rng: &mut Rng) -> bool {
-        (self.calls.is_empty() || self.calls.contains(&nth)) && self.chance.is_none_or(|Chance(p)| rng.happens(p))
+        (self.calls.is_empty() || self.calls.contains(&nth))
+            && self.chance.is_none_or(|Chance(p)| rng.happens(p))
     }
 }
 
@@ -414,7 +443,9 @@ mod tests {
 
     /// Servers `a` and `b` of BMS, `c` and `d` of CloudDC.
     fn plan(fault: &str) -> FaultPlan {
-        let faults = Scenario::from_toml(&format!("[[faults]]\n{fault}\n")).expect("valid").faults;
+        let faults = Scenario::from_toml(&format!("[[faults]]\n{fault}\n"))
+            .expect("valid")
+            .faults;
         FaultPlan::new(&faults, |service| match service {
             Service::Bms => ids(&["a", "b"]),
             Service::CloudDc => ids(&["c", "d"]),
@@ -422,9 +453,20 @@ mod tests {
     }
 
     /// How many faults strike a call of `service` that names `servers`.
-    fn strikes(plan: &FaultPlan, service: Option<Service>, call: Call, nth: u64, servers: &[&str]) -> usize {
+    fn strikes(
+        plan: &FaultPlan,
+        service: Option<Service>,
+        call: Call,
+        nth: u64,
+        servers: &[&str],
+    ) -> usize {
         let servers = ids(servers);
-        plan.strike_call(About::read(service, call, &servers), nth, &mut Rng::new(1, "test")).len()
+        plan.strike_call(
+            About::read(service, call, &servers),
+            nth,
+            &mut Rng::new(1, "test"),
+        )
+        .len()
     }
 
     #[test]
@@ -441,11 +483,20 @@ mod tests {
     fn a_fault_keeps_to_its_service_and_counts_servers_in_its_list() {
         let (bms, clouddc) = (Some(Service::Bms), Some(Service::CloudDc));
         let either = plan("kind = \"drop_after\"\nchance = 1.0");
-        assert_eq!([bms, clouddc].map(|service| strikes(&either, service, Call::List, 1, &[])), [1, 1]);
+        assert_eq!(
+            [bms, clouddc].map(|service| strikes(&either, service, Call::List, 1, &[])),
+            [1, 1]
+        );
         let own = plan("kind = \"drop_after\"\nservice = \"clouddc\"\nchance = 1.0");
-        assert_eq!([bms, clouddc, None].map(|service| strikes(&own, service, Call::List, 1, &[])), [0, 1, 0]);
+        assert_eq!(
+            [bms, clouddc, None].map(|service| strikes(&own, service, Call::List, 1, &[])),
+            [0, 1, 0]
+        );
         let numbered = plan("kind = \"drop_after\"\nservice = \"clouddc\"\nservers = [2]");
-        assert_eq!(["b", "c", "d"].map(|id| strikes(&numbered, clouddc, Call::Submit, 1, &[id])), [0, 0, 1]);
+        assert_eq!(
+            ["b", "c", "d"].map(|id| strikes(&numbered, clouddc, Call::Submit, 1, &[id])),
+            [0, 0, 1]
+        );
         let by_id = plan("kind = \"drop_after\"\nservers = [\"D\"]");
         assert_eq!(strikes(&by_id, clouddc, Call::Submit, 1, &["c", "d"]), 1);
     }
@@ -454,13 +505,29 @@ mod tests {
     fn a_kind_of_one_service_alone_never_strikes_the_other() {
         let struck = |plan: &FaultPlan, service, id: &str| {
             let id = ServerId(id.into());
-            plan.strike_server(Scope::Operation, service, 1, &id, &mut Rng::new(1, "test")).len()
+            plan.strike_server(Scope::Operation, service, 1, &id, &mut Rng::new(1, "test"))
+                .len()
         };
         let fails = plan("kind = \"operation_fails\"\nservers = [1]");
-        assert_eq!((struck(&fails, Service::CloudDc, "c"), struck(&fails, Service::Bms, "a")), (1, 0));
+        assert_eq!(
+            (
+                struck(&fails, Service::CloudDc, "c"),
+                struck(&fails, Service::Bms, "a")
+            ),
+            (1, 0)
+        );
         let sub_job = plan("kind = \"sub_job_fails\"\nchance = 1.0");
-        assert_eq!((struck(&sub_job, Service::CloudDc, "c"), struck(&sub_job, Service::Bms, "a")), (0, 1));
+        assert_eq!(
+            (
+                struck(&sub_job, Service::CloudDc, "c"),
+                struck(&sub_job, Service::Bms, "a")
+            ),
+            (0, 1)
+        );
         let job = plan("kind = \"job_vanishes\"\nchance = 1.0");
-        assert_eq!(strikes(&job, Some(Service::CloudDc), Call::Submit, 1, &["c"]), 0);
+        assert_eq!(
+            strikes(&job, Some(Service::CloudDc), Call::Submit, 1, &["c"]),
+            0
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Who may come in: tokens issued, signatures checked, access keys locked after too many bad ones. Reads no clock.
+//! Who may come in: tokens issued, signatures checked, access keys locked after too many bad ones.
+//! Reads no clock.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -45,20 +46,48 @@ pub(super) enum Denied {
 
 impl Gate {
     pub(super) fn new(credentials: Credentials, token_lifetime: Duration) -> Self {
-        Self { credentials, token_lifetime, tokens: HashMap::new(), bad_signatures: 0, locked_until: None, locks: 0 }
+        Self {
+            credentials,
+            token_lifetime,
+            tokens: HashMap::new(),
+            bad_signatures: 0,
+            locked_until: None,
+            locks: 0,
+        }
     }
 
     /// Remembers a token that has just been issued; returns when it expires.
-    pub(super) fn remember(&mut self, now: UtcMillis, token: String, has_project: bool) -> UtcMillis {
+    pub(super) fn remember(
+        &mut self,
+        now: UtcMillis,
+        token: String,
+        has_project: bool,
+    ) -> UtcMillis {
         let expires = now + self.token_lifetime;
-        self.tokens.insert(token, Token { expires, has_project });
+        self.tokens.insert(
+            token,
+            Token {
+                expires,
+                has_project,
+            },
+        );
         expires
     }
 
     /// Lets a call for `project` in, by its signature or its token.
-    pub(super) fn admit(&mut self, now: UtcMillis, request: &Request, project: &str) -> Result<(), Denied> {
-        let has_project = match (request.header("authorization"), request.header("x-auth-token")) {
-            (Some(authorization), _) => self.check_signature(now, request, authorization).map(|()| true),
+    pub(super) fn admit(
+        &mut self,
+        now: UtcMillis,
+        request: &Request,
+        project: &str,
+    ) -> Result<(), Denied> {
+        let has_project = match (
+            request.header("authorization"),
+            request.header("x-auth-token"),
+        ) {
+            (Some(authorization), _) => self
+                .check_signature(now, request, authorization)
+                .map(|()| true),
             (None, Some(token)) => self.check_token(now, token),
             (None, None) => Err("x-auth-token not found".to_owned()),
         };
@@ -75,15 +104,28 @@ impl Gate {
         if now < token.expires {
             return Ok(token.has_project);
         }
-        Err(format!("token expires, expires_at: {}", microseconds(token.expires)))
+        Err(format!(
+            "token expires, expires_at: {}",
+            microseconds(token.expires)
+        ))
     }
 
-    fn check_signature(&mut self, now: UtcMillis, request: &Request, authorization: &str) -> Result<(), String> {
+    fn check_signature(
+        &mut self,
+        now: UtcMillis,
+        request: &Request,
+        authorization: &str,
+    ) -> Result<(), String> {
         let Some(authorization) = Authorization::read(authorization) else {
-            return Err("verify aksk signature fail, the Authorization header cannot be read".into());
+            return Err(
+                "verify aksk signature fail, the Authorization header cannot be read".into(),
+            );
         };
         if authorization.access_key != self.credentials.access_key {
-            return Err(format!("Get secretKey failed,ak:{},err:ak not exist", authorization.access_key));
+            return Err(format!(
+                "Get secretKey failed,ak:{},err:ak not exist",
+                authorization.access_key
+            ));
         }
         if self.locked_until.is_some_and(|until| now < until) {
             return Err("AK access failed to reach the limit, forbidden".into());
@@ -100,9 +142,16 @@ impl Gate {
         }
     }
 
-    fn verify(&self, now: UtcMillis, request: &Request, authorization: &Authorization<'_>) -> Result<(), String> {
+    fn verify(
+        &self,
+        now: UtcMillis,
+        request: &Request,
+        authorization: &Authorization<'_>,
+    ) -> Result<(), String> {
         let signed: Vec<&str> = authorization.signed_headers.split(';').collect();
-        let date = request.header("x-sdk-date").filter(|_| signed.contains(&"x-sdk-date"));
+        let date = request
+            .header("x-sdk-date")
+            .filter(|_| signed.contains(&"x-sdk-date"));
         let Some((text, date)) = date.and_then(|text| Some((text, read_date(text)?))) else {
             return Err("verify aksk signature fail, X-Sdk-Date is not there or not signed".into());
         };
@@ -111,10 +160,18 @@ impl Gate {
                 "calc ak sk signature fail:signature expired, signature time:{text}, server time:{now}"
             ));
         }
-        if request.header("x-security-token").unwrap_or_default() != self.credentials.security_token {
-            return Err("verify aksk signature fail, the security token does not belong to the access key".into());
+        if request.header("x-security-token").unwrap_or_default() != self.credentials.security_token
+        {
+            return Err(
+                "verify aksk signature fail, the security token does not belong to the access key"
+                    .into(),
+            );
         }
-        match signature::expected(request, authorization.signed_headers, &self.credentials.secret_key) {
+        match signature::expected(
+            request,
+            authorization.signed_headers,
+            &self.credentials.secret_key,
+        ) {
             Some(expected) if expected == authorization.signature => Ok(()),
             Some(_) => Err("verify aksk signature fail, signature mismatch".into()),
             None => Err("verify aksk signature fail, a signed header is missing".into()),
@@ -133,11 +190,14 @@ impl Gate {
 
 /// `YYYYMMDDTHHMMSSZ`
 fn read_date(text: &str) -> Option<UtcMillis> {
-    let is_date = text.len() == 16 && text.is_ascii() && text.ends_with('Z') && text.as_bytes()[8] == b'T';
+    let is_date =
+        text.len() == 16 && text.is_ascii() && text.ends_with('Z') && text.as_bytes()[8] == b'T';
     let part = |from: usize, to: usize| is_date.then(|| &text[from..to]);
     let [year, month, day] = [part(0, 4)?, part(4, 6)?, part(6, 8)?];
     let [hour, minute, second] = [part(9, 11)?, part(11, 13)?, part(13, 15)?];
-    format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z").parse().ok()
+    format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")
+        .parse()
+        .ok()
 }
 
 /// A time as IAM writes it, with six digits after the point.
@@ -165,12 +225,18 @@ pub(super) mod tests {
             method: "GET".into(),
             path: format!("/v1/{PROJECT}/jobs/abc"),
             query: String::new(),
-            headers: vec![("x-sdk-date".into(), date.into()), ("host".into(), "127.0.0.1:8443".into())],
+            headers: vec![
+                ("x-sdk-date".into(), date.into()),
+                ("host".into(), "127.0.0.1:8443".into()),
+            ],
             body: Vec::new(),
         };
         let names = "host;x-sdk-date";
-        let signature = signature::expected(&request, names, secret_key).expect("both headers are there");
-        let value = format!("{ALGORITHM} Access=POWERYARDSIMAK, SignedHeaders={names}, Signature={signature}");
+        let signature =
+            signature::expected(&request, names, secret_key).expect("both headers are there");
+        let value = format!(
+            "{ALGORITHM} Access=POWERYARDSIMAK, SignedHeaders={names}, Signature={signature}"
+        );
         request.headers.push(("authorization".into(), value));
         request
     }
@@ -192,7 +258,10 @@ pub(super) mod tests {
     #[test]
     fn a_good_signature_comes_in_and_a_bad_one_does_not() {
         assert_eq!(admit(&mut gate(), NOW, SECRET), Ok(()));
-        assert!(reason(admit(&mut gate(), NOW, "another-secret")).contains("verify aksk signature fail"));
+        assert!(
+            reason(admit(&mut gate(), NOW, "another-secret"))
+                .contains("verify aksk signature fail")
+        );
     }
 
     #[test]
@@ -201,11 +270,17 @@ pub(super) mod tests {
         for _ in 0..4 {
             reason(admit(&mut gate, NOW, "bad"));
         }
-        assert_eq!(admit(&mut gate, NOW, SECRET), Ok(()), "a good one ends the row");
+        assert_eq!(
+            admit(&mut gate, NOW, SECRET),
+            Ok(()),
+            "a good one ends the row"
+        );
         for _ in 0..5 {
             reason(admit(&mut gate, NOW, "bad"));
         }
-        assert!(reason(admit(&mut gate, NOW, SECRET)).contains("AK access failed to reach the limit"));
+        assert!(
+            reason(admit(&mut gate, NOW, SECRET)).contains("AK access failed to reach the limit")
+        );
         let later = |ms| NOW + Duration::from_millis(ms);
         assert!(reason(admit(&mut gate, later(299_999), SECRET)).contains("forbidden"));
         assert_eq!(admit(&mut gate, later(300_000), SECRET), Ok(()));
@@ -215,7 +290,10 @@ pub(super) mod tests {
     fn a_date_more_than_fifteen_minutes_off_is_refused_either_way() {
         let at = |seconds: i64| admit(&mut gate(), UtcMillis(NOW.0 + seconds * 1000), SECRET);
         assert_eq!((at(900), at(-900)), (Ok(()), Ok(())));
-        assert!(reason(at(901)).contains("signature expired") && reason(at(-901)).contains("signature expired"));
+        assert!(
+            reason(at(901)).contains("signature expired")
+                && reason(at(-901)).contains("signature expired")
+        );
     }
 
     #[test]
@@ -225,7 +303,9 @@ pub(super) mod tests {
         let mut gate = Gate::new(credentials, Duration::from_secs(60));
         assert!(reason(admit(&mut gate, NOW, SECRET)).contains("security token"));
         let mut request = signed(SECRET, DATE);
-        request.headers.push(("x-security-token".into(), "temporary".into()));
+        request
+            .headers
+            .push(("x-security-token".into(), "temporary".into()));
         assert_eq!(gate.admit(NOW, &request, PROJECT), Ok(()));
     }
 
@@ -236,19 +316,37 @@ pub(super) mod tests {
         let mut request = signed(SECRET, DATE);
         request.headers = vec![("x-auth-token".into(), "t".into())];
         assert_eq!(gate.admit(NOW, &request, PROJECT), Ok(()));
-        assert_eq!(gate.admit(NOW, &request, "other"), Err(Denied::WrongProject));
+        assert_eq!(
+            gate.admit(NOW, &request, "other"),
+            Err(Denied::WrongProject)
+        );
         let late = gate.admit(NOW + Duration::from_secs(60), &request, PROJECT);
-        assert_eq!(reason(late), "token expires, expires_at: 2024-01-02T03:05:05.000000Z");
+        assert_eq!(
+            reason(late),
+            "token expires, expires_at: 2024-01-02T03:05:05.000000Z"
+        );
         request.headers = vec![("x-auth-token".into(), "other".into())];
-        assert_eq!(reason(gate.admit(NOW, &request, PROJECT)), "decrypt token fail");
+        assert_eq!(
+            reason(gate.admit(NOW, &request, PROJECT)),
+            "decrypt token fail"
+        );
         request.headers.clear();
-        assert_eq!(reason(gate.admit(NOW, &request, PROJECT)), "x-auth-token not found");
+        assert_eq!(
+            reason(gate.admit(NOW, &request, PROJECT)),
+            "x-auth-token not found"
+        );
     }
 
     #[test]
     fn only_the_basic_form_of_a_date_is_read() {
         assert_eq!(read_date(DATE), Some(NOW));
-        for text in ["2024-01-02T03:04:05Z", "20240102T030405", "20241302T030405Z", "２0240102T030Z", ""] {
+        for text in [
+            "2024-01-02T03:04:05Z",
+            "20240102T030405",
+            "20241302T030405Z",
+            "２0240102T030Z",
+            "",
+        ] {
             assert_eq!(read_date(text), None, "{text}");
         }
     }

@@ -1,4 +1,5 @@
-//! The front door: which path is which call, and who may make it. Takes requests as values; sockets are `http`'s.
+//! The front door: which path is which call, and who may make it. Takes requests as values; sockets
+//! are `http`'s.
 
 use super::answer::Answer;
 use super::bms::ListQuery;
@@ -27,13 +28,18 @@ pub struct Request {
 impl Request {
     /// The first header of this name; `name` in any case.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        let found = self
+            .headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 
     pub(super) fn query_value(&self, name: &str) -> Option<String> {
         let mut pairs = signature::query_pairs(&self.query);
-        pairs.find_map(|(key, value)| (key == name.as_bytes()).then(|| String::from_utf8_lossy(&value).into_owned()))
+        pairs.find_map(|(key, value)| {
+            (key == name.as_bytes()).then(|| String::from_utf8_lossy(&value).into_owned())
+        })
     }
 }
 
@@ -42,7 +48,10 @@ enum Route<'a> {
     Ledger,
     Servers,
     Token,
-    Service { project: &'a str, call: ServiceCall<'a> },
+    Service {
+        project: &'a str,
+        call: ServiceCall<'a>,
+    },
 }
 
 /// A call of BMS or CloudDC; these need a signature or a token for their project.
@@ -77,13 +86,19 @@ fn route(request: &Request) -> Option<Route<'_>> {
         ("GET", ["_sim", "ledger"]) => return Some(Route::Ledger),
         ("GET", ["_sim", "servers"]) => return Some(Route::Servers),
         ("POST", ["v3", "auth", "tokens"]) => return Some(Route::Token),
-        ("POST", ["v1", project, "baremetalservers", "action"]) => (project, ServiceCall::BmsSubmit),
+        ("POST", ["v1", project, "baremetalservers", "action"]) => {
+            (project, ServiceCall::BmsSubmit)
+        }
         ("GET", ["v1", project, "jobs", id]) => (project, ServiceCall::BmsJob(id)),
         ("GET", ["v1", project, "baremetalservers", "detail"]) => (project, ServiceCall::BmsList),
         ("GET", ["v1", project, "baremetalservers", id]) => (project, ServiceCall::BmsShow(id)),
-        ("PUT", ["v1", project, "physicalservers", "power-state"]) => (project, ServiceCall::CloudDcPowerState),
+        ("PUT", ["v1", project, "physicalservers", "power-state"]) => {
+            (project, ServiceCall::CloudDcPowerState)
+        }
         ("GET", ["v1", project, "physicalservers"]) => (project, ServiceCall::CloudDcList),
-        ("GET", ["v1", project, "physicalservers", "status"]) => (project, ServiceCall::CloudDcStatus),
+        ("GET", ["v1", project, "physicalservers", "status"]) => {
+            (project, ServiceCall::CloudDcStatus)
+        }
         ("GET", ["v1", project, "physicalservers", id]) => (project, ServiceCall::CloudDcShow(id)),
         _ => return None,
     };
@@ -98,13 +113,17 @@ impl World {
             Some(Route::Ledger) => self.aside(|world, _| Answer::json(200, &world.ledger())),
             Some(Route::Servers) => self.aside(|world, _| Answer::json(200, &world.servers(now))),
             Some(Route::Token) => self.issue_token(now, request),
-            Some(Route::Service { project, call }) => match self.gate.admit(now, request, project) {
-                Ok(()) => self.carry_out(now, call, request),
-                Err(denied) => {
-                    let (service, kind) = call.kind();
-                    self.turn_away(now, service, kind, |request_id| denied.answer(service, request_id))
+            Some(Route::Service { project, call }) => {
+                match self.gate.admit(now, request, project) {
+                    Ok(()) => self.carry_out(now, call, request),
+                    Err(denied) => {
+                        let (service, kind) = call.kind();
+                        self.turn_away(now, service, kind, |request_id| {
+                            denied.answer(service, request_id)
+                        })
+                    }
                 }
-            },
+            }
             None => self.aside(|_, request_id| {
                 let text = "The API does not exist or has not been published in the environment.";
                 Answer::gateway(404, "APIGW.0101", text, request_id)
@@ -127,14 +146,19 @@ impl World {
 
     /// Answers a request whose body is longer than the gateway takes.
     pub(super) fn refuse_large(&mut self) -> Answer {
-        self.aside(|_, request_id| Answer::gateway(413, "APIGW.0201", "Request entity too large.", request_id))
+        self.aside(|_, request_id| {
+            Answer::gateway(413, "APIGW.0201", "Request entity too large.", request_id)
+        })
     }
 
     /// Answers outside the counted calls.
     fn aside(&mut self, answer: impl FnOnce(&mut Self, &str) -> Answer) -> Answer {
         let request_id = self.request_id();
         let answer = answer(self, &request_id);
-        Answer { request_id, ..answer }
+        Answer {
+            request_id,
+            ..answer
+        }
     }
 }
 
@@ -155,7 +179,11 @@ impl Denied {
 
 /// Reads the query; a limit or an offset that is no number becomes 0, which the list call refuses.
 fn list_query(request: &Request) -> ListQuery {
-    let number = |name| request.query_value(name).map(|text| text.parse().unwrap_or(0));
+    let number = |name| {
+        request
+            .query_value(name)
+            .map(|text| text.parse().unwrap_or(0))
+    };
     ListQuery {
         limit: number("limit"),
         offset: number("offset"),
@@ -167,7 +195,9 @@ fn list_query(request: &Request) -> ListQuery {
 /// Reads the query; a limit that is no number becomes 0, which the list call takes for its least.
 fn page_query(request: &Request) -> PageQuery {
     PageQuery {
-        limit: request.query_value("limit").map(|text| text.parse().unwrap_or(0)),
+        limit: request
+            .query_value("limit")
+            .map(|text| text.parse().unwrap_or(0)),
         marker: request.query_value("marker").map(ServerId),
         manage_state: request.query_value("manage_state"),
     }
@@ -184,11 +214,17 @@ mod tests {
         let mut world = World::new(Scenario::default());
         let mut request = signed("poweryard-sim-secret-key", "20240102T030405Z");
         let answer = world.handle(NOW, &request);
-        assert_eq!((answer.status, answer.value()["error"]["code"].as_str()), (400, Some("Common.0011")));
+        assert_eq!(
+            (answer.status, answer.value()["error"]["code"].as_str()),
+            (400, Some("Common.0011"))
+        );
         assert_eq!(answer.request_id.len(), 32);
         request.path = "/v1/p/jobs".into();
         let answer = world.handle(NOW, &request);
-        assert_eq!((answer.status, answer.value()["error_code"].as_str()), (404, Some("APIGW.0101")));
+        assert_eq!(
+            (answer.status, answer.value()["error_code"].as_str()),
+            (404, Some("APIGW.0101"))
+        );
         assert_eq!(answer.value()["request_id"], answer.request_id);
     }
 
@@ -196,9 +232,16 @@ mod tests {
     fn a_refused_signature_is_recorded_but_reaches_no_service() {
         let mut world = World::new(Scenario::default());
         let answer = world.handle(NOW, &signed("wrong", "20240102T030405Z"));
-        assert_eq!((answer.status, answer.value()["error_code"].as_str()), (401, Some("APIGW.0301")));
+        assert_eq!(
+            (answer.status, answer.value()["error_code"].as_str()),
+            (401, Some("APIGW.0301"))
+        );
         assert_eq!(answer.value()["request_id"], answer.request_id);
-        let calls: Vec<_> = world.calls().iter().map(|record| (record.call, record.status)).collect();
+        let calls: Vec<_> = world
+            .calls()
+            .iter()
+            .map(|record| (record.call, record.status))
+            .collect();
         assert_eq!(calls, [(Call::Job, 401)]);
     }
 
@@ -213,20 +256,46 @@ mod tests {
             world.handle(NOW, &request)
         };
         let bms = answer("GET", "/v1/other/baremetalservers/detail");
-        assert_eq!((bms.status, bms.value()["error"]["code"].as_str()), (400, Some("Common.0018")));
+        assert_eq!(
+            (bms.status, bms.value()["error"]["code"].as_str()),
+            (400, Some("Common.0018"))
+        );
         let clouddc = answer("PUT", "/v1/other/physicalservers/power-state");
-        assert_eq!((clouddc.status, clouddc.value()["error_code"].as_str()), (400, Some("Common.0018")));
+        assert_eq!(
+            (clouddc.status, clouddc.value()["error_code"].as_str()),
+            (400, Some("Common.0018"))
+        );
         let wrong_method = answer("POST", "/v1/other/physicalservers/power-state");
-        assert_eq!((wrong_method.status, wrong_method.value()["error_code"].as_str()), (404, Some("APIGW.0101")));
-        let kinds: Vec<_> = world.calls().iter().map(|record| (record.service, record.call)).collect();
-        assert_eq!(kinds, [(Some(Service::Bms), Call::List), (Some(Service::CloudDc), Call::Submit)]);
+        assert_eq!(
+            (
+                wrong_method.status,
+                wrong_method.value()["error_code"].as_str()
+            ),
+            (404, Some("APIGW.0101"))
+        );
+        let kinds: Vec<_> = world
+            .calls()
+            .iter()
+            .map(|record| (record.service, record.call))
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                (Some(Service::Bms), Call::List),
+                (Some(Service::CloudDc), Call::Submit)
+            ]
+        );
     }
 
     #[test]
     fn the_ledger_and_the_servers_need_no_credentials() {
         let mut world = World::new(Scenario::default());
         let id = world.server_ids(Service::Bms).remove(0);
-        let begun = world.submit(NOW, crate::model::PowerAction::Stop, std::slice::from_ref(&id));
+        let begun = world.submit(
+            NOW,
+            crate::model::PowerAction::Stop,
+            std::slice::from_ref(&id),
+        );
         let get = |path: &str| Request {
             method: "GET".into(),
             path: path.into(),
@@ -240,11 +309,19 @@ mod tests {
         });
         assert_eq!(ledger, serde_json::json!([entry]));
         let other = world.server_ids(Service::CloudDc).remove(0);
-        let begun = world.power_state(NOW, crate::model::PowerAction::Stop, std::slice::from_ref(&other));
+        let begun = world.power_state(
+            NOW,
+            crate::model::PowerAction::Stop,
+            std::slice::from_ref(&other),
+        );
         let second = world.handle(NOW, &get("/_sim/ledger")).value()[1].clone();
         assert_eq!(
             (&second["service"], &second["server_id"], &second["batch"]),
-            (&"clouddc".into(), &other.0.clone().into(), &begun.request_id.into())
+            (
+                &"clouddc".into(),
+                &other.0.clone().into(),
+                &begun.request_id.into()
+            )
         );
         let servers = world.handle(NOW, &get("/_sim/servers")).value();
         let last = &servers[1099];
@@ -252,8 +329,10 @@ mod tests {
             (&last["service"], &last["name"], &last["locked"]),
             (&"clouddc".into(), &"clouddc-0100".into(), &false.into())
         );
-        let first =
-            serde_json::json!({"service": "bms", "server_id": id, "name": "bms-0001", "power": "on", "locked": false});
-        assert_eq!((servers.as_array().map(Vec::len), &servers[0]), (Some(1100), &first));
+        let first = serde_json::json!({"service": "bms", "server_id": id, "name": "bms-0001", "power": "on", "locked": false});
+        assert_eq!(
+            (servers.as_array().map(Vec::len), &servers[0]),
+            (Some(1100), &first)
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! The thin HTTP edge: turns what arrives into a [`Request`], asks the world, and delivers the answer as told.
-//! The only part of the simulated cloud with a clock, sockets and waiting. Decides nothing.
+//! The thin HTTP edge: turns what arrives into a [`Request`], asks the world, and delivers the
+//! answer as told. The only part of the simulated cloud with a clock, sockets and waiting. Decides
+//! nothing.
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,17 +44,26 @@ impl SimCloud {
     /// The address cannot be listened on.
     pub async fn start(listen: SocketAddr, scenario: Scenario) -> io::Result<Self> {
         let switchboard = Switchboard::default();
-        let listener =
-            SwitchedListener { listener: TcpListener::bind(listen).await?, switchboard: switchboard.clone() };
+        let listener = SwitchedListener {
+            listener: TcpListener::bind(listen).await?,
+            switchboard: switchboard.clone(),
+        };
         let address = listener.address()?;
         let world = Arc::new(Mutex::new(World::new(scenario)));
-        let app = Router::new().fallback(answer).with_state(Arc::clone(&world));
+        let app = Router::new()
+            .fallback(answer)
+            .with_state(Arc::clone(&world));
         let service = app.into_make_service_with_connect_info::<Switch>();
         let serving = tokio::spawn(async move {
             // It only ends by being aborted: accept errors are waited out.
             let _ = axum::serve(listener, service).await;
         });
-        Ok(Self { address, world, switchboard, serving })
+        Ok(Self {
+            address,
+            world,
+            switchboard,
+            serving,
+        })
     }
 
     /// `http://ADDRESS:PORT`, without a final slash.
@@ -73,7 +83,8 @@ impl SimCloud {
         lock(&self.world).servers(now())
     }
 
-    /// The ids of all servers of `service`, in the order of its list; also of those that a fault makes missing.
+    /// The ids of all servers of `service`, in the order of its list; also of those that a fault
+    /// makes missing.
     pub fn server_ids(&self, service: Service) -> Vec<ServerId> {
         lock(&self.world).server_ids(service)
     }
@@ -102,7 +113,8 @@ fn now() -> UtcMillis {
     UtcMillis(jiff::Timestamp::now().as_millisecond())
 }
 
-/// A panic in another call leaves the world as it was between two of its steps; tests still want to see it.
+/// A panic in another call leaves the world as it was between two of its steps; tests still want to
+/// see it.
 fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
     world.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -118,7 +130,10 @@ async fn answer(
         return deliver(lock(&world).refuse_large(), &switch);
     };
     let header = |(name, value): (&header::HeaderName, &HeaderValue)| {
-        (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        (
+            name.as_str().to_owned(),
+            String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        )
     };
     let request = Request {
         method: parts.method.as_str().to_owned(),
@@ -147,13 +162,20 @@ fn deliver(answer: Answer, switch: &Switch) -> Response {
         }
     };
     let mut response = Response::new(body);
-    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(answer.content_type),
+    );
     let own = [("X-Request-Id", answer.request_id)];
     for (name, value) in own.into_iter().chain(answer.headers) {
-        if let (Ok(name), Ok(value)) = (name.parse::<header::HeaderName>(), HeaderValue::from_str(&value)) {
+        if let (Ok(name), Ok(value)) = (
+            name.parse::<header::HeaderName>(),
+            HeaderValue::from_str(&value),
+        ) {
             headers.insert(name, value);
         }
     }
@@ -165,7 +187,8 @@ fn truncated(mut body: Vec<u8>, bytes: usize) -> Body {
     body.truncate(bytes);
     let begin = stream::iter([Ok(Bytes::from(body))]);
     let end = stream::once(async {
-        // Whoever serves the body sends what it has whenever more is not ready; an error at once would discard it.
+        // Whoever serves the body sends what it has whenever more is not ready; an error at once
+        // would discard it.
         tokio::task::yield_now().await;
         Err(io::Error::from(io::ErrorKind::ConnectionAborted))
     });
@@ -181,7 +204,9 @@ fn padded(body: Vec<u8>, bytes: usize) -> Body {
     };
     let mut left = bytes;
     let padding = std::iter::from_fn(move || blanks(&mut left));
-    Body::from_stream(stream::iter(std::iter::once(Ok(Bytes::from(body))).chain(padding)))
+    Body::from_stream(stream::iter(
+        std::iter::once(Ok(Bytes::from(body))).chain(padding),
+    ))
 }
 
 #[cfg(test)]

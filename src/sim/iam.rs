@@ -1,4 +1,5 @@
-//! The identity service: `POST /v3/auth/tokens` by password. Issues tokens; checking them is the gate's.
+//! The identity service: `POST /v3/auth/tokens` by password. Issues tokens; checking them is the
+//! gate's.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -65,21 +66,32 @@ enum Wish {
 }
 
 impl World {
-    /// Issues a token, or refuses as documented: 400 for what is no such body, 401 for a wrong user, password or project.
+    /// Issues a token, or refuses as documented: 400 for what is no such body, 401 for a wrong
+    /// user, password or project.
     pub(super) fn issue_token(&mut self, now: UtcMillis, request: &Request) -> Answer {
         let about = About::read(None, Call::Token, &[]);
-        self.take_turn(now, about, |world, _| match read_wish(&request.body, &world.scenario.credentials) {
-            None => refusal(400, "The request body is invalid", "Bad Request"),
-            Some(Wish::Denied) => refusal(401, "The username or password is wrong.", "Unauthorized"),
-            Some(Wish::Scoped) => world.issue(now, request, true),
-            Some(Wish::Unscoped) => world.issue(now, request, false),
+        self.take_turn(now, about, |world, _| {
+            match read_wish(&request.body, &world.scenario.credentials) {
+                None => refusal(400, "The request body is invalid", "Bad Request"),
+                Some(Wish::Denied) => {
+                    refusal(401, "The username or password is wrong.", "Unauthorized")
+                }
+                Some(Wish::Scoped) => world.issue(now, request, true),
+                Some(Wish::Unscoped) => world.issue(now, request, false),
+            }
         })
     }
 
     fn issue(&mut self, now: UtcMillis, request: &Request, has_project: bool) -> Answer {
         let token = self.token_text();
         let expires = self.gate.remember(now, token.clone(), has_project);
-        let Credentials { domain, user, project_id, project_name, .. } = &self.scenario.credentials;
+        let Credentials {
+            domain,
+            user,
+            project_id,
+            project_name,
+            ..
+        } = &self.scenario.credentials;
         let domain = json!({"id": "d78cbac186b744899480f25bd022f000", "name": domain});
         let mut body = json!({
             "catalog": catalog(request, project_id),
@@ -100,15 +112,28 @@ impl World {
 
 fn read_wish(body: &[u8], credentials: &Credentials) -> Option<Wish> {
     let TokenBody { auth } = serde_json::from_slice(body).ok()?;
-    if !auth.identity.methods.iter().any(|method| method == "password") {
+    if !auth
+        .identity
+        .methods
+        .iter()
+        .any(|method| method == "password")
+    {
         return None;
     }
     let user = auth.identity.password.user;
     let found = [&user.domain.name, &user.name, &user.password];
-    if found != [&credentials.domain, &credentials.user, &credentials.password] {
+    if found
+        != [
+            &credentials.domain,
+            &credentials.user,
+            &credentials.password,
+        ]
+    {
         return Some(Wish::Denied);
     }
-    let Some(project) = auth.scope.and_then(|scope| scope.project) else { return Some(Wish::Unscoped) };
+    let Some(project) = auth.scope.and_then(|scope| scope.project) else {
+        return Some(Wish::Unscoped);
+    };
     match (project.id, project.name) {
         (None, None) => None,
         (Some(id), _) if id == credentials.project_id => Some(Wish::Scoped),
@@ -122,13 +147,19 @@ fn catalog(request: &Request, project_id: &str) -> Value {
     if request.query_value("nocatalog").as_deref() == Some("true") {
         return json!([]);
     }
-    let url = format!("http://{}/v1/{project_id}", request.header("host").unwrap_or_default());
+    let url = format!(
+        "http://{}/v1/{project_id}",
+        request.header("host").unwrap_or_default()
+    );
     let endpoint = json!({"id": "sim-bms", "interface": "public", "region": "sim", "region_id": "sim", "url": url});
     json!([{"endpoints": [endpoint], "id": "bms", "name": "bms", "type": "bms"}])
 }
 
 fn refusal(status: u16, message: &str, title: &str) -> Answer {
-    Answer::json(status, &json!({"error": {"code": status, "message": message, "title": title}}))
+    Answer::json(
+        status,
+        &json!({"error": {"code": status, "message": message, "title": title}}),
+    )
 }
 
 #[cfg(test)]
@@ -165,12 +196,18 @@ mod tests {
     #[test]
     fn a_token_by_project_name_or_id_opens_the_services() {
         let mut world = World::new(Scenario::default());
-        for project in [json!({"name": "sim"}), json!({"id": "bbf1946d374b44a0a2a95533562ba954"})] {
+        for project in [
+            json!({"name": "sim"}),
+            json!({"id": "bbf1946d374b44a0a2a95533562ba954"}),
+        ] {
             let answer = ask(&mut world, "sim-password", json!({"project": project}));
             assert_eq!(answer.status, 201);
             let body = answer.value();
             assert_eq!(body["token"]["expires_at"], "2024-01-03T03:04:05.000000Z");
-            assert_eq!(body["token"]["project"]["id"], "bbf1946d374b44a0a2a95533562ba954");
+            assert_eq!(
+                body["token"]["project"]["id"],
+                "bbf1946d374b44a0a2a95533562ba954"
+            );
             assert_eq!(body["token"]["catalog"], json!([]));
             let (name, token) = &answer.headers[0];
             assert_eq!(*name, "X-Subject-Token");
@@ -182,11 +219,25 @@ mod tests {
     fn wrong_credentials_are_a_401_and_other_bodies_a_400() {
         let mut world = World::new(Scenario::default());
         let wrong = ask(&mut world, "guess", json!({"project": {"name": "sim"}}));
-        assert_eq!((wrong.status, wrong.value()["error"]["code"].as_u64()), (401, Some(401)));
+        assert_eq!(
+            (wrong.status, wrong.value()["error"]["code"].as_u64()),
+            (401, Some(401))
+        );
         assert_eq!(wrong.value()["error"]["title"], "Unauthorized");
-        assert_eq!(ask(&mut world, "sim-password", json!({"project": {"name": "other"}})).status, 401);
+        assert_eq!(
+            ask(
+                &mut world,
+                "sim-password",
+                json!({"project": {"name": "other"}})
+            )
+            .status,
+            401
+        );
         let empty = ask(&mut world, "sim-password", json!({"project": {}}));
-        assert_eq!((empty.status, empty.value()["error"]["title"].as_str()), (400, Some("Bad Request")));
+        assert_eq!(
+            (empty.status, empty.value()["error"]["title"].as_str()),
+            (400, Some("Bad Request"))
+        );
     }
 
     #[test]
@@ -195,6 +246,9 @@ mod tests {
         let answer = ask(&mut world, "sim-password", Value::Null);
         assert_eq!(answer.status, 201);
         let refused = list_with(&mut world, &answer.headers[0].1);
-        assert_eq!((refused.status, refused.value()["error"]["code"].as_str()), (400, Some("Common.0018")));
+        assert_eq!(
+            (refused.status, refused.value()["error"]["code"].as_str()),
+            (400, Some("Common.0018"))
+        );
     }
 }

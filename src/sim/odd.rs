@@ -1,12 +1,23 @@
-//! Answers that say all they have to, in bytes that only a tolerant reader takes. Stays away from choosing them; see `faults`.
+//! Answers that say all they have to, in bytes that only a tolerant reader takes. Stays away from
+//! choosing them; see `faults`.
 
 use super::answer::Answer;
 use super::faults::Oddity;
 
 /// Where a text of the cloud's own stands, in the order of trying.
-const TEXTS: [&[u8]; 4] = [br#""fail_reason":""#, br#""name":""#, br#""message":""#, br#""error_msg":""#];
+const TEXTS: [&[u8]; 4] = [
+    br#""fail_reason":""#,
+    br#""name":""#,
+    br#""message":""#,
+    br#""error_msg":""#,
+];
 /// Words that decide something, in the order of trying.
-const WORDS: [&[u8]; 4] = [br#""status":""#, br#""power_state":""#, br#""job_id":""#, br#""code":""#];
+const WORDS: [&[u8]; 4] = [
+    br#""status":""#,
+    br#""power_state":""#,
+    br#""job_id":""#,
+    br#""code":""#,
+];
 /// The longest piece of a compressed body that is stored as it is.
 const PIECE_BYTES_MAX: usize = 65_535;
 
@@ -27,7 +38,10 @@ pub(super) fn made_odd(mut answer: Answer, oddity: Oddity) -> Answer {
 
 /// Puts `bytes` at the beginning of the first text; where there is none, into a key of its own.
 fn put_into_text(body: &mut Vec<u8>, bytes: &[u8]) {
-    match TEXTS.iter().find_map(|key| Some(find(body, key)? + key.len())) {
+    match TEXTS
+        .iter()
+        .find_map(|key| Some(find(body, key)? + key.len()))
+    {
         Some(at) => insert(body, at, bytes),
         None if body.starts_with(b"{\"") => {
             insert(body, 1, &[br#""note":""#, bytes, br#"","#].concat());
@@ -52,7 +66,8 @@ fn insert(body: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     body.splice(at..at, bytes.iter().copied());
 }
 
-/// A gzip file that holds `body` in pieces as they are: a valid one, though not a shorter one. Source: RFC 1951 and 1952.
+/// A gzip file that holds `body` in pieces as they are: a valid one, though not a shorter one.
+/// Source: RFC 1951 and 1952.
 fn compressed(body: &[u8]) -> Vec<u8> {
     let mut file = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
     let mut pieces = body.chunks(PIECE_BYTES_MAX).peekable();
@@ -77,7 +92,11 @@ fn checksum(bytes: &[u8]) -> u32 {
     for byte in bytes {
         sum ^= u32::from(*byte);
         for _ in 0..8 {
-            sum = if sum & 1 == 1 { (sum >> 1) ^ 0xedb8_8320 } else { sum >> 1 };
+            sum = if sum & 1 == 1 {
+                (sum >> 1) ^ 0xedb8_8320
+            } else {
+                sum >> 1
+            };
         }
     }
     !sum
@@ -94,9 +113,15 @@ mod tests {
     #[test]
     fn an_odd_text_stands_in_a_name_or_in_a_key_of_its_own() {
         let list = r#"{"servers":[{"id":"1","name":"a"}]}"#;
-        assert_eq!(odd(list, Oddity::LoneSurrogate), br#"{"servers":[{"id":"1","name":"\ud83da"}]}"#);
+        assert_eq!(
+            odd(list, Oddity::LoneSurrogate),
+            br#"{"servers":[{"id":"1","name":"\ud83da"}]}"#
+        );
         assert!(String::from_utf8(odd(list, Oddity::BadUtf8)).is_err());
-        assert_eq!(odd(r#"{"id":"1"}"#, Oddity::LoneSurrogate), br#"{"note":"\ud83d","id":"1"}"#);
+        assert_eq!(
+            odd(r#"{"id":"1"}"#, Oddity::LoneSurrogate),
+            br#"{"note":"\ud83d","id":"1"}"#
+        );
         assert_eq!(odd("[]", Oddity::LoneSurrogate), b"[]");
     }
 
@@ -111,10 +136,18 @@ mod tests {
     #[test]
     fn a_compressed_answer_says_so_and_carries_the_sum_of_its_body() {
         let answer = made_odd(Answer::text(200, "123456789"), Oddity::Gzip);
-        assert!(answer.headers.contains(&("Content-Encoding", "gzip".to_owned())));
+        assert!(
+            answer
+                .headers
+                .contains(&("Content-Encoding", "gzip".to_owned()))
+        );
         assert_eq!(answer.body[10..15], [1, 9, 0, 0xf6, 0xff]);
         assert_eq!(answer.body[15..24], *b"123456789");
-        assert_eq!(answer.body[24..28], 0xcbf4_3926_u32.to_le_bytes(), "the check value of CRC-32");
+        assert_eq!(
+            answer.body[24..28],
+            0xcbf4_3926_u32.to_le_bytes(),
+            "the check value of CRC-32"
+        );
         assert_eq!(answer.body[28..], 9_u32.to_le_bytes());
     }
 }

@@ -14,9 +14,11 @@ pub(super) struct RateWindow {
 }
 
 impl RateWindow {
-    /// Takes one of `limit` places in the rolling minute that ends `now`; false if there is none. A limit of 0 lifts the rate.
+    /// Takes one of `limit` places in the rolling minute that ends `now`; false if there is none. A
+    /// limit of 0 lifts the rate.
     ///
-    /// With `refused_count`, a refused call takes a place too, so that hammering keeps the window shut.
+    /// With `refused_count`, a refused call takes a place too, so that hammering keeps the window
+    /// shut.
     pub(super) fn take(&mut self, now: UtcMillis, limit: u32, refused_count: bool) -> bool {
         if limit == 0 {
             return true;
@@ -40,7 +42,9 @@ mod tests {
     #[test]
     fn a_place_is_free_again_after_a_minute() {
         let mut window = RateWindow::default();
-        let takes: Vec<bool> = [0, 1, 2, 59_999, 60_000, 60_000].map(|ms| window.take(UtcMillis(ms), 2, false)).into();
+        let takes: Vec<bool> = [0, 1, 2, 59_999, 60_000, 60_000]
+            .map(|ms| window.take(UtcMillis(ms), 2, false))
+            .into();
         assert_eq!(takes, [true, true, false, false, true, false]);
     }
 

@@ -1,4 +1,5 @@
-//! What can be asked of the simulated cloud beside its API: calls made, operations carried out, servers. Plain values.
+//! What can be asked of the simulated cloud beside its API: calls made, operations carried out,
+//! servers. Plain values.
 
 use serde::{Deserialize, Serialize};
 

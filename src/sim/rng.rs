@@ -1,4 +1,5 @@
-//! Seeded chance: the same seed and the same calls give the same world. Stays away from the machine's own entropy and clock.
+//! Seeded chance: the same seed and the same calls give the same world. Stays away from the
+//! machine's own entropy and clock.
 
 /// SplitMix64: tiny, fast and even enough for faults and durations; not for secrets.
 #[derive(Debug, Clone)]
@@ -7,7 +8,9 @@ pub(super) struct Rng(u64);
 impl Rng {
     /// A stream of its own for each `(seed, purpose)`.
     pub(super) fn new(seed: u64, purpose: &str) -> Self {
-        let mixed = purpose.bytes().fold(seed, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let mixed = purpose.bytes().fold(seed, |state, byte| {
+            (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
         Self(mixed)
     }
 

@@ -1,7 +1,8 @@
-//! What the simulated cloud shall be like: the scenario file, its defaults and its rules. Runs nothing.
+//! What the simulated cloud shall be like: the scenario file, its defaults and its rules. Runs
+//! nothing.
 //!
-//! Every key may be left out; `config/scenario.toml` lists all of them with their defaults. Unknown keys are errors.
-//! Ranges are `[least, most]` pairs of milliseconds, chances go from 0.0 to 1.0.
+//! Every key may be left out; `config/scenario.toml` lists all of them with their defaults. Unknown
+//! keys are errors. Ranges are `[least, most]` pairs of milliseconds, chances go from 0.0 to 1.0.
 
 mod bms;
 pub mod clouddc;
@@ -18,8 +19,8 @@ pub use bms::{BmsScenario, MissingShow, ParentOnFailure, Refusals};
 pub use clouddc::CloudDcScenario;
 pub use values::{Chance, Span, Unset};
 
-/// A whole scenario. `Scenario::default()`: 1,000 BMS servers and 100 CloudDC servers, half of them running, operations of
-/// 1 to 3 s, no faults, no rates.
+/// A whole scenario. `Scenario::default()`: 1,000 BMS servers and 100 CloudDC servers, half of them
+/// running, operations of 1 to 3 s, no faults, no rates.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scenario {
@@ -65,7 +66,8 @@ pub struct Credentials {
     pub access_key: String,
     /// `secret_key`; default `poweryard-sim-secret-key`.
     pub secret_key: String,
-    /// `security_token`: makes the key pair a temporary one that must come with this token; default "" (a permanent pair).
+    /// `security_token`: makes the key pair a temporary one that must come with this token;
+    /// default "" (a permanent pair).
     pub security_token: String,
     /// `user`: the IAM user's name; default `sim`.
     pub user: String,
@@ -103,7 +105,8 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// `[latency]`: from a call's arrival to the first byte of its answer, a range in ms; default `[0, 0]` each.
+/// `[latency]`: from a call's arrival to the first byte of its answer, a range in ms; default `[0,
+/// 0]` each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Latency {
@@ -131,8 +134,8 @@ impl Latency {
     }
 }
 
-/// `[rates]`: calls of one kind allowed in any 60 s, for each service by itself; 0, the default, lifts the rate. Documented
-/// for BMS: 50, 2000, 500 and 1000; for CloudDC: none.
+/// `[rates]`: calls of one kind allowed in any 60 s, for each service by itself; 0, the default,
+/// lifts the rate. Documented for BMS: 50, 2000, 500 and 1000; for CloudDC: none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rates {
@@ -178,11 +181,14 @@ impl Rates {
 /// Why a text is no scenario.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    /// Not TOML, an unknown key, or a value outside its bounds; the message names the line and the key, or the fault.
+    /// Not TOML, an unknown key, or a value outside its bounds; the message names the line and the
+    /// key, or the fault.
     #[error("not a scenario: {0}")]
     Toml(#[from] toml::de::Error),
     /// A fault is about a server that the scenario does not have.
-    #[error("not a scenario: `servers` of fault {fault} has the number {number}, but `{service}.servers` is {servers}")]
+    #[error(
+        "not a scenario: `servers` of fault {fault} has the number {number}, but `{service}.servers` is {servers}"
+    )]
     NoSuchServer {
         /// The fault's place in the file, from 1.
         fault: usize,
@@ -199,7 +205,8 @@ impl Scenario {
     /// Reads a scenario file.
     ///
     /// # Errors
-    /// Not TOML, an unknown key, a value outside its bounds, or a fault that lacks or does not take a key.
+    /// Not TOML, an unknown key, a value outside its bounds, or a fault that lacks or does not take
+    /// a key.
     pub fn from_toml(text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = toml::from_str(text)?;
         for (fault, at) in scenario.faults.iter().zip(1..) {
@@ -208,7 +215,12 @@ impl Scenario {
             for server in &fault.when.servers {
                 match *server {
                     ServerRef::Number(number) if number > servers => {
-                        return Err(ScenarioError::NoSuchServer { fault: at, service, number, servers });
+                        return Err(ScenarioError::NoSuchServer {
+                            fault: at,
+                            service,
+                            number,
+                            servers,
+                        });
                     }
                     ServerRef::Number(_) | ServerRef::Id(_) => {}
                 }
@@ -217,13 +229,16 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// The ids of all servers of `service`, in the order of its list call; also those that a fault makes missing.
+    /// The ids of all servers of `service`, in the order of its list call; also those that a fault
+    /// makes missing.
     pub fn server_ids(&self, service: Service) -> Vec<ServerId> {
         let mut rng = match service {
             Service::Bms => Rng::new(self.seed, "bms server ids"),
             Service::CloudDc => Rng::new(self.seed, "clouddc server ids"),
         };
-        (0..self.server_count(service)).map(|_| ServerId(uuid(rng.next_u128()))).collect()
+        (0..self.server_count(service))
+            .map(|_| ServerId(uuid(rng.next_u128())))
+            .collect()
     }
 
     fn server_count(&self, service: Service) -> usize {
@@ -245,7 +260,14 @@ impl Scenario {
 fn uuid(bits: u128) -> String {
     let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
 }
 
 #[cfg(test)]
@@ -255,7 +277,10 @@ mod tests {
     #[test]
     fn the_example_file_lists_every_key_with_its_default() {
         let text = include_str!("../../config/scenario.toml");
-        assert_eq!(Scenario::from_toml(text).expect("the example is valid"), Scenario::default());
+        assert_eq!(
+            Scenario::from_toml(text).expect("the example is valid"),
+            Scenario::default()
+        );
         for (key, _) in text.parse::<toml::Table>().expect("the example is TOML") {
             assert_ne!(key, "faults", "the default has no faults");
         }
@@ -263,51 +288,90 @@ mod tests {
 
     #[test]
     fn an_empty_file_is_the_default() {
-        assert_eq!(Scenario::from_toml("").expect("nothing is required"), Scenario::default());
+        assert_eq!(
+            Scenario::from_toml("").expect("nothing is required"),
+            Scenario::default()
+        );
     }
 
     #[test]
     fn errors_name_the_line_and_the_key() {
-        let unknown = Scenario::from_toml("seed = 2\n[bms]\nservrs = 3\n").expect_err("misspelt").to_string();
-        assert!(unknown.contains("line 3") && unknown.contains("servrs"), "{unknown}");
-        let chance = Scenario::from_toml("[bms]\nrunning = 1.5\n").expect_err("too much").to_string();
-        assert!(chance.contains("line 2") && chance.contains("0.0 to 1.0"), "{chance}");
-        let range = Scenario::from_toml("[latency]\njob_ms = [5, 1]\n").expect_err("backwards").to_string();
-        assert!(range.contains("line 2") && range.contains("[least, most]"), "{range}");
+        let unknown = Scenario::from_toml("seed = 2\n[bms]\nservrs = 3\n")
+            .expect_err("misspelt")
+            .to_string();
+        assert!(
+            unknown.contains("line 3") && unknown.contains("servrs"),
+            "{unknown}"
+        );
+        let chance = Scenario::from_toml("[bms]\nrunning = 1.5\n")
+            .expect_err("too much")
+            .to_string();
+        assert!(
+            chance.contains("line 2") && chance.contains("0.0 to 1.0"),
+            "{chance}"
+        );
+        let range = Scenario::from_toml("[latency]\njob_ms = [5, 1]\n")
+            .expect_err("backwards")
+            .to_string();
+        assert!(
+            range.contains("line 2") && range.contains("[least, most]"),
+            "{range}"
+        );
     }
 
     #[test]
     fn a_fault_cannot_be_about_a_server_that_is_not_there() {
         let text = "[bms]\nservers = 3\n[[faults]]\nkind = \"locked\"\nservers = [3, 4]\n";
-        let error = Scenario::from_toml(text).expect_err("three servers").to_string();
+        let error = Scenario::from_toml(text)
+            .expect_err("three servers")
+            .to_string();
         assert!(
-            error.contains("fault 1") && error.contains("number 4") && error.contains("bms.servers` is 3"),
+            error.contains("fault 1")
+                && error.contains("number 4")
+                && error.contains("bms.servers` is 3"),
             "{error}"
         );
-        for own in ["kind = \"locked\"\nservice = \"clouddc\"", "kind = \"operation_fails\""] {
+        for own in [
+            "kind = \"locked\"\nservice = \"clouddc\"",
+            "kind = \"operation_fails\"",
+        ] {
             let text = format!("[clouddc]\nservers = 2\n[[faults]]\n{own}\nservers = [3]\n");
-            let error = Scenario::from_toml(&text).expect_err("two servers").to_string();
-            assert!(error.contains("number 3") && error.contains("clouddc.servers` is 2"), "{error}");
+            let error = Scenario::from_toml(&text)
+                .expect_err("two servers")
+                .to_string();
+            assert!(
+                error.contains("number 3") && error.contains("clouddc.servers` is 2"),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn server_ids_are_uuids_that_depend_on_the_seed_alone() {
-        let [ids, others] = [Service::Bms, Service::CloudDc].map(|service| Scenario::default().server_ids(service));
+        let [ids, others] =
+            [Service::Bms, Service::CloudDc].map(|service| Scenario::default().server_ids(service));
         assert_eq!((ids.len(), others.len()), (1000, 100));
         assert_eq!(ids, Scenario::default().server_ids(Service::Bms));
-        assert_ne!(ids, Scenario { seed: 2, ..Scenario::default() }.server_ids(Service::Bms));
-        assert_ne!(ids[..100], others);
-        assert!(
-            ids.iter()
-                .chain(&others)
-                .all(|id| ServerId::is_valid(&id.0) && id.0.len() == 36 && id.0.as_bytes()[14] == b'4')
+        assert_ne!(
+            ids,
+            Scenario {
+                seed: 2,
+                ..Scenario::default()
+            }
+            .server_ids(Service::Bms)
         );
+        assert_ne!(ids[..100], others);
+        assert!(ids.iter().chain(&others).all(|id| ServerId::is_valid(&id.0)
+            && id.0.len() == 36
+            && id.0.as_bytes()[14] == b'4'));
     }
 
     #[test]
     fn credentials_do_not_print_their_secrets() {
         let printed = format!("{:?}", Credentials::default());
-        assert!(!printed.contains("secret") && !printed.contains("sim-password"), "{printed}");
+        assert!(
+            !printed.contains("secret") && !printed.contains("sim-password"),
+            "{printed}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What faults of calls do to answers: refusing before the work, spoiling after it. Stays away from choosing them; see `faults`.
+//! What faults of calls do to answers: refusing before the work, spoiling after it. Stays away from
+//! choosing them; see `faults`.
 
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use crate::model::{Service, UtcMillis};
 
 /// All that the document of CloudDC says of a 429.
 const OVERLOADED: &str = "The request is overloaded.";
-/// The limit that a 429 names when the scenario lifts the rate: the documented one of the submit call.
+/// The limit that a 429 names when the scenario lifts the rate: the documented one of the submit
+/// call.
 const DOCUMENTED_SUBMITS_PER_MINUTE: u32 = 50;
 
 /// The words of an answer that is given instead of the service's own: what they depend on.
@@ -27,7 +29,8 @@ pub(super) struct Instead<'a> {
 }
 
 impl Instead<'_> {
-    /// A 429: as the gateway words it, or as the document of CloudDC has it, which knows only "String".
+    /// A 429: as the gateway words it, or as the document of CloudDC has it, which knows only
+    /// "String".
     pub(super) fn throttled(&self, retry_after_s: Option<u32>, as_date: bool) -> Answer {
         let answer = match self.throttle_body {
             ThrottleBody::Gateway => self.throttled_by_gateway(),
@@ -45,7 +48,11 @@ impl Instead<'_> {
     }
 
     fn throttled_by_gateway(&self) -> Answer {
-        let limit = if self.limit == 0 { DOCUMENTED_SUBMITS_PER_MINUTE } else { self.limit };
+        let limit = if self.limit == 0 {
+            DOCUMENTED_SUBMITS_PER_MINUTE
+        } else {
+            self.limit
+        };
         let text = format!(
             "The throttling threshold has been reached: policy user over ratelimit,limit:{limit},time:1 minute"
         );
@@ -55,22 +62,34 @@ impl Instead<'_> {
     /// The answer of the first fault that keeps the call from being carried out, if there is one.
     pub(super) fn before(&self, faults: &[FaultKind]) -> Option<Answer> {
         faults.iter().find_map(|kind| match kind {
-            FaultKind::Throttle { retry_after_s, as_date } => Some(self.throttled(*retry_after_s, *as_date)),
+            FaultKind::Throttle {
+                retry_after_s,
+                as_date,
+            } => Some(self.throttled(*retry_after_s, *as_date)),
             FaultKind::ErrorBefore { status: 503 } => {
                 let text = "The IAM service is currently unavailable.";
                 Some(Answer::gateway(503, "APIGW.0613", text, self.request_id))
             }
             FaultKind::ErrorBefore { status } => Some(server_error(*status, self.request_id)),
             FaultKind::DropBefore => Some(Answer::dropped()),
-            FaultKind::Refuse { status, code, message } => {
-                Some(Answer::refusal_by(self.service, *status, code, message))
-            }
+            FaultKind::Refuse {
+                status,
+                code,
+                message,
+            } => Some(Answer::refusal_by(self.service, *status, code, message)),
             FaultKind::Conflict { message } => {
                 let message = message.as_deref().unwrap_or_default();
-                Some(Answer::json(409, &json!({"conflictingRequest": {"message": message, "code": 409}})))
+                Some(Answer::json(
+                    409,
+                    &json!({"conflictingRequest": {"message": message, "code": 409}}),
+                ))
             }
-            FaultKind::ExpiredToken { code } => Some(expired_token(code, self.now, self.request_id)),
-            FaultKind::Redirect { status } => Some(Answer::empty(*status).with_header("Location", "/moved")),
+            FaultKind::ExpiredToken { code } => {
+                Some(expired_token(code, self.now, self.request_id))
+            }
+            FaultKind::Redirect { status } => {
+                Some(Answer::empty(*status).with_header("Location", "/moved"))
+            }
             _ => None,
         })
     }
@@ -89,14 +108,17 @@ pub(super) fn after(answer: Answer, struck: &[FaultKind], request_id: &str) -> A
                 return answer.delivered(Delivery::Truncated { bytes });
             }
             FaultKind::OddAnswer { oddity } => return odd::made_odd(answer, *oddity),
-            FaultKind::OversizedBody { bytes } => return answer.delivered(Delivery::Padded { bytes: *bytes }),
+            FaultKind::OversizedBody { bytes } => {
+                return answer.delivered(Delivery::Padded { bytes: *bytes });
+            }
             _ => {}
         }
     }
     answer
 }
 
-/// False for the answers of a gateway that keeps the call to itself, as the documents have it: then nothing can act on it.
+/// False for the answers of a gateway that keeps the call to itself, as the documents have it: then
+/// nothing can act on it.
 pub(super) fn may_reach_service(answer: &Answer) -> bool {
     !matches!(answer.status, 300..=399 | 401 | 429 | 503)
 }
@@ -110,7 +132,8 @@ pub(super) fn slowed_ms(struck: &[FaultKind]) -> u64 {
     struck.iter().map(delay).sum()
 }
 
-/// The gateway's one code for its own 5xx, with the text of the status; no body where the tables have no such text.
+/// The gateway's one code for its own 5xx, with the text of the status; no body where the tables
+/// have no such text.
 fn server_error(status: u16, request_id: &str) -> Answer {
     let text = match status {
         500 => "An unexpected error occurred",

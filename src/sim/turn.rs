@@ -1,4 +1,5 @@
-//! What travels with a call through its turn: whom it concerns, its number, its faults and its chance. Decides nothing.
+//! What travels with a call through its turn: whom it concerns, its number, its faults and its
+//! chance. Decides nothing.
 
 use super::faults::{FaultKind, FaultPlan};
 use super::late::LateAct;
@@ -32,11 +33,25 @@ pub(super) struct PageAsked {
 impl<'a> About<'a> {
     /// A call that switches nothing.
     pub(super) fn read(service: Option<Service>, call: Call, servers: &'a [ServerId]) -> Self {
-        Self { service, call, action: None, servers, page: None, job: None }
+        Self {
+            service,
+            call,
+            action: None,
+            servers,
+            page: None,
+            job: None,
+        }
     }
 
     pub(super) fn submit(service: Service, action: PowerAction, servers: &'a [ServerId]) -> Self {
-        Self { service: Some(service), call: Call::Submit, action: Some(action), servers, page: None, job: None }
+        Self {
+            service: Some(service),
+            call: Call::Submit,
+            action: Some(action),
+            servers,
+            page: None,
+            job: None,
+        }
     }
 }
 
@@ -74,7 +89,10 @@ pub(super) struct Chances {
 
 impl Chances {
     pub(super) fn new(seed: u64) -> Self {
-        Self { clouddc: Rng::new(seed, "clouddc calls"), others: Rng::new(seed, "calls") }
+        Self {
+            clouddc: Rng::new(seed, "clouddc calls"),
+            others: Rng::new(seed, "calls"),
+        }
     }
 
     pub(super) fn of(&mut self, service: Option<Service>) -> &mut Rng {
@@ -94,7 +112,21 @@ impl Turn<'_> {
         ledger: &'b mut Vec<LedgerEntry>,
         late: &'b mut Vec<LateAct>,
     ) -> Surroundings<'b> {
-        let Turn { now, nth, struck, request_id } = *self;
-        Surroundings { now, nth, faults, struck, request_id, rng, ledger, late }
+        let Turn {
+            now,
+            nth,
+            struck,
+            request_id,
+        } = *self;
+        Surroundings {
+            now,
+            nth,
+            faults,
+            struck,
+            request_id,
+            rng,
+            ledger,
+            late,
+        }
     }
 }

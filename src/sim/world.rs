@@ -1,8 +1,9 @@
-//! The whole simulated cloud as a value: every call takes the time as an argument and returns its answer.
-//! No clock, no sockets, no tasks, so a simulation under virtual time can call it in process.
+//! The whole simulated cloud as a value: every call takes the time as an argument and returns its
+//! answer. No clock, no sockets, no tasks, so a simulation under virtual time can call it in
+//! process.
 //!
-//! Each call goes through the same steps: count it, draw its latency, take a place in its rate window, draw its faults,
-//! carry it out, spoil the answer, keep a record.
+//! Each call goes through the same steps: count it, draw its latency, take a place in its rate
+//! window, draw its faults, carry it out, spoil the answer, keep a record.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -48,7 +49,10 @@ impl World {
         let bms = Bms::new(&scenario, &faults);
         let clouddc = CloudDc::new(&scenario, &faults);
         Self {
-            gate: Gate::new(scenario.credentials.clone(), Duration::from_secs(scenario.token_lifetime_s)),
+            gate: Gate::new(
+                scenario.credentials.clone(),
+                Duration::from_secs(scenario.token_lifetime_s),
+            ),
             chances: Chances::new(scenario.seed),
             faults,
             windows: BTreeMap::new(),
@@ -65,10 +69,25 @@ impl World {
 
     /// Start, stop or reboot of `ids`: the BMS action call, past authentication.
     pub fn submit(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
-        self.take_turn(now, About::submit(Service::Bms, action, ids), |world, turn| {
-            let Self { bms, faults, chances, ledger, late, .. } = world;
-            bms.submit(action, ids, turn.surroundings(faults, &mut chances.others, ledger, late))
-        })
+        self.take_turn(
+            now,
+            About::submit(Service::Bms, action, ids),
+            |world, turn| {
+                let Self {
+                    bms,
+                    faults,
+                    chances,
+                    ledger,
+                    late,
+                    ..
+                } = world;
+                bms.submit(
+                    action,
+                    ids,
+                    turn.surroundings(faults, &mut chances.others, ledger, late),
+                )
+            },
+        )
     }
 
     /// The BMS action call with a body that is still to be read.
@@ -85,13 +104,19 @@ impl World {
     /// The BMS job query, past authentication.
     pub fn job(&mut self, now: UtcMillis, id: &JobId) -> Answer {
         let job = self.bms.job_number(&id.0);
-        let about = About { job, ..About::read(Some(Service::Bms), Call::Job, &[]) };
+        let about = About {
+            job,
+            ..About::read(Some(Service::Bms), Call::Job, &[])
+        };
         self.take_turn(now, about, |world, _| world.bms.job(now, &id.0))
     }
 
     /// One page of the BMS list, past authentication.
     pub fn list(&mut self, now: UtcMillis, query: &ListQuery) -> Answer {
-        let about = About { page: Some(query.page()), ..About::read(Some(Service::Bms), Call::List, &[]) };
+        let about = About {
+            page: Some(query.page()),
+            ..About::read(Some(Service::Bms), Call::List, &[])
+        };
         self.take_turn(now, about, |world, _| world.bms.list(now, query))
     }
 
@@ -103,10 +128,25 @@ impl World {
 
     /// Power on, power off or reboot of `ids`: the CloudDC power call, past authentication.
     pub fn power_state(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
-        self.take_turn(now, About::submit(Service::CloudDc, action, ids), |world, turn| {
-            let Self { clouddc, faults, chances, ledger, late, .. } = world;
-            clouddc.power_state(action, ids, turn.surroundings(faults, &mut chances.clouddc, ledger, late))
-        })
+        self.take_turn(
+            now,
+            About::submit(Service::CloudDc, action, ids),
+            |world, turn| {
+                let Self {
+                    clouddc,
+                    faults,
+                    chances,
+                    ledger,
+                    late,
+                    ..
+                } = world;
+                clouddc.power_state(
+                    action,
+                    ids,
+                    turn.surroundings(faults, &mut chances.clouddc, ledger, late),
+                )
+            },
+        )
     }
 
     /// The CloudDC power call with a body that is still to be read.
@@ -123,7 +163,10 @@ impl World {
     /// One page of the CloudDC list, past authentication.
     pub fn clouddc_list(&mut self, now: UtcMillis, query: &PageQuery) -> Answer {
         let page = Some(self.clouddc.page(query));
-        let about = About { page, ..About::read(Some(Service::CloudDc), Call::List, &[]) };
+        let about = About {
+            page,
+            ..About::read(Some(Service::CloudDc), Call::List, &[])
+        };
         self.take_turn(now, about, |world, _| world.clouddc.list(now, query))
     }
 
@@ -139,9 +182,12 @@ impl World {
         self.take_turn(now, about, |world, _| world.clouddc.show(now, id))
     }
 
-    /// Lets begin what was to begin by `now`. Every call does so first; asked for by itself, it keeps the ledger up to date.
+    /// Lets begin what was to begin by `now`. Every call does so first; asked for by itself, it
+    /// keeps the ledger up to date.
     pub fn act_late(&mut self, now: UtcMillis) {
-        let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.late).into_iter().partition(|a| a.at <= now);
+        let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.late)
+            .into_iter()
+            .partition(|a| a.at <= now);
         self.late = later;
         due.sort_by_key(|act| act.at);
         for act in &due {
@@ -158,7 +204,8 @@ impl World {
         &self.late
     }
 
-    /// What has begun although it had been denied, or would have if its server had taken it; in order.
+    /// What has begun although it had been denied, or would have if its server had taken it; in
+    /// order.
     pub fn acted_late(&self) -> &[LateAct] {
         &self.acted_late
     }
@@ -181,7 +228,8 @@ impl World {
         summaries
     }
 
-    /// The ids of all servers of `service`, in the order of its list; also of those that a fault makes missing.
+    /// The ids of all servers of `service`, in the order of its list; also of those that a fault
+    /// makes missing.
     pub fn server_ids(&self, service: Service) -> Vec<ServerId> {
         self.scenario.server_ids(service)
     }
@@ -208,14 +256,33 @@ impl World {
         let latency_ms = self.scenario.latency.of(about.call).draw_ms(rng);
         let rates = self.scenario.rates;
         let (limit, throttle_body) = (rates.of(about.call), self.throttle_body(about.service));
-        let instead = Instead { service: about.service, now, request_id: &request_id, limit, throttle_body };
+        let instead = Instead {
+            service: about.service,
+            now,
+            request_id: &request_id,
+            limit,
+            throttle_body,
+        };
         let window = self.windows.entry(kind).or_default();
         if !window.take(now, limit, rates.refused_calls_count) {
             let retry_after_s = Some(rates.retry_after_s).filter(|&seconds| seconds > 0);
-            return self.finish(now, about, instead.throttled(retry_after_s, false), request_id, latency_ms);
+            return self.finish(
+                now,
+                about,
+                instead.throttled(retry_after_s, false),
+                request_id,
+                latency_ms,
+            );
         }
-        let struck = self.faults.strike_call(about, nth, self.chances.of(about.service));
-        let turn = Turn { now, nth, struck: &struck, request_id: &request_id };
+        let struck = self
+            .faults
+            .strike_call(about, nth, self.chances.of(about.service));
+        let turn = Turn {
+            now,
+            nth,
+            struck: &struck,
+            request_id: &request_id,
+        };
         let refused = instead.before(&struck);
         let answer = match refused {
             Some(answer) => {
@@ -233,14 +300,24 @@ impl World {
             }
         };
         self.act_late(now);
-        self.finish(now, about, answer, request_id, latency_ms.saturating_add(strike::slowed_ms(&struck)))
+        self.finish(
+            now,
+            about,
+            answer,
+            request_id,
+            latency_ms.saturating_add(strike::slowed_ms(&struck)),
+        )
     }
 
     /// A submit that was not accepted is carried out all the same, where a fault says so.
     fn promise(&mut self, about: &About<'_>, turn: &Turn<'_>) {
-        let (Some(service), Some(action)) = (about.service, about.action) else { return };
+        let (Some(service), Some(action)) = (about.service, about.action) else {
+            return;
+        };
         for kind in turn.struck {
-            let FaultKind::ActsAnyway { every, delay_ms } = kind else { continue };
+            let FaultKind::ActsAnyway { every, delay_ms } = kind else {
+                continue;
+            };
             for server_id in about.servers.iter().step_by((*every).max(1)) {
                 let duration_ms = match service {
                     Service::Bms => self.bms.draw_operation_ms(&mut self.chances.others),
@@ -286,7 +363,9 @@ impl World {
 
     /// Random text for a token.
     pub(super) fn token_text(&mut self) -> String {
-        (0..8).fold(String::from("MII"), |text, _| text + &self.chances.others.hex32())
+        (0..8).fold(String::from("MII"), |text, _| {
+            text + &self.chances.others.hex32()
+        })
     }
 
     fn finish(
@@ -307,7 +386,11 @@ impl World {
             bytes: answer.body.len(),
             delivery: answer.delivery,
         });
-        Answer { request_id, delay: Duration::from_millis(delay_ms), ..answer }
+        Answer {
+            request_id,
+            delay: Duration::from_millis(delay_ms),
+            ..answer
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Batches on their way, read: what is due, one batch with its open requests, what earlier ones tell.
+//! Batches on their way, read: what is due, one batch with its open requests, what earlier ones
+//! tell.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,7 +8,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
 use crate::model::{
-    BatchId, BatchState, CodeClass, Complaint, JobId, PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
+    BatchId, BatchState, CodeClass, Complaint, JobId, PowerAction, RequestId, ServerId, Service,
+    TargetName, UtcMillis,
 };
 use crate::verdict::{Batch, Member};
 
@@ -58,8 +60,12 @@ pub struct Hands {
 }
 
 impl Store {
-    /// The targets of open batches, each with the time at which its first one is due; those in `except` do not count.
-    pub async fn due_targets(&self, except: &BTreeSet<BatchId>) -> Result<Vec<DueTarget>, StoreError> {
+    /// The targets of open batches, each with the time at which its first one is due; those in
+    /// `except` do not count.
+    pub async fn due_targets(
+        &self,
+        except: &BTreeSet<BatchId>,
+    ) -> Result<Vec<DueTarget>, StoreError> {
         let mut writer = self.writer.lock().await;
         let found: Vec<(Vec<u8>, String)> = sqlx::query_as(
             "WITH RECURSIVE used(target) AS (
@@ -84,8 +90,8 @@ impl Store {
         Ok(found.into_iter().map(due).collect())
     }
 
-    /// A target's open batches in the order in which their next steps are due, at most `limit`, of the kinds for which
-    /// there is a `hand`, without those in `except`.
+    /// A target's open batches in the order in which their next steps are due, at most `limit`, of
+    /// the kinds for which there is a `hand`, without those in `except`.
     pub async fn due_batches(
         &self,
         due: &DueTarget,
@@ -120,17 +126,20 @@ impl Store {
         found.into_iter().map(batch).collect()
     }
 
-    /// The batch with those of its requests that are not settled, and where it was sent. None if it is done.
+    /// The batch with those of its requests that are not settled, and where it was sent. None if it
+    /// is done.
     pub async fn load_batch(&self, id: BatchId) -> Result<Option<(Batch, Origin)>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let Some(row) = batch_row(&mut writer, id).await? else { return Ok(None) };
+        let Some(row) = batch_row(&mut writer, id).await? else {
+            return Ok(None);
+        };
         let members = members(&mut writer, &row).await?;
         row.into_batch(members).map(Some)
     }
 
-    /// Calls since `since` that may have had an effect (not those that were not sent, or refused): when, and for how many
-    /// servers. One that is dated later than `now`, by a clock that was ahead, was made before the next one that is not;
-    /// if there is none, its date stays.
+    /// Calls since `since` that may have had an effect (not those that were not sent, or refused):
+    /// when, and for how many servers. One that is dated later than `now`, by a clock that was
+    /// ahead, was made before the next one that is not; if there is none, its date stays.
     pub async fn spent(
         &self,
         target: &TargetName,
@@ -167,8 +176,9 @@ impl Store {
         Ok(calls.into_iter().filter_map(call).collect())
     }
 
-    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second tries, and holds that end by
-    /// themselves. A producer's `not_before` and an operator's pause stay.
+    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second
+    /// tries, and holds that end by themselves. A producer's `not_before` and an operator's pause
+    /// stay.
     pub async fn move_waits(&self, by_ms: i64) -> Result<(), StoreError> {
         const OTHER_TIMES: [&str; 4] = [
             "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
@@ -199,12 +209,14 @@ impl Store {
     /// The batches that are not done.
     pub async fn open_batch_ids(&self) -> Result<Vec<BatchId>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let ids: Vec<i64> =
-            sqlx::query_scalar("SELECT id FROM batches WHERE state <> 'done'").fetch_all(&mut *writer).await?;
+        let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM batches WHERE state <> 'done'")
+            .fetch_all(&mut *writer)
+            .await?;
         Ok(ids.into_iter().map(BatchId).collect())
     }
 
-    /// The latest time that a daemon is known to have written; a clock that shows less was set back since.
+    /// The latest time that a daemon is known to have written; a clock that shows less was set back
+    /// since.
     pub async fn last_written_at(&self) -> Result<Option<UtcMillis>, StoreError> {
         let mut writer = self.writer.lock().await;
         let times: Vec<Option<Vec<u8>>> = sqlx::query_scalar(
@@ -215,11 +227,18 @@ impl Store {
         )
         .fetch_all(&mut *writer)
         .await?;
-        Ok(times.into_iter().filter_map(|time| rows::readable_time(time.map(rows::lossy))).max())
+        Ok(times
+            .into_iter()
+            .filter_map(|time| rows::readable_time(time.map(rows::lossy)))
+            .max())
     }
 
     /// Makes the next looks of a target's open batches due.
-    pub async fn look_at_once(&self, target: &TargetName, now: UtcMillis) -> Result<(), StoreError> {
+    pub async fn look_at_once(
+        &self,
+        target: &TargetName,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
@@ -233,18 +252,26 @@ impl Store {
     /// How many batches are open, by target.
     pub async fn unfinished_batches(&self) -> Result<Vec<(TargetName, i64)>, StoreError> {
         let mut writer = self.writer.lock().await;
-        // The condition on next_look_at leads to the index of open batches, and away from reading all that ever were.
-        let targets: Vec<Vec<u8>> =
-            sqlx::query_scalar("SELECT CAST(target AS BLOB) FROM batches WHERE state <> 'done' AND next_look_at >= ''")
-                .fetch_all(&mut *writer)
-                .await?;
+        // The condition on next_look_at leads to the index of open batches, and away from reading
+        // all that ever were.
+        let targets: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT CAST(target AS BLOB) FROM batches WHERE state <> 'done' AND next_look_at >= ''",
+        )
+        .fetch_all(&mut *writer)
+        .await?;
         let mut counts: BTreeMap<TargetName, i64> = BTreeMap::new();
-        targets.into_iter().for_each(|target| *counts.entry(TargetName(rows::lossy(target))).or_default() += 1);
+        targets
+            .into_iter()
+            .for_each(|target| *counts.entry(TargetName(rows::lossy(target))).or_default() += 1);
         Ok(counts.into_iter().collect())
     }
 
     /// How long the last jobs of this target and action took, newest first, at most twenty.
-    pub async fn job_history(&self, target: &TargetName, action: PowerAction) -> Result<Vec<Duration>, StoreError> {
+    pub async fn job_history(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+    ) -> Result<Vec<Duration>, StoreError> {
         let mut writer = self.writer.lock().await;
         let took: Vec<i64> = sqlx::query_scalar(
             "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
@@ -253,11 +280,14 @@ impl Store {
         .bind(action.as_str())
         .fetch_all(&mut *writer)
         .await?;
-        Ok(took.into_iter().map(|ms| Duration::from_millis(ms.max(0) as u64)).collect())
+        Ok(took
+            .into_iter()
+            .map(|ms| Duration::from_millis(ms.max(0) as u64))
+            .collect())
     }
 
-    /// When the last `count` submit calls of a target were over, in the order in which they were made. One whose answer is
-    /// not known may have arrived only just now.
+    /// When the last `count` submit calls of a target were over, in the order in which they were
+    /// made. One whose answer is not known may have arrived only just now.
     pub async fn recent_calls(
         &self,
         target: &TargetName,
@@ -274,11 +304,16 @@ impl Store {
         .bind(text(now))
         .fetch_all(&mut *writer)
         .await?;
-        Ok(calls.into_iter().rev().filter_map(|call| rows::readable_time(Some(call))).collect())
+        Ok(calls
+            .into_iter()
+            .rev()
+            .filter_map(|call| rows::readable_time(Some(call)))
+            .collect())
     }
 }
 
-/// A row as anybody may have written it: the schema checks its words and the form of its times, not what texts hold.
+/// A row as anybody may have written it: the schema checks its words and the form of its times, not
+/// what texts hold.
 #[derive(sqlx::FromRow)]
 struct BatchRecord {
     id: i64,
@@ -302,7 +337,10 @@ struct BatchRecord {
     read_error: Option<Vec<u8>>,
 }
 
-async fn batch_row(connection: &mut SqliteConnection, id: BatchId) -> Result<Option<BatchRecord>, StoreError> {
+async fn batch_row(
+    connection: &mut SqliteConnection,
+    id: BatchId,
+) -> Result<Option<BatchRecord>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
@@ -326,12 +364,17 @@ impl BatchRecord {
             project_id: rows::lossy(self.project_id),
         };
         let said_already = self.error_class.as_deref() == Some(SAID_ALREADY.as_bytes());
-        let class = if said_already { CodeClass::AlreadyInTargetState } else { CodeClass::Other };
-        let complaint = (self.error_code.is_some() || self.error_message.is_some()).then(|| Complaint {
-            code: self.error_code.map(rows::lossy).unwrap_or_default(),
-            message: self.error_message.map(rows::lossy).unwrap_or_default(),
-            class,
-        });
+        let class = if said_already {
+            CodeClass::AlreadyInTargetState
+        } else {
+            CodeClass::Other
+        };
+        let complaint =
+            (self.error_code.is_some() || self.error_message.is_some()).then(|| Complaint {
+                code: self.error_code.map(rows::lossy).unwrap_or_default(),
+                message: self.error_message.map(rows::lossy).unwrap_or_default(),
+                class,
+            });
         let batch = Batch {
             id: BatchId(self.id),
             target: TargetName(rows::lossy(self.target)),
@@ -357,12 +400,19 @@ impl BatchRecord {
 /// The one class of a batch's complaint that later steps ask for.
 pub(super) const SAID_ALREADY: &str = "already";
 
-/// A reboot that ended unknown, or whose own task failed, may be under way for this long. Documented jobs take minutes; nobody says what the longest is.
+/// A reboot that ended unknown, or whose own task failed, may be under way for this long.
+/// Documented jobs take minutes; nobody says what the longest is.
 const SHADOW: Duration = Duration::from_secs(24 * 3600);
 
-async fn members(connection: &mut SqliteConnection, batch: &BatchRecord) -> Result<Vec<Member>, StoreError> {
+async fn members(
+    connection: &mut SqliteConnection,
+    batch: &BatchRecord,
+) -> Result<Vec<Member>, StoreError> {
     // Asked only of those to whom it matters.
-    let shadows_since = match (batch.action.as_str(), rows::readable_time(Some(batch.intent_at.clone()))) {
+    let shadows_since = match (
+        batch.action.as_str(),
+        rows::readable_time(Some(batch.intent_at.clone())),
+    ) {
         ("reboot", Some(intent_at)) => Some(text(intent_at.before(SHADOW))),
         _ => None,
     };

@@ -9,12 +9,14 @@ use super::rows::list;
 use super::{Store, StoreError, holds, rows, text};
 use crate::lifecycle::{self, Event};
 use crate::model::{
-    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName,
+    UtcMillis,
 };
 use crate::plan::Lane;
 use crate::verdict::{self, Batch, Member};
 
-/// Lanes of one target and action that are read at once; those beyond come when the first of these have left.
+/// Lanes of one target and action that are read at once; those beyond come when the first of these
+/// have left.
 const LANES_MAX: i64 = 1000;
 
 /// Which requests of a lane are claimed.
@@ -42,14 +44,20 @@ pub struct Head {
 }
 
 impl Store {
-    /// The lanes of each wanted target and action, with their heads; not counted. Of very many travel groups the oldest.
-    /// Cost does not depend on what waits behind the heads, nor on other targets.
-    pub async fn lanes(&self, wanted: &[(TargetName, PowerAction)]) -> Result<Vec<Lane>, StoreError> {
+    /// The lanes of each wanted target and action, with their heads; not counted. Of very many
+    /// travel groups the oldest. Cost does not depend on what waits behind the heads, nor on other
+    /// targets.
+    pub async fn lanes(
+        &self,
+        wanted: &[(TargetName, PowerAction)],
+    ) -> Result<Vec<Lane>, StoreError> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let wanted: Vec<(&str, &str)> =
-            wanted.iter().map(|(target, action)| (target.0.as_str(), action.as_str())).collect();
+        let wanted: Vec<(&str, &str)> = wanted
+            .iter()
+            .map(|(target, action)| (target.0.as_str(), action.as_str()))
+            .collect();
         let mut writer = self.writer.lock().await;
         let found: Vec<(String, String, i64, i64, i64)> = sqlx::query_as(
             "WITH RECURSIVE head(target, action, travel_group, number) AS (
@@ -74,21 +82,23 @@ impl Store {
         .bind(LANES_MAX)
         .fetch_all(&mut *writer)
         .await?;
-        let lane = |(target, action, group, head_priority, head_id): (String, String, i64, i64, i64)| {
-            Ok(Lane {
-                target: TargetName(target),
-                action: rows::word(&action)?,
-                group,
-                head_priority,
-                head_id,
-                ready: 1,
-                oldest_eligible_at: UtcMillis(0),
-            })
-        };
+        let lane =
+            |(target, action, group, head_priority, head_id): (String, String, i64, i64, i64)| {
+                Ok(Lane {
+                    target: TargetName(target),
+                    action: rows::word(&action)?,
+                    group,
+                    head_priority,
+                    head_id,
+                    ready: 1,
+                    oldest_eligible_at: UtcMillis(0),
+                })
+            };
         found.into_iter().map(lane).collect()
     }
 
-    /// Counts a lane's requests, up to `count_max`, and finds since when the longest-waiting of fewer could go.
+    /// Counts a lane's requests, up to `count_max`, and finds since when the longest-waiting of
+    /// fewer could go.
     pub async fn count(&self, lane: &Lane, count_max: u32) -> Result<Lane, StoreError> {
         let mut writer = self.writer.lock().await;
         let ready: i64 = sqlx::query_scalar(
@@ -102,7 +112,10 @@ impl Store {
         .fetch_one(&mut *writer)
         .await?;
         let ready = u32::try_from(ready).unwrap_or(u32::MAX);
-        let mut counted = Lane { ready, ..lane.clone() };
+        let mut counted = Lane {
+            ready,
+            ..lane.clone()
+        };
         if ready < count_max {
             let oldest: Option<String> = sqlx::query_scalar(
                 "SELECT min(r.eligible_at) FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2
@@ -118,7 +131,8 @@ impl Store {
         Ok(counted)
     }
 
-    /// The first requests of each lane, at most `each`, in the order in which they would be claimed.
+    /// The first requests of each lane, at most `each`, in the order in which they would be
+    /// claimed.
     pub async fn heads(&self, lanes: &[&Lane], each: u32) -> Result<Vec<Head>, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut heads = Vec::new();
@@ -144,14 +158,16 @@ impl Store {
         Ok(heads)
     }
 
-    /// Lets requests wait, each until a time of its own and for a reason: their servers are busy with something else, or could
-    /// not be read.
+    /// Lets requests wait, each until a time of its own and for a reason: their servers are busy
+    /// with something else, or could not be read.
     pub async fn put_off(&self, waits: &[(RequestId, UtcMillis, &str)]) -> Result<(), StoreError> {
         if waits.is_empty() {
             return Ok(());
         }
-        let waits: Vec<(i64, String, &str)> =
-            waits.iter().map(|(request, until, why)| (request.0, text(*until), *why)).collect();
+        let waits: Vec<(i64, String, &str)> = waits
+            .iter()
+            .map(|(request, until, why)| (request.0, text(*until), *why))
+            .collect();
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
@@ -165,16 +181,18 @@ impl Store {
         tx.commit().await
     }
 
-    /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before this returns.
+    /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before
+    /// this returns.
     ///
-    /// `None` if the lane has become empty or is held, or if one of `barred` stands among them: a pause, or a row of a
-    /// stranger, may have come in at this very moment. The batch's own next step, should the daemon die before the call's
-    /// answer is stored, is due at once. Before this returns, the note beside the queue knows of the claim, and the queue is
-    /// still the one that was begun.
+    /// `None` if the lane has become empty or is held, or if one of `barred` stands among them: a
+    /// pause, or a row of a stranger, may have come in at this very moment. The batch's own next
+    /// step, should the daemon die before the call's answer is stored, is due at once. Before this
+    /// returns, the note beside the queue knows of the claim, and the queue is still the one that
+    /// was begun.
     ///
     /// # Errors
-    /// Those of the store. `Unnoted` means that the claim was undone, `Replaced` that it is nobody's business any more: in
-    /// both cases nothing may be sent.
+    /// Those of the store. `Unnoted` means that the claim was undone, `Replaced` that it is
+    /// nobody's business any more: in both cases nothing may be sent.
     pub async fn claim(
         &self,
         lane: &Lane,
@@ -189,7 +207,10 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let (holds, _) = holds::read(&mut tx, now).await?;
-        if holds.iter().any(|hold| hold.covers(&lane.target, lane.action, now)) {
+        if holds
+            .iter()
+            .any(|hold| hold.covers(&lane.target, lane.action, now))
+        {
             tx.rollback().await?;
             return Ok(None);
         }
@@ -227,7 +248,8 @@ impl Store {
         self.look_at_place(&mut writer).await?;
         drop(writer);
         if let Err(error) = self.note_claim(&batch) {
-            self.record(&batch, &verdict::not_begun(&batch, &error.to_string()), now).await?;
+            self.record(&batch, &verdict::not_begun(&batch, &error.to_string()), now)
+                .await?;
             return Err(error);
         }
         Ok(Some(batch))
@@ -236,7 +258,12 @@ impl Store {
     fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
         {
             let note = &mut self.own().note;
-            let last = batch.members.iter().map(|member| member.request.0).max().unwrap_or(0);
+            let last = batch
+                .members
+                .iter()
+                .map(|member| member.request.0)
+                .max()
+                .unwrap_or(0);
             note.last_id = note.last_id.max(last);
             note.last_batch_id = note.last_batch_id.max(batch.id.0);
         }
@@ -333,7 +360,9 @@ async fn claim_members(
     let busy: BTreeMap<i64, i64> = busy.into_iter().collect();
     let waited = |attempts: i64, since: Option<String>| {
         let first = attempts == 1 && lane.group == 0;
-        rows::readable_time(since).filter(|_| first).map(|since| now.since(since))
+        rows::readable_time(since)
+            .filter(|_| first)
+            .map(|since| now.since(since))
     };
     let member = |(id, server, attempts, since): (i64, String, i64, Option<String>)| Member {
         request: RequestId(id),
@@ -354,7 +383,9 @@ async fn note_baselines(
     batch: BatchId,
     baselines: &BTreeMap<RequestId, Baseline>,
 ) -> Result<(), StoreError> {
-    let known = baselines.iter().filter_map(|(request, baseline)| Some((request.0, rows::baseline_text(*baseline)?)));
+    let known = baselines
+        .iter()
+        .filter_map(|(request, baseline)| Some((request.0, rows::baseline_text(*baseline)?)));
     let known: Vec<(i64, String)> = known.collect();
     if known.is_empty() {
         return Ok(());

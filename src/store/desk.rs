@@ -1,7 +1,8 @@
-//! The commands' side of the queue: clients like any producer. Creates nothing, changes no pragma that stays in the file,
-//! and stays away from what only the daemon writes.
+//! The commands' side of the queue: clients like any producer. Creates nothing, changes no pragma
+//! that stays in the file, and stays away from what only the daemon writes.
 //!
-//! Values that strangers wrote are read as bytes and shown as well as they go; one odd value never hides the rest.
+//! Values that strangers wrote are read as bytes and shown as well as they go; one odd value never
+//! hides the rest.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,8 @@ pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestR
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Only read. The file is opened as usual, so that its `-wal` is tidied up as usual, but statements cannot write.
+    /// Only read. The file is opened as usual, so that its `-wal` is tidied up as usual, but
+    /// statements cannot write.
     Read,
     /// Insert, cancel or hold.
     Write,
@@ -48,7 +50,12 @@ impl Desk {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(StoreError::Missing(path.to_owned()));
             }
-            Err(source) => return Err(StoreError::Unusable { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(StoreError::Unusable {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
             Ok(_) => {}
         }
         let mut options = SqliteConnectOptions::new()
@@ -59,9 +66,15 @@ impl Desk {
         if access == Access::Read {
             options = options.pragma("query_only", "ON");
         }
-        let mut connection = options.connect().await.map_err(|error| StoreError::opening(path, error))?;
+        let mut connection = options
+            .connect()
+            .await
+            .map_err(|error| StoreError::opening(path, error))?;
         schema::require_current(&mut connection, path).await?;
-        Ok(Self { connection, path: path.to_owned() })
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+        })
     }
 
     /// The file.
@@ -71,7 +84,9 @@ impl Desk {
 
     /// A number that changes when another connection has committed.
     pub async fn data_version(&mut self) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut self.connection).await?)
+        Ok(sqlx::query_scalar("PRAGMA data_version")
+            .fetch_one(&mut self.connection)
+            .await?)
     }
 
     /// Closes the file.

@@ -17,7 +17,8 @@ pub enum StoreError {
     /// Written by an earlier version; the daemon and `db migrate` bring it up to date.
     #[error("{0} has an older schema; run `poweryard db migrate`")]
     Older(PathBuf),
-    /// The file was deleted or replaced while the daemon ran on it: what producers write now is in another file.
+    /// The file was deleted or replaced while the daemon ran on it: what producers write now is in
+    /// another file.
     #[error(
         "{0} was deleted or replaced while poweryard ran on it; it ends, and the next start takes up what is there now"
     )]
@@ -27,7 +28,8 @@ pub enum StoreError {
         "{0} is not as poweryard left it: another daemon has taken it over, or a copy was put in its place; it ends, and sends and stores nothing more"
     )]
     TakenOver(PathBuf),
-    /// The note beside the queue, by which an older copy is known, cannot be written. Nothing leaves until it can.
+    /// The note beside the queue, by which an older copy is known, cannot be written. Nothing
+    /// leaves until it can.
     #[error("cannot write {path}, by which an older copy of the queue is known")]
     Unnoted {
         /// The note.
@@ -83,16 +85,30 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// True if the same statement may succeed a little later, without anybody's help or with an operator's.
+    /// True if the same statement may succeed a little later, without anybody's help or with an
+    /// operator's.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly | Self::Unnoted { .. })
+        matches!(
+            self,
+            Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly | Self::Unnoted { .. }
+        )
     }
 
     pub(super) fn opening(path: &Path, error: sqlx::Error) -> Self {
-        let database_code = error.as_database_error().and_then(|error| error.code()).map(|code| code.to_string());
-        match database_code.as_deref().and_then(|code| code.parse::<i32>().ok()).map(|code| code & 0xff) {
+        let database_code = error
+            .as_database_error()
+            .and_then(|error| error.code())
+            .map(|code| code.to_string());
+        match database_code
+            .as_deref()
+            .and_then(|code| code.parse::<i32>().ok())
+            .map(|code| code & 0xff)
+        {
             Some(11 | 26) => Self::Corrupt(path.to_owned()),
-            Some(14) => Self::Unusable { path: path.to_owned(), source: why_unusable(path) },
+            Some(14) => Self::Unusable {
+                path: path.to_owned(),
+                source: why_unusable(path),
+            },
             _ => error.into(),
         }
     }
@@ -111,10 +127,17 @@ fn why_unusable(path: &Path) -> std::io::Error {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let Some(database) = error.as_database_error() else { return Self::Database(error) };
+        let Some(database) = error.as_database_error() else {
+            return Self::Database(error);
+        };
         // SQLite's primary result codes; the extended code carries more in its upper bits.
-        match database.code().and_then(|code| code.parse::<i32>().ok()).map(|code| (code & 0xff, code)) {
-            // 531: a commit hook refused; only a simulation has one, and means a commit that fails for now.
+        match database
+            .code()
+            .and_then(|code| code.parse::<i32>().ok())
+            .map(|code| (code & 0xff, code))
+        {
+            // 531: a commit hook refused; only a simulation has one, and means a commit that fails
+            // for now.
             Some((5 | 6, _) | (_, 531)) => Self::Busy,
             Some((8, _)) => Self::ReadOnly,
             Some((11 | 26, _)) => Self::Damaged,

@@ -1,8 +1,10 @@
-//! The queue's file and lock: who creates them, with which mode, and who runs on them. Opens no database.
+//! The queue's file and lock: who creates them, with which mode, and who runs on them. Opens no
+//! database.
 //!
-//! The lock is a `flock` on the queue's own inode, so that a symbolic link, a hard link or a deleted file beside it make no
-//! difference. The handle that it needs is never closed while the file exists: that would drop the POSIX locks which SQLite
-//! holds in this process. `PATH.lock` only says who has it.
+//! The lock is a `flock` on the queue's own inode, so that a symbolic link, a hard link or a
+//! deleted file beside it make no difference. The handle that it needs is never closed while the
+//! file exists: that would drop the POSIX locks which SQLite holds in this process. `PATH.lock`
+//! only says who has it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -20,13 +22,23 @@ use crate::model::UtcMillis;
 /// Device and inode.
 pub(super) type Identity = (u64, u64);
 
-/// Creates the file with mode 0660 before SQLite opens it, if it is missing. SQLite itself would create 0640 under a 0007
-/// umask, and give the same mode to `-wal` and `-shm`.
+/// Creates the file with mode 0660 before SQLite opens it, if it is missing. SQLite itself would
+/// create 0640 under a 0007 umask, and give the same mode to `-wal` and `-shm`.
 pub(super) fn create(path: &Path) -> Result<(), StoreError> {
-    let unusable = |source| StoreError::Unusable { path: path.to_owned(), source };
-    match OpenOptions::new().write(true).create_new(true).mode(0o660).open(path) {
+    let unusable = |source| StoreError::Unusable {
+        path: path.to_owned(),
+        source,
+    };
+    match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o660)
+        .open(path)
+    {
         // The umask took bits away; this gives them back.
-        Ok(file) => file.set_permissions(Permissions::from_mode(0o660)).map_err(unusable),
+        Ok(file) => file
+            .set_permissions(Permissions::from_mode(0o660))
+            .map_err(unusable),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(unusable(error)),
     }
@@ -34,7 +46,10 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
 
 /// Device and inode, by path: opening the file by hand would drop SQLite's locks.
 pub(super) fn identity(path: &Path) -> Result<Identity, StoreError> {
-    let meta = std::fs::metadata(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
+    let meta = std::fs::metadata(path).map_err(|source| StoreError::Unusable {
+        path: path.to_owned(),
+        source,
+    })?;
     Ok((meta.dev(), meta.ino()))
 }
 
@@ -45,7 +60,8 @@ struct Handle {
     locks: bool,
 }
 
-/// All of them. Each try for a lock is made while nobody else of this process makes one: they share the handle.
+/// All of them. Each try for a lock is made while nobody else of this process makes one: they share
+/// the handle.
 static HANDLES: Mutex<BTreeMap<Identity, Handle>> = Mutex::new(BTreeMap::new());
 
 fn handles() -> MutexGuard<'static, BTreeMap<Identity, Handle>> {
@@ -58,7 +74,9 @@ fn handle_of<'a>(
     path: &Path,
 ) -> std::io::Result<(Identity, &'a mut Handle)> {
     // Nothing has a file open that is gone, or it does not matter any more.
-    handles.retain(|_, handle| handle.locks || handle.file.metadata().is_ok_and(|meta| meta.nlink() > 0));
+    handles.retain(|_, handle| {
+        handle.locks || handle.file.metadata().is_ok_and(|meta| meta.nlink() > 0)
+    });
     let meta = std::fs::metadata(path)?;
     let mut identity = (meta.dev(), meta.ino());
     if !handles.contains_key(&identity) {
@@ -66,10 +84,14 @@ fn handle_of<'a>(
         let meta = file.metadata()?;
         identity = (meta.dev(), meta.ino());
         match handles.entry(identity) {
-            // Another file has come to this place at this moment, and is known: this handle must not be closed either.
+            // Another file has come to this place at this moment, and is known: this handle must
+            // not be closed either.
             Entry::Occupied(_) => std::mem::forget(file),
             Entry::Vacant(place) => {
-                place.insert(Handle { file: Arc::new(file), locks: false });
+                place.insert(Handle {
+                    file: Arc::new(file),
+                    locks: false,
+                });
             }
         }
     }
@@ -79,7 +101,8 @@ fn handle_of<'a>(
         .ok_or_else(|| std::io::Error::other("the file was replaced at this moment"))
 }
 
-/// A handle on a file beside the queue, of which SQLite has one of its own: kept open as that on the queue itself.
+/// A handle on a file beside the queue, of which SQLite has one of its own: kept open as that on
+/// the queue itself.
 pub(super) fn kept_handle(path: &Path) -> std::io::Result<Arc<File>> {
     handle_of(&mut handles(), path).map(|(_, handle)| Arc::clone(&handle.file))
 }
@@ -128,7 +151,8 @@ impl Running {
 
     /// The process id of a daemon that runs, or `unknown`.
     pub fn pid(&self) -> String {
-        self.info().map_or_else(|| "unknown".to_owned(), |info| info.pid.to_string())
+        self.info()
+            .map_or_else(|| "unknown".to_owned(), |info| info.pid.to_string())
     }
 
     /// What a daemon that runs says of itself.
@@ -141,33 +165,53 @@ impl Running {
 }
 
 impl QueueLock {
-    /// Takes the lock of the queue at `path`, which is created if it is missing. It is gone with the process.
+    /// Takes the lock of the queue at `path`, which is created if it is missing. It is gone with
+    /// the process.
     ///
     /// # Errors
     /// `DaemonRuns` if somebody has it.
     pub fn take(path: &Path, now: UtcMillis) -> Result<Self, StoreError> {
         create(path)?;
-        let unusable = |source| StoreError::Unusable { path: path.to_owned(), source };
+        let unusable = |source| StoreError::Unusable {
+            path: path.to_owned(),
+            source,
+        };
         // A `status` command holds a shared lock for an instant; a daemon holds its own for good.
         for _ in 0..20 {
             if let Some(identity) = try_to_take(path).map_err(unusable)? {
-                let mut lock = Self { identity, note: open_note(path), since: now };
+                let mut lock = Self {
+                    identity,
+                    note: open_note(path),
+                    since: now,
+                };
                 lock.say(None);
                 return Ok(lock);
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         let pid = read_note(path).map_or_else(|| "unknown".to_owned(), |info| info.pid.to_string());
-        Err(StoreError::DaemonRuns { path: path.to_owned(), pid })
+        Err(StoreError::DaemonRuns {
+            path: path.to_owned(),
+            pid,
+        })
     }
 
-    /// Notes beside the queue who runs on it and what it waits for. Whoever cannot read that still sees the lock.
+    /// Notes beside the queue who runs on it and what it waits for. Whoever cannot read that still
+    /// sees the lock.
     pub fn say(&mut self, waits: Option<&str>) {
-        let info = DaemonInfo { pid: std::process::id(), since: self.since, waits: waits.map(str::to_owned) };
+        let info = DaemonInfo {
+            pid: std::process::id(),
+            since: self.since,
+            waits: waits.map(str::to_owned),
+        };
         let Some(note) = &mut self.note else { return };
         let text = serde_json::to_string(&info).unwrap_or_default();
-        // The lock itself is elsewhere: without the note nobody knows the process id, and that is all.
-        let _ = note.set_len(0).and_then(|()| note.write_all_at(text.as_bytes(), 0)).and_then(|()| note.flush());
+        // The lock itself is elsewhere: without the note nobody knows the process id, and that is
+        // all.
+        let _ = note
+            .set_len(0)
+            .and_then(|()| note.write_all_at(text.as_bytes(), 0))
+            .and_then(|()| note.flush());
     }
 }
 
@@ -190,8 +234,15 @@ fn try_to_take(path: &Path) -> std::io::Result<Option<Identity>> {
 
 fn open_note(path: &Path) -> Option<File> {
     let mut options = OpenOptions::new();
-    let note = options.write(true).create(true).truncate(false).mode(0o640).open(lock_path(path)).ok()?;
-    // The umask may have taken bits away: producers read here which daemon runs. Not ours to change: no matter.
+    let note = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o640)
+        .open(lock_path(path))
+        .ok()?;
+    // The umask may have taken bits away: producers read here which daemon runs. Not ours to
+    // change: no matter.
     let _ = note.set_permissions(Permissions::from_mode(0o640));
     Some(note)
 }
@@ -212,7 +263,10 @@ impl Drop for QueueLock {
 
 /// The handle by which a daemon of this process has locked this file.
 pub(super) fn locked_handle(identity: Identity) -> Option<Arc<File>> {
-    handles().get(&identity).filter(|handle| handle.locks).map(|handle| Arc::clone(&handle.file))
+    handles()
+        .get(&identity)
+        .filter(|handle| handle.locks)
+        .map(|handle| Arc::clone(&handle.file))
 }
 
 /// Whether a daemon runs on the queue at `path`. Nobody does where there is none.
@@ -244,7 +298,8 @@ fn lock_path(path: &Path) -> PathBuf {
     beside(&real(path), ".lock")
 }
 
-/// Where the path leads to: what stands beside a queue stands beside the file, whatever link was named.
+/// Where the path leads to: what stands beside a queue stands beside the file, whatever link was
+/// named.
 pub(super) fn real(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -272,8 +327,13 @@ mod tests {
         assert_eq!(daemon_on(&path), Running::No);
         let lock = QueueLock::take(&path, UtcMillis(5)).expect("the first daemon");
         let second = QueueLock::take(&path, UtcMillis(6));
-        assert!(matches!(second, Err(StoreError::DaemonRuns { pid, .. }) if pid == std::process::id().to_string()));
-        assert_eq!(daemon_on(&path).info().map(|info| info.since), Some(UtcMillis(5)));
+        assert!(
+            matches!(second, Err(StoreError::DaemonRuns { pid, .. }) if pid == std::process::id().to_string())
+        );
+        assert_eq!(
+            daemon_on(&path).info().map(|info| info.since),
+            Some(UtcMillis(5))
+        );
         drop(lock);
         assert_eq!(daemon_on(&path), Running::No);
         QueueLock::take(&path, UtcMillis(7)).expect("after the first has gone");
@@ -289,7 +349,10 @@ mod tests {
         std::fs::remove_file(lock_path(&path)).expect("the note about it is gone");
         for name in [&symbolic, &hard, &path] {
             let second = QueueLock::take(name, UtcMillis(6));
-            assert!(matches!(second, Err(StoreError::DaemonRuns { .. })), "{second:?}");
+            assert!(
+                matches!(second, Err(StoreError::DaemonRuns { .. })),
+                "{second:?}"
+            );
             assert_eq!(daemon_on(name), Running::Yes(None));
         }
     }
@@ -301,16 +364,23 @@ mod tests {
         let other = File::open(&path).expect("opened");
         other.try_lock().expect("nobody has it");
         assert_eq!(daemon_on(&path), Running::Yes(None));
-        assert!(matches!(QueueLock::take(&path, UtcMillis(6)), Err(StoreError::DaemonRuns { .. })));
+        assert!(matches!(
+            QueueLock::take(&path, UtcMillis(6)),
+            Err(StoreError::DaemonRuns { .. })
+        ));
     }
 
     #[test]
     fn producers_may_see_who_runs_and_not_say_so() {
         let (_dir, path) = queue();
         std::fs::write(lock_path(&path), "").expect("written");
-        std::fs::set_permissions(lock_path(&path), Permissions::from_mode(0o600)).expect("mode set");
+        std::fs::set_permissions(lock_path(&path), Permissions::from_mode(0o600))
+            .expect("mode set");
         let _lock = QueueLock::take(&path, UtcMillis(5)).expect("taken");
-        let mode = std::fs::metadata(lock_path(&path)).expect("exists").permissions().mode();
+        let mode = std::fs::metadata(lock_path(&path))
+            .expect("exists")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o640);
     }
 
@@ -318,7 +388,10 @@ mod tests {
     fn the_file_is_writable_for_its_group_whatever_the_umask() {
         let (_dir, path) = queue();
         create(&path).expect("created");
-        let mode = std::fs::metadata(&path).expect("exists").permissions().mode();
+        let mode = std::fs::metadata(&path)
+            .expect("exists")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o660);
         create(&path).expect("an existing file is left as it is");
     }

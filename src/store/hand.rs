@@ -1,7 +1,8 @@
-//! The daemon's hand: only a transaction that has taken it may write what is the daemon's. The schema's triggers see to that.
+//! The daemon's hand: only a transaction that has taken it may write what is the daemon's. The
+//! schema's triggers see to that.
 //!
-//! The daemon takes it for its own token and the epoch that it left, so that a second daemon, or a copy in the queue's place,
-//! is noticed before anything is stored.
+//! The daemon takes it for its own token and the epoch that it left, so that a second daemon, or a
+//! copy in the queue's place, is noticed before anything is stored.
 
 use std::ops::{Deref, DerefMut};
 
@@ -22,7 +23,10 @@ impl<'c> Hand<'c> {
     ///
     /// # Errors
     /// `TakenOver` if token or epoch are not those that this daemon left.
-    pub(super) async fn take(mut tx: Transaction<'c, Sqlite>, store: &'c Store) -> Result<Self, StoreError> {
+    pub(super) async fn take(
+        mut tx: Transaction<'c, Sqlite>,
+        store: &'c Store,
+    ) -> Result<Self, StoreError> {
         let mark = store.mark();
         let taken = sqlx::query(
             "UPDATE queue_mark SET writing = token, epoch = epoch + 1 WHERE id = 1 AND token = ? AND epoch = ?",
@@ -34,10 +38,15 @@ impl<'c> Hand<'c> {
         if taken.rows_affected() != 1 {
             return Err(StoreError::TakenOver(store.path().to_owned()));
         }
-        Ok(Self { tx, store, epoch: mark.epoch + 1 })
+        Ok(Self {
+            tx,
+            store,
+            epoch: mark.epoch + 1,
+        })
     }
 
-    /// Commits, and notes the new epoch beside the queue. The note need not have reached the disk yet.
+    /// Commits, and notes the new epoch beside the queue. The note need not have reached the disk
+    /// yet.
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
         give_back(&mut self.tx).await?;
         self.tx.commit().await?;
@@ -65,14 +74,19 @@ impl DerefMut for Hand<'_> {
     }
 }
 
-/// Takes the hand for a command, inside its transaction. The epoch stays: a daemon that runs goes on.
+/// Takes the hand for a command, inside its transaction. The epoch stays: a daemon that runs goes
+/// on.
 pub(super) async fn borrow(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    sqlx::query("UPDATE queue_mark SET writing = token WHERE id = 1").execute(connection).await?;
+    sqlx::query("UPDATE queue_mark SET writing = token WHERE id = 1")
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
 /// Lays the hand down, before the commit.
 pub(super) async fn give_back(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    sqlx::query("UPDATE queue_mark SET writing = NULL WHERE id = 1").execute(connection).await?;
+    sqlx::query("UPDATE queue_mark SET writing = NULL WHERE id = 1")
+        .execute(connection)
+        .await?;
     Ok(())
 }

@@ -22,8 +22,8 @@ pub struct NotedPace {
 }
 
 impl Store {
-    /// The holds that may concern a configured target; those whose time has passed are removed first. Otherwise as
-    /// [`Store::present_holds`].
+    /// The holds that may concern a configured target; those whose time has passed are removed
+    /// first. Otherwise as [`Store::present_holds`].
     pub async fn holds(&self, now: UtcMillis) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
         {
             let mut writer = self.writer.lock().await;
@@ -39,9 +39,13 @@ impl Store {
         self.present_holds(now).await
     }
 
-    /// The holds in force that may concern a configured target. And a sentence on each row that a stranger wrote and that
-    /// does not read: without a known action or kind it holds nothing, while odd times leave it in force.
-    pub async fn present_holds(&self, now: UtcMillis) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
+    /// The holds in force that may concern a configured target. And a sentence on each row that a
+    /// stranger wrote and that does not read: without a known action or kind it holds nothing,
+    /// while odd times leave it in force.
+    pub async fn present_holds(
+        &self,
+        now: UtcMillis,
+    ) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
         let mut writer = self.writer.lock().await;
         read(&mut writer, now).await
     }
@@ -57,11 +61,12 @@ impl Store {
     /// Removes the holds of this kind on a target. False if there was none.
     pub async fn lift_hold(&self, target: &TargetName, kind: HoldKind) -> Result<bool, StoreError> {
         let mut writer = self.writer.lock().await;
-        let is_held: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE target = ? AND kind = ?)")
-            .bind(&target.0)
-            .bind(kind.as_str())
-            .fetch_one(&mut *writer)
-            .await?;
+        let is_held: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE target = ? AND kind = ?)")
+                .bind(&target.0)
+                .bind(kind.as_str())
+                .fetch_one(&mut *writer)
+                .await?;
         if !is_held {
             return Ok(false);
         }
@@ -75,8 +80,13 @@ impl Store {
         Ok(lifted.rows_affected() > 0)
     }
 
-    /// Removes the hold of a budget that is looked at again; one that still binds is put again by the next try.
-    pub async fn lift_budget(&self, target: &TargetName, action: PowerAction) -> Result<(), StoreError> {
+    /// Removes the hold of a budget that is looked at again; one that still binds is put again by
+    /// the next try.
+    pub async fn lift_budget(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+    ) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query("DELETE FROM holds WHERE ifnull(target, '') = ? AND ifnull(action, '') = ? AND kind = 'budget'")
@@ -90,8 +100,12 @@ impl Store {
     /// Keys that were refused last, one for each secret. A row that a stranger spoilt says nothing.
     pub async fn refused_keys(&self) -> Result<Vec<RefusedKey>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS).fetch_all(&mut *writer).await?;
-        Ok(found.into_iter().filter_map(RefusedKeyRecord::into_key).collect())
+        let found: Vec<RefusedKeyRecord> =
+            sqlx::query_as(REFUSED_KEYS).fetch_all(&mut *writer).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(RefusedKeyRecord::into_key)
+            .collect())
     }
 
     /// Remembers that a key was refused, in place of what was known of it with this secret.
@@ -151,8 +165,9 @@ impl Store {
         Ok(new)
     }
 
-    /// Looks at the next `limit` holds of unknown targets behind the one with id `after`: lets go those whose target is
-    /// among `configured`, or named by no unfinished request any more. Returns the last id looked at; none at the end.
+    /// Looks at the next `limit` holds of unknown targets behind the one with id `after`: lets go
+    /// those whose target is among `configured`, or named by no unfinished request any more.
+    /// Returns the last id looked at; none at the end.
     pub async fn lift_unknown_targets(
         &self,
         configured: &[TargetName],
@@ -171,13 +186,24 @@ impl Store {
         .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        let over: Vec<i64> = found.iter().filter(|(_, over)| *over).map(|(id, _)| *id).collect();
+        let over: Vec<i64> = found
+            .iter()
+            .filter(|(_, over)| *over)
+            .map(|(id, _)| *id)
+            .collect();
         self.delete_holds(&mut writer, &over).await?;
-        Ok(found.last().map(|(id, _)| *id).filter(|_| found.len() as u64 == u64::from(limit)))
+        Ok(found
+            .last()
+            .map(|(id, _)| *id)
+            .filter(|_| found.len() as u64 == u64::from(limit)))
     }
 
     /// Removes the holds with these ids, if there are any.
-    async fn delete_holds(&self, writer: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+    async fn delete_holds(
+        &self,
+        writer: &mut SqliteConnection,
+        ids: &[i64],
+    ) -> Result<(), StoreError> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -189,7 +215,8 @@ impl Store {
         tx.commit().await
     }
 
-    /// Stores what is known of a configured target, for `status`, for a prune and for the next start.
+    /// Stores what is known of a configured target, for `status`, for a prune and for the next
+    /// start.
     pub async fn note_target(
         &self,
         target: &TargetName,
@@ -221,8 +248,13 @@ impl Store {
         tx.commit().await
     }
 
-    /// What an earlier run had learned of this target's pace; none if it was another service, endpoint or project then.
-    pub async fn noted_pace(&self, target: &TargetName, origin: &Origin) -> Result<Option<NotedPace>, StoreError> {
+    /// What an earlier run had learned of this target's pace; none if it was another service,
+    /// endpoint or project then.
+    pub async fn noted_pace(
+        &self,
+        target: &TargetName,
+        origin: &Origin,
+    ) -> Result<Option<NotedPace>, StoreError> {
         let mut writer = self.writer.lock().await;
         let sql = "SELECT CAST(pace_per_minute AS INTEGER), CAST(throttles AS INTEGER), CAST(reads_until AS BLOB)
                    FROM targets WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
@@ -278,7 +310,8 @@ pub struct RefusedKey {
     pub until: UtcMillis,
     /// The cloud's words.
     pub reason: String,
-    /// When, for each refused signature of the last minutes, the oldest first. The cloud counts them by key, whatever the secret.
+    /// When, for each refused signature of the last minutes, the oldest first. The cloud counts
+    /// them by key, whatever the secret.
     pub recent: Vec<UtcMillis>,
 }
 
@@ -318,7 +351,10 @@ impl RefusedKeyRecord {
             refusals: u32::try_from(self.refusals).unwrap_or(1),
             until: rows::readable_time(String::from_utf8(self.until).ok())?,
             reason: String::from_utf8_lossy(&self.reason).into_owned(),
-            recent: recent.split(' ').filter_map(|time| rows::readable_time(Some(time.to_owned()))).collect(),
+            recent: recent
+                .split(' ')
+                .filter_map(|time| rows::readable_time(Some(time.to_owned())))
+                .collect(),
         })
     }
 }
@@ -358,12 +394,25 @@ pub(super) async fn read(
     .fetch_all(connection)
     .await?;
     let mut odd = Vec::new();
-    let holds: Vec<Hold> = found.into_iter().filter_map(|record| record.into_hold(now, &mut odd)).collect();
-    Ok((holds.into_iter().filter(|hold| hold.until.is_none_or(|until| until > now)).collect(), odd))
+    let holds: Vec<Hold> = found
+        .into_iter()
+        .filter_map(|record| record.into_hold(now, &mut odd))
+        .collect();
+    Ok((
+        holds
+            .into_iter()
+            .filter(|hold| hold.until.is_none_or(|until| until > now))
+            .collect(),
+        odd,
+    ))
 }
 
-/// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds the same way.
-pub(super) async fn put_hold(connection: &mut SqliteConnection, hold: &Hold) -> Result<(), StoreError> {
+/// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds
+/// the same way.
+pub(super) async fn put_hold(
+    connection: &mut SqliteConnection,
+    hold: &Hold,
+) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO holds (target, action, kind, reason, since, until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (ifnull(target, ''), ifnull(action, ''), kind) DO UPDATE SET reason = ?4, until = ?6",
@@ -394,11 +443,17 @@ struct HoldRecord {
 impl HoldRecord {
     fn into_hold(self, now: UtcMillis, odd: &mut Vec<String>) -> Option<Hold> {
         let id = self.id;
-        let mut note = |what: &str, error: StoreError| odd.push(format!("row {id} of holds: {what}: {error}"));
+        let mut note =
+            |what: &str, error: StoreError| odd.push(format!("row {id} of holds: {what}: {error}"));
         let read = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let ignored = "it holds nothing";
-        let kind = rows::word(&read(self.kind)).map_err(|error| note(ignored, error)).ok()?;
-        let action = self.action.map(|action| rows::word(&read(action))).transpose();
+        let kind = rows::word(&read(self.kind))
+            .map_err(|error| note(ignored, error))
+            .ok()?;
+        let action = self
+            .action
+            .map(|action| rows::word(&read(action)))
+            .transpose();
         let action = action.map_err(|error| note(ignored, error)).ok()?;
         let since = rows::time(&read(self.since)).unwrap_or_else(|error| {
             note("it is in force since an unknown time", error);
@@ -428,7 +483,9 @@ mod tests {
     #[tokio::test]
     async fn a_strangers_row_neither_hides_the_other_holds_nor_ends_the_pass() {
         let dir = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&dir.path().join("queue.db")).await.expect("a queue");
+        let store = Store::open(&dir.path().join("queue.db"))
+            .await
+            .expect("a queue");
         let rows = "PRAGMA ignore_check_constraints = ON;
             UPDATE queue_mark SET writing = token;
             INSERT INTO holds (target, kind, reason, since) VALUES ('a', 'whim', '', '2026-01-31T22:00:00.000Z');
@@ -439,19 +496,43 @@ mod tests {
             INSERT INTO holds (target, kind, reason, since) VALUES (CAST(x'ff' AS TEXT), 'unknown_target', '', '2026-01-31T22:00:00.000Z');
             UPDATE queue_mark SET writing = NULL;
             PRAGMA ignore_check_constraints = OFF;";
-        sqlx::raw_sql(rows).execute(&mut *store.writer.lock().await).await.expect("inserted");
+        sqlx::raw_sql(rows)
+            .execute(&mut *store.writer.lock().await)
+            .await
+            .expect("inserted");
         let (holds, odd) = store.holds(NOW).await.expect("readable");
-        let held: Vec<_> = holds.iter().map(|hold| hold.target.as_ref().map(|target| target.0.as_str())).collect();
-        assert_eq!(held, [Some("c"), None, Some("d")], "an unknown target concerns no other");
-        assert_eq!((holds[0].since, holds[0].until), (NOW, None), "what is meant to hold goes on to hold");
+        let held: Vec<_> = holds
+            .iter()
+            .map(|hold| hold.target.as_ref().map(|target| target.0.as_str()))
+            .collect();
+        assert_eq!(
+            held,
+            [Some("c"), None, Some("d")],
+            "an unknown target concerns no other"
+        );
+        assert_eq!(
+            (holds[0].since, holds[0].until),
+            (NOW, None),
+            "what is meant to hold goes on to hold"
+        );
         assert_eq!(odd.len(), 5, "{odd:?}");
-        store.hold_unknown_targets(&[TargetName("e".into())], NOW).await.expect("the others go on");
-        assert_eq!(store.lift_unknown_targets(&[], 0, 100).await.expect("readable"), None);
-        let left: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM holds WHERE target IS NOT NULL AND kind = 'unknown_target'")
-                .fetch_one(&mut *store.writer.lock().await)
+        store
+            .hold_unknown_targets(&[TargetName("e".into())], NOW)
+            .await
+            .expect("the others go on");
+        assert_eq!(
+            store
+                .lift_unknown_targets(&[], 0, 100)
                 .await
-                .expect("readable");
+                .expect("readable"),
+            None
+        );
+        let left: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM holds WHERE target IS NOT NULL AND kind = 'unknown_target'",
+        )
+        .fetch_one(&mut *store.writer.lock().await)
+        .await
+        .expect("readable");
         assert_eq!(left, 0, "targets that nobody asks for are let go");
     }
 }

@@ -1,4 +1,5 @@
-//! What becomes due, what expires, what waited in vain, and what is rejected. What may go is `claim`'s.
+//! What becomes due, what expires, what waited in vain, and what is rejected. What may go is
+//! `claim`'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use super::rows::list;
 use super::{Store, StoreError, rows, text};
 use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
-/// Rows moved in one transaction, so that ours stay under a few milliseconds whatever waits: a producer that finds the queue
-/// locked sleeps for longer each time.
+/// Rows moved in one transaction, so that ours stay under a few milliseconds whatever waits: a
+/// producer that finds the queue locked sleeps for longer each time.
 const CHUNK: i64 = 200;
 
 /// How many requests ended without being sent, by target, action and state.
@@ -32,8 +33,13 @@ pub struct TakenIn {
 }
 
 impl Store {
-    /// Lets out what is due, expires what is too old, cancels what waited in vain: one chunk of each.
-    pub async fn take_in(&self, default_ttl: Option<Duration>, now: UtcMillis) -> Result<TakenIn, StoreError> {
+    /// Lets out what is due, expires what is too old, cancels what waited in vain: one chunk of
+    /// each.
+    pub async fn take_in(
+        &self,
+        default_ttl: Option<Duration>,
+        now: UtcMillis,
+    ) -> Result<TakenIn, StoreError> {
         let mut writer = self.writer.lock().await;
         if !anything_due(&mut writer, default_ttl, now).await? {
             return Ok(TakenIn::default());
@@ -50,11 +56,17 @@ impl Store {
         let total = |ended: &Ended| ended.values().sum();
         let (expired_count, cancelled, mut ended) = (total(&expired), total(&doomed), expired);
         ended.append(&mut doomed);
-        Ok(TakenIn { due: retried + let_out, expired: expired_count, cancelled, ended, more })
+        Ok(TakenIn {
+            due: retried + let_out,
+            expired: expired_count,
+            cancelled,
+            ended,
+            more,
+        })
     }
 
-    /// Ends requests on their way that no open batch carries: somebody wrote into the ledgers, and nobody would ever ask
-    /// what became of them. Returns how many that were.
+    /// Ends requests on their way that no open batch carries: somebody wrote into the ledgers, and
+    /// nobody would ever ask what became of them. Returns how many that were.
     pub async fn end_stranded(&self, now: UtcMillis) -> Result<Ended, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
@@ -80,11 +92,14 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        let rows = stranded.into_iter().map(|(_, target, action)| (target, action));
+        let rows = stranded
+            .into_iter()
+            .map(|(_, target, action)| (target, action));
         Ok(count(rows.collect(), RequestState::Unknown))
     }
 
-    /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that were.
+    /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that
+    /// were.
     pub async fn reject_protected(
         &self,
         target: &TargetName,
@@ -122,9 +137,19 @@ impl Store {
         Ok(count(rejected, RequestState::Rejected))
     }
 
-    /// When the next queued row becomes due or expires without anybody's doing; long ago if `take_in` has work already.
-    pub async fn next_due_at(&self, default_ttl: Option<Duration>) -> Result<Option<UtcMillis>, StoreError> {
-        type Times = (bool, Option<String>, Option<String>, Option<String>, Option<String>);
+    /// When the next queued row becomes due or expires without anybody's doing; long ago if
+    /// `take_in` has work already.
+    pub async fn next_due_at(
+        &self,
+        default_ttl: Option<Duration>,
+    ) -> Result<Option<UtcMillis>, StoreError> {
+        type Times = (
+            bool,
+            Option<String>,
+            Option<String>,
+            Option<String>,
+            Option<String>,
+        );
         let mut writer = self.writer.lock().await;
         let (ended, later, retry, expiry, oldest): Times = sqlx::query_as(
             "SELECT EXISTS (SELECT 1 FROM awaited_ends) OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'doomed'),
@@ -138,14 +163,22 @@ impl Store {
         if ended {
             return Ok(Some(UtcMillis(0)));
         }
-        let ttl_ends = rows::readable_time(oldest).zip(default_ttl).map(|(oldest, ttl)| oldest + ttl);
-        // A time that a stranger spoilt tells nothing; whoever it belongs to waits, and the others go on.
+        let ttl_ends = rows::readable_time(oldest)
+            .zip(default_ttl)
+            .map(|(oldest, ttl)| oldest + ttl);
+        // A time that a stranger spoilt tells nothing; whoever it belongs to waits, and the others
+        // go on.
         let times = [later, retry, expiry].map(rows::readable_time);
         Ok(times.into_iter().chain([ttl_ends]).flatten().min())
     }
 
-    /// The next targets that unfinished requests name, behind `after` in the order of names; at most `limit`.
-    pub async fn targets_after(&self, after: &str, limit: u32) -> Result<Vec<TargetName>, StoreError> {
+    /// The next targets that unfinished requests name, behind `after` in the order of names; at
+    /// most `limit`.
+    pub async fn targets_after(
+        &self,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<TargetName>, StoreError> {
         let mut writer = self.writer.lock().await;
         let names: Vec<Vec<u8>> = sqlx::query_scalar(
             "WITH RECURSIVE used(target, number) AS (
@@ -195,7 +228,11 @@ fn ttl_edge(ttl: Option<Duration>, now: UtcMillis) -> String {
     ttl.map_or_else(String::new, |ttl| text(now.before(ttl)))
 }
 
-async fn expire(tx: &mut SqliteConnection, ttl: Option<Duration>, now: UtcMillis) -> Result<Ended, StoreError> {
+async fn expire(
+    tx: &mut SqliteConnection,
+    ttl: Option<Duration>,
+    now: UtcMillis,
+) -> Result<Ended, StoreError> {
     let expired = sqlx::query_as(
         "UPDATE power_requests SET state = 'expired', evidence = 'none', error_code = 'poweryard.expired',
              error_message = 'its time passed before it could be sent', finished_at = ?1, gate = NULL, retry_at = NULL
@@ -217,7 +254,9 @@ fn count(rows: Vec<(Vec<u8>, String)>, state: RequestState) -> Ended {
     for (target, action) in rows {
         // The schema lets no other word in.
         if let Ok(action) = rows::word(&action) {
-            *ended.entry((TargetName(rows::lossy(target)), action, state)).or_default() += 1;
+            *ended
+                .entry((TargetName(rows::lossy(target)), action, state))
+                .or_default() += 1;
         }
     }
     ended
@@ -269,7 +308,8 @@ async fn end_retry_waits(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u6
     Ok(ready.rows_affected())
 }
 
-/// Requests whose `not_before` has come take their place among those of their server: the lowest id goes first.
+/// Requests whose `not_before` has come take their place among those of their server: the lowest id
+/// goes first.
 async fn let_out(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {
     let due: Vec<(i64, String, String)> = sqlx::query_as(
         "SELECT id, target, server_id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1 ORDER BY eligible_at LIMIT 0 + ?2",
@@ -283,11 +323,17 @@ async fn let_out(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, Store
     }
     let mut firsts: BTreeMap<(&str, String), i64> = BTreeMap::new();
     for (id, target, server) in &due {
-        let first = firsts.entry((target, server.to_ascii_lowercase())).or_insert(*id);
+        let first = firsts
+            .entry((target, server.to_ascii_lowercase()))
+            .or_insert(*id);
         *first = (*first).min(*id);
     }
     let firsts: BTreeSet<i64> = firsts.into_values().collect();
-    let others: Vec<i64> = due.iter().map(|row| row.0).filter(|id| !firsts.contains(id)).collect();
+    let others: Vec<i64> = due
+        .iter()
+        .map(|row| row.0)
+        .filter(|id| !firsts.contains(id))
+        .collect();
     let (firsts, others) = (list(&firsts), list(&others));
     let steps = [
         // Most have no others of their server beside them, and are done with this.

@@ -1,7 +1,9 @@
-//! Keeping the queue for years: old rows go, in small steps, and a copy that is put back is known for one.
+//! Keeping the queue for years: old rows go, in small steps, and a copy that is put back is known
+//! for one.
 //!
-//! Ids are never given twice, also not by an older copy: a small file beside the queue, `PATH.epoch`, remembers how far they
-//! went (`note`). Deletes only what has ended; decides nothing about power.
+//! Ids are never given twice, also not by an older copy: a small file beside the queue,
+//! `PATH.epoch`, remembers how far they went (`note`). Deletes only what has ended; decides nothing
+//! about power.
 
 use std::time::Duration;
 
@@ -42,10 +44,12 @@ impl Prune {
     }
 }
 
-/// Looks at one chunk more, inside a transaction that has the hand: deletes requests that ended before `cutoff` and that nobody
-/// waits for, then batches without requests that no budget needs any more at `now`.
+/// Looks at one chunk more, inside a transaction that has the hand: deletes requests that ended
+/// before `cutoff` and that nobody waits for, then batches without requests that no budget needs
+/// any more at `now`.
 ///
-/// It goes by when a row ended. One that ended while the clock was ahead stays until that time has come and is past.
+/// It goes by when a row ended. One that ended while the clock was ahead stays until that time has
+/// come and is past.
 pub(super) async fn prune_chunk(
     tx: &mut SqliteConnection,
     mut so_far: Prune,
@@ -65,8 +69,13 @@ pub(super) async fn prune_chunk(
              ORDER BY finished_at, id LIMIT 0 + ?4"
         }
     };
-    let found: Vec<(String, i64)> =
-        sqlx::query_as(ended).bind(text(cutoff)).bind(end).bind(id).bind(CHUNK).fetch_all(&mut *tx).await?;
+    let found: Vec<(String, i64)> = sqlx::query_as(ended)
+        .bind(text(cutoff))
+        .bind(end)
+        .bind(id)
+        .bind(CHUNK)
+        .fetch_all(&mut *tx)
+        .await?;
     let ids = rows::list(found.iter().map(|(_, id)| id));
     match so_far.requests_done {
         false => so_far.requests += prune_requests(tx, &ids).await?,
@@ -75,7 +84,11 @@ pub(super) async fn prune_chunk(
     let walked = found.len() < CHUNK as usize;
     so_far.done = walked && so_far.requests_done;
     so_far.requests_done |= walked;
-    so_far.cursor = found.into_iter().last().filter(|_| !walked).unwrap_or_default();
+    so_far.cursor = found
+        .into_iter()
+        .last()
+        .filter(|_| !walked)
+        .unwrap_or_default();
     Ok(so_far)
 }
 
@@ -103,7 +116,11 @@ async fn prune_requests(tx: &mut SqliteConnection, ids: &str) -> Result<u64, Sto
     Ok(deleted.rows_affected())
 }
 
-async fn prune_batches(tx: &mut SqliteConnection, ids: &str, now: UtcMillis) -> Result<u64, StoreError> {
+async fn prune_batches(
+    tx: &mut SqliteConnection,
+    ids: &str,
+    now: UtcMillis,
+) -> Result<u64, StoreError> {
     // Requests that somebody else has deleted leave their attempts behind.
     sqlx::query(
         "DELETE FROM request_attempts WHERE batch_id IN (SELECT value FROM json_each(?1)) AND result IS NOT NULL
@@ -135,8 +152,10 @@ pub struct Restored {
 }
 
 impl Store {
-    /// Begins a new epoch, and makes this daemon the queue's own. A copy, marked by `db backup`, older than the note beside the
-    /// queue, another file than that which the note was written for, or without a note, has its requests put on hold and its ids moved past all that were ever given.
+    /// Begins a new epoch, and makes this daemon the queue's own. A copy, marked by `db backup`,
+    /// older than the note beside the queue, another file than that which the note was written for,
+    /// or without a note, has its requests put on hold and its ids moved past all that were ever
+    /// given.
     ///
     /// # Errors
     /// Those of the store.
@@ -153,18 +172,30 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         hand::borrow(&mut tx).await?;
-        let (epoch, copied_at, token): (i64, Option<String>, String) =
-            sqlx::query_as("SELECT epoch, CAST(copied_at AS TEXT), lower(hex(randomblob(16))) FROM queue_mark")
-                .fetch_one(&mut *tx)
-                .await?;
+        let (epoch, copied_at, token): (i64, Option<String>, String) = sqlx::query_as(
+            "SELECT epoch, CAST(copied_at AS TEXT), lower(hex(randomblob(16))) FROM queue_mark",
+        )
+        .fetch_one(&mut *tx)
+        .await?;
         // A queue that was ever begun has a note. Without it nobody can tell how old this file is.
-        let is_copy = copied_at.is_some() || is_moved || note.map_or(epoch > 0, |note| note.epoch > epoch);
-        let restored = if is_copy { Some(hold_restored(&mut tx, note, copied_at, now).await?) } else { None };
+        let is_copy =
+            copied_at.is_some() || is_moved || note.map_or(epoch > 0, |note| note.epoch > epoch);
+        let restored = if is_copy {
+            Some(hold_restored(&mut tx, note, copied_at, now).await?)
+        } else {
+            None
+        };
         let mut noted_by = note::Writer::new(file::real(&self.path));
         if note.is_none() && epoch == 0 {
-            // A kill between the commit and the note must not make the next start take a fresh queue for a copy. If this
-            // fails, so does the note itself, and nothing leaves.
-            let _ = noted_by.write(Note { epoch, ..Note::default() }, self.options.synced);
+            // A kill between the commit and the note must not make the next start take a fresh
+            // queue for a copy. If this fails, so does the note itself, and nothing leaves.
+            let _ = noted_by.write(
+                Note {
+                    epoch,
+                    ..Note::default()
+                },
+                self.options.synced,
+            );
         }
         let note = note.unwrap_or_default();
         mend_sequences(&mut tx, note).await?;
@@ -177,8 +208,11 @@ impl Store {
         let note = read_note(&mut tx).await?;
         hand::give_back(&mut tx).await?;
         tx.commit().await?;
-        // So that the stamp stands in the file itself. If a reader is in the way, a later checkpoint brings it there.
-        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *writer).await?;
+        // So that the stamp stands in the file itself. If a reader is in the way, a later
+        // checkpoint brings it there.
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+            .execute(&mut *writer)
+            .await?;
         let page = stamp_page(&mut writer).await?;
         let mut own = self.own();
         own.place.begin(&token, page);
@@ -199,7 +233,8 @@ impl Store {
         Ok(())
     }
 
-    /// Raises the epoch if anything was written since `seen`; returns what is to be passed the next time.
+    /// Raises the epoch if anything was written since `seen`; returns what is to be passed the next
+    /// time.
     ///
     /// # Errors
     /// Those of the store, and `Unnoted`.
@@ -221,7 +256,8 @@ impl Store {
         Ok(seen)
     }
 
-    /// Mends the last ids that SQLite keeps, if somebody has set them back or beyond all reason: no row could be inserted.
+    /// Mends the last ids that SQLite keeps, if somebody has set them back or beyond all reason: no
+    /// row could be inserted.
     ///
     /// # Errors
     /// Those of the store.
@@ -230,7 +266,9 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let last = read_note(&mut writer).await?;
         let is_possible = |last: i64, known: i64| (known..=MOST + IDS_SKIPPED).contains(&last);
-        if is_possible(last.last_id, known.last_id) && is_possible(last.last_batch_id, known.last_batch_id) {
+        if is_possible(last.last_id, known.last_id)
+            && is_possible(last.last_batch_id, known.last_batch_id)
+        {
             return Ok(());
         }
         let mut tx = self.begin(&mut writer).await?;
@@ -239,7 +277,12 @@ impl Store {
     }
 
     /// Looks at one chunk more of what ended before `cutoff`.
-    pub async fn prune(&self, so_far: Prune, cutoff: UtcMillis, now: UtcMillis) -> Result<Prune, StoreError> {
+    pub async fn prune(
+        &self,
+        so_far: Prune,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<Prune, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let next = prune_chunk(&mut tx, so_far.clone(), cutoff, now).await?;
@@ -252,32 +295,45 @@ impl Store {
         Ok(next)
     }
 
-    /// Cuts a `-wal` back that has grown beyond its limit. False if somebody was at work in it, longer than `patience`.
+    /// Cuts a `-wal` back that has grown beyond its limit. False if somebody was at work in it,
+    /// longer than `patience`.
     ///
-    /// SQLite itself does so only when this connection begins the file anew; producers' connections have no limit. While it
-    /// is waited, nobody else can write: so whoever begins to read reads all that there is, and once the readers from before
-    /// have left, and then those that came until all was copied, nobody is in the file any more.
+    /// SQLite itself does so only when this connection begins the file anew; producers' connections
+    /// have no limit. While it is waited, nobody else can write: so whoever begins to read reads
+    /// all that there is, and once the readers from before have left, and then those that came
+    /// until all was copied, nobody is in the file any more.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn bound_wal(&self, patience: Duration) -> Result<bool, StoreError> {
-        if std::fs::metadata(file::beside(&file::real(&self.path), "-wal")).map_or(0, |wal| wal.len()) <= WAL_SIZE_LIMIT
+        if std::fs::metadata(file::beside(&file::real(&self.path), "-wal"))
+            .map_or(0, |wal| wal.len())
+            <= WAL_SIZE_LIMIT
         {
             return Ok(true);
         }
         let mut writer = self.writer.lock().await;
         // The copying holds up nobody; what is left for the cut is done under the lock of writers.
-        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *writer).await?;
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+            .execute(&mut *writer)
+            .await?;
         set_busy_timeout(&mut writer, patience).await?;
-        let cut = sqlx::query_scalar::<_, i64>("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut *writer).await;
+        let cut = sqlx::query_scalar::<_, i64>("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&mut *writer)
+            .await;
         set_busy_timeout(&mut writer, self.options.busy_timeout).await?;
         Ok(cut? == 0)
     }
 }
 
-async fn set_busy_timeout(connection: &mut SqliteConnection, timeout: Duration) -> Result<(), StoreError> {
+async fn set_busy_timeout(
+    connection: &mut SqliteConnection,
+    timeout: Duration,
+) -> Result<(), StoreError> {
     let pragma = format!("PRAGMA busy_timeout = {}", timeout.as_millis());
-    sqlx::query(sqlx::AssertSqlSafe(pragma)).execute(connection).await?;
+    sqlx::query(sqlx::AssertSqlSafe(pragma))
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -288,10 +344,16 @@ async fn read_note(connection: &mut SqliteConnection) -> Result<Note, StoreError
     )
     .fetch_one(connection)
     .await?;
-    Ok(Note { epoch, last_id, last_batch_id, ..Note::default() })
+    Ok(Note {
+        epoch,
+        last_id,
+        last_batch_id,
+        ..Note::default()
+    })
 }
 
-/// SQLite's own table of the last ids is open to anybody. Set back, it gives ids twice; set to its maximum, it gives none.
+/// SQLite's own table of the last ids is open to anybody. Set back, it gives ids twice; set to its
+/// maximum, it gives none.
 async fn mend_sequences(tx: &mut SqliteConnection, note: Note) -> Result<(), StoreError> {
     let own = read_note(tx).await?;
     let (request, batch): (i64, i64) = sqlx::query_as(
@@ -311,8 +373,15 @@ async fn mend_sequences(tx: &mut SqliteConnection, note: Note) -> Result<(), Sto
 }
 
 async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM sqlite_sequence WHERE name = ?").bind(table).execute(&mut *tx).await?;
-    sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)").bind(table).bind(last).execute(tx).await?;
+    sqlx::query("DELETE FROM sqlite_sequence WHERE name = ?")
+        .bind(table)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)")
+        .bind(table)
+        .bind(last)
+        .execute(tx)
+        .await?;
     Ok(())
 }
 
@@ -325,7 +394,9 @@ async fn hold_restored(
 ) -> Result<Restored, StoreError> {
     let own = read_note(tx).await?;
     let unfinished: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM power_requests WHERE gate IS NOT NULL").fetch_one(&mut *tx).await?;
+        sqlx::query_scalar("SELECT count(*) FROM power_requests WHERE gate IS NOT NULL")
+            .fetch_one(&mut *tx)
+            .await?;
     if unfinished > 0 {
         let what = match (rows::readable_time(copied_at.clone()), note) {
             (Some(at), _) => format!("this queue is an older copy of {at}"),
@@ -333,13 +404,27 @@ async fn hold_restored(
                 "this queue was put in its place and may be an older copy".to_owned()
             }
             (None, Some(_)) => "this queue is an older copy".to_owned(),
-            (None, None) => "this queue may be an older copy (the note beside it, .epoch, is missing)".to_owned(),
+            (None, None) => {
+                "this queue may be an older copy (the note beside it, .epoch, is missing)"
+                    .to_owned()
+            }
         };
         let reason = format!(
             "{what}; what became of its unfinished requests since is not in it: see `poweryard db release --help`"
         );
         let kind = HoldKind::Restored;
-        put_hold(tx, &Hold { target: None, action: None, kind, reason, since: now, until: None }).await?;
+        put_hold(
+            tx,
+            &Hold {
+                target: None,
+                action: None,
+                kind,
+                reason,
+                since: now,
+                until: None,
+            },
+        )
+        .await?;
     }
     let note = note.unwrap_or_default();
     sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), ?)")
@@ -350,7 +435,10 @@ async fn hold_restored(
     let next = |own: i64, noted: i64| own.max(noted).min(MOST) + IDS_SKIPPED;
     set_sequence(tx, "power_requests", next(own.last_id, note.last_id)).await?;
     set_sequence(tx, "batches", next(own.last_batch_id, note.last_batch_id)).await?;
-    Ok(Restored { unfinished, copied_at })
+    Ok(Restored {
+        unfinished,
+        copied_at,
+    })
 }
 
 #[cfg(test)]
@@ -366,7 +454,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("queue.db");
         let store = Store::open(&path).await.expect("a queue");
-        let size = || std::fs::metadata(dir.path().join("queue.db-wal")).expect("it is there").len();
+        let size = || {
+            std::fs::metadata(dir.path().join("queue.db-wal"))
+                .expect("it is there")
+                .len()
+        };
         let options = SqliteConnectOptions::new().filename(&path);
         let mut producer = options.connect().await.expect("connected");
         let mut reader = options.connect().await.expect("connected");
@@ -374,17 +466,37 @@ mod tests {
             sqlx::query(sql).execute(&mut reader).await.expect("read");
         }
         let large = format!("CREATE TABLE large AS SELECT zeroblob({WAL_SIZE_LIMIT}) AS bytes");
-        sqlx::query(sqlx::AssertSqlSafe(large)).execute(&mut producer).await.expect("written");
+        sqlx::query(sqlx::AssertSqlSafe(large))
+            .execute(&mut producer)
+            .await
+            .expect("written");
         assert!(size() > WAL_SIZE_LIMIT);
-        assert!(!store.bound_wal(Duration::ZERO).await.expect("a reader is no failure"));
+        assert!(
+            !store
+                .bound_wal(Duration::ZERO)
+                .await
+                .expect("a reader is no failure")
+        );
         assert!(size() > WAL_SIZE_LIMIT);
-        sqlx::query("COMMIT").execute(&mut reader).await.expect("it leaves");
-        assert!(store.bound_wal(Duration::ZERO).await.expect("nobody is in it"));
+        sqlx::query("COMMIT")
+            .execute(&mut reader)
+            .await
+            .expect("it leaves");
+        assert!(
+            store
+                .bound_wal(Duration::ZERO)
+                .await
+                .expect("nobody is in it")
+        );
         assert_eq!(size(), 0);
     }
 
     /// Reads for a tenth of a second each time, until told to end.
-    async fn read_on(options: SqliteConnectOptions, begins_after: Duration, ended: Arc<AtomicBool>) {
+    async fn read_on(
+        options: SqliteConnectOptions,
+        begins_after: Duration,
+        ended: Arc<AtomicBool>,
+    ) {
         let mut reader = options.connect().await.expect("connected");
         tokio::time::sleep(begins_after).await;
         while !ended.load(Ordering::SeqCst) {
@@ -392,7 +504,10 @@ mod tests {
                 sqlx::query(sql).execute(&mut reader).await.expect("read");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
-            sqlx::query("COMMIT").execute(&mut reader).await.expect("it leaves");
+            sqlx::query("COMMIT")
+                .execute(&mut reader)
+                .await
+                .expect("it leaves");
         }
     }
 
@@ -401,17 +516,39 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("queue.db");
         let store = Store::open(&path).await.expect("a queue");
-        let size = || std::fs::metadata(dir.path().join("queue.db-wal")).expect("it is there").len();
-        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(Duration::from_secs(10));
+        let size = || {
+            std::fs::metadata(dir.path().join("queue.db-wal"))
+                .expect("it is there")
+                .len()
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .busy_timeout(Duration::from_secs(10));
         let mut producer = options.clone().connect().await.expect("connected");
         let large = format!("CREATE TABLE large AS SELECT zeroblob({WAL_SIZE_LIMIT}) AS bytes");
         let ended = Arc::new(AtomicBool::new(false));
-        let begin = |offset: u64| read_on(options.clone(), Duration::from_millis(offset), Arc::clone(&ended));
-        let readers: Vec<_> = [0, 33, 66].into_iter().map(|offset| tokio::spawn(begin(offset))).collect();
-        sqlx::query(sqlx::AssertSqlSafe(large)).execute(&mut producer).await.expect("written");
+        let begin = |offset: u64| {
+            read_on(
+                options.clone(),
+                Duration::from_millis(offset),
+                Arc::clone(&ended),
+            )
+        };
+        let readers: Vec<_> = [0, 33, 66]
+            .into_iter()
+            .map(|offset| tokio::spawn(begin(offset)))
+            .collect();
+        sqlx::query(sqlx::AssertSqlSafe(large))
+            .execute(&mut producer)
+            .await
+            .expect("written");
         assert!(size() > WAL_SIZE_LIMIT);
         let mut tries = 0;
-        while !store.bound_wal(Duration::from_millis(50 << tries)).await.expect("readers are no failure") {
+        while !store
+            .bound_wal(Duration::from_millis(50 << tries))
+            .await
+            .expect("readers are no failure")
+        {
             tries += 1;
             assert!(tries < 6, "the readers keep it from being cut");
         }

@@ -1,22 +1,26 @@
-//! The queue's file: all SQL, pragmas, migrations, the file's mode and its lock. Knows nothing of HTTP.
+//! The queue's file: all SQL, pragmas, migrations, the file's mode and its lock. Knows nothing of
+//! HTTP.
 //!
-//! `Store` is the daemon's side: one writer connection, short `BEGIN IMMEDIATE` transactions that never span a network
-//! call, set-based statements driven from lists of ids. `Desk` is the side of the commands, which are producers and
-//! readers like any other.
+//! `Store` is the daemon's side: one writer connection, short `BEGIN IMMEDIATE` transactions that
+//! never span a network call, set-based statements driven from lists of ids. `Desk` is the side of
+//! the commands, which are producers and readers like any other.
 //!
-//! `LIMIT 0 + ?1`: SQLite (since 3.47) plans with the value of a bare parameter there, and so would compile the statement
-//! anew at every execution; for the search of lanes that costs more than running it.
+//! `LIMIT 0 + ?1`: SQLite (since 3.47) plans with the value of a bare parameter there, and so would
+//! compile the statement anew at every execution; for the search of lanes that costs more than
+//! running it.
 //!
-//! Nothing in this process opens the database, its `-wal` or its `-shm` by itself once SQLite has, and closes it again: that
-//! drops SQLite's POSIX locks, and the next producer to leave would delete the live `-wal`. The one handle that the lock needs
-//! is never closed (`file`).
+//! Nothing in this process opens the database, its `-wal` or its `-shm` by itself once SQLite has,
+//! and closes it again: that drops SQLite's POSIX locks, and the next producer to leave would
+//! delete the live `-wal`. The one handle that the lock needs is never closed (`file`).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
+};
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 
@@ -51,34 +55,46 @@ pub use keep::{Prune, Restored};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
 const WAL_SIZE_LIMIT: u64 = 64 << 20;
-/// The page cache, in KiB (negative, as SQLite wants it). Server ids are random, so a batch touches pages all over the
-/// indexes; with the usual 2 MiB a thousand outcomes of 20,000 requests took four times as long.
+/// The page cache, in KiB (negative, as SQLite wants it). Server ids are random, so a batch touches
+/// pages all over the indexes; with the usual 2 MiB a thousand outcomes of 20,000 requests took
+/// four times as long.
 const CACHE_SIZE: &str = "-16384";
 
-/// How long a statement waits for a producer's lock. A longer one is an answer (`StoreError::Busy`), not a failure.
+/// How long a statement waits for a producer's lock. A longer one is an answer
+/// (`StoreError::Busy`), not a failure.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How the daemon's side is opened. The defaults are what `serve` uses; a simulation wants speed, and to be asked.
+/// How the daemon's side is opened. The defaults are what `serve` uses; a simulation wants speed,
+/// and to be asked.
 #[derive(Clone)]
 pub struct StoreOptions {
     /// How long a statement waits for a producer's lock.
     pub busy_timeout: Duration,
     /// Waits until a commit is on the disk. Without it a power failure loses intents.
     pub synced: bool,
-    /// Asked before each commit; one that it does not allow is rolled back, and fails as if the queue were locked. A
-    /// simulation counts commits this way, and ends a daemon just before one of them.
+    /// Asked before each commit; one that it does not allow is rolled back, and fails as if the
+    /// queue were locked. A simulation counts commits this way, and ends a daemon just before one
+    /// of them.
     pub allow_commit: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { busy_timeout: BUSY_TIMEOUT, synced: true, allow_commit: None }
+        Self {
+            busy_timeout: BUSY_TIMEOUT,
+            synced: true,
+            allow_commit: None,
+        }
     }
 }
 
 impl fmt::Debug for StoreOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { busy_timeout, synced, allow_commit: _ } = self;
+        let Self {
+            busy_timeout,
+            synced,
+            allow_commit: _,
+        } = self;
         f.debug_struct("StoreOptions")
             .field("busy_timeout", busy_timeout)
             .field("synced", synced)
@@ -117,8 +133,8 @@ struct Mark {
 }
 
 impl Store {
-    /// Opens the queue for the daemon: creates the file (mode 0660) if it is missing, brings its schema up to date and
-    /// makes sure that it can be written.
+    /// Opens the queue for the daemon: creates the file (mode 0660) if it is missing, brings its
+    /// schema up to date and makes sure that it can be written.
     ///
     /// # Errors
     /// `Foreign`, `Newer` and `Corrupt` files are left alone.
@@ -140,7 +156,11 @@ impl Store {
         Self::begun(writer, path, options.clone()).await
     }
 
-    async fn begun(mut writer: SqliteConnection, path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+    async fn begun(
+        mut writer: SqliteConnection,
+        path: &Path,
+        options: StoreOptions,
+    ) -> Result<Self, StoreError> {
         let mark = match read_mark(&mut writer).await {
             Ok(mark) => mark.unwrap_or_default(),
             Err(error) => return Err(closed(writer, error).await),
@@ -153,7 +173,12 @@ impl Store {
             synced: options.synced,
             unnoted: None,
         };
-        Ok(Self { writer: Mutex::new(writer), path: path.to_owned(), options, own: std::sync::Mutex::new(own) })
+        Ok(Self {
+            writer: Mutex::new(writer),
+            path: path.to_owned(),
+            options,
+            own: std::sync::Mutex::new(own),
+        })
     }
 
     /// Opens an existing queue of the current schema so that nothing can be written.
@@ -164,7 +189,10 @@ impl Store {
         if !path.exists() {
             return Err(StoreError::Missing(path.to_owned()));
         }
-        let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).pragma("query_only", "ON");
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("query_only", "ON");
         let connected = options.disable_statement_logging().connect().await;
         let mut writer = connected.map_err(|error| StoreError::opening(path, error))?;
         schema::require_current(&mut writer, path).await?;
@@ -179,8 +207,9 @@ impl Store {
     /// Makes sure that this is still the queue that was opened, and still this daemon's.
     ///
     /// # Errors
-    /// `Replaced` if the file, its `-wal` or its `-shm` is another one or was written over: producers write elsewhere, or what
-    /// is known of the queue does not hold. `TakenOver` if another daemon or another copy has come in its place.
+    /// `Replaced` if the file, its `-wal` or its `-shm` is another one or was written over:
+    /// producers write elsewhere, or what is known of the queue does not hold. `TakenOver` if
+    /// another daemon or another copy has come in its place.
     pub async fn check_place(&self) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         self.look_at_place(&mut writer).await?;
@@ -226,7 +255,8 @@ impl Store {
         own.write_note(false);
     }
 
-    /// Writes the note beside the queue, unless it is as it should be, and waits until it is on the disk.
+    /// Writes the note beside the queue, unless it is as it should be, and waits until it is on the
+    /// disk.
     ///
     /// # Errors
     /// `Unnoted`.
@@ -237,7 +267,10 @@ impl Store {
             None => Ok(()),
             Some(source) => {
                 own.unnoted = Some(std::io::Error::new(source.kind(), source.to_string()));
-                Err(StoreError::Unnoted { path: note::path_of(&file::real(&self.path)), source })
+                Err(StoreError::Unnoted {
+                    path: note::path_of(&file::real(&self.path)),
+                    source,
+                })
             }
         }
     }
@@ -249,7 +282,9 @@ impl Store {
     pub async fn data_version(&self) -> Result<i64, StoreError> {
         let mut writer = self.writer.lock().await;
         self.look_at_place(&mut writer).await?;
-        Ok(sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *writer).await?)
+        Ok(sqlx::query_scalar("PRAGMA data_version")
+            .fetch_one(&mut *writer)
+            .await?)
     }
 
     /// Closes the file, which checkpoints the `-wal` when no producer has it open.
@@ -259,8 +294,9 @@ impl Store {
 
     /// Begins a transaction that writes, with the daemon's hand.
     ///
-    /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still counts it as open, and
-    /// would begin no other on this connection for ever: the connection is replaced.
+    /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still
+    /// counts it as open, and would begin no other on this connection for ever: the connection is
+    /// replaced.
     ///
     /// # Errors
     /// Those of `check_place`.
@@ -271,7 +307,8 @@ impl Store {
         }
         self.look_at_place(writer).await?;
         if writer.is_in_transaction() {
-            let former = std::mem::replace(writer, connect_writer(&self.path, &self.options).await?);
+            let former =
+                std::mem::replace(writer, connect_writer(&self.path, &self.options).await?);
             // It has nothing left to do; a failure to close it is none of this transaction.
             let _ = former.close().await;
         }
@@ -287,19 +324,23 @@ impl Own {
     }
 }
 
-/// The error, once the connection is closed. One that is dropped is closed in the background some time later, and may then
-/// tidy up what has come in the file's place.
+/// The error, once the connection is closed. One that is dropped is closed in the background some
+/// time later, and may then tidy up what has come in the file's place.
 async fn closed(connection: SqliteConnection, error: StoreError) -> StoreError {
     let _ = connection.close().await;
     error
 }
 
 async fn read_mark(connection: &mut SqliteConnection) -> Result<Option<Mark>, StoreError> {
-    let found: Option<(Vec<u8>, i64)> =
-        sqlx::query_as("SELECT CAST(token AS BLOB), CAST(epoch AS INTEGER) FROM queue_mark WHERE id = 1")
-            .fetch_optional(connection)
-            .await?;
-    Ok(found.map(|(token, epoch)| Mark { token: rows::lossy(token), epoch }))
+    let found: Option<(Vec<u8>, i64)> = sqlx::query_as(
+        "SELECT CAST(token AS BLOB), CAST(epoch AS INTEGER) FROM queue_mark WHERE id = 1",
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.map(|(token, epoch)| Mark {
+        token: rows::lossy(token),
+        epoch,
+    }))
 }
 
 async fn stamp_page(connection: &mut SqliteConnection) -> Result<StampPage, StoreError> {
@@ -317,13 +358,20 @@ async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnect
         .create_if_missing(false)
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(if how.synced { SqliteSynchronous::Full } else { SqliteSynchronous::Off })
+        .synchronous(if how.synced {
+            SqliteSynchronous::Full
+        } else {
+            SqliteSynchronous::Off
+        })
         .busy_timeout(how.busy_timeout)
         .pragma("journal_size_limit", WAL_SIZE_LIMIT.to_string())
         .pragma("cache_size", CACHE_SIZE)
         .pragma("temp_store", "MEMORY")
         .disable_statement_logging();
-    let mut writer = options.connect().await.map_err(|error| StoreError::opening(path, error))?;
+    let mut writer = options
+        .connect()
+        .await
+        .map_err(|error| StoreError::opening(path, error))?;
     if let Some(allow) = how.allow_commit.clone() {
         writer.lock_handle().await?.set_commit_hook(move || allow());
     }
@@ -348,11 +396,21 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let refuse = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&refuse);
-        let allow_commit: Arc<dyn Fn() -> bool + Send + Sync> = Arc::new(move || !asked.swap(false, Ordering::SeqCst));
-        let options = StoreOptions { synced: false, allow_commit: Some(allow_commit), ..StoreOptions::default() };
-        let store = Store::open_with(&dir.path().join("queue.db"), &options).await.expect("a queue");
+        let allow_commit: Arc<dyn Fn() -> bool + Send + Sync> =
+            Arc::new(move || !asked.swap(false, Ordering::SeqCst));
+        let options = StoreOptions {
+            synced: false,
+            allow_commit: Some(allow_commit),
+            ..StoreOptions::default()
+        };
+        let store = Store::open_with(&dir.path().join("queue.db"), &options)
+            .await
+            .expect("a queue");
         let insert = "INSERT INTO power_requests (server_id, action) VALUES ('a', 'stop')";
-        sqlx::query(insert).execute(&mut *store.writer.lock().await).await.expect("a row");
+        sqlx::query(insert)
+            .execute(&mut *store.writer.lock().await)
+            .await
+            .expect("a row");
         let now = UtcMillis(4_000_000_000_000);
         let target = TargetName("default".into());
         let (lane, origin) = (
@@ -365,13 +423,21 @@ mod tests {
                 ready: 1,
                 oldest_eligible_at: now,
             },
-            Origin { service: Service::Bms, endpoint: String::new(), project_id: String::new() },
+            Origin {
+                service: Service::Bms,
+                endpoint: String::new(),
+                project_id: String::new(),
+            },
         );
         refuse.store(true, Ordering::SeqCst);
-        let failed = store.claim(&lane, &origin, Which::First(10), &[], now).await;
+        let failed = store
+            .claim(&lane, &origin, Which::First(10), &[], now)
+            .await;
         assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
-        let claimed =
-            store.claim(&lane, &origin, Which::First(10), &[], now).await.expect("the next transaction begins");
+        let claimed = store
+            .claim(&lane, &origin, Which::First(10), &[], now)
+            .await
+            .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
     }
 }

@@ -1,5 +1,5 @@
-//! The note beside the queue, `PATH.epoch`: how far this queue has come. It outlives the queue's file, and so tells an older
-//! copy of it. Opens no database.
+//! The note beside the queue, `PATH.epoch`: how far this queue has come. It outlives the queue's
+//! file, and so tells an older copy of it. Opens no database.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -22,8 +22,8 @@ pub(super) struct Note {
     pub(super) last_id: i64,
     /// The highest id of a batch, likewise.
     pub(super) last_batch_id: i64,
-    /// When the queue's file came to be, in milliseconds since 1970, where the file system tells. Whoever puts a copy in its
-    /// place, and one of this note with it, makes a new file.
+    /// When the queue's file came to be, in milliseconds since 1970, where the file system tells.
+    /// Whoever puts a copy in its place, and one of this note with it, makes a new file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) born_ms: Option<i64>,
 }
@@ -33,18 +33,28 @@ impl Note {
     pub(super) fn read(queue: &Path) -> Option<Self> {
         let note: Self = serde_json::from_slice(&std::fs::read(path_of(queue)).ok()?).ok()?;
         let possible = 0..=MOST;
-        (possible.contains(&note.epoch) && possible.contains(&note.last_id) && possible.contains(&note.last_batch_id))
-            .then_some(note)
+        (possible.contains(&note.epoch)
+            && possible.contains(&note.last_id)
+            && possible.contains(&note.last_batch_id))
+        .then_some(note)
     }
 
-    /// True if the file at `queue` is another one than that which the note was written for, as far as can be told.
+    /// True if the file at `queue` is another one than that which the note was written for, as far
+    /// as can be told.
     pub(super) fn is_of_another_file(&self, queue: &Path) -> bool {
-        self.born_ms.zip(born(queue)).is_some_and(|(noted, found)| noted != found)
+        self.born_ms
+            .zip(born(queue))
+            .is_some_and(|(noted, found)| noted != found)
     }
 }
 
 fn born(queue: &Path) -> Option<i64> {
-    let since = std::fs::metadata(queue).ok()?.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let since = std::fs::metadata(queue)
+        .ok()?
+        .created()
+        .ok()?
+        .duration_since(UNIX_EPOCH)
+        .ok()?;
     i64::try_from(since.as_millis()).ok()
 }
 
@@ -67,15 +77,24 @@ pub(super) struct Writer {
 impl Writer {
     /// For the queue whose file is at `queue`.
     pub(super) fn new(queue: PathBuf) -> Self {
-        Self { born_ms: born(&queue), queue, open: None }
+        Self {
+            born_ms: born(&queue),
+            queue,
+            open: None,
+        }
     }
 
     /// Writes `note`; with `synced`, it is on the disk before this returns.
     pub(super) fn write(&mut self, note: Note, synced: bool) -> std::io::Result<()> {
-        let mut text = serde_json::to_vec(&Note { born_ms: self.born_ms, ..note })?;
+        let mut text = serde_json::to_vec(&Note {
+            born_ms: self.born_ms,
+            ..note
+        })?;
         text.resize(LENGTH, b' ');
         let path = path_of(&self.queue);
-        let at_path = std::fs::metadata(&path).map(|meta| (meta.dev(), meta.ino())).ok();
+        let at_path = std::fs::metadata(&path)
+            .map(|meta| (meta.dev(), meta.ino()))
+            .ok();
         if let Some((file, identity)) = &self.open
             && Some(*identity) == at_path
         {
@@ -96,11 +115,18 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<(File, Identity)> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&partial)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o640)
+        .open(&partial)?;
     file.write_all_at(text, 0)?;
     file.sync_all()?;
     std::fs::rename(&partial, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all())?;
     let meta = file.metadata()?;
     Ok((file, (meta.dev(), meta.ino())))
@@ -110,7 +136,12 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<(File, Identity)> {
 mod tests {
     use super::*;
 
-    const NOTE: Note = Note { epoch: 7, last_id: 3, last_batch_id: 2, born_ms: None };
+    const NOTE: Note = Note {
+        epoch: 7,
+        last_id: 3,
+        last_batch_id: 2,
+        born_ms: None,
+    };
 
     #[test]
     fn the_note_reads_back_and_comes_back_when_it_is_removed() {
@@ -127,7 +158,11 @@ mod tests {
         assert_eq!(Note::read(&queue), Some(NOTE));
         std::fs::write(path_of(&queue), "{\"epoch\":").expect("spoilt");
         assert_eq!(Note::read(&queue), None);
-        std::fs::write(path_of(&queue), r#"{"epoch":9223372036854775807,"last_id":1,"last_batch_id":1}"#).expect("odd");
+        std::fs::write(
+            path_of(&queue),
+            r#"{"epoch":9223372036854775807,"last_id":1,"last_batch_id":1}"#,
+        )
+        .expect("odd");
         assert_eq!(Note::read(&queue), None);
     }
 
@@ -136,7 +171,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let folder = dir.path().join("gone");
         let mut writer = Writer::new(folder.join("queue.db"));
-        writer.write(NOTE, true).expect_err("there is no such folder");
+        writer
+            .write(NOTE, true)
+            .expect_err("there is no such folder");
         std::fs::create_dir(&folder).expect("made");
         writer.write(NOTE, true).expect("now it can");
     }

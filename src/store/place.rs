@@ -1,5 +1,6 @@
-//! Whether the file that this daemon began on is still what the path leads to, with its `-wal` and `-shm`, and whether nobody
-//! has written another queue over it. Looks at the file system only; opens nothing.
+//! Whether the file that this daemon began on is still what the path leads to, with its `-wal` and
+//! `-shm`, and whether nobody has written another queue over it. Looks at the file system only;
+//! opens nothing.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -46,15 +47,23 @@ pub(super) enum Standing {
 impl Place {
     /// Takes note of the file at `path`.
     pub(super) fn new(path: &Path, main: Identity) -> Self {
-        Self { path: path.to_owned(), main, sidecars: Vec::new(), log: None, stamp: None }
+        Self {
+            path: path.to_owned(),
+            main,
+            sidecars: Vec::new(),
+            log: None,
+            stamp: None,
+        }
     }
 
-    /// Takes note of `-wal` and `-shm`, which exist from the first transaction to the end of this connection, and of where
-    /// the stamp is, if this process holds the lock and so a handle.
+    /// Takes note of `-wal` and `-shm`, which exist from the first transaction to the end of this
+    /// connection, and of where the stamp is, if this process holds the lock and so a handle.
     pub(super) fn begin(&mut self, token: &str, stamp: StampPage) {
         let real = file::real(&self.path);
         let found = ["-wal", "-shm"].map(|ending| file::beside(&real, ending));
-        let known = found.into_iter().filter_map(|path| file::identity(&path).ok().map(|identity| (path, identity)));
+        let known = found
+            .into_iter()
+            .filter_map(|path| file::identity(&path).ok().map(|identity| (path, identity)));
         self.sidecars = known.collect();
         self.log = LogReader::open(&real);
         self.stamp = file::locked_handle(self.main).map(|file| StampReader {
@@ -67,13 +76,19 @@ impl Place {
 
     /// Compares.
     pub(super) fn look(&mut self) -> Standing {
-        let same = |path: &Path, was: Identity| file::identity(path).is_ok_and(|identity| identity == was);
-        let in_place =
-            same(&self.path, self.main) && self.sidecars.iter().all(|(path, identity)| same(path, *identity));
+        let same =
+            |path: &Path, was: Identity| file::identity(path).is_ok_and(|identity| identity == was);
+        let in_place = same(&self.path, self.main)
+            && self
+                .sidecars
+                .iter()
+                .all(|(path, identity)| same(path, *identity));
         if !in_place || self.log.as_ref().is_some_and(|log| !log.is_whole()) {
             return Standing::Another;
         }
-        self.stamp.as_mut().map_or(Standing::Same, StampReader::look)
+        self.stamp
+            .as_mut()
+            .map_or(Standing::Same, StampReader::look)
     }
 
     /// Where the stamp is looked for.
@@ -90,7 +105,8 @@ impl Place {
     }
 }
 
-/// Compares the `-wal` with what the `-shm` says of it: whoever cut it, or wrote another over it, took committed rows.
+/// Compares the `-wal` with what the `-shm` says of it: whoever cut it, or wrote another over it,
+/// took committed rows.
 #[derive(Debug)]
 struct LogReader {
     wal: Arc<File>,
@@ -109,10 +125,14 @@ struct LogExtent {
 impl LogReader {
     fn open(queue: &Path) -> Option<Self> {
         let open = |ending| file::kept_handle(&file::beside(queue, ending)).ok();
-        Some(Self { wal: open("-wal")?, shm: open("-shm")? })
+        Some(Self {
+            wal: open("-wal")?,
+            shm: open("-shm")?,
+        })
     }
 
-    /// Somebody else may be writing either of them at this moment, so a difference counts only if it stays.
+    /// Somebody else may be writing either of them at this moment, so a difference counts only if
+    /// it stays.
     fn is_whole(&self) -> bool {
         for read in 1..=READS {
             match self.read() {
@@ -127,14 +147,17 @@ impl LogReader {
     fn read(&self) -> std::io::Result<bool> {
         let mut header = [0; 2 * SHM_HEADER];
         self.shm.read_exact_at(&mut header, 0)?;
-        let Some(extent) = log_extent(&header) else { return Ok(self.shm.metadata()?.len() >= SHM_LENGTH_MIN) };
+        let Some(extent) = log_extent(&header) else {
+            return Ok(self.shm.metadata()?.len() >= SHM_LENGTH_MIN);
+        };
         let mut salt = [0; 8];
         self.wal.read_exact_at(&mut salt, WAL_SALT_AT)?;
         Ok(salt == extent.salt && self.wal.metadata()?.len() >= extent.length)
     }
 }
 
-/// None while the `-wal` is empty, or the two copies of the header differ because it is being written.
+/// None while the `-wal` is empty, or the two copies of the header differ because it is being
+/// written.
 fn log_extent(header: &[u8; 2 * SHM_HEADER]) -> Option<LogExtent> {
     let (first, second) = header.split_at(SHM_HEADER);
     let is_begun = *first.get(12)? == 1;
@@ -144,9 +167,16 @@ fn log_extent(header: &[u8; 2 * SHM_HEADER]) -> Option<LogExtent> {
         return None;
     }
     // 1 stands for 65536, which does not fit.
-    let page_size = if page_size == 1 { 65536 } else { u64::from(page_size) };
+    let page_size = if page_size == 1 {
+        65536
+    } else {
+        u64::from(page_size)
+    };
     let length = WAL_HEADER + u64::from(frames) * (page_size + FRAME_HEADER);
-    Some(LogExtent { length, salt: first.get(32..40)?.try_into().ok()? })
+    Some(LogExtent {
+        length,
+        salt: first.get(32..40)?.try_into().ok()?,
+    })
 }
 
 /// Where SQLite keeps the table `queue_stamp`.
@@ -201,7 +231,11 @@ fn newest(page: &[u8], key: &[u8]) -> Option<i64> {
         let digits = page.get(at + key.len()..at + key.len() + DIGITS)?;
         std::str::from_utf8(digits).ok()?.parse::<i64>().ok()
     };
-    let places = page.windows(key.len()).enumerate().filter(|(_, bytes)| *bytes == key).map(|(at, _)| at);
+    let places = page
+        .windows(key.len())
+        .enumerate()
+        .filter(|(_, bytes)| *bytes == key)
+        .map(|(at, _)| at);
     places.filter_map(epoch).max()
 }
 

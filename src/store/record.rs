@@ -8,13 +8,19 @@ use super::batches::SAID_ALREADY;
 use super::{Store, StoreError, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, BatchId, BatchState, CodeClass, JobId, LookCause, RequestId, RequestState, UtcMillis,
+    AttemptResult, BatchId, BatchState, CodeClass, JobId, LookCause, RequestId, RequestState,
+    UtcMillis,
 };
 use crate::verdict::Batch;
 
 impl Store {
     /// Stores what follows from one answer, in one synced transaction.
-    pub async fn record(&self, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
+    pub async fn record(
+        &self,
+        batch: &Batch,
+        step: &Step,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         check_moves(batch, step)?;
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
@@ -38,34 +44,46 @@ fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Calls that the cloud may have acted on count as attempts. Each counts from its claim, until its answer says that nothing
-/// was done; this is true while it does.
+/// Calls that the cloud may have acted on count as attempts. Each counts from its claim, until its
+/// answer says that nothing was done; this is true while it does.
 fn is_counted(batch: &Batch) -> bool {
-    batch.state == BatchState::Submitting || batch.submitted_at.is_some() || batch.look_cause == Some(LookCause::Lost)
+    batch.state == BatchState::Submitting
+        || batch.submitted_at.is_some()
+        || batch.look_cause == Some(LookCause::Lost)
 }
 
 /// True if the answer to the call itself ended the request: then the call has switched nothing.
 fn was_settled_by_the_answer(batch: &Batch, outcome: &Outcome) -> bool {
-    let did_nothing = matches!(outcome.result, AttemptResult::Already | AttemptResult::Refused);
+    let did_nothing = matches!(
+        outcome.result,
+        AttemptResult::Already | AttemptResult::Refused
+    );
     batch.state == BatchState::Submitting && did_nothing
 }
 
-/// True if the call counts no longer, now that the request goes back. Busy, refused and unsent ones are taken back, but for
-/// a reboot that the cloud had accepted before its own task called the server busy: that is bounded by the attempts.
+/// True if the call counts no longer, now that the request goes back. Busy, refused and unsent ones
+/// are taken back, but for a reboot that the cloud had accepted before its own task called the
+/// server busy: that is bounded by the attempts.
 fn is_taken_back(batch: &Batch, back: &Return) -> bool {
-    let did_nothing = matches!(back.result, AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent);
+    let did_nothing = matches!(
+        back.result,
+        AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent
+    );
     let was_taken_up = batch.action.leaves_no_mark() && batch.submitted_at.is_some();
     did_nothing && is_counted(batch) && !was_taken_up
 }
 
-/// Requests to which the same happens, so that one statement moves them all: a step rarely has more than a handful of such
-/// groups, and a list of ids costs SQLite a third of a list of objects.
+/// Requests to which the same happens, so that one statement moves them all: a step rarely has more
+/// than a handful of such groups, and a list of ids costs SQLite a third of a list of objects.
 fn groups(step: &Step) -> Vec<(&Event, String)> {
     let mut groups: BTreeMap<&Event, Vec<RequestId>> = BTreeMap::new();
     for (request, event) in &step.moves {
         groups.entry(event).or_default().push(*request);
     }
-    groups.into_iter().map(|(event, ids)| (event, serde_json::to_string(&ids).unwrap_or_default())).collect()
+    groups
+        .into_iter()
+        .map(|(event, ids)| (event, serde_json::to_string(&ids).unwrap_or_default()))
+        .collect()
 }
 
 async fn move_requests(
@@ -78,11 +96,25 @@ async fn move_requests(
         match event {
             Event::Claimed => {}
             Event::Ended(outcome) => {
-                end_attempts(tx, batch, &ids, (outcome.result, &outcome.code, &outcome.message), now).await?;
+                end_attempts(
+                    tx,
+                    batch,
+                    &ids,
+                    (outcome.result, &outcome.code, &outcome.message),
+                    now,
+                )
+                .await?;
                 end(tx, batch, &ids, outcome, now).await?;
             }
             Event::Returned(back) => {
-                end_attempts(tx, batch, &ids, (back.result, &back.code, &back.message), now).await?;
+                end_attempts(
+                    tx,
+                    batch,
+                    &ids,
+                    (back.result, &back.code, &back.message),
+                    now,
+                )
+                .await?;
                 give_back(tx, batch, &ids, back).await?;
             }
         }
@@ -115,9 +147,14 @@ async fn end(
     Ok(())
 }
 
-/// Back in the queue a request is the first of its server again, unless an earlier one has become due meanwhile: that one
-/// is brought forward by a trigger.
-async fn give_back(tx: &mut SqliteConnection, batch: &Batch, ids: &str, back: &Return) -> Result<(), StoreError> {
+/// Back in the queue a request is the first of its server again, unless an earlier one has become
+/// due meanwhile: that one is brought forward by a trigger.
+async fn give_back(
+    tx: &mut SqliteConnection,
+    batch: &Batch,
+    ids: &str,
+    back: &Return,
+) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
              gate = CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
@@ -182,11 +219,23 @@ async fn remember_moving(
     Ok(())
 }
 
-async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: UtcMillis) -> Result<(), StoreError> {
+async fn move_batch(
+    tx: &mut SqliteConnection,
+    batch: &Batch,
+    step: &Step,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
     let gone: BTreeSet<RequestId> = step.moves.iter().map(|(request, _)| *request).collect();
-    let stay = batch.members.iter().filter(|member| !gone.contains(&member.request));
+    let stay = batch
+        .members
+        .iter()
+        .filter(|member| !gone.contains(&member.request));
     let stay: Vec<i64> = stay.map(|member| member.request.0).collect();
-    let next = if stay.is_empty() { &BatchNext::Done } else { &step.batch };
+    let next = if stay.is_empty() {
+        &BatchNext::Done
+    } else {
+        &step.batch
+    };
     let more = counted_more(batch, next);
     if more != 0 {
         sqlx::query(
@@ -199,7 +248,8 @@ async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: 
     }
     let change = Change::of(batch, next, now);
     let complaint = step.complaint.as_ref();
-    let said_already = complaint.is_some_and(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
+    let said_already =
+        complaint.is_some_and(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
     sqlx::query(
         "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
              looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
@@ -227,10 +277,12 @@ async fn move_batch(tx: &mut SqliteConnection, batch: &Batch, step: &Step, now: 
     Ok(())
 }
 
-/// What a look that begins means for the attempts of those that stay: a refused call counts no longer, and one whose refusal
-/// was disproved counts after all.
+/// What a look that begins means for the attempts of those that stay: a refused call counts no
+/// longer, and one whose refusal was disproved counts after all.
 fn counted_more(batch: &Batch, next: &BatchNext) -> i64 {
-    let BatchNext::Look { cause, .. } = next else { return 0 };
+    let BatchNext::Look { cause, .. } = next else {
+        return 0;
+    };
     match (is_counted(batch), cause) {
         (false, LookCause::Lost) => 1,
         (true, LookCause::Refused) if batch.state == BatchState::Submitting => -1,
@@ -266,17 +318,29 @@ impl Change {
                 next_look_at: Some(*next_look_at),
                 ..same
             },
-            BatchNext::Look { cause, until, next_look_at } => Self {
+            BatchNext::Look {
+                cause,
+                until,
+                next_look_at,
+            } => Self {
                 state: BatchState::Looking,
                 next_look_at: Some(*next_look_at),
                 look: Some((*cause, *until)),
                 doubts: 0,
                 ..same
             },
-            BatchNext::Again { next_look_at, doubts } => {
-                Self { next_look_at: Some(*next_look_at), doubts: *doubts, ..same }
-            }
-            BatchNext::Done => Self { state: BatchState::Done, ..same },
+            BatchNext::Again {
+                next_look_at,
+                doubts,
+            } => Self {
+                next_look_at: Some(*next_look_at),
+                doubts: *doubts,
+                ..same
+            },
+            BatchNext::Done => Self {
+                state: BatchState::Done,
+                ..same
+            },
         }
     }
 }

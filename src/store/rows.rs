@@ -1,4 +1,5 @@
-//! Stored text to values. A value that does not read names itself instead of ending the pass with a riddle.
+//! Stored text to values. A value that does not read names itself instead of ending the pass with a
+//! riddle.
 
 use std::str::FromStr;
 
@@ -9,7 +10,8 @@ pub(super) fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|error: T::Err| StoreError::Unreadable(error.to_string()))
+    text.parse()
+        .map_err(|error: T::Err| StoreError::Unreadable(error.to_string()))
 }
 
 pub(super) fn time(text: &str) -> Result<UtcMillis, StoreError> {
@@ -28,16 +30,21 @@ pub(super) fn list<'a>(ids: impl IntoIterator<Item = &'a i64>) -> String {
 
 /// Names for `json_each`.
 pub(super) fn names<'a>(targets: impl IntoIterator<Item = &'a TargetName>) -> String {
-    let names: Vec<&str> = targets.into_iter().map(|target| target.0.as_str()).collect();
+    let names: Vec<&str> = targets
+        .into_iter()
+        .map(|target| target.0.as_str())
+        .collect();
     serde_json::to_string(&names).unwrap_or_default()
 }
 
 /// A text of which only the bytes are certain.
 pub(super) fn lossy(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// A number that counts something, and that a stranger may have written: never so large that one more would not fit.
+/// A number that counts something, and that a stranger may have written: never so large that one
+/// more would not fit.
 pub(super) fn count(number: i64) -> u32 {
     number.clamp(0, i64::from(i32::MAX)) as u32
 }
@@ -54,7 +61,9 @@ pub(super) fn baseline_text(baseline: Baseline) -> Option<String> {
         Baseline::Known(None) => return Some("none".to_owned()),
         Baseline::Known(Some(operation)) => operation,
     };
-    let (_, status) = OPERATION_STATES.iter().find(|(status, _)| *status == operation.status)?;
+    let (_, status) = OPERATION_STATES
+        .iter()
+        .find(|(status, _)| *status == operation.status)?;
     Some(format!("{} {status}", operation.action))
 }
 
@@ -63,17 +72,25 @@ pub(super) fn baseline(text: Option<String>) -> Baseline {
     let read = |text: &str| {
         let (action, state) = text.split_once(' ')?;
         let (status, _) = OPERATION_STATES.iter().find(|(_, word)| *word == state)?;
-        Some(Operation { action: action.parse().ok()?, status: *status })
+        Some(Operation {
+            action: action.parse().ok()?,
+            status: *status,
+        })
     };
     match text.as_deref() {
         Some("none") => Baseline::Known(None),
-        Some(text) => read(text).map_or(Baseline::Unknown, |operation| Baseline::Known(Some(operation))),
+        Some(text) => read(text).map_or(Baseline::Unknown, |operation| {
+            Baseline::Known(Some(operation))
+        }),
         None => Baseline::Unknown,
     }
 }
 
-const OPERATION_STATES: [(JobStatus, &str); 3] =
-    [(JobStatus::Pending, "processing"), (JobStatus::Succeeded, "succeeded"), (JobStatus::Failed, "failed")];
+const OPERATION_STATES: [(JobStatus, &str); 3] = [
+    (JobStatus::Pending, "processing"),
+    (JobStatus::Succeeded, "succeeded"),
+    (JobStatus::Failed, "failed"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -83,11 +100,19 @@ mod tests {
     #[test]
     fn a_baseline_reads_back_as_it_was_stored() {
         let operations = PowerAction::ALL.iter().flat_map(|action| {
-            OPERATION_STATES.map(|(status, _)| Baseline::Known(Some(Operation { action: *action, status })))
+            OPERATION_STATES.map(|(status, _)| {
+                Baseline::Known(Some(Operation {
+                    action: *action,
+                    status,
+                }))
+            })
         });
         for stored in operations.chain([Baseline::Unknown, Baseline::Known(None)]) {
             assert_eq!(baseline(baseline_text(stored)), stored);
         }
-        assert_eq!(baseline(Some("explode twice".to_owned())), Baseline::Unknown);
+        assert_eq!(
+            baseline(Some("explode twice".to_owned())),
+            Baseline::Unknown
+        );
     }
 }

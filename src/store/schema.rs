@@ -1,4 +1,5 @@
-//! Which schema a file has, and how it is brought up to date. The schema itself is in `migrations/`.
+//! Which schema a file has, and how it is brought up to date. The schema itself is in
+//! `migrations/`.
 
 use std::path::Path;
 
@@ -13,8 +14,12 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 /// `PRAGMA application_id` of our files: "pyrd".
 const APPLICATION_ID: i64 = 1_887_007_332;
 
-/// Brings the schema up to date, one transaction a migration. A foreign or newer file is left alone.
-pub(super) async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+/// Brings the schema up to date, one transaction a migration. A foreign or newer file is left
+/// alone.
+pub(super) async fn migrate(
+    connection: &mut SqliteConnection,
+    path: &Path,
+) -> Result<(), StoreError> {
     match state(connection, path).await? {
         State::Current => Ok(()),
         State::Empty => run(connection, path).await,
@@ -27,18 +32,26 @@ pub(super) async fn migrate(connection: &mut SqliteConnection, path: &Path) -> R
 
 /// The list of migrations is written by the daemon's hand only: the first one leaves it taken.
 async fn run(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
-    MIGRATOR.run(&mut *connection).await.map_err(|error| match error {
-        sqlx::migrate::MigrateError::Execute(error) => StoreError::opening(path, error),
-        other => StoreError::Unreadable(other.to_string()),
-    })?;
+    MIGRATOR
+        .run(&mut *connection)
+        .await
+        .map_err(|error| match error {
+            sqlx::migrate::MigrateError::Execute(error) => StoreError::opening(path, error),
+            other => StoreError::Unreadable(other.to_string()),
+        })?;
     hand::give_back(connection).await
 }
 
-/// Refuses a foreign or newer file before anything is done that would change it, as switching to WAL does. What cannot be
-/// opened only for reading is judged when it is opened for good.
+/// Refuses a foreign or newer file before anything is done that would change it, as switching to
+/// WAL does. What cannot be opened only for reading is judged when it is opened for good.
 pub(super) async fn refuse_strangers(path: &Path) -> Result<(), StoreError> {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();
-    let Ok(mut connection) = options.connect().await else { return Ok(()) };
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .disable_statement_logging();
+    let Ok(mut connection) = options.connect().await else {
+        return Ok(());
+    };
     match state(&mut connection, path).await {
         Err(error @ (StoreError::Foreign(_) | StoreError::Newer(_))) => Err(error),
         // Whatever is wrong with the file otherwise shows when it is opened for good.
@@ -50,22 +63,31 @@ pub(super) async fn refuse_strangers(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Refuses a file that the commands of this version cannot read.
-pub(super) async fn require_current(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
+pub(super) async fn require_current(
+    connection: &mut SqliteConnection,
+    path: &Path,
+) -> Result<(), StoreError> {
     match state(connection, path).await? {
         State::Current => Ok(()),
         State::Older | State::Empty => Err(StoreError::Older(path.to_owned())),
     }
 }
 
-/// True for what a daemon leaves behind that was killed while it made the queue: the list of migrations is made first, by
-/// itself, and is still empty.
-async fn is_barely_begun(connection: &mut SqliteConnection, objects: &[String]) -> Result<bool, sqlx::Error> {
-    let only_the_list =
-        |name: &String| name == "_sqlx_migrations" || name.starts_with("sqlite_autoindex__sqlx_migrations");
+/// True for what a daemon leaves behind that was killed while it made the queue: the list of
+/// migrations is made first, by itself, and is still empty.
+async fn is_barely_begun(
+    connection: &mut SqliteConnection,
+    objects: &[String],
+) -> Result<bool, sqlx::Error> {
+    let only_the_list = |name: &String| {
+        name == "_sqlx_migrations" || name.starts_with("sqlite_autoindex__sqlx_migrations")
+    };
     if !objects.iter().all(only_the_list) {
         return Ok(false);
     }
-    let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations").fetch_one(connection).await?;
+    let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations")
+        .fetch_one(connection)
+        .await?;
     Ok(applied == 0)
 }
 
@@ -77,21 +99,35 @@ enum State {
 
 async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, StoreError> {
     let opening = |error| StoreError::opening(path, error);
-    let objects: Vec<String> =
-        sqlx::query_scalar("SELECT name FROM sqlite_master").fetch_all(&mut *connection).await.map_err(opening)?;
-    if objects.is_empty() || is_barely_begun(connection, &objects).await.map_err(opening)? {
+    let objects: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master")
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(opening)?;
+    if objects.is_empty()
+        || is_barely_begun(connection, &objects)
+            .await
+            .map_err(opening)?
+    {
         return Ok(State::Empty);
     }
-    let id: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await.map_err(opening)?;
+    let id: i64 = sqlx::query_scalar("PRAGMA application_id")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(opening)?;
     if id != APPLICATION_ID {
         return Err(StoreError::Foreign(path.to_owned()));
     }
-    let applied: i64 =
-        sqlx::query_scalar("SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success")
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(opening)?;
-    let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let applied: i64 = sqlx::query_scalar(
+        "SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(opening)?;
+    let newest = MIGRATOR
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or(0);
     match applied.cmp(&newest) {
         std::cmp::Ordering::Less => Ok(State::Older),
         std::cmp::Ordering::Equal => Ok(State::Current),
@@ -110,24 +146,43 @@ mod tests {
     async fn migrated_after(steps: &'static str) -> Result<(), StoreError> {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("queue.db");
-        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true);
         let mut connection = options.connect().await.expect("a file");
-        sqlx::raw_sql(steps).execute(&mut connection).await.expect("done");
+        sqlx::raw_sql(steps)
+            .execute(&mut connection)
+            .await
+            .expect("done");
         connection.close().await.expect("closed");
-        migrate(&mut connect_writer(&path, &StoreOptions::default()).await?, &path).await
+        migrate(
+            &mut connect_writer(&path, &StoreOptions::default()).await?,
+            &path,
+        )
+        .await
     }
 
     #[tokio::test]
     async fn a_kill_while_the_queue_is_made_does_not_make_it_foreign() {
-        migrated_after("").await.expect("an empty file becomes a queue");
+        migrated_after("")
+            .await
+            .expect("an empty file becomes a queue");
         let list = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL,
                         installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
                         checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)";
-        migrated_after(list).await.expect("one with nothing but an empty list, too");
+        migrated_after(list)
+            .await
+            .expect("one with nothing but an empty list, too");
+        let other = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY); INSERT INTO _sqlx_migrations VALUES (7)";
+        assert!(
+            matches!(migrated_after(other).await, Err(StoreError::Foreign(_))),
+            "somebody else uses sqlx as well"
+        );
         let other =
-            "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY); INSERT INTO _sqlx_migrations VALUES (7)";
-        assert!(matches!(migrated_after(other).await, Err(StoreError::Foreign(_))), "somebody else uses sqlx as well");
-        let other = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY); CREATE TABLE notes (text)";
-        assert!(matches!(migrated_after(other).await, Err(StoreError::Foreign(_))));
+            "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY); CREATE TABLE notes (text)";
+        assert!(matches!(
+            migrated_after(other).await,
+            Err(StoreError::Foreign(_))
+        ));
     }
 }

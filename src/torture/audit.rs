@@ -1,4 +1,5 @@
-//! A record of every move in the queue's file, kept by triggers of its own: also of moves that a daemon forgot at once.
+//! A record of every move in the queue's file, kept by triggers of its own: also of moves that a
+//! daemon forgot at once.
 //!
 //! Owns the audit's SQL. Judges nothing.
 
@@ -53,13 +54,21 @@ pub(super) enum Entry {
     /// A batch was made.
     Intent { batch: i64, action: PowerAction },
     /// A batch moved on.
-    Batch { batch: i64, was: BatchState, becomes: BatchState },
+    Batch {
+        batch: i64,
+        was: BatchState,
+        becomes: BatchState,
+    },
     /// A batch is gone.
     Gone { batch: i64, was: BatchState },
     /// A request became a member of a batch.
     Member { request: i64, batch: i64 },
     /// The ledger says how an attempt ended.
-    Result { request: i64, batch: i64, result: AttemptResult },
+    Result {
+        request: i64,
+        batch: i64,
+        result: AttemptResult,
+    },
 }
 
 /// A request's change of state.
@@ -88,9 +97,14 @@ struct Row {
 }
 
 /// The entries after number `last`, and the number of the newest.
-pub(super) async fn read(connection: &mut SqliteConnection, last: i64) -> Result<(Vec<Entry>, i64), Broken> {
-    let rows: Vec<Row> =
-        sqlx::query_as("SELECT * FROM audit WHERE seq > ? ORDER BY seq").bind(last).fetch_all(connection).await?;
+pub(super) async fn read(
+    connection: &mut SqliteConnection,
+    last: i64,
+) -> Result<(Vec<Entry>, i64), Broken> {
+    let rows: Vec<Row> = sqlx::query_as("SELECT * FROM audit WHERE seq > ? ORDER BY seq")
+        .bind(last)
+        .fetch_all(connection)
+        .await?;
     let newest = rows.last().map_or(last, |row| row.seq);
     let entries = rows.into_iter().map(Row::read).collect::<Result<_, _>>()?;
     Ok((entries, newest))
@@ -109,12 +123,29 @@ impl Row {
                 code: self.code.unwrap_or_default(),
                 attempts: self.attempts.unwrap_or(0),
             }),
-            "deleted" => Entry::Deleted { request, was: self.was.unwrap_or_default() },
-            "intent" => Entry::Intent { batch, action: word(self.was)? },
-            "batch" => Entry::Batch { batch, was: word(self.was)?, becomes: word(self.becomes)? },
-            "gone" => Entry::Gone { batch, was: word(self.was)? },
+            "deleted" => Entry::Deleted {
+                request,
+                was: self.was.unwrap_or_default(),
+            },
+            "intent" => Entry::Intent {
+                batch,
+                action: word(self.was)?,
+            },
+            "batch" => Entry::Batch {
+                batch,
+                was: word(self.was)?,
+                becomes: word(self.becomes)?,
+            },
+            "gone" => Entry::Gone {
+                batch,
+                was: word(self.was)?,
+            },
             "member" => Entry::Member { request, batch },
-            _ => Entry::Result { request, batch, result: word(self.becomes)? },
+            _ => Entry::Result {
+                request,
+                batch,
+                result: word(self.becomes)?,
+            },
         })
     }
 }
@@ -123,5 +154,7 @@ fn word<T: std::str::FromStr>(text: Option<String>) -> Result<T, Broken>
 where
     T::Err: std::fmt::Display,
 {
-    text.unwrap_or_default().parse().map_err(|error: T::Err| Broken(format!("the queue holds a strange word: {error}")))
+    text.unwrap_or_default()
+        .parse()
+        .map_err(|error: T::Err| Broken(format!("the queue holds a strange word: {error}")))
 }

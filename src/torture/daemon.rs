@@ -1,5 +1,5 @@
-//! One life of a daemon: the real store, client and dispatcher, as `daemon::run` puts them together, and a fuse that ends it
-//! before a commit. Knows nothing of schedules.
+//! One life of a daemon: the real store, client and dispatcher, as `daemon::run` puts them
+//! together, and a fuse that ends it before a commit. Knows nothing of schedules.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,18 +46,27 @@ impl Daemon {
     ) -> Result<Self, StoreError> {
         let lock = QueueLock::take(path, cloud.moment().utc)?;
         let commits = Arc::clone(fuse);
-        let options = StoreOptions { allow_commit: Some(Arc::new(move || commits.allows())), ..store_options() };
+        let options = StoreOptions {
+            allow_commit: Some(Arc::new(move || commits.allows())),
+            ..store_options()
+        };
         let store = Arc::new(Store::open_with(path, &options).await?);
         if let Err(error) = store.begin_epoch(cloud.moment().utc).await {
             close(store).await;
             return Err(error);
         }
         let made = match clouds(settings, secrets, cloud) {
-            Ok(clouds) => Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.moment()).await,
+            Ok(clouds) => {
+                Dispatcher::new(Arc::clone(&store), settings, clouds, cloud.moment()).await
+            }
             Err(error) => Err(StoreError::Unreadable(error.0)),
         };
         match made {
-            Ok(dispatcher) => Ok(Self { dispatcher, store, lock }),
+            Ok(dispatcher) => Ok(Self {
+                dispatcher,
+                store,
+                lock,
+            }),
             Err(error) => {
                 close(store).await;
                 Err(error)
@@ -86,13 +95,23 @@ impl Daemon {
         cloud: &Cloud,
     ) -> Result<(), ReloadError> {
         let (accepted, _) = oneshot::channel();
-        let clouds = clouds(settings, secrets, cloud).map_err(|error| StoreError::Unreadable(error.0))?;
-        let reload = Reload { settings: settings.clone(), clouds, is_asked_for: true, accepted };
+        let clouds =
+            clouds(settings, secrets, cloud).map_err(|error| StoreError::Unreadable(error.0))?;
+        let reload = Reload {
+            settings: settings.clone(),
+            clouds,
+            is_asked_for: true,
+            accepted,
+        };
         self.dispatcher.reload(reload, cloud.moment().utc).await
     }
 
     /// As `db prune`, for what ended before `cutoff`.
-    pub(super) async fn prune(&self, cutoff: UtcMillis, now: UtcMillis) -> Result<Prune, StoreError> {
+    pub(super) async fn prune(
+        &self,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<Prune, StoreError> {
         self.store.prune(Prune::default(), cutoff, now).await
     }
 }
@@ -129,9 +148,15 @@ fn clouds(
         };
         let time = simulated.clone();
         let clock: Clock = Arc::new(move || time.moment().utc);
-        let wire = SimWire { cloud: simulated.clone(), timeout: target.request_timeout };
+        let wire = SimWire {
+            cloud: simulated.clone(),
+            timeout: target.request_timeout,
+        };
         let client = cloud::over(Box::new(wire), target, credentials, clock);
-        clouds.insert(target.name.clone(), client.map_err(|error| Broken(error.to_string()))?);
+        clouds.insert(
+            target.name.clone(),
+            client.map_err(|error| Broken(error.to_string()))?,
+        );
     }
     Ok(clouds)
 }
@@ -150,12 +175,15 @@ pub(super) struct Fuse {
 impl Fuse {
     /// From now on the commit after `more` others ends the daemon.
     pub(super) fn set(&self, more: u64) {
-        self.ends_before.store(self.commits() + more + 1, Ordering::SeqCst);
+        self.ends_before
+            .store(self.commits() + more + 1, Ordering::SeqCst);
     }
 
-    /// After `more` other commits the next `times` fail, as when a producer takes the lock in the middle of a step.
+    /// After `more` other commits the next `times` fail, as when a producer takes the lock in the
+    /// middle of a step.
     pub(super) fn fail(&self, more: u64, times: u64) {
-        *self.fails.lock().unwrap_or_else(PoisonError::into_inner) = (self.commits() + more + 1, times);
+        *self.fails.lock().unwrap_or_else(PoisonError::into_inner) =
+            (self.commits() + more + 1, times);
     }
 
     /// The daemon is dead: nothing it writes any more counts.

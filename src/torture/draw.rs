@@ -1,4 +1,5 @@
-//! From a seed to a run: the cloud's scenario, the daemon's settings, and how rough the schedule is. Pure.
+//! From a seed to a run: the cloud's scenario, the daemon's settings, and how rough the schedule
+//! is. Pure.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -11,12 +12,15 @@ use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
 use crate::model::{PowerAction, Service, TargetName};
-use crate::settings::{AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings};
+use crate::settings::{
+    AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings,
+};
 use crate::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use crate::sim::{Call, Scenario};
 
 use crate::sim::scenario::{
-    BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Refusals, Span, Unset, clouddc,
+    BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Refusals, Span,
+    Unset, clouddc,
 };
 
 /// A service's target, where a run has it.
@@ -46,7 +50,12 @@ impl Plan {
         let flight = |target: &TargetSettings| {
             let answers = target.request_timeout * 20;
             let waits = longest_retry_after(&self.scenario) * 4;
-            target.job_time_limit + target.look_time_limit * 2 + target.settle_time + answers + waits + SLACK * 6
+            target.job_time_limit
+                + target.look_time_limit * 2
+                + target.settle_time
+                + answers
+                + waits
+                + SLACK * 6
         };
         let of = |target: &TargetSettings| rules::TargetLimits {
             submits_per_minute: target.submits_per_minute,
@@ -55,21 +64,54 @@ impl Plan {
             protected: target.protected.clone(),
         };
         rules::Limits {
-            targets: self.settings.targets.iter().map(|target| (target.name.clone(), of(target))).collect(),
+            targets: self
+                .settings
+                .targets
+                .iter()
+                .map(|target| (target.name.clone(), of(target)))
+                .collect(),
             attempts_max: self.settings.batch.attempts_max.get(),
             default_ttl: self.settings.queue.default_ttl,
-            flight_max: self.settings.targets.iter().map(flight).max().unwrap_or(SLACK),
-            prompt: self.settings.targets.iter().filter_map(|target| self.prompt(target)).collect(),
-            sights: self.settings.targets.iter().map(|target| (target.name.clone(), self.sight(target))).collect(),
+            flight_max: self
+                .settings
+                .targets
+                .iter()
+                .map(flight)
+                .max()
+                .unwrap_or(SLACK),
+            prompt: self
+                .settings
+                .targets
+                .iter()
+                .filter_map(|target| self.prompt(target))
+                .collect(),
+            sights: self
+                .settings
+                .targets
+                .iter()
+                .map(|target| (target.name.clone(), self.sight(target)))
+                .collect(),
         }
     }
 
     /// Where nothing disturbs this target, how long a request waits at most that nothing holds.
     fn prompt(&self, target: &TargetSettings) -> Option<(TargetName, Duration)> {
         let rough = &self.rough;
-        let strikes = |fault: &&Fault| fault.when.service.is_none_or(|service| service == target.service);
+        let strikes = |fault: &&Fault| {
+            fault
+                .when
+                .service
+                .is_none_or(|service| service == target.service)
+        };
         let is_quiet = self.scenario.faults.iter().all(|fault| !strikes(&fault))
-            && [rough.crash, rough.crash_in_step, rough.lock, rough.clock, rough.operators, rough.meddling] == [0; 6]
+            && [
+                rough.crash,
+                rough.crash_in_step,
+                rough.lock,
+                rough.clock,
+                rough.operators,
+                rough.meddling,
+            ] == [0; 6]
             && self.scenario.rates.submits_per_minute == 0
             && self.scenario.rates.lists_per_minute == 0
             && target.budgets.is_empty();
@@ -91,16 +133,30 @@ impl Plan {
     /// What can be seen at this target, whatever the schedule does.
     fn sight(&self, target: &TargetSettings) -> rules::Sight {
         let scenario = &self.scenario;
-        let faults = || scenario.faults.iter().filter(|f| f.when.service.is_none_or(|own| own == target.service));
+        let faults = || {
+            scenario
+                .faults
+                .iter()
+                .filter(|f| f.when.service.is_none_or(|own| own == target.service))
+        };
         let is_read = |fault: &Fault| {
             let on = &fault.when.on;
-            on.is_empty() || on.iter().any(|call| matches!(call, Call::Job | Call::List | Call::Show))
+            on.is_empty()
+                || on
+                    .iter()
+                    .any(|call| matches!(call, Call::Job | Call::List | Call::Show))
         };
-        let by_chance = |fault: &Fault| fault.when.chance.is_some() || fault.when.servers.is_empty();
+        let by_chance =
+            |fault: &Fault| fault.when.chance.is_some() || fault.when.servers.is_empty();
         let spoils = |fault: &Fault| match fault.kind {
             FaultKind::OddAnswer { .. } | FaultKind::ActsAnyway { .. } => false,
             FaultKind::OperationNeverEnds => true,
-            ref kind => is_of_calls(kind) && is_read(fault) && by_chance(fault) && fault.when.limit_above.is_none(),
+            ref kind => {
+                is_of_calls(kind)
+                    && is_read(fault)
+                    && by_chance(fault)
+                    && fault.when.limit_above.is_none()
+            }
         };
         let hides_reboots = |fault: &Fault| {
             matches!(
@@ -114,18 +170,31 @@ impl Plan {
             ) || !fault.when.jobs.is_empty()
         };
         let rates = scenario.rates;
-        let latest =
-            [scenario.latency.job_ms, scenario.latency.list_ms, scenario.latency.show_ms, scenario.latency.token_ms];
-        let slowest = latest.iter().map(|span| Duration::from_millis(span.max_ms)).max().unwrap_or_default();
+        let latest = [
+            scenario.latency.job_ms,
+            scenario.latency.list_ms,
+            scenario.latency.show_ms,
+            scenario.latency.token_ms,
+        ];
+        let slowest = latest
+            .iter()
+            .map(|span| Duration::from_millis(span.max_ms))
+            .max()
+            .unwrap_or_default();
         let operation = match target.service {
             Service::Bms => scenario.bms.operation_ms,
             Service::CloudDc => scenario.clouddc.operation_ms,
         };
         let longest = longest_seen(target, operation);
-        // A look may take a token, a list and shows. In a row, two of them and the wait between fit into the longest gap.
+        // A look may take a token, a list and shows. In a row, two of them and the wait between fit
+        // into the longest gap.
         let look = slowest * 3 + Duration::from_millis(self.rough.way_max_ms) * 2;
         let keeps_up = look * 2 + target.settle_time / 8 < longest_gap(target.settle_time);
-        let can_see = [rates.jobs_per_minute, rates.lists_per_minute, rates.shows_per_minute] == [0; 3]
+        let can_see = [
+            rates.jobs_per_minute,
+            rates.lists_per_minute,
+            rates.shows_per_minute,
+        ] == [0; 3]
             && keeps_up
             && !faults().any(spoils)
             && slowest < target.request_timeout
@@ -133,24 +202,31 @@ impl Plan {
             && longest < target.job_time_limit;
         let (power, reboots) = match target.service {
             Service::Bms => (can_see, can_see && !scenario.bms.sub_jobs_without_id),
-            // A call that is accepted although nothing is done with one of its servers looks like one that has not begun. And
-            // what was rebooted before shows a reboot only while it lasts.
+            // A call that is accepted although nothing is done with one of its servers looks like
+            // one that has not begun. And what was rebooted before shows a reboot only while it
+            // lasts.
             Service::CloudDc => {
                 let tells = can_see && scenario.clouddc.refusals == clouddc::Refusals::Batch;
                 let shows = scenario.clouddc.processing_after_ms.max_ms + 10_000 < operation.min_ms;
                 (tells, tells && shows && slowest < Duration::from_secs(4))
             }
         };
-        let of_one = |fault: &&Fault| is_of_calls(&fault.kind) && is_read(fault) && !by_chance(fault);
+        let of_one =
+            |fault: &&Fault| is_of_calls(&fault.kind) && is_read(fault) && !by_chance(fault);
         let ids = scenario.server_ids(target.service);
-        let hidden = faults().filter(of_one).flat_map(|fault| &fault.when.servers).filter_map(|server| match server {
-            ServerRef::Number(number) => ids.get(number.checked_sub(1)?).cloned(),
-            ServerRef::Id(id) => Some(id.clone()),
-        });
+        let hidden = faults()
+            .filter(of_one)
+            .flat_map(|fault| &fault.when.servers)
+            .filter_map(|server| match server {
+                ServerRef::Number(number) => ids.get(number.checked_sub(1)?).cloned(),
+                ServerRef::Id(id) => Some(id.clone()),
+            });
         rules::Sight {
             power,
             reboots: reboots && !faults().any(hides_reboots),
-            refused_reboots: target.service == Service::Bms && can_see && self.is_watched(target, look),
+            refused_reboots: target.service == Service::Bms
+                && can_see
+                && self.is_watched(target, look),
             hidden: hidden.collect(),
             listed: BTreeSet::new(),
         }
@@ -231,21 +307,58 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
     }
     let calm = view == View::Smooth || rng.permille(250);
     let crashes = if rng.permille(200) { 40 } else { 8 };
-    let settle = settings.targets.iter().map(|target| target.settle_time).min().unwrap_or_default();
+    let settle = settings
+        .targets
+        .iter()
+        .map(|target| target.settle_time)
+        .min()
+        .unwrap_or_default();
     let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
     let rough = Roughness {
         crash: if calm { 0 } else { rng.between(0, crashes) },
         crash_in_step: if calm { 0 } else { rng.between(0, crashes) },
-        lock: if view != View::Smooth && rng.permille(300) { rng.between(0, 30) } else { 0 },
-        clock: if !calm && rng.permille(250) { rng.between(1, 20) } else { 0 },
-        operators: if !calm && rng.permille(500) { rng.between(1, 25) } else { 0 },
-        misspelt: if rng.permille(100) { rng.between(1, 100) } else { 0 },
-        flood: if rng.permille(30) { rng.between(100, 400) } else { 0 },
-        way_max_ms: rng.between(0, 900).min(if view == View::Foggy { settle_ms / 2 } else { settle_ms / 32 }),
+        lock: if view != View::Smooth && rng.permille(300) {
+            rng.between(0, 30)
+        } else {
+            0
+        },
+        clock: if !calm && rng.permille(250) {
+            rng.between(1, 20)
+        } else {
+            0
+        },
+        operators: if !calm && rng.permille(500) {
+            rng.between(1, 25)
+        } else {
+            0
+        },
+        misspelt: if rng.permille(100) {
+            rng.between(1, 100)
+        } else {
+            0
+        },
+        flood: if rng.permille(30) {
+            rng.between(100, 400)
+        } else {
+            0
+        },
+        way_max_ms: rng.between(0, 900).min(if view == View::Foggy {
+            settle_ms / 2
+        } else {
+            settle_ms / 32
+        }),
         requests: rng.between(1, servers * 2).min(60),
         act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
-        meddling: if view == View::Smooth { 0 } else { rng.between(0, 400) },
-        copies: if !calm && rng.permille(300) { rng.between(200, 900) } else { 0 },
+        meddling: if view == View::Smooth {
+            0
+        } else {
+            rng.between(0, 400)
+        },
+        copies: if !calm && rng.permille(300) {
+            rng.between(200, 900)
+        } else {
+            0
+        },
     };
     let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
     if view == View::Smooth {
@@ -262,8 +375,17 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         scenario.faults.extend(denials);
         scenario.faults.extend(lasting(rng, servers as usize));
     }
-    let settle_times = settings.targets.iter().map(|target| target.settle_time).collect();
-    Ok(Plan { scenario, settings, rough, settle_times })
+    let settle_times = settings
+        .targets
+        .iter()
+        .map(|target| target.settle_time)
+        .collect();
+    Ok(Plan {
+        scenario,
+        settings,
+        rough,
+        settle_times,
+    })
 }
 
 /// What a seed shows of the cloud.
@@ -279,22 +401,38 @@ enum View {
 
 /// Keeps faults away from the reads, and gives every operation the time to be seen.
 fn clear(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
-    for fault in scenario.faults.iter_mut().filter(|fault| is_of_calls(&fault.kind)) {
+    for fault in scenario
+        .faults
+        .iter_mut()
+        .filter(|fault| is_of_calls(&fault.kind))
+    {
         fault.when.on = vec![Call::Submit];
     }
     let short = span(0, *rng.pick(&[0, 100, 900]).unwrap_or(&0));
     let submit_ms = scenario.latency.submit_ms;
-    scenario.latency = Latency { submit_ms, job_ms: short, list_ms: short, show_ms: short, token_ms: short };
+    scenario.latency = Latency {
+        submit_ms,
+        job_ms: short,
+        list_ms: short,
+        show_ms: short,
+        token_ms: short,
+    };
     scenario.rates.jobs_per_minute = 0;
     scenario.rates.lists_per_minute = 0;
     scenario.rates.shows_per_minute = 0;
-    let operation_ms = *rng.pick(&[span(10, 100), span(500, 4_000), span(15_000, 30_000)]).unwrap_or(&span(10, 100));
+    let operation_ms = *rng
+        .pick(&[span(10, 100), span(500, 4_000), span(15_000, 30_000)])
+        .unwrap_or(&span(10, 100));
     scenario.bms.operation_ms = operation_ms;
     scenario.clouddc.operation_ms = operation_ms;
     for target in &mut settings.targets {
         let longest = longest_seen(target, operation_ms);
-        target.look_time_limit = target.look_time_limit.max(longest + rng.millis(1_000, 60_000));
-        target.job_time_limit = target.job_time_limit.max(longest + rng.millis(1_000, 60_000));
+        target.look_time_limit = target
+            .look_time_limit
+            .max(longest + rng.millis(1_000, 60_000));
+        target.job_time_limit = target
+            .job_time_limit
+            .max(longest + rng.millis(1_000, 60_000));
     }
 }
 
@@ -303,23 +441,45 @@ fn longest_seen(target: &TargetSettings, operation_ms: Span) -> Duration {
     Duration::from_millis(operation_ms.max_ms) + target.settle_time * 2 + Duration::from_secs(60)
 }
 
-/// Takes the faults away, but for those of one service where there are two: it hangs, fails or throttles for good.
+/// Takes the faults away, but for those of one service where there are two: it hangs, fails or
+/// throttles for good.
 fn soothe(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
     scenario.faults.clear();
     scenario.rates.submits_per_minute = 0;
     for target in &mut settings.targets {
         target.budgets.clear();
     }
-    let [one, _] = settings.targets.as_slice() else { return };
-    let kind = match rng.between(0, 3) {
-        0 => FaultKind::Slow { delay_ms: 3_600_000 },
-        1 => FaultKind::Slow { delay_ms: 1_000 * rng.between(1, 15) },
-        2 => FaultKind::ErrorBefore { status: 500 },
-        _ => FaultKind::Throttle { retry_after_s: Some(rng.between(1, 259_200) as u32), as_date: rng.permille(500) },
+    let [one, _] = settings.targets.as_slice() else {
+        return;
     };
-    let on = if rng.permille(500) { vec![Call::Job, Call::List, Call::Show] } else { Vec::new() };
+    let kind = match rng.between(0, 3) {
+        0 => FaultKind::Slow {
+            delay_ms: 3_600_000,
+        },
+        1 => FaultKind::Slow {
+            delay_ms: 1_000 * rng.between(1, 15),
+        },
+        2 => FaultKind::ErrorBefore { status: 500 },
+        _ => FaultKind::Throttle {
+            retry_after_s: Some(rng.between(1, 259_200) as u32),
+            as_date: rng.permille(500),
+        },
+    };
+    let on = if rng.permille(500) {
+        vec![Call::Job, Call::List, Call::Show]
+    } else {
+        Vec::new()
+    };
     let chance = Some(Chance::clamped(1.0));
-    scenario.faults.push(Fault { kind, when: When { service: Some(one.service), on, chance, ..When::default() } });
+    scenario.faults.push(Fault {
+        kind,
+        when: When {
+            service: Some(one.service),
+            on,
+            chance,
+            ..When::default()
+        },
+    });
 }
 
 fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
@@ -327,7 +487,12 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
         servers,
         running: Chance::clamped(rng.between(0, 10) as f64 / 10.0),
         operation_ms: *rng
-            .pick(&[span(10, 100), span(500, 4_000), span(1_000, 20_000), span(30_000, 90_000)])
+            .pick(&[
+                span(10, 100),
+                span(500, 4_000),
+                span(1_000, 20_000),
+                span(30_000, 90_000),
+            ])
             .unwrap_or(&span(500, 4_000)),
         init_polls: rng.between(0, 2) as u32,
         refusals: either(rng, Refusals::Batch, Refusals::SubJob),
@@ -335,7 +500,11 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
         sub_jobs_without_id: rng.permille(300),
         idle_task_state: either(rng, Unset::Omitted, Unset::Null),
         missing_show: *rng
-            .pick(&[MissingShow::Error, MissingShow::NotFound, MissingShow::Deleted])
+            .pick(&[
+                MissingShow::Error,
+                MissingShow::NotFound,
+                MissingShow::Deleted,
+            ])
             .unwrap_or(&MissingShow::Error),
     };
     let late = |rng: &mut Rng| span(0, *rng.pick(&[0, 100, 3_000, 12_000]).unwrap_or(&0));
@@ -347,7 +516,14 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
         token_ms: late(rng),
     };
     let clouddc = clouddc(rng, &bms);
-    let mut scenario = Scenario { seed: rng.next(), latency, bms, clouddc, faults: faults(rng), ..Scenario::default() };
+    let mut scenario = Scenario {
+        seed: rng.next(),
+        latency,
+        bms,
+        clouddc,
+        faults: faults(rng),
+        ..Scenario::default()
+    };
     scenario.token_lifetime_s = *rng.pick(&[30, 600, 86_400]).unwrap_or(&600);
     if rng.permille(300) {
         scenario.rates.submits_per_minute = rng.between(2, 60) as u32;
@@ -367,15 +543,29 @@ fn clouddc(rng: &mut Rng, bms: &BmsScenario) -> CloudDcScenario {
         servers: bms.servers,
         running: bms.running,
         operation_ms: bms.operation_ms,
-        processing_after_ms: *rng.pick(&[span(0, 0), span(0, 0), span(100, 3_000)]).unwrap_or(&span(0, 0)),
+        processing_after_ms: *rng
+            .pick(&[span(0, 0), span(0, 0), span(100, 3_000)])
+            .unwrap_or(&span(0, 0)),
         transition_words: rng.permille(500),
         refusals: *rng
-            .pick(&[clouddc::Refusals::Batch, clouddc::Refusals::LeftOut, clouddc::Refusals::Listed])
+            .pick(&[
+                clouddc::Refusals::Batch,
+                clouddc::Refusals::LeftOut,
+                clouddc::Refusals::Listed,
+            ])
             .unwrap_or(&clouddc::Refusals::Batch),
         refusal_names_server: rng.permille(500),
-        already_so: either(rng, clouddc::AlreadySo::Refused, clouddc::AlreadySo::Accepted),
+        already_so: either(
+            rng,
+            clouddc::AlreadySo::Refused,
+            clouddc::AlreadySo::Accepted,
+        ),
         next_marker: either(rng, clouddc::NextMarker::Id, clouddc::NextMarker::Url),
-        missing_show: either(rng, clouddc::MissingShow::NotFound, clouddc::MissingShow::Error),
+        missing_show: either(
+            rng,
+            clouddc::MissingShow::NotFound,
+            clouddc::MissingShow::Error,
+        ),
         ..CloudDcScenario::default()
     }
 }
@@ -395,13 +585,21 @@ fn faults(rng: &mut Rng) -> Vec<Fault> {
             _ => vec![Call::Job, Call::List, Call::Show],
         };
         let on = if is_of_calls(&kind) { on } else { Vec::new() };
-        faults.push(Fault { kind, when: When { on, chance: Some(Chance::clamped(chance)), ..When::default() } });
+        faults.push(Fault {
+            kind,
+            when: When {
+                on,
+                chance: Some(Chance::clamped(chance)),
+                ..When::default()
+            },
+        });
     }
     faults
 }
 
-/// A cloud that acts although it said otherwise, but not later than a server that is left alone for `settle_time` proves: calls
-/// that are refused, fail or are dropped, and sub-jobs that fail or call their own reboot a busy server.
+/// A cloud that acts although it said otherwise, but not later than a server that is left alone for
+/// `settle_time` proves: calls that are refused, fail or are dropped, and sub-jobs that fail or
+/// call their own reboot a busy server.
 fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
     let mut faults = Vec::new();
     let chance = |rng: &mut Rng| Some(Chance::clamped(rng.between(5, 40) as f64 / 100.0));
@@ -411,36 +609,78 @@ fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
             1 => Some(FaultKind::DropBefore),
             2 => Some(FaultKind::ErrorBefore { status: 502 }),
             3 | 4 => {
-                let code = *rng.pick(&["BMS.9999", "BMS.0018", "BMS.1006", "Common.9999"]).unwrap_or(&"BMS.9999");
+                let code = *rng
+                    .pick(&["BMS.9999", "BMS.0018", "BMS.1006", "Common.9999"])
+                    .unwrap_or(&"BMS.9999");
                 let message = "refused by the scenario".into();
-                Some(FaultKind::Refuse { status: 400, code: code.into(), message })
+                Some(FaultKind::Refuse {
+                    status: 400,
+                    code: code.into(),
+                    message,
+                })
             }
             _ => None,
         };
         let on = vec![Call::Submit];
-        let when = When { on, chance: chance(rng), ..When::default() };
+        let when = When {
+            on,
+            chance: chance(rng),
+            ..When::default()
+        };
         faults.extend(refusal.map(|kind| Fault { kind, when }));
-        let delay_ms = if rng.permille(300) { 0 } else { rng.between(0, delay_max_ms) };
-        let kind = FaultKind::ActsAnyway { every: rng.between(1, 3) as usize, delay_ms };
+        let delay_ms = if rng.permille(300) {
+            0
+        } else {
+            rng.between(0, delay_max_ms)
+        };
+        let kind = FaultKind::ActsAnyway {
+            every: rng.between(1, 3) as usize,
+            delay_ms,
+        };
         let always = Some(Chance::clamped(rng.between(5, 10) as f64 / 10.0));
-        faults.push(Fault { kind, when: When { chance: always, ..When::default() } });
+        faults.push(Fault {
+            kind,
+            when: When {
+                chance: always,
+                ..When::default()
+            },
+        });
     }
     if rng.permille(120) {
-        let code = *rng.pick(&["BMS.0037", "BMS.3037", "BMS.1007", "BMS.0036"]).unwrap_or(&"BMS.0037");
+        let code = *rng
+            .pick(&["BMS.0037", "BMS.3037", "BMS.1007", "BMS.0036"])
+            .unwrap_or(&"BMS.0037");
         let acts_after_ms = Some(rng.between(0, delay_max_ms));
         let message = "failed by the scenario".to_owned();
-        let kind = FaultKind::SubJobFails { code: code.into(), message, acts_after_ms };
-        faults.push(Fault { kind, when: When { chance: chance(rng), ..When::default() } });
+        let kind = FaultKind::SubJobFails {
+            code: code.into(),
+            message,
+            acts_after_ms,
+        };
+        faults.push(Fault {
+            kind,
+            when: When {
+                chance: chance(rng),
+                ..When::default()
+            },
+        });
     }
     faults
 }
 
-/// What is done although it was denied lasts until the next look of a row sees it. Reboots of real servers take minutes.
+/// What is done although it was denied lasts until the next look of a row sees it. Reboots of real
+/// servers take minutes.
 fn show_denied(scenario: &mut Scenario, settings: &Settings) {
-    let gaps = settings.targets.iter().map(|target| longest_gap(target.settle_time + SETTLE_MORE));
+    let gaps = settings
+        .targets
+        .iter()
+        .map(|target| longest_gap(target.settle_time + SETTLE_MORE));
     let least = gaps.max().unwrap_or_default() + Duration::from_secs(1);
     let least_ms = u64::try_from(least.as_millis()).unwrap_or(u64::MAX);
-    for operation_ms in [&mut scenario.bms.operation_ms, &mut scenario.clouddc.operation_ms] {
+    for operation_ms in [
+        &mut scenario.bms.operation_ms,
+        &mut scenario.clouddc.operation_ms,
+    ] {
         operation_ms.min_ms = operation_ms.min_ms.max(least_ms);
         operation_ms.max_ms = operation_ms.max_ms.max(least_ms);
     }
@@ -451,36 +691,86 @@ fn longest_gap(settle_time: Duration) -> Duration {
     (settle_time / 2).max(Duration::from_secs(2))
 }
 
-/// Faults that stay for good: with one server's show, with large or later pages, with the queries of one job.
+/// Faults that stay for good: with one server's show, with large or later pages, with the queries
+/// of one job.
 fn lasting(rng: &mut Rng, servers: usize) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let hangs = FaultKind::Slow { delay_ms: 3_600_000 };
+    let hangs = FaultKind::Slow {
+        delay_ms: 3_600_000,
+    };
     let kind = |rng: &mut Rng| either(rng, FaultKind::ErrorBefore { status: 500 }, hangs.clone());
     if rng.permille(100) {
         let number = ServerRef::Number(rng.between(1, servers as u64) as usize);
-        let when = When { on: vec![Call::Show], servers: vec![number], ..When::default() };
-        faults.push(Fault { kind: kind(rng), when });
+        let when = When {
+            on: vec![Call::Show],
+            servers: vec![number],
+            ..When::default()
+        };
+        faults.push(Fault {
+            kind: kind(rng),
+            when,
+        });
     }
     if rng.permille(60) {
-        faults.push(Fault { kind: kind(rng), when: When { limit_above: Some(100), ..When::default() } });
+        faults.push(Fault {
+            kind: kind(rng),
+            when: When {
+                limit_above: Some(100),
+                ..When::default()
+            },
+        });
     }
     if rng.permille(60) {
         let jobs = vec![rng.between(1, 4) as usize];
-        faults.push(Fault { kind: kind(rng), when: When { jobs, ..When::default() } });
+        faults.push(Fault {
+            kind: kind(rng),
+            when: When {
+                jobs,
+                ..When::default()
+            },
+        });
     }
     if rng.permille(80) {
-        let odd = [Oddity::BadUtf8, Oddity::LoneSurrogate, Oddity::DoubledKeys, Oddity::Bom, Oddity::Gzip];
+        let odd = [
+            Oddity::BadUtf8,
+            Oddity::LoneSurrogate,
+            Oddity::DoubledKeys,
+            Oddity::Bom,
+            Oddity::Gzip,
+        ];
         let oddity = *rng.pick(&odd).unwrap_or(&Oddity::Bom);
         let chance = Some(Chance::clamped(rng.between(1, 10) as f64 / 10.0));
         let on = vec![Call::Submit, Call::Job, Call::List, Call::Show];
-        faults.push(Fault { kind: FaultKind::OddAnswer { oddity }, when: When { on, chance, ..When::default() } });
+        faults.push(Fault {
+            kind: FaultKind::OddAnswer { oddity },
+            when: When {
+                on,
+                chance,
+                ..When::default()
+            },
+        });
     }
     faults
 }
 
 fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
-    let refusals = ["BMS.0212", "BMS.0018", "BMS.0006", "BMS.1007", "BMS.1006", "BMS.0037", "Common.0021"];
-    let sub_jobs = ["BMS.3037", "BMS.1007", "BMS.0006", "BMS.0035", "BMS.0040", "Common.9999"];
+    let refusals = [
+        "BMS.0212",
+        "BMS.0018",
+        "BMS.0006",
+        "BMS.1007",
+        "BMS.1006",
+        "BMS.0037",
+        "Common.0021",
+    ];
+    let sub_jobs = [
+        "BMS.3037",
+        "BMS.1007",
+        "BMS.0006",
+        "BMS.0035",
+        "BMS.0040",
+        "Common.9999",
+    ];
     let word = |rng: &mut Rng, among: &[&str]| (*rng.pick(among).unwrap_or(&"BMS.0212")).to_owned();
     let any_5xx = |rng: &mut Rng| *rng.pick(&[500, 502, 503, 504]).unwrap_or(&502);
     let (refusal, sub_job) = (word(rng, &refusals), word(rng, &sub_jobs));
@@ -489,22 +779,37 @@ fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
     let retry_after_s = rng.permille(500).then(|| rng.between(1, longest_s) as u32);
     let token = word(rng, &["APIGW.0301", "APIGW.0307"]);
     vec![
-        FaultKind::Throttle { retry_after_s, as_date: rng.permille(300) },
+        FaultKind::Throttle {
+            retry_after_s,
+            as_date: rng.permille(300),
+        },
         FaultKind::ErrorBefore { status: before },
         FaultKind::ErrorAfter { status: after },
         FaultKind::DropBefore,
         FaultKind::DropAfter,
-        FaultKind::Refuse { status: 400, code: refusal, message: "refused by the scenario".into() },
+        FaultKind::Refuse {
+            status: 400,
+            code: refusal,
+            message: "refused by the scenario".into(),
+        },
         FaultKind::ExpiredToken { code: token },
         FaultKind::Redirect { status: 302 },
         FaultKind::MalformedBody,
         FaultKind::HtmlBody,
         FaultKind::TruncatedBody,
-        FaultKind::OversizedBody { bytes: if rng.permille(500) { 1_000 } else { 1 << 25 } },
-        FaultKind::Slow { delay_ms: rng.between(100, 40_000) },
+        FaultKind::OversizedBody {
+            bytes: if rng.permille(500) { 1_000 } else { 1 << 25 },
+        },
+        FaultKind::Slow {
+            delay_ms: rng.between(100, 40_000),
+        },
         FaultKind::JobVanishes,
         FaultKind::JobNeverEnds,
-        FaultKind::SubJobFails { code: sub_job, message: "failed by the scenario".into(), acts_after_ms: None },
+        FaultKind::SubJobFails {
+            code: sub_job,
+            message: "failed by the scenario".into(),
+            acts_after_ms: None,
+        },
         FaultKind::SubJobWithoutId,
         FaultKind::SubJobLeftOut,
         FaultKind::OperationFails {
@@ -542,7 +847,11 @@ fn settings(rng: &mut Rng, services: &[Service], scenario: &Scenario) -> Result<
     let retention = rng.permille(200).then(|| rng.millis(1_000, 600_000));
     let default_ttl = rng.permille(900).then(|| rng.millis(120_000, 3_600_000));
     Ok(Settings {
-        queue: QueueSettings { database: PathBuf::new(), default_ttl, retention },
+        queue: QueueSettings {
+            database: PathBuf::new(),
+            default_ttl,
+            retention,
+        },
         batch: BatchSettings {
             linger: rng.millis(0, 300),
             attempts_max: NonZeroU32::new(rng.between(1, 4) as u32).unwrap_or(NonZeroU32::MIN),
@@ -569,9 +878,17 @@ fn auth(rng: &mut Rng) -> Result<AuthSettings, Broken> {
     })
 }
 
-fn target(rng: &mut Rng, service: Service, auth: &AuthSettings, scenario: &Scenario) -> Result<TargetSettings, Broken> {
+fn target(
+    rng: &mut Rng,
+    service: Service,
+    auth: &AuthSettings,
+    scenario: &Scenario,
+) -> Result<TargetSettings, Broken> {
     let seconds = |rng: &mut Rng, low: u64, high: u64| rng.millis(low * 1000, high * 1000);
-    let budget = |rng: &mut Rng| Budget { servers: rng.between(1, 6) as u32, span: rng.millis(5_000, 90_000) };
+    let budget = |rng: &mut Rng| Budget {
+        servers: rng.between(1, 6) as u32,
+        span: rng.millis(5_000, 90_000),
+    };
     let mut budgets = Vec::new();
     for action in PowerAction::ALL {
         if rng.permille(80) {
@@ -579,7 +896,11 @@ fn target(rng: &mut Rng, service: Service, auth: &AuthSettings, scenario: &Scena
         }
     }
     let servers = scenario.server_ids(service);
-    let protected = if rng.permille(150) { rng.pick(&servers).cloned().into_iter().collect() } else { Vec::new() };
+    let protected = if rng.permille(150) {
+        rng.pick(&servers).cloned().into_iter().collect()
+    } else {
+        Vec::new()
+    };
     Ok(TargetSettings {
         name: target_name(service),
         service,

@@ -34,13 +34,17 @@ pub struct Points {
 }
 
 impl Simulator {
-    /// Runs the scenario of this kind once undisturbed, and then once for each of its points, with a daemon that dies there.
+    /// Runs the scenario of this kind once undisturbed, and then once for each of its points, with
+    /// a daemon that dies there.
     ///
     /// # Errors
     /// The first broken promise; its `what` names the point.
     pub fn run_every_crash(&self, kind: &str) -> Result<Points, Failure> {
         let whole = self.run_kind(kind, None)?;
-        let points = Points { commits: whole.commits, calls: whole.calls };
+        let points = Points {
+            commits: whole.commits,
+            calls: whole.calls,
+        };
         let commits = (1..=points.commits).map(Point::Commit);
         let calls = (1..=points.calls).flat_map(|n| [Point::Call(n), Point::Answer(n)]);
         for point in commits.chain(calls) {
@@ -54,7 +58,10 @@ impl Simulator {
             what: Broken(format!("\"{kind}\", ending at {point:?}: {}", failure.what)),
             ..failure
         };
-        self.run_with(0, point.is_some(), |seed| plan(kind, seed).map(|(plan, rng)| (plan, rng, point))).map_err(named)
+        self.run_with(0, point.is_some(), |seed| {
+            plan(kind, seed).map(|(plan, rng)| (plan, rng, point))
+        })
+        .map_err(named)
     }
 }
 
@@ -71,7 +78,8 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         target.settle_time = Duration::from_secs(3);
     }
     let faults = faults(kind).replace("kind =", &format!("service = \"{service}\"\nkind ="));
-    // A server that had been rebooted before is looked at closely for a minute: hundreds of points, all of one kind.
+    // A server that had been rebooted before is looked at closely for a minute: hundreds of points,
+    // all of one kind.
     let states = match (service, kind) {
         (Service::CloudDc, "lost" | "lost before" | "refused") => "first_states = [\"none\"]\n",
         _ => "",

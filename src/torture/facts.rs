@@ -1,5 +1,5 @@
-//! What is true of a run, from its own sources: what producers wrote, what left, what the cloud carried out, what the queue
-//! recorded. Owns the bookkeeping; what must hold is in `rules`.
+//! What is true of a run, from its own sources: what producers wrote, what left, what the cloud
+//! carried out, what the queue recorded. Owns the bookkeeping; what must hold is in `rules`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -9,8 +9,8 @@ use super::wire::Cloud;
 use super::{Broken, rules};
 use crate::cloud::{CallError, Fault};
 use crate::model::{
-    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId, TargetName, Tracking,
-    UtcMillis,
+    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId,
+    TargetName, Tracking, UtcMillis,
 };
 
 /// One moment: by the machine's time of day, which somebody may have set, and in truth.
@@ -72,7 +72,11 @@ pub(super) struct BatchFacts {
 impl BatchFacts {
     /// What the queue knows of the call, or is just being told.
     pub(super) fn known_fate(&self) -> Fate {
-        if self.fate == Fate::Open { self.told.unwrap_or(Fate::InDoubt) } else { self.fate }
+        if self.fate == Fate::Open {
+            self.told.unwrap_or(Fate::InDoubt)
+        } else {
+            self.fate
+        }
     }
 }
 
@@ -107,9 +111,11 @@ pub(super) struct Facts {
     arrivals: BTreeMap<TargetName, VecDeque<UtcMillis>>,
     /// A number that the whole history decides.
     pub(super) digest: u64,
-    /// By how much the machine's time of day was set, all in all: what goes by it may last so much longer.
+    /// By how much the machine's time of day was set, all in all: what goes by it may last so much
+    /// longer.
     pub(super) stepped: Duration,
-    /// An older copy was put back: nothing leaves before somebody has released what is unfinished in it.
+    /// An older copy was put back: nothing leaves before somebody has released what is unfinished
+    /// in it.
     pub(super) awaits_release: bool,
     /// Batches of which the copies that were put back know nothing.
     forgotten: BTreeSet<i64>,
@@ -144,7 +150,13 @@ impl Facts {
     /// A producer inserted a row.
     pub(super) fn inserted(&mut self, id: i64, wish: Wish) -> Result<(), Broken> {
         let since = wish.inserted_at;
-        let request = Request { wish, state: RequestState::Queued, evidence: None, since, calls: Vec::new() };
+        let request = Request {
+            wish,
+            state: RequestState::Queued,
+            evidence: None,
+            since,
+            calls: Vec::new(),
+        };
         match self.requests.insert(id, request) {
             None => Ok(()),
             Some(_) => Err(Broken(format!("request id {id} was given twice"))),
@@ -156,7 +168,12 @@ impl Facts {
         rules::check_departure(self, call, now)?;
         let calls = self.departures.entry(call.target.clone()).or_default();
         calls.push_back(now.real);
-        rules::check_pace(calls, self.limits.targets.get(call.target), WINDOW, now.real)?;
+        rules::check_pace(
+            calls,
+            self.limits.targets.get(call.target),
+            WINDOW,
+            now.real,
+        )?;
         if let Some(facts) = self.batches.get_mut(&call.batch) {
             (facts.departed, facts.in_hand) = (Some((now, call.target.clone())), true);
         }
@@ -167,21 +184,38 @@ impl Facts {
     pub(super) fn arrives(&mut self, target: &TargetName, now: Moment) -> Result<(), Broken> {
         let calls = self.arrivals.entry(target.clone()).or_default();
         calls.push_back(now.real);
-        rules::check_pace(calls, self.limits.targets.get(target), WINDOW - LATE_MAX, now.real)
+        rules::check_pace(
+            calls,
+            self.limits.targets.get(target),
+            WINDOW - LATE_MAX,
+            now.real,
+        )
     }
 
     /// The cloud acted on these servers for a batch.
-    pub(super) fn carried_out(&mut self, batch: i64, servers: &BTreeSet<ServerId>) -> Result<(), Broken> {
+    pub(super) fn carried_out(
+        &mut self,
+        batch: i64,
+        servers: &BTreeSet<ServerId>,
+    ) -> Result<(), Broken> {
         if self.forgotten.contains(&batch) {
             return Ok(());
         }
         let Some(facts) = self.batches.get(&batch) else {
-            return Err(Broken(format!("the cloud acted for batch {batch}, which is not in the queue")));
+            return Err(Broken(format!(
+                "the cloud acted for batch {batch}, which is not in the queue"
+            )));
         };
-        let of = |request: &i64| self.requests.get(request).is_some_and(|r| servers.contains(&r.wish.server));
+        let of = |request: &i64| {
+            self.requests
+                .get(request)
+                .is_some_and(|r| servers.contains(&r.wish.server))
+        };
         let carried: BTreeSet<i64> = facts.members.iter().copied().filter(of).collect();
         if carried.len() != servers.len() {
-            return Err(Broken(format!("batch {batch} switched servers that it has no members for")));
+            return Err(Broken(format!(
+                "batch {batch} switched servers that it has no members for"
+            )));
         }
         for &request in &carried {
             rules::check_carried(self, batch, request)?;
@@ -194,12 +228,21 @@ impl Facts {
 
     /// The cloud will act on these servers of a batch later, although it said otherwise.
     pub(super) fn denied(&mut self, batch: i64, servers: &BTreeSet<ServerId>) {
-        let Some(facts) = self.batches.get_mut(&batch) else { return };
-        let of = |request: &i64| self.requests.get(request).is_some_and(|r| servers.contains(&r.wish.server));
-        facts.denied.extend(facts.members.iter().copied().filter(of));
+        let Some(facts) = self.batches.get_mut(&batch) else {
+            return;
+        };
+        let of = |request: &i64| {
+            self.requests
+                .get(request)
+                .is_some_and(|r| servers.contains(&r.wish.server))
+        };
+        facts
+            .denied
+            .extend(facts.members.iter().copied().filter(of));
     }
 
-    /// Somebody set the machine's time of day: calls a minute and servers a span, which the queue counts by it, begin anew.
+    /// Somebody set the machine's time of day: calls a minute and servers a span, which the queue
+    /// counts by it, begin anew.
     pub(super) fn clock_set(&mut self, by: Duration) {
         self.stepped += by;
         self.disturbed();
@@ -212,16 +255,23 @@ impl Facts {
         self.asked_until.clear();
     }
 
-    /// The answer to a submit call is taken in. Once it is stored, the time that the cloud asks for is kept, over restarts too.
+    /// The answer to a submit call is taken in. Once it is stored, the time that the cloud asks for
+    /// is kept, over restarts too.
     pub(super) fn asked_to_wait(&mut self, batch: i64, wait: Option<Duration>, now: Moment) {
-        let stored = self.batches.get(&batch).filter(|facts| facts.state != BatchState::Submitting);
-        if let (Some(wait), Some((_, target))) = (wait, stored.and_then(|facts| facts.departed.as_ref())) {
+        let stored = self
+            .batches
+            .get(&batch)
+            .filter(|facts| facts.state != BatchState::Submitting);
+        if let (Some(wait), Some((_, target))) =
+            (wait, stored.and_then(|facts| facts.departed.as_ref()))
+        {
             let until = self.asked_until.entry(target.clone()).or_insert(now.real);
             *until = (*until).max(now.real + wait);
         }
     }
 
-    /// Somebody has put a copy of the queue back, of the time when `then` was true. `is_older`: daemons have written since.
+    /// Somebody has put a copy of the queue back, of the time when `then` was true. `is_older`:
+    /// daemons have written since.
     pub(super) fn restored(&mut self, then: &Self, is_older: bool, now: Moment) {
         let newer = std::mem::replace(&mut self.batches, then.batches.clone());
         self.requests.clone_from(&then.requests);
@@ -238,7 +288,11 @@ impl Facts {
             }
         }
         let mut is_unfinished = false;
-        for request in self.requests.values_mut().filter(|request| !request.state.is_terminal()) {
+        for request in self
+            .requests
+            .values_mut()
+            .filter(|request| !request.state.is_terminal())
+        {
             request.since = now;
             is_unfinished = true;
         }
@@ -265,7 +319,11 @@ impl Facts {
 
     /// Something happened that may have cost the batches on their way their evidence.
     pub(super) fn disturbed(&mut self) {
-        for facts in self.batches.values_mut().filter(|facts| facts.state != BatchState::Done) {
+        for facts in self
+            .batches
+            .values_mut()
+            .filter(|facts| facts.state != BatchState::Done)
+        {
             facts.disturbed = true;
         }
     }
@@ -276,11 +334,16 @@ impl Facts {
     }
 
     /// Takes what the queue recorded, and checks each move.
-    pub(super) fn learn(&mut self, entries: &[Entry], cloud: &Cloud, now: Moment) -> Result<(), Broken> {
+    pub(super) fn learn(
+        &mut self,
+        entries: &[Entry],
+        cloud: &Cloud,
+        now: Moment,
+    ) -> Result<(), Broken> {
         self.latest = self.latest.max(now.utc);
         for entry in entries {
-            self.digest =
-                (self.digest ^ fingerprint(&format!("{} {entry:?}", now.real))).wrapping_mul(0x0100_0000_01b3);
+            self.digest = (self.digest ^ fingerprint(&format!("{} {entry:?}", now.real)))
+                .wrapping_mul(0x0100_0000_01b3);
             match entry {
                 Entry::Moved(moved) => self.moved(moved, cloud, now)?,
                 Entry::Deleted { request, was } => {
@@ -289,14 +352,26 @@ impl Facts {
                 }
                 Entry::Gone { batch, was } => rules::check_gone(self, *batch, *was)?,
                 Entry::Intent { batch, action } => self.intent(*batch, *action),
-                Entry::Batch { batch, was, becomes } => self.batch_moved(*batch, *was, *becomes)?,
+                Entry::Batch {
+                    batch,
+                    was,
+                    becomes,
+                } => self.batch_moved(*batch, *was, *becomes)?,
                 Entry::Member { request, batch } => {
                     if let Some(facts) = self.batches.get_mut(batch) {
                         facts.members.insert(*request);
-                        facts.servers.extend(self.requests.get(request).map(|request| request.wish.server.clone()));
+                        facts.servers.extend(
+                            self.requests
+                                .get(request)
+                                .map(|request| request.wish.server.clone()),
+                        );
                     }
                 }
-                Entry::Result { request, batch, result } => self.result(*request, *batch, *result)?,
+                Entry::Result {
+                    request,
+                    batch,
+                    result,
+                } => self.result(*request, *batch, *result)?,
             }
         }
         Ok(())
@@ -304,13 +379,17 @@ impl Facts {
 
     /// Of the requests that ended, those for which there was evidence to be had.
     pub(super) fn with_evidence(&self) -> u64 {
-        let ended = |request: &&Request| request.state.is_terminal() && rules::had_evidence(self, request);
+        let ended =
+            |request: &&Request| request.state.is_terminal() && rules::had_evidence(self, request);
         self.requests.values().filter(ended).count() as u64
     }
 
     /// Every call that took up this request and was really carried out.
     pub(super) fn times_carried(&self, request: i64) -> usize {
-        self.batches.values().filter(|batch| batch.carried.contains(&request)).count()
+        self.batches
+            .values()
+            .filter(|batch| batch.carried.contains(&request))
+            .count()
     }
 
     /// When a queued request's time is over; none while what it waits for has not ended.
@@ -322,11 +401,18 @@ impl Facts {
             None => request.wish.inserted_at.utc,
             Some(awaited) => {
                 let since = awaited.filter(|awaited| awaited.state.is_terminal())?.since;
-                // What had ended before is nothing to wait for, even if a clock that was set back since says otherwise.
-                if since.real > request.wish.inserted_at.real { since.utc } else { request.wish.inserted_at.utc }
+                // What had ended before is nothing to wait for, even if a clock that was set back
+                // since says otherwise.
+                if since.real > request.wish.inserted_at.real {
+                    since.utc
+                } else {
+                    request.wish.inserted_at.utc
+                }
             }
         };
-        let from = waited.max(request.wish.inserted_at.utc).max(request.wish.not_before.unwrap_or(waited));
+        let from = waited
+            .max(request.wish.inserted_at.utc)
+            .max(request.wish.not_before.unwrap_or(waited));
         self.limits.default_ttl.map(|ttl| from + ttl)
     }
 
@@ -347,16 +433,27 @@ impl Facts {
         self.batches.insert(batch, facts);
     }
 
-    fn batch_moved(&mut self, batch: i64, was: BatchState, becomes: BatchState) -> Result<(), Broken> {
+    fn batch_moved(
+        &mut self,
+        batch: i64,
+        was: BatchState,
+        becomes: BatchState,
+    ) -> Result<(), Broken> {
         let Some(facts) = self.batches.get_mut(&batch) else {
-            return Err(Broken(format!("batch {batch} moves without having been made")));
+            return Err(Broken(format!(
+                "batch {batch} moves without having been made"
+            )));
         };
         if was == BatchState::Done {
-            return Err(Broken(format!("batch {batch} was done and is {becomes} again")));
+            return Err(Broken(format!(
+                "batch {batch} was done and is {becomes} again"
+            )));
         }
         if was == BatchState::Submitting {
             if facts.in_hand && facts.told.is_none() {
-                return Err(Broken(format!("batch {batch} was given up while its call was being made")));
+                return Err(Broken(format!(
+                    "batch {batch} was given up while its call was being made"
+                )));
             }
             facts.fate = facts.told.take().unwrap_or(Fate::InDoubt);
             facts.in_hand = false;
@@ -367,18 +464,26 @@ impl Facts {
 
     fn result(&mut self, request: i64, batch: i64, result: AttemptResult) -> Result<(), Broken> {
         let Some(facts) = self.requests.get_mut(&request) else {
-            return Err(Broken(format!("an attempt of request {request}, which nobody inserted")));
+            return Err(Broken(format!(
+                "an attempt of request {request}, which nobody inserted"
+            )));
         };
         match facts.calls.iter_mut().find(|(call, _)| *call == batch) {
             Some((_, open @ None)) => *open = Some(result),
-            _ => return Err(Broken(format!("request {request} has no open attempt in batch {batch}"))),
+            _ => {
+                return Err(Broken(format!(
+                    "request {request} has no open attempt in batch {batch}"
+                )));
+            }
         }
         Ok(())
     }
 
     fn moved(&mut self, moved: &Move, cloud: &Cloud, now: Moment) -> Result<(), Broken> {
         rules::check_move(self, moved, cloud, now)?;
-        let Some(request) = self.requests.get_mut(&moved.request) else { return Ok(()) };
+        let Some(request) = self.requests.get_mut(&moved.request) else {
+            return Ok(());
+        };
         if let (RequestState::Running, Some(batch)) = (moved.becomes, moved.batch) {
             request.calls.push((batch, None));
         }
@@ -400,7 +505,9 @@ fn fate(answer: &Result<Tracking, CallError>) -> Fate {
 }
 
 fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// What a daemon sends.
@@ -413,7 +520,8 @@ pub(super) struct Departure<'a> {
 
 /// The span that `submits_per_minute` speaks of.
 const WINDOW: Duration = Duration::from_secs(60);
-/// The call of a daemon that died may arrive so much later than the next daemon starts, which cannot know of that.
+/// The call of a daemon that died may arrive so much later than the next daemon starts, which
+/// cannot know of that.
 const LATE_MAX: Duration = Duration::from_secs(1);
 
 /// How long a span is, generously: for bounds that only mean "some day".

@@ -1,5 +1,6 @@
-//! The driver: moves virtual time from event to event, lets the daemon take its steps, carries its calls to the cloud and
-//! the answers back in any order, and ends it where the seed says. After each step it has the facts checked.
+//! The driver: moves virtual time from event to event, lets the daemon take its steps, carries its
+//! calls to the cloud and the answers back in any order, and ends it where the seed says. After
+//! each step it has the facts checked.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ const BEGIN: UtcMillis = UtcMillis(3_471_292_800_000);
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// Steps after which a run is called endless.
 const STEPS_MAX: u64 = 200_000;
-/// Rounds in a row without any progress, within this span, after which the daemon is called spinning.
+/// Rounds in a row without any progress, within this span, after which the daemon is called
+/// spinning.
 const IDLE_ROUNDS_MAX: u32 = 60;
 const IDLE_ROUNDS_SPAN: Duration = Duration::from_secs(120);
 /// Deaths and locks in one run, at most.
@@ -131,10 +133,16 @@ impl<'a> Machine<'a> {
     ) -> Result<Self, Broken> {
         plan.settings.queue.database = path.to_owned();
         let mut world = World::new(plan.scenario.clone());
-        let listed = world.servers(BEGIN).into_iter().map(|server| server.server_id).collect();
+        let listed = world
+            .servers(BEGIN)
+            .into_iter()
+            .map(|server| server.server_id)
+            .collect();
         let of = |target: &TargetSettings| {
             let servers = world.server_ids(target.service).into_iter();
-            servers.map(|server| (target.name.clone(), server)).collect::<Vec<_>>()
+            servers
+                .map(|server| (target.name.clone(), server))
+                .collect::<Vec<_>>()
         };
         let servers = plan.settings.targets.iter().flat_map(of).collect();
         let fuse = Arc::new(Fuse::default());
@@ -179,7 +187,10 @@ impl<'a> Machine<'a> {
     /// Runs until everything has ended and every promise was kept.
     pub(super) async fn run(&mut self) -> Result<Summary, Broken> {
         if self.trace.is_some() {
-            let drawn = format!("{:?}\n{:?}\n{:?}", self.plan.scenario, self.plan.settings, self.plan.rough);
+            let drawn = format!(
+                "{:?}\n{:?}\n{:?}",
+                self.plan.scenario, self.plan.settings, self.plan.rough
+            );
             self.say(|| drawn);
         }
         let outcome = self.run_to_the_end().await;
@@ -218,13 +229,20 @@ impl<'a> Machine<'a> {
     }
 
     fn moment(&self) -> Moment {
-        Moment { utc: self.cloud.moment().utc, real: self.now() }
+        Moment {
+            utc: self.cloud.moment().utc,
+            real: self.now(),
+        }
     }
 
     fn say(&mut self, what: impl FnOnce() -> String) {
         let now = self.cloud.now();
         if let Some(trace) = self.trace.as_mut() {
-            trace.push(format!("{:>9.3} {}", now.since(BEGIN).as_secs_f64(), what()));
+            trace.push(format!(
+                "{:>9.3} {}",
+                now.since(BEGIN).as_secs_f64(),
+                what()
+            ));
         }
     }
 
@@ -233,8 +251,16 @@ impl<'a> Machine<'a> {
             && self.locked_until.is_none()
             && self.flights.is_empty()
             && self.cloud.next_late_at().is_none()
-            && self.facts.requests.values().all(|request| request.state.is_terminal())
-            && self.facts.batches.values().all(|batch| batch.state == BatchState::Done)
+            && self
+                .facts
+                .requests
+                .values()
+                .all(|request| request.state.is_terminal())
+            && self
+                .facts
+                .batches
+                .values()
+                .all(|batch| batch.state == BatchState::Done)
     }
 
     /// What the seed does to the daemon between two steps.
@@ -243,7 +269,10 @@ impl<'a> Machine<'a> {
         if self.summary.crashes >= CRASHES_MAX {
             return Ok(());
         }
-        if self.rng.permille(rough.clock) && self.act_at.is_some() && self.steps_of_clock < CLOCK_STEPS_MAX {
+        if self.rng.permille(rough.clock)
+            && self.act_at.is_some()
+            && self.steps_of_clock < CLOCK_STEPS_MAX
+        {
             self.set_clock();
         }
         if self.rng.permille(rough.operators) && self.act_at.is_some() {
@@ -274,9 +303,23 @@ impl<'a> Machine<'a> {
     fn set_clock(&mut self) {
         let by_ms = *self
             .rng
-            .pick(&[-90_000_000, -7_200_000, -600_000, -70_000, -3_000, 3_000, 70_000, 600_000, 7_200_000])
+            .pick(&[
+                -90_000_000,
+                -7_200_000,
+                -600_000,
+                -70_000,
+                -3_000,
+                3_000,
+                70_000,
+                600_000,
+                7_200_000,
+            ])
             .unwrap_or(&0);
-        let off_ms = if self.cloud.clock() != 0 && self.rng.permille(500) { 0 } else { self.cloud.clock() + by_ms };
+        let off_ms = if self.cloud.clock() != 0 && self.rng.permille(500) {
+            0
+        } else {
+            self.cloud.clock() + by_ms
+        };
         let by = Duration::from_millis(off_ms.abs_diff(self.cloud.clock()));
         self.steps_of_clock += 1;
         self.cloud.set_clock(off_ms);
@@ -290,15 +333,22 @@ impl<'a> Machine<'a> {
     async fn step(&mut self) -> Result<(), Broken> {
         let flights = self.flights.iter().map(|flight| flight.at);
         let late_at = self.cloud.next_late_at();
-        let times = [self.wake_at, self.act_at, self.locked_until, late_at].into_iter().flatten().chain(flights);
+        let times = [self.wake_at, self.act_at, self.locked_until, late_at]
+            .into_iter()
+            .flatten()
+            .chain(flights);
         let Some(next) = times.min() else {
-            return Err(Broken("nothing would ever wake the daemon, and something is unfinished".to_owned()));
+            return Err(Broken(
+                "nothing would ever wake the daemon, and something is unfinished".to_owned(),
+            ));
         };
         let now = self.now().max(next);
         self.cloud.set_now(now);
         let due = |at: Option<UtcMillis>| at.is_some_and(|at| at <= now);
-        let mut events: Vec<Event> =
-            (0..self.flights.len()).filter(|&i| self.flights[i].at <= now).map(Event::Flight).collect();
+        let mut events: Vec<Event> = (0..self.flights.len())
+            .filter(|&i| self.flights[i].at <= now)
+            .map(Event::Flight)
+            .collect();
         events.extend(due(self.wake_at).then_some(Event::Round));
         events.extend((due(self.act_at) && self.locked_until.is_none()).then_some(Event::Act));
         events.extend(due(self.locked_until).then_some(Event::Unlock));
@@ -328,7 +378,9 @@ impl<'a> Machine<'a> {
         if let Some(until) = self.stopping {
             return self.finish_stop(until).await;
         }
-        let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
+        let Some(daemon) = self.daemon.as_mut() else {
+            return Ok(());
+        };
         let before = self.fuse.commits();
         let round = daemon.dispatcher.round(self.cloud.moment()).await;
         self.learn().await?;
@@ -346,7 +398,9 @@ impl<'a> Machine<'a> {
             self.idle_since = now;
         }
         if self.idle_rounds > IDLE_ROUNDS_MAX {
-            return Err(Broken(format!("the daemon spins: {IDLE_ROUNDS_MAX} rounds without anything to do")));
+            return Err(Broken(format!(
+                "the daemon spins: {IDLE_ROUNDS_MAX} rounds without anything to do"
+            )));
         }
         match &round.trouble {
             None => {
@@ -368,14 +422,26 @@ impl<'a> Machine<'a> {
         if !error.is_passing() {
             return Err(Broken(format!("the daemon gives up: {error}")));
         }
-        self.trouble = if self.trouble.is_zero() { TROUBLE.0 } else { (self.trouble * 2).min(TROUBLE.1) };
+        self.trouble = if self.trouble.is_zero() {
+            TROUBLE.0
+        } else {
+            (self.trouble * 2).min(TROUBLE.1)
+        };
         self.wake_at = Some(self.now() + self.trouble);
         self.say(|| format!("the daemon waits: {error}"));
         Ok(())
     }
 
     async fn start(&mut self) -> Result<(), Broken> {
-        match Daemon::start(&self.path, &self.plan.settings, self.secrets, &self.cloud, &self.fuse).await {
+        match Daemon::start(
+            &self.path,
+            &self.plan.settings,
+            self.secrets,
+            &self.cloud,
+            &self.fuse,
+        )
+        .await
+        {
             Ok(daemon) => {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
@@ -403,8 +469,11 @@ impl<'a> Machine<'a> {
         }
         if self.producers.left == 0 {
             self.release().await?;
-            self.producers.resume_all(&mut self.desk, &mut self.facts).await?;
-            // Requests that never expire wait for ever behind a server that stays busy for ever: somebody gives them up.
+            self.producers
+                .resume_all(&mut self.desk, &mut self.facts)
+                .await?;
+            // Requests that never expire wait for ever behind a server that stays busy for ever:
+            // somebody gives them up.
             self.act_at = match self.plan.settings.queue.default_ttl {
                 None if self.producers.is_patient() => Some(now + PATIENCE),
                 _ => None,
@@ -414,13 +483,21 @@ impl<'a> Machine<'a> {
             }
         } else {
             let moment = self.moment();
-            let done = self.producers.act(&mut self.desk, &mut self.facts, &mut self.rng, moment).await?;
+            let done = self
+                .producers
+                .act(&mut self.desk, &mut self.facts, &mut self.rng, moment)
+                .await?;
             self.say(|| done);
             self.act_at = Some(now + producer::gap(&mut self.rng, self.plan.rough.act_gap_max_ms));
         }
         self.acted = true;
-        // The notification comes a little later; a few are missed, and the safety pass finds the change.
-        let heard = if self.rng.permille(900) { self.rng.millis(0, 20) } else { Duration::from_secs(5) };
+        // The notification comes a little later; a few are missed, and the safety pass finds the
+        // change.
+        let heard = if self.rng.permille(900) {
+            self.rng.millis(0, 20)
+        } else {
+            Duration::from_secs(5)
+        };
         self.wake_at = Some(self.wake_at.map_or(now + heard, |at| at.min(now + heard)));
         self.idle_rounds = 0;
         Ok(())

@@ -1,5 +1,6 @@
-//! The proof by simulation: runs the real dispatcher and the real store under a virtual clock against the simulated cloud,
-//! in process, and checks the promises of the contract after every step.
+//! The proof by simulation: runs the real dispatcher and the real store under a virtual clock
+//! against the simulated cloud, in process, and checks the promises of the contract after every
+//! step.
 //!
 //! ```text
 //!  seed ─▶ draw ──▶ machine ──round, finish──▶ Dispatcher ─▶ Store ─▶ a queue on a RAM disk
@@ -9,15 +10,17 @@
 //!                    └─ crashes, locks             └─▶ World (ledger) ─────────────┘
 //! ```
 //!
-//! A seed decides everything: the cloud's faults, the settings, what producers insert and when, how long every call is on
-//! its way, in which order answers come back, and where the daemon dies: between two steps, before any commit, between a
-//! call's being carried out and its answer. It also decides what the cloud does although it denied it, when somebody sets the
-//! clock, reloads other settings or wrong secrets, stops the daemon, prunes, starts a second one, or puts an earlier copy of
-//! the queue back. Virtual time begins far ahead of this machine's, because the schema's triggers ask SQLite for "now". Needs
-//! no network and no clock; a failing seed replays exactly.
+//! A seed decides everything: the cloud's faults, the settings, what producers insert and when, how
+//! long every call is on its way, in which order answers come back, and where the daemon dies:
+//! between two steps, before any commit, between a call's being carried out and its answer. It also
+//! decides what the cloud does although it denied it, when somebody sets the clock, reloads other
+//! settings or wrong secrets, stops the daemon, prunes, starts a second one, or puts an earlier
+//! copy of the queue back. Virtual time begins far ahead of this machine's, because the schema's
+//! triggers ask SQLite for "now". Needs no network and no clock; a failing seed replays exactly.
 //!
-//! What it takes for granted: a cloud that acts on what it denied begins within the settling time, and is at it for longer
-//! than two looks of a row are apart; a throttle, in disguise too, means that nobody looked at the call.
+//! What it takes for granted: a cloud that acts on what it denied begins within the settling time,
+//! and is at it for longer than two looks of a row are apart; a throttle, in disguise too, means
+//! that nobody looked at the call.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -132,12 +135,19 @@ impl Simulator {
     /// When files or the queue cannot be made.
     pub fn new() -> Result<Self, Broken> {
         let io = |error: std::io::Error| Broken(format!("cannot prepare the simulation: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(io)?;
         let folder = Folder::new().map_err(io)?;
         let path = folder.path.join("fresh.db");
         runtime.block_on(make_fresh(&path))?;
         let fresh = std::fs::read(&path).map_err(io)?;
-        Ok(Self { runtime, folder, fresh })
+        Ok(Self {
+            runtime,
+            folder,
+            fresh,
+        })
     }
 
     /// Runs `seed` to its end.
@@ -167,18 +177,31 @@ impl Simulator {
             machine.close().await;
             outcome
         });
-        outcome.map_err(|what| Failure { seed, what, trace: trace.unwrap_or_default() })
+        outcome.map_err(|what| Failure {
+            seed,
+            what,
+            trace: trace.unwrap_or_default(),
+        })
     }
 }
 
 /// How a daemon's queue is opened here: a commit waits for nobody.
 fn store_options() -> StoreOptions {
-    StoreOptions { busy_timeout: std::time::Duration::ZERO, synced: false, allow_commit: None }
+    StoreOptions {
+        busy_timeout: std::time::Duration::ZERO,
+        synced: false,
+        allow_commit: None,
+    }
 }
 
 async fn make_fresh(path: &Path) -> Result<(), Broken> {
-    let store = Store::open_with(path, &store_options()).await.map_err(|error| Broken(error.to_string()))?;
-    store.close().await.map_err(|error| Broken(error.to_string()))?;
+    let store = Store::open_with(path, &store_options())
+        .await
+        .map_err(|error| Broken(error.to_string()))?;
+    store
+        .close()
+        .await
+        .map_err(|error| Broken(error.to_string()))?;
     let mut connection = connect(path).await?;
     audit::install(&mut connection).await?;
     sqlx::Connection::close(connection).await?;
@@ -203,7 +226,11 @@ impl Folder {
     fn new() -> std::io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let ram = Path::new("/dev/shm");
-        let base = if ram.is_dir() { ram.to_owned() } else { std::env::temp_dir() };
+        let base = if ram.is_dir() {
+            ram.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = base.join(format!("poweryard-torture-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path)?;
@@ -216,7 +243,8 @@ impl Folder {
         for ending in ["queue.db-wal", "queue.db-shm", "queue.db.epoch"] {
             let _ = std::fs::remove_file(self.path.join(ending));
         }
-        std::fs::write(&path, fresh).map_err(|error| Broken(format!("cannot write {}: {error}", path.display())))?;
+        std::fs::write(&path, fresh)
+            .map_err(|error| Broken(format!("cannot write {}: {error}", path.display())))?;
         Ok(path)
     }
 }

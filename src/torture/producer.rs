@@ -1,7 +1,7 @@
 //! The producers: strangers who insert, cancel, change and hold, over a connection of their own.
 //!
-//! Owns their SQL. The schema takes "now" from this machine's clock, far behind the virtual one; what it derives from that is
-//! set to virtual time in the same transaction.
+//! Owns their SQL. The schema takes "now" from this machine's clock, far behind the virtual one;
+//! what it derives from that is set to virtual time in the same transaction.
 
 use std::time::Duration;
 
@@ -30,8 +30,22 @@ pub(super) struct Producers {
 
 impl Producers {
     pub(super) fn new(servers: Vec<(TargetName, ServerId)>, rough: &Roughness) -> Self {
-        let &Roughness { requests: left, meddling, misspelt, flood, .. } = rough;
-        Self { servers, left, meddling, misspelt, flood, inserted: 0, patient: true }
+        let &Roughness {
+            requests: left,
+            meddling,
+            misspelt,
+            flood,
+            ..
+        } = rough;
+        Self {
+            servers,
+            left,
+            meddling,
+            misspelt,
+            flood,
+            inserted: 0,
+            patient: true,
+        }
     }
 
     /// One act; what was done, for the trace.
@@ -49,7 +63,10 @@ impl Producers {
             let rows = rng.between(1, 8).min(self.left);
             return self.insert(desk, facts, rng, rows, now).await;
         }
-        let queued = facts.requests.iter().filter(|(_, request)| request.state == RequestState::Queued);
+        let queued = facts
+            .requests
+            .iter()
+            .filter(|(_, request)| request.state == RequestState::Queued);
         let queued: Vec<i64> = queued.map(|(id, _)| *id).collect();
         let (what, id) = (rng.between(0, 6), rng.pick(&queued).copied());
         let done = match (what, id) {
@@ -60,12 +77,22 @@ impl Producers {
             (3, Some(id)) => change_priority(desk, rng, id).await,
             _ => hold(desk, facts, rng, now).await,
         };
-        done.map_err(|Broken(error)| Broken(format!("act {what} of the producers, on request {id:?}: {error}")))
+        done.map_err(|Broken(error)| {
+            Broken(format!(
+                "act {what} of the producers, on request {id:?}: {error}"
+            ))
+        })
     }
 
     /// Lifts every hold of an operator; the end of a run.
-    pub(super) async fn resume_all(&mut self, desk: &mut SqliteConnection, facts: &mut Facts) -> Result<(), Broken> {
-        sqlx::query("DELETE FROM holds WHERE kind = 'operator'").execute(desk).await?;
+    pub(super) async fn resume_all(
+        &mut self,
+        desk: &mut SqliteConnection,
+        facts: &mut Facts,
+    ) -> Result<(), Broken> {
+        sqlx::query("DELETE FROM holds WHERE kind = 'operator'")
+            .execute(desk)
+            .await?;
         facts.held.clear();
         Ok(())
     }
@@ -78,7 +105,9 @@ impl Producers {
     /// Cancels what is still queued, if somebody has waited long enough.
     pub(super) async fn give_up(&mut self, desk: &mut SqliteConnection) -> Result<(), Broken> {
         if !self.patient {
-            sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").execute(desk).await?;
+            sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
+                .execute(desk)
+                .await?;
         }
         Ok(())
     }
@@ -97,8 +126,16 @@ impl Producers {
         for _ in 0..rows {
             let wish = self.wish(facts, rng, one_action, now);
             self.inserted += 1;
-            let spelled = if rng.permille(100) { wish.server.0.to_uppercase() } else { wish.server.0.clone() };
-            let priority = if rng.permille(200) { rng.between(0, 20) as i64 - 10 } else { 0 };
+            let spelled = if rng.permille(100) {
+                wish.server.0.to_uppercase()
+            } else {
+                wish.server.0.clone()
+            };
+            let priority = if rng.permille(200) {
+                rng.between(0, 20) as i64 - 10
+            } else {
+                0
+            };
             let key = rng.permille(300).then(|| format!("key-{}", self.inserted));
             let id: i64 = sqlx::query_scalar(
                 "INSERT INTO power_requests (server_id, action, target, priority, not_before, expires_at, after_id, request_key)
@@ -115,7 +152,11 @@ impl Producers {
             .fetch_one(&mut *tx)
             .await?;
             set_eligible(&mut tx, id, now.utc).await?;
-            said.push_str(&format!(" {id}:{} {}", wish.action, wish.server.0.get(..8).unwrap_or(&wish.server.0)));
+            said.push_str(&format!(
+                " {id}:{} {}",
+                wish.action,
+                wish.server.0.get(..8).unwrap_or(&wish.server.0)
+            ));
             facts.inserted(id, wish)?;
         }
         tx.commit().await?;
@@ -123,7 +164,8 @@ impl Producers {
         Ok(said)
     }
 
-    /// Rows before all others, each for a target of its own that nobody configured: as many lanes, none of which may go.
+    /// Rows before all others, each for a target of its own that nobody configured: as many lanes,
+    /// none of which may go.
     async fn name_many_targets(
         &mut self,
         desk: &mut SqliteConnection,
@@ -135,7 +177,9 @@ impl Producers {
         let mut tx = desk.begin().await?;
         for number in 0..rows {
             let target = TargetName(format!("misspelt-{number}"));
-            let Some((_, server)) = rng.pick(&self.servers).cloned() else { continue };
+            let Some((_, server)) = rng.pick(&self.servers).cloned() else {
+                continue;
+            };
             let expires_at = Some(now.utc + rng.millis(600_000, 900_000));
             let id: i64 = sqlx::query_scalar(
                 "INSERT INTO power_requests (server_id, action, target, priority, expires_at)
@@ -150,42 +194,88 @@ impl Producers {
             let (action, inserted_at) = (PowerAction::Stop, now);
             facts.inserted(
                 id,
-                Wish { target, server, action, not_before: None, expires_at, after: None, inserted_at },
+                Wish {
+                    target,
+                    server,
+                    action,
+                    not_before: None,
+                    expires_at,
+                    after: None,
+                    inserted_at,
+                },
             )?;
         }
         tx.commit().await?;
         Ok(format!("insert {rows} rows for misspelt targets"))
     }
 
-    fn wish(&self, facts: &Facts, rng: &mut Rng, one_action: Option<PowerAction>, now: Moment) -> Wish {
+    fn wish(
+        &self,
+        facts: &Facts,
+        rng: &mut Rng,
+        one_action: Option<PowerAction>,
+        now: Moment,
+    ) -> Wish {
         let nobody = ServerId(format!("nobody-{}", rng.between(1, 3)));
         let elsewhere = || (TargetName("default".into()), nobody.clone());
         let (target, known) = rng.pick(&self.servers).cloned().unwrap_or_else(elsewhere);
         let server = if rng.permille(20) { nobody } else { known };
         let not_before = rng.permille(100).then(|| now.utc + rng.millis(1, 120_000));
-        let expires_at = rng.permille(100).then(|| not_before.unwrap_or(now.utc) + rng.millis(1, 240_000));
-        let target = if rng.permille(self.misspelt) { TargetName("misspelt".into()) } else { target };
-        let ids: Vec<i64> = facts.requests.keys().copied().filter(|id| !facts.deleted.contains(id)).collect();
-        let after = if rng.permille(120) { rng.pick(&ids).copied() } else { None };
+        let expires_at = rng
+            .permille(100)
+            .then(|| not_before.unwrap_or(now.utc) + rng.millis(1, 240_000));
+        let target = if rng.permille(self.misspelt) {
+            TargetName("misspelt".into())
+        } else {
+            target
+        };
+        let ids: Vec<i64> = facts
+            .requests
+            .keys()
+            .copied()
+            .filter(|id| !facts.deleted.contains(id))
+            .collect();
+        let after = if rng.permille(120) {
+            rng.pick(&ids).copied()
+        } else {
+            None
+        };
         let action = one_action.unwrap_or_else(|| action(rng));
-        Wish { target, server, action, not_before, expires_at, after, inserted_at: now }
+        Wish {
+            target,
+            server,
+            action,
+            not_before,
+            expires_at,
+            after,
+            inserted_at: now,
+        }
     }
 }
 
 fn action(rng: &mut Rng) -> PowerAction {
-    *rng.pick(&[PowerAction::Start, PowerAction::Stop, PowerAction::Reboot, PowerAction::Reboot])
-        .unwrap_or(&PowerAction::Reboot)
+    *rng.pick(&[
+        PowerAction::Start,
+        PowerAction::Stop,
+        PowerAction::Reboot,
+        PowerAction::Reboot,
+    ])
+    .unwrap_or(&PowerAction::Reboot)
 }
 
 /// What the schema took from this machine's clock, in virtual time.
 async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Result<(), Broken> {
-    sqlx::query("UPDATE queue_mark SET writing = token").execute(&mut *desk).await?;
+    sqlx::query("UPDATE queue_mark SET writing = token")
+        .execute(&mut *desk)
+        .await?;
     sqlx::query("UPDATE power_requests SET eligible_at = ?1 WHERE id = ?2 AND eligible_at < ?1")
         .bind(at.to_string())
         .bind(id)
         .execute(&mut *desk)
         .await?;
-    sqlx::query("UPDATE queue_mark SET writing = NULL").execute(desk).await?;
+    sqlx::query("UPDATE queue_mark SET writing = NULL")
+        .execute(desk)
+        .await?;
     Ok(())
 }
 
@@ -204,9 +294,15 @@ async fn change_not_before(
     id: i64,
     now: Moment,
 ) -> Result<String, Broken> {
-    let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
+    let Some(request) = facts.requests.get_mut(&id) else {
+        return Ok(String::new());
+    };
     let at = rng.permille(600).then(|| now.utc + rng.millis(1, 60_000));
-    if request.wish.expires_at.is_some_and(|end| at.is_some_and(|at| end <= at)) {
+    if request
+        .wish
+        .expires_at
+        .is_some_and(|end| at.is_some_and(|at| end <= at))
+    {
         return Ok(format!("not_before of {id} cannot be after its end"));
     }
     request.wish.not_before = at;
@@ -229,7 +325,9 @@ async fn change_expiry(
     id: i64,
     now: Moment,
 ) -> Result<String, Broken> {
-    let Some(request) = facts.requests.get_mut(&id) else { return Ok(String::new()) };
+    let Some(request) = facts.requests.get_mut(&id) else {
+        return Ok(String::new());
+    };
     let from = request.wish.not_before.unwrap_or(now.utc).max(now.utc);
     let at = from + rng.millis(1, 120_000);
     request.wish.expires_at = Some(at);
@@ -241,16 +339,33 @@ async fn change_expiry(
     Ok(format!("expires_at of {id} = {at}"))
 }
 
-async fn change_priority(desk: &mut SqliteConnection, rng: &mut Rng, id: i64) -> Result<String, Broken> {
+async fn change_priority(
+    desk: &mut SqliteConnection,
+    rng: &mut Rng,
+    id: i64,
+) -> Result<String, Broken> {
     let priority = rng.between(0, 200) as i64 - 100;
-    sqlx::query("UPDATE power_requests SET priority = ? WHERE id = ?").bind(priority).bind(id).execute(desk).await?;
+    sqlx::query("UPDATE power_requests SET priority = ? WHERE id = ?")
+        .bind(priority)
+        .bind(id)
+        .execute(desk)
+        .await?;
     Ok(format!("priority of {id} = {priority}"))
 }
 
 /// Pauses or resumes all actions or one, of all targets or one.
-async fn hold(desk: &mut SqliteConnection, facts: &mut Facts, rng: &mut Rng, now: Moment) -> Result<String, Broken> {
+async fn hold(
+    desk: &mut SqliteConnection,
+    facts: &mut Facts,
+    rng: &mut Rng,
+    now: Moment,
+) -> Result<String, Broken> {
     let targets: Vec<TargetName> = facts.limits.targets.keys().cloned().collect();
-    let target = if rng.permille(500) { rng.pick(&targets).cloned() } else { None };
+    let target = if rng.permille(500) {
+        rng.pick(&targets).cloned()
+    } else {
+        None
+    };
     let action = rng.permille(500).then(|| action(rng));
     let scope = (target.clone(), action);
     let sql = match facts.held.remove(&scope) {
@@ -297,8 +412,14 @@ async fn tamper(desk: &mut SqliteConnection, rng: &mut Rng) -> Result<String, Br
 
 /// Takes the write lock, or gives it back.
 pub(super) async fn lock(desk: &mut SqliteConnection, locked: bool) -> Result<(), Broken> {
-    let statement = if locked { "BEGIN IMMEDIATE" } else { "ROLLBACK" };
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(desk).await?;
+    let statement = if locked {
+        "BEGIN IMMEDIATE"
+    } else {
+        "ROLLBACK"
+    };
+    sqlx::raw_sql(AssertSqlSafe(statement))
+        .execute(desk)
+        .await?;
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Seeded chance for schedules: the same seed gives the same run. Stays away from the machine's own entropy and clock.
+//! Seeded chance for schedules: the same seed gives the same run. Stays away from the machine's own
+//! entropy and clock.
 
 use std::time::Duration;
 

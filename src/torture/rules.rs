@@ -7,7 +7,9 @@ use super::Broken;
 use super::audit::Move;
 use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
 use super::wire::Cloud;
-use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis};
+use crate::model::{
+    AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis,
+};
 use crate::settings::Budget;
 use crate::sim::OnOff;
 
@@ -39,14 +41,17 @@ impl Limits {
         self.attempts_max = self.attempts_max.max(other.attempts_max);
         self.flight_max = self.flight_max.max(other.flight_max);
         for (name, limits) in &mut self.targets {
-            let Some(new) = other.targets.get(name) else { continue };
+            let Some(new) = other.targets.get(name) else {
+                continue;
+            };
             limits.submits_per_minute = limits.submits_per_minute.max(new.submits_per_minute);
             limits.batch_servers_max = new.batch_servers_max;
         }
     }
 }
 
-/// Where a scenario hides nothing: what has happened to a server there can be seen by whoever looks.
+/// Where a scenario hides nothing: what has happened to a server there can be seen by whoever
+/// looks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
     /// The power that a start or a stop leaves.
@@ -85,47 +90,107 @@ macro_rules! hold {
 }
 
 /// Intents precede calls: what leaves is a stored batch with these members and no others.
-pub(super) fn check_departure(facts: &Facts, call: &Departure<'_>, now: Moment) -> Result<(), Broken> {
-    let Departure { batch, target, action, members } = call;
+pub(super) fn check_departure(
+    facts: &Facts,
+    call: &Departure<'_>,
+    now: Moment,
+) -> Result<(), Broken> {
+    let Departure {
+        batch,
+        target,
+        action,
+        members,
+    } = call;
     let stored = facts.batches.get(batch);
-    hold!(stored.is_some(), "the call of batch {batch} leaves, but no intent is stored");
+    hold!(
+        stored.is_some(),
+        "the call of batch {batch} leaves, but no intent is stored"
+    );
     let Some(stored) = stored else { return Ok(()) };
-    hold!(stored.state == BatchState::Submitting, "the call of batch {batch} leaves, but it is {}", stored.state);
-    hold!(stored.departed.is_none(), "the call of batch {batch} leaves a second time");
-    hold!(stored.action == *action, "batch {batch} is for {}, but its call is {action}", stored.action);
-    hold!(stored.members.iter().eq(members.keys()), "batch {batch} has other members stored than it sends");
+    hold!(
+        stored.state == BatchState::Submitting,
+        "the call of batch {batch} leaves, but it is {}",
+        stored.state
+    );
+    hold!(
+        stored.departed.is_none(),
+        "the call of batch {batch} leaves a second time"
+    );
+    hold!(
+        stored.action == *action,
+        "batch {batch} is for {}, but its call is {action}",
+        stored.action
+    );
+    hold!(
+        stored.members.iter().eq(members.keys()),
+        "batch {batch} has other members stored than it sends"
+    );
     let limits = facts.limits.targets.get(*target);
-    hold!(limits.is_some(), "batch {batch} goes to target {target}, which nobody configured");
+    hold!(
+        limits.is_some(),
+        "batch {batch} goes to target {target}, which nobody configured"
+    );
     let Some(limits) = limits else { return Ok(()) };
     let asked_until = facts.asked_until.get(*target);
     hold!(
         asked_until.is_none_or(|until| now.real >= *until),
         "batch {batch} leaves before {asked_until:?} (Retry-After)"
     );
-    hold!(members.len() <= limits.batch_servers_max as usize, "batch {batch} is too large");
+    hold!(
+        members.len() <= limits.batch_servers_max as usize,
+        "batch {batch} is too large"
+    );
     for (id, server) in *members {
-        let known = facts.requests.get(id).map(|request| (&request.wish, request.state));
+        let known = facts
+            .requests
+            .get(id)
+            .map(|request| (&request.wish, request.state));
         let as_asked = known.is_some_and(|(wish, state)| {
-            state == RequestState::Running && (&wish.target, &wish.server, wish.action) == (*target, server, *action)
+            state == RequestState::Running
+                && (&wish.target, &wish.server, wish.action) == (*target, server, *action)
         });
-        hold!(as_asked, "batch {batch} sends {action} of {server} for request {id}, which is {known:?}");
-        hold!(!limits.forbids(*action, server), "batch {batch} sends {action} of {server}, which is protected");
+        hold!(
+            as_asked,
+            "batch {batch} sends {action} of {server} for request {id}, which is {known:?}"
+        );
+        hold!(
+            !limits.forbids(*action, server),
+            "batch {batch} sends {action} of {server}, which is protected"
+        );
     }
     check_budget(facts, call, limits, now)
 }
 
 /// Calls that may have had an effect never carry more servers in a budget's span than it allows.
-fn check_budget(facts: &Facts, call: &Departure<'_>, limits: &TargetLimits, now: Moment) -> Result<(), Broken> {
-    let Some((_, budget)) = limits.budgets.iter().find(|(action, _)| *action == call.action) else { return Ok(()) };
+fn check_budget(
+    facts: &Facts,
+    call: &Departure<'_>,
+    limits: &TargetLimits,
+    now: Moment,
+) -> Result<(), Broken> {
+    let Some((_, budget)) = limits
+        .budgets
+        .iter()
+        .find(|(action, _)| *action == call.action)
+    else {
+        return Ok(());
+    };
     let counts = |batch: &&BatchFacts| {
         let in_span = |(at, target): &(Moment, TargetName)| {
-            target == call.target && now.utc.since(at.utc) < budget.span && now.real.since(at.real) < budget.span
+            target == call.target
+                && now.utc.since(at.utc) < budget.span
+                && now.real.since(at.real) < budget.span
         };
         batch.action == call.action
             && batch.departed.as_ref().is_some_and(in_span)
             && !matches!(batch.known_fate(), Fate::NotDone | Fate::Refused)
     };
-    let spent: usize = facts.batches.values().filter(counts).map(|batch| batch.members.len()).sum();
+    let spent: usize = facts
+        .batches
+        .values()
+        .filter(counts)
+        .map(|batch| batch.members.len())
+        .sum();
     let all = spent + call.members.len();
     hold!(
         all <= budget.servers as usize,
@@ -147,38 +212,82 @@ pub(super) fn check_pace(
     while calls.front().is_some_and(|&at| now.since(at) >= span) {
         calls.pop_front();
     }
-    let (calls, most) = (calls.len(), limits.map_or(0, |limits| limits.submits_per_minute));
-    hold!(calls <= most as usize, "{calls} submit calls in {span:?}; {most} are allowed");
+    let (calls, most) = (
+        calls.len(),
+        limits.map_or(0, |limits| limits.submits_per_minute),
+    );
+    hold!(
+        calls <= most as usize,
+        "{calls} submit calls in {span:?}; {most} are allowed"
+    );
     Ok(())
 }
 
-/// What the cloud acts on must still be open in this batch, and no reboot may come twice. Where the cloud acts on what it
-/// has denied, only the latter can be promised: starts and stops may be sent again, and what it says of one server is believed.
+/// What the cloud acts on must still be open in this batch, and no reboot may come twice. Where the
+/// cloud acts on what it has denied, only the latter can be promised: starts and stops may be sent
+/// again, and what it says of one server is believed.
 pub(super) fn check_carried(facts: &Facts, batch: i64, id: i64) -> Result<(), Broken> {
-    let Some(request) = facts.requests.get(&id) else { return Ok(()) };
+    let Some(request) = facts.requests.get(&id) else {
+        return Ok(());
+    };
     let is_reboot = request.wish.action == PowerAction::Reboot;
-    hold!(!is_reboot || facts.times_carried(id) == 0, "request {id}: batch {batch} reboots its server a second time");
-    let result = request.calls.iter().find(|(call, _)| *call == batch).and_then(|(_, result)| *result);
-    let lied = facts.batches.get(&batch).is_some_and(|batch| batch.denied.contains(&id));
+    hold!(
+        !is_reboot || facts.times_carried(id) == 0,
+        "request {id}: batch {batch} reboots its server a second time"
+    );
+    let result = request
+        .calls
+        .iter()
+        .find(|(call, _)| *call == batch)
+        .and_then(|(_, result)| *result);
+    let lied = facts
+        .batches
+        .get(&batch)
+        .is_some_and(|batch| batch.denied.contains(&id));
     if lied && (!is_reboot || request.state == RequestState::Failed) {
         return Ok(());
     }
     let denied = matches!(
         result,
-        Some(AttemptResult::NotSent | AttemptResult::Busy | AttemptResult::Refused | AttemptResult::Lost)
+        Some(
+            AttemptResult::NotSent
+                | AttemptResult::Busy
+                | AttemptResult::Refused
+                | AttemptResult::Lost
+        )
     ) || (request.state == RequestState::Failed && result.is_some());
-    hold!(!denied, "request {id}: batch {batch} is carried out after its attempt was settled as {result:?}");
+    hold!(
+        !denied,
+        "request {id}: batch {batch} is carried out after its attempt was settled as {result:?}"
+    );
     Ok(())
 }
 
 /// One move of one request.
-pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: Moment) -> Result<(), Broken> {
+pub(super) fn check_move(
+    facts: &Facts,
+    moved: &Move,
+    cloud: &Cloud,
+    now: Moment,
+) -> Result<(), Broken> {
     let id = moved.request;
     let Some(request) = facts.requests.get(&id) else {
-        return Err(Broken(format!("request {id} moves, but nobody inserted it")));
+        return Err(Broken(format!(
+            "request {id} moves, but nobody inserted it"
+        )));
     };
-    hold!(request.state == moved.was, "request {id} was {}, and is moved from {}", request.state, moved.was);
-    hold!(is_legal(moved.was, moved.becomes), "request {id} moves from {} to {}", moved.was, moved.becomes);
+    hold!(
+        request.state == moved.was,
+        "request {id} was {}, and is moved from {}",
+        request.state,
+        moved.was
+    );
+    hold!(
+        is_legal(moved.was, moved.becomes),
+        "request {id} moves from {} to {}",
+        moved.was,
+        moved.becomes
+    );
     match moved.becomes {
         RequestState::Running => check_claim(facts, id, request, now),
         RequestState::Queued => check_return(facts, id, request),
@@ -189,9 +298,18 @@ pub(super) fn check_move(facts: &Facts, moved: &Move, cloud: &Cloud, now: Moment
 /// Only what has ended is ever pruned, and nothing that somebody still waits for.
 pub(super) fn check_deleted(facts: &Facts, id: i64, was: &str) -> Result<(), Broken> {
     let state = facts.requests.get(&id).map(|request| request.state);
-    hold!(state.is_some_and(RequestState::is_terminal), "request {id} ({was}, {state:?}) was deleted");
-    let waits = facts.requests.iter().find(|(_, other)| other.wish.after == Some(id) && !other.state.is_terminal());
-    hold!(waits.is_none(), "request {id} was deleted, and request {waits:?} waits for it");
+    hold!(
+        state.is_some_and(RequestState::is_terminal),
+        "request {id} ({was}, {state:?}) was deleted"
+    );
+    let waits = facts
+        .requests
+        .iter()
+        .find(|(_, other)| other.wish.after == Some(id) && !other.state.is_terminal());
+    hold!(
+        waits.is_none(),
+        "request {id} was deleted, and request {waits:?} waits for it"
+    );
     Ok(())
 }
 
@@ -203,23 +321,42 @@ pub(super) fn check_gone(facts: &Facts, id: i64, was: BatchState) -> Result<(), 
     Ok(())
 }
 
-/// True where the cloud acts, or has acted, on the request's server although it denied it, for whichever request that was.
+/// True where the cloud acts, or has acted, on the request's server although it denied it, for
+/// whichever request that was.
 fn cloud_lies_of(facts: &Facts, request: &Request) -> bool {
     let own = &request.wish;
-    let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&own.server, &own.target);
-    let denied = |batch: &i64| facts.batches.get(batch).is_some_and(|batch| !batch.denied.is_empty());
-    facts.requests.values().filter(same).flat_map(|other| &other.calls).any(|(batch, _)| denied(batch))
+    let same =
+        |other: &&Request| (&other.wish.server, &other.wish.target) == (&own.server, &own.target);
+    let denied = |batch: &i64| {
+        facts
+            .batches
+            .get(batch)
+            .is_some_and(|batch| !batch.denied.is_empty())
+    };
+    facts
+        .requests
+        .values()
+        .filter(same)
+        .flat_map(|other| &other.calls)
+        .any(|(batch, _)| denied(batch))
 }
 
-/// True where whoever looks could have told what became of a request: it was sent, its server can be seen, nothing fell into
-/// the time of its batch, no other operation could be taken for its own. A start or a stop leaves a mark whatever became of
-/// its call. A reboot does not: of one that was accepted its job tells, of one that was refused a row of looks.
+/// True where whoever looks could have told what became of a request: it was sent, its server can
+/// be seen, nothing fell into the time of its batch, no other operation could be taken for its own.
+/// A start or a stop leaves a mark whatever became of its call. A reboot does not: of one that was
+/// accepted its job tells, of one that was refused a row of looks.
 pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
     let wish = &request.wish;
-    let Some(sight) = facts.limits.sights.get(&wish.target) else { return false };
-    let batches = request.calls.iter().filter_map(|(batch, _)| facts.batches.get(batch));
+    let Some(sight) = facts.limits.sights.get(&wish.target) else {
+        return false;
+    };
+    let batches = request
+        .calls
+        .iter()
+        .filter_map(|(batch, _)| facts.batches.get(batch));
     let undisturbed = batches.clone().all(|batch| !batch.disturbed);
-    let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
+    let same =
+        |other: &&Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
     let is_shown = sight.listed.contains(&wish.server) && !sight.hidden.contains(&wish.server);
     if request.calls.is_empty() || !undisturbed || !is_shown || cloud_lies_of(facts, request) {
         return false;
@@ -232,7 +369,11 @@ pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
                     && matches!(other.state, RequestState::Unknown | RequestState::Failed)
                     && !std::ptr::eq(*other, request)
             };
-            let shadowed = facts.requests.values().filter(same).any(|other| casts_shadow(&other));
+            let shadowed = facts
+                .requests
+                .values()
+                .filter(same)
+                .any(|other| casts_shadow(&other));
             let can_tell = match batches.clone().next_back().map(BatchFacts::known_fate) {
                 Some(Fate::Accepted) => sight.reboots,
                 Some(Fate::Refused) => sight.refused_reboots,
@@ -244,20 +385,45 @@ pub(super) fn had_evidence(facts: &Facts, request: &Request) -> bool {
     }
 }
 
-/// Where nothing disturbs a target, whatever happens at others, a request that nothing holds leaves soon.
+/// Where nothing disturbs a target, whatever happens at others, a request that nothing holds leaves
+/// soon.
 pub(super) fn check_prompt(facts: &Facts, now: Moment) -> Result<(), Broken> {
     for (id, request) in &facts.requests {
-        let (wish, Some(most)) = (&request.wish, facts.limits.prompt.get(&request.wish.target)) else { continue };
+        let (wish, Some(most)) = (&request.wish, facts.limits.prompt.get(&request.wish.target))
+        else {
+            continue;
+        };
         // Those of the same server come first; it has waited since the last of them has ended.
-        let same = |other: &&Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
-        let older = || facts.requests.range(..id).map(|(_, older)| older).filter(same);
+        let same = |other: &&Request| {
+            (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target)
+        };
+        let older = || {
+            facts
+                .requests
+                .range(..id)
+                .map(|(_, older)| older)
+                .filter(same)
+        };
         let is_first = || older().all(|other| other.state.is_terminal());
-        let is_free_for = || older().map(|other| now.real.since(other.since.real)).min().unwrap_or(Duration::MAX);
-        let since = wish.not_before.map_or(now.real.since(request.since.real), |at| now.utc.since(at));
+        let is_free_for = || {
+            older()
+                .map(|other| now.real.since(other.since.real))
+                .min()
+                .unwrap_or(Duration::MAX)
+        };
+        let since = wish
+            .not_before
+            .map_or(now.real.since(request.since.real), |at| now.utc.since(at));
         let waits = since.min(now.real.since(request.since.real));
-        let is_late =
-            request.state == RequestState::Queued && wish.after.is_none() && waits > *most && is_free_for() > *most;
-        hold!(!is_late || !is_first(), "request {id} waits {waits:?} for {} although nothing holds it", wish.target);
+        let is_late = request.state == RequestState::Queued
+            && wish.after.is_none()
+            && waits > *most
+            && is_free_for() > *most;
+        hold!(
+            !is_late || !is_first(),
+            "request {id} waits {waits:?} for {} although nothing holds it",
+            wish.target
+        );
     }
     Ok(())
 }
@@ -272,36 +438,72 @@ fn is_legal(was: RequestState, becomes: RequestState) -> bool {
     }
 }
 
-/// Nothing goes out before its time, after its time, out of turn or past an operator's hold; no reboot goes out again.
+/// Nothing goes out before its time, after its time, out of turn or past an operator's hold; no
+/// reboot goes out again.
 fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result<(), Broken> {
-    hold!(!facts.awaits_release, "request {id} goes out although an older copy was put back, and nobody released it");
+    hold!(
+        !facts.awaits_release,
+        "request {id} goes out although an older copy was put back, and nobody released it"
+    );
     let (wish, now) = (&request.wish, now.utc);
     // Taken in while the clock was ahead, it may go although somebody has set the clock back since.
     let was = facts.latest.max(now);
-    hold!(wish.not_before.is_none_or(|at| at <= was), "request {id} goes out before its not_before");
-    // The default time counts from when it came: it has not waited for longer because somebody set the clock ahead.
-    let allowance = if wish.expires_at.is_none() { facts.stepped } else { Duration::ZERO };
+    hold!(
+        wish.not_before.is_none_or(|at| at <= was),
+        "request {id} goes out before its not_before"
+    );
+    // The default time counts from when it came: it has not waited for longer because somebody set
+    // the clock ahead.
+    let allowance = if wish.expires_at.is_none() {
+        facts.stepped
+    } else {
+        Duration::ZERO
+    };
     let expiry = facts.expiry(request);
-    hold!(expiry.is_none_or(|at| at + allowance > now), "request {id} goes out after its time");
-    hold!(is_freed(facts, request), "request {id} goes out before what it waits for has succeeded");
+    hold!(
+        expiry.is_none_or(|at| at + allowance > now),
+        "request {id} goes out after its time"
+    );
+    hold!(
+        is_freed(facts, request),
+        "request {id} goes out before what it waits for has succeeded"
+    );
     let held = facts.held.iter().any(|(target, action)| {
-        target.as_ref().is_none_or(|target| *target == wish.target) && action.is_none_or(|action| action == wish.action)
+        target.as_ref().is_none_or(|target| *target == wish.target)
+            && action.is_none_or(|action| action == wish.action)
     });
-    hold!(!held, "request {id} goes out although {} is held", wish.action);
+    hold!(
+        !held,
+        "request {id} goes out although {} is held",
+        wish.action
+    );
     let reboots = wish.action == PowerAction::Reboot && facts.times_carried(id) > 0;
-    hold!(!reboots, "request {id}: a reboot that was carried out is claimed again");
-    let same = |other: &Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
-    for (other_id, other) in facts.requests.iter().filter(|(other_id, other)| **other_id != id && same(other)) {
+    hold!(
+        !reboots,
+        "request {id}: a reboot that was carried out is claimed again"
+    );
+    let same =
+        |other: &Request| (&other.wish.server, &other.wish.target) == (&wish.server, &wish.target);
+    for (other_id, other) in facts
+        .requests
+        .iter()
+        .filter(|(other_id, other)| **other_id != id && same(other))
+    {
         hold!(
             other.state != RequestState::Running,
             "requests {other_id} and {id} are in flight for {} together",
             wish.server
         );
-        // One whose not_before was changed after the clock was set back may wait until its insert is no longer ahead.
+        // One whose not_before was changed after the clock was set back may wait until its insert
+        // is no longer ahead.
         let has_come = other.wish.inserted_at.utc <= now;
-        let due = has_come && other.wish.not_before.is_none_or(|at| at <= now) && is_freed(facts, other);
+        let due =
+            has_come && other.wish.not_before.is_none_or(|at| at <= now) && is_freed(facts, other);
         let waits_first = *other_id < id && other.state == RequestState::Queued && due;
-        hold!(!waits_first, "request {id} goes out before request {other_id} of the same server, which is due");
+        hold!(
+            !waits_first,
+            "request {id} goes out before request {other_id} of the same server, which is due"
+        );
     }
     Ok(())
 }
@@ -313,9 +515,14 @@ fn is_freed(facts: &Facts, request: &Request) -> bool {
 
 /// Back in the queue means: proved not carried out.
 fn check_return(facts: &Facts, id: i64, request: &Request) -> Result<(), Broken> {
-    let Some((batch, result)) = request.calls.last() else { return Ok(()) };
+    let Some((batch, result)) = request.calls.last() else {
+        return Ok(());
+    };
     let lied = request.wish.action != PowerAction::Reboot && cloud_lies_of(facts, request);
-    let carried = facts.batches.get(batch).is_some_and(|batch| batch.carried.contains(&id));
+    let carried = facts
+        .batches
+        .get(batch)
+        .is_some_and(|batch| batch.carried.contains(&id));
     hold!(
         !carried || lied,
         "request {id} is queued again ({result:?}), but the cloud has carried it out for batch {batch}"
@@ -323,17 +530,29 @@ fn check_return(facts: &Facts, id: i64, request: &Request) -> Result<(), Broken>
     Ok(())
 }
 
-fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now: Moment) -> Result<(), Broken> {
+fn check_end(
+    facts: &Facts,
+    moved: &Move,
+    request: &Request,
+    cloud: &Cloud,
+    now: Moment,
+) -> Result<(), Broken> {
     let (id, evidence) = (moved.request, moved.evidence);
     match moved.becomes {
         RequestState::Succeeded => check_success(facts, moved, request, cloud)?,
         RequestState::Failed => {
-            let known = matches!(evidence, Some(Evidence::Job | Evidence::Refused | Evidence::Observed));
+            let known = matches!(
+                evidence,
+                Some(Evidence::Job | Evidence::Refused | Evidence::Observed)
+            );
             hold!(known, "request {id} failed with evidence {evidence:?}");
-            let told = |batch: &BatchFacts| batch.carried.contains(&id) && !batch.denied.contains(&id);
+            let told =
+                |batch: &BatchFacts| batch.carried.contains(&id) && !batch.denied.contains(&id);
             let honest = !facts.batches.values().any(told) || moved.code == "poweryard.not_running";
-            // What is seen may be the end of another operation, of which a copy that was put back knows nothing.
-            let by_another = evidence == Some(Evidence::Observed) && facts.touched.contains(&request.wish.server);
+            // What is seen may be the end of another operation, of which a copy that was put back
+            // knows nothing.
+            let by_another = evidence == Some(Evidence::Observed)
+                && facts.touched.contains(&request.wish.server);
             hold!(
                 honest || by_another,
                 "request {id} failed ({evidence:?}, {}), but the cloud carried it out",
@@ -342,7 +561,11 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
         }
         RequestState::Unknown => {
             let seen = had_evidence(facts, request);
-            hold!(!seen, "request {id} ended unknown ({}), but evidence could be had", moved.code);
+            hold!(
+                !seen,
+                "request {id} ended unknown ({}), but evidence could be had",
+                moved.code
+            );
         }
         RequestState::Expired => {
             let due = facts.expiry(request).is_some_and(|at| at <= now.utc);
@@ -350,13 +573,25 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
         }
         RequestState::Rejected => {
             let limits = facts.limits.targets.get(&request.wish.target);
-            let forbidden = limits.is_some_and(|limits| limits.forbids(request.wish.action, &request.wish.server));
-            hold!(forbidden, "request {id} was rejected, but its server is not protected");
+            let forbidden = limits
+                .is_some_and(|limits| limits.forbids(request.wish.action, &request.wish.server));
+            hold!(
+                forbidden,
+                "request {id} was rejected, but its server is not protected"
+            );
         }
         RequestState::Cancelled if moved.code == "poweryard.dependency" => {
-            let awaited = request.wish.after.and_then(|id| facts.requests.get(&id)).map(|awaited| awaited.state);
-            let in_vain = awaited.is_some_and(|state| state.is_terminal() && state != RequestState::Succeeded);
-            hold!(in_vain, "request {id} was cancelled for what it waits for, which is {awaited:?}");
+            let awaited = request
+                .wish
+                .after
+                .and_then(|id| facts.requests.get(&id))
+                .map(|awaited| awaited.state);
+            let in_vain = awaited
+                .is_some_and(|state| state.is_terminal() && state != RequestState::Succeeded);
+            hold!(
+                in_vain,
+                "request {id} was cancelled for what it waits for, which is {awaited:?}"
+            );
         }
         _ => {}
     }
@@ -364,18 +599,33 @@ fn check_end(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud, now:
 }
 
 /// Success has evidence, and the evidence is true.
-fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) -> Result<(), Broken> {
+fn check_success(
+    facts: &Facts,
+    moved: &Move,
+    request: &Request,
+    cloud: &Cloud,
+) -> Result<(), Broken> {
     let (id, evidence) = (moved.request, moved.evidence);
     let is_reboot = request.wish.action == PowerAction::Reboot;
     match evidence {
         Some(Evidence::Job) => {
             let batch = moved.batch.and_then(|batch| facts.batches.get(&batch));
             let by_it = batch.is_some_and(|batch| batch.carried.contains(&id));
-            hold!(by_it, "request {id} succeeded by its job, but batch {:?} did not carry it out", moved.batch);
+            hold!(
+                by_it,
+                "request {id} succeeded by its job, but batch {:?} did not carry it out",
+                moved.batch
+            );
         }
         Some(Evidence::Already | Evidence::Observed) if !is_reboot => {
-            let (wished, power) = (wished(request.wish.action), power(cloud, &request.wish.server));
-            hold!(power == Some(wished), "request {id} succeeded ({evidence:?}), but its power is {power:?}");
+            let (wished, power) = (
+                wished(request.wish.action),
+                power(cloud, &request.wish.server),
+            );
+            hold!(
+                power == Some(wished),
+                "request {id} succeeded ({evidence:?}), but its power is {power:?}"
+            );
         }
         Some(Evidence::Observed) => {
             let by_another = facts.touched.contains(&request.wish.server);
@@ -384,7 +634,11 @@ fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) 
                 "request {id}: a reboot was observed, but the cloud made none"
             );
         }
-        _ => return Err(Broken(format!("request {id} succeeded with evidence {evidence:?}"))),
+        _ => {
+            return Err(Broken(format!(
+                "request {id} succeeded with evidence {evidence:?}"
+            )));
+        }
     }
     Ok(())
 }
@@ -392,33 +646,56 @@ fn check_success(facts: &Facts, moved: &Move, request: &Request, cloud: &Cloud) 
 /// Calls that the cloud may have acted on, and no others, count as attempts.
 fn check_attempts(facts: &Facts, moved: &Move, request: &Request) -> Result<(), Broken> {
     let is_reboot = request.wish.action == PowerAction::Reboot;
-    let is_busy_reboot = |result: Option<AttemptResult>| is_reboot && result == Some(AttemptResult::Busy);
+    let is_busy_reboot =
+        |result: Option<AttemptResult>| is_reboot && result == Some(AttemptResult::Busy);
     let fate = |batch: &i64| facts.batches.get(batch).map(BatchFacts::known_fate);
     let counts = |(batch, result): &&(i64, Option<AttemptResult>)| {
-        let taken_back = matches!(result, Some(AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent));
-        // A refused reboot that was then seen under way counts too: the cloud had begun it after all, as far as can be told.
-        let seen_after_all = matches!(result, Some(AttemptResult::Succeeded | AttemptResult::Unknown));
+        let taken_back = matches!(
+            result,
+            Some(AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent)
+        );
+        // A refused reboot that was then seen under way counts too: the cloud had begun it after
+        // all, as far as can be told.
+        let seen_after_all = matches!(
+            result,
+            Some(AttemptResult::Succeeded | AttemptResult::Unknown)
+        );
         match fate(batch) {
             Some(Fate::Accepted | Fate::InDoubt) => !taken_back,
             Some(Fate::NotDone) => seen_after_all,
             Some(Fate::Open | Fate::Refused) | None => false,
         }
     };
-    // A refusal may be disproved, and a server that is called busy may be so with the very reboot that was sent.
+    // A refusal may be disproved, and a server that is called busy may be so with the very reboot
+    // that was sent.
     let may_count = |(batch, result): &&(i64, Option<AttemptResult>)| {
-        fate(batch) == Some(Fate::Refused) || (fate(batch) != Some(Fate::NotDone) && is_busy_reboot(*result))
+        fate(batch) == Some(Fate::Refused)
+            || (fate(batch) != Some(Fate::NotDone) && is_busy_reboot(*result))
     };
-    let (id, counted) = (moved.request, request.calls.iter().filter(counts).count() as i64);
+    let (id, counted) = (
+        moved.request,
+        request.calls.iter().filter(counts).count() as i64,
+    );
     let most = counted + request.calls.iter().filter(may_count).count() as i64;
     hold!(
         (counted..=most).contains(&moved.attempts),
         "request {id} ended with {} attempts, but {counted} calls may have been acted on",
         moved.attempts
     );
-    hold!(moved.attempts <= i64::from(facts.limits.attempts_max), "request {id} had {} attempts", moved.attempts);
-    let openly =
-        facts.batches.values().filter(|batch| batch.carried.contains(&id) && !batch.denied.contains(&id)).count();
-    hold!(moved.attempts >= openly as i64, "request {id} was carried out more often than tried");
+    hold!(
+        moved.attempts <= i64::from(facts.limits.attempts_max),
+        "request {id} had {} attempts",
+        moved.attempts
+    );
+    let openly = facts
+        .batches
+        .values()
+        .filter(|batch| batch.carried.contains(&id) && !batch.denied.contains(&id))
+        .count();
+    hold!(
+        moved.attempts >= openly as i64,
+        "request {id} was carried out more often than tried"
+    );
     Ok(())
 }
 
@@ -435,8 +712,14 @@ pub(super) fn check_bounds(facts: &Facts, now: Moment) -> Result<(), Broken> {
                 );
             }
             RequestState::Queued => {
-                let over = facts.expiry(request).map(|at| now.utc.since(at.max(request.since.utc))).unwrap_or_default();
-                hold!(over < SLACK + facts.stepped, "request {id} is still queued {over:?} after its time");
+                let over = facts
+                    .expiry(request)
+                    .map(|at| now.utc.since(at.max(request.since.utc)))
+                    .unwrap_or_default();
+                hold!(
+                    over < SLACK + facts.stepped,
+                    "request {id} is still queued {over:?} after its time"
+                );
             }
             _ => {}
         }
@@ -449,5 +732,9 @@ fn wished(action: PowerAction) -> OnOff {
 }
 
 fn power(cloud: &Cloud, server: &ServerId) -> Option<OnOff> {
-    cloud.servers().into_iter().find(|summary| summary.server_id == *server).map(|summary| summary.power)
+    cloud
+        .servers()
+        .into_iter()
+        .find(|summary| summary.server_id == *server)
+        .map(|summary| summary.power)
 }

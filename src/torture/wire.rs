@@ -1,6 +1,8 @@
-//! The real client's wire, laid to a simulated cloud in this process: no socket, no waiting, the same answers.
+//! The real client's wire, laid to a simulated cloud in this process: no socket, no waiting, the
+//! same answers.
 //!
-//! Owns what the network does to an answer, as the HTTP client would report it. Knows nothing of what answers mean.
+//! Owns what the network does to an answer, as the HTTP client would report it. Knows nothing of
+//! what answers mean.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +33,12 @@ pub(super) struct Cloud {
 impl Cloud {
     pub(super) fn new(world: World, now: UtcMillis) -> Self {
         let clock = |ms| Arc::new(AtomicI64::new(ms));
-        Self { world: Arc::new(Mutex::new(world)), now: clock(now.0), off_ms: clock(0), took_ms: clock(0) }
+        Self {
+            world: Arc::new(Mutex::new(world)),
+            now: clock(now.0),
+            off_ms: clock(0),
+            took_ms: clock(0),
+        }
     }
 
     /// The true time, which the cloud keeps.
@@ -39,11 +46,15 @@ impl Cloud {
         UtcMillis(self.now.load(Ordering::Relaxed))
     }
 
-    /// What the machine's clocks show: somebody may have set its time of day, nobody can set the other one.
+    /// What the machine's clocks show: somebody may have set its time of day, nobody can set the
+    /// other one.
     pub(super) fn moment(&self) -> Now {
         let now = self.now();
         let utc = UtcMillis(now.0 + self.off_ms.load(Ordering::Relaxed));
-        Now { utc, steady: Steady(now.since(UtcMillis(0))) }
+        Now {
+            utc,
+            steady: Steady(now.since(UtcMillis(0))),
+        }
     }
 
     /// The true time at which the machine's time of day is `utc`, if nobody sets it.
@@ -95,7 +106,11 @@ impl Cloud {
 
     /// The operations really carried out, from number `from` on.
     pub(super) fn ledger_from(&self, from: usize) -> Vec<LedgerEntry> {
-        self.world().ledger().get(from..).unwrap_or_default().to_vec()
+        self.world()
+            .ledger()
+            .get(from..)
+            .unwrap_or_default()
+            .to_vec()
     }
 
     /// How often too many bad signatures in a row have locked the access key.
@@ -114,7 +129,10 @@ impl Cloud {
     }
 
     fn took(&self, span: Duration) {
-        self.took_ms.fetch_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.took_ms.fetch_add(
+            i64::try_from(span.as_millis()).unwrap_or(i64::MAX),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -129,7 +147,11 @@ impl Wire for SimWire {
         self.send_fresh(request, CallKind::Read)
     }
 
-    fn send_fresh(&self, request: Request, kind: CallKind) -> BoxFuture<'_, Result<Answer, CallError>> {
+    fn send_fresh(
+        &self,
+        request: Request,
+        kind: CallKind,
+    ) -> BoxFuture<'_, Result<Answer, CallError>> {
         async move { self.exchange(&request, kind) }.boxed()
     }
 }
@@ -151,10 +173,28 @@ impl SimWire {
 fn deliver(answer: sim::Answer, kind: CallKind) -> Result<Answer, CallError> {
     let mut headers = headers(&answer);
     let mut body = answer.body;
-    let too_large = || failed(doubt(kind), Some(answer.status), "the answer is too large; cut off");
+    let too_large = || {
+        failed(
+            doubt(kind),
+            Some(answer.status),
+            "the answer is too large; cut off",
+        )
+    };
     match answer.delivery {
-        Delivery::Dropped => return Err(failed(doubt(kind), None, "no answer: the connection was closed")),
-        Delivery::Truncated { .. } => return Err(failed(doubt(kind), Some(answer.status), "the answer broke off")),
+        Delivery::Dropped => {
+            return Err(failed(
+                doubt(kind),
+                None,
+                "no answer: the connection was closed",
+            ));
+        }
+        Delivery::Truncated { .. } => {
+            return Err(failed(
+                doubt(kind),
+                Some(answer.status),
+                "the answer broke off",
+            ));
+        }
         Delivery::Padded { bytes } if body.len() + bytes > BODY_BYTES_MAX => {
             return Err(too_large());
         }
@@ -162,13 +202,23 @@ fn deliver(answer: sim::Answer, kind: CallKind) -> Result<Answer, CallError> {
         Delivery::Whole => {}
     }
     let body = decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| too_large())?;
-    Ok(Answer { status: answer.status, headers, body })
+    Ok(Answer {
+        status: answer.status,
+        headers,
+        body,
+    })
 }
 
 fn headers(answer: &sim::Answer) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    let fixed = [("x-request-id", answer.request_id.as_str()), ("content-type", answer.content_type)];
-    let others = answer.headers.iter().map(|(name, value)| (*name, value.as_str()));
+    let fixed = [
+        ("x-request-id", answer.request_id.as_str()),
+        ("content-type", answer.content_type),
+    ];
+    let others = answer
+        .headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()));
     for (name, value) in fixed.into_iter().chain(others) {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
             headers.insert(name, value);
@@ -179,13 +229,20 @@ fn headers(answer: &sim::Answer) -> HeaderMap {
 
 fn translated(request: &Request) -> sim::Request {
     let header = |(name, value): (&HeaderName, &HeaderValue)| {
-        (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        (
+            name.as_str().to_owned(),
+            String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        )
     };
     sim::Request {
         method: request.method().as_str().to_owned(),
         path: request.url().path().to_owned(),
         query: request.url().query().unwrap_or_default().to_owned(),
         headers: request.headers().iter().map(header).collect(),
-        body: request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default().to_vec(),
+        body: request
+            .body()
+            .and_then(reqwest::Body::as_bytes)
+            .unwrap_or_default()
+            .to_vec(),
     }
 }

@@ -17,11 +17,28 @@ fn operation(action: PowerAction, status: JobStatus) -> Option<Operation> {
     Some(Operation { action, status })
 }
 
-/// A batch that CloudDC took, or that `cause` leads to look at, for servers that were at `baseline` before the call.
-fn carried(action: PowerAction, cause: Option<LookCause>, baseline: Baseline, servers: u32) -> Batch {
-    let state = if cause.is_some() { BatchState::Looking } else { BatchState::Tracking };
-    let mut batch = Batch { service: Service::CloudDc, job: None, ..batch(action, state, servers) };
-    batch.members.iter_mut().for_each(|member| member.baseline = baseline);
+/// A batch that CloudDC took, or that `cause` leads to look at, for servers that were at `baseline`
+/// before the call.
+fn carried(
+    action: PowerAction,
+    cause: Option<LookCause>,
+    baseline: Baseline,
+    servers: u32,
+) -> Batch {
+    let state = if cause.is_some() {
+        BatchState::Looking
+    } else {
+        BatchState::Tracking
+    };
+    let mut batch = Batch {
+        service: Service::CloudDc,
+        job: None,
+        ..batch(action, state, servers)
+    };
+    batch
+        .members
+        .iter_mut()
+        .for_each(|member| member.baseline = baseline);
     batch.look_cause = cause;
     batch.look_until = cause.map(|_| NOW + rules().look_time_limit);
     batch
@@ -36,14 +53,22 @@ fn lost(action: PowerAction, baseline: Option<Operation>) -> Batch {
 }
 
 fn refused(action: PowerAction, baseline: Option<Operation>, servers: u32) -> Batch {
-    let mut batch = carried(action, Some(LookCause::Refused), Baseline::Known(baseline), servers);
+    let mut batch = carried(
+        action,
+        Some(LookCause::Refused),
+        Baseline::Known(baseline),
+        servers,
+    );
     batch.complaint = Some(complaint("CloudDC.0002", CodeClass::Other));
     batch
 }
 
 /// An idle server with this last operation.
 fn idle(power: Power, operation: Option<Operation>) -> Sighting {
-    Sighting::Present(ServerView { operation, ..ServerView::of(power, Activity::Idle) })
+    Sighting::Present(ServerView {
+        operation,
+        ..ServerView::of(power, Activity::Idle)
+    })
 }
 
 /// A server in the middle of `action`, as the newer documents show it.
@@ -53,7 +78,10 @@ fn moving(power: Power, action: PowerAction) -> Sighting {
         Stop => Activity::PoweringOff,
         Reboot => Activity::Rebooting,
     };
-    Sighting::Present(ServerView { operation: operation(action, Pending), ..ServerView::of(power, activity) })
+    Sighting::Present(ServerView {
+        operation: operation(action, Pending),
+        ..ServerView::of(power, activity)
+    })
 }
 
 /// An idle server whose last operation failed with `CloudDC.0006`.
@@ -67,10 +95,15 @@ fn failed(power: Power, action: PowerAction) -> Sighting {
 }
 
 fn each(batch: &Batch, sighting: &Sighting) -> HashMap<ServerId, Sighting> {
-    batch.members.iter().map(|member| (member.server.clone(), sighting.clone())).collect()
+    batch
+        .members
+        .iter()
+        .map(|member| (member.server.clone(), sighting.clone()))
+        .collect()
 }
 
-/// Looks every ten seconds, as the daemon would, until request 1 is moved: after how many seconds, and how.
+/// Looks every ten seconds, as the daemon would, until request 1 is moved: after how many seconds,
+/// and how.
 fn look_on(batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, Event) {
     let mut looked = Looked::new(batch);
     for seconds in (0..2 * TIME_LIMIT).step_by(10) {
@@ -97,8 +130,14 @@ fn end(batch: Batch, shows: impl Fn(u64) -> Sighting) -> (u64, RequestState, Str
 }
 
 fn succeeds(batch: Batch, shows: impl Fn(u64) -> Sighting) -> u64 {
-    let Event::Ended(outcome) = look_on(batch.clone(), &shows).1 else { panic!("it goes out again") };
-    assert_eq!((outcome.state, outcome.evidence), (RequestState::Succeeded, Evidence::Observed), "{outcome:?}");
+    let Event::Ended(outcome) = look_on(batch.clone(), &shows).1 else {
+        panic!("it goes out again")
+    };
+    assert_eq!(
+        (outcome.state, outcome.evidence),
+        (RequestState::Succeeded, Evidence::Observed),
+        "{outcome:?}"
+    );
     end(batch, shows).0
 }
 
@@ -106,8 +145,13 @@ const REBOOTED: fn() -> Option<Operation> = || operation(Reboot, Succeeded);
 
 #[test]
 fn a_reboot_that_succeeded_before_the_call_proves_nothing_and_ends_unknown_at_the_time_limit() {
-    let (after, state, code) = end(accepted(Reboot, REBOOTED()), |_| idle(Power::On, REBOOTED()));
-    assert_eq!((after, state, code.as_str()), (TIME_LIMIT, RequestState::Unknown, "poweryard.time_limit"));
+    let (after, state, code) = end(accepted(Reboot, REBOOTED()), |_| {
+        idle(Power::On, REBOOTED())
+    });
+    assert_eq!(
+        (after, state, code.as_str()),
+        (TIME_LIMIT, RequestState::Unknown, "poweryard.time_limit")
+    );
 }
 
 #[test]
@@ -122,7 +166,12 @@ fn a_reboot_seen_under_way_and_then_succeeded_did_although_it_stands_where_it_st
 
 #[test]
 fn a_reboot_that_stands_where_something_else_stood_before_succeeded_without_being_seen_under_way() {
-    let befores = [None, operation(Start, Succeeded), operation(Stop, Failed), operation(Reboot, Failed)];
+    let befores = [
+        None,
+        operation(Start, Succeeded),
+        operation(Stop, Failed),
+        operation(Reboot, Failed),
+    ];
     for before in befores {
         let shows = |seconds| idle(Power::On, if seconds < 30 { before } else { REBOOTED() });
         assert_eq!(succeeds(accepted(Reboot, before), shows), 30, "{before:?}");
@@ -132,23 +181,50 @@ fn a_reboot_that_stands_where_something_else_stood_before_succeeded_without_bein
 
 #[test]
 fn a_reboot_that_fails_where_another_had_succeeded_failed_with_the_servers_own_error() {
-    let shows = |seconds| if seconds < 30 { idle(Power::On, REBOOTED()) } else { failed(Power::On, Reboot) };
+    let shows = |seconds| {
+        if seconds < 30 {
+            idle(Power::On, REBOOTED())
+        } else {
+            failed(Power::On, Reboot)
+        }
+    };
     for batch in [accepted(Reboot, REBOOTED()), lost(Reboot, REBOOTED())] {
-        let Event::Ended(outcome) = look_on(batch, shows).1 else { panic!("it goes out again") };
-        let told = (outcome.state, outcome.evidence, outcome.code.as_str(), outcome.message.as_str());
-        assert_eq!(told, (RequestState::Failed, Evidence::Observed, "CloudDC.0006", "text of CloudDC.0006"));
+        let Event::Ended(outcome) = look_on(batch, shows).1 else {
+            panic!("it goes out again")
+        };
+        let told = (
+            outcome.state,
+            outcome.evidence,
+            outcome.code.as_str(),
+            outcome.message.as_str(),
+        );
+        assert_eq!(
+            told,
+            (
+                RequestState::Failed,
+                Evidence::Observed,
+                "CloudDC.0006",
+                "text of CloudDC.0006"
+            )
+        );
     }
 }
 
 #[test]
 fn a_failure_without_a_code_has_one_of_ours() {
     let shows = |_| idle(Power::Off, operation(Start, Failed));
-    assert_eq!(end(accepted(Start, None), shows), (0, RequestState::Failed, "poweryard.failed".to_owned()));
+    assert_eq!(
+        end(accepted(Start, None), shows),
+        (0, RequestState::Failed, "poweryard.failed".to_owned())
+    );
 }
 
 #[test]
 fn start_and_stop_are_told_by_the_power() {
-    for (action, before, after) in [(Start, Power::Off, Power::On), (Stop, Power::On, Power::Off)] {
+    for (action, before, after) in [
+        (Start, Power::Off, Power::On),
+        (Stop, Power::On, Power::Off),
+    ] {
         let bare = |seconds| idle(if seconds < 40 { before } else { after }, None);
         assert_eq!(succeeds(accepted(action, None), bare), 40);
         let whole = |seconds| match seconds {
@@ -157,54 +233,115 @@ fn start_and_stop_are_told_by_the_power() {
             _ => idle(after, operation(action, Succeeded)),
         };
         assert_eq!(succeeds(accepted(action, None), whole), 40);
-        assert_eq!(succeeds(accepted(action, operation(action, Succeeded)), whole), 40);
+        assert_eq!(
+            succeeds(accepted(action, operation(action, Succeeded)), whole),
+            40
+        );
         assert_eq!(succeeds(lost(action, None), whole), 40);
     }
 }
 
 #[test]
 fn a_start_that_is_newly_seen_failed_failed() {
-    let soon = |seconds| if seconds < 20 { idle(Power::Off, REBOOTED()) } else { failed(Power::Off, Start) };
-    assert_eq!(end(accepted(Start, REBOOTED()), soon), (20, RequestState::Failed, "CloudDC.0006".to_owned()));
-    let again = |seconds| if seconds < 20 { moving(Power::Off, Start) } else { failed(Power::Off, Start) };
+    let soon = |seconds| {
+        if seconds < 20 {
+            idle(Power::Off, REBOOTED())
+        } else {
+            failed(Power::Off, Start)
+        }
+    };
+    assert_eq!(
+        end(accepted(Start, REBOOTED()), soon),
+        (20, RequestState::Failed, "CloudDC.0006".to_owned())
+    );
+    let again = |seconds| {
+        if seconds < 20 {
+            moving(Power::Off, Start)
+        } else {
+            failed(Power::Off, Start)
+        }
+    };
     let before = operation(Start, Failed);
-    assert_eq!(end(accepted(Start, before), again), (20, RequestState::Failed, "CloudDC.0006".to_owned()));
+    assert_eq!(
+        end(accepted(Start, before), again),
+        (20, RequestState::Failed, "CloudDC.0006".to_owned())
+    );
 }
 
 #[test]
 fn a_start_that_had_failed_before_the_call_is_not_failed_while_the_server_is_off_and_idle() {
     let before = operation(Start, Failed);
     let (after, state, code) = end(accepted(Start, before), |_| failed(Power::Off, Start));
-    assert_eq!((after, state, code.as_str()), (TIME_LIMIT, RequestState::Unknown, "poweryard.time_limit"));
-    let late =
-        |seconds| if seconds < 1800 { failed(Power::Off, Start) } else { idle(Power::On, operation(Start, Succeeded)) };
+    assert_eq!(
+        (after, state, code.as_str()),
+        (TIME_LIMIT, RequestState::Unknown, "poweryard.time_limit")
+    );
+    let late = |seconds| {
+        if seconds < 1800 {
+            failed(Power::Off, Start)
+        } else {
+            idle(Power::On, operation(Start, Succeeded))
+        }
+    };
     assert_eq!(succeeds(accepted(Start, before), late), 1800);
     // After a lost answer it may simply be sent again.
     let (after, event) = look_on(lost(Start, before), |_| failed(Power::Off, Start));
-    assert!(matches!(event, Event::Returned(Return { result: AttemptResult::Lost, .. })), "{event:?}");
+    assert!(
+        matches!(
+            event,
+            Event::Returned(Return {
+                result: AttemptResult::Lost,
+                ..
+            })
+        ),
+        "{event:?}"
+    );
     assert_eq!(after, 60);
 }
 
 #[test]
 fn where_nothing_was_known_before_the_call_only_a_transition_that_was_seen_counts() {
     let unseen = |_| idle(Power::On, REBOOTED());
-    let seen = |seconds| if seconds == 20 { moving(Power::On, Reboot) } else { idle(Power::On, REBOOTED()) };
+    let seen = |seconds| {
+        if seconds == 20 {
+            moving(Power::On, Reboot)
+        } else {
+            idle(Power::On, REBOOTED())
+        }
+    };
     for cause in [None, Some(LookCause::Lost)] {
         let batch = || carried(Reboot, cause, Baseline::Unknown, 1);
         assert_eq!(end(batch(), unseen).1, RequestState::Unknown, "{cause:?}");
         assert_eq!(succeeds(batch(), seen), 30, "{cause:?}");
-        let fails = |seconds| if seconds == 20 { moving(Power::On, Reboot) } else { failed(Power::On, Reboot) };
-        assert_eq!(end(batch(), fails), (30, RequestState::Failed, "CloudDC.0006".to_owned()), "{cause:?}");
+        let fails = |seconds| {
+            if seconds == 20 {
+                moving(Power::On, Reboot)
+            } else {
+                failed(Power::On, Reboot)
+            }
+        };
+        assert_eq!(
+            end(batch(), fails),
+            (30, RequestState::Failed, "CloudDC.0006".to_owned()),
+            "{cause:?}"
+        );
     }
     let stopped_once = |_| failed(Power::On, Stop);
-    assert_eq!(end(carried(Stop, None, Baseline::Unknown, 1), stopped_once).1, RequestState::Unknown);
+    assert_eq!(
+        end(carried(Stop, None, Baseline::Unknown, 1), stopped_once).1,
+        RequestState::Unknown
+    );
 }
 
 #[test]
 fn what_was_accepted_and_has_not_begun_is_not_called_undone_before_the_time_limit() {
     for (action, power) in [(Start, Power::Off), (Stop, Power::On), (Reboot, Power::On)] {
         let (after, state, _) = end(accepted(action, None), |_| idle(power, None));
-        assert_eq!((after, state), (TIME_LIMIT, RequestState::Unknown), "{action}");
+        assert_eq!(
+            (after, state),
+            (TIME_LIMIT, RequestState::Unknown),
+            "{action}"
+        );
     }
 }
 
@@ -216,7 +353,16 @@ fn a_stop_that_moved_and_then_stays_idle_and_running_may_be_sent_again() {
         _ => idle(Power::On, None),
     };
     let (after, event) = look_on(accepted(Stop, None), shows);
-    assert!(matches!(event, Event::Returned(Return { result: AttemptResult::Lost, .. })), "{event:?}");
+    assert!(
+        matches!(
+            event,
+            Event::Returned(Return {
+                result: AttemptResult::Lost,
+                ..
+            })
+        ),
+        "{event:?}"
+    );
     assert_eq!(after, 100, "idle since 40 s");
     let mut last = accepted(Stop, None);
     last.members[0].attempts = 3;
@@ -225,19 +371,47 @@ fn a_stop_that_moved_and_then_stays_idle_and_running_may_be_sent_again() {
 
 #[test]
 fn a_lost_reboot_whose_server_stays_as_it_was_is_unknown_and_not_sent_again() {
-    for before in [None, REBOOTED(), operation(Reboot, Failed), operation(Start, Succeeded)] {
+    for before in [
+        None,
+        REBOOTED(),
+        operation(Reboot, Failed),
+        operation(Start, Succeeded),
+    ] {
         let (after, event) = look_on(lost(Reboot, before), |_| idle(Power::On, before));
-        let Event::Ended(outcome) = event else { panic!("{event:?}") };
-        assert_eq!((after, outcome.state, outcome.code.as_str()), (60, RequestState::Unknown, "poweryard.unproved"));
+        let Event::Ended(outcome) = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(
+            (after, outcome.state, outcome.code.as_str()),
+            (60, RequestState::Unknown, "poweryard.unproved")
+        );
     }
 }
 
 #[test]
 fn a_lost_start_or_stop_is_settled_by_the_power_or_sent_again() {
-    for (action, before, after) in [(Start, Power::Off, Power::On), (Stop, Power::On, Power::Off)] {
-        assert_eq!(succeeds(lost(action, REBOOTED()), |_| idle(after, operation(action, Succeeded))), 0);
+    for (action, before, after) in [
+        (Start, Power::Off, Power::On),
+        (Stop, Power::On, Power::Off),
+    ] {
+        assert_eq!(
+            succeeds(lost(action, REBOOTED()), |_| idle(
+                after,
+                operation(action, Succeeded)
+            )),
+            0
+        );
         let (waited, event) = look_on(lost(action, REBOOTED()), |_| idle(before, REBOOTED()));
-        assert!(matches!(event, Event::Returned(Return { result: AttemptResult::Lost, .. })), "{event:?}");
+        assert!(
+            matches!(
+                event,
+                Event::Returned(Return {
+                    result: AttemptResult::Lost,
+                    ..
+                })
+            ),
+            "{event:?}"
+        );
         assert_eq!(waited, 60);
     }
 }
@@ -248,30 +422,73 @@ fn a_reboot_in_the_shadow_of_an_earlier_one_of_unknown_end_is_never_proved_by_wh
         batch.members[0].shadowed = true;
         batch
     };
-    let seen = |seconds| if seconds == 20 { moving(Power::On, Reboot) } else { idle(Power::On, REBOOTED()) };
-    let fails = |seconds| if seconds == 20 { moving(Power::On, Reboot) } else { failed(Power::On, Reboot) };
-    for batch in [accepted(Reboot, None), lost(Reboot, None), refused(Reboot, None, 1)] {
-        assert_eq!(end(shadowed(batch.clone()), seen).1, RequestState::Unknown, "{batch:?}");
-        assert_eq!(end(shadowed(batch.clone()), fails).1, RequestState::Unknown, "{batch:?}");
+    let seen = |seconds| {
+        if seconds == 20 {
+            moving(Power::On, Reboot)
+        } else {
+            idle(Power::On, REBOOTED())
+        }
+    };
+    let fails = |seconds| {
+        if seconds == 20 {
+            moving(Power::On, Reboot)
+        } else {
+            failed(Power::On, Reboot)
+        }
+    };
+    for batch in [
+        accepted(Reboot, None),
+        lost(Reboot, None),
+        refused(Reboot, None, 1),
+    ] {
+        assert_eq!(
+            end(shadowed(batch.clone()), seen).1,
+            RequestState::Unknown,
+            "{batch:?}"
+        );
+        assert_eq!(
+            end(shadowed(batch.clone()), fails).1,
+            RequestState::Unknown,
+            "{batch:?}"
+        );
     }
     // Start and stop have no shadow: the power tells.
-    assert_eq!(succeeds(shadowed(accepted(Stop, None)), |_| idle(Power::Off, None)), 0);
+    assert_eq!(
+        succeeds(shadowed(accepted(Stop, None)), |_| idle(Power::Off, None)),
+        0
+    );
 }
 
 #[test]
 fn a_server_that_is_gone_fails() {
     for &action in PowerAction::ALL {
-        for batch in [accepted(action, REBOOTED()), lost(action, None), refused(action, None, 1)] {
-            assert_eq!(end(batch, |_| Sighting::Missing), (0, RequestState::Failed, "poweryard.missing".to_owned()));
+        for batch in [
+            accepted(action, REBOOTED()),
+            lost(action, None),
+            refused(action, None, 1),
+        ] {
+            assert_eq!(
+                end(batch, |_| Sighting::Missing),
+                (0, RequestState::Failed, "poweryard.missing".to_owned())
+            );
         }
     }
 }
 
 #[test]
 fn a_reboot_is_not_succeeded_while_its_server_is_off() {
-    let shows = |seconds| if seconds < 100 { idle(Power::Off, REBOOTED()) } else { idle(Power::On, REBOOTED()) };
+    let shows = |seconds| {
+        if seconds < 100 {
+            idle(Power::Off, REBOOTED())
+        } else {
+            idle(Power::On, REBOOTED())
+        }
+    };
     assert_eq!(succeeds(accepted(Reboot, None), shows), 100);
-    assert_eq!(end(accepted(Reboot, None), |_| idle(Power::Off, REBOOTED())).1, RequestState::Unknown);
+    assert_eq!(
+        end(accepted(Reboot, None), |_| idle(Power::Off, REBOOTED())).1,
+        RequestState::Unknown
+    );
 }
 
 #[test]
@@ -286,15 +503,37 @@ fn states_that_cannot_be_read_at_the_time_limit_lead_to_looking_which_ends_too()
     };
     let batch = carried(Reboot, None, Baseline::Known(None), 2);
     let early = Looked::new(batch.clone()).fail(TIME_LIMIT - 1, &error);
-    assert!(early.moves.is_empty() && matches!(early.batch, BatchNext::Again { .. }), "{early:?}");
+    assert!(
+        early.moves.is_empty() && matches!(early.batch, BatchNext::Again { .. }),
+        "{early:?}"
+    );
     let now = NOW + Duration::from_secs(TIME_LIMIT);
     let step = Looked::new(batch.clone()).fail(TIME_LIMIT, &error);
-    let BatchNext::Look { cause, until, .. } = step.batch else { panic!("{step:?}") };
-    assert!(step.moves.is_empty() && cause == LookCause::TimeLimit && until == now + rules().look_time_limit);
-    let batch = Batch { state: BatchState::Looking, look_cause: Some(cause), look_until: Some(until), ..batch };
-    assert!(Looked::new(batch.clone()).fail(TIME_LIMIT, &error).moves.is_empty());
+    let BatchNext::Look { cause, until, .. } = step.batch else {
+        panic!("{step:?}")
+    };
+    assert!(
+        step.moves.is_empty()
+            && cause == LookCause::TimeLimit
+            && until == now + rules().look_time_limit
+    );
+    let batch = Batch {
+        state: BatchState::Looking,
+        look_cause: Some(cause),
+        look_until: Some(until),
+        ..batch
+    };
+    assert!(
+        Looked::new(batch.clone())
+            .fail(TIME_LIMIT, &error)
+            .moves
+            .is_empty()
+    );
     let last = Looked::new(batch).fail(TIME_LIMIT + 900, &error);
-    assert_eq!((ended(&last, 1).state, ended(&last, 2).state), (RequestState::Unknown, RequestState::Unknown));
+    assert_eq!(
+        (ended(&last, 1).state, ended(&last, 2).state),
+        (RequestState::Unknown, RequestState::Unknown)
+    );
     assert_eq!(last.batch, BatchNext::Done);
 }
 
@@ -319,25 +558,51 @@ fn a_server_that_an_answer_leaves_out_is_looked_at_again() {
 fn while_a_reboot_could_pass_unseen_its_server_is_looked_at_closely() {
     let wait = |batch: &Batch, second| {
         let step = one_look(batch, second, &each(batch, &idle(Power::On, REBOOTED())));
-        let BatchNext::Again { next_look_at, .. } = step.batch else { panic!("{step:?}") };
+        let BatchNext::Again { next_look_at, .. } = step.batch else {
+            panic!("{step:?}")
+        };
         next_look_at.since(at(second).utc)
     };
     let half_a_second = Duration::from_millis(500);
-    for batch in [accepted(Reboot, REBOOTED()), lost(Reboot, REBOOTED()), refused(Reboot, REBOOTED(), 1)] {
+    for batch in [
+        accepted(Reboot, REBOOTED()),
+        lost(Reboot, REBOOTED()),
+        refused(Reboot, REBOOTED(), 1),
+    ] {
         let batch = Batch { looks: 20, ..batch };
         assert!(wait(&batch, 30) <= half_a_second, "{batch:?}");
     }
-    assert!(wait(&Batch { looks: 20, ..accepted(Reboot, REBOOTED()) }, 90) > half_a_second);
-    let changed = Batch { looks: 20, ..accepted(Reboot, operation(Start, Succeeded)) };
-    let step = one_look(&changed, 0, &each(&changed, &idle(Power::On, operation(Start, Succeeded))));
-    let BatchNext::Again { next_look_at, .. } = step.batch else { panic!("{step:?}") };
-    assert!(next_look_at.since(NOW) > half_a_second, "its end will be seen whenever somebody looks");
+    assert!(
+        wait(
+            &Batch {
+                looks: 20,
+                ..accepted(Reboot, REBOOTED())
+            },
+            90
+        ) > half_a_second
+    );
+    let changed = Batch {
+        looks: 20,
+        ..accepted(Reboot, operation(Start, Succeeded))
+    };
+    let step = one_look(
+        &changed,
+        0,
+        &each(&changed, &idle(Power::On, operation(Start, Succeeded))),
+    );
+    let BatchNext::Again { next_look_at, .. } = step.batch else {
+        panic!("{step:?}")
+    };
+    assert!(
+        next_look_at.since(NOW) > half_a_second,
+        "its end will be seen whenever somebody looks"
+    );
 }
 
 fn operations() -> impl Strategy<Value = Option<Operation>> {
     let statuses = prop::sample::select(vec![Succeeded, Failed]);
-    let some =
-        (prop::sample::select(PowerAction::ALL), statuses).prop_map(|(action, status)| operation(action, status));
+    let some = (prop::sample::select(PowerAction::ALL), statuses)
+        .prop_map(|(action, status)| operation(action, status));
     prop_oneof![1 => Just(None), 4 => some]
 }
 
@@ -345,18 +610,24 @@ fn baselines() -> impl Strategy<Value = Baseline> {
     prop_oneof![1 => Just(Baseline::Unknown), 4 => operations().prop_map(Baseline::Known)]
 }
 
-/// Anything that the service can show, most of it idle and at one of few operations, so that baselines recur.
+/// Anything that the service can show, most of it idle and at one of few operations, so that
+/// baselines recur.
 fn sightings() -> impl Strategy<Value = Sighting> {
     let powers = || prop::sample::select(vec![Power::On, Power::On, Power::Off, Power::Unclear]);
     let at_rest = (powers(), operations()).prop_map(|(power, operation)| idle(power, operation));
-    let under_way =
-        (powers(), prop::sample::select(PowerAction::ALL)).prop_map(|(power, action)| moving(power, action));
+    let under_way = (powers(), prop::sample::select(PowerAction::ALL))
+        .prop_map(|(power, action)| moving(power, action));
     let odd = powers().prop_map(|power| Sighting::Present(ServerView::of(power, Activity::Other)));
     prop_oneof![12 => at_rest, 2 => under_way, 1 => odd]
 }
 
 fn causes() -> impl Strategy<Value = Option<LookCause>> {
-    prop::sample::select(vec![None, Some(LookCause::Lost), Some(LookCause::Refused), Some(LookCause::TimeLimit)])
+    prop::sample::select(vec![
+        None,
+        Some(LookCause::Lost),
+        Some(LookCause::Refused),
+        Some(LookCause::TimeLimit),
+    ])
 }
 
 /// What is seen in look number `n` of a sequence that stays at its last view.

@@ -1,5 +1,5 @@
-//! The servers' own states: what they prove when the job does not tell, when there is none, and when the submit's answer
-//! was lost. What they say of a refused batch is in `refusal`.
+//! The servers' own states: what they prove when the job does not tell, when there is none, and
+//! when the submit's answer was lost. What they say of a refused batch is in `refusal`.
 
 use std::collections::HashMap;
 
@@ -7,14 +7,15 @@ use super::{Batch, Case, Member, busy, our_own, refusal};
 use crate::cloud::CallError;
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    Activity, AttemptResult, Baseline, BatchState, Complaint, Evidence, JobStatus, LookCause, Power, PowerAction,
-    RequestId, ServerId, ServerView, Sighting, UtcMillis,
+    Activity, AttemptResult, Baseline, BatchState, Complaint, Evidence, JobStatus, LookCause,
+    Power, PowerAction, RequestId, ServerId, ServerView, Sighting, UtcMillis,
 };
 use crate::pace;
 
 /// What follows from a look at the servers of a batch.
 ///
-/// The answer may be slow, and shows the servers as they were at some moment since the question; `Watch` counts by that.
+/// The answer may be slow, and shows the servers as they were at some moment since the question;
+/// `Watch` counts by that.
 pub fn after_look(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Step {
     let sighting = |member: &Member| sightings.get(&member.server);
     match (case.batch.state, case.batch.look_cause) {
@@ -22,14 +23,19 @@ pub fn after_look(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> St
             refusal::after_look(case, sightings)
         }
         (BatchState::Looking, _) => look_into(case, sighting, None),
-        (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => follow(case, sighting),
+        (BatchState::Tracking | BatchState::Submitting | BatchState::Done, _) => {
+            follow(case, sighting)
+        }
     }
 }
 
-/// What follows when the states could not be read: later again, within the time that looking has. A refused batch does not
-/// wait for long: it is split without an explanation, unless that takes proof.
+/// What follows when the states could not be read: later again, within the time that looking has. A
+/// refused batch does not wait for long: it is split without an explanation, unless that takes
+/// proof.
 pub fn after_failed_look(case: Case<'_>, error: &CallError) -> Step {
-    let Case { batch, rules, now, .. } = case;
+    let Case {
+        batch, rules, now, ..
+    } = case;
     if batch.state != BatchState::Looking {
         let next = if now >= tracking_ends(case) {
             batch.look(LookCause::TimeLimit, rules, now)
@@ -44,8 +50,8 @@ pub fn after_failed_look(case: Case<'_>, error: &CallError) -> Step {
     look_into(case, |_| None, Some(error)).after_failed_read(error)
 }
 
-/// Looks for evidence of what became of each request; see the contract, promises 3 and 6. `failure` is why this look shows
-/// nothing.
+/// Looks for evidence of what became of each request; see the contract, promises 3 and 6. `failure`
+/// is why this look shows nothing.
 fn look_into<'a>(
     case: Case<'_>,
     sighting: impl Fn(&Member) -> Option<&'a Sighting>,
@@ -55,11 +61,16 @@ fn look_into<'a>(
     settle_members(case, sighting, ends, || out_of_time(case.batch, failure))
 }
 
-/// Follows an accepted batch that has no job: its servers' own states tell, until the time of a job is over.
+/// Follows an accepted batch that has no job: its servers' own states tell, until the time of a job
+/// is over.
 fn follow<'a>(case: Case<'_>, sighting: impl Fn(&Member) -> Option<&'a Sighting>) -> Step {
-    let mut step = settle_members(case, sighting, tracking_ends(case), || never_seen(case.batch));
+    let mut step = settle_members(case, sighting, tracking_ends(case), || {
+        never_seen(case.batch)
+    });
     if step.batch == BatchNext::Done {
-        let took = case.now.since(case.batch.submitted_at.unwrap_or(case.batch.intent_at));
+        let took = case
+            .now
+            .since(case.batch.submitted_at.unwrap_or(case.batch.intent_at));
         step.job_ms = i64::try_from(took.as_millis()).ok();
     }
     step
@@ -69,22 +80,28 @@ fn tracking_ends(case: Case<'_>) -> UtcMillis {
     case.batch.submitted_at.unwrap_or(case.batch.intent_at) + case.rules.job_time_limit
 }
 
-/// One look: what it settles, what is worth remembering, and when to look again. At `ends` the rest ends as `at_the_end`.
+/// One look: what it settles, what is worth remembering, and when to look again. At `ends` the rest
+/// ends as `at_the_end`.
 fn settle_members<'a>(
     case: Case<'_>,
     sighting: impl Fn(&Member) -> Option<&'a Sighting>,
     ends: UtcMillis,
     at_the_end: impl Fn() -> Outcome,
 ) -> Step {
-    let Case { batch, rules, now, .. } = case;
+    let Case {
+        batch, rules, now, ..
+    } = case;
     let mut step = Step::only(BatchNext::Done);
     let mut latest = ends;
     let mut open = 0;
     for member in &batch.members {
-        let finding = sighting(member).map_or(Finding::Nothing, |seen| read_server(case, member, seen));
+        let finding =
+            sighting(member).map_or(Finding::Nothing, |seen| read_server(case, member, seen));
         match finding {
             Finding::Event(event) => step.moves.push((member.request, event)),
-            _ if now >= ends => step.moves.push((member.request, Event::Ended(at_the_end()))),
+            _ if now >= ends => step
+                .moves
+                .push((member.request, Event::Ended(at_the_end()))),
             Finding::Moving => {
                 open += 1;
                 if !member.seen_moving {
@@ -123,8 +140,11 @@ fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Finding 
     };
     match (view.activity, batch.action) {
         (Activity::Rebooting, PowerAction::Reboot) => Finding::Moving,
-        // Some other transition: nothing is proved while it lasts, and no idleness is counted across it.
-        (Activity::PoweringOn | Activity::PoweringOff | Activity::Other, PowerAction::Reboot) => Finding::Nothing,
+        // Some other transition: nothing is proved while it lasts, and no idleness is counted
+        // across it.
+        (Activity::PoweringOn | Activity::PoweringOff | Activity::Other, PowerAction::Reboot) => {
+            Finding::Nothing
+        }
         (
             Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting | Activity::Other,
             PowerAction::Start | PowerAction::Stop,
@@ -134,27 +154,39 @@ fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Finding 
         }
         (Activity::Idle, PowerAction::Reboot) => read_reboot(case, member, view),
         (Activity::Idle, action) if view.power == wished_power(action) => {
-            Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, observed_sentence(action))))
+            Finding::Event(Event::Ended(Outcome::succeeded(
+                Evidence::Observed,
+                observed_sentence(action),
+            )))
         }
         (Activity::Idle, _) if view.power == Power::Unclear => Finding::Nothing,
-        // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is counted.
-        (Activity::Idle, _) if batch.state == BatchState::Tracking && !member.seen_moving => Finding::Nothing,
-        (Activity::Idle, _) if case.has_settled(member) => Finding::Event(not_carried_out(case, member)),
+        // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness
+        // is counted.
+        (Activity::Idle, _) if batch.state == BatchState::Tracking && !member.seen_moving => {
+            Finding::Nothing
+        }
+        (Activity::Idle, _) if case.has_settled(member) => {
+            Finding::Event(not_carried_out(case, member))
+        }
         (Activity::Idle, _) => Finding::Settling,
     }
 }
 
 impl Case<'_> {
-    /// True if the server was idle and the same for the settling time, in a row of looks without a gap.
+    /// True if the server was idle and the same for the settling time, in a row of looks without a
+    /// gap.
     pub(super) fn has_settled(&self, member: &Member) -> bool {
-        self.watch.idle_for(member.request).is_some_and(|idle| idle >= self.rules.settle_time)
+        self.watch
+            .idle_for(member.request)
+            .is_some_and(|idle| idle >= self.rules.settle_time)
     }
 
-    /// True if the looks prove, once a server has settled, that a reboot which the cloud says it did not do was not done.
+    /// True if the looks prove, once a server has settled, that a reboot which the cloud says it
+    /// did not do was not done.
     ///
-    /// A server that remembers its last operation still shows another one than a reboot: that is a mark. Without one there
-    /// must be no moment since the call at which it could have passed unseen. What has never shown an operation may not
-    /// show this one either.
+    /// A server that remembers its last operation still shows another one than a reboot: that is a
+    /// mark. Without one there must be no moment since the call at which it could have passed
+    /// unseen. What has never shown an operation may not show this one either.
     pub(super) fn can_be_disproved(&self, member: &Member) -> bool {
         if member.seen_moving || !self.watch.may_have_been_refused() {
             return false;
@@ -168,12 +200,15 @@ impl Case<'_> {
     }
 }
 
-/// What the server itself says of this request's action, where the service remembers a server's last operation.
+/// What the server itself says of this request's action, where the service remembers a server's
+/// last operation.
 ///
-/// It has neither time nor id: the end of an operation is this one's only if it was seen under way, or differs from what
-/// stood there before the call.
+/// It has neither time nor id: the end of an operation is this one's only if it was seen under way,
+/// or differs from what stood there before the call.
 pub(super) fn fresh_status(batch: &Batch, member: &Member, view: &ServerView) -> Option<JobStatus> {
-    let operation = view.operation.filter(|operation| operation.action == batch.action)?;
+    let operation = view
+        .operation
+        .filter(|operation| operation.action == batch.action)?;
     let changed = match member.baseline {
         Baseline::Known(before) => before != Some(operation),
         Baseline::Unknown => false,
@@ -184,25 +219,38 @@ pub(super) fn fresh_status(batch: &Batch, member: &Member, view: &ServerView) ->
 
 fn failed_as_seen(view: &ServerView) -> Outcome {
     match &view.error {
-        Some(error) if !error.code.is_empty() => Outcome::failed(Evidence::Observed, &error.code, &error.message),
-        Some(error) => Outcome::failed(Evidence::Observed, "poweryard.failed", &error.message),
-        None => {
-            Outcome::failed(Evidence::Observed, "poweryard.failed", "the server's state says that the operation failed")
+        Some(error) if !error.code.is_empty() => {
+            Outcome::failed(Evidence::Observed, &error.code, &error.message)
         }
+        Some(error) => Outcome::failed(Evidence::Observed, "poweryard.failed", &error.message),
+        None => Outcome::failed(
+            Evidence::Observed,
+            "poweryard.failed",
+            "the server's state says that the operation failed",
+        ),
     }
 }
 
-/// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service remembers of it. Without
-/// one, idle through the settling time, it may have been over before the first look as well as never begun.
+/// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service
+/// remembers of it. Without one, idle through the settling time, it may have been over before the
+/// first look as well as never begun.
 fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
     let batch = case.batch;
     if case.busy_with(member).is_some() {
         return read_busy_reboot(case, member, view);
     }
     if member.seen_moving && batch.was_refused_as_busy() && view.power != Power::Unclear {
-        return unproved("the cloud called a server busy, and whose reboot was then seen nobody can tell".to_owned());
+        return unproved(
+            "the cloud called a server busy, and whose reboot was then seen nobody can tell"
+                .to_owned(),
+        );
     }
-    let succeeded = |sentence: &str| Finding::Event(Event::Ended(Outcome::succeeded(Evidence::Observed, sentence)));
+    let succeeded = |sentence: &str| {
+        Finding::Event(Event::Ended(Outcome::succeeded(
+            Evidence::Observed,
+            sentence,
+        )))
+    };
     if let Some(operation) = view.operation {
         let told = fresh_status(batch, member, view) == Some(JobStatus::Succeeded);
         // A server that is off has not come back; if somebody else stopped it, nobody can tell.
@@ -213,45 +261,64 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             return Finding::Nothing;
         }
     }
-    let shadow = if member.shadowed { " that could not be an earlier one" } else { "" };
+    let shadow = if member.shadowed {
+        " that could not be an earlier one"
+    } else {
+        ""
+    };
     match (member.seen_moving && !member.shadowed, view.power) {
         (_, Power::Unclear) => Finding::Nothing,
         (true, Power::On) => succeeded("the server was seen rebooting, and then running"),
         (true, Power::Off | Power::Faulty) => {
             let message = "the server was seen rebooting, and did not come back";
-            Finding::Event(Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.not_running", message)))
+            Finding::Event(Event::Ended(Outcome::failed(
+                Evidence::Observed,
+                "poweryard.not_running",
+                message,
+            )))
         }
         (false, _) if batch.state == BatchState::Tracking => Finding::Nothing,
-        (false, Power::On | Power::Off | Power::Faulty) if case.has_settled(member) => {
-            unproved(format!("{}, and no reboot was seen{shadow}", why_in_doubt(batch)))
-        }
+        (false, Power::On | Power::Off | Power::Faulty) if case.has_settled(member) => unproved(
+            format!("{}, and no reboot was seen{shadow}", why_in_doubt(batch)),
+        ),
         (false, Power::On | Power::Off | Power::Faulty) => Finding::Settling,
     }
 }
 
 fn unproved(reason: String) -> Finding {
     let message = format!("{reason}; it is not sent again automatically");
-    Finding::Event(Event::Ended(Outcome::unknown("poweryard.unproved", message)))
+    Finding::Event(Event::Ended(Outcome::unknown(
+        "poweryard.unproved",
+        message,
+    )))
 }
 
 impl Case<'_> {
-    /// The words with which a reboot's own task called its server busy. After a restart those of the batch: which of its
-    /// servers they were about is not stored, and proves nothing any more.
+    /// The words with which a reboot's own task called its server busy. After a restart those of
+    /// the batch: which of its servers they were about is not stored, and proves nothing any more.
     fn busy_with(&self, member: &Member) -> Option<&Complaint> {
         let of_batch = self.batch.look_cause == Some(LookCause::Busy) && !self.watch.knows_busy();
-        self.watch.busy(member.request).or_else(|| self.batch.complaint.as_ref().filter(|_| of_batch))
+        self.watch
+            .busy(member.request)
+            .or_else(|| self.batch.complaint.as_ref().filter(|_| of_batch))
     }
 }
 
-/// A reboot whose own task says that the server was busy. If a reboot was seen, nobody can tell whose it was. If it was
-/// busy powering on or off, or nothing can have passed unseen since the call, it goes again.
+/// A reboot whose own task says that the server was busy. If a reboot was seen, nobody can tell
+/// whose it was. If it was busy powering on or off, or nothing can have passed unseen since the
+/// call, it goes again.
 fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
-    let Some(why) = case.busy_with(member) else { return Finding::Nothing };
+    let Some(why) = case.busy_with(member) else {
+        return Finding::Nothing;
+    };
     if view.power == Power::Unclear {
         return Finding::Nothing;
     }
     if member.seen_moving {
-        return unproved(format!("the job ended with {}, and whose reboot was then seen nobody can tell", why.code));
+        return unproved(format!(
+            "the job ended with {}, and whose reboot was then seen nobody can tell",
+            why.code
+        ));
     }
     if !case.has_settled(member) {
         return Finding::Settling;
@@ -265,14 +332,22 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Findi
         ));
     }
     if member.attempts >= case.rules.attempts_max {
-        return Finding::Event(Event::Ended(Outcome::failed(Evidence::Job, &why.code, &why.message)));
+        return Finding::Event(Event::Ended(Outcome::failed(
+            Evidence::Job,
+            &why.code,
+            &why.message,
+        )));
     }
     Finding::Event(busy(case.batch, member, why, case.now))
 }
 
 /// Why the servers had to be asked.
 fn why_in_doubt(batch: &Batch) -> String {
-    let said = batch.complaint.as_ref().map(|why| (why.code.as_str(), why.message.as_str())).unwrap_or_default();
+    let said = batch
+        .complaint
+        .as_ref()
+        .map(|why| (why.code.as_str(), why.message.as_str()))
+        .unwrap_or_default();
     match (batch.look_cause, said) {
         (Some(LookCause::Lost | LookCause::Refused), (code, _))
             if !code.is_empty() && !code.starts_with("poweryard.") =>
@@ -282,10 +357,14 @@ fn why_in_doubt(batch: &Batch) -> String {
         (Some(LookCause::Lost | LookCause::Refused), (_, message)) if !message.is_empty() => {
             format!("the end of the call does not tell whether anything was done ({message})")
         }
-        (Some(LookCause::Lost | LookCause::Refused), _) => "the answer to the call was lost".to_owned(),
+        (Some(LookCause::Lost | LookCause::Refused), _) => {
+            "the answer to the call was lost".to_owned()
+        }
         (Some(LookCause::Vanished), _) => "the cloud does not know the job any more".to_owned(),
         (Some(LookCause::TimeLimit), _) => "the job did not end within job_time_limit".to_owned(),
-        (Some(LookCause::Busy), (code, _)) => format!("the job ended with {code}, which may speak of this very reboot"),
+        (Some(LookCause::Busy), (code, _)) => {
+            format!("the job ended with {code}, which may speak of this very reboot")
+        }
         (Some(LookCause::Gap) | None, _) => "the job's answer leaves this server out".to_owned(),
     }
 }
@@ -293,13 +372,25 @@ fn why_in_doubt(batch: &Batch) -> String {
 /// Start or stop: the server is idle in the other state and has been for the settling time.
 fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
     let batch = case.batch;
-    let why = batch.complaint.clone().unwrap_or_else(|| our_own("not_carried_out", "the server stayed as it was"));
+    let why = batch
+        .complaint
+        .clone()
+        .unwrap_or_else(|| our_own("not_carried_out", "the server stayed as it was"));
     if member.attempts >= case.rules.attempts_max {
-        let message = format!("the server stayed as it was after {} calls; last: {}", member.attempts, why.message);
-        return Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.not_carried_out", message));
+        let message = format!(
+            "the server stayed as it was after {} calls; last: {}",
+            member.attempts, why.message
+        );
+        return Event::Ended(Outcome::failed(
+            Evidence::Observed,
+            "poweryard.not_carried_out",
+            message,
+        ));
     }
     Event::Returned(Return {
-        retry_at: Some(case.now + pace::retry_delay(member.attempts.saturating_sub(1), batch.seed())),
+        retry_at: Some(
+            case.now + pace::retry_delay(member.attempts.saturating_sub(1), batch.seed()),
+        ),
         group: None,
         result: AttemptResult::Lost,
         code: why.code,
@@ -312,30 +403,51 @@ fn never_seen(batch: &Batch) -> Outcome {
     let action = batch.action;
     Outcome::unknown(
         "poweryard.time_limit",
-        format!("the cloud accepted the call, and within job_time_limit the server was not seen to {action}"),
+        format!(
+            "the cloud accepted the call, and within job_time_limit the server was not seen to {action}"
+        ),
     )
 }
 
 pub(super) fn missing() -> Outcome {
-    Outcome::failed(Evidence::Observed, "poweryard.missing", "the cloud has no such server in this project")
-}
-
-fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
-    let why = failure.map(|error| format!("; the last look failed: {error}")).unwrap_or_default();
-    Outcome::unknown(
-        "poweryard.time_limit",
-        format!("{}, and the server's state proved nothing within look_time_limit{why}", why_in_doubt(batch)),
+    Outcome::failed(
+        Evidence::Observed,
+        "poweryard.missing",
+        "the cloud has no such server in this project",
     )
 }
 
-/// Says of a request that ends without proof why its server could not be read last, if it could not.
-pub fn name_failures(batch: &Batch, mut step: Step, failures: &HashMap<ServerId, CallError>) -> Step {
-    let servers: HashMap<RequestId, &ServerId> =
-        batch.members.iter().map(|member| (member.request, &member.server)).collect();
+fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
+    let why = failure
+        .map(|error| format!("; the last look failed: {error}"))
+        .unwrap_or_default();
+    Outcome::unknown(
+        "poweryard.time_limit",
+        format!(
+            "{}, and the server's state proved nothing within look_time_limit{why}",
+            why_in_doubt(batch)
+        ),
+    )
+}
+
+/// Says of a request that ends without proof why its server could not be read last, if it could
+/// not.
+pub fn name_failures(
+    batch: &Batch,
+    mut step: Step,
+    failures: &HashMap<ServerId, CallError>,
+) -> Step {
+    let servers: HashMap<RequestId, &ServerId> = batch
+        .members
+        .iter()
+        .map(|member| (member.request, &member.server))
+        .collect();
     for (request, event) in &mut step.moves {
         if let Event::Ended(outcome) = event
             && outcome.evidence == Evidence::None
-            && let Some(error) = servers.get(request).and_then(|server| failures.get(*server))
+            && let Some(error) = servers
+                .get(request)
+                .and_then(|server| failures.get(*server))
         {
             outcome.message = format!("{}; the last look failed: {error}", outcome.message);
         }

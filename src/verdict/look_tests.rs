@@ -20,7 +20,11 @@ fn view(power: Power, activity: Activity) -> Sighting {
 }
 
 fn all(batch: &Batch, sighting: Sighting) -> HashMap<ServerId, Sighting> {
-    batch.members.iter().map(|member| (member.server.clone(), sighting.clone())).collect()
+    batch
+        .members
+        .iter()
+        .map(|member| (member.server.clone(), sighting.clone()))
+        .collect()
 }
 
 /// Looks every ten seconds at what `shows` tells, as the daemon would, until request 1 is moved.
@@ -43,9 +47,16 @@ fn one_look(batch: &Batch, second: u64, sightings: &HashMap<ServerId, Sighting>)
 
 #[test]
 fn a_stop_whose_server_is_seen_stopped_succeeded() {
-    let (after, event) = look_on(looking(PowerAction::Stop, LookCause::Lost, 1), |_| view(Power::Off, Activity::Idle));
-    let Event::Ended(outcome) = event else { panic!("{event:?}") };
-    assert_eq!((after, outcome.state, outcome.evidence), (0, RequestState::Succeeded, Evidence::Observed));
+    let (after, event) = look_on(looking(PowerAction::Stop, LookCause::Lost, 1), |_| {
+        view(Power::Off, Activity::Idle)
+    });
+    let Event::Ended(outcome) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(
+        (after, outcome.state, outcome.evidence),
+        (0, RequestState::Succeeded, Evidence::Observed)
+    );
 }
 
 #[test]
@@ -57,7 +68,11 @@ fn idleness_is_counted_to_the_question_and_not_to_a_late_answer() {
         for second in [0, 20, 40] {
             assert!(stays(&looked.look(second, &idle), 1));
         }
-        assert_eq!(stays(&looked.look_between(began, 65, &idle), 1), !is_proved, "it may have begun since {began} s");
+        assert_eq!(
+            stays(&looked.look_between(began, 65, &idle), 1),
+            !is_proved,
+            "it may have begun since {began} s"
+        );
     }
 }
 
@@ -68,22 +83,38 @@ fn a_row_of_looks_with_a_gap_proves_nothing() {
     for second in [0, 20, 60, 80, 100] {
         assert!(stays(&looked.look(second, &idle), 1), "{second} s");
     }
-    assert_eq!(returned(&looked.look(120, &idle), 1).result, AttemptResult::Lost);
+    assert_eq!(
+        returned(&looked.look(120, &idle), 1).result,
+        AttemptResult::Lost
+    );
 }
 
 #[test]
 fn while_idleness_is_counted_looks_leave_no_gap_in_their_row() {
-    let batch = Batch { looks: 40, ..looking(PowerAction::Stop, LookCause::Lost, 1) };
+    let batch = Batch {
+        looks: 40,
+        ..looking(PowerAction::Stop, LookCause::Lost, 1)
+    };
     let step = one_look(&batch, 10, &all(&batch, view(Power::On, Activity::Idle)));
-    let BatchNext::Again { next_look_at, .. } = step.batch else { panic!("{step:?}") };
+    let BatchNext::Again { next_look_at, .. } = step.batch else {
+        panic!("{step:?}")
+    };
     assert!(next_look_at.since(at(10).utc) <= Duration::from_secs(5));
 }
 
 #[test]
 fn a_stop_is_not_proved_undone_before_the_settling_time() {
-    let (after, event) = look_on(looking(PowerAction::Stop, LookCause::Lost, 1), |_| view(Power::On, Activity::Idle));
+    let (after, event) = look_on(looking(PowerAction::Stop, LookCause::Lost, 1), |_| {
+        view(Power::On, Activity::Idle)
+    });
     assert_eq!(after, 60);
-    assert!(matches!(event, Event::Returned(Return { result: AttemptResult::Lost, .. })));
+    assert!(matches!(
+        event,
+        Event::Returned(Return {
+            result: AttemptResult::Lost,
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -92,14 +123,24 @@ fn idleness_is_not_counted_across_a_transition() {
         30 => view(Power::On, Activity::PoweringOff),
         _ => view(Power::On, Activity::Idle),
     };
-    assert_eq!(look_on(looking(PowerAction::Stop, LookCause::Lost, 1), flapping).0, 100);
+    assert_eq!(
+        look_on(looking(PowerAction::Stop, LookCause::Lost, 1), flapping).0,
+        100
+    );
 }
 
 #[test]
 fn a_lost_reboot_is_never_sent_again_and_without_a_transition_unknown() {
-    let (_, event) = look_on(looking(PowerAction::Reboot, LookCause::Lost, 1), |_| view(Power::On, Activity::Idle));
-    let Event::Ended(outcome) = event else { panic!("{event:?}") };
-    assert_eq!((outcome.state, outcome.code.as_str()), (RequestState::Unknown, "poweryard.unproved"));
+    let (_, event) = look_on(looking(PowerAction::Reboot, LookCause::Lost, 1), |_| {
+        view(Power::On, Activity::Idle)
+    });
+    let Event::Ended(outcome) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(
+        (outcome.state, outcome.code.as_str()),
+        (RequestState::Unknown, "poweryard.unproved")
+    );
 }
 
 #[test]
@@ -109,13 +150,22 @@ fn a_reboot_seen_in_transition_is_followed_to_its_end() {
         _ => view(Power::On, Activity::Idle),
     };
     let (after, event) = look_on(looking(PowerAction::Reboot, LookCause::Lost, 1), comes_back);
-    let Event::Ended(outcome) = event else { panic!("{event:?}") };
-    assert_eq!((after, outcome.state, outcome.evidence), (200, RequestState::Succeeded, Evidence::Observed));
+    let Event::Ended(outcome) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(
+        (after, outcome.state, outcome.evidence),
+        (200, RequestState::Succeeded, Evidence::Observed)
+    );
 }
 
 #[test]
 fn a_reboot_that_is_seen_proves_nothing_while_an_earlier_one_may_be_under_way() {
-    for (power, afterwards) in [(Power::On, "running"), (Power::Off, "stopped"), (Power::Faulty, "faulty")] {
+    for (power, afterwards) in [
+        (Power::On, "running"),
+        (Power::Off, "stopped"),
+        (Power::Faulty, "faulty"),
+    ] {
         let comes_back = |seconds| match seconds {
             20..200 => view(Power::Unclear, Activity::Rebooting),
             _ => view(power, Activity::Idle),
@@ -123,11 +173,24 @@ fn a_reboot_that_is_seen_proves_nothing_while_an_earlier_one_may_be_under_way() 
         let mut batch = looking(PowerAction::Reboot, LookCause::Lost, 1);
         batch.members[0].shadowed = true;
         let (after, event) = look_on(batch, comes_back);
-        let Event::Ended(outcome) = event else { panic!("{event:?}") };
+        let Event::Ended(outcome) = event else {
+            panic!("{event:?}")
+        };
         let end = (outcome.state, outcome.evidence, outcome.code.as_str());
-        assert_eq!(end, (RequestState::Unknown, Evidence::None, "poweryard.unproved"), "{afterwards}");
-        assert!(outcome.message.contains("an earlier one"), "{}", outcome.message);
-        assert_eq!(after, 260, "idle through the settling time, counted from the end of the transition");
+        assert_eq!(
+            end,
+            (RequestState::Unknown, Evidence::None, "poweryard.unproved"),
+            "{afterwards}"
+        );
+        assert!(
+            outcome.message.contains("an earlier one"),
+            "{}",
+            outcome.message
+        );
+        assert_eq!(
+            after, 260,
+            "idle through the settling time, counted from the end of the transition"
+        );
     }
 }
 
@@ -136,17 +199,29 @@ fn a_shadow_hides_neither_a_missing_server_nor_the_end_of_the_time() {
     let mut batch = looking(PowerAction::Reboot, LookCause::Lost, 2);
     batch.members[0].shadowed = true;
     let mut sightings = all(&batch, view(Power::On, Activity::Rebooting));
-    assert_eq!(ended(&one_look(&batch, 900, &sightings), 1).code, "poweryard.time_limit");
+    assert_eq!(
+        ended(&one_look(&batch, 900, &sightings), 1).code,
+        "poweryard.time_limit"
+    );
     sightings.insert(ServerId("server-1".into()), Sighting::Missing);
-    assert_eq!(ended(&one_look(&batch, 0, &sightings), 1).code, "poweryard.missing");
+    assert_eq!(
+        ended(&one_look(&batch, 0, &sightings), 1).code,
+        "poweryard.missing"
+    );
 }
 
 #[test]
 fn an_endless_transition_ends_unknown() {
-    let (after, event) =
-        look_on(looking(PowerAction::Start, LookCause::Lost, 1), |_| view(Power::Off, Activity::PoweringOn));
-    let Event::Ended(outcome) = event else { panic!("{event:?}") };
-    assert_eq!((after, outcome.state, outcome.code.as_str()), (900, RequestState::Unknown, "poweryard.time_limit"));
+    let (after, event) = look_on(looking(PowerAction::Start, LookCause::Lost, 1), |_| {
+        view(Power::Off, Activity::PoweringOn)
+    });
+    let Event::Ended(outcome) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(
+        (after, outcome.state, outcome.code.as_str()),
+        (900, RequestState::Unknown, "poweryard.time_limit")
+    );
 }
 
 #[test]
@@ -180,10 +255,17 @@ fn a_look_that_fails_as_the_time_runs_out_is_named_as_the_cause() {
         batch.read_error = before;
         let step = Looked::new(batch.clone()).fail(900, &error);
         let message = &ended(&step, 1).message;
-        assert!(message.contains("APIGW.0302") && !message.contains("something else"), "{message}");
+        assert!(
+            message.contains("APIGW.0302") && !message.contains("something else"),
+            "{message}"
+        );
     }
     // A look that succeeds has no failure to tell of, whatever the one before it was.
-    let step = one_look(&batch, 900, &all(&batch, view(Power::Unclear, Activity::Other)));
+    let step = one_look(
+        &batch,
+        900,
+        &all(&batch, view(Power::Unclear, Activity::Other)),
+    );
     let message = &ended(&step, 1).message;
     assert!(!message.contains("failed"), "{message}");
 }
@@ -193,8 +275,13 @@ fn a_stop_that_never_works_fails_after_the_last_attempt() {
     let mut batch = looking(PowerAction::Stop, LookCause::Lost, 1);
     batch.members[0].attempts = 3;
     let (_, event) = look_on(batch, |_| view(Power::On, Activity::Idle));
-    let Event::Ended(outcome) = event else { panic!("{event:?}") };
-    assert_eq!((outcome.state, outcome.evidence), (RequestState::Failed, Evidence::Observed));
+    let Event::Ended(outcome) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(
+        (outcome.state, outcome.evidence),
+        (RequestState::Failed, Evidence::Observed)
+    );
 }
 
 fn sightings() -> impl Strategy<Value = Sighting> {
@@ -207,7 +294,10 @@ fn sightings() -> impl Strategy<Value = Sighting> {
         Activity::Other,
     ]);
     let present = (powers, activities, any::<bool>()).prop_map(|(power, activity, locked)| {
-        Sighting::Present(ServerView { locked, ..ServerView::of(power, activity) })
+        Sighting::Present(ServerView {
+            locked,
+            ..ServerView::of(power, activity)
+        })
     });
     prop_oneof![1 => Just(Sighting::Missing), 9 => present]
 }

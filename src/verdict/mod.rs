@@ -1,15 +1,17 @@
 //! What follows from an answer of the cloud: pure functions from a batch and an answer to a `Step`.
 //!
-//! One file for each kind of answer: the submit call (`submit`), the job (`job`), the servers' states (`look`). What looks
-//! have shown in a row is a `Watch`, a value that this process keeps beside an open batch. Knows nothing of SQL, HTTP or clocks. Unknown words and codes fall to the careful side: keep looking, then "unknown".
+//! One file for each kind of answer: the submit call (`submit`), the job (`job`), the servers'
+//! states (`look`). What looks have shown in a row is a `Watch`, a value that this process keeps
+//! beside an open batch. Knows nothing of SQL, HTTP or clocks. Unknown words and codes fall to the
+//! careful side: keep looking, then "unknown".
 
 use std::time::Duration;
 
 use crate::cloud::{CallError, codes};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, Baseline, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, JobStatus, LookCause,
-    PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
+    AttemptResult, Baseline, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, JobStatus,
+    LookCause, PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
@@ -70,8 +72,8 @@ pub struct Member {
     pub request: RequestId,
     /// Whom it concerns.
     pub server: ServerId,
-    /// Calls that carried it and that the cloud may have acted on; this one counts from its claim until it is known to be
-    /// refused or not sent.
+    /// Calls that carried it and that the cloud may have acted on; this one counts from its claim
+    /// until it is known to be refused or not sent.
     pub attempts: u32,
     /// Times it was found busy.
     pub busy: u32,
@@ -79,10 +81,11 @@ pub struct Member {
     pub seen_moving: bool,
     /// The server's last operation before the call.
     pub baseline: Baseline,
-    /// An earlier reboot of this server ended `unknown`, or its own task failed, and it may still be under way: one that is
-    /// seen proves nothing.
+    /// An earlier reboot of this server ended `unknown`, or its own task failed, and it may still
+    /// be under way: one that is seen proves nothing.
     pub shadowed: bool,
-    /// From when it could go to the intent of its first call; known to the claim alone, and decides nothing.
+    /// From when it could go to the intent of its first call; known to the claim alone, and
+    /// decides nothing.
     pub waited: Option<Duration>,
 }
 
@@ -93,7 +96,8 @@ pub struct Rules {
     pub job_time_limit: Duration,
     /// Looking at servers ends after this.
     pub look_time_limit: Duration,
-    /// The unwished state, idle in a row of looks for so long, proves that nothing was carried out.
+    /// The unwished state, idle in a row of looks for so long, proves that nothing was carried
+    /// out.
     pub settle_time: Duration,
     /// How many calls may carry one request.
     pub attempts_max: u32,
@@ -114,13 +118,14 @@ pub struct Case<'a> {
     pub now: UtcMillis,
 }
 
-/// Reboots that could pass unseen are looked at closely: this often, for so long. How long CloudDC shows a reboot under way is
-/// not documented; a bare-metal server takes minutes to restart.
+/// Reboots that could pass unseen are looked at closely: this often, for so long. How long CloudDC
+/// shows a reboot under way is not documented; a bare-metal server takes minutes to restart.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
 const CLOSE_SPAN: Duration = Duration::from_secs(60);
 
 impl Rules {
-    /// How often to look while a row of looks is to prove something: several times in the longest gap that a row may have.
+    /// How often to look while a row of looks is to prove something: several times in the longest
+    /// gap that a row may have.
     fn watch_interval(&self) -> Duration {
         (self.settle_time / 8).clamp(Duration::from_millis(100), Duration::from_secs(5))
     }
@@ -134,48 +139,64 @@ impl Batch {
     /// The next look while nothing else changes.
     fn again(&self, rules: &Rules, now: UtcMillis, doubts: u32) -> BatchNext {
         let mut wait = rules.looks.next_look(self.looks + 1, self.seed());
-        if self.may_pass_unseen() && now.since(self.submitted_at.unwrap_or(self.intent_at)) < CLOSE_SPAN {
+        if self.may_pass_unseen()
+            && now.since(self.submitted_at.unwrap_or(self.intent_at)) < CLOSE_SPAN
+        {
             wait = wait.min(CLOSE_INTERVAL);
         }
         if self.needs_proof() {
             wait = wait.min(rules.watch_interval());
         }
-        BatchNext::Again { next_look_at: now + wait, doubts }
+        BatchNext::Again {
+            next_look_at: now + wait,
+            doubts,
+        }
     }
 
     /// As `again` without doubts, but no later than `latest`.
     fn again_by(&self, latest: UtcMillis, rules: &Rules, now: UtcMillis) -> BatchNext {
         match self.again(rules, now, 0) {
-            BatchNext::Again { next_look_at, doubts } => {
-                BatchNext::Again { next_look_at: next_look_at.min(latest), doubts }
-            }
+            BatchNext::Again {
+                next_look_at,
+                doubts,
+            } => BatchNext::Again {
+                next_look_at: next_look_at.min(latest),
+                doubts,
+            },
             other => other,
         }
     }
 
-    /// True if a server stood at an ended reboot before it was to be rebooted: only while it is being done can this reboot
-    /// be told from that one.
+    /// True if a server stood at an ended reboot before it was to be rebooted: only while it is
+    /// being done can this reboot be told from that one.
     fn may_pass_unseen(&self) -> bool {
         let stale = |member: &Member| member.shows_old_reboot() && !member.seen_moving;
         self.action.leaves_no_mark() && self.members.iter().any(stale)
     }
 
-    /// True for reboots that the cloud says it did not do: they go again only if looks without a gap prove it.
+    /// True for reboots that the cloud says it did not do: they go again only if looks without a
+    /// gap prove it.
     fn needs_proof(&self) -> bool {
         let said_no = matches!(self.look_cause, Some(LookCause::Refused | LookCause::Busy));
         self.action.leaves_no_mark() && self.state == BatchState::Looking && said_no
     }
 
-    /// The cloud itself says that a server was in a transition before the call: one that is seen may have begun before it.
+    /// The cloud itself says that a server was in a transition before the call: one that is seen
+    /// may have begun before it.
     fn was_refused_as_busy(&self) -> bool {
-        let is_busy = |complaint: &Complaint| codes::class(&complaint.code) == CodeClass::ServerBusy;
+        let is_busy =
+            |complaint: &Complaint| codes::class(&complaint.code) == CodeClass::ServerBusy;
         matches!(self.look_cause, Some(LookCause::Refused | LookCause::Lost))
             && self.complaint.as_ref().is_some_and(is_busy)
     }
 
     /// Looking at the servers begins.
     fn look(&self, cause: LookCause, rules: &Rules, now: UtcMillis) -> BatchNext {
-        BatchNext::Look { cause, until: now + rules.look_time_limit, next_look_at: now }
+        BatchNext::Look {
+            cause,
+            until: now + rules.look_time_limit,
+            next_look_at: now,
+        }
     }
 
     /// Group number `part` (1 to 3) of those that this batch falls into.
@@ -185,7 +206,8 @@ impl Batch {
 }
 
 impl Member {
-    /// True if the last operation before the call was a reboot that had ended: another one ends in the same words.
+    /// True if the last operation before the call was a reboot that had ended: another one ends in
+    /// the same words.
     fn shows_old_reboot(&self) -> bool {
         let operation = match self.baseline {
             Baseline::Known(Some(operation)) => operation,
@@ -199,11 +221,24 @@ impl Step {
     /// Nothing but another look at `at`.
     pub fn look_again(batch: &Batch, at: UtcMillis) -> Self {
         let read_error = batch.read_error.clone();
-        Self { read_error, ..Self::only(BatchNext::Again { next_look_at: at, doubts: batch.doubts }) }
+        Self {
+            read_error,
+            ..Self::only(BatchNext::Again {
+                next_look_at: at,
+                doubts: batch.doubts,
+            })
+        }
     }
 
     fn only(batch: BatchNext) -> Self {
-        Self { batch, moves: Vec::new(), seen_moving: Vec::new(), complaint: None, job_ms: None, read_error: None }
+        Self {
+            batch,
+            moves: Vec::new(),
+            seen_moving: Vec::new(),
+            complaint: None,
+            job_ms: None,
+            read_error: None,
+        }
     }
 
     fn after_failed_read(mut self, error: &CallError) -> Self {
@@ -222,7 +257,8 @@ const FIRST_PART: i64 = 1;
 const SECOND_PART: i64 = 2;
 const BUSY_PART: i64 = 3;
 
-/// The server is busy with something: it waits apart, so that it does not spoil the batches of others.
+/// The server is busy with something: it waits apart, so that it does not spoil the batches of
+/// others.
 fn busy(batch: &Batch, member: &Member, why: &Complaint, now: UtcMillis) -> Event {
     Event::Returned(Return {
         retry_at: Some(now + pace::busy_delay(member.busy, batch.seed())),
@@ -246,24 +282,36 @@ fn about_one_server(
 ) -> Option<Event> {
     let failed = || Event::Ended(Outcome::failed(evidence, &error.code, &error.message));
     match error.class {
-        CodeClass::AlreadyInTargetState if is_as_wished(batch.action, error) => {
-            Some(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
+        CodeClass::AlreadyInTargetState if is_as_wished(batch.action, error) => Some(Event::Ended(
+            Outcome::succeeded(Evidence::Already, already_sentence(batch.action)),
+        )),
+        CodeClass::AlreadyInTargetState | CodeClass::ServerPermanent | CodeClass::BatchInvalid => {
+            Some(failed())
         }
-        CodeClass::AlreadyInTargetState | CodeClass::ServerPermanent | CodeClass::BatchInvalid => Some(failed()),
         // Said by a reboot's own task, it may speak of that very reboot: look.
         CodeClass::ServerBusy if evidence == Evidence::Job && batch.action.leaves_no_mark() => None,
         CodeClass::ServerBusy => Some(busy(batch, member, error, now)),
-        // Said of the call, the last two settle nothing; said by the server's own task, all three say that it failed, not
-        // how far it had come. Start and stop may be sent again; a reboot may have begun.
-        CodeClass::Retryable | CodeClass::RetryableUncertain | CodeClass::Ambiguous if evidence == Evidence::Job => {
+        // Said of the call, the last two settle nothing; said by the server's own task, all three
+        // say that it failed, not how far it had come. Start and stop may be sent again; a reboot
+        // may have begun.
+        CodeClass::Retryable | CodeClass::RetryableUncertain | CodeClass::Ambiguous
+            if evidence == Evidence::Job =>
+        {
             match batch.action {
-                PowerAction::Start | PowerAction::Stop => {
-                    Some(again_or(failed, member, error, AttemptResult::Failed, rules, batch, now))
-                }
+                PowerAction::Start | PowerAction::Stop => Some(again_or(
+                    failed,
+                    member,
+                    error,
+                    AttemptResult::Failed,
+                    rules,
+                    batch,
+                    now,
+                )),
                 PowerAction::Reboot => Some(failed()),
             }
         }
-        // Said of the call: the cloud could not do it at that moment and did nothing. Like a busy server, it waits apart.
+        // Said of the call: the cloud could not do it at that moment and did nothing. Like a busy
+        // server, it waits apart.
         CodeClass::Retryable => Some(busy(batch, member, error, now)),
         CodeClass::ServerFailed => Some(failed()),
         CodeClass::RetryableUncertain
@@ -299,7 +347,8 @@ fn again_or(
     })
 }
 
-/// BMS.0038 says "running" and BMS.0039 says "stopped"; each is the wish of one action only. A reboot is never "already".
+/// BMS.0038 says "running" and BMS.0039 says "stopped"; each is the wish of one action only. A
+/// reboot is never "already".
 fn is_as_wished(action: PowerAction, error: &Complaint) -> bool {
     match action {
         PowerAction::Start => error.code == "BMS.0038",
@@ -318,7 +367,11 @@ fn already_sentence(action: PowerAction) -> &'static str {
 
 /// A complaint of our own, with a code under `poweryard.`.
 fn our_own(code: &str, message: &str) -> Complaint {
-    Complaint { code: format!("poweryard.{code}"), message: message.to_owned(), class: CodeClass::Other }
+    Complaint {
+        code: format!("poweryard.{code}"),
+        message: message.to_owned(),
+        class: CodeClass::Other,
+    }
 }
 
 #[cfg(test)]
@@ -333,7 +386,10 @@ mod testing {
     /// So many seconds after the beginning, on both clocks.
     pub(super) fn at(seconds: u64) -> Now {
         let steady = Steady(Duration::from_secs(1000 + seconds));
-        Now { utc: NOW + Duration::from_secs(seconds), steady }
+        Now {
+            utc: NOW + Duration::from_secs(seconds),
+            steady,
+        }
     }
 
     pub(super) fn rules() -> Rules {
@@ -342,7 +398,10 @@ mod testing {
             look_time_limit: Duration::from_secs(900),
             settle_time: Duration::from_secs(60),
             attempts_max: 3,
-            looks: LookTimes { first: Duration::from_secs(2), interval_max: Duration::from_secs(30) },
+            looks: LookTimes {
+                first: Duration::from_secs(2),
+                interval_max: Duration::from_secs(30),
+            },
         }
     }
 
@@ -387,24 +446,47 @@ mod testing {
     impl Looked {
         /// By the process that made its call.
         pub(super) fn new(batch: Batch) -> Self {
-            Self { batch, watch: Watch::of_call(at(0)) }
+            Self {
+                batch,
+                watch: Watch::of_call(at(0)),
+            }
         }
 
         /// By a process that was started since.
         pub(super) fn resumed(batch: Batch) -> Self {
-            Self { batch, watch: Watch::default() }
+            Self {
+                batch,
+                watch: Watch::default(),
+            }
         }
 
         /// A look at this second.
-        pub(super) fn look(&mut self, second: u64, sightings: &HashMap<ServerId, Sighting>) -> Step {
+        pub(super) fn look(
+            &mut self,
+            second: u64,
+            sightings: &HashMap<ServerId, Sighting>,
+        ) -> Step {
             self.look_between(second, second, sightings)
         }
 
-        pub(super) fn look_between(&mut self, began: u64, ended: u64, sightings: &HashMap<ServerId, Sighting>) -> Step {
+        pub(super) fn look_between(
+            &mut self,
+            began: u64,
+            ended: u64,
+            sightings: &HashMap<ServerId, Sighting>,
+        ) -> Step {
             let rules = rules();
-            let look = Look { began: at(began), ended: at(ended) };
+            let look = Look {
+                began: at(began),
+                ended: at(ended),
+            };
             self.watch.note_look(&self.batch, sightings, look, &rules);
-            let case = Case { batch: &self.batch, watch: &self.watch, rules: &rules, now: at(ended).utc };
+            let case = Case {
+                batch: &self.batch,
+                watch: &self.watch,
+                rules: &rules,
+                now: at(ended).utc,
+            };
             let step = after_look(case, sightings);
             self.apply(&step);
             step
@@ -414,7 +496,12 @@ mod testing {
         pub(super) fn fail(&mut self, second: u64, error: &CallError) -> Step {
             let rules = rules();
             self.watch.note_failed_look(&self.batch);
-            let case = Case { batch: &self.batch, watch: &self.watch, rules: &rules, now: at(second).utc };
+            let case = Case {
+                batch: &self.batch,
+                watch: &self.watch,
+                rules: &rules,
+                now: at(second).utc,
+            };
             let step = after_failed_look(case, error);
             self.apply(&step);
             step
@@ -425,7 +512,9 @@ mod testing {
             for member in &mut self.batch.members {
                 member.seen_moving |= step.seen_moving.contains(&member.request);
             }
-            self.batch.members.retain(|member| stays(step, member.request.0));
+            self.batch
+                .members
+                .retain(|member| stays(step, member.request.0));
             if let BatchNext::Look { cause, until, .. } = step.batch {
                 self.batch.state = BatchState::Looking;
                 self.batch.look_cause = Some(cause);
@@ -436,7 +525,11 @@ mod testing {
     }
 
     pub(super) fn complaint(code: &str, class: CodeClass) -> Complaint {
-        Complaint { code: code.into(), message: format!("text of {code}"), class }
+        Complaint {
+            code: code.into(),
+            message: format!("text of {code}"),
+            class,
+        }
     }
 
     pub(super) fn ended(step: &Step, request: i64) -> &Outcome {

@@ -1,8 +1,10 @@
-//! A refused batch: which of its servers made the cloud refuse it, whether the refusal is true, and what goes again.
+//! A refused batch: which of its servers made the cloud refuse it, whether the refusal is true, and
+//! what goes again.
 //!
-//! A refusal is believed as a whole or not at all: if one server has begun, the call counts as lost for all of them.
-//! Explain, then split: the states settle what they explain, the rest goes again as one group; only where nothing explains
-//! the refusal is the batch halved. A reboot needs proof that the refusal is true before any of this.
+//! A refusal is believed as a whole or not at all: if one server has begun, the call counts as lost
+//! for all of them. Explain, then split: the states settle what they explain, the rest goes again
+//! as one group; only where nothing explains the refusal is the batch halved. A reboot needs proof
+//! that the refusal is true before any of this.
 
 use std::collections::HashMap;
 
@@ -11,8 +13,8 @@ use super::{Batch, Case, FIRST_PART, Member, SECOND_PART, already_sentence, busy
 use crate::cloud::{CallError, Fault, codes};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction, RequestId, ServerId,
-    ServerView, Sighting,
+    Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction,
+    RequestId, ServerId, ServerView, Sighting,
 };
 
 /// How often the states of a refused batch are asked for before it is split without them.
@@ -23,13 +25,19 @@ pub(super) fn after_look(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>
     if let Some(step) = treat_as_lost(case, sightings) {
         return step;
     }
-    if case.batch.action.leaves_no_mark() { settle_refused_reboots(case, sightings) } else { explain(case, sightings) }
+    if case.batch.action.leaves_no_mark() {
+        settle_refused_reboots(case, sightings)
+    } else {
+        explain(case, sightings)
+    }
 }
 
-/// What follows when the states could not be read: later again, but not for long; then it is split without an explanation.
-/// Where a split needs proof, what is then in doubt counts as lost.
+/// What follows when the states could not be read: later again, but not for long; then it is split
+/// without an explanation. Where a split needs proof, what is then in doubt counts as lost.
 pub(super) fn after_failed_look(case: Case<'_>, error: &CallError) -> Step {
-    let Case { batch, rules, now, .. } = case;
+    let Case {
+        batch, rules, now, ..
+    } = case;
     let is_over = batch.look_until.is_some_and(|until| now >= until);
     if batch.action.leaves_no_mark() {
         let next = if is_over {
@@ -46,8 +54,8 @@ pub(super) fn after_failed_look(case: Case<'_>, error: &CallError) -> Step {
     Step::only(batch.again(rules, now, batch.doubts)).after_failed_read(error)
 }
 
-/// If one of the servers has begun after all, as far as can be told, the refusal says nothing of the others either: all of
-/// them are looked into as if no answer had come.
+/// If one of the servers has begun after all, as far as can be told, the refusal says nothing of
+/// the others either: all of them are looked into as if no answer had come.
 fn treat_as_lost(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Option<Step> {
     let batch = case.batch;
     let mut has_begun = false;
@@ -60,10 +68,14 @@ fn treat_as_lost(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Opt
             }
         }
     }
-    has_begun.then(|| Step { seen_moving, ..Step::only(batch.look(LookCause::Lost, case.rules, case.now)) })
+    has_begun.then(|| Step {
+        seen_moving,
+        ..Step::only(batch.look(LookCause::Lost, case.rules, case.now))
+    })
 }
 
-/// True if a server shows what this call would have begun, and nothing that came before it explains that.
+/// True if a server shows what this call would have begun, and nothing that came before it explains
+/// that.
 fn begun(batch: &Batch, member: &Member, view: &ServerView) -> bool {
     if batch.was_refused_as_busy() {
         return false;
@@ -81,18 +93,25 @@ fn is_carrying_out(action: PowerAction, activity: Activity) -> bool {
     }
 }
 
-/// Settles what the states explain of a refused start or stop, and sends the rest again: in one group if something was
-/// explained, else in two halves, so that at last the culprit stands alone.
+/// Settles what the states explain of a refused start or stop, and sends the rest again: in one
+/// group if something was explained, else in two halves, so that at last the culprit stands alone.
 fn explain(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Step {
     let mut moves = Vec::new();
     let mut rest: Vec<&Member> = Vec::new();
     for member in &case.batch.members {
-        match sightings.get(&member.server).and_then(|sighting| explanation(case, member, sighting)) {
+        match sightings
+            .get(&member.server)
+            .and_then(|sighting| explanation(case, member, sighting))
+        {
             Some(event) => moves.push((member.request, event)),
             None => rest.push(member),
         }
     }
-    if moves.is_empty() { split(case.batch, &rest, moves) } else { resend(case.batch, &rest, moves) }
+    if moves.is_empty() {
+        split(case.batch, &rest, moves)
+    } else {
+        resend(case.batch, &rest, moves)
+    }
 }
 
 /// What becomes of a server whose state explains the refusal; none: its state is no reason for one.
@@ -104,15 +123,24 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
     };
     if view.locked {
         let message = with_its_words(batch, "the server is locked in the cloud");
-        return Some(Event::Ended(Outcome::failed(Evidence::Observed, "poweryard.locked", message)));
+        return Some(Event::Ended(Outcome::failed(
+            Evidence::Observed,
+            "poweryard.locked",
+            message,
+        )));
     }
     if view.activity != Activity::Idle {
-        return Some(busy(batch, member, &our_own("busy", "the server is in another transition"), case.now));
+        return Some(busy(
+            batch,
+            member,
+            &our_own("busy", "the server is in another transition"),
+            case.now,
+        ));
     }
     match (batch.action, view.power) {
-        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => {
-            Some(Event::Ended(Outcome::succeeded(Evidence::Already, already_sentence(batch.action))))
-        }
+        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => Some(Event::Ended(
+            Outcome::succeeded(Evidence::Already, already_sentence(batch.action)),
+        )),
         (PowerAction::Reboot, Power::Off) => Some(Event::Ended(stopped(batch))),
         _ => None,
     }
@@ -139,7 +167,10 @@ fn progress(case: Case<'_>, member: &Member, sighting: Option<&Sighting>) -> Pro
         None => None,
     };
     let in_transition = view.is_some_and(|view| {
-        matches!(view.activity, Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting)
+        matches!(
+            view.activity,
+            Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting
+        )
     });
     let stays_visible = view.is_some_and(|view| explains_for_good(case.batch, member, view));
     match case.watch.idle_for(member.request) {
@@ -157,16 +188,23 @@ fn progress(case: Case<'_>, member: &Member, sighting: Option<&Sighting>) -> Pro
     }
 }
 
-/// True if the server is in a state in which no reboot is possible or can have ended well, whatever nobody saw before.
+/// True if the server is in a state in which no reboot is possible or can have ended well, whatever
+/// nobody saw before.
 fn explains_for_good(batch: &Batch, member: &Member, view: &ServerView) -> bool {
     let is_unable = view.locked || view.power == Power::Off;
-    batch.action.leaves_no_mark() && view.activity == Activity::Idle && is_unable && !member.seen_moving
+    batch.action.leaves_no_mark()
+        && view.activity == Activity::Idle
+        && is_unable
+        && !member.seen_moving
 }
 
-/// Reboots that the cloud refused are settled, or go again, once each has stayed idle through the settling time in looks
-/// that would have shown it rebooting, late ones too. Those that nobody can tell of any more count as lost.
+/// Reboots that the cloud refused are settled, or go again, once each has stayed idle through the
+/// settling time in looks that would have shown it rebooting, late ones too. Those that nobody can
+/// tell of any more count as lost.
 fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Step {
-    let Case { batch, rules, now, .. } = case;
+    let Case {
+        batch, rules, now, ..
+    } = case;
     let mut gone = Vec::new();
     let mut disproved: Vec<&Member> = Vec::new();
     let mut are_settling = false;
@@ -175,7 +213,10 @@ fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting
     let mut seen_moving = Vec::new();
     for member in &batch.members {
         let sighting = sightings.get(&member.server);
-        if let Some(Sighting::Present(ServerView { activity: Activity::Rebooting, .. })) = sighting
+        if let Some(Sighting::Present(ServerView {
+            activity: Activity::Rebooting,
+            ..
+        })) = sighting
             && !member.seen_moving
         {
             seen_moving.push(member.request);
@@ -190,9 +231,16 @@ fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting
     }
     let ends = batch.look_until.unwrap_or(now);
     if are_settling && now < ends {
-        return Step { moves: gone, seen_moving, ..Step::only(batch.again_by(ends, rules, now)) };
+        return Step {
+            moves: gone,
+            seen_moving,
+            ..Step::only(batch.again_by(ends, rules, now))
+        };
     }
-    let others = are_settling || are_unsettled || are_hopeless || batch.members.len() < batch.server_count as usize;
+    let others = are_settling
+        || are_unsettled
+        || are_hopeless
+        || batch.members.len() < batch.server_count as usize;
     let mut step = finish(case, sightings, &disproved, gone, others);
     step.seen_moving = seen_moving;
     if are_unsettled && now < ends {
@@ -203,8 +251,8 @@ fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting
     step
 }
 
-/// Reboots that were not done: settled by what explains the refusal, or sent again. `others`: somebody else in the call may
-/// be the reason for it.
+/// Reboots that were not done: settled by what explains the refusal, or sent again. `others`:
+/// somebody else in the call may be the reason for it.
 fn finish(
     case: Case<'_>,
     sightings: &HashMap<ServerId, Sighting>,
@@ -217,27 +265,44 @@ fn finish(
         && let Some(event) = alone(case, member)
     {
         moves.push((member.request, event));
-        return Step { moves, ..Step::only(BatchNext::Done) };
+        return Step {
+            moves,
+            ..Step::only(BatchNext::Done)
+        };
     }
     let mut rest: Vec<&Member> = Vec::new();
     for member in disproved {
-        match sightings.get(&member.server).and_then(|sighting| explanation(case, member, sighting)) {
+        match sightings
+            .get(&member.server)
+            .and_then(|sighting| explanation(case, member, sighting))
+        {
             Some(event) => moves.push((member.request, event)),
             None => rest.push(member),
         }
     }
-    if moves.is_empty() && !others { split(batch, &rest, moves) } else { resend(batch, &rest, moves) }
+    if moves.is_empty() && !others {
+        split(batch, &rest, moves)
+    } else {
+        resend(batch, &rest, moves)
+    }
 }
 
-/// What the cloud's own code says of the one server of a call, where a document tells what it means.
+/// What the cloud's own code says of the one server of a call, where a document tells what it
+/// means.
 fn alone(case: Case<'_>, member: &Member) -> Option<Event> {
     let why = case.batch.complaint.as_ref()?;
     match codes::class(&why.code) {
-        CodeClass::ServerBusy | CodeClass::Retryable => Some(busy(case.batch, member, why, case.now)),
+        CodeClass::ServerBusy | CodeClass::Retryable => {
+            Some(busy(case.batch, member, why, case.now))
+        }
         CodeClass::AlreadyInTargetState
         | CodeClass::ServerPermanent
         | CodeClass::ServerFailed
-        | CodeClass::BatchInvalid => Some(Event::Ended(Outcome::failed(Evidence::Refused, &why.code, &why.message))),
+        | CodeClass::BatchInvalid => Some(Event::Ended(Outcome::failed(
+            Evidence::Refused,
+            &why.code,
+            &why.message,
+        ))),
         CodeClass::RetryableUncertain
         | CodeClass::Ambiguous
         | CodeClass::AuthToken
@@ -251,7 +316,10 @@ fn alone(case: Case<'_>, member: &Member) -> Option<Event> {
 
 /// A stopped server cannot be rebooted. Source: user guide, "Restarting a BMS".
 fn stopped(batch: &Batch) -> Outcome {
-    let said_so = batch.complaint.as_ref().filter(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
+    let said_so = batch
+        .complaint
+        .as_ref()
+        .filter(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
     if let Some(Complaint { code, message, .. }) = said_so {
         return Outcome::failed(Evidence::Refused, code.as_str(), message.as_str());
     }
@@ -261,7 +329,11 @@ fn stopped(batch: &Batch) -> Outcome {
 
 /// Our sentence with that of the cloud, which may say more.
 fn with_its_words(batch: &Batch, sentence: &str) -> String {
-    match batch.complaint.as_ref().filter(|why| !why.message.is_empty()) {
+    match batch
+        .complaint
+        .as_ref()
+        .filter(|why| !why.message.is_empty())
+    {
         Some(why) if why.code.is_empty() => format!("{sentence}; the cloud said: {}", why.message),
         Some(why) => format!("{sentence}; the cloud said: {}: {}", why.code, why.message),
         None => sentence.to_owned(),
@@ -269,28 +341,54 @@ fn with_its_words(batch: &Batch, sentence: &str) -> String {
 }
 
 fn resend(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) -> Step {
-    moves.extend(rest.iter().map(|member| (member.request, beside_others(batch, FIRST_PART))));
-    Step { moves, ..Step::only(BatchNext::Done) }
+    moves.extend(
+        rest.iter()
+            .map(|member| (member.request, beside_others(batch, FIRST_PART))),
+    );
+    Step {
+        moves,
+        ..Step::only(BatchNext::Done)
+    }
 }
 
-/// Halves what nothing explains. One that was alone in its call is itself the reason, whatever it is.
+/// Halves what nothing explains. One that was alone in its call is itself the reason, whatever it
+/// is.
 fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) -> Step {
     if let ([member], 1) = (rest, batch.server_count) {
-        let why = batch.complaint.clone().unwrap_or_else(|| our_own("refused", "the call was refused"));
-        let code = if why.code.is_empty() { "poweryard.refused" } else { why.code.as_str() };
-        moves.push((member.request, Event::Ended(Outcome::failed(Evidence::Refused, code, &why.message))));
-        return Step { moves, ..Step::only(BatchNext::Done) };
+        let why = batch
+            .complaint
+            .clone()
+            .unwrap_or_else(|| our_own("refused", "the call was refused"));
+        let code = if why.code.is_empty() {
+            "poweryard.refused"
+        } else {
+            why.code.as_str()
+        };
+        moves.push((
+            member.request,
+            Event::Ended(Outcome::failed(Evidence::Refused, code, &why.message)),
+        ));
+        return Step {
+            moves,
+            ..Step::only(BatchNext::Done)
+        };
     }
     let half = rest.len().div_ceil(2);
     for (i, member) in rest.iter().enumerate() {
         let part = if i < half { FIRST_PART } else { SECOND_PART };
         moves.push((member.request, beside_others(batch, part)));
     }
-    Step { moves, ..Step::only(BatchNext::Done) }
+    Step {
+        moves,
+        ..Step::only(BatchNext::Done)
+    }
 }
 
 fn beside_others(batch: &Batch, part: i64) -> Event {
-    let why = batch.complaint.clone().unwrap_or_else(|| our_own("refused", "the whole call was refused"));
+    let why = batch
+        .complaint
+        .clone()
+        .unwrap_or_else(|| our_own("refused", "the whole call was refused"));
     Event::Returned(Return {
         retry_at: None,
         group: Some(batch.group(part)),

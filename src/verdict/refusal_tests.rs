@@ -5,9 +5,18 @@ use super::*;
 use crate::model::{Baseline, BatchState, JobStatus, Operation, RequestState, Service};
 use PowerAction::{Reboot, Start, Stop};
 
-const STARTED: Option<Operation> = Some(Operation { action: Start, status: JobStatus::Succeeded });
-const REBOOTED: Option<Operation> = Some(Operation { action: Reboot, status: JobStatus::Succeeded });
-const FAILED_REBOOT: Option<Operation> = Some(Operation { action: Reboot, status: JobStatus::Failed });
+const STARTED: Option<Operation> = Some(Operation {
+    action: Start,
+    status: JobStatus::Succeeded,
+});
+const REBOOTED: Option<Operation> = Some(Operation {
+    action: Reboot,
+    status: JobStatus::Succeeded,
+});
+const FAILED_REBOOT: Option<Operation> = Some(Operation {
+    action: Reboot,
+    status: JobStatus::Failed,
+});
 
 /// A batch of BMS servers whose call was refused with this code.
 fn refused(action: PowerAction, code: &str, servers: u32) -> Batch {
@@ -20,7 +29,10 @@ fn refused(action: PowerAction, code: &str, servers: u32) -> Batch {
 
 /// The same of CloudDC servers that showed `operation` before the call.
 fn refused_by_clouddc(action: PowerAction, operation: Option<Operation>, servers: u32) -> Batch {
-    let mut batch = Batch { service: Service::CloudDc, ..refused(action, "CloudDC.0007", servers) };
+    let mut batch = Batch {
+        service: Service::CloudDc,
+        ..refused(action, "CloudDC.0007", servers)
+    };
     for member in &mut batch.members {
         member.baseline = Baseline::Known(operation);
     }
@@ -36,18 +48,26 @@ fn doing(power: Power, activity: Activity) -> Sighting {
 }
 
 fn showing(operation: Option<Operation>) -> Sighting {
-    Sighting::Present(ServerView { operation, ..ServerView::of(Power::On, Activity::Idle) })
+    Sighting::Present(ServerView {
+        operation,
+        ..ServerView::of(Power::On, Activity::Idle)
+    })
 }
 
 fn each(batch: &Batch, sighting: &Sighting) -> HashMap<ServerId, Sighting> {
-    batch.members.iter().map(|member| (member.server.clone(), sighting.clone())).collect()
+    batch
+        .members
+        .iter()
+        .map(|member| (member.server.clone(), sighting.clone()))
+        .collect()
 }
 
 fn server(number: u32) -> ServerId {
     ServerId(format!("server-{number}"))
 }
 
-/// Looks every ten seconds from `from` on, until something is moved: after how many seconds, and what follows.
+/// Looks every ten seconds from `from` on, until something is moved: after how many seconds, and
+/// what follows.
 fn look_on(looked: &mut Looked, from: u64, sightings: &HashMap<ServerId, Sighting>) -> (u64, Step) {
     for second in (from..from + 3600).step_by(10) {
         let step = looked.look(second, sightings);
@@ -69,7 +89,10 @@ fn a_refused_stop_is_explained_at_once_and_the_rest_travels_together() {
     let mut sightings = each(&batch, &idle(Power::On));
     sightings.insert(server(1), Sighting::Missing);
     sightings.insert(server(2), idle(Power::Off));
-    let locked = ServerView { locked: true, ..ServerView::of(Power::On, Activity::Idle) };
+    let locked = ServerView {
+        locked: true,
+        ..ServerView::of(Power::On, Activity::Idle)
+    };
     sightings.insert(server(3), Sighting::Present(locked));
     sightings.insert(server(4), doing(Power::On, Activity::PoweringOn));
     let step = Looked::new(batch).look(1, &sightings);
@@ -91,14 +114,20 @@ fn an_unexplained_refusal_of_a_stop_is_halved_whatever_its_code() {
         let sightings = each(&batch, &idle(Power::On));
         let step = Looked::new(batch).look(1, &sightings);
         let groups: Vec<_> = (1..=5).map(|n| returned(&step, n).group).collect();
-        assert!(groups[..3].iter().all(|group| *group == groups[0]) && groups[3] == groups[4], "{code}");
+        assert!(
+            groups[..3].iter().all(|group| *group == groups[0]) && groups[3] == groups[4],
+            "{code}"
+        );
         assert_ne!(groups[0], groups[3], "{code}");
     }
 }
 
 #[test]
 fn a_refused_start_or_stop_that_has_begun_with_one_is_lost_for_all() {
-    let cases = [(Start, Activity::PoweringOn, Power::Off), (Stop, Activity::PoweringOff, Power::On)];
+    let cases = [
+        (Start, Activity::PoweringOn, Power::Off),
+        (Stop, Activity::PoweringOff, Power::On),
+    ];
     for (action, activity, power) in cases {
         let mut looked = Looked::new(refused(action, "BMS.0605", 3));
         let mut sightings = each(&looked.batch, &idle(power));
@@ -106,7 +135,16 @@ fn a_refused_start_or_stop_that_has_begun_with_one_is_lost_for_all() {
         sightings.insert(server(3), Sighting::Missing);
         let step = looked.look(1, &sightings);
         assert!(step.moves.is_empty(), "{action}");
-        assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }), "{action}");
+        assert!(
+            matches!(
+                step.batch,
+                BatchNext::Look {
+                    cause: LookCause::Lost,
+                    ..
+                }
+            ),
+            "{action}"
+        );
         // If the cloud says that one was busy, that one is.
         let busy = Looked::new(refused(action, "BMS.0036", 3)).look(1, &sightings);
         assert_eq!(returned(&busy, 2).result, AttemptResult::Busy, "{action}");
@@ -119,14 +157,20 @@ fn refused_reboots_go_again_after_an_unbroken_watch_since_the_call() {
         (refused(Reboot, "BMS.0605", 4), idle(Power::On)),
         (refused(Reboot, "BMS.0777", 4), idle(Power::On)),
         (refused_by_clouddc(Reboot, REBOOTED, 4), showing(REBOOTED)),
-        (refused_by_clouddc(Reboot, FAILED_REBOOT, 4), showing(FAILED_REBOOT)),
+        (
+            refused_by_clouddc(Reboot, FAILED_REBOOT, 4),
+            showing(FAILED_REBOOT),
+        ),
         (refused_by_clouddc(Reboot, STARTED, 4), showing(STARTED)),
     ] {
         let sightings = each(&batch, &shows);
         let (after, step) = look_on(&mut Looked::new(batch.clone()), 0, &sightings);
         assert_eq!((after, &step.batch), (60, &BatchNext::Done), "{batch:?}");
         let groups: Vec<_> = (1..=4).map(|n| returned(&step, n).group).collect();
-        assert!(groups[0] == groups[1] && groups[2] == groups[3] && groups[0] != groups[2], "halved: {groups:?}");
+        assert!(
+            groups[0] == groups[1] && groups[2] == groups[3] && groups[0] != groups[2],
+            "halved: {groups:?}"
+        );
         assert!((1..=4).all(|n| returned(&step, n).result == AttemptResult::Refused));
     }
 }
@@ -136,7 +180,10 @@ fn a_watch_with_a_gap_proves_no_refused_reboot_that_leaves_no_mark() {
     for (batch, shows) in [
         (refused(Reboot, "BMS.0605", 2), idle(Power::On)),
         (refused_by_clouddc(Reboot, REBOOTED, 2), showing(REBOOTED)),
-        (refused_by_clouddc(Reboot, FAILED_REBOOT, 2), showing(FAILED_REBOOT)),
+        (
+            refused_by_clouddc(Reboot, FAILED_REBOOT, 2),
+            showing(FAILED_REBOOT),
+        ),
         (refused_by_clouddc(Reboot, None, 2), showing(None)),
     ] {
         let sightings = each(&batch, &shows);
@@ -171,7 +218,16 @@ fn what_never_showed_an_operation_proves_no_refused_reboot() {
         sightings.insert(server(1), showing(None));
         let mut looked = Looked::new(batch);
         let (_, step) = look_on(&mut looked, 0, &sightings);
-        assert!(stays(&step, 1) && matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+        assert!(
+            stays(&step, 1)
+                && matches!(
+                    step.batch,
+                    BatchNext::Look {
+                        cause: LookCause::Lost,
+                        ..
+                    }
+                )
+        );
         assert_eq!(returned(&step, 2).group, returned(&step, 3).group);
         assert!(unproved(&look_on(&mut looked, 61, &sightings).1, 1));
     }
@@ -182,8 +238,16 @@ fn a_refused_reboot_that_has_begun_with_one_is_lost_for_all() {
     let bms = refused(Reboot, "BMS.0605", 3);
     let clouddc = refused_by_clouddc(Reboot, STARTED, 3);
     for (batch, idle, begun) in [
-        (bms.clone(), idle(Power::On), doing(Power::On, Activity::Rebooting)),
-        (bms, idle(Power::On), doing(Power::Unclear, Activity::Rebooting)),
+        (
+            bms.clone(),
+            idle(Power::On),
+            doing(Power::On, Activity::Rebooting),
+        ),
+        (
+            bms,
+            idle(Power::On),
+            doing(Power::Unclear, Activity::Rebooting),
+        ),
         (clouddc.clone(), showing(STARTED), showing(REBOOTED)),
         (clouddc, showing(STARTED), showing(FAILED_REBOOT)),
     ] {
@@ -195,15 +259,32 @@ fn a_refused_reboot_that_has_begun_with_one_is_lost_for_all() {
             }
             sightings.insert(server(2), begun.clone());
             // A state that would explain the refusal explains nothing then.
-            let locked = ServerView { locked: true, ..ServerView::of(Power::On, Activity::Idle) };
+            let locked = ServerView {
+                locked: true,
+                ..ServerView::of(Power::On, Activity::Idle)
+            };
             sightings.insert(server(3), Sighting::Present(locked));
             let step = looked.look(late, &sightings);
             assert!(step.moves.is_empty(), "{begun:?}");
-            assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }), "{begun:?}");
+            assert!(
+                matches!(
+                    step.batch,
+                    BatchNext::Look {
+                        cause: LookCause::Lost,
+                        ..
+                    }
+                ),
+                "{begun:?}"
+            );
             sightings.insert(server(2), idle.clone());
             for second in (late + 10..late + 300).step_by(10) {
                 let step = looked.look(second, &sightings);
-                assert!(step.moves.iter().all(|(_, event)| matches!(event, Event::Ended(_))), "{step:?}");
+                assert!(
+                    step.moves
+                        .iter()
+                        .all(|(_, event)| matches!(event, Event::Ended(_))),
+                    "{step:?}"
+                );
             }
         }
     }
@@ -215,7 +296,10 @@ fn what_explains_a_refused_reboot_is_settled_at_the_end_of_the_watch() {
     let mut sightings = each(&batch, &idle(Power::On));
     sightings.insert(server(1), Sighting::Missing);
     sightings.insert(server(2), idle(Power::Off));
-    let locked = ServerView { locked: true, ..ServerView::of(Power::On, Activity::Idle) };
+    let locked = ServerView {
+        locked: true,
+        ..ServerView::of(Power::On, Activity::Idle)
+    };
     sightings.insert(server(3), Sighting::Present(locked));
     let mut looked = Looked::new(batch);
     let first = looked.look(0, &sightings);
@@ -223,7 +307,10 @@ fn what_explains_a_refused_reboot_is_settled_at_the_end_of_the_watch() {
     assert_eq!(first.moves.len(), 1);
     let (after, step) = look_on(&mut looked, 10, &sightings);
     assert_eq!((after, &step.batch), (60, &BatchNext::Done));
-    assert_eq!((ended(&step, 2).code.as_str(), ended(&step, 2).evidence), ("poweryard.stopped", Evidence::Refused));
+    assert_eq!(
+        (ended(&step, 2).code.as_str(), ended(&step, 2).evidence),
+        ("poweryard.stopped", Evidence::Refused)
+    );
     assert_eq!(ended(&step, 3).code, "poweryard.locked");
     assert_eq!(returned(&step, 4).group, returned(&step, 5).group);
 }
@@ -250,21 +337,42 @@ fn alone_in_a_refused_call_a_server_has_the_clouds_own_code_or_its_state() {
     };
     let refused_with = |code: &str| (RequestState::Failed, Evidence::Refused, code.to_owned());
     for action in [Stop, Reboot] {
-        assert_eq!(alone(refused(action, "BMS.0777", 1), &idle(Power::On)), refused_with("BMS.0777"));
+        assert_eq!(
+            alone(refused(action, "BMS.0777", 1), &idle(Power::On)),
+            refused_with("BMS.0777")
+        );
         let nameless = alone(refused(action, "", 1), &idle(Power::On));
         assert_eq!(nameless, refused_with("poweryard.refused"));
         let clouddc = refused_by_clouddc(action, STARTED, 1);
-        assert_eq!(alone(clouddc, &showing(STARTED)), refused_with("CloudDC.0007"));
+        assert_eq!(
+            alone(clouddc, &showing(STARTED)),
+            refused_with("CloudDC.0007")
+        );
     }
-    assert_eq!(alone(refused(Reboot, "BMS.0605", 1), &idle(Power::On)), refused_with("BMS.0605"));
-    assert_eq!(alone(refused(Reboot, "BMS.0777", 1), &idle(Power::Off)), refused_with("poweryard.stopped"));
+    assert_eq!(
+        alone(refused(Reboot, "BMS.0605", 1), &idle(Power::On)),
+        refused_with("BMS.0605")
+    );
+    assert_eq!(
+        alone(refused(Reboot, "BMS.0777", 1), &idle(Power::Off)),
+        refused_with("poweryard.stopped")
+    );
     let already = (RequestState::Succeeded, Evidence::Already, String::new());
-    assert_eq!(alone(refused(Stop, "BMS.0777", 1), &idle(Power::Off)), already);
+    assert_eq!(
+        alone(refused(Stop, "BMS.0777", 1), &idle(Power::Off)),
+        already
+    );
     let came_back = Looked::new(refused(Reboot, "BMS.0605", 1));
     let mut looked = came_back;
-    looked.look(1, &each(&looked.batch, &doing(Power::On, Activity::Rebooting)));
+    looked.look(
+        1,
+        &each(&looked.batch, &doing(Power::On, Activity::Rebooting)),
+    );
     let idle = each(&looked.batch, &idle(Power::On));
-    assert_eq!(ended(&look_on(&mut looked, 11, &idle).1, 1).state, RequestState::Succeeded);
+    assert_eq!(
+        ended(&look_on(&mut looked, 11, &idle).1, 1).state,
+        RequestState::Succeeded
+    );
 }
 
 #[test]
@@ -278,7 +386,10 @@ fn a_reboot_refused_as_busy_goes_again_unless_a_reboot_was_seen() {
         look_on(&mut looked, 11, &idle).1
     };
     assert_eq!(returned(&settles(None), 1).result, AttemptResult::Busy);
-    assert_eq!(returned(&settles(Some(Activity::PoweringOff)), 1).result, AttemptResult::Busy);
+    assert_eq!(
+        returned(&settles(Some(Activity::PoweringOff)), 1).result,
+        AttemptResult::Busy
+    );
     assert!(unproved(&settles(Some(Activity::Rebooting)), 1));
 }
 
@@ -303,7 +414,9 @@ fn busy_by_its_job(code: &str) -> Looked {
     batch.look_until = Some(NOW + rules().look_time_limit);
     batch.complaint = Some(complaint(code, CodeClass::Other));
     let mut looked = Looked::new(batch);
-    looked.watch.note_busy([(RequestId(1), complaint(code, CodeClass::ServerBusy))].into());
+    looked
+        .watch
+        .note_busy([(RequestId(1), complaint(code, CodeClass::ServerBusy))].into());
     looked
 }
 
@@ -311,15 +424,28 @@ fn busy_by_its_job(code: &str) -> Looked {
 fn a_reboot_that_its_job_calls_busy_goes_again_only_if_nothing_can_have_passed_unseen() {
     let at_rest = each(&busy_by_its_job("BMS.0037").batch, &idle(Power::On));
     let (after, step) = look_on(&mut busy_by_its_job("BMS.0037"), 1, &at_rest);
-    assert_eq!((after, returned(&step, 1).result), (61, AttemptResult::Busy));
+    assert_eq!(
+        (after, returned(&step, 1).result),
+        (61, AttemptResult::Busy)
+    );
 
     let mut last_try = busy_by_its_job("BMS.0037");
     last_try.batch.members[0].attempts = 3;
     let step = look_on(&mut last_try, 1, &at_rest).1;
-    let end = (ended(&step, 1).state, ended(&step, 1).evidence, ended(&step, 1).code.as_str());
+    let end = (
+        ended(&step, 1).state,
+        ended(&step, 1).evidence,
+        ended(&step, 1).code.as_str(),
+    );
     assert_eq!(end, (RequestState::Failed, Evidence::Job, "BMS.0037"));
 
-    assert!(unproved(&look_on(&mut busy_by_its_job("BMS.0037"), 120, &at_rest).1, 1), "looked at too late");
+    assert!(
+        unproved(
+            &look_on(&mut busy_by_its_job("BMS.0037"), 120, &at_rest).1,
+            1
+        ),
+        "looked at too late"
+    );
     let mut restarted = busy_by_its_job("BMS.0037");
     restarted.watch = super::super::Watch::default();
     assert!(unproved(&look_on(&mut restarted, 1, &at_rest).1, 1));
@@ -346,13 +472,20 @@ fn a_reboot_whose_server_was_busy_powering_off_goes_again() {
     assert!(looked.look(100, &powering_off).moves.is_empty());
     let at_rest = each(&looked.batch, &idle(Power::On));
     let (after, step) = look_on(&mut looked, 110, &at_rest);
-    assert_eq!((after, returned(&step, 1).result), (170, AttemptResult::Busy));
+    assert_eq!(
+        (after, returned(&step, 1).result),
+        (170, AttemptResult::Busy)
+    );
 }
 
 #[test]
 fn a_lost_call_that_somebody_rewrites_as_refused_stays_lost() {
     let mut looked = Looked::new(refused(Reboot, "", 2));
-    let lost = BatchNext::Look { cause: LookCause::Lost, until: NOW + rules().look_time_limit, next_look_at: NOW };
+    let lost = BatchNext::Look {
+        cause: LookCause::Lost,
+        until: NOW + rules().look_time_limit,
+        next_look_at: NOW,
+    };
     looked.watch.note_step(&Step::only(lost));
     let sightings = each(&looked.batch, &idle(Power::On));
     let step = look_on(&mut looked, 1, &sightings).1;
@@ -369,12 +502,19 @@ fn refused_reboots_whose_states_cannot_be_read_are_never_sent_again() {
         request_id: None,
         retry_after: None,
     };
-    let mut looked = Looked::new(Batch { looks: 9, ..refused(Reboot, "BMS.0605", 4) });
+    let mut looked = Looked::new(Batch {
+        looks: 9,
+        ..refused(Reboot, "BMS.0605", 4)
+    });
     assert!(looked.fail(1, &error).moves.is_empty());
     assert!(looked.fail(900, &error).moves.is_empty());
     let last = looked.fail(1800, &error);
     assert!((1..=4).all(|n| ended(&last, n).state == RequestState::Unknown));
     // A stop may go out twice.
-    let stops = Looked::new(Batch { looks: 9, ..refused(Stop, "BMS.0605", 4) }).fail(1, &error);
+    let stops = Looked::new(Batch {
+        looks: 9,
+        ..refused(Stop, "BMS.0605", 4)
+    })
+    .fail(1, &error);
     assert!((1..=4).all(|n| returned(&stops, n).result == AttemptResult::Refused));
 }

@@ -6,7 +6,9 @@ use super::{Batch, CLOSE_INTERVAL, Rules, about_one_server, our_own};
 use crate::cloud::codes::{self, Origin};
 use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use crate::model::{AttemptResult, CodeClass, Complaint, Evidence, LookCause, Service, Tracking, UtcMillis};
+use crate::model::{
+    AttemptResult, CodeClass, Complaint, Evidence, LookCause, Service, Tracking, UtcMillis,
+};
 
 /// "The server does not exist": then nothing can have been done with it.
 const NO_SUCH_SERVER: &str = "BMS.0040";
@@ -15,9 +17,10 @@ const ORPHAN_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What follows from the answer to a submit call.
 ///
-/// Accepted: track. Certainly not carried out: every request back to the queue, in its place. Lost, or a refusal that
-/// does not say that nothing was done: look. Refused: look at the servers' states, for which of them is the reason and
-/// whether it is true; a start or stop that was alone in its call has its outcome at once.
+/// Accepted: track. Certainly not carried out: every request back to the queue, in its place. Lost,
+/// or a refusal that does not say that nothing was done: look. Refused: look at the servers'
+/// states, for which of them is the reason and whether it is true; a start or stop that was alone
+/// in its call has its outcome at once.
 pub fn after_submit(
     batch: &Batch,
     answer: Result<Tracking, CallError>,
@@ -43,41 +46,55 @@ pub fn after_submit(
     }
 }
 
-/// A batch whose intent is stored and whose call is known not to have been begun, and `why`: all of it back to the queue,
-/// in its place.
+/// A batch whose intent is stored and whose call is known not to have been begun, and `why`: all of
+/// it back to the queue, in its place.
 pub fn not_begun(batch: &Batch, why: &str) -> Step {
     not_sent(batch, our_own("interrupted", why))
 }
 
-/// A batch whose intent is stored and whose call nobody is making: the daemon ended in between. Whether the call left is
-/// not known, so this is a lost answer.
+/// A batch whose intent is stored and whose call nobody is making: the daemon ended in between.
+/// Whether the call left is not known, so this is a lost answer.
 pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
-    let why = our_own("interrupted", "the daemon ended while the call was being made");
+    let why = our_own(
+        "interrupted",
+        "the daemon ended while the call was being made",
+    );
     lost(batch, why, rules, now)
 }
 
-/// A batch whose target the config no longer has, or has with another service, endpoint or project: it cannot be asked
-/// for. Its requests end `unknown` an hour after the call, which leaves time to mend the config.
+/// A batch whose target the config no longer has, or has with another service, endpoint or project:
+/// it cannot be asked for. Its requests end `unknown` an hour after the call, which leaves time to
+/// mend the config.
 pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
     let ends = batch.intent_at + ORPHAN_PATIENCE;
     if now < ends {
-        return Step::only(BatchNext::Again { next_look_at: ends, doubts: batch.doubts });
+        return Step::only(BatchNext::Again {
+            next_look_at: ends,
+            doubts: batch.doubts,
+        });
     }
-    let why =
-        "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
+    let why = "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
     let end = Event::Ended(Outcome::unknown("poweryard.orphaned", why));
     Step {
-        moves: batch.members.iter().map(|member| (member.request, end.clone())).collect(),
+        moves: batch
+            .members
+            .iter()
+            .map(|member| (member.request, end.clone()))
+            .collect(),
         ..Step::only(BatchNext::Done)
     }
 }
 
-/// True for starts and stops that failed with a code of the service which no document explains, under a status that tells
-/// no more. One of the servers may be the reason, and each call would fail with it: so they are split as refused ones are,
-/// since they may be sent twice.
+/// True for starts and stops that failed with a code of the service which no document explains,
+/// under a status that tells no more. One of the servers may be the reason, and each call would
+/// fail with it: so they are split as refused ones are, since they may be sent twice.
 fn may_be_one_servers_doing(batch: &Batch, error: &CallError) -> bool {
-    let is_unexplained = codes::origin(&error.code) == Origin::Bms && codes::class(&error.code) == CodeClass::Other;
-    batch.service == Service::Bms && batch.members.len() > 1 && !batch.action.leaves_no_mark() && is_unexplained
+    let is_unexplained =
+        codes::origin(&error.code) == Origin::Bms && codes::class(&error.code) == CodeClass::Other;
+    batch.service == Service::Bms
+        && batch.members.len() > 1
+        && !batch.action.leaves_no_mark()
+        && is_unexplained
 }
 
 fn complaint(error: CallError, class: CodeClass) -> Complaint {
@@ -86,16 +103,31 @@ fn complaint(error: CallError, class: CodeClass) -> Complaint {
         (Some(status), None) => format!("{} (HTTP {status})", error.message),
         (None, _) => error.message,
     };
-    Complaint { code: error.code, message, class }
+    Complaint {
+        code: error.code,
+        message,
+        class,
+    }
 }
 
-fn accepted(batch: &Batch, tracking: Tracking, history: &[Duration], rules: &Rules, now: UtcMillis) -> Step {
+fn accepted(
+    batch: &Batch,
+    tracking: Tracking,
+    history: &[Duration],
+    rules: &Rules,
+    now: UtcMillis,
+) -> Step {
     let job = match tracking {
         Tracking::Job(job) => Some(job),
         Tracking::ServerState => None,
     };
     let first = rules.looks.first_look(history, batch.seed());
-    let next_look_at = now + if batch.may_pass_unseen() { first.min(CLOSE_INTERVAL) } else { first };
+    let next_look_at = now
+        + if batch.may_pass_unseen() {
+            first.min(CLOSE_INTERVAL)
+        } else {
+            first
+        };
     Step::only(BatchNext::Track { job, next_look_at })
 }
 
@@ -111,13 +143,22 @@ fn not_sent(batch: &Batch, why: Complaint) -> Step {
         code: why.code.clone(),
         message: why.message.clone(),
     });
-    let moves = batch.members.iter().map(|member| (member.request, back.clone())).collect();
-    Step { moves, ..Step::only(BatchNext::Done) }.complaining(why)
+    let moves = batch
+        .members
+        .iter()
+        .map(|member| (member.request, back.clone()))
+        .collect();
+    Step {
+        moves,
+        ..Step::only(BatchNext::Done)
+    }
+    .complaining(why)
 }
 
-/// The service says that it did nothing. No document says whether a batch is refused as a whole, or what a code that is in
-/// no table means. Start and stop may be sent twice; a reboot is looked at until the refusal is proved or belied, unless it
-/// was alone in its call and there is no such server. Two classes do not even say that nothing was done.
+/// The service says that it did nothing. No document says whether a batch is refused as a whole, or
+/// what a code that is in no table means. Start and stop may be sent twice; a reboot is looked at
+/// until the refusal is proved or belied, unless it was alone in its call and there is no such
+/// server. Two classes do not even say that nothing was done.
 fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Step {
     let cause = match why.class {
         CodeClass::RetryableUncertain | CodeClass::Ambiguous => LookCause::Lost,
@@ -138,7 +179,11 @@ fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Ste
     if let ([member], LookCause::Refused, true) = (batch.members.as_slice(), cause, believed)
         && let Some(event) = about_one_server(batch, member, why, Evidence::Refused, rules, now)
     {
-        return Step { moves: vec![(member.request, event)], ..Step::only(BatchNext::Done) }.complaining(why.clone());
+        return Step {
+            moves: vec![(member.request, event)],
+            ..Step::only(BatchNext::Done)
+        }
+        .complaining(why.clone());
     }
     Step::only(batch.look(cause, rules, now)).complaining(why.clone())
 }
@@ -162,15 +207,29 @@ mod tests {
 
     fn refused_with(code: &str, class: CodeClass, action: PowerAction, servers: u32) -> Step {
         let batch = batch(action, BatchState::Submitting, servers);
-        after_submit(&batch, Err(error(Fault::Refused(class), code)), &[], &rules(), NOW)
+        after_submit(
+            &batch,
+            Err(error(Fault::Refused(class), code)),
+            &[],
+            &rules(),
+            NOW,
+        )
     }
 
     #[test]
     fn an_accepted_batch_runs_and_is_looked_at_soon() {
         let batch = batch(PowerAction::Stop, BatchState::Submitting, 2);
-        let step = after_submit(&batch, Ok(Tracking::Job(JobId("j".into()))), &[], &rules(), NOW);
+        let step = after_submit(
+            &batch,
+            Ok(Tracking::Job(JobId("j".into()))),
+            &[],
+            &rules(),
+            NOW,
+        );
         assert!(step.moves.is_empty());
-        let BatchNext::Track { job, next_look_at } = step.batch else { panic!("{step:?}") };
+        let BatchNext::Track { job, next_look_at } = step.batch else {
+            panic!("{step:?}")
+        };
         assert_eq!(job, Some(JobId("j".into())));
         assert!(next_look_at.since(NOW).as_millis() >= 2000);
     }
@@ -181,13 +240,19 @@ mod tests {
             Fault::Unreachable,
             Fault::Unavailable,
             Fault::Credentials,
-            Fault::Throttled { retry_after: None, limit: None },
+            Fault::Throttled {
+                retry_after: None,
+                limit: None,
+            },
         ] {
             let batch = batch(PowerAction::Reboot, BatchState::Submitting, 2);
             let step = after_submit(&batch, Err(error(fault, "")), &[], &rules(), NOW);
             assert_eq!(step.batch, BatchNext::Done);
             let back = returned(&step, 1);
-            assert_eq!((back.retry_at, back.group, back.result), (None, None, AttemptResult::NotSent));
+            assert_eq!(
+                (back.retry_at, back.group, back.result),
+                (None, None, AttemptResult::NotSent)
+            );
         }
     }
 
@@ -196,7 +261,13 @@ mod tests {
         let batch = batch(PowerAction::Reboot, BatchState::Submitting, 2);
         let step = after_submit(&batch, Err(error(Fault::Lost, "")), &[], &rules(), NOW);
         assert!(step.moves.is_empty());
-        assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
+        assert!(matches!(
+            step.batch,
+            BatchNext::Look {
+                cause: LookCause::Lost,
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -204,25 +275,56 @@ mod tests {
         let cause = |action, servers, code| {
             let batch = batch(action, BatchState::Submitting, servers);
             let step = after_submit(&batch, Err(error(Fault::Lost, code)), &[], &rules(), NOW);
-            let BatchNext::Look { cause, .. } = step.batch else { panic!("{step:?}") };
+            let BatchNext::Look { cause, .. } = step.batch else {
+                panic!("{step:?}")
+            };
             cause
         };
         assert_eq!(cause(PowerAction::Stop, 20, "BMS.0777"), LookCause::Refused);
         assert_eq!(cause(PowerAction::Stop, 1, "BMS.0777"), LookCause::Lost);
         assert_eq!(cause(PowerAction::Reboot, 20, "BMS.0777"), LookCause::Lost);
         for other in ["", "500", "BMS.0006", "APIGW.0601", "Common.0012"] {
-            assert_eq!(cause(PowerAction::Stop, 20, other), LookCause::Lost, "{other}");
+            assert_eq!(
+                cause(PowerAction::Stop, 20, other),
+                LookCause::Lost,
+                "{other}"
+            );
         }
     }
 
     #[test]
     fn a_refusal_among_others_is_explained_and_alone_it_settles() {
-        let step = refused_with("BMS.0039", CodeClass::AlreadyInTargetState, PowerAction::Stop, 3);
-        assert!(step.moves.is_empty() && matches!(step.batch, BatchNext::Look { cause: LookCause::Refused, .. }));
-        let alone = refused_with("BMS.0039", CodeClass::AlreadyInTargetState, PowerAction::Stop, 1);
-        assert_eq!((ended(&alone, 1).state, ended(&alone, 1).evidence), (RequestState::Succeeded, Evidence::Already));
+        let step = refused_with(
+            "BMS.0039",
+            CodeClass::AlreadyInTargetState,
+            PowerAction::Stop,
+            3,
+        );
+        assert!(
+            step.moves.is_empty()
+                && matches!(
+                    step.batch,
+                    BatchNext::Look {
+                        cause: LookCause::Refused,
+                        ..
+                    }
+                )
+        );
+        let alone = refused_with(
+            "BMS.0039",
+            CodeClass::AlreadyInTargetState,
+            PowerAction::Stop,
+            1,
+        );
+        assert_eq!(
+            (ended(&alone, 1).state, ended(&alone, 1).evidence),
+            (RequestState::Succeeded, Evidence::Already)
+        );
         let missing = refused_with("BMS.0040", CodeClass::ServerPermanent, PowerAction::Stop, 1);
-        assert_eq!((ended(&missing, 1).state, ended(&missing, 1).code.as_str()), (RequestState::Failed, "BMS.0040"));
+        assert_eq!(
+            (ended(&missing, 1).state, ended(&missing, 1).code.as_str()),
+            (RequestState::Failed, "BMS.0040")
+        );
     }
 
     #[test]
@@ -237,11 +339,28 @@ mod tests {
             for servers in [1, 3] {
                 let step = refused_with(code, class, PowerAction::Reboot, servers);
                 assert!(step.moves.is_empty(), "{code}");
-                assert!(matches!(step.batch, BatchNext::Look { cause: LookCause::Refused, .. }), "{code}");
+                assert!(
+                    matches!(
+                        step.batch,
+                        BatchNext::Look {
+                            cause: LookCause::Refused,
+                            ..
+                        }
+                    ),
+                    "{code}"
+                );
             }
         }
-        let gone = refused_with("BMS.0040", CodeClass::ServerPermanent, PowerAction::Reboot, 1);
-        assert_eq!((ended(&gone, 1).state, ended(&gone, 1).code.as_str()), (RequestState::Failed, "BMS.0040"));
+        let gone = refused_with(
+            "BMS.0040",
+            CodeClass::ServerPermanent,
+            PowerAction::Reboot,
+            1,
+        );
+        assert_eq!(
+            (ended(&gone, 1).state, ended(&gone, 1).code.as_str()),
+            (RequestState::Failed, "BMS.0040")
+        );
     }
 
     #[test]
@@ -257,10 +376,29 @@ mod tests {
         for action in [PowerAction::Stop, PowerAction::Reboot] {
             let uncertain = refused_with("BMS.0006", CodeClass::RetryableUncertain, action, 1);
             assert!(uncertain.moves.is_empty());
-            assert!(matches!(uncertain.batch, BatchNext::Look { cause: LookCause::Lost, .. }));
-            for class in [CodeClass::Other, CodeClass::AuthPermission, CodeClass::JobUnknown] {
+            assert!(matches!(
+                uncertain.batch,
+                BatchNext::Look {
+                    cause: LookCause::Lost,
+                    ..
+                }
+            ));
+            for class in [
+                CodeClass::Other,
+                CodeClass::AuthPermission,
+                CodeClass::JobUnknown,
+            ] {
                 let unlisted = refused_with("BMS.9999", class, action, 1);
-                assert!(matches!(unlisted.batch, BatchNext::Look { cause: LookCause::Refused, .. }), "{class:?}");
+                assert!(
+                    matches!(
+                        unlisted.batch,
+                        BatchNext::Look {
+                            cause: LookCause::Refused,
+                            ..
+                        }
+                    ),
+                    "{class:?}"
+                );
             }
         }
     }
@@ -270,6 +408,9 @@ mod tests {
         let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 2);
         assert!(orphaned_target(&batch, NOW).moves.is_empty());
         batch.intent_at = NOW.before(ORPHAN_PATIENCE);
-        assert_eq!(ended(&orphaned_target(&batch, NOW), 2).code, "poweryard.orphaned");
+        assert_eq!(
+            ended(&orphaned_target(&batch, NOW), 2).code,
+            "poweryard.orphaned"
+        );
     }
 }

@@ -1,14 +1,17 @@
-//! What this process has seen of an open batch's servers, look after look: the only proof that a call was not carried out.
+//! What this process has seen of an open batch's servers, look after look: the only proof that a
+//! call was not carried out.
 //!
-//! Owns rows of looks and what breaks them. It is never stored: nobody looked while no daemon ran, so a new one begins
-//! anew. Decides nothing: what a row proves is said in `look` and `refusal`.
+//! Owns rows of looks and what breaks them. It is never stored: nobody looked while no daemon ran,
+//! so a new one begins anew. Decides nothing: what a row proves is said in `look` and `refusal`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::{Batch, Rules};
 use crate::lifecycle::{BatchNext, Step};
-use crate::model::{Activity, Complaint, LookCause, Now, Operation, Power, RequestId, ServerId, Sighting};
+use crate::model::{
+    Activity, Complaint, LookCause, Now, Operation, Power, RequestId, ServerId, Sighting,
+};
 
 /// Looks of one row are no further apart than half the settling time, or this if that is more.
 const GAP_MIN: Duration = Duration::from_secs(2);
@@ -65,7 +68,10 @@ struct Idle {
 impl Watch {
     /// The watch over a batch whose call begins now.
     pub fn of_call(began: Now) -> Self {
-        Self { call_began: Some(began), ..Self::default() }
+        Self {
+            call_began: Some(began),
+            ..Self::default()
+        }
     }
 
     /// Takes note of what was decided after an answer: a call that counts as lost stays lost.
@@ -79,17 +85,27 @@ impl Watch {
         }
     }
 
-    /// Takes note of reboots that their own tasks say could not be done because the server was busy.
+    /// Takes note of reboots that their own tasks say could not be done because the server was
+    /// busy.
     pub fn note_busy(&mut self, busy: BTreeMap<RequestId, Complaint>) {
         self.busy.extend(busy);
     }
 
-    /// Takes note of a look that showed `sightings`: goes on with each server's row, or begins it anew.
-    pub fn note_look(&mut self, batch: &Batch, sightings: &HashMap<ServerId, Sighting>, look: Look, rules: &Rules) {
+    /// Takes note of a look that showed `sightings`: goes on with each server's row, or begins it
+    /// anew.
+    pub fn note_look(
+        &mut self,
+        batch: &Batch,
+        sightings: &HashMap<ServerId, Sighting>,
+        look: Look,
+        rules: &Rules,
+    ) {
         let gap_max = gap_max(rules);
         for member in &batch.members {
             let shown = match sightings.get(&member.server) {
-                Some(Sighting::Present(view)) => Shown::of(view.activity, view.power, view.operation),
+                Some(Sighting::Present(view)) => {
+                    Shown::of(view.activity, view.power, view.operation)
+                }
                 Some(Sighting::Missing) | None => Shown::Unreadable,
             };
             let call_began = self.call_began;
@@ -106,12 +122,18 @@ impl Watch {
     /// Takes note of a look that showed nothing at all.
     pub fn note_failed_look(&mut self, batch: &Batch) {
         for member in &batch.members {
-            let broken = Row { last: None, since_call: false, idle: None, saw_power_change: false };
+            let broken = Row {
+                last: None,
+                since_call: false,
+                idle: None,
+                saw_power_change: false,
+            };
             self.rows.insert(member.request, broken);
         }
     }
 
-    /// For how long a server was idle and the same in every look, without a gap; none: it was not in the last one.
+    /// For how long a server was idle and the same in every look, without a gap; none: it was not
+    /// in the last one.
     pub(super) fn idle_for(&self, request: RequestId) -> Option<Duration> {
         let row = self.rows.get(&request)?;
         Some(row.last?.steady.since(row.idle?.since.steady))
@@ -124,7 +146,9 @@ impl Watch {
 
     /// True if a server was seen powering on or off in the present row.
     pub(super) fn saw_power_change(&self, request: RequestId) -> bool {
-        self.rows.get(&request).is_some_and(|row| row.saw_power_change)
+        self.rows
+            .get(&request)
+            .is_some_and(|row| row.saw_power_change)
     }
 
     /// The words with which its own task called a server busy.
@@ -137,7 +161,8 @@ impl Watch {
         !self.busy.is_empty()
     }
 
-    /// False if this process knows better than the queue that the call was refused: it saw the answer lost.
+    /// False if this process knows better than the queue that the call was refused: it saw the
+    /// answer lost.
     pub(super) fn may_have_been_refused(&self) -> bool {
         self.answer != Some(Answer::Lost)
     }
@@ -164,7 +189,10 @@ impl Shown {
 
 impl Row {
     fn note(&mut self, shown: Shown, look: Look, gap_max: Duration) {
-        if !self.last.is_some_and(|last| is_joined(last, look.ended, gap_max)) {
+        if !self
+            .last
+            .is_some_and(|last| is_joined(last, look.ended, gap_max))
+        {
             self.since_call = false;
             self.idle = None;
             self.saw_power_change = false;
@@ -172,7 +200,12 @@ impl Row {
         self.last = Some(look.began);
         match shown {
             Shown::Unreadable => {
-                *self = Self { last: None, since_call: false, idle: None, saw_power_change: false };
+                *self = Self {
+                    last: None,
+                    since_call: false,
+                    idle: None,
+                    saw_power_change: false,
+                };
             }
             Shown::PowerChange => {
                 self.idle = None;
@@ -181,7 +214,11 @@ impl Row {
             Shown::Rebooting => self.idle = None,
             Shown::Idle(power, operation) => {
                 let same = |idle: &Idle| idle.power == power && idle.operation == operation;
-                self.idle = self.idle.filter(same).or(Some(Idle { since: look.ended, power, operation }));
+                self.idle = self.idle.filter(same).or(Some(Idle {
+                    since: look.ended,
+                    power,
+                    operation,
+                }));
             }
         }
     }
@@ -191,7 +228,8 @@ fn gap_max(rules: &Rules) -> Duration {
     (rules.settle_time / 2).max(GAP_MIN)
 }
 
-/// True if no more than `gap_max` lies between the two on the steady clock, and the time of day agrees.
+/// True if no more than `gap_max` lies between the two on the steady clock, and the time of day
+/// agrees.
 fn is_joined(earlier: Now, later: Now, gap_max: Duration) -> bool {
     let steady = later.steady.since(earlier.steady);
     let by_day = i128::from(later.utc.0) - i128::from(earlier.utc.0);
@@ -206,7 +244,10 @@ mod tests {
     use crate::model::{BatchState, PowerAction, ServerView};
 
     fn look(seconds: u64) -> Look {
-        Look { began: at(seconds), ended: at(seconds) }
+        Look {
+            began: at(seconds),
+            ended: at(seconds),
+        }
     }
 
     fn watched(looks: &[(Look, Sighting)]) -> Watch {
@@ -228,34 +269,69 @@ mod tests {
     }
 
     fn row(watch: &Watch) -> (Option<u64>, bool) {
-        (watch.idle_for(RequestId(1)).map(|idle| idle.as_secs()), watch.covers_call(RequestId(1)))
+        (
+            watch.idle_for(RequestId(1)).map(|idle| idle.as_secs()),
+            watch.covers_call(RequestId(1)),
+        )
     }
 
     #[test]
     fn idleness_counts_from_the_end_of_the_first_look_to_the_last_question() {
-        let first = Look { began: at(1), ended: at(5) };
-        let last = Look { began: at(20), ended: at(31) };
-        assert_eq!(row(&watched(&[(first, idle()), (last, idle())])), (Some(15), true));
+        let first = Look {
+            began: at(1),
+            ended: at(5),
+        };
+        let last = Look {
+            began: at(20),
+            ended: at(31),
+        };
+        assert_eq!(
+            row(&watched(&[(first, idle()), (last, idle())])),
+            (Some(15), true)
+        );
     }
 
     #[test]
     fn a_gap_of_more_than_half_the_settling_time_breaks_a_row() {
-        let looks = [(look(1), idle()), (look(31), idle()), (look(62), idle()), (look(72), idle())];
+        let looks = [
+            (look(1), idle()),
+            (look(31), idle()),
+            (look(62), idle()),
+            (look(72), idle()),
+        ];
         assert_eq!(row(&watched(&looks[..2])), (Some(30), true));
         assert_eq!(row(&watched(&looks)), (Some(10), false));
-        let slow = Look { began: at(20), ended: at(32) };
-        assert_eq!(row(&watched(&[(look(1), idle()), (slow, idle())])), (Some(0), false));
+        let slow = Look {
+            began: at(20),
+            ended: at(32),
+        };
+        assert_eq!(
+            row(&watched(&[(look(1), idle()), (slow, idle())])),
+            (Some(0), false)
+        );
     }
 
     #[test]
     fn a_row_that_begins_long_after_the_call_does_not_cover_it() {
-        assert_eq!(row(&watched(&[(look(31), idle()), (look(40), idle())])), (Some(9), false));
+        assert_eq!(
+            row(&watched(&[(look(31), idle()), (look(40), idle())])),
+            (Some(9), false)
+        );
     }
 
     #[test]
     fn what_cannot_be_read_breaks_a_row() {
-        for odd in [shown(Power::Unclear, Activity::Idle), shown(Power::On, Activity::Other), Sighting::Missing] {
-            let looks = [(look(1), idle()), (look(2), odd), (look(3), idle()), (look(9), idle())];
+        for odd in [
+            shown(Power::Unclear, Activity::Idle),
+            shown(Power::On, Activity::Other),
+            Sighting::Missing,
+        ] {
+            let looks = [
+                (look(1), idle()),
+                (look(2), odd),
+                (look(3), idle()),
+                (look(9), idle()),
+            ];
             assert_eq!(row(&watched(&looks)), (Some(6), false));
         }
         let batch = batch(PowerAction::Reboot, BatchState::Looking, 1);
@@ -266,8 +342,16 @@ mod tests {
 
     #[test]
     fn a_transition_or_a_change_begins_idleness_anew_and_keeps_the_row() {
-        for other in [shown(Power::On, Activity::PoweringOff), shown(Power::Off, Activity::Idle)] {
-            let looks = [(look(1), idle()), (look(9), other), (look(20), idle()), (look(25), idle())];
+        for other in [
+            shown(Power::On, Activity::PoweringOff),
+            shown(Power::Off, Activity::Idle),
+        ] {
+            let looks = [
+                (look(1), idle()),
+                (look(9), other),
+                (look(20), idle()),
+                (look(25), idle()),
+            ];
             assert_eq!(row(&watched(&looks)), (Some(5), true));
         }
     }
@@ -277,8 +361,14 @@ mod tests {
         for step_ms in [3_600_000, -3_600_000, 2_500] {
             let mut later = at(10);
             later.utc.0 += step_ms;
-            let set = Look { began: later, ended: later };
-            assert_eq!(row(&watched(&[(look(1), idle()), (set, idle())])), (Some(0), false));
+            let set = Look {
+                began: later,
+                ended: later,
+            };
+            assert_eq!(
+                row(&watched(&[(look(1), idle()), (set, idle())])),
+                (Some(0), false)
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! Turns the library's text into the form that every Prometheus tool reads. The library writes OpenMetrics, which names a
-//! counter's family without the `_total` of its series. Knows no metric.
+//! Turns the library's text into the form that every Prometheus tool reads. The library writes
+//! OpenMetrics, which names a counter's family without the `_total` of its series. Knows no metric.
 
 /// The media type of the form.
 pub(super) const KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -11,10 +11,15 @@ pub(super) fn classic(open_metrics: &str) -> String {
     for line in open_metrics.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             help = rest.split_once(' ').map(|(_, words)| words);
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|rest| rest.split_once(' '))
+        {
             let end = if kind == "counter" { "_total" } else { "" };
             let help = help.take().unwrap_or_default();
-            text.push_str(&format!("# HELP {name}{end} {help}\n# TYPE {name}{end} {kind}\n"));
+            text.push_str(&format!(
+                "# HELP {name}{end} {help}\n# TYPE {name}{end} {kind}\n"
+            ));
         } else {
             text.push_str(line);
             text.push('\n');
@@ -29,8 +34,7 @@ mod tests {
 
     #[test]
     fn a_counters_family_is_named_as_its_series() {
-        let given =
-            "# HELP a_b Some words.\n# TYPE a_b counter\na_b_total{x=\"y\"} 1\n# HELP c Other.\n# TYPE c gauge\nc 2\n";
+        let given = "# HELP a_b Some words.\n# TYPE a_b counter\na_b_total{x=\"y\"} 1\n# HELP c Other.\n# TYPE c gauge\nc 2\n";
         let wanted = "# HELP a_b_total Some words.\n# TYPE a_b_total counter\na_b_total{x=\"y\"} 1\n# HELP c Other.\n# TYPE c gauge\nc 2\n";
         assert_eq!(classic(given), wanted);
     }

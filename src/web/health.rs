@@ -1,4 +1,5 @@
-//! `/healthz`: does the loop move. `/readyz`: can work flow. Pure but for the clock; asks the queue nothing.
+//! `/healthz`: does the loop move. `/readyz`: can work flow. Pure but for the clock; asks the queue
+//! nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,10 +42,14 @@ fn judge_moves(progress: &Progress, now: Instant) -> Result<String, String> {
 
 /// A hold is no reason not to be ready: other targets go on, and what is held waits as it should.
 fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
-    let Some(good) = progress.good else { return Err("no round has been through yet".to_owned()) };
+    let Some(good) = progress.good else {
+        return Err("no round has been through yet".to_owned());
+    };
     let since = now.saturating_duration_since(good).as_secs();
     if progress.trouble {
-        return Err(format!("the database fails; the last good round was {since} s ago"));
+        return Err(format!(
+            "the database fails; the last good round was {since} s ago"
+        ));
     }
     match since < READY_WITHIN.as_secs() {
         true => Ok(format!("ready: the last good round was {since} s ago")),
@@ -60,13 +65,33 @@ mod tests {
     fn ready_needs_a_good_round_and_healthy_only_a_moving_loop() {
         let began = Instant::now();
         let after = |seconds| began + Duration::from_secs(seconds);
-        let fresh = Progress { began, moved: None, good: None, trouble: false, unsaved: 0, open_calls: 0 };
+        let fresh = Progress {
+            began,
+            moved: None,
+            good: None,
+            trouble: false,
+            unsaved: 0,
+            open_calls: 0,
+        };
         assert!(judge_moves(&fresh, after(10)).is_ok() && judge_ready(&fresh, after(10)).is_err());
-        assert!(judge_moves(&fresh, after(61)).is_err(), "it never began to move");
-        let good = Progress { moved: Some(after(10)), good: Some(after(10)), ..fresh };
+        assert!(
+            judge_moves(&fresh, after(61)).is_err(),
+            "it never began to move"
+        );
+        let good = Progress {
+            moved: Some(after(10)),
+            good: Some(after(10)),
+            ..fresh
+        };
         assert!(judge_ready(&good, after(24)).is_ok() && judge_ready(&good, after(25)).is_err());
-        let trouble = Progress { moved: Some(after(20)), trouble: true, ..good };
-        assert!(judge_moves(&trouble, after(21)).is_ok() && judge_ready(&trouble, after(21)).is_err());
+        let trouble = Progress {
+            moved: Some(after(20)),
+            trouble: true,
+            ..good
+        };
+        assert!(
+            judge_moves(&trouble, after(21)).is_ok() && judge_ready(&trouble, after(21)).is_err()
+        );
         assert!(judge_moves(&good, after(71)).is_err() && judge_ready(&good, after(71)).is_err());
     }
 }

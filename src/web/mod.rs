@@ -1,7 +1,8 @@
 //! `/metrics`, `/healthz`, `/readyz` and the status page: one small HTTP server beside the passes.
 //!
-//! It only reads, over connections of its own; a scraper that is slow, broken or many meets limits here and never the
-//! daemon's loop. Serves whoever reaches the address: there is no login. Writes nothing, decides nothing.
+//! It only reads, over connections of its own; a scraper that is slow, broken or many meets limits
+//! here and never the daemon's loop. Serves whoever reaches the address: there is no login. Writes
+//! nothing, decides nothing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -75,7 +76,12 @@ struct Site {
 
 impl Web {
     /// A server that does not listen yet.
-    pub fn new(settings: &Settings, rules: &SecretRules, meter: Arc<Meter>, status: StatusText) -> Self {
+    pub fn new(
+        settings: &Settings,
+        rules: &SecretRules,
+        meter: Arc<Meter>,
+        status: StatusText,
+    ) -> Self {
         let site = Site {
             meter,
             database: settings.queue.database.clone(),
@@ -84,7 +90,10 @@ impl Web {
             reading: Single::default(),
             page: Single::default(),
         };
-        Self { site: Arc::new(site), serving: None }
+        Self {
+            site: Arc::new(site),
+            serving: None,
+        }
     }
 
     /// Listens on `address` from now on, and no longer where it did before; none: nowhere.
@@ -99,10 +108,14 @@ impl Web {
             None => None,
             Some(address) => {
                 let listener = TcpListener::bind(address).await?;
-                // The address as it was asked for: with port 0 another one is in use, which the log tells.
+                // The address as it was asked for: with port 0 another one is in use, which the log
+                // tells.
                 let actual = listener.local_addr().unwrap_or(address);
                 info!(address = %actual, "serving http://{actual}/ and http://{actual}/metrics");
-                Some(Serving { address, task: tokio::spawn(serve(listener, Arc::clone(&self.site))) })
+                Some(Serving {
+                    address,
+                    task: tokio::spawn(serve(listener, Arc::clone(&self.site))),
+                })
             }
         };
         self.stop();
@@ -110,12 +123,22 @@ impl Web {
         Ok(())
     }
 
-    /// Goes on with new settings; an address that cannot be listened on is logged, and the old one stays.
+    /// Goes on with new settings; an address that cannot be listened on is logged, and the old one
+    /// stays.
     pub async fn take_up(&mut self, settings: &Settings, rules: &SecretRules) {
-        *self.site.targets.lock().unwrap_or_else(PoisonError::into_inner) = (settings.targets.clone(), rules.clone());
+        *self
+            .site
+            .targets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = (settings.targets.clone(), rules.clone());
         if let Err(why) = self.listen(settings.listen).await {
-            let address = settings.listen.map(|address| address.to_string()).unwrap_or_default();
-            error!("listen.address {address} cannot be listened on, and the old address stays: {why}");
+            let address = settings
+                .listen
+                .map(|address| address.to_string())
+                .unwrap_or_default();
+            error!(
+                "listen.address {address} cannot be listened on, and the old address stays: {why}"
+            );
         }
     }
 
@@ -134,7 +157,8 @@ impl Drop for Web {
 
 /// Takes connections in; each is a task of its own, within a limit of number and time.
 ///
-/// Whoever connects and says nothing is the first to go, so that no number of such keeps anybody waiting.
+/// Whoever connects and says nothing is the first to go, so that no number of such keeps anybody
+/// waiting.
 async fn serve(listener: TcpListener, site: Arc<Site>) {
     let routes = routes(site);
     let mut guests: VecDeque<Guest> = VecDeque::new();
@@ -144,7 +168,8 @@ async fn serve(listener: TcpListener, site: Arc<Site>) {
                 guests.retain(|guest| !guest.task.is_finished());
                 make_room(&mut guests);
                 let asked = Arc::new(AtomicBool::new(false));
-                let task = tokio::spawn(answer(stream, routes.clone(), Arc::clone(&asked))).abort_handle();
+                let task =
+                    tokio::spawn(answer(stream, routes.clone(), Arc::clone(&asked))).abort_handle();
                 guests.push_back(Guest { task, asked });
             }
             Err(why) => {
@@ -162,12 +187,15 @@ struct Guest {
     asked: Arc<AtomicBool>,
 }
 
-/// Drops a guest if there are as many as may be: the one that has been silent for longest, else the oldest.
+/// Drops a guest if there are as many as may be: the one that has been silent for longest, else the
+/// oldest.
 fn make_room(guests: &mut VecDeque<Guest>) {
     if guests.len() < CONNECTIONS_MAX {
         return;
     }
-    let silent = guests.iter().position(|guest| !guest.asked.load(Ordering::Relaxed));
+    let silent = guests
+        .iter()
+        .position(|guest| !guest.asked.load(Ordering::Relaxed));
     if let Some(guest) = guests.remove(silent.unwrap_or(0)) {
         guest.task.abort();
     }
@@ -206,6 +234,10 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 /// An answer that nobody keeps.
 fn say(status: StatusCode, kind: &'static str, text: String) -> Response {
     const NOSNIFF: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store"), NOSNIFF];
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-store"),
+        NOSNIFF,
+    ];
     (status, headers, text).into_response()
 }

@@ -1,8 +1,9 @@
-//! `/metrics`: what the daemon has counted, and what the queue, the disk and the secret files show at this moment.
+//! `/metrics`: what the daemon has counted, and what the queue, the disk and the secret files show
+//! at this moment.
 //!
-//! The queue is read over a connection of its own, at a cost that depends on what is unfinished and not on what has ended;
-//! the files are looked at by path and never opened. Targets that the config lacks share one label: producers could invent
-//! any number of them.
+//! The queue is read over a connection of its own, at a cost that depends on what is unfinished and
+//! not on what has ended; the files are looked at by path and never opened. Targets that the config
+//! lacks share one label: producers could invent any number of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -41,7 +42,10 @@ pub(super) struct Reading {
 
 pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
     let database = site.database.clone();
-    let reading = site.reading.get(async move { Reading::take(&database).await }).await;
+    let reading = site
+        .reading
+        .get(async move { Reading::take(&database).await })
+        .await;
     let mut text = site.meter.text();
     let mut sheet = Sheet(Registry::with_prefix("poweryard"));
     let targets = site.meter.targets();
@@ -65,9 +69,17 @@ fn now() -> UtcMillis {
 impl Reading {
     async fn take(database: &Path) -> Result<Self, StoreError> {
         let mut desk = Desk::open(database, Access::Read).await?;
-        let (holds, ready, overview) = (desk.holds(now()).await?, desk.oldest_ready().await?, desk.overview().await?);
+        let (holds, ready, overview) = (
+            desk.holds(now()).await?,
+            desk.oldest_ready().await?,
+            desk.overview().await?,
+        );
         desk.close().await?;
-        Ok(Self { overview, ready, holds })
+        Ok(Self {
+            overview,
+            ready,
+            holds,
+        })
     }
 }
 
@@ -83,7 +95,12 @@ impl Sheet {
         self.0.register(name, help, gauges);
     }
 
-    fn fractions(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+    fn fractions(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels, f64)>,
+    ) {
         let gauges: Family<Labels, Gauge<f64, AtomicU64>> = Family::default();
         for (labels, value) in values {
             gauges.get_or_create(&labels).set(value);
@@ -95,44 +112,91 @@ impl Sheet {
         let progress = site.meter.progress();
         let seconds = |since: Instant| since.elapsed().as_secs_f64();
         let began = SystemTime::now() - progress.began.elapsed();
-        let began = began.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        self.counts("build_info", "Always 1", [(label("version", env!("CARGO_PKG_VERSION")), 1)]);
-        self.fractions("start_time_seconds", "When the daemon began, since 1970", [(vec![], began)]);
+        let began = began
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
+        self.counts(
+            "build_info",
+            "Always 1",
+            [(label("version", env!("CARGO_PKG_VERSION")), 1)],
+        );
+        self.fractions(
+            "start_time_seconds",
+            "When the daemon began, since 1970",
+            [(vec![], began)],
+        );
         let age = seconds(progress.good.unwrap_or(progress.began));
         let help = "Since the last round that the database let through, or since the start; a loop at rest goes round every 5 s";
         self.fractions("last_good_round_age_seconds", help, [(vec![], age)]);
         let help = "1 while the database fails: nothing is sent then, and answers wait in memory";
-        self.counts("database_trouble", help, [(vec![], progress.trouble.into())]);
+        self.counts(
+            "database_trouble",
+            help,
+            [(vec![], progress.trouble.into())],
+        );
         self.counts(
             "unsaved_answers",
             "Answers of the cloud that the database did not take yet",
             [(vec![], whole(progress.unsaved))],
         );
-        self.counts("open_calls", "Batches whose call or look is being made", [(vec![], whole(progress.open_calls))]);
+        self.counts(
+            "open_calls",
+            "Batches whose call or look is being made",
+            [(vec![], whole(progress.open_calls))],
+        );
     }
 
     fn targets(&mut self, targets: &BTreeMap<TargetName, TargetFacts>) {
-        let of =
-            |value: fn(&TargetFacts) -> f64| targets.iter().map(move |(name, facts)| (target(&name.0), value(facts)));
+        let of = |value: fn(&TargetFacts) -> f64| {
+            targets
+                .iter()
+                .map(move |(name, facts)| (target(&name.0), value(facts)))
+        };
         let help = "Submit calls that may leave, at present: 429s lower it, quiet raises it again";
-        self.fractions("pace_calls_per_second", help, of(|facts| f64::from(facts.pace) / 60.0));
+        self.fractions(
+            "pace_calls_per_second",
+            help,
+            of(|facts| f64::from(facts.pace) / 60.0),
+        );
         let help = "Submit calls that may leave, as configured";
-        self.fractions("pace_configured_calls_per_second", help, of(|facts| f64::from(facts.configured) / 60.0));
-        let of =
-            |value: fn(&TargetFacts) -> i64| targets.iter().map(move |(name, facts)| (target(&name.0), value(facts)));
+        self.fractions(
+            "pace_configured_calls_per_second",
+            help,
+            of(|facts| f64::from(facts.configured) / 60.0),
+        );
+        let of = |value: fn(&TargetFacts) -> i64| {
+            targets
+                .iter()
+                .map(move |(name, facts)| (target(&name.0), value(facts)))
+        };
         let help = "1 from a throttled or failed submit call until one is answered";
         self.counts("breaker_open", help, of(|facts| facts.breaker.into()));
         let help = "How often in a row the cloud refused the key of this target; over five it would lock it";
-        self.counts("credentials_refusals", help, of(|facts| facts.refusals.into()));
+        self.counts(
+            "credentials_refusals",
+            help,
+            of(|facts| facts.refusals.into()),
+        );
     }
 
     fn secrets(&mut self, site: &Site) {
         let targets = site.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = |changed: SystemTime| SystemTime::now().duration_since(changed).unwrap_or_default().as_secs_f64();
+        let age = |changed: SystemTime| {
+            SystemTime::now()
+                .duration_since(changed)
+                .unwrap_or_default()
+                .as_secs_f64()
+        };
         let ages: Vec<(Labels, f64)> = targets
             .0
             .iter()
-            .filter_map(|of| Some((target(&of.name.0), age(SecretStamp::take(of, &targets.1).modified()?))))
+            .filter_map(|of| {
+                Some((
+                    target(&of.name.0),
+                    age(SecretStamp::take(of, &targets.1).modified()?),
+                ))
+            })
             .collect();
         let help = "Since the newest of the target's secret files changed; systemd writes its copies at every start";
         self.fractions("credentials_age_seconds", help, ages);
@@ -140,19 +204,33 @@ impl Sheet {
 
     /// By path: a handle of our own on the database would drop SQLite's locks when closed.
     fn files(&mut self, database: &Path) {
-        let size =
-            |path: PathBuf| std::fs::metadata(path).map_or(0, |meta| i64::try_from(meta.len()).unwrap_or(i64::MAX));
-        self.counts("database_size_bytes", "The queue's file", [(vec![], size(database.to_owned()))]);
+        let size = |path: PathBuf| {
+            std::fs::metadata(path).map_or(0, |meta| i64::try_from(meta.len()).unwrap_or(i64::MAX))
+        };
+        self.counts(
+            "database_size_bytes",
+            "The queue's file",
+            [(vec![], size(database.to_owned()))],
+        );
         let mut wal = database.as_os_str().to_owned();
         wal.push("-wal");
         let help = "What SQLite has not yet moved from the -wal into the file, and room that it keeps; 64 MiB and less are usual";
         self.counts("wal_size_bytes", help, [(vec![], size(wal.into()))]);
-        let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = database
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         if let Ok(disk) = rustix::fs::statvfs(folder) {
-            let bytes = |blocks: u64| i64::try_from(blocks.saturating_mul(disk.f_frsize)).unwrap_or(i64::MAX);
+            let bytes = |blocks: u64| {
+                i64::try_from(blocks.saturating_mul(disk.f_frsize)).unwrap_or(i64::MAX)
+            };
             let help = "Room that the daemon may still use on the queue's disk";
             self.counts("disk_free_bytes", help, [(vec![], bytes(disk.f_bavail))]);
-            self.counts("disk_size_bytes", "The queue's disk", [(vec![], bytes(disk.f_blocks))]);
+            self.counts(
+                "disk_size_bytes",
+                "The queue's disk",
+                [(vec![], bytes(disk.f_blocks))],
+            );
         }
     }
 
@@ -161,50 +239,91 @@ impl Sheet {
         self.counts("database_readable", help, [(vec![], readable.into())]);
     }
 
-    fn queue(&mut self, reading: &Reading, targets: &BTreeMap<TargetName, TargetFacts>, now: UtcMillis) {
+    fn queue(
+        &mut self,
+        reading: &Reading,
+        targets: &BTreeMap<TargetName, TargetFacts>,
+        now: UtcMillis,
+    ) {
         let named = |name: &str| {
-            if targets.contains_key(&TargetName(name.to_owned())) { name.to_owned() } else { UNKNOWN.to_owned() }
+            if targets.contains_key(&TargetName(name.to_owned())) {
+                name.to_owned()
+            } else {
+                UNKNOWN.to_owned()
+            }
         };
         let unfinished = [RequestState::Queued, RequestState::Running];
-        let none = targets
-            .keys()
-            .flat_map(|name| PowerAction::ALL.iter().map(move |action| (name.0.clone(), action.as_str())));
+        let none = targets.keys().flat_map(|name| {
+            PowerAction::ALL
+                .iter()
+                .map(move |action| (name.0.clone(), action.as_str()))
+        });
         let none: BTreeSet<(String, &str)> = none.collect();
 
         let zeros = none.iter().flat_map(|(name, action)| {
-            unfinished.iter().map(move |state| (lane(name, action).and("state", state.as_str()), 0))
+            unfinished
+                .iter()
+                .map(move |state| (lane(name, action).and("state", state.as_str()), 0))
         });
-        let counts = reading
-            .overview
-            .iter()
-            .map(|row| (lane(&named(&row.target), &row.action).and("state", &row.state), row.count));
-        self.counts("requests", "Unfinished requests by state", zeros.chain(counts));
+        let counts = reading.overview.iter().map(|row| {
+            (
+                lane(&named(&row.target), &row.action).and("state", &row.state),
+                row.count,
+            )
+        });
+        self.counts(
+            "requests",
+            "Unfinished requests by state",
+            zeros.chain(counts),
+        );
 
-        let mut oldest: BTreeMap<(String, &str), f64> = none.iter().map(|lane| (lane.clone(), 0.0)).collect();
+        let mut oldest: BTreeMap<(String, &str), f64> =
+            none.iter().map(|lane| (lane.clone(), 0.0)).collect();
         for ready in &reading.ready {
-            if !reading.holds.iter().any(|hold| hold.covers(&ready.target, &ready.action)) {
-                let age = oldest.entry((named(&ready.target), &ready.action)).or_default();
+            if !reading
+                .holds
+                .iter()
+                .any(|hold| hold.covers(&ready.target, &ready.action))
+            {
+                let age = oldest
+                    .entry((named(&ready.target), &ready.action))
+                    .or_default();
                 *age = age.max(waited(ready, now).as_secs_f64());
             }
         }
         let help = "How long ago the oldest request that could go now became able to; 0 when there is none. Held ones do not count";
-        let ages = oldest.iter().map(|((name, action), age)| (lane(name, action), *age));
+        let ages = oldest
+            .iter()
+            .map(|((name, action), age)| (lane(name, action), *age));
         self.fractions("oldest_ready_age_seconds", help, ages);
 
         let kinds = HoldKind::ALL.iter().map(|kind| kind.as_str());
-        let zeros = kinds.flat_map(|kind| targets.keys().map(move |name| (target(&name.0).and("kind", kind), 0)));
+        let zeros = kinds.flat_map(|kind| {
+            targets
+                .keys()
+                .map(move |name| (target(&name.0).and("kind", kind), 0))
+        });
         let holds = reading.holds.iter().map(|hold| {
             let name = hold.target.as_deref().map_or(ALL.to_owned(), named);
             let known = HoldKind::ALL.iter().any(|kind| kind.as_str() == hold.kind);
-            (target(&name).and("kind", if known { &hold.kind } else { "other" }), 1)
+            (
+                target(&name).and("kind", if known { &hold.kind } else { "other" }),
+                1,
+            )
         });
-        self.counts("holds", "Reasons why requests are not going out, by their kind", zeros.chain(holds));
+        self.counts(
+            "holds",
+            "Reasons why requests are not going out, by their kind",
+            zeros.chain(holds),
+        );
     }
 }
 
 fn waited(ready: &OldestReady, now: UtcMillis) -> Duration {
     let since = ready.eligible_at.as_ref().unwrap_or(&ready.created_at);
-    since.parse().map_or(Duration::ZERO, |since| now.since(since))
+    since
+        .parse()
+        .map_or(Duration::ZERO, |since| now.since(since))
 }
 
 fn label(name: &'static str, value: &str) -> Labels {

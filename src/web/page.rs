@@ -1,4 +1,5 @@
-//! The status page: what `poweryard status` prints, in HTML without scripts. Reads the queue by what it was given.
+//! The status page: what `poweryard status` prints, in HTML without scripts. Reads the queue by
+//! what it was given.
 
 use std::sync::Arc;
 
@@ -9,12 +10,16 @@ use axum::response::{IntoResponse, Response};
 use super::{Site, say};
 
 /// Nothing is loaded and nothing runs, whatever a row says.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
     let (status, text) = match site.page.get((site.status)()).await {
         Ok(text) => (StatusCode::OK, text.to_string()),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("the queue cannot be read: {why}\n")),
+        Err(why) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the queue cannot be read: {why}\n"),
+        ),
     };
     let page = say(status, "text/html; charset=utf-8", html(&text));
     ([(header::CONTENT_SECURITY_POLICY, POLICY)], page).into_response()
@@ -54,7 +59,10 @@ mod tests {
     #[test]
     fn what_a_stranger_wrote_stays_text() {
         let page = html("held: <script>alert('x')</script> & \"y\"");
-        assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &quot;y&quot;"), "{page}");
+        assert!(
+            page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &quot;y&quot;"),
+            "{page}"
+        );
         assert!(!page.contains("<script"));
     }
 }

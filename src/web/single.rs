@@ -1,4 +1,5 @@
-//! One reader of the queue at a time, whoever asks: the others share what it finds. Knows nothing of what is read.
+//! One reader of the queue at a time, whoever asks: the others share what it finds. Knows nothing
+//! of what is read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,12 +24,16 @@ struct Found<T> {
 
 impl<T> Default for Single<T> {
     fn default() -> Self {
-        Self { last: Arc::default(), patience: PATIENCE }
+        Self {
+            last: Arc::default(),
+            patience: PATIENCE,
+        }
     }
 }
 
 impl<T: Send + Sync + 'static> Single<T> {
-    /// The value, not older than a second; `read` makes a new one, in a task of its own, which nobody's leaving cuts short.
+    /// The value, not older than a second; `read` makes a new one, in a task of its own, which
+    /// nobody's leaving cuts short.
     ///
     /// # Errors
     /// A sentence: it could not be read, or not within 8 s.
@@ -44,13 +49,23 @@ impl<T: Send + Sync + 'static> Single<T> {
             }
             let reading = tokio::spawn(async move {
                 let value = Arc::new(read.await.map_err(|error| error.to_string())?);
-                *last = Some(Found { at: Instant::now(), value: Arc::clone(&value) });
+                *last = Some(Found {
+                    at: Instant::now(),
+                    value: Arc::clone(&value),
+                });
                 Ok(value)
             });
             reading.await.unwrap_or_else(|error| Err(error.to_string()))
         };
-        let late = |_| Err(format!("the queue could not be read within {:?}", self.patience));
-        tokio::time::timeout(self.patience, found).await.unwrap_or_else(late)
+        let late = |_| {
+            Err(format!(
+                "the queue could not be read within {:?}",
+                self.patience
+            ))
+        };
+        tokio::time::timeout(self.patience, found)
+            .await
+            .unwrap_or_else(late)
     }
 }
 
@@ -80,7 +95,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_reading_that_hangs_is_not_begun_again_by_those_who_give_up() {
-        let single = Single { patience: Duration::from_millis(20), ..Single::<()>::default() };
+        let single = Single {
+            patience: Duration::from_millis(20),
+            ..Single::<()>::default()
+        };
         let begun = Arc::new(AtomicUsize::new(0));
         for _ in 0..3 {
             let begun = Arc::clone(&begun);
@@ -88,7 +106,12 @@ mod tests {
                 begun.fetch_add(1, Ordering::SeqCst);
                 std::future::pending::<Result<(), String>>().await
             };
-            assert!(single.get(read).await.is_err_and(|why| why.contains("20ms")));
+            assert!(
+                single
+                    .get(read)
+                    .await
+                    .is_err_and(|why| why.contains("20ms"))
+            );
         }
         assert_eq!(begun.load(Ordering::SeqCst), 1);
     }

@@ -1,4 +1,5 @@
-//! What the integration tests share: a folder with a queue, a config, secrets, a simulated cloud, and the daemon.
+//! What the integration tests share: a folder with a queue, a config, secrets, a simulated cloud,
+//! and the daemon.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -38,8 +39,12 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
-        let joined = tokio::task::spawn_blocking(|| self.daemon.join()).await.expect("joined");
-        joined.expect("the daemon does not panic").expect("the daemon ends well");
+        let joined = tokio::task::spawn_blocking(|| self.daemon.join())
+            .await
+            .expect("joined");
+        joined
+            .expect("the daemon does not panic")
+            .expect("the daemon ends well");
     }
 }
 
@@ -47,18 +52,32 @@ impl Yard {
     /// A cloud by `scenario` (TOML), and looks quick enough for a test.
     pub(crate) async fn new(scenario: &str) -> Self {
         let scenario = Scenario::from_toml(scenario).expect("a valid scenario");
-        let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.expect("a free port");
+        let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario)
+            .await
+            .expect("a free port");
         let dir = tempfile::tempdir().expect("a folder");
         let target_lines = "submits_per_minute = 6000\nfirst_look = \"20ms\"\nlook_interval_max = \"100ms\"\n\
                             settle_time = \"1s\"\nlook_time_limit = \"10s\"\n";
-        Self { dir, cloud, service: Service::Bms, target_lines: target_lines.into() }
+        Self {
+            dir,
+            cloud,
+            service: Service::Bms,
+            target_lines: target_lines.into(),
+        }
     }
 
-    /// Sets one line of the config's target, such as `job_time_limit = "1s"`, in place of an earlier one of that key.
+    /// Sets one line of the config's target, such as `job_time_limit = "1s"`, in place of an
+    /// earlier one of that key.
     pub(crate) fn set(&mut self, line: &str) {
         let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
-        let others = self.target_lines.lines().filter(|other| key(other) != key(line));
-        self.target_lines = others.chain([line]).map(|line| format!("{line}\n")).collect();
+        let others = self
+            .target_lines
+            .lines()
+            .filter(|other| key(other) != key(line));
+        self.target_lines = others
+            .chain([line])
+            .map(|line| format!("{line}\n"))
+            .collect();
     }
 
     pub(crate) fn database(&self) -> PathBuf {
@@ -102,7 +121,10 @@ impl Yard {
         let (stop, stopped) = oneshot::channel();
         let (reloads, coming) = mpsc::channel(1);
         let daemon = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(daemon::run_reloading(&settings, clouds, coming, async {
                 let _ = stopped.await;
             }))
@@ -113,12 +135,17 @@ impl Yard {
     /// A producer's connection: another one than the daemon's.
     pub(crate) async fn producer(&self) -> SqliteConnection {
         for _ in 0..500 {
-            let options = SqliteConnectOptions::new().filename(self.database()).busy_timeout(Duration::from_secs(5));
-            // SQLite opens what it could not open to write once more, to read: were the file made between the two, this
-            // producer could never insert.
+            let options = SqliteConnectOptions::new()
+                .filename(self.database())
+                .busy_timeout(Duration::from_secs(5));
+            // SQLite opens what it could not open to write once more, to read: were the file made
+            // between the two, this producer could never insert.
             if self.database().exists()
                 && let Ok(mut connection) = options.disable_statement_logging().connect().await
-                && sqlx::query("SELECT 1 FROM power_requests LIMIT 1").fetch_optional(&mut connection).await.is_ok()
+                && sqlx::query("SELECT 1 FROM power_requests LIMIT 1")
+                    .fetch_optional(&mut connection)
+                    .await
+                    .is_ok()
             {
                 return connection;
             }
@@ -133,13 +160,19 @@ impl Yard {
 }
 
 fn clouds(settings: &Settings) -> daemon::Clouds {
-    daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None)).expect("secrets")
+    daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None))
+        .expect("secrets")
 }
 
 /// Hands new settings in; true if the daemon goes on with them.
 pub(crate) async fn reload(reloads: &mpsc::Sender<Reload>, settings: Settings) -> bool {
     let (accepted, answer) = oneshot::channel();
-    let reload = Reload { clouds: clouds(&settings), settings, is_asked_for: true, accepted };
+    let reload = Reload {
+        clouds: clouds(&settings),
+        settings,
+        is_asked_for: true,
+        accepted,
+    };
     assert!(reloads.send(reload).await.is_ok(), "the daemon has ended");
     answer.await.is_ok()
 }
@@ -161,13 +194,19 @@ pub(crate) async fn insert(connection: &mut SqliteConnection, server: &str, acti
         .last_insert_rowid()
 }
 
-pub(crate) async fn insert_many(connection: &mut SqliteConnection, servers: &[String], action: &str) {
-    sqlx::query("INSERT INTO power_requests (server_id, action) SELECT value, ?2 FROM json_each(?1)")
-        .bind(serde_json::to_string(servers).expect("text"))
-        .bind(action)
-        .execute(connection)
-        .await
-        .expect("accepted");
+pub(crate) async fn insert_many(
+    connection: &mut SqliteConnection,
+    servers: &[String],
+    action: &str,
+) {
+    sqlx::query(
+        "INSERT INTO power_requests (server_id, action) SELECT value, ?2 FROM json_each(?1)",
+    )
+    .bind(serde_json::to_string(servers).expect("text"))
+    .bind(action)
+    .execute(connection)
+    .await
+    .expect("accepted");
 }
 
 /// The first column of the first row, once it satisfies `wanted`; else what it is after `patience`.
@@ -181,19 +220,29 @@ pub(crate) async fn wait_for(connection: &mut SqliteConnection, sql: &str, wante
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("{sql}\n is '{last}' and not '{wanted}'; the queue holds\n{}", dump(connection).await);
+    panic!(
+        "{sql}\n is '{last}' and not '{wanted}'; the queue holds\n{}",
+        dump(connection).await
+    );
 }
 
 /// The first column of the first row, as text; empty if there is none.
 pub(crate) async fn text(connection: &mut SqliteConnection, sql: &str) -> String {
     let sql = format!("SELECT CAST(CAST(x AS TEXT) AS BLOB) FROM (SELECT ({sql}) AS x)");
-    let bytes = sqlx::query_scalar::<_, Option<Vec<u8>>>(AssertSqlSafe(sql)).fetch_one(connection).await;
+    let bytes = sqlx::query_scalar::<_, Option<Vec<u8>>>(AssertSqlSafe(sql))
+        .fetch_one(connection)
+        .await;
     String::from_utf8_lossy(&bytes.expect("readable").unwrap_or_default()).into_owned()
 }
 
 /// Waits until every request is terminal, and returns `state/evidence/code` with their counts.
 pub(crate) async fn outcomes(connection: &mut SqliteConnection) -> String {
-    wait_for(connection, "SELECT count(*) FROM power_requests WHERE finished_at IS NULL", "0").await;
+    wait_for(
+        connection,
+        "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
+        "0",
+    )
+    .await;
     text(
         connection,
         "SELECT group_concat(line, ', ') FROM (SELECT count(*) || ' ' || state || '/' || evidence || ifnull('/' || error_code, '') AS line
@@ -205,16 +254,25 @@ pub(crate) async fn outcomes(connection: &mut SqliteConnection) -> String {
 pub(crate) async fn dump(connection: &mut SqliteConnection) -> String {
     let requests = text(connection, "SELECT group_concat(line, char(10)) FROM (SELECT id || ' ' || server_id || ' ' || action || ' ' || state || ' ' || ifnull(gate, '-') || ' ' || ifnull(retry_at, '-') || ' ' || ifnull(error_message, '-') AS line FROM power_requests WHERE finished_at IS NULL LIMIT 20)").await;
     let batches = text(connection, "SELECT group_concat(line, char(10)) FROM (SELECT id || ' ' || action || ' ' || state || ' ' || ifnull(look_cause, '-') || ' ' || ifnull(next_look_at, '-') || ' ' || ifnull(error_message, '-') AS line FROM batches ORDER BY id DESC LIMIT 20)").await;
-    let holds = text(connection, "SELECT group_concat(reason, char(10)) FROM holds").await;
+    let holds = text(
+        connection,
+        "SELECT group_concat(reason, char(10)) FROM holds",
+    )
+    .await;
     format!("{requests}\nbatches\n{batches}\nholds\n{holds}")
 }
 
 /// Runs statements with the daemon's hand, which a producer does not have, in one transaction.
-pub(crate) async fn by_hand(connection: &mut SqliteConnection, statements: &str) -> Result<(), sqlx::Error> {
+pub(crate) async fn by_hand(
+    connection: &mut SqliteConnection,
+    statements: &str,
+) -> Result<(), sqlx::Error> {
     let sql = format!(
         "BEGIN IMMEDIATE; UPDATE queue_mark SET writing = token; {statements}; UPDATE queue_mark SET writing = NULL; COMMIT"
     );
-    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await;
+    let done = sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(&mut *connection)
+        .await;
     if done.is_err() {
         // What the failed statement left behind, if it left a transaction at all.
         let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;

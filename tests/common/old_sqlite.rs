@@ -1,5 +1,5 @@
-//! Runs SQL on SQLite 3.26.0, the oldest library that producers may use. Builds the tool of `tests/old-sqlite` once;
-//! knows nothing of the queue.
+//! Runs SQL on SQLite 3.26.0, the oldest library that producers may use. Builds the tool of
+//! `tests/old-sqlite` once; knows nothing of the queue.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The built `old-sqlite` binary. The first call of a test run builds it (a minute, if nothing is there yet).
+/// The built `old-sqlite` binary. The first call of a test run builds it (a minute, if nothing is
+/// there yet).
 ///
 /// # Panics
 /// When it cannot be built: without it these tests prove nothing.
@@ -17,7 +18,8 @@ pub(crate) fn path() -> &'static Path {
     BUILT.get_or_init(build)
 }
 
-/// Runs `sql` on the database file `db`, waiting up to 5 s for a lock: what it printed, or what it complained of.
+/// Runs `sql` on the database file `db`, waiting up to 5 s for a lock: what it printed, or what it
+/// complained of.
 pub(crate) fn run(db: &Path, sql: &str) -> Result<String, String> {
     let mut child = Command::new(path())
         .arg(db)
@@ -27,11 +29,19 @@ pub(crate) fn run(db: &Path, sql: &str) -> Result<String, String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("{}: {error}", path().display()))?;
-    // The tool reads all of its input before it prints; if it has ended early, its own message says more than ours.
-    let fed = child.stdin.take().map(|mut stdin| stdin.write_all(sql.as_bytes()));
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    // The tool reads all of its input before it prints; if it has ended early, its own message says
+    // more than ours.
+    let fed = child
+        .stdin
+        .take()
+        .map(|mut stdin| stdin.write_all(sql.as_bytes()));
+    let output = child
+        .wait_with_output()
+        .map_err(|error| error.to_string())?;
     if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).trim_end().to_owned());
+        return Err(String::from_utf8_lossy(&output.stderr)
+            .trim_end()
+            .to_owned());
     }
     fed.transpose().map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

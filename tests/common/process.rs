@@ -1,4 +1,5 @@
-//! The real program as a child process: the daemon with its signals, and the commands. Knows nothing of what a test asserts.
+//! The real program as a child process: the daemon with its signals, and the commands. Knows
+//! nothing of what a test asserts.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -58,7 +59,9 @@ impl Daemon {
     /// Starts it with `NOTIFY_SOCKET` and a watchdog.
     pub(crate) fn start_watched(config: &Path, ear: &Ear, limit: Duration) -> Self {
         let mut command = poweryard();
-        command.env("NOTIFY_SOCKET", &ear.path).env("WATCHDOG_USEC", limit.as_micros().to_string());
+        command
+            .env("NOTIFY_SOCKET", &ear.path)
+            .env("WATCHDOG_USEC", limit.as_micros().to_string());
         Self::spawn(command, config)
     }
 
@@ -73,16 +76,31 @@ impl Daemon {
             };
         }
         command.args(["-D", "-f", "-yy", "-s", "5000", "-e"]);
-        command.arg("trace=fsync,fdatasync,pwrite64,write,writev,sendto,sendmsg").arg("-o").arg(trace);
+        command
+            .arg("trace=fsync,fdatasync,pwrite64,write,writev,sendto,sendmsg")
+            .arg("-o")
+            .arg(trace);
         command.arg(program.get_program()).stdin(Stdio::null());
         Self::spawn(command, config)
     }
 
     fn spawn(mut command: Command, config: &Path) -> Self {
         let log = config.with_extension("log");
-        let log = File::options().create(true).append(true).open(log).expect("a log file");
-        let child = command.arg("--config").arg(config).arg("serve").stdout(Stdio::null()).stderr(log).spawn();
-        Self { child: child.expect("it starts") }
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("a log file");
+        let child = command
+            .arg("--config")
+            .arg(config)
+            .arg("serve")
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        Self {
+            child: child.expect("it starts"),
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -101,7 +119,10 @@ impl Daemon {
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.pid().to_string()]).status().expect("kill runs");
+        let sent = Command::new("kill")
+            .args([signal, &self.pid().to_string()])
+            .status()
+            .expect("kill runs");
         assert!(sent.success());
     }
 
@@ -109,7 +130,11 @@ impl Daemon {
     pub(crate) async fn exit_code(&mut self) -> Option<i32> {
         let mut code = None;
         until("the daemon has ended", || {
-            code = self.child.try_wait().expect("it can be waited for").map(|status| status.code());
+            code = self
+                .child
+                .try_wait()
+                .expect("it can be waited for")
+                .map(|status| status.code());
             code.is_some()
         })
         .await;
@@ -127,8 +152,16 @@ impl Daemon {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         // utime and stime are fields 14 and 15; the first after the name is field 3.
-        let field = |number: usize| after_name.split_whitespace().nth(number - 3).and_then(|text| text.parse().ok());
-        field(14).zip(field(15)).map(|(user, system): (u64, u64)| user + system).expect("two numbers")
+        let field = |number: usize| {
+            after_name
+                .split_whitespace()
+                .nth(number - 3)
+                .and_then(|text| text.parse().ok())
+        };
+        field(14)
+            .zip(field(15))
+            .map(|(user, system): (u64, u64)| user + system)
+            .expect("two numbers")
     }
 }
 
@@ -139,7 +172,8 @@ impl Drop for Daemon {
     }
 }
 
-/// A `NOTIFY_SOCKET`, and what the daemon said on it. Read all the time, as systemd does: a full socket blocks who writes.
+/// A `NOTIFY_SOCKET`, and what the daemon said on it. Read all the time, as systemd does: a full
+/// socket blocks who writes.
 pub(crate) struct Ear {
     path: PathBuf,
     heard: Arc<Mutex<Vec<String>>>,
@@ -150,11 +184,17 @@ impl Ear {
         let path = dir.join("notify");
         let socket = UnixDatagram::bind(&path).expect("a socket");
         let heard = Arc::new(Mutex::new(Vec::new()));
-        let ear = Self { path, heard: Arc::clone(&heard) };
+        let ear = Self {
+            path,
+            heard: Arc::clone(&heard),
+        };
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length) = socket.recv(&mut buffer) {
-                let lines = String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned).collect::<Vec<_>>();
+                let lines = String::from_utf8_lossy(&buffer[..length])
+                    .lines()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>();
                 heard.lock().expect("nobody panics with it").extend(lines);
             }
         });
@@ -163,7 +203,10 @@ impl Ear {
 
     /// Waits for a line that begins so.
     pub(crate) async fn hear(&self, beginning: &str) {
-        until(beginning, || self.heard().iter().any(|line| line.starts_with(beginning))).await;
+        until(beginning, || {
+            self.heard().iter().any(|line| line.starts_with(beginning))
+        })
+        .await;
     }
 
     /// All lines so far.

@@ -1,4 +1,5 @@
-//! A fresh queue on a real file: the daemon's `Store`, and a producer on a connection of its own. Sends nothing anywhere.
+//! A fresh queue on a real file: the daemon's `Store`, and a producer on a connection of its own.
+//! Sends nothing anywhere.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
@@ -6,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
-use poweryard::model::{AttemptResult, Evidence, JobId, PowerAction, RequestId, Service, TargetName, UtcMillis};
+use poweryard::model::{
+    AttemptResult, Evidence, JobId, PowerAction, RequestId, Service, TargetName, UtcMillis,
+};
 use poweryard::plan::Lane;
 use poweryard::store::{Origin, Store, TakenIn, Which};
 use poweryard::verdict::Batch;
@@ -16,7 +19,9 @@ use tempfile::TempDir;
 
 /// What the wall clock says, as the schema's `now` does.
 pub(crate) fn wall() -> UtcMillis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock after 1970");
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("a clock after 1970");
     UtcMillis(i64::try_from(since.as_millis()).expect("a clock before the year 292,000,000"))
 }
 
@@ -34,9 +39,20 @@ impl Queue {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("queue.db");
         let store = Store::open(&path).await.expect("a fresh queue");
-        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(Duration::from_secs(5));
-        let producer = options.disable_statement_logging().connect().await.expect("a producer's connection");
-        Self { store, producer, path, _dir: dir }
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .busy_timeout(Duration::from_secs(5));
+        let producer = options
+            .disable_statement_logging()
+            .connect()
+            .await
+            .expect("a producer's connection");
+        Self {
+            store,
+            producer,
+            path,
+            _dir: dir,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -45,20 +61,29 @@ impl Queue {
 
     /// Runs a producer's statements: the rows of all of them, cells as text, or the complaint.
     pub(crate) async fn try_sql(&mut self, sql: &str) -> Result<Vec<Vec<String>>, String> {
-        let found = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.producer).await;
+        let found = sqlx::raw_sql(AssertSqlSafe(sql))
+            .fetch_all(&mut self.producer)
+            .await;
         let cell = |row: &sqlx::sqlite::SqliteRow, at: usize| {
-            let text: Option<String> = row.try_get_unchecked(at).expect("SQLite gives any value as text");
+            let text: Option<String> = row
+                .try_get_unchecked(at)
+                .expect("SQLite gives any value as text");
             text.unwrap_or_default()
         };
-        let cells = |row: &sqlx::sqlite::SqliteRow| (0..row.len()).map(|at| cell(row, at)).collect();
+        let cells =
+            |row: &sqlx::sqlite::SqliteRow| (0..row.len()).map(|at| cell(row, at)).collect();
         match found {
             Ok(rows) => Ok(rows.iter().map(cells).collect()),
-            Err(error) => Err(error.as_database_error().map_or_else(|| error.to_string(), |e| e.message().to_owned())),
+            Err(error) => Err(error
+                .as_database_error()
+                .map_or_else(|| error.to_string(), |e| e.message().to_owned())),
         }
     }
 
     pub(crate) async fn sql(&mut self, sql: &str) -> Vec<Vec<String>> {
-        self.try_sql(sql).await.unwrap_or_else(|error| panic!("{sql}\n{error}"))
+        self.try_sql(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
     /// Runs statements with the daemon's hand, which a producer does not have.
@@ -70,7 +95,9 @@ impl Queue {
     }
 
     pub(crate) async fn by_hand(&mut self, sql: &str) {
-        self.try_by_hand(sql).await.unwrap_or_else(|error| panic!("{sql}\n{error}"));
+        self.try_by_hand(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}\n{error}"));
     }
 
     /// The complaint about a statement that must fail even with the daemon's hand.
@@ -98,33 +125,49 @@ impl Queue {
 
     /// All rows, each joined by `|`.
     pub(crate) async fn rows(&mut self, sql: &str) -> Vec<String> {
-        self.sql(sql).await.iter().map(|row| row.join("|")).collect()
+        self.sql(sql)
+            .await
+            .iter()
+            .map(|row| row.join("|"))
+            .collect()
     }
 
     /// Inserts one request for `server`, with more columns and values if given, and returns its id.
     pub(crate) async fn insert(&mut self, server: &str, more: &[(&str, &str)]) -> i64 {
-        let columns: String = more.iter().map(|(column, _)| format!(", {column}")).collect();
+        let columns: String = more
+            .iter()
+            .map(|(column, _)| format!(", {column}"))
+            .collect();
         let values: String = more.iter().map(|(_, value)| format!(", {value}")).collect();
-        let action =
-            if more.iter().any(|(column, _)| *column == "action") { ("", "") } else { (", action", ", 'stop'") };
+        let action = if more.iter().any(|(column, _)| *column == "action") {
+            ("", "")
+        } else {
+            (", action", ", 'stop'")
+        };
         self.sql(&format!(
             "INSERT INTO power_requests (server_id{columns}{}) VALUES ('{server}'{values}{})",
             action.0, action.1
         ))
         .await;
-        self.row("SELECT last_insert_rowid()").await.parse().expect("an id")
+        self.row("SELECT last_insert_rowid()")
+            .await
+            .parse()
+            .expect("an id")
     }
 
     pub(crate) async fn gate(&mut self, id: i64) -> String {
-        self.row(&format!("SELECT gate FROM power_requests WHERE id = {id}")).await
+        self.row(&format!("SELECT gate FROM power_requests WHERE id = {id}"))
+            .await
     }
 
     pub(crate) async fn state(&mut self, id: i64) -> String {
-        self.row(&format!("SELECT state FROM power_requests WHERE id = {id}")).await
+        self.row(&format!("SELECT state FROM power_requests WHERE id = {id}"))
+            .await
     }
 
     pub(crate) async fn reason(&mut self, id: i64) -> String {
-        self.row(&format!("SELECT reason FROM power_waiting WHERE id = {id}")).await
+        self.row(&format!("SELECT reason FROM power_waiting WHERE id = {id}"))
+            .await
     }
 
     /// Takes in until nothing is left to do.
@@ -142,15 +185,28 @@ impl Queue {
         panic!("take_in never ends");
     }
 
-    pub(crate) async fn claim(&self, lane: &Lane, servers_max: u32, now: UtcMillis) -> Option<Batch> {
-        self.store.claim(lane, &origin(), Which::First(servers_max), &[], now).await.expect("claim")
+    pub(crate) async fn claim(
+        &self,
+        lane: &Lane,
+        servers_max: u32,
+        now: UtcMillis,
+    ) -> Option<Batch> {
+        self.store
+            .claim(lane, &origin(), Which::First(servers_max), &[], now)
+            .await
+            .expect("claim")
     }
 
     /// The lanes of all targets that the queue names, counted.
     pub(crate) async fn lanes(&self) -> Vec<Lane> {
         let targets = self.store.targets_after("", 1000).await.expect("targets");
-        let with_actions = |target: TargetName| PowerAction::ALL.iter().map(move |action| (target.clone(), *action));
-        let wanted: Vec<(TargetName, PowerAction)> = targets.into_iter().flat_map(with_actions).collect();
+        let with_actions = |target: TargetName| {
+            PowerAction::ALL
+                .iter()
+                .map(move |action| (target.clone(), *action))
+        };
+        let wanted: Vec<(TargetName, PowerAction)> =
+            targets.into_iter().flat_map(with_actions).collect();
         let mut counted = Vec::new();
         for lane in self.store.lanes(&wanted).await.expect("lanes") {
             counted.push(self.store.count(&lane, 1000).await.expect("counted"));
@@ -175,31 +231,72 @@ impl Queue {
 
     /// Stores that the cloud accepted the batch.
     pub(crate) async fn accept(&self, batch: &Batch, now: UtcMillis) -> Batch {
-        let next = BatchNext::Track { job: Some(JobId(format!("job-{}", batch.id))), next_look_at: now };
-        self.store.record(batch, &step(next, Vec::new()), now).await.expect("record");
-        let (batch, _) = self.store.load_batch(batch.id).await.expect("load").expect("an open batch");
+        let next = BatchNext::Track {
+            job: Some(JobId(format!("job-{}", batch.id))),
+            next_look_at: now,
+        };
+        self.store
+            .record(batch, &step(next, Vec::new()), now)
+            .await
+            .expect("record");
+        let (batch, _) = self
+            .store
+            .load_batch(batch.id)
+            .await
+            .expect("load")
+            .expect("an open batch");
         batch
     }
 
     /// Stores that all requests of the batch ended.
     pub(crate) async fn end(&self, batch: &Batch, outcome: &Outcome, now: UtcMillis) {
-        let moves = batch.members.iter().map(|member| (member.request, Event::Ended(outcome.clone()))).collect();
-        self.store.record(batch, &step(BatchNext::Done, moves), now).await.expect("record");
+        let moves = batch
+            .members
+            .iter()
+            .map(|member| (member.request, Event::Ended(outcome.clone())))
+            .collect();
+        self.store
+            .record(batch, &step(BatchNext::Done, moves), now)
+            .await
+            .expect("record");
     }
 
     /// Stores that all requests of the batch go back to the queue.
-    pub(crate) async fn give_back(&self, batch: &Batch, retry_at: Option<UtcMillis>, now: UtcMillis) {
-        let moves = batch.members.iter().map(|member| (member.request, back(retry_at))).collect();
-        self.store.record(batch, &step(BatchNext::Done, moves), now).await.expect("record");
+    pub(crate) async fn give_back(
+        &self,
+        batch: &Batch,
+        retry_at: Option<UtcMillis>,
+        now: UtcMillis,
+    ) {
+        let moves = batch
+            .members
+            .iter()
+            .map(|member| (member.request, back(retry_at)))
+            .collect();
+        self.store
+            .record(batch, &step(BatchNext::Done, moves), now)
+            .await
+            .expect("record");
     }
 }
 
 pub(crate) fn origin() -> Origin {
-    Origin { service: Service::Bms, endpoint: "http://127.0.0.1:1".into(), project_id: "p".into() }
+    Origin {
+        service: Service::Bms,
+        endpoint: "http://127.0.0.1:1".into(),
+        project_id: "p".into(),
+    }
 }
 
 pub(crate) fn step(batch: BatchNext, moves: Vec<(RequestId, Event)>) -> Step {
-    Step { batch, moves, seen_moving: Vec::new(), complaint: None, job_ms: None, read_error: None }
+    Step {
+        batch,
+        moves,
+        seen_moving: Vec::new(),
+        complaint: None,
+        job_ms: None,
+        read_error: None,
+    }
 }
 
 pub(crate) fn succeeded() -> Outcome {
@@ -222,8 +319,10 @@ pub(crate) fn back(retry_at: Option<UtcMillis>) -> Event {
 
 /// The ids that a set of batches carries, sorted.
 pub(crate) fn ids(batches: &[Batch]) -> Vec<i64> {
-    let mut ids: Vec<i64> =
-        batches.iter().flat_map(|batch| batch.members.iter().map(|member| member.request.0)).collect();
+    let mut ids: Vec<i64> = batches
+        .iter()
+        .flat_map(|batch| batch.members.iter().map(|member| member.request.0))
+        .collect();
     ids.sort_unstable();
     ids
 }

@@ -22,12 +22,23 @@ impl Scene {
         lines.iter().for_each(|line| yard.set(line));
         let daemon = yard.start();
         let producer = yard.producer().await;
-        Self { yard, daemon, producer }
+        Self {
+            yard,
+            daemon,
+            producer,
+        }
     }
 
     /// Inserts requests for the servers with these numbers.
-    pub(crate) async fn ask(&mut self, action: PowerAction, numbers: impl IntoIterator<Item = usize>) {
-        let servers: Vec<String> = numbers.into_iter().map(|number| self.yard.server(number)).collect();
+    pub(crate) async fn ask(
+        &mut self,
+        action: PowerAction,
+        numbers: impl IntoIterator<Item = usize>,
+    ) {
+        let servers: Vec<String> = numbers
+            .into_iter()
+            .map(|number| self.yard.server(number))
+            .collect();
         insert_many(&mut self.producer, &servers, action.as_str()).await;
     }
 
@@ -44,7 +55,12 @@ impl Scene {
     }
 
     pub(crate) fn calls(&self, kind: Call) -> Vec<CallRecord> {
-        self.yard.cloud.calls().into_iter().filter(|call| call.call == kind).collect()
+        self.yard
+            .cloud
+            .calls()
+            .into_iter()
+            .filter(|call| call.call == kind)
+            .collect()
     }
 
     pub(crate) fn submits(&self) -> usize {
@@ -57,13 +73,22 @@ impl Scene {
 
     /// Returns once the daemon has gone through the queue after everything that is in it now.
     pub(crate) async fn a_round_passes(&mut self) {
-        let marker = format!("nobody-{}", self.text("SELECT count(*) FROM power_requests").await);
-        sqlx::query("INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', ?)")
-            .bind(&marker)
-            .execute(&mut self.producer)
-            .await
-            .expect("accepted");
-        self.wait_for(&format!("SELECT count(*) FROM holds WHERE target = '{marker}'"), "1").await;
+        let marker = format!(
+            "nobody-{}",
+            self.text("SELECT count(*) FROM power_requests").await
+        );
+        sqlx::query(
+            "INSERT INTO power_requests (server_id, action, target) VALUES ('x', 'stop', ?)",
+        )
+        .bind(&marker)
+        .execute(&mut self.producer)
+        .await
+        .expect("accepted");
+        self.wait_for(
+            &format!("SELECT count(*) FROM holds WHERE target = '{marker}'"),
+            "1",
+        )
+        .await;
         sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE target = ?")
             .bind(&marker)
             .execute(&mut self.producer)
@@ -73,8 +98,14 @@ impl Scene {
 
     pub(crate) async fn command(&self, args: &[&str]) {
         let database = self.yard.database().display().to_string();
-        let args: Vec<String> = args.iter().map(ToString::to_string).chain(["--database".into(), database]).collect();
-        let said = tokio::task::spawn_blocking(move || run(&args.iter().map(String::as_str).collect::<Vec<_>>()));
+        let args: Vec<String> = args
+            .iter()
+            .map(ToString::to_string)
+            .chain(["--database".into(), database])
+            .collect();
+        let said = tokio::task::spawn_blocking(move || {
+            run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+        });
         let said = said.await.expect("it ran");
         assert!(said.status.success(), "{said:?}");
     }
@@ -87,5 +118,9 @@ pub(crate) fn fault(kind: &str, more: &str) -> String {
 
 /// Calls whose signature, token or password the cloud refused.
 pub(crate) fn bad_signatures(yard: &Yard) -> usize {
-    yard.cloud.calls().iter().filter(|call| call.status == 401).count()
+    yard.cloud
+        .calls()
+        .iter()
+        .filter(|call| call.status == 401)
+        .count()
 }

@@ -1,5 +1,6 @@
-//! The other end of a client's wire: a few lines of TCP, whose answers may be wrong in every way; and what a client of it
-//! needs to be made. Knows nothing of what a test asserts, nor of any service's bodies.
+//! The other end of a client's wire: a few lines of TCP, whose answers may be wrong in every way;
+//! and what a client of it needs to be made. Knows nothing of what a test asserts, nor of any
+//! service's bodies.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -18,7 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) const PROJECT: &str = "bbf1946d374b44a0a2a95533562ba954";
 
-// ---------------------------------------------------------------------------------------------- the other end
+// ----------------------------------------------------------------------------------------------
+// the other end
 
 /// A request as it came over the wire.
 #[derive(Debug, Clone)]
@@ -32,7 +34,10 @@ pub(crate) struct Received {
 
 impl Received {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -59,18 +64,35 @@ pub(crate) struct Cloud {
 
 impl Cloud {
     /// Starts; `reply` gets each request and how many came before it.
-    pub(crate) async fn start(reply: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+    pub(crate) async fn start(
+        reply: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port");
         let port = listener.local_addr().expect("an address").port();
-        let (received, written) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
-        let cloud = Self { port, received: Arc::clone(&received), written: Arc::clone(&written) };
+        let (received, written) = (
+            Arc::new(Mutex::new(Vec::new())),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let cloud = Self {
+            port,
+            received: Arc::clone(&received),
+            written: Arc::clone(&written),
+        };
         let reply = Arc::new(reply);
         tokio::spawn(async move {
             let mut connection = 0;
             while let Ok((stream, _)) = listener.accept().await {
                 connection += 1;
                 let (received, written) = (Arc::clone(&received), Arc::clone(&written));
-                tokio::spawn(serve(stream, connection, Arc::clone(&reply), received, written));
+                tokio::spawn(serve(
+                    stream,
+                    connection,
+                    Arc::clone(&reply),
+                    received,
+                    written,
+                ));
             }
         });
         cloud
@@ -98,8 +120,15 @@ pub(crate) async fn serve(
         let sent = match reply(&request, before) {
             Reply::Http(status, headers, body) => {
                 let mut answer = Vec::new();
-                write!(answer, "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n", body.len()).expect("memory");
-                headers.iter().for_each(|(n, v)| write!(answer, "{n}: {v}\r\n").expect("memory"));
+                write!(
+                    answer,
+                    "HTTP/1.1 {status} -\r\ncontent-length: {}\r\n",
+                    body.len()
+                )
+                .expect("memory");
+                headers
+                    .iter()
+                    .for_each(|(n, v)| write!(answer, "{n}: {v}\r\n").expect("memory"));
                 write!(answer, "\r\n{body}").expect("memory");
                 stream.write_all(&answer).await
             }
@@ -128,26 +157,45 @@ pub(crate) async fn flood(
     Ok(())
 }
 
-pub(crate) async fn read_request(stream: &mut BufReader<TcpStream>, connection: usize) -> Option<Received> {
+pub(crate) async fn read_request(
+    stream: &mut BufReader<TcpStream>,
+    connection: usize,
+) -> Option<Received> {
     let mut line = String::new();
-    stream.read_line(&mut line).await.ok().filter(|bytes| *bytes > 0)?;
+    stream
+        .read_line(&mut line)
+        .await
+        .ok()
+        .filter(|bytes| *bytes > 0)?;
     let mut words = line.split_whitespace();
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).await.ok()?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
         headers.push((name.to_owned(), value.trim().to_owned()));
     }
-    let mut request = Received { method, target, headers, body: Vec::new(), connection };
-    let length = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let mut request = Received {
+        method,
+        target,
+        headers,
+        body: Vec::new(),
+        connection,
+    };
+    let length = request
+        .header("content-length")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
     request.body.resize(length, 0);
     stream.read_exact(&mut request.body).await.ok()?;
     Some(request)
 }
 
-// ---------------------------------------------------------------------------------------------- our end
+// ----------------------------------------------------------------------------------------------
+// our end
 
 pub(crate) fn target(service: Service, port: u16) -> TargetSettings {
     TargetSettings {
@@ -189,12 +237,18 @@ pub(crate) fn keys(access_key: &str, security_token: Option<&str>) -> Credential
 
 pub(crate) fn password() -> Credentials {
     let (domain, username) = ("sim".to_owned(), "sim".to_owned());
-    Credentials::Password(Password { domain, username, password: "sim-password".into() })
+    Credentials::Password(Password {
+        domain,
+        username,
+        password: "sim-password".into(),
+    })
 }
 
 pub(crate) fn with_token(target: TargetSettings, iam_port: u16) -> TargetSettings {
     let auth = AuthSettings::Token {
-        iam_endpoint: format!("http://127.0.0.1:{iam_port}").parse().expect("a URL"),
+        iam_endpoint: format!("http://127.0.0.1:{iam_port}")
+            .parse()
+            .expect("a URL"),
         domain: "sim".to_owned(),
         username: "sim".to_owned(),
         password_file: "password".into(),
@@ -208,7 +262,10 @@ pub(crate) fn clock() -> Clock {
 }
 
 pub(crate) fn ids(texts: &[&str]) -> Vec<ServerId> {
-    texts.iter().map(|text| ServerId((*text).to_owned())).collect()
+    texts
+        .iter()
+        .map(|text| ServerId((*text).to_owned()))
+        .collect()
 }
 
 pub(crate) fn fault<T: std::fmt::Debug>(result: Result<T, CallError>) -> Fault {
@@ -219,57 +276,97 @@ pub(crate) fn fault<T: std::fmt::Debug>(result: Result<T, CallError>) -> Fault {
 pub(crate) fn shown(mut seen: Observed, server: &ServerId) -> Result<Sighting, CallError> {
     match seen.failures.remove(server) {
         Some(error) => Err(error),
-        None => Ok(seen.sightings.remove(server).expect("a sighting or a failure")),
+        None => Ok(seen
+            .sightings
+            .remove(server)
+            .expect("a sighting or a failure")),
     }
 }
 
 /// A port that nobody listens on.
 pub(crate) async fn unused_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a loopback port");
     listener.local_addr().expect("an address").port()
 }
 
-// ---------------------------------------------------------------------------------------------- what is sent
+// ----------------------------------------------------------------------------------------------
+// what is sent
 
 pub(crate) fn capture(call: &str) -> Value {
-    let all: Value = serde_json::from_str(include_str!("../fixtures/wire-captures.json")).expect("the fixture is JSON");
+    let all: Value = serde_json::from_str(include_str!("../fixtures/wire-captures.json"))
+        .expect("the fixture is JSON");
     let captures = all["captures"].as_array().expect("captures");
-    captures.iter().find(|capture| capture["call"] == call).expect(call).clone()
+    captures
+        .iter()
+        .find(|capture| capture["call"] == call)
+        .expect(call)
+        .clone()
 }
 
-/// Asserts that `sent` is what the vendor's client sends, but for user agent, date, signature and library headers.
+/// Asserts that `sent` is what the vendor's client sends, but for user agent, date, signature and
+/// library headers.
 pub(crate) fn assert_as_captured(sent: &Received, call: &str) {
     let capture = capture(call);
-    assert_eq!(sent.target, capture["request_target"].as_str().expect("text"), "{call}");
+    assert_eq!(
+        sent.target,
+        capture["request_target"].as_str().expect("text"),
+        "{call}"
+    );
     assert_as_captured_but_for_the_target(sent, call);
 }
 
 /// As `assert_as_captured`, where our path or query is another.
 pub(crate) fn assert_as_captured_but_for_the_target(sent: &Received, call: &str) {
     let capture = capture(call);
-    assert_eq!(sent.method, capture["method"].as_str().expect("text"), "{call}");
-    let body = if sent.body.is_empty() { Value::Null } else { serde_json::from_slice(&sent.body).expect("JSON") };
+    assert_eq!(
+        sent.method,
+        capture["method"].as_str().expect("text"),
+        "{call}"
+    );
+    let body = if sent.body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(&sent.body).expect("JSON")
+    };
     assert_eq!(body, capture["body_json"], "{call}");
     for pair in capture["headers"].as_array().expect("headers") {
-        let (name, value) = (pair[0].as_str().expect("text"), pair[1].as_str().expect("text"));
+        let (name, value) = (
+            pair[0].as_str().expect("text"),
+            pair[1].as_str().expect("text"),
+        );
         let ours = sent.header(name);
         match name {
-            "Content-Type" | "X-Project-Id" | "X-Security-Token" => assert_eq!(ours, Some(value), "{call} {name}"),
+            "Content-Type" | "X-Project-Id" | "X-Security-Token" => {
+                assert_eq!(ours, Some(value), "{call} {name}")
+            }
             "X-Sdk-Date" => assert_eq!(ours, Some("20240102T030405Z"), "{call}"),
             "Authorization" => {
                 let start = value.split(',').next().expect("a part");
-                assert!(ours.is_some_and(|ours| ours.starts_with(start)), "{call} {ours:?}");
+                assert!(
+                    ours.is_some_and(|ours| ours.starts_with(start)),
+                    "{call} {ours:?}"
+                );
             }
-            "Host" => assert!(ours.is_some_and(|host| host.starts_with("127.0.0.1:")), "{call} {ours:?}"),
+            "Host" => assert!(
+                ours.is_some_and(|host| host.starts_with("127.0.0.1:")),
+                "{call} {ours:?}"
+            ),
             _ => {}
         }
     }
-    assert_eq!(sent.header("user-agent"), Some(concat!("poweryard/", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(
+        sent.header("user-agent"),
+        Some(concat!("poweryard/", env!("CARGO_PKG_VERSION")))
+    );
 }
 
-// ---------------------------------------------------------------------------------------------- credentials
+// ----------------------------------------------------------------------------------------------
+// credentials
 
-pub(crate) const REFUSED: &str = include_str!("../fixtures/api-examples/gateway-error-401-signature.json");
+pub(crate) const REFUSED: &str =
+    include_str!("../fixtures/api-examples/gateway-error-401-signature.json");
 
 pub(crate) fn refuse(body: &str) -> Reply {
     Reply::Http(401, vec![], body.to_owned())

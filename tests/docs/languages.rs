@@ -1,4 +1,5 @@
-//! The languages in which producers are written: what runs a file, what only reads its form, and what must be installed.
+//! The languages in which producers are written: what runs a file, what only reads its form, and
+//! what must be installed.
 
 use std::process::Command;
 
@@ -56,9 +57,18 @@ pub(crate) const LANGUAGES: &[Language] = &[
     },
 ];
 
-/// What the program of a block printed; none if what it needs is not installed, and only its form was read, or not even that.
-pub(crate) fn run_program(language: &Language, block: &Block, world: &World, place: &str) -> Option<String> {
-    let path = world.write(&format!("example.{}", language.extension), &block.text).display().to_string();
+/// What the program of a block printed; none if what it needs is not installed, and only its form
+/// was read, or not even that.
+pub(crate) fn run_program(
+    language: &Language,
+    block: &Block,
+    world: &World,
+    place: &str,
+) -> Option<String> {
+    let path = world
+        .write(&format!("example.{}", language.extension), &block.text)
+        .display()
+        .to_string();
     let library = match block.value("with") {
         Some(statement) => vec![language.run[0], "-c", statement],
         None => language.library.to_vec(),
@@ -86,5 +96,8 @@ pub(crate) fn is_there(program: &str) -> bool {
 }
 
 fn is_installed(check: &[&str]) -> bool {
-    Command::new(check[0]).args(&check[1..]).output().is_ok_and(|output| output.status.success())
+    Command::new(check[0])
+        .args(&check[1..])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }

@@ -1,11 +1,13 @@
-//! The examples of README and `docs` are run as they are printed, page by page and from top to bottom, each page against a
-//! simulated cloud and a daemon of its own.
+//! The examples of README and `docs` are run as they are printed, page by page and from top to
+//! bottom, each page against a simulated cloud and a daemon of its own.
 //!
-//! What a page names is replaced by what stands for it here: `/etc`, `/var` and `/usr/local` are folders of the test,
-//! `/usr/bin/poweryard` and `cargo run --release --` are the program that was built, `127.0.0.1:9642` is the daemon's page and
-//! `127.0.0.1:8080` a free port. Commands run in a folder of their own that has `config` of the project in it.
+//! What a page names is replaced by what stands for it here: `/etc`, `/var` and `/usr/local` are
+//! folders of the test, `/usr/bin/poweryard` and `cargo run --release --` are the program that was
+//! built, `127.0.0.1:9642` is the daemon's page and `127.0.0.1:8080` a free port. Commands run in a
+//! folder of their own that has `config` of the project in it.
 //!
-//! What is done with a block follows from its language; a language that is not known here fails the test:
+//! What is done with a block follows from its language; a language that is not known here fails the
+//! test:
 //!
 //! | language | |
 //! | --- | --- |
@@ -89,7 +91,10 @@ fn every_page_is_run_and_the_readme_leads_to_each() {
     assert_eq!(names, TESTED);
     let readme = Page::read("README.md");
     for name in names.iter().filter(|name| name.starts_with("docs/")) {
-        assert!(readme.links().any(|link| link == name), "the README does not lead to {name}");
+        assert!(
+            readme.links().any(|link| link == name),
+            "the README does not lead to {name}"
+        );
     }
 }
 
@@ -97,16 +102,31 @@ fn every_page_is_run_and_the_readme_leads_to_each() {
 fn every_link_leads_to_a_page_and_a_heading_that_are_there() {
     for name in page::names() {
         let page = Page::read(&name);
-        let folder = page::root().join(&name).parent().expect("it is in a folder").to_owned();
+        let folder = page::root()
+            .join(&name)
+            .parent()
+            .expect("it is in a folder")
+            .to_owned();
         for link in page.links() {
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let path = if file.is_empty() { page::root().join(&name) } else { folder.join(file) };
+            let path = if file.is_empty() {
+                page::root().join(&name)
+            } else {
+                folder.join(file)
+            };
             assert!(path.exists(), "{name} leads to {link}");
             if !anchor.is_empty() {
                 let path = path.canonicalize().expect("it is there");
-                let target = path.strip_prefix(page::root()).expect("it is of the project").display().to_string();
+                let target = path
+                    .strip_prefix(page::root())
+                    .expect("it is of the project")
+                    .display()
+                    .to_string();
                 assert!(
-                    Page::read(&target).anchors().iter().any(|heading| heading == anchor),
+                    Page::read(&target)
+                        .anchors()
+                        .iter()
+                        .any(|heading| heading == anchor),
                     "{name} leads to {link}"
                 );
             }
@@ -114,12 +134,16 @@ fn every_link_leads_to_a_page_and_a_heading_that_are_there() {
     }
 }
 
-/// Running text shortens commands: `poweryard pause [--target T]` has parts in brackets that may be left out.
+/// Running text shortens commands: `poweryard pause [--target T]` has parts in brackets that may be
+/// left out.
 #[test]
 fn every_command_in_running_text_is_one_that_the_program_takes() {
     for name in page::names() {
         let page = Page::read(&name);
-        for span in page.code_spans().filter(|span| span.starts_with("poweryard ") && !span.contains('_')) {
+        for span in page
+            .code_spans()
+            .filter(|span| span.starts_with("poweryard ") && !span.contains('_'))
+        {
             for command in spelt_out(span) {
                 expect_taken(&command, &name);
             }
@@ -133,8 +157,14 @@ fn every_example_of_the_help_is_one_that_the_program_takes() {
     let mut examples = 0;
     while let Some(command) = commands.pop() {
         commands.extend(command.get_subcommands().cloned());
-        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        for line in help.lines().map(|line| line.trim().trim_start_matches("Example: ")) {
+        let help = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        for line in help
+            .lines()
+            .map(|line| line.trim().trim_start_matches("Example: "))
+        {
             // Sentences begin with other words.
             if line.starts_with("poweryard ") {
                 examples += 1;
@@ -168,7 +198,9 @@ fn expect_taken(command: &str, place: &str) {
 
 /// The command with and without each part that may be left out.
 fn spelt_out(command: &str) -> Vec<String> {
-    let Some((before, rest)) = command.split_once('[') else { return vec![command.replace('…', "")] };
+    let Some((before, rest)) = command.split_once('[') else {
+        return vec![command.replace('…', "")];
+    };
     let (optional, after) = rest.split_once(']').expect("a bracket that closes");
     let mut all = spelt_out(&format!("{before}{after}"));
     all.extend(spelt_out(&format!("{before}{optional}{after}")));

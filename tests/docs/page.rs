@@ -27,7 +27,9 @@ impl Block {
 
     /// What follows `word` in the comment before the block: `exit 1` has `1` for `exit`.
     pub(crate) fn value(&self, word: &str) -> Option<&str> {
-        self.marks.iter().find_map(|said| said.strip_prefix(word)?.strip_prefix(' '))
+        self.marks
+            .iter()
+            .find_map(|said| said.strip_prefix(word)?.strip_prefix(' '))
     }
 }
 
@@ -43,7 +45,11 @@ pub(crate) struct Page {
 impl Page {
     pub(crate) fn read(name: &str) -> Self {
         let text = fs::read_to_string(root().join(name)).expect("the page is there");
-        let mut page = Self { name: name.to_owned(), blocks: Vec::new(), prose: String::new() };
+        let mut page = Self {
+            name: name.to_owned(),
+            blocks: Vec::new(),
+            prose: String::new(),
+        };
         let mut open: Option<(Block, usize)> = None;
         let mut marks = Vec::new();
         for (index, line) in text.lines().enumerate() {
@@ -70,11 +76,17 @@ impl Page {
                 continue;
             }
             if let Some(said) = trimmed.strip_prefix(MARK) {
-                let said = said.strip_suffix("-->").expect("the comment ends on its line");
+                let said = said
+                    .strip_suffix("-->")
+                    .expect("the comment ends on its line");
                 marks = said.split(',').map(|mark| mark.trim().to_owned()).collect();
                 continue;
             }
-            assert!(marks.is_empty() || trimmed.is_empty(), "{name}:{}: a test comment without a block", index + 1);
+            assert!(
+                marks.is_empty() || trimmed.is_empty(),
+                "{name}:{}: a test comment without a block",
+                index + 1
+            );
             page.prose.push_str(line);
             page.prose.push('\n');
         }
@@ -84,25 +96,35 @@ impl Page {
 
     /// What stands between single backticks, in order.
     pub(crate) fn code_spans(&self) -> impl Iterator<Item = &str> {
-        self.prose.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+        self.prose
+            .lines()
+            .flat_map(|line| line.split('`').skip(1).step_by(2))
     }
 
     /// Where its links lead, apart from those to other sites.
     pub(crate) fn links(&self) -> impl Iterator<Item = &str> {
-        let ends = self.prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let ends = self
+            .prose
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
         ends.filter(|link| !link.starts_with("http"))
     }
 
     /// The names by which a link can reach its headings, as GitHub makes them.
     pub(crate) fn anchors(&self) -> Vec<String> {
         let headings = self.prose.lines().filter(|line| line.starts_with('#'));
-        headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
+        headings
+            .map(|line| anchor(line.trim_start_matches('#').trim()))
+            .collect()
     }
 }
 
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(' ', "-");
-    kept.chars().filter(|letter| letter.is_alphanumeric() || *letter == '-' || *letter == '_').collect()
+    kept.chars()
+        .filter(|letter| letter.is_alphanumeric() || *letter == '-' || *letter == '_')
+        .collect()
 }
 
 /// The folder of the project.
@@ -115,7 +137,10 @@ pub(crate) fn names() -> Vec<String> {
     let files = fs::read_dir(root().join("docs")).expect("the folder is there");
     let mut paths: Vec<PathBuf> = files.map(|file| file.expect("readable").path()).collect();
     paths.sort();
-    let pages = paths.iter().filter_map(|path| path.file_name()).map(|name| format!("docs/{}", name.to_string_lossy()));
+    let pages = paths
+        .iter()
+        .filter_map(|path| path.file_name())
+        .map(|name| format!("docs/{}", name.to_string_lossy()));
     let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
     names.extend(pages);
     names

@@ -66,8 +66,16 @@ const TOOLS: &[&str] = &["sqlite3", "curl"];
 
 /// The first of [`TOOLS`] that the page uses and this machine does not have.
 fn lacks(page: &Page) -> Option<&'static str> {
-    let uses = |tool: &&&str| page.blocks.iter().any(|block| block.language == "sh" && block.text.contains(**tool));
-    TOOLS.iter().filter(uses).find(|tool| !is_there(tool)).copied()
+    let uses = |tool: &&&str| {
+        page.blocks
+            .iter()
+            .any(|block| block.language == "sh" && block.text.contains(**tool))
+    };
+    TOOLS
+        .iter()
+        .filter(uses)
+        .find(|tool| !is_there(tool))
+        .copied()
 }
 
 /// Looks only at the form of a block, as far as its language has one.
@@ -97,10 +105,20 @@ fn write_file(name: &str, block: &Block, world: &World, place: &str) {
     }
 }
 
-/// Returns what the block printed, none if it could not be run; one that prints nothing leaves `printed` as it was.
-async fn run_block(block: &Block, world: &mut World, place: &str, printed: Option<String>) -> Option<String> {
+/// Returns what the block printed, none if it could not be run; one that prints nothing leaves
+/// `printed` as it was.
+async fn run_block(
+    block: &Block,
+    world: &mut World,
+    place: &str,
+    printed: Option<String>,
+) -> Option<String> {
     match block.language.as_str() {
-        "sh" if block.says("in the background") => world.run_in_background(world.here(&block.text).trim()).await,
+        "sh" if block.says("in the background") => {
+            world
+                .run_in_background(world.here(&block.text).trim())
+                .await
+        }
         "sh" => {
             let said = world.run("sh", &["-e", "-c", &world.here(&block.text)]);
             expect_code(&said, block, place);
@@ -108,7 +126,14 @@ async fn run_block(block: &Block, world: &mut World, place: &str, printed: Optio
         }
         "console" => run_console(block, world, place),
         "sql" if block.says("refused") => run_refused(block, world, place).await,
-        "sql" => return Some(world.sql(&block.text).await.unwrap_or_else(|error| panic!("{place}: {error}"))),
+        "sql" => {
+            return Some(
+                world
+                    .sql(&block.text)
+                    .await
+                    .unwrap_or_else(|error| panic!("{place}: {error}")),
+            );
+        }
         "toml" => read_config(world, &block.text, place),
         "json" => {
             let read: Result<serde_json::Value, _> = serde_json::from_str(&block.text);
@@ -123,7 +148,8 @@ async fn run_block(block: &Block, world: &mut World, place: &str, printed: Optio
         "text" if block.says("picture") => {}
         other => {
             let known = LANGUAGES.iter().find(|language| language.name == other);
-            let language = known.unwrap_or_else(|| panic!("{place}: nothing is known of how '{other}' is tested"));
+            let language = known
+                .unwrap_or_else(|| panic!("{place}: nothing is known of how '{other}' is tested"));
             return run_program(language, block, world, place);
         }
     }
@@ -131,27 +157,54 @@ async fn run_block(block: &Block, world: &mut World, place: &str, printed: Optio
 }
 
 pub(crate) fn expect_good(said: &Said, place: &str) {
-    assert!(said.code == Some(0), "{place}: ended with {:?}\n{}", said.code, said.all);
+    assert!(
+        said.code == Some(0),
+        "{place}: ended with {:?}\n{}",
+        said.code,
+        said.all
+    );
 }
 
 fn expect_code(said: &Said, block: &Block, place: &str) {
-    let wanted = block.value("exit").map_or(0, |code| code.parse().expect("an exit code"));
-    assert!(said.code == Some(wanted), "{place}: ended with {:?}, not with {wanted}\n{}", said.code, said.all);
+    let wanted = block
+        .value("exit")
+        .map_or(0, |code| code.parse().expect("an exit code"));
+    assert!(
+        said.code == Some(wanted),
+        "{place}: ended with {:?}, not with {wanted}\n{}",
+        said.code,
+        said.all
+    );
 }
 
 /// `wanted` may leave things out with `…`.
 fn expect_printed(printed: &str, wanted: &str, place: &str) {
-    let lines = |text: &str| text.trim_end().lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+    let lines = |text: &str| {
+        text.trim_end()
+            .lines()
+            .map(str::trim_end)
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
     let (printed, wanted) = (lines(printed), lines(wanted));
-    assert!(is_like(&printed, &wanted), "{place}: printed\n{printed}\nand not\n{wanted}");
+    assert!(
+        is_like(&printed, &wanted),
+        "{place}: printed\n{printed}\nand not\n{wanted}"
+    );
 }
 
 fn is_like(printed: &str, wanted: &str) -> bool {
     let parts: Vec<_> = wanted.split('…').collect();
-    let [first, middle @ .., last] = parts.as_slice() else { return printed == wanted };
-    let Some(mut rest) = printed.strip_prefix(first) else { return false };
+    let [first, middle @ .., last] = parts.as_slice() else {
+        return printed == wanted;
+    };
+    let Some(mut rest) = printed.strip_prefix(first) else {
+        return false;
+    };
     for part in middle {
-        let Some((_, after)) = rest.split_once(part) else { return false };
+        let Some((_, after)) = rest.split_once(part) else {
+            return false;
+        };
         rest = after;
     }
     rest.ends_with(last)
@@ -186,15 +239,23 @@ fn run_console(block: &Block, world: &World, place: &str) {
 /// Each statement is one line.
 async fn run_refused(block: &Block, world: &mut World, place: &str) {
     for statement in block.text.lines().filter(|line| !line.is_empty()) {
-        let (statement, sentence) = statement.split_once("-- ").unwrap_or_else(|| panic!("{place}: no sentence"));
+        let (statement, sentence) = statement
+            .split_once("-- ")
+            .unwrap_or_else(|| panic!("{place}: no sentence"));
         let refused = world.sql(statement).await.expect_err(statement).to_string();
-        assert!(refused.contains(sentence.trim()), "{place}: {statement} is refused with {refused}");
+        assert!(
+            refused.contains(sentence.trim()),
+            "{place}: {statement} is refused with {refused}"
+        );
     }
 }
 
 /// A whole config, or tables that are put into the smallest one.
 fn read_config(world: &World, text: &str, place: &str) {
-    let parse = |text: &str| text.parse::<Table>().unwrap_or_else(|error| panic!("{place}: {error}"));
+    let parse = |text: &str| {
+        text.parse::<Table>()
+            .unwrap_or_else(|error| panic!("{place}: {error}"))
+    };
     let mut whole = parse(SMALLEST);
     merge(&mut whole, parse(&world.here(text)));
     let path = world.write("example.toml", &whole.to_string());
@@ -207,7 +268,9 @@ fn read_config(world: &World, text: &str, place: &str) {
 fn merge(whole: &mut Table, part: Table) {
     for (key, value) in part {
         match (whole.get_mut(&key), value) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new)) if key != "auth" => merge(old, new),
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) if key != "auth" => {
+                merge(old, new)
+            }
             (_, value) => drop(whole.insert(key, value)),
         }
     }
@@ -216,10 +279,17 @@ fn merge(whole: &mut Table, part: Table) {
 fn run_unit(world: &World, unit: &str, place: &str) {
     if is_there("systemd-analyze") {
         let said = world.run("systemd-analyze", &["verify", "--man=no", unit]);
-        assert!(said.code == Some(0) && !said.all.contains("Unknown"), "{place}: {}", said.all);
+        assert!(
+            said.code == Some(0) && !said.all.contains("Unknown"),
+            "{place}: {}",
+            said.all
+        );
     }
     let text = std::fs::read_to_string(unit).expect("it was written");
-    for command in text.lines().filter_map(|line| line.strip_prefix("ExecStart=")) {
+    for command in text
+        .lines()
+        .filter_map(|line| line.strip_prefix("ExecStart="))
+    {
         // As systemd reads it.
         let command = command.replace("%%", "%").replace("$$", "$");
         expect_good(&world.run("sh", &["-c", &command]), place);
@@ -229,14 +299,23 @@ fn run_unit(world: &World, unit: &str, place: &str) {
 async fn run_cron(block: &Block, world: &mut World, place: &str) {
     for line in block.text.lines().filter(|line| !line.starts_with('#')) {
         // Five fields of time, then the command, in which cron wants `%` escaped.
-        let command = line.split_whitespace().skip(5).collect::<Vec<_>>().join(" ").replace("\\%", "%");
+        let command = line
+            .split_whitespace()
+            .skip(5)
+            .collect::<Vec<_>>()
+            .join(" ")
+            .replace("\\%", "%");
         let command = world.here(&command);
         let before = world.requests().await;
         expect_good(&world.run("sh", &["-c", &command]), place);
         let once = world.requests().await;
         assert!(before != once, "{place}: no request was added");
         expect_good(&world.run("sh", &["-c", &command]), place);
-        assert_eq!(world.requests().await, once, "{place}: the second run added a request");
+        assert_eq!(
+            world.requests().await,
+            once,
+            "{place}: the second run added a request"
+        );
     }
 }
 
@@ -245,8 +324,15 @@ fn check_prometheus(world: &World, text: &str, place: &str) {
         println!("{place}: skipped, there is no promtool");
         return;
     }
-    let rules = std::fs::read_to_string(crate::page::root().join("config/alerts.yml")).expect("readable");
+    let rules =
+        std::fs::read_to_string(crate::page::root().join("config/alerts.yml")).expect("readable");
     world.write("/etc/prometheus/poweryard-alerts.yml", &rules);
     let path = world.write("prometheus.yml", text);
-    expect_good(&world.run("promtool", &["check", "config", &path.display().to_string()]), place);
+    expect_good(
+        &world.run(
+            "promtool",
+            &["check", "config", &path.display().to_string()],
+        ),
+        place,
+    );
 }

@@ -1,5 +1,5 @@
-//! What the examples of one page act on: a folder in place of `/etc` and `/var`, a simulated cloud, a daemon, a connection to
-//! its queue, and the programs of the system.
+//! What the examples of one page act on: a folder in place of `/etc` and `/var`, a simulated cloud,
+//! a daemon, a connection to its queue, and the programs of the system.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -31,7 +31,10 @@ const FOLDERS: &[&str] = &[
 
 /// Programs that few machines have, or that would leave traces outside of the test's folder.
 const STAND_INS: &[(&str, &str)] = &[
-    ("scontrol", "#!/bin/sh\n# show hostnames node1,node2\necho \"$3\" | tr , '\\n'\n"),
+    (
+        "scontrol",
+        "#!/bin/sh\n# show hostnames node1,node2\necho \"$3\" | tr , '\\n'\n",
+    ),
     ("logger", "#!/bin/sh\necho \"$@\" >>logged\n"),
 ];
 
@@ -59,15 +62,30 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder");
         let here = folder.path().display().to_string();
         let scenario = Scenario::from_toml(SCENARIO).expect("a valid scenario");
-        let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario).await.expect("a free port");
+        let cloud = SimCloud::start(([127, 0, 0, 1], 0).into(), scenario)
+            .await
+            .expect("a free port");
         let listen = free_address();
         for made in FOLDERS {
             fs::create_dir_all(folder.path().join(made)).expect("made");
         }
-        fs::set_permissions(folder.path().join("var/lib/poweryard"), fs::Permissions::from_mode(0o3770)).expect("set");
-        std::os::unix::fs::symlink(root().join("config"), folder.path().join("work/config")).expect("linked");
-        crate::common::secret(&folder.path().join("etc/poweryard"), "access_key", "POWERYARDSIMAK");
-        crate::common::secret(&folder.path().join("etc/poweryard"), "secret_key", "poweryard-sim-secret-key");
+        fs::set_permissions(
+            folder.path().join("var/lib/poweryard"),
+            fs::Permissions::from_mode(0o3770),
+        )
+        .expect("set");
+        std::os::unix::fs::symlink(root().join("config"), folder.path().join("work/config"))
+            .expect("linked");
+        crate::common::secret(
+            &folder.path().join("etc/poweryard"),
+            "access_key",
+            "POWERYARDSIMAK",
+        );
+        crate::common::secret(
+            &folder.path().join("etc/poweryard"),
+            "secret_key",
+            "poweryard-sim-secret-key",
+        );
         let config = folder.path().join("etc/poweryard/poweryard.toml");
         fs::write(&config, config_text(&here, &cloud.base_url(), &listen)).expect("written");
         for (name, script) in STAND_INS {
@@ -84,22 +102,43 @@ impl World {
             ("127.0.0.1:8080", &free_address()),
             ("127.0.0.1:9642", &listen),
         ];
-        let places = places.map(|(printed, is)| (printed.to_owned(), is.to_owned())).to_vec();
+        let places = places
+            .map(|(printed, is)| (printed.to_owned(), is.to_owned()))
+            .to_vec();
         let daemon = Daemon::start(&config);
         let queue = connect(&folder.path().join("var/lib/poweryard/queue.db")).await;
-        until("the page can be read", || std::net::TcpStream::connect(&listen).is_ok()).await;
-        Self { folder, places, _cloud: cloud, _daemon: daemon, queue, background: Vec::new() }
+        until("the page can be read", || {
+            std::net::TcpStream::connect(&listen).is_ok()
+        })
+        .await;
+        Self {
+            folder,
+            places,
+            _cloud: cloud,
+            _daemon: daemon,
+            queue,
+            background: Vec::new(),
+        }
     }
 
     /// `text` of a page with the paths and addresses that it means here.
     pub(crate) fn here(&self, text: &str) -> String {
-        self.places.iter().fold(text.to_owned(), |text, (printed, is)| text.replace(printed, is))
+        self.places
+            .iter()
+            .fold(text.to_owned(), |text, (printed, is)| {
+                text.replace(printed, is)
+            })
     }
 
     /// `text` of a program with the paths and addresses that a page prints.
     fn as_printed(&self, text: &str) -> String {
-        let addresses = self.places.iter().filter(|(printed, _)| printed.starts_with("127"));
-        let text = addresses.fold(text.to_owned(), |text, (printed, is)| text.replace(is, printed));
+        let addresses = self
+            .places
+            .iter()
+            .filter(|(printed, _)| printed.starts_with("127"));
+        let text = addresses.fold(text.to_owned(), |text, (printed, is)| {
+            text.replace(is, printed)
+        });
         text.replace(&self.folder.path().display().to_string(), "")
     }
 
@@ -125,43 +164,80 @@ impl World {
 
     /// Runs a program of the system to its end, or for a minute and a half.
     pub(crate) fn run(&self, program: &str, args: &[&str]) -> Said {
-        let output = self.command("timeout").arg("90").arg(program).args(args).output().expect("it runs");
+        let output = self
+            .command("timeout")
+            .arg("90")
+            .arg(program)
+            .args(args)
+            .output()
+            .expect("it runs");
         let text = self.as_printed(&String::from_utf8_lossy(&output.stdout));
-        let all = format!("{text}{}", self.as_printed(&String::from_utf8_lossy(&output.stderr)));
-        Said { text, all, code: output.status.code() }
+        let all = format!(
+            "{text}{}",
+            self.as_printed(&String::from_utf8_lossy(&output.stderr))
+        );
+        Said {
+            text,
+            all,
+            code: output.status.code(),
+        }
     }
 
-    /// Starts a shell command that goes on until the page ends, and waits until it has printed its first line.
+    /// Starts a shell command that goes on until the page ends, and waits until it has printed its
+    /// first line.
     pub(crate) async fn run_in_background(&mut self, script: &str) {
         let output = self.work().join("background");
         let file = fs::File::create(&output).expect("a file");
         // `exec`, so that the child is the program itself.
-        let child = self.command("sh").arg("-c").arg(format!("exec {script}")).stdout(file).spawn().expect("it starts");
+        let child = self
+            .command("sh")
+            .arg("-c")
+            .arg(format!("exec {script}"))
+            .stdout(file)
+            .spawn()
+            .expect("it starts");
         self.background.push(child);
-        until("it prints a line", || fs::read_to_string(&output).is_ok_and(|text| text.contains('\n'))).await;
+        until("it prints a line", || {
+            fs::read_to_string(&output).is_ok_and(|text| text.contains('\n'))
+        })
+        .await;
     }
 
     fn command(&self, program: &str) -> Command {
-        let folder = Path::new(env!("CARGO_BIN_EXE_poweryard")).parent().expect("it is in a folder").to_owned();
+        let folder = Path::new(env!("CARGO_BIN_EXE_poweryard"))
+            .parent()
+            .expect("it is in a folder")
+            .to_owned();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let own = [folder, self.folder.path().join("usr/local/bin")];
-        let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))).expect("a path");
+        let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path)))
+            .expect("a path");
         let mut command = Command::new(program);
         for (name, _) in poweryard().get_envs() {
             command.env_remove(name);
         }
         command.current_dir(self.work()).stdin(Stdio::null());
-        command.env("PATH", path).env("USER", "alice").env("LC_ALL", "C.UTF-8").env("PYTHONDONTWRITEBYTECODE", "1");
-        command.env("POWERYARD_CONFIG", self.path("/etc/poweryard/poweryard.toml"));
+        command
+            .env("PATH", path)
+            .env("USER", "alice")
+            .env("LC_ALL", "C.UTF-8")
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        command.env(
+            "POWERYARD_CONFIG",
+            self.path("/etc/poweryard/poweryard.toml"),
+        );
         command
     }
 
     /// Runs SQL as one client that stays connected; the rows as the `sqlite3` program prints them.
     pub(crate) async fn sql(&mut self, text: &str) -> Result<String, sqlx::Error> {
-        let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(&mut self.queue).await?;
+        let rows = sqlx::raw_sql(AssertSqlSafe(text))
+            .fetch_all(&mut self.queue)
+            .await?;
         let mut printed = String::new();
         for row in rows {
-            let fields: Result<Vec<Option<String>>, _> = (0..row.len()).map(|at| row.try_get_unchecked(at)).collect();
+            let fields: Result<Vec<Option<String>>, _> =
+                (0..row.len()).map(|at| row.try_get_unchecked(at)).collect();
             let fields: Vec<String> = fields?.into_iter().map(Option::unwrap_or_default).collect();
             printed.push_str(&fields.join("|"));
             printed.push('\n');
@@ -171,7 +247,9 @@ impl World {
 
     /// How many requests there are.
     pub(crate) async fn requests(&mut self) -> String {
-        self.sql("SELECT count(*) FROM power_requests").await.expect("readable")
+        self.sql("SELECT count(*) FROM power_requests")
+            .await
+            .expect("readable")
     }
 }
 
@@ -186,8 +264,9 @@ impl Drop for World {
 
 /// A config such as the pages', for the simulated cloud.
 fn config_text(here: &str, endpoint: &str, listen: &str) -> String {
-    let mut text =
-        format!("[queue]\ndatabase = \"{here}/var/lib/poweryard/queue.db\"\n[listen]\naddress = \"{listen}\"\n");
+    let mut text = format!(
+        "[queue]\ndatabase = \"{here}/var/lib/poweryard/queue.db\"\n[listen]\naddress = \"{listen}\"\n"
+    );
     for service in ["bms", "clouddc"] {
         let name = if service == "bms" { "default" } else { service };
         text.push_str(&format!(
@@ -208,11 +287,20 @@ fn free_address() -> String {
 
 async fn connect(queue: &Path) -> SqliteConnection {
     // The daemon makes the file and then its tables.
-    until("the queue is there", || fs::metadata(queue).is_ok_and(|file| file.len() > 0)).await;
-    let options = SqliteConnectOptions::new().filename(queue).busy_timeout(PATIENCE).disable_statement_logging();
+    until("the queue is there", || {
+        fs::metadata(queue).is_ok_and(|file| file.len() > 0)
+    })
+    .await;
+    let options = SqliteConnectOptions::new()
+        .filename(queue)
+        .busy_timeout(PATIENCE)
+        .disable_statement_logging();
     for _ in 0..500 {
         if let Ok(mut connection) = options.connect().await
-            && sqlx::query("SELECT 1 FROM power_requests").fetch_optional(&mut connection).await.is_ok()
+            && sqlx::query("SELECT 1 FROM power_requests")
+                .fetch_optional(&mut connection)
+                .await
+                .is_ok()
         {
             return connection;
         }

@@ -1,4 +1,5 @@
-//! request_key: a producer may repeat itself, and no wording of an INSERT or UPDATE removes or doubles a request.
+//! request_key: a producer may repeat itself, and no wording of an INSERT or UPDATE removes or
+//! doubles a request.
 
 use crate::old_sqlite;
 use crate::queue::{self, Queue};
@@ -11,16 +12,27 @@ async fn a_repeated_key_fails_and_can_be_skipped() {
     let id = queue.insert("a", &[("request_key", "'k'")]).await;
     let insert = "INTO power_requests (server_id, action, request_key) VALUES ('b', 'start', 'k')";
     let complaint = queue.refused(&format!("INSERT {insert}")).await;
-    assert!(complaint.contains("UNIQUE constraint failed: power_requests.request_key"), "{complaint}");
+    assert!(
+        complaint.contains("UNIQUE constraint failed: power_requests.request_key"),
+        "{complaint}"
+    );
     for sql in [
         format!("INSERT OR IGNORE {insert}"),
         format!("INSERT {insert} ON CONFLICT DO NOTHING"),
         format!("INSERT {insert} ON CONFLICT (request_key) DO NOTHING"),
     ] {
         queue.sql(&sql).await;
-        assert_eq!(queue.rows("SELECT id, server_id FROM power_requests").await, [format!("{id}|a")], "{sql}");
+        assert_eq!(
+            queue.rows("SELECT id, server_id FROM power_requests").await,
+            [format!("{id}|a")],
+            "{sql}"
+        );
         assert_eq!(old_sqlite::run(queue.path(), &sql), Ok(String::new()));
-        assert_eq!(queue.rows("SELECT id, server_id FROM power_requests").await, [format!("{id}|a")], "3.26: {sql}");
+        assert_eq!(
+            queue.rows("SELECT id, server_id FROM power_requests").await,
+            [format!("{id}|a")],
+            "3.26: {sql}"
+        );
     }
 }
 
@@ -30,9 +42,19 @@ async fn repeats_within_one_statement_are_skipped_and_new_keys_taken() {
     let values = "INTO power_requests (server_id, action, request_key) VALUES ('a', 'stop', 'x'), ('b', 'stop', 'x'), ('c', 'stop', 'y')";
     queue.sql(&format!("INSERT OR IGNORE {values}")).await;
     queue.sql(&format!("INSERT OR IGNORE {values}")).await;
-    assert_eq!(queue.rows("SELECT server_id, request_key FROM power_requests").await, ["a|x", "c|y"]);
+    assert_eq!(
+        queue
+            .rows("SELECT server_id, request_key FROM power_requests")
+            .await,
+        ["a|x", "c|y"]
+    );
     assert_eq!(queue.refused(&format!("REPLACE {values}")).await, USED);
-    assert_eq!(queue.rows("SELECT server_id, request_key FROM power_requests").await, ["a|x", "c|y"]);
+    assert_eq!(
+        queue
+            .rows("SELECT server_id, request_key FROM power_requests")
+            .await,
+        ["a|x", "c|y"]
+    );
 }
 
 #[tokio::test]
@@ -40,15 +62,24 @@ async fn nothing_replaces_a_request_in_whatever_state_it_is() {
     let mut queue = Queue::new().await;
     let now = queue::wall();
     let ended = queue.insert("ended", &[("request_key", "'ended'")]).await;
-    queue.sql("UPDATE power_requests SET state = 'cancelled'").await;
-    let flying = queue.insert("flying", &[("request_key", "'flying'"), ("action", "'reboot'")]).await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled'")
+        .await;
+    let flying = queue
+        .insert(
+            "flying",
+            &[("request_key", "'flying'"), ("action", "'reboot'")],
+        )
+        .await;
     queue.go(now).await;
     let queued = queue.insert("queued", &[("request_key", "'queued'")]).await;
     let all = "SELECT id, server_id, action, state, request_key FROM power_requests ORDER BY id";
     let before = queue.rows(all).await;
     for recursive in ["OFF", "ON"] {
         for key in ["ended", "flying", "queued"] {
-            let insert = format!("INTO power_requests (server_id, action, request_key) VALUES ('z', 'start', '{key}')");
+            let insert = format!(
+                "INTO power_requests (server_id, action, request_key) VALUES ('z', 'start', '{key}')"
+            );
             for sql in [
                 format!("INSERT OR REPLACE {insert}"),
                 format!("REPLACE {insert}"),
@@ -72,11 +103,16 @@ async fn nothing_replaces_a_request_in_whatever_state_it_is() {
                 format!("UPDATE OR REPLACE power_requests SET id = {other} WHERE id = {id}"),
                 format!("UPDATE OR REPLACE power_requests SET rowid = {other} WHERE id = {id}"),
                 format!("UPDATE OR REPLACE power_requests SET _rowid_ = {other} WHERE id = {id}"),
-                format!("UPDATE OR REPLACE power_requests SET oid = {other}, batch_id = 3 WHERE id = {id}"),
+                format!(
+                    "UPDATE OR REPLACE power_requests SET oid = {other}, batch_id = 3 WHERE id = {id}"
+                ),
             ] {
                 let sql = format!("PRAGMA recursive_triggers = {recursive}; {sql};");
                 let complaint = queue.refused(&sql).await;
-                assert!(complaint.starts_with("what a request asks for never changes"), "{sql}: {complaint}");
+                assert!(
+                    complaint.starts_with("what a request asks for never changes"),
+                    "{sql}: {complaint}"
+                );
                 assert!(old_sqlite::run(queue.path(), &sql).is_err(), "3.26: {sql}");
                 assert_eq!(queue.rows(all).await, before, "{sql}");
             }
@@ -101,7 +137,10 @@ async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server
             "{update} power_requests SET state = 'running', gate = 'flight', batch_id = (SELECT max(id) FROM batches)
              WHERE id = {behind}"
         );
-        assert_eq!(queue.refused_by_hand(&sql).await, "another request for this server is in flight");
+        assert_eq!(
+            queue.refused_by_hand(&sql).await,
+            "another request for this server is in flight"
+        );
     }
     assert_eq!(queue.state(flying).await, "running");
 }
@@ -116,11 +155,30 @@ async fn an_upsert_may_change_what_a_queued_request_lets_change() {
              ON CONFLICT (request_key) DO UPDATE SET {change}"
         )
     };
-    queue.sql(&upsert("priority = excluded.priority, label = 'again'")).await;
-    assert_eq!(queue.rows("SELECT id, priority, label FROM power_requests").await, [format!("{id}|9|again")]);
-    assert!(queue.refused(&upsert("action = 'start'")).await.starts_with("what a request asks for never changes"));
-    queue.sql("UPDATE power_requests SET state = 'cancelled'").await;
-    assert!(queue.refused(&upsert("priority = 1")).await.starts_with("this request has ended"));
+    queue
+        .sql(&upsert("priority = excluded.priority, label = 'again'"))
+        .await;
+    assert_eq!(
+        queue
+            .rows("SELECT id, priority, label FROM power_requests")
+            .await,
+        [format!("{id}|9|again")]
+    );
+    assert!(
+        queue
+            .refused(&upsert("action = 'start'"))
+            .await
+            .starts_with("what a request asks for never changes")
+    );
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled'")
+        .await;
+    assert!(
+        queue
+            .refused(&upsert("priority = 1"))
+            .await
+            .starts_with("this request has ended")
+    );
 }
 
 #[tokio::test]
@@ -128,13 +186,17 @@ async fn a_key_is_free_again_once_its_request_is_deleted() {
     let mut queue = Queue::new().await;
     queue.insert("a", &[("request_key", "'k'")]).await;
     queue.sql("INSERT OR IGNORE INTO power_requests (server_id, action, request_key) VALUES ('a', 'stop', 'k')").await;
-    queue.sql("UPDATE power_requests SET state = 'cancelled'").await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled'")
+        .await;
     queue.sql("DELETE FROM power_requests").await;
     for insert in ["INSERT", "REPLACE"] {
         queue
             .sql(&format!("{insert} INTO power_requests (server_id, action, request_key) VALUES ('a', 'stop', 'k')"))
             .await;
-        queue.sql("UPDATE power_requests SET state = 'cancelled'").await;
+        queue
+            .sql("UPDATE power_requests SET state = 'cancelled'")
+            .await;
         queue.sql("DELETE FROM power_requests").await;
     }
 }

@@ -1,5 +1,6 @@
-//! The ledgers, `batches` and `request_attempts`, under the hands of whoever may write: what is on its way stays as the
-//! daemon left it, what is over never changes, and what nobody needs any more can be deleted.
+//! The ledgers, `batches` and `request_attempts`, under the hands of whoever may write: what is on
+//! its way stays as the daemon left it, what is over never changes, and what nobody needs any more
+//! can be deleted.
 
 use std::fs;
 use std::time::Duration;
@@ -96,7 +97,12 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         queue.refused(sql).await;
     }
     assert_eq!(queue.row("SELECT * FROM queue_mark").await, mark);
-    assert_eq!(queue.row("SELECT count(*) FROM holds, targets, refused_keys, awaited_ends").await, "1");
+    assert_eq!(
+        queue
+            .row("SELECT count(*) FROM holds, targets, refused_keys, awaited_ends")
+            .await,
+        "1"
+    );
     queue
         .sql("INSERT INTO holds (kind, reason, since) VALUES ('operator', 'paused', '2026-01-01T00:00:00.000Z')")
         .await;
@@ -111,11 +117,29 @@ async fn what_is_on_its_way_cannot_be_deleted_from_the_ledgers() {
         if accepted {
             queue.accept(&batch, wall()).await;
         }
-        assert_eq!(queue.refused_by_hand("DELETE FROM batches").await, NOT_DONE, "accepted: {accepted}");
-        assert_eq!(queue.refused("DELETE FROM request_attempts").await, NOT_OVER, "accepted: {accepted}");
-        assert_eq!(queue.refused_by_hand("DELETE FROM batches WHERE rowid = 1").await, NOT_DONE);
+        assert_eq!(
+            queue.refused_by_hand("DELETE FROM batches").await,
+            NOT_DONE,
+            "accepted: {accepted}"
+        );
+        assert_eq!(
+            queue.refused("DELETE FROM request_attempts").await,
+            NOT_OVER,
+            "accepted: {accepted}"
+        );
+        assert_eq!(
+            queue
+                .refused_by_hand("DELETE FROM batches WHERE rowid = 1")
+                .await,
+            NOT_DONE
+        );
     }
-    let (batch, _) = queue.store.load_batch(batch.id).await.expect("readable").expect("open");
+    let (batch, _) = queue
+        .store
+        .load_batch(batch.id)
+        .await
+        .expect("readable")
+        .expect("open");
     assert_eq!(batch.members.len(), 1);
 }
 
@@ -130,9 +154,21 @@ async fn the_open_attempt_of_a_batch_of_two_stays_when_the_other_has_ended() {
             "UPDATE request_attempts SET result = 'succeeded', finished_at = started_at WHERE request_id = {first}"
         ))
         .await;
-    queue.by_hand(&format!("DELETE FROM request_attempts WHERE request_id = {first}")).await;
-    assert_eq!(queue.refused_by_hand("DELETE FROM request_attempts").await, NOT_OVER);
-    assert_eq!(queue.refused_by_hand(&format!("DELETE FROM batches WHERE id = {}", batch.id)).await, NOT_DONE);
+    queue
+        .by_hand(&format!(
+            "DELETE FROM request_attempts WHERE request_id = {first}"
+        ))
+        .await;
+    assert_eq!(
+        queue.refused_by_hand("DELETE FROM request_attempts").await,
+        NOT_OVER
+    );
+    assert_eq!(
+        queue
+            .refused_by_hand(&format!("DELETE FROM batches WHERE id = {}", batch.id))
+            .await,
+        NOT_DONE
+    );
 }
 
 #[tokio::test]
@@ -161,11 +197,28 @@ async fn a_batch_goes_forward_only() {
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
     queue.accept(&batch, wall()).await;
-    assert_eq!(queue.refused_by_hand("UPDATE batches SET state = 'submitting'").await, SENT);
+    assert_eq!(
+        queue
+            .refused_by_hand("UPDATE batches SET state = 'submitting'")
+            .await,
+        SENT
+    );
     let looking = "state = 'looking', look_cause = 'gap', look_until = intent_at";
-    queue.by_hand(&format!("UPDATE batches SET {looking}")).await;
-    assert_eq!(queue.refused_by_hand("UPDATE batches SET state = 'tracking'").await, SENT);
-    assert_eq!(queue.refused_by_hand("UPDATE batches SET state = 'submitting'").await, SENT);
+    queue
+        .by_hand(&format!("UPDATE batches SET {looking}"))
+        .await;
+    assert_eq!(
+        queue
+            .refused_by_hand("UPDATE batches SET state = 'tracking'")
+            .await,
+        SENT
+    );
+    assert_eq!(
+        queue
+            .refused_by_hand("UPDATE batches SET state = 'submitting'")
+            .await,
+        SENT
+    );
 }
 
 #[tokio::test]
@@ -173,17 +226,30 @@ async fn nothing_changes_in_a_batch_that_is_done_nor_in_an_attempt_that_has_ende
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
     queue.end(&batch, &succeeded(), wall()).await;
-    for column in queue.rows("SELECT name FROM pragma_table_info('batches')").await {
+    for column in queue
+        .rows("SELECT name FROM pragma_table_info('batches')")
+        .await
+    {
         for update in ["UPDATE", "UPDATE OR REPLACE"] {
             let sql = format!("{update} batches SET {column} = {column}");
             assert_eq!(queue.refused_by_hand(&sql).await, SENT, "{sql}");
         }
     }
-    for change in ["result = 'failed'", "result = NULL", "result = NULL, finished_at = NULL", "request_id = 7"] {
+    for change in [
+        "result = 'failed'",
+        "result = NULL",
+        "result = NULL, finished_at = NULL",
+        "request_id = 7",
+    ] {
         let sql = format!("UPDATE OR REPLACE request_attempts SET {change}");
         assert_eq!(queue.refused_by_hand(&sql).await, TRIED, "{sql}");
     }
-    assert_eq!(queue.row("SELECT b.state, a.result FROM batches b, request_attempts a").await, "done|succeeded");
+    assert_eq!(
+        queue
+            .row("SELECT b.state, a.result FROM batches b, request_attempts a")
+            .await,
+        "done|succeeded"
+    );
 }
 
 #[tokio::test]
@@ -206,11 +272,21 @@ async fn neither_a_batch_nor_an_attempt_can_be_replaced() {
         }
         for insert in ["INSERT OR REPLACE", "REPLACE", "INSERT", "INSERT OR IGNORE"] {
             let sql = format!("{insert} INTO batches SELECT * FROM batches");
-            assert_eq!(queue.refused_by_hand(&sql).await, "a batch cannot be replaced", "{sql}");
+            assert_eq!(
+                queue.refused_by_hand(&sql).await,
+                "a batch cannot be replaced",
+                "{sql}"
+            );
             let sql = format!("{insert} INTO request_attempts SELECT * FROM request_attempts");
-            assert_eq!(queue.refused_by_hand(&sql).await, "an attempt cannot be replaced", "{sql}");
+            assert_eq!(
+                queue.refused_by_hand(&sql).await,
+                "an attempt cannot be replaced",
+                "{sql}"
+            );
         }
-        let before = queue.row("SELECT b.state, ifnull(a.result, '-') FROM batches b, request_attempts a").await;
+        let before = queue
+            .row("SELECT b.state, ifnull(a.result, '-') FROM batches b, request_attempts a")
+            .await;
         assert_eq!(before, if done { "done|failed" } else { "submitting|-" });
     }
 }
@@ -251,8 +327,13 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
         "state = 'done', next_look_at = NULL, finished_at = 'now'",
         "finished_at = '2026-01-01T00:00:00.000Z'",
     ] {
-        let complaint = queue.refused_by_hand(&format!("UPDATE batches SET {change}")).await;
-        assert!(complaint.contains("constraint failed"), "{change}: {complaint}");
+        let complaint = queue
+            .refused_by_hand(&format!("UPDATE batches SET {change}"))
+            .await;
+        assert!(
+            complaint.contains("constraint failed"),
+            "{change}: {complaint}"
+        );
     }
     for change in [
         "result = 'rumour', finished_at = started_at",
@@ -269,10 +350,20 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
         "error_code = x'00'",
         "error_message = x'00'",
     ] {
-        let complaint = queue.refused_by_hand(&format!("UPDATE request_attempts SET {change}")).await;
-        assert!(complaint.contains("constraint failed"), "{change}: {complaint}");
+        let complaint = queue
+            .refused_by_hand(&format!("UPDATE request_attempts SET {change}"))
+            .await;
+        assert!(
+            complaint.contains("constraint failed"),
+            "{change}: {complaint}"
+        );
     }
-    let (batch, _) = queue.store.load_batch(batch.id).await.expect("readable").expect("open");
+    let (batch, _) = queue
+        .store
+        .load_batch(batch.id)
+        .await
+        .expect("readable")
+        .expect("open");
     assert_eq!(batch.members.len(), 1);
 }
 
@@ -295,7 +386,11 @@ async fn a_foreign_row_in_the_ledgers_is_refused_at_its_insert() {
     ] {
         // OR IGNORE leaves a row out that breaks a CHECK; what counts is that it is not there.
         let _ = queue.try_by_hand(&format!("{insert} {values}")).await;
-        assert_eq!(queue.row("SELECT count(*) FROM batches").await, "0", "{values}");
+        assert_eq!(
+            queue.row("SELECT count(*) FROM batches").await,
+            "0",
+            "{values}"
+        );
     }
 }
 
@@ -303,7 +398,14 @@ async fn a_foreign_row_in_the_ledgers_is_refused_at_its_insert() {
 async fn what_is_over_is_deleted_by_the_daemons_hand_in_any_order() {
     let tables = ["power_requests", "batches", "request_attempts"];
     let whole = |table: &str| format!("DELETE FROM {table}");
-    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
         let mut queue = Queue::new().await;
         let first = queue.insert("a", &[]).await;
         queue.insert("b", &[("action", "'start'")]).await;
@@ -312,12 +414,18 @@ async fn what_is_over_is_deleted_by_the_daemons_hand_in_any_order() {
         let batch = queue.accept(&batches[0], wall()).await;
         queue.end(&batch, &succeeded(), wall()).await;
         queue.give_back(&batches[1], None, wall()).await;
-        queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+        queue
+            .sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
+            .await;
         for table in order {
             queue.by_hand(&whole(tables[table])).await;
         }
         for table in tables {
-            assert_eq!(queue.row(&format!("SELECT count(*) FROM {table}")).await, "0", "{table} in {order:?}");
+            assert_eq!(
+                queue.row(&format!("SELECT count(*) FROM {table}")).await,
+                "0",
+                "{table} in {order:?}"
+            );
         }
         // What is inserted next has a new id, and goes out as usual.
         let next = queue.insert("a", &[]).await;
@@ -335,8 +443,12 @@ async fn the_old_is_pruned_beside_what_is_on_its_way() {
     let new = queue.insert("new", &[]).await;
     let batches = queue.go(wall()).await;
     queue.by_hand("DELETE FROM request_attempts WHERE request_id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL)").await;
-    queue.sql("DELETE FROM power_requests WHERE finished_at IS NOT NULL").await;
-    queue.by_hand("DELETE FROM batches WHERE state = 'done'").await;
+    queue
+        .sql("DELETE FROM power_requests WHERE finished_at IS NOT NULL")
+        .await;
+    queue
+        .by_hand("DELETE FROM batches WHERE state = 'done'")
+        .await;
     assert_eq!(queue.row("SELECT count(*) FROM batches").await, "1");
     queue.end(&batches[0], &succeeded(), wall()).await;
     assert_eq!(queue.state(new).await, "succeeded");
@@ -345,7 +457,11 @@ async fn the_old_is_pruned_beside_what_is_on_its_way() {
 async fn prune_all(queue: &Queue) -> Prune {
     let mut prune = Prune::default();
     while !prune.done {
-        prune = queue.store.prune(prune, wall(), wall()).await.expect("pruned");
+        prune = queue
+            .store
+            .prune(prune, wall(), wall())
+            .await
+            .expect("pruned");
     }
     prune
 }
@@ -354,9 +470,21 @@ async fn prune_all(queue: &Queue) -> Prune {
 async fn a_prune_keeps_what_a_budget_still_counts() {
     let mut queue = Queue::new().await;
     let (default, start) = (TargetName("default".into()), wall());
-    let pace = NotedPace { rate: 50, throttles: 0, reads_until: None };
-    let news = |span| TargetNews { configured: 50, pace, budget_span: span };
-    queue.store.note_target(&default, &origin(), news(Some(24 * HOUR)), start).await.expect("noted");
+    let pace = NotedPace {
+        rate: 50,
+        throttles: 0,
+        reads_until: None,
+    };
+    let news = |span| TargetNews {
+        configured: 50,
+        pace,
+        budget_span: span,
+    };
+    queue
+        .store
+        .note_target(&default, &origin(), news(Some(24 * HOUR)), start)
+        .await
+        .expect("noted");
     queue.insert("a", &[]).await;
     let batch = queue.go(start).await.remove(0);
     let batch = queue.accept(&batch, start).await;
@@ -364,10 +492,22 @@ async fn a_prune_keeps_what_a_budget_still_counts() {
     tokio::time::sleep(Duration::from_millis(2)).await;
     let pruned = prune_all(&queue).await;
     assert_eq!((pruned.requests, pruned.batches), (1, 0));
-    let spent = queue.store.spent(&default, PowerAction::Stop, start.before(24 * HOUR), start).await.expect("readable");
+    let spent = queue
+        .store
+        .spent(&default, PowerAction::Stop, start.before(24 * HOUR), start)
+        .await
+        .expect("readable");
     assert_eq!(spent, [(start, 1)]);
-    queue.store.note_target(&default, &origin(), news(None), start).await.expect("noted");
-    assert_eq!(prune_all(&queue).await.batches, 1, "no budget needs it any more");
+    queue
+        .store
+        .note_target(&default, &origin(), news(None), start)
+        .await
+        .expect("noted");
+    assert_eq!(
+        prune_all(&queue).await.batches,
+        1,
+        "no budget needs it any more"
+    );
 }
 
 #[tokio::test]
@@ -383,7 +523,9 @@ async fn a_row_from_a_clock_years_ahead_does_not_stop_a_prune() {
     for number in 0..700 {
         queue.insert(&format!("s{number}"), &[]).await;
     }
-    queue.sql("UPDATE power_requests SET state = 'cancelled'").await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled'")
+        .await;
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(prune_all(&queue).await.requests, 701);
 }
@@ -396,7 +538,10 @@ async fn a_producer_that_deletes_ended_requests_leaves_nothing_for_ever() {
     queue.sql("DELETE FROM power_requests").await;
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(prune_all(&queue).await.batches, 1);
-    assert_eq!(queue.row("SELECT count(*) FROM request_attempts").await, "0");
+    assert_eq!(
+        queue.row("SELECT count(*) FROM request_attempts").await,
+        "0"
+    );
 }
 
 #[tokio::test]
@@ -406,17 +551,40 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
     let first = queue.insert("a", &[]).await;
     let open = queue.go(wall()).await.remove(0);
     let second = queue.insert("b", &[]).await;
-    let lanes = queue.store.lanes(&[(TargetName("default".into()), PowerAction::Stop)]).await.expect("lanes");
+    let lanes = queue
+        .store
+        .lanes(&[(TargetName("default".into()), PowerAction::Stop)])
+        .await
+        .expect("lanes");
     let other = Store::open(queue.path()).await.expect("another daemon");
-    assert_eq!(other.begin_epoch(wall()).await.expect("begun"), None, "that is no older copy");
+    assert_eq!(
+        other.begin_epoch(wall()).await.expect("begun"),
+        None,
+        "that is no older copy"
+    );
     let which = poweryard::store::Which::First(10);
-    let claimed = queue.store.claim(&lanes[0], &origin(), which, &[], wall()).await;
-    assert!(matches!(claimed, Err(StoreError::TakenOver(_))), "{claimed:?}");
+    let claimed = queue
+        .store
+        .claim(&lanes[0], &origin(), which, &[], wall())
+        .await;
+    assert!(
+        matches!(claimed, Err(StoreError::TakenOver(_))),
+        "{claimed:?}"
+    );
     let ended = poweryard::lifecycle::Event::Ended(succeeded());
-    let step = crate::queue::step(poweryard::lifecycle::BatchNext::Done, vec![(open.members[0].request, ended)]);
+    let step = crate::queue::step(
+        poweryard::lifecycle::BatchNext::Done,
+        vec![(open.members[0].request, ended)],
+    );
     let recorded = queue.store.record(&open, &step, wall()).await;
-    assert!(matches!(recorded, Err(StoreError::TakenOver(_))), "{recorded:?}");
-    assert!(matches!(queue.store.check_place().await, Err(StoreError::TakenOver(_))));
+    assert!(
+        matches!(recorded, Err(StoreError::TakenOver(_))),
+        "{recorded:?}"
+    );
+    assert!(matches!(
+        queue.store.check_place().await,
+        Err(StoreError::TakenOver(_))
+    ));
     assert_eq!(queue.state(first).await, RequestState::Running.as_str());
     assert_eq!(queue.state(second).await, RequestState::Queued.as_str());
     other.check_place().await.expect("the other one goes on");
@@ -431,14 +599,29 @@ async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() 
     note.push(".epoch");
     fs::remove_file(&note).expect("it is there");
     fs::create_dir(&note).expect("in its way");
-    let lanes = queue.store.lanes(&[(TargetName("default".into()), PowerAction::Stop)]).await.expect("lanes");
+    let lanes = queue
+        .store
+        .lanes(&[(TargetName("default".into()), PowerAction::Stop)])
+        .await
+        .expect("lanes");
     for _ in 0..2 {
         let which = poweryard::store::Which::First(10);
-        let claimed = queue.store.claim(&lanes[0], &origin(), which, &[], wall()).await;
-        assert!(matches!(claimed, Err(StoreError::Unnoted { .. })), "{claimed:?}");
+        let claimed = queue
+            .store
+            .claim(&lanes[0], &origin(), which, &[], wall())
+            .await;
+        assert!(
+            matches!(claimed, Err(StoreError::Unnoted { .. })),
+            "{claimed:?}"
+        );
         assert_eq!(queue.state(id).await, "queued");
     }
-    assert_eq!(queue.row("SELECT count(*) FROM batches WHERE state <> 'done'").await, "0");
+    assert_eq!(
+        queue
+            .row("SELECT count(*) FROM batches WHERE state <> 'done'")
+            .await,
+        "0"
+    );
     fs::remove_dir(&note).expect("out of its way");
     assert_eq!(ids(&queue.go(wall()).await), [id]);
 }

@@ -1,5 +1,6 @@
-//! The SQL contract: what producers may rely on, tried on real files from connections other than the daemon's, with the
-//! library of today and, where libraries differ, with SQLite 3.26. Knows nothing of clouds.
+//! The SQL contract: what producers may rely on, tried on real files from connections other than
+//! the daemon's, with the library of today and, where libraries differ, with SQLite 3.26. Knows
+//! nothing of clouds.
 
 #[path = "../common/old_sqlite.rs"]
 mod old_sqlite;

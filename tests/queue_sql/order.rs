@@ -7,7 +7,9 @@ async fn requests_of_one_server_go_one_at_a_time_in_the_order_of_arrival_whateve
     let mut queue = Queue::new().await;
     let now = wall();
     let first = queue.insert("a", &[("priority", "-100")]).await;
-    let second = queue.insert("A", &[("priority", "100"), ("action", "'start'")]).await;
+    let second = queue
+        .insert("A", &[("priority", "100"), ("action", "'start'")])
+        .await;
     let third = queue.insert("a", &[("priority", "50")]).await;
     let other = queue.insert("a", &[("target", "'other'")]).await;
     let batches = queue.go(now).await;
@@ -29,7 +31,10 @@ async fn higher_priority_goes_first_among_servers_then_lower_id() {
     let second = queue.insert("c", &[]).await;
     let high = queue.insert("d", &[("priority", "100")]).await;
     let lane = queue.lanes().await.remove(0);
-    assert_eq!((lane.head_id, lane.head_priority, lane.ready), (high, 100, 4));
+    assert_eq!(
+        (lane.head_id, lane.head_priority, lane.ready),
+        (high, 100, 4)
+    );
     for expected in [high, first, second, low] {
         let batch = queue.claim(&lane, 1, wall()).await.expect("a batch");
         assert_eq!(ids(&[batch]), [expected]);
@@ -41,7 +46,9 @@ async fn higher_priority_goes_first_among_servers_then_lower_id() {
 async fn one_that_waits_for_its_time_holds_nobody_back_and_takes_its_place_when_due() {
     let mut queue = Queue::new().await;
     let now = wall();
-    let early = queue.insert("a", &[("not_before", "datetime('now', '+1 hour')")]).await;
+    let early = queue
+        .insert("a", &[("not_before", "datetime('now', '+1 hour')")])
+        .await;
     let second = queue.insert("a", &[]).await;
     let third = queue.insert("a", &[]).await;
     let batches = queue.go(now).await;
@@ -61,30 +68,44 @@ async fn one_that_waits_for_its_time_holds_nobody_back_and_takes_its_place_when_
 async fn one_that_becomes_due_makes_a_later_one_step_back() {
     let mut queue = Queue::new().await;
     let now = wall();
-    let early = queue.insert("a", &[("not_before", "datetime('now', '+1 hour')")]).await;
+    let early = queue
+        .insert("a", &[("not_before", "datetime('now', '+1 hour')")])
+        .await;
     let second = queue.insert("a", &[]).await;
     assert_eq!(queue.gate(second).await, "ready");
     queue.take_in(None, now + HOUR * 2).await;
-    assert_eq!((queue.gate(early).await, queue.gate(second).await), ("ready".into(), "behind".into()));
+    assert_eq!(
+        (queue.gate(early).await, queue.gate(second).await),
+        ("ready".into(), "behind".into())
+    );
 }
 
 #[tokio::test]
 async fn one_that_arrived_later_and_becomes_due_stands_behind() {
     let mut queue = Queue::new().await;
     let first = queue.insert("a", &[]).await;
-    let second = queue.insert("a", &[("not_before", "datetime('now', '+1 hour')")]).await;
+    let second = queue
+        .insert("a", &[("not_before", "datetime('now', '+1 hour')")])
+        .await;
     queue.take_in(None, wall() + HOUR * 2).await;
-    assert_eq!((queue.gate(first).await, queue.gate(second).await), ("ready".into(), "behind".into()));
+    assert_eq!(
+        (queue.gate(first).await, queue.gate(second).await),
+        ("ready".into(), "behind".into())
+    );
 }
 
 #[tokio::test]
 async fn several_of_one_server_due_at_once_line_up() {
     let mut queue = Queue::new().await;
     for _ in 0..5 {
-        queue.insert("a", &[("not_before", "datetime('now', '+1 hour')")]).await;
+        queue
+            .insert("a", &[("not_before", "datetime('now', '+1 hour')")])
+            .await;
     }
     queue.take_in(None, wall() + HOUR * 2).await;
-    let gates = queue.rows("SELECT gate FROM power_requests ORDER BY id").await;
+    let gates = queue
+        .rows("SELECT gate FROM power_requests ORDER BY id")
+        .await;
     assert_eq!(gates, ["ready", "behind", "behind", "behind", "behind"]);
 }
 
@@ -97,8 +118,14 @@ async fn one_that_is_to_be_retried_holds_its_server_back() {
     let batches = queue.go(now).await;
     queue.give_back(&batches[0], Some(now + HOUR), now).await;
     assert!(queue.go(now).await.is_empty());
-    assert_eq!(queue.reason(second).await, format!("behind request {first}"));
-    assert_eq!(queue.store.next_due_at(None).await.expect("next_due_at"), Some(now + HOUR));
+    assert_eq!(
+        queue.reason(second).await,
+        format!("behind request {first}")
+    );
+    assert_eq!(
+        queue.store.next_due_at(None).await.expect("next_due_at"),
+        Some(now + HOUR)
+    );
     assert_eq!(ids(&queue.go(now + HOUR).await), [first]);
 }
 
@@ -106,13 +133,18 @@ async fn one_that_is_to_be_retried_holds_its_server_back() {
 async fn one_that_comes_back_stands_behind_an_earlier_one_that_became_due_meanwhile() {
     let mut queue = Queue::new().await;
     let now = wall();
-    let early = queue.insert("a", &[("not_before", "datetime('now', '+1 hour')")]).await;
+    let early = queue
+        .insert("a", &[("not_before", "datetime('now', '+1 hour')")])
+        .await;
     let second = queue.insert("a", &[]).await;
     let batches = queue.go(now).await;
     let due = now + HOUR * 2;
     queue.take_in(None, due).await;
     queue.give_back(&batches[0], Some(due + HOUR), due).await;
-    assert_eq!((queue.gate(early).await, queue.gate(second).await), ("ready".into(), "behind".into()));
+    assert_eq!(
+        (queue.gate(early).await, queue.gate(second).await),
+        ("ready".into(), "behind".into())
+    );
     let batches = queue.go(due).await;
     assert_eq!(ids(&batches), [early]);
     queue.end(&batches[0], &succeeded(), due).await;
@@ -125,10 +157,14 @@ async fn one_that_comes_back_stands_behind_an_earlier_one_that_became_due_meanwh
 async fn a_retry_that_steps_back_keeps_its_waiting_time() {
     let mut queue = Queue::new().await;
     let now = wall();
-    let early = queue.insert("a", &[("not_before", "datetime('now', '+1 hour')")]).await;
+    let early = queue
+        .insert("a", &[("not_before", "datetime('now', '+1 hour')")])
+        .await;
     let second = queue.insert("a", &[]).await;
     let batches = queue.go(now).await;
-    queue.give_back(&batches[0], Some(now + HOUR * 9), now).await;
+    queue
+        .give_back(&batches[0], Some(now + HOUR * 9), now)
+        .await;
     let due = now + HOUR * 2;
     assert_eq!(ids(&queue.go(due).await), [early]);
     queue.sql("SELECT 1").await;
@@ -142,9 +178,13 @@ async fn a_cancel_in_the_middle_leaves_the_order_of_the_rest() {
     for _ in 0..4 {
         queue.insert("a", &[]).await;
     }
-    queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE id = 2").await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled' WHERE id = 2")
+        .await;
     assert_eq!(queue.reason(3).await, "behind request 1");
-    queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE id = 1").await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled' WHERE id = 1")
+        .await;
     assert_eq!(queue.reason(4).await, "behind request 3");
     assert_eq!(ids(&queue.go(now).await), [3]);
 }
@@ -153,8 +193,12 @@ async fn a_cancel_in_the_middle_leaves_the_order_of_the_rest() {
 async fn one_that_waits_for_another_holds_nobody_back() {
     let mut queue = Queue::new().await;
     let now = wall();
-    let awaited = queue.insert("x", &[("not_before", "datetime('now', '+1 hour')")]).await;
-    let waiting = queue.insert("a", &[("after_id", &awaited.to_string())]).await;
+    let awaited = queue
+        .insert("x", &[("not_before", "datetime('now', '+1 hour')")])
+        .await;
+    let waiting = queue
+        .insert("a", &[("after_id", &awaited.to_string())])
+        .await;
     let third = queue.insert("a", &[]).await;
     assert_eq!(ids(&queue.go(now).await), [third]);
     assert_eq!(queue.gate(waiting).await, "after");
@@ -165,7 +209,12 @@ async fn a_request_may_wait_for_another_of_the_same_server() {
     let mut queue = Queue::new().await;
     let now = wall();
     let stop = queue.insert("a", &[]).await;
-    let start = queue.insert("a", &[("action", "'start'"), ("after_id", &stop.to_string())]).await;
+    let start = queue
+        .insert(
+            "a",
+            &[("action", "'start'"), ("after_id", &stop.to_string())],
+        )
+        .await;
     let batches = queue.go(now).await;
     assert_eq!(ids(&batches), [stop]);
     queue.end(&batches[0], &succeeded(), now).await;
@@ -178,7 +227,11 @@ async fn postponing_the_first_lets_the_next_one_go() {
     let now = wall();
     let first = queue.insert("a", &[]).await;
     let second = queue.insert("a", &[]).await;
-    queue.sql(&format!("UPDATE power_requests SET not_before = datetime('now', '+1 hour') WHERE id = {first}")).await;
+    queue
+        .sql(&format!(
+            "UPDATE power_requests SET not_before = datetime('now', '+1 hour') WHERE id = {first}"
+        ))
+        .await;
     assert_eq!(ids(&queue.go(now).await), [second]);
 }
 
@@ -189,14 +242,23 @@ async fn requests_of_different_travel_groups_do_not_share_a_batch() {
     let a = queue.insert("a", &[]).await;
     let batches = queue.go(now).await;
     let moves = batches[0].members.iter().map(|member| {
-        let poweryard::lifecycle::Event::Returned(mut back) = crate::queue::back(None) else { unreachable!() };
+        let poweryard::lifecycle::Event::Returned(mut back) = crate::queue::back(None) else {
+            unreachable!()
+        };
         back.group = Some(7);
         (member.request, poweryard::lifecycle::Event::Returned(back))
     });
     let step = crate::queue::step(poweryard::lifecycle::BatchNext::Done, moves.collect());
-    queue.store.record(&batches[0], &step, now).await.expect("record");
+    queue
+        .store
+        .record(&batches[0], &step, now)
+        .await
+        .expect("record");
     let b = queue.insert("b", &[]).await;
     let batches = queue.go(now).await;
-    let carried: Vec<Vec<i64>> = batches.iter().map(|batch| ids(std::slice::from_ref(batch))).collect();
+    let carried: Vec<Vec<i64>> = batches
+        .iter()
+        .map(|batch| ids(std::slice::from_ref(batch)))
+        .collect();
     assert_eq!(carried, [vec![b], vec![a]]);
 }

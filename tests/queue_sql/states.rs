@@ -1,8 +1,18 @@
-//! The state machine as plain SQL sees it: which moves are accepted, and what can be changed on the way.
+//! The state machine as plain SQL sees it: which moves are accepted, and what can be changed on the
+//! way.
 
 use crate::queue::Queue;
 
-const STATES: [&str; 8] = ["queued", "running", "succeeded", "failed", "cancelled", "expired", "rejected", "unknown"];
+const STATES: [&str; 8] = [
+    "queued",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "expired",
+    "rejected",
+    "unknown",
+];
 
 /// The arrows of the contract.
 const MOVES: &[(&str, &str)] = &[
@@ -19,12 +29,17 @@ const MOVES: &[(&str, &str)] = &[
 const BATCH: &str = "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
     VALUES ('default', 'bms', 'e', 'p', 'stop', 'submitting', 1, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')";
 
-/// An UPDATE that writes everything which belongs to the state, so that only the move itself can be wrong.
+/// An UPDATE that writes everything which belongs to the state, so that only the move itself can be
+/// wrong.
 fn to(state: &str, id: i64) -> String {
     let rest = match state {
         "queued" => "gate = 'ready', evidence = NULL, finished_at = NULL",
-        "running" => "gate = 'flight', evidence = NULL, finished_at = NULL, batch_id = (SELECT max(id) FROM batches)",
-        "succeeded" | "failed" => "gate = NULL, evidence = 'job', finished_at = '2026-01-01T00:00:00.000Z'",
+        "running" => {
+            "gate = 'flight', evidence = NULL, finished_at = NULL, batch_id = (SELECT max(id) FROM batches)"
+        }
+        "succeeded" | "failed" => {
+            "gate = NULL, evidence = 'job', finished_at = '2026-01-01T00:00:00.000Z'"
+        }
         _ => "gate = NULL, evidence = 'none', finished_at = '2026-01-01T00:00:00.000Z'",
     };
     format!("UPDATE power_requests SET state = '{state}', {rest} WHERE id = {id}")
@@ -32,7 +47,11 @@ fn to(state: &str, id: i64) -> String {
 
 /// A fresh request of a server of its own, brought into `state` by legal moves.
 async fn request_in(queue: &mut Queue, state: &str) -> i64 {
-    let count: i64 = queue.row("SELECT ifnull(max(id), 0) FROM power_requests").await.parse().expect("a number");
+    let count: i64 = queue
+        .row("SELECT ifnull(max(id), 0) FROM power_requests")
+        .await
+        .parse()
+        .expect("a number");
     let id = queue.insert(&format!("s{count}"), &[]).await;
     let way: &[&str] = match state {
         "queued" => &[],
@@ -62,10 +81,14 @@ async fn plain_sql_can_make_exactly_the_moves_of_the_contract() {
             }
             let sentence = match ended {
                 true => "this request has ended; what became of it never changes",
-                false => "a request does not move this way; a producer may only cancel what is queued",
+                false => {
+                    "a request does not move this way; a producer may only cancel what is queued"
+                }
             };
             for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
-                let complaint = queue.refused_by_hand(&to(next, id).replacen("UPDATE", update, 1)).await;
+                let complaint = queue
+                    .refused_by_hand(&to(next, id).replacen("UPDATE", update, 1))
+                    .await;
                 assert_eq!(complaint, sentence, "{from} -> {next}");
             }
             assert_eq!(queue.state(id).await, from);
@@ -78,10 +101,23 @@ async fn plain_sql_can_make_exactly_the_moves_of_the_contract() {
 async fn a_state_that_does_not_exist_is_refused() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[]).await;
-    for state in ["'done'", "'submitting'", "NULL", "''", "x'71756575656400'", "5"] {
-        let complaint =
-            queue.refused(&format!("UPDATE OR IGNORE power_requests SET state = {state} WHERE id = {id}")).await;
-        assert!(complaint.starts_with("a request does not move this way"), "{complaint}");
+    for state in [
+        "'done'",
+        "'submitting'",
+        "NULL",
+        "''",
+        "x'71756575656400'",
+        "5",
+    ] {
+        let complaint = queue
+            .refused(&format!(
+                "UPDATE OR IGNORE power_requests SET state = {state} WHERE id = {id}"
+            ))
+            .await;
+        assert!(
+            complaint.starts_with("a request does not move this way"),
+            "{complaint}"
+        );
     }
 }
 
@@ -91,7 +127,9 @@ async fn success_and_failure_need_evidence() {
     for state in ["succeeded", "failed"] {
         let id = request_in(&mut queue, "running").await;
         for evidence in ["'none'", "NULL", "'rumour'"] {
-            queue.refused_by_hand(&to(state, id).replace("'job'", evidence)).await;
+            queue
+                .refused_by_hand(&to(state, id).replace("'job'", evidence))
+                .await;
         }
     }
 }
@@ -99,12 +137,18 @@ async fn success_and_failure_need_evidence() {
 #[tokio::test]
 async fn nothing_changes_in_a_request_that_has_ended() {
     let mut queue = Queue::new().await;
-    let columns = queue.rows("SELECT name FROM pragma_table_info('power_requests')").await;
+    let columns = queue
+        .rows("SELECT name FROM pragma_table_info('power_requests')")
+        .await;
     for state in &STATES[2..] {
         let id = request_in(&mut queue, state).await;
         for column in &columns {
-            let sql = format!("UPDATE OR REPLACE power_requests SET {column} = {column} WHERE id = {id}");
-            assert_eq!(queue.refused(&sql).await, "this request has ended; what became of it never changes");
+            let sql =
+                format!("UPDATE OR REPLACE power_requests SET {column} = {column} WHERE id = {id}");
+            assert_eq!(
+                queue.refused(&sql).await,
+                "this request has ended; what became of it never changes"
+            );
         }
     }
 }
@@ -134,7 +178,11 @@ async fn what_a_request_asks_for_never_changes() {
                 "{sql}"
             );
         }
-        queue.sql(&format!("UPDATE power_requests SET server_id = server_id, action = 'stop' WHERE id = {id}")).await;
+        queue
+            .sql(&format!(
+                "UPDATE power_requests SET server_id = server_id, action = 'stop' WHERE id = {id}"
+            ))
+            .await;
     }
 }
 
@@ -150,20 +198,40 @@ async fn terms_change_while_a_request_is_queued_and_not_after() {
     ];
     let queued = request_in(&mut queue, "queued").await;
     for change in changes {
-        queue.sql(&format!("UPDATE power_requests SET {change} WHERE id = {queued}")).await;
+        queue
+            .sql(&format!(
+                "UPDATE power_requests SET {change} WHERE id = {queued}"
+            ))
+            .await;
     }
     for (change, sentence) in [
-        ("priority = 101", "priority must be a whole number from -100 to 100"),
-        ("priority = 'x'", "priority must be a whole number from -100 to 100"),
-        ("priority = NULL", "priority must be a whole number from -100 to 100"),
-        ("label = x'00'", "label must be text of at most 256 characters"),
+        (
+            "priority = 101",
+            "priority must be a whole number from -100 to 100",
+        ),
+        (
+            "priority = 'x'",
+            "priority must be a whole number from -100 to 100",
+        ),
+        (
+            "priority = NULL",
+            "priority must be a whole number from -100 to 100",
+        ),
+        (
+            "label = x'00'",
+            "label must be text of at most 256 characters",
+        ),
     ] {
         let sql = format!("UPDATE OR IGNORE power_requests SET {change} WHERE id = {queued}");
         assert_eq!(queue.refused(&sql).await, sentence);
     }
     let running = request_in(&mut queue, "running").await;
     for change in &changes[..4] {
-        let complaint = queue.refused(&format!("UPDATE power_requests SET {change} WHERE id = {running}")).await;
+        let complaint = queue
+            .refused(&format!(
+                "UPDATE power_requests SET {change} WHERE id = {running}"
+            ))
+            .await;
         assert_eq!(
             complaint,
             "priority, not_before, expires_at and label can be changed only while a request is queued"
@@ -178,11 +246,18 @@ async fn only_a_fresh_batch_takes_a_request_out_of_the_queue() {
     let submit = "UPDATE power_requests SET state = 'running', gate = 'flight'";
     for batch in ["", ", batch_id = 7", ", batch_id = NULL"] {
         assert_eq!(
-            queue.refused_by_hand(&format!("{submit}{batch} WHERE id = {id}")).await,
+            queue
+                .refused_by_hand(&format!("{submit}{batch} WHERE id = {id}"))
+                .await,
             "only the daemon submits requests"
         );
     }
-    assert_eq!(queue.refused("UPDATE power_requests SET state = 'running'").await, "only the daemon submits requests");
+    assert_eq!(
+        queue
+            .refused("UPDATE power_requests SET state = 'running'")
+            .await,
+        "only the daemon submits requests"
+    );
 }
 
 #[tokio::test]
@@ -191,11 +266,19 @@ async fn a_server_has_one_request_in_flight_whatever_its_case() {
     let first = queue.insert("ab-1", &[]).await;
     let second = queue.insert("AB-1", &[("action", "'start'")]).await;
     let elsewhere = queue.insert("ab-1", &[("target", "'other'")]).await;
-    queue.by_hand(&format!("{BATCH}; {}", to("running", first))).await;
+    queue
+        .by_hand(&format!("{BATCH}; {}", to("running", first)))
+        .await;
     queue.by_hand(BATCH).await;
-    assert_eq!(queue.refused_by_hand(&to("running", second)).await, "another request for this server is in flight");
+    assert_eq!(
+        queue.refused_by_hand(&to("running", second)).await,
+        "another request for this server is in flight"
+    );
     queue.by_hand(&to("running", elsewhere)).await;
-    assert_eq!(queue.refused_by_hand(&to("running", second)).await, "another request for this server is in flight");
+    assert_eq!(
+        queue.refused_by_hand(&to("running", second)).await,
+        "another request for this server is in flight"
+    );
     queue.by_hand(&to("succeeded", first)).await;
     queue.by_hand(&to("running", second)).await;
 }
@@ -229,7 +312,11 @@ async fn what_a_stranger_writes_into_the_daemons_columns_can_be_read_or_is_refus
         "evidence = 'none'",
         "eligible_at = NULL, gate = 'later'",
     ] {
-        queue.refused_by_hand(&format!("UPDATE power_requests SET {change} WHERE id = {id}")).await;
+        queue
+            .refused_by_hand(&format!(
+                "UPDATE power_requests SET {change} WHERE id = {id}"
+            ))
+            .await;
     }
     queue.go(crate::queue::wall()).await;
     assert_eq!(queue.state(id).await, "running");
@@ -260,8 +347,15 @@ async fn a_producer_cannot_write_what_the_daemon_tells() {
         "state = 'cancelled', gate = NULL, evidence = 'none', finished_at = '2026-01-31T22:00:00.000Z'",
     ] {
         for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
-            let complaint = queue.refused(&format!("{update} power_requests SET {change} WHERE id = {id}")).await;
-            assert!(complaint.starts_with("a producer changes only priority"), "{change}: {complaint}");
+            let complaint = queue
+                .refused(&format!(
+                    "{update} power_requests SET {change} WHERE id = {id}"
+                ))
+                .await;
+            assert!(
+                complaint.starts_with("a producer changes only priority"),
+                "{change}: {complaint}"
+            );
         }
     }
     assert_eq!(queue.row("SELECT * FROM power_requests").await, before);
@@ -274,11 +368,19 @@ async fn a_producer_cannot_let_a_second_request_of_a_server_out() {
     let second = queue.insert("a", &[]).await;
     let third = queue.insert("a", &[]).await;
     for id in [second, third] {
-        queue.refused(&format!("UPDATE power_requests SET gate = 'ready' WHERE id = {id}")).await;
+        queue
+            .refused(&format!(
+                "UPDATE power_requests SET gate = 'ready' WHERE id = {id}"
+            ))
+            .await;
     }
-    queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
+        .await;
     assert_eq!(
-        queue.rows("SELECT DISTINCT state, evidence, ifnull(gate, '-') FROM power_requests").await,
+        queue
+            .rows("SELECT DISTINCT state, evidence, ifnull(gate, '-') FROM power_requests")
+            .await,
         ["cancelled|none|-"]
     );
 }

@@ -1,4 +1,5 @@
-//! The views and ledgers: what `power_waiting`, the outcome views and `queue_overview` say, and `holds`.
+//! The views and ledgers: what `power_waiting`, the outcome views and `queue_overview` say, and
+//! `holds`.
 
 use std::time::Duration;
 
@@ -9,7 +10,14 @@ use crate::queue::{HOUR, Queue, failed, succeeded, wall};
 
 fn hold(target: Option<&str>, action: Option<PowerAction>, reason: &str) -> Hold {
     let target = target.map(|name| TargetName(name.into()));
-    Hold { target, action, kind: HoldKind::Operator, reason: reason.into(), since: wall(), until: None }
+    Hold {
+        target,
+        action,
+        kind: HoldKind::Operator,
+        reason: reason.into(),
+        since: wall(),
+        until: None,
+    }
 }
 
 #[tokio::test]
@@ -41,8 +49,13 @@ async fn every_reason_for_waiting_is_a_sentence_of_its_form() {
     for (id, reason) in &reasons {
         assert_eq!(queue.reason(*id).await, *reason);
     }
-    assert_eq!(queue.row("SELECT count(*) FROM power_waiting").await, reasons.len().to_string());
-    let columns = queue.rows("SELECT name FROM pragma_table_info('power_waiting')").await;
+    assert_eq!(
+        queue.row("SELECT count(*) FROM power_waiting").await,
+        reasons.len().to_string()
+    );
+    let columns = queue
+        .rows("SELECT name FROM pragma_table_info('power_waiting')")
+        .await;
     assert_eq!(columns, ["id", "target", "server_id", "action", "reason"]);
 }
 
@@ -54,19 +67,41 @@ async fn a_hold_is_the_reason_of_what_could_go_and_of_what_is_retried() {
     let start = queue.insert("b", &[("action", "'start'")]).await;
     let elsewhere = queue.insert("c", &[("target", "'other'")]).await;
     let later = queue.insert("d", &[("not_before", "'2090-01-01'")]).await;
-    queue.store.put_hold(&hold(Some("default"), Some(PowerAction::Stop), "paused by ops")).await.expect("a hold");
+    queue
+        .store
+        .put_hold(&hold(
+            Some("default"),
+            Some(PowerAction::Stop),
+            "paused by ops",
+        ))
+        .await
+        .expect("a hold");
     assert_eq!(queue.reason(stop).await, "held: paused by ops");
     assert_eq!(queue.reason(start).await, "next");
     assert_eq!(queue.reason(elsewhere).await, "next");
-    assert_eq!(queue.reason(later).await, "not due until 2090-01-01T00:00:00.000Z");
-    queue.store.put_hold(&hold(None, None, "all is paused")).await.expect("a hold");
+    assert_eq!(
+        queue.reason(later).await,
+        "not due until 2090-01-01T00:00:00.000Z"
+    );
+    queue
+        .store
+        .put_hold(&hold(None, None, "all is paused"))
+        .await
+        .expect("a hold");
     for id in [start, elsewhere] {
         assert_eq!(queue.reason(id).await, "held: all is paused");
     }
-    let passing = Hold { kind: HoldKind::Budget, until: Some(now + HOUR), ..hold(Some("x"), None, "budget used up") };
+    let passing = Hold {
+        kind: HoldKind::Budget,
+        until: Some(now + HOUR),
+        ..hold(Some("x"), None, "budget used up")
+    };
     queue.store.put_hold(&passing).await.expect("a hold");
     let row = "SELECT target, action, kind, reason, until FROM holds WHERE kind = 'budget'";
-    assert_eq!(queue.row(row).await, format!("x||budget|budget used up|{}", now + HOUR));
+    assert_eq!(
+        queue.row(row).await,
+        format!("x||budget|budget used up|{}", now + HOUR)
+    );
     let (over, _) = queue.store.holds(now + HOUR).await.expect("holds");
     assert_eq!(over.len(), 2);
     assert!(queue.rows(row).await.is_empty());
@@ -76,7 +111,10 @@ async fn a_hold_is_the_reason_of_what_could_go_and_of_what_is_retried() {
 async fn a_hold_that_has_passed_is_no_reason() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[]).await;
-    let past = Hold { until: Some(wall().before(Duration::from_secs(1))), ..hold(None, None, "over") };
+    let past = Hold {
+        until: Some(wall().before(Duration::from_secs(1))),
+        ..hold(None, None, "over")
+    };
     queue.store.put_hold(&past).await.expect("a hold");
     assert_eq!(queue.reason(id).await, "next");
 }
@@ -89,9 +127,13 @@ async fn power_outcomes_has_a_row_for_each_terminal_request() {
     let batches = queue.go(now).await;
     let batch = queue.accept(&batches[0], now).await;
     assert!(queue.rows("SELECT * FROM power_outcomes").await.is_empty());
-    queue.end(&batch, &failed(), now + Duration::from_millis(1_234)).await;
+    queue
+        .end(&batch, &failed(), now + Duration::from_millis(1_234))
+        .await;
     let cancelled = queue.insert("b", &[]).await;
-    queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
+        .await;
     let row = "SELECT id, target, server_id, action, state, evidence, error_code, error_message, job_id, attempts, submitted_at,
                    finished_at, duration_ms FROM power_outcomes ORDER BY id";
     assert_eq!(
@@ -101,23 +143,35 @@ async fn power_outcomes_has_a_row_for_each_terminal_request() {
             now + Duration::from_millis(1_234)
         )
     );
-    let row =
-        format!("SELECT state, job_id, attempts, submitted_at, duration_ms FROM power_outcomes WHERE id = {cancelled}");
+    let row = format!(
+        "SELECT state, job_id, attempts, submitted_at, duration_ms FROM power_outcomes WHERE id = {cancelled}"
+    );
     assert_eq!(queue.row(&row).await, "cancelled||0||");
-    assert_eq!(queue.row("SELECT count(*) FROM power_outcomes WHERE created_at IS NOT NULL").await, "2");
+    assert_eq!(
+        queue
+            .row("SELECT count(*) FROM power_outcomes WHERE created_at IS NOT NULL")
+            .await,
+        "2"
+    );
 }
 
 #[tokio::test]
 async fn server_outcomes_shows_the_newest_end_of_each_server_without_case() {
     let mut queue = Queue::new().await;
     let now = wall();
-    for (server, outcome, at) in [("a", failed(), now), ("A", succeeded(), now + HOUR), ("b", succeeded(), now)] {
+    for (server, outcome, at) in [
+        ("a", failed(), now),
+        ("A", succeeded(), now + HOUR),
+        ("b", succeeded(), now),
+    ] {
         queue.insert(server, &[]).await;
         let batches = queue.go(at).await;
         queue.end(&batches[0], &outcome, at).await;
     }
     queue.insert("a", &[("target", "'other'")]).await;
-    queue.sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'").await;
+    queue
+        .sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
+        .await;
     queue.insert("c", &[]).await;
     let rows = "SELECT target, server_id, action, state, evidence, error_code, request_id FROM server_outcomes
                 ORDER BY target, server_id";
@@ -139,13 +193,19 @@ async fn queue_overview_counts_what_is_not_terminal() {
     let now = wall();
     queue.insert("a", &[]).await;
     queue.insert("b", &[]).await;
-    queue.insert("c", &[("action", "'start'"), ("target", "'other'")]).await;
+    queue
+        .insert("c", &[("action", "'start'"), ("target", "'other'")])
+        .await;
     let batches = queue.go(now).await;
     queue.insert("a", &[]).await;
     queue.accept(&batches[0], now).await;
     queue.end(&batches[1], &succeeded(), now).await;
-    let rows = "SELECT target, action, state, count, oldest_created_at IS NOT NULL FROM queue_overview";
-    assert_eq!(queue.rows(rows).await, ["default|stop|queued|1|1", "default|stop|running|2|1"]);
+    let rows =
+        "SELECT target, action, state, count, oldest_created_at IS NOT NULL FROM queue_overview";
+    assert_eq!(
+        queue.rows(rows).await,
+        ["default|stop|queued|1|1", "default|stop|running|2|1"]
+    );
     let oldest = "SELECT oldest_created_at = (SELECT created_at FROM power_requests WHERE id = 1) FROM queue_overview WHERE state = 'running'";
     assert_eq!(queue.row(oldest).await, "1");
 }
@@ -166,13 +226,19 @@ async fn the_ledgers_tell_what_each_call_carried_and_what_came_of_it() {
         queue.rows(batches).await,
         [
             format!("1|default|bms|http://127.0.0.1:1|p|stop|done|1||{now}|||0|{now}"),
-            format!("2|default|bms|http://127.0.0.1:1|p|stop|done|1|job-2|{now}|{now}||1|{}", now + HOUR),
+            format!(
+                "2|default|bms|http://127.0.0.1:1|p|stop|done|1|job-2|{now}|{now}||1|{}",
+                now + HOUR
+            ),
         ]
     );
     let attempts = "SELECT request_id, batch_id, result, error_code, started_at, finished_at FROM request_attempts ORDER BY batch_id";
     assert_eq!(
         queue.rows(attempts).await,
-        [format!("{id}|1|busy|BMS.0028|{now}|{now}"), format!("{id}|2|succeeded||{now}|{}", now + HOUR)]
+        [
+            format!("{id}|1|busy|BMS.0028|{now}|{now}"),
+            format!("{id}|2|succeeded||{now}|{}", now + HOUR)
+        ]
     );
     assert_eq!(queue.row("SELECT attempts FROM power_requests").await, "1");
 }

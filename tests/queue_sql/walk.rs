@@ -1,5 +1,5 @@
-//! Random walks of producers and the daemon over one queue: after every step its gates are sound, and at the end of all
-//! time nothing is left waiting.
+//! Random walks of producers and the daemon over one queue: after every step its gates are sound,
+//! and at the end of all time nothing is left waiting.
 
 use std::time::Duration;
 
@@ -14,14 +14,37 @@ use crate::queue::{HOUR, Queue, back, failed, step, succeeded, wall};
 /// One step. Numbers pick among what there is.
 #[derive(Debug, Clone)]
 enum Move {
-    Insert { server: u8, start: bool, time: Time, after: Option<u8>, key: Option<u8>, priority: i8 },
-    Postpone { which: u8, time: Time },
-    Cancel { which: u8 },
-    Delete { which: u8 },
-    TakeIn { hours: u8 },
-    Claim { servers_max: u8 },
-    Accept { which: u8 },
-    Settle { which: u8, ends: Vec<End> },
+    Insert {
+        server: u8,
+        start: bool,
+        time: Time,
+        after: Option<u8>,
+        key: Option<u8>,
+        priority: i8,
+    },
+    Postpone {
+        which: u8,
+        time: Time,
+    },
+    Cancel {
+        which: u8,
+    },
+    Delete {
+        which: u8,
+    },
+    TakeIn {
+        hours: u8,
+    },
+    Claim {
+        servers_max: u8,
+    },
+    Accept {
+        which: u8,
+    },
+    Settle {
+        which: u8,
+        ends: Vec<End>,
+    },
 }
 
 /// A `not_before`.
@@ -136,7 +159,10 @@ struct Walk {
 impl Walk {
     /// A request that there is, by any number.
     async fn pick(&mut self, which: u8) -> Option<String> {
-        let ids = self.queue.rows("SELECT id FROM power_requests ORDER BY id").await;
+        let ids = self
+            .queue
+            .rows("SELECT id FROM power_requests ORDER BY id")
+            .await;
         (!ids.is_empty()).then(|| ids[usize::from(which) % ids.len()].clone())
     }
 
@@ -157,7 +183,14 @@ impl Walk {
         // The schema stamps rows by the wall clock; a daemon's does not lag behind it.
         self.now = self.now.max(wall());
         match step {
-            Move::Insert { server, start, time, after, key, priority } => {
+            Move::Insert {
+                server,
+                start,
+                time,
+                after,
+                key,
+                priority,
+            } => {
                 let after = match after {
                     Some(which) => self.pick(*which).await.unwrap_or("NULL".to_owned()),
                     None => "NULL".to_owned(),
@@ -166,7 +199,8 @@ impl Walk {
                 let action = if *start { "start" } else { "stop" };
                 let key = key.map_or("NULL".to_owned(), |key| format!("'{key}'"));
                 let not_before = self.not_before(*time);
-                let or = ["", " OR IGNORE", " OR REPLACE"][usize::from(priority.unsigned_abs()) % 3];
+                let or =
+                    ["", " OR IGNORE", " OR REPLACE"][usize::from(priority.unsigned_abs()) % 3];
                 self.producer(&format!(
                     "INSERT{or} INTO power_requests (server_id, action, not_before, after_id, request_key, priority)
                      VALUES ('{server}', '{action}', {not_before}, {after}, {key}, {priority})"
@@ -174,21 +208,38 @@ impl Walk {
                 .await;
             }
             Move::Postpone { which, time } => {
-                let Some(id) = self.pick(*which).await else { return };
+                let Some(id) = self.pick(*which).await else {
+                    return;
+                };
                 let not_before = self.not_before(*time);
-                self.producer(&format!("UPDATE power_requests SET not_before = {not_before} WHERE id = {id}")).await;
+                self.producer(&format!(
+                    "UPDATE power_requests SET not_before = {not_before} WHERE id = {id}"
+                ))
+                .await;
             }
             Move::Cancel { which } => {
-                let Some(id) = self.pick(*which).await else { return };
-                self.producer(&format!("UPDATE power_requests SET state = 'cancelled' WHERE id = {id}")).await;
+                let Some(id) = self.pick(*which).await else {
+                    return;
+                };
+                self.producer(&format!(
+                    "UPDATE power_requests SET state = 'cancelled' WHERE id = {id}"
+                ))
+                .await;
             }
             Move::Delete { which } => {
-                let Some(id) = self.pick(*which).await else { return };
-                self.producer(&format!("DELETE FROM power_requests WHERE id = {id}")).await;
+                let Some(id) = self.pick(*which).await else {
+                    return;
+                };
+                self.producer(&format!("DELETE FROM power_requests WHERE id = {id}"))
+                    .await;
             }
             Move::TakeIn { hours } => {
                 self.now = self.now + HOUR * u32::from(*hours);
-                self.queue.store.take_in(None, self.now).await.expect("take_in");
+                self.queue
+                    .store
+                    .take_in(None, self.now)
+                    .await
+                    .expect("take_in");
             }
             Move::Claim { servers_max } => self.claim(u32::from(*servers_max)).await,
             Move::Accept { which } => {
@@ -215,11 +266,14 @@ impl Walk {
         loaded.map(|(batch, _)| batch)
     }
 
-    /// Takes in all there is and claims; every request that leaves is the first due one of its server.
+    /// Takes in all there is and claims; every request that leaves is the first due one of its
+    /// server.
     async fn claim(&mut self, servers_max: u32) {
         self.queue.take_in(None, self.now).await;
         for lane in self.queue.lanes().await {
-            let Some(batch) = self.queue.claim(&lane, servers_max, self.now).await else { continue };
+            let Some(batch) = self.queue.claim(&lane, servers_max, self.now).await else {
+                continue;
+            };
             for member in &batch.members {
                 let earlier = format!(
                     "SELECT e.id FROM power_requests e JOIN power_requests c ON e.target = c.target AND e.server_id = c.server_id
@@ -228,7 +282,11 @@ impl Walk {
                        AND (e.after_id IS NULL OR a.state = 'succeeded')",
                     member.request, self.now
                 );
-                assert!(self.queue.rows(&earlier).await.is_empty(), "request {} overtook another", member.request);
+                assert!(
+                    self.queue.rows(&earlier).await.is_empty(),
+                    "request {} overtook another",
+                    member.request
+                );
             }
             self.open.push(batch.id);
         }
@@ -239,30 +297,53 @@ impl Walk {
             End::Stays => None,
             End::Succeeds => Some(Event::Ended(succeeded())),
             End::Fails => Some(Event::Ended(failed())),
-            End::Unknown => Some(Event::Ended(Outcome::unknown("poweryard.unproved", "nobody knows"))),
+            End::Unknown => Some(Event::Ended(Outcome::unknown(
+                "poweryard.unproved",
+                "nobody knows",
+            ))),
             End::ComesBack { hours, group } => {
                 let retry_at = hours.map(|hours| self.now + HOUR * u32::from(hours));
-                let Event::Returned(mut back) = back(retry_at) else { return None };
+                let Event::Returned(mut back) = back(retry_at) else {
+                    return None;
+                };
                 back.group = Some(i64::from(*group));
                 Some(Event::Returned(back))
             }
         };
         let moves = batch.members.iter().zip(ends.iter().cycle());
-        let moves = moves.filter_map(|(member, end)| event(end).map(|event| (member.request, event))).collect();
+        let moves = moves
+            .filter_map(|(member, end)| event(end).map(|event| (member.request, event)))
+            .collect();
         let next = match batch.submitted_at {
-            Some(_) => BatchNext::Again { next_look_at: self.now, doubts: 0 },
-            None => BatchNext::Track { job: None, next_look_at: self.now },
+            Some(_) => BatchNext::Again {
+                next_look_at: self.now,
+                doubts: 0,
+            },
+            None => BatchNext::Track {
+                job: None,
+                next_look_at: self.now,
+            },
         };
         // Members that stay of a batch that was not yet accepted would need a move of their own.
         if batch.submitted_at.is_some() || ends.iter().all(|end| !matches!(end, End::Stays)) {
-            self.queue.store.record(batch, &step(next, moves), self.now).await.expect("record");
+            self.queue
+                .store
+                .record(batch, &step(next, moves), self.now)
+                .await
+                .expect("record");
         }
     }
 
     async fn check(&mut self) -> Result<(), TestCaseError> {
         for (what, sql) in NEVER {
             let found = self.queue.rows(sql).await;
-            prop_assert!(found.is_empty(), "{}: {:?}\n{:#?}", what, found, self.all().await);
+            prop_assert!(
+                found.is_empty(),
+                "{}: {:?}\n{:#?}",
+                what,
+                found,
+                self.all().await
+            );
         }
         Ok(())
     }
@@ -278,7 +359,8 @@ impl Walk {
         self.now = self.now + HOUR * 24 * 365;
         for _ in 0..200 {
             for id in std::mem::take(&mut self.open) {
-                if let Some((batch, _)) = self.queue.store.load_batch(id).await.expect("load_batch") {
+                if let Some((batch, _)) = self.queue.store.load_batch(id).await.expect("load_batch")
+                {
                     self.queue.end(&batch, &succeeded(), self.now).await;
                 }
             }
@@ -288,9 +370,22 @@ impl Walk {
                 break;
             }
         }
-        let left = self.queue.rows("SELECT id, state, gate FROM power_requests WHERE gate IS NOT NULL").await;
-        prop_assert!(left.is_empty(), "stuck: {:?}\n{:#?}", left, self.all().await);
-        let due = self.queue.store.next_due_at(Some(Duration::ZERO)).await.expect("next_due_at");
+        let left = self
+            .queue
+            .rows("SELECT id, state, gate FROM power_requests WHERE gate IS NOT NULL")
+            .await;
+        prop_assert!(
+            left.is_empty(),
+            "stuck: {:?}\n{:#?}",
+            left,
+            self.all().await
+        );
+        let due = self
+            .queue
+            .store
+            .next_due_at(Some(Duration::ZERO))
+            .await
+            .expect("next_due_at");
         prop_assert_eq!(due, None);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The modes of the queue's file and folder: who can lock the daemon out, or take the queue away. Looks by path; opens nothing.
+//! The modes of the queue's file and folder: who can lock the daemon out, or take the queue away.
+//! Looks by path; opens nothing.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -26,25 +27,47 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
         _ => Path::new("."),
     };
     let mut findings = match fs::metadata(folder) {
-        Err(error) => return vec![unreadable(folder, &error, "create it with mode 3770 and the producers' group")],
+        Err(error) => {
+            return vec![unreadable(
+                folder,
+                &error,
+                "create it with mode 3770 and the producers' group",
+            )];
+        }
         Ok(meta) if !meta.is_dir() => {
             let mend = "let queue.database name a file in a folder";
-            return vec![Finding::error(Exit::Database, folder.display(), "is not a folder", mend)];
+            return vec![Finding::error(
+                Exit::Database,
+                folder.display(),
+                "is not a folder",
+                mend,
+            )];
         }
         Ok(meta) => vec![judge_folder(folder, mode(&meta))],
     };
     findings.extend(judge_access(folder, Access::WRITE_OK | Access::EXEC_OK));
     let folder_meta = fs::metadata(folder).ok();
-    let shared = folder_meta.as_ref().is_some_and(|meta| mode(meta) & GROUP_WRITE != 0);
+    let shared = folder_meta
+        .as_ref()
+        .is_some_and(|meta| mode(meta) & GROUP_WRITE != 0);
     let group = folder_meta.filter(|_| shared).map(|meta| meta.gid());
     let owner = fs::metadata(database).ok().map(|meta| meta.uid());
-    for path in [database.to_owned(), beside(database, "-wal"), beside(database, "-shm")] {
+    for path in [
+        database.to_owned(),
+        beside(database, "-wal"),
+        beside(database, "-shm"),
+    ] {
         match fs::metadata(&path) {
             Ok(meta) => {
                 findings.push(judge_file(&path, mode(&meta), shared));
                 findings.extend(judge_access(&path, Access::READ_OK | Access::WRITE_OK));
                 findings.extend(judge_group(&path, meta.gid(), group, folder));
-                findings.extend(judge_owner(&path, (meta.uid(), mode(&meta)), owner, database));
+                findings.extend(judge_owner(
+                    &path,
+                    (meta.uid(), mode(&meta)),
+                    owner,
+                    database,
+                ));
             }
             // The database itself is missed elsewhere; the others come and go.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -62,14 +85,26 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
 /// The user who runs this must be able to write what the daemon writes.
 fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
     let error = rustix::fs::accessat(rustix::fs::CWD, path, wanted, AtFlags::EACCESS).err()?;
-    let finding = format!("cannot be written by the user who runs this ({})", io::Error::from(error));
+    let finding = format!(
+        "cannot be written by the user who runs this ({})",
+        io::Error::from(error)
+    );
     let mend = match fs::metadata(path) {
         Ok(meta) => {
-            format!("run this as user {}, or ask for membership of group {}", meta.uid(), group_name(meta.gid()))
+            format!(
+                "run this as user {}, or ask for membership of group {}",
+                meta.uid(),
+                group_name(meta.gid())
+            )
         }
         Err(_) => "let this user write it".to_owned(),
     };
-    Some(Finding::error(Exit::Database, path.display(), finding, mend))
+    Some(Finding::error(
+        Exit::Database,
+        path.display(),
+        finding,
+        mend,
+    ))
 }
 
 fn mode(meta: &Metadata) -> u32 {
@@ -83,7 +118,12 @@ fn beside(database: &Path, ending: &str) -> PathBuf {
 }
 
 fn unreadable(path: &Path, error: &io::Error, mend: &str) -> Finding {
-    Finding::error(Exit::Database, path.display(), format!("cannot be looked at ({error})"), mend)
+    Finding::error(
+        Exit::Database,
+        path.display(),
+        format!("cannot be looked at ({error})"),
+        mend,
+    )
 }
 
 fn judge_folder(folder: &Path, mode: u32) -> Finding {
@@ -98,7 +138,10 @@ fn judge_folder(folder: &Path, mode: u32) -> Finding {
         );
     }
     if mode & GROUP_WRITE == 0 {
-        return Finding::ok(subject, format!("only its owner can use the queue (mode {mode:04o})"));
+        return Finding::ok(
+            subject,
+            format!("only its owner can use the queue (mode {mode:04o})"),
+        );
     }
     if mode & STICKY == 0 {
         return Finding::warning(
@@ -108,10 +151,15 @@ fn judge_folder(folder: &Path, mode: u32) -> Finding {
         );
     }
     if mode & SETGID == 0 {
-        let finding = format!("files made by a producer get that one's own group (mode {mode:04o}, not setgid)");
+        let finding = format!(
+            "files made by a producer get that one's own group (mode {mode:04o}, not setgid)"
+        );
         return Finding::warning(subject, finding, mend);
     }
-    Finding::ok(subject, format!("producers can use the queue and not delete it (mode {mode:04o})"))
+    Finding::ok(
+        subject,
+        format!("producers can use the queue and not delete it (mode {mode:04o})"),
+    )
 }
 
 fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
@@ -122,10 +170,15 @@ fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
         return Finding::error(Exit::Database, subject, finding, mend);
     }
     if mode & OTHERS_READ != 0 {
-        return Finding::warning(subject, format!("everybody who reaches it can read it (mode {mode:04o})"), mend);
+        return Finding::warning(
+            subject,
+            format!("everybody who reaches it can read it (mode {mode:04o})"),
+            mend,
+        );
     }
     if shared && mode & GROUP_READ_WRITE != GROUP_READ_WRITE {
-        let finding = format!("the folder is shared, but the group cannot write this (mode {mode:04o})");
+        let finding =
+            format!("the folder is shared, but the group cannot write this (mode {mode:04o})");
         return Finding::warning(subject, finding, mend);
     }
     Finding::ok(subject, format!("mode {mode:04o}"))
@@ -134,18 +187,30 @@ fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
 /// A shared folder's files belong to the producers' group, or only their owner can use them.
 fn judge_group(path: &Path, gid: u32, folder_gid: Option<u32>, folder: &Path) -> Option<Finding> {
     let folder_gid = folder_gid.filter(|folder_gid| *folder_gid != gid)?;
-    let finding = format!("belongs to group {gid} and the folder to group {folder_gid}: producers cannot use it");
+    let finding = format!(
+        "belongs to group {gid} and the folder to group {folder_gid}: producers cannot use it"
+    );
     let mend = format!("chgrp --reference={} {}", folder.display(), path.display());
     Some(Finding::warning(path.display(), finding, mend))
 }
 
-/// A `-wal` that another user's program left, and that the queue's owner cannot write, locks the daemon out.
-fn judge_owner(path: &Path, (uid, mode): (u32, u32), owner: Option<u32>, database: &Path) -> Option<Finding> {
-    let owner = owner.filter(|owner| *owner != uid && mode & GROUP_READ_WRITE != GROUP_READ_WRITE)?;
-    let finding =
-        format!("was left by user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})");
+/// A `-wal` that another user's program left, and that the queue's owner cannot write, locks the
+/// daemon out.
+fn judge_owner(
+    path: &Path,
+    (uid, mode): (u32, u32),
+    owner: Option<u32>,
+    database: &Path,
+) -> Option<Finding> {
+    let owner =
+        owner.filter(|owner| *owner != uid && mode & GROUP_READ_WRITE != GROUP_READ_WRITE)?;
+    let finding = format!(
+        "was left by user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})"
+    );
     let (path, database) = (path.display(), database.display());
-    let mend = format!("stop what has the queue open, then: chown --reference={database} {path} && chmod 660 {path}");
+    let mend = format!(
+        "stop what has the queue open, then: chown --reference={database} {path} && chmod 660 {path}"
+    );
     Some(Finding::error(Exit::Database, path, finding, mend))
 }
 
@@ -164,16 +229,31 @@ mod tests {
 
     #[test]
     fn a_file_of_another_group_and_a_wal_that_somebody_left_are_noticed() {
-        let (folder, database, wal) = (Path::new("/q"), Path::new("/q/queue.db"), Path::new("/q/queue.db-wal"));
+        let (folder, database, wal) = (
+            Path::new("/q"),
+            Path::new("/q/queue.db"),
+            Path::new("/q/queue.db-wal"),
+        );
         assert_eq!(judge_group(database, 50, Some(50), folder), None);
-        assert_eq!(judge_group(database, 50, None, folder), None, "nobody shares it");
+        assert_eq!(
+            judge_group(database, 50, None, folder),
+            None,
+            "nobody shares it"
+        );
         let mend = judge_group(database, 0, Some(50), folder).and_then(|finding| finding.mend);
         assert_eq!(mend.as_deref(), Some("chgrp --reference=/q /q/queue.db"));
-        assert_eq!(judge_owner(wal, (1000, 0o660), Some(900), database), None, "the group lets both write");
+        assert_eq!(
+            judge_owner(wal, (1000, 0o660), Some(900), database),
+            None,
+            "the group lets both write"
+        );
         assert_eq!(judge_owner(wal, (900, 0o600), Some(900), database), None);
         let left = judge_owner(wal, (1000, 0o644), Some(900), database).expect("a finding");
         assert!(
-            left.level == Level::Error && left.mend.is_some_and(|mend| mend.contains("chown --reference=/q/queue.db"))
+            left.level == Level::Error
+                && left
+                    .mend
+                    .is_some_and(|mend| mend.contains("chown --reference=/q/queue.db"))
         );
     }
 

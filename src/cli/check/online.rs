@@ -1,4 +1,5 @@
-//! What only the cloud can tell: the endpoint, this machine's clock, and whether one read call is allowed. Switches nothing.
+//! What only the cloud can tell: the endpoint, this machine's clock, and whether one read call is
+//! allowed. Switches nothing.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,9 +22,13 @@ const CLOCK_OFF_MAX: Duration = Duration::from_secs(450);
 /// No server has this id, so the answer is short: that it does not exist.
 const NO_SERVER: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Asks every target once. Five bad signatures in a row lock a key, so a key that was refused is not tried again before its
-/// hold is over, and a refusal is counted where the daemon will find it.
-pub(super) async fn findings(settings: &Settings, rules: &SecretRules, mut keys: Keys<'_>) -> Vec<Finding> {
+/// Asks every target once. Five bad signatures in a row lock a key, so a key that was refused is
+/// not tried again before its hold is over, and a refusal is counted where the daemon will find it.
+pub(super) async fn findings(
+    settings: &Settings,
+    rules: &SecretRules,
+    mut keys: Keys<'_>,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for target in &settings.targets {
         let subject = format!("targets.{}", target.name);
@@ -51,12 +56,16 @@ impl<'a> Keys<'a> {
         Self { database, refused }
     }
 
-    /// The refusal of this key that still holds, and what to do about it; none if the key may be tried.
+    /// The refusal of this key that still holds, and what to do about it; none if the key may be
+    /// tried.
     pub(super) fn refusal(&self, key: &KeyName, now: UtcMillis) -> Option<(String, String)> {
         if let Some(refused) = refusals::own_refusal(key, &self.refused, now) {
             let times = output::count(refused.refusals as usize, "time");
             let finding = format!("its key was refused {times} in a row ({})", refused.reason);
-            let mend = format!("fix the key, or wait until {}, so that the cloud does not lock it", refused.until);
+            let mend = format!(
+                "fix the key, or wait until {}, so that the cloud does not lock it",
+                refused.until
+            );
             return Some((finding, mend));
         }
         let (until, reason) = refusals::rest(key, &self.refused, now)?;
@@ -65,63 +74,101 @@ impl<'a> Keys<'a> {
 
     async fn note(&mut self, cloud: &dyn PowerCloud, subject: &str, reason: &str, now: UtcMillis) {
         let target = TargetName(subject.trim_start_matches("targets.").to_owned());
-        let refused = refusals::after_refusal(&cloud.key().signed(), &target, reason, &self.refused, now);
+        let refused =
+            refusals::after_refusal(&cloud.key().signed(), &target, reason, &self.refused, now);
         if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
             // Without it the daemon would only count from nothing.
             let _ = desk.note_refused_key(&refused).await;
         }
-        self.refused.retain(|other| !refusals::is_of(other, cloud.key().name()));
+        self.refused
+            .retain(|other| !refusals::is_of(other, cloud.key().name()));
         self.refused.push(refused);
     }
 }
 
-/// One call without credentials: any answer will do, and its `Date` shows how far off this machine's clock is.
+/// One call without credentials: any answer will do, and its `Date` shows how far off this
+/// machine's clock is.
 async fn endpoint(target: &TargetSettings, rules: &SecretRules, subject: &str) -> Finding {
     let subject = format!("{subject}.endpoint");
-    // Without it the proxy itself will say what is missing; the file's own problem is told elsewhere.
+    // Without it the proxy itself will say what is missing; the file's own problem is told
+    // elsewhere.
     let proxy_password = load_proxy_password(target, rules).ok().flatten();
     let http = match Http::new(target, proxy_password.as_ref()) {
         Ok(http) => http,
-        Err(error) => return Finding::error(Exit::Config, subject, error, "mend the target's settings"),
+        Err(error) => {
+            return Finding::error(Exit::Config, subject, error, "mend the target's settings");
+        }
     };
-    match http.send(Request::new(Method::GET, target.endpoint.clone())).await {
+    match http
+        .send(Request::new(Method::GET, target.endpoint.clone()))
+        .await
+    {
         Err(error) => unreachable_endpoint(&subject, &error),
         Ok(answer) => {
-            let date = answer.headers.get("date").and_then(|date| date.to_str().ok()).and_then(http_date);
+            let date = answer
+                .headers
+                .get("date")
+                .and_then(|date| date.to_str().ok())
+                .and_then(http_date);
             clock(subject, date, args::now())
         }
     }
 }
 
 fn unreachable_endpoint(subject: &str, error: &CallError) -> Finding {
-    Finding::error(Exit::Config, subject, error, "check the address, the proxy, ca_file and the network")
+    Finding::error(
+        Exit::Config,
+        subject,
+        error,
+        "check the address, the proxy, ca_file and the network",
+    )
 }
 
 /// Such as `Wed, 21 Oct 2015 07:28:00 GMT`.
 fn http_date(text: &str) -> Option<UtcMillis> {
-    let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    let time = jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text)
+        .ok()?;
     Some(UtcMillis(time.as_millisecond()))
 }
 
 fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
-    let Some(cloud) = cloud else { return Finding::ok(subject, "answers; it does not tell the time") };
+    let Some(cloud) = cloud else {
+        return Finding::ok(subject, "answers; it does not tell the time");
+    };
     let off = cloud.since(now).max(now.since(cloud));
     // The cloud tells whole seconds.
     let shown = humantime::format_duration(Duration::from_secs(off.as_secs()));
     if off > CLOCK_OFF_MAX {
-        let finding = format!("answers; this machine's clock is {shown} off, and signatures fail at 15 minutes");
-        return Finding::error(Exit::Config, subject, finding, "set the clock, by NTP for example");
+        let finding = format!(
+            "answers; this machine's clock is {shown} off, and signatures fail at 15 minutes"
+        );
+        return Finding::error(
+            Exit::Config,
+            subject,
+            finding,
+            "set the clock, by NTP for example",
+        );
     }
-    Finding::ok(subject, format!("answers; this machine's clock is {shown} off"))
+    Finding::ok(
+        subject,
+        format!("answers; this machine's clock is {shown} off"),
+    )
 }
 
 /// One read call with the target's credentials.
-async fn read_call(cloud: &dyn PowerCloud, service: Service, keys: &mut Keys<'_>, subject: &str) -> Finding {
+async fn read_call(
+    cloud: &dyn PowerCloud,
+    service: Service,
+    keys: &mut Keys<'_>,
+    subject: &str,
+) -> Finding {
     let key = cloud.key();
     if let Some((finding, mend)) = keys.refusal(key.name(), args::now()) {
         return Finding::error(Exit::Config, subject, format!("not asked: {finding}"), mend);
     }
-    // One signature, as for a key that was refused before: without a queue nobody counts the checks made in a row.
+    // One signature, as for a key that was refused before: without a queue nobody counts the checks
+    // made in a row.
     key.set_one_proof_a_call(true);
     let server = ServerId(NO_SERVER.to_owned());
     let shown = cloud
@@ -130,7 +177,9 @@ async fn read_call(cloud: &dyn PowerCloud, service: Service, keys: &mut Keys<'_>
         .and_then(|mut observed| observed.failures.remove(&server).map_or(Ok(()), Err));
     match shown {
         Ok(()) => Finding::ok(subject, "a read call was allowed"),
-        Err(error) if says_no_such_server(service, &error) => Finding::ok(subject, "a read call was allowed"),
+        Err(error) if says_no_such_server(service, &error) => {
+            Finding::ok(subject, "a read call was allowed")
+        }
         Err(error) => {
             if error.fault == Fault::Credentials {
                 let reason = format!("the cloud refuses the credentials: {error}");
@@ -141,11 +190,13 @@ async fn read_call(cloud: &dyn PowerCloud, service: Service, keys: &mut Keys<'_>
     }
 }
 
-/// CloudDC's way to say that a server does not exist is not documented, only the shape of its refusals: such a one, with a code
-/// that is not the gateway's, means that the call got as far as the service.
+/// CloudDC's way to say that a server does not exist is not documented, only the shape of its
+/// refusals: such a one, with a code that is not the gateway's, means that the call got as far as
+/// the service.
 fn says_no_such_server(service: Service, error: &CallError) -> bool {
     let is_its_own = !error.code.is_empty() && codes::origin(&error.code) == Origin::Unknown;
-    let is_refused = error.fault == Fault::Refused(CodeClass::Other) && matches!(error.status, Some(400 | 404));
+    let is_refused =
+        error.fault == Fault::Refused(CodeClass::Other) && matches!(error.status, Some(400 | 404));
     service == Service::CloudDc && is_its_own && is_refused
 }
 
@@ -156,7 +207,9 @@ fn mend(fault: &Fault) -> &'static str {
         Fault::Credentials => {
             "check the key or password, the IAM endpoint and the clock; five refusals in a row lock a key"
         }
-        Fault::Permission => "give these credentials the right to list and switch servers in this project",
+        Fault::Permission => {
+            "give these credentials the right to list and switch servers in this project"
+        }
         Fault::Configuration | Fault::Refused(_) => "check service, endpoint and project_id",
     }
 }
@@ -169,29 +222,56 @@ mod tests {
     #[test]
     fn a_clock_that_signatures_would_not_bear_is_an_error() {
         let now = UtcMillis(1_000_000_000);
-        let level = |seconds| clock("t".to_owned(), Some(now.before(Duration::from_secs(seconds))), now).level;
+        let level = |seconds| {
+            clock(
+                "t".to_owned(),
+                Some(now.before(Duration::from_secs(seconds))),
+                now,
+            )
+            .level
+        };
         assert_eq!([level(3), level(600)], [Level::Ok, Level::Error]);
         assert_eq!(clock("t".to_owned(), None, now).level, Level::Ok);
     }
 
     #[test]
     fn an_http_date_reads() {
-        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:05 GMT"), Some(UtcMillis(5000)));
+        assert_eq!(
+            http_date("Thu, 01 Jan 1970 00:00:05 GMT"),
+            Some(UtcMillis(5000))
+        );
     }
 
     #[test]
     fn a_refusal_in_the_services_own_words_is_an_answer_and_any_other_is_not() {
         let refused = |service, status, code: &str, class| {
-            let (fault, code, message) = (Fault::Refused(class), code.to_owned(), "text".to_owned());
+            let (fault, code, message) =
+                (Fault::Refused(class), code.to_owned(), "text".to_owned());
             says_no_such_server(
                 service,
-                &CallError { fault, status: Some(status), code, message, request_id: None, retry_after: None },
+                &CallError {
+                    fault,
+                    status: Some(status),
+                    code,
+                    message,
+                    request_id: None,
+                    retry_after: None,
+                },
             )
         };
         let clouddc = |status, code, class| refused(Service::CloudDc, status, code, class);
-        assert!(clouddc(400, "CloudDC.0001", CodeClass::Other) && clouddc(404, "CloudDC.0001", CodeClass::Other));
+        assert!(
+            clouddc(400, "CloudDC.0001", CodeClass::Other)
+                && clouddc(404, "CloudDC.0001", CodeClass::Other)
+        );
         assert!(!clouddc(400, "", CodeClass::Other), "a proxy's");
-        assert!(!clouddc(400, "APIGW.9999", CodeClass::Other) && !clouddc(413, "x", CodeClass::BatchInvalid));
-        assert!(!refused(Service::Bms, 400, "BMS.9999", CodeClass::Other), "its code for this is documented");
+        assert!(
+            !clouddc(400, "APIGW.9999", CodeClass::Other)
+                && !clouddc(413, "x", CodeClass::BatchInvalid)
+        );
+        assert!(
+            !refused(Service::Bms, 400, "BMS.9999", CodeClass::Other),
+            "its code for this is documented"
+        );
     }
 }

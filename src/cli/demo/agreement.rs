@@ -6,8 +6,8 @@ use crate::model::{PowerAction, ServerId, Service};
 use crate::sim::{LedgerEntry, OnOff, ServerSummary};
 use crate::store::desk::RequestRecord;
 
-/// One sentence for each request whose outcome does not agree with the cloud's ledger. Each server has one request;
-/// `service` tells whose server it is by the request's target.
+/// One sentence for each request whose outcome does not agree with the cloud's ledger. Each server
+/// has one request; `service` tells whose server it is by the request's target.
 pub(super) fn disagreements(
     rows: &[RequestRecord],
     service: impl Fn(&str) -> Option<Service>,
@@ -16,10 +16,14 @@ pub(super) fn disagreements(
 ) -> Vec<String> {
     let mut done: HashMap<(Service, &ServerId), Vec<PowerAction>> = HashMap::new();
     for entry in ledger {
-        done.entry((entry.service, &entry.server_id)).or_default().push(entry.action);
+        done.entry((entry.service, &entry.server_id))
+            .or_default()
+            .push(entry.action);
     }
-    let power: HashMap<(Service, &ServerId), OnOff> =
-        servers.iter().map(|server| ((server.service, &server.server_id), server.power)).collect();
+    let power: HashMap<(Service, &ServerId), OnOff> = servers
+        .iter()
+        .map(|server| ((server.service, &server.server_id), server.power))
+        .collect();
     let judge = |row: &RequestRecord| {
         let server = ServerId(row.server_id.clone());
         let wrong = match service(&row.target).map(|service| (service, &server)) {
@@ -29,7 +33,10 @@ pub(super) fn disagreements(
             }
             None => "nobody has such a target".to_owned(),
         };
-        Some(format!("request {} ({} of {}) is {}, but {wrong}", row.id, row.action, row.server_id, row.state))
+        Some(format!(
+            "request {} ({} of {}) is {}, but {wrong}",
+            row.id, row.action, row.server_id, row.state
+        ))
     };
     rows.iter().filter_map(judge).collect()
 }
@@ -43,12 +50,18 @@ fn disagreement(row: &RequestRecord, done: &[PowerAction], power: Option<OnOff>)
     if is_reboot && done.len() > 1 {
         return Some(format!("the cloud rebooted it {} times", done.len()));
     }
-    let wished = if row.action == PowerAction::Stop.as_str() { OnOff::Off } else { OnOff::On };
+    let wished = if row.action == PowerAction::Stop.as_str() {
+        OnOff::Off
+    } else {
+        OnOff::On
+    };
     let evidence = row.evidence.as_deref().unwrap_or_default();
     match (row.state.as_str(), evidence) {
         ("succeeded", _) if power != Some(wished) => Some(format!("its power is {power:?}")),
         ("succeeded", "job") if done.is_empty() => Some("the cloud did nothing".to_owned()),
-        ("succeeded", _) if is_reboot && done.is_empty() => Some("the cloud did not reboot it".to_owned()),
+        ("succeeded", _) if is_reboot && done.is_empty() => {
+            Some("the cloud did not reboot it".to_owned())
+        }
         ("succeeded" | "unknown", _) => None,
         ("failed", _) if !done.is_empty() => Some("the cloud carried it out".to_owned()),
         ("failed", _) => None,
@@ -73,13 +86,19 @@ mod tests {
     fn an_outcome_that_the_ledger_does_not_bear_out_is_found() {
         let reboot = PowerAction::Reboot;
         let on = Some(OnOff::On);
-        assert_eq!(disagreement(&row("reboot", "succeeded", "job"), &[reboot], on), None);
+        assert_eq!(
+            disagreement(&row("reboot", "succeeded", "job"), &[reboot], on),
+            None
+        );
         assert!(disagreement(&row("reboot", "succeeded", "job"), &[], on).is_some());
         assert!(disagreement(&row("reboot", "succeeded", "observed"), &[], on).is_some());
         assert!(disagreement(&row("reboot", "unknown", "none"), &[reboot, reboot], on).is_some());
         assert!(disagreement(&row("reboot", "failed", "job"), &[reboot], on).is_some());
         assert!(disagreement(&row("stop", "succeeded", "already"), &[], on).is_some());
-        assert_eq!(disagreement(&row("stop", "succeeded", "already"), &[], Some(OnOff::Off)), None);
+        assert_eq!(
+            disagreement(&row("stop", "succeeded", "already"), &[], Some(OnOff::Off)),
+            None
+        );
         assert!(disagreement(&row("stop", "running", ""), &[], on).is_some());
     }
 }

@@ -16,7 +16,8 @@ use crate::store::desk::RequestRecord;
 /// How often the queue is asked who is unfinished.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Follows requests, each given with its target, until all have ended. Says so of each target as soon as its last one has.
+/// Follows requests, each given with its target, until all have ended. Says so of each target as
+/// soon as its last one has.
 pub(super) async fn to_the_end(
     desk: &mut Desk,
     requests: impl IntoIterator<Item = (i64, String)>,
@@ -39,7 +40,8 @@ pub(super) async fn to_the_end(
             let (name, all) = (format!("  {target}"), bar.length().unwrap_or_default());
             output::print(&format!("{name:<17}all {all} ended after {took:.1} s\n"))?;
         }
-        // A look at very many requests takes longer; then looks are rarer, and the daemon has its disk.
+        // A look at very many requests takes longer; then looks are rarer, and the daemon has its
+        // disk.
         sleep(POLL_INTERVAL.max(looked.elapsed() * 4)).await;
     }
     Ok(())
@@ -47,7 +49,9 @@ pub(super) async fn to_the_end(
 
 fn counts<'a>(ids: &[i64], target_of: &'a HashMap<i64, String>) -> BTreeMap<&'a str, u64> {
     let mut counts = BTreeMap::new();
-    ids.iter().filter_map(|id| target_of.get(id)).for_each(|target| *counts.entry(target.as_str()).or_default() += 1);
+    ids.iter()
+        .filter_map(|id| target_of.get(id))
+        .for_each(|target| *counts.entry(target.as_str()).or_default() += 1);
     counts
 }
 
@@ -61,7 +65,9 @@ fn bars(counts: &BTreeMap<&str, u64>) -> BTreeMap<String, ProgressBar> {
     let style = ProgressStyle::with_template("{prefix:16} {bar:40} {pos}/{len} ended, {elapsed}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = |(target, count): (&&str, &u64)| {
-        let bar = ProgressBar::new(*count).with_style(style.clone()).with_prefix((*target).to_owned());
+        let bar = ProgressBar::new(*count)
+            .with_style(style.clone())
+            .with_prefix((*target).to_owned());
         ((*target).to_owned(), all.add(bar))
     };
     counts.iter().map(bar).collect()
@@ -72,7 +78,12 @@ pub(super) fn outcome_table(rows: &[RequestRecord]) -> String {
     type Way<'a> = (&'a str, &'a str, &'a Option<String>, &'a Option<String>);
     let mut ways: BTreeMap<Way<'_>, (usize, i64)> = BTreeMap::new();
     for row in rows {
-        let way = (row.target.as_str(), row.state.as_str(), &row.evidence, &row.error_code);
+        let way = (
+            row.target.as_str(),
+            row.state.as_str(),
+            &row.evidence,
+            &row.error_code,
+        );
         let (count, first) = ways.entry(way).or_insert((0, row.id));
         *count += 1;
         *first = row.id.min(*first);
@@ -83,8 +94,13 @@ pub(super) fn outcome_table(rows: &[RequestRecord]) -> String {
         *begin = row.id.min(*begin);
     }
     let mut ways: Vec<_> = ways.into_iter().collect();
-    ways.sort_by_key(|((target, ..), (count, first))| (begins.get(target).copied(), Reverse(*count), *first));
-    let mut table = Table::new(&["TARGET", "STATE", "EVIDENCE", "ERROR", "COUNT", "FIRST ID"], &[4, 5]);
+    ways.sort_by_key(|((target, ..), (count, first))| {
+        (begins.get(target).copied(), Reverse(*count), *first)
+    });
+    let mut table = Table::new(
+        &["TARGET", "STATE", "EVIDENCE", "ERROR", "COUNT", "FIRST ID"],
+        &[4, 5],
+    );
     for ((target, state, evidence, code), (count, first)) in ways {
         table.row([
             target.to_owned(),

@@ -46,14 +46,21 @@ impl Facts {
             Ok(RequestState::Queued) => self.queued(&mut said),
             Ok(RequestState::Running) => self.on_its_way(&mut said),
             Ok(state) => self.ended(state, &mut said),
-            Err(_) => said.push(format!("Its state, {}, is not one that this version knows.", self.request.state)),
+            Err(_) => said.push(format!(
+                "Its state, {}, is not one that this version knows.",
+                self.request.state
+            )),
         }
         said
     }
 
     fn wish(&self) -> String {
         let request = &self.request;
-        let who = request.requested_by.as_ref().map(|who| format!(" by {who}")).unwrap_or_default();
+        let who = request
+            .requested_by
+            .as_ref()
+            .map(|who| format!(" by {who}"))
+            .unwrap_or_default();
         format!(
             "Request {} asks to {} server {} on target {}; it was inserted at {}{who}.",
             request.id, request.action, request.server_id, request.target, request.created_at
@@ -73,7 +80,10 @@ impl Facts {
         said.push(match (&self.request.expires_at, self.rules.default_ttl) {
             (Some(end), _) => format!("If it has not left by {end}, it expires."),
             (None, Some(Some(ttl))) => {
-                format!("If it has not left within {} after it could first go, it expires.", span(ttl))
+                format!(
+                    "If it has not left within {} after it could first go, it expires.",
+                    span(ttl)
+                )
             }
             (None, Some(None)) => "It never expires.".to_owned(),
             (None, None) => "It has no expires_at; the daemon's default_ttl counts.".to_owned(),
@@ -83,8 +93,13 @@ impl Facts {
     /// Where it stands among others that go first, and when a budget lets it go at the earliest.
     fn place(&self) -> Option<String> {
         let ahead = self.ahead?;
-        let hold = self.holds.iter().find(|hold| hold.kind == HoldKind::Budget.as_str());
-        let Some(hold) = hold else { return (ahead > 0).then(|| format!("{ahead} of its kind go before it.")) };
+        let hold = self
+            .holds
+            .iter()
+            .find(|hold| hold.kind == HoldKind::Budget.as_str());
+        let Some(hold) = hold else {
+            return (ahead > 0).then(|| format!("{ahead} of its kind go before it."));
+        };
         let until: Option<UtcMillis> = hold.until.as_ref().and_then(|until| until.parse().ok());
         Some(match (self.rules.budget, until) {
             (Some(budget), Some(until)) => format!(
@@ -107,20 +122,29 @@ impl Facts {
             return format!("It is queued and will be tried again at {time}.");
         }
         if let Some(id) = after("waits for request ") {
-            let state = self.after.as_ref().map(|after| format!(", which is {}", after.state)).unwrap_or_default();
+            let state = self
+                .after
+                .as_ref()
+                .map(|after| format!(", which is {}", after.state))
+                .unwrap_or_default();
             return format!(
                 "It is queued and waits until request {id}{state} has succeeded; if that one ends in another way, this one is cancelled."
             );
         }
         if let Some(id) = after("behind request ") {
-            return format!("It is queued behind request {id}, which is for the same server and goes first.");
+            return format!(
+                "It is queued behind request {id}, which is for the same server and goes first."
+            );
         }
         match after("held: ") {
             // The holds follow, each with its reason.
             Some(_) if !self.holds.is_empty() => "It is queued and held.".to_owned(),
             Some(why) => format!("It is queued and held: {}.", trimmed(why)),
             None => {
-                format!("It is queued and next: it leaves with the next batch of target {}.", self.request.target)
+                format!(
+                    "It is queued and next: it leaves with the next batch of target {}.",
+                    self.request.target
+                )
             }
         }
     }
@@ -132,17 +156,26 @@ impl Facts {
                 self.request.attempts,
                 i64::from(max).saturating_sub(self.request.attempts).max(0)
             ),
-            None => format!("Attempts so far that the cloud may have acted on: {}", self.request.attempts),
+            None => format!(
+                "Attempts so far that the cloud may have acted on: {}",
+                self.request.attempts
+            ),
         };
         match self.attempts.last() {
-            Some(last) => format!("{used}; the last try ended as {}.", trimmed(&attempt_end(last))),
+            Some(last) => format!(
+                "{used}; the last try ended as {}.",
+                trimmed(&attempt_end(last))
+            ),
             None => format!("{used}."),
         }
     }
 
     fn on_its_way(&self, said: &mut Vec<String>) {
         let Some(batch) = &self.batch else {
-            said.push(format!("It is {}, but its batch is not in the file.", self.request.state));
+            said.push(format!(
+                "It is {}, but its batch is not in the file.",
+                self.request.state
+            ));
             return;
         };
         said.push(match batch.state.parse() {
@@ -154,13 +187,19 @@ impl Facts {
             ),
             Ok(BatchState::Tracking) => tracking(batch),
             Ok(BatchState::Looking) => looking(batch),
-            Ok(BatchState::Done) | Err(_) => format!("Batch {}, which carried it, is {}.", batch.id, batch.state),
+            Ok(BatchState::Done) | Err(_) => {
+                format!("Batch {}, which carried it, is {}.", batch.id, batch.state)
+            }
         });
         match (&batch.next_look_at, self.daemon_runs) {
-            (_, false) => said.push(format!("No daemon runs on this queue; batch {} waits for one.", batch.id)),
-            (Some(next), true) => {
-                said.push(format!("The next look is due at {next}; there were {} so far.", batch.looks))
-            }
+            (_, false) => said.push(format!(
+                "No daemon runs on this queue; batch {} waits for one.",
+                batch.id
+            )),
+            (Some(next), true) => said.push(format!(
+                "The next look is due at {next}; there were {} so far.",
+                batch.looks
+            )),
             (None, true) => {}
         }
         if let Some(why) = &batch.read_error {
@@ -174,7 +213,11 @@ impl Facts {
     fn ended(&self, state: RequestState, said: &mut Vec<String>) {
         let request = &self.request;
         let when = request.finished_at.as_deref().unwrap_or("an unknown time");
-        said.push(format!("It {} at {when}. {}", ending(state), self.how_known()));
+        said.push(format!(
+            "It {} at {when}. {}",
+            ending(state),
+            self.how_known()
+        ));
         match (&request.error_code, &request.error_message) {
             (Some(code), Some(message)) => said.push(format!("{code}: {}.", trimmed(message))),
             (Some(text), None) | (None, Some(text)) => said.push(format!("{}.", trimmed(text))),
@@ -197,15 +240,27 @@ impl Facts {
     }
 
     fn how_known(&self) -> String {
-        let job = self.batch.as_ref().and_then(|batch| batch.job_id.as_deref());
-        match self.request.evidence.as_deref().and_then(|word| word.parse().ok()) {
+        let job = self
+            .batch
+            .as_ref()
+            .and_then(|batch| batch.job_id.as_deref());
+        match self
+            .request
+            .evidence
+            .as_deref()
+            .and_then(|word| word.parse().ok())
+        {
             Some(Evidence::Job) => match job {
                 Some(job) => format!("The cloud's job {job} said so."),
                 None => "The cloud's job said so.".to_owned(),
             },
-            Some(Evidence::Already) => "The server was already so; there was nothing to do.".to_owned(),
+            Some(Evidence::Already) => {
+                "The server was already so; there was nothing to do.".to_owned()
+            }
             Some(Evidence::Refused) => "The cloud refused it for this server alone.".to_owned(),
-            Some(Evidence::Observed) => "It was seen in the server's state, or in the list of servers.".to_owned(),
+            Some(Evidence::Observed) => {
+                "It was seen in the server's state, or in the list of servers.".to_owned()
+            }
             Some(Evidence::None) | None => match self.request.attempts {
                 0 => "It was never sent.".to_owned(),
                 _ => "There is no evidence of what became of it.".to_owned(),
@@ -262,11 +317,17 @@ fn tracking(batch: &BatchRecord) -> String {
 }
 
 fn looking(batch: &BatchRecord) -> String {
-    let cause = match batch.look_cause.as_deref().and_then(|word| word.parse().ok()) {
+    let cause = match batch
+        .look_cause
+        .as_deref()
+        .and_then(|word| word.parse().ok())
+    {
         Some(LookCause::Refused) => {
             "the cloud refused the whole call, and the servers' states tell which of them is to blame"
         }
-        Some(LookCause::Lost) => "the call's answer was lost, so it may or may not have been carried out",
+        Some(LookCause::Lost) => {
+            "the call's answer was lost, so it may or may not have been carried out"
+        }
         Some(LookCause::Vanished) => "the cloud does not know the job any more",
         Some(LookCause::TimeLimit) => "the job runs longer than job_time_limit",
         Some(LookCause::Gap) => "the job is over and its answer leaves servers out",
@@ -275,31 +336,59 @@ fn looking(batch: &BatchRecord) -> String {
         }
         None => "the answer does not tell what became of them",
     };
-    let until = batch.look_until.as_ref().map(|until| format!(", until {until} at the latest")).unwrap_or_default();
-    format!("Batch {} carries it, and its servers are being looked at{until}: {cause}.", batch.id)
+    let until = batch
+        .look_until
+        .as_ref()
+        .map(|until| format!(", until {until} at the latest"))
+        .unwrap_or_default();
+    format!(
+        "Batch {} carries it, and its servers are being looked at{until}: {cause}.",
+        batch.id
+    )
 }
 
 fn hold_sentence(hold: &HoldRecord) -> String {
     let mend = match hold.kind.parse() {
-        Ok(HoldKind::Operator) => return format!("{}: `{}` ends it.", held(hold), resume_command(hold)),
+        Ok(HoldKind::Operator) => {
+            return format!("{}: `{}` ends it.", held(hold), resume_command(hold));
+        }
         Ok(HoldKind::Budget) => "it goes on by itself as the budget of the config allows",
-        Ok(HoldKind::Credentials) => "it goes on once the credentials are fixed, or when the hold's time is over",
+        Ok(HoldKind::Credentials) => {
+            "it goes on once the credentials are fixed, or when the hold's time is over"
+        }
         Ok(HoldKind::Breaker) => "the daemon tries again by itself",
         Ok(HoldKind::UnknownTarget) => "add the target to the config, or cancel the request",
-        Ok(HoldKind::Restored) => "the database was restored; `poweryard db release` lets it go or drops it",
+        Ok(HoldKind::Restored) => {
+            "the database was restored; `poweryard db release` lets it go or drops it"
+        }
         Err(_) => "this version does not know this kind of hold",
     };
     format!("{}: {mend}.", held(hold))
 }
 
 fn held(hold: &HoldRecord) -> String {
-    let until = hold.until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
-    format!("Held by {} since {}{until} ({})", hold.kind, hold.since, trimmed(&hold.reason))
+    let until = hold
+        .until
+        .as_ref()
+        .map(|until| format!(" until {until}"))
+        .unwrap_or_default();
+    format!(
+        "Held by {} since {}{until} ({})",
+        hold.kind,
+        hold.since,
+        trimmed(&hold.reason)
+    )
 }
 
 fn attempt_end(attempt: &AttemptRecord) -> String {
-    let mut end = attempt.result.clone().unwrap_or_else(|| "not known yet".to_owned());
-    for text in [&attempt.error_code, &attempt.error_message].into_iter().flatten() {
+    let mut end = attempt
+        .result
+        .clone()
+        .unwrap_or_else(|| "not known yet".to_owned());
+    for text in [&attempt.error_code, &attempt.error_message]
+        .into_iter()
+        .flatten()
+    {
         end.push_str(&format!(", {text}"));
     }
     end
@@ -318,7 +407,11 @@ mod tests {
             state: state.to_owned(),
             ..RequestRecord::default()
         };
-        Facts { request, daemon_runs: true, ..Facts::default() }
+        Facts {
+            request,
+            daemon_runs: true,
+            ..Facts::default()
+        }
     }
 
     fn said(facts: &Facts) -> String {
@@ -327,10 +420,27 @@ mod tests {
 
     #[test]
     fn a_held_request_says_by_what_and_how_that_ends() {
-        let hold = HoldRecord { kind: "operator".to_owned(), reason: "night".to_owned(), ..HoldRecord::default() };
-        let held = Facts { reason: Some("held: night".to_owned()), holds: vec![hold], ..facts("queued") };
-        assert_eq!(said(&held).matches("night").count(), 1, "the reason once: {}", said(&held));
-        assert!(said(&held).contains("`poweryard resume`"), "{}", said(&held));
+        let hold = HoldRecord {
+            kind: "operator".to_owned(),
+            reason: "night".to_owned(),
+            ..HoldRecord::default()
+        };
+        let held = Facts {
+            reason: Some("held: night".to_owned()),
+            holds: vec![hold],
+            ..facts("queued")
+        };
+        assert_eq!(
+            said(&held).matches("night").count(),
+            1,
+            "the reason once: {}",
+            said(&held)
+        );
+        assert!(
+            said(&held).contains("`poweryard resume`"),
+            "{}",
+            said(&held)
+        );
     }
 
     #[test]
@@ -342,7 +452,11 @@ mod tests {
         };
         let holds = vec![hold("the key is refused."), hold("something else.")];
         let reason = Some("held: the key is refused.".to_owned());
-        let text = said(&Facts { reason, holds, ..facts("queued") });
+        let text = said(&Facts {
+            reason,
+            holds,
+            ..facts("queued")
+        });
         assert_eq!(text.matches("the key is refused").count(), 1, "{text}");
         assert_eq!(text.matches("something else").count(), 1, "{text}");
         let mut failed = facts("failed");
@@ -360,12 +474,24 @@ mod tests {
             until: Some("2026-01-31T01:49:00.000Z".to_owned()),
             ..HoldRecord::default()
         };
-        let mut held = Facts { reason: Some("held: used up".to_owned()), holds: vec![hold], ..facts("queued") };
+        let mut held = Facts {
+            reason: Some("held: used up".to_owned()),
+            holds: vec![hold],
+            ..facts("queued")
+        };
         held.ahead = Some(179);
-        assert!(said(&held).contains("179 of its kind go before it."), "{}", said(&held));
-        held.rules.budget = Some(Budget { servers: 120, span: Duration::from_secs(600) });
         assert!(
-            said(&held).contains("at 120 in 10 min it cannot leave before 2026-01-31T01:59:00.000Z."),
+            said(&held).contains("179 of its kind go before it."),
+            "{}",
+            said(&held)
+        );
+        held.rules.budget = Some(Budget {
+            servers: 120,
+            span: Duration::from_secs(600),
+        });
+        assert!(
+            said(&held)
+                .contains("at 120 in 10 min it cannot leave before 2026-01-31T01:59:00.000Z."),
             "{}",
             said(&held)
         );
@@ -376,7 +502,11 @@ mod tests {
         let mut ended = facts("failed");
         ended.request.error_code = Some("BMS.3037".to_owned());
         ended.request.error_message = Some("failed to start the BMS.".to_owned());
-        assert!(said(&ended).contains("failed to start the BMS. ") && !said(&ended).contains(".."), "{}", said(&ended));
+        assert!(
+            said(&ended).contains("failed to start the BMS. ") && !said(&ended).contains(".."),
+            "{}",
+            said(&ended)
+        );
         let mut queued = facts("queued");
         queued.rules.default_ttl = Some(Some(Duration::from_secs(86_400)));
         assert!(said(&queued).contains("within 24 h"), "{}", said(&queued));
@@ -386,12 +516,20 @@ mod tests {
     fn a_protected_server_is_not_to_be_tried_again_as_it_is() {
         let mut rejected = facts("rejected");
         rejected.request.error_code = Some("poweryard.protected".to_owned());
-        assert!(said(&rejected).contains("take the server out of `protect` first"), "{}", said(&rejected));
+        assert!(
+            said(&rejected).contains("take the server out of `protect` first"),
+            "{}",
+            said(&rejected)
+        );
     }
 
     #[test]
     fn without_a_daemon_it_says_so() {
-        let alone = Facts { daemon_runs: false, reason: Some("next".to_owned()), ..facts("queued") };
+        let alone = Facts {
+            daemon_runs: false,
+            reason: Some("next".to_owned()),
+            ..facts("queued")
+        };
         assert!(said(&alone).contains("No daemon runs"), "{}", said(&alone));
     }
 
@@ -404,8 +542,13 @@ mod tests {
             next_look_at: Some("2026-01-31T22:00:00.000Z".to_owned()),
             ..BatchRecord::default()
         };
-        let running = Facts { batch: Some(batch), ..facts("running") };
-        assert!(said(&running).contains("job-9") && said(&running).contains("2026-01-31T22:00:00.000Z"));
+        let running = Facts {
+            batch: Some(batch),
+            ..facts("running")
+        };
+        assert!(
+            said(&running).contains("job-9") && said(&running).contains("2026-01-31T22:00:00.000Z")
+        );
     }
 
     #[test]
@@ -413,7 +556,11 @@ mod tests {
         let mut again = facts("queued");
         again.request.attempts = 1;
         again.rules.attempts_max = Some(3);
-        assert!(said(&again).contains("1 of 3 attempts are used, 2 left"), "{}", said(&again));
+        assert!(
+            said(&again).contains("1 of 3 attempts are used, 2 left"),
+            "{}",
+            said(&again)
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Signing with access keys: `SDK-HMAC-SHA256`, as the vendor's SDK does it.
 //!
-//! Pure: a request's parts, keys and a time go in, header values come out. Sends nothing and reads no clock.
+//! Pure: a request's parts, keys and a time go in, header values come out. Sends nothing and reads
+//! no clock.
 //!
-//! Source: API Request Signing Guide, AK/SK Signing and Authentication Algorithm; SDK `signer.Signer`.
+//! Source: API Request Signing Guide, AK/SK Signing and Authentication Algorithm; SDK
+//! `signer.Signer`.
 
 use std::fmt::Write;
 
@@ -25,7 +27,8 @@ pub struct Signable<'a> {
     pub path: &'a str,
     /// The query as sent, made by `canonical_query`; empty for none.
     pub query: &'a str,
-    /// Every header to be signed, `host` and `x-sdk-date` among them; names in lower case, in any order.
+    /// Every header to be signed, `host` and `x-sdk-date` among them; names in lower case, in any
+    /// order.
     pub headers: Vec<(&'static str, &'a str)>,
     /// The bytes sent; empty for none.
     pub body: &'a [u8],
@@ -35,7 +38,12 @@ pub struct Signable<'a> {
 
 /// `X-Sdk-Date`: `YYYYMMDDTHHMMSSZ`, UTC.
 pub fn sdk_date(now: UtcMillis) -> String {
-    now.to_string().split('.').next().unwrap_or_default().replace(['-', ':'], "") + "Z"
+    now.to_string()
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .replace(['-', ':'], "")
+        + "Z"
 }
 
 /// The value of the `Authorization` header.
@@ -49,8 +57,10 @@ pub fn authorization(keys: &AccessKeys, request: &Signable<'_>) -> String {
 pub fn canonical_query(parameters: &[(&str, &str)]) -> String {
     let mut sorted = parameters.to_vec();
     sorted.sort_unstable();
-    let pairs: Vec<_> =
-        sorted.iter().map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value))).collect();
+    let pairs: Vec<_> = sorted
+        .iter()
+        .map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)))
+        .collect();
     pairs.join("&")
 }
 
@@ -83,13 +93,20 @@ fn string_to_sign(request: &Signable<'_>) -> String {
 
 fn canonical_request(request: &Signable<'_>) -> String {
     let headers = request.sorted_headers();
-    let lines: String = headers.iter().map(|(name, value)| format!("{name}:{}\n", value.trim())).collect();
+    let lines: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}:{}\n", value.trim()))
+        .collect();
     let (method, path, query) = (request.method, canonical_path(request.path), request.query);
-    let (signed, body) = (signed_names(&headers), hex::encode(Sha256::digest(request.body)));
+    let (signed, body) = (
+        signed_names(&headers),
+        hex::encode(Sha256::digest(request.body)),
+    );
     format!("{method}\n{path}\n{query}\n{lines}\n{signed}\n{body}")
 }
 
-/// Decoded, encoded again segment by segment, and with a final `/` that the request itself does not have.
+/// Decoded, encoded again segment by segment, and with a final `/` that the request itself does not
+/// have.
 fn canonical_path(path: &str) -> String {
     let mut canonical = String::with_capacity(path.len() + 1);
     for segment in path.split('/').skip(usize::from(path.starts_with('/'))) {
@@ -106,7 +123,10 @@ pub(crate) fn percent_decode(text: &str) -> String {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
-        let escaped = (byte == b'%').then(|| tail.get(..2)).flatten().and_then(|digits| hex::decode(digits).ok());
+        let escaped = (byte == b'%')
+            .then(|| tail.get(..2))
+            .flatten()
+            .and_then(|digits| hex::decode(digits).ok());
         match escaped {
             Some(bytes) => {
                 decoded.extend(bytes);
@@ -122,7 +142,11 @@ pub(crate) fn percent_decode(text: &str) -> String {
 }
 
 fn signed_names(headers: &[(&'static str, &str)]) -> String {
-    headers.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(";")
+    headers
+        .iter()
+        .map(|(name, _)| *name)
+        .collect::<Vec<_>>()
+        .join(";")
 }
 
 fn signature(keys: &AccessKeys, text: &str) -> String {
@@ -142,7 +166,9 @@ mod tests {
     const VECTORS: &str = include_str!("../../../tests/fixtures/signing-vectors.json");
 
     fn text(value: &Value) -> String {
-        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
     }
 
     fn header_name(name: &str) -> &'static str {
@@ -154,29 +180,83 @@ mod tests {
 
     fn check(vector: &Value) {
         let (name, input, expected) = (&vector["name"], &vector["input"], &vector["expected"]);
-        let query: Vec<_> =
-            input["query"].as_array().expect("pairs").iter().map(|p| (text(&p[0]), text(&p[1]))).collect();
-        let query = canonical_query(&query.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>());
+        let query: Vec<_> = input["query"]
+            .as_array()
+            .expect("pairs")
+            .iter()
+            .map(|p| (text(&p[0]), text(&p[1])))
+            .collect();
+        let query = canonical_query(
+            &query
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect::<Vec<_>>(),
+        );
         let path = text(&input["path"]);
-        let wire = if query.is_empty() { path.clone() } else { format!("{path}?{query}") };
+        let wire = if query.is_empty() {
+            path.clone()
+        } else {
+            format!("{path}?{query}")
+        };
         assert_eq!(wire, text(&expected["request_uri"]), "{name}");
         let date = text(&input["x_sdk_date"]);
-        let mut headers = vec![("host", input["host"].as_str().expect("a host")), ("x-sdk-date", &date)];
+        let mut headers = vec![
+            ("host", input["host"].as_str().expect("a host")),
+            ("x-sdk-date", &date),
+        ];
         let others = input["headers"].as_object().expect("headers");
-        headers.extend(others.iter().map(|(name, value)| (header_name(name), value.as_str().expect("text"))));
-        headers.extend(input["x_project_id"].as_str().map(|id| ("x-project-id", id)));
-        headers.extend(input["security_token"].as_str().map(|token| ("x-security-token", token)));
-        let (method, body) = (text(&input["method"]), input["body"].as_str().unwrap_or("").as_bytes());
-        let request = Signable { method: &method, path: &path, query: &query, headers, body, date: &date };
-        assert_eq!(canonical_request(&request), text(&expected["canonical_request"]), "{name}");
-        assert_eq!(string_to_sign(&request), text(&expected["string_to_sign"]), "{name}");
+        headers.extend(
+            others
+                .iter()
+                .map(|(name, value)| (header_name(name), value.as_str().expect("text"))),
+        );
+        headers.extend(
+            input["x_project_id"]
+                .as_str()
+                .map(|id| ("x-project-id", id)),
+        );
+        headers.extend(
+            input["security_token"]
+                .as_str()
+                .map(|token| ("x-security-token", token)),
+        );
+        let (method, body) = (
+            text(&input["method"]),
+            input["body"].as_str().unwrap_or("").as_bytes(),
+        );
+        let request = Signable {
+            method: &method,
+            path: &path,
+            query: &query,
+            headers,
+            body,
+            date: &date,
+        };
+        assert_eq!(
+            canonical_request(&request),
+            text(&expected["canonical_request"]),
+            "{name}"
+        );
+        assert_eq!(
+            string_to_sign(&request),
+            text(&expected["string_to_sign"]),
+            "{name}"
+        );
         let keys = AccessKeys {
             access_key: text(&input["access_key"]),
             secret_key: SecretString::from(text(&input["secret_key"])),
             security_token: None,
         };
-        assert_eq!(signature(&keys, &string_to_sign(&request)), text(&expected["signature"]), "{name}");
-        assert_eq!(authorization(&keys, &request), text(&expected["authorization"]), "{name}");
+        assert_eq!(
+            signature(&keys, &string_to_sign(&request)),
+            text(&expected["signature"]),
+            "{name}"
+        );
+        assert_eq!(
+            authorization(&keys, &request),
+            text(&expected["authorization"]),
+            "{name}"
+        );
     }
 
     #[test]
@@ -195,7 +275,10 @@ mod tests {
 
     #[test]
     fn an_escaped_path_is_decoded_before_it_is_encoded() {
-        assert_eq!(canonical_path("/a%20b/%e6%9c%8d/x%zz"), "/a%20b/%E6%9C%8D/x%25zz/");
+        assert_eq!(
+            canonical_path("/a%20b/%e6%9c%8d/x%zz"),
+            "/a%20b/%E6%9C%8D/x%25zz/"
+        );
         assert_eq!(canonical_path("/"), "/");
     }
 }

@@ -1,6 +1,7 @@
 //! Who we are to the cloud: access keys or a user's password, and the headers that prove it.
 //!
-//! Owns the secrets while they are in memory. Reads no file, and keeps every secret out of `Debug`, logs and messages.
+//! Owns the secrets while they are in memory. Reads no file, and keeps every secret out of `Debug`,
+//! logs and messages.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -48,16 +49,19 @@ pub struct Password {
 /// Which key a call is made with; tells nothing of the key itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyName {
-    /// The same for all clients that use this access key or user, whatever the secret. 16 hex digits.
+    /// The same for all clients that use this access key or user, whatever the secret. 16 hex
+    /// digits.
     pub id: String,
-    /// Changes with the secret and not with the file that holds it. For a secret key 8 hex digits, too few to tell anything of
-    /// it. A password can be guessed, and this is stored where producers can read: its digest is salted by this process, and a
-    /// number of the process and a hyphen are in front.
+    /// Changes with the secret and not with the file that holds it. For a secret key 8 hex digits,
+    /// too few to tell anything of it. A password can be guessed, and this is stored where
+    /// producers can read: its digest is salted by this process, and a number of the process and a
+    /// hyphen are in front.
     pub secret: String,
 }
 
 impl KeyName {
-    /// True if `stored` is the name of this secret, or of a password that another process named: those cannot be compared.
+    /// True if `stored` is the name of this secret, or of a password that another process named:
+    /// those cannot be compared.
     pub fn may_have_secret(&self, stored: &str) -> bool {
         match (self.secret.split_once('-'), stored.split_once('-')) {
             (Some((process, _)), Some((other, _))) if process != other => true,
@@ -80,8 +84,9 @@ pub struct Signed {
     pub refused: u32,
 }
 
-/// A key as the clouds count it: which one it is, and how often in a row it was refused. More than five bad signatures in a
-/// row lock it for five minutes, whatever secrets made them. Source: vendor FAQs.
+/// A key as the clouds count it: which one it is, and how often in a row it was refused. More than
+/// five bad signatures in a row lock it for five minutes, whatever secrets made them. Source:
+/// vendor FAQs.
 #[derive(Debug)]
 pub struct Key {
     name: KeyName,
@@ -106,14 +111,18 @@ impl Key {
         self.refusals.store(refusals, Ordering::SeqCst);
     }
 
-    /// With `true` a refused call is not repeated with a new signature: the key has few left before it is locked.
+    /// With `true` a refused call is not repeated with a new signature: the key has few left before
+    /// it is locked.
     pub fn set_one_proof_a_call(&self, one: bool) {
         self.one_proof_a_call.store(one, Ordering::SeqCst);
     }
 
     /// For whoever follows up a call that has just ended. Each refusal is told once.
     pub fn signed(&self) -> Signed {
-        Signed { key: self.name.clone(), refused: self.untold.swap(0, Ordering::SeqCst) }
+        Signed {
+            key: self.name.clone(),
+            refused: self.untold.swap(0, Ordering::SeqCst),
+        }
     }
 
     /// Counts a refusal; true if the call may be repeated with a new signature.
@@ -134,18 +143,37 @@ impl Credentials {
     pub fn key(&self) -> Key {
         let name = match self {
             Self::AkSk(keys) => {
-                let token = keys.security_token.as_ref().map_or("", ExposeSecret::expose_secret);
-                let mut secret = short_hash(&["secret", &keys.access_key, keys.secret_key.expose_secret(), token]);
+                let token = keys
+                    .security_token
+                    .as_ref()
+                    .map_or("", ExposeSecret::expose_secret);
+                let mut secret = short_hash(&[
+                    "secret",
+                    &keys.access_key,
+                    keys.secret_key.expose_secret(),
+                    token,
+                ]);
                 secret.truncate(8);
-                KeyName { id: short_hash(&["aksk", &keys.access_key, ""]), secret }
+                KeyName {
+                    id: short_hash(&["aksk", &keys.access_key, ""]),
+                    secret,
+                }
             }
             Self::Password(user) => {
                 let digest = salted_digest(user.password.expose_secret().as_bytes());
                 let secret = format!("{}-{}", process_number(), hex::encode(&digest[..8]));
-                KeyName { id: short_hash(&["token", &user.domain, &user.username]), secret }
+                KeyName {
+                    id: short_hash(&["token", &user.domain, &user.username]),
+                    secret,
+                }
             }
         };
-        Key { name, refusals: AtomicU32::new(0), untold: AtomicU32::new(0), one_proof_a_call: AtomicBool::new(false) }
+        Key {
+            name,
+            refusals: AtomicU32::new(0),
+            untold: AtomicU32::new(0),
+            one_proof_a_call: AtomicBool::new(false),
+        }
     }
 
     /// The word of the config: `aksk` or `token`.
@@ -157,7 +185,8 @@ impl Credentials {
     }
 }
 
-/// The first 16 hex digits of SHA-256 over the parts, with a byte between them that none of them holds.
+/// The first 16 hex digits of SHA-256 over the parts, with a byte between them that none of them
+/// holds.
 fn short_hash(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -191,18 +220,35 @@ mod tests {
 
     fn keys(access: &str, secret: &str) -> Credentials {
         let (access_key, secret_key) = (access.to_owned(), SecretString::from(secret));
-        Credentials::AkSk(AccessKeys { access_key, secret_key, security_token: None })
+        Credentials::AkSk(AccessKeys {
+            access_key,
+            secret_key,
+            security_token: None,
+        })
     }
 
     fn user(password: &str) -> Credentials {
-        let (domain, username, password) = ("d".to_owned(), "u".to_owned(), SecretString::from(password));
-        Credentials::Password(Password { domain, username, password })
+        let (domain, username, password) =
+            ("d".to_owned(), "u".to_owned(), SecretString::from(password));
+        Credentials::Password(Password {
+            domain,
+            username,
+            password,
+        })
     }
 
     #[test]
     fn a_key_is_told_apart_whatever_its_secret_and_not_given_away() {
-        let (one, renewed, other) = (keys("AK1", "s1").key(), keys("AK1", "s2").key(), keys("AK2", "s1").key());
-        assert_eq!(one.name(), keys("AK1", "s1").key().name(), "the same content is the same key");
+        let (one, renewed, other) = (
+            keys("AK1", "s1").key(),
+            keys("AK1", "s2").key(),
+            keys("AK2", "s1").key(),
+        );
+        assert_eq!(
+            one.name(),
+            keys("AK1", "s1").key().name(),
+            "the same content is the same key"
+        );
         assert_eq!(one.name().id, renewed.name().id);
         assert_ne!(one.name().id, other.name().id);
         assert!(!one.name().may_have_secret(&renewed.name().secret));
@@ -215,16 +261,25 @@ mod tests {
         assert_eq!(one.name(), same.name());
         assert!(!one.name().may_have_secret(&other.name().secret));
         let of_another_process = format!("0-{}", "0".repeat(16));
-        assert!(one.name().may_have_secret(&of_another_process), "it cannot be told, so it counts as refused");
+        assert!(
+            one.name().may_have_secret(&of_another_process),
+            "it cannot be told, so it counts as refused"
+        );
         assert!(one.name().is_user() && !keys("AK1", "s1").key().name().is_user());
     }
 
     #[test]
     fn refusals_are_told_once_and_an_accepted_call_begins_anew() {
         let key = keys("AK1", "s1").key();
-        assert!(key.was_refused(), "a first refusal is worth a second signature");
+        assert!(
+            key.was_refused(),
+            "a first refusal is worth a second signature"
+        );
         assert!(!key.was_refused());
-        assert_eq!((key.signed().refused, key.signed().refused, key.refusals()), (2, 0, 2));
+        assert_eq!(
+            (key.signed().refused, key.signed().refused, key.refusals()),
+            (2, 0, 2)
+        );
         key.was_refused();
         key.was_accepted();
         assert_eq!((key.signed().refused, key.refusals()), (0, 0));
@@ -235,8 +290,17 @@ mod tests {
     #[test]
     fn secrets_stay_out_of_debug_output() {
         let password = SecretString::from("hush");
-        let user = Password { domain: "d".into(), username: "u".into(), password };
-        let shown = format!("{:?} {:?} {:?}", keys("AK1", "hush"), user, Credentials::Password(user.clone()));
+        let user = Password {
+            domain: "d".into(),
+            username: "u".into(),
+            password,
+        };
+        let shown = format!(
+            "{:?} {:?} {:?}",
+            keys("AK1", "hush"),
+            user,
+            Credentials::Password(user.clone())
+        );
         assert!(!shown.contains("hush") && !shown.contains("AK1"), "{shown}");
     }
 }

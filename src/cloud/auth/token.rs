@@ -1,9 +1,11 @@
-//! Tokens bought from IAM with a password: cached, renewed ahead of their end, one renewal at a time.
+//! Tokens bought from IAM with a password: cached, renewed ahead of their end, one renewal at a
+//! time.
 //!
-//! Owns the token call (`POST /v3/auth/tokens`) and the cache. Knows nothing of the calls that the token is for.
+//! Owns the token call (`POST /v3/auth/tokens`) and the cache. Knows nothing of the calls that the
+//! token is for.
 //!
-//! Source: IAM API Reference, Obtaining a User Token Through Password Authentication. A token lives 24 hours; a new one
-//! does not end the old one.
+//! Source: IAM API Reference, Obtaining a User Token Through Password Authentication. A token lives
+//! 24 hours; a new one does not end the old one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,7 +31,8 @@ const RENEW_AHEAD: Duration = Duration::from_secs(10 * 60);
 /// A token whose end cannot be read is used for this long. The documents say 24 hours.
 const UNREADABLE_LIFE: Duration = Duration::from_secs(3600);
 
-/// After a renewal ahead of time has failed, the old token serves and IAM is left alone for this long.
+/// After a renewal ahead of time has failed, the old token serves and IAM is left alone for this
+/// long.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// Buys tokens for one user and one project, and keeps the newest.
@@ -39,7 +42,8 @@ pub struct TokenSource {
     project_id: String,
     user: Password,
     state: Mutex<State>,
-    /// Counts renewals ended, so that whoever waited for a failed one shares its failure instead of trying again.
+    /// Counts renewals ended, so that whoever waited for a failed one shares its failure instead
+    /// of trying again.
     renewals: AtomicU64,
 }
 
@@ -61,10 +65,19 @@ impl TokenSource {
     /// A source without a token yet. `iam` is IAM's base URL.
     pub fn new(iam: &Url, project_id: &str, user: Password) -> Self {
         let mut url = iam.clone();
-        url.set_path(&format!("{}/v3/auth/tokens", iam.path().trim_end_matches('/')));
+        url.set_path(&format!(
+            "{}/v3/auth/tokens",
+            iam.path().trim_end_matches('/')
+        ));
         url.set_query(Some("nocatalog=true"));
         let (project_id, state) = (project_id.to_owned(), Mutex::default());
-        Self { url, project_id, user, state, renewals: AtomicU64::new(0) }
+        Self {
+            url,
+            project_id,
+            user,
+            state,
+            renewals: AtomicU64::new(0),
+        }
     }
 
     /// A token for `X-Auth-Token`: the cached one while it is good, else a new one.
@@ -72,8 +85,8 @@ impl TokenSource {
     /// `refused` is a token that the service has just refused: it is not given out again.
     ///
     /// # Errors
-    /// `Credentials`: wrong user or password. `Configuration`: IAM does not know the domain or project, or cannot read
-    /// the call. Otherwise as any read. Nothing of this touches a server.
+    /// `Credentials`: wrong user or password. `Configuration`: IAM does not know the domain or
+    /// project, or cannot read the call. Otherwise as any read. Nothing of this touches a server.
     pub async fn token(
         &self,
         http: &dyn Wire,
@@ -125,7 +138,10 @@ impl TokenSource {
             "scope": { "project": { "id": self.project_id } },
         }});
         let mut request = Request::new(Method::POST, self.url.clone());
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json;charset=utf-8"));
+        request.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/json;charset=utf-8"),
+        );
         *request.body_mut() = Some(body.to_string().into());
         request
     }
@@ -135,7 +151,8 @@ impl TokenSource {
         if let Fault::Refused(_) = error.fault {
             error.fault = Fault::Configuration;
         }
-        error.message = crate::cloud::text::tidy(&format!("IAM at {}: {}", address(&self.url), error.message));
+        error.message =
+            crate::cloud::text::tidy(&format!("IAM at {}: {}", address(&self.url), error.message));
         error
     }
 }
@@ -154,16 +171,25 @@ struct TokenTimes<'a> {
     issued_at: Text<'a>,
 }
 
-/// The token of a 201 with `X-Subject-Token`; its life is counted from now on our clock, which may differ from IAM's.
+/// The token of a 201 with `X-Subject-Token`; its life is counted from now on our clock, which may
+/// differ from IAM's.
 fn read_token(answer: &Answer, now: UtcMillis) -> Option<Token> {
     if !answer.is_success() {
         return None;
     }
-    let mut value = answer.headers.get("x-subject-token").filter(|value| !value.is_empty())?.clone();
+    let mut value = answer
+        .headers
+        .get("x-subject-token")
+        .filter(|value| !value.is_empty())?
+        .clone();
     value.set_sensitive(true);
     let life = token_life(&answer.body, now).unwrap_or(UNREADABLE_LIFE);
     let ahead = RENEW_AHEAD.min(life / 2);
-    Some(Token { value, renew_at: now + (life - ahead), ends_at: now + life })
+    Some(Token {
+        value,
+        renew_at: now + (life - ahead),
+        ends_at: now + life,
+    })
 }
 
 fn token_life(body: &[u8], now: UtcMillis) -> Option<Duration> {
@@ -185,8 +211,16 @@ mod tests {
 
     fn source() -> TokenSource {
         let (domain, username) = ("domainname".to_owned(), "username".to_owned());
-        let user = Password { domain, username, password: SecretString::from("password") };
-        TokenSource::new(&Url::parse("https://iam.example").expect("a URL"), "0215ef11e49d4743be23dd97a1561e91", user)
+        let user = Password {
+            domain,
+            username,
+            password: SecretString::from("password"),
+        };
+        TokenSource::new(
+            &Url::parse("https://iam.example").expect("a URL"),
+            "0215ef11e49d4743be23dd97a1561e91",
+            user,
+        )
     }
 
     fn answer(status: u16, token: Option<&'static str>, body: &str) -> Answer {
@@ -194,22 +228,36 @@ mod tests {
         if let Some(token) = token {
             headers.insert("x-subject-token", HeaderValue::from_static(token));
         }
-        Answer { status, headers, body: body.as_bytes().to_vec() }
+        Answer {
+            status,
+            headers,
+            body: body.as_bytes().to_vec(),
+        }
     }
 
     #[test]
     fn the_call_is_the_documented_one() {
         let request = source().request();
-        assert_eq!(request.url().as_str(), "https://iam.example/v3/auth/tokens?nocatalog=true");
+        assert_eq!(
+            request.url().as_str(),
+            "https://iam.example/v3/auth/tokens?nocatalog=true"
+        );
         let sent: Value =
-            serde_json::from_slice(request.body().and_then(|b| b.as_bytes()).expect("a body")).expect("JSON");
-        let documented = include_str!("../../../tests/fixtures/api-examples/iam-token-request-project-id-scope.json");
-        assert_eq!(sent, serde_json::from_str::<Value>(documented).expect("JSON"));
+            serde_json::from_slice(request.body().and_then(|b| b.as_bytes()).expect("a body"))
+                .expect("JSON");
+        let documented = include_str!(
+            "../../../tests/fixtures/api-examples/iam-token-request-project-id-scope.json"
+        );
+        assert_eq!(
+            sent,
+            serde_json::from_str::<Value>(documented).expect("JSON")
+        );
     }
 
     #[test]
     fn the_documented_answer_gives_a_token_for_24_hours() {
-        let body = include_str!("../../../tests/fixtures/api-examples/iam-token-response-body.json");
+        let body =
+            include_str!("../../../tests/fixtures/api-examples/iam-token-response-body.json");
         let token = read_token(&answer(201, Some("MII"), body), ISSUED).expect("a token");
         assert_eq!(token.ends_at, ISSUED + Duration::from_secs(24 * 3600));
         assert_eq!(token.renew_at, token.ends_at.before(RENEW_AHEAD));
@@ -218,10 +266,14 @@ mod tests {
 
     #[test]
     fn a_wrong_clock_here_does_not_shorten_a_tokens_life() {
-        let body = include_str!("../../../tests/fixtures/api-examples/iam-token-response-body.json");
+        let body =
+            include_str!("../../../tests/fixtures/api-examples/iam-token-response-body.json");
         let years_later = ISSUED + Duration::from_secs(5 * 365 * 86_400);
         let token = read_token(&answer(201, Some("MII"), body), years_later).expect("a token");
-        assert_eq!(token.ends_at.since(years_later), Duration::from_secs(24 * 3600));
+        assert_eq!(
+            token.ends_at.since(years_later),
+            Duration::from_secs(24 * 3600)
+        );
     }
 
     #[test]
@@ -229,9 +281,20 @@ mod tests {
         let wrong = include_str!("../../../tests/fixtures/api-examples/iam-error-401.json");
         let error = source().refusal(&answer(401, None, wrong), ISSUED);
         assert_eq!((error.fault, error.code.as_str()), (Fault::Credentials, ""));
-        assert_eq!(error.message, "IAM at iam.example:443: The username or password is wrong.");
+        assert_eq!(
+            error.message,
+            "IAM at iam.example:443: The username or password is wrong."
+        );
         let unreadable = include_str!("../../../tests/fixtures/api-examples/iam-error-400.json");
-        assert_eq!(source().refusal(&answer(400, None, unreadable), ISSUED).fault, Fault::Configuration);
-        assert_eq!(source().refusal(&answer(201, None, "{}"), ISSUED).fault, Fault::Unavailable);
+        assert_eq!(
+            source()
+                .refusal(&answer(400, None, unreadable), ISSUED)
+                .fault,
+            Fault::Configuration
+        );
+        assert_eq!(
+            source().refusal(&answer(201, None, "{}"), ISSUED).fault,
+            Fault::Unavailable
+        );
     }
 }

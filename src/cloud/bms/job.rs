@@ -1,7 +1,7 @@
 //! Reads what BMS says of a submit call and of its job. Pure: bytes in, values out.
 //!
-//! Tolerant on purpose: the documents print one job of another kind and no failed one. Unknown words are "still
-//! pending", never an end; unknown fields are skipped.
+//! Tolerant on purpose: the documents print one job of another kind and no failed one. Unknown
+//! words are "still pending", never an end; unknown fields are skipped.
 
 use std::time::Duration;
 
@@ -12,13 +12,15 @@ use crate::cloud::complaint::job_complaint;
 use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Fault};
-use crate::model::{CodeClass, Complaint, JobId, JobReport, JobStatus, ServerId, SubJob, UtcMillis};
+use crate::model::{
+    CodeClass, Complaint, JobId, JobReport, JobStatus, ServerId, SubJob, UtcMillis,
+};
 
 /// The job of an accepted submit call.
 ///
 /// # Errors
-/// Everything but a success with a usable `job_id`. A success without one is `Lost`, unless a documented code in it
-/// says more.
+/// Everything but a success with a usable `job_id`. A success without one is `Lost`, unless a
+/// documented code in it says more.
 pub fn read_submit(answer: &Answer, now: UtcMillis) -> Result<JobId, CallError> {
     #[derive(Deserialize)]
     struct Accepted<'a> {
@@ -26,27 +28,37 @@ pub fn read_submit(answer: &Answer, now: UtcMillis) -> Result<JobId, CallError> 
         job_id: Text<'a>,
     }
     let body: Option<Accepted<'_>> = answer.success();
-    match body.as_ref().and_then(|body| body.job_id.get()).filter(|id| is_usable(id)) {
+    match body
+        .as_ref()
+        .and_then(|body| body.job_id.get())
+        .filter(|id| is_usable(id))
+    {
         Some(id) => Ok(JobId(id.to_owned())),
         None => Err(answer.error(CallKind::Submit, now)),
     }
 }
 
-/// True for what can stand in a URL as a job id. They are opaque: UUIDs in one document, 32 hex digits in another.
+/// True for what can stand in a URL as a job id. They are opaque: UUIDs in one document, 32 hex
+/// digits in another.
 pub fn is_usable(id: &str) -> bool {
     (1..=128).contains(&id.len())
         && id.bytes().any(|b| b.is_ascii_alphanumeric())
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// The state of a job.
 ///
 /// # Errors
-/// `Refused(JobUnknown)` for `Common.0011` (documented with HTTP 400) and for any 404 that is not the gateway's;
-/// `Unavailable` for a success that is not JSON or has no `status`.
+/// `Refused(JobUnknown)` for `Common.0011` (documented with HTTP 400) and for any 404 that is not
+/// the gateway's; `Unavailable` for a success that is not JSON or has no `status`.
 pub fn read_job(answer: &Answer, now: UtcMillis) -> Result<JobReport, CallError> {
     let body: Option<JobBody<'_>> = answer.success();
-    if let Some((body, status)) = body.as_ref().and_then(|body| Some((body, body.status.get()?))) {
+    if let Some((body, status)) = body
+        .as_ref()
+        .and_then(|body| Some((body, body.status.get()?)))
+    {
         return Ok(report(body, job_status(Some(status))));
     }
     let mut error = answer.error(CallKind::Read, now);
@@ -59,18 +71,35 @@ pub fn read_job(answer: &Answer, now: UtcMillis) -> Result<JobReport, CallError>
 
 fn report(body: &JobBody<'_>, status: JobStatus) -> JobReport {
     let code = body.error_code.get().or(body.code.get());
-    let text = body.entities.reason().or(body.fail_reason.get()).or(body.message.get());
+    let text = body
+        .entities
+        .reason()
+        .or(body.fail_reason.get())
+        .or(body.message.get());
     let error = job_complaint(code, text);
     let mut sub_jobs: Vec<_> = body.entities.sub_jobs.0.iter().map(sub_job).collect();
     // A task for a single server has no sub-jobs and names the server itself.
     if let (true, Some(server)) = (sub_jobs.is_empty(), body.entities.server()) {
-        sub_jobs.push(SubJob { server: Some(server), status, error: error.clone() });
+        sub_jobs.push(SubJob {
+            server: Some(server),
+            status,
+            error: error.clone(),
+        });
     }
-    JobReport { status, error, sub_jobs, duration: body.duration() }
+    JobReport {
+        status,
+        error,
+        sub_jobs,
+        duration: body.duration(),
+    }
 }
 
 fn sub_job(body: &SubJobBody<'_>) -> SubJob {
-    SubJob { server: body.entities.server(), status: job_status(body.status.get()), error: body.error() }
+    SubJob {
+        server: body.entities.server(),
+        status: job_status(body.status.get()),
+        error: body.error(),
+    }
 }
 
 fn job_status(word: Option<&str>) -> JobStatus {
@@ -125,11 +154,15 @@ struct SubJobBody<'a> {
 impl SubJobBody<'_> {
     /// `errorcode_message` is the concrete reason, `fail_reason` the general one.
     fn error(&self) -> Option<Complaint> {
-        job_complaint(self.error_code.get(), self.entities.reason().or(self.fail_reason.get()))
+        job_complaint(
+            self.error_code.get(),
+            self.entities.reason().or(self.fail_reason.get()),
+        )
     }
 }
 
-/// What a job or sub-job is about: an object, or (in one document) an array of objects, whose first values count.
+/// What a job or sub-job is about: an object, or (in one document) an array of objects, whose first
+/// values count.
 #[derive(Default)]
 struct Entities<'a> {
     server_id: Text<'a>,

@@ -1,6 +1,7 @@
 //! Reads what BMS shows of servers: one, or a page of the list. Pure: bytes in, values out.
 //!
-//! Owns the reading of states, which several fields tell together. Does not say what a state means for a request.
+//! Owns the reading of states, which several fields tell together. Does not say what a state means
+//! for a request.
 
 use serde::Deserialize;
 
@@ -24,23 +25,34 @@ pub struct Entries {
 /// A page of the list.
 ///
 /// # Errors
-/// `Unavailable` for a success that is not JSON or has no `servers`: an unreadable list shows nobody missing.
+/// `Unavailable` for a success that is not JSON or has no `servers`: an unreadable list shows
+/// nobody missing.
 pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> {
     #[derive(Deserialize)]
     struct Page<'a> {
         #[serde(borrow)]
         servers: Servers<'a>,
     }
-    let Some(page) = answer.success::<Page<'_>>() else { return Err(answer.error(CallKind::Read, now)) };
-    let listed = page.servers.listed.iter().filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
-    Ok(Entries { servers: listed.collect(), count: page.servers.count })
+    let Some(page) = answer.success::<Page<'_>>() else {
+        return Err(answer.error(CallKind::Read, now));
+    };
+    let listed = page
+        .servers
+        .listed
+        .iter()
+        .filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
+    Ok(Entries {
+        servers: listed.collect(),
+        count: page.servers.count,
+    })
 }
 
-/// One server. `Missing`: 404 with a complaint of the service (not the gateway's, not a web page), `BMS.0040` under any
-/// status, or a success that says `DELETED`.
+/// One server. `Missing`: 404 with a complaint of the service (not the gateway's, not a web page),
+/// `BMS.0040` under any status, or a success that says `DELETED`.
 ///
 /// # Errors
-/// As any read; `Unavailable` for a success that is unreadable or shows another server than `asked`.
+/// As any read; `Unavailable` for a success that is unreadable or shows another server than
+/// `asked`.
 pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Sighting, CallError> {
     #[derive(Deserialize)]
     struct Shown<'a> {
@@ -48,12 +60,24 @@ pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Si
         server: ServerBody<'a>,
     }
     let shown: Option<Shown<'_>> = answer.success();
-    let shown = shown.filter(|body| body.server.id.get().is_none_or(|id| id.eq_ignore_ascii_case(&asked.0)));
+    let shown = shown.filter(|body| {
+        body.server
+            .id
+            .get()
+            .is_none_or(|id| id.eq_ignore_ascii_case(&asked.0))
+    });
     if let Some(shown) = shown {
-        return Ok(shown.server.view().map_or(Sighting::Missing, Sighting::Present));
+        return Ok(shown
+            .server
+            .view()
+            .map_or(Sighting::Missing, Sighting::Present));
     }
     let error = answer.error(CallKind::Read, now);
-    if is_missing(answer.status, &error) { Ok(Sighting::Missing) } else { Err(error) }
+    if is_missing(answer.status, &error) {
+        Ok(Sighting::Missing)
+    } else {
+        Err(error)
+    }
 }
 
 fn is_missing(status: u16, error: &CallError) -> bool {
@@ -106,13 +130,29 @@ impl ServerBody<'_> {
         if status == "DELETED" {
             return None;
         }
-        let vm_state = self.vm_state.get().or(self.vm_state_short.get()).map(str::to_ascii_lowercase);
-        let task = self.task_state.get().or(self.task_state_short.get()).map(str::to_ascii_lowercase);
+        let vm_state = self
+            .vm_state
+            .get()
+            .or(self.vm_state_short.get())
+            .map(str::to_ascii_lowercase);
+        let task = self
+            .task_state
+            .get()
+            .or(self.task_state_short.get())
+            .map(str::to_ascii_lowercase);
         let power_state = self.power_state.get().or(self.power_state_short.get());
-        let locked = self.locked.get().is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
-        let (power, activity) =
-            (power(status, vm_state.as_deref(), power_state), activity(status, vm_state.as_deref(), task.as_deref()));
-        Some(ServerView { locked, ..ServerView::of(power, activity) })
+        let locked = self
+            .locked
+            .get()
+            .is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
+        let (power, activity) = (
+            power(status, vm_state.as_deref(), power_state),
+            activity(status, vm_state.as_deref(), task.as_deref()),
+        );
+        Some(ServerView {
+            locked,
+            ..ServerView::of(power, activity)
+        })
     }
 }
 
@@ -127,10 +167,15 @@ enum Hint {
     Strange,
 }
 
-/// Three fields together: all that say something must agree, and `status` must have a second witness, because alone it
-/// is `ACTIVE` also while stopping and deleting, and `SHUTOFF` also while starting.
+/// Three fields together: all that say something must agree, and `status` must have a second
+/// witness, because alone it is `ACTIVE` also while stopping and deleting, and `SHUTOFF` also while
+/// starting.
 fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Power {
-    let said = [status_hint(status), vm_hint(vm_state), power_hint(power_state)];
+    let said = [
+        status_hint(status),
+        vm_hint(vm_state),
+        power_hint(power_state),
+    ];
     // A faulty server's other fields show what it was before, or what is left of it.
     if said[0] == Hint::Is(Power::Faulty) {
         return Power::Faulty;
@@ -139,10 +184,19 @@ fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Pow
         Hint::Is(power) => Some(*power),
         Hint::Silent | Hint::Strange => None,
     });
-    let Some(first) = witnesses.next() else { return Power::Unclear };
-    let (agreed, alone) = (witnesses.clone().all(|power| power == first), witnesses.next().is_none());
+    let Some(first) = witnesses.next() else {
+        return Power::Unclear;
+    };
+    let (agreed, alone) = (
+        witnesses.clone().all(|power| power == first),
+        witnesses.next().is_none(),
+    );
     let during_reboot = is_reboot(status);
-    if said.contains(&Hint::Strange) || !agreed || (alone && !during_reboot) { Power::Unclear } else { first }
+    if said.contains(&Hint::Strange) || !agreed || (alone && !during_reboot) {
+        Power::Unclear
+    } else {
+        first
+    }
 }
 
 fn status_hint(status: &str) -> Hint {
@@ -181,7 +235,8 @@ fn is_reboot(status: &str) -> bool {
     status.eq_ignore_ascii_case("REBOOT") || status.eq_ignore_ascii_case("HARD_REBOOT")
 }
 
-/// `task_state` tells; it is absent or null while nothing is done. Some states show an activity by themselves.
+/// `task_state` tells; it is absent or null while nothing is done. Some states show an activity by
+/// themselves.
 fn activity(status: &str, vm_state: Option<&str>, task_state: Option<&str>) -> Activity {
     match task_state.map(|task| task.replace('-', "_")).as_deref() {
         Some("powering_on") => Activity::PoweringOn,

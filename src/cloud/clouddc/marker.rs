@@ -1,4 +1,5 @@
-//! Where the next page of CloudDC's list is: the API reference calls `next_marker` an id, the vendor's client an address.
+//! Where the next page of CloudDC's list is: the API reference calls `next_marker` an id, the
+//! vendor's client an address.
 //!
 //! Owns finding the marker in either. Nothing is ever sent to the address itself.
 
@@ -7,24 +8,38 @@ use crate::cloud::auth::aksk::percent_decode;
 /// Longer ones are not believed: they could not stand in a URL.
 const MARKER_BYTES_MAX: usize = 1024;
 
-/// The marker in `text`: the parameter `marker` of an address, else the text itself. Either may be percent-encoded.
+/// The marker in `text`: the parameter `marker` of an address, else the text itself. Either may be
+/// percent-encoded.
 ///
-/// None if there is none to be found: then this page is taken for the last, and whoever is missing from it is asked for.
+/// None if there is none to be found: then this page is taken for the last, and whoever is missing
+/// from it is asked for.
 pub(super) fn find(text: &str) -> Option<String> {
     let decoded = percent_decode(text);
-    let named = parameter(text).or_else(|| parameter(&decoded)).map(percent_decode);
+    let named = parameter(text)
+        .or_else(|| parameter(&decoded))
+        .map(percent_decode);
     let is_address = decoded.contains("://") || decoded.contains('?') || decoded.starts_with('/');
-    let marker = named.unwrap_or_else(|| if is_address { String::new() } else { decoded.clone() });
+    let marker = named.unwrap_or_else(|| {
+        if is_address {
+            String::new()
+        } else {
+            decoded.clone()
+        }
+    });
     let marker = marker.trim();
-    let usable = (1..=MARKER_BYTES_MAX).contains(&marker.len()) && !marker.contains(char::is_control);
+    let usable =
+        (1..=MARKER_BYTES_MAX).contains(&marker.len()) && !marker.contains(char::is_control);
     usable.then(|| marker.to_owned())
 }
 
-/// The value of `marker=` in an address or a query; other parameters' names may end in the same word.
+/// The value of `marker=` in an address or a query; other parameters' names may end in the same
+/// word.
 fn parameter(text: &str) -> Option<&str> {
     let (_, query) = text.split_once('?').unwrap_or(("", text));
     let query = query.split('#').next().unwrap_or_default();
-    query.split('&').find_map(|pair| pair.strip_prefix("marker="))
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("marker="))
 }
 
 #[cfg(test)]
@@ -43,8 +58,12 @@ mod tests {
             format!("marker={ID}"),
             format!("?limit=1000&marker={ID}"),
             format!("/v1/p/physicalservers?marker={ID}&limit=1000"),
-            format!("https://clouddc.example/v1/p/physicalservers?previous_marker=x&marker={ID}#end"),
-            format!("https%3A%2F%2Fclouddc.example%2Fv1%2Fp%2Fphysicalservers%3Flimit%3D1000%26marker%3D{ID}"),
+            format!(
+                "https://clouddc.example/v1/p/physicalservers?previous_marker=x&marker={ID}#end"
+            ),
+            format!(
+                "https%3A%2F%2Fclouddc.example%2Fv1%2Fp%2Fphysicalservers%3Flimit%3D1000%26marker%3D{ID}"
+            ),
         ] {
             assert_eq!(find(&text).as_deref(), Some(ID), "{text}");
         }
@@ -52,16 +71,26 @@ mod tests {
 
     #[test]
     fn an_encoded_marker_is_decoded_once() {
-        assert_eq!(find("https://h/p?marker=a%2Fb%3D%3D&x=1").as_deref(), Some("a/b=="));
+        assert_eq!(
+            find("https://h/p?marker=a%2Fb%3D%3D&x=1").as_deref(),
+            Some("a/b==")
+        );
         assert_eq!(find("a%2Fb%3D%3D").as_deref(), Some("a/b=="));
         assert_eq!(find("a/b==").as_deref(), Some("a/b=="));
     }
 
     #[test]
     fn an_address_without_a_marker_and_nonsense_name_none() {
-        for text in
-            ["", " ", "https://h/p", "/v1/p", "/v1/p?limit=10", "?marker=", "https://h/?next_marker=x", "a\u{7}b"]
-        {
+        for text in [
+            "",
+            " ",
+            "https://h/p",
+            "/v1/p",
+            "/v1/p?limit=10",
+            "?marker=",
+            "https://h/?next_marker=x",
+            "a\u{7}b",
+        ] {
             assert_eq!(find(text), None, "{text}");
         }
         assert_eq!(find(&"x".repeat(2000)), None);

@@ -9,7 +9,8 @@ use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::complaint::find_complaint;
 use crate::model::{PowerAction, ServerId, Service, Tracking, UtcMillis};
 
-/// The body of a power call. `server_id_set` is always there: what the call does without it is not documented.
+/// The body of a power call. `server_id_set` is always there: what the call does without it is not
+/// documented.
 pub fn body(action: PowerAction, servers: &[ServerId]) -> Value {
     let word = match action {
         PowerAction::Start => "power on",
@@ -22,16 +23,21 @@ pub fn body(action: PowerAction, servers: &[ServerId]) -> Value {
 
 /// How an accepted power call is followed: by the servers' states.
 ///
-/// Any 2xx whose body is a JSON object without a complaint is an acceptance. The documents print 200 alone, and a list
-/// of ids in a form that no string has (`{"$ref": …}`), so neither the list nor its ids are asked for; whether refused
-/// servers are left out of it is not said either, and their own states will tell. The object is asked for because a web
-/// page, half an answer and nothing at all are what something in front of the service answers with.
+/// Any 2xx whose body is a JSON object without a complaint is an acceptance. The documents print
+/// 200 alone, and a list of ids in a form that no string has (`{"$ref": …}`), so neither the list
+/// nor its ids are asked for; whether refused servers are left out of it is not said either, and
+/// their own states will tell. The object is asked for because a web page, half an answer and
+/// nothing at all are what something in front of the service answers with.
 ///
 /// # Errors
-/// Everything else. A success that is no such object is `Lost`, unless the gateway's code in it says more.
+/// Everything else. A success that is no such object is `Lost`, unless the gateway's code in it
+/// says more.
 pub fn read_submit(answer: &Answer, now: UtcMillis) -> Result<Tracking, CallError> {
     let body: Option<Map<String, Value>> = answer.success();
-    match body.map(Value::Object).filter(|body| find_complaint(body).is_none()) {
+    match body
+        .map(Value::Object)
+        .filter(|body| find_complaint(body).is_none())
+    {
         Some(_) => Ok(Tracking::ServerState),
         None => Err(answer.error_of(Service::CloudDc, CallKind::Submit, now)),
     }
@@ -50,18 +56,27 @@ mod tests {
 
     macro_rules! example {
         ($name:literal) => {
-            include_str!(concat!("../../../tests/fixtures/api-examples/", $name, ".json"))
+            include_str!(concat!(
+                "../../../tests/fixtures/api-examples/",
+                $name,
+                ".json"
+            ))
         };
     }
 
     fn submit(status: u16, body: impl AsRef<[u8]>) -> Result<Tracking, Fault> {
-        let answer = Answer { status, headers: HeaderMap::new(), body: body.as_ref().to_vec() };
+        let answer = Answer {
+            status,
+            headers: HeaderMap::new(),
+            body: body.as_ref().to_vec(),
+        };
         read_submit(&answer, NOW).map_err(|error| error.fault)
     }
 
     #[test]
     fn a_power_call_has_the_documented_body() {
-        let documented: Value = serde_json::from_str(example!("clouddc-power-request")).expect("JSON");
+        let documented: Value =
+            serde_json::from_str(example!("clouddc-power-request")).expect("JSON");
         let servers = [ServerId("01939592-e8fe-7d9b-9332-4589486377a4".to_owned())];
         assert_eq!(body(PowerAction::Start, &servers), documented);
         assert_eq!(body(PowerAction::Stop, &servers)["action"], "power off");
@@ -86,7 +101,16 @@ mod tests {
     fn a_success_that_is_not_the_services_or_complains_is_lost() {
         let accepted = example!("clouddc-power-response");
         let truncated = &accepted[..accepted.len() / 2];
-        for body in ["", "<html>", "[]", "null", "\"ok\"", "1", truncated, example!("clouddc-error-400")] {
+        for body in [
+            "",
+            "<html>",
+            "[]",
+            "null",
+            "\"ok\"",
+            "1",
+            truncated,
+            example!("clouddc-error-400"),
+        ] {
             assert_eq!(submit(200, body), Err(Fault::Lost), "{body}");
         }
         assert_eq!(submit(204, ""), Err(Fault::Lost));
@@ -95,14 +119,21 @@ mod tests {
     #[test]
     fn refusals_get_their_faults() {
         let body = example!("clouddc-error-400");
-        assert_eq!(submit(400, body), Err(Fault::Refused(CodeClass::Other)), "no code is documented: look");
+        assert_eq!(
+            submit(400, body),
+            Err(Fault::Refused(CodeClass::Other)),
+            "no code is documented: look"
+        );
         assert_eq!(submit(401, body), Err(Fault::Credentials));
         assert_eq!(submit(403, body), Err(Fault::Permission));
         assert_eq!(submit(404, body), Err(Fault::Refused(CodeClass::Other)));
         assert_eq!(submit(404, "<html>"), Err(Fault::Configuration));
         assert_eq!(submit(500, body), Err(Fault::Lost));
         assert_eq!(submit(302, body), Err(Fault::Configuration));
-        assert!(matches!(submit(429, "\"overloaded\""), Err(Fault::Throttled { .. })));
+        assert!(matches!(
+            submit(429, "\"overloaded\""),
+            Err(Fault::Throttled { .. })
+        ));
     }
 
     proptest! {

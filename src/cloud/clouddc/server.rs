@@ -1,7 +1,9 @@
-//! Reads what CloudDC shows of physical servers: one, or a page of the list. Pure: bytes in, values out.
+//! Reads what CloudDC shows of physical servers: one, or a page of the list. Pure: bytes in, values
+//! out.
 //!
-//! Owns the reading of states, which `power_state` and `operation_state` tell together. Does not say what a state means
-//! for a request: above all not whether an operation that has ended is the one that was asked for.
+//! Owns the reading of states, which `power_state` and `operation_state` tell together. Does not
+//! say what a state means for a request: above all not whether an operation that has ended is the
+//! one that was asked for.
 
 use serde::{Deserialize, Deserializer};
 
@@ -15,14 +17,15 @@ use crate::cloud::objects::{an_object, each_object};
 use crate::cloud::text::Text;
 use crate::cloud::{CallError, Fault};
 use crate::model::{
-    Activity, CodeClass, Complaint, JobStatus, Operation, Power, PowerAction, ServerId, ServerView, Service, Sighting,
-    UtcMillis,
+    Activity, CodeClass, Complaint, JobStatus, Operation, Power, PowerAction, ServerId, ServerView,
+    Service, Sighting, UtcMillis,
 };
 
 /// A page of the list, and the marker of the next. Entries without an id are left out.
 ///
 /// # Errors
-/// `Unavailable` for a success that is not JSON or has no `servers`: an unreadable list shows nobody missing.
+/// `Unavailable` for a success that is not JSON or has no `servers`: an unreadable list shows
+/// nobody missing.
 pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Page<String>, CallError> {
     #[derive(Deserialize)]
     struct PageBody<'a> {
@@ -31,35 +34,53 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Page<String>, CallEr
         page_info: PageInfo<'a>,
     }
     let page: Option<PageBody<'_>> = answer.success();
-    let Some(page) = page else { return Err(answer.error_of(Service::CloudDc, CallKind::Read, now)) };
-    Ok(Page { servers: page.servers.0, next: page.page_info.next_marker.get().and_then(marker::find) })
+    let Some(page) = page else {
+        return Err(answer.error_of(Service::CloudDc, CallKind::Read, now));
+    };
+    Ok(Page {
+        servers: page.servers.0,
+        next: page.page_info.next_marker.get().and_then(marker::find),
+    })
 }
 
-/// One server, by itself as documented or inside `{"server": …}`. `Missing`: a 404 in the service's own words (see
-/// `is_missing`).
+/// One server, by itself as documented or inside `{"server": …}`. `Missing`: a 404 in the service's
+/// own words (see `is_missing`).
 ///
 /// # Errors
-/// As any read; `Unavailable` for a success that is unreadable, shows another server than `asked`, or shows none: an
-/// object that says nothing must not pass for a server that has had no operation.
+/// As any read; `Unavailable` for a success that is unreadable, shows another server than `asked`,
+/// or shows none: an object that says nothing must not pass for a server that has had no operation.
 pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Sighting, CallError> {
     #[derive(Deserialize)]
     struct Wrapped<'a> {
         #[serde(borrow, deserialize_with = "an_object")]
         server: ServerBody<'a>,
     }
-    let bare = answer.success::<ServerBody<'_>>().filter(ServerBody::says_something);
-    let shown = bare.or_else(|| Some(answer.success::<Wrapped<'_>>()?.server).filter(ServerBody::says_something));
-    let asked_for = |body: &ServerBody<'_>| body.id.get().is_none_or(|id| id.eq_ignore_ascii_case(&asked.0));
+    let bare = answer
+        .success::<ServerBody<'_>>()
+        .filter(ServerBody::says_something);
+    let shown = bare.or_else(|| {
+        Some(answer.success::<Wrapped<'_>>()?.server).filter(ServerBody::says_something)
+    });
+    let asked_for = |body: &ServerBody<'_>| {
+        body.id
+            .get()
+            .is_none_or(|id| id.eq_ignore_ascii_case(&asked.0))
+    };
     if let Some(body) = shown.filter(asked_for) {
         return Ok(Sighting::Present(body.view()));
     }
     let error = answer.error_of(Service::CloudDc, CallKind::Read, now);
-    if is_missing(answer, &error) { Ok(Sighting::Missing) } else { Err(error) }
+    if is_missing(answer, &error) {
+        Ok(Sighting::Missing)
+    } else {
+        Err(error)
+    }
 }
 
-/// No document names a code for "no such server", so only a 404 can say it, and only in the one shape that is documented
-/// for this service: `error_code` and `error_msg`. A gateway, a proxy or a web server that does not know the path has
-/// its own codes or another shape, and would otherwise make every server of a project disappear.
+/// No document names a code for "no such server", so only a 404 can say it, and only in the one
+/// shape that is documented for this service: `error_code` and `error_msg`. A gateway, a proxy or a
+/// web server that does not know the path has its own codes or another shape, and would otherwise
+/// make every server of a project disappear.
 fn is_missing(answer: &Answer, error: &CallError) -> bool {
     #[derive(Deserialize)]
     struct Refusal<'a> {
@@ -72,7 +93,8 @@ fn is_missing(answer: &Answer, error: &CallError) -> bool {
         return false;
     }
     let refusal: Option<Refusal<'_>> = lenient::read(&answer.body);
-    let in_its_words = refusal.is_some_and(|body| body.error_code.get().and(body.error_msg.get()).is_some());
+    let in_its_words =
+        refusal.is_some_and(|body| body.error_code.get().and(body.error_msg.get()).is_some());
     in_its_words && !matches!(codes::origin(&error.code), Origin::Gateway | Origin::Iam)
 }
 
@@ -82,7 +104,11 @@ impl<'de> Deserialize<'de> for Servers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut servers = Vec::new();
         each_object(deserializer, |body: ServerBody<'de>| {
-            servers.extend(body.id.get().map(|id| (ServerId(id.to_owned()), Some(body.view()))));
+            servers.extend(
+                body.id
+                    .get()
+                    .map(|id| (ServerId(id.to_owned()), Some(body.view()))),
+            );
         })?;
         Ok(Self(servers))
     }
@@ -97,9 +123,10 @@ struct PageInfo<'a> {
 
 /// The fields that tell a server's state.
 ///
-/// Not read: `manage_state` (`maintain`, `offboarding`, and `frozen` for arrears), `frozen_state` (a number without a
-/// printed meaning) and `health_state`. No document says that any of them makes the service refuse power actions, and a
-/// server wrongly called locked would fail its request with evidence; if one does refuse, the answer to the call says so.
+/// Not read: `manage_state` (`maintain`, `offboarding`, and `frozen` for arrears), `frozen_state`
+/// (a number without a printed meaning) and `health_state`. No document says that any of them makes
+/// the service refuse power actions, and a server wrongly called locked would fail its request with
+/// evidence; if one does refuse, the answer to the call says so.
 #[derive(Deserialize, Default)]
 struct ServerBody<'a> {
     #[serde(borrow, default)]
@@ -114,7 +141,9 @@ struct ServerBody<'a> {
 
 impl ServerBody<'_> {
     fn says_something(&self) -> bool {
-        [&self.id, &self.power_state, &self.operation_state].iter().any(|text| text.get().is_some())
+        [&self.id, &self.power_state, &self.operation_state]
+            .iter()
+            .any(|text| text.get().is_some())
     }
 
     fn view(&self) -> ServerView {
@@ -129,14 +158,20 @@ impl ServerBody<'_> {
             (Some(one), Some(other)) if one == other => one,
             (Some(_), Some(_)) => Activity::Other,
         };
-        ServerView { operation, error: self.error.complaint(), ..ServerView::of(power, activity) }
+        ServerView {
+            operation,
+            error: self.error.complaint(),
+            ..ServerView::of(power, activity)
+        }
     }
 }
 
-/// The power, and the activity if the word names one: older documents have words for a server on its way.
+/// The power, and the activity if the word names one: older documents have words for a server on
+/// its way.
 ///
-/// On its way its power is unclear: of `powering-on` nobody knows whether it is on by now. `unknown` is what the overview
-/// counts servers under whose power it cannot tell; any other word may be an activity that no document lists.
+/// On its way its power is unclear: of `powering-on` nobody knows whether it is on by now.
+/// `unknown` is what the overview counts servers under whose power it cannot tell; any other word
+/// may be an activity that no document lists.
 fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
     const WORDS: [(&str, Power, Option<Activity>); 6] = [
         ("on", Power::On, None),
@@ -146,27 +181,38 @@ fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
         ("rebooting", Power::Unclear, Some(Activity::Rebooting)),
         ("unknown", Power::Unclear, None),
     ];
-    let Some(word) = word else { return (Power::Unclear, None) };
-    match WORDS.iter().find(|(listed, ..)| listed.eq_ignore_ascii_case(word)) {
+    let Some(word) = word else {
+        return (Power::Unclear, None);
+    };
+    match WORDS
+        .iter()
+        .find(|(listed, ..)| listed.eq_ignore_ascii_case(word))
+    {
         Some((_, power, activity)) => (*power, *activity),
         None => (Power::Unclear, Some(Activity::Other)),
     }
 }
 
-/// The last operation, and the activity while it is being done. A word that no document lists tells of an operation, but
-/// not of which, nor whether it has ended.
+/// The last operation, and the activity while it is being done. A word that no document lists tells
+/// of an operation, but not of which, nor whether it has ended.
 fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
     const ACTIONS: [(&str, PowerAction, Activity); 3] = [
         ("power-on-", PowerAction::Start, Activity::PoweringOn),
         ("power-off-", PowerAction::Stop, Activity::PoweringOff),
         ("reboot-", PowerAction::Reboot, Activity::Rebooting),
     ];
-    let Some(word) = word else { return (None, None) };
+    let Some(word) = word else {
+        return (None, None);
+    };
     let split = |(prefix, action, activity): &(&str, PowerAction, Activity)| {
         let (start, end) = word.split_at_checked(prefix.len())?;
-        start.eq_ignore_ascii_case(prefix).then_some((*action, *activity, end))
+        start
+            .eq_ignore_ascii_case(prefix)
+            .then_some((*action, *activity, end))
     };
-    let Some((action, activity, end)) = ACTIONS.iter().find_map(split) else { return (None, Some(Activity::Other)) };
+    let Some((action, activity, end)) = ACTIONS.iter().find_map(split) else {
+        return (None, Some(Activity::Other));
+    };
     let of = |status| Some(Operation { action, status });
     match end {
         _ if end.eq_ignore_ascii_case("processing") => (of(JobStatus::Pending), Some(activity)),
@@ -189,7 +235,10 @@ struct ServerError<'a> {
 
 impl ServerError<'_> {
     fn complaint(&self) -> Option<Complaint> {
-        server_complaint(self.error_code.get(), self.error_msg.get().or(self.error_type.get()))
+        server_complaint(
+            self.error_code.get(),
+            self.error_msg.get().or(self.error_type.get()),
+        )
     }
 }
 

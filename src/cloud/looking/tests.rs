@@ -69,14 +69,24 @@ impl ServerReader for Project {
     }
 
     async fn page(&self, place: usize, limit: usize) -> Result<Page<usize>, CallError> {
-        self.pages.lock().expect("not poisoned").push((place, limit));
-        assert_eq!(place % limit, 0, "a page begins where pages of this size begin");
+        self.pages
+            .lock()
+            .expect("not poisoned")
+            .push((place, limit));
+        assert_eq!(
+            place % limit,
+            0,
+            "a page begins where pages of this size begin"
+        );
         if let Some(fault) = self.fails(place, limit) {
             return Err(failure(fault));
         }
         let end = (place + limit).min(self.listed);
         let servers: Vec<Listed> = (place..end).map(|n| (server(n), Some(RUNNING))).collect();
-        Ok(Page { next: (servers.len() == limit).then_some(place + limit), servers })
+        Ok(Page {
+            next: (servers.len() == limit).then_some(place + limit),
+            servers,
+        })
     }
 
     fn page_after(&self, place: &usize, limit: usize) -> Option<usize> {
@@ -89,31 +99,58 @@ impl ServerReader for Project {
             std::future::pending::<()>().await;
         }
         if self.shows_allowed.is_some_and(|allowed| before >= allowed) {
-            return Err(failure(Fault::Throttled { retry_after: None, limit: None }));
+            return Err(failure(Fault::Throttled {
+                retry_after: None,
+                limit: None,
+            }));
         }
         if (0..self.listed).any(|n| server(n) == *asked) {
             return Ok(Sighting::Present(RUNNING));
         }
-        self.show_fault.clone().map_or(Ok(Sighting::Missing), |fault| Err(failure(fault)))
+        self.show_fault
+            .clone()
+            .map_or(Ok(Sighting::Missing), |fault| Err(failure(fault)))
     }
 }
 
 #[tokio::test]
 async fn servers_that_cannot_be_shown_hide_nobody_else() {
-    for fault in [Fault::Unavailable, Fault::Refused(CodeClass::Other), Fault::Permission, Fault::Configuration] {
-        let project = Project { listed: 48, show_fault: Some(fault.clone()), ..Project::default() };
-        let seen = Looking::new(SETTLE_TIME).observe(&project, &servers(0..50)).await.expect("a look");
-        assert_eq!((seen.sightings.len(), seen.failures.len(), seen.ended_by), (48, 2, None));
+    for fault in [
+        Fault::Unavailable,
+        Fault::Refused(CodeClass::Other),
+        Fault::Permission,
+        Fault::Configuration,
+    ] {
+        let project = Project {
+            listed: 48,
+            show_fault: Some(fault.clone()),
+            ..Project::default()
+        };
+        let seen = Looking::new(SETTLE_TIME)
+            .observe(&project, &servers(0..50))
+            .await
+            .expect("a look");
+        assert_eq!(
+            (seen.sightings.len(), seen.failures.len(), seen.ended_by),
+            (48, 2, None)
+        );
         assert!(seen.failures.values().all(|error| error.fault == fault));
     }
 }
 
 #[tokio::test]
 async fn a_lone_server_that_cannot_be_shown_says_nothing_of_the_cloud() {
-    let project = Project { listed: 5, show_fault: Some(Fault::Unavailable), ..Project::default() };
+    let project = Project {
+        listed: 5,
+        show_fault: Some(Fault::Unavailable),
+        ..Project::default()
+    };
     let looking = Looking::new(SETTLE_TIME);
     for (pages, shows) in [(1, 1), (1, 1)] {
-        let seen = looking.observe(&project, &servers(7..8)).await.expect("the list can be read");
+        let seen = looking
+            .observe(&project, &servers(7..8))
+            .await
+            .expect("the list can be read");
         assert_eq!((seen.sightings.len(), seen.failures.len()), (0, 1));
         assert_eq!((project.pages().len(), project.shows()), (pages, shows));
     }
@@ -122,26 +159,53 @@ async fn a_lone_server_that_cannot_be_shown_says_nothing_of_the_cloud() {
 #[tokio::test]
 async fn a_cloud_that_reads_nothing_at_all_fails_the_look() {
     let unavailable = Some(Fault::Unavailable);
-    let away = Project { list_fault: unavailable.clone(), show_fault: unavailable, ..Project::default() };
+    let away = Project {
+        list_fault: unavailable.clone(),
+        show_fault: unavailable,
+        ..Project::default()
+    };
     for asked in [servers(0..1), servers(0..50)] {
         let looked = Looking::new(SETTLE_TIME).observe(&away, &asked).await;
         assert_eq!(looked.expect_err("nothing").fault, Fault::Unavailable);
         assert!(away.shows() <= SHOWS_FAILED_ALONE_MAX && away.pages().len() <= 8);
     }
-    for fault in [Fault::Credentials, Fault::Unreachable, Fault::Throttled { retry_after: None, limit: None }] {
-        let refused = Project { list_fault: Some(fault.clone()), ..Project::default() };
-        let looked = Looking::new(SETTLE_TIME).observe(&refused, &servers(0..50)).await;
+    for fault in [
+        Fault::Credentials,
+        Fault::Unreachable,
+        Fault::Throttled {
+            retry_after: None,
+            limit: None,
+        },
+    ] {
+        let refused = Project {
+            list_fault: Some(fault.clone()),
+            ..Project::default()
+        };
+        let looked = Looking::new(SETTLE_TIME)
+            .observe(&refused, &servers(0..50))
+            .await;
         assert_eq!(looked.expect_err("nothing").fault, fault);
-        assert_eq!((refused.pages().len(), refused.shows()), (1, 0), "not asked again");
+        assert_eq!(
+            (refused.pages().len(), refused.shows()),
+            (1, 0),
+            "not asked again"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_page_that_cannot_be_had_is_read_in_smaller_ones() {
-    let project = Project { listed: 600, limit_max: Some(299), ..Project::default() };
+    let project = Project {
+        listed: 600,
+        limit_max: Some(299),
+        ..Project::default()
+    };
     let looking = Looking::new(SETTLE_TIME);
     for first in [1000, 250] {
-        let seen = looking.observe(&project, &servers(0..600)).await.expect("a look");
+        let seen = looking
+            .observe(&project, &servers(0..600))
+            .await
+            .expect("a look");
         assert_eq!((seen.sightings.len(), project.shows()), (600, 0));
         assert_eq!(project.pages()[0], (0, first));
     }
@@ -149,21 +213,39 @@ async fn a_page_that_cannot_be_had_is_read_in_smaller_ones() {
 
 #[tokio::test]
 async fn what_a_broken_list_has_shown_counts() {
-    let project = Project { listed: 4000, breaks_at: Some(2000), ..Project::default() };
+    let project = Project {
+        listed: 4000,
+        breaks_at: Some(2000),
+        ..Project::default()
+    };
     let looking = Looking::new(SETTLE_TIME);
-    let asked: Vec<ServerId> = servers(0..20).into_iter().chain(servers(3000..3020)).collect();
+    let asked: Vec<ServerId> = servers(0..20)
+        .into_iter()
+        .chain(servers(3000..3020))
+        .collect();
     let seen = looking.observe(&project, &asked).await.expect("a look");
-    assert_eq!((seen.sightings.len(), seen.failures.len()), (40, 0), "the others were shown one by one");
+    assert_eq!(
+        (seen.sightings.len(), seen.failures.len()),
+        (40, 0),
+        "the others were shown one by one"
+    );
     assert_eq!(project.shows(), 20);
 }
 
 #[tokio::test]
 async fn without_a_list_everyone_is_shown_within_a_few_looks() {
-    let project = Project { listed: 120, list_fault: Some(Fault::Unavailable), ..Project::default() };
+    let project = Project {
+        listed: 120,
+        list_fault: Some(Fault::Unavailable),
+        ..Project::default()
+    };
     let looking = Looking::new(SETTLE_TIME);
     let mut seen = HashSet::new();
     for _ in 0..3 {
-        let look = looking.observe(&project, &servers(0..120)).await.expect("a look");
+        let look = looking
+            .observe(&project, &servers(0..120))
+            .await
+            .expect("a look");
         assert_eq!(look.sightings.len() + look.failures.len(), 120);
         assert!(project.shows() <= SHOWS_WITHOUT_LIST_MAX);
         seen.extend(look.sightings.into_keys());
@@ -173,10 +255,27 @@ async fn without_a_list_everyone_is_shown_within_a_few_looks() {
 
 #[tokio::test]
 async fn throttled_shows_end_the_look_and_keep_what_was_seen() {
-    let project = Project { listed: 10, shows_allowed: Some(3), ..Project::default() };
-    let seen = Looking::new(SETTLE_TIME).observe(&project, &servers(0..30)).await.expect("a look");
-    assert_eq!(seen.sightings.len(), 13, "ten in the list, three are missing");
-    assert!(matches!(seen.ended_by, Some(CallError { fault: Fault::Throttled { .. }, .. })));
+    let project = Project {
+        listed: 10,
+        shows_allowed: Some(3),
+        ..Project::default()
+    };
+    let seen = Looking::new(SETTLE_TIME)
+        .observe(&project, &servers(0..30))
+        .await
+        .expect("a look");
+    assert_eq!(
+        seen.sightings.len(),
+        13,
+        "ten in the list, three are missing"
+    );
+    assert!(matches!(
+        seen.ended_by,
+        Some(CallError {
+            fault: Fault::Throttled { .. },
+            ..
+        })
+    ));
     assert!(project.shows() < 10 && seen.failures.len() == 17);
 }
 
@@ -185,13 +284,27 @@ async fn servers_that_never_answer_keep_a_look_for_no_longer_than_its_proofs_all
     let settle_time = Duration::from_secs(2);
     for (listed, wanted) in [(48, 50), (0, 3)] {
         let hangs = vec![server(wanted - 1), server(wanted - 2)];
-        let project = Project { listed, hangs: hangs.clone(), ..Project::default() };
+        let project = Project {
+            listed,
+            hangs: hangs.clone(),
+            ..Project::default()
+        };
         let looking = Looking::new(settle_time);
-        looking.observe(&project, &servers(0..wanted)).await.expect("a look");
+        looking
+            .observe(&project, &servers(0..wanted))
+            .await
+            .expect("a look");
         let began = Instant::now();
-        let seen = looking.observe(&project, &servers(0..wanted)).await.expect("a look");
+        let seen = looking
+            .observe(&project, &servers(0..wanted))
+            .await
+            .expect("a look");
         assert!(began.elapsed() < settle_time / 2, "{:?}", began.elapsed());
         assert_eq!((seen.sightings.len(), seen.failures.len()), (wanted - 2, 2));
-        assert!(hangs.iter().all(|server| seen.failures.contains_key(server)));
+        assert!(
+            hangs
+                .iter()
+                .all(|server| seen.failures.contains_key(server))
+        );
     }
 }

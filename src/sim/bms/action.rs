@@ -1,4 +1,5 @@
-//! The body of `POST …/baremetalservers/action`: read strictly, as a service that knows its own document. Changes nothing.
+//! The body of `POST …/baremetalservers/action`: read strictly, as a service that knows its own
+//! document. Changes nothing.
 
 use serde::Deserialize;
 
@@ -44,7 +45,8 @@ struct ServerBody {
     id: ServerId,
 }
 
-/// Both words are taken and neither matters: `SOFT` "takes no effect", every stop and reboot is forced.
+/// Both words are taken and neither matters: `SOFT` "takes no effect", every stop and reboot is
+/// forced.
 #[derive(Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 enum TypeWord {
@@ -52,14 +54,18 @@ enum TypeWord {
     Hard,
 }
 
-/// Reads an action and its servers, or says why not: `BMS.0001` for what is no JSON, `BMS.0018` for what is another body.
+/// Reads an action and its servers, or says why not: `BMS.0001` for what is no JSON, `BMS.0018` for
+/// what is another body.
 pub(in crate::sim) fn read(body: &[u8]) -> Result<(PowerAction, Vec<ServerId>), Refusal> {
     let invalid = || Refusal::new("BMS.0018", "Request parameter is invalid.");
     let parsed: ActionBody = serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             return invalid();
         }
-        Refusal::new("BMS.0001", format!("Fail to parse request, reason: {error}."))
+        Refusal::new(
+            "BMS.0001",
+            format!("Fail to parse request, reason: {error}."),
+        )
     })?;
     let (action, servers) = match (parsed.start, parsed.stop, parsed.reboot) {
         (Some(body), None, None) => (PowerAction::Start, body.servers),
@@ -67,7 +73,10 @@ pub(in crate::sim) fn read(body: &[u8]) -> Result<(PowerAction, Vec<ServerId>), 
         (None, None, Some(body)) => (PowerAction::Reboot, body.servers),
         _ => return Err(invalid()),
     };
-    Ok((action, servers.into_iter().map(|server| server.id).collect()))
+    Ok((
+        action,
+        servers.into_iter().map(|server| server.id).collect(),
+    ))
 }
 
 #[cfg(test)]
@@ -81,10 +90,22 @@ mod tests {
     #[test]
     fn the_documented_bodies_are_read() {
         for (body, action) in [
-            (r#"{"os-start":{"servers":[{"id":"a"},{"id":"b"}]}}"#, PowerAction::Start),
-            (r#"{"os-stop":{"servers":[{"id":"a"},{"id":"b"}]}}"#, PowerAction::Stop),
-            (r#"{"os-stop":{"type":"SOFT","servers":[{"id":"a"},{"id":"b"}]}}"#, PowerAction::Stop),
-            (r#"{"reboot":{"type":"HARD","servers":[{"id":"a"},{"id":"b"}]}}"#, PowerAction::Reboot),
+            (
+                r#"{"os-start":{"servers":[{"id":"a"},{"id":"b"}]}}"#,
+                PowerAction::Start,
+            ),
+            (
+                r#"{"os-stop":{"servers":[{"id":"a"},{"id":"b"}]}}"#,
+                PowerAction::Stop,
+            ),
+            (
+                r#"{"os-stop":{"type":"SOFT","servers":[{"id":"a"},{"id":"b"}]}}"#,
+                PowerAction::Stop,
+            ),
+            (
+                r#"{"reboot":{"type":"HARD","servers":[{"id":"a"},{"id":"b"}]}}"#,
+                PowerAction::Reboot,
+            ),
         ] {
             let ids = vec![ServerId("a".into()), ServerId("b".into())];
             assert_eq!(read(body.as_bytes()).expect(body), (action, ids));

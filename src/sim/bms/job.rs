@@ -1,4 +1,5 @@
-//! A job and its sub-jobs: when they end, and how `GET …/jobs/{id}` prints them. Knows nothing of servers' power.
+//! A job and its sub-jobs: when they end, and how `GET …/jobs/{id}` prints them. Knows nothing of
+//! servers' power.
 
 use serde::{Serialize, Serializer};
 
@@ -44,20 +45,28 @@ impl Job {
     /// When the last sub-job ends, or `None` if one never does.
     fn end(&self) -> Option<UtcMillis> {
         let mut ends = self.sub_jobs.iter().map(|sub_job| sub_job.end);
-        ends.try_fold(self.begin, |latest, end| Some(latest.max(end?))).filter(|_| !self.never_ends)
+        ends.try_fold(self.begin, |latest, end| Some(latest.max(end?)))
+            .filter(|_| !self.never_ends)
     }
 
     /// What a query at `now` is answered; counts as a poll.
     pub(super) fn report(&mut self, now: UtcMillis, settings: &BmsScenario) -> String {
         self.polls = self.polls.saturating_add(1);
-        let printed = if self.polls <= settings.init_polls { self.print_init() } else { self.print(now, settings) };
+        let printed = if self.polls <= settings.init_polls {
+            self.print_init()
+        } else {
+            self.print(now, settings)
+        };
         serde_json::to_string(&printed).expect("a job holds only strings, numbers and lists")
     }
 
     fn print_init(&self) -> Printed<'_> {
         Printed {
             status: "INIT",
-            entities: Entities::Job { sub_jobs_total: 0, sub_jobs: Vec::new() },
+            entities: Entities::Job {
+                sub_jobs_total: 0,
+                sub_jobs: Vec::new(),
+            },
             job_id: self.id(),
             job_type: "baremetalBatchOperate",
             begin_time: self.begin.to_string(),
@@ -69,7 +78,11 @@ impl Job {
 
     fn print(&self, now: UtcMillis, settings: &BmsScenario) -> Printed<'_> {
         let begin_time = self.begin.to_string();
-        let listed = self.sub_jobs.iter().zip(1_u128..).filter(|(sub_job, _)| sub_job.is_listed);
+        let listed = self
+            .sub_jobs
+            .iter()
+            .zip(1_u128..)
+            .filter(|(sub_job, _)| sub_job.is_listed);
         let sub_jobs: Vec<_> = listed
             .map(|(sub_job, number)| {
                 let end = sub_job.end.filter(|&end| end <= now && !self.never_ends);
@@ -78,11 +91,17 @@ impl Job {
             .collect();
         let end = self.end().filter(|&end| end <= now);
         let has_failed = settings.parent_on_failure == ParentOnFailure::Fail
-            && self.sub_jobs.iter().any(|sub_job| sub_job.failure.is_some());
+            && self
+                .sub_jobs
+                .iter()
+                .any(|sub_job| sub_job.failure.is_some());
         let outcome = Outcome::of(end, has_failed.then_some(("Common.0021", "Sub job fail!")));
         Printed {
             status: outcome.status,
-            entities: Entities::Job { sub_jobs_total: sub_jobs.len(), sub_jobs },
+            entities: Entities::Job {
+                sub_jobs_total: sub_jobs.len(),
+                sub_jobs,
+            },
             job_id: self.id(),
             job_type: "baremetalBatchOperate",
             begin_time,
@@ -94,9 +113,19 @@ impl Job {
 }
 
 impl SubJob {
-    fn print(&self, end: Option<UtcMillis>, begin_time: &str, number: u128, settings: &BmsScenario) -> Printed<'_> {
-        let failure = self.failure.as_ref().map(|failure| (failure.code.as_str(), failure.message.as_str()));
-        let is_named = self.names_server && !(settings.sub_jobs_without_id && self.failure.is_some());
+    fn print(
+        &self,
+        end: Option<UtcMillis>,
+        begin_time: &str,
+        number: u128,
+        settings: &BmsScenario,
+    ) -> Printed<'_> {
+        let failure = self
+            .failure
+            .as_ref()
+            .map(|failure| (failure.code.as_str(), failure.message.as_str()));
+        let is_named =
+            self.names_server && !(settings.sub_jobs_without_id && self.failure.is_some());
         let outcome = Outcome::of(end, failure);
         Printed {
             status: outcome.status,
@@ -124,11 +153,21 @@ struct Outcome<'a> {
 impl<'a> Outcome<'a> {
     fn of(end: Option<UtcMillis>, failure: Option<(&'a str, &'a str)>) -> Self {
         match (end, failure) {
-            (None, _) => Self { status: "RUNNING", error_code: None, fail_reason: None },
-            (Some(_), None) => Self { status: "SUCCESS", error_code: Some(None), fail_reason: Some(None) },
-            (Some(_), Some((code, text))) => {
-                Self { status: "FAIL", error_code: Some(Some(code)), fail_reason: Some(Some(text)) }
-            }
+            (None, _) => Self {
+                status: "RUNNING",
+                error_code: None,
+                fail_reason: None,
+            },
+            (Some(_), None) => Self {
+                status: "SUCCESS",
+                error_code: Some(None),
+                fail_reason: Some(None),
+            },
+            (Some(_), Some((code, text))) => Self {
+                status: "FAIL",
+                error_code: Some(Some(code)),
+                fail_reason: Some(Some(text)),
+            },
         }
     }
 }

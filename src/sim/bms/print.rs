@@ -1,6 +1,7 @@
 //! How the list and the show call print a server: every documented field, as text. Decides nothing.
 //!
-//! Written piece by piece instead of through a tree of values: a page of 1000 servers is more than a megabyte.
+//! Written piece by piece instead of through a tree of values: a page of 1000 servers is more than
+//! a megabyte.
 
 use std::fmt::{self, Write as _};
 
@@ -29,10 +30,25 @@ impl Printer {
     }
 
     fn write_state(&self, out: &mut String, server: &Server, now: UtcMillis) -> fmt::Result {
-        let Shown { status, vm_state, task_state, power_state } = server.shown(now);
-        let (project, updated, locked) = (&self.project, whole_seconds(server.updated), server.is_locked);
-        write!(out, r#""status":"{status}","updated":"{updated}Z","locked":{locked},"tenant_id":"{project}","#)?;
-        write!(out, r#""OS-EXT-STS:vm_state":"{vm_state}","OS-EXT-STS:power_state":{power_state},"#)?;
+        let Shown {
+            status,
+            vm_state,
+            task_state,
+            power_state,
+        } = server.shown(now);
+        let (project, updated, locked) = (
+            &self.project,
+            whole_seconds(server.updated),
+            server.is_locked,
+        );
+        write!(
+            out,
+            r#""status":"{status}","updated":"{updated}Z","locked":{locked},"tenant_id":"{project}","#
+        )?;
+        write!(
+            out,
+            r#""OS-EXT-STS:vm_state":"{vm_state}","OS-EXT-STS:power_state":{power_state},"#
+        )?;
         match (task_state, self.idle_task_state) {
             (Some(word), _) => write!(out, r#""OS-EXT-STS:task_state":"{word}","#),
             (None, Unset::Null) => out.write_str(r#""OS-EXT-STS:task_state":null,"#),
@@ -44,13 +60,22 @@ impl Printer {
 fn write_identity(out: &mut String, server: &Server) -> fmt::Result {
     let (id, name, number) = (&server.id, &server.name, server.index + 1);
     let (high, low) = ((server.index >> 8) & 0xff, server.index & 0xff);
-    write!(out, r#"{{"id":"{id}","name":"{name}","description":"{name}","OS-EXT-SRV-ATTR:hostname":"{name}","#)?;
+    write!(
+        out,
+        r#"{{"id":"{id}","name":"{name}","description":"{name}","OS-EXT-SRV-ATTR:hostname":"{name}","#
+    )?;
     write!(
         out,
         r#""addresses":{{"5849fdf1-9d79-4589-80c2-fe557990c417":[{{"version":"4","addr":"10.0.{high}.{low}","#
     )?;
-    write!(out, r#""OS-EXT-IPS-MAC:mac_addr":"fa:16:3e:00:{high:02x}:{low:02x}","OS-EXT-IPS:type":"fixed","#)?;
-    write!(out, r#""OS-EXT-IPS:port_id":"9e62503b-094e-4c6e-bc95-{number:012x}"}}]}},"accessIPv4":"","accessIPv6":"","#)
+    write!(
+        out,
+        r#""OS-EXT-IPS-MAC:mac_addr":"fa:16:3e:00:{high:02x}:{low:02x}","OS-EXT-IPS:type":"fixed","#
+    )?;
+    write!(
+        out,
+        r#""OS-EXT-IPS:port_id":"9e62503b-094e-4c6e-bc95-{number:012x}"}}]}},"accessIPv4":"","accessIPv6":"","#
+    )
 }
 
 fn write_flavor_and_metadata(out: &mut String, server: &Server) -> fmt::Result {
@@ -66,7 +91,10 @@ fn write_flavor_and_metadata(out: &mut String, server: &Server) -> fmt::Result {
     out.write_str(
         r#""os_bit":"64","os_type":"Linux","chargingMode":"0","vpc_id":"5849fdf1-9d79-4589-80c2-fe557990c417","#,
     )?;
-    write!(out, r#""baremetalPortIDList":"[9e62503b-094e-4c6e-bc95-{number:012x}]"}},"#)
+    write!(
+        out,
+        r#""baremetalPortIDList":"[9e62503b-094e-4c6e-bc95-{number:012x}]"}},"#
+    )
 }
 
 fn write_place(out: &mut String, server: &Server) -> fmt::Result {
@@ -76,9 +104,17 @@ fn write_place(out: &mut String, server: &Server) -> fmt::Result {
         r#""created":"{created}Z","OS-SRV-USG:launched_at":"{created}.000000","progress":0,"config_drive":"","#
     )?;
     out.write_str(r#""hostId":"cd243addb5d2c64e89218180b7a3ed95abe6882e81c337cc563137df","host_status":"UP","#)?;
-    out.write_str(r#""user_id":"3fc5ab2b0c544979abcaafd86edd80e6","OS-EXT-SRV-ATTR:host":"bms.dc1","#)?;
-    write!(out, r#""OS-EXT-SRV-ATTR:instance_name":"instance-{number:08x}","OS-EXT-SRV-ATTR:user_data":"","#)?;
-    write!(out, r#""OS-EXT-SRV-ATTR:reservation_id":"r-{number:08x}","OS-EXT-SRV-ATTR:launch_index":0,"#)?;
+    out.write_str(
+        r#""user_id":"3fc5ab2b0c544979abcaafd86edd80e6","OS-EXT-SRV-ATTR:host":"bms.dc1","#,
+    )?;
+    write!(
+        out,
+        r#""OS-EXT-SRV-ATTR:instance_name":"instance-{number:08x}","OS-EXT-SRV-ATTR:user_data":"","#
+    )?;
+    write!(
+        out,
+        r#""OS-EXT-SRV-ATTR:reservation_id":"r-{number:08x}","OS-EXT-SRV-ATTR:launch_index":0,"#
+    )?;
     out.write_str(
         r#""OS-EXT-SRV-ATTR:hypervisor_hostname":"nova002@2","OS-EXT-SRV-ATTR:root_device_name":"/dev/sda","#,
     )?;
@@ -104,24 +140,49 @@ mod tests {
 
     fn print(server: &Server, idle_task_state: Unset) -> Value {
         let mut out = String::new();
-        Printer { project: "p".into(), idle_task_state }.write(&mut out, server, UtcMillis(1500));
+        Printer {
+            project: "p".into(),
+            idle_task_state,
+        }
+        .write(&mut out, server, UtcMillis(1500));
         serde_json::from_str(&out).expect("JSON")
     }
 
     #[test]
     fn a_printed_server_is_json_with_the_documented_fields() {
-        let mut server = Server::new(ServerId("616fb98f-46ca-475e-917e-2563e5a8cd19".into()), 0, true);
+        let mut server = Server::new(
+            ServerId("616fb98f-46ca-475e-917e-2563e5a8cd19".into()),
+            0,
+            true,
+        );
         assert_eq!(whole_seconds(CREATED), CREATED_TEXT);
         let idle = print(&server, Unset::Omitted);
         assert_eq!(idle.get("OS-EXT-STS:task_state"), None);
         assert_eq!(
-            (idle["OS-EXT-STS:power_state"].as_u64(), idle["OS-EXT-STS:vm_state"].as_str()),
+            (
+                idle["OS-EXT-STS:power_state"].as_u64(),
+                idle["OS-EXT-STS:vm_state"].as_str()
+            ),
             (Some(1), Some("active"))
         );
-        assert_eq!((idle["created"].as_str(), idle["tenant_id"].as_str()), (Some("2026-01-01T00:00:00Z"), Some("p")));
+        assert_eq!(
+            (idle["created"].as_str(), idle["tenant_id"].as_str()),
+            (Some("2026-01-01T00:00:00Z"), Some("p"))
+        );
         assert!(idle["updated"].is_string() && idle["locked"] == false);
-        assert_eq!(print(&server, Unset::Null).get("OS-EXT-STS:task_state"), Some(&Value::Null));
-        server.begin(Operation { action: PowerAction::Stop, begin: UtcMillis(1000), end: None, succeeds: true });
-        assert_eq!(print(&server, Unset::Null)["OS-EXT-STS:task_state"], "powering-off");
+        assert_eq!(
+            print(&server, Unset::Null).get("OS-EXT-STS:task_state"),
+            Some(&Value::Null)
+        );
+        server.begin(Operation {
+            action: PowerAction::Stop,
+            begin: UtcMillis(1000),
+            end: None,
+            succeeds: true,
+        });
+        assert_eq!(
+            print(&server, Unset::Null)["OS-EXT-STS:task_state"],
+            "powering-off"
+        );
     }
 }

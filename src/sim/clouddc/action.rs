@@ -1,4 +1,5 @@
-//! The body of `PUT …/physicalservers/power-state`: read strictly, as a service that knows its own document. Changes nothing.
+//! The body of `PUT …/physicalservers/power-state`: read strictly, as a service that knows its own
+//! document. Changes nothing.
 
 use serde::Deserialize;
 
@@ -26,7 +27,8 @@ enum ActionWord {
 
 /// Reads an action and its servers; `None` for any other body, also one without `server_id_set`.
 ///
-/// The document marks the ids as optional and does not say what a call without them does; here it is refused.
+/// The document marks the ids as optional and does not say what a call without them does; here it
+/// is refused.
 pub(in crate::sim) fn read(body: &[u8]) -> Option<(PowerAction, Vec<ServerId>)> {
     let body: Body = serde_json::from_slice(body).ok()?;
     let action = match body.action {
@@ -37,7 +39,8 @@ pub(in crate::sim) fn read(body: &[u8]) -> Option<(PowerAction, Vec<ServerId>)> 
     Some((action, body.server_id_set))
 }
 
-/// True for 1 to 50 ids, none of them twice. What the service does with a repeated one is not documented.
+/// True for 1 to 50 ids, none of them twice. What the service does with a repeated one is not
+/// documented.
 pub(super) fn is_valid_set(ids: &[ServerId]) -> bool {
     let distinct: std::collections::HashSet<_> = ids.iter().collect();
     (1..=SERVERS_MAX).contains(&ids.len()) && distinct.len() == ids.len()
@@ -49,14 +52,17 @@ mod tests {
 
     #[test]
     fn the_documented_bodies_are_read() {
-        for (word, action) in
-            [("power on", PowerAction::Start), ("power off", PowerAction::Stop), ("rebooting", PowerAction::Reboot)]
-        {
+        for (word, action) in [
+            ("power on", PowerAction::Start),
+            ("power off", PowerAction::Stop),
+            ("rebooting", PowerAction::Reboot),
+        ] {
             let body = format!(r#"{{"action": "{word}", "server_id_set": ["a", "b"]}}"#);
             let ids = vec![ServerId("a".into()), ServerId("b".into())];
             assert_eq!(read(body.as_bytes()), Some((action, ids)));
         }
-        let example = include_bytes!("../../../tests/fixtures/api-examples/clouddc-power-request.json");
+        let example =
+            include_bytes!("../../../tests/fixtures/api-examples/clouddc-power-request.json");
         assert_eq!(read(example).expect("printed in the document").1.len(), 1);
     }
 

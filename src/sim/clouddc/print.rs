@@ -23,8 +23,18 @@ pub(super) struct Printer {
 
 impl Printer {
     pub(super) fn new(project: &str, settings: &CloudDcScenario) -> Self {
-        let CloudDcScenario { locked_shows, no_operation_state, transition_words, .. } = *settings;
-        Self { project: project.to_owned(), locked_shows, no_operation_state, transition_words }
+        let CloudDcScenario {
+            locked_shows,
+            no_operation_state,
+            transition_words,
+            ..
+        } = *settings;
+        Self {
+            project: project.to_owned(),
+            locked_shows,
+            no_operation_state,
+            transition_words,
+        }
     }
 
     /// Appends `server` as it is at `now`.
@@ -52,9 +62,15 @@ impl Printer {
     }
 
     fn write_management(&self, out: &mut String, server: &Server) -> fmt::Result {
-        write!(out, r#""manage_state":"{}","health_state":"OK","#, self.manage_state(server))?;
+        write!(
+            out,
+            r#""manage_state":"{}","health_state":"OK","#,
+            self.manage_state(server)
+        )?;
         match self.locked_shows {
-            LockedShows::FrozenState => write!(out, r#""frozen_state":{},"#, u8::from(server.is_locked)),
+            LockedShows::FrozenState => {
+                write!(out, r#""frozen_state":{},"#, u8::from(server.is_locked))
+            }
             LockedShows::Maintain | LockedShows::Frozen => Ok(()),
         }
     }
@@ -79,14 +95,29 @@ fn error(failure: &Failure) -> Value {
 
 fn write_identity(out: &mut String, server: &Server, project: &str) -> fmt::Result {
     let Server { id, name, .. } = server;
-    write!(out, r#"{{"id":"{id}","name":"{name}","project_id":"{project}","#)?;
-    out.write_str(r#""domain_id":"d78cbac186b744899480f25bd022f000","onboard_time":"2026-01-01T00:00:00Z","#)
+    write!(
+        out,
+        r#"{{"id":"{id}","name":"{name}","project_id":"{project}","#
+    )?;
+    out.write_str(
+        r#""domain_id":"d78cbac186b744899480f25bd022f000","onboard_time":"2026-01-01T00:00:00Z","#,
+    )
 }
 
 fn write_hardware(out: &mut String, server: &Server) -> fmt::Result {
-    let (rack, unit, number) = (server.index / RACK_SERVERS + 1, server.index % RACK_SERVERS + 1, server.index + 1);
-    write!(out, r#""location":{{"dc":"dc1","rack":"rack{rack:02}","unit":"{unit}"}},"#)?;
-    write!(out, r#""hardware_attributes":{{"sn":"2102313CNX10K{number:07}","manufacturer":"Huawei","#)?;
+    let (rack, unit, number) = (
+        server.index / RACK_SERVERS + 1,
+        server.index % RACK_SERVERS + 1,
+        server.index + 1,
+    );
+    write!(
+        out,
+        r#""location":{{"dc":"dc1","rack":"rack{rack:02}","unit":"{unit}"}},"#
+    )?;
+    write!(
+        out,
+        r#""hardware_attributes":{{"sn":"2102313CNX10K{number:07}","manufacturer":"Huawei","#
+    )?;
     out.write_str(r#""model":"2288H V5"},"tags":[]}"#)
 }
 
@@ -99,7 +130,11 @@ mod tests {
     use crate::model::{PowerAction, ServerId};
 
     fn server() -> Server {
-        Server::new(ServerId("01939592-e8fe-7d9b-9332-4589486377a4".into()), 0, true)
+        Server::new(
+            ServerId("01939592-e8fe-7d9b-9332-4589486377a4".into()),
+            0,
+            true,
+        )
     }
 
     fn print(server: &Server, settings: &CloudDcScenario) -> Value {
@@ -115,23 +150,39 @@ mod tests {
     #[test]
     fn a_printed_server_has_the_fields_of_the_examples() {
         let mut failed = server();
-        let failure = Failure { code: "C.1".into(), message: "\"quoted\"".into() };
-        failed.last = Some(Ended { action: PowerAction::Stop, failure: Some(failure) });
+        let failure = Failure {
+            code: "C.1".into(),
+            message: "\"quoted\"".into(),
+        };
+        failed.last = Some(Ended {
+            action: PowerAction::Stop,
+            failure: Some(failure),
+        });
         let printed = print(&failed, &CloudDcScenario::default());
-        let example = include_str!("../../../tests/fixtures/api-examples/clouddc-server-power-off-failed.json");
+        let example = include_str!(
+            "../../../tests/fixtures/api-examples/clouddc-server-power-off-failed.json"
+        );
         let example: Value = serde_json::from_str(example).expect("JSON");
         assert_eq!(keys(&printed), keys(&example));
         for part in ["error", "location", "hardware_attributes"] {
             assert_eq!(keys(&printed[part]), keys(&example[part]));
         }
-        assert_eq!((&printed["operation_state"], &printed["power_state"]), (&"power-off-failed".into(), &"on".into()));
+        assert_eq!(
+            (&printed["operation_state"], &printed["power_state"]),
+            (&"power-off-failed".into(), &"on".into())
+        );
         assert_eq!(printed["error"]["error_msg"], "\"quoted\"");
     }
 
     #[test]
     fn no_operation_is_left_out_or_null() {
-        for (no_operation_state, expected) in [(Unset::Omitted, None), (Unset::Null, Some(&Value::Null))] {
-            let settings = CloudDcScenario { no_operation_state, ..CloudDcScenario::default() };
+        for (no_operation_state, expected) in
+            [(Unset::Omitted, None), (Unset::Null, Some(&Value::Null))]
+        {
+            let settings = CloudDcScenario {
+                no_operation_state,
+                ..CloudDcScenario::default()
+            };
             let printed = print(&server(), &settings);
             assert_eq!(printed.get("operation_state"), expected);
             assert_eq!(printed.get("error"), None);
@@ -140,15 +191,42 @@ mod tests {
 
     #[test]
     fn a_locked_server_is_told_in_one_of_three_ways() {
-        let locked = Server { is_locked: true, ..server() };
-        let told = |server: &Server, locked_shows| {
-            let printed = print(server, &CloudDcScenario { locked_shows, ..CloudDcScenario::default() });
-            (printed["manage_state"].as_str().unwrap_or_default().to_owned(), printed["frozen_state"].as_u64())
+        let locked = Server {
+            is_locked: true,
+            ..server()
         };
-        assert_eq!(told(&locked, LockedShows::Maintain), ("maintain".into(), None));
+        let told = |server: &Server, locked_shows| {
+            let printed = print(
+                server,
+                &CloudDcScenario {
+                    locked_shows,
+                    ..CloudDcScenario::default()
+                },
+            );
+            (
+                printed["manage_state"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
+                printed["frozen_state"].as_u64(),
+            )
+        };
+        assert_eq!(
+            told(&locked, LockedShows::Maintain),
+            ("maintain".into(), None)
+        );
         assert_eq!(told(&locked, LockedShows::Frozen), ("frozen".into(), None));
-        assert_eq!(told(&locked, LockedShows::FrozenState), ("in-use".into(), Some(1)));
-        assert_eq!(told(&server(), LockedShows::Maintain), ("in-use".into(), None));
-        assert_eq!(told(&server(), LockedShows::FrozenState), ("in-use".into(), Some(0)));
+        assert_eq!(
+            told(&locked, LockedShows::FrozenState),
+            ("in-use".into(), Some(1))
+        );
+        assert_eq!(
+            told(&server(), LockedShows::Maintain),
+            ("in-use".into(), None)
+        );
+        assert_eq!(
+            told(&server(), LockedShows::FrozenState),
+            ("in-use".into(), Some(0))
+        );
     }
 }

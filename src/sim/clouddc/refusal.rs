@@ -1,6 +1,7 @@
 //! Why the service refuses, in its words: `{"error_code","error_msg"}`. Decides nothing.
 //!
-//! The shape is documented; the codes are made up, since no table of them is public, apart from that of the printed example.
+//! The shape is documented; the codes are made up, since no table of them is public, apart from
+//! that of the printed example.
 
 use crate::model::{PowerAction, ServerId};
 use crate::sim::answer::Answer;
@@ -73,10 +74,17 @@ mod tests {
     #[test]
     fn a_refusal_has_the_documented_shape_and_names_its_server_if_told_to() {
         let expected = include_str!("../../../tests/fixtures/api-examples/clouddc-error-400.json");
-        assert_eq!(invalid().value(), serde_json::from_str::<serde_json::Value>(expected).expect("JSON"));
+        assert_eq!(
+            invalid().value(),
+            serde_json::from_str::<serde_json::Value>(expected).expect("JSON")
+        );
         let id = ServerId("01939592-e8fe-7d9b-9332-4589486377a4".into());
-        let text = |id| Reason::Busy(PowerAction::Stop).answer(400, id).value()["error_msg"].clone();
+        let text =
+            |id| Reason::Busy(PowerAction::Stop).answer(400, id).value()["error_msg"].clone();
         assert_eq!(text(None), "The physical server is being powered off.");
-        assert_eq!(text(Some(&id)), format!("The physical server {id} is being powered off."));
+        assert_eq!(
+            text(Some(&id)),
+            format!("The physical server {id} is being powered off.")
+        );
     }
 }

@@ -1,8 +1,9 @@
-//! One physical server: its power, the operation it is in, the last one it had, and what the API says of them.
-//! Knows nothing of calls and faults.
+//! One physical server: its power, the operation it is in, the last one it had, and what the API
+//! says of them. Knows nothing of calls and faults.
 //!
-//! State moves lazily: whoever looks says what time it is, and what has ended by then is applied. The last operation has
-//! neither time nor id and is kept until the next one ends, so a word from long ago looks like one of this moment.
+//! State moves lazily: whoever looks says what time it is, and what has ended by then is applied.
+//! The last operation has neither time nor id and is kept until the next one ends, so a word from
+//! long ago looks like one of this moment.
 
 use std::fmt;
 
@@ -84,13 +85,27 @@ impl fmt::Display for OperationState {
 impl Server {
     pub(super) fn new(id: ServerId, index: usize, is_on: bool) -> Self {
         let name = format!("clouddc-{:04}", index + 1);
-        Self { id, name, index, is_on, is_locked: false, is_missing: false, last: None, operation: None }
+        Self {
+            id,
+            name,
+            index,
+            is_on,
+            is_locked: false,
+            is_missing: false,
+            last: None,
+            operation: None,
+        }
     }
 
     /// Applies an operation that has ended by `now`.
     pub(super) fn settle(&mut self, now: UtcMillis) {
         let has_ended = |operation: &mut Operation| operation.end.is_some_and(|end| end <= now);
-        let Some(Operation { action, failure, .. }) = self.operation.take_if(has_ended) else { return };
+        let Some(Operation {
+            action, failure, ..
+        }) = self.operation.take_if(has_ended)
+        else {
+            return;
+        };
         if failure.is_none() {
             self.is_on = action != PowerAction::Stop;
         }
@@ -117,20 +132,47 @@ impl Server {
         }
     }
 
-    /// What the API shows at `now`. With `transition_words`, `power_state` tells the transition while it shows.
+    /// What the API shows at `now`. With `transition_words`, `power_state` tells the transition
+    /// while it shows.
     pub(super) fn shown(&self, now: UtcMillis, transition_words: bool) -> Shown<'_> {
         let power_state = if self.is_on { "on" } else { "off" };
         match &self.operation {
-            Some(Operation { action, shows_from, .. }) if *shows_from <= now => {
-                let operation_state = Some(OperationState { action: *action, phase: "processing" });
-                let power_state = if transition_words { transition(*action) } else { power_state };
-                Shown { power_state, operation_state, failure: None }
+            Some(Operation {
+                action, shows_from, ..
+            }) if *shows_from <= now => {
+                let operation_state = Some(OperationState {
+                    action: *action,
+                    phase: "processing",
+                });
+                let power_state = if transition_words {
+                    transition(*action)
+                } else {
+                    power_state
+                };
+                Shown {
+                    power_state,
+                    operation_state,
+                    failure: None,
+                }
             }
             Some(_) | None => {
-                let phase = |last: &Ended| if last.failure.is_some() { "failed" } else { "succeed" };
-                let word = |last: &Ended| OperationState { action: last.action, phase: phase(last) };
+                let phase = |last: &Ended| {
+                    if last.failure.is_some() {
+                        "failed"
+                    } else {
+                        "succeed"
+                    }
+                };
+                let word = |last: &Ended| OperationState {
+                    action: last.action,
+                    phase: phase(last),
+                };
                 let failure = self.last.as_ref().and_then(|last| last.failure.as_ref());
-                Shown { power_state, operation_state: self.last.as_ref().map(word), failure }
+                Shown {
+                    power_state,
+                    operation_state: self.last.as_ref().map(word),
+                    failure,
+                }
             }
         }
     }
@@ -151,18 +193,33 @@ mod tests {
     use super::*;
 
     fn server(is_on: bool) -> Server {
-        Server::new(ServerId("01939592-e8fe-7d9b-9332-4589486377a4".into()), 0, is_on)
+        Server::new(
+            ServerId("01939592-e8fe-7d9b-9332-4589486377a4".into()),
+            0,
+            is_on,
+        )
     }
 
     /// Accepted at 1000, seen from 1200 on, ended at 3000.
     fn with_operation(is_on: bool, action: PowerAction, failure: Option<Failure>) -> Server {
-        let operation = Operation { action, shows_from: UtcMillis(1200), end: Some(UtcMillis(3000)), failure };
-        Server { operation: Some(operation), ..server(is_on) }
+        let operation = Operation {
+            action,
+            shows_from: UtcMillis(1200),
+            end: Some(UtcMillis(3000)),
+            failure,
+        };
+        Server {
+            operation: Some(operation),
+            ..server(is_on)
+        }
     }
 
     fn words(server: &Server, ms: i64) -> (&'static str, Option<String>) {
         let shown = server.shown(UtcMillis(ms), false);
-        (shown.power_state, shown.operation_state.map(|state| state.to_string()))
+        (
+            shown.power_state,
+            shown.operation_state.map(|state| state.to_string()),
+        )
     }
 
     fn word(text: &str) -> Option<String> {
@@ -172,17 +229,32 @@ mod tests {
     #[test]
     fn what_is_refused_depends_on_power_lock_and_operation() {
         let refused = |server: &Server, action| server.refusal(action, AlreadySo::Refused);
-        assert_eq!([Start, Stop, Reboot].map(|a| refused(&server(true), a)), [Some(Reason::AlreadyOn), None, None]);
+        assert_eq!(
+            [Start, Stop, Reboot].map(|a| refused(&server(true), a)),
+            [Some(Reason::AlreadyOn), None, None]
+        );
         assert_eq!(
             [Start, Stop, Reboot].map(|a| refused(&server(false), a)),
             [None, Some(Reason::AlreadyOff), Some(Reason::NotRunning)]
         );
         for action in [Start, Stop, Reboot] {
-            assert_eq!(refused(&with_operation(true, action, None), Stop), Some(Reason::Busy(action)));
+            assert_eq!(
+                refused(&with_operation(true, action, None), Stop),
+                Some(Reason::Busy(action))
+            );
         }
-        let locked = Server { is_locked: true, ..server(true) };
-        let missing = Server { is_missing: true, ..locked.clone() };
-        assert_eq!([&locked, &missing].map(|s| refused(s, Stop)), [Some(Reason::Locked), Some(Reason::Missing)]);
+        let locked = Server {
+            is_locked: true,
+            ..server(true)
+        };
+        let missing = Server {
+            is_missing: true,
+            ..locked.clone()
+        };
+        assert_eq!(
+            [&locked, &missing].map(|s| refused(s, Stop)),
+            [Some(Reason::Locked), Some(Reason::Missing)]
+        );
     }
 
     #[test]
@@ -195,14 +267,20 @@ mod tests {
     #[test]
     fn an_operation_shows_late_and_its_result_stays_for_ever() {
         let mut stopping = with_operation(true, Stop, None);
-        stopping.last = Some(Ended { action: Reboot, failure: None });
+        stopping.last = Some(Ended {
+            action: Reboot,
+            failure: None,
+        });
         assert_eq!(words(&stopping, 1199), ("on", word("reboot-succeed")));
         assert_eq!(words(&stopping, 1200), ("on", word("power-off-processing")));
         stopping.settle(UtcMillis(2999));
         assert_eq!(words(&stopping, 2999), ("on", word("power-off-processing")));
         stopping.settle(UtcMillis(3000));
         assert_eq!(words(&stopping, 3000), ("off", word("power-off-succeed")));
-        assert_eq!(words(&stopping, i64::MAX), ("off", word("power-off-succeed")));
+        assert_eq!(
+            words(&stopping, i64::MAX),
+            ("off", word("power-off-succeed"))
+        );
     }
 
     #[test]
@@ -216,22 +294,42 @@ mod tests {
 
     #[test]
     fn a_failure_leaves_the_power_and_its_error_until_the_next_operation_shows() {
-        let failure = Failure { code: "c".into(), message: "m".into() };
+        let failure = Failure {
+            code: "c".into(),
+            message: "m".into(),
+        };
         let mut starting = with_operation(false, Start, Some(failure.clone()));
-        assert_eq!(starting.shown(UtcMillis(2000), false).failure, None, "not before it has failed");
+        assert_eq!(
+            starting.shown(UtcMillis(2000), false).failure,
+            None,
+            "not before it has failed"
+        );
         starting.settle(UtcMillis(3000));
         assert_eq!(words(&starting, 3000), ("off", word("power-on-failed")));
-        assert_eq!(starting.shown(UtcMillis(3000), false).failure, Some(&failure));
-        starting.operation = Some(Operation { action: Start, shows_from: UtcMillis(4000), end: None, failure: None });
-        assert_eq!(starting.shown(UtcMillis(3999), false).failure, Some(&failure));
+        assert_eq!(
+            starting.shown(UtcMillis(3000), false).failure,
+            Some(&failure)
+        );
+        starting.operation = Some(Operation {
+            action: Start,
+            shows_from: UtcMillis(4000),
+            end: None,
+            failure: None,
+        });
+        assert_eq!(
+            starting.shown(UtcMillis(3999), false).failure,
+            Some(&failure)
+        );
         assert_eq!(starting.shown(UtcMillis(4000), false).failure, None);
     }
 
     #[test]
     fn the_older_words_show_while_processing_shows() {
-        for (is_on, action, expected) in
-            [(false, Start, "powering-on"), (true, Stop, "powering-off"), (true, Reboot, "rebooting")]
-        {
+        for (is_on, action, expected) in [
+            (false, Start, "powering-on"),
+            (true, Stop, "powering-off"),
+            (true, Reboot, "rebooting"),
+        ] {
             let server = with_operation(is_on, action, None);
             let before = if is_on { "on" } else { "off" };
             let powers = [1199, 1200].map(|ms| server.shown(UtcMillis(ms), true).power_state);

@@ -1,4 +1,5 @@
-//! A `[[faults]]` entry as the file has it, and its rules. The only place that knows which kind takes which keys.
+//! A `[[faults]]` entry as the file has it, and its rules. The only place that knows which kind
+//! takes which keys.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -9,11 +10,15 @@ use crate::sim::clouddc;
 use crate::sim::record::Call;
 use crate::sim::scenario::Chance;
 
-/// Reads `[[faults]]`. An error of a whole fault names it by its place, since TOML knows only where the first one begins.
-pub(in crate::sim) fn read_faults<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Fault>, D::Error> {
+/// Reads `[[faults]]`. An error of a whole fault names it by its place, since TOML knows only where
+/// the first one begins.
+pub(in crate::sim) fn read_faults<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<Fault>, D::Error> {
     let tables = Vec::<FaultTable>::deserialize(deserializer)?;
     let read = |(table, place): (FaultTable, usize)| {
-        Fault::try_from(table).map_err(|reason| D::Error::custom(format!("fault {place}: {reason}")))
+        Fault::try_from(table)
+            .map_err(|reason| D::Error::custom(format!("fault {place}: {reason}")))
     };
     tables.into_iter().zip(1..).map(read).collect()
 }
@@ -84,8 +89,27 @@ impl TryFrom<FaultTable> for Fault {
     fn try_from(mut table: FaultTable) -> Result<Self, String> {
         let kind = table.take_kind()?;
         table.refuse_leftovers()?;
-        let FaultTable { service, on, chance, calls, servers, limit_above, pages, jobs, .. } = table;
-        let when = When { service, on, chance, calls, servers, limit_above, pages, jobs };
+        let FaultTable {
+            service,
+            on,
+            chance,
+            calls,
+            servers,
+            limit_above,
+            pages,
+            jobs,
+            ..
+        } = table;
+        let when = When {
+            service,
+            on,
+            chance,
+            calls,
+            servers,
+            limit_above,
+            pages,
+            jobs,
+        };
         let is_read = when.limit_above.is_some() || !when.pages.is_empty() || !when.jobs.is_empty();
         if when.chance.is_none() && when.calls.is_empty() && when.servers.is_empty() && !is_read {
             return Err(
@@ -98,21 +122,29 @@ impl TryFrom<FaultTable> for Fault {
         if let (Some(own), Some(other)) = (kind.service(), when.service)
             && own != other
         {
-            return Err(format!("this kind of fault is one of {own}, not of {other}"));
+            return Err(format!(
+                "this kind of fault is one of {own}, not of {other}"
+            ));
         }
         if when.service.is_some() && when.on.contains(&Call::Token) {
-            return Err("`service` does not go with `token`: the identity service serves both".into());
+            return Err(
+                "`service` does not go with `token`: the identity service serves both".into(),
+            );
         }
         if kind.scope() != Scope::Call && !when.on.is_empty() {
             return Err("`on` goes only with faults of calls".into());
         }
         if kind.scope() == Scope::Server && !when.calls.is_empty() {
-            return Err("`calls` does not go with `missing` and `locked`: they are chosen once".into());
+            return Err(
+                "`calls` does not go with `missing` and `locked`: they are chosen once".into(),
+            );
         }
         if when.pages.contains(&0) || when.jobs.contains(&0) {
             return Err("`pages` and `jobs` count from 1".into());
         }
-        if matches!(kind, FaultKind::ActsAnyway { .. }) && when.on.iter().any(|call| *call != Call::Submit) {
+        if matches!(kind, FaultKind::ActsAnyway { .. })
+            && when.on.iter().any(|call| *call != Call::Submit)
+        {
             return Err("`acts_anyway` is about submits alone".into());
         }
         if when.calls.contains(&0) || when.servers.contains(&ServerRef::Number(0)) {
@@ -130,43 +162,72 @@ impl FaultTable {
                 retry_after_s: self.retry_after_s.take(),
                 as_date: self.retry_after_date.take().unwrap_or(false),
             },
-            KindWord::ErrorBefore => FaultKind::ErrorBefore { status: self.take_status(503, 500..=599)? },
-            KindWord::ErrorAfter => FaultKind::ErrorAfter { status: self.take_status(502, 500..=599)? },
+            KindWord::ErrorBefore => FaultKind::ErrorBefore {
+                status: self.take_status(503, 500..=599)?,
+            },
+            KindWord::ErrorAfter => FaultKind::ErrorAfter {
+                status: self.take_status(502, 500..=599)?,
+            },
             KindWord::DropBefore => FaultKind::DropBefore,
             KindWord::DropAfter => FaultKind::DropAfter,
             KindWord::Refuse => {
                 let status = self.take_status(400, 200..=599)?;
                 let (code, message) = self.take_refusal();
-                FaultKind::Refuse { status, code, message }
+                FaultKind::Refuse {
+                    status,
+                    code,
+                    message,
+                }
             }
-            KindWord::Conflict => FaultKind::Conflict { message: self.message.take() },
+            KindWord::Conflict => FaultKind::Conflict {
+                message: self.message.take(),
+            },
             KindWord::ActsAnyway => FaultKind::ActsAnyway {
                 every: self.every.take().unwrap_or(1).max(1),
                 delay_ms: self.delay_ms.take().unwrap_or(0),
             },
-            KindWord::ExpiredToken => FaultKind::ExpiredToken { code: self.take_token_code()? },
-            KindWord::Redirect => FaultKind::Redirect { status: self.take_status(302, 300..=399)? },
+            KindWord::ExpiredToken => FaultKind::ExpiredToken {
+                code: self.take_token_code()?,
+            },
+            KindWord::Redirect => FaultKind::Redirect {
+                status: self.take_status(302, 300..=399)?,
+            },
             KindWord::MalformedBody => FaultKind::MalformedBody,
             KindWord::HtmlBody => FaultKind::HtmlBody,
             KindWord::TruncatedBody => FaultKind::TruncatedBody,
-            KindWord::OversizedBody => FaultKind::OversizedBody { bytes: self.bytes.take().unwrap_or(16 << 20) },
+            KindWord::OversizedBody => FaultKind::OversizedBody {
+                bytes: self.bytes.take().unwrap_or(16 << 20),
+            },
             KindWord::OddAnswer => match self.oddity.take() {
                 Some(oddity) => FaultKind::OddAnswer { oddity },
                 None => return Err("this kind of fault needs `oddity`".into()),
             },
-            KindWord::Slow => FaultKind::Slow { delay_ms: self.delay_ms.take().unwrap_or(5000) },
+            KindWord::Slow => FaultKind::Slow {
+                delay_ms: self.delay_ms.take().unwrap_or(5000),
+            },
             KindWord::JobVanishes => FaultKind::JobVanishes,
             KindWord::JobNeverEnds => FaultKind::JobNeverEnds,
             KindWord::SubJobFails => {
-                let (code, message) =
-                    self.take_complaint("BMS.3037", "Insufficient resources or failed to start the BMS.");
-                FaultKind::SubJobFails { code, message, acts_after_ms: self.acts_after_ms.take() }
+                let (code, message) = self.take_complaint(
+                    "BMS.3037",
+                    "Insufficient resources or failed to start the BMS.",
+                );
+                FaultKind::SubJobFails {
+                    code,
+                    message,
+                    acts_after_ms: self.acts_after_ms.take(),
+                }
             }
             KindWord::SubJobWithoutId => FaultKind::SubJobWithoutId,
             KindWord::SubJobLeftOut => FaultKind::SubJobLeftOut,
             KindWord::OperationFails => {
-                let (code, message) = self.take_complaint(clouddc::FAILED_CODE, clouddc::FAILED_TEXT);
-                FaultKind::OperationFails { code, message, acts_after_ms: self.acts_after_ms.take() }
+                let (code, message) =
+                    self.take_complaint(clouddc::FAILED_CODE, clouddc::FAILED_TEXT);
+                FaultKind::OperationFails {
+                    code,
+                    message,
+                    acts_after_ms: self.acts_after_ms.take(),
+                }
             }
             KindWord::OperationNeverEnds => FaultKind::OperationNeverEnds,
             KindWord::Missing => FaultKind::Missing,
@@ -174,17 +235,27 @@ impl FaultTable {
         })
     }
 
-    fn take_status(&mut self, default: u16, allowed: std::ops::RangeInclusive<u16>) -> Result<u16, String> {
+    fn take_status(
+        &mut self,
+        default: u16,
+        allowed: std::ops::RangeInclusive<u16>,
+    ) -> Result<u16, String> {
         let status = self.status.take().unwrap_or(default);
         if allowed.contains(&status) {
             return Ok(status);
         }
-        Err(format!("`status` is {status}; this kind takes {} to {}", allowed.start(), allowed.end()))
+        Err(format!(
+            "`status` is {status}; this kind takes {} to {}",
+            allowed.start(),
+            allowed.end()
+        ))
     }
 
     fn take_refusal(&mut self) -> (String, String) {
         match self.service {
-            Some(Service::CloudDc) => self.take_complaint(clouddc::INVALID_CODE, clouddc::INVALID_TEXT),
+            Some(Service::CloudDc) => {
+                self.take_complaint(clouddc::INVALID_CODE, clouddc::INVALID_TEXT)
+            }
             Some(Service::Bms) | None => {
                 self.take_complaint("BMS.0212", "System is overloaded, please try again later.")
             }
@@ -193,8 +264,15 @@ impl FaultTable {
 
     /// A code given without a message keeps a general text, never that of another code.
     fn take_complaint(&mut self, code: &str, message: &str) -> (String, String) {
-        let text = if self.code.is_none() { message } else { "Refused by the scenario." };
-        (self.code.take().unwrap_or_else(|| code.into()), self.message.take().unwrap_or_else(|| text.into()))
+        let text = if self.code.is_none() {
+            message
+        } else {
+            "Refused by the scenario."
+        };
+        (
+            self.code.take().unwrap_or_else(|| code.into()),
+            self.message.take().unwrap_or_else(|| text.into()),
+        )
     }
 
     fn take_token_code(&mut self) -> Result<String, String> {
@@ -202,7 +280,9 @@ impl FaultTable {
         if code == "APIGW.0301" || code == "APIGW.0307" {
             return Ok(code);
         }
-        Err(format!("`code` is {code}; this kind takes APIGW.0301 or APIGW.0307"))
+        Err(format!(
+            "`code` is {code}; this kind takes APIGW.0301 or APIGW.0307"
+        ))
     }
 
     fn refuse_leftovers(&self) -> Result<(), String> {
@@ -232,7 +312,9 @@ mod tests {
     use crate::sim::scenario::Scenario;
 
     fn faults(text: &str) -> Result<Vec<Fault>, String> {
-        Scenario::from_toml(text).map(|scenario| scenario.faults).map_err(|error| error.to_string())
+        Scenario::from_toml(text)
+            .map(|scenario| scenario.faults)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -249,42 +331,90 @@ mod tests {
             servers: vec![ServerRef::Number(1), ServerRef::Id(ServerId("ab-c".into()))],
             ..When::default()
         };
-        assert_eq!(read, [Fault { kind: FaultKind::ErrorAfter { status: 504 }, when }]);
+        assert_eq!(
+            read,
+            [Fault {
+                kind: FaultKind::ErrorAfter { status: 504 },
+                when
+            }]
+        );
     }
 
     #[test]
     fn a_fault_that_makes_no_sense_is_refused_with_its_line() {
         for (text, part) in [
             ("kind = \"throttle\"", "at least one of"),
-            ("kind = \"throttle\"\nchance = 1.0\nbytes = 5", "`bytes` does not go"),
-            ("kind = \"error_before\"\nchance = 1.0\nstatus = 404", "500 to 599"),
+            (
+                "kind = \"throttle\"\nchance = 1.0\nbytes = 5",
+                "`bytes` does not go",
+            ),
+            (
+                "kind = \"error_before\"\nchance = 1.0\nstatus = 404",
+                "500 to 599",
+            ),
             ("kind = \"missing\"\ncalls = [1]", "chosen once"),
-            ("kind = \"sub_job_fails\"\nchance = 0.5\non = [\"job\"]", "only with faults of calls"),
+            (
+                "kind = \"sub_job_fails\"\nchance = 0.5\non = [\"job\"]",
+                "only with faults of calls",
+            ),
             ("kind = \"slow\"\ncalls = [0]", "count from 1"),
-            ("kind = \"expired_token\"\nchance = 1.0\ncode = \"X\"", "APIGW.0307"),
+            (
+                "kind = \"expired_token\"\nchance = 1.0\ncode = \"X\"",
+                "APIGW.0307",
+            ),
             ("kind = \"boom\"\nchance = 1.0", "boom"),
             ("kind = \"slow\"\nservice = \"bms\"", "at least one of"),
             ("kind = \"slow\"\nchance = 1.0\nservice = \"ecs\"", "ecs"),
-            ("kind = \"slow\"\nchance = 1.0\nservice = \"bms\"\non = [\"token\"]", "does not go with `token`"),
-            ("kind = \"job_vanishes\"\nchance = 1.0\nservice = \"clouddc\"", "one of bms, not of clouddc"),
-            ("kind = \"operation_fails\"\nchance = 1.0\nservice = \"bms\"", "one of clouddc, not of bms"),
+            (
+                "kind = \"slow\"\nchance = 1.0\nservice = \"bms\"\non = [\"token\"]",
+                "does not go with `token`",
+            ),
+            (
+                "kind = \"job_vanishes\"\nchance = 1.0\nservice = \"clouddc\"",
+                "one of bms, not of clouddc",
+            ),
+            (
+                "kind = \"operation_fails\"\nchance = 1.0\nservice = \"bms\"",
+                "one of clouddc, not of bms",
+            ),
             ("kind = \"odd_answer\"\nchance = 1.0", "needs `oddity`"),
-            ("kind = \"odd_answer\"\nchance = 1.0\noddity = \"loud\"", "loud"),
-            ("kind = \"acts_anyway\"\nchance = 1.0\non = [\"list\"]", "submits alone"),
-            ("kind = \"locked\"\npages = [1]", "only with faults of calls"),
+            (
+                "kind = \"odd_answer\"\nchance = 1.0\noddity = \"loud\"",
+                "loud",
+            ),
+            (
+                "kind = \"acts_anyway\"\nchance = 1.0\non = [\"list\"]",
+                "submits alone",
+            ),
+            (
+                "kind = \"locked\"\npages = [1]",
+                "only with faults of calls",
+            ),
             ("kind = \"slow\"\njobs = [0]", "count from 1"),
-            ("kind = \"slow\"\nchance = 1.0\nacts_after_ms = 5", "`acts_after_ms` does not go"),
+            (
+                "kind = \"slow\"\nchance = 1.0\nacts_after_ms = 5",
+                "`acts_after_ms` does not go",
+            ),
         ] {
             let error = faults(&format!("[[faults]]\n{text}\n")).expect_err(text);
-            assert!(error.contains(part) && error.contains("line "), "{text}: {error}");
+            assert!(
+                error.contains(part) && error.contains("line "),
+                "{text}: {error}"
+            );
         }
     }
 
     #[test]
     fn a_refusal_has_a_code_of_its_service() {
         for (service, expected) in [("", "BMS.0212"), ("service = \"clouddc\"", "CloudDC.0000")] {
-            let read = faults(&format!("[[faults]]\nkind = \"refuse\"\nchance = 1.0\n{service}\n")).expect("valid");
-            assert!(matches!(&read[0].kind, FaultKind::Refuse { code, .. } if code == expected), "{read:?}");
+            let read = faults(&format!(
+                "[[faults]]\nkind = \"refuse\"\nchance = 1.0\n{service}\n"
+            ))
+            .expect("valid");
+            assert!(
+                matches!(&read[0].kind, FaultKind::Refuse { code, .. } if code == expected),
+                "{read:?}"
+            );
         }
     }
 

@@ -1,11 +1,12 @@
-//! `[bms]` of a scenario: servers, jobs, and the answers that the documents leave open. Values only; what they lead to is in
-//! `sim::bms`.
+//! `[bms]` of a scenario: servers, jobs, and the answers that the documents leave open. Values
+//! only; what they lead to is in `sim::bms`.
 
 use serde::Deserialize;
 
 use super::values::{Chance, Span, Unset};
 
-/// `[bms]`: servers and jobs of the Bare Metal Server service, and the answers that its documents leave open.
+/// `[bms]`: servers and jobs of the Bare Metal Server service, and the answers that its documents
+/// leave open.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BmsScenario {
@@ -13,17 +14,20 @@ pub struct BmsScenario {
     pub servers: usize,
     /// `running`: the share of them that runs at first, spread evenly; default 0.5.
     pub running: Chance,
-    /// `operation_ms`: how long one server's part of a job takes, a range in ms; default `[1000, 3000]`.
+    /// `operation_ms`: how long one server's part of a job takes, a range in ms; default `[1000,
+    /// 3000]`.
     pub operation_ms: Span,
     /// `init_polls`: so many queries of a job are answered `INIT`, without sub-jobs; default 0.
     pub init_polls: u32,
-    /// `refusals`: what a missing, locked, busy or already-so server does to its batch; default `"batch"`.
+    /// `refusals`: what a missing, locked, busy or already-so server does to its batch; default
+    /// `"batch"`.
     pub refusals: Refusals,
     /// `parent_on_failure`: a job's own status when a sub-job failed; default `"fail"`.
     pub parent_on_failure: ParentOnFailure,
     /// `sub_jobs_without_id`: failed sub-jobs do not name their server; default false.
     pub sub_jobs_without_id: bool,
-    /// `idle_task_state`: how the `OS-EXT-STS:task_state` of an idle server is written; default `"omitted"`.
+    /// `idle_task_state`: how the `OS-EXT-STS:task_state` of an idle server is written; default
+    /// `"omitted"`.
     pub idle_task_state: Unset,
     /// `missing_show`: how a show of an unknown server is answered; default `"error"`.
     pub missing_show: MissingShow,
@@ -34,7 +38,10 @@ impl Default for BmsScenario {
         Self {
             servers: 1000,
             running: Chance(0.5),
-            operation_ms: Span { min_ms: 1000, max_ms: 3000 },
+            operation_ms: Span {
+                min_ms: 1000,
+                max_ms: 3000,
+            },
             init_polls: 0,
             refusals: Refusals::Batch,
             parent_on_failure: ParentOnFailure::Fail,

@@ -1,5 +1,5 @@
-//! `[clouddc]` of a scenario: the physical servers, their operations, and the answers that the documents leave open.
-//! Values only; what they lead to is in `sim::clouddc`.
+//! `[clouddc]` of a scenario: the physical servers, their operations, and the answers that the
+//! documents leave open. Values only; what they lead to is in `sim::clouddc`.
 
 use serde::Deserialize;
 
@@ -14,24 +14,31 @@ pub struct CloudDcScenario {
     pub servers: usize,
     /// `running`: the share of them that runs at first, spread evenly; default 0.5.
     pub running: Chance,
-    /// `operation_ms`: how long one server's operation takes, a range in ms; default `[1000, 3000]`.
+    /// `operation_ms`: how long one server's operation takes, a range in ms; default `[1000,
+    /// 3000]`.
     pub operation_ms: Span,
-    /// `processing_after_ms`: how long after the call `…-processing` shows, a range in ms; default `[0, 0]`. Until then the
-    /// server looks as before, though it is busy; an operation that ends earlier never shows it.
+    /// `processing_after_ms`: how long after the call `…-processing` shows, a range in ms; default
+    /// `[0, 0]`. Until then the server looks as before, though it is busy; an operation that ends
+    /// earlier never shows it.
     pub processing_after_ms: Span,
-    /// `transition_words`: while `…-processing` shows, `power_state` is `powering-on`, `powering-off` or `rebooting`, as in
-    /// older documents; default false: it stays `on` or `off` until the end.
+    /// `transition_words`: while `…-processing` shows, `power_state` is `powering-on`,
+    /// `powering-off` or `rebooting`, as in older documents; default false: it stays `on` or `off`
+    /// until the end.
     pub transition_words: bool,
-    /// `first_states`: what `operation_state` is left from before, one of these drawn for each server, whatever its power; a
-    /// word that stands three times is three times as likely. Default: three of eight are `reboot-succeed`.
+    /// `first_states`: what `operation_state` is left from before, one of these drawn for each
+    /// server, whatever its power; a word that stands three times is three times as likely.
+    /// Default: three of eight are `reboot-succeed`.
     pub first_states: Vec<FirstState>,
-    /// `no_operation_state`: how the `operation_state` of a server is written that never had an operation; default `"omitted"`.
+    /// `no_operation_state`: how the `operation_state` of a server is written that never had an
+    /// operation; default `"omitted"`.
     pub no_operation_state: Unset,
-    /// `refusals`: what a missing, locked, busy or already-so server does to the call that names it; default `"batch"`.
+    /// `refusals`: what a missing, locked, busy or already-so server does to the call that names
+    /// it; default `"batch"`.
     pub refusals: Refusals,
     /// `refusal_names_server`: the text of a refused call has the server's id; default true.
     pub refusal_names_server: bool,
-    /// `already_so`: a power on of a running server, a power off of a stopped one; default `"refused"`.
+    /// `already_so`: a power on of a running server, a power off of a stopped one; default
+    /// `"refused"`.
     pub already_so: AlreadySo,
     /// `answer_ids`: how the answer to a power call writes the ids; default `"plain"`.
     pub answer_ids: AnswerIds,
@@ -53,7 +60,10 @@ impl Default for CloudDcScenario {
         Self {
             servers: 100,
             running: Chance(0.5),
-            operation_ms: Span { min_ms: 1000, max_ms: 3000 },
+            operation_ms: Span {
+                min_ms: 1000,
+                max_ms: 3000,
+            },
             processing_after_ms: Span::default(),
             transition_words: false,
             first_states: vec![
@@ -80,7 +90,8 @@ impl Default for CloudDcScenario {
     }
 }
 
-/// An `operation_state` from before the simulated cloud began; `None`, written `none`: never an operation.
+/// An `operation_state` from before the simulated cloud began; `None`, written `none`: never an
+/// operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the variants are the words of the document")]
@@ -109,7 +120,8 @@ impl FirstState {
     }
 }
 
-/// What a missing, locked, busy or already-so server does to the power call that names it. It is never acted on.
+/// What a missing, locked, busy or already-so server does to the power call that names it. It is
+/// never acted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusals {
@@ -141,7 +153,8 @@ pub enum AnswerIds {
     Template,
 }
 
-/// How a locked server is told from others. Its `manage_state` is `in-use` where nothing else is said.
+/// How a locked server is told from others. Its `manage_state` is `in-use` where nothing else is
+/// said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LockedShows {

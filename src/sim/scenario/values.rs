@@ -21,7 +21,9 @@ impl<'de> Deserialize<'de> for Chance {
         if (0.0..=1.0).contains(&p) {
             return Ok(Self(p));
         }
-        Err(serde::de::Error::custom(format!("{p} is no chance: expected 0.0 to 1.0")))
+        Err(serde::de::Error::custom(format!(
+            "{p} is no chance: expected 0.0 to 1.0"
+        )))
     }
 }
 
@@ -46,7 +48,9 @@ impl<'de> Deserialize<'de> for Span {
         if min_ms <= max_ms {
             return Ok(Self { min_ms, max_ms });
         }
-        Err(serde::de::Error::custom(format!("[{min_ms}, {max_ms}] is no range: expected [least, most]")))
+        Err(serde::de::Error::custom(format!(
+            "[{min_ms}, {max_ms}] is no range: expected [least, most]"
+        )))
     }
 }
 

@@ -1,11 +1,15 @@
-//! Requests and what belongs to them: lists, single rows, who is still unfinished, how they ended. Writes nothing.
+//! Requests and what belongs to them: lists, single rows, who is still unfinished, how they ended.
+//! Writes nothing.
 
 use std::collections::BTreeMap;
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 
-use super::{AttemptRecord, BatchRecord, Desk, HoldRecord, OutcomeCount, ProducerNote, RequestRecord, id_list};
+use super::{
+    AttemptRecord, BatchRecord, Desk, HoldRecord, OutcomeCount, ProducerNote, RequestRecord,
+    id_list,
+};
 use crate::model::{RequestState, UtcMillis};
 use crate::store::{StoreError, text};
 
@@ -50,11 +54,18 @@ impl Desk {
             // Each half has an index of its own.
             query.push(" AND id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL AND server_id = ");
             query.push_bind(server.clone());
-            query.push(" UNION ALL SELECT id FROM power_requests WHERE gate IS NOT NULL AND server_id = ");
+            query.push(
+                " UNION ALL SELECT id FROM power_requests WHERE gate IS NOT NULL AND server_id = ",
+            );
             query.push_bind(server.clone()).push(")");
         }
-        query.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(filter.limit));
-        Ok(query.build_query_as().fetch_all(&mut self.connection).await?)
+        query
+            .push(" ORDER BY id DESC LIMIT ")
+            .push_bind(i64::from(filter.limit));
+        Ok(query
+            .build_query_as()
+            .fetch_all(&mut self.connection)
+            .await?)
     }
 
     /// One request.
@@ -63,7 +74,10 @@ impl Desk {
     /// `NoSuchRequest`.
     pub async fn request(&mut self, id: i64) -> Result<RequestRecord, StoreError> {
         let found = sqlx::query_as("SELECT * FROM power_requests WHERE id = ?").bind(id);
-        found.fetch_optional(&mut self.connection).await?.ok_or(StoreError::NoSuchRequest(id))
+        found
+            .fetch_optional(&mut self.connection)
+            .await?
+            .ok_or(StoreError::NoSuchRequest(id))
     }
 
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
@@ -90,16 +104,20 @@ impl Desk {
 
     /// One batch.
     pub async fn batch(&mut self, id: i64) -> Result<Option<BatchRecord>, StoreError> {
-        Ok(sqlx::query_as("SELECT * FROM batches WHERE id = ?").bind(id).fetch_optional(&mut self.connection).await?)
+        Ok(sqlx::query_as("SELECT * FROM batches WHERE id = ?")
+            .bind(id)
+            .fetch_optional(&mut self.connection)
+            .await?)
     }
 
     /// The reason that `power_waiting` gives; none if the request is not queued.
     pub async fn waiting_reason(&mut self, id: i64) -> Result<Option<String>, StoreError> {
         // As bytes: the reason of a hold may be anybody's text.
-        let reason: Option<Vec<u8>> = sqlx::query_scalar("SELECT CAST(reason AS BLOB) FROM power_waiting WHERE id = ?")
-            .bind(id)
-            .fetch_optional(&mut self.connection)
-            .await?;
+        let reason: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT CAST(reason AS BLOB) FROM power_waiting WHERE id = ?")
+                .bind(id)
+                .fetch_optional(&mut self.connection)
+                .await?;
         Ok(reason.map(|reason| String::from_utf8_lossy(&reason).into_owned()))
     }
 
@@ -132,12 +150,20 @@ impl Desk {
             ),
         };
         query.push(" ORDER BY id");
-        Ok(query.build_query_scalar().fetch_all(&mut self.connection).await?)
+        Ok(query
+            .build_query_scalar()
+            .fetch_all(&mut self.connection)
+            .await?)
     }
 
-    /// The requests with this label: those to wait for, which are all that are unfinished, and those that count, which are
-    /// the newest ones of each server. What ended before `since` is in neither. None if no request has the label.
-    pub async fn labelled(&mut self, label: &str, since: Option<&str>) -> Result<Option<Labelled>, StoreError> {
+    /// The requests with this label: those to wait for, which are all that are unfinished, and
+    /// those that count, which are the newest ones of each server. What ended before `since` is in
+    /// neither. None if no request has the label.
+    pub async fn labelled(
+        &mut self,
+        label: &str,
+        since: Option<&str>,
+    ) -> Result<Option<Labelled>, StoreError> {
         let found: Vec<(i64, bool, bool, bool)> = sqlx::query_as(
             "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
                     ifnull(r.finished_at < ?2, 0)
@@ -162,7 +188,8 @@ impl Desk {
         Ok(Some(labelled))
     }
 
-    /// How many requests of the same target and action go before this one; none if it is not ready to go.
+    /// How many requests of the same target and action go before this one; none if it is not ready
+    /// to go.
     pub async fn place_in_lane(&mut self, id: i64) -> Result<Option<i64>, StoreError> {
         Ok(sqlx::query_scalar(
             "SELECT (SELECT count(*) FROM power_requests o WHERE o.gate = 'ready' AND o.target = r.target
@@ -185,7 +212,10 @@ impl Desk {
     }
 
     /// What the producers of `ids` wrote beside them, by id; those that are gone are left out.
-    pub async fn producer_notes(&mut self, ids: &[i64]) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
+    pub async fn producer_notes(
+        &mut self,
+        ids: &[i64],
+    ) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
         let found: Vec<ProducerNote> = sqlx::query_as(
             "SELECT r.id, CAST(r.label AS BLOB) AS label, CAST(r.requested_by AS BLOB) AS requested_by
              FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
@@ -208,7 +238,8 @@ impl Desk {
         .await?)
     }
 
-    /// A time as a producer may write it, in the queue's own form; none if the schema would refuse it.
+    /// A time as a producer may write it, in the queue's own form; none if the schema would refuse
+    /// it.
     pub async fn read_time(&mut self, time: &str) -> Result<Option<String>, StoreError> {
         let found: Option<Option<String>> = sqlx::query_scalar(
             "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
@@ -221,7 +252,10 @@ impl Desk {
     }
 }
 
-pub(super) async fn require_ids(connection: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+pub(super) async fn require_ids(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<(), StoreError> {
     let unknown: Option<i64> = sqlx::query_scalar(
         "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = j.value) LIMIT 1",
     )

@@ -13,14 +13,17 @@ use crate::store::keep::{self, Prune};
 use crate::store::{StoreError, file, hand, rows, text};
 
 impl Desk {
-    /// Writes a consistent copy to `to`, checks it, and puts it in place in one step: mode 0600, marked as a copy, so that a
-    /// daemon that is started on it puts its requests on hold. Nobody waits for it.
+    /// Writes a consistent copy to `to`, checks it, and puts it in place in one step: mode 0600,
+    /// marked as a copy, so that a daemon that is started on it puts its requests on hold. Nobody
+    /// waits for it.
     ///
     /// # Errors
-    /// `Unusable` when the copy cannot be written; `Corrupt` when the queue is damaged; `Refused` when `to` is the queue itself.
-    /// No copy is left then.
+    /// `Unusable` when the copy cannot be written; `Corrupt` when the queue is damaged; `Refused`
+    /// when `to` is the queue itself. No copy is left then.
     pub async fn backup(&mut self, to: &Path, now: UtcMillis) -> Result<(), StoreError> {
-        if file::identity(to).is_ok_and(|identity| file::identity(&self.path).is_ok_and(|own| own == identity)) {
+        if file::identity(to)
+            .is_ok_and(|identity| file::identity(&self.path).is_ok_and(|own| own == identity))
+        {
             return Err(StoreError::Refused(format!(
                 "{} is the queue itself; name another file for the copy",
                 to.display()
@@ -37,20 +40,45 @@ impl Desk {
         outcome
     }
 
-    async fn write_backup(&mut self, partial: &Path, to: &Path, now: UtcMillis) -> Result<(), StoreError> {
-        let unusable = |source| StoreError::Unusable { path: to.to_owned(), source };
+    async fn write_backup(
+        &mut self,
+        partial: &Path,
+        to: &Path,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let unusable = |source| StoreError::Unusable {
+            path: to.to_owned(),
+            source,
+        };
         match fs::remove_file(partial) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(unusable(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(unusable(error));
+            }
             _ => {}
         }
         // SQLite takes an empty file, and so its mode.
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(unusable)?;
-        sqlx::query("VACUUM INTO ?").bind(partial.to_string_lossy()).execute(&mut self.connection).await?;
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(partial)
+            .map_err(unusable)?;
+        sqlx::query("VACUUM INTO ?")
+            .bind(partial.to_string_lossy())
+            .execute(&mut self.connection)
+            .await?;
         mark(partial, now).await?;
-        File::open(partial).and_then(|file| file.sync_all()).map_err(unusable)?;
+        File::open(partial)
+            .and_then(|file| file.sync_all())
+            .map_err(unusable)?;
         fs::rename(partial, to).map_err(unusable)?;
-        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(unusable)
+        let folder = to
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(unusable)
     }
 
     /// When the batch was made that came last. None if there is none, or its time does not read.
@@ -58,9 +86,10 @@ impl Desk {
     /// # Errors
     /// Those of the store.
     pub async fn last_intent(&mut self) -> Result<Option<UtcMillis>, StoreError> {
-        let last: Option<String> = sqlx::query_scalar("SELECT intent_at FROM batches ORDER BY id DESC LIMIT 1")
-            .fetch_optional(&mut self.connection)
-            .await?;
+        let last: Option<String> =
+            sqlx::query_scalar("SELECT intent_at FROM batches ORDER BY id DESC LIMIT 1")
+                .fetch_optional(&mut self.connection)
+                .await?;
         Ok(rows::readable_time(last))
     }
 
@@ -68,7 +97,12 @@ impl Desk {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn prune(&mut self, so_far: Prune, cutoff: UtcMillis, now: UtcMillis) -> Result<Prune, StoreError> {
+    pub async fn prune(
+        &mut self,
+        so_far: Prune,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<Prune, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         hand::borrow(&mut tx).await?;
         let next = keep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
@@ -78,15 +112,18 @@ impl Desk {
         Ok(next)
     }
 
-    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns how many requests were
-    /// cancelled; none if there is no such hold.
+    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns
+    /// how many requests were cancelled; none if there is no such hold.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn release(&mut self, drop: bool) -> Result<Option<u64>, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         hand::borrow(&mut tx).await?;
-        let lifted = sqlx::query("DELETE FROM holds WHERE kind = 'restored'").execute(&mut *tx).await?.rows_affected();
+        let lifted = sqlx::query("DELETE FROM holds WHERE kind = 'restored'")
+            .execute(&mut *tx)
+            .await?
+            .rows_affected();
         let cancelled = match drop && lifted > 0 {
             true => {
                 let dropped = sqlx::query(
@@ -105,12 +142,29 @@ impl Desk {
 
 /// Marks a copy as one, and checks it from end to end.
 async fn mark(copy: &Path, now: UtcMillis) -> Result<(), StoreError> {
-    let options = SqliteConnectOptions::new().filename(copy).create_if_missing(false).disable_statement_logging();
-    let mut connection = options.connect().await.map_err(|error| StoreError::opening(copy, error))?;
+    let options = SqliteConnectOptions::new()
+        .filename(copy)
+        .create_if_missing(false)
+        .disable_statement_logging();
+    let mut connection = options
+        .connect()
+        .await
+        .map_err(|error| StoreError::opening(copy, error))?;
     hand::borrow(&mut connection).await?;
-    sqlx::query("UPDATE queue_mark SET copied_at = ?").bind(text(now)).execute(&mut connection).await?;
+    sqlx::query("UPDATE queue_mark SET copied_at = ?")
+        .bind(text(now))
+        .execute(&mut connection)
+        .await?;
     hand::give_back(&mut connection).await?;
-    let found: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut connection).await?;
+    let found: String = sqlx::query_scalar("PRAGMA integrity_check")
+        .fetch_one(&mut connection)
+        .await?;
     connection.close().await?;
-    if found == "ok" { Ok(()) } else { Err(StoreError::Unreadable(format!("the copy is damaged: {found}"))) }
+    if found == "ok" {
+        Ok(())
+    } else {
+        Err(StoreError::Unreadable(format!(
+            "the copy is damaged: {found}"
+        )))
+    }
 }

@@ -9,8 +9,13 @@ use crate::store::{StoreError, hand};
 impl Desk {
     /// Keys that were refused last, one for each secret.
     pub async fn refused_keys(&mut self) -> Result<Vec<RefusedKey>, StoreError> {
-        let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS).fetch_all(&mut self.connection).await?;
-        Ok(found.into_iter().filter_map(RefusedKeyRecord::into_key).collect())
+        let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS)
+            .fetch_all(&mut self.connection)
+            .await?;
+        Ok(found
+            .into_iter()
+            .filter_map(RefusedKeyRecord::into_key)
+            .collect())
     }
 
     /// Counts a refusal, so that the daemon's next start knows of it.

@@ -1,4 +1,5 @@
-//! What commands write: new requests, cancellations, an operator's holds. Each method is one transaction, all or nothing.
+//! What commands write: new requests, cancellations, an operator's holds. Each method is one
+//! transaction, all or nothing.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,10 @@ const CHUNK: usize = 500;
 
 /// A request to be inserted; the fields are the producer's columns.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract and the schema describe"
+)]
 pub struct NewRequest {
     pub server_id: String,
     pub action: String,
@@ -76,28 +80,52 @@ pub struct Retried {
 }
 
 impl Desk {
-    /// Inserts requests and returns their ids in the same order. With `if_absent`, a request whose key exists is not
-    /// inserted, and the id of the one that has it is returned in its place; the second value says how many those are.
+    /// Inserts requests and returns their ids in the same order. With `if_absent`, a request whose
+    /// key exists is not inserted, and the id of the one that has it is returned in its place; the
+    /// second value says how many those are.
     ///
     /// # Errors
     /// `Refused` names the first server that the schema refuses; nothing is inserted then.
-    pub async fn enqueue(&mut self, requests: &[NewRequest], if_absent: bool) -> Result<(Vec<i64>, usize), StoreError> {
+    pub async fn enqueue(
+        &mut self,
+        requests: &[NewRequest],
+        if_absent: bool,
+    ) -> Result<(Vec<i64>, usize), StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         let requests = &as_keyed_before(&mut tx, requests).await?;
-        let taken = if if_absent { ids_by_key(&mut tx, requests).await? } else { BTreeMap::new() };
-        let old = |request: &NewRequest| request.request_key.as_ref().and_then(|key| taken.get(key)).copied();
-        let absent: Vec<NewRequest> = requests.iter().filter(|request| old(request).is_none()).cloned().collect();
+        let taken = if if_absent {
+            ids_by_key(&mut tx, requests).await?
+        } else {
+            BTreeMap::new()
+        };
+        let old = |request: &NewRequest| {
+            request
+                .request_key
+                .as_ref()
+                .and_then(|key| taken.get(key))
+                .copied()
+        };
+        let absent: Vec<NewRequest> = requests
+            .iter()
+            .filter(|request| old(request).is_none())
+            .cloned()
+            .collect();
         let mut inserted = Vec::with_capacity(absent.len());
         for chunk in absent.chunks(CHUNK) {
             match insert(&mut tx, chunk).await {
                 Ok(new) => inserted.extend(new),
-                Err(StoreError::Refused(reason)) => return Err(name_refused(&mut tx, chunk, reason).await?),
+                Err(StoreError::Refused(reason)) => {
+                    return Err(name_refused(&mut tx, chunk, reason).await?);
+                }
                 Err(error) => return Err(error),
             }
         }
         tx.commit().await?;
         let mut new = inserted.into_iter();
-        let ids = requests.iter().filter_map(|request| old(request).or_else(|| new.next())).collect();
+        let ids = requests
+            .iter()
+            .filter_map(|request| old(request).or_else(|| new.next()))
+            .collect();
         Ok((ids, requests.len() - absent.len()))
     }
 
@@ -143,8 +171,8 @@ impl Desk {
         Ok(Cancelled { cancelled, kept })
     }
 
-    /// Inserts a new request for each that the filter finds and that `skip` has no reason against. Server, action, target,
-    /// priority and label are copied.
+    /// Inserts a new request for each that the filter finds and that `skip` has no reason against.
+    /// Server, action, target, priority and label are copied.
     ///
     /// # Errors
     /// `NoSuchRequest` for an unknown id: nothing is inserted then.
@@ -188,33 +216,42 @@ impl Desk {
         Ok(!stood)
     }
 
-    /// Removes the operator's hold on exactly this `target` and `action` (none: the one on all of them). Returns how many
-    /// that were.
+    /// Removes the operator's hold on exactly this `target` and `action` (none: the one on all of
+    /// them). Returns how many that were.
     pub async fn resume(
         &mut self,
         target: Option<&TargetName>,
         action: Option<PowerAction>,
     ) -> Result<u64, StoreError> {
-        let removed = sqlx::query("DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3")
-            .bind(HoldKind::Operator.as_str())
-            .bind(target.map(|target| &target.0))
-            .bind(action.map(PowerAction::as_str))
-            .execute(&mut self.connection)
-            .await?;
+        let removed =
+            sqlx::query("DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3")
+                .bind(HoldKind::Operator.as_str())
+                .bind(target.map(|target| &target.0))
+                .bind(action.map(PowerAction::as_str))
+                .execute(&mut self.connection)
+                .await?;
         Ok(removed.rows_affected())
     }
 
     /// Removes every hold of an operator. Returns how many.
     pub async fn resume_all(&mut self) -> Result<u64, StoreError> {
-        let removed = sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
+        let removed =
+            sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
         Ok(removed.execute(&mut self.connection).await?.rows_affected())
     }
 }
 
 /// The ids of those requests that have one of these keys already.
-async fn ids_by_key(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<BTreeMap<String, i64>, StoreError> {
-    let keys: Vec<_> = requests.iter().filter_map(|request| request.request_key.as_ref()).collect();
-    let keys = serde_json::to_string(&keys).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+async fn ids_by_key(
+    tx: &mut SqliteConnection,
+    requests: &[NewRequest],
+) -> Result<BTreeMap<String, i64>, StoreError> {
+    let keys: Vec<_> = requests
+        .iter()
+        .filter_map(|request| request.request_key.as_ref())
+        .collect();
+    let keys =
+        serde_json::to_string(&keys).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let found: Vec<(String, i64)> = sqlx::query_as(
         "SELECT r.request_key, r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.request_key = j.value",
     )
@@ -224,21 +261,34 @@ async fn ids_by_key(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Resul
     Ok(found.into_iter().collect())
 }
 
-/// A key that ends in its server's id has the spelling under which that server has it already: ids are compared without case.
-async fn as_keyed_before(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<Vec<NewRequest>, StoreError> {
+/// A key that ends in its server's id has the spelling under which that server has it already: ids
+/// are compared without case.
+async fn as_keyed_before(
+    tx: &mut SqliteConnection,
+    requests: &[NewRequest],
+) -> Result<Vec<NewRequest>, StoreError> {
     let keyed: Vec<(usize, &str, &str, &str)> = requests
         .iter()
         .enumerate()
         .filter_map(|(index, request)| {
-            let prefix = request.request_key.as_ref()?.strip_suffix(&request.server_id)?;
-            Some((index, request.server_id.as_str(), request.target.as_str(), prefix))
+            let prefix = request
+                .request_key
+                .as_ref()?
+                .strip_suffix(&request.server_id)?;
+            Some((
+                index,
+                request.server_id.as_str(),
+                request.target.as_str(),
+                prefix,
+            ))
         })
         .collect();
     let mut requests = requests.to_vec();
     if keyed.is_empty() {
         return Ok(requests);
     }
-    let keyed = serde_json::to_string(&keyed).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+    let keyed =
+        serde_json::to_string(&keyed).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let found: Vec<(i64, String)> = sqlx::query_as(
         "SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
              ON r.server_id = j.value ->> 1 AND r.finished_at IS NOT NULL AND r.request_key = (j.value ->> 3) || r.server_id
@@ -251,14 +301,20 @@ async fn as_keyed_before(tx: &mut SqliteConnection, requests: &[NewRequest]) -> 
     .fetch_all(tx)
     .await?;
     for (index, key) in found {
-        if let Some(request) = usize::try_from(index).ok().and_then(|index| requests.get_mut(index)) {
+        if let Some(request) = usize::try_from(index)
+            .ok()
+            .and_then(|index| requests.get_mut(index))
+        {
             request.request_key = Some(key);
         }
     }
     Ok(requests)
 }
 
-async fn retry_candidates(tx: &mut SqliteConnection, filter: &RetryFilter) -> Result<Vec<RetryCandidate>, StoreError> {
+async fn retry_candidates(
+    tx: &mut SqliteConnection,
+    filter: &RetryFilter,
+) -> Result<Vec<RetryCandidate>, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new(
         "SELECT r.id, r.server_id, r.action, r.state,
                 coalesce((SELECT max(l.id) FROM power_requests l WHERE l.gate IS NOT NULL
@@ -275,20 +331,29 @@ async fn retry_candidates(tx: &mut SqliteConnection, filter: &RetryFilter) -> Re
         }
         query.push(")");
     } else {
-        query.push(" AND r.id IN (SELECT value FROM json_each(").push_bind(id_list(&filter.ids)).push("))");
+        query
+            .push(" AND r.id IN (SELECT value FROM json_each(")
+            .push_bind(id_list(&filter.ids))
+            .push("))");
     }
     if let Some(label) = &filter.label {
         query.push(" AND r.label = ").push_bind(label.clone());
     }
     if let Some(since) = &filter.since {
-        query.push(" AND r.finished_at >= ").push_bind(since.clone());
+        query
+            .push(" AND r.finished_at >= ")
+            .push_bind(since.clone());
     }
     query.push(" ORDER BY r.id");
     Ok(query.build_query_as().fetch_all(tx).await?)
 }
 
 /// In SQL, so that a label of any bytes arrives as it is.
-async fn copy(tx: &mut SqliteConnection, ids: &[i64], requested_by: Option<&str>) -> Result<Vec<i64>, StoreError> {
+async fn copy(
+    tx: &mut SqliteConnection,
+    ids: &[i64],
+    requested_by: Option<&str>,
+) -> Result<Vec<i64>, StoreError> {
     let mut new: Vec<i64> = sqlx::query_scalar(
         "INSERT INTO power_requests (server_id, action, target, priority, label, requested_by)
          SELECT server_id, action, target, priority, label, ?2 FROM power_requests
@@ -303,8 +368,12 @@ async fn copy(tx: &mut SqliteConnection, ids: &[i64], requested_by: Option<&str>
     Ok(new)
 }
 
-async fn insert(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<Vec<i64>, StoreError> {
-    let rows = serde_json::to_string(requests).map_err(|error| StoreError::Unreadable(error.to_string()))?;
+async fn insert(
+    tx: &mut SqliteConnection,
+    requests: &[NewRequest],
+) -> Result<Vec<i64>, StoreError> {
+    let rows = serde_json::to_string(requests)
+        .map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let mut ids: Vec<i64> = sqlx::query_scalar(
         "INSERT INTO power_requests (server_id, action, target, priority, not_before, expires_at, after_id, request_key,
                                      label, requested_by)
@@ -321,7 +390,8 @@ async fn insert(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<Ve
     Ok(ids)
 }
 
-/// Finds the row that a statement was refused for, one by one; the transaction is given up afterwards.
+/// Finds the row that a statement was refused for, one by one; the transaction is given up
+/// afterwards.
 async fn name_refused(
     tx: &mut SqliteConnection,
     requests: &[NewRequest],
@@ -332,7 +402,10 @@ async fn name_refused(
             Ok(_) => {}
             Err(StoreError::Refused(reason)) => {
                 let reason = repeated_key(tx, request).await?.unwrap_or(reason);
-                return Ok(StoreError::Refused(format!("server {}: {reason}", request.server_id)));
+                return Ok(StoreError::Refused(format!(
+                    "server {}: {reason}",
+                    request.server_id
+                )));
             }
             Err(error) => return Err(error),
         }
@@ -341,11 +414,15 @@ async fn name_refused(
 }
 
 /// The schema's sentences hold no values; an operator wants to know which request has the key.
-async fn repeated_key(tx: &mut SqliteConnection, request: &NewRequest) -> Result<Option<String>, StoreError> {
-    let taken: Option<i64> = sqlx::query_scalar("SELECT id FROM power_requests WHERE request_key = ?")
-        .bind(&request.request_key)
-        .fetch_optional(tx)
-        .await?;
+async fn repeated_key(
+    tx: &mut SqliteConnection,
+    request: &NewRequest,
+) -> Result<Option<String>, StoreError> {
+    let taken: Option<i64> =
+        sqlx::query_scalar("SELECT id FROM power_requests WHERE request_key = ?")
+            .bind(&request.request_key)
+            .fetch_optional(tx)
+            .await?;
     let key = request.request_key.as_deref().unwrap_or_default();
     Ok(taken.map(|id| format!("request_key '{key}' is already used by request {id}")))
 }

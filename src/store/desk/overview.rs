@@ -1,4 +1,5 @@
-//! The queue as a whole, for `status`: every query costs what is unfinished, never what is finished. Writes nothing.
+//! The queue as a whole, for `status`: every query costs what is unfinished, never what is
+//! finished. Writes nothing.
 
 use std::time::Duration;
 
@@ -11,7 +12,10 @@ use crate::store::{StoreError, text};
 
 /// One row of `queue_overview`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
-#[expect(missing_docs, reason = "the fields are the columns, which the contract describes")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract describes"
+)]
 pub struct OverviewCount {
     pub target: String,
     pub action: String,
@@ -78,12 +82,15 @@ pub struct OutcomeCount {
 impl Desk {
     /// Unfinished requests by target, action and state.
     pub async fn overview(&mut self) -> Result<Vec<OverviewCount>, StoreError> {
-        Ok(sqlx::query_as("SELECT target, action, state, count, oldest_created_at FROM queue_overview")
-            .fetch_all(&mut self.connection)
-            .await?)
+        Ok(sqlx::query_as(
+            "SELECT target, action, state, count, oldest_created_at FROM queue_overview",
+        )
+        .fetch_all(&mut self.connection)
+        .await?)
     }
 
-    /// The oldest request that could go, for each target and action that has one. Holds are not looked at.
+    /// The oldest request that could go, for each target and action that has one. Holds are not
+    /// looked at.
     pub async fn oldest_ready(&mut self) -> Result<Vec<OldestReady>, StoreError> {
         let mut ready: Vec<OldestReady> = sqlx::query_as(
             "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
@@ -99,12 +106,15 @@ impl Desk {
 
     /// Batches that are not done, the next to be looked at first.
     pub async fn open_batches(&mut self) -> Result<Vec<BatchRecord>, StoreError> {
-        Ok(sqlx::query_as("SELECT * FROM batches WHERE state <> 'done' ORDER BY next_look_at")
-            .fetch_all(&mut self.connection)
-            .await?)
+        Ok(
+            sqlx::query_as("SELECT * FROM batches WHERE state <> 'done' ORDER BY next_look_at")
+                .fetch_all(&mut self.connection)
+                .await?,
+        )
     }
 
-    /// Every target that the daemon has noted. No target makes more than 6000 calls a minute, so that many are read.
+    /// Every target that the daemon has noted. No target makes more than 6000 calls a minute, so
+    /// that many are read.
     pub async fn targets(&mut self, now: UtcMillis) -> Result<Vec<TargetNote>, StoreError> {
         Ok(sqlx::query_as(
             "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,

@@ -1,4 +1,5 @@
-//! Rows as they stand in the file, for people and for JSON. Judges no value: what does not read is shown as it goes.
+//! Rows as they stand in the file, for people and for JSON. Judges no value: what does not read is
+//! shown as it goes.
 
 use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
@@ -6,7 +7,10 @@ use sqlx::{FromRow, Row};
 
 /// One row of `power_requests`: the columns of the contract, in its order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract and the schema describe"
+)]
 pub struct RequestRecord {
     pub id: i64,
     pub server_id: String,
@@ -33,7 +37,10 @@ pub struct RequestRecord {
 
 /// One row of `batches`, as far as the contract goes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract and the schema describe"
+)]
 pub struct BatchRecord {
     pub id: i64,
     pub target: String,
@@ -58,7 +65,10 @@ pub struct BatchRecord {
 
 /// One row of `request_attempts`, with the job that carried it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract and the schema describe"
+)]
 pub struct AttemptRecord {
     pub request_id: i64,
     pub batch_id: i64,
@@ -72,7 +82,10 @@ pub struct AttemptRecord {
 
 /// Who asked for a request, and what for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract and the schema describe"
+)]
 pub struct ProducerNote {
     pub id: i64,
     pub label: Option<String>,
@@ -81,7 +94,10 @@ pub struct ProducerNote {
 
 /// One row of `holds`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(missing_docs, reason = "the fields are the columns, which the contract and the schema describe")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract and the schema describe"
+)]
 pub struct HoldRecord {
     pub target: Option<String>,
     pub action: Option<String>,
@@ -99,7 +115,8 @@ impl HoldRecord {
     }
 }
 
-/// A column's text whatever its type: bytes that are no UTF-8 are replaced, numbers are written out.
+/// A column's text whatever its type: bytes that are no UTF-8 are replaced, numbers are written
+/// out.
 pub(super) fn maybe_text(row: &SqliteRow, column: &str) -> Result<Option<String>, sqlx::Error> {
     let bytes: Option<Vec<u8>> = row.try_get_unchecked(column)?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
@@ -162,7 +179,11 @@ from_columns!(RequestRecord {
     finished_at: maybe_text,
 });
 
-from_columns!(ProducerNote { id: whole, label: maybe_text, requested_by: maybe_text });
+from_columns!(ProducerNote {
+    id: whole,
+    label: maybe_text,
+    requested_by: maybe_text
+});
 
 from_columns!(BatchRecord {
     id: whole,
@@ -214,7 +235,10 @@ mod tests {
     fn a_hold_without_target_or_action_covers_all_of_them() {
         let all = HoldRecord::default();
         assert!(all.covers("default", "stop"));
-        let stops = HoldRecord { action: Some("stop".to_owned()), ..HoldRecord::default() };
+        let stops = HoldRecord {
+            action: Some("stop".to_owned()),
+            ..HoldRecord::default()
+        };
         assert!(stops.covers("default", "stop") && !stops.covers("default", "start"));
     }
 }

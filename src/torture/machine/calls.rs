@@ -1,4 +1,5 @@
-//! Calls on their way: from the daemon to the cloud, and their answers back, or into the void when a daemon dies.
+//! Calls on their way: from the daemon to the cloud, and their answers back, or into the void when
+//! a daemon dies.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,15 +15,35 @@ use crate::torture::facts::Departure;
 impl Machine<'_> {
     pub(super) fn launch(&mut self, task: Task, now: UtcMillis) -> Result<(), Broken> {
         if let Task::Submit { batch, .. } = &task {
-            let members: BTreeMap<i64, ServerId> =
-                batch.members.iter().map(|member| (member.request.0, member.server.clone())).collect();
+            let members: BTreeMap<i64, ServerId> = batch
+                .members
+                .iter()
+                .map(|member| (member.request.0, member.server.clone()))
+                .collect();
             let (id, action, target) = (batch.id.0, batch.action, &batch.target);
-            self.say(|| format!("submit of batch {id} to {target} leaves: {action} {:?}", members.keys()));
+            self.say(|| {
+                format!(
+                    "submit of batch {id} to {target} leaves: {action} {:?}",
+                    members.keys()
+                )
+            });
             let moment = self.moment();
-            self.facts.departs(&Departure { batch: id, target, action, members: &members }, moment)?;
+            self.facts.departs(
+                &Departure {
+                    batch: id,
+                    target,
+                    action,
+                    members: &members,
+                },
+                moment,
+            )?;
         }
         let at = now + self.rng.millis(0, self.plan.rough.way_max_ms);
-        self.flights.push(Flight { at, stage: Stage::Out(task), orphaned: false });
+        self.flights.push(Flight {
+            at,
+            stage: Stage::Out(task),
+            orphaned: false,
+        });
         Ok(())
     }
 
@@ -57,19 +78,25 @@ impl Machine<'_> {
             return Ok(());
         }
         let at = self.now() + delay + self.rng.millis(0, self.plan.rough.way_max_ms);
-        self.flights.push(Flight { at, stage: Stage::Back(finished), orphaned });
+        self.flights.push(Flight {
+            at,
+            stage: Stage::Back(finished),
+            orphaned,
+        });
         if self.end_at == Some(Point::Answer(self.calls)) {
             self.crash("between a call and its answer").await?;
         }
         Ok(())
     }
 
-    /// Takes what the cloud has begun since the last time, and what it will, each for the batch whose call it was: `batch` for
-    /// what has not been heard of yet.
+    /// Takes what the cloud has begun since the last time, and what it will, each for the batch
+    /// whose call it was: `batch` for what has not been heard of yet.
     pub(super) fn attribute(&mut self, batch: Option<i64>) -> Result<(), Broken> {
         let mut denied: BTreeSet<ServerId> = BTreeSet::new();
         for act in self.cloud.late_acts(self.late_seen) {
-            if let (Entry::Vacant(call), Some(batch)) = (self.called.entry(act.batch.clone()), batch) {
+            if let (Entry::Vacant(call), Some(batch)) =
+                (self.called.entry(act.batch.clone()), batch)
+            {
                 call.insert(batch);
             }
             if self.called.get(&act.batch).copied() == batch {
@@ -86,12 +113,16 @@ impl Machine<'_> {
             self.say(|| format!("the cloud begins {} of {}", entry.action, entry.server_id));
             let of = self.called.get(&entry.batch).copied().or(batch);
             let Some(of) = of else {
-                return Err(Broken(format!("the cloud acted on {} and nobody asked for it", entry.server_id)));
+                return Err(Broken(format!(
+                    "the cloud acted on {} and nobody asked for it",
+                    entry.server_id
+                )));
             };
             self.called.insert(entry.batch, of);
             done.entry(of).or_default().insert(entry.server_id);
         }
-        done.iter().try_for_each(|(batch, servers)| self.facts.carried_out(*batch, servers))
+        done.iter()
+            .try_for_each(|(batch, servers)| self.facts.carried_out(*batch, servers))
     }
 
     /// An answer reaches the daemon; as in `daemon::run`, a round follows.
@@ -106,8 +137,13 @@ impl Machine<'_> {
             self.facts.told(batch.id.0, answer);
             asked_to_wait = Some((batch.id.0, retry_after(answer)));
         }
-        let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
-        let outcome = daemon.dispatcher.finish(finished, self.cloud.moment()).await;
+        let Some(daemon) = self.daemon.as_mut() else {
+            return Ok(());
+        };
+        let outcome = daemon
+            .dispatcher
+            .finish(finished, self.cloud.moment())
+            .await;
         self.learn().await?;
         if self.fuse.is_blown() {
             return self.crash("before a commit, after an answer").await;
@@ -118,7 +154,8 @@ impl Machine<'_> {
                 self.wake_at = Some(self.cloud.now());
                 if let Some((batch, wait)) = asked_to_wait {
                     let is_plain = self.cloud.clock() == 0 && self.plan.rough.lock == 0;
-                    self.facts.asked_to_wait(batch, wait.filter(|_| is_plain), self.moment());
+                    self.facts
+                        .asked_to_wait(batch, wait.filter(|_| is_plain), self.moment());
                 }
             }
             Err(error) => self.endure(&error)?,
@@ -144,7 +181,11 @@ impl Machine<'_> {
         }
         self.fuse.mend();
         self.stopping = None;
-        let pause = if self.rng.permille(700) { 0 } else { self.rng.between(0, 20_000) };
+        let pause = if self.rng.permille(700) {
+            0
+        } else {
+            self.rng.between(0, 20_000)
+        };
         self.wake_at = Some(self.now() + Duration::from_millis(pause));
         self.trouble = Duration::ZERO;
         self.copy_or_restore().await
@@ -160,7 +201,9 @@ fn is_about_key(finished: &Finished) -> bool {
     let fault = match finished {
         Finished::Prepared { result, .. } => seen(result),
         Finished::Looked { answer, .. } => seen(answer),
-        Finished::Submitted { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
+        Finished::Submitted { answer, .. } => {
+            answer.as_ref().err().map(|error| error.fault.clone())
+        }
         Finished::Tracked { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
     };
     matches!(fault, Some(Fault::Credentials | Fault::Permission))
@@ -169,24 +212,44 @@ fn is_about_key(finished: &Finished) -> bool {
 /// How long the cloud asks not to be called.
 fn retry_after(answer: &Result<Tracking, CallError>) -> Option<Duration> {
     match answer {
-        Err(CallError { fault: Fault::Throttled { retry_after, .. }, .. }) => *retry_after,
+        Err(CallError {
+            fault: Fault::Throttled { retry_after, .. },
+            ..
+        }) => *retry_after,
         _ => None,
     }
 }
 
 fn describe(finished: &Finished) -> String {
-    let outcome = |error: Option<&CallError>| error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code));
+    let outcome = |error: Option<&CallError>| {
+        error.map_or("ok".to_owned(), |e| format!("{:?} {}", e.fault, e.code))
+    };
     match finished {
-        Finished::Prepared { target, result, .. } => format!("prepare of {target}: {}", outcome(result.as_ref().err())),
+        Finished::Prepared { target, result, .. } => {
+            format!("prepare of {target}: {}", outcome(result.as_ref().err()))
+        }
         Finished::Submitted { batch, answer, .. } => {
-            format!("submit of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
+            format!(
+                "submit of batch {}: {}",
+                batch.id,
+                outcome(answer.as_ref().err())
+            )
         }
         Finished::Tracked { batch, answer, .. } => {
-            format!("job of batch {}: {}", batch.id, outcome(answer.as_ref().err()))
+            format!(
+                "job of batch {}: {}",
+                batch.id,
+                outcome(answer.as_ref().err())
+            )
         }
-        Finished::Looked { batches, answer, .. } => {
+        Finished::Looked {
+            batches, answer, ..
+        } => {
             let ids: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
-            format!("look for batches {ids:?}: {}", outcome(answer.as_ref().err()))
+            format!(
+                "look for batches {ids:?}: {}",
+                outcome(answer.as_ref().err())
+            )
         }
     }
 }

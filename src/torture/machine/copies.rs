@@ -1,5 +1,6 @@
-//! Copies of the queue: taken when a daemon has ended, and put back when a later one has, as after a lost disk. What the copy
-//! lacks the next daemon cannot know: it holds everything unfinished until somebody decides.
+//! Copies of the queue: taken when a daemon has ended, and put back when a later one has, as after
+//! a lost disk. What the copy lacks the next daemon cannot know: it holds everything unfinished
+//! until somebody decides.
 
 use std::path::Path;
 
@@ -21,7 +22,10 @@ pub(super) struct Copy {
 impl Machine<'_> {
     /// A daemon has ended: somebody may copy its queue now, or put the earlier copy back.
     pub(super) async fn copy_or_restore(&mut self) -> Result<(), Broken> {
-        if !self.rng.permille(self.plan.rough.copies) || self.locked_until.is_some() || self.act_at.is_none() {
+        if !self.rng.permille(self.plan.rough.copies)
+            || self.locked_until.is_some()
+            || self.act_at.is_none()
+        {
             return Ok(());
         }
         match self.copy.take() {
@@ -31,11 +35,18 @@ impl Machine<'_> {
     }
 
     async fn take_copy(&mut self) -> Result<(), Broken> {
-        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut self.desk).await?;
-        let file = std::fs::read(&self.path).map_err(|error| Broken(format!("cannot copy the queue: {error}")))?;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .execute(&mut self.desk)
+            .await?;
+        let file = std::fs::read(&self.path)
+            .map_err(|error| Broken(format!("cannot copy the queue: {error}")))?;
         self.say(|| "somebody copies the queue".to_owned());
-        self.copy =
-            Some(Copy { file, facts: self.facts.clone(), newest_entry: self.seen.1, commits: self.fuse.commits() });
+        self.copy = Some(Copy {
+            file,
+            facts: self.facts.clone(),
+            newest_entry: self.seen.1,
+            commits: self.fuse.commits(),
+        });
         Ok(())
     }
 
@@ -51,7 +62,8 @@ impl Machine<'_> {
         if self.rng.permille(500) {
             let _ = std::fs::remove_file(&self.path);
         }
-        std::fs::write(&self.path, &copy.file).map_err(|error| Broken(format!("cannot restore: {error}")))?;
+        std::fs::write(&self.path, &copy.file)
+            .map_err(|error| Broken(format!("cannot restore: {error}")))?;
         let nothing = std::mem::replace(&mut self.desk, connect(&self.path).await?);
         sqlx::Connection::close(nothing).await?;
         let is_older = self.fuse.commits() > copy.commits;
@@ -72,14 +84,18 @@ impl Machine<'_> {
         }
         let failed = |error: crate::store::StoreError| Broken(format!("cannot release: {error}"));
         let dropped = self.rng.permille(500);
-        let mut desk = Desk::open(&self.path, Access::Write).await.map_err(failed)?;
+        let mut desk = Desk::open(&self.path, Access::Write)
+            .await
+            .map_err(failed)?;
         let released = desk.release(dropped).await.map_err(failed)?;
         desk.close().await.map_err(failed)?;
         self.say(|| format!("an operator releases what was restored: {released:?}"));
         self.acted = true;
         self.learn().await?;
         if released.is_none() {
-            return Err(Broken("a copy was put back, and nothing was held".to_owned()));
+            return Err(Broken(
+                "a copy was put back, and nothing was held".to_owned(),
+            ));
         }
         self.facts.awaits_release = false;
         self.wake_at = Some(self.now());
@@ -90,6 +106,7 @@ impl Machine<'_> {
 
 /// A connection to some other file.
 async fn connect_to_new(path: &Path) -> Result<sqlx::SqliteConnection, Broken> {
-    std::fs::write(path, []).map_err(|error| Broken(format!("cannot write {}: {error}", path.display())))?;
+    std::fs::write(path, [])
+        .map_err(|error| Broken(format!("cannot write {}: {error}", path.display())))?;
     connect(path).await
 }

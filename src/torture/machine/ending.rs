@@ -40,10 +40,15 @@ impl Machine<'_> {
             )));
         }
         // A life that ends before it has stored a refusal cannot know of it the next time.
-        // And a secret that stays wrong is tried now and then: all a daemon can do is to leave the lock's time between tries.
-        let remembers = self.summary.crashes == 0 && self.steps_of_clock == 0 && self.wrong_for < WRONG_SECRETS_MAX;
+        // And a secret that stays wrong is tried now and then: all a daemon can do is to leave the
+        // lock's time between tries.
+        let remembers = self.summary.crashes == 0
+            && self.steps_of_clock == 0
+            && self.wrong_for < WRONG_SECRETS_MAX;
         if remembers && self.cloud.key_locks() > 0 {
-            return Err(Broken("the access key was locked: too many signatures were refused in a row".to_owned()));
+            return Err(Broken(
+                "the access key was locked: too many signatures were refused in a row".to_owned(),
+            ));
         }
         Ok(())
     }
@@ -52,7 +57,10 @@ impl Machine<'_> {
         let mut summary = std::mem::take(&mut self.summary);
         for request in self.facts.requests.values() {
             let evidence = request.evidence.map_or("-", Evidence::as_str);
-            *summary.ends.entry(format!("{} {evidence}", request.state)).or_default() += 1;
+            *summary
+                .ends
+                .entry(format!("{} {evidence}", request.state))
+                .or_default() += 1;
         }
         summary.commits = self.fuse.commits();
         summary.calls = self.calls;

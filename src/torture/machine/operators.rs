@@ -1,5 +1,5 @@
-//! What the people who run the machine do to the daemon beside killing it: new settings and secrets, an orderly stop, a prune,
-//! a second daemon.
+//! What the people who run the machine do to the daemon beside killing it: new settings and
+//! secrets, an orderly stop, a prune, a second daemon.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,10 +53,15 @@ impl Machine<'_> {
         self.secrets_since = now;
     }
 
-    /// Limits and times that may change at any moment. No settling time gets shorter: how late the cloud acts was drawn by it.
+    /// Limits and times that may change at any moment. No settling time gets shorter: how late the
+    /// cloud acts was drawn by it.
     fn vary_settings(&mut self) {
         let mut settings: Settings = self.plan.settings.clone();
-        for (target, drawn) in settings.targets.iter_mut().zip(self.plan.settle_times.clone()) {
+        for (target, drawn) in settings
+            .targets
+            .iter_mut()
+            .zip(self.plan.settle_times.clone())
+        {
             self.vary(target, drawn);
         }
         settings.batch.linger = self.rng.millis(0, 300);
@@ -73,7 +78,8 @@ impl Machine<'_> {
         target.settle_time = drawn + rng.millis(0, most_ms);
     }
 
-    /// Has the daemon, if there is one, go on with the present settings and secrets. Whatever calls are being made.
+    /// Has the daemon, if there is one, go on with the present settings and secrets. Whatever calls
+    /// are being made.
     pub(super) async fn reload(&mut self) -> Result<(), Broken> {
         let secrets = self.secrets;
         self.say(|| format!("reload, with {secrets:?} secrets"));
@@ -83,8 +89,12 @@ impl Machine<'_> {
         if self.stopping.is_some() {
             return Ok(());
         }
-        let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
-        let outcome = daemon.reload(&self.plan.settings, secrets, &self.cloud).await;
+        let Some(daemon) = self.daemon.as_mut() else {
+            return Ok(());
+        };
+        let outcome = daemon
+            .reload(&self.plan.settings, secrets, &self.cloud)
+            .await;
         self.learn().await?;
         if self.fuse.is_blown() {
             return self.crash("before a commit, in a reload").await;
@@ -116,11 +126,13 @@ impl Machine<'_> {
             Stage::Out(task) => matches!(task, Task::Submit { .. }),
             Stage::Back(finished) => matches!(finished, Finished::Submitted { .. }),
         };
-        self.flights.retain(|flight| flight.orphaned || is_submit(&flight.stage));
+        self.flights
+            .retain(|flight| flight.orphaned || is_submit(&flight.stage));
         self.wake_at = Some(self.now());
     }
 
-    /// The next step of a stop: the process ends once every answer has come and is stored, or patience is over.
+    /// The next step of a stop: the process ends once every answer has come and is stored, or
+    /// patience is over.
     pub(super) async fn finish_stop(&mut self, until: UtcMillis) -> Result<(), Broken> {
         if self.flights.iter().any(|flight| !flight.orphaned) {
             // The answer wakes it.
@@ -128,7 +140,9 @@ impl Machine<'_> {
             return Ok(());
         }
         let (now, moment) = (self.now(), self.cloud.moment().utc);
-        let Some(daemon) = self.daemon.as_mut() else { return Ok(()) };
+        let Some(daemon) = self.daemon.as_mut() else {
+            return Ok(());
+        };
         let saved = daemon.stop(moment).await;
         self.learn().await?;
         if self.fuse.is_blown() {
@@ -145,13 +159,23 @@ impl Machine<'_> {
         if let Some(daemon) = self.daemon.take() {
             daemon.end().await;
         }
-        let pause = if self.rng.permille(500) { Duration::ZERO } else { self.rng.millis(0, 60_000) };
+        let pause = if self.rng.permille(500) {
+            Duration::ZERO
+        } else {
+            self.rng.millis(0, 60_000)
+        };
         self.wake_at = Some(now + pause);
         self.copy_or_restore().await
     }
 
     fn longest_call(&self) -> Duration {
-        self.plan.settings.targets.iter().map(|target| target.request_timeout).max().unwrap_or_default()
+        self.plan
+            .settings
+            .targets
+            .iter()
+            .map(|target| target.request_timeout)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Somebody prunes what has ended, however young it is.
@@ -159,14 +183,21 @@ impl Machine<'_> {
         let age = self.rng.millis(0, 120_000);
         let now = self.cloud.moment().utc;
         let cutoff = now.before(age);
-        let Some(daemon) = self.daemon.as_ref().filter(|_| self.stopping.is_none()) else { return Ok(()) };
+        let Some(daemon) = self.daemon.as_ref().filter(|_| self.stopping.is_none()) else {
+            return Ok(());
+        };
         let pruned = daemon.prune(cutoff, now).await;
         self.learn().await?;
         if self.fuse.is_blown() {
             return self.crash("before a commit, in a prune").await;
         }
         match pruned {
-            Ok(pruned) => self.say(|| format!("pruned: {} requests, {} batches", pruned.requests, pruned.batches)),
+            Ok(pruned) => self.say(|| {
+                format!(
+                    "pruned: {} requests, {} batches",
+                    pruned.requests, pruned.batches
+                )
+            }),
             Err(error) if error.is_passing() => self.say(|| format!("the prune fails: {error}")),
             Err(error) => return Err(Broken(format!("a prune fails for good: {error}"))),
         }
@@ -189,8 +220,13 @@ impl Machine<'_> {
         let _ = std::fs::remove_file(&alias);
         match taken {
             Err(StoreError::DaemonRuns { .. }) => Ok(()),
-            Err(error) => Err(Broken(format!("a second daemon ends for another reason: {error}"))),
-            Ok(_) => Err(Broken(format!("a second daemon starts on the same queue as {}", path.display()))),
+            Err(error) => Err(Broken(format!(
+                "a second daemon ends for another reason: {error}"
+            ))),
+            Ok(_) => Err(Broken(format!(
+                "a second daemon starts on the same queue as {}",
+                path.display()
+            ))),
         }
     }
 }

@@ -9,12 +9,20 @@ const ID: &str = "01939592-e8fe-7d9b-9332-4589486377a4";
 
 macro_rules! example {
     ($name:literal) => {
-        include_str!(concat!("../../../../tests/fixtures/api-examples/", $name, ".json"))
+        include_str!(concat!(
+            "../../../../tests/fixtures/api-examples/",
+            $name,
+            ".json"
+        ))
     };
 }
 
 fn answer(status: u16, body: &str) -> Answer {
-    Answer { status, headers: HeaderMap::new(), body: body.as_bytes().to_vec() }
+    Answer {
+        status,
+        headers: HeaderMap::new(),
+        body: body.as_bytes().to_vec(),
+    }
 }
 
 fn id(text: &str) -> ServerId {
@@ -37,11 +45,18 @@ fn view_of(body: &Value) -> ServerView {
     }
 }
 
-/// Power, activity and last operation of a server with these two words; a word given as `-` is left out.
+/// Power, activity and last operation of a server with these two words; a word given as `-` is left
+/// out.
 fn states(power: &str, operation: &str) -> (Power, Activity, Option<Operation>) {
-    let fields = [("id", "s"), ("power_state", power), ("operation_state", operation)];
+    let fields = [
+        ("id", "s"),
+        ("power_state", power),
+        ("operation_state", operation),
+    ];
     let given = fields.iter().filter(|(_, word)| *word != "-");
-    let body: serde_json::Map<_, _> = given.map(|(name, word)| ((*name).to_owned(), json!(word))).collect();
+    let body: serde_json::Map<_, _> = given
+        .map(|(name, word)| ((*name).to_owned(), json!(word)))
+        .collect();
     let view = view_of(&Value::Object(body));
     (view.power, view.activity, view.operation)
 }
@@ -53,7 +68,10 @@ fn operation(action: PowerAction, status: JobStatus) -> Option<Operation> {
 #[test]
 fn every_example_is_read_as_expected() {
     use PowerAction::{Reboot, Start, Stop};
-    let view = |power, activity, operation| ServerView { operation, ..ServerView::of(power, activity) };
+    let view = |power, activity, operation| ServerView {
+        operation,
+        ..ServerView::of(power, activity)
+    };
     let failed = Complaint {
         code: "CloudDC.0000".to_owned(),
         message: "example failure text".to_owned(),
@@ -62,28 +80,61 @@ fn every_example_is_read_as_expected() {
     for (body, expected) in [
         (
             example!("clouddc-server-power-on-processing"),
-            view(Power::Off, Activity::PoweringOn, operation(Start, JobStatus::Pending)),
+            view(
+                Power::Off,
+                Activity::PoweringOn,
+                operation(Start, JobStatus::Pending),
+            ),
         ),
         (
             example!("clouddc-server-power-on-succeed"),
-            view(Power::On, Activity::Idle, operation(Start, JobStatus::Succeeded)),
+            view(
+                Power::On,
+                Activity::Idle,
+                operation(Start, JobStatus::Succeeded),
+            ),
         ),
         (
             example!("clouddc-server-reboot-succeed"),
-            view(Power::On, Activity::Idle, operation(Reboot, JobStatus::Succeeded)),
+            view(
+                Power::On,
+                Activity::Idle,
+                operation(Reboot, JobStatus::Succeeded),
+            ),
         ),
         (
             example!("clouddc-server-power-off-failed"),
-            ServerView { error: Some(failed), ..view(Power::On, Activity::Idle, operation(Stop, JobStatus::Failed)) },
+            ServerView {
+                error: Some(failed),
+                ..view(
+                    Power::On,
+                    Activity::Idle,
+                    operation(Stop, JobStatus::Failed),
+                )
+            },
         ),
     ] {
-        assert_eq!(show(200, body, ID), Ok(Sighting::Present(expected)), "{body}");
+        assert_eq!(
+            show(200, body, ID),
+            Ok(Sighting::Present(expected)),
+            "{body}"
+        );
         let wrapped = format!("{{\"server\":{body}}}");
         assert_eq!(show(200, &wrapped, ID), show(200, body, ID), "{wrapped}");
     }
     let page = list(example!("clouddc-server-list"));
-    let running = view(Power::On, Activity::Idle, operation(Start, JobStatus::Succeeded));
-    assert_eq!(page, Page { servers: vec![(id(ID), Some(running))], next: Some(ID.to_owned()) });
+    let running = view(
+        Power::On,
+        Activity::Idle,
+        operation(Start, JobStatus::Succeeded),
+    );
+    assert_eq!(
+        page,
+        Page {
+            servers: vec![(id(ID), Some(running))],
+            next: Some(ID.to_owned())
+        }
+    );
 }
 
 #[test]
@@ -98,9 +149,18 @@ fn each_operation_word_tells_its_action_and_how_it_stands() {
             assert_eq!(power, Power::On);
             (activity, operation)
         };
-        assert_eq!(read("processing"), (activity, operation(action, JobStatus::Pending)));
-        assert_eq!(read("succeed"), (Activity::Idle, operation(action, JobStatus::Succeeded)));
-        assert_eq!(read("FAILED"), (Activity::Idle, operation(action, JobStatus::Failed)));
+        assert_eq!(
+            read("processing"),
+            (activity, operation(action, JobStatus::Pending))
+        );
+        assert_eq!(
+            read("succeed"),
+            (Activity::Idle, operation(action, JobStatus::Succeeded))
+        );
+        assert_eq!(
+            read("FAILED"),
+            (Activity::Idle, operation(action, JobStatus::Failed))
+        );
         assert_eq!(read("paused"), (Activity::Other, None));
     }
 }
@@ -109,8 +169,14 @@ fn each_operation_word_tells_its_action_and_how_it_stands() {
 fn a_server_without_an_operation_is_idle() {
     assert_eq!(states("on", "-"), (Power::On, Activity::Idle, None));
     assert_eq!(states("off", ""), (Power::Off, Activity::Idle, None));
-    assert_eq!(view_of(&json!({"power_state": "off", "operation_state": null})).activity, Activity::Idle);
-    assert_eq!(states("unknown", "-"), (Power::Unclear, Activity::Idle, None));
+    assert_eq!(
+        view_of(&json!({"power_state": "off", "operation_state": null})).activity,
+        Activity::Idle
+    );
+    assert_eq!(
+        states("unknown", "-"),
+        (Power::Unclear, Activity::Idle, None)
+    );
 }
 
 #[test]
@@ -124,9 +190,15 @@ fn the_older_words_for_power_tell_an_activity() {
     }
     // What is left of an earlier operation does not end a transition.
     let left = operation(PowerAction::Reboot, JobStatus::Succeeded);
-    assert_eq!(states("rebooting", "reboot-succeed"), (Power::Unclear, Activity::Rebooting, left));
+    assert_eq!(
+        states("rebooting", "reboot-succeed"),
+        (Power::Unclear, Activity::Rebooting, left)
+    );
     let pending = operation(PowerAction::Stop, JobStatus::Pending);
-    assert_eq!(states("powering-off", "power-off-processing"), (Power::Unclear, Activity::PoweringOff, pending));
+    assert_eq!(
+        states("powering-off", "power-off-processing"),
+        (Power::Unclear, Activity::PoweringOff, pending)
+    );
 }
 
 #[test]
@@ -142,10 +214,18 @@ fn unknown_words_and_contradictions_prove_nothing() {
         ("powering-on", "reboot-processing"),
         ("powering-on", "a-new-word"),
     ] {
-        assert_eq!(states(power, operation).1, Activity::Other, "{power} {operation}");
+        assert_eq!(
+            states(power, operation).1,
+            Activity::Other,
+            "{power} {operation}"
+        );
     }
     for power in ["paused", "-", "1", "powering-on", "unknown"] {
-        assert_eq!(states(power, "power-on-succeed").0, Power::Unclear, "{power}");
+        assert_eq!(
+            states(power, "power-on-succeed").0,
+            Power::Unclear,
+            "{power}"
+        );
     }
 }
 
@@ -153,16 +233,31 @@ fn unknown_words_and_contradictions_prove_nothing() {
 fn an_error_reads_as_this_servers_failure_whatever_its_code() {
     for code in ["CloudDC.0000", "BMS.0038", "APIGW.0308", "", "7"] {
         let error = json!({"error_code": code, "error_msg": "no\npower", "error_type": "t"});
-        let read = view_of(&json!({"power_state": "on", "error": error})).error.expect("a complaint");
+        let read = view_of(&json!({"power_state": "on", "error": error}))
+            .error
+            .expect("a complaint");
         assert_eq!(
             (read.code.as_str(), read.message.as_str(), read.class),
             (code, "no power", CodeClass::ServerFailed)
         );
     }
-    let only_type = view_of(&json!({"id": "s", "error": [{"error_type": "hardware"}]})).error.expect("a complaint");
+    let only_type = view_of(&json!({"id": "s", "error": [{"error_type": "hardware"}]}))
+        .error
+        .expect("a complaint");
     assert_eq!(only_type.message, "hardware");
-    for none in [json!(null), json!({}), json!([]), json!(""), json!({"error_code": null}), json!(3)] {
-        assert_eq!(view_of(&json!({"id": "s", "error": none})).error, None, "{none}");
+    for none in [
+        json!(null),
+        json!({}),
+        json!([]),
+        json!(""),
+        json!({"error_code": null}),
+        json!(3),
+    ] {
+        assert_eq!(
+            view_of(&json!({"id": "s", "error": none})).error,
+            None,
+            "{none}"
+        );
     }
 }
 
@@ -170,7 +265,11 @@ fn an_error_reads_as_this_servers_failure_whatever_its_code() {
 fn what_no_document_calls_a_lock_is_none() {
     for manage in ["maintain", "offboarding", "frozen", "onboard", "in-use"] {
         let body = json!({"power_state": "on", "manage_state": manage, "frozen_state": 1, "health_state": "Critical"});
-        assert_eq!(view_of(&body), ServerView::of(Power::On, Activity::Idle), "{manage}");
+        assert_eq!(
+            view_of(&body),
+            ServerView::of(Power::On, Activity::Idle),
+            "{manage}"
+        );
     }
 }
 
@@ -178,9 +277,22 @@ fn what_no_document_calls_a_lock_is_none() {
 fn a_server_is_missing_only_if_the_service_itself_says_so() {
     let missing = Ok(Sighting::Missing);
     assert_eq!(show(404, example!("clouddc-error-400"), "s"), missing);
-    assert_eq!(show(404, r#"{"error_code":404,"error_msg":"no such server"}"#, "s"), missing);
-    assert_eq!(show(404, example!("gateway-error-404-api"), "s"), Err(Fault::Configuration));
-    assert_eq!(show(404, r#"{"error_code":"APIG.9999","error_msg":"?"}"#, "s"), Err(Fault::Configuration));
+    assert_eq!(
+        show(
+            404,
+            r#"{"error_code":404,"error_msg":"no such server"}"#,
+            "s"
+        ),
+        missing
+    );
+    assert_eq!(
+        show(404, example!("gateway-error-404-api"), "s"),
+        Err(Fault::Configuration)
+    );
+    assert_eq!(
+        show(404, r#"{"error_code":"APIG.9999","error_msg":"?"}"#, "s"),
+        Err(Fault::Configuration)
+    );
     for body in ["", "<html>", "{}", "[]"] {
         assert_eq!(show(404, body, "s"), Err(Fault::Configuration), "{body}");
     }
@@ -195,8 +307,15 @@ fn a_server_is_missing_only_if_the_service_itself_says_so() {
         assert_eq!(show(404, body, "s"), refused, "{body}");
     }
     assert_eq!(show(400, example!("clouddc-error-400"), "s"), refused);
-    assert_eq!(show(400, example!("bms-submit-error-not-exist"), "s"), refused, "another service's code");
-    assert_eq!(show(500, example!("clouddc-error-400"), "s"), Err(Fault::Unavailable));
+    assert_eq!(
+        show(400, example!("bms-submit-error-not-exist"), "s"),
+        refused,
+        "another service's code"
+    );
+    assert_eq!(
+        show(500, example!("clouddc-error-400"), "s"),
+        Err(Fault::Unavailable)
+    );
 }
 
 #[test]
@@ -218,30 +337,65 @@ fn an_answer_that_shows_no_server_or_another_one_is_not_believed() {
         assert_eq!(show(200, body, "s"), Err(Fault::Unavailable), "{body}");
     }
     let odd = r##"{"id":{"$ref":"#/definitions/UUID"},"power_state":"on"}"##;
-    assert_eq!(show(200, odd, "s"), Ok(Sighting::Present(ServerView::of(Power::On, Activity::Idle))));
+    assert_eq!(
+        show(200, odd, "s"),
+        Ok(Sighting::Present(ServerView::of(Power::On, Activity::Idle)))
+    );
 }
 
 #[test]
 fn a_page_names_the_next_one_or_is_the_last() {
-    let next = |info: &str| list(&format!(r#"{{"servers":[],"page_info":{info},"count":99}}"#)).next;
+    let next = |info: &str| {
+        list(&format!(
+            r#"{{"servers":[],"page_info":{info},"count":99}}"#
+        ))
+        .next
+    };
     assert_eq!(next(r#"{"next_marker":"a"}"#).as_deref(), Some("a"));
     assert_eq!(next(r#"{"next_marker":7}"#).as_deref(), Some("7"));
-    assert_eq!(next(r#"[{"next_marker":"https://h/p?limit=10&marker=b"}]"#).as_deref(), Some("b"));
-    for info in ["null", "{}", "\"\"", r#"{"next_marker":null}"#, r#"{"next_marker":""}"#, r#"{"previous_marker":"a"}"#]
-    {
+    assert_eq!(
+        next(r#"[{"next_marker":"https://h/p?limit=10&marker=b"}]"#).as_deref(),
+        Some("b")
+    );
+    for info in [
+        "null",
+        "{}",
+        "\"\"",
+        r#"{"next_marker":null}"#,
+        r#"{"next_marker":""}"#,
+        r#"{"previous_marker":"a"}"#,
+    ] {
         assert_eq!(next(info), None, "{info}");
     }
-    assert_eq!(list(r#"{"servers":null}"#), Page { servers: vec![], next: None });
+    assert_eq!(
+        list(r#"{"servers":null}"#),
+        Page {
+            servers: vec![],
+            next: None
+        }
+    );
 }
 
 #[test]
 fn an_unreadable_list_shows_nobody_missing() {
-    for body in ["", "{}", "<html>", r#"{"count":3}"#, r#"{"servers":[{"id":"a"#] {
+    for body in [
+        "",
+        "{}",
+        "<html>",
+        r#"{"count":3}"#,
+        r#"{"servers":[{"id":"a"#,
+    ] {
         let error = read_list(&answer(200, body), NOW).expect_err("unreadable");
         assert_eq!(error.fault, Fault::Unavailable, "{body}");
     }
     let odd = r#"{"servers":[null,3,{"power_state":"on"},{"id":{}},{"id":"a","power_state":{}}]}"#;
-    assert_eq!(list(odd).servers, [(id("a"), Some(ServerView::of(Power::Unclear, Activity::Other)))]);
+    assert_eq!(
+        list(odd).servers,
+        [(
+            id("a"),
+            Some(ServerView::of(Power::Unclear, Activity::Other))
+        )]
+    );
 }
 
 /// JSON that holds the service's own names and words, put together at random.
