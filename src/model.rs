@@ -1,6 +1,7 @@
-//! The vocabulary: ids, actions, states, evidence, and what the clouds tell us, as plain values.
+//! The vocabulary: ids, actions, states, evidence, batches, and what the clouds tell us, as plain
+//! values.
 //!
-//! Owns the words that every other room uses. Knows nothing of SQL, HTTP, files or clocks.
+//! Owns the nouns that several rooms use. Knows nothing of SQL, HTTP, files or clocks.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,9 +11,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod batch;
+pub mod cloud_codes;
+mod fault;
+mod queue;
 mod time;
 mod words;
 
+pub use batch::{Batch, Member};
+pub use fault::{CallError, Fault};
+pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,
@@ -174,6 +182,17 @@ pub struct Complaint {
     pub message: String,
     /// What the code means for us.
     pub class: CodeClass,
+}
+
+impl Complaint {
+    /// A complaint of our own, with a code under `poweryard.`.
+    pub fn our_own(code: &str, message: &str) -> Self {
+        Self {
+            code: format!("poweryard.{code}"),
+            message: message.to_owned(),
+            class: CodeClass::Other,
+        }
+    }
 }
 
 /// What a cloud's error code means; the classes of the error tables, one reaction each.

@@ -17,18 +17,17 @@ use super::keep::Keeping;
 use super::strangers::Strangers;
 use super::task::{Finished, Task};
 use super::{Clouds, Observers, clock_check, report};
-use crate::cloud::{CallError, Fault, PowerCloud, Signed};
+use crate::cloud::{PowerCloud, Signed};
 use crate::lifecycle::{BatchNext, Step};
 use crate::meter::TargetFacts;
 use crate::model::{
-    BatchId, BatchState, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName,
-    UtcMillis,
+    Batch, BatchId, BatchState, CallError, Evidence, Fault, Head, Hold, HoldKind, Now, Origin,
+    PowerAction, RequestState, Steady, TargetName, UtcMillis,
 };
 use crate::pace::{LookTimes, Pace, Reads};
-use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Ended, Head, NotedPace, Origin, RefusedKey, Store, StoreError, TargetNews};
-use crate::verdict::{Batch, Rules, Watch};
+use crate::store::{Ended, NotedPace, RefusedKey, Store, StoreError, TargetNews};
+use crate::verdict::{Rules, Watch};
 
 /// Between two chunks that are taken in: as long as a chunk lasts, so that producers get their
 /// turn.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::{DaemonError, now, report, wake};
-use crate::model::{PowerAction, TargetName, UtcMillis};
-use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
+use crate::model::{Hold, Lane, PowerAction, TargetName, UtcMillis};
+use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::{Store, StoreError};
 

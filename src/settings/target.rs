@@ -10,8 +10,8 @@ use toml::de::DeValue;
 use super::document::Section;
 use super::secrets;
 use super::values::{self, Parsed, show};
-use super::{AuthSettings, Budget, TargetSettings};
-use crate::model::{PowerAction, ServerId, Service, TargetName};
+use super::{AuthSettings, TargetSettings};
+use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

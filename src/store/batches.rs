@@ -8,36 +8,9 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
 use crate::model::{
-    BatchId, BatchState, CodeClass, Complaint, JobId, PowerAction, RequestId, ServerId, Service,
-    TargetName, UtcMillis,
+    Batch, BatchId, CodeClass, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId,
+    ServerId, TargetName, UtcMillis,
 };
-use crate::verdict::{Batch, Member};
-
-/// Where a batch was sent: it can be asked for only while the config still says the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// Which API.
-    pub service: Service,
-    /// Base URL.
-    pub endpoint: String,
-    /// The cloud's project.
-    pub project_id: String,
-}
-
-/// An open batch and when its next step is due.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DueBatch {
-    /// Which.
-    pub id: BatchId,
-    /// Of which target.
-    pub target: TargetName,
-    /// What its next step is about.
-    pub state: BatchState,
-    /// Followed by the servers' own states, not by a job.
-    pub by_servers: bool,
-    /// Since or from when.
-    pub at: UtcMillis,
-}
 
 /// A target with open batches.
 #[derive(Debug, Clone, PartialEq, Eq)]

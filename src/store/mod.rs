@@ -44,8 +44,8 @@ mod record;
 mod rows;
 mod schema;
 
-pub use batches::{DueBatch, DueTarget, Hands, Origin};
-pub use claim::{Head, Which};
+pub use batches::{DueTarget, Hands};
+pub use claim::Which;
 pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
@@ -388,8 +388,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::model::{PowerAction, Service, TargetName};
-    use crate::plan::Lane;
+    use crate::model::{Lane, Origin, PowerAction, Service, TargetName};
 
     #[tokio::test]
     async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {

@@ -11,10 +11,8 @@ use reqwest::Url;
 use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
-use crate::model::{PowerAction, Service, TargetName};
-use crate::settings::{
-    AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings,
-};
+use crate::model::{Budget, PowerAction, Service, TargetName};
+use crate::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
 use crate::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use crate::sim::{Call, Scenario};
 

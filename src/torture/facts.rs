@@ -7,10 +7,9 @@ use std::time::Duration;
 use super::audit::{Entry, Move};
 use super::wire::Cloud;
 use super::{Broken, rules};
-use crate::cloud::{CallError, Fault};
 use crate::model::{
-    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId,
-    TargetName, Tracking, UtcMillis,
+    AttemptResult, BatchState, CallError, CodeClass, Evidence, Fault, PowerAction, RequestState,
+    ServerId, TargetName, Tracking, UtcMillis,
 };
 
 /// One moment: by the machine's time of day, which somebody may have set, and in truth.

@@ -8,9 +8,9 @@ use super::audit::Move;
 use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
 use super::wire::Cloud;
 use crate::model::{
-    AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis,
+    AttemptResult, BatchState, Budget, Evidence, PowerAction, RequestState, ServerId, TargetName,
+    UtcMillis,
 };
-use crate::settings::Budget;
 use crate::sim::OnOff;
 
 /// The configured bounds that a run is held to.

@@ -13,11 +13,10 @@ use futures_util::future::BoxFuture;
 use reqwest::Request;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::cloud::CallError;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::encoding::{TooLarge, decode};
 use crate::cloud::http::{BODY_BYTES_MAX, Wire, doubt, failed};
-use crate::model::{Now, Steady, UtcMillis};
+use crate::model::{CallError, Now, Steady, UtcMillis};
 use crate::sim::{self, Delivery, LateAct, LedgerEntry, ServerSummary, World};
 
 /// The simulated cloud, its time, and how long the present task's answers have taken so far.

@@ -6,8 +6,7 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::*;
-use crate::cloud::Fault;
-use crate::model::{CodeClass, Operation, RequestState, Service};
+use crate::model::{CodeClass, Fault, Operation, RequestState, Service};
 use JobStatus::{Failed, Pending, Succeeded};
 use PowerAction::{Reboot, Start, Stop};
 

@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::{Batch, Case, Member, busy, our_own, refusal};
-use crate::cloud::CallError;
+use super::{Case, busy, refusal};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    Activity, AttemptResult, Baseline, BatchState, Complaint, Evidence, JobStatus, LookCause,
-    Power, PowerAction, RequestId, ServerId, ServerView, Sighting, UtcMillis,
+    Activity, AttemptResult, Baseline, Batch, BatchState, CallError, Complaint, Evidence,
+    JobStatus, LookCause, Member, Power, PowerAction, RequestId, ServerId, ServerView, Sighting,
+    UtcMillis,
 };
 use crate::pace;
 
@@ -68,16 +68,14 @@ fn follow<'a>(case: Case<'_>, sighting: impl Fn(&Member) -> Option<&'a Sighting>
         never_seen(case.batch)
     });
     if step.batch == BatchNext::Done {
-        let took = case
-            .now
-            .since(case.batch.submitted_at.unwrap_or(case.batch.intent_at));
+        let took = case.now.since(case.batch.accepted_at());
         step.job_ms = i64::try_from(took.as_millis()).ok();
     }
     step
 }
 
 fn tracking_ends(case: Case<'_>) -> UtcMillis {
-    case.batch.submitted_at.unwrap_or(case.batch.intent_at) + case.rules.job_time_limit
+    case.batch.tracking_ends(case.rules.job_time_limit)
 }
 
 /// One look: what it settles, what is worth remembering, and when to look again. At `ends` the rest
@@ -375,7 +373,7 @@ fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
     let why = batch
         .complaint
         .clone()
-        .unwrap_or_else(|| our_own("not_carried_out", "the server stayed as it was"));
+        .unwrap_or_else(|| Complaint::our_own("not_carried_out", "the server stayed as it was"));
     if member.attempts >= case.rules.attempts_max {
         let message = format!(
             "the server stayed as it was after {} calls; last: {}",

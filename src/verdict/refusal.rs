@@ -9,12 +9,12 @@
 use std::collections::HashMap;
 
 use super::look::{fresh_status, missing};
-use super::{Batch, Case, FIRST_PART, Member, SECOND_PART, already_sentence, busy, our_own};
-use crate::cloud::{CallError, Fault, codes};
+use super::{Case, FIRST_PART, SECOND_PART, already_sentence, busy};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
+use crate::model::cloud_codes;
 use crate::model::{
-    Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction,
-    RequestId, ServerId, ServerView, Sighting,
+    Activity, AttemptResult, Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause,
+    Member, Power, PowerAction, RequestId, ServerId, ServerView, Sighting,
 };
 
 /// How often the states of a refused batch are asked for before it is split without them.
@@ -133,7 +133,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         return Some(busy(
             batch,
             member,
-            &our_own("busy", "the server is in another transition"),
+            &Complaint::our_own("busy", "the server is in another transition"),
             case.now,
         ));
     }
@@ -291,7 +291,7 @@ fn finish(
 /// means.
 fn alone(case: Case<'_>, member: &Member) -> Option<Event> {
     let why = case.batch.complaint.as_ref()?;
-    match codes::class(&why.code) {
+    match cloud_codes::class(&why.code) {
         CodeClass::ServerBusy | CodeClass::Retryable => {
             Some(busy(case.batch, member, why, case.now))
         }
@@ -358,7 +358,7 @@ fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) ->
         let why = batch
             .complaint
             .clone()
-            .unwrap_or_else(|| our_own("refused", "the call was refused"));
+            .unwrap_or_else(|| Complaint::our_own("refused", "the call was refused"));
         let code = if why.code.is_empty() {
             "poweryard.refused"
         } else {
@@ -388,7 +388,7 @@ fn beside_others(batch: &Batch, part: i64) -> Event {
     let why = batch
         .complaint
         .clone()
-        .unwrap_or_else(|| our_own("refused", "the whole call was refused"));
+        .unwrap_or_else(|| Complaint::our_own("refused", "the whole call was refused"));
     Event::Returned(Return {
         retry_at: None,
         group: Some(batch.group(part)),

@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome};
-use poweryard::model::{BatchId, UtcMillis};
-use poweryard::verdict::Batch;
+use poweryard::model::{Batch, BatchId, UtcMillis};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 

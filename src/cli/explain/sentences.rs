@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use crate::cli::output;
 use crate::cli::pause::resume_command;
-use crate::model::{BatchState, Evidence, HoldKind, LookCause, RequestState, UtcMillis};
+use crate::model::{BatchState, Budget, Evidence, HoldKind, LookCause, RequestState, UtcMillis};
 use crate::plan;
-use crate::settings::Budget;
 use crate::store::desk::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
 
 /// What is known of a request and its surroundings.

@@ -9,16 +9,15 @@ use serde::{Deserialize, Deserializer};
 
 use super::marker;
 use crate::cloud::answer::{Answer, CallKind};
-use crate::cloud::codes::{self, Origin};
 use crate::cloud::complaint::server_complaint;
 use crate::cloud::lenient;
 use crate::cloud::looking::{Listed, Page};
 use crate::cloud::objects::{an_object, each_object};
 use crate::cloud::text::Text;
-use crate::cloud::{CallError, Fault};
+use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
-    Activity, CodeClass, Complaint, JobStatus, Operation, Power, PowerAction, ServerId, ServerView,
-    Service, Sighting, UtcMillis,
+    Activity, CallError, CodeClass, Complaint, Fault, JobStatus, Operation, Power, PowerAction,
+    ServerId, ServerView, Service, Sighting, UtcMillis,
 };
 
 /// A page of the list, and the marker of the next. Entries without an id are left out.
@@ -95,7 +94,11 @@ fn is_missing(answer: &Answer, error: &CallError) -> bool {
     let refusal: Option<Refusal<'_>> = lenient::read(&answer.body);
     let in_its_words =
         refusal.is_some_and(|body| body.error_code.get().and(body.error_msg.get()).is_some());
-    in_its_words && !matches!(codes::origin(&error.code), Origin::Gateway | Origin::Iam)
+    in_its_words
+        && !matches!(
+            cloud_codes::origin(&error.code),
+            CodeOrigin::Gateway | CodeOrigin::Iam
+        )
 }
 
 struct Servers(Vec<Listed>);

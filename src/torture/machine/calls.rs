@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Flight, Machine, Point, Stage};
-use crate::cloud::{CallError, Fault, Observed};
+use crate::cloud::Observed;
 use crate::daemon::{Finished, Task};
-use crate::model::{ServerId, Tracking, UtcMillis};
+use crate::model::{CallError, Fault, ServerId, Tracking, UtcMillis};
 use crate::torture::Broken;
 use crate::torture::facts::Departure;
 
