@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod action;
 mod batch;
 pub mod cloud_codes;
 mod fault;
 mod queue;
+mod service;
 mod time;
 mod words;
 

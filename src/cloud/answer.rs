@@ -168,7 +168,8 @@ impl Answer {
     /// True for an answer with a code of `service` itself, under a status that does not fit it: the
     /// documents warn that the status may be wrong, and a success carries no code.
     fn is_refusal_of(&self, service: Service, code: &str) -> bool {
-        let speaks = service == Service::Bms && cloud_codes::origin(code) == CodeOrigin::Bms;
+        let speaks =
+            service.documents_its_refusals() && cloud_codes::origin(code) == CodeOrigin::Bms;
         speaks
             && (self.is_success() || matches!(self.status, 403 | 405 | 406 | 410 | 415 | 421 | 426))
     }

@@ -140,9 +140,11 @@ async fn line(
             }
         }
     };
-    let protected = match (lane.action, target.protected.len()) {
-        (PowerAction::Start, _) | (_, 0) => String::new(),
-        (_, count) => format!("; those for the {count} protected servers would be rejected"),
+    let protected = if lane.action.interrupts() && !target.protected.is_empty() {
+        let count = target.protected.len();
+        format!("; those for the {count} protected servers would be rejected")
+    } else {
+        String::new()
     };
     Ok(format!(
         "would send: {what}, from request {first} on{more}{limit}{protected}"

@@ -348,9 +348,10 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(name) else {
             return Ok(());
         };
-        let barred = match lane.action {
-            PowerAction::Start => &[],
-            PowerAction::Stop | PowerAction::Reboot => target.settings.protected.as_slice(),
+        let barred = if lane.action.interrupts() {
+            target.settings.protected.as_slice()
+        } else {
+            &[]
         };
         let heads = match target.cloud.wants_baselines() {
             true => Some(target.baselines.take(lane, servers_max)),

@@ -73,7 +73,9 @@ pub fn documented(code: &str, status: Option<u16>) -> Option<Known> {
 pub fn documented_for(service: Service, code: &str, status: Option<u16>) -> Option<Known> {
     documented(code, status).filter(|known| match known.origin {
         CodeOrigin::Gateway | CodeOrigin::Iam => true,
-        CodeOrigin::Bms | CodeOrigin::JobEngine | CodeOrigin::Unknown => service == Service::Bms,
+        CodeOrigin::Bms | CodeOrigin::JobEngine | CodeOrigin::Unknown => {
+            service.documents_its_refusals()
+        }
     })
 }
 

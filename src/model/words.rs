@@ -1,5 +1,5 @@
 //! The fixed words of the queue, each an enum that is stored as lower-case text. Stays away from
-//! meaning: see `lifecycle`.
+//! meaning: see `lifecycle` for the states, `action` and `service` for these two.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,17 +59,6 @@ words! {
         Stop = "stop",
         /// Restart, always forced.
         Reboot = "reboot",
-    }
-}
-
-impl PowerAction {
-    /// True where a server looks the same before and after, so that its power cannot tell whether
-    /// the call was carried out, and a second call would do harm.
-    pub const fn leaves_no_mark(self) -> bool {
-        match self {
-            Self::Start | Self::Stop => false,
-            Self::Reboot => true,
-        }
     }
 }
 
@@ -197,23 +186,5 @@ words! {
         Bms = "bms",
         /// Cloud Data Center: at most 50 servers a call, followed by server state.
         CloudDc = "clouddc",
-    }
-}
-
-impl Service {
-    /// True where a server shows its last power operation for ever.
-    pub const fn shows_last_operation(self) -> bool {
-        match self {
-            Self::Bms => false,
-            Self::CloudDc => true,
-        }
-    }
-
-    /// The most servers one submit call takes. Source: BMS and CloudDC API references.
-    pub const fn batch_servers_cap(self) -> u32 {
-        match self {
-            Self::Bms => 1000,
-            Self::CloudDc => 50,
-        }
     }
 }

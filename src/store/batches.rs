@@ -382,12 +382,11 @@ async fn members(
     batch: &BatchRecord,
 ) -> Result<Vec<Member>, StoreError> {
     // Asked only of those to whom it matters.
-    let shadows_since = match (
-        batch.action.as_str(),
-        rows::readable_time(Some(batch.intent_at.clone())),
-    ) {
-        ("reboot", Some(intent_at)) => Some(text(intent_at.before(SHADOW))),
-        _ => None,
+    let shadows_since = if rows::word::<PowerAction>(&batch.action)?.leaves_no_mark() {
+        rows::readable_time(Some(batch.intent_at.clone()))
+            .map(|intent_at| text(intent_at.before(SHADOW)))
+    } else {
+        None
     };
     let found: Vec<MemberRecord> = sqlx::query_as(
         "SELECT r.id, r.server_id, r.attempts,
@@ -396,13 +395,14 @@ async fn members(
                 a.seen IS NOT NULL AS seen_moving, CAST(a.baseline AS BLOB) AS baseline,
                 ?2 IS NOT NULL AND EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.server_id = r.server_id AND e.target = r.target
-                    AND e.finished_at > ?2 AND e.action = 'reboot'
+                    AND e.finished_at > ?2 AND e.action IN (SELECT value FROM json_each(?3))
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job'))) AS shadowed
          FROM request_attempts a JOIN power_requests r ON r.id = a.request_id AND r.batch_id = a.batch_id
          WHERE a.batch_id = ?1 AND a.result IS NULL",
     )
     .bind(batch.id)
     .bind(shadows_since)
+    .bind(rows::actions(PowerAction::leaves_no_mark))
     .fetch_all(connection)
     .await?;
     found.into_iter().map(MemberRecord::into_member).collect()

@@ -111,11 +111,12 @@ impl Store {
         let found: Vec<i64> = sqlx::query_scalar(
             "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
              ON r.target = ?2 AND r.server_id = j.value AND r.gate IS NOT NULL
-             WHERE r.state = 'queued' AND r.action IN ('stop', 'reboot') LIMIT 0 + ?3",
+             WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
         )
         .bind(&servers)
         .bind(&target.0)
         .bind(CHUNK)
+        .bind(rows::actions(PowerAction::interrupts))
         .fetch_all(&mut *writer)
         .await?;
         if found.is_empty() {

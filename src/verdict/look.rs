@@ -136,37 +136,51 @@ fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Finding 
         Sighting::Missing => return Finding::Event(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
-    match (view.activity, batch.action) {
-        (Activity::Rebooting, PowerAction::Reboot) => Finding::Moving,
-        // Some other transition: nothing is proved while it lasts, and no idleness is counted
-        // across it.
-        (Activity::PoweringOn | Activity::PoweringOff | Activity::Other, PowerAction::Reboot) => {
+    if view.activity != Activity::Idle {
+        // In some other transition nothing is proved, and no idleness is counted across it.
+        return if may_be_doing(batch.action, view.activity) {
+            Finding::Moving
+        } else {
             Finding::Nothing
-        }
-        (
-            Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting | Activity::Other,
-            PowerAction::Start | PowerAction::Stop,
-        ) => Finding::Moving,
-        (Activity::Idle, _) if fresh_status(batch, member, view) == Some(JobStatus::Failed) => {
-            Finding::Event(Event::Ended(failed_as_seen(view)))
-        }
-        (Activity::Idle, PowerAction::Reboot) => read_reboot(case, member, view),
-        (Activity::Idle, action) if view.power == wished_power(action) => {
-            Finding::Event(Event::Ended(Outcome::succeeded(
-                Evidence::Observed,
-                observed_sentence(action),
-            )))
-        }
-        (Activity::Idle, _) if view.power == Power::Unclear => Finding::Nothing,
-        // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness
-        // is counted.
-        (Activity::Idle, _) if batch.state == BatchState::Tracking && !member.seen_moving => {
-            Finding::Nothing
-        }
-        (Activity::Idle, _) if case.has_settled(member) => {
-            Finding::Event(not_carried_out(case, member))
-        }
-        (Activity::Idle, _) => Finding::Settling,
+        };
+    }
+    if fresh_status(batch, member, view) == Some(JobStatus::Failed) {
+        return Finding::Event(Event::Ended(failed_as_seen(view)));
+    }
+    if batch.action.leaves_no_mark() {
+        read_reboot(case, member, view)
+    } else {
+        read_power(case, member, view)
+    }
+}
+
+/// True if a server that is doing this may be carrying out `action`. Of one that leaves a mark any
+/// transition counts: its power tells in the end.
+fn may_be_doing(action: PowerAction, activity: Activity) -> bool {
+    activity == action.transition() || !action.leaves_no_mark()
+}
+
+/// An idle server that was to be started or stopped.
+fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+    let batch = case.batch;
+    if view.power == batch.action.wished_power() {
+        return Finding::Event(Event::Ended(Outcome::succeeded(
+            Evidence::Observed,
+            observed_sentence(batch.action),
+        )));
+    }
+    if view.power == Power::Unclear {
+        return Finding::Nothing;
+    }
+    // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is
+    // counted.
+    if batch.state == BatchState::Tracking && !member.seen_moving {
+        return Finding::Nothing;
+    }
+    if case.has_settled(member) {
+        Finding::Event(not_carried_out(case, member))
+    } else {
+        Finding::Settling
     }
 }
 
@@ -249,10 +263,10 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             sentence,
         )))
     };
-    if let Some(operation) = view.operation {
+    if view.operation.is_some() {
         let told = fresh_status(batch, member, view) == Some(JobStatus::Succeeded);
         // A server that is off has not come back; if somebody else stopped it, nobody can tell.
-        if told && operation.action == PowerAction::Reboot && view.power == Power::On {
+        if told && view.power == Power::On {
             return succeeded("the server's state says that the reboot succeeded");
         }
         if member.seen_moving || batch.state == BatchState::Tracking {
@@ -451,13 +465,6 @@ pub fn name_failures(
         }
     }
     step
-}
-
-fn wished_power(action: PowerAction) -> Power {
-    match action {
-        PowerAction::Start | PowerAction::Reboot => Power::On,
-        PowerAction::Stop => Power::Off,
-    }
 }
 
 fn observed_sentence(action: PowerAction) -> &'static str {

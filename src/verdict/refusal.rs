@@ -14,7 +14,7 @@ use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::cloud_codes;
 use crate::model::{
     Activity, AttemptResult, Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause,
-    Member, Power, PowerAction, RequestId, ServerId, ServerView, Sighting,
+    Member, Power, RequestId, ServerId, ServerView, Sighting,
 };
 
 /// How often the states of a refused batch are asked for before it is split without them.
@@ -63,7 +63,7 @@ fn treat_as_lost(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Opt
     for member in &batch.members {
         if let Some(Sighting::Present(view)) = sightings.get(&member.server) {
             has_begun |= begun(batch, member, view);
-            if is_carrying_out(batch.action, view.activity) {
+            if view.activity == batch.action.transition() {
                 seen_moving.push(member.request);
             }
         }
@@ -82,15 +82,7 @@ fn begun(batch: &Batch, member: &Member, view: &ServerView) -> bool {
     }
     let has_ended = view.activity == Activity::Idle && fresh_status(batch, member, view).is_some();
     let may_be_earlier = batch.action.leaves_no_mark() && member.shadowed;
-    has_ended || (is_carrying_out(batch.action, view.activity) && !may_be_earlier)
-}
-
-fn is_carrying_out(action: PowerAction, activity: Activity) -> bool {
-    match action {
-        PowerAction::Start => activity == Activity::PoweringOn,
-        PowerAction::Stop => activity == Activity::PoweringOff,
-        PowerAction::Reboot => activity == Activity::Rebooting,
-    }
+    has_ended || ((view.activity == batch.action.transition()) && !may_be_earlier)
 }
 
 /// Settles what the states explain of a refused start or stop, and sends the rest again: in one
@@ -137,13 +129,16 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
             case.now,
         ));
     }
-    match (batch.action, view.power) {
-        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => Some(Event::Ended(
-            Outcome::succeeded(Evidence::Already, already_sentence(batch.action)),
-        )),
-        (PowerAction::Reboot, Power::Off) => Some(Event::Ended(stopped(batch))),
-        _ => None,
+    if batch.action.needs_a_running_server() && view.power == Power::Off {
+        return Some(Event::Ended(stopped(batch)));
     }
+    let is_as_wished = view.power == batch.action.wished_power();
+    (is_as_wished && !batch.action.leaves_no_mark()).then(|| {
+        Event::Ended(Outcome::succeeded(
+            Evidence::Already,
+            already_sentence(batch.action),
+        ))
+    })
 }
 
 /// How far the proof has come that a refused reboot was not done.
@@ -213,10 +208,8 @@ fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting
     let mut seen_moving = Vec::new();
     for member in &batch.members {
         let sighting = sightings.get(&member.server);
-        if let Some(Sighting::Present(ServerView {
-            activity: Activity::Rebooting,
-            ..
-        })) = sighting
+        if let Some(Sighting::Present(view)) = sighting
+            && view.activity == batch.action.transition()
             && !member.seen_moving
         {
             seen_moving.push(member.request);

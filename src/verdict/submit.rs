@@ -6,8 +6,7 @@ use super::{CLOSE_INTERVAL, Rules, about_one_server};
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
-    Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause, Service, Tracking,
-    UtcMillis,
+    Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause, Tracking, UtcMillis,
 };
 
 /// "The server does not exist": then nothing can have been done with it.
@@ -85,7 +84,7 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
 fn may_be_one_servers_doing(batch: &Batch, error: &CallError) -> bool {
     let is_unexplained = cloud_codes::origin(&error.code) == CodeOrigin::Bms
         && cloud_codes::class(&error.code) == CodeClass::Other;
-    batch.service == Service::Bms
+    batch.service.documents_its_refusals()
         && batch.members.len() > 1
         && !batch.action.leaves_no_mark()
         && is_unexplained

@@ -199,29 +199,34 @@ fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
 /// The last operation, and the activity while it is being done. A word that no document lists tells
 /// of an operation, but not of which, nor whether it has ended.
 fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
-    const ACTIONS: [(&str, PowerAction, Activity); 3] = [
-        ("power-on-", PowerAction::Start, Activity::PoweringOn),
-        ("power-off-", PowerAction::Stop, Activity::PoweringOff),
-        ("reboot-", PowerAction::Reboot, Activity::Rebooting),
-    ];
     let Some(word) = word else {
         return (None, None);
     };
-    let split = |(prefix, action, activity): &(&str, PowerAction, Activity)| {
+    let split = |action: &PowerAction| {
+        let prefix = operation_prefix(*action);
         let (start, end) = word.split_at_checked(prefix.len())?;
-        start
-            .eq_ignore_ascii_case(prefix)
-            .then_some((*action, *activity, end))
+        start.eq_ignore_ascii_case(prefix).then_some((*action, end))
     };
-    let Some((action, activity, end)) = ACTIONS.iter().find_map(split) else {
+    let Some((action, end)) = PowerAction::ALL.iter().find_map(split) else {
         return (None, Some(Activity::Other));
     };
     let of = |status| Some(Operation { action, status });
     match end {
-        _ if end.eq_ignore_ascii_case("processing") => (of(JobStatus::Pending), Some(activity)),
+        _ if end.eq_ignore_ascii_case("processing") => {
+            (of(JobStatus::Pending), Some(action.transition()))
+        }
         _ if end.eq_ignore_ascii_case("succeed") => (of(JobStatus::Succeeded), None),
         _ if end.eq_ignore_ascii_case("failed") => (of(JobStatus::Failed), None),
         _ => (None, Some(Activity::Other)),
+    }
+}
+
+/// How the words for an operation begin.
+fn operation_prefix(action: PowerAction) -> &'static str {
+    match action {
+        PowerAction::Start => "power-on-",
+        PowerAction::Stop => "power-off-",
+        PowerAction::Reboot => "reboot-",
     }
 }
 
