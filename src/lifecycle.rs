@@ -4,7 +4,7 @@
 //! rules), clocks or HTTP.
 
 use crate::model::{
-    AttemptResult, Batch, CallError, Complaint, Evidence, JobId, LookCause, RequestId,
+    AttemptResult, Batch, CallError, Complaint, Evidence, JobId, LookCause, OwnCode, RequestId,
     RequestState, UtcMillis,
 };
 
@@ -114,11 +114,11 @@ impl Outcome {
     }
 
     /// Nobody can tell.
-    pub fn unknown(code: &str, message: impl Into<String>) -> Self {
+    pub fn unknown(code: OwnCode, message: impl Into<String>) -> Self {
         Self {
             state: RequestState::Unknown,
             evidence: Evidence::None,
-            code: code.to_owned(),
+            code: code.into(),
             message: message.into(),
             result: AttemptResult::Unknown,
         }
@@ -192,7 +192,7 @@ impl Step {
     /// A batch whose intent is stored and whose call is known not to have been begun: as
     /// `not_sent`, with `why` as the sentence for a person.
     pub fn not_begun(batch: &Batch, why: &str) -> Self {
-        Self::not_sent(batch, Complaint::our_own("interrupted", why))
+        Self::not_sent(batch, Complaint::our_own(OwnCode::Interrupted, why))
     }
 
     /// The same, with an error that concerns the batch as a whole.
@@ -248,7 +248,8 @@ mod tests {
         let ends = prop::sample::select(RequestState::ALL).prop_map(|state| {
             Event::Ended(Outcome {
                 state,
-                ..Outcome::unknown("", "")
+                code: String::new(),
+                ..Outcome::unknown(OwnCode::Unproved, "")
             })
         });
         let returned = Just(Event::Returned(Return {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 mod action;
 mod batch;
 pub mod cloud_codes;
+mod codes;
 mod fault;
 mod queue;
 mod service;
@@ -21,6 +22,7 @@ mod time;
 mod words;
 
 pub use batch::{Batch, Member};
+pub use codes::OwnCode;
 pub use fault::{CallError, Fault};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
 pub use time::{NotATime, Now, Steady, UtcMillis};
@@ -187,10 +189,10 @@ pub struct Complaint {
 }
 
 impl Complaint {
-    /// A complaint of our own, with a code under `poweryard.`.
-    pub fn our_own(code: &str, message: &str) -> Self {
+    /// A complaint of our own.
+    pub fn our_own(code: OwnCode, message: &str) -> Self {
         Self {
-            code: format!("poweryard.{code}"),
+            code: code.into(),
             message: message.to_owned(),
             class: CodeClass::Other,
         }

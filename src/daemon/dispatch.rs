@@ -22,11 +22,11 @@ use crate::lifecycle::{BatchNext, Step};
 use crate::meter::TargetFacts;
 use crate::model::{
     Batch, BatchId, BatchState, CallError, Evidence, Fault, Head, Hold, HoldKind, Now, Origin,
-    PowerAction, RequestState, Steady, TargetName, UtcMillis,
+    PowerAction, Steady, TargetName, UtcMillis,
 };
 use crate::pace::{LookTimes, Pace, Reads};
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Ended, NotedPace, RefusedKey, Store, StoreError, TargetNews};
+use crate::store::{EndedCounts, NotedPace, RefusedKey, Store, StoreError, TargetNews};
 use crate::verdict::{Rules, Watch};
 
 /// Between two chunks that are taken in: as long as a chunk lasts, so that producers get their
@@ -71,7 +71,7 @@ pub struct Dispatcher {
     pub(super) keeping: Keeping,
     pub(super) observers: Observers,
     /// What the start found stranded, until somebody counts it.
-    stranded: Ended,
+    stranded: EndedCounts,
 }
 
 /// An answer and what follows from it, on its way into the database.
@@ -447,17 +447,10 @@ impl Dispatcher {
     }
 
     /// Counts requests that ended without a call.
-    fn count(&self, ended: &Ended) {
-        for ((target, action, state), count) in ended {
-            let code = match state {
-                RequestState::Expired => "poweryard.expired",
-                RequestState::Cancelled => "poweryard.dependency",
-                RequestState::Rejected => "poweryard.protected",
-                _stranded => "poweryard.orphaned",
-            };
-            self.observers
-                .meter
-                .ended(target, *action, (*state, Evidence::None, code), *count);
+    fn count(&self, ended: &EndedCounts) {
+        for ((target, action, state, code), count) in ended {
+            let how = (*state, Evidence::None, code.as_str());
+            self.observers.meter.ended(target, *action, how, *count);
         }
     }
 

@@ -436,6 +436,7 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::OwnCode;
 
     #[test]
     fn a_cloud_that_invents_codes_cannot_fill_the_memory() {
@@ -494,7 +495,11 @@ mod tests {
         meter.ended(
             &target,
             PowerAction::Reboot,
-            (RequestState::Unknown, Evidence::None, "poweryard.unproved"),
+            (
+                RequestState::Unknown,
+                Evidence::None,
+                OwnCode::Unproved.as_str(),
+            ),
             3,
         );
         assert!(

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{found}' is not {what}; expected one of: {allowed}")]
 pub struct UnknownWord {
-    what: &'static str,
-    found: String,
-    allowed: String,
+    pub(super) what: &'static str,
+    pub(super) found: String,
+    pub(super) allowed: String,
 }
 
 macro_rules! words {
@@ -49,6 +49,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(super) use words;
 
 words! {
     /// What an operator asks for; stored in `power_requests.action`.

@@ -8,8 +8,8 @@ use super::rows::list;
 use super::{Store, StoreError, holds, rows, text};
 use crate::lifecycle::{self, Event, Step};
 use crate::model::{
-    Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, PowerAction, RequestId,
-    RequestState, ServerId, TargetName, UtcMillis,
+    Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, OwnCode, PowerAction,
+    RequestId, RequestState, ServerId, TargetName, UtcMillis,
 };
 
 /// Lanes of one target and action that are read at once; those beyond come when the first of these
@@ -153,11 +153,12 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
-            "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = 'poweryard.busy',
+            "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = ?2,
                  error_message = j.value ->> 2
              FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
         )
         .bind(serde_json::to_string(&waits).unwrap_or_default())
+        .bind(OwnCode::Busy.as_str())
         .execute(&mut *tx)
         .await?;
         tx.commit().await

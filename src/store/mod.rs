@@ -50,7 +50,7 @@ pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub use holds::{NotedPace, RefusedKey, TargetNews};
-pub use intake::{Ended, TakenIn};
+pub use intake::{EndedCounts, TakenIn};
 pub use keep::{Prune, Restored};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.

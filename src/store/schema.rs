@@ -141,7 +141,7 @@ mod tests {
 
     use super::super::{StoreOptions, connect_writer};
     use super::*;
-    use crate::model::{PowerAction, Service};
+    use crate::model::{OwnCode, PowerAction, Service};
 
     const QUEUE: &str = include_str!("../../migrations/0001_queue.sql");
 
@@ -165,6 +165,16 @@ mod tests {
         }
         let services: Vec<&str> = Service::ALL.iter().map(|word| word.as_str()).collect();
         assert_eq!(allowed_by("batch_service_known"), services);
+    }
+
+    #[test]
+    fn the_error_codes_of_the_schema_are_codes_of_ours() {
+        let codes = QUEUE.split("'poweryard.").skip(1);
+        let codes: Vec<String> = codes
+            .filter_map(|rest| rest.split_once('\''))
+            .map(|(word, _)| format!("poweryard.{word}"))
+            .collect();
+        assert_eq!(codes, [OwnCode::Cancelled.as_str()]);
     }
 
     /// A file with this much of sqlx's own list, as a kill leaves it between two steps.

@@ -7,7 +7,7 @@ use super::{Rules, about_one_server};
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::{
     Batch, CallError, CodeClass, Complaint, Evidence, Fault, JobReport, JobStatus, LookCause,
-    Member, RequestId, ServerId, SubJob, UtcMillis,
+    Member, OwnCode, RequestId, ServerId, SubJob, UtcMillis,
 };
 
 /// Answers in a row that leave a job's end in doubt (not found; or over, with sub-jobs that still
@@ -225,7 +225,7 @@ fn nameless_error(batch: &Batch, report: &JobReport, untold: usize) -> Option<Co
 
 fn nameless_failure() -> Complaint {
     Complaint {
-        code: "poweryard.failed".into(),
+        code: OwnCode::Failed.into(),
         message: "the cloud's task failed and gave no reason for this server".into(),
         class: CodeClass::ServerPermanent,
     }

@@ -7,8 +7,8 @@ use super::{Case, busy, refusal};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
     Activity, AttemptResult, Baseline, Batch, BatchState, CallError, Complaint, Evidence,
-    JobStatus, LookCause, Member, Power, PowerAction, RequestId, ServerId, ServerView, Sighting,
-    UtcMillis,
+    JobStatus, LookCause, Member, OwnCode, Power, PowerAction, RequestId, ServerId, ServerView,
+    Sighting, UtcMillis,
 };
 use crate::pace;
 
@@ -234,10 +234,10 @@ fn failed_as_seen(view: &ServerView) -> Outcome {
         Some(error) if !error.code.is_empty() => {
             Outcome::failed(Evidence::Observed, &error.code, &error.message)
         }
-        Some(error) => Outcome::failed(Evidence::Observed, "poweryard.failed", &error.message),
+        Some(error) => Outcome::failed(Evidence::Observed, OwnCode::Failed, &error.message),
         None => Outcome::failed(
             Evidence::Observed,
-            "poweryard.failed",
+            OwnCode::Failed,
             "the server's state says that the operation failed",
         ),
     }
@@ -285,7 +285,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             let message = "the server was seen rebooting, and did not come back";
             Finding::Event(Event::Ended(Outcome::failed(
                 Evidence::Observed,
-                "poweryard.not_running",
+                OwnCode::NotRunning,
                 message,
             )))
         }
@@ -299,10 +299,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
 
 fn unproved(reason: String) -> Finding {
     let message = format!("{reason}; it is not sent again automatically");
-    Finding::Event(Event::Ended(Outcome::unknown(
-        "poweryard.unproved",
-        message,
-    )))
+    Finding::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
 }
 
 impl Case<'_> {
@@ -362,7 +359,7 @@ fn why_in_doubt(batch: &Batch) -> String {
         .unwrap_or_default();
     match (batch.look_cause, said) {
         (Some(LookCause::Lost | LookCause::Refused), (code, _))
-            if !code.is_empty() && !code.starts_with("poweryard.") =>
+            if !code.is_empty() && code.parse::<OwnCode>().is_err() =>
         {
             format!("the cloud answered with {code}, which does not tell whether anything was done")
         }
@@ -384,10 +381,9 @@ fn why_in_doubt(batch: &Batch) -> String {
 /// Start or stop: the server is idle in the other state and has been for the settling time.
 fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
     let batch = case.batch;
-    let why = batch
-        .complaint
-        .clone()
-        .unwrap_or_else(|| Complaint::our_own("not_carried_out", "the server stayed as it was"));
+    let why = batch.complaint.clone().unwrap_or_else(|| {
+        Complaint::our_own(OwnCode::NotCarriedOut, "the server stayed as it was")
+    });
     if member.attempts >= case.rules.attempts_max {
         let message = format!(
             "the server stayed as it was after {} calls; last: {}",
@@ -395,7 +391,7 @@ fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
         );
         return Event::Ended(Outcome::failed(
             Evidence::Observed,
-            "poweryard.not_carried_out",
+            OwnCode::NotCarriedOut,
             message,
         ));
     }
@@ -414,7 +410,7 @@ fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
 fn never_seen(batch: &Batch) -> Outcome {
     let action = batch.action;
     Outcome::unknown(
-        "poweryard.time_limit",
+        OwnCode::TimeLimit,
         format!(
             "the cloud accepted the call, and within job_time_limit the server was not seen to {action}"
         ),
@@ -424,7 +420,7 @@ fn never_seen(batch: &Batch) -> Outcome {
 pub(super) fn missing() -> Outcome {
     Outcome::failed(
         Evidence::Observed,
-        "poweryard.missing",
+        OwnCode::Missing,
         "the cloud has no such server in this project",
     )
 }
@@ -434,7 +430,7 @@ fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
         .map(|error| format!("; the last look failed: {error}"))
         .unwrap_or_default();
     Outcome::unknown(
-        "poweryard.time_limit",
+        OwnCode::TimeLimit,
         format!(
             "{}, and the server's state proved nothing within look_time_limit{why}",
             why_in_doubt(batch)

@@ -14,7 +14,7 @@ use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::cloud_codes;
 use crate::model::{
     Activity, AttemptResult, Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause,
-    Member, Power, RequestId, ServerId, ServerView, Sighting,
+    Member, OwnCode, Power, RequestId, ServerId, ServerView, Sighting,
 };
 
 /// How often the states of a refused batch are asked for before it is split without them.
@@ -117,7 +117,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         let message = with_its_words(batch, "the server is locked in the cloud");
         return Some(Event::Ended(Outcome::failed(
             Evidence::Observed,
-            "poweryard.locked",
+            OwnCode::Locked,
             message,
         )));
     }
@@ -125,7 +125,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         return Some(busy(
             batch,
             member,
-            &Complaint::our_own("busy", "the server is in another transition"),
+            &Complaint::our_own(OwnCode::Busy, "the server is in another transition"),
             case.now,
         ));
     }
@@ -317,7 +317,7 @@ fn stopped(batch: &Batch) -> Outcome {
         return Outcome::failed(Evidence::Refused, code.as_str(), message.as_str());
     }
     let message = with_its_words(batch, "the server is stopped and cannot be rebooted");
-    Outcome::failed(Evidence::Refused, "poweryard.stopped", message)
+    Outcome::failed(Evidence::Refused, OwnCode::Stopped, message)
 }
 
 /// Our sentence with that of the cloud, which may say more.
@@ -351,9 +351,9 @@ fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) ->
         let why = batch
             .complaint
             .clone()
-            .unwrap_or_else(|| Complaint::our_own("refused", "the call was refused"));
+            .unwrap_or_else(|| Complaint::our_own(OwnCode::Refused, "the call was refused"));
         let code = if why.code.is_empty() {
-            "poweryard.refused"
+            OwnCode::Refused.as_str()
         } else {
             why.code.as_str()
         };
@@ -381,7 +381,7 @@ fn beside_others(batch: &Batch, part: i64) -> Event {
     let why = batch
         .complaint
         .clone()
-        .unwrap_or_else(|| Complaint::our_own("refused", "the whole call was refused"));
+        .unwrap_or_else(|| Complaint::our_own(OwnCode::Refused, "the whole call was refused"));
     Event::Returned(Return {
         retry_at: None,
         group: Some(batch.group(part)),

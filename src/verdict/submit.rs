@@ -6,7 +6,8 @@ use super::{CLOSE_INTERVAL, Rules, about_one_server};
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
-    Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause, Tracking, UtcMillis,
+    Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause, OwnCode, Tracking,
+    UtcMillis,
 };
 
 /// "The server does not exist": then nothing can have been done with it.
@@ -49,7 +50,7 @@ pub fn after_submit(
 /// Whether the call left is not known, so this is a lost answer.
 pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
     let why = Complaint::our_own(
-        "interrupted",
+        OwnCode::Interrupted,
         "the daemon ended while the call was being made",
     );
     lost(batch, why, rules, now)
@@ -67,7 +68,7 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
         });
     }
     let why = "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
-    let end = Event::Ended(Outcome::unknown("poweryard.orphaned", why));
+    let end = Event::Ended(Outcome::unknown(OwnCode::Orphaned, why));
     Step {
         moves: batch
             .members
