@@ -3,7 +3,8 @@
 -- INSERT OR IGNORE drops a row that fails a CHECK without a word but cannot ignore RAISE(ABORT); named CHECKs repeat them.
 --
 -- What triggers evaluate spells lists out (a = 'x' OR a = 'y' OR ...): for IN with three values or more SQLite builds a
--- temporary b-tree each time a trigger runs, which costs more than all the rest of an insert.
+-- temporary b-tree each time a trigger runs, which costs more than all the rest of an insert. For the same reason a plain
+-- row passes one long condition, in which the usual form of a value comes first, and the sentences come only after that.
 
 PRAGMA application_id = 1887007332; -- 'pyrd'
 
@@ -14,11 +15,12 @@ CREATE TABLE power_requests (
     -- are not NOT NULL for that alone: OR IGNORE would drop such a row without a word. An AFTER trigger fills them.
 
     -- what the producer asks for
-    server_id    TEXT NOT NULL COLLATE NOCASE
-                 CONSTRAINT server_id_form CHECK (length(server_id) BETWEEN 1 AND 64 AND server_id NOT GLOB '*[^A-Za-z0-9-]*'),
-    action       TEXT NOT NULL CONSTRAINT action_known CHECK (action IN ('start', 'stop', 'reboot')),
-    target       TEXT DEFAULT 'default'
-                 CONSTRAINT target_form CHECK (length(target) BETWEEN 1 AND 64 AND target NOT GLOB '*[^A-Za-z0-9._-]*'),
+    server_id    TEXT NOT NULL COLLATE NOCASE CONSTRAINT server_id_form CHECK (
+                     server_id GLOB '[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]'
+                     OR (length(server_id) BETWEEN 1 AND 64 AND server_id NOT GLOB '*[^A-Za-z0-9-]*')),
+    action       TEXT NOT NULL CONSTRAINT action_known CHECK (action = 'start' OR action = 'stop' OR action = 'reboot'),
+    target       TEXT DEFAULT 'default' CONSTRAINT target_form CHECK (
+                     target = 'default' OR (length(target) BETWEEN 1 AND 64 AND target NOT GLOB '*[^A-Za-z0-9._-]*')),
     priority     INTEGER DEFAULT 0 CONSTRAINT priority_range CHECK (priority BETWEEN -100 AND 100),
     not_before   TEXT CONSTRAINT not_before_form CHECK (not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
     expires_at   TEXT CONSTRAINT expires_at_form CHECK (expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
@@ -29,63 +31,95 @@ CREATE TABLE power_requests (
     requested_by TEXT CONSTRAINT requested_by_form CHECK (length(requested_by) <= 256 AND length(CAST(requested_by AS BLOB)) <= 1024),
     created_at   TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
 
-    -- what the daemon tells. A stranger who writes here anyway must leave something that the daemon can read
-    state        TEXT DEFAULT 'queued'
-                 CONSTRAINT state_known CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired',
-                                                         'rejected', 'unknown')),
-    batch_id     INTEGER CONSTRAINT batch_id_form CHECK (typeof(batch_id) IN ('integer', 'null')),
-    attempts     INTEGER DEFAULT 0 CONSTRAINT attempts_range CHECK (typeof(attempts) IN ('integer', 'null') AND attempts >= 0),
-    retry_at     TEXT CONSTRAINT retry_at_form CHECK (retry_at IS NULL OR (typeof(retry_at) = 'text' AND retry_at GLOB
-                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
-    evidence     TEXT CONSTRAINT evidence_known CHECK (evidence = 'job' OR evidence = 'already' OR evidence = 'refused'
-                                                      OR evidence = 'observed' OR evidence = 'none'),
-    error_code   TEXT CONSTRAINT error_code_form CHECK (typeof(error_code) IN ('text', 'null')),
-    error_message TEXT CONSTRAINT error_message_form CHECK (typeof(error_message) IN ('text', 'null')),
-    submitted_at TEXT CONSTRAINT submitted_at_form CHECK (submitted_at IS NULL OR (typeof(submitted_at) = 'text' AND submitted_at GLOB
-                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
-    finished_at  TEXT CONSTRAINT finished_at_form CHECK (finished_at IS NULL OR (typeof(finished_at) = 'text' AND finished_at GLOB
-                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
+    -- what the daemon tells
+    state        TEXT DEFAULT 'queued',
+    batch_id     INTEGER,
+    attempts     INTEGER DEFAULT 0,
+    retry_at     TEXT,
+    evidence     TEXT,
+    error_code   TEXT,
+    error_message TEXT,
+    submitted_at TEXT,
+    finished_at  TEXT,
 
-    -- internal, kept by the triggers below and by the daemon.
-    -- gate: where a request stands on its way out. NULL once it is terminal. Per server at most one of 'ready', 'retry'
-    -- and 'flight' exists, and 'behind' only beside one of them, so that claiming never has to search parked rows.
-    --   ready   may be claimed               retry   waits for retry_at, and holds up its server
-    --   behind  due, another one goes first  later   waits for eligible_at (not_before)
-    --   after   waits for after_id           doomed  after_id had not succeeded; about to be cancelled
+    -- internal, kept by the daemon (`store::gate`) and, where a producer changes a row, by the triggers below.
+    -- gate: where a request stands on its way out. NULL once it is terminal.
+    --   ready   in its lane: may be claimed, unless an earlier one of its server is unfinished
+    --   retry   waits for retry_at, and holds up its server
     --   flight  running
+    -- and parked, out of the way of the claim:
+    --   behind  due, another one of its server goes first
+    --   later   waits for eligible_at (not_before)
+    --   after   waits for after_id
     gate         TEXT DEFAULT 'ready',
-    -- the latest of created_at, not_before and the end of after_id; NULL while that end is not known
-    eligible_at  TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-                 CONSTRAINT eligible_at_form CHECK (eligible_at IS NULL OR (typeof(eligible_at) = 'text' AND eligible_at GLOB
-                     '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')),
+    -- 1 while it stands in the line of its server: ready, retry or flight, and for some time after the end. It does not
+    -- change while a request is claimed and ends, so that neither writes to an index in the order of servers.
+    in_line      INTEGER DEFAULT 1,
+    -- the latest of created_at, not_before and the end of after_id, where that is not created_at; NULL also while that end
+    -- is not known (gate 'after')
+    eligible_at  TEXT,
     -- 0: fresh. Else the part of a refused batch that this request belongs to; groups never share a batch
-    travel_group INTEGER DEFAULT 0 CONSTRAINT travel_group_form CHECK (typeof(travel_group) IN ('integer', 'null')),
+    travel_group INTEGER DEFAULT 0,
+    -- of the present attempt: the server's last operation before the call, where the service remembers it, as
+    -- "reboot succeeded"; when it was first seen in the transition that this request would cause
+    baseline     TEXT,
+    seen_since   TEXT,
 
-    CONSTRAINT flight_has_batch CHECK (state <> 'running' OR (batch_id IS NOT NULL AND gate = 'flight')),
-    CONSTRAINT gate_fits CHECK (CASE gate WHEN 'ready' THEN 1 WHEN 'behind' THEN 1 WHEN 'after' THEN 1 WHEN 'doomed' THEN 1
-                                          WHEN 'retry' THEN retry_at IS NOT NULL WHEN 'later' THEN eligible_at IS NOT NULL
-                                          WHEN 'flight' THEN state = 'running' ELSE gate IS NULL END),
+    -- A stranger who writes here anyway must leave something that the daemon can read. A fresh row passes by the first line.
+    CONSTRAINT told_in_form CHECK (
+        (state = 'queued' AND gate = 'ready' AND in_line = 1 AND batch_id IS NULL AND attempts = 0 AND retry_at IS NULL
+         AND evidence IS NULL AND error_code IS NULL AND error_message IS NULL AND submitted_at IS NULL
+         AND finished_at IS NULL AND eligible_at IS NULL AND travel_group = 0 AND baseline IS NULL AND seen_since IS NULL)
+        OR (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired', 'rejected', 'unknown')
+            AND typeof(batch_id) IN ('integer', 'null') AND typeof(attempts) IN ('integer', 'null') AND attempts >= 0
+            AND typeof(travel_group) IN ('integer', 'null') AND (in_line IS NULL OR in_line = 1)
+            AND (evidence IS NULL OR evidence IN ('job', 'already', 'refused', 'observed', 'none'))
+            AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
+            AND typeof(baseline) IN ('text', 'null')
+            AND (retry_at IS NULL OR (typeof(retry_at) = 'text' AND retry_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+            AND (eligible_at IS NULL OR (typeof(eligible_at) = 'text' AND eligible_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+            AND (submitted_at IS NULL OR (typeof(submitted_at) = 'text' AND submitted_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+            AND (finished_at IS NULL OR (typeof(finished_at) = 'text' AND finished_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+            AND (seen_since IS NULL OR (typeof(seen_since) = 'text' AND seen_since GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')))),
+    CONSTRAINT gate_fits CHECK (CASE gate
+        WHEN 'ready' THEN in_line = 1 AND state <> 'running'
+        WHEN 'flight' THEN in_line = 1 AND state = 'running' AND batch_id IS NOT NULL
+        WHEN 'retry' THEN in_line = 1 AND retry_at IS NOT NULL AND state <> 'running'
+        WHEN 'behind' THEN in_line IS NULL AND state <> 'running'
+        WHEN 'later' THEN in_line IS NULL AND eligible_at IS NOT NULL AND state <> 'running'
+        WHEN 'after' THEN in_line IS NULL AND state <> 'running'
+        ELSE gate IS NULL AND state <> 'running' END),
     -- a producer's cancel sets only the state; the AFTER trigger fills the rest
-    CONSTRAINT end_is_complete CHECK (CASE WHEN state = 'cancelled' AND gate IS NOT NULL THEN finished_at IS NULL AND evidence IS NULL
-                                      ELSE (state = 'queued' OR state = 'running') = (finished_at IS NULL)
-                                      AND (finished_at IS NULL) = (evidence IS NULL) AND (finished_at IS NULL OR gate IS NULL) END),
-    CONSTRAINT known_has_evidence CHECK (state NOT IN ('succeeded', 'failed') OR evidence <> 'none')
+    CONSTRAINT end_is_complete CHECK (CASE
+        WHEN state = 'queued' OR state = 'running' THEN finished_at IS NULL AND evidence IS NULL
+        WHEN state = 'cancelled' AND gate IS NOT NULL THEN finished_at IS NULL AND evidence IS NULL
+        WHEN state IS NULL THEN 1
+        ELSE finished_at IS NOT NULL AND evidence IS NOT NULL AND gate IS NULL
+             AND ((state <> 'succeeded' AND state <> 'failed') OR evidence <> 'none') END)
 );
 
 -- What may be claimed, in the order of the claim. Parked rows are not in it.
 CREATE INDEX power_requests_ready ON power_requests (target, action, travel_group, priority DESC, id) WHERE gate = 'ready';
--- Promise 4: at most one request per server is running.
-CREATE UNIQUE INDEX power_requests_in_flight ON power_requests (target, server_id) WHERE state = 'running';
-CREATE INDEX power_requests_server ON power_requests (target, server_id, gate, id) WHERE gate IS NOT NULL;
+-- Each request that has not ended is in exactly one of the next two; ended ones move from the first to the third some time
+-- after, many at once.
+CREATE INDEX power_requests_line ON power_requests (server_id, target) WHERE in_line = 1;
+CREATE INDEX power_requests_parked ON power_requests (target, server_id, gate, id, action) WHERE in_line IS NULL AND gate IS NOT NULL;
+CREATE INDEX power_requests_past ON power_requests (server_id, target, finished_at) WHERE in_line IS NULL AND gate IS NULL;
 CREATE INDEX power_requests_later ON power_requests (eligible_at) WHERE gate = 'later';
-CREATE INDEX power_requests_retry ON power_requests (retry_at) WHERE gate = 'retry';
-CREATE INDEX power_requests_doomed ON power_requests (id) WHERE gate = 'doomed';
+CREATE INDEX power_requests_retry ON power_requests (retry_at, target, action) WHERE gate = 'retry';
 CREATE INDEX power_requests_expiry ON power_requests (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
-CREATE INDEX power_requests_ttl ON power_requests (eligible_at) WHERE state = 'queued' AND expires_at IS NULL;
+CREATE INDEX power_requests_ttl ON power_requests (ifnull(eligible_at, created_at))
+    WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL;
 -- With the gate: those that have been let out already must not be passed over again for every further one.
 CREATE INDEX power_requests_after ON power_requests (after_id, gate) WHERE gate IS NOT NULL AND after_id IS NOT NULL;
-CREATE INDEX power_requests_overview ON power_requests (target, action, state, created_at) WHERE gate IS NOT NULL;
-CREATE INDEX power_requests_outcome ON power_requests (server_id, target, finished_at, id) WHERE finished_at IS NOT NULL;
+CREATE INDEX power_requests_batch ON power_requests (batch_id) WHERE batch_id IS NOT NULL;
+-- Its members, while they are running.
+CREATE INDEX power_requests_running ON power_requests (batch_id) WHERE state = 'running';
 CREATE INDEX power_requests_ended ON power_requests (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX power_requests_label ON power_requests (label) WHERE label IS NOT NULL;
 -- Not partial, so that ON CONFLICT (request_key) finds it.
@@ -98,10 +132,17 @@ CREATE TABLE repeated_key (
     request_key TEXT NOT NULL PRIMARY KEY
 ) WITHOUT ROWID;
 
--- Requests that ended while others waited for them: the daemon lets those out or cancels them, some at a time. There may
--- be a hundred thousand of them, too many for the transaction that ends the one.
-CREATE TABLE awaited_ends (
-    request_id INTEGER PRIMARY KEY
+-- Requests that have ended, or left the line of their server, while others wait for that: the daemon's next round lets
+-- those out or cancels them, some at a time. There may be a hundred thousand of them, too many for one transaction.
+CREATE TABLE round_notes (
+    request_id INTEGER PRIMARY KEY,
+    target     TEXT,
+    server_id  TEXT COLLATE NOCASE
+);
+
+-- Batches that are done and whose requests still stand in the line: they leave it in a quiet moment.
+CREATE TABLE lingering_batches (
+    batch_id INTEGER PRIMARY KEY
 );
 
 CREATE TABLE batches (
@@ -124,7 +165,6 @@ CREATE TABLE batches (
 
     -- internal
     travel_group  INTEGER NOT NULL DEFAULT 0,
-    error_class   TEXT,                         -- 'already' where the error said that a server was already so
     look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
                                                                         'busy')),
     look_until    TEXT,                         -- looking ends here
@@ -135,7 +175,7 @@ CREATE TABLE batches (
     CONSTRAINT batch_texts CHECK (typeof(target) = 'text' AND typeof(service) = 'text' AND typeof(endpoint) = 'text'
                                   AND typeof(project_id) = 'text' AND typeof(job_id) IN ('text', 'null')
                                   AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
-                                  AND typeof(error_class) IN ('text', 'null') AND typeof(read_error) IN ('text', 'null')),
+                                  AND typeof(read_error) IN ('text', 'null')),
     CONSTRAINT batch_numbers CHECK (typeof(server_count) = 'integer' AND typeof(looks) = 'integer' AND typeof(doubts) = 'integer'
                                     AND typeof(travel_group) = 'integer' AND typeof(job_ms) IN ('integer', 'null')),
     CONSTRAINT batch_times CHECK (typeof(intent_at) = 'text' AND intent_at GLOB
@@ -159,35 +199,31 @@ CREATE INDEX batches_pace ON batches (target, id);
 CREATE INDEX batches_spent ON batches (target, action, intent_at);
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
 
-CREATE TABLE request_attempts (
+-- What a request's earlier calls came to. Of the last one the request itself tells: see the view request_attempts.
+CREATE TABLE earlier_attempts (
     request_id    INTEGER NOT NULL,
     batch_id      INTEGER NOT NULL,
-    result        TEXT CONSTRAINT result_known CHECK (result IN ('succeeded', 'failed', 'already', 'busy', 'refused',
-                                                                 'not_sent', 'lost', 'unknown')),
+    result        TEXT NOT NULL CONSTRAINT result_known CHECK (result IN ('succeeded', 'failed', 'already', 'busy', 'refused',
+                                                                         'not_sent', 'lost', 'unknown')),
     error_code    TEXT,
     error_message TEXT,
     started_at    TEXT NOT NULL,
-    finished_at   TEXT,
-
-    -- internal: the server's last operation before the call, where the service remembers it, as "reboot succeeded"; that
-    -- it was seen in the transition which this request would cause, and when first
+    finished_at   TEXT NOT NULL,
     baseline      TEXT,
-    seen          TEXT CONSTRAINT seen_known CHECK (seen = 'moving'),
     seen_since    TEXT,
 
-    PRIMARY KEY (batch_id, request_id),
+    PRIMARY KEY (request_id, batch_id),
     CONSTRAINT attempt_ids CHECK (typeof(request_id) = 'integer' AND typeof(batch_id) = 'integer'),
     CONSTRAINT attempt_texts CHECK (typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
                                     AND typeof(baseline) IN ('text', 'null')),
     CONSTRAINT attempt_times CHECK (typeof(started_at) = 'text' AND started_at GLOB
             '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'
-        AND (finished_at IS NULL OR (typeof(finished_at) = 'text' AND finished_at GLOB
-            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))
+        AND typeof(finished_at) = 'text' AND finished_at GLOB
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'
         AND (seen_since IS NULL OR (typeof(seen_since) = 'text' AND seen_since GLOB
-            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'))),
-    CONSTRAINT attempt_is_complete CHECK ((result IS NULL) = (finished_at IS NULL))
+            '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z')))
 ) WITHOUT ROWID;
-CREATE INDEX request_attempts_request ON request_attempts (request_id);
+CREATE INDEX earlier_attempts_batch ON earlier_attempts (batch_id);
 
 -- The ledgers move only by the daemon's hand: while `queue_mark.writing` is NULL, nobody may write here. What was sent never
 -- changes even then.
@@ -217,8 +253,9 @@ BEGIN
     END;
 END;
 
-CREATE TRIGGER request_attempts_check_insert BEFORE INSERT ON request_attempts
-WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR EXISTS (SELECT 1 FROM request_attempts WHERE batch_id = NEW.batch_id AND request_id = NEW.request_id)
+CREATE TRIGGER earlier_attempts_check_insert BEFORE INSERT ON earlier_attempts
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+     OR EXISTS (SELECT 1 FROM earlier_attempts WHERE request_id = NEW.request_id AND batch_id = NEW.batch_id)
 BEGIN
     SELECT CASE
         WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL THEN RAISE(ABORT, 'only the daemon writes attempts')
@@ -226,29 +263,40 @@ BEGIN
     END;
 END;
 
-CREATE TRIGGER request_attempts_check_delete BEFORE DELETE ON request_attempts WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.result IS NULL
-BEGIN
-    SELECT CASE
-        WHEN OLD.result IS NULL THEN RAISE(ABORT, 'this attempt is not over; it cannot be deleted')
-        ELSE RAISE(ABORT, 'only poweryard deletes attempts: see `poweryard db prune --help`')
-    END;
-END;
-
-CREATE TRIGGER request_attempts_check_update BEFORE UPDATE ON request_attempts
-WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.result IS NOT NULL OR NEW.request_id IS NOT OLD.request_id OR NEW.batch_id IS NOT OLD.batch_id
+CREATE TRIGGER earlier_attempts_check_update BEFORE UPDATE ON earlier_attempts
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes attempts, and how one ended never changes');
 END;
 
--- The daemon hears of ends by this list: whoever empties it lets others wait for ever.
-CREATE TRIGGER awaited_ends_check_delete BEFORE DELETE ON awaited_ends WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+CREATE TRIGGER earlier_attempts_check_delete BEFORE DELETE ON earlier_attempts WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN
-    SELECT RAISE(ABORT, 'only the daemon deletes from awaited_ends');
+    SELECT RAISE(ABORT, 'only poweryard deletes attempts: see `poweryard db prune --help`');
 END;
 
-CREATE TRIGGER awaited_ends_check_update BEFORE UPDATE ON awaited_ends WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+-- The daemon hears of changes by this list: whoever empties it lets others wait for ever.
+CREATE TRIGGER round_notes_check_delete BEFORE DELETE ON round_notes WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN
-    SELECT RAISE(ABORT, 'only the daemon changes awaited_ends');
+    SELECT RAISE(ABORT, 'only the daemon deletes from round_notes');
+END;
+
+CREATE TRIGGER round_notes_check_update BEFORE UPDATE ON round_notes WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon changes round_notes');
+END;
+
+CREATE TRIGGER lingering_batches_check_insert BEFORE INSERT ON lingering_batches WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes lingering_batches');
+END;
+
+CREATE TRIGGER lingering_batches_check_update BEFORE UPDATE ON lingering_batches WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes lingering_batches');
+END;
+
+CREATE TRIGGER lingering_batches_check_delete BEFORE DELETE ON lingering_batches WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes lingering_batches');
 END;
 
 -- target or action NULL: all of them.
@@ -350,7 +398,8 @@ END;
 -- One row: whose queue this is, and which copy of it. Each daemon writes a token of its own at its start. Every transaction of
 -- the daemon takes the hand (`writing` = its token) if token and epoch are still those that it left, raises the epoch, and lays
 -- the hand down at its end. The epoch is noted beside the queue: a file with a smaller one is an older copy. `copied_at`
--- marks what `db backup` wrote. Whoever copies the token into `writing` means to forge: this is a guard against accidents.
+-- marks what `db backup` wrote. The triggers of power_requests take the hand too, as 'insert' or 'change', while they
+-- fill in what a producer leaves to them. Whoever copies the token into `writing` means to forge: this is a guard against accidents.
 CREATE TABLE queue_mark (
     id               INTEGER PRIMARY KEY CONSTRAINT mark_is_one CHECK (id = 1),
     epoch            INTEGER NOT NULL CONSTRAINT epoch_form CHECK (typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 4000000000000000),
@@ -359,7 +408,7 @@ CREATE TABLE queue_mark (
     copied_at        TEXT CONSTRAINT copied_at_form CHECK (typeof(copied_at) IN ('text', 'null')),
     restored_last_id INTEGER        -- ids up to this one were in the copy that was put back last
                      CONSTRAINT restored_last_id_form CHECK (typeof(restored_last_id) IN ('integer', 'null')),
-    CONSTRAINT writing_is_token CHECK (writing IS NULL OR writing = token)
+    CONSTRAINT writing_is_known CHECK (writing IS NULL OR writing = token OR writing = 'insert' OR writing = 'change')
 );
 
 -- Token and epoch again, always of the same length, so that SQLite overwrites them in place: the daemon reads them in the
@@ -380,7 +429,7 @@ BEGIN
 END;
 
 CREATE TRIGGER queue_mark_check_update BEFORE UPDATE ON queue_mark
-WHEN OLD.writing IS NULL AND (NEW.writing IS NOT OLD.token OR NEW.token IS NOT OLD.token OR NEW.id IS NOT OLD.id
+WHEN OLD.writing IS NULL AND ((NEW.writing IS NOT OLD.token AND NEW.writing IS NOT 'insert' AND NEW.writing IS NOT 'change') OR NEW.token IS NOT OLD.token OR NEW.id IS NOT OLD.id
      OR (NEW.epoch <> OLD.epoch AND NEW.epoch <> OLD.epoch + 1)
      OR NEW.copied_at IS NOT OLD.copied_at OR NEW.restored_last_id IS NOT OLD.restored_last_id)
 BEGIN
@@ -472,7 +521,26 @@ BEGIN
     WHERE id = NEW.request_id AND (not_before IS NOT NEW.not_before OR expires_at IS NOT NEW.expires_at);
 END;
 
+-- A row looks at no neighbour but the one that it waits for. The condition is what a plain row passes; the body finds out
+-- what is wrong with another, if anything is.
 CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests
+WHEN (NEW.id IS -1 AND typeof(NEW.server_id) = 'text'
+      AND (NEW.server_id GLOB '[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]'
+           OR (length(NEW.server_id) BETWEEN 1 AND 64 AND NEW.server_id NOT GLOB '*[^A-Za-z0-9-]*'
+               AND length(NEW.server_id) = length(CAST(NEW.server_id AS BLOB))))
+      AND (NEW.action = 'start' OR NEW.action = 'stop' OR NEW.action = 'reboot')
+      AND (NEW.target = 'default' OR (typeof(NEW.target) = 'text' AND length(NEW.target) BETWEEN 1 AND 64
+           AND NEW.target NOT GLOB '*[^A-Za-z0-9._-]*' AND length(NEW.target) = length(CAST(NEW.target AS BLOB))))
+      AND typeof(NEW.priority) = 'integer' AND NEW.priority BETWEEN -100 AND 100
+      AND NEW.not_before IS NULL AND NEW.expires_at IS NULL AND NEW.after_id IS NULL AND NEW.request_key IS NULL
+      AND (NEW.label IS NULL OR (typeof(NEW.label) = 'text' AND length(NEW.label) <= 256 AND length(CAST(NEW.label AS BLOB)) <= 1024))
+      AND (NEW.requested_by IS NULL OR (typeof(NEW.requested_by) = 'text' AND length(NEW.requested_by) <= 256
+           AND length(CAST(NEW.requested_by AS BLOB)) <= 1024))
+      AND NEW.created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND NEW.created_at > '2024' AND NEW.created_at < '2099'
+      AND NEW.state IS 'queued' AND NEW.batch_id IS NULL AND NEW.attempts IS 0 AND NEW.retry_at IS NULL AND NEW.evidence IS NULL
+      AND NEW.error_code IS NULL AND NEW.error_message IS NULL AND NEW.submitted_at IS NULL AND NEW.finished_at IS NULL
+      AND NEW.gate IS 'ready' AND NEW.in_line IS 1 AND NEW.eligible_at IS NULL AND NEW.travel_group IS 0
+      AND NEW.baseline IS NULL AND NEW.seen_since IS NULL) IS NOT 1
 BEGIN
     SELECT CASE
         WHEN NEW.id IS NOT -1 THEN RAISE(ABORT, 'id is given by the queue; leave it out')
@@ -506,40 +574,32 @@ BEGIN
         WHEN NEW.finished_at IS NOT NULL THEN RAISE(ABORT, 'finished_at is set by the queue; leave it out')
         WHEN NEW.created_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN RAISE(ABORT, 'created_at is set by the queue; leave it out')
         WHEN NEW.gate <> 'ready' THEN RAISE(ABORT, 'gate is set by the queue; leave it out')
-        WHEN NEW.eligible_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN RAISE(ABORT, 'eligible_at is set by the queue; leave it out')
+        WHEN NEW.in_line <> 1 THEN RAISE(ABORT, 'in_line is set by the queue; leave it out')
+        WHEN NEW.eligible_at IS NOT NULL THEN RAISE(ABORT, 'eligible_at is set by the queue; leave it out')
         WHEN NEW.travel_group <> 0 THEN RAISE(ABORT, 'travel_group is set by the queue; leave it out')
+        WHEN NEW.baseline IS NOT NULL THEN RAISE(ABORT, 'baseline is set by the queue; leave it out')
+        WHEN NEW.seen_since IS NOT NULL THEN RAISE(ABORT, 'seen_since is set by the queue; leave it out')
     END;
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
     SELECT NULL, NEW.not_before, NEW.expires_at, 1 WHERE NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL;
-END;
-
-CREATE TRIGGER power_requests_note_key BEFORE INSERT ON power_requests WHEN NEW.request_key IS NOT NULL
-BEGIN
-    DELETE FROM repeated_key;
+    DELETE FROM repeated_key WHERE NEW.request_key IS NOT NULL;
     INSERT INTO repeated_key (request_key) SELECT request_key FROM power_requests WHERE request_key = NEW.request_key;
 END;
 
-CREATE TRIGGER power_requests_check_key AFTER INSERT ON power_requests WHEN NEW.request_key IS NOT NULL
+-- Most rows need nothing more. The others: fill in what was NULL, put the dashes of a UUID, normalise the times, find the
+-- gate. SQLite's own table of the last ids is open to anybody: behind the greatest id no other would ever come.
+CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
+WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL OR NEW.request_key IS NOT NULL
+     OR NEW.target IS NULL OR NEW.priority IS NULL OR NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL
+     OR NEW.gate IS NULL OR NEW.in_line IS NULL OR NEW.travel_group IS NULL
+     OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*')
+     OR NEW.id > 2000000000000000
 BEGIN
+    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence beyond all reason; a poweryard that runs mends that')
+    WHERE NEW.id > 2000000000000000;
     SELECT RAISE(ABORT, 'request_key is already used by another request, which cannot be replaced')
     WHERE EXISTS (SELECT 1 FROM repeated_key WHERE request_key = NEW.request_key);
-END;
-
--- SQLite's own table of the last ids is open to anybody. Behind the greatest id no other would ever come.
-CREATE TRIGGER power_requests_check_id AFTER INSERT ON power_requests WHEN NEW.id > 2000000000000000
-BEGIN
-    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence beyond all reason; a poweryard that runs mends that');
-END;
-
--- Most rows need nothing more. The others: fill in what was NULL, put the dashes of a UUID, normalise the times, find the gate.
-CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
-WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL
-     OR NEW.target IS NULL OR NEW.priority IS NULL OR NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL
-     OR NEW.gate IS NULL OR NEW.eligible_at IS NULL OR NEW.travel_group IS NULL
-     OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*')
-     OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id
-                AND gate IS NOT NULL AND id <> NEW.id)
-BEGIN
+    UPDATE queue_mark SET writing = 'insert' WHERE id = 1 AND writing IS NULL;
     UPDATE power_requests SET
         server_id = CASE WHEN length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*'
             THEN substr(server_id, 1, 8) || '-' || substr(server_id, 9, 4) || '-' || substr(server_id, 13, 4) || '-'
@@ -551,118 +611,81 @@ BEGIN
         state = ifnull(state, 'queued'),
         attempts = ifnull(attempts, 0),
         gate = ifnull(gate, 'ready'),
-        eligible_at = ifnull(eligible_at, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+        in_line = 1,
         travel_group = ifnull(travel_group, 0)
     WHERE id = NEW.id AND (NEW.target IS NULL OR NEW.priority IS NULL OR NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL
-     OR NEW.gate IS NULL OR NEW.eligible_at IS NULL OR NEW.travel_group IS NULL
+     OR NEW.gate IS NULL OR NEW.in_line IS NULL OR NEW.travel_group IS NULL
      OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*'));
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
     SELECT NEW.id, NEW.not_before, NEW.expires_at, 0 WHERE NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL;
-    UPDATE power_requests SET
-        eligible_at = CASE
-            WHEN after_id IS NOT NULL AND (SELECT a.state FROM power_requests a WHERE a.id = NEW.after_id) <> 'succeeded' THEN NULL
-            WHEN not_before > created_at THEN not_before
-            ELSE created_at END,
-        gate = CASE
-            WHEN (SELECT a.gate FROM power_requests a WHERE a.id = NEW.after_id) IS NOT NULL THEN 'after'
-            WHEN after_id IS NOT NULL AND (SELECT a.state FROM power_requests a WHERE a.id = NEW.after_id) <> 'succeeded' THEN 'doomed'
-            WHEN not_before > created_at THEN 'later'
-            WHEN EXISTS (SELECT 1 FROM power_requests o WHERE o.target = power_requests.target
-                         AND o.server_id = power_requests.server_id AND o.gate = 'flight')
-              OR EXISTS (SELECT 1 FROM power_requests o WHERE o.target = power_requests.target
-                         AND o.server_id = power_requests.server_id AND o.gate = 'retry')
-              OR EXISTS (SELECT 1 FROM power_requests o WHERE o.target = power_requests.target
-                         AND o.server_id = power_requests.server_id AND o.gate = 'ready' AND o.id <> NEW.id) THEN 'behind'
-            ELSE 'ready' END
-    WHERE id = NEW.id;
+    UPDATE power_requests SET gate = 'after', in_line = NULL, eligible_at = NULL
+    WHERE id = NEW.id AND NEW.after_id IS NOT NULL
+      AND (SELECT a.state FROM power_requests a WHERE a.id = NEW.after_id) <> 'succeeded';
+    UPDATE power_requests SET gate = 'later', in_line = NULL, eligible_at = not_before
+    WHERE id = NEW.id AND gate <> 'after' AND not_before > created_at;
+    INSERT INTO round_notes (request_id, target, server_id) SELECT a.id, a.target, a.server_id FROM power_requests a
+    WHERE a.id = NEW.after_id AND a.finished_at IS NOT NULL AND a.state <> 'succeeded'
+      AND NOT EXISTS (SELECT 1 FROM round_notes WHERE request_id = a.id);
+    UPDATE queue_mark SET writing = NULL WHERE id = 1 AND writing = 'insert';
 END;
 
--- Only an insert may leave these out. A request without a gate would never be looked at again.
-CREATE TRIGGER power_requests_check_filled
-BEFORE UPDATE OF created_at, state, attempts, gate, finished_at, travel_group ON power_requests
-WHEN OLD.finished_at IS NULL AND (NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL OR NEW.travel_group IS NULL
-     OR (NEW.gate IS NULL AND NEW.finished_at IS NULL))
-BEGIN
-    SELECT RAISE(ABORT, 'only the daemon writes created_at, attempts, gate and travel_group');
-END;
-
--- The id is looked at whatever the statement names: "UPDATE OF id" does not see SET rowid = 5.
-CREATE TRIGGER power_requests_check_end BEFORE UPDATE ON power_requests WHEN OLD.finished_at IS NOT NULL OR NEW.id IS NOT OLD.id
+-- Whoever writes: what has ended stays, a request moves only along the arrows of its life, and at most one of a server is
+-- running. That one is the first of its line: it is let out only if no earlier one stands there unfinished, and while it
+-- runs, no earlier one may come into the line (power_requests_check_line). Without the daemon's hand only a producer's
+-- words may change; only then the body has more to do than to say what is wrong.
+CREATE TRIGGER power_requests_check_update BEFORE UPDATE ON power_requests
+WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.finished_at IS NOT NULL OR NEW.id IS NOT OLD.id
+     OR (NEW.state IS NOT OLD.state AND CASE NEW.state
+         WHEN 'running' THEN OLD.state <> 'queued' OR NEW.batch_id IS NULL OR NEW.batch_id IS OLD.batch_id OR EXISTS (
+             SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = NEW.server_id AND o.target = NEW.target
+             AND o.id < NEW.id AND o.finished_at IS NULL)
+         WHEN 'succeeded' THEN OLD.state <> 'running'
+         WHEN 'failed' THEN OLD.state <> 'running'
+         WHEN 'unknown' THEN OLD.state <> 'running'
+         WHEN 'queued' THEN OLD.state <> 'running'
+         ELSE OLD.state <> 'queued' OR NEW.state IS NULL END)
+     OR NEW.attempts IS NULL OR NEW.travel_group IS NULL OR (NEW.gate IS NULL AND NEW.finished_at IS NULL)
 BEGIN
     SELECT CASE
-        WHEN OLD.finished_at IS NOT NULL THEN RAISE(ABORT, 'this request has ended; what became of it never changes')
-        ELSE RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
-    END;
-END;
-
--- Producers cancel, and change terms; the rest is the daemon's. What triggers write themselves while a producer works passes
--- here too: the second half of a cancel, a promotion of the first that waits behind, and a gate that says what is true.
-CREATE TRIGGER power_requests_check_hand BEFORE UPDATE ON power_requests
-WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL AND NEW.id IS OLD.id AND OLD.finished_at IS NULL
-     AND NOT (OLD.state = 'cancelled' AND OLD.gate IS NOT NULL)
-     -- a row that is being inserted, and whose NULLs are being filled in
-     AND NOT (OLD.target IS NULL OR OLD.created_at IS NULL OR OLD.state IS NULL OR OLD.attempts IS NULL OR OLD.travel_group IS NULL
-              OR OLD.gate IS NULL OR (OLD.gate = 'ready' AND OLD.eligible_at IS NULL))
-     AND (NEW.gate IS NOT OLD.gate OR NEW.eligible_at IS NOT OLD.eligible_at OR NEW.batch_id IS NOT OLD.batch_id
-          OR NEW.attempts IS NOT OLD.attempts OR NEW.retry_at IS NOT OLD.retry_at OR NEW.evidence IS NOT OLD.evidence
-          OR NEW.error_code IS NOT OLD.error_code OR NEW.error_message IS NOT OLD.error_message
-          OR NEW.submitted_at IS NOT OLD.submitted_at OR NEW.finished_at IS NOT OLD.finished_at
-          OR NEW.travel_group IS NOT OLD.travel_group
-          OR (NEW.state IS NOT OLD.state AND NOT (OLD.state = 'queued' AND NEW.state IS 'cancelled')))
-BEGIN
-    SELECT CASE
-        WHEN OLD.state = 'queued' AND NEW.state IS 'running' THEN RAISE(ABORT, 'only the daemon submits requests')
-        WHEN NEW.state IS NOT OLD.state AND NOT (OLD.state = 'queued' AND NEW.state IS 'cancelled')
+        WHEN OLD.finished_at IS NOT NULL AND ((SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR NEW.in_line IS NOT NULL
+             OR NEW.id IS NOT OLD.id OR NEW.state IS NOT OLD.state OR NEW.gate IS NOT NULL OR NEW.evidence IS NOT OLD.evidence
+             OR NEW.error_code IS NOT OLD.error_code OR NEW.error_message IS NOT OLD.error_message
+             OR NEW.batch_id IS NOT OLD.batch_id OR NEW.attempts IS NOT OLD.attempts
+             OR NEW.submitted_at IS NOT OLD.submitted_at OR NEW.finished_at IS NOT OLD.finished_at)
+            THEN RAISE(ABORT, 'this request has ended; what became of it never changes')
+        WHEN NEW.id IS NOT OLD.id THEN RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
+        WHEN NEW.state = 'running' AND OLD.state = 'queued' AND ((SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+             OR NEW.batch_id IS NULL OR NEW.batch_id IS OLD.batch_id)
+            THEN RAISE(ABORT, 'only the daemon submits requests')
+        WHEN NEW.state = 'running' AND OLD.state = 'queued'
+            THEN RAISE(ABORT, 'another request for this server is in flight, or goes first')
+        WHEN NEW.state IS NOT OLD.state AND OLD.state IS NOT NULL AND NOT CASE NEW.state
+             WHEN 'succeeded' THEN OLD.state = 'running'
+             WHEN 'failed' THEN OLD.state = 'running'
+             WHEN 'unknown' THEN OLD.state = 'running'
+             WHEN 'queued' THEN OLD.state = 'running'
+             WHEN 'cancelled' THEN OLD.state = 'queued'
+             WHEN 'expired' THEN OLD.state = 'queued'
+             WHEN 'rejected' THEN OLD.state = 'queued'
+             ELSE 0 END
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
-        WHEN NEW.state IS NOT OLD.state OR NEW.batch_id IS NOT OLD.batch_id OR NEW.attempts IS NOT OLD.attempts
-             OR NEW.retry_at IS NOT OLD.retry_at OR NEW.evidence IS NOT OLD.evidence OR NEW.error_code IS NOT OLD.error_code
+        WHEN OLD.finished_at IS NOT NULL THEN NULL
+        WHEN NEW.attempts IS NULL OR NEW.travel_group IS NULL OR (NEW.gate IS NULL AND NEW.finished_at IS NULL)
+            THEN RAISE(ABORT, 'only the daemon writes attempts, gate and travel_group')
+        WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NOT NULL THEN NULL
+        WHEN NEW.action IS NOT OLD.action OR CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB)
+             OR NEW.target IS NOT OLD.target OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key
+             OR NEW.requested_by IS NOT OLD.requested_by OR NEW.created_at IS NOT OLD.created_at
+            THEN RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
+        WHEN NEW.state IS NOT OLD.state AND NEW.state IS NOT 'cancelled'
+            THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
+        WHEN NEW.gate IS NOT OLD.gate OR NEW.in_line IS NOT OLD.in_line OR NEW.eligible_at IS NOT OLD.eligible_at
+             OR NEW.batch_id IS NOT OLD.batch_id OR NEW.attempts IS NOT OLD.attempts OR NEW.retry_at IS NOT OLD.retry_at
+             OR NEW.evidence IS NOT OLD.evidence OR NEW.error_code IS NOT OLD.error_code
              OR NEW.error_message IS NOT OLD.error_message OR NEW.submitted_at IS NOT OLD.submitted_at
              OR NEW.finished_at IS NOT OLD.finished_at OR NEW.travel_group IS NOT OLD.travel_group
-             OR OLD.state <> 'queued'
-             OR NOT CASE NEW.gate
-                 WHEN 'ready' THEN NEW.eligible_at IS OLD.eligible_at
-                 WHEN 'retry' THEN NEW.eligible_at IS OLD.eligible_at
-                 WHEN 'behind' THEN NEW.eligible_at IS OLD.eligible_at AND (OLD.gate = 'ready'
-                     OR (OLD.gate = 'later' AND NEW.eligible_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))
-                 -- After the clock was set back, what is awaited may have ended later than now.
-                 WHEN 'later' THEN NEW.eligible_at IS max(NEW.created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''),
-                     ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), ''))
-                     OR NEW.eligible_at IS max(NEW.created_at, ifnull(strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)), ''))
-                 WHEN 'after' THEN NEW.eligible_at IS NULL
-                     AND (OLD.gate = 'after' OR (SELECT gate FROM power_requests WHERE id = NEW.after_id) IS NOT NULL)
-                 WHEN 'doomed' THEN NEW.eligible_at IS NULL
-                     AND (OLD.gate = 'doomed' OR ifnull((SELECT state FROM power_requests WHERE id = NEW.after_id), 'succeeded') <> 'succeeded')
-                 ELSE 0 END
-             OR ((NEW.gate = 'ready' OR NEW.gate = 'retry') AND NEW.gate IS NOT OLD.gate AND (
-                 NOT (OLD.gate = 'behind' OR (OLD.gate = 'later' AND NEW.eligible_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))
-                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
-                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
-                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready')
-                 OR EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind'
-                            AND id < NEW.id)))
-             OR (NEW.gate = 'behind' AND NEW.gate IS NOT OLD.gate AND NOT EXISTS (
-                 SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND id <> NEW.id
-                 AND (gate = 'flight' OR gate = 'retry' OR gate = 'ready')))
+             OR NEW.baseline IS NOT OLD.baseline OR NEW.seen_since IS NOT OLD.seen_since
             THEN RAISE(ABORT, 'a producer changes only priority, not_before, expires_at and label of a request, or cancels it while it is queued')
-    END;
-END;
-
-CREATE TRIGGER power_requests_check_wish
-BEFORE UPDATE OF server_id, action, target, after_id, request_key, requested_by, created_at ON power_requests
--- Only a row that is being inserted lacks a target, a creation time or the dashes of its UUID.
-WHEN OLD.finished_at IS NULL AND (NEW.action IS NOT OLD.action
-     OR (CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB)
-         AND NOT (length(OLD.server_id) = 32 AND OLD.server_id NOT GLOB '*[^0-9A-Fa-f]*'))
-     OR (NEW.target IS NOT OLD.target AND OLD.target IS NOT NULL) OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key
-     OR NEW.requested_by IS NOT OLD.requested_by OR (NEW.created_at IS NOT OLD.created_at AND OLD.created_at IS NOT NULL))
-BEGIN
-    SELECT RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another');
-END;
-
-CREATE TRIGGER power_requests_check_terms BEFORE UPDATE OF priority, not_before, expires_at, label ON power_requests
-WHEN OLD.finished_at IS NULL
-BEGIN
-    SELECT CASE
         WHEN OLD.state <> 'queued' AND (NEW.priority IS NOT OLD.priority OR NEW.not_before IS NOT OLD.not_before
              OR NEW.expires_at IS NOT OLD.expires_at OR NEW.label IS NOT OLD.label)
             THEN RAISE(ABORT, 'priority, not_before, expires_at and label can be changed only while a request is queued')
@@ -676,6 +699,14 @@ BEGIN
     WHERE NEW.not_before IS NOT OLD.not_before OR NEW.expires_at IS NOT OLD.expires_at;
 END;
 
+CREATE TRIGGER power_requests_check_line BEFORE UPDATE OF in_line ON power_requests
+WHEN NEW.in_line = 1 AND OLD.in_line IS NULL AND OLD.gate IS NOT NULL
+     AND (SELECT f.state FROM power_requests f WHERE f.in_line = 1 AND f.server_id = NEW.server_id AND f.target = NEW.target
+          AND f.finished_at IS NULL ORDER BY f.id LIMIT 1) = 'running'
+BEGIN
+    SELECT RAISE(ABORT, 'another request for this server is in flight, or goes first');
+END;
+
 -- Stored times have one form, so that any other is a producer's.
 CREATE TRIGGER power_requests_times AFTER UPDATE OF not_before, expires_at ON power_requests
 WHEN NEW.not_before NOT GLOB '????-??-??T??:??:??.???Z' OR NEW.expires_at NOT GLOB '????-??-??T??:??:??.???Z'
@@ -684,82 +715,41 @@ BEGIN
     VALUES (NEW.id, NEW.not_before, NEW.expires_at, 0);
 END;
 
--- A new not_before parks the request; the daemon lets it out when it is due, at once if it already is.
+-- A new not_before parks the request; the daemon lets it out when it is due, at once if it already is. Those behind it hear
+-- of it in the next round.
 CREATE TRIGGER power_requests_not_before AFTER UPDATE OF not_before ON power_requests
 WHEN NEW.state = 'queued' AND OLD.state = 'queued' AND NEW.not_before IS NOT OLD.not_before
      AND (NEW.not_before IS NULL OR NEW.not_before GLOB '????-??-??T??:??:??.???Z')
 BEGIN
+    INSERT INTO round_notes (request_id, target, server_id) SELECT NEW.id, NEW.target, NEW.server_id
+    WHERE NOT EXISTS (SELECT 1 FROM round_notes WHERE request_id = NEW.id)
+      AND EXISTS (SELECT 1 FROM power_requests WHERE in_line IS NULL AND gate = 'behind' AND target = NEW.target
+                  AND server_id = NEW.server_id);
+    UPDATE queue_mark SET writing = 'change' WHERE id = 1 AND writing IS NULL;
     UPDATE power_requests SET
-        eligible_at = CASE WHEN gate IN ('after', 'doomed') THEN NULL
+        eligible_at = CASE gate WHEN 'after' THEN NULL
             ELSE max(created_at, ifnull(NEW.not_before, ''),
                      ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), '')) END,
-        gate = CASE WHEN gate IN ('after', 'doomed') THEN gate ELSE 'later' END
+        gate = CASE gate WHEN 'after' THEN gate ELSE 'later' END,
+        in_line = NULL
     WHERE id = NEW.id;
-    UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
-    WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
+    UPDATE queue_mark SET writing = NULL WHERE id = 1 AND writing = 'change';
 END;
 
-CREATE TRIGGER power_requests_check_state BEFORE UPDATE OF state ON power_requests
-WHEN NEW.state IS NOT OLD.state AND OLD.finished_at IS NULL AND OLD.state IS NOT NULL
-BEGIN
-    SELECT CASE
-        WHEN NOT CASE NEW.state
-                 WHEN 'running' THEN OLD.state = 'queued'
-                 WHEN 'cancelled' THEN OLD.state = 'queued'
-                 WHEN 'expired' THEN OLD.state = 'queued'
-                 WHEN 'rejected' THEN OLD.state = 'queued'
-                 WHEN 'queued' THEN OLD.state = 'running'
-                 WHEN 'succeeded' THEN OLD.state = 'running'
-                 WHEN 'failed' THEN OLD.state = 'running'
-                 WHEN 'unknown' THEN OLD.state = 'running'
-                 ELSE 0 END
-            THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
-        WHEN NEW.state = 'running' AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target
-             AND server_id = NEW.server_id AND gate = 'flight' AND id <> NEW.id)
-            THEN RAISE(ABORT, 'another request for this server is in flight')
-        WHEN NEW.state = 'running' AND (NEW.batch_id IS OLD.batch_id
-             OR NOT EXISTS (SELECT 1 FROM batches WHERE id = NEW.batch_id AND state = 'submitting'))
-            THEN RAISE(ABORT, 'only the daemon submits requests')
-    END;
-END;
-
--- What a move means for others: one trigger for each, because an UPDATE inside a trigger costs much even if it finds nothing.
-
--- A producer's cancel sets only the state.
+-- A producer's cancel sets only the state. Those behind it, and those that wait for it, hear of it in the next round.
 CREATE TRIGGER power_requests_cancel AFTER UPDATE OF state ON power_requests
 WHEN NEW.state = 'cancelled' AND NEW.gate IS NOT NULL
 BEGIN
+    UPDATE queue_mark SET writing = 'change' WHERE id = 1 AND writing IS NULL;
     UPDATE power_requests SET evidence = 'none', error_code = 'poweryard.cancelled', error_message = 'cancelled while queued',
-        retry_at = NULL, gate = NULL, finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+        retry_at = NULL, gate = NULL, in_line = NULL, finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
     WHERE id = NEW.id;
-    UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
-    WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
-END;
-
--- A request ended, or came back to the queue behind another: the first of its server comes forward.
-CREATE TRIGGER power_requests_next AFTER UPDATE OF state ON power_requests
-WHEN NEW.state IS NOT OLD.state AND (NEW.gate IS NULL OR NEW.gate = 'behind')
-     AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
-BEGIN
-    UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END
-    WHERE id = (SELECT min(id) FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'behind')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'flight')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'retry')
-      AND NOT EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target AND server_id = NEW.server_id AND gate = 'ready');
-END;
-
--- The daemon hears of an end that others waited for.
-CREATE TRIGGER power_requests_awaited AFTER UPDATE OF state ON power_requests
-WHEN NEW.state IS NOT OLD.state AND (NEW.gate IS NULL OR NEW.state = 'cancelled')
-     AND EXISTS (SELECT 1 FROM power_requests WHERE after_id = NEW.id AND gate IS NOT NULL)
-BEGIN
-    INSERT INTO awaited_ends (request_id) VALUES (NEW.id);
+    UPDATE queue_mark SET writing = NULL WHERE id = 1 AND writing = 'change';
+    INSERT INTO round_notes (request_id, target, server_id) SELECT NEW.id, NEW.target, NEW.server_id
+    WHERE NOT EXISTS (SELECT 1 FROM round_notes WHERE request_id = NEW.id)
+      AND (EXISTS (SELECT 1 FROM power_requests WHERE after_id = NEW.id AND gate = 'after')
+           OR EXISTS (SELECT 1 FROM power_requests WHERE in_line IS NULL AND gate = 'behind' AND target = NEW.target
+                      AND server_id = NEW.server_id));
 END;
 
 CREATE TRIGGER power_requests_check_delete BEFORE DELETE ON power_requests
@@ -779,23 +769,58 @@ SELECT r.id, r.target, r.server_id, r.action, r.state, r.evidence, r.error_code,
 FROM power_requests r LEFT JOIN batches b ON b.id = r.batch_id
 WHERE r.finished_at IS NOT NULL;
 
+-- Ended requests stand in the line for some time before they are in the past: both are looked at.
 CREATE VIEW server_outcomes AS
 SELECT r.target, r.server_id, r.action, r.state, r.evidence, r.error_code, r.error_message, r.finished_at, r.id AS request_id
 FROM power_requests r
-WHERE r.finished_at IS NOT NULL
-  AND r.id = (SELECT n.id FROM power_requests n WHERE n.target = r.target AND n.server_id = r.server_id
-              AND n.finished_at IS NOT NULL ORDER BY n.finished_at DESC, n.id DESC LIMIT 1);
+WHERE r.in_line IS NULL AND r.gate IS NULL
+  AND NOT EXISTS (SELECT 1 FROM power_requests n WHERE n.in_line IS NULL AND n.gate IS NULL AND n.server_id = r.server_id
+                  AND n.target = r.target AND (n.finished_at, n.id) > (r.finished_at, r.id))
+  AND NOT EXISTS (SELECT 1 FROM power_requests n WHERE n.in_line = 1 AND n.server_id = r.server_id
+                  AND n.target = r.target AND (n.finished_at, n.id) > (r.finished_at, r.id))
+UNION ALL
+SELECT r.target, r.server_id, r.action, r.state, r.evidence, r.error_code, r.error_message, r.finished_at, r.id
+FROM power_requests r
+WHERE r.in_line = 1 AND r.finished_at IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM power_requests n WHERE n.in_line IS NULL AND n.gate IS NULL AND n.server_id = r.server_id
+                  AND n.target = r.target AND (n.finished_at, n.id) > (r.finished_at, r.id))
+  AND NOT EXISTS (SELECT 1 FROM power_requests n WHERE n.in_line = 1 AND n.server_id = r.server_id
+                  AND n.target = r.target AND (n.finished_at, n.id) > (r.finished_at, r.id));
+
+-- Each call that carried a request. The last one is in the request's own row.
+CREATE VIEW request_attempts AS
+SELECT request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline, seen_since
+FROM earlier_attempts
+UNION ALL
+SELECT id, batch_id,
+       CASE WHEN state = 'running' THEN NULL
+            WHEN state = 'succeeded' AND evidence = 'already' THEN 'already'
+            WHEN state = 'failed' AND evidence = 'refused' THEN 'refused'
+            ELSE state END,
+       CASE WHEN state <> 'running' THEN error_code END,
+       CASE WHEN state <> 'running' THEN error_message END,
+       submitted_at, finished_at, baseline, seen_since
+FROM power_requests
+WHERE batch_id IS NOT NULL AND state IN ('running', 'succeeded', 'failed', 'unknown');
 
 CREATE VIEW power_waiting AS
 SELECT r.id, r.target, r.server_id, r.action,
     CASE
-        WHEN r.gate IN ('after', 'doomed') THEN 'waits for request ' || r.after_id
+        WHEN r.gate = 'after' THEN 'waits for request ' || r.after_id
         WHEN r.gate = 'later' AND r.eligible_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN 'not due until ' || r.eligible_at
+        WHEN r.gate <> 'later' AND EXISTS (
+            SELECT 1 FROM power_requests p WHERE p.in_line = 1 AND p.server_id = r.server_id AND p.target = r.target
+            AND p.id < r.id AND p.finished_at IS NULL)
+            THEN 'behind request ' || max(
+                (SELECT p.id FROM power_requests p WHERE p.in_line = 1 AND p.server_id = r.server_id AND p.target = r.target
+                 AND p.id < r.id AND p.finished_at IS NULL ORDER BY p.id DESC LIMIT 1),
+                ifnull((SELECT max(p.id) FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
+                        AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id), 0))
         WHEN r.gate = 'behind' THEN 'behind request ' || coalesce(
-            (SELECT max(p.id) FROM power_requests p WHERE p.target = r.target AND p.server_id = r.server_id
-             AND p.gate = 'behind' AND p.id < r.id),
-            (SELECT p.id FROM power_requests p WHERE p.target = r.target AND p.server_id = r.server_id
-             AND p.gate IN ('flight', 'ready', 'retry') LIMIT 1), '')
+            (SELECT max(p.id) FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind' AND p.target = r.target
+             AND p.server_id = r.server_id AND p.id < r.id),
+            (SELECT p.id FROM power_requests p WHERE p.in_line = 1 AND p.server_id = r.server_id AND p.target = r.target
+             AND p.finished_at IS NULL ORDER BY p.id LIMIT 1), 'that is over')
         ELSE coalesce(
             (SELECT 'held: ' || h.reason FROM holds h
              WHERE (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
@@ -807,8 +832,22 @@ SELECT r.id, r.target, r.server_id, r.action,
 FROM power_requests r
 WHERE r.state = 'queued';
 
+-- Counted along indexes that the daemon keeps anyway: what is ready, parked, to be retried, and carried by an open batch.
+-- The oldest is the one with the lowest id.
 CREATE VIEW queue_overview AS
-SELECT target, action, state, count(*) AS count, min(created_at) AS oldest_created_at
-FROM power_requests
-WHERE gate IS NOT NULL
-GROUP BY target, action, state;
+SELECT c.target, c.action, c.state, c.count,
+       (SELECT o.created_at FROM power_requests o WHERE o.id = c.oldest_id) AS oldest_created_at
+FROM (SELECT target, action, state, sum(count) AS count, min(oldest_id) AS oldest_id
+FROM (SELECT target, action, 'queued' AS state, count(*) AS count, min(id) AS oldest_id
+      FROM power_requests INDEXED BY power_requests_ready WHERE gate = 'ready' GROUP BY target, action
+      UNION ALL
+      SELECT target, action, 'queued', count(*), min(id)
+      FROM power_requests INDEXED BY power_requests_parked WHERE in_line IS NULL AND gate IS NOT NULL GROUP BY target, action
+      UNION ALL
+      SELECT target, action, 'queued', count(*), min(id)
+      FROM power_requests INDEXED BY power_requests_retry WHERE gate = 'retry' GROUP BY target, action
+      UNION ALL
+      SELECT r.target, r.action, 'running', count(*), min(r.id)
+      FROM batches b CROSS JOIN power_requests r ON r.batch_id = b.id AND r.state = 'running'
+      WHERE b.state <> 'done' GROUP BY r.target, r.action)
+GROUP BY target, action, state) c;

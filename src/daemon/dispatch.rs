@@ -526,7 +526,7 @@ impl Dispatcher {
             round.wake(now + CHUNK_PAUSE);
             return Ok(());
         }
-        if let Some(at) = self.store.next_due_at(ttl).await? {
+        if let Some(at) = taken.next_at {
             round.wake(at.max(now + Duration::from_millis(1)));
         }
         Ok(())

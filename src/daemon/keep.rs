@@ -64,6 +64,10 @@ impl Dispatcher {
         round: &mut Round,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
+        let is_quiet = round.tasks.is_empty() && self.in_hand.is_empty();
+        if self.store.leave_line(is_quiet).await? {
+            round.wake(now + CHUNK_PAUSE);
+        }
         let is_due = |at: Option<UtcMillis>| at.is_none_or(|at| at <= now);
         if is_due(self.keeping.wal_at) {
             self.bound_wal(now).await?;

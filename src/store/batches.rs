@@ -8,8 +8,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
 use crate::model::{
-    Batch, BatchId, CodeClass, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId,
-    ServerId, TargetName, UtcMillis,
+    Batch, BatchId, BatchState, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId,
+    ServerId, TargetName, UtcMillis, cloud_codes,
 };
 
 /// A target with open batches.
@@ -306,7 +306,6 @@ struct BatchRecord {
     look_until: Option<String>,
     error_code: Option<Vec<u8>>,
     error_message: Option<Vec<u8>>,
-    error_class: Option<Vec<u8>>,
     read_error: Option<Vec<u8>>,
 }
 
@@ -318,7 +317,7 @@ async fn batch_row(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
                 submitted_at, looks, doubts, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
-                CAST(error_message AS BLOB) AS error_message, CAST(error_class AS BLOB) AS error_class,
+                CAST(error_message AS BLOB) AS error_message,
                 CAST(read_error AS BLOB) AS read_error
          FROM batches WHERE id = ? AND state <> 'done'",
     )
@@ -336,18 +335,15 @@ impl BatchRecord {
             endpoint: rows::lossy(self.endpoint),
             project_id: rows::lossy(self.project_id),
         };
-        let said_already = self.error_class.as_deref() == Some(SAID_ALREADY.as_bytes());
-        let class = if said_already {
-            CodeClass::AlreadyInTargetState
-        } else {
-            CodeClass::Other
-        };
-        let complaint =
-            (self.error_code.is_some() || self.error_message.is_some()).then(|| Complaint {
-                code: self.error_code.map(rows::lossy).unwrap_or_default(),
+        let is_complained_of = self.error_code.is_some() || self.error_message.is_some();
+        let complaint = is_complained_of.then(|| {
+            let code = self.error_code.map(rows::lossy).unwrap_or_default();
+            Complaint {
+                class: cloud_codes::class(&code),
+                code,
                 message: self.error_message.map(rows::lossy).unwrap_or_default(),
-                class,
-            });
+            }
+        });
         let batch = Batch {
             id: BatchId(self.id),
             target: TargetName(rows::lossy(self.target)),
@@ -370,9 +366,6 @@ impl BatchRecord {
     }
 }
 
-/// The one class of a batch's complaint that later steps ask for.
-pub(super) const SAID_ALREADY: &str = "already";
-
 /// A reboot that ended unknown, or whose own task failed, may be under way for this long.
 /// Documented jobs take minutes; nobody says what the longest is.
 const SHADOW: Duration = Duration::from_secs(24 * 3600);
@@ -381,55 +374,56 @@ async fn members(
     connection: &mut SqliteConnection,
     batch: &BatchRecord,
 ) -> Result<Vec<Member>, StoreError> {
-    // Asked only of those to whom it matters.
-    let shadows_since = if rows::word::<PowerAction>(&batch.action)?.leaves_no_mark() {
+    // Asked only where it matters: of reboots, and not while a job tells.
+    let is_told_by_job = batch.state == BatchState::Tracking.as_str() && batch.job_id.is_some();
+    let leaves_no_mark = rows::word::<PowerAction>(&batch.action)?.leaves_no_mark();
+    let shadows_since = if leaves_no_mark && !is_told_by_job {
         rows::readable_time(Some(batch.intent_at.clone()))
             .map(|intent_at| text(intent_at.before(SHADOW)))
     } else {
         None
     };
-    let found: Vec<MemberRecord> = sqlx::query_as(
-        "SELECT r.id, r.server_id, r.attempts,
+    // One row for all of them: each row costs as much again on its way through sqlx.
+    let found: Option<Vec<u8>> = sqlx::query_scalar(
+        "SELECT CAST(json_group_array(json_array(
+                r.id, r.server_id, r.attempts,
                 CASE WHEN r.travel_group = 0 THEN 0
-                     ELSE (SELECT count(*) FROM request_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END AS busy,
-                a.seen IS NOT NULL AS seen_moving, CAST(a.baseline AS BLOB) AS baseline,
-                ?2 IS NOT NULL AND EXISTS (
-                    SELECT 1 FROM power_requests e WHERE e.server_id = r.server_id AND e.target = r.target
-                    AND e.finished_at > ?2 AND e.action IN (SELECT value FROM json_each(?3))
-                    AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job'))) AS shadowed
-         FROM request_attempts a JOIN power_requests r ON r.id = a.request_id AND r.batch_id = a.batch_id
-         WHERE a.batch_id = ?1 AND a.result IS NULL",
+                     ELSE (SELECT count(*) FROM earlier_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END,
+                r.seen_since IS NOT NULL, r.baseline,
+                ?2 IS NOT NULL AND (EXISTS (
+                    SELECT 1 FROM power_requests e WHERE e.in_line IS NULL AND e.gate IS NULL
+                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2
+                    AND e.action IN (SELECT value FROM json_each(?3))
+                    AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))
+                  OR EXISTS (
+                    SELECT 1 FROM power_requests e WHERE e.in_line = 1
+                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2 AND e.id < r.id
+                    AND e.action IN (SELECT value FROM json_each(?3))
+                    AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))))) AS BLOB)
+         FROM power_requests r WHERE r.state = 'running' AND r.batch_id = ?1",
     )
     .bind(batch.id)
     .bind(shadows_since)
     .bind(rows::actions(PowerAction::leaves_no_mark))
-    .fetch_all(connection)
+    .fetch_optional(connection)
     .await?;
-    found.into_iter().map(MemberRecord::into_member).collect()
+    let found: Vec<MemberRow> = rows::json(found.unwrap_or_default())?;
+    Ok(found.into_iter().map(into_member).collect())
 }
 
-#[derive(sqlx::FromRow)]
-struct MemberRecord {
-    id: i64,
-    server_id: String,
-    attempts: i64,
-    busy: i64,
-    seen_moving: bool,
-    baseline: Option<Vec<u8>>,
-    shadowed: bool,
-}
+/// Id, server, attempts, times busy, seen moving, baseline, shadowed.
+type MemberRow = (i64, String, i64, i64, i64, Option<String>, i64);
 
-impl MemberRecord {
-    fn into_member(self) -> Result<Member, StoreError> {
-        Ok(Member {
-            request: RequestId(self.id),
-            server: ServerId(self.server_id),
-            attempts: rows::count(self.attempts),
-            busy: rows::count(self.busy),
-            seen_moving: self.seen_moving,
-            baseline: rows::baseline(self.baseline.map(rows::lossy)),
-            shadowed: self.shadowed,
-            waited: None,
-        })
+fn into_member(row: MemberRow) -> Member {
+    let (id, server, attempts, busy, seen_moving, baseline, shadowed) = row;
+    Member {
+        request: RequestId(id),
+        server: ServerId(server),
+        attempts: rows::count(attempts),
+        busy: rows::count(busy),
+        seen_moving: seen_moving != 0,
+        baseline: rows::baseline(baseline),
+        shadowed: shadowed != 0,
+        waited: None,
     }
 }

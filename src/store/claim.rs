@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use sqlx::sqlite::SqliteConnection;
 
 use super::rows::list;
-use super::{Store, StoreError, holds, rows, text};
+use super::{Store, StoreError, gate, holds, rows, text};
 use crate::lifecycle::{self, Event, Step};
 use crate::model::{
     Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, OwnCode, PowerAction,
@@ -15,6 +15,10 @@ use crate::model::{
 /// Lanes of one target and action that are read at once; those beyond come when the first of these
 /// have left.
 const LANES_MAX: i64 = 1000;
+
+/// A claim that has parked so many goes with those that it has found by then: the transaction stays
+/// short whatever stands in the lane.
+const PARKED_MAX: usize = 2000;
 
 /// Which requests of a lane are claimed.
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +104,7 @@ impl Store {
         };
         if ready < count_max {
             let oldest: Option<String> = sqlx::query_scalar(
-                "SELECT min(r.eligible_at) FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2
+                "SELECT min(ifnull(r.eligible_at, r.created_at)) FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2
                      AND r.travel_group = ?3",
             )
             .bind(&lane.target.0)
@@ -113,29 +117,23 @@ impl Store {
         Ok(counted)
     }
 
-    /// The first requests of each lane, at most `each`, in the order in which they would be
-    /// claimed.
+    /// The first requests of each lane that may go, at most `each`, in the order in which they would
+    /// be claimed. Those that may not are parked.
     pub async fn heads(&self, lanes: &[&Lane], each: u32) -> Result<Vec<Head>, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut heads = Vec::new();
         for lane in lanes {
-            let found: Vec<(i64, String, Option<String>)> = sqlx::query_as(
-                "SELECT id, server_id, eligible_at FROM power_requests
-                 WHERE gate = 'ready' AND target = ? AND action = ? AND travel_group = ? ORDER BY priority DESC, id LIMIT 0 + ?",
-            )
-            .bind(&lane.target.0)
-            .bind(lane.action.as_str())
-            .bind(lane.group)
-            .bind(each)
-            .fetch_all(&mut *writer)
-            .await?;
-            heads.extend(found.into_iter().map(|(id, server, since)| Head {
-                request: RequestId(id),
-                server: ServerId(server),
-                action: lane.action,
-                group: lane.group,
-                eligible_at: rows::readable_time(since),
-            }));
+            let has_parked = gate::is_anything_parked(&mut writer, &lane.target).await?;
+            let first = read_first(&mut writer, lane, each, has_parked).await?;
+            let (mut go, behind) = part(first);
+            if !behind.is_empty() {
+                let mut tx = self.begin(&mut writer).await?;
+                gate::park_behind(&mut tx, &behind).await?;
+                let more = pick_first(&mut tx, lane, each).await?;
+                tx.commit().await?;
+                go = more.go;
+            }
+            heads.extend(go.into_iter().map(|candidate| candidate.into_head(lane)));
         }
         Ok(heads)
     }
@@ -167,8 +165,9 @@ impl Store {
     /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before
     /// this returns.
     ///
-    /// `None` if the lane has become empty or is held, or if one of `barred` stands among them: a
-    /// pause, or a row of a stranger, may have come in at this very moment. The batch's own next
+    /// Those of them that cannot go, because an earlier request of their server is not over, are
+    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` stands among
+    /// them: a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
     /// step, should the daemon die before the call's answer is stored, is due at once. Before this
     /// returns, the note beside the queue knows of the claim, and the queue is still the one that
     /// was begun.
@@ -197,18 +196,25 @@ impl Store {
             tx.rollback().await?;
             return Ok(None);
         }
-        let batch = insert_batch(&mut tx, lane, origin, now).await?;
-        let members = claim_members(&mut tx, lane, batch, which, now).await?;
+        let picked = match which {
+            Which::First(most) => pick_first(&mut tx, lane, most).await?,
+            Which::These(heads) => pick_these(&mut tx, lane, heads).await?,
+        };
         let barred: HashSet<&ServerId> = barred.iter().collect();
-        if members.is_empty() || members.iter().any(|member| barred.contains(&member.server)) {
+        if picked.go.iter().any(|candidate| barred.contains(&candidate.server)) {
             tx.rollback().await?;
             return Ok(None);
         }
-        sqlx::query("UPDATE batches SET server_count = ? WHERE id = ?")
-            .bind(members.len() as i64)
-            .bind(batch.0)
-            .execute(&mut *tx)
-            .await?;
+        if picked.go.is_empty() {
+            if picked.parked > 0 {
+                tx.commit().await?;
+            } else {
+                tx.rollback().await?;
+            }
+            return Ok(None);
+        }
+        let batch = insert_batch(&mut tx, lane, origin, picked.go.len(), now).await?;
+        let members = claim_members(&mut tx, lane, batch, picked.go, which, now).await?;
         tx.commit().await?;
         let batch = Batch {
             id: batch,
@@ -254,21 +260,162 @@ impl Store {
     }
 }
 
+/// A request that stands ready, as the claim reads it.
+struct Candidate {
+    id: i64,
+    server: ServerId,
+    /// Calls so far.
+    attempts: i64,
+    /// Since when it could go.
+    since: Option<UtcMillis>,
+    /// An earlier request of its server is not over.
+    is_behind: bool,
+}
+
+/// Id, server, attempts, since when, behind another one.
+type CandidateRow = (i64, String, i64, Option<String>, i64);
+
+impl Candidate {
+    fn read(row: CandidateRow) -> Self {
+        let (id, server, attempts, since, is_behind) = row;
+        Self {
+            id,
+            server: ServerId(server),
+            attempts,
+            since: rows::readable_time(since),
+            is_behind: is_behind != 0,
+        }
+    }
+
+    fn into_head(self, lane: &Lane) -> Head {
+        Head {
+            request: RequestId(self.id),
+            server: self.server,
+            action: lane.action,
+            group: lane.group,
+            eligible_at: self.since,
+        }
+    }
+}
+
+/// What a claim takes, and how many requests it has parked.
+struct Picked {
+    go: Vec<Candidate>,
+    parked: usize,
+}
+
+/// Those that may go, and the ids of the others: who is behind another one of its server waits, and
+/// nothing else is looked at in a row.
+fn part(candidates: Vec<Candidate>) -> (Vec<Candidate>, Vec<i64>) {
+    let (behind, go): (Vec<Candidate>, Vec<Candidate>) =
+        candidates.into_iter().partition(|candidate| candidate.is_behind);
+    (go, behind.into_iter().map(|candidate| candidate.id).collect())
+}
+
+/// The first requests of a lane that may go, at most `most`. Those that are met on the way and may
+/// not are parked; each is met once.
+async fn pick_first(
+    tx: &mut SqliteConnection,
+    lane: &Lane,
+    most: u32,
+) -> Result<Picked, StoreError> {
+    let has_parked = gate::is_anything_parked(tx, &lane.target).await?;
+    let mut picked = Picked {
+        go: Vec::new(),
+        parked: 0,
+    };
+    loop {
+        let (go, behind) = part(read_first(tx, lane, most, has_parked).await?);
+        gate::park_behind(tx, &behind).await?;
+        picked.go = go;
+        picked.parked += behind.len();
+        let is_enough = picked.parked >= PARKED_MAX;
+        if behind.is_empty() || is_enough {
+            return Ok(picked);
+        }
+    }
+}
+
+/// Those of `heads` that still stand in the lane and may go.
+async fn pick_these(
+    tx: &mut SqliteConnection,
+    lane: &Lane,
+    heads: &[(RequestId, Baseline)],
+) -> Result<Picked, StoreError> {
+    let has_parked = gate::is_anything_parked(tx, &lane.target).await?;
+    let found: Option<Vec<u8>> = sqlx::query_scalar(
+        "SELECT CAST(json_group_array(json_array(
+                r.id, r.server_id, r.attempts, ifnull(r.eligible_at, r.created_at),
+                EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id AND o.target = r.target
+                        AND o.id < r.id AND o.finished_at IS NULL)
+                OR (?5 AND EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
+                                   AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)))) AS BLOB)
+         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
+         WHERE r.gate = 'ready' AND r.target = ?2 AND r.action = ?3 AND r.travel_group = ?4",
+    )
+    .bind(list(heads.iter().map(|(request, _)| &request.0)))
+    .bind(&lane.target.0)
+    .bind(lane.action.as_str())
+    .bind(lane.group)
+    .bind(has_parked)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
+    let (go, behind) = part(found.into_iter().map(Candidate::read).collect());
+    gate::park_behind(tx, &behind).await?;
+    Ok(Picked {
+        go,
+        parked: behind.len(),
+    })
+}
+
+/// One row for all of them: each row costs as much again on its way through sqlx. Who is parked is
+/// looked at only where anybody is.
+async fn read_first(
+    connection: &mut SqliteConnection,
+    lane: &Lane,
+    most: u32,
+    has_parked: bool,
+) -> Result<Vec<Candidate>, StoreError> {
+    let found: Option<Vec<u8>> = sqlx::query_scalar(
+        "SELECT CAST(json_group_array(json_array(
+                r.id, r.server_id, r.attempts, ifnull(r.eligible_at, r.created_at),
+                EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id AND o.target = r.target
+                        AND o.id < r.id AND o.finished_at IS NULL)
+                OR (?5 AND EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
+                                   AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)))) AS BLOB)
+         FROM (SELECT id, server_id, target, attempts, eligible_at, created_at FROM power_requests
+               WHERE gate = 'ready' AND target = ?1 AND action = ?2 AND travel_group = ?3
+               ORDER BY priority DESC, id LIMIT 0 + ?4) r",
+    )
+    .bind(&lane.target.0)
+    .bind(lane.action.as_str())
+    .bind(lane.group)
+    .bind(most)
+    .bind(has_parked)
+    .fetch_optional(connection)
+    .await?;
+    let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
+    Ok(found.into_iter().map(Candidate::read).collect())
+}
+
 async fn insert_batch(
     tx: &mut SqliteConnection,
     lane: &Lane,
     origin: &Origin,
+    server_count: usize,
     now: UtcMillis,
 ) -> Result<BatchId, StoreError> {
     let id = sqlx::query_scalar(
         "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at, travel_group)
-         VALUES (?, ?, ?, ?, ?, 'submitting', 1, ?, ?, ?) RETURNING id",
+         VALUES (?, ?, ?, ?, ?, 'submitting', ?, ?, ?, ?) RETURNING id",
     )
     .bind(&lane.target.0)
     .bind(origin.service.as_str())
     .bind(&origin.endpoint)
     .bind(&origin.project_id)
     .bind(lane.action.as_str())
+    .bind(server_count as i64)
     .bind(text(now))
     .bind(text(now))
     .bind(lane.group)
@@ -281,51 +428,27 @@ async fn claim_members(
     tx: &mut SqliteConnection,
     lane: &Lane,
     batch: BatchId,
+    go: Vec<Candidate>,
     which: Which<'_>,
     now: UtcMillis,
 ) -> Result<Vec<Member>, StoreError> {
     lifecycle::next(RequestState::Queued, &Event::Claimed)
         .map_err(|error| StoreError::Unreadable(error.to_string()))?;
-    let claim = match which {
-        Which::First(_) => {
-            "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL,
-                 attempts = attempts + 1
-             WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
-                          ORDER BY priority DESC, id LIMIT 0 + ?6)
-             RETURNING id, server_id, attempts, eligible_at"
-        }
-        Which::These(_) => {
-            "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?1, submitted_at = ?2, retry_at = NULL,
-                 attempts = attempts + 1
-             WHERE id IN (SELECT value FROM json_each(?6))
-                AND gate = 'ready' AND target = ?3 AND action = ?4 AND travel_group = ?5
-             RETURNING id, server_id, attempts, eligible_at"
-        }
-    };
-    let claim = sqlx::query_as(claim)
-        .bind(batch.0)
-        .bind(text(now))
-        .bind(&lane.target.0)
-        .bind(lane.action.as_str())
-        .bind(lane.group);
-    let claim = match which {
-        Which::First(most) => claim.bind(most),
-        Which::These(heads) => claim.bind(list(heads.iter().map(|(request, _)| &request.0))),
-    };
-    let claimed: Vec<(i64, String, i64, Option<String>)> = claim.fetch_all(&mut *tx).await?;
-    let baselines: BTreeMap<RequestId, Baseline> = match which {
-        Which::First(_) => BTreeMap::new(),
-        Which::These(heads) => heads.iter().copied().collect(),
-    };
-    let ids = list(claimed.iter().map(|row| &row.0));
+    let ids = list(go.iter().map(|candidate| &candidate.id));
     sqlx::query(
-        "INSERT INTO request_attempts (request_id, batch_id, started_at) SELECT value, ?2, ?3 FROM json_each(?1)",
+        "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?2, submitted_at = ?3, retry_at = NULL,
+             attempts = attempts + 1
+         WHERE id IN (SELECT value FROM json_each(?1))",
     )
     .bind(&ids)
     .bind(batch.0)
     .bind(text(now))
     .execute(&mut *tx)
     .await?;
+    let baselines: BTreeMap<RequestId, Baseline> = match which {
+        Which::First(_) => BTreeMap::new(),
+        Which::These(heads) => heads.iter().copied().collect(),
+    };
     note_baselines(tx, batch, &baselines).await?;
     // Only a request that travels apart can have been busy before.
     let busy: Vec<(i64, i64)> = match lane.group {
@@ -333,7 +456,7 @@ async fn claim_members(
         _ => {
             sqlx::query_as(
                 "SELECT a.request_id, count(*) FROM json_each(?1) j
-                 JOIN request_attempts a ON a.request_id = j.value AND a.result = 'busy' GROUP BY a.request_id",
+                 JOIN earlier_attempts a ON a.request_id = j.value AND a.result = 'busy' GROUP BY a.request_id",
             )
             .bind(&ids)
             .fetch_all(&mut *tx)
@@ -341,23 +464,25 @@ async fn claim_members(
         }
     };
     let busy: BTreeMap<i64, i64> = busy.into_iter().collect();
-    let waited = |attempts: i64, since: Option<String>| {
-        let first = attempts == 1 && lane.group == 0;
-        rows::readable_time(since)
-            .filter(|_| first)
-            .map(|since| now.since(since))
+    let member = |candidate: Candidate| {
+        let request = RequestId(candidate.id);
+        let attempts = rows::count(candidate.attempts.saturating_add(1));
+        let is_first = attempts == 1 && lane.group == 0;
+        Member {
+            request,
+            server: candidate.server,
+            attempts,
+            busy: busy.get(&request.0).map_or(0, |&count| rows::count(count)),
+            seen_moving: false,
+            baseline: baselines.get(&request).copied().unwrap_or_default(),
+            shadowed: false,
+            waited: candidate
+                .since
+                .filter(|_| is_first)
+                .map(|since| now.since(since)),
+        }
     };
-    let member = |(id, server, attempts, since): (i64, String, i64, Option<String>)| Member {
-        request: RequestId(id),
-        server: ServerId(server),
-        attempts: attempts as u32,
-        busy: busy.get(&id).map_or(0, |&count| count as u32),
-        seen_moving: false,
-        baseline: baselines.get(&RequestId(id)).copied().unwrap_or_default(),
-        shadowed: false,
-        waited: waited(attempts, since),
-    };
-    Ok(claimed.into_iter().map(member).collect())
+    Ok(go.into_iter().map(member).collect())
 }
 
 /// Part of the intent: after a crash they cannot be read any more.
@@ -374,8 +499,8 @@ async fn note_baselines(
         return Ok(());
     }
     sqlx::query(
-        "UPDATE request_attempts SET baseline = j.value ->> 1 FROM json_each(?1) j
-         WHERE +batch_id = ?2 AND request_id = j.value ->> 0",
+        "UPDATE power_requests SET baseline = j.value ->> 1 FROM json_each(?1) j
+         WHERE power_requests.id = j.value ->> 0 AND batch_id = ?2",
     )
     .bind(serde_json::to_string(&known).unwrap_or_default())
     .bind(batch.0)

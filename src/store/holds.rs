@@ -176,7 +176,9 @@ impl Store {
         let found: Vec<(i64, bool)> = sqlx::query_as(
             "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
                     AND (h.target IN (SELECT value FROM json_each(?1))
-                         OR NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.target = h.target AND r.gate IS NOT NULL))
+                         OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
+                                 OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
+                                            AND r.target = h.target)))
              FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
         )
         .bind(names(configured))

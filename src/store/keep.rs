@@ -12,11 +12,17 @@ use sqlx::sqlite::SqliteConnection;
 use super::hand;
 use super::holds::put_hold;
 use super::note::{self, MOST, Note};
-use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, rows, stamp_page, text};
+use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, gate, rows, stamp_page, text};
 use crate::model::{Hold, HoldKind, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short.
 const CHUNK: i64 = 300;
+/// Batches whose requests still stand in the line, before they leave it beside other work.
+const LINGERING_MAX: i64 = 256;
+/// Requests that leave the line in one transaction then.
+const LEAVING_MAX: i64 = 3000;
+/// The same in a quiet moment: what is committed meanwhile hardly waits for it.
+const LEAVING_QUIETLY: i64 = 500;
 /// Free pages given back to the file system after each chunk.
 const VACUUM_PAGES: &str = "PRAGMA incremental_vacuum(512)";
 /// Ids left out after a restore: more than anybody inserts between two notes of the last one.
@@ -106,8 +112,8 @@ async fn prune_requests(tx: &mut SqliteConnection, ids: &str) -> Result<u64, Sto
     .execute(&mut *tx)
     .await?;
     sqlx::query(
-        "DELETE FROM request_attempts WHERE request_id IN (SELECT value FROM json_each(?1)) AND result IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = request_attempts.request_id)",
+        "DELETE FROM earlier_attempts WHERE request_id IN (SELECT value FROM json_each(?1))
+            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
     )
     .bind(ids)
     .execute(tx)
@@ -122,15 +128,16 @@ async fn prune_batches(
 ) -> Result<u64, StoreError> {
     // Requests that somebody else has deleted leave their attempts behind.
     sqlx::query(
-        "DELETE FROM request_attempts WHERE batch_id IN (SELECT value FROM json_each(?1)) AND result IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = request_attempts.request_id)",
+        "DELETE FROM earlier_attempts WHERE batch_id IN (SELECT value FROM json_each(?1))
+            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
     )
     .bind(ids)
     .execute(&mut *tx)
     .await?;
     let deleted = sqlx::query(
         "DELETE FROM batches WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done'
-            AND NOT EXISTS (SELECT 1 FROM request_attempts a WHERE a.batch_id = batches.id)
+            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.batch_id = batches.id)
+            AND NOT EXISTS (SELECT 1 FROM earlier_attempts a WHERE a.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM targets t WHERE t.target = batches.target
                             AND julianday(batches.intent_at) > julianday(?2) - t.budget_ms / 86400000.0)",
     )
@@ -275,6 +282,31 @@ impl Store {
         tx.commit().await
     }
 
+    /// Requests of batches that are done leave the line of their servers: some at a time, in quiet
+    /// moments or once there are many. True if some have left: there may be more.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn leave_line(&self, is_quiet: bool) -> Result<bool, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let lingering: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + ?)",
+        )
+        .bind(LINGERING_MAX)
+        .fetch_one(&mut *writer)
+        .await?;
+        let rows_max = match (lingering, is_quiet) {
+            (0, _) => return Ok(false),
+            (LINGERING_MAX, _) => LEAVING_MAX,
+            (_, true) => LEAVING_QUIETLY,
+            (_, false) => return Ok(false),
+        };
+        let mut tx = self.begin(&mut writer).await?;
+        let left = gate::leave_line(&mut tx, rows_max).await?;
+        tx.commit().await?;
+        Ok(left > 0)
+    }
+
     /// Looks at one chunk more of what ended before `cutoff`.
     pub async fn prune(
         &self,
@@ -393,7 +425,7 @@ async fn hold_restored(
 ) -> Result<Restored, StoreError> {
     let own = read_note(tx).await?;
     let unfinished: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM power_requests WHERE gate IS NOT NULL")
+        sqlx::query_scalar("SELECT ifnull(sum(count), 0) FROM queue_overview")
             .fetch_one(&mut *tx)
             .await?;
     if unfinished > 0 {

@@ -34,6 +34,7 @@ mod claim;
 pub mod desk;
 mod error;
 mod file;
+mod gate;
 mod hand;
 mod holds;
 mod intake;

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::batches::SAID_ALREADY;
-use super::{Store, StoreError, text};
+use super::{Store, StoreError, gate, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, Batch, BatchId, BatchState, CodeClass, JobId, LookCause, RequestId,
-    RequestState, UtcMillis,
+    AttemptResult, Batch, BatchId, BatchState, JobId, LookCause, RequestId,
+    RequestState, ServerId, UtcMillis,
 };
 
 impl Store {
@@ -95,32 +94,29 @@ async fn move_requests(
         match event {
             Event::Claimed => {}
             Event::Ended(outcome) => {
-                end_attempts(
-                    tx,
-                    batch,
-                    &ids,
-                    (outcome.result, &outcome.code, &outcome.message),
-                    now,
-                )
-                .await?;
                 end(tx, batch, &ids, outcome, now).await?;
+                gate::note_awaited(tx, &ids).await?;
             }
             Event::Returned(back) => {
-                end_attempts(
-                    tx,
-                    batch,
-                    &ids,
-                    (back.result, &back.code, &back.message),
-                    now,
-                )
-                .await?;
+                keep_attempts(tx, batch, &ids, back, now).await?;
                 give_back(tx, batch, &ids, back).await?;
             }
         }
     }
-    Ok(())
+    gate::bring_forward(tx, &batch.target, &servers_that_moved(batch, step)).await
 }
 
+fn servers_that_moved(batch: &Batch, step: &Step) -> Vec<ServerId> {
+    let moved: BTreeSet<RequestId> = step.moves.iter().map(|(request, _)| *request).collect();
+    batch
+        .members
+        .iter()
+        .filter(|member| moved.contains(&member.request))
+        .map(|member| member.server.clone())
+        .collect()
+}
+
+/// They stay in the line of their servers until a quiet moment: `gate::leave_line`.
 async fn end(
     tx: &mut SqliteConnection,
     batch: &Batch,
@@ -146,8 +142,31 @@ async fn end(
     Ok(())
 }
 
-/// Back in the queue a request is the first of its server again, unless an earlier one has become
-/// due meanwhile: that one is brought forward by a trigger.
+/// The ledger of the calls before the one that comes next.
+async fn keep_attempts(
+    tx: &mut SqliteConnection,
+    batch: &Batch,
+    ids: &str,
+    back: &Return,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO earlier_attempts (request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline,
+             seen_since)
+         SELECT r.id, r.batch_id, ?3, nullif(?4, ''), nullif(?5, ''), ifnull(r.submitted_at, ?6), ?6, r.baseline, r.seen_since
+         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.batch_id = ?2 AND r.state = 'running'",
+    )
+    .bind(ids)
+    .bind(batch.id.0)
+    .bind(back.result.as_str())
+    .bind(&back.code)
+    .bind(&back.message)
+    .bind(text(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 async fn give_back(
     tx: &mut SqliteConnection,
     batch: &Batch,
@@ -156,11 +175,9 @@ async fn give_back(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
-             gate = CASE WHEN EXISTS (SELECT 1 FROM power_requests b WHERE b.target = power_requests.target
-                                      AND b.server_id = power_requests.server_id AND b.gate = 'behind' AND b.id < power_requests.id)
-                         THEN 'behind' WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
+             gate = CASE WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
              travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
-             error_code = nullif(?6, ''), error_message = nullif(?7, '')
+             error_code = nullif(?6, ''), error_message = nullif(?7, ''), baseline = NULL, seen_since = NULL
          WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'running'",
     )
     .bind(ids)
@@ -170,28 +187,6 @@ async fn give_back(
     .bind(i64::from(is_taken_back(batch, back)))
     .bind(&back.code)
     .bind(&back.message)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn end_attempts(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    ids: &str,
-    (result, code, message): (AttemptResult, &str, &str),
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE request_attempts SET result = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''), finished_at = ?6
-         WHERE batch_id = ?2 AND request_id IN (SELECT value FROM json_each(?1)) AND result IS NULL",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .bind(result.as_str())
-    .bind(code)
-    .bind(message)
-    .bind(text(now))
     .execute(tx)
     .await?;
     Ok(())
@@ -207,8 +202,8 @@ async fn remember_moving(
         return Ok(());
     }
     sqlx::query(
-        "UPDATE request_attempts SET seen = 'moving', seen_since = ?3
-         WHERE batch_id = ?2 AND request_id IN (SELECT value FROM json_each(?1)) AND seen IS NULL",
+        "UPDATE power_requests SET seen_since = ?3
+         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'running' AND seen_since IS NULL",
     )
     .bind(serde_json::to_string(moving).unwrap_or_default())
     .bind(batch.0)
@@ -247,13 +242,11 @@ async fn move_batch(
     }
     let change = Change::of(batch, next, now);
     let complaint = step.complaint.as_ref();
-    let said_already =
-        complaint.is_some_and(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
     sqlx::query(
         "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
              looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
              finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
-             error_class = ifnull(?13, error_class), job_ms = ifnull(job_ms, ?14), read_error = ?15
+             job_ms = ifnull(job_ms, ?13), read_error = ?14
          WHERE id = ?1 AND state <> 'done'",
     )
     .bind(batch.id.0)
@@ -268,11 +261,16 @@ async fn move_batch(
     .bind((change.state == BatchState::Done).then(|| text(now)))
     .bind(complaint.map(|complaint| complaint.code.as_str()).filter(|code| !code.is_empty()))
     .bind(complaint.map(|complaint| complaint.message.as_str()))
-    .bind(said_already.then_some(SAID_ALREADY))
     .bind(step.job_ms)
     .bind(&step.read_error)
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
+    if change.state == BatchState::Done {
+        sqlx::query("INSERT INTO lingering_batches (batch_id) VALUES (?) ON CONFLICT DO NOTHING")
+            .bind(batch.id.0)
+            .execute(tx)
+            .await?;
+    }
     Ok(())
 }
 

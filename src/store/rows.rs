@@ -43,6 +43,15 @@ pub(super) fn actions(holds: fn(PowerAction) -> bool) -> String {
     serde_json::to_string(&words).unwrap_or_default()
 }
 
+/// Many rows that a statement has put into one JSON array; empty: none. Of texts only the bytes are
+/// certain.
+pub(super) fn json<T: serde::de::DeserializeOwned>(bytes: Vec<u8>) -> Result<Vec<T>, StoreError> {
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_str(&lossy(bytes)).map_err(|error| StoreError::Unreadable(error.to_string()))
+}
+
 /// A text of which only the bytes are certain.
 pub(super) fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)

@@ -37,6 +37,11 @@ pub struct Labelled {
     pub newest: Vec<i64>,
 }
 
+/// What is unfinished, by the indexes of the line and of what is parked.
+const UNFINISHED: &str =
+    "SELECT id FROM power_requests WHERE in_line = 1 AND finished_at IS NULL
+     UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL";
+
 impl Desk {
     /// Requests that match, newest first.
     pub async fn list(&mut self, filter: &Filter) -> Result<Vec<RequestRecord>, StoreError> {
@@ -51,13 +56,16 @@ impl Desk {
             query.push(" AND label = ").push_bind(label.clone());
         }
         if let Some(server) = &filter.server {
-            // Each half has an index of its own.
-            query.push(" AND id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL AND server_id = ");
-            query.push_bind(server.clone());
-            query.push(
-                " UNION ALL SELECT id FROM power_requests WHERE gate IS NOT NULL AND server_id = ",
-            );
-            query.push_bind(server.clone()).push(")");
+            // Each third has an index of its own.
+            let thirds = [
+                " AND id IN (SELECT id FROM power_requests WHERE in_line = 1 AND server_id = ",
+                " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND server_id = ",
+                " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NULL AND server_id = ",
+            ];
+            for third in thirds {
+                query.push(third).push_bind(server.clone());
+            }
+            query.push(")");
         }
         query
             .push(" ORDER BY id DESC LIMIT ")
@@ -145,9 +153,7 @@ impl Desk {
         match since {
             Some(since) => query.push("(gate IS NOT NULL OR created_at >= ").push_bind(since.to_owned()).push(")"),
             // Found by the index of what is unfinished, however much has ended.
-            None => query.push(
-                "id IN (SELECT id FROM power_requests INDEXED BY power_requests_overview WHERE gate IS NOT NULL)",
-            ),
+            None => query.push("id IN (").push(UNFINISHED).push(")"),
         };
         query.push(" ORDER BY id");
         Ok(query
@@ -268,15 +274,13 @@ pub(super) async fn require_ids(
 /// Unfinished requests are found by the index of those, however many finished ones there are.
 fn push_states(query: &mut QueryBuilder<Sqlite>, states: &[RequestState]) {
     let open = states.iter().all(|state| !state.is_terminal());
-    query.push(match open {
-        true => {
-            " AND id IN (SELECT id FROM power_requests INDEXED BY power_requests_overview WHERE gate IS NOT NULL AND state IN ("
-        }
-        false => " AND state IN (",
-    });
+    if open {
+        query.push(" AND id IN (").push(UNFINISHED).push(")");
+    }
+    query.push(" AND state IN (");
     let mut list = query.separated(", ");
     for state in states {
         list.push_bind(state.as_str());
     }
-    query.push(if open { "))" } else { ")" });
+    query.push(")");
 }

@@ -290,10 +290,14 @@ async fn as_keyed_before(
         serde_json::to_string(&keyed).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let found: Vec<(i64, String)> = sqlx::query_as(
         "SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
-             ON r.server_id = j.value ->> 1 AND r.finished_at IS NOT NULL AND r.request_key = (j.value ->> 3) || r.server_id
+             ON r.in_line IS NULL AND r.gate IS NULL AND r.server_id = j.value ->> 1
+             AND r.request_key = (j.value ->> 3) || r.server_id
          UNION ALL
          SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
-             ON r.server_id = j.value ->> 1 AND r.target = j.value ->> 2 AND r.gate IS NOT NULL
+             ON r.in_line = 1 AND r.server_id = j.value ->> 1 AND r.request_key = (j.value ->> 3) || r.server_id
+         UNION ALL
+         SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
+             ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = j.value ->> 2 AND r.server_id = j.value ->> 1
              AND r.request_key = (j.value ->> 3) || r.server_id",
     )
     .bind(keyed)
@@ -316,10 +320,13 @@ async fn retry_candidates(
 ) -> Result<Vec<RetryCandidate>, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new(
         "SELECT r.id, r.server_id, r.action, r.state,
-                coalesce((SELECT max(l.id) FROM power_requests l WHERE l.gate IS NOT NULL
-                          AND l.target = r.target AND l.server_id = r.server_id AND l.id > r.id),
-                         (SELECT max(l.id) FROM power_requests l WHERE l.finished_at IS NOT NULL
-                          AND l.target = r.target AND l.server_id = r.server_id AND l.id > r.id)) AS later_id
+                nullif(max(
+                    ifnull((SELECT max(l.id) FROM power_requests l WHERE l.in_line = 1
+                            AND l.server_id = r.server_id AND l.target = r.target AND l.id > r.id), 0),
+                    ifnull((SELECT max(l.id) FROM power_requests l WHERE l.in_line IS NULL AND l.gate IS NOT NULL
+                            AND l.target = r.target AND l.server_id = r.server_id AND l.id > r.id), 0),
+                    ifnull((SELECT max(l.id) FROM power_requests l WHERE l.in_line IS NULL AND l.gate IS NULL
+                            AND l.server_id = r.server_id AND l.target = r.target AND l.id > r.id), 0)), 0) AS later_id
          FROM power_requests r WHERE 1",
     );
     if filter.ids.is_empty() {

@@ -1,0 +1,298 @@
+//! Who stands where: the only author of gates in Rust. A row arrives ready, in its lane and in the
+//! line of its server; here the claim parks what cannot go, and what ends a reason lets out, set by
+//! set.
+//!
+//! Of one server, the first unfinished row of its line goes first. Those behind it are parked by
+//! the claim that meets them, each once, and come forward one at a time.
+
+use std::collections::BTreeMap;
+
+use sqlx::sqlite::SqliteConnection;
+
+use super::rows::{self, list};
+use super::{StoreError, text};
+use crate::model::{ServerId, TargetName, UtcMillis};
+
+/// Servers of one target, for the next of each to come forward.
+pub(super) type Freed = BTreeMap<TargetName, Vec<ServerId>>;
+
+/// True if any request of this target is parked. Where none is, nobody has to be let out, and no
+/// index of parked rows has to be searched a thousand times.
+pub(super) async fn is_anything_parked(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND target = ?)",
+    )
+    .bind(&target.0)
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Parks these requests, which are ready: earlier ones of their servers go first.
+pub(super) async fn park_behind(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE power_requests SET gate = 'behind', in_line = NULL
+         WHERE id IN (SELECT value FROM json_each(?1)) AND gate = 'ready'",
+    )
+    .bind(list(ids))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Requests of these servers have ended, or gone back to the queue, or left the line: of each, the
+/// first that waits behind comes forward, unless an earlier one stands in the line, or one runs.
+pub(super) async fn bring_forward(
+    tx: &mut SqliteConnection,
+    target: &TargetName,
+    servers: &[ServerId],
+) -> Result<(), StoreError> {
+    if servers.is_empty() || !is_anything_parked(tx, target).await? {
+        return Ok(());
+    }
+    let names: Vec<&str> = servers.iter().map(|server| server.0.as_str()).collect();
+    let forward: Vec<i64> = sqlx::query_scalar(
+        "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END, in_line = 1
+         WHERE id IN (
+             SELECT b.id FROM json_each(?2) j CROSS JOIN power_requests b ON b.id = (
+                 SELECT min(m.id) FROM power_requests m
+                 WHERE m.in_line IS NULL AND m.gate = 'behind' AND m.target = ?1 AND m.server_id = j.value)
+             WHERE (SELECT f.id < b.id OR f.state = 'running' FROM power_requests f
+                    WHERE f.in_line = 1 AND f.server_id = b.server_id AND f.target = b.target AND f.finished_at IS NULL
+                    ORDER BY f.id LIMIT 1) IS NOT 1)
+         RETURNING id",
+    )
+    .bind(&target.0)
+    .bind(serde_json::to_string(&names).unwrap_or_default())
+    .fetch_all(&mut *tx)
+    .await?;
+    leave_before(tx, &forward).await
+}
+
+/// What has ended before these of their servers leaves the line at once: a long row of requests for
+/// one server must not be passed over again for every further one.
+async fn leave_before(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE power_requests SET in_line = NULL WHERE finished_at IS NOT NULL AND id IN (
+             SELECT e.id FROM json_each(?1) j CROSS JOIN power_requests b ON b.id = j.value
+             CROSS JOIN power_requests e ON e.in_line = 1 AND e.server_id = b.server_id AND e.target = b.target AND e.id < b.id)",
+    )
+    .bind(list(ids))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// These requests have ended: whoever waits for one of them hears of it in the next round.
+pub(super) async fn note_awaited(tx: &mut SqliteConnection, ids: &str) -> Result<(), StoreError> {
+    let anybody_waits: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL AND after_id IS NOT NULL)",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    if !anybody_waits {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO round_notes (request_id, target, server_id)
+         SELECT e.id, e.target, e.server_id FROM json_each(?1) j CROSS JOIN power_requests e ON e.id = j.value
+         WHERE EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = j.value AND w.gate = 'after')
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(ids)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// The waits of these are over: they are in their lanes again.
+pub(super) async fn end_retry_waits(
+    tx: &mut SqliteConnection,
+    now: UtcMillis,
+    chunk: i64,
+) -> Result<u64, StoreError> {
+    let ready = sqlx::query(
+        "UPDATE power_requests SET gate = 'ready', retry_at = NULL
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1 ORDER BY retry_at LIMIT 0 + ?2)",
+    )
+    .bind(text(now))
+    .bind(chunk)
+    .execute(tx)
+    .await?;
+    Ok(ready.rows_affected())
+}
+
+/// Requests whose time has come take their place among those of their server: the lowest id goes
+/// first.
+pub(super) async fn let_out(
+    tx: &mut SqliteConnection,
+    now: UtcMillis,
+    chunk: i64,
+) -> Result<u64, StoreError> {
+    let due: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
+        "SELECT id, CAST(target AS BLOB), server_id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1
+         ORDER BY eligible_at LIMIT 0 + ?2",
+    )
+    .bind(text(now))
+    .bind(chunk)
+    .fetch_all(&mut *tx)
+    .await?;
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let mut firsts: BTreeMap<(Vec<u8>, String), i64> = BTreeMap::new();
+    for (id, target, server) in &due {
+        let first = firsts
+            .entry((target.clone(), server.to_ascii_lowercase()))
+            .or_insert(*id);
+        *first = (*first).min(*id);
+    }
+    let firsts: Vec<i64> = firsts.into_values().collect();
+    let all: Vec<i64> = due.iter().map(|(id, _, _)| *id).collect();
+    // First all of them stand behind, then the first of each server comes forward if nobody is
+    // before it.
+    sqlx::query("UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each(?1)) AND gate = 'later'")
+        .bind(list(&all))
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(
+        "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END, in_line = 1
+         WHERE id IN (
+             SELECT b.id FROM json_each(?1) j CROSS JOIN power_requests b ON b.id = j.value
+             WHERE (SELECT f.id < b.id OR f.state = 'running' FROM power_requests f
+                    WHERE f.in_line = 1 AND f.server_id = b.server_id AND f.target = b.target AND f.finished_at IS NULL
+                    ORDER BY f.id LIMIT 1) IS NOT 1
+               AND NOT EXISTS (SELECT 1 FROM power_requests m WHERE m.in_line IS NULL AND m.gate = 'behind'
+                               AND m.target = b.target AND m.server_id = b.server_id AND m.id < b.id))",
+    )
+    .bind(list(&firsts))
+    .execute(tx)
+    .await?;
+    Ok(due.len() as u64)
+}
+
+/// Follows one chunk of what has ended, or left the line, while others waited for that. Returns the
+/// requests that are cancelled because what they waited for did not succeed: target and action of
+/// each.
+pub(super) async fn follow_notes(
+    tx: &mut SqliteConnection,
+    (code, now): (&str, UtcMillis),
+    chunk: i64,
+) -> Result<Vec<(Vec<u8>, String)>, StoreError> {
+    let noted: Vec<(i64, Option<Vec<u8>>, Option<Vec<u8>>)> = sqlx::query_as(
+        "SELECT request_id, CAST(target AS BLOB), CAST(server_id AS BLOB) FROM round_notes LIMIT 0 + ?1",
+    )
+    .bind(chunk)
+    .fetch_all(&mut *tx)
+    .await?;
+    if noted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids = list(noted.iter().map(|(id, _, _)| id));
+    sqlx::query(
+        "UPDATE power_requests SET gate = 'later', eligible_at = max(a.finished_at, ifnull(power_requests.not_before, ''))
+         FROM power_requests a
+         WHERE a.id = power_requests.after_id AND a.state = 'succeeded' AND power_requests.id IN (
+             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r ON r.after_id = j.value AND r.gate = 'after' LIMIT 0 + ?2)",
+    )
+    .bind(&ids)
+    .bind(chunk)
+    .execute(&mut *tx)
+    .await?;
+    let cancelled: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
+        "UPDATE power_requests SET state = 'cancelled', evidence = 'none', error_code = ?3,
+             error_message = 'request ' || after_id || ', which it waited for, ended as '
+                 || (SELECT a.state FROM power_requests a WHERE a.id = power_requests.after_id),
+             finished_at = ?4, gate = NULL, in_line = NULL, retry_at = NULL
+         WHERE id IN (
+             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests a ON a.id = j.value
+             CROSS JOIN power_requests r ON r.after_id = a.id AND r.gate = 'after'
+             WHERE a.finished_at IS NOT NULL AND a.state <> 'succeeded' LIMIT 0 + ?2)
+         RETURNING id, CAST(target AS BLOB), action",
+    )
+    .bind(&ids)
+    .bind(chunk)
+    .bind(code)
+    .bind(text(now))
+    .fetch_all(&mut *tx)
+    .await?;
+    note_awaited(tx, &list(cancelled.iter().map(|(id, _, _)| id))).await?;
+    for (target, servers) in freed(noted.into_iter().map(|(_, target, server)| (target, server))) {
+        bring_forward(tx, &target, &servers).await?;
+    }
+    sqlx::query(
+        "DELETE FROM round_notes WHERE request_id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (
+             SELECT 1 FROM power_requests r CROSS JOIN power_requests a ON a.id = r.after_id
+             WHERE r.after_id = round_notes.request_id AND r.gate = 'after' AND a.finished_at IS NOT NULL)",
+    )
+    .bind(&ids)
+    .execute(tx)
+    .await?;
+    Ok(cancelled
+        .into_iter()
+        .map(|(_, target, action)| (target, action))
+        .collect())
+}
+
+/// Targets and servers as they are in rows, sorted by target.
+pub(super) fn freed(
+    rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>,
+) -> Freed {
+    let mut freed = Freed::new();
+    for (target, server) in rows {
+        if let (Some(target), Some(server)) = (target, server) {
+            freed
+                .entry(TargetName(rows::lossy(target)))
+                .or_default()
+                .push(ServerId(rows::lossy(server)));
+        }
+    }
+    freed
+}
+
+/// Requests of batches that are done leave the line: of about `rows_max` in one transaction.
+/// Returns how many batches have left.
+pub(super) async fn leave_line(
+    tx: &mut SqliteConnection,
+    rows_max: i64,
+) -> Result<u64, StoreError> {
+    let lingering: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT l.batch_id, ifnull(b.server_count, 1) FROM lingering_batches l LEFT JOIN batches b ON b.id = l.batch_id
+         ORDER BY l.batch_id LIMIT 0 + ?",
+    )
+    .bind(rows_max)
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut rows = 0;
+    let mut leaving = Vec::new();
+    for (batch, server_count) in lingering {
+        if rows >= rows_max {
+            break;
+        }
+        rows += server_count.max(1);
+        leaving.push(batch);
+    }
+    let batches = list(&leaving);
+    sqlx::query(
+        "UPDATE power_requests SET in_line = NULL WHERE finished_at IS NOT NULL AND in_line = 1
+         AND batch_id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(&batches)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "DELETE FROM lingering_batches WHERE batch_id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(&batches)
+    .execute(tx)
+    .await?;
+    Ok(leaving.len() as u64)
+}
