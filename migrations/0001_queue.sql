@@ -108,10 +108,11 @@ CREATE INDEX power_requests_ready ON power_requests (target, action, travel_grou
 -- Each request that has not ended is in exactly one of the next two; ended ones move from the first to the third some time
 -- after, many at once.
 CREATE INDEX power_requests_line ON power_requests (server_id, target) WHERE in_line = 1;
-CREATE INDEX power_requests_parked ON power_requests (target, server_id, gate, id, action) WHERE in_line IS NULL AND gate IS NOT NULL;
+CREATE INDEX power_requests_parked ON power_requests (target, server_id, gate, id) WHERE in_line IS NULL AND gate IS NOT NULL;
 CREATE INDEX power_requests_past ON power_requests (server_id, target, finished_at) WHERE in_line IS NULL AND gate IS NULL;
+CREATE INDEX power_requests_parked_count ON power_requests (target, action, id) WHERE in_line IS NULL AND gate IS NOT NULL;
 CREATE INDEX power_requests_later ON power_requests (eligible_at) WHERE gate = 'later';
-CREATE INDEX power_requests_retry ON power_requests (retry_at, target, action) WHERE gate = 'retry';
+CREATE INDEX power_requests_retry ON power_requests (retry_at) WHERE gate = 'retry';
 CREATE INDEX power_requests_expiry ON power_requests (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX power_requests_ttl ON power_requests (ifnull(eligible_at, created_at))
     WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL;
@@ -720,6 +721,7 @@ END;
 CREATE TRIGGER power_requests_not_before AFTER UPDATE OF not_before ON power_requests
 WHEN NEW.state = 'queued' AND OLD.state = 'queued' AND NEW.not_before IS NOT OLD.not_before
      AND (NEW.not_before IS NULL OR NEW.not_before GLOB '????-??-??T??:??:??.???Z')
+     AND (SELECT writing FROM queue_mark WHERE id = 1) IS NOT 'insert'
 BEGIN
     INSERT INTO round_notes (request_id, target, server_id) SELECT NEW.id, NEW.target, NEW.server_id
     WHERE NOT EXISTS (SELECT 1 FROM round_notes WHERE request_id = NEW.id)
@@ -842,12 +844,13 @@ FROM (SELECT target, action, 'queued' AS state, count(*) AS count, min(id) AS ol
       FROM power_requests INDEXED BY power_requests_ready WHERE gate = 'ready' GROUP BY target, action
       UNION ALL
       SELECT target, action, 'queued', count(*), min(id)
-      FROM power_requests INDEXED BY power_requests_parked WHERE in_line IS NULL AND gate IS NOT NULL GROUP BY target, action
+      FROM power_requests INDEXED BY power_requests_parked_count WHERE in_line IS NULL AND gate IS NOT NULL GROUP BY target, action
       UNION ALL
-      SELECT target, action, 'queued', count(*), min(id)
-      FROM power_requests INDEXED BY power_requests_retry WHERE gate = 'retry' GROUP BY target, action
+      SELECT target, action, 'queued', 1, id FROM power_requests INDEXED BY power_requests_retry WHERE gate = 'retry'
       UNION ALL
-      SELECT r.target, r.action, 'running', count(*), min(r.id)
-      FROM batches b CROSS JOIN power_requests r ON r.batch_id = b.id AND r.state = 'running'
-      WHERE b.state <> 'done' GROUP BY r.target, r.action)
+      SELECT b.target, b.action, 'running',
+             (SELECT count(*) FROM power_requests r WHERE r.state = 'running' AND r.batch_id = b.id),
+             (SELECT r.id FROM power_requests r WHERE r.state = 'running' AND r.batch_id = b.id ORDER BY r.id LIMIT 1)
+      FROM batches b WHERE b.state <> 'done')
+WHERE count > 0
 GROUP BY target, action, state) c;

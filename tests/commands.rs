@@ -143,9 +143,7 @@ impl Queue {
              SELECT target, 'bms', 'https://example.test', 'p', action, 'submitting', 1, '{TIME}', '{TIME}'
              FROM power_requests WHERE id = {id};
              UPDATE power_requests SET state = 'running', gate = 'flight', submitted_at = '{TIME}', attempts = attempts + 1,
-                 batch_id = (SELECT max(id) FROM batches) WHERE id = {id};
-             INSERT INTO request_attempts (request_id, batch_id, started_at)
-             SELECT id, batch_id, '{TIME}' FROM power_requests WHERE id = {id};"
+                 batch_id = (SELECT max(id) FROM batches) WHERE id = {id};"
         ))
         .await;
     }

@@ -47,7 +47,7 @@ async fn an_old_producer_inserts_every_kind_of_row_and_the_daemon_carries_them_o
             "3|default|0|later",
             "4|default|0|after",
             "5|default|0|ready",
-            "6|default|0|behind"
+            "6|default|0|ready"
         ]
     );
     assert_eq!(ids(&queue.go(wall()).await), [1, 2, 5]);

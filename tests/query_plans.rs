@@ -7,7 +7,8 @@ mod queue;
 
 use queue::Queue;
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
+    include_str!("../src/store/gate.rs"),
     include_str!("../src/store/intake.rs"),
     include_str!("../src/store/claim.rs"),
     include_str!("../src/store/record.rs"),
@@ -56,7 +57,8 @@ fn is_small(step: &str) -> bool {
         "SCAN queue_mark",
         "SCAN sqlite_sequence",
         "SCAN pragma_data_version",
-        "SCAN awaited_ends",
+        "SCAN round_notes",
+        "SCAN l",
         "SCAN head",
         "SCAN used",
         "SCAN e",
@@ -74,12 +76,9 @@ fn is_small(step: &str) -> bool {
 fn is_head_of_an_index(step: &str) -> bool {
     [
         "SCAN power_requests USING COVERING INDEX power_requests_ready",
-        "SCAN power_requests USING COVERING INDEX power_requests_doomed",
         "SCAN batches USING INDEX batches_open",
         "SCAN batches USING INDEX batches_due",
-        "SCAN power_requests USING INDEX power_requests_in_flight",
-        "SCAN power_requests USING INDEX power_requests_overview",
-        "SCAN power_requests USING COVERING INDEX power_requests_server",
+        "SCAN power_requests USING COVERING INDEX power_requests_running",
     ]
     .contains(&step)
 }
@@ -129,9 +128,11 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
     let mut queue = Queue::new().await;
     for (part, steps) in [
         (
-            "WHERE id IN (SELECT id FROM power_requests WHERE gate = 'ready'",
+            "ORDER BY priority DESC, id LIMIT 0 + ?4) r",
             &[
-                "SEARCH power_requests USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
+                "SEARCH power_requests USING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
+                "SEARCH o USING INDEX power_requests_line (server_id=? AND target=? AND rowid<?)",
+                "SEARCH p USING INDEX power_requests_parked (target=? AND server_id=? AND gate=? AND id<?)",
             ][..],
         ),
         (
@@ -150,7 +151,10 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         ),
         (
             "min(n.target) FROM power_requests",
-            &["SEARCH n USING COVERING INDEX power_requests_server (target>?)"],
+            &[
+                "SEARCH n USING COVERING INDEX power_requests_ready (target>?)",
+                "SEARCH n USING INDEX power_requests_parked (target>?)",
+            ],
         ),
         (
             "min(n.target) FROM batches",
@@ -163,16 +167,16 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             "SET state = 'expired'",
             &[
                 "SEARCH power_requests USING COVERING INDEX power_requests_expiry (expires_at>? AND expires_at<?)",
-                "SEARCH power_requests USING INDEX power_requests_ttl (eligible_at<?)",
+                "SEARCH power_requests USING INDEX power_requests_ttl (<expr><?)",
             ],
         ),
         (
-            "SET gate = CASE a.state",
+            "a.state = 'succeeded' AND power_requests.id IN",
             &["SEARCH r USING COVERING INDEX power_requests_after (after_id=? AND gate=?)"],
         ),
         (
-            "'poweryard.dependency'",
-            &["SCAN power_requests USING COVERING INDEX power_requests_doomed"],
+            "SET state = 'cancelled'",
+            &["SEARCH r USING COVERING INDEX power_requests_after (after_id=? AND gate=?)"],
         ),
         (
             "gate = 'retry' AND retry_at <= ?1 ORDER",
@@ -183,15 +187,17 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH power_requests USING INDEX power_requests_later (eligible_at<?)"],
         ),
         (
-            "o.gate IN ('ready', 'retry')",
+            "m.id < b.id",
             &[
-                "SEARCH o USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id>?)",
+                "SEARCH f USING INDEX power_requests_line (server_id=? AND target=?)",
+                "SEARCH m USING INDEX power_requests_parked (target=? AND server_id=? AND gate=? AND id<?)",
             ],
         ),
         (
-            "min(b.id)",
+            "SELECT min(m.id)",
             &[
-                "SEARCH b USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)",
+                "SEARCH m USING INDEX power_requests_parked (target=? AND server_id=? AND gate=?)",
+                "SEARCH f USING INDEX power_requests_line (server_id=? AND target=?)",
             ],
         ),
         (
@@ -207,19 +213,20 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH batches USING INDEX batches_pace (target=?)"],
         ),
         (
-            "a.seen IS NOT NULL AS seen_moving",
+            "r.seen_since IS NOT NULL",
             &[
-                "SEARCH a USING PRIMARY KEY (batch_id=?)",
-                "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH r USING INDEX power_requests_running (batch_id=?)",
+                "SEARCH e USING INDEX power_requests_past (server_id=? AND target=? AND finished_at>?)",
+                "SEARCH e USING INDEX power_requests_line (server_id=? AND target=? AND rowid<?)",
             ],
         ),
         (
-            "SET result = ?3",
-            &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"],
+            "SET in_line = NULL WHERE finished_at IS NOT NULL AND in_line = 1",
+            &["SEARCH power_requests USING INDEX power_requests_batch (batch_id=?)"],
         ),
         (
-            "SET seen = 'moving'",
-            &["SEARCH request_attempts USING PRIMARY KEY (batch_id=? AND request_id=?)"],
+            "SET seen_since = ?3",
+            &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
             "attempts = max(0, attempts + ?2)",
@@ -257,8 +264,9 @@ async fn the_views_find_their_rows_by_an_index() {
             "SELECT reason FROM power_waiting WHERE id = 17",
             &[
                 "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)",
-                "SEARCH p USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=? AND id<?)",
-                "SEARCH p USING COVERING INDEX power_requests_server (target=? AND server_id=? AND gate=?)",
+                "SEARCH p USING INDEX power_requests_line (server_id=? AND target=? AND rowid<?)",
+                "SEARCH p USING INDEX power_requests_parked (target=? AND server_id=? AND gate=? AND id<?)",
+                "SEARCH p USING INDEX power_requests_line (server_id=? AND target=?)",
             ][..],
         ),
         (
@@ -267,20 +275,27 @@ async fn the_views_find_their_rows_by_an_index() {
         ),
         (
             "SELECT * FROM queue_overview",
-            &["SCAN power_requests USING INDEX power_requests_overview"],
+            &[
+                "SCAN power_requests USING COVERING INDEX power_requests_ready",
+                "SCAN power_requests USING INDEX power_requests_parked_count",
+                "SEARCH r USING COVERING INDEX power_requests_running (batch_id=?)",
+            ],
         ),
         (
             "SELECT * FROM server_outcomes WHERE server_id = 'a'",
             &[
-                "SEARCH r USING INDEX power_requests_outcome (server_id=?)",
-                "SEARCH n USING COVERING INDEX power_requests_outcome (server_id=? AND target=? AND finished_at>?)",
+                "SEARCH r USING INDEX power_requests_past (server_id=?)",
+                "SEARCH r USING INDEX power_requests_line (server_id=?)",
+                "SEARCH n USING INDEX power_requests_past (server_id=? AND target=? AND finished_at>?)",
+                "SEARCH n USING INDEX power_requests_line (server_id=? AND target=?)",
             ],
         ),
         (
             "SELECT * FROM server_outcomes WHERE target = 'default' AND server_id = 'a'",
             &[
-                "SEARCH r USING INDEX power_requests_outcome (server_id=? AND target=? AND finished_at>?)",
-                "SEARCH n USING COVERING INDEX power_requests_outcome (server_id=? AND target=? AND finished_at>?)",
+                "SEARCH r USING INDEX power_requests_past (server_id=? AND target=?)",
+                "SEARCH r USING INDEX power_requests_line (server_id=? AND target=?)",
+                "SEARCH n USING INDEX power_requests_past (server_id=? AND target=? AND finished_at>?)",
             ],
         ),
     ] {
@@ -291,8 +306,10 @@ async fn the_views_find_their_rows_by_an_index() {
                 "{sql}\n{step}\n{plan:#?}"
             );
         }
+        // The sums of the four ways to wait are sorted, not what they count.
+        let sorts = plan.iter().filter(|step| step.contains("TEMP B-TREE FOR GROUP BY"));
         assert!(
-            !plan.iter().any(|step| step.contains("TEMP B-TREE FOR GROUP BY") || step.contains("AUTOMATIC")),
+            sorts.count() <= usize::from(sql.contains("queue_overview")) && !plan.iter().any(|step| step.contains("AUTOMATIC")),
             "{plan:#?}"
         );
     }

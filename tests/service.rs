@@ -543,7 +543,7 @@ async fn what_strangers_write_never_stops_a_pass() {
         "UPDATE power_requests SET eligible_at = '2026-00-00T00:00:00.000Z' WHERE server_id = 'parked'",
         "UPDATE batches SET job_ms = 'long', next_look_at = NULL WHERE state = 'done'",
         "DELETE FROM targets",
-        "DELETE FROM awaited_ends",
+        "DELETE FROM round_notes",
         "UPDATE targets SET throttles = -1",
         "UPDATE sqlite_sequence SET seq = 'x'",
         "DELETE FROM sqlite_sequence",
@@ -619,13 +619,13 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
     // What is on its way is request n for server n, in batch n.
     let spoilt = [
         "UPDATE batches SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'c328' AS TEXT)",
-        "UPDATE batches SET read_error = CAST(x'ff' AS TEXT), error_class = CAST(x'80' AS TEXT)",
+        "UPDATE batches SET read_error = CAST(x'ff' AS TEXT)",
         "UPDATE batches SET next_look_at = '2026-19-39T29:59:59.999Z'",
         "UPDATE batches SET submitted_at = '2026-19-39T29:59:59.999Z'",
         "UPDATE batches SET looks = -1, doubts = -1, server_count = 9000000000000000000",
         "UPDATE batches SET looks = 4294967295",
-        "UPDATE request_attempts SET baseline = CAST(x'ff' AS TEXT), seen = 'moving', seen_since = '2026-19-39T29:59:59.999Z'",
-        "UPDATE request_attempts SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'ff' AS TEXT)",
+        "UPDATE power_requests SET baseline = CAST(x'ff' AS TEXT), seen_since = '2026-19-39T29:59:59.999Z'",
+        "UPDATE power_requests SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'ff' AS TEXT)",
         &format!(
             "{foreign}) VALUES ('default', 'bms', CAST(x'ff' AS TEXT), CAST(x'ff' AS TEXT), 'stop', 'tracking', 1, '2026-19-39T29:59:59.999Z', {time})"
         ),
@@ -635,7 +635,8 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
         &format!(
             "{foreign}, look_cause, look_until) VALUES ('nobody', 'bms', '', '', 'stop', 'looking', 7, {time}, {time}, 'gap', {time})"
         ),
-        "INSERT INTO request_attempts (request_id, batch_id, started_at) VALUES (1, 99, '2026-01-01T00:00:00.000Z')",
+        "INSERT INTO earlier_attempts (request_id, batch_id, result, started_at, finished_at)
+             VALUES (1, 99, 'busy', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
     ];
     for (number, sql) in (1..).zip(spoilt) {
         let id = insert(&mut producer, &yard.server(number), "reboot").await;
@@ -645,7 +646,7 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
         wait_for(&mut producer, &state, "tracking").await;
         let only_open = match sql.starts_with("UPDATE batches") {
             true => " WHERE state <> 'done'",
-            false if sql.starts_with("UPDATE") => " WHERE result IS NULL",
+            false if sql.starts_with("UPDATE") => " WHERE state = 'running'",
             false => "",
         };
         // What the schema refuses is as good.

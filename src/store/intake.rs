@@ -82,7 +82,7 @@ impl Store {
         let stranded: Vec<EndedRow> = sqlx::query_as(
             "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = ?2,
                  error_message = 'its batch was removed from the queue by hand, so nobody can ask what became of it',
-                 finished_at = ?1, gate = NULL
+                 finished_at = ?1, gate = NULL, in_line = NULL
              WHERE state = 'running' AND NOT EXISTS (
                  SELECT 1 FROM batches b WHERE b.id = power_requests.batch_id AND b.state <> 'done')
              RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",

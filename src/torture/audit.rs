@@ -8,13 +8,18 @@ use sqlx::SqliteConnection;
 use super::Broken;
 use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState};
 
-const INSTALL: [&str; 8] = [
+const INSTALL: [&str; 7] = [
     "CREATE TABLE audit (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id INTEGER, batch INTEGER, was TEXT, becomes TEXT,
          evidence TEXT, code TEXT, attempts INTEGER)",
     "CREATE TRIGGER audit_request AFTER UPDATE ON power_requests
-     WHEN OLD.state IS NOT NEW.state OR (OLD.finished_at IS NOT NULL AND OLD.state <> 'cancelled') BEGIN
+     WHEN OLD.state IS NOT NEW.state
+          OR (OLD.finished_at IS NOT NULL AND OLD.state <> 'cancelled' AND NEW.in_line IS OLD.in_line) BEGIN
+         INSERT INTO audit (kind, id, batch, becomes)
+         SELECT 'result', a.request_id, a.batch_id, a.result FROM request_attempts a
+         WHERE a.request_id = NEW.id AND a.batch_id = NEW.batch_id AND OLD.state = 'running' AND NEW.state <> 'queued';
          INSERT INTO audit (kind, id, batch, was, becomes, evidence, code, attempts)
          VALUES ('request', NEW.id, NEW.batch_id, OLD.state, NEW.state, NEW.evidence, NEW.error_code, NEW.attempts);
+         INSERT INTO audit (kind, id, batch) SELECT 'member', NEW.id, NEW.batch_id WHERE NEW.state = 'running';
      END",
     "CREATE TRIGGER audit_deleted AFTER DELETE ON power_requests BEGIN
          INSERT INTO audit (kind, id, was) VALUES ('deleted', OLD.id, OLD.state);
@@ -28,11 +33,8 @@ const INSTALL: [&str; 8] = [
     "CREATE TRIGGER audit_batch_gone AFTER DELETE ON batches BEGIN
          INSERT INTO audit (kind, batch, was) VALUES ('gone', OLD.id, OLD.state);
      END",
-    "CREATE TRIGGER audit_member AFTER INSERT ON request_attempts BEGIN
-         INSERT INTO audit (kind, id, batch) VALUES ('member', NEW.request_id, NEW.batch_id);
-     END",
-    "CREATE TRIGGER audit_result AFTER UPDATE ON request_attempts WHEN OLD.result IS NOT NEW.result BEGIN
-         INSERT INTO audit (kind, id, batch, was, becomes) VALUES ('result', NEW.request_id, NEW.batch_id, OLD.result, NEW.result);
+    "CREATE TRIGGER audit_result AFTER INSERT ON earlier_attempts BEGIN
+         INSERT INTO audit (kind, id, batch, becomes) VALUES ('result', NEW.request_id, NEW.batch_id, NEW.result);
      END",
 ];
 

@@ -268,7 +268,8 @@ async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Re
     sqlx::query("UPDATE queue_mark SET writing = token")
         .execute(&mut *desk)
         .await?;
-    sqlx::query("UPDATE power_requests SET eligible_at = ?1 WHERE id = ?2 AND eligible_at < ?1")
+    sqlx::query("UPDATE power_requests SET eligible_at = ?1
+                 WHERE id = ?2 AND gate <> 'after' AND ifnull(eligible_at, created_at) < ?1")
         .bind(at.to_string())
         .bind(id)
         .execute(&mut *desk)
@@ -390,12 +391,12 @@ const FORBIDDEN: [&str; 12] = [
     "UPDATE batches SET job_id = 'another', state = 'tracking' WHERE state <> 'done'",
     "UPDATE batches SET state = 'submitting', job_id = NULL WHERE state <> 'done'",
     "UPDATE batches SET look_until = '2099-01-01T00:00:00.000Z' WHERE state = 'looking'",
-    "UPDATE batches SET error_code = 'BMS.0018', error_class = NULL WHERE state = 'looking'",
-    "UPDATE request_attempts SET baseline = 'reboot failed' WHERE result IS NULL",
-    "UPDATE request_attempts SET seen = 'idle', seen_since = '2026-01-01T00:00:00.000Z' WHERE result IS NULL",
-    "UPDATE request_attempts SET result = NULL, finished_at = NULL",
+    "UPDATE batches SET error_code = 'BMS.0018' WHERE state = 'looking'",
+    "UPDATE power_requests SET baseline = 'reboot failed' WHERE state = 'running'",
+    "UPDATE power_requests SET seen_since = '2026-01-01T00:00:00.000Z' WHERE state = 'running'",
+    "UPDATE earlier_attempts SET result = 'lost'",
     "UPDATE power_requests SET attempts = 0",
-    "DELETE FROM request_attempts WHERE result IS NULL",
+    "DELETE FROM earlier_attempts",
     "DELETE FROM batches WHERE state <> 'done'",
     "INSERT OR REPLACE INTO batches SELECT * FROM batches WHERE state <> 'done'",
 ];

@@ -371,7 +371,7 @@ async fn columns(queue: &mut Queue) -> Vec<String> {
 }
 
 const STORED: &str =
-    "SELECT server_id, action, target, priority, state, attempts, gate, travel_group, eligible_at = created_at,
+    "SELECT server_id, action, target, priority, state, attempts, gate, travel_group, eligible_at IS NULL AND in_line = 1,
                       created_at GLOB '20*Z', batch_id IS NULL AND evidence IS NULL AND finished_at IS NULL
                       FROM power_requests ORDER BY id DESC LIMIT 1";
 
@@ -453,7 +453,7 @@ async fn a_null_target_means_the_default_one_for_order_and_flight_too() {
     let second = queue
         .insert("A", &[("target", "NULL"), ("gate", "NULL")])
         .await;
-    assert_eq!(queue.gate(second).await, "behind");
+    assert_eq!(queue.reason(second).await, "behind request 1");
 }
 
 #[tokio::test]
@@ -505,8 +505,8 @@ async fn a_uuid_without_dashes_is_the_same_server_as_with_them() {
         );
     }
     assert_eq!(
-        (queue.gate(dashed).await, queue.gate(plain).await),
-        ("ready".to_owned(), "behind".to_owned())
+        (queue.reason(dashed).await, queue.reason(plain).await),
+        ("next".to_owned(), format!("behind request {dashed}"))
     );
     let other = queue.insert("616fb98f46ca475e917e2563e5a8cd1x", &[]).await;
     let kept = queue

@@ -1,4 +1,4 @@
-//! The ledgers, `batches` and `request_attempts`, under the hands of whoever may write: what is on
+//! The ledgers, `batches` and `earlier_attempts` (with `request_attempts`, which shows the last ones too), under the hands of whoever may write: what is on
 //! its way stays as the daemon left it, what is over never changes, and what nobody needs any more
 //! can be deleted.
 
@@ -11,7 +11,6 @@ use poweryard::store::{NotedPace, Prune, Store, StoreError, TargetNews};
 use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
 
 const NOT_DONE: &str = "this batch is not done; it cannot be deleted";
-const NOT_OVER: &str = "this attempt is not over; it cannot be deleted";
 const SENT: &str = "only the daemon writes batches, and what was sent never changes";
 const TRIED: &str = "only the daemon writes attempts, and how one ended never changes";
 
@@ -41,10 +40,13 @@ async fn nobody_but_the_daemon_writes_into_the_ledgers() {
             "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at)
              VALUES ('t', 'bms', 'e', 'p', 'stop', 'submitting', 1, '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
             "UPDATE request_attempts SET result = 'refused', finished_at = started_at",
-            "UPDATE request_attempts SET seen = 'idle', seen_since = started_at",
-            "UPDATE request_attempts SET baseline = 'none'",
             "DELETE FROM request_attempts",
             "INSERT INTO request_attempts (request_id, batch_id, started_at) VALUES (1, 9, '2026-01-01T00:00:00.000Z')",
+            "UPDATE power_requests SET seen_since = created_at",
+            "UPDATE power_requests SET baseline = 'none'",
+            "INSERT INTO earlier_attempts (request_id, batch_id, result, started_at, finished_at)
+             VALUES (1, 9, 'busy', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
+            "INSERT INTO lingering_batches VALUES (1)",
         ] {
             queue.refused(sql).await;
             queue.refused(&sql.replacen("UPDATE ", "UPDATE OR REPLACE ", 1)).await;
@@ -61,7 +63,10 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         "INSERT INTO targets VALUES ('t', 'bms', 'e', 'p', 1, 1, 0, NULL, '2026-01-01T00:00:00.000Z', NULL)",
         "INSERT INTO refused_keys VALUES ('k', 's', 't', 1, '2026-01-01T00:00:00.000Z', 'refused', '')",
         "INSERT INTO holds (kind, reason, since) VALUES ('budget', 'spent', '2026-01-01T00:00:00.000Z')",
-        "INSERT INTO awaited_ends VALUES (7)",
+        "INSERT INTO round_notes (request_id) VALUES (7)",
+        "INSERT INTO lingering_batches VALUES (7)",
+        "INSERT INTO earlier_attempts (request_id, batch_id, result, started_at, finished_at)
+         VALUES (1, 9, 'busy', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
     ] {
         queue.by_hand(sql).await;
     }
@@ -83,7 +88,13 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         "INSERT OR REPLACE INTO queue_mark (id, epoch, token) VALUES (1, 0, lower(hex(randomblob(16))))",
         "UPDATE queue_stamp SET stamp = ''",
         "DELETE FROM queue_stamp",
-        "DELETE FROM awaited_ends",
+        "DELETE FROM round_notes",
+        "UPDATE round_notes SET request_id = 8",
+        "DELETE FROM lingering_batches",
+        "UPDATE lingering_batches SET batch_id = 8",
+        "DELETE FROM earlier_attempts",
+        "UPDATE OR REPLACE earlier_attempts SET result = 'lost'",
+        "REPLACE INTO earlier_attempts SELECT * FROM earlier_attempts",
         "DELETE FROM _sqlx_migrations",
         "UPDATE _sqlx_migrations SET version = 999",
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (999, 'x', 1, x'00', 0)",
@@ -98,7 +109,7 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
     assert_eq!(queue.row("SELECT * FROM queue_mark").await, mark);
     assert_eq!(
         queue
-            .row("SELECT count(*) FROM holds, targets, refused_keys, awaited_ends")
+            .row("SELECT count(*) FROM holds, targets, refused_keys, round_notes, lingering_batches, earlier_attempts")
             .await,
         "1"
     );
@@ -122,11 +133,6 @@ async fn what_is_on_its_way_cannot_be_deleted_from_the_ledgers() {
             "accepted: {accepted}"
         );
         assert_eq!(
-            queue.refused("DELETE FROM request_attempts").await,
-            NOT_OVER,
-            "accepted: {accepted}"
-        );
-        assert_eq!(
             queue
                 .refused_by_hand("DELETE FROM batches WHERE rowid = 1")
                 .await,
@@ -140,34 +146,6 @@ async fn what_is_on_its_way_cannot_be_deleted_from_the_ledgers() {
         .expect("readable")
         .expect("open");
     assert_eq!(batch.members.len(), 1);
-}
-
-#[tokio::test]
-async fn the_open_attempt_of_a_batch_of_two_stays_when_the_other_has_ended() {
-    let mut queue = Queue::new().await;
-    let first = queue.insert("a", &[]).await;
-    queue.insert("b", &[]).await;
-    let batch = queue.go(wall()).await.remove(0);
-    queue
-        .by_hand(&format!(
-            "UPDATE request_attempts SET result = 'succeeded', finished_at = started_at WHERE request_id = {first}"
-        ))
-        .await;
-    queue
-        .by_hand(&format!(
-            "DELETE FROM request_attempts WHERE request_id = {first}"
-        ))
-        .await;
-    assert_eq!(
-        queue.refused_by_hand("DELETE FROM request_attempts").await,
-        NOT_OVER
-    );
-    assert_eq!(
-        queue
-            .refused_by_hand(&format!("DELETE FROM batches WHERE id = {}", batch.id))
-            .await,
-        NOT_DONE
-    );
 }
 
 #[tokio::test]
@@ -234,31 +212,25 @@ async fn nothing_changes_in_a_batch_that_is_done_nor_in_an_attempt_that_has_ende
             assert_eq!(queue.refused_by_hand(&sql).await, SENT, "{sql}");
         }
     }
+    queue.insert("b", &[]).await;
+    let batch = queue.go(wall()).await.remove(0);
+    queue.give_back(&batch, None, wall()).await;
     for change in [
         "result = 'failed'",
-        "result = NULL",
-        "result = NULL, finished_at = NULL",
+        "result = 'busy'",
         "request_id = 7",
+        "batch_id = 7",
+        "request_id = 'x'",
     ] {
-        let sql = format!("UPDATE OR REPLACE request_attempts SET {change}");
+        let sql = format!("UPDATE OR REPLACE earlier_attempts SET {change}");
         assert_eq!(queue.refused_by_hand(&sql).await, TRIED, "{sql}");
     }
     assert_eq!(
         queue
-            .row("SELECT b.state, a.result FROM batches b, request_attempts a")
+            .rows("SELECT b.state, a.result FROM batches b JOIN request_attempts a ON a.batch_id = b.id ORDER BY b.id")
             .await,
-        "done|succeeded"
+        ["done|succeeded", "done|busy"]
     );
-}
-
-#[tokio::test]
-async fn an_attempt_keeps_its_request_and_its_batch() {
-    let mut queue = Queue::new().await;
-    on_its_way(&mut queue).await;
-    for change in ["request_id = 7", "batch_id = 7", "request_id = 'x'"] {
-        let sql = format!("UPDATE OR REPLACE request_attempts SET {change}");
-        assert_eq!(queue.refused_by_hand(&sql).await, TRIED, "{sql}");
-    }
 }
 
 #[tokio::test]
@@ -267,7 +239,7 @@ async fn neither_a_batch_nor_an_attempt_can_be_replaced() {
     let open = on_its_way(&mut queue).await;
     for done in [false, true] {
         if done {
-            queue.end(&open, &failed(), wall()).await;
+            queue.give_back(&open, Some(wall() + HOUR), wall()).await;
         }
         for insert in ["INSERT OR REPLACE", "REPLACE", "INSERT", "INSERT OR IGNORE"] {
             let sql = format!("{insert} INTO batches SELECT * FROM batches");
@@ -276,17 +248,19 @@ async fn neither_a_batch_nor_an_attempt_can_be_replaced() {
                 "a batch cannot be replaced",
                 "{sql}"
             );
-            let sql = format!("{insert} INTO request_attempts SELECT * FROM request_attempts");
-            assert_eq!(
-                queue.refused_by_hand(&sql).await,
-                "an attempt cannot be replaced",
-                "{sql}"
-            );
+            if done {
+                let sql = format!("{insert} INTO earlier_attempts SELECT * FROM earlier_attempts");
+                assert_eq!(
+                    queue.refused_by_hand(&sql).await,
+                    "an attempt cannot be replaced",
+                    "{sql}"
+                );
+            }
         }
         let before = queue
             .row("SELECT b.state, ifnull(a.result, '-') FROM batches b, request_attempts a")
             .await;
-        assert_eq!(before, if done { "done|failed" } else { "submitting|-" });
+        assert_eq!(before, if done { "done|busy" } else { "submitting|-" });
     }
 }
 
@@ -320,7 +294,6 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
         "look_cause = 'whim'",
         "error_code = x'00'",
         "error_message = x'00'",
-        "error_class = x'00'",
         "read_error = x'00'",
         "state = 'done', next_look_at = NULL, finished_at = x'00'",
         "state = 'done', next_look_at = NULL, finished_at = 'now'",
@@ -334,27 +307,26 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
             "{change}: {complaint}"
         );
     }
-    for change in [
-        "result = 'rumour', finished_at = started_at",
-        "result = 'succeeded'",
-        "finished_at = '2026-01-01T00:00:00.000Z'",
-        "result = 'succeeded', finished_at = x'00'",
-        "started_at = x'00'",
-        "started_at = NULL",
-        "seen = 'ghosts'",
-        "seen = x'00'",
-        "seen_since = x'00'",
-        "seen_since = 'then'",
-        "baseline = x'00'",
-        "error_code = x'00'",
-        "error_message = x'00'",
+    for values in [
+        "1, 9, 'rumour', time, time, NULL, NULL",
+        "1, 9, NULL, time, time, NULL, NULL",
+        "1, 9, 'busy', time, NULL, NULL, NULL",
+        "1, 9, 'busy', time, x'00', NULL, NULL",
+        "1, 9, 'busy', x'00', time, NULL, NULL",
+        "1, 9, 'busy', NULL, time, NULL, NULL",
+        "1, 9, 'busy', time, time, 'then', NULL",
+        "1, 9, 'busy', time, time, x'00', NULL",
+        "1, 9, 'busy', time, time, NULL, x'00'",
+        "'x', 9, 'busy', time, time, NULL, NULL",
     ] {
-        let complaint = queue
-            .refused_by_hand(&format!("UPDATE request_attempts SET {change}"))
-            .await;
+        let sql = format!(
+            "INSERT INTO earlier_attempts (request_id, batch_id, result, started_at, finished_at, seen_since, baseline) VALUES ({})",
+            values.replace("time", "'2026-01-01T00:00:00.000Z'")
+        );
+        let complaint = queue.refused_by_hand(&sql).await;
         assert!(
             complaint.contains("constraint failed"),
-            "{change}: {complaint}"
+            "{values}: {complaint}"
         );
     }
     let (batch, _) = queue
@@ -395,7 +367,7 @@ async fn a_foreign_row_in_the_ledgers_is_refused_at_its_insert() {
 
 #[tokio::test]
 async fn what_is_over_is_deleted_by_the_daemons_hand_in_any_order() {
-    let tables = ["power_requests", "batches", "request_attempts"];
+    let tables = ["power_requests", "batches", "earlier_attempts"];
     let whole = |table: &str| format!("DELETE FROM {table}");
     for order in [
         [0, 1, 2],
@@ -441,7 +413,6 @@ async fn the_old_is_pruned_beside_what_is_on_its_way() {
     queue.end(&batches[0], &failed(), wall()).await;
     let new = queue.insert("new", &[]).await;
     let batches = queue.go(wall()).await;
-    queue.by_hand("DELETE FROM request_attempts WHERE request_id IN (SELECT id FROM power_requests WHERE finished_at IS NOT NULL)").await;
     queue
         .sql("DELETE FROM power_requests WHERE finished_at IS NOT NULL")
         .await;
@@ -514,10 +485,7 @@ async fn a_row_from_a_clock_years_ahead_does_not_stop_a_prune() {
     let mut queue = Queue::new().await;
     queue.insert("early", &[]).await;
     queue
-        .sql(
-            "DROP TRIGGER power_requests_check_wish;
-             UPDATE power_requests SET created_at = '2037-01-01T00:00:00.000Z'",
-        )
+        .by_hand("UPDATE power_requests SET created_at = '2037-01-01T00:00:00.000Z'")
         .await;
     for number in 0..700 {
         queue.insert(&format!("s{number}"), &[]).await;
@@ -533,12 +501,14 @@ async fn a_row_from_a_clock_years_ahead_does_not_stop_a_prune() {
 async fn a_producer_that_deletes_ended_requests_leaves_nothing_for_ever() {
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
+    queue.give_back(&batch, None, wall()).await;
+    let batch = queue.go(wall()).await.remove(0);
     queue.end(&batch, &failed(), wall()).await;
     queue.sql("DELETE FROM power_requests").await;
     tokio::time::sleep(Duration::from_millis(2)).await;
-    assert_eq!(prune_all(&queue).await.batches, 1);
+    assert_eq!(prune_all(&queue).await.batches, 2);
     assert_eq!(
-        queue.row("SELECT count(*) FROM request_attempts").await,
+        queue.row("SELECT count(*) FROM earlier_attempts").await,
         "0"
     );
 }

@@ -72,12 +72,15 @@ async fn one_that_becomes_due_makes_a_later_one_step_back() {
         .insert("a", &[("not_before", "datetime('now', '+1 hour')")])
         .await;
     let second = queue.insert("a", &[]).await;
-    assert_eq!(queue.gate(second).await, "ready");
+    assert_eq!(queue.reason(second).await, "next");
     queue.take_in(None, now + HOUR * 2).await;
+    assert_eq!(queue.gate(early).await, "ready");
     assert_eq!(
-        (queue.gate(early).await, queue.gate(second).await),
-        ("ready".into(), "behind".into())
+        queue.reason(second).await,
+        format!("behind request {early}")
     );
+    assert_eq!(ids(&queue.go(now + HOUR * 2).await), [early]);
+    assert_eq!(queue.gate(second).await, "behind");
 }
 
 #[tokio::test]
@@ -141,9 +144,10 @@ async fn one_that_comes_back_stands_behind_an_earlier_one_that_became_due_meanwh
     let due = now + HOUR * 2;
     queue.take_in(None, due).await;
     queue.give_back(&batches[0], Some(due + HOUR), due).await;
+    assert_eq!(queue.gate(early).await, "ready");
     assert_eq!(
-        (queue.gate(early).await, queue.gate(second).await),
-        ("ready".into(), "behind".into())
+        queue.reason(second).await,
+        format!("behind request {early}")
     );
     let batches = queue.go(due).await;
     assert_eq!(ids(&batches), [early]);
@@ -167,8 +171,11 @@ async fn a_retry_that_steps_back_keeps_its_waiting_time() {
         .await;
     let due = now + HOUR * 2;
     assert_eq!(ids(&queue.go(due).await), [early]);
-    queue.sql("SELECT 1").await;
-    assert_eq!(queue.gate(second).await, "behind");
+    let wait = format!("SELECT gate, retry_at FROM power_requests WHERE id = {second}");
+    assert_eq!(
+        queue.row(&wait).await,
+        format!("retry|{}", now + HOUR * 9)
+    );
 }
 
 #[tokio::test]

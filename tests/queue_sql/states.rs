@@ -244,7 +244,7 @@ async fn only_a_fresh_batch_takes_a_request_out_of_the_queue() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[]).await;
     let submit = "UPDATE power_requests SET state = 'running', gate = 'flight'";
-    for batch in ["", ", batch_id = 7", ", batch_id = NULL"] {
+    for batch in ["", ", batch_id = NULL"] {
         assert_eq!(
             queue
                 .refused_by_hand(&format!("{submit}{batch} WHERE id = {id}"))
@@ -272,12 +272,12 @@ async fn a_server_has_one_request_in_flight_whatever_its_case() {
     queue.by_hand(BATCH).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight"
+        "another request for this server is in flight, or goes first"
     );
     queue.by_hand(&to("running", elsewhere)).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight"
+        "another request for this server is in flight, or goes first"
     );
     queue.by_hand(&to("succeeded", first)).await;
     queue.by_hand(&to("running", second)).await;
@@ -336,11 +336,13 @@ async fn a_producer_cannot_write_what_the_daemon_tells() {
         "error_message = 'x'",
         "submitted_at = '2026-01-31T22:00:00.000Z'",
         "travel_group = 1",
-        "gate = 'doomed', eligible_at = NULL",
+        "gate = 'later', eligible_at = created_at",
         "gate = 'after', eligible_at = NULL",
         "gate = 'behind'",
         "gate = 'retry', retry_at = '2026-01-31T22:00:00.000Z'",
-        "eligible_at = NULL",
+        "in_line = NULL",
+        "baseline = 'none'",
+        "seen_since = '2026-01-31T22:00:00.000Z'",
         "eligible_at = '2099-01-31T22:00:00.000Z'",
         "eligible_at = '2099-01-31T22:00:00.000Z', gate = 'later'",
         "state = 'cancelled', error_message = 'I did not mean it'",
@@ -367,19 +369,27 @@ async fn a_producer_cannot_let_a_second_request_of_a_server_out() {
     queue.insert("a", &[]).await;
     let second = queue.insert("a", &[]).await;
     let third = queue.insert("a", &[]).await;
+    queue.go(crate::queue::wall()).await;
     for id in [second, third] {
-        queue
-            .refused(&format!(
-                "UPDATE power_requests SET gate = 'ready' WHERE id = {id}"
-            ))
-            .await;
+        for change in ["gate = 'ready', in_line = 1", "in_line = 1"] {
+            queue
+                .refused(&format!(
+                    "UPDATE power_requests SET {change} WHERE id = {id}"
+                ))
+                .await;
+        }
+        let by_hand = format!("UPDATE power_requests SET gate = 'ready', in_line = 1 WHERE id = {id}");
+        assert_eq!(
+            queue.refused_by_hand(&by_hand).await,
+            "another request for this server is in flight, or goes first"
+        );
     }
     queue
         .sql("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
         .await;
     assert_eq!(
         queue
-            .rows("SELECT DISTINCT state, evidence, ifnull(gate, '-') FROM power_requests")
+            .rows("SELECT DISTINCT state, evidence, ifnull(gate, '-') FROM power_requests WHERE id > 1")
             .await,
         ["cancelled|none|-"]
     );

@@ -40,6 +40,7 @@ enum Move {
     Accept {
         which: u8,
     },
+    LeaveLine,
     Settle {
         which: u8,
         ends: Vec<End>,
@@ -103,6 +104,7 @@ fn moves() -> impl Strategy<Value = Move> {
         3 => (0u8..12).prop_map(|hours| Move::TakeIn { hours }),
         4 => (1u8..4).prop_map(|servers_max| Move::Claim { servers_max }),
         2 => any::<u8>().prop_map(|which| Move::Accept { which }),
+        1 => Just(Move::LeaveLine),
         4 => (any::<u8>(), prop::collection::vec(end(), 4)).prop_map(|(which, ends)| Move::Settle { which, ends }),
     ]
 }
@@ -110,19 +112,20 @@ fn moves() -> impl Strategy<Value = Move> {
 /// Each query finds what must not exist.
 const NEVER: &[(&str, &str)] = &[
     (
-        "two of one server stand in front",
-        "SELECT target, server_id FROM power_requests WHERE gate IN ('ready', 'retry', 'flight')
+        "two of one server are running",
+        "SELECT target, server_id FROM power_requests WHERE state = 'running'
          GROUP BY target, server_id COLLATE NOCASE HAVING count(*) > 1",
     ),
     (
-        "one stands behind nobody",
+        "one stands behind nobody, and nobody knows",
         "SELECT id FROM power_requests b WHERE gate = 'behind' AND NOT EXISTS (SELECT 1 FROM power_requests f
-         WHERE f.target = b.target AND f.server_id = b.server_id AND f.gate IN ('ready', 'retry', 'flight'))",
+         WHERE f.target = b.target AND f.server_id = b.server_id AND f.in_line = 1 AND f.finished_at IS NULL)
+         AND NOT EXISTS (SELECT 1 FROM round_notes n WHERE n.target = b.target AND n.server_id = b.server_id)",
     ),
     (
-        "one stands in front of an earlier one that is due",
-        "SELECT b.id FROM power_requests b JOIN power_requests f ON f.target = b.target AND f.server_id = b.server_id
-         WHERE b.gate = 'behind' AND f.gate IN ('ready', 'retry') AND f.id > b.id",
+        "one is parked in line, or stands outside of it",
+        "SELECT id FROM power_requests
+         WHERE (gate IN ('ready', 'retry', 'flight') AND in_line IS NULL) OR (gate IN ('behind', 'later', 'after') AND in_line = 1)",
     ),
     ("gate and end disagree", "SELECT id FROM power_requests WHERE (gate IS NULL) <> (finished_at IS NOT NULL)"),
     (
@@ -133,7 +136,7 @@ const NEVER: &[(&str, &str)] = &[
     (
         "one waits for what has ended, and nobody knows",
         "SELECT r.id FROM power_requests r JOIN power_requests a ON a.id = r.after_id
-         WHERE r.gate = 'after' AND a.gate IS NULL AND a.id NOT IN (SELECT request_id FROM awaited_ends)",
+         WHERE r.gate = 'after' AND a.gate IS NULL AND a.id NOT IN (SELECT request_id FROM round_notes)",
     ),
     (
         "one waits for what is gone",
@@ -247,6 +250,9 @@ impl Walk {
                 {
                     self.queue.accept(&batch, self.now).await;
                 }
+            }
+            Move::LeaveLine => {
+                self.queue.store.leave_line(true).await.expect("leave_line");
             }
             Move::Settle { which, ends } => {
                 if let Some(batch) = self.batch(*which).await {

@@ -29,7 +29,7 @@ impl Machine<'_> {
     pub(super) async fn check_remains(&mut self) -> Result<(), Broken> {
         let (rows, open, attempts, ends): (i64, i64, i64, i64) = sqlx::query_as(
             "SELECT (SELECT count(*) FROM power_requests), (SELECT count(*) FROM power_requests WHERE gate IS NOT NULL),
-                    (SELECT count(*) FROM request_attempts WHERE result IS NULL), (SELECT count(*) FROM awaited_ends)",
+                    (SELECT count(*) FROM request_attempts WHERE result IS NULL), (SELECT count(*) FROM round_notes)",
         )
         .fetch_one(&mut self.desk)
         .await?;
