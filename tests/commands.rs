@@ -425,7 +425,7 @@ async fn the_widest_label_leaves_every_line_of_a_list_short() {
     // An older program, or one that turns checks off, may have left more.
     queue
         .sql(
-            "DROP TRIGGER power_requests_check_terms; PRAGMA ignore_check_constraints = ON;
+            "DROP TRIGGER power_requests_check_update; PRAGMA ignore_check_constraints = ON;
              UPDATE power_requests SET label = printf('%.*c', 65536, 'x') WHERE id = 1;",
         )
         .await;

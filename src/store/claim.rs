@@ -500,7 +500,7 @@ async fn note_baselines(
     }
     sqlx::query(
         "UPDATE power_requests SET baseline = j.value ->> 1 FROM json_each(?1) j
-         WHERE power_requests.id = j.value ->> 0 AND batch_id = ?2",
+         WHERE power_requests.id = j.value ->> 0 AND +batch_id = ?2",
     )
     .bind(serde_json::to_string(&known).unwrap_or_default())
     .bind(batch.0)
