@@ -207,6 +207,3 @@ pub mod web;
 pub mod daemon;
 
 pub mod cli;
-
-// The proof: the loops under a virtual clock.
-pub mod torture;

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod scatter;
 mod time;
 mod words;
 
+pub use scatter::{SCATTER_STEP, scattered};
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,

@@ -26,7 +26,7 @@ pub mod bms;
 pub mod clouddc;
 pub mod codes;
 mod complaint;
-pub(crate) mod encoding;
+mod encoding;
 pub mod http;
 mod lenient;
 pub mod looking;
@@ -62,8 +62,12 @@ pub fn connect(
     )
 }
 
-/// As `connect`, over another wire than the network.
-pub(crate) fn over(
+/// As `connect`, over another wire than the network: to a simulated cloud in the same process, for
+/// example.
+///
+/// # Errors
+/// `CredentialsKind`.
+pub fn over(
     wire: Box<dyn Wire>,
     target: &TargetSettings,
     credentials: Credentials,

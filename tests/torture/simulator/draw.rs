@@ -11,14 +11,14 @@ use reqwest::Url;
 use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
-use crate::model::{PowerAction, Service, TargetName};
-use crate::settings::{
+use poweryard::model::{PowerAction, Service, TargetName};
+use poweryard::settings::{
     AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings,
 };
-use crate::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
-use crate::sim::{Call, Scenario};
+use poweryard::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
+use poweryard::sim::{Call, Scenario};
 
-use crate::sim::scenario::{
+use poweryard::sim::scenario::{
     BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Refusals, Span,
     Unset, clouddc,
 };

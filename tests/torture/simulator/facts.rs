@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::audit::{Entry, Move};
 use super::wire::Cloud;
 use super::{Broken, rules};
-use crate::cloud::{CallError, Fault};
-use crate::model::{
+use poweryard::cloud::{CallError, Fault};
+use poweryard::model::{
     AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId,
     TargetName, Tracking, UtcMillis,
 };
@@ -306,6 +306,13 @@ impl Facts {
     pub(super) fn told(&mut self, batch: i64, answer: &Result<Tracking, CallError>) {
         if let Some(facts) = self.batches.get_mut(&batch) {
             facts.told = Some(fate(answer));
+        }
+    }
+
+    /// A stop came between this batch's intent and its call.
+    pub(super) fn not_sent(&mut self, batch: i64) {
+        if let Some(facts) = self.batches.get_mut(&batch) {
+            facts.told = Some(Fate::NotDone);
         }
     }
 

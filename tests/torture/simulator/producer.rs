@@ -11,7 +11,7 @@ use super::Broken;
 use super::draw::Roughness;
 use super::facts::{Facts, Moment, Wish};
 use super::rng::Rng;
-use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
+use poweryard::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
 /// What the producers may name.
 pub(super) struct Producers {

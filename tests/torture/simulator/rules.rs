@@ -7,11 +7,11 @@ use super::Broken;
 use super::audit::Move;
 use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
 use super::wire::Cloud;
-use crate::model::{
+use poweryard::model::{
     AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis,
 };
-use crate::settings::Budget;
-use crate::sim::OnOff;
+use poweryard::settings::Budget;
+use poweryard::sim::OnOff;
 
 /// The configured bounds that a run is held to.
 #[derive(Debug, Clone)]
