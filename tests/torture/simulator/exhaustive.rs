@@ -96,6 +96,7 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         flood: 0,
         way_max_ms: 200,
         requests: 6,
+        reboots: 0,
         act_gap_max_ms: 1_000,
         meddling: 0,
         copies: 0,
