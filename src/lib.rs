@@ -211,6 +211,3 @@ pub mod web;
 pub mod daemon;
 
 pub mod cli;
-
-// The proof: the loops under a virtual clock.
-pub mod torture;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
-use crate::model::UtcMillis;
+use crate::model::{SCATTER_STEP, UtcMillis, scattered};
 
 /// The span that `submits_per_minute` speaks of.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -360,10 +360,7 @@ fn exponential(initial: Duration, multiplier: f64, max: Duration, steps: u32) ->
 
 /// `span` plus up to a tenth of it, decided by `seed`.
 fn jittered(span: Duration, seed: u64) -> Duration {
-    // splitmix64: one round is enough to spread neighbouring seeds
-    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    let z = scattered(seed.wrapping_add(SCATTER_STEP));
     let share = (z >> 40) as f64 / (1u64 << 24) as f64;
     span.mul_f64(1.0 + share / 10.0)
 }

@@ -11,7 +11,7 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use super::complaint::{Found, find_complaint};
-use super::encoding::named_encodings;
+use super::encoding::{self, TooLarge, named_encodings};
 use super::http::doubt;
 use super::lenient;
 use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
@@ -49,6 +49,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The answer as it was meant, once its `Content-Encoding` is undone; none if its body would
+    /// then be longer than `bytes_max`.
+    pub fn decoded(mut self, bytes_max: usize) -> Option<Self> {
+        match encoding::decode(&mut self.headers, self.body, bytes_max) {
+            Ok(body) => Some(Self { body, ..self }),
+            Err(TooLarge) => None,
+        }
+    }
+
     /// True for 200 to 299.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)

@@ -16,7 +16,6 @@ use secrecy::{ExposeSecret, SecretString};
 use super::ClientError;
 use super::answer::{Answer, CallKind};
 use super::auth::aksk::percent_decode;
-use super::encoding::{TooLarge, decode};
 use super::text::{MESSAGE_CHARS_MAX, cap};
 use crate::model::{CallError, Fault};
 use crate::settings::{AuthSettings, TargetSettings};
@@ -113,35 +112,29 @@ impl Http {
             .execute(request)
             .await
             .map_err(|error| self.no_answer(&host, kind, &error))?;
-        let (status, mut headers) = (response.status().as_u16(), response.headers().clone());
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = match read_body(response).await {
-            Ok(body) => {
-                decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| BodyFault::TooLarge)
-            }
-            Err(fault) => Err(fault),
-        };
-        match body {
-            Ok(body) => Ok(Answer {
+            Ok(body) => Answer {
                 status,
                 headers,
                 body,
-            }),
-            Err(BodyFault::TooLarge) => {
-                let message = format!(
+            }
+            .decoded(BODY_BYTES_MAX)
+            .ok_or(BodyFault::TooLarge),
+            Err(fault) => Err(fault),
+        };
+        body.map_err(|fault| {
+            let message = match fault {
+                BodyFault::TooLarge => format!(
                     "{host} answered with more than {} MiB; cut off",
                     BODY_BYTES_MAX >> 20
-                );
-                Err(failed(doubt(kind), Some(status), &message))
-            }
-            Err(BodyFault::Broken(error)) => {
-                let why = self.why(&error);
-                Err(failed(
-                    doubt(kind),
-                    Some(status),
-                    &format!("the answer of {host} broke off: {why}"),
-                ))
-            }
-        }
+                ),
+                BodyFault::Broken(error) => {
+                    format!("the answer of {host} broke off: {}", self.why(&error))
+                }
+            };
+            not_answered(kind, Some(status), &message)
+        })
     }
 
     fn no_answer(&self, host: &str, kind: CallKind, error: &reqwest::Error) -> CallError {
@@ -179,8 +172,8 @@ impl Http {
             )
         } else {
             let why = self.why(error);
-            failed(
-                doubt(kind),
+            not_answered(
+                kind,
                 None,
                 &format!("no answer from {host}{through}: {why}"),
             )
@@ -288,14 +281,20 @@ async fn read_body(mut response: Response) -> Result<Vec<u8>, BodyFault> {
     Ok(body)
 }
 
-pub(crate) fn doubt(kind: CallKind) -> Fault {
+/// A call that left, and whose answer did not come, or not whole: `message` says what happened.
+/// With `status`, an answer had begun.
+pub fn not_answered(kind: CallKind, status: Option<u16>, message: &str) -> CallError {
+    failed(doubt(kind), status, message)
+}
+
+pub(super) fn doubt(kind: CallKind) -> Fault {
     match kind {
         CallKind::Read => Fault::Unavailable,
         CallKind::Submit => Fault::Lost,
     }
 }
 
-pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
+fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
     CallError {
         fault,
         status,

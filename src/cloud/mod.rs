@@ -23,7 +23,7 @@ mod blot;
 pub mod bms;
 pub mod clouddc;
 mod complaint;
-pub(crate) mod encoding;
+mod encoding;
 pub mod http;
 mod lenient;
 pub mod looking;
@@ -59,8 +59,12 @@ pub fn connect(
     )
 }
 
-/// As `connect`, over another wire than the network.
-pub(crate) fn over(
+/// As `connect`, over another wire than the network: to a simulated cloud in the same process, for
+/// example.
+///
+/// # Errors
+/// `CredentialsKind`.
+pub fn over(
     wire: Box<dyn Wire>,
     target: &TargetSettings,
     credentials: Credentials,

@@ -41,6 +41,7 @@ mod strangers;
 mod submit;
 pub(crate) mod systemd;
 mod task;
+mod turn;
 mod wake;
 
 pub use clock_check::beyond as clock_doubt;
@@ -48,16 +49,8 @@ pub use connect::{ConnectError, connect, connect_all, key_of};
 pub use dispatch::{Dispatcher, Round};
 pub use dry_run::dry_run;
 pub use reload::{Reload, ReloadError};
-pub use task::{Finished, Task};
-
-/// Without any news the queue is looked at this often: a net under the notifications.
-const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
-/// Answers stored between two rounds.
-const ANSWERS_A_TURN: usize = 4;
-/// The first wait after the database failed; doubles up to `SAFETY_INTERVAL`.
-const TROUBLE_WAIT: Duration = Duration::from_millis(250);
-/// How long a stop waits for answers that cannot be stored.
-const UNSAVED_PATIENCE: Duration = Duration::from_secs(30);
+pub use task::{Begun, Finished, Task};
+pub use turn::{SAFETY_INTERVAL, Stop, StopStep, Turns, Unsaved};
 
 /// The clouds, by target.
 pub type Clouds = BTreeMap<TargetName, Arc<dyn PowerCloud>>;
@@ -180,7 +173,7 @@ pub async fn run_observed(
         dispatcher,
         tasks: JoinSet::new(),
         followers: Vec::new(),
-        trouble: None,
+        turns: Turns::default(),
         reloads,
         watchdog: Watchdog::of_the_unit(),
     };
@@ -258,9 +251,9 @@ enum Ended {
 }
 
 async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> Ended {
-    match task {
-        Task::Submit { batch, .. } if halt.load(Ordering::SeqCst) => Ended::NotBegun(batch),
-        task => Ended::Finished(task.run().await),
+    match task.begin(halt.load(Ordering::SeqCst)) {
+        Begun::Leaves(task) => Ended::Finished(task.run().await),
+        Begun::Stays(batch) => Ended::NotBegun(batch),
     }
 }
 
@@ -269,8 +262,8 @@ struct Loop {
     tasks: JoinSet<Ended>,
     /// Reads that a stop may cut short; submit calls are waited for.
     followers: Vec<AbortHandle>,
-    /// The present wait, while the database fails.
-    trouble: Option<Duration>,
+    /// What to do next.
+    turns: Turns,
     /// New settings.
     reloads: mpsc::Receiver<Reload>,
     /// Fed after whatever was done, also in vain: a database that fails is waited for, not a
@@ -291,7 +284,7 @@ impl Loop {
                 break;
             };
             let pause = pause.min(self.watchdog.patience());
-            if self.trouble.is_none() {
+            if !self.turns.is_in_trouble() {
                 systemd::status(&self.dispatcher.status_line());
                 if !announced {
                     systemd::ready();
@@ -348,15 +341,12 @@ impl Loop {
         round.tasks.into_iter().for_each(|task| self.start(task));
         let pause = match round.trouble {
             None => {
-                if self.trouble.take().is_some() {
+                if self.turns.is_in_trouble() {
                     info!("the database works again");
                 }
-                round
-                    .wake_at
-                    .map_or(SAFETY_INTERVAL, |at| at.since(now.utc))
-                    .min(SAFETY_INTERVAL)
+                self.turns.after_round(round.wake_at, now.utc)
             }
-            Some(error) => self.endure(&error).ok_or(error)?,
+            Some(error) => self.endure(error)?,
         };
         Ok((!stopped).then_some(pause))
     }
@@ -371,30 +361,27 @@ impl Loop {
         }
     }
 
-    /// How long to wait before a passing failure of the database is tried again.
-    fn endure(&mut self, error: &StoreError) -> Option<Duration> {
-        if !error.is_passing() {
-            return None;
-        }
-        let wait = self
-            .trouble
-            .map_or(TROUBLE_WAIT, |wait| (wait * 2).min(SAFETY_INTERVAL));
-        if self.trouble.is_none() {
+    /// How long to wait before a failure of the database is tried again.
+    fn endure(&mut self, error: StoreError) -> Result<Duration, StoreError> {
+        let is_news = !self.turns.is_in_trouble();
+        let Some(wait) = self.turns.after_failed_round(&error) else {
+            return Err(error);
+        };
+        if is_news {
             let unsaved = self.dispatcher.unsaved();
             warn!(
                 answers.unsaved = unsaved,
                 "{}; nothing is sent until it works again",
-                report::chain(error)
+                report::chain(&error)
             );
         }
-        self.trouble = Some(wait);
-        Some(wait)
+        Ok(wait)
     }
 
     fn start(&mut self, task: Task) {
-        let is_submit = matches!(task, Task::Submit { .. });
+        let is_read = !task.is_waited_for();
         let handle = self.tasks.spawn(carry_out(task, self.dispatcher.halt()));
-        if !is_submit {
+        if is_read {
             self.followers.retain(|follower| !follower.is_finished());
             self.followers.push(handle);
         }
@@ -406,7 +393,6 @@ impl Loop {
         ended: Result<Ended, tokio::task::JoinError>,
     ) -> Result<(), StoreError> {
         let mut next = Some(ended);
-        let mut taken = 0;
         while let Some(ended) = next {
             match ended {
                 Ok(Ended::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
@@ -417,8 +403,8 @@ impl Loop {
             }
             // Behind a lock each of them may take seconds.
             self.watchdog.feed();
-            taken += 1;
-            next = if taken < ANSWERS_A_TURN {
+            self.turns.answer_taken();
+            next = if self.turns.takes_answers() {
                 self.tasks.try_join_next()
             } else {
                 None
@@ -435,43 +421,68 @@ impl Loop {
             "stopping: no new calls; waiting for those that are being made"
         );
         self.followers.iter().for_each(AbortHandle::abort);
+        let mut stop = Stop::default();
+        loop {
+            let calls = self.tasks.len();
+            let unsaved = self.dispatcher.unsaved();
+            match stop.next(calls, unsaved, now().steady) {
+                StopStep::AwaitCalls => self.await_calls().await?,
+                StopStep::Save => {
+                    if !self.save(&stop).await? {
+                        break;
+                    }
+                }
+                StopStep::End => break,
+            }
+        }
+        info!("stopped");
+        Ok(())
+    }
+
+    /// Waits until the calls that are being made have ended. Each ends within its request_timeout,
+    /// which may be longer than the unit's TimeoutStopSec.
+    async fn await_calls(&mut self) -> Result<(), StoreError> {
         let mut signs_of_life = tokio::time::interval(SAFETY_INTERVAL);
         while !self.tasks.is_empty() {
             tokio::select! {
                 Some(ended) = self.tasks.join_next() => self.take(ended).await?,
-                // Each call ends within its request_timeout, which may be longer than the unit's TimeoutStopSec.
                 _ = signs_of_life.tick() => {
                     systemd::extend();
                     self.watchdog.feed();
                 }
             }
         }
-        let patience = tokio::time::Instant::now() + UNSAVED_PATIENCE;
-        while self.dispatcher.unsaved() > 0 {
-            systemd::extend();
-            self.watchdog.feed();
-            match self.dispatcher.save_answers(now().utc).await {
-                Ok(()) => break,
-                Err(error) if self.dispatcher.unsaved_submits() == 0 => {
-                    warn!(
-                        "{}; the next start asks again for what was read last",
-                        report::chain(&error)
-                    );
-                    break;
-                }
-                Err(error) if tokio::time::Instant::now() >= patience => {
-                    let unsaved = self.dispatcher.unsaved();
-                    error!(
-                        answers.unsaved = unsaved,
-                        "{}; the next start looks at the servers instead",
-                        report::chain(&error)
-                    );
-                    return Err(error);
-                }
-                Err(_) => tokio::time::sleep(TROUBLE_WAIT).await,
+        Ok(())
+    }
+
+    /// Stores the answers that wait, or waits a little where that fails. False if the stop goes on
+    /// without them.
+    async fn save(&mut self, stop: &Stop) -> Result<bool, StoreError> {
+        systemd::extend();
+        self.watchdog.feed();
+        let Err(error) = self.dispatcher.save_answers(now().utc).await else {
+            return Ok(true);
+        };
+        match stop.after_failed_save(self.dispatcher.unsaved_submits(), now().steady) {
+            Unsaved::TryAgain(wait) => {
+                tokio::time::sleep(wait).await;
+                Ok(true)
+            }
+            Unsaved::Leave => {
+                warn!(
+                    "{}; the next start asks again for what was read last",
+                    report::chain(&error)
+                );
+                Ok(false)
+            }
+            Unsaved::GiveUp => {
+                error!(
+                    answers.unsaved = self.dispatcher.unsaved(),
+                    "{}; the next start looks at the servers instead",
+                    report::chain(&error)
+                );
+                Err(error)
             }
         }
-        info!("stopped");
-        Ok(())
     }
 }

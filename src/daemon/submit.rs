@@ -388,11 +388,10 @@ impl Dispatcher {
 
     /// A batch whose intent is stored and whose call was not begun, since a stop was asked for at
     /// this moment: nothing of it is in doubt, and its requests stand in the queue as before.
-    pub(super) async fn not_begun(
-        &mut self,
-        batch: Batch,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// Only those that no waiting mends.
+    pub async fn not_begun(&mut self, batch: Batch, now: UtcMillis) -> Result<(), StoreError> {
         self.in_hand.remove(&batch.id);
         if let Some(target) = self.targets.get_mut(&batch.target) {
             target.pace.call_ended(now);
