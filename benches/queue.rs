@@ -7,10 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
-    AttemptResult, Evidence, JobId, PowerAction, Service, TargetName, UtcMillis,
+    AttemptResult, Batch, Evidence, JobId, Origin, PowerAction, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Origin, Store, Which};
-use poweryard::verdict::Batch;
+use poweryard::store::{Store, Which};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use tempfile::TempDir;

@@ -28,14 +28,14 @@
 //!
 //! | room | owns | stays away from |
 //! | --- | --- | --- |
-//! | [`model`] | the vocabulary: ids, actions, states, evidence | everything else |
+//! | [`model`] | the nouns: ids, words, batches, lanes, holds, faults, codes | everything else |
 //! | [`lifecycle`] | which state may follow which; `Step`, what follows for a batch | SQL, time |
 //! | [`plan`] | lanes, limits, budgets and holds → what leaves next | SQL, HTTP, clocks |
 //! | [`verdict`] | an answer or a server's state → what we know, and how | SQL, HTTP, clocks |
 //! | [`pace`] | how fast to submit, when to look; the only user of `backoff` | SQL, HTTP |
 //! | [`settings`] | the config file → checked, finished values | SQL, HTTP |
 //! | [`store`] | all SQL, pragmas, migrations, the file's mode and lock | HTTP |
-//! | [`cloud`] | `PowerCloud`: wire formats, signing, tokens, codes | SQL, decisions |
+//! | [`cloud`] | `PowerCloud`: wire formats, signing, tokens | SQL, decisions |
 //! | [`sim`] | the simulated cloud, with its own reading of the documents | all but `model` |
 //! | [`logging`] | how log lines look | |
 //! | [`meter`] | what the daemon counts of its own doing | SQL, HTTP |
@@ -43,6 +43,9 @@
 //! | [`web`] | `/metrics`, health and the status page | decisions, writing |
 //! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
 //! | [`cli`] | one file a command: arguments, wording, exit codes | SQL, decisions about power |
+//!
+//! What several rooms speak of is a noun of `model`. So `lifecycle`, `plan` and `pace` import `model`
+//! alone, `store` also `lifecycle`, and `verdict` also `lifecycle` and `pace`.
 //!
 //! The schema, `migrations/0001_queue.sql`, belongs to the vocabulary: it checks producers' rows,
 //! refuses moves that `lifecycle` does not have, and keeps each request's gate.
@@ -91,9 +94,10 @@
 //! `daemon`.
 //!
 //! **Classes of answer decide, not the HTTP status.** The documents warn that the status may be
-//! wrong. `cloud::codes` gives each documented code a class, and each class has one reaction: not
-//! carried out (send again later), refused (explain), accepted (track), lost (look). A word or code
-//! that nobody documents falls to the careful side: look, and if that proves nothing, `unknown`.
+//! wrong. `model::cloud_codes` gives each documented code a class, and each class has one reaction:
+//! not carried out (send again later), refused (explain), accepted (track), lost (look). A word or
+//! code that nobody documents falls to the careful side: look, and if that proves nothing,
+//! `unknown`.
 //!
 //! **Explain, then split.** One bad server may make the cloud refuse a thousand. The states of the
 //! servers are read once, those that explain the refusal are settled, and the rest goes again. Only

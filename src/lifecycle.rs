@@ -4,7 +4,8 @@
 //! rules), clocks or HTTP.
 
 use crate::model::{
-    AttemptResult, Complaint, Evidence, JobId, LookCause, RequestId, RequestState, UtcMillis,
+    AttemptResult, Batch, CallError, Complaint, Evidence, JobId, LookCause, OwnCode, RequestId,
+    RequestState, UtcMillis,
 };
 
 /// Something that happens to one request.
@@ -113,11 +114,11 @@ impl Outcome {
     }
 
     /// Nobody can tell.
-    pub fn unknown(code: &str, message: impl Into<String>) -> Self {
+    pub fn unknown(code: OwnCode, message: impl Into<String>) -> Self {
         Self {
             state: RequestState::Unknown,
             evidence: Evidence::None,
-            code: code.to_owned(),
+            code: code.into(),
             message: message.into(),
             result: AttemptResult::Unknown,
         }
@@ -139,6 +140,72 @@ pub struct Step {
     pub job_ms: Option<i64>,
     /// Why this look at the job or the servers failed; none once one succeeds.
     pub read_error: Option<String>,
+}
+
+impl Step {
+    /// The batch goes there, and nothing else happens.
+    pub fn only(batch: BatchNext) -> Self {
+        Self {
+            batch,
+            moves: Vec::new(),
+            seen_moving: Vec::new(),
+            complaint: None,
+            job_ms: None,
+            read_error: None,
+        }
+    }
+
+    /// Nothing but another look at `at`.
+    pub fn look_again(batch: &Batch, at: UtcMillis) -> Self {
+        let read_error = batch.read_error.clone();
+        Self {
+            read_error,
+            ..Self::only(BatchNext::Again {
+                next_look_at: at,
+                doubts: batch.doubts,
+            })
+        }
+    }
+
+    /// The call was certainly not made, or nothing was carried out, because of `why`: all of the
+    /// batch goes back to the queue, in its place.
+    pub fn not_sent(batch: &Batch, why: Complaint) -> Self {
+        let back = Event::Returned(Return {
+            retry_at: None,
+            group: None,
+            result: AttemptResult::NotSent,
+            code: why.code.clone(),
+            message: why.message.clone(),
+        });
+        let moves = batch
+            .members
+            .iter()
+            .map(|member| (member.request, back.clone()))
+            .collect();
+        Self {
+            moves,
+            ..Self::only(BatchNext::Done)
+        }
+        .complaining(why)
+    }
+
+    /// A batch whose intent is stored and whose call is known not to have been begun: as
+    /// `not_sent`, with `why` as the sentence for a person.
+    pub fn not_begun(batch: &Batch, why: &str) -> Self {
+        Self::not_sent(batch, Complaint::our_own(OwnCode::Interrupted, why))
+    }
+
+    /// The same, with an error that concerns the batch as a whole.
+    pub fn complaining(mut self, complaint: Complaint) -> Self {
+        self.complaint = Some(complaint);
+        self
+    }
+
+    /// The same, after a look that failed.
+    pub fn after_failed_read(mut self, error: &CallError) -> Self {
+        self.read_error = Some(error.to_string());
+        self
+    }
 }
 
 /// Where a batch goes after a step. A batch whose last request was moved is done, whatever stands
@@ -181,7 +248,8 @@ mod tests {
         let ends = prop::sample::select(RequestState::ALL).prop_map(|state| {
             Event::Ended(Outcome {
                 state,
-                ..Outcome::unknown("", "")
+                code: String::new(),
+                ..Outcome::unknown(OwnCode::Unproved, "")
             })
         });
         let returned = Just(Event::Returned(Return {

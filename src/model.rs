@@ -1,6 +1,7 @@
-//! The vocabulary: ids, actions, states, evidence, and what the clouds tell us, as plain values.
+//! The vocabulary: ids, actions, states, evidence, batches, and what the clouds tell us, as plain
+//! values.
 //!
-//! Owns the words that every other room uses. Knows nothing of SQL, HTTP, files or clocks.
+//! Owns the nouns that several rooms use. Knows nothing of SQL, HTTP, files or clocks.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,10 +11,21 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod action;
+mod batch;
+pub mod cloud_codes;
+mod codes;
+mod fault;
+mod queue;
 mod scatter;
+mod service;
 mod time;
 mod words;
 
+pub use batch::{Batch, Member};
+pub use codes::OwnCode;
+pub use fault::{CallError, Fault};
+pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
 pub use scatter::{SCATTER_STEP, scattered};
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
@@ -176,6 +188,17 @@ pub struct Complaint {
     pub message: String,
     /// What the code means for us.
     pub class: CodeClass,
+}
+
+impl Complaint {
+    /// A complaint of our own.
+    pub fn our_own(code: OwnCode, message: &str) -> Self {
+        Self {
+            code: code.into(),
+            message: message.to_owned(),
+            class: CodeClass::Other,
+        }
+    }
 }
 
 /// What a cloud's error code means; the classes of the error tables, one reaction each.

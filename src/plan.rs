@@ -7,27 +7,7 @@
 
 use std::time::Duration;
 
-use crate::model::{HoldKind, PowerAction, TargetName, UtcMillis};
-use crate::settings::Budget;
-
-/// Claimable requests that may share a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lane {
-    /// Whose cloud project.
-    pub target: TargetName,
-    /// What is asked for.
-    pub action: PowerAction,
-    /// 0: fresh requests. Else the part of a refused batch, or servers that were busy.
-    pub group: i64,
-    /// Priority of the first request.
-    pub head_priority: i64,
-    /// Id of the first request.
-    pub head_id: i64,
-    /// How many requests stand in the lane, counted up to `Limits::batch_servers_max`.
-    pub ready: u32,
-    /// Since when the longest-waiting of them could go.
-    pub oldest_eligible_at: UtcMillis,
-}
+use crate::model::{Budget, Hold, Lane, TargetName, UtcMillis};
 
 /// What a target's batches must keep to.
 #[derive(Debug, Clone, Copy)]
@@ -36,32 +16,6 @@ pub struct Limits {
     pub batch_servers_max: u32,
     /// How long a batch that is not full waits for more.
     pub linger: Duration,
-}
-
-/// One row of `holds`: a reason why something is not going out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hold {
-    /// None: every target.
-    pub target: Option<TargetName>,
-    /// None: every action.
-    pub action: Option<PowerAction>,
-    /// Whose doing it is.
-    pub kind: HoldKind,
-    /// A sentence for the operator.
-    pub reason: String,
-    /// Since when.
-    pub since: UtcMillis,
-    /// It ends by itself here; none: it does not.
-    pub until: Option<UtcMillis>,
-}
-
-impl Hold {
-    /// True while it keeps this target and action from going out.
-    pub fn covers(&self, target: &TargetName, action: PowerAction, now: UtcMillis) -> bool {
-        self.target.as_ref().is_none_or(|held| held == target)
-            && self.action.is_none_or(|held| held == action)
-            && self.until.is_none_or(|until| until > now)
-    }
 }
 
 /// What to do for one target at this moment.
@@ -153,6 +107,7 @@ pub fn earliest_under_budget(budget: Budget, until: UtcMillis, ahead: u64) -> Ut
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{HoldKind, PowerAction};
     use proptest::prelude::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);

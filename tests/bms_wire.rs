@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use poweryard::cloud::{Bms, CallError, Clock, Fault, PowerCloud, connect};
+use poweryard::cloud::{Bms, Clock, PowerCloud, connect};
 use poweryard::model::{
-    Activity, CodeClass, JobId, JobStatus, Power, PowerAction, ServerId, ServerView, Service,
-    Sighting, Tracking, UtcMillis,
+    Activity, CallError, CodeClass, Fault, JobId, JobStatus, Power, PowerAction, ServerId,
+    ServerView, Service, Sighting, Tracking, UtcMillis,
 };
 use poweryard::settings::TargetSettings;
 use serde_json::{Value, json};

@@ -11,10 +11,10 @@ mod wire;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use poweryard::cloud::{CallError, CloudDc, Fault, PowerCloud, connect};
+use poweryard::cloud::{CloudDc, PowerCloud, connect};
 use poweryard::model::{
-    Activity, CodeClass, JobId, JobStatus, Operation, Power, PowerAction, ServerId, ServerView,
-    Service, Sighting, Tracking,
+    Activity, CallError, CodeClass, Fault, JobId, JobStatus, Operation, Power, PowerAction,
+    ServerId, ServerView, Service, Sighting, Tracking,
 };
 use poweryard::settings::TargetSettings;
 use serde_json::{Value, json};

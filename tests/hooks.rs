@@ -18,12 +18,11 @@ use common::{Yard, insert, insert_many, outcomes};
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Step};
 use poweryard::meter::Meter;
 use poweryard::model::{
-    Baseline, BatchId, BatchState, Evidence, PowerAction, RequestId, ServerId, Service, TargetName,
-    UtcMillis,
+    Baseline, Batch, BatchId, BatchState, Evidence, Member, PowerAction, RequestId, ServerId,
+    Service, TargetName, UtcMillis,
 };
 use poweryard::notify::Notifier;
 use poweryard::settings::NotifySettings;
-use poweryard::verdict::{Batch, Member};
 use process::{Daemon, until};
 use serde_json::Value;
 use wire::{Cloud, Reply, ok};

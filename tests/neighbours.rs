@@ -11,9 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Yard, by_hand, insert, insert_many, outcomes, text, wait_for};
-use poweryard::cloud::{CallError, Fault};
 use poweryard::daemon::{self, Dispatcher, Finished, Round, Task};
-use poweryard::model::{Now, PowerAction};
+use poweryard::model::{CallError, Fault, Now, PowerAction};
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::Call;
 use poweryard::store::Store;
@@ -193,7 +192,7 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         "INSERT INTO holds (kind, reason, since) VALUES ('operator', 'paused', '2026-01-31T22:00:00.000Z')",
     )
     .await;
-    let origin = poweryard::store::Origin {
+    let origin = poweryard::model::Origin {
         service: poweryard::model::Service::Bms,
         endpoint: String::new(),
         project_id: String::new(),

@@ -12,9 +12,9 @@ use super::args::{self, JsonArg};
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::daemon;
-use crate::model::{Service, UtcMillis};
+use crate::model::{Budget, Service, UtcMillis};
 use crate::settings::{
-    Budget, LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings,
+    LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings,
     load_proxy_password,
 };
 use crate::store::desk::Access;

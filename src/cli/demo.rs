@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::daemon;
-use crate::model::{ServerId, Service};
+use crate::model::{PowerAction, ServerId, Service};
 use crate::settings::{SecretRules, Settings};
 use crate::sim::{Scenario, SimCloud};
 use crate::store::desk::{Access, Filter, NewRequest};
@@ -23,6 +23,9 @@ mod progress;
 
 /// The targets of the demo's config, in the order of their requests.
 const TARGETS: [(&str, Service); 2] = [("default", Service::Bms), ("clouddc", Service::CloudDc)];
+
+/// What is asked for, server by server.
+const ACTIONS: [PowerAction; 3] = [PowerAction::Stop, PowerAction::Start, PowerAction::Reboot];
 
 /// What goes wrong in the demo: a little of everything that the daemon is there for.
 const FAULTS: &str = include_str!("demo/faults.toml");
@@ -153,10 +156,10 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
 
 /// One request for each server of a target.
 fn requests(cloud: &SimCloud, (target, service): &(&str, Service)) -> Vec<NewRequest> {
-    let actions = ["stop", "start", "reboot"].into_iter().cycle();
-    let request = |(server, action): (ServerId, &str)| NewRequest {
+    let actions = ACTIONS.into_iter().cycle();
+    let request = |(server, action): (ServerId, PowerAction)| NewRequest {
         server_id: server.0,
-        action: action.to_owned(),
+        action: action.as_str().to_owned(),
         target: (*target).to_owned(),
         priority: 0,
         not_before: None,

@@ -3,8 +3,7 @@
 use super::args::{self, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
-use crate::model::{HoldKind, PowerAction, TargetName};
-use crate::plan::Hold;
+use crate::model::{Hold, HoldKind, PowerAction, TargetName};
 use crate::store::desk::{Access, HoldRecord};
 
 /// Hold requests back: nothing new leaves, what runs is still followed.

@@ -84,8 +84,11 @@ fn wanted_states(named: &[RequestState], by_id: bool) -> Result<Vec<RequestState
 /// Why a request is not tried again; none if it is.
 fn why_skipped(candidate: &RetryCandidate, states: &[RequestState], by_id: bool) -> Option<String> {
     let wanted = states.iter().any(|state| state.as_str() == candidate.state);
-    let unknown_reboot = candidate.state == RequestState::Unknown.as_str()
-        && candidate.action == PowerAction::Reboot.as_str();
+    let is_harmless = candidate
+        .action
+        .parse()
+        .is_ok_and(|action: PowerAction| !action.leaves_no_mark());
+    let unknown_reboot = candidate.state == RequestState::Unknown.as_str() && !is_harmless;
     match candidate.later_id {
         _ if !wanted
             && candidate

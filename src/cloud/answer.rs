@@ -10,14 +10,13 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
-use super::codes::{self, Origin};
 use super::complaint::{Found, find_complaint};
 use super::encoding::{self, TooLarge, named_encodings};
 use super::http::doubt;
 use super::lenient;
 use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
-use super::{CallError, Fault};
-use crate::model::{CodeClass, Service, UtcMillis};
+use crate::model::cloud_codes::{self, CodeOrigin};
+use crate::model::{CallError, CodeClass, Fault, Service, UtcMillis};
 
 /// Error bodies longer than this are not searched for a code.
 const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
@@ -147,7 +146,7 @@ impl Answer {
             retry_after: self.retry_after(now),
             limit: named_limit(found.map_or(&self.bare_text(), |found| &found.message)),
         };
-        match codes::documented_for(service, code, Some(self.status)) {
+        match cloud_codes::documented_for(service, code, Some(self.status)) {
             Some(known) if known.throttles => throttled(),
             Some(known) if known.class == CodeClass::Retryable && self.status == 429 => throttled(),
             Some(known) if known.class != CodeClass::Other => match kind {
@@ -169,7 +168,7 @@ impl Answer {
                 Fault::Refused(CodeClass::Other)
             }
             Some(_) | None => {
-                let explained = found.is_some() && codes::origin(code) != Origin::Gateway;
+                let explained = found.is_some() && cloud_codes::origin(code) != CodeOrigin::Gateway;
                 fault_by_status(self.status, explained, kind)
             }
         }
@@ -178,7 +177,8 @@ impl Answer {
     /// True for an answer with a code of `service` itself, under a status that does not fit it: the
     /// documents warn that the status may be wrong, and a success carries no code.
     fn is_refusal_of(&self, service: Service, code: &str) -> bool {
-        let speaks = service == Service::Bms && codes::origin(code) == Origin::Bms;
+        let speaks =
+            service.documents_its_refusals() && cloud_codes::origin(code) == CodeOrigin::Bms;
         speaks
             && (self.is_success() || matches!(self.status, 403 | 405 | 406 | 410 | 415 | 421 | 426))
     }
@@ -328,13 +328,13 @@ impl Answer {
 }
 
 /// What a documented code means as the answer to a submit.
-fn submit_fault(class: CodeClass, origin: Origin, status: u16, code: &str) -> Fault {
+fn submit_fault(class: CodeClass, origin: CodeOrigin, status: u16, code: &str) -> Fault {
     match class {
         CodeClass::Retryable => match origin {
-            Origin::Gateway | Origin::Iam => Fault::Unavailable,
+            CodeOrigin::Gateway | CodeOrigin::Iam => Fault::Unavailable,
             // The job engine speaks of a task that it had already made: look before sending again.
-            Origin::JobEngine => Fault::Refused(CodeClass::RetryableUncertain),
-            Origin::Bms | Origin::Unknown => Fault::Refused(CodeClass::Retryable),
+            CodeOrigin::JobEngine => Fault::Refused(CodeClass::RetryableUncertain),
+            CodeOrigin::Bms | CodeOrigin::Unknown => Fault::Refused(CodeClass::Retryable),
         },
         // A job or its parts cannot be the answer to a submit, unless one was made.
         CodeClass::Ambiguous | CodeClass::JobUnknown | CodeClass::SubJobFailed => Fault::Lost,
@@ -404,7 +404,7 @@ pub fn worth_renewing(error: &CallError) -> bool {
         .any(|word| text.contains(word));
     error.fault == Fault::Credentials
         && !locked
-        && codes::class(&error.code) != CodeClass::AuthPermission
+        && cloud_codes::class(&error.code) != CodeClass::AuthPermission
 }
 
 /// `limit:50,time:1 minute` in a gateway's text: so many calls in so long.

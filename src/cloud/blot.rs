@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::Observed;
 use super::auth::Credentials;
 use super::auth::aksk::percent_encode;
-use super::{CallError, Observed};
-use crate::model::{CodeClass, Complaint, JobReport, Sighting, Tracking};
+use crate::model::{CallError, CodeClass, Complaint, JobReport, Sighting, Tracking};
 
 /// What stands in the place of a secret.
 const BLOT: &str = "***";
@@ -126,7 +126,7 @@ impl Discreet for CallError {
         self.message = blots.clean(&self.message);
         self.request_id = self.request_id.as_deref().map(|id| blots.clean(id));
         // A documented code is nobody's secret, even if somebody has called a user so.
-        if super::codes::class(&self.code) == CodeClass::Other {
+        if crate::model::cloud_codes::class(&self.code) == CodeClass::Other {
             self.code = blots.clean(&self.code);
         }
     }
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn every_text_of_an_error_is_cleaned_and_documented_codes_stay() {
         let error = |code: &str| CallError {
-            fault: crate::cloud::Fault::Permission,
+            fault: crate::model::Fault::Permission,
             status: Some(403),
             code: code.to_owned(),
             message: "EXAMPLEAK00000000001".to_owned(),

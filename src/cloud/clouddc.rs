@@ -15,9 +15,10 @@ use super::auth::{Credentials, Key};
 use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
 use super::session::{Call, Session};
-use super::{CallError, ClientError, Clock, Fault, Observed, PowerCloud, check_batch, not_sent};
+use super::{ClientError, Clock, Observed, PowerCloud, check_batch, not_sent};
 use crate::model::{
-    CodeClass, JobId, JobReport, PowerAction, ServerId, Service, Sighting, Tracking,
+    CallError, CodeClass, Fault, JobId, JobReport, PowerAction, ServerId, Service, Sighting,
+    Tracking,
 };
 use crate::settings::TargetSettings;
 

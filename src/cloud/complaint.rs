@@ -5,9 +5,9 @@
 
 use serde_json::{Map, Value};
 
-use super::codes;
 use super::lenient;
 use super::text::tidy;
+use crate::model::cloud_codes;
 use crate::model::{CodeClass, Complaint};
 
 /// A code and a text found in a body, as written.
@@ -90,7 +90,7 @@ pub(crate) fn job_complaint(code: Option<&str>, text: Option<&str>) -> Option<Co
         .filter(|text| !text.is_empty());
     let message = tidy(inner.as_deref().unwrap_or(text));
     Some(Complaint {
-        class: codes::class(&code),
+        class: cloud_codes::class(&code),
         code,
         message,
     })

@@ -13,10 +13,11 @@ use futures_util::future::BoxFuture;
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, Request, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 
+use super::ClientError;
 use super::answer::{Answer, CallKind};
 use super::auth::aksk::percent_decode;
 use super::text::{MESSAGE_CHARS_MAX, cap};
-use super::{CallError, ClientError, Fault};
+use crate::model::{CallError, Fault};
 use crate::settings::{AuthSettings, TargetSettings};
 
 /// Bodies are read up to this many bytes. A page of 1000 servers takes about 3 MB.

@@ -15,8 +15,8 @@ use futures_util::stream::FuturesUnordered;
 
 use super::asked::Asked;
 use super::page_sizes::{PageSizes, Remembered};
-use super::{CallError, Fault, Observed, not_sent};
-use crate::model::{ServerId, ServerView, Sighting};
+use super::{Observed, not_sent};
+use crate::model::{CallError, Fault, ServerId, ServerView, Sighting};
 
 /// The list is read up to this many pages; whoever is not found by then is asked for by name.
 const PAGES_MAX: usize = 100;

@@ -15,8 +15,8 @@ use super::auth::token::TokenSource;
 use super::auth::{AccessKeys, Credentials, Key};
 use super::blot::{Blots, Discreet};
 use super::http::{Http, Wire};
-use super::{CallError, ClientError, Clock, Fault};
-use crate::model::{Service, UtcMillis};
+use super::{ClientError, Clock};
+use crate::model::{CallError, Fault, Service, UtcMillis};
 use crate::settings::{AuthSettings, TargetSettings};
 
 /// One call to a service.

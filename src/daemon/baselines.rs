@@ -8,10 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::cloud::Observed;
-use crate::model::{Activity, Baseline, PowerAction, RequestId, Sighting, UtcMillis};
+use crate::model::{Activity, Baseline, Head, Lane, PowerAction, RequestId, Sighting, UtcMillis};
 use crate::pace;
-use crate::plan::Lane;
-use crate::store::Head;
 
 /// A server that was looked at longer ago is looked at again: somebody else may have switched it
 /// since.
@@ -142,8 +140,9 @@ fn baseline(sighting: &Sighting) -> Baseline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::{CallError, Fault};
-    use crate::model::{JobStatus, Operation, Power, ServerId, ServerView, TargetName};
+    use crate::model::{
+        CallError, Fault, JobStatus, Operation, Power, ServerId, ServerView, TargetName,
+    };
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
     const REBOOTED: Option<Operation> = Some(Operation {

@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::model::{BatchId, Now, Steady, UtcMillis};
-use crate::verdict::Batch;
+use crate::model::{Batch, BatchId, Now, Steady, UtcMillis};
 
 /// Between two looks at the clocks a difference of more than this was set by somebody, and is no
 /// correction.

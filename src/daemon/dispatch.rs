@@ -17,18 +17,17 @@ use super::keep::Keeping;
 use super::strangers::Strangers;
 use super::task::{Finished, Task};
 use super::{Clouds, Observers, clock_check, report};
-use crate::cloud::{CallError, Fault, PowerCloud, Signed};
+use crate::cloud::{PowerCloud, Signed};
 use crate::lifecycle::{BatchNext, Step};
 use crate::meter::TargetFacts;
 use crate::model::{
-    BatchId, BatchState, Evidence, HoldKind, Now, PowerAction, RequestState, Steady, TargetName,
-    UtcMillis,
+    Batch, BatchId, BatchState, CallError, Evidence, Fault, Head, Hold, HoldKind, Now, Origin,
+    PowerAction, Steady, TargetName, UtcMillis,
 };
 use crate::pace::{LookTimes, Pace, Reads};
-use crate::plan::Hold;
 use crate::settings::{BatchSettings, Settings, TargetSettings};
-use crate::store::{Ended, Head, NotedPace, Origin, RefusedKey, Store, StoreError, TargetNews};
-use crate::verdict::{Batch, Rules, Watch};
+use crate::store::{EndedCounts, NotedPace, RefusedKey, Store, StoreError, TargetNews};
+use crate::verdict::{Rules, Watch};
 
 /// Between two chunks that are taken in: as long as a chunk lasts, so that producers get their
 /// turn.
@@ -72,7 +71,7 @@ pub struct Dispatcher {
     pub(super) keeping: Keeping,
     pub(super) observers: Observers,
     /// What the start found stranded, until somebody counts it.
-    stranded: Ended,
+    stranded: EndedCounts,
 }
 
 /// An answer and what follows from it, on its way into the database.
@@ -448,17 +447,10 @@ impl Dispatcher {
     }
 
     /// Counts requests that ended without a call.
-    fn count(&self, ended: &Ended) {
-        for ((target, action, state), count) in ended {
-            let code = match state {
-                RequestState::Expired => "poweryard.expired",
-                RequestState::Cancelled => "poweryard.dependency",
-                RequestState::Rejected => "poweryard.protected",
-                _stranded => "poweryard.orphaned",
-            };
-            self.observers
-                .meter
-                .ended(target, *action, (*state, Evidence::None, code), *count);
+    fn count(&self, ended: &EndedCounts) {
+        for ((target, action, state, code), count) in ended {
+            let how = (*state, Evidence::None, code.as_str());
+            self.observers.meter.ended(target, *action, how, *count);
         }
     }
 

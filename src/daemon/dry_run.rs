@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::{DaemonError, now, report, wake};
-use crate::model::{PowerAction, TargetName, UtcMillis};
-use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
+use crate::model::{Hold, Lane, PowerAction, TargetName, UtcMillis};
+use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::{Store, StoreError};
 
@@ -140,9 +140,11 @@ async fn line(
             }
         }
     };
-    let protected = match (lane.action, target.protected.len()) {
-        (PowerAction::Start, _) | (_, 0) => String::new(),
-        (_, count) => format!("; those for the {count} protected servers would be rejected"),
+    let protected = if lane.action.interrupts() && !target.protected.is_empty() {
+        let count = target.protected.len();
+        format!("; those for the {count} protected servers would be rejected")
+    } else {
+        String::new()
     };
     Ok(format!(
         "would send: {what}, from request {first} on{more}{limit}{protected}"

@@ -7,12 +7,14 @@ use tracing::warn;
 
 use super::dispatch::{Answered, Dispatcher, Round, Target};
 use super::task::Task;
-use crate::cloud::{CallError, Observed};
+use crate::cloud::Observed;
 use crate::lifecycle::Step;
-use crate::model::{BatchState, HoldKind, JobReport, Now, TargetName, UtcMillis};
-use crate::plan::Hold;
-use crate::store::{DueBatch, Hands, Origin, StoreError};
-use crate::verdict::{self, Batch, Case, Look, Watch};
+use crate::model::{
+    Batch, BatchState, CallError, DueBatch, Hold, HoldKind, JobReport, Now, Origin, TargetName,
+    UtcMillis,
+};
+use crate::store::{Hands, StoreError};
+use crate::verdict::{self, Case, Look, Watch};
 
 /// Jobs of one target that are asked for at once.
 const TRACKING_EACH_MAX: usize = 8;

@@ -11,9 +11,8 @@ use tracing::{info, warn};
 
 use super::dispatch::{Dispatcher, Target};
 use super::refusals::{self, FIRST_REFUSALS, KeyUser, Standing};
-use crate::cloud::{CallError, Fault, KeyName};
-use crate::model::{HoldKind, TargetName, UtcMillis};
-use crate::plan::Hold;
+use crate::cloud::KeyName;
+use crate::model::{CallError, Fault, Hold, HoldKind, TargetName, UtcMillis};
 use crate::store::{RefusedKey, StoreError};
 
 /// What a call says whose key the cloud refused.

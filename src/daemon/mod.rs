@@ -19,11 +19,10 @@ use tracing::{error, info, warn};
 
 use crate::cloud::PowerCloud;
 use crate::meter::Meter;
-use crate::model::{Now, Steady, TargetName, UtcMillis};
+use crate::model::{Batch, Now, Steady, TargetName, UtcMillis};
 use crate::notify::Notifier;
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
-use crate::verdict::Batch;
 use systemd::Watchdog;
 
 mod baselines;

@@ -6,11 +6,9 @@ use std::error::Error;
 
 use tracing::{info, warn};
 
-use crate::cloud::CallError;
 use crate::lifecycle::{BatchNext, Event, Step};
-use crate::model::{LookCause, RequestState};
+use crate::model::{Batch, CallError, LookCause, RequestState};
 use crate::store::Restored;
-use crate::verdict::Batch;
 
 /// An error with its causes, in one line.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {

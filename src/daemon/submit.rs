@@ -11,14 +11,15 @@ use super::dispatch::{Answered, Dispatcher, Readiness, Round};
 use super::keys::{ANSWER_PATIENCE, REFUSED};
 use super::refusals::CREDENTIALS_HOLD;
 use super::task::Task;
-use crate::cloud::{CallError, Fault, Observed};
-use crate::lifecycle::BatchNext;
+use crate::cloud::Observed;
+use crate::lifecycle::{BatchNext, Step};
 use crate::model::{
-    BatchState, HoldKind, LookCause, Now, PowerAction, Steady, TargetName, Tracking, UtcMillis,
+    Batch, BatchState, CallError, Fault, Head, Hold, HoldKind, Lane, LookCause, Now, PowerAction,
+    Steady, TargetName, Tracking, UtcMillis,
 };
-use crate::plan::{self, Allowance, Choice, Hold, Lane, Limits};
-use crate::store::{Head, StoreError, Which};
-use crate::verdict::{self, Batch, Watch};
+use crate::plan::{self, Allowance, Choice, Limits};
+use crate::store::{StoreError, Which};
+use crate::verdict::{self, Watch};
 
 /// Servers read at once before their requests leave: a page of the list.
 const HEADS_MAX: usize = 1000;
@@ -347,9 +348,10 @@ impl Dispatcher {
         let Some(target) = self.targets.get_mut(name) else {
             return Ok(());
         };
-        let barred = match lane.action {
-            PowerAction::Start => &[],
-            PowerAction::Stop | PowerAction::Reboot => target.settings.protected.as_slice(),
+        let barred = if lane.action.interrupts() {
+            target.settings.protected.as_slice()
+        } else {
+            &[]
         };
         let heads = match target.cloud.wants_baselines() {
             true => Some(target.baselines.take(lane, servers_max)),
@@ -396,7 +398,7 @@ impl Dispatcher {
             target.submitting = target.submitting.saturating_sub(1);
             target.open = target.open.saturating_sub(1);
         }
-        let step = verdict::not_begun(&batch, "the daemon was stopped before the call was begun");
+        let step = Step::not_begun(&batch, "the daemon was stopped before the call was begun");
         self.save(
             Answered {
                 batch,

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::cloud::{CallError, Fault, Observed, PowerCloud, Signed};
+use crate::cloud::{Observed, PowerCloud, Signed};
 use crate::meter::Call;
-use crate::model::{JobId, JobReport, ServerId, TargetName, Tracking};
-use crate::verdict::Batch;
+use crate::model::{Batch, CallError, Fault, JobId, JobReport, ServerId, TargetName, Tracking};
 
 /// Something to do at a cloud.
 pub enum Task {

@@ -3,8 +3,7 @@
 use prometheus_client::encoding::EncodeLabelSet;
 
 use super::{Call, Told};
-use crate::cloud::Fault;
-use crate::model::{AttemptResult, Evidence, PowerAction, RequestState, TargetName};
+use crate::model::{AttemptResult, Evidence, Fault, PowerAction, RequestState, TargetName};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct TargetOnly {

@@ -15,10 +15,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::cloud::Fault;
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
-use crate::model::{BatchState, Evidence, PowerAction, RequestState, TargetName, UtcMillis};
-use crate::verdict::Batch;
+use crate::model::{
+    Batch, BatchState, Evidence, Fault, PowerAction, RequestState, TargetName, UtcMillis,
+};
 
 mod labels;
 
@@ -321,7 +321,7 @@ impl Meter {
             return;
         }
         let labels = TargetAction::new(&batch.target, batch.action);
-        let accepted_at = batch.submitted_at.unwrap_or(batch.intent_at);
+        let accepted_at = batch.accepted_at();
         if batch.looks == 0 {
             self.first_look
                 .get_or_create(&labels)
@@ -436,6 +436,7 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::OwnCode;
 
     #[test]
     fn a_cloud_that_invents_codes_cannot_fill_the_memory() {
@@ -494,7 +495,11 @@ mod tests {
         meter.ended(
             &target,
             PowerAction::Reboot,
-            (RequestState::Unknown, Evidence::None, "poweryard.unproved"),
+            (
+                RequestState::Unknown,
+                Evidence::None,
+                OwnCode::Unproved.as_str(),
+            ),
             3,
         );
         assert!(

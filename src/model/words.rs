@@ -1,5 +1,5 @@
 //! The fixed words of the queue, each an enum that is stored as lower-case text. Stays away from
-//! meaning: see `lifecycle`.
+//! meaning: see `lifecycle` for the states, `action` and `service` for these two.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{found}' is not {what}; expected one of: {allowed}")]
 pub struct UnknownWord {
-    what: &'static str,
-    found: String,
-    allowed: String,
+    pub(super) what: &'static str,
+    pub(super) found: String,
+    pub(super) allowed: String,
 }
 
 macro_rules! words {
@@ -50,6 +50,8 @@ macro_rules! words {
     };
 }
 
+pub(super) use words;
+
 words! {
     /// What an operator asks for; stored in `power_requests.action`.
     PowerAction, "an action" {
@@ -59,17 +61,6 @@ words! {
         Stop = "stop",
         /// Restart, always forced.
         Reboot = "reboot",
-    }
-}
-
-impl PowerAction {
-    /// True where a server looks the same before and after, so that its power cannot tell whether
-    /// the call was carried out, and a second call would do harm.
-    pub const fn leaves_no_mark(self) -> bool {
-        match self {
-            Self::Start | Self::Stop => false,
-            Self::Reboot => true,
-        }
     }
 }
 
@@ -197,23 +188,5 @@ words! {
         Bms = "bms",
         /// Cloud Data Center: at most 50 servers a call, followed by server state.
         CloudDc = "clouddc",
-    }
-}
-
-impl Service {
-    /// True where a server shows its last power operation for ever.
-    pub const fn shows_last_operation(self) -> bool {
-        match self {
-            Self::Bms => false,
-            Self::CloudDc => true,
-        }
-    }
-
-    /// The most servers one submit call takes. Source: BMS and CloudDC API references.
-    pub const fn batch_servers_cap(self) -> u32 {
-        match self {
-            Self::Bms => 1000,
-            Self::CloudDc => 50,
-        }
     }
 }

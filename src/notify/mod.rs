@@ -17,12 +17,11 @@ use tracing::{debug, info, warn};
 
 use crate::lifecycle::{Event as Move, Step};
 use crate::meter::{Meter, Told};
-use crate::model::{BatchId, JobId, PowerAction, RequestState, TargetName, UtcMillis};
+use crate::model::{Batch, BatchId, JobId, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::pace;
 use crate::settings::NotifySettings;
 use crate::store::Desk;
 use crate::store::desk::Access;
-use crate::verdict::Batch;
 
 mod command;
 mod webhook;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use crate::model::{PowerAction, ServerId, Service, TargetName};
+use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
 
 mod check;
 mod digest;
@@ -126,15 +126,6 @@ pub struct TargetSettings {
     pub budgets: Vec<(PowerAction, Budget)>,
     /// `[targets.NAME.protect]`: stop and reboot of these are rejected.
     pub protected: Vec<ServerId>,
-}
-
-/// `"500/1h"`: at most `servers` in any `span`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
-    /// How many servers.
-    pub servers: u32,
-    /// In how long.
-    pub span: Duration,
 }
 
 /// `[targets.NAME.auth]`. Holds where the secrets are, never the secrets.

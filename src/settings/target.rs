@@ -10,8 +10,8 @@ use toml::de::DeValue;
 use super::document::Section;
 use super::secrets;
 use super::values::{self, Parsed, show};
-use super::{AuthSettings, Budget, TargetSettings};
-use crate::model::{PowerAction, ServerId, Service, TargetName};
+use super::{AuthSettings, TargetSettings};
+use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -102,7 +102,15 @@ fn endpoint_example(service: Option<Service>) -> &'static str {
 fn service(value: &DeValue<'_>) -> Parsed<Service> {
     let text = values::text(value)?;
     text.parse()
-        .map_err(|_| format!("{text:?} is not a service; use \"bms\" or \"clouddc\""))
+        .map_err(|_| format!("{text:?} is not a service; use {}", services()))
+}
+
+fn services() -> String {
+    let names: Vec<String> = Service::ALL
+        .iter()
+        .map(|service| format!("\"{service}\""))
+        .collect();
+    names.join(" or ")
 }
 
 fn https_url(
@@ -128,7 +136,14 @@ fn https_url(
 /// Depends on the service; a missing or wrong one is reported already, and counts as the most
 /// generous here.
 fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<u32> {
-    let cap = service.unwrap_or(Service::Bms).batch_servers_cap();
+    let most_generous = Service::ALL
+        .iter()
+        .map(|service| service.batch_servers_cap())
+        .max();
+    let cap = service
+        .map(Service::batch_servers_cap)
+        .or(most_generous)
+        .unwrap_or(1);
     let parsed = section.read("batch_servers_max", |value| {
         let number = values::any_whole(value)?;
         match u32::try_from(number) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::Budget;
 
 const FILE: &str = "/etc/poweryard/poweryard.toml";
 const UNIT: &str = include_str!("../../config/poweryard.service");

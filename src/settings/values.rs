@@ -9,8 +9,7 @@ use std::time::Duration;
 use reqwest::Url;
 use toml::de::DeValue;
 
-use super::Budget;
-use crate::model::ServerId;
+use crate::model::{Budget, ServerId};
 
 /// A value, or what would be right.
 pub(super) type Parsed<T> = Result<T, String>;

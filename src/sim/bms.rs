@@ -238,7 +238,7 @@ impl Bms {
             return sub_job;
         }
         let succeeds = sub_job.failure.is_none();
-        if succeeds || action != PowerAction::Reboot {
+        if succeeds || shows_when_it_fails(action) {
             server.begin(Operation {
                 action,
                 begin: around.now,
@@ -399,5 +399,14 @@ impl SubJob {
             failure: Some(refusal),
             ..Self::plain(id, now, 0)
         }
+    }
+}
+
+/// True if a server is seen in the transition although it fails in the end. A reboot that is seen
+/// is one that succeeds.
+fn shows_when_it_fails(action: PowerAction) -> bool {
+    match action {
+        PowerAction::Start | PowerAction::Stop => true,
+        PowerAction::Reboot => false,
     }
 }

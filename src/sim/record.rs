@@ -83,6 +83,16 @@ pub enum OnOff {
     Off,
 }
 
+impl OnOff {
+    /// A server's power once this is done.
+    pub(super) fn after(action: PowerAction) -> Self {
+        match action {
+            PowerAction::Start | PowerAction::Reboot => Self::On,
+            PowerAction::Stop => Self::Off,
+        }
+    }
+}
+
 impl From<bool> for OnOff {
     fn from(is_on: bool) -> Self {
         if is_on { Self::On } else { Self::Off }

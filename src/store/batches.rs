@@ -8,36 +8,9 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
 use crate::model::{
-    BatchId, BatchState, CodeClass, Complaint, JobId, PowerAction, RequestId, ServerId, Service,
-    TargetName, UtcMillis,
+    Batch, BatchId, CodeClass, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId,
+    ServerId, TargetName, UtcMillis,
 };
-use crate::verdict::{Batch, Member};
-
-/// Where a batch was sent: it can be asked for only while the config still says the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// Which API.
-    pub service: Service,
-    /// Base URL.
-    pub endpoint: String,
-    /// The cloud's project.
-    pub project_id: String,
-}
-
-/// An open batch and when its next step is due.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DueBatch {
-    /// Which.
-    pub id: BatchId,
-    /// Of which target.
-    pub target: TargetName,
-    /// What its next step is about.
-    pub state: BatchState,
-    /// Followed by the servers' own states, not by a job.
-    pub by_servers: bool,
-    /// Since or from when.
-    pub at: UtcMillis,
-}
 
 /// A target with open batches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -409,12 +382,11 @@ async fn members(
     batch: &BatchRecord,
 ) -> Result<Vec<Member>, StoreError> {
     // Asked only of those to whom it matters.
-    let shadows_since = match (
-        batch.action.as_str(),
-        rows::readable_time(Some(batch.intent_at.clone())),
-    ) {
-        ("reboot", Some(intent_at)) => Some(text(intent_at.before(SHADOW))),
-        _ => None,
+    let shadows_since = if rows::word::<PowerAction>(&batch.action)?.leaves_no_mark() {
+        rows::readable_time(Some(batch.intent_at.clone()))
+            .map(|intent_at| text(intent_at.before(SHADOW)))
+    } else {
+        None
     };
     let found: Vec<MemberRecord> = sqlx::query_as(
         "SELECT r.id, r.server_id, r.attempts,
@@ -423,13 +395,14 @@ async fn members(
                 a.seen IS NOT NULL AS seen_moving, CAST(a.baseline AS BLOB) AS baseline,
                 ?2 IS NOT NULL AND EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.server_id = r.server_id AND e.target = r.target
-                    AND e.finished_at > ?2 AND e.action = 'reboot'
+                    AND e.finished_at > ?2 AND e.action IN (SELECT value FROM json_each(?3))
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job'))) AS shadowed
          FROM request_attempts a JOIN power_requests r ON r.id = a.request_id AND r.batch_id = a.batch_id
          WHERE a.batch_id = ?1 AND a.result IS NULL",
     )
     .bind(batch.id)
     .bind(shadows_since)
+    .bind(rows::actions(PowerAction::leaves_no_mark))
     .fetch_all(connection)
     .await?;
     found.into_iter().map(MemberRecord::into_member).collect()

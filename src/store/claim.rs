@@ -4,16 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::batches::Origin;
 use super::rows::list;
 use super::{Store, StoreError, holds, rows, text};
-use crate::lifecycle::{self, Event};
+use crate::lifecycle::{self, Event, Step};
 use crate::model::{
-    Baseline, BatchId, BatchState, PowerAction, RequestId, RequestState, ServerId, TargetName,
-    UtcMillis,
+    Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, OwnCode, PowerAction,
+    RequestId, RequestState, ServerId, TargetName, UtcMillis,
 };
-use crate::plan::Lane;
-use crate::verdict::{self, Batch, Member};
 
 /// Lanes of one target and action that are read at once; those beyond come when the first of these
 /// have left.
@@ -26,21 +23,6 @@ pub enum Which<'a> {
     First(u32),
     /// These, as far as they still stand in it, each with what its server's last operation is.
     These(&'a [(RequestId, Baseline)]),
-}
-
-/// A request that may leave soon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
-    /// Which.
-    pub request: RequestId,
-    /// Whom it concerns.
-    pub server: ServerId,
-    /// Its lane's action.
-    pub action: PowerAction,
-    /// Its lane's travel group.
-    pub group: i64,
-    /// Since when it could go.
-    pub eligible_at: Option<UtcMillis>,
 }
 
 impl Store {
@@ -171,11 +153,12 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
-            "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = 'poweryard.busy',
+            "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = ?2,
                  error_message = j.value ->> 2
              FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
         )
         .bind(serde_json::to_string(&waits).unwrap_or_default())
+        .bind(OwnCode::Busy.as_str())
         .execute(&mut *tx)
         .await?;
         tx.commit().await
@@ -248,7 +231,7 @@ impl Store {
         self.look_at_place(&mut writer).await?;
         drop(writer);
         if let Err(error) = self.note_claim(&batch) {
-            self.record(&batch, &verdict::not_begun(&batch, &error.to_string()), now)
+            self.record(&batch, &Step::not_begun(&batch, &error.to_string()), now)
                 .await?;
             return Err(error);
         }

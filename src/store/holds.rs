@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::batches::Origin;
 use super::rows::{list, names};
 use super::{Store, StoreError, rows, text};
-use crate::model::{HoldKind, PowerAction, TargetName, UtcMillis};
-use crate::plan::Hold;
+use crate::model::{Hold, HoldKind, Origin, PowerAction, TargetName, UtcMillis};
 
 /// What is remembered of a target's pace over restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,14 +8,14 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::rows::list;
 use super::{Store, StoreError, rows, text};
-use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
+use crate::model::{OwnCode, PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
 /// Rows moved in one transaction, so that ours stay under a few milliseconds whatever waits: a
 /// producer that finds the queue locked sleeps for longer each time.
 const CHUNK: i64 = 200;
 
-/// How many requests ended without being sent, by target, action and state.
-pub type Ended = BTreeMap<(TargetName, PowerAction, RequestState), u64>;
+/// How many requests ended without an answer of the cloud: by target, action, state and why.
+pub type EndedCounts = BTreeMap<(TargetName, PowerAction, RequestState, OwnCode), u64>;
 
 /// What a take-in pass did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,8 +26,8 @@ pub struct TakenIn {
     pub expired: u64,
     /// Requests cancelled because what they waited for did not succeed.
     pub cancelled: u64,
-    /// Those that expired or were cancelled, counted by target, action and state.
-    pub ended: Ended,
+    /// Those that expired or were cancelled, counted.
+    pub ended: EndedCounts,
     /// Something is left to do: call again soon.
     pub more: bool,
 }
@@ -53,7 +53,7 @@ impl Store {
         // What was expired or cancelled may have been awaited in turn.
         let more = anything_due(&mut tx, default_ttl, now).await?;
         tx.commit().await?;
-        let total = |ended: &Ended| ended.values().sum();
+        let total = |ended: &EndedCounts| ended.values().sum();
         let (expired_count, cancelled, mut ended) = (total(&expired), total(&doomed), expired);
         ended.append(&mut doomed);
         Ok(TakenIn {
@@ -67,11 +67,11 @@ impl Store {
 
     /// Ends requests on their way that no open batch carries: somebody wrote into the ledgers, and
     /// nobody would ever ask what became of them. Returns how many that were.
-    pub async fn end_stranded(&self, now: UtcMillis) -> Result<Ended, StoreError> {
+    pub async fn end_stranded(&self, now: UtcMillis) -> Result<EndedCounts, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let stranded: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
-            "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = 'poweryard.orphaned',
+            "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = ?2,
                  error_message = 'its batch was removed from the queue by hand, so nobody can ask what became of it',
                  finished_at = ?1, gate = NULL
              WHERE state = 'running' AND NOT EXISTS (
@@ -80,22 +80,28 @@ impl Store {
              RETURNING id, CAST(target AS BLOB), action",
         )
         .bind(text(now))
+        .bind(OwnCode::Orphaned.as_str())
         .fetch_all(&mut *tx)
         .await?;
         // An attempt that stayed open could never be deleted.
         sqlx::query(
-            "UPDATE request_attempts SET result = 'unknown', error_code = 'poweryard.orphaned', finished_at = ?2
+            "UPDATE request_attempts SET result = 'unknown', error_code = ?3, finished_at = ?2
              WHERE request_id IN (SELECT value FROM json_each(?1)) AND result IS NULL",
         )
         .bind(list(stranded.iter().map(|row| &row.0)))
         .bind(text(now))
+        .bind(OwnCode::Orphaned.as_str())
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
         let rows = stranded
             .into_iter()
             .map(|(_, target, action)| (target, action));
-        Ok(count(rows.collect(), RequestState::Unknown))
+        Ok(count(
+            rows.collect(),
+            RequestState::Unknown,
+            OwnCode::Orphaned,
+        ))
     }
 
     /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that
@@ -105,25 +111,26 @@ impl Store {
         target: &TargetName,
         protected: &[ServerId],
         now: UtcMillis,
-    ) -> Result<Ended, StoreError> {
+    ) -> Result<EndedCounts, StoreError> {
         let servers = serde_json::to_string(protected).unwrap_or_default();
         let mut writer = self.writer.lock().await;
         let found: Vec<i64> = sqlx::query_scalar(
             "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
              ON r.target = ?2 AND r.server_id = j.value AND r.gate IS NOT NULL
-             WHERE r.state = 'queued' AND r.action IN ('stop', 'reboot') LIMIT 0 + ?3",
+             WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
         )
         .bind(&servers)
         .bind(&target.0)
         .bind(CHUNK)
+        .bind(rows::actions(PowerAction::interrupts))
         .fetch_all(&mut *writer)
         .await?;
         if found.is_empty() {
-            return Ok(Ended::new());
+            return Ok(EndedCounts::new());
         }
         let mut tx = self.begin(&mut writer).await?;
         let rejected = sqlx::query_as(
-            "UPDATE power_requests SET state = 'rejected', evidence = 'none', error_code = 'poweryard.protected',
+            "UPDATE power_requests SET state = 'rejected', evidence = 'none', error_code = ?3,
                  error_message = 'the config protects this server from stop and reboot', finished_at = ?2, gate = NULL,
                  retry_at = NULL
              WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'
@@ -131,10 +138,11 @@ impl Store {
         )
         .bind(serde_json::to_string(&found).unwrap_or_default())
         .bind(text(now))
+        .bind(OwnCode::Protected.as_str())
         .fetch_all(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(count(rejected, RequestState::Rejected))
+        Ok(count(rejected, RequestState::Rejected, OwnCode::Protected))
     }
 
     /// When the next queued row becomes due or expires without anybody's doing; long ago if
@@ -232,9 +240,9 @@ async fn expire(
     tx: &mut SqliteConnection,
     ttl: Option<Duration>,
     now: UtcMillis,
-) -> Result<Ended, StoreError> {
+) -> Result<EndedCounts, StoreError> {
     let expired = sqlx::query_as(
-        "UPDATE power_requests SET state = 'expired', evidence = 'none', error_code = 'poweryard.expired',
+        "UPDATE power_requests SET state = 'expired', evidence = 'none', error_code = ?4,
              error_message = 'its time passed before it could be sent', finished_at = ?1, gate = NULL, retry_at = NULL
          WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1 LIMIT 0 + ?3)
             OR id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NULL AND eligible_at <= ?2 LIMIT 0 + ?3)
@@ -243,19 +251,20 @@ async fn expire(
     .bind(text(now))
     .bind(ttl_edge(ttl, now))
     .bind(CHUNK)
+    .bind(OwnCode::Expired.as_str())
     .fetch_all(tx)
     .await?;
-    Ok(count(expired, RequestState::Expired))
+    Ok(count(expired, RequestState::Expired, OwnCode::Expired))
 }
 
 /// Rows of target and action, counted.
-fn count(rows: Vec<(Vec<u8>, String)>, state: RequestState) -> Ended {
-    let mut ended = Ended::new();
+fn count(rows: Vec<(Vec<u8>, String)>, state: RequestState, code: OwnCode) -> EndedCounts {
+    let mut ended = EndedCounts::new();
     for (target, action) in rows {
         // The schema lets no other word in.
         if let Ok(action) = rows::word(&action) {
             *ended
-                .entry((TargetName(rows::lossy(target)), action, state))
+                .entry((TargetName(rows::lossy(target)), action, state, code))
                 .or_default() += 1;
         }
     }
@@ -280,9 +289,12 @@ async fn follow_ends(tx: &mut SqliteConnection) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<Ended, StoreError> {
+async fn cancel_doomed(
+    tx: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<EndedCounts, StoreError> {
     let cancelled = sqlx::query_as(
-        "UPDATE power_requests SET state = 'cancelled', evidence = 'none', error_code = 'poweryard.dependency',
+        "UPDATE power_requests SET state = 'cancelled', evidence = 'none', error_code = ?3,
              error_message = 'request ' || after_id || ', which it waited for, ended as '
                  || (SELECT a.state FROM power_requests a WHERE a.id = power_requests.after_id),
              finished_at = ?1, gate = NULL, retry_at = NULL
@@ -291,9 +303,14 @@ async fn cancel_doomed(tx: &mut SqliteConnection, now: UtcMillis) -> Result<Ende
     )
     .bind(text(now))
     .bind(CHUNK)
+    .bind(OwnCode::Dependency.as_str())
     .fetch_all(tx)
     .await?;
-    Ok(count(cancelled, RequestState::Cancelled))
+    Ok(count(
+        cancelled,
+        RequestState::Cancelled,
+        OwnCode::Dependency,
+    ))
 }
 
 async fn end_retry_waits(tx: &mut SqliteConnection, now: UtcMillis) -> Result<u64, StoreError> {

@@ -13,8 +13,7 @@ use super::hand;
 use super::holds::put_hold;
 use super::note::{self, MOST, Note};
 use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, rows, stamp_page, text};
-use crate::model::{HoldKind, UtcMillis};
-use crate::plan::Hold;
+use crate::model::{Hold, HoldKind, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short.
 const CHUNK: i64 = 300;

@@ -44,13 +44,13 @@ mod record;
 mod rows;
 mod schema;
 
-pub use batches::{DueBatch, DueTarget, Hands, Origin};
-pub use claim::{Head, Which};
+pub use batches::{DueTarget, Hands};
+pub use claim::Which;
 pub use desk::Desk;
 pub use error::StoreError;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub use holds::{NotedPace, RefusedKey, TargetNews};
-pub use intake::{Ended, TakenIn};
+pub use intake::{EndedCounts, TakenIn};
 pub use keep::{Prune, Restored};
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
@@ -388,8 +388,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::model::{PowerAction, Service, TargetName};
-    use crate::plan::Lane;
+    use crate::model::{Lane, Origin, PowerAction, Service, TargetName};
 
     #[tokio::test]
     async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {

@@ -8,10 +8,9 @@ use super::batches::SAID_ALREADY;
 use super::{Store, StoreError, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, BatchId, BatchState, CodeClass, JobId, LookCause, RequestId, RequestState,
-    UtcMillis,
+    AttemptResult, Batch, BatchId, BatchState, CodeClass, JobId, LookCause, RequestId,
+    RequestState, UtcMillis,
 };
-use crate::verdict::Batch;
 
 impl Store {
     /// Stores what follows from one answer, in one synced transaction.

@@ -4,7 +4,7 @@
 use std::str::FromStr;
 
 use super::StoreError;
-use crate::model::{Baseline, JobStatus, Operation, TargetName, UtcMillis};
+use crate::model::{Baseline, JobStatus, Operation, PowerAction, TargetName, UtcMillis};
 
 pub(super) fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
 where
@@ -35,6 +35,12 @@ pub(super) fn names<'a>(targets: impl IntoIterator<Item = &'a TargetName>) -> St
         .map(|target| target.0.as_str())
         .collect();
     serde_json::to_string(&names).unwrap_or_default()
+}
+
+/// The words of those actions of which `holds` is true, for `json_each`.
+pub(super) fn actions(holds: fn(PowerAction) -> bool) -> String {
+    let words: Vec<&str> = PowerAction::those(holds).map(PowerAction::as_str).collect();
+    serde_json::to_string(&words).unwrap_or_default()
 }
 
 /// A text of which only the bytes are certain.
@@ -95,7 +101,6 @@ const OPERATION_STATES: [(JobStatus, &str); 3] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PowerAction;
 
     #[test]
     fn a_baseline_reads_back_as_it_was_stored() {

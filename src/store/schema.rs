@@ -141,6 +141,41 @@ mod tests {
 
     use super::super::{StoreOptions, connect_writer};
     use super::*;
+    use crate::model::{OwnCode, PowerAction, Service};
+
+    const QUEUE: &str = include_str!("../../migrations/0001_queue.sql");
+
+    /// The words that the constraint of this name allows.
+    fn allowed_by(constraint: &str) -> Vec<&'static str> {
+        let (_, check) = QUEUE
+            .split_once(&format!("CONSTRAINT {constraint} CHECK ("))
+            .expect("a constraint of that name");
+        let (_, list) = check.split_once(" IN (").expect("a list");
+        let (list, _) = list.split_once(')').expect("an end");
+        list.split(',')
+            .map(|word| word.trim().trim_matches('\''))
+            .collect()
+    }
+
+    #[test]
+    fn the_schema_knows_the_words_that_the_code_knows() {
+        let actions: Vec<&str> = PowerAction::ALL.iter().map(|word| word.as_str()).collect();
+        for constraint in ["action_known", "batch_action_known", "hold_action_known"] {
+            assert_eq!(allowed_by(constraint), actions, "{constraint}");
+        }
+        let services: Vec<&str> = Service::ALL.iter().map(|word| word.as_str()).collect();
+        assert_eq!(allowed_by("batch_service_known"), services);
+    }
+
+    #[test]
+    fn the_error_codes_of_the_schema_are_codes_of_ours() {
+        let codes = QUEUE.split("'poweryard.").skip(1);
+        let codes: Vec<String> = codes
+            .filter_map(|rest| rest.split_once('\''))
+            .map(|(word, _)| format!("poweryard.{word}"))
+            .collect();
+        assert_eq!(codes, [OwnCode::Cancelled.as_str()]);
+    }
 
     /// A file with this much of sqlx's own list, as a kill leaves it between two steps.
     async fn migrated_after(steps: &'static str) -> Result<(), StoreError> {

@@ -6,8 +6,7 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::*;
-use crate::cloud::Fault;
-use crate::model::{CodeClass, Operation, RequestState, Service};
+use crate::model::{CodeClass, Fault, Operation, RequestState, Service};
 use JobStatus::{Failed, Pending, Succeeded};
 use PowerAction::{Reboot, Start, Stop};
 
@@ -675,7 +674,7 @@ proptest! {
         let (after, event) = look_on(carried(action, cause, baseline, 1), |seconds| nth(&shown, seconds).clone());
         if let Event::Ended(Outcome { state: RequestState::Succeeded, .. }) = event {
             let Sighting::Present(view) = nth(&shown, after) else { panic!("it is gone") };
-            prop_assert_eq!((view.activity, view.power), (Activity::Idle, wished_power(action)));
+            prop_assert_eq!((view.activity, view.power), (Activity::Idle, action.wished_power()));
         }
     }
 

@@ -1,9 +1,8 @@
 //! Batches that may not be asked for at present: their time goes on all the same.
 
 use super::{Case, after_failed_look, after_failed_query};
-use crate::cloud::{CallError, Fault};
 use crate::lifecycle::{BatchNext, Step};
-use crate::model::{BatchState, UtcMillis};
+use crate::model::{BatchState, CallError, Fault, UtcMillis};
 
 /// What follows for a batch that was due while its target's credentials are held `until` some time:
 /// it is asked for then, or when its own time is up, whichever comes first. Without this a long
@@ -14,7 +13,7 @@ pub fn while_held(case: Case<'_>, until: UtcMillis) -> Step {
     } = case;
     let ends = match batch.state {
         BatchState::Looking => batch.look_until.unwrap_or(until),
-        _ => batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit,
+        _ => batch.tracking_ends(rules.job_time_limit),
     };
     if now < ends {
         return Step::look_again(batch, until.min(ends));
@@ -69,8 +68,8 @@ mod tests {
     use super::super::testing::*;
     use super::super::{FIRST_PART, SECOND_PART};
     use super::*;
-    use crate::model::{LookCause, PowerAction, RequestState};
-    use crate::verdict::{Batch, Watch};
+    use crate::model::{Batch, LookCause, PowerAction, RequestState};
+    use crate::verdict::Watch;
 
     fn held(batch: &Batch, until: UtcMillis, now: UtcMillis) -> Step {
         while_held(

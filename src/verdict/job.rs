@@ -3,12 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Batch, Member, Rules, about_one_server};
-use crate::cloud::{CallError, Fault};
+use super::{Rules, about_one_server};
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::{
-    CodeClass, Complaint, Evidence, JobReport, JobStatus, LookCause, RequestId, ServerId, SubJob,
-    UtcMillis,
+    Batch, CallError, CodeClass, Complaint, Evidence, Fault, JobReport, JobStatus, LookCause,
+    Member, OwnCode, RequestId, ServerId, SubJob, UtcMillis,
 };
 
 /// Answers in a row that leave a job's end in doubt (not found; or over, with sub-jobs that still
@@ -89,7 +88,7 @@ pub fn after_failed_query(batch: &Batch, error: &CallError, rules: &Rules, now: 
         } => match unfinished(batch, rules, now) {
             // Also a wait of days does not go beyond the time that the job has.
             BatchNext::Again { next_look_at, .. } => {
-                let ends = batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit;
+                let ends = batch.tracking_ends(rules.job_time_limit);
                 Step::look_again(batch, next_look_at.max(now + wait).min(ends))
             }
             over => Step::only(over),
@@ -226,14 +225,14 @@ fn nameless_error(batch: &Batch, report: &JobReport, untold: usize) -> Option<Co
 
 fn nameless_failure() -> Complaint {
     Complaint {
-        code: "poweryard.failed".into(),
+        code: OwnCode::Failed.into(),
         message: "the cloud's task failed and gave no reason for this server".into(),
         class: CodeClass::ServerPermanent,
     }
 }
 
 fn unfinished(batch: &Batch, rules: &Rules, now: UtcMillis) -> BatchNext {
-    let ends = batch.submitted_at.unwrap_or(batch.intent_at) + rules.job_time_limit;
+    let ends = batch.tracking_ends(rules.job_time_limit);
     if now >= ends {
         return batch.look(LookCause::TimeLimit, rules, now);
     }
@@ -257,7 +256,7 @@ fn doubtful(batch: &Batch, cause: LookCause, rules: &Rules, now: UtcMillis) -> B
 }
 
 fn job_ms(batch: &Batch, report: &JobReport, now: UtcMillis) -> i64 {
-    let seen = now.since(batch.submitted_at.unwrap_or(batch.intent_at));
+    let seen = now.since(batch.accepted_at());
     let took = report.duration.map_or(seen, |duration| duration.min(seen));
     i64::try_from(took.as_millis()).unwrap_or(i64::MAX)
 }

@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::{Batch, Case, Member, busy, our_own, refusal};
-use crate::cloud::CallError;
+use super::{Case, busy, refusal};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    Activity, AttemptResult, Baseline, BatchState, Complaint, Evidence, JobStatus, LookCause,
-    Power, PowerAction, RequestId, ServerId, ServerView, Sighting, UtcMillis,
+    Activity, AttemptResult, Baseline, Batch, BatchState, CallError, Complaint, Evidence,
+    JobStatus, LookCause, Member, OwnCode, Power, PowerAction, RequestId, ServerId, ServerView,
+    Sighting, UtcMillis,
 };
 use crate::pace;
 
@@ -68,16 +68,14 @@ fn follow<'a>(case: Case<'_>, sighting: impl Fn(&Member) -> Option<&'a Sighting>
         never_seen(case.batch)
     });
     if step.batch == BatchNext::Done {
-        let took = case
-            .now
-            .since(case.batch.submitted_at.unwrap_or(case.batch.intent_at));
+        let took = case.now.since(case.batch.accepted_at());
         step.job_ms = i64::try_from(took.as_millis()).ok();
     }
     step
 }
 
 fn tracking_ends(case: Case<'_>) -> UtcMillis {
-    case.batch.submitted_at.unwrap_or(case.batch.intent_at) + case.rules.job_time_limit
+    case.batch.tracking_ends(case.rules.job_time_limit)
 }
 
 /// One look: what it settles, what is worth remembering, and when to look again. At `ends` the rest
@@ -138,37 +136,51 @@ fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Finding 
         Sighting::Missing => return Finding::Event(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
-    match (view.activity, batch.action) {
-        (Activity::Rebooting, PowerAction::Reboot) => Finding::Moving,
-        // Some other transition: nothing is proved while it lasts, and no idleness is counted
-        // across it.
-        (Activity::PoweringOn | Activity::PoweringOff | Activity::Other, PowerAction::Reboot) => {
+    if view.activity != Activity::Idle {
+        // In some other transition nothing is proved, and no idleness is counted across it.
+        return if may_be_doing(batch.action, view.activity) {
+            Finding::Moving
+        } else {
             Finding::Nothing
-        }
-        (
-            Activity::PoweringOn | Activity::PoweringOff | Activity::Rebooting | Activity::Other,
-            PowerAction::Start | PowerAction::Stop,
-        ) => Finding::Moving,
-        (Activity::Idle, _) if fresh_status(batch, member, view) == Some(JobStatus::Failed) => {
-            Finding::Event(Event::Ended(failed_as_seen(view)))
-        }
-        (Activity::Idle, PowerAction::Reboot) => read_reboot(case, member, view),
-        (Activity::Idle, action) if view.power == wished_power(action) => {
-            Finding::Event(Event::Ended(Outcome::succeeded(
-                Evidence::Observed,
-                observed_sentence(action),
-            )))
-        }
-        (Activity::Idle, _) if view.power == Power::Unclear => Finding::Nothing,
-        // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness
-        // is counted.
-        (Activity::Idle, _) if batch.state == BatchState::Tracking && !member.seen_moving => {
-            Finding::Nothing
-        }
-        (Activity::Idle, _) if case.has_settled(member) => {
-            Finding::Event(not_carried_out(case, member))
-        }
-        (Activity::Idle, _) => Finding::Settling,
+        };
+    }
+    if fresh_status(batch, member, view) == Some(JobStatus::Failed) {
+        return Finding::Event(Event::Ended(failed_as_seen(view)));
+    }
+    if batch.action.leaves_no_mark() {
+        read_reboot(case, member, view)
+    } else {
+        read_power(case, member, view)
+    }
+}
+
+/// True if a server that is doing this may be carrying out `action`. Of one that leaves a mark any
+/// transition counts: its power tells in the end.
+fn may_be_doing(action: PowerAction, activity: Activity) -> bool {
+    activity == action.transition() || !action.leaves_no_mark()
+}
+
+/// An idle server that was to be started or stopped.
+fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+    let batch = case.batch;
+    if view.power == batch.action.wished_power() {
+        return Finding::Event(Event::Ended(Outcome::succeeded(
+            Evidence::Observed,
+            observed_sentence(batch.action),
+        )));
+    }
+    if view.power == Power::Unclear {
+        return Finding::Nothing;
+    }
+    // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is
+    // counted.
+    if batch.state == BatchState::Tracking && !member.seen_moving {
+        return Finding::Nothing;
+    }
+    if case.has_settled(member) {
+        Finding::Event(not_carried_out(case, member))
+    } else {
+        Finding::Settling
     }
 }
 
@@ -222,10 +234,10 @@ fn failed_as_seen(view: &ServerView) -> Outcome {
         Some(error) if !error.code.is_empty() => {
             Outcome::failed(Evidence::Observed, &error.code, &error.message)
         }
-        Some(error) => Outcome::failed(Evidence::Observed, "poweryard.failed", &error.message),
+        Some(error) => Outcome::failed(Evidence::Observed, OwnCode::Failed, &error.message),
         None => Outcome::failed(
             Evidence::Observed,
-            "poweryard.failed",
+            OwnCode::Failed,
             "the server's state says that the operation failed",
         ),
     }
@@ -251,10 +263,10 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             sentence,
         )))
     };
-    if let Some(operation) = view.operation {
+    if view.operation.is_some() {
         let told = fresh_status(batch, member, view) == Some(JobStatus::Succeeded);
         // A server that is off has not come back; if somebody else stopped it, nobody can tell.
-        if told && operation.action == PowerAction::Reboot && view.power == Power::On {
+        if told && view.power == Power::On {
             return succeeded("the server's state says that the reboot succeeded");
         }
         if member.seen_moving || batch.state == BatchState::Tracking {
@@ -273,7 +285,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             let message = "the server was seen rebooting, and did not come back";
             Finding::Event(Event::Ended(Outcome::failed(
                 Evidence::Observed,
-                "poweryard.not_running",
+                OwnCode::NotRunning,
                 message,
             )))
         }
@@ -287,10 +299,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
 
 fn unproved(reason: String) -> Finding {
     let message = format!("{reason}; it is not sent again automatically");
-    Finding::Event(Event::Ended(Outcome::unknown(
-        "poweryard.unproved",
-        message,
-    )))
+    Finding::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
 }
 
 impl Case<'_> {
@@ -350,7 +359,7 @@ fn why_in_doubt(batch: &Batch) -> String {
         .unwrap_or_default();
     match (batch.look_cause, said) {
         (Some(LookCause::Lost | LookCause::Refused), (code, _))
-            if !code.is_empty() && !code.starts_with("poweryard.") =>
+            if !code.is_empty() && code.parse::<OwnCode>().is_err() =>
         {
             format!("the cloud answered with {code}, which does not tell whether anything was done")
         }
@@ -372,10 +381,9 @@ fn why_in_doubt(batch: &Batch) -> String {
 /// Start or stop: the server is idle in the other state and has been for the settling time.
 fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
     let batch = case.batch;
-    let why = batch
-        .complaint
-        .clone()
-        .unwrap_or_else(|| our_own("not_carried_out", "the server stayed as it was"));
+    let why = batch.complaint.clone().unwrap_or_else(|| {
+        Complaint::our_own(OwnCode::NotCarriedOut, "the server stayed as it was")
+    });
     if member.attempts >= case.rules.attempts_max {
         let message = format!(
             "the server stayed as it was after {} calls; last: {}",
@@ -383,7 +391,7 @@ fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
         );
         return Event::Ended(Outcome::failed(
             Evidence::Observed,
-            "poweryard.not_carried_out",
+            OwnCode::NotCarriedOut,
             message,
         ));
     }
@@ -402,7 +410,7 @@ fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
 fn never_seen(batch: &Batch) -> Outcome {
     let action = batch.action;
     Outcome::unknown(
-        "poweryard.time_limit",
+        OwnCode::TimeLimit,
         format!(
             "the cloud accepted the call, and within job_time_limit the server was not seen to {action}"
         ),
@@ -412,7 +420,7 @@ fn never_seen(batch: &Batch) -> Outcome {
 pub(super) fn missing() -> Outcome {
     Outcome::failed(
         Evidence::Observed,
-        "poweryard.missing",
+        OwnCode::Missing,
         "the cloud has no such server in this project",
     )
 }
@@ -422,7 +430,7 @@ fn out_of_time(batch: &Batch, failure: Option<&CallError>) -> Outcome {
         .map(|error| format!("; the last look failed: {error}"))
         .unwrap_or_default();
     Outcome::unknown(
-        "poweryard.time_limit",
+        OwnCode::TimeLimit,
         format!(
             "{}, and the server's state proved nothing within look_time_limit{why}",
             why_in_doubt(batch)
@@ -453,13 +461,6 @@ pub fn name_failures(
         }
     }
     step
-}
-
-fn wished_power(action: PowerAction) -> Power {
-    match action {
-        PowerAction::Start | PowerAction::Reboot => Power::On,
-        PowerAction::Stop => Power::Off,
-    }
 }
 
 fn observed_sentence(action: PowerAction) -> &'static str {

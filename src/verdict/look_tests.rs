@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::super::testing::*;
 use super::*;
-use crate::cloud::Fault;
-use crate::model::RequestState;
+use crate::model::{Fault, RequestState};
 use proptest::prelude::*;
 
 fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {

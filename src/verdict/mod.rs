@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use crate::cloud::{CallError, codes};
-use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
+use crate::lifecycle::{BatchNext, Event, Outcome, Return};
+use crate::model::cloud_codes;
 use crate::model::{
-    AttemptResult, Baseline, BatchId, BatchState, CodeClass, Complaint, Evidence, JobId, JobStatus,
-    LookCause, PowerAction, RequestId, ServerId, Service, TargetName, UtcMillis,
+    AttemptResult, Baseline, Batch, BatchState, CodeClass, Complaint, Evidence, JobStatus,
+    LookCause, Member, PowerAction, UtcMillis,
 };
 use crate::pace::{self, LookTimes};
 
@@ -25,69 +25,8 @@ mod watch;
 pub use held::while_held;
 pub use job::{after_failed_query, after_job, busy_reboots};
 pub use look::{after_failed_look, after_look, name_failures};
-pub use submit::{after_submit, not_begun, orphaned_intent, orphaned_target};
+pub use submit::{after_submit, orphaned_intent, orphaned_target};
 pub use watch::{Look, Watch};
-
-/// A batch with those of its requests that are not settled yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// Its row in `batches`.
-    pub id: BatchId,
-    /// Where it was sent.
-    pub target: TargetName,
-    /// Which API took the call.
-    pub service: Service,
-    /// What was asked for.
-    pub action: PowerAction,
-    /// Never `Done`.
-    pub state: BatchState,
-    /// The cloud's job, while tracking.
-    pub job: Option<JobId>,
-    /// When the intent was stored.
-    pub intent_at: UtcMillis,
-    /// When the cloud had accepted it.
-    pub submitted_at: Option<UtcMillis>,
-    /// Looks so far.
-    pub looks: u32,
-    /// Answers in a row that left the job's end in doubt.
-    pub doubts: u32,
-    /// How many servers the call carried.
-    pub server_count: u32,
-    /// Why its servers are looked at, while they are.
-    pub look_cause: Option<LookCause>,
-    /// When looking ends.
-    pub look_until: Option<UtcMillis>,
-    /// The error that concerns the batch as a whole: why it was refused, or how its job failed.
-    pub complaint: Option<Complaint>,
-    /// Why the last look failed, if it did.
-    pub read_error: Option<String>,
-    /// The requests that are not settled.
-    pub members: Vec<Member>,
-}
-
-/// One unsettled request of a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its row in `power_requests`.
-    pub request: RequestId,
-    /// Whom it concerns.
-    pub server: ServerId,
-    /// Calls that carried it and that the cloud may have acted on; this one counts from its claim
-    /// until it is known to be refused or not sent.
-    pub attempts: u32,
-    /// Times it was found busy.
-    pub busy: u32,
-    /// Its server was seen in a transition that this request would cause.
-    pub seen_moving: bool,
-    /// The server's last operation before the call.
-    pub baseline: Baseline,
-    /// An earlier reboot of this server ended `unknown`, or its own task failed, and it may still
-    /// be under way: one that is seen proves nothing.
-    pub shadowed: bool,
-    /// From when it could go to the intent of its first call; known to the claim alone, and
-    /// decides nothing.
-    pub waited: Option<Duration>,
-}
 
 /// The limits that verdicts keep to; from the target's settings.
 #[derive(Debug, Clone, Copy)]
@@ -139,9 +78,7 @@ impl Batch {
     /// The next look while nothing else changes.
     fn again(&self, rules: &Rules, now: UtcMillis, doubts: u32) -> BatchNext {
         let mut wait = rules.looks.next_look(self.looks + 1, self.seed());
-        if self.may_pass_unseen()
-            && now.since(self.submitted_at.unwrap_or(self.intent_at)) < CLOSE_SPAN
-        {
+        if self.may_pass_unseen() && now.since(self.accepted_at()) < CLOSE_SPAN {
             wait = wait.min(CLOSE_INTERVAL);
         }
         if self.needs_proof() {
@@ -185,7 +122,7 @@ impl Batch {
     /// may have begun before it.
     fn was_refused_as_busy(&self) -> bool {
         let is_busy =
-            |complaint: &Complaint| codes::class(&complaint.code) == CodeClass::ServerBusy;
+            |complaint: &Complaint| cloud_codes::class(&complaint.code) == CodeClass::ServerBusy;
         matches!(self.look_cause, Some(LookCause::Refused | LookCause::Lost))
             && self.complaint.as_ref().is_some_and(is_busy)
     }
@@ -214,41 +151,6 @@ impl Member {
             Baseline::Known(None) | Baseline::Unknown => return false,
         };
         operation.action.leaves_no_mark() && operation.status != JobStatus::Pending
-    }
-}
-
-impl Step {
-    /// Nothing but another look at `at`.
-    pub fn look_again(batch: &Batch, at: UtcMillis) -> Self {
-        let read_error = batch.read_error.clone();
-        Self {
-            read_error,
-            ..Self::only(BatchNext::Again {
-                next_look_at: at,
-                doubts: batch.doubts,
-            })
-        }
-    }
-
-    fn only(batch: BatchNext) -> Self {
-        Self {
-            batch,
-            moves: Vec::new(),
-            seen_moving: Vec::new(),
-            complaint: None,
-            job_ms: None,
-            read_error: None,
-        }
-    }
-
-    fn after_failed_read(mut self, error: &CallError) -> Self {
-        self.read_error = Some(error.to_string());
-        self
-    }
-
-    fn complaining(mut self, complaint: Complaint) -> Self {
-        self.complaint = Some(complaint);
-        self
     }
 }
 
@@ -365,21 +267,15 @@ fn already_sentence(action: PowerAction) -> &'static str {
     }
 }
 
-/// A complaint of our own, with a code under `poweryard.`.
-fn our_own(code: &str, message: &str) -> Complaint {
-    Complaint {
-        code: format!("poweryard.{code}"),
-        message: message.to_owned(),
-        class: CodeClass::Other,
-    }
-}
-
 #[cfg(test)]
 mod testing {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::model::{Now, Sighting, Steady};
+    use crate::lifecycle::Step;
+    use crate::model::{
+        BatchId, CallError, JobId, Now, RequestId, ServerId, Service, Sighting, Steady, TargetName,
+    };
 
     pub(super) const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
 

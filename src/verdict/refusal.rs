@@ -9,12 +9,12 @@
 use std::collections::HashMap;
 
 use super::look::{fresh_status, missing};
-use super::{Batch, Case, FIRST_PART, Member, SECOND_PART, already_sentence, busy, our_own};
-use crate::cloud::{CallError, Fault, codes};
+use super::{Case, FIRST_PART, SECOND_PART, already_sentence, busy};
 use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
+use crate::model::cloud_codes;
 use crate::model::{
-    Activity, AttemptResult, CodeClass, Complaint, Evidence, LookCause, Power, PowerAction,
-    RequestId, ServerId, ServerView, Sighting,
+    Activity, AttemptResult, Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause,
+    Member, OwnCode, Power, RequestId, ServerId, ServerView, Sighting,
 };
 
 /// How often the states of a refused batch are asked for before it is split without them.
@@ -63,7 +63,7 @@ fn treat_as_lost(case: Case<'_>, sightings: &HashMap<ServerId, Sighting>) -> Opt
     for member in &batch.members {
         if let Some(Sighting::Present(view)) = sightings.get(&member.server) {
             has_begun |= begun(batch, member, view);
-            if is_carrying_out(batch.action, view.activity) {
+            if view.activity == batch.action.transition() {
                 seen_moving.push(member.request);
             }
         }
@@ -82,15 +82,7 @@ fn begun(batch: &Batch, member: &Member, view: &ServerView) -> bool {
     }
     let has_ended = view.activity == Activity::Idle && fresh_status(batch, member, view).is_some();
     let may_be_earlier = batch.action.leaves_no_mark() && member.shadowed;
-    has_ended || (is_carrying_out(batch.action, view.activity) && !may_be_earlier)
-}
-
-fn is_carrying_out(action: PowerAction, activity: Activity) -> bool {
-    match action {
-        PowerAction::Start => activity == Activity::PoweringOn,
-        PowerAction::Stop => activity == Activity::PoweringOff,
-        PowerAction::Reboot => activity == Activity::Rebooting,
-    }
+    has_ended || ((view.activity == batch.action.transition()) && !may_be_earlier)
 }
 
 /// Settles what the states explain of a refused start or stop, and sends the rest again: in one
@@ -125,7 +117,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         let message = with_its_words(batch, "the server is locked in the cloud");
         return Some(Event::Ended(Outcome::failed(
             Evidence::Observed,
-            "poweryard.locked",
+            OwnCode::Locked,
             message,
         )));
     }
@@ -133,17 +125,20 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         return Some(busy(
             batch,
             member,
-            &our_own("busy", "the server is in another transition"),
+            &Complaint::our_own(OwnCode::Busy, "the server is in another transition"),
             case.now,
         ));
     }
-    match (batch.action, view.power) {
-        (PowerAction::Start, Power::On) | (PowerAction::Stop, Power::Off) => Some(Event::Ended(
-            Outcome::succeeded(Evidence::Already, already_sentence(batch.action)),
-        )),
-        (PowerAction::Reboot, Power::Off) => Some(Event::Ended(stopped(batch))),
-        _ => None,
+    if batch.action.needs_a_running_server() && view.power == Power::Off {
+        return Some(Event::Ended(stopped(batch)));
     }
+    let is_as_wished = view.power == batch.action.wished_power();
+    (is_as_wished && !batch.action.leaves_no_mark()).then(|| {
+        Event::Ended(Outcome::succeeded(
+            Evidence::Already,
+            already_sentence(batch.action),
+        ))
+    })
 }
 
 /// How far the proof has come that a refused reboot was not done.
@@ -213,10 +208,8 @@ fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting
     let mut seen_moving = Vec::new();
     for member in &batch.members {
         let sighting = sightings.get(&member.server);
-        if let Some(Sighting::Present(ServerView {
-            activity: Activity::Rebooting,
-            ..
-        })) = sighting
+        if let Some(Sighting::Present(view)) = sighting
+            && view.activity == batch.action.transition()
             && !member.seen_moving
         {
             seen_moving.push(member.request);
@@ -291,7 +284,7 @@ fn finish(
 /// means.
 fn alone(case: Case<'_>, member: &Member) -> Option<Event> {
     let why = case.batch.complaint.as_ref()?;
-    match codes::class(&why.code) {
+    match cloud_codes::class(&why.code) {
         CodeClass::ServerBusy | CodeClass::Retryable => {
             Some(busy(case.batch, member, why, case.now))
         }
@@ -324,7 +317,7 @@ fn stopped(batch: &Batch) -> Outcome {
         return Outcome::failed(Evidence::Refused, code.as_str(), message.as_str());
     }
     let message = with_its_words(batch, "the server is stopped and cannot be rebooted");
-    Outcome::failed(Evidence::Refused, "poweryard.stopped", message)
+    Outcome::failed(Evidence::Refused, OwnCode::Stopped, message)
 }
 
 /// Our sentence with that of the cloud, which may say more.
@@ -358,9 +351,9 @@ fn split(batch: &Batch, rest: &[&Member], mut moves: Vec<(RequestId, Event)>) ->
         let why = batch
             .complaint
             .clone()
-            .unwrap_or_else(|| our_own("refused", "the call was refused"));
+            .unwrap_or_else(|| Complaint::our_own(OwnCode::Refused, "the call was refused"));
         let code = if why.code.is_empty() {
-            "poweryard.refused"
+            OwnCode::Refused.as_str()
         } else {
             why.code.as_str()
         };
@@ -388,7 +381,7 @@ fn beside_others(batch: &Batch, part: i64) -> Event {
     let why = batch
         .complaint
         .clone()
-        .unwrap_or_else(|| our_own("refused", "the whole call was refused"));
+        .unwrap_or_else(|| Complaint::our_own(OwnCode::Refused, "the whole call was refused"));
     Event::Returned(Return {
         retry_at: None,
         group: Some(batch.group(part)),

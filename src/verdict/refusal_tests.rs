@@ -2,8 +2,8 @@
 
 use super::super::testing::*;
 use super::*;
+use crate::model::PowerAction::{self, Reboot, Start, Stop};
 use crate::model::{Baseline, BatchState, JobStatus, Operation, RequestState, Service};
-use PowerAction::{Reboot, Start, Stop};
 
 const STARTED: Option<Operation> = Some(Operation {
     action: Start,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Batch, CLOSE_INTERVAL, Rules, about_one_server, our_own};
-use crate::cloud::codes::{self, Origin};
-use crate::cloud::{CallError, Fault};
-use crate::lifecycle::{BatchNext, Event, Outcome, Return, Step};
+use super::{CLOSE_INTERVAL, Rules, about_one_server};
+use crate::lifecycle::{BatchNext, Event, Outcome, Step};
+use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
-    AttemptResult, CodeClass, Complaint, Evidence, LookCause, Service, Tracking, UtcMillis,
+    Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause, OwnCode, Tracking,
+    UtcMillis,
 };
 
 /// "The server does not exist": then nothing can have been done with it.
@@ -41,22 +41,16 @@ pub fn after_submit(
             | Fault::Unavailable
             | Fault::Credentials
             | Fault::Permission
-            | Fault::Configuration => not_sent(batch, complaint(error, CodeClass::Retryable)),
+            | Fault::Configuration => Step::not_sent(batch, complaint(error, CodeClass::Retryable)),
         },
     }
-}
-
-/// A batch whose intent is stored and whose call is known not to have been begun, and `why`: all of
-/// it back to the queue, in its place.
-pub fn not_begun(batch: &Batch, why: &str) -> Step {
-    not_sent(batch, our_own("interrupted", why))
 }
 
 /// A batch whose intent is stored and whose call nobody is making: the daemon ended in between.
 /// Whether the call left is not known, so this is a lost answer.
 pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
-    let why = our_own(
-        "interrupted",
+    let why = Complaint::our_own(
+        OwnCode::Interrupted,
         "the daemon ended while the call was being made",
     );
     lost(batch, why, rules, now)
@@ -74,7 +68,7 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
         });
     }
     let why = "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
-    let end = Event::Ended(Outcome::unknown("poweryard.orphaned", why));
+    let end = Event::Ended(Outcome::unknown(OwnCode::Orphaned, why));
     Step {
         moves: batch
             .members
@@ -89,9 +83,9 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
 /// under a status that tells no more. One of the servers may be the reason, and each call would
 /// fail with it: so they are split as refused ones are, since they may be sent twice.
 fn may_be_one_servers_doing(batch: &Batch, error: &CallError) -> bool {
-    let is_unexplained =
-        codes::origin(&error.code) == Origin::Bms && codes::class(&error.code) == CodeClass::Other;
-    batch.service == Service::Bms
+    let is_unexplained = cloud_codes::origin(&error.code) == CodeOrigin::Bms
+        && cloud_codes::class(&error.code) == CodeClass::Other;
+    batch.service.documents_its_refusals()
         && batch.members.len() > 1
         && !batch.action.leaves_no_mark()
         && is_unexplained
@@ -135,26 +129,6 @@ fn lost(batch: &Batch, why: Complaint, rules: &Rules, now: UtcMillis) -> Step {
     Step::only(batch.look(LookCause::Lost, rules, now)).complaining(why)
 }
 
-fn not_sent(batch: &Batch, why: Complaint) -> Step {
-    let back = Event::Returned(Return {
-        retry_at: None,
-        group: None,
-        result: AttemptResult::NotSent,
-        code: why.code.clone(),
-        message: why.message.clone(),
-    });
-    let moves = batch
-        .members
-        .iter()
-        .map(|member| (member.request, back.clone()))
-        .collect();
-    Step {
-        moves,
-        ..Step::only(BatchNext::Done)
-    }
-    .complaining(why)
-}
-
 /// The service says that it did nothing. No document says whether a batch is refused as a whole, or
 /// what a code that is in no table means. Start and stop may be sent twice; a reboot is looked at
 /// until the refusal is proved or belied, unless it was alone in its call and there is no such
@@ -192,7 +166,7 @@ fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Ste
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::model::{BatchState, JobId, PowerAction, RequestState};
+    use crate::model::{AttemptResult, BatchState, JobId, PowerAction, RequestState};
 
     fn error(fault: Fault, code: &str) -> CallError {
         CallError {

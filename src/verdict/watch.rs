@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::{Batch, Rules};
+use super::Rules;
 use crate::lifecycle::{BatchNext, Step};
 use crate::model::{
-    Activity, Complaint, LookCause, Now, Operation, Power, RequestId, ServerId, Sighting,
+    Activity, Batch, Complaint, LookCause, Now, Operation, Power, RequestId, ServerId, Sighting,
 };
 
 /// Looks of one row are no further apart than half the settling time, or this if that is more.

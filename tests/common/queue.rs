@@ -8,11 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
-    AttemptResult, Evidence, JobId, PowerAction, RequestId, Service, TargetName, UtcMillis,
+    AttemptResult, Batch, Evidence, JobId, Lane, Origin, PowerAction, RequestId, Service,
+    TargetName, UtcMillis,
 };
-use poweryard::plan::Lane;
-use poweryard::store::{Origin, Store, TakenIn, Which};
-use poweryard::verdict::Batch;
+use poweryard::store::{Store, TakenIn, Which};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tempfile::TempDir;

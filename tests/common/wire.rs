@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use poweryard::cloud::auth::{AccessKeys, Password};
-use poweryard::cloud::{CallError, Clock, Credentials, Fault, Observed};
-use poweryard::model::{ServerId, Service, Sighting, TargetName, UtcMillis};
+use poweryard::cloud::{Clock, Credentials, Observed};
+use poweryard::model::{CallError, Fault, ServerId, Service, Sighting, TargetName, UtcMillis};
 use poweryard::settings::{AuthSettings, TargetSettings};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

@@ -5,9 +5,8 @@
 use std::fs;
 use std::time::Duration;
 
-use poweryard::model::{PowerAction, RequestState, TargetName};
+use poweryard::model::{Batch, PowerAction, RequestState, TargetName};
 use poweryard::store::{NotedPace, Prune, Store, StoreError, TargetNews};
-use poweryard::verdict::Batch;
 
 use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
 

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use poweryard::model::{HoldKind, PowerAction, TargetName};
-use poweryard::plan::Hold;
+use poweryard::model::{Hold, HoldKind, PowerAction, TargetName};
 
 use crate::queue::{HOUR, Queue, failed, succeeded, wall};
 

@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome};
-use poweryard::model::{BatchId, UtcMillis};
-use poweryard::verdict::Batch;
+use poweryard::model::{Batch, BatchId, OwnCode, UtcMillis};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
@@ -298,7 +297,7 @@ impl Walk {
             End::Succeeds => Some(Event::Ended(succeeded())),
             End::Fails => Some(Event::Ended(failed())),
             End::Unknown => Some(Event::Ended(Outcome::unknown(
-                "poweryard.unproved",
+                OwnCode::Unproved,
                 "nobody knows",
             ))),
             End::ComesBack { hours, group } => {

@@ -8,11 +8,11 @@ use reqwest::{Method, Request};
 
 use super::Finding;
 use crate::cli::{Exit, args, output};
-use crate::cloud::codes::{self, Origin};
 use crate::cloud::http::{Http, Wire};
-use crate::cloud::{CallError, Fault, KeyName, PowerCloud};
+use crate::cloud::{KeyName, PowerCloud};
 use crate::daemon::{self, refusals};
-use crate::model::{CodeClass, ServerId, Service, TargetName, UtcMillis};
+use crate::model::cloud_codes::{self, CodeOrigin};
+use crate::model::{CallError, CodeClass, Fault, ServerId, Service, TargetName, UtcMillis};
 use crate::settings::{SecretRules, Settings, TargetSettings, load_proxy_password};
 use crate::store::desk::Access;
 use crate::store::{Desk, RefusedKey};
@@ -190,14 +190,15 @@ async fn read_call(
     }
 }
 
-/// CloudDC's way to say that a server does not exist is not documented, only the shape of its
-/// refusals: such a one, with a code that is not the gateway's, means that the call got as far as
+/// Where a service does not document its refusals (CloudDC), neither is how it says that a server
+/// does not exist, only the shape of its refusals: such a one, with a code that is not the gateway's, means that the call got as far as
 /// the service.
 fn says_no_such_server(service: Service, error: &CallError) -> bool {
-    let is_its_own = !error.code.is_empty() && codes::origin(&error.code) == Origin::Unknown;
+    let is_its_own =
+        !error.code.is_empty() && cloud_codes::origin(&error.code) == CodeOrigin::Unknown;
     let is_refused =
         error.fault == Fault::Refused(CodeClass::Other) && matches!(error.status, Some(400 | 404));
-    service == Service::CloudDc && is_its_own && is_refused
+    !service.documents_its_refusals() && is_its_own && is_refused
 }
 
 fn mend(fault: &Fault) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::model::{PowerAction, ServerId, Service};
+use crate::model::{Power, PowerAction, ServerId, Service};
 use crate::sim::{LedgerEntry, OnOff, ServerSummary};
 use crate::store::desk::RequestRecord;
 
@@ -43,18 +43,17 @@ pub(super) fn disagreements(
 
 /// What speaks against a row, if something does.
 fn disagreement(row: &RequestRecord, done: &[PowerAction], power: Option<OnOff>) -> Option<String> {
-    let is_reboot = row.action == PowerAction::Reboot.as_str();
-    if done.iter().any(|action| action.as_str() != row.action) {
+    let Ok(action) = row.action.parse::<PowerAction>() else {
+        return Some("there is no such action".to_owned());
+    };
+    let is_reboot = action.leaves_no_mark();
+    if done.iter().any(|carried_out| *carried_out != action) {
         return Some("the cloud did something else".to_owned());
     }
     if is_reboot && done.len() > 1 {
         return Some(format!("the cloud rebooted it {} times", done.len()));
     }
-    let wished = if row.action == PowerAction::Stop.as_str() {
-        OnOff::Off
-    } else {
-        OnOff::On
-    };
+    let wished = OnOff::from(action.wished_power() == Power::On);
     let evidence = row.evidence.as_deref().unwrap_or_default();
     match (row.state.as_str(), evidence) {
         ("succeeded", _) if power != Some(wished) => Some(format!("its power is {power:?}")),

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use crate::cli::output;
 use crate::cli::pause::resume_command;
-use crate::model::{BatchState, Evidence, HoldKind, LookCause, RequestState, UtcMillis};
+use crate::model::{
+    BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis,
+};
 use crate::plan;
-use crate::settings::Budget;
 use crate::store::desk::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
 
 /// What is known of a request and its surroundings.
@@ -229,7 +230,7 @@ impl Facts {
             RequestState::Unknown => {
                 format!("It is never sent again by itself; look at the server, then {again}` inserts a new request.")
             }
-            RequestState::Rejected if request.error_code.as_deref() == Some("poweryard.protected") => {
+            RequestState::Rejected if request.error_code.as_deref() == Some(OwnCode::Protected.as_str()) => {
                 format!("A new request is rejected too; take the server out of `protect` first, then {again} --state {state}`.")
             }
             RequestState::Cancelled | RequestState::Expired | RequestState::Rejected => {
@@ -515,7 +516,7 @@ mod tests {
     #[test]
     fn a_protected_server_is_not_to_be_tried_again_as_it_is() {
         let mut rejected = facts("rejected");
-        rejected.request.error_code = Some("poweryard.protected".to_owned());
+        rejected.request.error_code = Some(OwnCode::Protected.into());
         assert!(
             said(&rejected).contains("take the server out of `protect` first"),
             "{}",

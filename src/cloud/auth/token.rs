@@ -18,12 +18,12 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::Password;
+use crate::cloud::Clock;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::http::{Wire, address};
 use crate::cloud::lenient;
 use crate::cloud::text::Text;
-use crate::cloud::{CallError, Clock, Fault};
-use crate::model::UtcMillis;
+use crate::model::{CallError, Fault, UtcMillis};
 
 /// A token is renewed this long before its end, or half its life before, whichever is later.
 const RENEW_AHEAD: Duration = Duration::from_secs(10 * 60);

@@ -11,9 +11,9 @@ use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::complaint::job_complaint;
 use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
-use crate::cloud::{CallError, Fault};
 use crate::model::{
-    CodeClass, Complaint, JobId, JobReport, JobStatus, ServerId, SubJob, UtcMillis,
+    CallError, CodeClass, Complaint, Fault, JobId, JobReport, JobStatus, ServerId, SubJob,
+    UtcMillis,
 };
 
 /// The job of an accepted submit call.

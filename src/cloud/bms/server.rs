@@ -6,12 +6,13 @@
 use serde::Deserialize;
 
 use crate::cloud::answer::{Answer, CallKind};
-use crate::cloud::codes::{self, Origin};
 use crate::cloud::looking::Listed;
 use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
-use crate::cloud::{CallError, Fault};
-use crate::model::{Activity, CodeClass, Power, ServerId, ServerView, Sighting, UtcMillis};
+use crate::model::cloud_codes::{self, CodeOrigin};
+use crate::model::{
+    Activity, CallError, CodeClass, Fault, Power, ServerId, ServerView, Sighting, UtcMillis,
+};
 
 /// The entries of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Si
 fn is_missing(status: u16, error: &CallError) -> bool {
     let said = error.code.eq_ignore_ascii_case("BMS.0040");
     let not_found = status == 404 && error.fault == Fault::Refused(CodeClass::Other);
-    said || (not_found && codes::origin(&error.code) != Origin::Gateway)
+    said || (not_found && cloud_codes::origin(&error.code) != CodeOrigin::Gateway)
 }
 
 struct Servers<'a> {

@@ -4,10 +4,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::cloud::CallError;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::complaint::find_complaint;
-use crate::model::{PowerAction, ServerId, Service, Tracking, UtcMillis};
+use crate::model::{CallError, PowerAction, ServerId, Service, Tracking, UtcMillis};
 
 /// The body of a power call. `server_id_set` is always there: what the call does without it is not
 /// documented.
@@ -49,8 +48,7 @@ mod tests {
     use reqwest::header::HeaderMap;
 
     use super::*;
-    use crate::cloud::Fault;
-    use crate::model::CodeClass;
+    use crate::model::{CodeClass, Fault};
 
     const NOW: UtcMillis = UtcMillis(1_795_262_400_000);
 

@@ -9,16 +9,15 @@ use serde::{Deserialize, Deserializer};
 
 use super::marker;
 use crate::cloud::answer::{Answer, CallKind};
-use crate::cloud::codes::{self, Origin};
 use crate::cloud::complaint::server_complaint;
 use crate::cloud::lenient;
 use crate::cloud::looking::{Listed, Page};
 use crate::cloud::objects::{an_object, each_object};
 use crate::cloud::text::Text;
-use crate::cloud::{CallError, Fault};
+use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
-    Activity, CodeClass, Complaint, JobStatus, Operation, Power, PowerAction, ServerId, ServerView,
-    Service, Sighting, UtcMillis,
+    Activity, CallError, CodeClass, Complaint, Fault, JobStatus, Operation, Power, PowerAction,
+    ServerId, ServerView, Service, Sighting, UtcMillis,
 };
 
 /// A page of the list, and the marker of the next. Entries without an id are left out.
@@ -95,7 +94,11 @@ fn is_missing(answer: &Answer, error: &CallError) -> bool {
     let refusal: Option<Refusal<'_>> = lenient::read(&answer.body);
     let in_its_words =
         refusal.is_some_and(|body| body.error_code.get().and(body.error_msg.get()).is_some());
-    in_its_words && !matches!(codes::origin(&error.code), Origin::Gateway | Origin::Iam)
+    in_its_words
+        && !matches!(
+            cloud_codes::origin(&error.code),
+            CodeOrigin::Gateway | CodeOrigin::Iam
+        )
 }
 
 struct Servers(Vec<Listed>);
@@ -196,29 +199,34 @@ fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
 /// The last operation, and the activity while it is being done. A word that no document lists tells
 /// of an operation, but not of which, nor whether it has ended.
 fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
-    const ACTIONS: [(&str, PowerAction, Activity); 3] = [
-        ("power-on-", PowerAction::Start, Activity::PoweringOn),
-        ("power-off-", PowerAction::Stop, Activity::PoweringOff),
-        ("reboot-", PowerAction::Reboot, Activity::Rebooting),
-    ];
     let Some(word) = word else {
         return (None, None);
     };
-    let split = |(prefix, action, activity): &(&str, PowerAction, Activity)| {
+    let split = |action: &PowerAction| {
+        let prefix = operation_prefix(*action);
         let (start, end) = word.split_at_checked(prefix.len())?;
-        start
-            .eq_ignore_ascii_case(prefix)
-            .then_some((*action, *activity, end))
+        start.eq_ignore_ascii_case(prefix).then_some((*action, end))
     };
-    let Some((action, activity, end)) = ACTIONS.iter().find_map(split) else {
+    let Some((action, end)) = PowerAction::ALL.iter().find_map(split) else {
         return (None, Some(Activity::Other));
     };
     let of = |status| Some(Operation { action, status });
     match end {
-        _ if end.eq_ignore_ascii_case("processing") => (of(JobStatus::Pending), Some(activity)),
+        _ if end.eq_ignore_ascii_case("processing") => {
+            (of(JobStatus::Pending), Some(action.transition()))
+        }
         _ if end.eq_ignore_ascii_case("succeed") => (of(JobStatus::Succeeded), None),
         _ if end.eq_ignore_ascii_case("failed") => (of(JobStatus::Failed), None),
         _ => (None, Some(Activity::Other)),
+    }
+}
+
+/// How the words for an operation begin.
+fn operation_prefix(action: PowerAction) -> &'static str {
+    match action {
+        PowerAction::Start => "power-on-",
+        PowerAction::Stop => "power-off-",
+        PowerAction::Reboot => "reboot-",
     }
 }
 

@@ -4,6 +4,7 @@
 //! State moves lazily: whoever looks says what time it is, and what has ended by then is applied.
 
 use crate::model::{PowerAction, ServerId, UtcMillis};
+use crate::sim::record::OnOff;
 
 /// When all servers were made: 2026-01-01T00:00:00Z.
 pub(super) const CREATED: UtcMillis = UtcMillis(1_767_225_600_000);
@@ -89,7 +90,7 @@ impl Server {
             return;
         };
         if operation.succeeds {
-            self.is_on = operation.action != PowerAction::Stop;
+            self.is_on = OnOff::after(operation.action) == OnOff::On;
         }
         self.updated = end;
         self.operation = None;

@@ -9,6 +9,7 @@ use std::fmt;
 
 use super::refusal::Reason;
 use crate::model::{PowerAction, ServerId, UtcMillis};
+use crate::sim::record::OnOff;
 use crate::sim::scenario::clouddc::AlreadySo;
 
 /// A server.
@@ -107,7 +108,7 @@ impl Server {
             return;
         };
         if failure.is_none() {
-            self.is_on = action != PowerAction::Stop;
+            self.is_on = OnOff::after(action) == OnOff::On;
         }
         self.last = Some(Ended { action, failure });
     }

@@ -7,8 +7,7 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
 use super::{Desk, find, id_list};
-use crate::model::{HoldKind, PowerAction, RequestState, TargetName};
-use crate::plan::Hold;
+use crate::model::{Hold, HoldKind, PowerAction, RequestState, TargetName};
 use crate::store::{StoreError, holds};
 
 /// Rows inserted by one statement.

@@ -11,10 +11,8 @@ use reqwest::Url;
 use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
-use poweryard::model::{PowerAction, Service, TargetName};
-use poweryard::settings::{
-    AuthSettings, BatchSettings, Budget, QueueSettings, Settings, TargetSettings,
-};
+use poweryard::model::{Budget, PowerAction, Service, TargetName};
+use poweryard::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
 use poweryard::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use poweryard::sim::scenario::{
     BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Rates, Refusals,

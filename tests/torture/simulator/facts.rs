@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::audit::{Entry, Move};
 use super::wire::Cloud;
 use super::{Broken, rules};
-use poweryard::cloud::{CallError, Fault};
 use poweryard::model::{
     AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId,
     TargetName, Tracking, UtcMillis,
 };
+use poweryard::model::{CallError, Fault};
 
 /// One moment: by the machine's time of day, which somebody may have set, and in truth.
 #[derive(Debug, Clone, Copy)]

@@ -17,10 +17,10 @@ use super::rng::Rng;
 use super::wire::Cloud;
 use super::{Broken, Summary, audit, connect, rules};
 use poweryard::daemon::{Finished, Round, SAFETY_INTERVAL, Task};
+use poweryard::model::Batch;
 use poweryard::model::{BatchState, JobId, UtcMillis};
 use poweryard::settings::TargetSettings;
 use poweryard::sim::World;
-use poweryard::verdict::Batch;
 
 mod calls;
 mod copies;

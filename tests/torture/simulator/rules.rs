@@ -7,10 +7,10 @@ use super::Broken;
 use super::audit::Move;
 use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
 use super::wire::Cloud;
+use poweryard::model::Budget;
 use poweryard::model::{
     AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis,
 };
-use poweryard::settings::Budget;
 use poweryard::sim::OnOff;
 
 /// The configured bounds that a run is held to.

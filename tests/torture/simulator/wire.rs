@@ -13,9 +13,9 @@ use futures_util::future::BoxFuture;
 use reqwest::Request;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use poweryard::cloud::CallError;
 use poweryard::cloud::answer::{Answer, CallKind};
 use poweryard::cloud::http::{BODY_BYTES_MAX, Wire, not_answered};
+use poweryard::model::CallError;
 use poweryard::model::{Now, Steady, UtcMillis};
 use poweryard::sim::{self, Delivery, LateAct, LedgerEntry, ServerSummary, World};
 

@@ -8,10 +8,11 @@ use std::time::Duration;
 use super::{Flight, Machine, Point, Stage};
 use crate::simulator::Broken;
 use crate::simulator::facts::Departure;
-use poweryard::cloud::{CallError, Fault, Observed};
+use poweryard::cloud::Observed;
 use poweryard::daemon::{Begun, Finished, Task};
+use poweryard::model::Batch;
+use poweryard::model::{CallError, Fault};
 use poweryard::model::{ServerId, Tracking, UtcMillis};
-use poweryard::verdict::Batch;
 
 impl Machine<'_> {
     pub(super) fn launch(&mut self, task: Task, now: UtcMillis) -> Result<(), Broken> {

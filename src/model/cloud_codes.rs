@@ -1,6 +1,6 @@
 //! The clouds' error codes and what each means for us: one table, to be read beside the documents.
 //!
-//! Owns which code has which class. Stays away from bodies and reactions: `answer` turns a class
+//! Owns which code has which class. Stays away from bodies and reactions: `cloud::answer` turns a class
 //! into a `Fault`.
 //!
 //! Sources: BMS API Reference, Error Codes (OTC and Huawei Cloud); ECS API Reference, Error Codes
@@ -13,7 +13,7 @@ use crate::model::{CodeClass, Service};
 
 /// Which part of the cloud a code comes from, as far as its prefix tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub enum CodeOrigin {
     /// `APIGW.` and `APIG.`: in front of the service.
     Gateway,
     /// `IAM.`: identity management.
@@ -30,7 +30,7 @@ pub enum Origin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
     /// Who speaks.
-    pub origin: Origin,
+    pub origin: CodeOrigin,
     /// What it means.
     pub class: CodeClass,
     /// True when the code is about too many calls, not about a fault.
@@ -72,8 +72,10 @@ pub fn documented(code: &str, status: Option<u16>) -> Option<Known> {
 /// document lists CloudDC's.
 pub fn documented_for(service: Service, code: &str, status: Option<u16>) -> Option<Known> {
     documented(code, status).filter(|known| match known.origin {
-        Origin::Gateway | Origin::Iam => true,
-        Origin::Bms | Origin::JobEngine | Origin::Unknown => service == Service::Bms,
+        CodeOrigin::Gateway | CodeOrigin::Iam => true,
+        CodeOrigin::Bms | CodeOrigin::JobEngine | CodeOrigin::Unknown => {
+            service.documents_its_refusals()
+        }
     })
 }
 
@@ -95,17 +97,17 @@ fn canonical(code: &str) -> Option<String> {
 }
 
 /// Who speaks, by the code's prefix; also for codes that no document lists.
-pub fn origin(code: &str) -> Origin {
+pub fn origin(code: &str) -> CodeOrigin {
     match canonical(code)
         .as_deref()
         .and_then(|name| name.split_once('.'))
         .map(|(prefix, _)| prefix)
     {
-        Some("APIGW") => Origin::Gateway,
-        Some("BMS") => Origin::Bms,
-        Some("Common") => Origin::JobEngine,
-        Some("IAM") => Origin::Iam,
-        _ => Origin::Unknown,
+        Some("APIGW") => CodeOrigin::Gateway,
+        Some("BMS") => CodeOrigin::Bms,
+        Some("Common") => CodeOrigin::JobEngine,
+        Some("IAM") => CodeOrigin::Iam,
+        _ => CodeOrigin::Unknown,
     }
 }
 
@@ -387,7 +389,7 @@ mod tests {
         for (code, status, class) in CODES {
             let known = documented(code, Some(*status)).expect("listed");
             assert_eq!(known.class, *class, "{code} {status}");
-            assert_ne!(known.origin, Origin::Unknown, "{code}");
+            assert_ne!(known.origin, CodeOrigin::Unknown, "{code}");
         }
     }
 
