@@ -413,7 +413,7 @@ enum View {
 /// two looks of a row.
 fn delay(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
     for target in &mut settings.targets {
-        target.settle_time = rng.millis(1_000, 5_000);
+        target.settle_time = rng.millis(1_000, 3_000);
         target.first_look = rng.millis(50, 400);
         target.request_timeout = target.request_timeout.max(Duration::from_secs(6));
         target.submits_per_minute = 50;
@@ -475,9 +475,9 @@ fn late_acts(
             let settle_times = settings.targets.iter().map(|target| target.settle_time);
             let gap = settle_times.map(longest_gap).min().unwrap_or_default();
             let gap_ms = u64::try_from(gap.as_millis()).unwrap_or(0);
-            let delay_ms = gap_ms * rng.between(60, 98) / 100;
+            let delay_ms = gap_ms * rng.between(45, 85) / 100;
             let slow = FaultKind::Slow { delay_ms };
-            faults.push(by_chance(slow, &[Call::List, Call::Show], 25));
+            faults.push(by_chance(slow, &[Call::List, Call::Show], 30));
         }
         return faults;
     }
