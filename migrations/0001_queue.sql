@@ -128,6 +128,7 @@ CREATE TABLE batches (
     look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
                                                                         'busy')),
     look_until    TEXT,                         -- looking ends here
+    from_copy     INTEGER NOT NULL DEFAULT 0,   -- 1: it was open in an older copy that was put back
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
     job_ms        INTEGER,                      -- how long the job took, for later batches to learn from
     read_error    TEXT,                         -- why the last look failed; NULL once one succeeds

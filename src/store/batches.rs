@@ -302,6 +302,7 @@ struct BatchRecord {
     submitted_at: Option<String>,
     looks: i64,
     doubts: i64,
+    from_copy: i64,
     look_cause: Option<String>,
     look_until: Option<String>,
     error_code: Option<Vec<u8>>,
@@ -317,7 +318,7 @@ async fn batch_row(
     Ok(sqlx::query_as(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
-                submitted_at, looks, doubts, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
+                submitted_at, looks, doubts, from_copy, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
                 CAST(error_message AS BLOB) AS error_message, CAST(error_class AS BLOB) AS error_class,
                 CAST(read_error AS BLOB) AS read_error
          FROM batches WHERE id = ? AND state <> 'done'",
@@ -359,6 +360,7 @@ impl BatchRecord {
             submitted_at: rows::readable_time(self.submitted_at),
             looks: rows::count(self.looks),
             doubts: rows::count(self.doubts),
+            from_copy: self.from_copy != 0,
             server_count: rows::count(self.server_count),
             look_cause: self.look_cause.as_deref().map(rows::word).transpose()?,
             look_until: self.look_until.map(time),

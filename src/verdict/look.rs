@@ -119,6 +119,9 @@ fn settle_members<'a>(
     step
 }
 
+/// Of a batch that was open in an older copy of the queue.
+const FROM_COPY: &str = "what was done to the server after this queue was copied is not in it";
+
 enum Finding {
     /// Settled.
     Event(Event),
@@ -178,6 +181,9 @@ fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
         return Finding::Nothing;
     }
     if case.has_settled(member) {
+        if batch.from_copy {
+            return unproved(format!("{}, and {FROM_COPY}", why_in_doubt(batch)));
+        }
         Finding::Event(not_carried_out(case, member))
     } else {
         Finding::Settling
@@ -200,7 +206,7 @@ impl Case<'_> {
     /// mark. Without one there must be no moment since the call at which it could have passed
     /// unseen. What has never shown an operation may not show this one either.
     pub(super) fn can_be_disproved(&self, member: &Member) -> bool {
-        if member.seen_moving || !self.watch.may_have_been_refused() {
+        if member.seen_moving || self.batch.from_copy || !self.watch.may_have_been_refused() {
             return false;
         }
         let covered = self.watch.covers_call(member.request);
@@ -225,7 +231,7 @@ pub(super) fn fresh_status(batch: &Batch, member: &Member, view: &ServerView) ->
         Baseline::Known(before) => before != Some(operation),
         Baseline::Unknown => false,
     };
-    let could_be_another = member.shadowed && batch.action.leaves_no_mark();
+    let could_be_another = batch.from_copy || (member.shadowed && batch.action.leaves_no_mark());
     ((changed || member.seen_moving) && !could_be_another).then_some(operation.status)
 }
 
@@ -273,12 +279,15 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             return Finding::Nothing;
         }
     }
-    let shadow = if member.shadowed {
+    let shadow = if member.shadowed || batch.from_copy {
         " that could not be an earlier one"
     } else {
         ""
     };
-    match (member.seen_moving && !member.shadowed, view.power) {
+    match (
+        member.seen_moving && !member.shadowed && !batch.from_copy,
+        view.power,
+    ) {
         (_, Power::Unclear) => Finding::Nothing,
         (true, Power::On) => succeeded("the server was seen rebooting, and then running"),
         (true, Power::Off | Power::Faulty) => {
