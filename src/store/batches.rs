@@ -288,7 +288,7 @@ impl Store {
 /// A row as anybody may have written it: the schema checks its words and the form of its times, not
 /// what texts hold.
 #[derive(sqlx::FromRow)]
-struct BatchRecord {
+struct OpenBatchRow {
     id: i64,
     target: Vec<u8>,
     service: String,
@@ -313,7 +313,7 @@ struct BatchRecord {
 async fn batch_row(
     connection: &mut SqliteConnection,
     id: BatchId,
-) -> Result<Option<BatchRecord>, StoreError> {
+) -> Result<Option<OpenBatchRow>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
@@ -327,7 +327,7 @@ async fn batch_row(
     .await?)
 }
 
-impl BatchRecord {
+impl OpenBatchRow {
     fn into_batch(self, members: Vec<Member>) -> Result<(Batch, Origin), StoreError> {
         // A time that does not read is one long ago: what it bounds is over.
         let time = |text: String| rows::readable_time(Some(text)).unwrap_or(UtcMillis(0));
@@ -379,7 +379,7 @@ const SHADOW: Duration = Duration::from_secs(24 * 3600);
 
 async fn members(
     connection: &mut SqliteConnection,
-    batch: &BatchRecord,
+    batch: &OpenBatchRow,
 ) -> Result<Vec<Member>, StoreError> {
     // Asked only of those to whom it matters.
     let shadows_since = if rows::word::<PowerAction>(&batch.action)?.leaves_no_mark() {

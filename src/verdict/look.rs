@@ -94,23 +94,23 @@ fn settle_members<'a>(
     let mut open = 0;
     for member in &batch.members {
         let finding =
-            sighting(member).map_or(Finding::Nothing, |seen| read_server(case, member, seen));
+            sighting(member).map_or(Reading::Nothing, |seen| read_server(case, member, seen));
         match finding {
-            Finding::Event(event) => step.moves.push((member.request, event)),
+            Reading::Event(event) => step.moves.push((member.request, event)),
             _ if now >= ends => step
                 .moves
                 .push((member.request, Event::Ended(at_the_end()))),
-            Finding::Moving => {
+            Reading::Moving => {
                 open += 1;
                 if !member.seen_moving {
                     step.seen_moving.push(member.request);
                 }
             }
-            Finding::Settling => {
+            Reading::Settling => {
                 open += 1;
                 latest = latest.min(now + rules.watch_interval());
             }
-            Finding::Nothing => open += 1,
+            Reading::Nothing => open += 1,
         }
     }
     if open > 0 {
@@ -119,7 +119,7 @@ fn settle_members<'a>(
     step
 }
 
-enum Finding {
+enum Reading {
     /// Settled.
     Event(Event),
     /// In a transition that the request would cause: worth remembering.
@@ -130,22 +130,22 @@ enum Finding {
     Nothing,
 }
 
-fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Finding {
+fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Reading {
     let batch = case.batch;
     let view = match sighting {
-        Sighting::Missing => return Finding::Event(Event::Ended(missing())),
+        Sighting::Missing => return Reading::Event(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
     if view.activity != Activity::Idle {
         // In some other transition nothing is proved, and no idleness is counted across it.
         return if may_be_doing(batch.action, view.activity) {
-            Finding::Moving
+            Reading::Moving
         } else {
-            Finding::Nothing
+            Reading::Nothing
         };
     }
     if fresh_status(batch, member, view) == Some(JobStatus::Failed) {
-        return Finding::Event(Event::Ended(failed_as_seen(view)));
+        return Reading::Event(Event::Ended(failed_as_seen(view)));
     }
     if batch.action.leaves_no_mark() {
         read_reboot(case, member, view)
@@ -161,26 +161,26 @@ fn may_be_doing(action: PowerAction, activity: Activity) -> bool {
 }
 
 /// An idle server that was to be started or stopped.
-fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
     let batch = case.batch;
     if view.power == batch.action.wished_power() {
-        return Finding::Event(Event::Ended(Outcome::succeeded(
+        return Reading::Event(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
             observed_sentence(batch.action),
         )));
     }
     if view.power == Power::Unclear {
-        return Finding::Nothing;
+        return Reading::Nothing;
     }
     // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is
     // counted.
     if batch.state == BatchState::Tracking && !member.seen_moving {
-        return Finding::Nothing;
+        return Reading::Nothing;
     }
     if case.has_settled(member) {
-        Finding::Event(not_carried_out(case, member))
+        Reading::Event(not_carried_out(case, member))
     } else {
-        Finding::Settling
+        Reading::Settling
     }
 }
 
@@ -246,7 +246,7 @@ fn failed_as_seen(view: &ServerView) -> Outcome {
 /// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service
 /// remembers of it. Without one, idle through the settling time, it may have been over before the
 /// first look as well as never begun.
-fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
     let batch = case.batch;
     if case.busy_with(member).is_some() {
         return read_busy_reboot(case, member, view);
@@ -258,7 +258,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
         );
     }
     let succeeded = |sentence: &str| {
-        Finding::Event(Event::Ended(Outcome::succeeded(
+        Reading::Event(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
             sentence,
         )))
@@ -270,7 +270,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             return succeeded("the server's state says that the reboot succeeded");
         }
         if member.seen_moving || batch.state == BatchState::Tracking {
-            return Finding::Nothing;
+            return Reading::Nothing;
         }
     }
     let shadow = if member.shadowed {
@@ -279,27 +279,27 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
         ""
     };
     match (member.seen_moving && !member.shadowed, view.power) {
-        (_, Power::Unclear) => Finding::Nothing,
+        (_, Power::Unclear) => Reading::Nothing,
         (true, Power::On) => succeeded("the server was seen rebooting, and then running"),
         (true, Power::Off | Power::Faulty) => {
             let message = "the server was seen rebooting, and did not come back";
-            Finding::Event(Event::Ended(Outcome::failed(
+            Reading::Event(Event::Ended(Outcome::failed(
                 Evidence::Observed,
                 OwnCode::NotRunning,
                 message,
             )))
         }
-        (false, _) if batch.state == BatchState::Tracking => Finding::Nothing,
+        (false, _) if batch.state == BatchState::Tracking => Reading::Nothing,
         (false, Power::On | Power::Off | Power::Faulty) if case.has_settled(member) => unproved(
             format!("{}, and no reboot was seen{shadow}", why_in_doubt(batch)),
         ),
-        (false, Power::On | Power::Off | Power::Faulty) => Finding::Settling,
+        (false, Power::On | Power::Off | Power::Faulty) => Reading::Settling,
     }
 }
 
-fn unproved(reason: String) -> Finding {
+fn unproved(reason: String) -> Reading {
     let message = format!("{reason}; it is not sent again automatically");
-    Finding::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
+    Reading::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
 }
 
 impl Case<'_> {
@@ -316,12 +316,12 @@ impl Case<'_> {
 /// A reboot whose own task says that the server was busy. If a reboot was seen, nobody can tell
 /// whose it was. If it was busy powering on or off, or nothing can have passed unseen since the
 /// call, it goes again.
-fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
     let Some(why) = case.busy_with(member) else {
-        return Finding::Nothing;
+        return Reading::Nothing;
     };
     if view.power == Power::Unclear {
-        return Finding::Nothing;
+        return Reading::Nothing;
     }
     if member.seen_moving {
         return unproved(format!(
@@ -330,7 +330,7 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Findi
         ));
     }
     if !case.has_settled(member) {
-        return Finding::Settling;
+        return Reading::Settling;
     }
     let explained = case.watch.saw_power_change(member.request);
     let known = case.watch.busy(member.request).is_some();
@@ -341,13 +341,13 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Findi
         ));
     }
     if member.attempts >= case.rules.attempts_max {
-        return Finding::Event(Event::Ended(Outcome::failed(
+        return Reading::Event(Event::Ended(Outcome::failed(
             Evidence::Job,
             &why.code,
             &why.message,
         )));
     }
-    Finding::Event(busy(case.batch, member, why, case.now))
+    Reading::Event(busy(case.batch, member, why, case.now))
 }
 
 /// Why the servers had to be asked.
