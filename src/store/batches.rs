@@ -7,9 +7,10 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
+use crate::model::cloud_codes;
 use crate::model::{
-    Batch, BatchId, CodeClass, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId,
-    ServerId, TargetName, UtcMillis,
+    Batch, BatchId, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId, ServerId,
+    TargetName, UtcMillis,
 };
 
 /// A target with open batches.
@@ -306,7 +307,6 @@ struct OpenBatchRow {
     look_until: Option<String>,
     error_code: Option<Vec<u8>>,
     error_message: Option<Vec<u8>>,
-    error_class: Option<Vec<u8>>,
     read_error: Option<Vec<u8>>,
 }
 
@@ -318,8 +318,7 @@ async fn batch_row(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
                 submitted_at, looks, doubts, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
-                CAST(error_message AS BLOB) AS error_message, CAST(error_class AS BLOB) AS error_class,
-                CAST(read_error AS BLOB) AS read_error
+                CAST(error_message AS BLOB) AS error_message, CAST(read_error AS BLOB) AS read_error
          FROM batches WHERE id = ? AND state <> 'done'",
     )
     .bind(id.0)
@@ -336,18 +335,14 @@ impl OpenBatchRow {
             endpoint: rows::lossy(self.endpoint),
             project_id: rows::lossy(self.project_id),
         };
-        let said_already = self.error_class.as_deref() == Some(SAID_ALREADY.as_bytes());
-        let class = if said_already {
-            CodeClass::AlreadyInTargetState
-        } else {
-            CodeClass::Other
-        };
-        let complaint =
-            (self.error_code.is_some() || self.error_message.is_some()).then(|| Complaint {
-                code: self.error_code.map(rows::lossy).unwrap_or_default(),
-                message: self.error_message.map(rows::lossy).unwrap_or_default(),
-                class,
-            });
+        let has_complaint = self.error_code.is_some() || self.error_message.is_some();
+        let code = self.error_code.map(rows::lossy).unwrap_or_default();
+        let message = self.error_message.map(rows::lossy).unwrap_or_default();
+        let complaint = has_complaint.then(|| Complaint {
+            class: cloud_codes::class_for(origin.service, &code),
+            code,
+            message,
+        });
         let batch = Batch {
             id: BatchId(self.id),
             target: TargetName(rows::lossy(self.target)),
@@ -369,9 +364,6 @@ impl OpenBatchRow {
         Ok((batch, origin))
     }
 }
-
-/// The one class of a batch's complaint that later steps ask for.
-pub(super) const SAID_ALREADY: &str = "already";
 
 /// A reboot that ended unknown, or whose own task failed, may be under way for this long.
 /// Documented jobs take minutes; nobody says what the longest is.

@@ -93,24 +93,25 @@ fn settle_members<'a>(
     let mut latest = ends;
     let mut open = 0;
     for member in &batch.members {
-        let finding =
-            sighting(member).map_or(Reading::Nothing, |seen| read_server(case, member, seen));
+        let finding = sighting(member).map_or(ServerReading::Nothing, |seen| {
+            read_server(case, member, seen)
+        });
         match finding {
-            Reading::Event(event) => step.moves.push((member.request, event)),
+            ServerReading::Event(event) => step.moves.push((member.request, event)),
             _ if now >= ends => step
                 .moves
                 .push((member.request, Event::Ended(at_the_end()))),
-            Reading::Moving => {
+            ServerReading::Moving => {
                 open += 1;
                 if !member.seen_moving {
                     step.seen_moving.push(member.request);
                 }
             }
-            Reading::Settling => {
+            ServerReading::Settling => {
                 open += 1;
                 latest = latest.min(now + rules.watch_interval());
             }
-            Reading::Nothing => open += 1,
+            ServerReading::Nothing => open += 1,
         }
     }
     if open > 0 {
@@ -119,7 +120,7 @@ fn settle_members<'a>(
     step
 }
 
-enum Reading {
+enum ServerReading {
     /// Settled.
     Event(Event),
     /// In a transition that the request would cause: worth remembering.
@@ -130,22 +131,22 @@ enum Reading {
     Nothing,
 }
 
-fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Reading {
+fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> ServerReading {
     let batch = case.batch;
     let view = match sighting {
-        Sighting::Missing => return Reading::Event(Event::Ended(missing())),
+        Sighting::Missing => return ServerReading::Event(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
     if view.activity != Activity::Idle {
         // In some other transition nothing is proved, and no idleness is counted across it.
         return if may_be_doing(batch.action, view.activity) {
-            Reading::Moving
+            ServerReading::Moving
         } else {
-            Reading::Nothing
+            ServerReading::Nothing
         };
     }
     if fresh_status(batch, member, view) == Some(JobStatus::Failed) {
-        return Reading::Event(Event::Ended(failed_as_seen(view)));
+        return ServerReading::Event(Event::Ended(failed_as_seen(view)));
     }
     if batch.action.leaves_no_mark() {
         read_reboot(case, member, view)
@@ -161,26 +162,26 @@ fn may_be_doing(action: PowerAction, activity: Activity) -> bool {
 }
 
 /// An idle server that was to be started or stopped.
-fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
+fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let batch = case.batch;
     if view.power == batch.action.wished_power() {
-        return Reading::Event(Event::Ended(Outcome::succeeded(
+        return ServerReading::Event(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
             observed_sentence(batch.action),
         )));
     }
     if view.power == Power::Unclear {
-        return Reading::Nothing;
+        return ServerReading::Nothing;
     }
     // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is
     // counted.
     if batch.state == BatchState::Tracking && !member.seen_moving {
-        return Reading::Nothing;
+        return ServerReading::Nothing;
     }
     if case.has_settled(member) {
-        Reading::Event(not_carried_out(case, member))
+        ServerReading::Event(not_carried_out(case, member))
     } else {
-        Reading::Settling
+        ServerReading::Settling
     }
 }
 
@@ -246,7 +247,7 @@ fn failed_as_seen(view: &ServerView) -> Outcome {
 /// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service
 /// remembers of it. Without one, idle through the settling time, it may have been over before the
 /// first look as well as never begun.
-fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
+fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let batch = case.batch;
     if case.busy_with(member).is_some() {
         return read_busy_reboot(case, member, view);
@@ -258,7 +259,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
         );
     }
     let succeeded = |sentence: &str| {
-        Reading::Event(Event::Ended(Outcome::succeeded(
+        ServerReading::Event(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
             sentence,
         )))
@@ -270,7 +271,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
             return succeeded("the server's state says that the reboot succeeded");
         }
         if member.seen_moving || batch.state == BatchState::Tracking {
-            return Reading::Nothing;
+            return ServerReading::Nothing;
         }
     }
     let shadow = if member.shadowed {
@@ -279,27 +280,27 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
         ""
     };
     match (member.seen_moving && !member.shadowed, view.power) {
-        (_, Power::Unclear) => Reading::Nothing,
+        (_, Power::Unclear) => ServerReading::Nothing,
         (true, Power::On) => succeeded("the server was seen rebooting, and then running"),
         (true, Power::Off | Power::Faulty) => {
             let message = "the server was seen rebooting, and did not come back";
-            Reading::Event(Event::Ended(Outcome::failed(
+            ServerReading::Event(Event::Ended(Outcome::failed(
                 Evidence::Observed,
                 OwnCode::NotRunning,
                 message,
             )))
         }
-        (false, _) if batch.state == BatchState::Tracking => Reading::Nothing,
+        (false, _) if batch.state == BatchState::Tracking => ServerReading::Nothing,
         (false, Power::On | Power::Off | Power::Faulty) if case.has_settled(member) => unproved(
             format!("{}, and no reboot was seen{shadow}", why_in_doubt(batch)),
         ),
-        (false, Power::On | Power::Off | Power::Faulty) => Reading::Settling,
+        (false, Power::On | Power::Off | Power::Faulty) => ServerReading::Settling,
     }
 }
 
-fn unproved(reason: String) -> Reading {
+fn unproved(reason: String) -> ServerReading {
     let message = format!("{reason}; it is not sent again automatically");
-    Reading::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
+    ServerReading::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
 }
 
 impl Case<'_> {
@@ -316,12 +317,12 @@ impl Case<'_> {
 /// A reboot whose own task says that the server was busy. If a reboot was seen, nobody can tell
 /// whose it was. If it was busy powering on or off, or nothing can have passed unseen since the
 /// call, it goes again.
-fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
+fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let Some(why) = case.busy_with(member) else {
-        return Reading::Nothing;
+        return ServerReading::Nothing;
     };
     if view.power == Power::Unclear {
-        return Reading::Nothing;
+        return ServerReading::Nothing;
     }
     if member.seen_moving {
         return unproved(format!(
@@ -330,7 +331,7 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Readi
         ));
     }
     if !case.has_settled(member) {
-        return Reading::Settling;
+        return ServerReading::Settling;
     }
     let explained = case.watch.saw_power_change(member.request);
     let known = case.watch.busy(member.request).is_some();
@@ -341,13 +342,13 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Readi
         ));
     }
     if member.attempts >= case.rules.attempts_max {
-        return Reading::Event(Event::Ended(Outcome::failed(
+        return ServerReading::Event(Event::Ended(Outcome::failed(
             Evidence::Job,
             &why.code,
             &why.message,
         )));
     }
-    Reading::Event(busy(case.batch, member, why, case.now))
+    ServerReading::Event(busy(case.batch, member, why, case.now))
 }
 
 /// Why the servers had to be asked.

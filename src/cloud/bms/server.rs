@@ -30,11 +30,11 @@ pub struct Entries {
 /// nobody missing.
 pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> {
     #[derive(Deserialize)]
-    struct PageBody<'a> {
+    struct ListBody<'a> {
         #[serde(borrow)]
         servers: CountedServers<'a>,
     }
-    let Some(page) = answer.success::<PageBody<'_>>() else {
+    let Some(page) = answer.success::<ListBody<'_>>() else {
         return Err(answer.error(CallKind::Read, now));
     };
     let listed = page
