@@ -19,7 +19,7 @@ use crate::store::desk::Access;
 /// Which queue a command uses.
 #[derive(Debug, clap::Args)]
 pub(super) struct QueueArgs {
-    /// The queue's file, instead of the one that the config names; the config is not read then.
+    /// The queue's file. Without it, the config says which file; with it, the config is not read.
     #[arg(long, value_name = "FILE")]
     database: Option<PathBuf>,
 }
@@ -48,7 +48,7 @@ impl QueueArgs {
 /// `--json`.
 #[derive(Debug, clap::Args)]
 pub(super) struct JsonArg {
-    /// Print JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -103,7 +103,7 @@ fn action_hint(word: &str) -> Option<&'static str> {
         "reboot" | "restart" | "reset" => Some("use reboot"),
         "stop" | "off" | "shutdown" | "halt" | "poweroff" | "down" => Some("use stop"),
         "start" | "on" | "poweron" | "up" => Some("use start"),
-        "cycle" | "powercycle" => Some("a power cycle is a stop, and a start with --after"),
+        "cycle" | "powercycle" => Some("a power cycle is a stop, then a start with --after"),
         _ => None,
     }
 }
@@ -117,12 +117,12 @@ pub(super) fn states() -> impl TypedValueParser<Value = RequestState> {
 /// A span such as `90s` or `2h`.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text.trim())
-        .map_err(|error| format!("{error}; a span is written as 90s, 15m or 2h"))
+        .map_err(|error| format!("{error}; write a duration such as 90s, 15m or 2h"))
 }
 
 /// What an option for a time takes.
-const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to \
-     2099, and nothing or a time after it";
+const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00 (a real date from 2000 to \
+     2099, optionally with a time)";
 
 /// A time ahead in the queue's own form: `+2h` or `2h` from now, or a time as a producer may write
 /// it. `option` is named if it does not read.
@@ -138,7 +138,7 @@ pub(super) async fn ahead(
     desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         let text = output::visible(text);
         Failure::Usage(format!(
-            "{option} {text}: neither a span from now such as +2h nor {TIME_FORMS}"
+            "{option} {text}: write a time from now such as +2h, or {TIME_FORMS}"
         ))
     })
 }
@@ -150,7 +150,7 @@ pub(super) async fn past(desk: &mut Desk, text: &str, now: UtcMillis) -> Result<
     }
     desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         Failure::Usage(format!(
-            "--since {}: neither a span such as 2h nor {TIME_FORMS}",
+            "--since {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
             output::visible(text)
         ))
     })
@@ -210,7 +210,7 @@ fn stranger_among(target: &str, known: &BTreeSet<String>) -> Option<String> {
     }
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     Some(output::visible(&format!(
-        "warning: the daemon has no target {target}; it has {}",
+        "warning: there is no target {target} in the config, so its requests are held; known targets: {}",
         known.join(", ")
     )))
 }

@@ -12,7 +12,7 @@ use crate::store::desk::{Access, Cancelled};
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "label"]))]
 #[command(after_help = "\
-Exit code: 1 if a request named by its id could not be cancelled.
+Requests that have been sent are not cancelled. Exit code: 1 if a request named by its id could not be cancelled.
 
 Examples:
   poweryard cancel 17 18
@@ -71,12 +71,12 @@ fn text(done: &Cancelled) -> String {
 fn why_kept(state: &str) -> String {
     match state.parse() {
         Ok(RequestState::Running) => {
-            "could not be cancelled: it is being sent to the cloud, or the cloud is carrying it out"
+            "cannot be cancelled: it has been sent to the cloud"
                 .to_owned()
         }
-        Ok(RequestState::Cancelled) => "was cancelled before".to_owned(),
+        Ok(RequestState::Cancelled) => "was already cancelled".to_owned(),
         _ => format!(
-            "could not be cancelled: it has ended as {}",
+            "cannot be cancelled: it has ended as {}",
             output::visible(state)
         ),
     }

@@ -26,16 +26,17 @@ mod sqlite;
 
 use online::Keys;
 
-/// Check the config, file modes, the database and the credentials; sends nothing unless --online is
-/// given.
+/// Check the config, file modes, the database and the credentials. Asks the cloud only with
+/// --online.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-With --online each target's endpoint, this machine's clock and one read call are checked too.
-Exit code: 0 no error (warnings do not count); 78 an error in the config, the credentials or online; 3 in the database or its files.
+With --online it also checks each target's endpoint, this machine's clock, and one call that reads.
+Exit code: 0 no errors (warnings do not count); 78 an error in the config, the credentials or online; 3 an error in the
+database or its files.
 
 Example: poweryard --config /etc/poweryard/poweryard.toml check --online")]
 pub(super) struct Args {
-    /// Also ask each target's cloud.
+    /// Also ask each target's cloud. Switches nothing.
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -152,7 +153,7 @@ fn config_errors(error: SettingsError) -> Vec<Finding> {
     match error {
         SettingsError::Unreadable { file, source } => {
             let mend =
-                "name the config with --config or POWERYARD_CONFIG, and let this user read it";
+                "name the config file with --config or POWERYARD_CONFIG, and give this user read access to it";
             vec![Finding::error(
                 Exit::Config,
                 file.display(),
@@ -178,7 +179,7 @@ fn config_errors(error: SettingsError) -> Vec<Finding> {
 
 fn count_targets(settings: &Settings) -> String {
     format!(
-        "reads well; {}",
+        "no mistakes; {}",
         output::count(settings.targets.len(), "target")
     )
 }
@@ -200,7 +201,7 @@ async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
             Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`")
         }
         Running::CannotTell => {
-            let mend = "run this as a user who may read the file";
+            let mend = "run this as a user who can read the file";
             Finding::warning(&subject, "cannot tell whether a daemon runs on it", mend)
         }
     });
@@ -236,7 +237,7 @@ fn clock_finding(now: UtcMillis) -> Option<Finding> {
         Exit::Config,
         "this machine's clock",
         doubt,
-        "set it, for example with `timedatectl set-ntp true`",
+        "set the clock, for example with `timedatectl set-ntp true`",
     ))
 }
 
@@ -250,7 +251,7 @@ fn listen_finding(settings: &Settings) -> Option<Finding> {
     Some(match TcpListener::bind(address) {
         Ok(_) => Finding::ok("listen.address", format!("{address} is free")),
         Err(error) => {
-            let mend = "stop the program that has it, or write another address or port";
+            let mend = "stop the program that uses it, or choose another address or port";
             Finding::error(
                 Exit::Config,
                 "listen.address",
@@ -287,14 +288,14 @@ fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding>
                 Exit::Config,
                 error.key,
                 error.problem,
-                "mend the file, then check again",
+                "fix the file, then check again",
             )
         })
         .collect();
     if findings.is_empty() {
         findings.push(Finding::ok(
             format!("{subject}.auth"),
-            "the credentials can be read, and only by those who should",
+            "the credentials can be read, and only by the right users",
         ));
     }
     findings.extend(judge_rate(
@@ -304,7 +305,7 @@ fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding>
     ));
     for (action, budget) in &target.budgets {
         let finding = format!(
-            "{}/{} lets 5,000 servers take {}",
+            "at {}/{}, 5,000 servers take {}",
             budget.servers,
             span(budget.span),
             time_for(5_000, budget)
@@ -324,10 +325,10 @@ fn judge_rate(subject: &str, service: Service, per_minute: u32) -> Option<Findin
         Service::CloudDc => return None,
     };
     let finding = format!(
-        "{per_minute} is above the {documented} submit calls a minute that the cloud documents"
+        "{per_minute} is more than the {documented} submit calls a minute that the cloud documents"
     );
     let mend =
-        format!("set submits_per_minute = {documented}, unless the account has been given more");
+        format!("set submits_per_minute = {documented}, unless your account has a higher limit");
     (per_minute > documented)
         .then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, mend))
 }
@@ -339,7 +340,7 @@ fn span(span: Duration) -> String {
 /// How long a rolling budget stretches so many servers: the first lot goes at once.
 fn time_for(servers: u32, budget: &Budget) -> String {
     match servers.div_ceil(budget.servers.max(1)) - 1 {
-        0 => "no time: they fit into it at once".to_owned(),
+        0 => "no time: the budget allows them at once".to_owned(),
         further => span(budget.span * further),
     }
 }

@@ -29,19 +29,20 @@ const FAULTS: &str = include_str!("demo/faults.toml");
 /// Faults that name servers, which must be there.
 const LOST_ANSWERS: &str = include_str!("demo/lost_answers.toml");
 
-/// Run the real daemon on a fresh queue against a simulated cloud; no config, no account.
+/// Run the real daemon on a new queue against a simulated cloud; needs no config and no account.
 ///
-/// Three servers in four are of the BMS service (target "default"), the others of CloudDC (target
-/// "clouddc").
+/// Three quarters of the servers belong to the BMS service (target "default"), the others to
+/// CloudDC (target "clouddc").
 ///
 /// Exit code: 0 when every request has ended and its outcome agrees with what the cloud did.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard demo --servers 20000")]
 pub(super) struct Args {
-    /// How many servers, with one request each.
+    /// Number of servers; each gets one request.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     servers: u32,
-    /// Folder for the queue, config and keys; created if missing. Default: a new temporary folder.
+    /// Folder for the queue, config and keys; created if it does not exist. Default: a new
+    /// temporary folder.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -51,7 +52,7 @@ pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
     let database = dir.join("queue.db");
     if database.exists() {
         return Err(Failure::Usage(format!(
-            "{} exists; the demo wants a fresh queue",
+            "{} already exists; the demo needs a new queue: name another folder with --dir",
             database.display()
         )));
     }

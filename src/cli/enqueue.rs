@@ -12,32 +12,32 @@ use crate::model::{PowerAction, RequestId, ServerId};
 use crate::store::desk::{Access, NewRequest};
 use crate::store::{Desk, StoreError};
 
-/// Insert requests, one a server, in one transaction; prints their ids, one a line.
+/// Insert one request for each server, all in one transaction; print their ids, one per line.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Times are UTC unless they carry an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
-A call with --key that may have been cut off is repeated with --if-absent.
+Times are UTC unless they have an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
+If a call with --key was interrupted, repeat it with --if-absent.
 
 Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
   poweryard enqueue reboot --from-file rack7.txt --label patch-day --not-before '2026-02-01 02:00' --expires-at '2026-02-01 05:00'
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct Args {
-    /// What to do: start, stop or reboot. Stop and reboot are forced; the clouds have no soft
-    /// ones.
+    /// What to do: start, stop or reboot. Stop and reboot are always forced; the clouds have no
+    /// soft ones.
     #[arg(value_parser = args::actions())]
     action: PowerAction,
     /// The servers' ids. A server may be named only once.
     #[arg(value_name = "SERVER")]
     servers: Vec<String>,
-    /// More servers from a file, one id a line; `-` reads stdin. Blank lines and # comments are
-    /// skipped.
+    /// Read more server ids from a file, one per line; `-` reads stdin. Blank lines and # comments
+    /// are skipped.
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
-    /// A [targets.NAME] of the daemon's config.
+    /// A target of the daemon's config, [targets.NAME].
     #[arg(long, value_name = "NAME", default_value = "default")]
     target: String,
-    /// Higher goes first, -100 to 100.
+    /// -100 to 100; higher goes first.
     #[arg(
         long,
         value_name = "N",
@@ -46,29 +46,29 @@ pub(super) struct Args {
     )]
     #[arg(value_parser = priority)]
     priority: i64,
-    /// Not sent before this time.
+    /// Do not send before this time.
     #[arg(long, value_name = "TIME")]
     not_before: Option<String>,
-    /// Not sent after this time.
+    /// Do not send after this time; the requests expire then.
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
-    /// Wait until this request has succeeded; cancelled if it ends in another way.
+    /// Send only after this request has succeeded; cancel if it ends in another way.
     #[arg(long, value_name = "ID")]
     after: Option<RequestId>,
-    /// Each request gets the key KEY:SERVER, and is refused if a request has that already: a call
-    /// can be repeated safely.
+    /// Give each request the key KEY:SERVER. A request whose key exists is refused, so a call can
+    /// be repeated safely.
     #[arg(long, value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     key: Option<String>,
-    /// Servers whose key exists are skipped, and the ids of their requests are printed.
+    /// Skip servers whose key exists, and print the ids of the requests that have it.
     #[arg(long, requires = "key")]
     if_absent: bool,
-    /// Free text to find the requests by.
+    /// Free text by which the requests can be found.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Who asks; by default the login user (SUDO_USER, USER or LOGNAME).
+    /// Who asks for this; by default the login user (SUDO_USER, USER or LOGNAME).
     #[arg(long, value_name = "TEXT")]
     requested_by: Option<String>,
-    /// Follow the requests to their ends, and exit as `wait` does; the summary goes to stderr.
+    /// Wait until the requests have ended, and exit as `wait` does; the summary goes to stderr.
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
@@ -89,7 +89,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     }
     if skipped > 0 {
         output::note(&format!(
-            "note: {} had the key already",
+            "note: skipped {}: the key exists; the id of the earlier request is printed",
             output::count(skipped, "server")
         ));
     }
@@ -119,7 +119,7 @@ fn servers(args: &Args) -> Result<Vec<String>, Failure> {
     }
     if servers.is_empty() {
         return Err(Failure::Usage(
-            "no server is named; give server ids or --from-file".to_owned(),
+            "no server given; name server ids, or use --from-file".to_owned(),
         ));
     }
     let mut seen = BTreeSet::new();
@@ -128,7 +128,7 @@ fn servers(args: &Args) -> Result<Vec<String>, Failure> {
         .find(|server| !seen.insert(ServerId((*server).clone())))
     {
         Some(twice) => Err(Failure::Usage(format!(
-            "server {twice} is named twice; each gets one request a call"
+            "server {twice} is named twice; one call inserts one request per server"
         ))),
         None => Ok(servers),
     }
@@ -172,7 +172,7 @@ fn check_server(id: &str, place: &str) -> Result<(), Failure> {
     match ServerId::is_valid(id) {
         true => Ok(()),
         false => Err(Failure::Usage(format!(
-            "{place}'{}' is no server id; one has 1 to 64 characters of A-Z a-z 0-9 and -",
+            "{place}'{}' is not a server id; use 1 to 64 characters of A-Z a-z 0-9 and -",
             output::visible(id)
         ))),
     }

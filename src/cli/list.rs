@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Only requests for this server.
     #[arg(long, value_name = "ID")]
     server: Option<String>,
-    /// At most so many.
+    /// Show at most this many.
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
     #[command(flatten)]

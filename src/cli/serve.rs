@@ -23,15 +23,14 @@ use crate::web::{StatusText, Web};
 /// A replaced secret is noticed within this time without a signal.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Run the daemon: take in requests, submit them in batches, follow them, store what became of
-/// each.
+/// Run the daemon: send queued requests in batches, follow them, and store how each one ended.
 ///
-/// SIGHUP reloads config and secrets. SIGTERM or SIGINT ends it once the calls in flight are
-/// answered and stored.
+/// SIGHUP reloads config and secrets. SIGTERM or SIGINT stops it; it first waits for the calls in
+/// progress and stores their answers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard --config /etc/poweryard/poweryard.toml serve")]
 pub(super) struct Args {
-    /// Log what would be sent; send and change nothing, take no lock.
+    /// Only log what would be sent: sends nothing, changes nothing, takes no lock.
     #[arg(long)]
     dry_run: bool,
 }
@@ -161,7 +160,7 @@ impl Reloader {
             self.secrets = secrets;
             return;
         }
-        info!("a secret file has changed; taking it up");
+        info!("a secret file has changed; using the new secret");
         self.hand_over(self.settings.clone(), false).await;
     }
 
@@ -170,7 +169,7 @@ impl Reloader {
         match Settings::load(&self.config) {
             Ok(settings) => self.hand_over(settings, true).await,
             Err(mistakes) => {
-                error!("the new config is refused and the old one stays: {mistakes}");
+                error!("the new config is refused; the old one stays in force: {mistakes}");
                 false
             }
         }
@@ -183,7 +182,7 @@ impl Reloader {
         let clouds = match daemon::connect_all(&settings, &rules) {
             Ok(clouds) => clouds,
             Err(error) => {
-                error!("the new secrets are refused and the old ones stay: {error}");
+                error!("the new secrets are refused; the old ones stay in use: {error}");
                 // Said once; the next change of the files is another one, also if it only closes a
                 // file to others.
                 self.secrets = Secrets {

@@ -8,18 +8,18 @@ use super::serve::told_to_stop;
 use super::{Exit, Failure, output};
 use crate::sim::{Scenario, SimCloud};
 
-/// Run the simulated cloud; its base URL is the first line on stdout.
+/// Run the simulated cloud. The first line on stdout is its base URL.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-GET /_sim/ledger lists what was really carried out, GET /_sim/servers the servers.
+GET /_sim/ledger lists the operations that were really carried out, GET /_sim/servers the servers.
 
 Example: poweryard simulate --listen 127.0.0.1:8080 --scenario config/scenario.toml")]
 pub(super) struct Args {
-    /// Where to listen; port 0 takes any free one.
+    /// Address to listen on; port 0 takes any free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// What the cloud is like and what goes wrong (TOML); by default 1,000 BMS and 100 CloudDC
-    /// servers and no faults.
+    /// A TOML file with servers, timing and faults; by default 1,000 BMS and 100 CloudDC servers
+    /// and no faults.
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
 }

@@ -13,10 +13,10 @@ use crate::model::HoldKind;
 use crate::store::desk::{Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote};
 use crate::store::{Desk, Running, StoreError, daemon_on};
 
-/// Show the daemon, the queue's counts, running batches, holds and each target's pace.
+/// Show the daemon, the queue's counts, running batches, holds, and each target's pace.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 also when no daemon runs.
+The exit code is 0 even if no daemon is running.
 
 Example: poweryard status --json")]
 pub(super) struct Args {
@@ -129,7 +129,7 @@ impl Status {
             }
             Running::Yes(None) => "daemon: running\n".to_owned(),
             Running::No => "daemon: not running\n".to_owned(),
-            Running::CannotTell => "daemon: cannot tell whether one runs\n".to_owned(),
+            Running::CannotTell => "daemon: cannot tell whether one is running\n".to_owned(),
         };
         section(
             &mut text,
@@ -140,7 +140,7 @@ impl Status {
         if let Some(oldest) = &self.oldest_ready {
             let since = oldest.eligible_at.as_ref().unwrap_or(&oldest.created_at);
             let line = format!(
-                "oldest that could go: request {}, {} {} on {}, since {since}",
+                "oldest request that can be sent: {}, {} {} on {}, since {since}",
                 oldest.id, oldest.action, oldest.server_id, oldest.target
             );
             text.push_str(&format!("{}\n", visible(&line)));
@@ -166,7 +166,7 @@ impl Status {
         section(
             &mut text,
             "targets",
-            "no daemon has noted any yet",
+            "no daemon has run on this queue yet",
             self.target_table(),
         );
         text

@@ -20,13 +20,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Requests that are named one by one in a summary for people.
 const NAMED_MAX: usize = 20;
 
-/// Follow requests until all of them have ended.
+/// Wait until requests have ended, and show how they ended.
 ///
-/// With ids, these; with --label, all requests of the label, of which the newest for each server
-/// counts, also if it has ended; with neither, all that are unfinished now.
+/// With ids: these requests. With --label: all requests of the label; for each server the newest
+/// one counts, even if it ended before. With neither: all requests that are unfinished now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 all succeeded, or nothing to wait for; 1 some ended otherwise; 2 no request has the label; 4 timed out.
+While it waits, it says on stderr how many requests are in which state each time that changes, and why nothing moves.
+Exit code: 0 all succeeded, or there was nothing to wait for; 1 some did not succeed; 2 no request has the label; 4 timed out.
 
 Example: poweryard wait --label patch-day --since 2h --timeout 30m")]
 pub(super) struct Args {
@@ -36,11 +37,11 @@ pub(super) struct Args {
     /// Requests with exactly this label.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// A UTC time, or a span such as 2h for two hours ago. With --label, what ended before it does
-    /// not count; without, what was inserted since then does, although it has ended.
+    /// A UTC time, or 2h for two hours ago. With --label: requests that ended before it do not
+    /// count. Without: requests inserted since then count even if they have ended.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Give up after this span, such as 90s or 30m.
+    /// Stop waiting after this time, such as 90s or 30m.
     #[arg(long, value_name = "SPAN", value_parser = args::span)]
     timeout: Option<Duration>,
     #[command(flatten)]
@@ -223,7 +224,7 @@ pub(super) fn summary(followed: &Followed) -> String {
         text.push_str(&format!("and {} more\n", followed.others.len() - NAMED_MAX));
     }
     if followed.timed_out {
-        text.push_str("timed out; what is unfinished goes on\n");
+        text.push_str("timed out; the daemon continues with the unfinished requests\n");
     }
     text
 }

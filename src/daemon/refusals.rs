@@ -69,7 +69,7 @@ impl Standing {
             }
             Self::Refused(refused) => {
                 let whose = format!(
-                    "held with {}, which uses the same key: {}",
+                    "held together with {}, which uses the same key: {}",
                     refused.target, refused.reason
                 );
                 Some((refused.until, whose))
@@ -99,7 +99,7 @@ pub(crate) fn standing(
             ("access key", "secret")
         };
         let reason =
-            format!("held with {whose}, which uses the same {key}: its {secret} was refused");
+            format!("held together with {whose}, which uses the same {key}: its {secret} was refused");
         return Standing::HeldWith { until, reason };
     }
     match rest(&user.key, refused, now) {
@@ -181,7 +181,7 @@ pub(crate) fn rest(
     let until = *recent.get(surplus)? + CREDENTIALS_HOLD;
     let minutes = CREDENTIALS_HOLD.as_secs() / 60;
     let reason = format!(
-        "the cloud refused this key {} times within {minutes} minutes, with several secrets; one more might lock it, so the new one waits",
+        "the cloud refused this key {} times within {minutes} minutes, with several secrets; another refusal might lock it, so the new secret waits",
         recent.len()
     );
     Some((until, reason))

@@ -133,7 +133,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         return Some(busy(
             batch,
             member,
-            &our_own("busy", "the server is in another transition"),
+            &our_own("busy", "the server is busy with another operation"),
             case.now,
         ));
     }

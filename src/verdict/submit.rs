@@ -73,7 +73,7 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
             doubts: batch.doubts,
         });
     }
-    let why = "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
+    let why = "the target was removed from the config or changed after the request was sent, so the daemon cannot ask what happened to it";
     let end = Event::Ended(Outcome::unknown("poweryard.orphaned", why));
     Step {
         moves: batch

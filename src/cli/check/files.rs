@@ -35,7 +35,7 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
             )];
         }
         Ok(meta) if !meta.is_dir() => {
-            let mend = "let queue.database name a file in a folder";
+            let mend = "set queue.database to a file in an existing folder";
             return vec![Finding::error(
                 Exit::Database,
                 folder.display(),
@@ -71,7 +71,7 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
             }
             // The database itself is missed elsewhere; the others come and go.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => findings.push(unreadable(&path, &error, "let this user reach it")),
+            Err(error) => findings.push(unreadable(&path, &error, "give this user access to it")),
         }
     }
     let lock = beside(database, ".lock");
@@ -92,12 +92,12 @@ fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
     let mend = match fs::metadata(path) {
         Ok(meta) => {
             format!(
-                "run this as user {}, or ask for membership of group {}",
+                "run this as user {}, or ask to be added to group {}",
                 meta.uid(),
                 group_name(meta.gid())
             )
         }
-        Err(_) => "let this user write it".to_owned(),
+        Err(_) => "give this user write access to it".to_owned(),
     };
     Some(Finding::error(
         Exit::Database,
@@ -121,7 +121,7 @@ fn unreadable(path: &Path, error: &io::Error, mend: &str) -> Finding {
     Finding::error(
         Exit::Database,
         path.display(),
-        format!("cannot be looked at ({error})"),
+        format!("cannot be read ({error})"),
         mend,
     )
 }
@@ -133,7 +133,7 @@ fn judge_folder(folder: &Path, mode: u32) -> Finding {
         return Finding::error(
             Exit::Database,
             subject,
-            format!("everybody can replace the queue (mode {mode:04o})"),
+            format!("any user can replace the queue (mode {mode:04o})"),
             mend,
         );
     }
@@ -152,13 +152,13 @@ fn judge_folder(folder: &Path, mode: u32) -> Finding {
     }
     if mode & SETGID == 0 {
         let finding = format!(
-            "files made by a producer get that one's own group (mode {mode:04o}, not setgid)"
+            "files that a producer creates get the producer's own group (mode {mode:04o}, not setgid)"
         );
         return Finding::warning(subject, finding, mend);
     }
     Finding::ok(
         subject,
-        format!("producers can use the queue and not delete it (mode {mode:04o})"),
+        format!("producers can use the queue but not delete it (mode {mode:04o})"),
     )
 }
 
@@ -166,19 +166,19 @@ fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
     let subject = path.display();
     let mend = format!("chmod 660 {subject}");
     if mode & OTHERS_WRITE != 0 {
-        let finding = format!("everybody who reaches it can switch servers (mode {mode:04o})");
+        let finding = format!("any user of this machine can switch servers (mode {mode:04o})");
         return Finding::error(Exit::Database, subject, finding, mend);
     }
     if mode & OTHERS_READ != 0 {
         return Finding::warning(
             subject,
-            format!("everybody who reaches it can read it (mode {mode:04o})"),
+            format!("any user of this machine can read it (mode {mode:04o})"),
             mend,
         );
     }
     if shared && mode & GROUP_READ_WRITE != GROUP_READ_WRITE {
         let finding =
-            format!("the folder is shared, but the group cannot write this (mode {mode:04o})");
+            format!("the folder is shared, but the group cannot write this file (mode {mode:04o})");
         return Finding::warning(subject, finding, mend);
     }
     Finding::ok(subject, format!("mode {mode:04o}"))
@@ -188,7 +188,7 @@ fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
 fn judge_group(path: &Path, gid: u32, folder_gid: Option<u32>, folder: &Path) -> Option<Finding> {
     let folder_gid = folder_gid.filter(|folder_gid| *folder_gid != gid)?;
     let finding = format!(
-        "belongs to group {gid} and the folder to group {folder_gid}: producers cannot use it"
+        "belongs to group {gid}, but the folder belongs to group {folder_gid}: producers cannot use the file"
     );
     let mend = format!("chgrp --reference={} {}", folder.display(), path.display());
     Some(Finding::warning(path.display(), finding, mend))
@@ -205,11 +205,11 @@ fn judge_owner(
     let owner =
         owner.filter(|owner| *owner != uid && mode & GROUP_READ_WRITE != GROUP_READ_WRITE)?;
     let finding = format!(
-        "was left by user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})"
+        "belongs to user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})"
     );
     let (path, database) = (path.display(), database.display());
     let mend = format!(
-        "stop what has the queue open, then: chown --reference={database} {path} && chmod 660 {path}"
+        "end the programs that have the queue open, then: chown --reference={database} {path} && chmod 660 {path}"
     );
     Some(Finding::error(Exit::Database, path, finding, mend))
 }

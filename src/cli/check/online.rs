@@ -35,7 +35,7 @@ pub(super) async fn findings(
         findings.push(endpoint(target, rules, &subject).await);
         findings.push(match daemon::connect(target, rules) {
             Ok(cloud) => read_call(&*cloud, target.service, &mut keys, &subject).await,
-            Err(error) => Finding::error(Exit::Config, subject, error, "mend it, then check again"),
+            Err(error) => Finding::error(Exit::Config, subject, error, "fix this, then check again"),
         });
     }
     findings
@@ -63,7 +63,7 @@ impl<'a> Keys<'a> {
             let times = output::count(refused.refusals as usize, "time");
             let finding = format!("its key was refused {times} in a row ({})", refused.reason);
             let mend = format!(
-                "fix the key, or wait until {}, so that the cloud does not lock it",
+                "fix the key, or wait until {}; otherwise the cloud may lock it",
                 refused.until
             );
             return Some((finding, mend));
@@ -96,7 +96,7 @@ async fn endpoint(target: &TargetSettings, rules: &SecretRules, subject: &str) -
     let http = match Http::new(target, proxy_password.as_ref()) {
         Ok(http) => http,
         Err(error) => {
-            return Finding::error(Exit::Config, subject, error, "mend the target's settings");
+            return Finding::error(Exit::Config, subject, error, "fix the target's settings");
         }
     };
     match http
@@ -134,25 +134,25 @@ fn http_date(text: &str) -> Option<UtcMillis> {
 
 fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
     let Some(cloud) = cloud else {
-        return Finding::ok(subject, "answers; it does not tell the time");
+        return Finding::ok(subject, "answers; the answer has no time to compare this machine's clock with");
     };
     let off = cloud.since(now).max(now.since(cloud));
     // The cloud tells whole seconds.
     let shown = humantime::format_duration(Duration::from_secs(off.as_secs()));
     if off > CLOCK_OFF_MAX {
         let finding = format!(
-            "answers; this machine's clock is {shown} off, and signatures fail at 15 minutes"
+            "answers; this machine's clock is wrong by {shown}, and signatures fail from 15 minutes on"
         );
         return Finding::error(
             Exit::Config,
             subject,
             finding,
-            "set the clock, by NTP for example",
+            "set the clock, for example with `timedatectl set-ntp true`",
         );
     }
     Finding::ok(
         subject,
-        format!("answers; this machine's clock is {shown} off"),
+        format!("answers; this machine's clock differs by {shown}"),
     )
 }
 
@@ -176,9 +176,9 @@ async fn read_call(
         .await
         .and_then(|mut observed| observed.failures.remove(&server).map_or(Ok(()), Err));
     match shown {
-        Ok(()) => Finding::ok(subject, "a read call was allowed"),
+        Ok(()) => Finding::ok(subject, "a read call was accepted"),
         Err(error) if says_no_such_server(service, &error) => {
-            Finding::ok(subject, "a read call was allowed")
+            Finding::ok(subject, "a read call was accepted")
         }
         Err(error) => {
             if error.fault == Fault::Credentials {
@@ -203,12 +203,12 @@ fn says_no_such_server(service: Service, error: &CallError) -> bool {
 fn mend(fault: &Fault) -> &'static str {
     match fault {
         Fault::Unreachable => "check the address, the proxy, ca_file and the network",
-        Fault::Throttled { .. } | Fault::Unavailable | Fault::Lost => "try again a little later",
+        Fault::Throttled { .. } | Fault::Unavailable | Fault::Lost => "try again later",
         Fault::Credentials => {
             "check the key or password, the IAM endpoint and the clock; five refusals in a row lock a key"
         }
         Fault::Permission => {
-            "give these credentials the right to list and switch servers in this project"
+            "give these credentials permission to list and switch servers in this project"
         }
         Fault::Configuration | Fault::Refused(_) => "check service, endpoint and project_id",
     }

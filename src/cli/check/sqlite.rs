@@ -38,13 +38,13 @@ fn judge(version: &str) -> Option<Finding> {
     if (major, minor) >= OLDEST {
         return Some(Finding::ok(
             "sqlite3",
-            format!("producers here have SQLite {version}"),
+            format!("this machine's sqlite3 is version {version}, which is new enough for producers"),
         ));
     }
     let (least_major, least_minor) = OLDEST;
     let finding =
         format!("is version {version}; the queue needs {least_major}.{least_minor} or newer");
-    let mend = "insert with `poweryard enqueue`, or with a library that is newer";
+    let mend = "use a newer SQLite library, or insert with `poweryard enqueue`";
     Some(Finding::warning("sqlite3", finding, mend))
 }
 

@@ -31,7 +31,7 @@ pub(super) fn disagreements(
                 let done = done.get(&server).map_or(&[][..], Vec::as_slice);
                 disagreement(row, done, power.get(&server).copied())?
             }
-            None => "nobody has such a target".to_owned(),
+            None => "there is no such target".to_owned(),
         };
         Some(format!(
             "request {} ({} of {}) is {}, but {wrong}",
@@ -65,7 +65,7 @@ fn disagreement(row: &RequestRecord, done: &[PowerAction], power: Option<OnOff>)
         ("succeeded" | "unknown", _) => None,
         ("failed", _) if !done.is_empty() => Some("the cloud carried it out".to_owned()),
         ("failed", _) => None,
-        _ => Some("that is no end".to_owned()),
+        _ => Some("that is not a final state".to_owned()),
     }
 }
 

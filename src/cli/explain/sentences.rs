@@ -47,7 +47,7 @@ impl Facts {
             Ok(RequestState::Running) => self.on_its_way(&mut said),
             Ok(state) => self.ended(state, &mut said),
             Err(_) => said.push(format!(
-                "Its state, {}, is not one that this version knows.",
+                "Its state is {}, which this version does not know.",
                 self.request.state
             )),
         }
@@ -62,7 +62,7 @@ impl Facts {
             .map(|who| format!(" by {who}"))
             .unwrap_or_default();
         format!(
-            "Request {} asks to {} server {} on target {}; it was inserted at {}{who}.",
+            "Request {}: {} server {} on target {}; inserted at {}{who}.",
             request.id, request.action, request.server_id, request.target, request.created_at
         )
     }
@@ -75,18 +75,18 @@ impl Facts {
             said.push(self.last_try());
         }
         if !self.daemon_runs {
-            said.push("No daemon runs on this queue; nothing leaves until one does.".to_owned());
+            said.push("No daemon runs on this queue; nothing is sent until one does.".to_owned());
         }
         said.push(match (&self.request.expires_at, self.rules.default_ttl) {
-            (Some(end), _) => format!("If it has not left by {end}, it expires."),
+            (Some(end), _) => format!("If it has not been sent by {end}, it expires."),
             (None, Some(Some(ttl))) => {
                 format!(
-                    "If it has not left within {} after it could first go, it expires.",
+                    "If it has not been sent within {} after it first could be, it expires.",
                     span(ttl)
                 )
             }
             (None, Some(None)) => "It never expires.".to_owned(),
-            (None, None) => "It has no expires_at; the daemon's default_ttl counts.".to_owned(),
+            (None, None) => "It has no expires_at; the daemon's default_ttl applies.".to_owned(),
         });
     }
 
@@ -98,17 +98,17 @@ impl Facts {
             .iter()
             .find(|hold| hold.kind == HoldKind::Budget.as_str());
         let Some(hold) = hold else {
-            return (ahead > 0).then(|| format!("{ahead} of its kind go before it."));
+            return (ahead > 0).then(|| format!("{ahead} requests of this target and action go first."));
         };
         let until: Option<UtcMillis> = hold.until.as_ref().and_then(|until| until.parse().ok());
         Some(match (self.rules.budget, until) {
             (Some(budget), Some(until)) => format!(
-                "{ahead} of its kind go before it; at {} in {} it cannot leave before {}.",
+                "{ahead} requests of this target and action go first; at {} in {} it cannot be sent before {}.",
                 budget.servers,
                 span(budget.span),
                 plan::earliest_under_budget(budget, until, ahead)
             ),
-            _ => format!("{ahead} of its kind go before it."),
+            _ => format!("{ahead} requests of this target and action go first."),
         })
     }
 
@@ -128,7 +128,7 @@ impl Facts {
                 .map(|after| format!(", which is {}", after.state))
                 .unwrap_or_default();
             return format!(
-                "It is queued and waits until request {id}{state} has succeeded; if that one ends in another way, this one is cancelled."
+                "It is queued and waits until request {id}{state} has succeeded; if that request ends in another way, this one is cancelled."
             );
         }
         if let Some(id) = after("behind request ") {
@@ -142,7 +142,7 @@ impl Facts {
             Some(why) => format!("It is queued and held: {}.", trimmed(why)),
             None => {
                 format!(
-                    "It is queued and next: it leaves with the next batch of target {}.",
+                    "It is queued and next: it is sent with the next batch of target {}.",
                     self.request.target
                 )
             }
@@ -152,12 +152,12 @@ impl Facts {
     fn last_try(&self) -> String {
         let used = match self.rules.attempts_max {
             Some(max) => format!(
-                "{} of {max} attempts are used, {} left",
+                "{} of {max} attempts used, {} left",
                 self.request.attempts,
                 i64::from(max).saturating_sub(self.request.attempts).max(0)
             ),
             None => format!(
-                "Attempts so far that the cloud may have acted on: {}",
+                "Attempts so far on which the cloud may have acted: {}",
                 self.request.attempts
             ),
         };
@@ -180,7 +180,7 @@ impl Facts {
         };
         said.push(match batch.state.parse() {
             Ok(BatchState::Submitting) => format!(
-                "Batch {} carries it with {}; its call has been on the way since {}.",
+                "Batch {} ({}) is sending it; the call began at {}.",
                 batch.id,
                 servers(batch),
                 batch.intent_at
@@ -188,16 +188,16 @@ impl Facts {
             Ok(BatchState::Tracking) => tracking(batch),
             Ok(BatchState::Looking) => looking(batch),
             Ok(BatchState::Done) | Err(_) => {
-                format!("Batch {}, which carried it, is {}.", batch.id, batch.state)
+                format!("Its batch {} is {}.", batch.id, batch.state)
             }
         });
         match (&batch.next_look_at, self.daemon_runs) {
             (_, false) => said.push(format!(
-                "No daemon runs on this queue; batch {} waits for one.",
+                "No daemon runs on this queue; batch {} waits until one does.",
                 batch.id
             )),
             (Some(next), true) => said.push(format!(
-                "The next look is due at {next}; there were {} so far.",
+                "The next look at the job or the server is due at {next}; looks so far: {}.",
                 batch.looks
             )),
             (None, true) => {}
@@ -225,17 +225,17 @@ impl Facts {
         }
         let again = format!("`poweryard retry {}", request.id);
         said.push(match state {
-            RequestState::Failed => format!("Nothing more happens to it; {again}` inserts a new request."),
+            RequestState::Failed => format!("It never changes again; to try again, {again}` inserts a new request."),
             RequestState::Unknown => {
-                format!("It is never sent again by itself; look at the server, then {again}` inserts a new request.")
+                format!("It is never sent again automatically; look at the server, then {again}` inserts a new request if it is still wanted.")
             }
             RequestState::Rejected if request.error_code.as_deref() == Some("poweryard.protected") => {
-                format!("A new request is rejected too; take the server out of `protect` first, then {again} --state {state}`.")
+                format!("A new request would be rejected, too; first take the server out of `protect` in the config, then run {again} --state {state}`.")
             }
             RequestState::Cancelled | RequestState::Expired | RequestState::Rejected => {
-                format!("Nothing more happens to it; {again} --state {state}` inserts a new request.")
+                format!("It never changes again; to try again, {again} --state {state}` inserts a new request.")
             }
-            _ => "Nothing more happens to it.".to_owned(),
+            _ => "It never changes again.".to_owned(),
         });
     }
 
@@ -255,7 +255,7 @@ impl Facts {
                 None => "The cloud's job said so.".to_owned(),
             },
             Some(Evidence::Already) => {
-                "The server was already so; there was nothing to do.".to_owned()
+                "The server was already in that state; there was nothing to do.".to_owned()
             }
             Some(Evidence::Refused) => "The cloud refused it for this server alone.".to_owned(),
             Some(Evidence::Observed) => {
@@ -276,8 +276,8 @@ fn ending(state: RequestState) -> &'static str {
         RequestState::Cancelled => "was cancelled",
         RequestState::Expired => "expired",
         RequestState::Rejected => "was rejected by the daemon's own rules",
-        RequestState::Unknown => "ended without anybody knowing whether it happened",
-        RequestState::Queued | RequestState::Running => "is not over",
+        RequestState::Unknown => "ended as unknown: nobody can tell whether it happened",
+        RequestState::Queued | RequestState::Running => "has not ended",
     }
 }
 
@@ -304,12 +304,12 @@ fn tracking(batch: &BatchRecord) -> String {
     let since = batch.submitted_at.as_deref().unwrap_or(&batch.intent_at);
     match &batch.job_id {
         Some(job) => format!(
-            "The cloud accepted it at {since} with batch {} ({}); its job {job} is followed.",
+            "The cloud accepted it at {since} in batch {} ({}); the daemon follows its job {job}.",
             batch.id,
             servers(batch)
         ),
         None => format!(
-            "The cloud accepted it at {since} with batch {} ({}); the servers' own states are followed.",
+            "The cloud accepted it at {since} in batch {} ({}); the daemon follows the servers' own states.",
             batch.id,
             servers(batch)
         ),
@@ -323,18 +323,18 @@ fn looking(batch: &BatchRecord) -> String {
         .and_then(|word| word.parse().ok())
     {
         Some(LookCause::Refused) => {
-            "the cloud refused the whole call, and the servers' states tell which of them is to blame"
+            "the cloud refused the whole call, and the servers' states show which server caused that"
         }
         Some(LookCause::Lost) => {
             "the call's answer was lost, so it may or may not have been carried out"
         }
-        Some(LookCause::Vanished) => "the cloud does not know the job any more",
+        Some(LookCause::Vanished) => "the cloud no longer knows the job",
         Some(LookCause::TimeLimit) => "the job runs longer than job_time_limit",
-        Some(LookCause::Gap) => "the job is over and its answer leaves servers out",
+        Some(LookCause::Gap) => "the job is over, but its answer does not mention all servers",
         Some(LookCause::Busy) => {
-            "the job says that a server was busy, and looking shows whether it was busy with this reboot"
+            "the job says that a server was busy, perhaps with this reboot"
         }
-        None => "the answer does not tell what became of them",
+        None => "the answer does not say what happened to them",
     };
     let until = batch
         .look_until
@@ -342,7 +342,7 @@ fn looking(batch: &BatchRecord) -> String {
         .map(|until| format!(", until {until} at the latest"))
         .unwrap_or_default();
     format!(
-        "Batch {} carries it, and its servers are being looked at{until}: {cause}.",
+        "The daemon is looking at the servers of its batch {}{until}: {cause}.",
         batch.id
     )
 }
@@ -352,14 +352,14 @@ fn hold_sentence(hold: &HoldRecord) -> String {
         Ok(HoldKind::Operator) => {
             return format!("{}: `{}` ends it.", held(hold), resume_command(hold));
         }
-        Ok(HoldKind::Budget) => "it goes on by itself as the budget of the config allows",
+        Ok(HoldKind::Budget) => "requests are sent automatically as the budget in the config allows",
         Ok(HoldKind::Credentials) => {
-            "it goes on once the credentials are fixed, or when the hold's time is over"
+            "fix the credentials; the daemon then continues, or tries again when the hold ends"
         }
-        Ok(HoldKind::Breaker) => "the daemon tries again by itself",
+        Ok(HoldKind::Breaker) => "the daemon tries again automatically",
         Ok(HoldKind::UnknownTarget) => "add the target to the config, or cancel the request",
         Ok(HoldKind::Restored) => {
-            "the database was restored; `poweryard db release` lets it go or drops it"
+            "`poweryard db release` releases it, `poweryard db release --drop` cancels it"
         }
         Err(_) => "this version does not know this kind of hold",
     };
