@@ -908,6 +908,39 @@ async fn wait_ends_with_the_outcome() {
 }
 
 #[tokio::test]
+async fn wait_says_what_changes_and_why_nothing_moves() {
+    let queue = Queue::new();
+    queue.run(&["pause", "--reason", "rack 7 is being moved"]);
+    let mut child = queue.spawn(&["enqueue", "stop", "server-1", "--wait"], Stdio::null());
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut next = || lines.next().expect("a line").expect("UTF-8");
+    assert_eq!(next(), "1 queued");
+    assert!(next().starts_with("no daemon runs on this queue"));
+    let why = next();
+    assert!(
+        why.starts_with("not sent yet: held: ") && why.ends_with("rack 7 is being moved"),
+        "{why}"
+    );
+    queue.run_job(1).await;
+    assert_eq!(next(), "1 running");
+    queue.end(1, "failed", "job").await;
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+}
+
+#[test]
+fn cancelling_a_label_that_nobody_has_says_so() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1", "--label", "night"]);
+    let said = queue.run(&["cancel", "--label", "nihgt"]);
+    assert!(
+        said.code == Some(0) && said.err.contains("\"nihgt\""),
+        "{said:?}"
+    );
+    let said = queue.run(&["cancel", "--label", "night"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+}
+
+#[tokio::test]
 async fn enqueue_wait_follows_its_own_requests() {
     let queue = Queue::new();
     let mut child = queue.spawn(&["enqueue", "stop", "server-1", "--wait"], Stdio::null());

@@ -38,23 +38,39 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     };
     desk.close().await?;
     done.cancelled.sort_unstable();
-    match args.json.json {
-        true => {
-            let kept: Vec<_> = done
-                .kept
-                .iter()
-                .map(|(id, state)| json!({ "id": id, "state": state }))
-                .collect();
-            output::json(&json!({ "cancelled": done.cancelled, "kept": kept }))?;
-        }
-        false => output::print(&text(&done))?,
+    if let Some(label) = &args.label
+        && done.cancelled.is_empty()
+        && done.kept.is_empty()
+    {
+        output::note(&format!(
+            "note: no request with the label {:?} is queued or running",
+            output::visible(label)
+        ));
     }
-    let by_id = args.label.is_none();
-    let was_cancelled = |state: &String| state == RequestState::Cancelled.as_str();
-    match by_id && done.kept.iter().any(|(_, state)| !was_cancelled(state)) {
-        true => Ok(Exit::Otherwise),
-        false => Ok(Exit::Done),
+    if args.json.json {
+        output::json(&object(&done))?;
+    } else {
+        output::print(&text(&done))?;
     }
+    let some_could_not = done
+        .kept
+        .iter()
+        .any(|(_, state)| state != RequestState::Cancelled.as_str());
+    let is_by_id = args.label.is_none();
+    Ok(if is_by_id && some_could_not {
+        Exit::Otherwise
+    } else {
+        Exit::Done
+    })
+}
+
+fn object(done: &Cancelled) -> serde_json::Value {
+    let kept: Vec<_> = done
+        .kept
+        .iter()
+        .map(|(id, state)| json!({ "id": id, "state": state }))
+        .collect();
+    json!({ "cancelled": done.cancelled, "kept": kept })
 }
 
 fn text(done: &Cancelled) -> String {

@@ -1,10 +1,8 @@
 //! `wait`: follows requests until they are terminal, and sums up how they ended. Polls the file;
 //! changes nothing.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -14,6 +12,10 @@ use super::{Context, Exit, Failure};
 use crate::model::{RequestId, RequestState};
 use crate::store::Desk;
 use crate::store::desk::{Access, OutcomeCount, RequestRecord};
+
+mod progress;
+
+use progress::Progress;
 
 /// How often the file is asked whether anything has changed.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -116,12 +118,12 @@ impl Followed {
         timeout: Option<Duration>,
     ) -> Result<Self, Failure> {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let bar = progress_bar(ids.len());
+        let mut progress = Progress::start(ids.len());
         // Asked for first: what changes between the two is then seen as a change.
         let mut version = desk.data_version().await?;
         let mut open = desk.unfinished(&ids).await?;
+        progress.show(desk, &open, &counted).await?;
         while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
-            bar.set_position((ids.len() - open.len()) as u64);
             // A look at very many requests takes longer; then looks are rarer, and the daemon has
             // its disk.
             let looked = Instant::now();
@@ -129,14 +131,16 @@ impl Followed {
             if changed != version {
                 version = changed;
                 open = desk.unfinished(&open).await?;
+                progress.queue_changed();
             }
+            progress.show(desk, &open, &counted).await?;
             let pause = POLL_INTERVAL.max(looked.elapsed() * 4);
             sleep(end.map_or(pause, |end| {
                 pause.min(end.saturating_duration_since(Instant::now()))
             }))
             .await;
         }
-        bar.finish_and_clear();
+        progress.end();
         Self::sum_up(desk, &counted, !open.is_empty()).await
     }
 
@@ -164,19 +168,6 @@ impl Followed {
             (false, false) => Exit::Otherwise,
         }
     }
-}
-
-/// On a terminal only; a log wants no bar.
-fn progress_bar(requests: usize) -> ProgressBar {
-    let hidden = !std::io::stderr().is_terminal();
-    let target = if hidden {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {elapsed}");
-    ProgressBar::with_draw_target(Some(requests as u64), target)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// How many ended in which way.
