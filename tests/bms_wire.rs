@@ -817,7 +817,7 @@ fn clients_that_cannot_work_are_refused_with_a_reason() {
     };
     assert_eq!(
         refused(&insecure),
-        "127.0.0.1:80 is not an https address; set allow_http = true if that is meant"
+        "127.0.0.1:80 is not an https address; set allow_http = true if that is intended"
     );
     let no_file = TargetSettings {
         ca_file: Some("/nonexistent/ca.pem".into()),
@@ -828,5 +828,5 @@ fn clients_that_cannot_work_are_refused_with_a_reason() {
         ca_file: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into()),
         ..target(80)
     };
-    assert!(refused(&no_pem).ends_with("it holds no PEM certificate"));
+    assert!(refused(&no_pem).ends_with("it contains no PEM certificate"));
 }

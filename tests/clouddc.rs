@@ -897,7 +897,7 @@ async fn check_online_finds_a_target_well_whichever_way_it_says_that_a_server_do
         let said = process::run(&args);
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
         assert!(
-            said.status.code() == Some(0) && text.contains("a read call was allowed"),
+            said.status.code() == Some(0) && text.contains("a read call was accepted"),
             "{missing_show}: {text}"
         );
         assert!(!text.contains("\"error\""), "{missing_show}: {text}");

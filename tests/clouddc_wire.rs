@@ -292,7 +292,7 @@ async fn a_job_is_not_asked_for_because_there_are_none() {
     assert_eq!(error.fault, Fault::Refused(CodeClass::JobUnknown));
     assert_eq!(
         error.to_string(),
-        "CloudDC has no jobs, so none is called '1'; its servers' own states tell"
+        "CloudDC has no jobs, so there is no job '1'"
     );
     assert!(cloud.received().is_empty());
 }

@@ -687,7 +687,7 @@ fn migrate_refuses_while_a_daemon_runs() {
     let lock = QueueLock::take(&queue.path(), UtcMillis(0)).expect("nobody else");
     let said = queue.run(&["db", "migrate"]);
     assert_eq!(said.code, Some(5));
-    let advice = format!("stop the daemon (pid {}) first", std::process::id());
+    let advice = format!("stop it first (pid {})", std::process::id());
     assert!(said.err.contains(&advice), "{said:?}");
     let status = queue.run(&["status", "--json"]).json();
     assert_eq!(
@@ -846,7 +846,7 @@ async fn status_counts_what_is_unfinished_and_says_what_could_go() {
         queue
             .run(&["status"])
             .out
-            .contains("oldest that could go: request 2")
+            .contains("oldest request that can be sent: 2")
     );
 }
 
@@ -1109,7 +1109,7 @@ fn a_resume_ends_the_pause_of_the_same_words_and_names_the_others() {
             queue
                 .run(&["resume", "--all"])
                 .out
-                .contains("nothing is paused")
+                .contains("nothing was paused")
         );
         assert_eq!(
             queue.run(&["status", "--json"]).json()["holds"]
@@ -1199,7 +1199,7 @@ fn simulate_prints_its_address_first_and_ends_on_sigterm_and_check_online_finds_
         "{findings:#}"
     );
     assert!(
-        findings.to_string().contains("a read call was allowed"),
+        findings.to_string().contains("a read call was accepted"),
         "{findings:#}"
     );
     assert!(findings.to_string().contains("clock"), "{findings:#}");

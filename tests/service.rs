@@ -582,7 +582,7 @@ async fn a_last_id_beyond_all_reason_is_mended_and_never_given() {
         refused
             .expect_err("no id is left after that one")
             .to_string()
-            .contains("beyond all reason")
+            .contains("far too high")
     );
     sqlx::raw_sql("COMMIT")
         .execute(&mut producer)

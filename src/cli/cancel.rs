@@ -87,8 +87,7 @@ fn text(done: &Cancelled) -> String {
 fn why_kept(state: &str) -> String {
     match state.parse() {
         Ok(RequestState::Running) => {
-            "cannot be cancelled: it has been sent to the cloud"
-                .to_owned()
+            "cannot be cancelled: it has been sent to the cloud".to_owned()
         }
         Ok(RequestState::Cancelled) => "was already cancelled".to_owned(),
         _ => format!(

@@ -152,8 +152,7 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
 fn config_errors(error: SettingsError) -> Vec<Finding> {
     match error {
         SettingsError::Unreadable { file, source } => {
-            let mend =
-                "name the config file with --config or POWERYARD_CONFIG, and give this user read access to it";
+            let mend = "name the config file with --config or POWERYARD_CONFIG, and give this user read access to it";
             vec![Finding::error(
                 Exit::Config,
                 file.display(),

@@ -179,8 +179,8 @@ impl Answer {
             return "the endpoint speaks TLS; write https:// instead of http://".to_owned();
         }
         if self.status == 407 {
-            return "a proxy answered, not the cloud: it wants a user name and a password; \
-                    name the user in proxy and the file in proxy_password_file"
+            return "a proxy answered, not the cloud: it requires a user name and a password; set \
+             proxy = \"http://user@...\" and proxy_password_file"
                 .to_owned();
         }
         if matches!(self.status, 403 | 502..=504) && self.is_from_between(found) {
@@ -198,7 +198,7 @@ impl Answer {
                 }
                 None => "the answer is empty",
                 Some('<') => "the answer is an HTML page, not the service's",
-                Some('{') if self.is_success() => "the answer lacks what was asked for",
+                Some('{') if self.is_success() => "the answer does not contain what was asked for",
                 Some('{' | '[') => "the answer gives no reason",
                 Some(_) => return self.unreadable(),
             };
@@ -251,7 +251,7 @@ impl Answer {
         match encodings.is_empty() {
             true => "the answer is not JSON".to_owned(),
             false => tidy(&format!(
-                "the answer is compressed in a way that could not be undone (Content-Encoding: {})",
+                "the answer cannot be decompressed (Content-Encoding: {})",
                 encodings.join(", ")
             )),
         }

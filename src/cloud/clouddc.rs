@@ -152,8 +152,7 @@ impl PowerCloud for CloudDc {
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
-        let what =
-            format!("CloudDC has no jobs, so none is called '{job}'; its servers' own states tell");
+        let what = format!("CloudDC has no jobs, so there is no job '{job}'");
         Box::pin(async { Err(not_sent(Fault::Refused(CodeClass::JobUnknown), what)) })
     }
 

@@ -127,7 +127,7 @@ impl Http {
             }),
             Err(BodyFault::TooLarge) => {
                 let message = format!(
-                    "{host} answered with more than {} MiB; cut off",
+                    "{host} answered with more than {} MiB; the answer was cut off",
                     BODY_BYTES_MAX >> 20
                 );
                 Err(failed(doubt(kind), Some(status), &message))
@@ -263,7 +263,7 @@ fn authorities(file: &Path) -> Result<Vec<Certificate>, ClientError> {
     let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
     let found = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(causes(&error)))?;
     if found.is_empty() {
-        Err(unusable("it holds no PEM certificate".to_owned()))
+        Err(unusable("it contains no PEM certificate".to_owned()))
     } else {
         Ok(found)
     }
@@ -309,8 +309,8 @@ pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallEr
 fn connect_causes(error: &reqwest::Error) -> String {
     let why = causes(error);
     match why.contains("tls handshake eof") {
-        true => "the connection was closed during the TLS handshake; it may not speak TLS, or something in between \
-                 forbids it"
+        true => "the connection was closed during the TLS handshake; the server may not speak \
+         TLS, or a firewall forbids it"
             .to_owned(),
         false => why,
     }
@@ -330,8 +330,8 @@ impl TunnelRefusal {
         match self {
             Self::WantsPassword => {
                 let message = format!(
-                    "the proxy {proxy} answered, not the cloud: it wants a user name and a password; \
-                     name the user in proxy and the file in proxy_password_file"
+                    "the proxy {proxy} answered, not the cloud: it requires a user name and a \
+                     password; set proxy = \"http://user@...\" and proxy_password_file"
                 );
                 failed(Fault::Configuration, Some(407), &message)
             }
@@ -381,8 +381,8 @@ fn tls_sentence(error: &rustls::Error) -> Option<&'static str> {
     use rustls::Error as Tls;
     match error {
         Tls::InvalidCertificate(Certificate::UnknownIssuer) => Some(
-            "its certificate is signed by an authority that is not trusted here; \
-             name that authority's certificate with ca_file",
+            "its certificate is signed by an authority that is not trusted here; name that \
+             authority's certificate in ca_file",
         ),
         Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => Some(
             "its certificate has expired, or this machine's clock is ahead; check the clock, then the certificate",

@@ -219,10 +219,7 @@ impl Look {
 }
 
 fn not_asked() -> CallError {
-    not_sent(
-        Fault::Unavailable,
-        "its turn comes in the next look".to_owned(),
-    )
+    not_sent(Fault::Unavailable, "it is read in the next look".to_owned())
 }
 
 impl Looking {

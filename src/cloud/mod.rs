@@ -80,7 +80,7 @@ pub(crate) fn over(
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// The address is not `https://`, and `allow_http` is not set.
-    #[error("{address} is not an https address; set allow_http = true if that is meant")]
+    #[error("{address} is not an https address; set allow_http = true if that is intended")]
     Insecure {
         /// `host:port`.
         address: String,
@@ -95,7 +95,7 @@ pub enum ClientError {
     },
     /// The secrets are of another kind than `[targets.NAME.auth]` says.
     #[error(
-        "the settings ask for credentials of kind \"{wanted}\", but those given are of kind \"{given}\""
+        "the settings need credentials of kind \"{wanted}\", but those given are of kind \"{given}\""
     )]
     CredentialsKind {
         /// `kind` in the config.

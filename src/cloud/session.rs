@@ -342,7 +342,9 @@ fn header(what: &str, text: &str) -> Result<HeaderValue, String> {
     let value = printable
         .then(|| HeaderValue::from_str(text).ok())
         .flatten();
-    value.ok_or_else(|| format!("the {what} holds a character that cannot stand in an HTTP header"))
+    value.ok_or_else(|| {
+        format!("the {what} contains a character that is not allowed in an HTTP header")
+    })
 }
 
 fn secret_header(what: &str, text: &str) -> Result<HeaderValue, String> {

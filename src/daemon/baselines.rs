@@ -20,8 +20,7 @@ const AGE_MAX: Duration = Duration::from_secs(60);
 const UNREAD_MAX: Duration = Duration::from_secs(5 * 60);
 
 const BUSY: &str = "the server is busy with another operation";
-const UNREAD: &str =
-    "the server's state could not be read yet; it is needed before the call";
+const UNREAD: &str = "the server's state could not be read yet; it is needed before the call";
 
 /// See the module.
 #[derive(Debug, Default)]

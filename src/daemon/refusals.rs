@@ -98,8 +98,9 @@ pub(crate) fn standing(
         } else {
             ("access key", "secret")
         };
-        let reason =
-            format!("held together with {whose}, which uses the same {key}: its {secret} was refused");
+        let reason = format!(
+            "held together with {whose}, which uses the same {key}: its {secret} was refused"
+        );
         return Standing::HeldWith { until, reason };
     }
     match rest(&user.key, refused, now) {

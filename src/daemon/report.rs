@@ -83,7 +83,9 @@ fn cause_sentence(cause: LookCause) -> &'static str {
         LookCause::Lost => "has no certain answer; looking at the servers",
         LookCause::Vanished => "has a job that the cloud no longer knows; looking at the servers",
         LookCause::TimeLimit => "runs longer than job_time_limit; looking at the servers",
-        LookCause::Gap => "is over, but the job's answer does not mention all servers; looking at the others",
+        LookCause::Gap => {
+            "is over, but the job's answer does not mention all servers; looking at the others"
+        }
         LookCause::Busy => {
             "is over, but the job says that a server was busy; looking at it, because it may have been busy with this reboot"
         }

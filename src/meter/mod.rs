@@ -177,12 +177,12 @@ impl Meter {
         );
         registry.register(
             "request_wait_seconds",
-            "From when a request could go (its insert, not_before or the end of after_id) to its first submit call",
+            "Time from when a request could be sent (its insert, not_before or the end of after_id) to its first submit call",
             meter.wait.clone(),
         );
         registry.register(
             "first_look_seconds",
-            "From an accepted or lost submit call to the answer of the first look at its job or servers",
+            "Time from an accepted or lost submit call to the answer of the first look at its job or servers",
             meter.first_look.clone(),
         );
         registry.register(
@@ -192,32 +192,32 @@ impl Meter {
         );
         registry.register(
             "job_end_to_stored_seconds",
-            "From the end of a job, by the time that the cloud says it took, to the daemon storing what it said",
+            "Time from the end of a job, by the cloud's own times, until its outcomes were stored",
             meter.stored.clone(),
         );
         registry.register(
             "batch_looks",
-            "Looks at job and servers that a batch took until it was done",
+            "Number of looks at job and servers until a batch was done",
             meter.looks.clone(),
         );
         registry.register(
             "outcomes",
-            "Requests that the daemon ended, by how; those that a producer withdraws are not its doing",
+            "Requests that the daemon ended, in detail; requests that a producer cancels do not count",
             meter.outcomes.clone(),
         );
         registry.register(
             "requests_ended",
-            "Requests that the daemon ended, by their state; from 0 on, so that no increase is missed",
+            "Requests that the daemon ended, by state; starts at 0, so that no increase is missed",
             meter.ended.clone(),
         );
         registry.register(
             "returns",
-            "Requests that went back to the queue after a call, by what the call did for them",
+            "Requests that went back to the queue after a call, by the result of the call",
             meter.returns.clone(),
         );
         registry.register(
             "calls",
-            "Calls to the cloud by what they were for and how they ended; prepare needs no call where keys sign",
+            "Calls to the cloud by purpose and result; with access keys, prepare makes no call",
             meter.calls.clone(),
         );
         registry.register(
@@ -232,12 +232,12 @@ impl Meter {
         );
         registry.register(
             "notify_deliveries",
-            "Events that a hook was told, or failed to take",
+            "Events that were delivered to a hook, or could not be",
             meter.hooks.clone(),
         );
         registry.register(
             "notify_dropped",
-            "Events that no hook was told, because too many were waiting or the daemon stopped",
+            "Events that were not delivered, because too many were waiting or the daemon stopped",
             meter.dropped.clone(),
         );
         for hook in HOOKS {

@@ -82,7 +82,7 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
     };
     let Ok((ended, all_heard)) = tokio::time::timeout(timeout, end).await else {
         return Err(format!(
-            "{program} took longer than {} and was ended",
+            "{program} took longer than {} and was killed",
             humantime::format_duration(timeout)
         ));
     };

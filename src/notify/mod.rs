@@ -265,7 +265,7 @@ impl Shared {
         if !self.overflows.swap(true, Ordering::Relaxed) {
             warn!(
                 batch.id = %event.batch,
-                "the hooks of [notify] do not keep up: events are dropped from batch {} on; see poweryard_notify_dropped_total",
+                "the hooks of [notify] are too slow: events are dropped, beginning with batch {}; see poweryard_notify_dropped_total",
                 event.batch
             );
         }
@@ -318,7 +318,7 @@ impl Drop for Rest {
             self.meter.dropped(left);
             warn!(
                 events.dropped = left,
-                "stopping: the {} of [notify] is not told of {left} events",
+                "stopping: {left} events were not delivered to the {} of [notify]",
                 self.kind.as_str()
             );
         }
@@ -375,12 +375,12 @@ async fn tell(
             (Kind::Url, None) => return,
         };
         let Err(why) = told else {
-            debug!(batch.id = %batch, "the {} of [notify] was told of {count} requests", kind.as_str());
+            debug!(batch.id = %batch, "notified the {} of [notify] about {count} requests", kind.as_str());
             return shared.meter.told(kind.as_str(), Told::Delivered);
         };
         let wait = pace::hook_delay(tries - 1);
         if tries < TRIES_MAX && !*stop.borrow() {
-            info!(batch.id = %batch, "the {} of [notify] failed, to be tried again: {why}", kind.as_str());
+            info!(batch.id = %batch, "the {} of [notify] failed and will be tried again: {why}", kind.as_str());
             tokio::select! {
                 () = tokio::time::sleep(wait) => continue,
                 _ = stop.changed() => {}
@@ -390,7 +390,7 @@ async fn tell(
         warn!(
             batch.id = %batch,
             tries,
-            "the {} of [notify] is given up for batch {batch}, {count} requests: {why}",
+            "gave up notifying the {} of [notify] about batch {batch} ({count} requests): {why}",
             kind.as_str()
         );
         return;
@@ -412,8 +412,8 @@ async fn text(shared: &Shared, event: &Event) -> String {
     let mut requests = event.requests.clone();
     match tokio::time::timeout(LABELS_PATIENCE, add_labels(shared, &mut requests)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("an event is told without labels: {error}"),
-        Err(_) => debug!("an event is told without labels: the queue is slow"),
+        Ok(Err(error)) => debug!("an event is sent to the hooks without labels: {error}"),
+        Err(_) => debug!("an event is sent to the hooks without labels: the queue is slow"),
     }
     let message = Message {
         target: &event.target.0,

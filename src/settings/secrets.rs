@@ -147,8 +147,8 @@ pub(super) fn resolve(value: &Path, credentials: Option<&Path>) -> Result<PathBu
         _ if value.is_absolute() => Ok(value.to_owned()),
         Some(directory) => Ok(directory.join(value)),
         None => Err(
-            "names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
-             write an absolute path, or start poweryard by its systemd unit"
+            "is the name of a systemd credential, but $CREDENTIALS_DIRECTORY is not set; write \
+             an absolute path, or start poweryard with its systemd unit"
                 .to_owned(),
         ),
     }
@@ -210,10 +210,10 @@ pub enum SecretProblem {
     Empty(PathBuf),
     /// As `Empty`, handed over by systemd, which gives an empty one for a file that is missing,
     /// too.
-    #[error("{} is empty; write the secret into the file that LoadCredential= of the unit names, then restart the unit", .0.display())]
+    #[error("{} is empty; write the secret into the file that the unit's LoadCredential= names, then restart the unit", .0.display())]
     EmptyCredential(PathBuf),
     /// More than 64 KiB.
-    #[error("{} is larger than 64 KiB; is it the right file?", .0.display())]
+    #[error("{} is larger than 64 KiB, which no secret is; name the right file", .0.display())]
     TooLarge(PathBuf),
 }
 
@@ -282,15 +282,15 @@ fn read_file(
     }
 }
 
-const NOT_ONE_LINE: &str = "is not one line of text; write the secret alone into it";
+const NOT_ONE_LINE: &str = "is not one line of text; write only the secret into it";
 const BYTE_ORDER_MARK: &str = "begins with a byte order mark, which some editors add; save it as plain UTF-8 or ASCII without one";
 const QUOTED: &str = "has quotes around the secret; write it without them";
-const ASSIGNMENT: &str = "holds NAME=value; write the value alone into it";
-const JSON: &str = "holds JSON; write the value of the key alone into it";
+const ASSIGNMENT: &str = "contains NAME=value; write only the value into it";
+const JSON: &str = "contains JSON; write only the value of the key into it";
 const BLANKS: &str =
-    "has blanks in or around the secret, which no key has; write the secret alone into it";
-const NOT_ASCII: &str = "holds a character that no key has and that may be invisible (not ASCII); write or copy the secret anew";
-const ODD_CHARACTER: &str = "holds punctuation that no key has; write the secret alone into it";
+    "has blanks in or around the secret, which no key has; write only the secret into it";
+const NOT_ASCII: &str = "contains a character that is not ASCII, which no key has; it may be invisible; write or copy the secret again";
+const ODD_CHARACTER: &str = "contains punctuation that no key has; write only the secret into it";
 
 /// The secret in the bytes of a file, or what is wrong with them; empty if there is nothing but
 /// white space.
@@ -695,19 +695,19 @@ mod tests {
             (b" \n", "is empty; write the secret into it"),
             (
                 &[b'x'; 64 * 1024 + 1],
-                "is larger than 64 KiB; is it the right file?",
+                "is larger than 64 KiB, which no secret is; name the right file",
             ),
             (
                 b"hunter2\nhunter3\n",
-                "is not one line of text; write the secret alone into it",
+                "is not one line of text; write only the secret into it",
             ),
             (
                 b"hunter\x002",
-                "is not one line of text; write the secret alone into it",
+                "is not one line of text; write only the secret into it",
             ),
             (
                 b"h\xff\xfe",
-                "is not one line of text; write the secret alone into it",
+                "is not one line of text; write only the secret into it",
             ),
         ];
         for (content, expected) in cases {
@@ -874,8 +874,7 @@ mod tests {
         let mut folder = Folder::new();
         assert_eq!(
             folder.load("password").unwrap_err(),
-            "targets.default.auth.password_file: names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
-             write an absolute path, or start poweryard by its systemd unit"
+            "targets.default.auth.password_file: is the name of a systemd credential, but $CREDENTIALS_DIRECTORY is not set; write an absolute path, or start poweryard with its systemd unit"
         );
         folder.rules = SecretRules::new(
             Path::new("/no/queue.db"),

@@ -85,7 +85,7 @@ fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {
         return Some(TargetName(name.to_owned()));
     }
     section.own_mistake(format!(
-        "{name:?} is not a target's name; use 1 to 64 letters, digits, '.', '_' and '-'"
+        "{name:?} cannot be the name of a target; use 1 to 64 letters, digits, '.', '_' and '-'"
     ));
     None
 }
@@ -117,7 +117,7 @@ fn https_url(
         section.mistake(
             key,
             format!(
-                "\"{base}\" is not encrypted; use https://, or for a test set allow_http = true"
+                "\"{base}\" is not encrypted; use https://, or set allow_http = true for a test"
             ),
         );
         return None;
@@ -246,7 +246,7 @@ fn ca_file(value: &DeValue<'_>, credentials: Option<&Path>) -> Parsed<PathBuf> {
     let pem = read_list_file(&path)?;
     if !pem.contains("-----BEGIN CERTIFICATE-----") {
         return Err(format!(
-            "{} holds no certificate in PEM form",
+            "{} contains no certificate in PEM format",
             path.display()
         ));
     }
@@ -346,7 +346,7 @@ fn auth_hint(key: &str, kind: Option<AuthKind>) -> Option<String> {
         "access_key" | "secret_key" | "security_token" | "password"
     ) {
         return Some(format!(
-            "a secret never stands in this file; write it to a file of its own and name that one with {key}_file"
+            "a secret must not be in this file; put it into a file of its own and name that file in {key}_file"
         ));
     }
     let (own, own_keys, other, other_keys) = match kind? {

@@ -25,7 +25,7 @@ pub(super) fn text<'d>(value: &'d DeValue<'_>) -> Parsed<&'d str> {
 pub(super) fn name(value: &DeValue<'_>) -> Parsed<String> {
     let text = text(value)?;
     if text.trim().is_empty() || text.chars().any(char::is_control) {
-        return Err("must not be empty, nor hold control characters".to_owned());
+        return Err("must not be empty or contain control characters".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -60,8 +60,7 @@ pub(super) fn any_whole(value: &DeValue<'_>) -> Parsed<i128> {
     let number = value
         .as_integer()
         .ok_or_else(|| format!("must be a whole number, not {}", kind(value)))?;
-    i128::from_str_radix(number.as_str(), number.radix())
-        .map_err(|_| "is too large a number".to_owned())
+    i128::from_str_radix(number.as_str(), number.radix()).map_err(|_| "is too large".to_owned())
 }
 
 /// A duration such as `"90s"` within `range`.
@@ -95,7 +94,7 @@ pub(super) fn duration_or(
         Some(text) if text == word => Ok(None),
         _ => duration(range.clone())(value)
             .map(Some)
-            .map_err(|problem| format!("{problem}, or \"{word}\"")),
+            .map_err(|problem| format!("{problem}, or write \"{word}\"")),
     }
 }
 
@@ -123,7 +122,7 @@ pub(super) fn show(duration: Duration) -> String {
 
 /// `"500/1h"`: so many servers in so long a span, 1 s to 366 days.
 pub(super) fn budget(value: &DeValue<'_>) -> Parsed<Budget> {
-    let usual = "write servers per time, such as \"500/1h\"";
+    let usual = "write a number of servers per time, such as \"500/1h\"";
     let text = value
         .as_str()
         .ok_or_else(|| format!("must be a string, not {}; {usual}", kind(value)))?;
@@ -158,7 +157,7 @@ pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
         return Ok(path);
     }
     Err(format!(
-        "{:?} is not an absolute path; write it from the root, beginning with /",
+        "{:?} is not an absolute path; write one that begins with /",
         path.as_os_str()
     ))
 }
@@ -175,7 +174,7 @@ pub(super) fn file_or_credential(value: &DeValue<'_>) -> Parsed<PathBuf> {
         return Ok(PathBuf::from(text));
     }
     Err(
-        "must be the absolute path of a file, or the name of a systemd credential (without any /)"
+        "must be the absolute path of a file, or the name of a systemd credential (without /)"
             .to_owned(),
     )
 }
@@ -193,9 +192,11 @@ pub(super) fn proxy_url(value: &DeValue<'_>) -> Parsed<Url> {
     const EXAMPLE: &str = "\"http://proxy.example.com:3128\"";
     let written = parsed_url(text(value)?, EXAMPLE)?;
     if written.password().is_some() {
-        return Err("holds a password, which has no place in a URL here; \
-                    write it to a file of its own and name that one with proxy_password_file"
-            .to_owned());
+        return Err(
+            "contains a password; put the password into a file of its own and name that \
+         file in proxy_password_file"
+                .to_owned(),
+        );
     }
     let mut url = written.clone();
     // It cannot fail for a URL with a host, and without one the next check refuses it.
@@ -214,10 +215,7 @@ pub(super) fn base_url(example: &str) -> impl Fn(&DeValue<'_>) -> Parsed<Url> {
         let text = text(value)?;
         let url = parsed_url(text, example)?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(
-                "holds a user name or a password, which has no place in a URL here; leave it out"
-                    .to_owned(),
-            );
+            return Err("contains a user name or a password; remove it from the URL".to_owned());
         }
         bare_url(&url, text, example)?;
         Ok(url)
@@ -235,7 +233,7 @@ fn bare_url(url: &Url, text: &str, example: &str) -> Parsed<()> {
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
         let base = url.origin().ascii_serialization();
         return Err(format!(
-            "{text:?} has a path or a query; write the base URL alone: \"{base}\""
+            "{text:?} has a path or a query; write only the base URL: \"{base}\""
         ));
     }
     Ok(())

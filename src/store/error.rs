@@ -12,7 +12,9 @@ pub enum StoreError {
     #[error("{0} is another program's database; poweryard leaves it alone; check the path")]
     Foreign(PathBuf),
     /// Written by a later version.
-    #[error("{0} was written by a newer version of poweryard; this version leaves it alone; run the newer one")]
+    #[error(
+        "{0} was written by a newer version of poweryard; this version leaves it alone; run the newer one"
+    )]
     Newer(PathBuf),
     /// Written by an earlier version; the daemon and `db migrate` bring it up to date.
     #[error("{0} has an older schema; run `poweryard db migrate`")]

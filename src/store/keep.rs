@@ -405,8 +405,7 @@ async fn hold_restored(
             }
             (None, Some(_)) => "this queue is an older copy".to_owned(),
             (None, None) => {
-                "this queue may be an older copy (the .epoch file beside it is missing)"
-                    .to_owned()
+                "this queue may be an older copy (the .epoch file beside it is missing)".to_owned()
             }
         };
         let reason = format!(

@@ -365,7 +365,9 @@ fn why_in_doubt(batch: &Batch) -> String {
         (Some(LookCause::Busy), (code, _)) => {
             format!("the job ended with {code}, which may be about this reboot")
         }
-        (Some(LookCause::Gap) | None, _) => "the job's answer does not mention this server".to_owned(),
+        (Some(LookCause::Gap) | None, _) => {
+            "the job's answer does not mention this server".to_owned()
+        }
     }
 }
 

@@ -43,7 +43,7 @@ fn judge_moves(progress: &Progress, now: Instant) -> Result<String, String> {
 /// A hold is no reason not to be ready: other targets go on, and what is held waits as it should.
 fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
     let Some(good) = progress.good else {
-        return Err("no round has been through yet".to_owned());
+        return Err("no round has succeeded yet".to_owned());
     };
     let since = now.saturating_duration_since(good).as_secs();
     if progress.trouble {

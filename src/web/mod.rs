@@ -137,7 +137,7 @@ impl Web {
                 .map(|address| address.to_string())
                 .unwrap_or_default();
             error!(
-                "listen.address {address} cannot be listened on, and the old address stays: {why}"
+                "cannot listen on {address} (listen.address); the old address stays in use: {why}"
             );
         }
     }
@@ -173,7 +173,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>) {
                 guests.push_back(Guest { task, asked });
             }
             Err(why) => {
-                debug!("a connection could not be accepted: {why}");
+                debug!("cannot accept a connection: {why}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

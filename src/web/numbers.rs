@@ -123,13 +123,13 @@ impl Sheet {
         );
         self.fractions(
             "start_time_seconds",
-            "When the daemon began, since 1970",
+            "When the daemon started, in seconds since 1970",
             [(vec![], began)],
         );
         let age = seconds(progress.good.unwrap_or(progress.began));
-        let help = "Since the last round that the database let through, or since the start; a loop at rest goes round every 5 s";
+        let help = "Time since the last round in which the database worked, or since the start; an idle loop makes a round every 5 s";
         self.fractions("last_good_round_age_seconds", help, [(vec![], age)]);
-        let help = "1 while the database fails: nothing is sent then, and answers wait in memory";
+        let help = "1 while the database fails: nothing is sent, and answers wait in memory";
         self.counts(
             "database_trouble",
             help,
@@ -137,12 +137,12 @@ impl Sheet {
         );
         self.counts(
             "unsaved_answers",
-            "Answers of the cloud that the database did not take yet",
+            "Answers of the cloud that are not yet stored in the database",
             [(vec![], whole(progress.unsaved))],
         );
         self.counts(
             "open_calls",
-            "Batches whose call or look is being made",
+            "Batches whose call or look is in progress",
             [(vec![], whole(progress.open_calls))],
         );
     }
@@ -153,13 +153,14 @@ impl Sheet {
                 .iter()
                 .map(move |(name, facts)| (target(&name.0), value(facts)))
         };
-        let help = "Submit calls that may leave, at present: 429s lower it, quiet raises it again";
+        let help =
+            "Submit calls a second allowed at present: 429s lower it, quiet time raises it again";
         self.fractions(
             "pace_calls_per_second",
             help,
             of(|facts| f64::from(facts.pace) / 60.0),
         );
-        let help = "Submit calls that may leave, as configured";
+        let help = "Submit calls a second allowed by submits_per_minute";
         self.fractions(
             "pace_configured_calls_per_second",
             help,
@@ -172,7 +173,7 @@ impl Sheet {
         };
         let help = "1 from a throttled or failed submit call until one is answered";
         self.counts("breaker_open", help, of(|facts| facts.breaker.into()));
-        let help = "How often in a row the cloud refused the key of this target; over five it would lock it";
+        let help = "How often in a row the cloud refused the key of this target; after more than five it locks the key";
         self.counts(
             "credentials_refusals",
             help,
@@ -198,7 +199,7 @@ impl Sheet {
                 ))
             })
             .collect();
-        let help = "Since the newest of the target's secret files changed; systemd writes its copies at every start";
+        let help = "Time since the newest of the target's secret files changed; systemd writes its copies at every start";
         self.fractions("credentials_age_seconds", help, ages);
     }
 
@@ -209,12 +210,12 @@ impl Sheet {
         };
         self.counts(
             "database_size_bytes",
-            "The queue's file",
+            "Size of the queue's file",
             [(vec![], size(database.to_owned()))],
         );
         let mut wal = database.as_os_str().to_owned();
         wal.push("-wal");
-        let help = "What SQLite has not yet moved from the -wal into the file, and room that it keeps; 64 MiB and less are usual";
+        let help = "Size of the queue's -wal; up to 64 MiB is usual";
         self.counts("wal_size_bytes", help, [(vec![], size(wal.into()))]);
         let folder = database
             .parent()
@@ -224,18 +225,19 @@ impl Sheet {
             let bytes = |blocks: u64| {
                 i64::try_from(blocks.saturating_mul(disk.f_frsize)).unwrap_or(i64::MAX)
             };
-            let help = "Room that the daemon may still use on the queue's disk";
+            let help = "Free space on the queue's disk that the daemon can use";
             self.counts("disk_free_bytes", help, [(vec![], bytes(disk.f_bavail))]);
             self.counts(
                 "disk_size_bytes",
-                "The queue's disk",
+                "Size of the queue's disk",
                 [(vec![], bytes(disk.f_blocks))],
             );
         }
     }
 
     fn readable(&mut self, readable: bool) {
-        let help = "0 while the numbers of the queue are missing here, because it could not be read in time";
+        let help =
+            "0 while the queue's numbers are missing here because it could not be read in time";
         self.counts("database_readable", help, [(vec![], readable.into())]);
     }
 
@@ -291,7 +293,7 @@ impl Sheet {
                 *age = age.max(waited(ready, now).as_secs_f64());
             }
         }
-        let help = "How long ago the oldest request that could go now became able to; 0 when there is none. Held ones do not count";
+        let help = "Age of the oldest request that could be sent now; 0 if there is none. Held requests do not count";
         let ages = oldest
             .iter()
             .map(|((name, action), age)| (lane(name, action), *age));
@@ -313,7 +315,7 @@ impl Sheet {
         });
         self.counts(
             "holds",
-            "Reasons why requests are not going out, by their kind",
+            "Holds: reasons why requests are not sent, by kind",
             zeros.chain(holds),
         );
     }

@@ -139,7 +139,7 @@ async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server
         );
         assert_eq!(
             queue.refused_by_hand(&sql).await,
-            "another request for this server is in flight"
+            "another request for this server is in progress"
         );
     }
     assert_eq!(queue.state(flying).await, "running");

@@ -272,12 +272,12 @@ async fn a_server_has_one_request_in_flight_whatever_its_case() {
     queue.by_hand(BATCH).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight"
+        "another request for this server is in progress"
     );
     queue.by_hand(&to("running", elsewhere)).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight"
+        "another request for this server is in progress"
     );
     queue.by_hand(&to("succeeded", first)).await;
     queue.by_hand(&to("running", second)).await;

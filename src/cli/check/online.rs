@@ -35,7 +35,9 @@ pub(super) async fn findings(
         findings.push(endpoint(target, rules, &subject).await);
         findings.push(match daemon::connect(target, rules) {
             Ok(cloud) => read_call(&*cloud, target.service, &mut keys, &subject).await,
-            Err(error) => Finding::error(Exit::Config, subject, error, "fix this, then check again"),
+            Err(error) => {
+                Finding::error(Exit::Config, subject, error, "fix this, then check again")
+            }
         });
     }
     findings
@@ -134,7 +136,10 @@ fn http_date(text: &str) -> Option<UtcMillis> {
 
 fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
     let Some(cloud) = cloud else {
-        return Finding::ok(subject, "answers; the answer has no time to compare this machine's clock with");
+        return Finding::ok(
+            subject,
+            "answers; the answer has no time to compare this machine's clock with",
+        );
     };
     let off = cloud.since(now).max(now.since(cloud));
     // The cloud tells whole seconds.

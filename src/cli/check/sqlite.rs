@@ -38,7 +38,9 @@ fn judge(version: &str) -> Option<Finding> {
     if (major, minor) >= OLDEST {
         return Some(Finding::ok(
             "sqlite3",
-            format!("this machine's sqlite3 is version {version}, which is new enough for producers"),
+            format!(
+                "this machine's sqlite3 is version {version}, which is new enough for producers"
+            ),
         ));
     }
     let (least_major, least_minor) = OLDEST;

@@ -98,7 +98,8 @@ impl Facts {
             .iter()
             .find(|hold| hold.kind == HoldKind::Budget.as_str());
         let Some(hold) = hold else {
-            return (ahead > 0).then(|| format!("{ahead} requests of this target and action go first."));
+            return (ahead > 0)
+                .then(|| format!("{ahead} requests of this target and action go first."));
         };
         let until: Option<UtcMillis> = hold.until.as_ref().and_then(|until| until.parse().ok());
         Some(match (self.rules.budget, until) {
@@ -331,9 +332,7 @@ fn looking(batch: &BatchRecord) -> String {
         Some(LookCause::Vanished) => "the cloud no longer knows the job",
         Some(LookCause::TimeLimit) => "the job runs longer than job_time_limit",
         Some(LookCause::Gap) => "the job is over, but its answer does not mention all servers",
-        Some(LookCause::Busy) => {
-            "the job says that a server was busy, perhaps with this reboot"
-        }
+        Some(LookCause::Busy) => "the job says that a server was busy, perhaps with this reboot",
         None => "the answer does not say what happened to them",
     };
     let until = batch
@@ -352,7 +351,9 @@ fn hold_sentence(hold: &HoldRecord) -> String {
         Ok(HoldKind::Operator) => {
             return format!("{}: `{}` ends it.", held(hold), resume_command(hold));
         }
-        Ok(HoldKind::Budget) => "requests are sent automatically as the budget in the config allows",
+        Ok(HoldKind::Budget) => {
+            "requests are sent automatically as the budget in the config allows"
+        }
         Ok(HoldKind::Credentials) => {
             "fix the credentials; the daemon then continues, or tries again when the hold ends"
         }
@@ -481,7 +482,7 @@ mod tests {
         };
         held.ahead = Some(179);
         assert!(
-            said(&held).contains("179 of its kind go before it."),
+            said(&held).contains("179 requests of this target and action go first."),
             "{}",
             said(&held)
         );
@@ -491,7 +492,7 @@ mod tests {
         });
         assert!(
             said(&held)
-                .contains("at 120 in 10 min it cannot leave before 2026-01-31T01:59:00.000Z."),
+                .contains("at 120 in 10 min it cannot be sent before 2026-01-31T01:59:00.000Z."),
             "{}",
             said(&held)
         );
@@ -517,7 +518,7 @@ mod tests {
         let mut rejected = facts("rejected");
         rejected.request.error_code = Some("poweryard.protected".to_owned());
         assert!(
-            said(&rejected).contains("take the server out of `protect` first"),
+            said(&rejected).contains("first take the server out of `protect`"),
             "{}",
             said(&rejected)
         );
@@ -557,7 +558,7 @@ mod tests {
         again.request.attempts = 1;
         again.rules.attempts_max = Some(3);
         assert!(
-            said(&again).contains("1 of 3 attempts are used, 2 left"),
+            said(&again).contains("1 of 3 attempts used, 2 left"),
             "{}",
             said(&again)
         );

@@ -67,11 +67,8 @@ impl Progress {
         counted: &[i64],
     ) -> Result<(), StoreError> {
         let all = self.bar.length().unwrap_or_default();
-        self.bar
-            .set_position(all.saturating_sub(open.len() as u64));
-        let was_shown_just_now = self
-            .shown_at
-            .is_some_and(|at| at.elapsed() < SHOW_INTERVAL);
+        self.bar.set_position(all.saturating_sub(open.len() as u64));
+        let was_shown_just_now = self.shown_at.is_some_and(|at| at.elapsed() < SHOW_INTERVAL);
         if open.is_empty() || was_shown_just_now {
             return Ok(());
         }
