@@ -343,7 +343,7 @@ mod tests {
         let (other, mine) = (user("a", "wrong", false), user("b", "right", true));
         let stands = standing(&mine, &[other, mine.clone()], &known, minutes(1));
         let reason =
-            "held with a, which uses the same access key: its secret was refused".to_owned();
+            "held together with a, which uses the same access key: its secret was refused".to_owned();
         assert_eq!(
             stands,
             Standing::HeldWith {

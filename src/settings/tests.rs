@@ -170,8 +170,8 @@ fn hooks_are_named_in_full_and_not_called_in_the_clear() {
     }
     assert!(read("url = \"http://example.com/\"\nallow_http = true").allow_http);
     for (lines, words) in [
-        ("", "names no hook"),
-        ("timeout = \"1s\"", "names no hook"),
+        ("", "has no hook"),
+        ("timeout = \"1s\"", "has no hook"),
         ("command = []", "must begin with a program"),
         ("command = [\"tell\"]", "not an absolute path"),
         ("command = \"/bin/tell\"", "must be a list"),
@@ -590,7 +590,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
         ),
         (
             "[queue]\ndefault_ttl = \"0s\"",
-            "10: queue.default_ttl: \"0s\" is out of range; use \"1s\" to \"36500d\", or \"never\"",
+            "10: queue.default_ttl: \"0s\" is out of range; use \"1s\" to \"36500d\", or write \"never\"",
         ),
         (
             "[queue]\nttl = \"1h\"",
