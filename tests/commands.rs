@@ -1163,7 +1163,7 @@ fn a_reader_that_leaves_early_is_no_error() {
 }
 
 #[test]
-fn simulate_prints_its_address_first_and_ends_on_sigterm_and_check_online_finds_it_well() {
+fn simulate_prints_its_address_passes_check_and_ends_on_sigterm() {
     let mut simulated = poweryard()
         .arg("simulate")
         .stdout(Stdio::piped())

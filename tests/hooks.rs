@@ -156,7 +156,7 @@ fn told(events: &[Value]) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hook_that_hangs_holds_up_neither_the_passes_nor_the_other_hook_nor_the_stop() {
+async fn a_hook_that_hangs_delays_neither_passes_nor_other_hook_nor_stop() {
     let yard = Yard::new(QUICK).await;
     let pids = yard.dir.path().join("pids");
     let command = script(

@@ -294,7 +294,7 @@ async fn a_reload_that_the_queue_fails_leaves_everything_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_of_the_same_targets_that_the_queue_fails_leaves_them_as_they_were() {
+async fn a_reload_that_the_queue_fails_leaves_the_targets_as_they_were() {
     for table in ["targets", "holds"] {
         let mut yard = Yard::new(QUICK).await;
         let (reloads, daemon) = yard.start_reloading(yard.settings());

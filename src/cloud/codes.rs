@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn one_code_under_seven_statuses_goes_by_status_and_else_to_the_careful_side() {
+    fn one_code_under_seven_statuses_goes_by_status_else_the_careful_way() {
         assert_eq!(
             documented("APIGW.0201", Some(413)).map(|known| known.class),
             Some(BatchInvalid)

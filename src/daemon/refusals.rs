@@ -342,8 +342,8 @@ mod tests {
         refuse(&mut known, "wrong", 2, NOW);
         let (other, mine) = (user("a", "wrong", false), user("b", "right", true));
         let stands = standing(&mine, &[other, mine.clone()], &known, minutes(1));
-        let reason =
-            "held together with a, which uses the same access key: its secret was refused".to_owned();
+        let reason = "held together with a, which uses the same access key: its secret was refused"
+            .to_owned();
         assert_eq!(
             stands,
             Standing::HeldWith {
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_whose_secret_is_taken_is_not_held_for_later_refusals_of_another() {
+    fn an_accepted_secret_is_not_held_for_later_refusals_of_another() {
         let mut known = Vec::new();
         refuse(&mut known, "wrong", 2, NOW);
         refuse(&mut known, "wrong", 1, minutes(6));

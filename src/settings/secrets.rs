@@ -795,7 +795,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_others_can_read_is_refused_with_the_command_that_mends_it() {
+    fn a_secret_that_others_can_read_is_refused_with_the_command_to_fix_it() {
         let folder = Folder::new();
         for (mode, readers) in [
             (0o644, "everybody"),

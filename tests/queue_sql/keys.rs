@@ -121,7 +121,7 @@ async fn nothing_replaces_a_request_in_whatever_state_it_is() {
 }
 
 #[tokio::test]
-async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server() {
+async fn a_running_request_is_not_replaced_by_another_of_its_server() {
     let mut queue = Queue::new().await;
     let flying = queue.insert("a", &[("action", "'reboot'")]).await;
     queue.go(queue::wall()).await;

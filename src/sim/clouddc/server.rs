@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_leaves_the_power_and_its_error_until_the_next_operation_shows() {
+    fn a_failure_keeps_power_and_error_until_the_next_operation_shows() {
         let failure = Failure {
             code: "c".into(),
             message: "m".into(),
