@@ -1,4 +1,4 @@
-//! `cancel`: withdraws what is queued. What is on its way to the cloud stays as it is.
+//! `cancel`: cancels queued requests. Requests that have been sent stay as they are.
 
 use serde_json::json;
 

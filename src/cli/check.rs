@@ -58,7 +58,7 @@ struct Finding {
     level: Level,
     /// The file, key or target.
     subject: String,
-    /// What is so.
+    /// What was found.
     finding: String,
     /// What to do about it.
     mend: Option<String>,
@@ -138,7 +138,7 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     let keys = Keys::read(database).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
-        // With --online the call that is not made says so.
+        // With --online the finding about the call that is not made says so.
         if !online {
             findings.extend(refusal_finding(target, &rules, &keys));
         }
@@ -229,7 +229,7 @@ async fn read(path: &Path) -> Result<(), StoreError> {
     desk.close().await
 }
 
-/// A clock that no daemon believes. With --online the clouds' clocks tell more.
+/// A clock that is obviously wrong. With --online it is also compared with the clouds' clocks.
 fn clock_finding(now: UtcMillis) -> Option<Finding> {
     let doubt = daemon::clock_doubt(now)?;
     Some(Finding::error(
@@ -240,8 +240,8 @@ fn clock_finding(now: UtcMillis) -> Option<Finding> {
     ))
 }
 
-/// Whether the address of `[listen]` is to be had. A daemon of this queue has it, and is asked
-/// nothing.
+/// Whether the address of `[listen]` is free. If a daemon runs on this queue, it uses the address,
+/// and nothing is checked.
 fn listen_finding(settings: &Settings) -> Option<Finding> {
     let address = settings.listen?;
     if daemon_on(&settings.queue.database).known() == Some(true) {
@@ -261,7 +261,7 @@ fn listen_finding(settings: &Settings) -> Option<Finding> {
     })
 }
 
-/// A key that the cloud refused, and that the daemon leaves alone at present.
+/// A key that the cloud refused and that the daemon does not use at present.
 fn refusal_finding(
     target: &TargetSettings,
     rules: &SecretRules,
@@ -336,7 +336,8 @@ fn span(span: Duration) -> String {
     humantime::format_duration(span).to_string()
 }
 
-/// How long a rolling budget stretches so many servers: the first lot goes at once.
+/// How long this many servers take under a rolling budget; the first `budget.servers` are sent at
+/// once.
 fn time_for(servers: u32, budget: &Budget) -> String {
     match servers.div_ceil(budget.servers.max(1)) - 1 {
         0 => "no time: the budget allows them at once".to_owned(),

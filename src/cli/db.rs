@@ -12,7 +12,7 @@ use crate::settings::QueueSettings;
 use crate::store::desk::Access;
 use crate::store::{Prune, Running, Store, daemon_on};
 
-/// Producers get their turn between two steps of a prune.
+/// Pause between two steps of a prune, in which producers can write.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Maintain the queue's file.
@@ -154,8 +154,8 @@ async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure>
 }
 
 async fn migrate(path: &Path) -> Result<Exit, Failure> {
-    // No lock is taken: each migration is one transaction, so a daemon that starts at this very
-    // moment does no harm.
+    // No lock is taken: each migration is one transaction, so a daemon that starts at the same time
+    // does no harm.
     if let running @ Running::Yes(_) = daemon_on(path) {
         return Err(Failure::StopFirst {
             path: path.to_owned(),

@@ -1,6 +1,6 @@
-//! `demo`: the whole thing on one machine, without config or account: a simulated cloud with both
-//! services, the real daemon, rows by plain SQL, and at the end the outcomes beside what the cloud
-//! really did. What agrees with what is in `demo/agreement`.
+//! `demo`: everything on one machine, without config or account: a simulated cloud with both
+//! services, the real daemon, and rows inserted by plain SQL. At the end the outcomes are compared
+//! with what the cloud really did; the rules of that are in `demo/agreement`.
 
 use std::fs;
 use std::io::Write;
@@ -24,9 +24,9 @@ mod progress;
 /// The targets of the demo's config, in the order of their requests.
 const TARGETS: [(&str, Service); 2] = [("default", Service::Bms), ("clouddc", Service::CloudDc)];
 
-/// What goes wrong in the demo: a little of everything that the daemon is there for.
+/// What goes wrong in the demo: some of every kind that the daemon must handle.
 const FAULTS: &str = include_str!("demo/faults.toml");
-/// Faults that name servers, which must be there.
+/// Faults that name servers, which must exist.
 const LOST_ANSWERS: &str = include_str!("demo/lost_answers.toml");
 
 /// Run the real daemon on a new queue against a simulated cloud; needs no config and no account.
@@ -206,8 +206,7 @@ fn folder(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
     fs::canonicalize(&dir).map_err(unusable)
 }
 
-/// A config such as an operator would write, so that other commands can be tried on what the demo
-/// leaves.
+/// Writes a config like an operator's, so that other commands can be tried after the demo.
 fn write_config(dir: &Path, endpoint: &str) -> Result<PathBuf, Failure> {
     let default = Scenario::default().credentials;
     write(&dir.join("access-key"), &default.access_key)?;

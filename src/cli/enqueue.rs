@@ -1,5 +1,5 @@
-//! `enqueue`: one request a server, all of them or none. Checks what the schema could only refuse
-//! without naming the place.
+//! `enqueue`: one request per server, all of them or none. Checks what the schema would refuse
+//! without saying which argument or line is wrong.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -154,7 +154,7 @@ fn read(file: &Path) -> Result<String, Failure> {
     })
 }
 
-/// One id a line; `#` begins a comment.
+/// One id per line; `#` begins a comment.
 fn listed(text: &str, file: &str) -> Result<Vec<String>, Failure> {
     let mut servers = Vec::new();
     // Editors on Windows leave a byte order mark in front.
@@ -184,7 +184,7 @@ fn priority(text: &str) -> Result<i64, String> {
     in_range.ok_or_else(|| "a whole number from -100 to 100".to_owned())
 }
 
-/// The schema names columns; who types a command knows options.
+/// The schema's sentences name columns, but the user knows the options.
 fn in_options(error: StoreError) -> StoreError {
     let StoreError::Refused(mut sentence) = error else {
         return error;

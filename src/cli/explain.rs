@@ -87,7 +87,7 @@ async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
     })
 }
 
-/// What the config says, as far as this user may read it; a named database needs no config.
+/// What the config says, if this user can read it; nothing with `--database`.
 fn rules(context: &Context, args: &Args, request: &RequestRecord) -> Rules {
     if args.queue.is_named() {
         return Rules::default();

@@ -18,8 +18,8 @@ use crate::store::StoreError;
 pub enum Exit {
     /// Done; also nothing to wait for, and a status without a daemon.
     Done = 0,
-    /// Some request ended otherwise than `succeeded`, or could not be cancelled; or the result
-    /// could not be written.
+    /// Some request did not end as `succeeded`, or could not be cancelled; or the result could not
+    /// be written.
     Otherwise = 1,
     /// What was asked for is wrong.
     Usage = 2,
@@ -53,7 +53,7 @@ pub enum Failure {
         /// Why.
         source: StoreError,
     },
-    /// What was asked for cannot be done beside a daemon.
+    /// What was asked for cannot be done while a daemon runs.
     #[error("a daemon runs on {}; stop it first (pid {pid})", path.display())]
     StopFirst {
         /// The queue.
@@ -67,7 +67,7 @@ pub enum Failure {
         /// Its mistakes.
         source: SettingsError,
     },
-    /// A secret is missing or unsafe, or the settings make no client.
+    /// A secret is missing or unsafe, or no client can be made from the settings.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The address of `[listen]` is taken, or is not one of this machine.
@@ -130,7 +130,7 @@ impl Failure {
     /// One sentence, then its causes.
     pub fn sentence(&self) -> String {
         let mut sentence = format!("error: {self}");
-        // Store and settings errors stand in our own text; theirs are the causes.
+        // The text already includes the store's or settings' error; its sources are the causes.
         let mut cause = match self {
             Self::Store { source, .. } => source.source(),
             Self::Settings { source } => source.source(),
@@ -139,7 +139,7 @@ impl Failure {
         let mut said = String::new();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Some libraries' errors only repeat what they come from.
+            // Some libraries' errors only repeat their source.
             if text != said {
                 sentence.push_str(&format!(": caused by {text}"));
             }
@@ -233,7 +233,7 @@ pub(super) fn group_name(gid: u32) -> String {
     name.unwrap_or_else(|| gid.to_string())
 }
 
-/// The errors that do not name a file themselves get it in front.
+/// Puts the file in front of errors that do not name it.
 fn on_file(path: Option<&Path>, error: &StoreError) -> String {
     match (path, error) {
         (

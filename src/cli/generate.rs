@@ -64,7 +64,7 @@ fn write_all(dir: &Path) -> io::Result<()> {
             &folder,
         )?;
         if shell == Shell::Bash {
-            // It would offer file names wherever it knows nothing better.
+            // Otherwise it would offer file names for every other value.
             let script = fs::read_to_string(&path)?.replace(" -o bashdefault -o default", "");
             fs::write(&path, script)?;
         }
@@ -78,7 +78,7 @@ fn write_all(dir: &Path) -> io::Result<()> {
     first.write_all(FIRST_PAGE_END.as_bytes())
 }
 
-/// Labels, targets, ids and times are no file names.
+/// Labels, targets, ids and times are not file names.
 fn offering_no_files(command: Command) -> Command {
     let command = command.mut_args(|arg| match arg.get_value_hint() {
         ValueHint::Unknown if arg.get_action().takes_values() => arg.value_hint(ValueHint::Other),

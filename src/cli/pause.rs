@@ -1,4 +1,4 @@
-//! `pause` and `resume`: an operator's hold. Nothing new leaves; what runs is still followed.
+//! `pause` and `resume`: an operator's hold. Nothing new is sent; what runs is still followed.
 
 use super::args::{self, QueueArgs};
 use super::output;

@@ -124,7 +124,7 @@ fn object(retried: &Retried) -> serde_json::Value {
     json!({ "inserted": inserted, "skipped": skipped })
 }
 
-/// The new ids on stdout, one a line; the rest is a remark.
+/// Prints the new ids on stdout, one per line, and remarks on stderr.
 fn report(retried: &Retried) -> Result<(), Failure> {
     let ids: String = retried
         .inserted

@@ -20,7 +20,7 @@ use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings, TargetS
 use crate::store::{Running, StoreError, daemon_on};
 use crate::web::{StatusText, Web};
 
-/// A replaced secret is noticed within this time without a signal.
+/// A changed secret is noticed within this time, without a signal.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Run the daemon: send queued requests in batches, follow them, and store how each one ended.
@@ -51,7 +51,8 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     );
     let secrets = Secrets::take(&settings, &rules);
     let clouds = daemon::connect_all(&settings, &rules)?;
-    // Before anything is served: a page of a daemon that cannot start tells nobody anything.
+    // Checked before anything is served: the page of a daemon that cannot start would be
+    // misleading.
     if let running @ Running::Yes(_) = daemon_on(&settings.queue.database) {
         let path = settings.queue.database.clone();
         return Err(StoreError::DaemonRuns {
@@ -91,8 +92,7 @@ fn status_of(database: &Path) -> StatusText {
     })
 }
 
-/// Another daemon on the same queue is the likeliest to have the address, and the better thing to
-/// say.
+/// Most likely another daemon on the same queue uses the address; then that is the error to report.
 fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
     let database = &settings.queue.database;
     match (daemon_on(database), settings.listen) {
@@ -119,10 +119,10 @@ pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-/// Brings new settings and secrets to the daemon: on SIGHUP, and secrets also by itself.
+/// Gives new settings and secrets to the daemon: on SIGHUP, and changed secrets automatically.
 struct Reloader {
     config: PathBuf,
-    /// What the daemon goes by at present.
+    /// The settings that the daemon uses at present.
     settings: Settings,
     /// The secret files as they were when they were read.
     secrets: Secrets,
@@ -146,8 +146,8 @@ impl Reloader {
         }
     }
 
-    /// Takes up secrets whose content has changed. A file that was written anew with the same bytes
-    /// is no new secret.
+    /// Applies secrets whose content has changed. A file that was rewritten with the same content
+    /// is not a new secret.
     async fn look_at_secrets(&mut self) {
         let rules = SecretRules::from_env(&self.settings.queue.database);
         if Secrets::stamps(&self.settings, &rules) == self.secrets.stamps {
@@ -164,7 +164,7 @@ impl Reloader {
         self.hand_over(self.settings.clone(), false).await;
     }
 
-    /// Reads the config anew. True if the daemon goes on with it.
+    /// Reads the config again. True if the daemon uses it now.
     async fn reload(&mut self) -> bool {
         match Settings::load(&self.config) {
             Ok(settings) => self.hand_over(settings, true).await,
@@ -175,7 +175,8 @@ impl Reloader {
         }
     }
 
-    /// True if the daemon goes on with these settings and what their secret files hold now.
+    /// Passes settings, and the present content of their secret files, to the daemon. True if it
+    /// uses them now.
     async fn hand_over(&mut self, settings: Settings, is_asked_for: bool) -> bool {
         let rules = SecretRules::from_env(&settings.queue.database);
         let secrets = Secrets::take(&settings, &rules);
@@ -183,8 +184,8 @@ impl Reloader {
             Ok(clouds) => clouds,
             Err(error) => {
                 error!("the new secrets are refused; the old ones stay in use: {error}");
-                // Said once; the next change of the files is another one, also if it only closes a
-                // file to others.
+                // Reported once. Any next change of the files counts as new, even if it only takes
+                // away other users' access.
                 self.secrets = Secrets {
                     contents: BTreeMap::new(),
                     ..secrets
@@ -209,7 +210,7 @@ impl Reloader {
     }
 }
 
-/// The secret files of all targets: how they look from outside, and what they hold.
+/// The secret files of all targets: their metadata and digests of their content.
 #[derive(PartialEq)]
 struct Secrets {
     stamps: BTreeMap<TargetName, SecretStamp>,
@@ -217,7 +218,7 @@ struct Secrets {
 }
 
 impl Secrets {
-    /// The files are looked at before they are read, so that a change in between is noticed.
+    /// The metadata is read before the content, so that a change in between is noticed.
     fn take(settings: &Settings, rules: &SecretRules) -> Self {
         let stamps = Self::stamps(settings, rules);
         let content =

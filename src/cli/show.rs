@@ -36,8 +36,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
-/// The row's columns; in `attempts` the attempts themselves stand instead of their number, which is
-/// `attempt_count`.
+/// The row's columns. `attempts` is the list of attempts; their number is `attempt_count`.
 fn object(
     request: &RequestRecord,
     attempts: &[AttemptRecord],
@@ -82,7 +81,7 @@ fn text(
     text
 }
 
-/// One line a field, without those that are NULL.
+/// One line per field, without NULLs.
 fn fields(columns: &[(&str, Value)], indent: &str) -> String {
     let line = |(name, value): &(&str, Value)| match value {
         Value::Null => None,

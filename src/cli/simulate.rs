@@ -1,5 +1,4 @@
-//! `simulate`: the simulated cloud by itself, until it is told to stop. Knows no queue and no
-//! config.
+//! `simulate`: the simulated cloud alone, until it is stopped. Knows no queue and no config.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,7 +28,7 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         Some(file) => read(file)?,
         None => Scenario::default(),
     };
-    // Caught before the URL is out, so that a signal right after it is not missed.
+    // Signals are caught before the URL is printed, so that one right after it is not missed.
     let stop = told_to_stop()?;
     let listening = SimCloud::start(args.listen, scenario).await;
     let cloud = listening.map_err(|source| Failure::File {

@@ -1,4 +1,4 @@
-//! `status`: the queue at a glance, as fast beside ten million finished rows as beside none.
+//! `status`: the queue at a glance; ten million finished rows do not slow it down.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-/// So wide are the reasons of holds.
+/// Width of the reasons of holds.
 const REASON_WIDTH: usize = 100;
 
 /// All that is shown.
@@ -259,7 +259,7 @@ impl Status {
     }
 }
 
-/// The reasons are told once, with the holds.
+/// The reasons are shown once, with the holds.
 fn health(hold: Option<&HoldRecord>) -> &'static str {
     if hold.is_some() { "held" } else { "ok" }
 }

@@ -72,7 +72,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     Ok(followed.exit())
 }
 
-/// Those that are waited for, and those that count.
+/// The requests to wait for, and those that count.
 async fn of_label(
     desk: &mut Desk,
     label: &str,
@@ -91,14 +91,14 @@ fn all(ids: Vec<i64>) -> (Vec<i64>, Vec<i64>) {
     (ids.clone(), ids)
 }
 
-/// Ids from the command line, each once, all of them known.
+/// Ids from the command line, each once; all of them exist.
 pub(super) async fn named(desk: &mut Desk, ids: &[RequestId]) -> Result<Vec<i64>, Failure> {
     let ids = args::unique(ids);
     desk.require_ids(&ids).await?;
     Ok(ids)
 }
 
-/// What became of the requests that were followed.
+/// How the requests ended.
 #[derive(Debug, Serialize)]
 pub(super) struct Followed {
     requests: usize,
@@ -119,13 +119,13 @@ impl Followed {
     ) -> Result<Self, Failure> {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut progress = Progress::start(ids.len());
-        // Asked for first: what changes between the two is then seen as a change.
+        // Read before the requests, so that a change between the two is noticed.
         let mut version = desk.data_version().await?;
         let mut open = desk.unfinished(&ids).await?;
         progress.show(desk, &open, &counted).await?;
         while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
-            // A look at very many requests takes longer; then looks are rarer, and the daemon has
-            // its disk.
+            // Reading very many requests takes longer; then it is done less often, and leaves the
+            // disk to the daemon.
             let looked = Instant::now();
             let changed = desk.data_version().await?;
             if changed != version {
@@ -160,7 +160,7 @@ impl Followed {
         })
     }
 
-    /// A request that was deleted while it was followed has not succeeded as far as anybody knows.
+    /// A request that was deleted in the meantime does not count as succeeded.
     pub(super) fn exit(&self) -> Exit {
         match (self.timed_out, self.succeeded == self.requests as i64) {
             (true, _) => Exit::TimedOut,

@@ -15,20 +15,20 @@ use super::auth::aksk::percent_encode;
 use super::{CallError, Observed};
 use crate::model::{CodeClass, Complaint, JobReport, Sighting, Tracking};
 
-/// What stands in the place of a secret.
+/// What replaces a secret.
 const BLOT: &str = "***";
 
-/// A secret is also known by its first characters, because texts are cut; so many at least.
+/// A secret is also known by its first characters, because texts are cut; at least this many.
 const PREFIX_CHARS_MIN: usize = 8;
 
-/// Shorter ones would be found in every sentence.
+/// Shorter ones would match in every sentence.
 const WORD_CHARS_MIN: usize = 3;
 
-/// A signature has so many hex digits; nothing else in an answer that anybody needs to read has.
+/// A signature has this many hex digits; nothing else in an answer that somebody needs to read has
+/// that many.
 const SIGNATURE_DIGITS: usize = 64;
 
-/// Tokens remembered: the present one, and those that calls still under way may have been made
-/// with.
+/// Tokens remembered: the present one, and those that calls still in progress may use.
 const TOKENS_MAX: usize = 4;
 
 /// The secrets of one target.
@@ -82,7 +82,7 @@ impl Blots {
                 .chain(&self.secrets)
                 .map(ExposeSecret::expose_secret)
                 .collect();
-            // The longest first, and all as a whole before any by its beginning: two may begin
+            // The longest first, and all whole secrets before any beginnings: two secrets may begin
             // alike.
             secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
             for head_chars in [usize::MAX, PREFIX_CHARS_MIN] {
@@ -106,9 +106,9 @@ impl Blots {
     }
 }
 
-/// A result of a call, whose texts are the cloud's.
+/// The result of a call, with texts from the cloud.
 pub(super) trait Discreet {
-    /// Takes our own secrets out of its texts.
+    /// Removes our own secrets from its texts.
     fn blot(&mut self, blots: &Blots);
 }
 
@@ -125,7 +125,7 @@ impl Discreet for CallError {
     fn blot(&mut self, blots: &Blots) {
         self.message = blots.clean(&self.message);
         self.request_id = self.request_id.as_deref().map(|id| blots.clean(id));
-        // A documented code is nobody's secret, even if somebody has called a user so.
+        // A documented code is not a secret, even if a user has that name.
         if super::codes::class(&self.code) == CodeClass::Other {
             self.code = blots.clean(&self.code);
         }

@@ -1,7 +1,7 @@
-//! The shapes in which the clouds complain: where in a JSON body the code and the text stand.
+//! The shapes in which the clouds complain: where in a JSON body the code and the text are.
 //!
-//! Owns nothing but that search, which follows the vendor SDK's own rule
-//! (`DefaultExceptionHandler`). What a code means is in `codes`.
+//! Owns only that search, which follows the vendor SDK's own rule (`DefaultExceptionHandler`). What
+//! a code means is in `codes`.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +21,7 @@ pub(crate) struct Found {
     pub(crate) request_id: Option<String>,
 }
 
-/// Pairs of names under which a code and its text stand, in the SDK's order.
+/// Pairs of names of a code and its text, in the SDK's order.
 const PAIRS: [(&str, &str); 3] = [
     ("error_code", "error_msg"),
     ("errorCode", "errorMsg"),
@@ -96,10 +96,9 @@ pub(crate) fn job_complaint(code: Option<&str>, text: Option<&str>) -> Option<Co
     })
 }
 
-/// What stands at a server as its error; none if it has neither code nor text.
+/// The error that is shown with a server; none if it has neither code nor text.
 ///
-/// It says that this server failed, whatever its code: no document lists the codes that stand
-/// there.
+/// It means that this server failed, whatever the code is: no document lists these codes.
 pub(crate) fn server_complaint(code: Option<&str>, text: Option<&str>) -> Option<Complaint> {
     job_complaint(code, text).map(|complaint| Complaint {
         class: CodeClass::ServerFailed,

@@ -1,5 +1,5 @@
-//! The HTTP client of one target: what may go over the wire, for how long, and what it means when
-//! no answer comes.
+//! The HTTP client of one target: what may be sent, how long it may take, and what it means if no
+//! answer comes.
 //!
 //! Owns timeouts, TLS, connections and the cap on bodies. Follows no redirect, repeats nothing,
 //! reads no environment. Knows nothing of signing or of what a body says.
@@ -83,7 +83,7 @@ impl Http {
         if let AuthSettings::Token { iam_endpoint, .. } = &target.auth {
             check_scheme(iam_endpoint, target.allow_http)?;
         }
-        // Somebody else in this process may have installed a provider already; either will do.
+        // Another part of this process may have installed a provider already; both work.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             reads: builder(target, proxy_password)?
@@ -194,7 +194,8 @@ impl Http {
             );
         }
         let why = causes(error);
-        // What a TLS server answers to plain HTTP begins with a byte that no HTTP answer has.
+        // The answer of a TLS server to plain HTTP begins with a byte that no HTTP answer begins
+        // with.
         if self.is_plain && why.contains("invalid HTTP version") {
             return format!("{why}; if it speaks TLS, write https:// in the endpoint");
         }
@@ -305,7 +306,7 @@ pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallEr
     }
 }
 
-/// The causes of a connection that failed, with a hint where they are the library's words alone.
+/// The causes of a failed connection, with a hint if they are only the library's words.
 fn connect_causes(error: &reqwest::Error) -> String {
     let why = causes(error);
     match why.contains("tls handshake eof") {
@@ -316,7 +317,7 @@ fn connect_causes(error: &reqwest::Error) -> String {
     }
 }
 
-/// How a proxy refuses to open the way: then nothing of the call has left.
+/// How a proxy refuses to connect: then nothing of the call has been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TunnelRefusal {
     /// HTTP 407.
@@ -357,7 +358,7 @@ fn tunnel_refusal(error: &reqwest::Error) -> Option<TunnelRefusal> {
     }
 }
 
-/// What the TLS library says is wrong, wherever in the chain of causes.
+/// The TLS library's error, wherever it is in the chain of causes.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {

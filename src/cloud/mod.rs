@@ -1,4 +1,4 @@
-//! The clouds: one trait, `PowerCloud`, and its implementations, one file a service.
+//! The clouds: one trait, `PowerCloud`, and its implementations, one file per service.
 //!
 //! Owns wire formats, signing, tokens, the HTTP client and the meaning of error codes. Knows
 //! nothing of SQL, and decides nothing: it says what the cloud said, classed; `verdict` says what
@@ -46,8 +46,7 @@ pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
 /// Makes the client for `target`'s service. Sends nothing yet. `proxy_password` belongs to the user
 /// that `target.proxy` names.
 ///
-/// # Errors
-/// See `ClientError`; each means that the settings or the secrets need a person.
+/// # Errors See `ClientError`; each means that somebody must correct the settings or the secrets.
 pub fn connect(
     target: &TargetSettings,
     proxy_password: Option<&SecretString>,
@@ -121,28 +120,28 @@ impl ClientError {
 
 /// A cloud project that can be asked to switch servers.
 ///
-/// No method retries by itself but for one renewal of a refused token or signature. Every call ends
-/// within the target's `request_timeout`; a method makes one call, and after a 401 two and one for
-/// the token. `observe` makes one for each page or server that it reads.
+/// No method retries automatically, except for one renewal of a refused token or signature. Every
+/// call ends within the target's `request_timeout`; a method makes one call, and after a 401 two
+/// and one for the token. `observe` makes one for each page or server that it reads.
 pub trait PowerCloud: Send + Sync {
     /// The key that calls are made with, and how often in a row it was refused.
     fn key(&self) -> &Key;
 
-    /// True where the servers' own states are all that tells what became of a call: then they must
-    /// be read beforehand.
+    /// True if only the servers' own states show what became of a call: then they must be read
+    /// before it.
     fn wants_baselines(&self) -> bool {
         false
     }
 
-    /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that
-    /// after the intent is stored only the call itself is left.
+    /// Prepares a submit: does everything that can wait or fail (a fresh token), so that only the
+    /// call itself remains after the intent is stored.
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>>;
 
     /// Makes one submit call for all `servers`: 1 to `Service::batch_servers_cap`, each once.
     ///
     /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused`,
-    /// whatever the documents say: look first. With any other fault nothing was, as far as the
-    /// documents go.
+    /// whatever the documents say: look first. With any other fault it was not, according to the
+    /// documents.
     fn submit<'a>(
         &'a self,
         action: PowerAction,
@@ -196,7 +195,7 @@ pub struct CallError {
     pub retry_after: Option<Duration>,
 }
 
-/// The reactions to a failed call, one a variant.
+/// The reactions to a failed call, one per variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// Could not connect: nothing left this machine. Resend later.
@@ -206,12 +205,12 @@ pub enum Fault {
     Throttled {
         /// From `Retry-After`.
         retry_after: Option<Duration>,
-        /// From the gateway's text `limit:50,time:1 minute`: so many calls in so long.
+        /// From the gateway's text `limit:50,time:1 minute`: this many calls in this time.
         limit: Option<(u32, Duration)>,
     },
     /// A passing fault in front of the service; nothing was carried out. Resend later.
     Unavailable,
-    /// The token or signature was refused, also after one renewal; nothing was carried out. Hold
+    /// The token or signature was refused, even after one renewal; nothing was carried out. Hold
     /// all that use this key.
     Credentials,
     /// These credentials may not do this; nothing was carried out. Hold the target.
@@ -253,7 +252,7 @@ fn check_batch(service: Service, servers: &[ServerId]) -> Result<(), CallError> 
     Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what))
 }
 
-/// A call that was not made, because of what it would have held.
+/// A call that was not made, because its content was not allowed.
 fn not_sent(fault: Fault, message: String) -> CallError {
     CallError {
         fault,

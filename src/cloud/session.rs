@@ -1,9 +1,9 @@
-//! A target's calls with proof of who we are: signs or adds a token, sends, and renews once what is
-//! refused.
+//! A target's calls with proof of who we are: signs or adds a token, sends, and renews once if they
+//! are refused.
 //!
-//! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after an
-//! answer that refuses our credentials (401, or a documented code that says so): then nothing was
-//! carried out.
+//! Owns the order of these steps; knows nothing of the services' bodies. Repeats a call only after
+//! an answer that refuses our credentials (401, or a documented code that says so): then nothing
+//! was carried out.
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Url};
@@ -35,7 +35,7 @@ pub(crate) struct Call {
 /// One target's endpoint, HTTP client and credentials.
 pub(crate) struct Session {
     http: Box<dyn Wire>,
-    /// Whose codes its answers are read by.
+    /// The service whose codes its answers contain.
     service: Service,
     endpoint: Url,
     project_id: String,
@@ -45,7 +45,7 @@ pub(crate) struct Session {
     blots: Blots,
 }
 
-/// What proves who we are.
+/// How calls are authenticated.
 enum Prover {
     /// Signs each request.
     Keys(AccessKeys),
@@ -129,8 +129,8 @@ impl Session {
         }
     }
 
-    /// `result` without our own secrets, which the cloud may have quoted: nothing else leaves this
-    /// module's callers.
+    /// `result` without our own secrets, which the cloud may have quoted. All results go through
+    /// this.
     pub(crate) fn discreet<T: Discreet>(
         &self,
         mut result: Result<T, CallError>,
@@ -142,7 +142,7 @@ impl Session {
         result
     }
 
-    /// Reads what stands under the path of `segments`.
+    /// Reads the resource at the path of `segments`.
     ///
     /// # Errors
     /// As `call`.
@@ -175,8 +175,7 @@ impl Session {
             return Ok(answer);
         };
         let may_repeat = self.key.was_refused();
-        // A token ends in the ordinary course of things; keys that were refused before get one
-        // signature a call.
+        // A token expires normally; keys that were refused before get one signature per call.
         let may_try_again = may_repeat || matches!(self.prover, Prover::Token(_));
         if !may_try_again || !worth_renewing(&refusal) {
             return Err(refusal);
@@ -214,8 +213,8 @@ impl Session {
         }
     }
 
-    /// Sends `call` once, with a new signature or a token other than `refused`. Also returns what
-    /// proved us.
+    /// Sends `call` once, with a new signature or a token other than `refused`. Also returns the
+    /// proof that was used.
     async fn once(
         &self,
         call: &Call,
@@ -265,8 +264,7 @@ impl Session {
         Ok(request)
     }
 
-    /// Signs what the request holds by now, read back from it, so that nothing else can have been
-    /// signed.
+    /// Signs the parts as they are in the request, so that exactly what is sent is signed.
     fn sign(
         &self,
         keys: &AccessKeys,

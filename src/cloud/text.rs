@@ -1,4 +1,4 @@
-//! Text that a cloud wrote: read whatever JSON type it comes as, and made safe to store and print.
+//! Text that a cloud wrote: read from any JSON type, and made safe to store and print.
 //!
 //! Owns tolerance and hygiene of single values. Knows nothing of what they mean.
 
@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// The most characters of a cloud's text that we keep.
+/// The most characters that we keep of a cloud's text.
 pub(crate) const MESSAGE_CHARS_MAX: usize = 500;
 
 /// Runs of token-like characters longer than this are cut out: a cloud may quote the token that it

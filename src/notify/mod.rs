@@ -1,9 +1,10 @@
-//! Hooks: tells a command or a URL when requests failed or ended `unknown`. Bounded, tried again a
-//! few times, and never in the way of the passes: what cannot wait is dropped and counted.
+//! Hooks: tells a command or a URL when requests failed or ended `unknown`. Bounded, retried a few
+//! times, and never in the way of the daemon's loop: events that do not fit are dropped and
+//! counted.
 //!
-//! An event is one stored step of a batch. Each hook has its own queue and its own task, so that
-//! one that hangs does not hold up the other. A hook may be told twice of the same event, when it
-//! took too long to say that it had understood. Decides nothing about requests.
+//! An event is one stored step of a batch. Each hook has its own queue and its own task, so that a
+//! hook that hangs does not delay the other. A hook may get the same event twice if it took too
+//! long to confirm it. Decides nothing about requests.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,15 +30,15 @@ mod webhook;
 
 use webhook::Webhook;
 
-/// Events that wait for one hook.
+/// Most events that wait for one hook.
 const EVENTS_MAX: usize = 256;
-/// Requests in them: an event of a full batch holds a thousand.
+/// Most requests in them: the event of a full batch has a thousand.
 const REQUESTS_MAX: usize = 20_000;
-/// How often an event is told before it is given up.
+/// How often an event is tried before it is given up.
 const TRIES_MAX: u32 = 3;
-/// How long a stop waits for what is being told.
+/// How long a stop waits for deliveries in progress.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the queue is asked for labels; without them an event is told all the same.
+/// How long the queue is asked for labels; without them an event is sent anyway.
 const LABELS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The two hooks.
@@ -56,11 +57,11 @@ impl Kind {
     }
 }
 
-/// Where the daemon hands in what its hooks are to be told. The default tells nobody.
+/// Where the daemon puts events for its hooks. The default drops them.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier(Option<Arc<Shared>>);
 
-/// The tasks that tell the hooks.
+/// The tasks that call the hooks.
 #[derive(Debug)]
 pub struct Deliveries {
     shared: Arc<Shared>,
@@ -75,7 +76,7 @@ struct Shared {
     settings: Mutex<Option<Arc<NotifySettings>>>,
     /// None once the daemon stops.
     queues: Mutex<Option<[Queue; 2]>>,
-    /// What is dropped is said once, until there is room again.
+    /// Dropping is logged once, until there is room again.
     overflows: AtomicBool,
 }
 
@@ -83,18 +84,18 @@ struct Shared {
 struct Queue {
     kind: Kind,
     events: mpsc::Sender<Waiting>,
-    /// One permit a request.
+    /// One permit per request.
     room: Arc<Semaphore>,
 }
 
-/// An event in a queue, with the room that it takes up there.
+/// An event in a queue, with the permits that it occupies.
 #[derive(Debug)]
 struct Waiting {
     event: Arc<Event>,
     _room: OwnedSemaphorePermit,
 }
 
-/// What one stored step ended badly.
+/// The requests that one stored step ended as `failed` or `unknown`.
 #[derive(Debug)]
 struct Event {
     target: TargetName,
@@ -150,7 +151,7 @@ impl Notifier {
         )
     }
 
-    /// Goes on with other hooks, from the next event on.
+    /// Uses other hooks from the next event on.
     pub fn take_up(&self, settings: Option<&NotifySettings>) {
         if let Some(shared) = &self.0 {
             *shared
@@ -160,7 +161,8 @@ impl Notifier {
         }
     }
 
-    /// A step was stored: what it ended badly is handed to the hooks. Never waits.
+    /// A step was stored: gives the requests that failed or ended `unknown` to the hooks. Never
+    /// waits.
     pub fn stored(&self, batch: &Batch, step: &Step, now: UtcMillis) {
         let Some(shared) = &self.0 else { return };
         let Some(settings) = shared.settings() else {
@@ -282,7 +284,7 @@ impl NotifySettings {
 }
 
 impl Deliveries {
-    /// Takes in nothing more, tells what waits once each, and ends within 5 s; what is left then is
+    /// Accepts nothing more, tries each waiting event once, and ends within 5 s; the rest is
     /// dropped.
     pub async fn finish(mut self) {
         self.shared
@@ -290,7 +292,7 @@ impl Deliveries {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // Nobody listens where both tasks have ended, which is as good.
+        // If both tasks have already ended, there is nobody to tell.
         let _ = self.stop.send(true);
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_PATIENCE, all).await.is_err() {
@@ -299,12 +301,12 @@ impl Deliveries {
     }
 }
 
-/// Counts and names what a hook was not told when its task ends, however it ends.
+/// Counts and logs the undelivered events when the hook's task ends, however it ends.
 struct Rest {
     kind: Kind,
     meter: Arc<Meter>,
     events: mpsc::Receiver<Waiting>,
-    /// An event is being told.
+    /// An event is being delivered.
     busy: bool,
 }
 
@@ -357,7 +359,7 @@ async fn work(
     }
 }
 
-/// Tells one event, a few times if need be. No further try is begun once the daemon stops.
+/// Delivers one event, with a few tries if needed. No further try begins once the daemon stops.
 async fn tell(
     shared: &Shared,
     kind: Kind,

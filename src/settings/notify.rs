@@ -14,7 +14,7 @@ const TIMEOUT_LEAST: Duration = Duration::from_millis(100);
 const TIMEOUT_MOST: Duration = Duration::from_secs(300);
 const URL_EXAMPLE: &str = "\"https://alerts.example.com/poweryard\"";
 
-/// Reads the table; none if it is absent or has no hook that reads well.
+/// Reads the table; none if it is absent or has no valid hook.
 pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
     let section = root.section("notify");
     let has_command = section.has("command");
@@ -67,7 +67,7 @@ fn argument(value: &DeValue<'_>) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-/// A whole URL. It is not repeated in messages: it may hold a secret.
+/// A whole URL. Messages do not repeat it, because it may contain a secret.
 fn url(value: &DeValue<'_>) -> Parsed<Url> {
     let text = values::text(value)?;
     let url = Url::parse(text)

@@ -1,4 +1,4 @@
-//! The files with keys and passwords: where they are, who may read them, and what they hold, which
+//! The files with keys and passwords: where they are, who may read them, and their content, which
 //! is never printed. Knows nothing of how a secret is used.
 
 use std::ffi::OsStr;
@@ -27,14 +27,14 @@ const READABLE_BY_GROUP: u32 = 0o040;
 pub enum LoadedSecrets {
     /// For signing.
     AkSk {
-        /// The access key (AK): not secret by itself, but kept like one.
+        /// The access key (AK): not secret, but kept like a secret.
         access_key: SecretString,
         /// The secret key (SK).
         secret_key: SecretString,
         /// The security token of temporary keys.
         security_token: Option<SecretString>,
     },
-    /// For buying a token.
+    /// For obtaining a token.
     Token {
         /// The IAM user's password.
         password: SecretString,
@@ -120,7 +120,7 @@ impl SecretRules {
         Self::new(database, std::env::var_os(CREDENTIALS_DIRECTORY).as_deref())
     }
 
-    /// Root-owned files in systemd's directory show a group bit that stands for the service's own
+    /// Root-owned files in systemd's directory have a group bit that comes from the service's own
     /// access list.
     fn is_systemd_credential(&self, path: &Path, owner: u32) -> bool {
         owner == 0 && self.is_credential(path)
@@ -133,15 +133,14 @@ impl SecretRules {
     }
 }
 
-/// `$CREDENTIALS_DIRECTORY`, if it is set to something.
+/// `$CREDENTIALS_DIRECTORY`, if it is set and not empty.
 pub(super) fn credentials_directory() -> Option<PathBuf> {
     std::env::var_os(CREDENTIALS_DIRECTORY)
         .filter(|directory| !directory.is_empty())
         .map(PathBuf::from)
 }
 
-/// Where a `*_file` value is: an absolute path stands for itself, a name is looked up in the
-/// credentials directory.
+/// The path of a `*_file` value: an absolute path as it is, a name in the credentials directory.
 pub(super) fn resolve(value: &Path, credentials: Option<&Path>) -> Result<PathBuf, String> {
     match credentials {
         _ if value.is_absolute() => Ok(value.to_owned()),
@@ -154,8 +153,8 @@ pub(super) fn resolve(value: &Path, credentials: Option<&Path>) -> Result<PathBu
     }
 }
 
-/// Why a secret could not be taken; names the key and the file, and the command that mends it where
-/// there is one.
+/// Why a secret could not be used; names the key, the file, and the command that fixes it if there
+/// is one.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: {problem}")]
 pub struct SecretError {
@@ -171,14 +170,14 @@ pub enum SecretProblem {
     /// A name, and no credentials directory to look it up in.
     #[error("{0}")]
     NoCredentials(String),
-    /// Missing, or not for us to read.
+    /// Missing, or this process may not read it.
     #[error("{file} cannot be read ({cause}){mend}", file = file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
         /// Why.
         cause: io::Error,
-        /// The command that mends it, after a semicolon.
+        /// How to fix it, after a semicolon.
         mend: String,
     },
     /// A directory, a pipe or a device.
@@ -196,8 +195,8 @@ pub enum SecretProblem {
         /// The command that closes it.
         mend: String,
     },
-    /// What no key, token or password is: quotes around it, the name of a variable in front, two
-    /// lines and the like.
+    /// Something that cannot be a key, token or password: quotes around it, the name of a variable
+    /// before it, two lines and the like.
     #[error("{} {flaw}", file.display())]
     Malformed {
         /// The file.
@@ -208,8 +207,7 @@ pub enum SecretProblem {
     /// Nothing but white space.
     #[error("{} is empty; write the secret into it", .0.display())]
     Empty(PathBuf),
-    /// As `Empty`, handed over by systemd, which gives an empty one for a file that is missing,
-    /// too.
+    /// As `Empty`, but a systemd credential: for a missing file systemd also provides an empty one.
     #[error("{} is empty; write the secret into the file that the unit's LoadCredential= names, then restart the unit", .0.display())]
     EmptyCredential(PathBuf),
     /// More than 64 KiB.
@@ -232,19 +230,19 @@ fn read_secret(
         })
 }
 
-/// What a file is to hold.
+/// What a file should contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SecretKind {
     /// An access key or a secret key.
     Key,
     /// The security token of temporary keys.
     Token,
-    /// Chosen by a person, so that nearly everything can be part of it.
+    /// Chosen by a person, so nearly every character is possible.
     Password,
 }
 
 impl SecretKind {
-    /// By the config's key, without its tables.
+    /// The kind of secret that a key of the config names; `key` without its tables.
     fn of(key: &str) -> Self {
         match key {
             "access_key_file" | "secret_key_file" => Self::Key,
@@ -254,7 +252,7 @@ impl SecretKind {
     }
 }
 
-/// Checks the very file that it then reads, whatever is put in its place meanwhile.
+/// Checks the same open file that it then reads, even if the path is replaced in the meantime.
 fn read_file(
     path: PathBuf,
     kind: SecretKind,
@@ -314,7 +312,7 @@ fn judge(bytes: &[u8], kind: SecretKind) -> Result<&str, &'static str> {
     }
 }
 
-/// Without the line ends at its end: editors write one or several, and nobody sees them.
+/// Without line ends at the end: editors add one or several, and they are invisible.
 fn without_line_end(text: &str) -> &str {
     let mut text = text;
     while let Some(shorter) = text
@@ -362,8 +360,8 @@ fn judge_key(line: &str) -> Result<&str, &'static str> {
     Ok(token)
 }
 
-/// Such as `HW_ACCESS_KEY=AK…`, also with `export` in front or blanks around the sign. The `=` at
-/// the end of a base64 text is none.
+/// Such as `HW_ACCESS_KEY=AK…`, also with `export` before it or blanks around the sign. The `=` at
+/// the end of a base64 text is not an assignment.
 fn is_assignment(line: &str) -> bool {
     let line = line.trim_start();
     if line.starts_with("export ") || line.starts_with("set ") {
@@ -418,7 +416,7 @@ fn check_readers(path: &Path, meta: &Metadata, rules: &SecretRules) -> Result<()
 }
 
 /// Who else may read a file of this mode. `group_counts` if its group is the queue's; any other
-/// group may read, since that is how a root-owned file is given to the daemon's own account.
+/// group may read, because that is how a root-owned file is shared with the daemon's own account.
 fn foreign_readers(mode: u32, group_counts: bool) -> Option<&'static str> {
     if mode & READABLE_BY_OTHERS != 0 {
         Some("everybody")
@@ -429,7 +427,8 @@ fn foreign_readers(mode: u32, group_counts: bool) -> Option<&'static str> {
     }
 }
 
-/// Mode 600 serves the owner only, so a file that is another's must change hands too.
+/// With mode 600 only the owner can read the file, so a file of another user needs a new owner,
+/// too.
 fn mend_command(path: &Path, owner: u32, user: u32) -> String {
     let path = shell_quoted(path);
     if owner == user || user == 0 {
@@ -455,8 +454,8 @@ fn own_user() -> u32 {
     fs::metadata("/proc/self").map_or(0, |meta| meta.uid())
 }
 
-/// Which files the secrets were read from, as they were: unequal once one is replaced, changed or
-/// opened up.
+/// The metadata of the files that the secrets were read from: unequal once a file is replaced,
+/// changed, or made readable to others.
 ///
 /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -468,13 +467,13 @@ struct FileStamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    /// Also moves with the mode and the owner.
+    /// Also changes with the mode and the owner.
     changed: (i64, i64),
 }
 
 impl SecretStamp {
-    /// Looks at the secret files of `target`, without opening them. A missing file is part of the
-    /// picture.
+    /// Looks at the secret files of `target`, without opening them. A missing file is noted as
+    /// missing.
     pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
         Self::of(paths(
             &target.auth,
@@ -516,13 +515,13 @@ impl FileStamp {
     }
 }
 
-/// What the secret files hold, as salted digests: equal for the same bytes, however often they are
-/// written anew.
+/// The content of the secret files as salted digests: equal for the same bytes, however often they
+/// are rewritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretContent(Vec<(PathBuf, Option<[u8; 32]>)>);
 
 impl SecretContent {
-    /// Reads the secret files of `target`. One that cannot be read is part of the picture.
+    /// Reads the secret files of `target`. One that cannot be read is noted as that.
     ///
     /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
     pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {

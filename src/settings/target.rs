@@ -90,7 +90,7 @@ fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {
     None
 }
 
-/// An endpoint as it may stand in the file, for a sentence about a missing or wrong one.
+/// An example of an endpoint, for a message about a missing or wrong one.
 fn endpoint_example(service: Option<Service>) -> &'static str {
     match service {
         Some(Service::Bms) | None => "\"https://bms.eu-de.otc.t-systems.com\"",
@@ -98,7 +98,7 @@ fn endpoint_example(service: Option<Service>) -> &'static str {
     }
 }
 
-/// Any service that there is a client for.
+/// Any service that has a client.
 fn service(value: &DeValue<'_>) -> Parsed<Service> {
     let text = values::text(value)?;
     text.parse()
@@ -125,8 +125,8 @@ fn https_url(
     Some(url)
 }
 
-/// Depends on the service; a missing or wrong one is reported already, and counts as the most
-/// generous here.
+/// Depends on the service. A missing or wrong service has already been reported; here the largest
+/// limit applies then.
 fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<u32> {
     let cap = service.unwrap_or(Service::Bms).batch_servers_cap();
     let parsed = section.read("batch_servers_max", |value| {
@@ -240,7 +240,7 @@ impl Limits {
     }
 }
 
-/// A PEM file that can be read and holds a certificate.
+/// A PEM file that can be read and contains a certificate.
 fn ca_file(value: &DeValue<'_>, credentials: Option<&Path>) -> Parsed<PathBuf> {
     let path = secrets::resolve(&values::file_or_credential(value)?, credentials)?;
     let pem = read_list_file(&path)?;
@@ -339,7 +339,7 @@ fn token(section: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
     })
 }
 
-/// Knows a secret that stands in the file itself, and a key of the other kind.
+/// Recognises a secret in the config file itself, and a key of the other kind.
 fn auth_hint(key: &str, kind: Option<AuthKind>) -> Option<String> {
     if matches!(
         key,
@@ -393,7 +393,7 @@ fn protected(target: &Section<'_>, credentials: Option<&Path>) -> Vec<ServerId> 
     servers
 }
 
-/// One id a line; `#` begins a comment.
+/// One id per line; `#` begins a comment.
 fn listed_servers(section: &Section<'_>, path: &Path, text: &str) -> Vec<ServerId> {
     let mut servers = Vec::new();
     for (index, line) in text.lines().enumerate() {

@@ -15,7 +15,7 @@ const FILE: &str = "/etc/poweryard/poweryard.toml";
 const UNIT: &str = include_str!("../../config/poweryard.service");
 const SHIPPED: &str = include_str!("../../config/poweryard.toml");
 
-/// Eight lines that are enough.
+/// The smallest valid config: eight lines.
 const LEAST: &str = r#"[targets.default]
 service = "bms"
 endpoint = "https://bms.example.com"

@@ -1,5 +1,5 @@
-//! Single values of the config file, each from TOML to a finished type, or a sentence that says
-//! what would be right. Knows nothing of tables; reads no file.
+//! Single values of the config file, each from TOML to a finished type, or a sentence that says how
+//! to write it. Knows nothing of tables; reads no file.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -12,7 +12,7 @@ use toml::de::DeValue;
 use super::Budget;
 use crate::model::ServerId;
 
-/// A value, or what would be right.
+/// A value, or a sentence that says how to write it.
 pub(super) type Parsed<T> = Result<T, String>;
 
 pub(super) fn text<'d>(value: &'d DeValue<'_>) -> Parsed<&'d str> {
@@ -21,7 +21,7 @@ pub(super) fn text<'d>(value: &'d DeValue<'_>) -> Parsed<&'d str> {
         .ok_or_else(|| format!("must be a string in quotes, not {}", kind(value)))
 }
 
-/// Text that is not blank and holds no control characters.
+/// Text that is not blank and has no control characters.
 pub(super) fn name(value: &DeValue<'_>) -> Parsed<String> {
     let text = text(value)?;
     if text.trim().is_empty() || text.chars().any(char::is_control) {
@@ -54,7 +54,7 @@ pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Pars
     }
 }
 
-/// A whole number of any size that TOML allows; what is beyond 64 bits counts as the largest or
+/// A whole number of any size that TOML allows; numbers beyond 64 bits count as the largest or
 /// smallest.
 pub(super) fn any_whole(value: &DeValue<'_>) -> Parsed<i128> {
     let number = value
@@ -107,7 +107,7 @@ fn parse_duration(text: &str) -> Parsed<Duration> {
     })
 }
 
-/// A duration as an operator would write it, in the largest unit that leaves nothing over.
+/// A duration as an operator would write it, in the largest unit that fits without a remainder.
 pub(super) fn show(duration: Duration) -> String {
     let (secs, millis) = (duration.as_secs(), duration.subsec_millis());
     match secs {
@@ -120,7 +120,7 @@ pub(super) fn show(duration: Duration) -> String {
     }
 }
 
-/// `"500/1h"`: so many servers in so long a span, 1 s to 366 days.
+/// `"500/1h"`: servers per span, which is 1 s to 366 days.
 pub(super) fn budget(value: &DeValue<'_>) -> Parsed<Budget> {
     let usual = "write a number of servers per time, such as \"500/1h\"";
     let text = value
@@ -199,7 +199,7 @@ pub(super) fn proxy_url(value: &DeValue<'_>) -> Parsed<Url> {
         );
     }
     let mut url = written.clone();
-    // It cannot fail for a URL with a host, and without one the next check refuses it.
+    // This cannot fail for a URL with a host; a URL without one is refused by the next check.
     let _ = url.set_username("");
     bare_url(&url, url.as_str(), EXAMPLE)?;
     Ok(written)
@@ -209,7 +209,8 @@ fn parsed_url(text: &str, example: &str) -> Parsed<Url> {
     Url::parse(text).map_err(|error| format!("is not a URL ({error}); write for example {example}"))
 }
 
-/// A base URL: http or https, host, perhaps a port, nothing else. `example` stands in the messages.
+/// A base URL: http or https, host, perhaps a port, nothing else. `example` is shown in the
+/// messages.
 pub(super) fn base_url(example: &str) -> impl Fn(&DeValue<'_>) -> Parsed<Url> {
     move |value| {
         let text = text(value)?;

@@ -2,9 +2,9 @@
 //! Time is an argument; nothing here waits. There are no jobs: what became of a call is in the
 //! servers' `operation_state`.
 //!
-//! An operation enters the ledger when its call is accepted, since what has begun cannot be called
-//! back; one that will fail is not in the ledger and leaves the power as it was. The power changes
-//! when the operation ends.
+//! An operation enters the ledger when its call is accepted, since what has begun cannot be undone;
+//! one that will fail is not in the ledger and leaves the power as it was. The power changes when
+//! the operation ends.
 
 mod action;
 mod page;
@@ -188,7 +188,8 @@ impl CloudDc {
         server.operation = Some(operation);
     }
 
-    /// What failed or was refused begins all the same, if the server takes it at that moment.
+    /// An operation that failed or was refused begins anyway, if the server accepts it at that
+    /// time.
     pub(super) fn act_late(&mut self, act: &LateAct, ledger: &mut Vec<LedgerEntry>) {
         if let Ok(index) = self.find(act.at, act.action, &act.server_id) {
             let end = Some(act.at + Duration::from_millis(act.duration_ms));

@@ -111,7 +111,7 @@ fn canonical_query(query: &str) -> String {
         .join("&")
 }
 
-/// The decoded pairs of a query, as bytes. A plus stands for itself.
+/// The decoded pairs of a query, as bytes. A plus is a plus, not a blank.
 pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
     query
         .split('&')

@@ -182,7 +182,7 @@ impl World {
         self.take_turn(now, about, |world, _| world.clouddc.show(now, id))
     }
 
-    /// Lets begin what was to begin by `now`. Every call does so first; asked for by itself, it
+    /// Starts the operations that are due by `now`. Every call does so first; called alone, it
     /// keeps the ledger up to date.
     pub fn act_late(&mut self, now: UtcMillis) {
         let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.late)
@@ -309,7 +309,7 @@ impl World {
         )
     }
 
-    /// A submit that was not accepted is carried out all the same, where a fault says so.
+    /// A submit that was not accepted is carried out anyway if a fault says so.
     fn promise(&mut self, about: &About<'_>, turn: &Turn<'_>) {
         let (Some(service), Some(action)) = (about.service, about.action) else {
             return;

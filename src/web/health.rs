@@ -1,5 +1,5 @@
-//! `/healthz`: does the loop move. `/readyz`: can work flow. Pure but for the clock; asks the queue
-//! nothing.
+//! `/healthz`: does the daemon's loop make progress? `/readyz`: can the daemon send? Pure except
+//! for the clock; does not read the queue.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,9 +11,9 @@ use axum::response::Response;
 use super::{PLAIN, Site, say};
 use crate::meter::Progress;
 
-/// A loop at rest goes round every 5 s; a locked database takes as long again for each statement.
+/// An idle loop makes a round every 5 s; with a locked database each statement takes another 5 s.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// Three rounds of a loop at rest.
+/// Three rounds of an idle loop.
 const READY_WITHIN: Duration = Duration::from_secs(15);
 
 pub(super) async fn moves(State(site): State<Arc<Site>>) -> Response {
@@ -40,7 +40,8 @@ fn judge_moves(progress: &Progress, now: Instant) -> Result<String, String> {
     }
 }
 
-/// A hold is no reason not to be ready: other targets go on, and what is held waits as it should.
+/// A hold does not make the daemon unready: other targets continue, and held requests wait as
+/// intended.
 fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
     let Some(good) = progress.good else {
         return Err("no round has succeeded yet".to_owned());

@@ -1,9 +1,9 @@
-//! `/metrics`: what the daemon has counted, and what the queue, the disk and the secret files show
-//! at this moment.
+//! `/metrics`: the daemon's counters, and what the queue, the disk and the secret files show at
+//! present.
 //!
-//! The queue is read over a connection of its own, at a cost that depends on what is unfinished and
-//! not on what has ended; the files are looked at by path and never opened. Targets that the config
-//! lacks share one label: producers could invent any number of them.
+//! The queue is read over a connection of its own, at a cost that depends on the unfinished
+//! requests only; the files' metadata is read by path, and they are never opened. Targets that are
+//! not in the config share one label, because producers could invent any number of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,9 +26,9 @@ use crate::settings::SecretStamp;
 use crate::store::desk::{Access, HoldRecord, OldestReady, OverviewCount};
 use crate::store::{Desk, StoreError};
 
-/// The label of a hold on everything; no target can be named so.
+/// The label of a hold on everything; no target can have this name.
 const ALL: &str = "(all)";
-/// The label of targets that the config does not have.
+/// The label of targets that are not in the config.
 const UNKNOWN: &str = "(unknown)";
 
 type Labels = Vec<(&'static str, String)>;

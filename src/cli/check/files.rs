@@ -69,13 +69,13 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
                     database,
                 ));
             }
-            // The database itself is missed elsewhere; the others come and go.
+            // A missing database is reported elsewhere; the others need not exist.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => findings.push(unreadable(&path, &error, "give this user access to it")),
         }
     }
     let lock = beside(database, ".lock");
-    // While a daemon runs it has its lock file, and nobody else needs to write it.
+    // While a daemon runs, only that daemon needs to write its lock file.
     if lock.exists() && daemon_on(database).known() != Some(true) {
         findings.extend(judge_access(&lock, Access::READ_OK | Access::WRITE_OK));
     }
@@ -184,7 +184,8 @@ fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
     Finding::ok(subject, format!("mode {mode:04o}"))
 }
 
-/// A shared folder's files belong to the producers' group, or only their owner can use them.
+/// In a shared folder the files must belong to the producers' group; otherwise only their owner can
+/// use them.
 fn judge_group(path: &Path, gid: u32, folder_gid: Option<u32>, folder: &Path) -> Option<Finding> {
     let folder_gid = folder_gid.filter(|folder_gid| *folder_gid != gid)?;
     let finding = format!(

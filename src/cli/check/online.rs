@@ -17,7 +17,7 @@ use crate::settings::{SecretRules, Settings, TargetSettings, load_proxy_password
 use crate::store::desk::Access;
 use crate::store::{Desk, RefusedKey};
 
-/// Signatures are refused beyond 15 minutes (signing guide); half of that is worth a word.
+/// Signatures are refused beyond 15 minutes (signing guide); half of that is worth a warning.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(450);
 /// No server has this id, so the answer is short: that it does not exist.
 const NO_SERVER: &str = "00000000-0000-0000-0000-000000000000";
@@ -79,7 +79,7 @@ impl<'a> Keys<'a> {
         let refused =
             refusals::after_refusal(&cloud.key().signed(), &target, reason, &self.refused, now);
         if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
-            // Without it the daemon would only count from nothing.
+            // If this fails, the daemon starts its count at zero.
             let _ = desk.note_refused_key(&refused).await;
         }
         self.refused
@@ -92,7 +92,7 @@ impl<'a> Keys<'a> {
 /// machine's clock is.
 async fn endpoint(target: &TargetSettings, rules: &SecretRules, subject: &str) -> Finding {
     let subject = format!("{subject}.endpoint");
-    // Without it the proxy itself will say what is missing; the file's own problem is told
+    // Without the password the proxy says what is missing; a problem of the file is reported
     // elsewhere.
     let proxy_password = load_proxy_password(target, rules).ok().flatten();
     let http = match Http::new(target, proxy_password.as_ref()) {
@@ -142,7 +142,7 @@ fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
         );
     };
     let off = cloud.since(now).max(now.since(cloud));
-    // The cloud tells whole seconds.
+    // The cloud's clock has whole seconds.
     let shown = humantime::format_duration(Duration::from_secs(off.as_secs()));
     if off > CLOCK_OFF_MAX {
         let finding = format!(
@@ -172,8 +172,8 @@ async fn read_call(
     if let Some((finding, mend)) = keys.refusal(key.name(), args::now()) {
         return Finding::error(Exit::Config, subject, format!("not asked: {finding}"), mend);
     }
-    // One signature, as for a key that was refused before: without a queue nobody counts the checks
-    // made in a row.
+    // One signature only, as for a key that was refused before: without a queue, checks in a row
+    // are not counted.
     key.set_one_proof_a_call(true);
     let server = ServerId(NO_SERVER.to_owned());
     let shown = cloud
@@ -195,8 +195,8 @@ async fn read_call(
     }
 }
 
-/// CloudDC's way to say that a server does not exist is not documented, only the shape of its
-/// refusals: such a one, with a code that is not the gateway's, means that the call got as far as
+/// How CloudDC says that a server does not exist is not documented; only the shape of its refusals
+/// is. A refusal of that shape, with a code that is not the gateway's, shows that the call reached
 /// the service.
 fn says_no_such_server(service: Service, error: &CallError) -> bool {
     let is_its_own = !error.code.is_empty() && codes::origin(&error.code) == Origin::Unknown;

@@ -1,5 +1,5 @@
-//! The `sqlite3` that producers on this machine would use: too old a one cannot open the queue.
-//! Runs it only for its version.
+//! The `sqlite3` that producers on this machine would use: one that is too old cannot open the
+//! queue. Runs it only to get its version.
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -41,7 +41,7 @@ pub(super) fn disagreements(
     rows.iter().filter_map(judge).collect()
 }
 
-/// What speaks against a row, if something does.
+/// What contradicts a row, if anything does.
 fn disagreement(row: &RequestRecord, done: &[PowerAction], power: Option<OnOff>) -> Option<String> {
     let is_reboot = row.action == PowerAction::Reboot.as_str();
     if done.iter().any(|action| action.as_str() != row.action) {

@@ -15,11 +15,11 @@ pub(super) struct Facts {
     pub(super) request: RequestRecord,
     /// From `power_waiting`, while queued.
     pub(super) reason: Option<String>,
-    /// Those that cover it.
+    /// Holds that cover it.
     pub(super) holds: Vec<HoldRecord>,
-    /// The last one that carried it.
+    /// The last batch that carried it.
     pub(super) batch: Option<BatchRecord>,
-    /// What it waits for.
+    /// The request that it waits for.
     pub(super) after: Option<RequestRecord>,
     pub(super) attempts: Vec<AttemptRecord>,
     /// How many requests of its target and action go first, while it could go but for a hold.
@@ -34,7 +34,7 @@ pub(super) struct Rules {
     pub(super) attempts_max: Option<u32>,
     /// Of its target and action.
     pub(super) budget: Option<Budget>,
-    /// None inside: for ever.
+    /// `Some(None)`: requests never expire.
     pub(super) default_ttl: Option<Option<Duration>>,
 }
 
@@ -90,7 +90,7 @@ impl Facts {
         });
     }
 
-    /// Where it stands among others that go first, and when a budget lets it go at the earliest.
+    /// How many requests go first, and the earliest time that a budget allows.
     fn place(&self) -> Option<String> {
         let ahead = self.ahead?;
         let hold = self

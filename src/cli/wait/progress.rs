@@ -15,7 +15,7 @@ use crate::store::{Desk, Running, StoreError, daemon_on};
 
 /// Lines follow each other no faster than this.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
-/// The reasons of so many requests are read; a million waiting ones mostly wait for the same thing.
+/// For this many requests the reason is read; a million requests mostly wait for the same thing.
 const REASONS_READ: usize = 50;
 /// Different reasons that are shown.
 const REASONS_SHOWN: usize = 3;
@@ -53,7 +53,7 @@ impl Progress {
         }
     }
 
-    /// The queue has changed; the counts are read anew when they are shown next.
+    /// The queue has changed, so the counts are read again before they are shown.
     pub(super) fn queue_changed(&mut self) {
         self.is_outdated = true;
     }
@@ -128,7 +128,7 @@ fn table(counts: &BTreeMap<RequestState, i64>, reasons: &[String]) -> String {
     table.render() + &reasons.join("\n")
 }
 
-/// Why requests are not sent, each reason once; empty while nothing but their turn is missing.
+/// Why requests are not sent, each reason once; empty if they only wait for their turn.
 async fn reasons(desk: &mut Desk, open: &[i64]) -> Result<Vec<String>, StoreError> {
     let mut reasons = Vec::new();
     if daemon_on(desk.path()) == Running::No && !open.is_empty() {

@@ -18,7 +18,7 @@ use crate::model::UtcMillis;
 
 const ALGORITHM: &str = "SDK-HMAC-SHA256";
 
-/// What a signature covers. Nothing of it may change on the way to the wire.
+/// What a signature covers. It must not change between here and the network.
 #[derive(Debug, Clone)]
 pub struct Signable<'a> {
     /// `GET`, `POST` or `PUT`.

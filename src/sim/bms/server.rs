@@ -1,7 +1,7 @@
 //! One bare-metal server: its power, the operation it is in, and what the API says of both. Knows
 //! nothing of jobs and faults.
 //!
-//! State moves lazily: whoever looks says what time it is, and what has ended by then is applied.
+//! State is updated lazily: each reader gives the time, and what has ended by then is applied.
 
 use crate::model::{PowerAction, ServerId, UtcMillis};
 
