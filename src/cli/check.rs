@@ -102,9 +102,10 @@ impl Finding {
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let findings = findings(context, args.online).await;
-    match args.json.json {
-        true => output::json(&findings)?,
-        false => output::print(&text(&findings))?,
+    if args.json.json {
+        output::json(&findings)?
+    } else {
+        output::print(&text(&findings))?
     }
     let errors = || {
         findings

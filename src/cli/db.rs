@@ -124,10 +124,8 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
         tokio::time::sleep(STEP_PAUSE).await;
     }
     desk.close().await?;
-    let (requests, batches) = (
-        output::count(prune.requests as usize, "request"),
-        output::count(prune.batches as usize, "batch"),
-    );
+    let requests = output::count(prune.requests as usize, "request");
+    let batches = output::count(prune.batches as usize, "batch");
     output::print(&format!(
         "deleted {requests} and {batches} that ended before {cutoff}\n"
     ))?;

@@ -113,7 +113,8 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
         .await?;
     desk.close().await?;
     output::print(&format!("\n{}\n", progress::outcome_table(&rows)))?;
-    let (ledger, calls) = (cloud.ledger(), cloud.calls());
+    let ledger = cloud.ledger();
+    let calls = cloud.calls();
     let service = |target: &str| {
         TARGETS
             .iter()

@@ -144,9 +144,10 @@ fn shown(file: &Path) -> String {
 
 fn read(file: &Path) -> Result<String, Failure> {
     let mut text = String::new();
-    let outcome = match file == Path::new("-") {
-        true => std::io::stdin().read_to_string(&mut text).map(|_| text),
-        false => std::fs::read_to_string(file),
+    let outcome = if file == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(file)
     };
     outcome.map_err(|source| Failure::File {
         what: format!("read the servers from {}", shown(file)),
@@ -169,12 +170,13 @@ fn listed(text: &str, file: &str) -> Result<Vec<String>, Failure> {
 }
 
 fn check_server(id: &str, place: &str) -> Result<(), Failure> {
-    match ServerId::is_valid(id) {
-        true => Ok(()),
-        false => Err(Failure::Usage(format!(
+    if ServerId::is_valid(id) {
+        Ok(())
+    } else {
+        Err(Failure::Usage(format!(
             "{place}'{}' is not a server id; use 1 to 64 characters of A-Z a-z 0-9 and -",
             output::visible(id)
-        ))),
+        )))
     }
 }
 

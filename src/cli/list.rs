@@ -45,9 +45,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     };
     let found = desk.list(&filter).await?;
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&found)?,
-        false => output::print(&table(&found))?,
+    if args.json.json {
+        output::json(&found)?
+    } else {
+        output::print(&table(&found))?
     }
     Ok(Exit::Done)
 }

@@ -61,9 +61,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         .retry(&filter, args::login_user().as_deref(), skip)
         .await?;
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&object(&retried))?,
-        false => report(&retried)?,
+    if args.json.json {
+        output::json(&object(&retried))?
+    } else {
+        report(&retried)?
     }
     Ok(Exit::Done)
 }

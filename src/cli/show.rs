@@ -29,9 +29,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         None => None,
     };
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&object(&request, &attempts, batch.as_ref()))?,
-        false => output::print(&text(&request, &attempts, batch.as_ref()))?,
+    if args.json.json {
+        output::json(&object(&request, &attempts, batch.as_ref()))?
+    } else {
+        output::print(&text(&request, &attempts, batch.as_ref()))?
     }
     Ok(Exit::Done)
 }

@@ -50,9 +50,10 @@ struct Target {
 
 pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let status = read(args.queue.open(context, Access::Read).await?).await?;
-    match args.json.json {
-        true => output::json(&status.object())?,
-        false => output::print(&status.text())?,
+    if args.json.json {
+        output::json(&status.object())?
+    } else {
+        output::print(&status.text())?
     }
     Ok(Exit::Done)
 }

@@ -65,9 +65,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     };
     let followed = Followed::to_the_end(&mut desk, open, counted, args.timeout).await?;
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&followed)?,
-        false => output::print(&summary(&followed))?,
+    if args.json.json {
+        output::json(&followed)?
+    } else {
+        output::print(&summary(&followed))?
     }
     Ok(followed.exit())
 }

@@ -247,12 +247,13 @@ impl Answer {
 
     fn unreadable(&self) -> String {
         let encodings = named_encodings(&self.headers);
-        match encodings.is_empty() {
-            true => "the answer is not JSON".to_owned(),
-            false => tidy(&format!(
+        if encodings.is_empty() {
+            "the answer is not JSON".to_owned()
+        } else {
+            tidy(&format!(
                 "the answer cannot be decompressed (Content-Encoding: {})",
                 encodings.join(", ")
-            )),
+            ))
         }
     }
 

@@ -173,7 +173,8 @@ fn without(text: &str, secret: &str, head_chars: usize) -> String {
         .char_indices()
         .nth(head_chars)
         .map_or(secret.len(), |(at, _)| at);
-    let (lower_text, lower_secret) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
+    let lower_text = text.to_ascii_lowercase();
+    let lower_secret = secret.to_ascii_lowercase();
     let mut clean = String::with_capacity(text.len());
     let mut done = 0;
     while let Some(found) = lower_text[done..].find(&lower_secret[..head_end]) {

@@ -131,7 +131,8 @@ impl Bms {
         limit: usize,
         all_projects: bool,
     ) -> Result<Entries, CallError> {
-        let (limit, offset) = (limit.to_string(), page.to_string());
+        let limit = limit.to_string();
+        let offset = page.to_string();
         let mut query = vec![("limit", limit.as_str()), ("offset", offset.as_str())];
         if all_projects {
             query.push(("enterprise_project_id", "all_granted_eps"));

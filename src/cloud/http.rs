@@ -112,7 +112,8 @@ impl Http {
             .execute(request)
             .await
             .map_err(|error| self.no_answer(&host, kind, &error))?;
-        let (status, mut headers) = (response.status().as_u16(), response.headers().clone());
+        let status = response.status().as_u16();
+        let mut headers = response.headers().clone();
         let body = match read_body(response).await {
             Ok(body) => {
                 decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| BodyFault::TooLarge)
@@ -309,11 +310,12 @@ pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallEr
 /// The causes of a failed connection, with a hint if they are only the library's words.
 fn connect_causes(error: &reqwest::Error) -> String {
     let why = causes(error);
-    match why.contains("tls handshake eof") {
-        true => "the connection was closed during the TLS handshake; the server may not speak \
+    if why.contains("tls handshake eof") {
+        "the connection was closed during the TLS handshake; the server may not speak \
          TLS, or a firewall forbids it"
-            .to_owned(),
-        false => why,
+            .to_owned()
+    } else {
+        why
     }
 }
 
@@ -433,9 +435,10 @@ pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
         {
             continue;
         }
-        line.push(match error.is::<reqwest::Error>() {
-            true => "the HTTP library gives no reason".to_owned(),
-            false => text,
+        line.push(if error.is::<reqwest::Error>() {
+            "the HTTP library gives no reason".to_owned()
+        } else {
+            text
         });
     }
     line.join(": ")

@@ -270,8 +270,11 @@ impl Looking {
         let before = self.memory().page_sizes;
         let (began, mut sizes, mut known) =
             (Instant::now(), PageSizes::begin(before), HashSet::new());
-        let (mut place, mut calls, mut skipped) = (Some(reader.first_page()), 0, 0);
-        let (mut failure, mut hole) = (None, None);
+        let mut place = Some(reader.first_page());
+        let mut calls = 0;
+        let mut skipped = 0;
+        let mut failure = None;
+        let mut hole = None;
         look.was_listed = true;
         while let Some(here) = place.take().filter(|_| calls < PAGES_MAX) {
             calls += 1;
@@ -337,7 +340,9 @@ impl Looking {
         });
         let alone_in_look = servers.len() == 1;
         let mut servers_left = servers_left.into_iter();
-        let (began, mut failed, mut alone) = (Instant::now(), 0, !look.has_read());
+        let began = Instant::now();
+        let mut failed = 0;
+        let mut alone = !look.has_read();
         let mut open = FuturesUnordered::new();
         let mut under_way = HashSet::new();
         loop {

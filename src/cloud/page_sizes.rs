@@ -138,7 +138,9 @@ mod tests {
         servers: usize,
         can: impl Fn(usize, usize) -> bool,
     ) -> (Vec<usize>, Remembered) {
-        let (mut sizes, mut calls, mut skipped) = (PageSizes::begin(before), Vec::new(), 0);
+        let mut sizes = PageSizes::begin(before);
+        let mut calls = Vec::new();
+        let mut skipped = 0;
         while sizes.offset < servers && skipped < 3 {
             calls.push(sizes.limit());
             if can(sizes.offset, sizes.limit()) {

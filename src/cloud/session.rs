@@ -81,11 +81,9 @@ impl Session {
         let key = credentials.key();
         let blots = Blots::new(&credentials);
         let prover = prover(&target.auth, &target.project_id, credentials)?;
-        let (service, endpoint, project_id) = (
-            target.service,
-            target.endpoint.clone(),
-            target.project_id.clone(),
-        );
+        let service = target.service;
+        let endpoint = target.endpoint.clone();
+        let project_id = target.project_id.clone();
         Ok(Self {
             http,
             service,
@@ -151,7 +149,8 @@ impl Session {
         segments: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Answer, CallError> {
-        let (path, query) = (self.path(segments), aksk::canonical_query(query));
+        let path = self.path(segments);
+        let query = aksk::canonical_query(query);
         self.call(&Call {
             method: Method::GET,
             path,

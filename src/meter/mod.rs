@@ -438,7 +438,8 @@ mod tests {
 
     #[test]
     fn a_cloud_that_invents_codes_cannot_fill_the_memory() {
-        let (meter, target) = (Meter::new(), TargetName("default".into()));
+        let meter = Meter::new();
+        let target = TargetName("default".into());
         for number in 0..1000 {
             let code = format!("BMS.{number}");
             meter.ended(
@@ -476,7 +477,8 @@ mod tests {
 
     #[test]
     fn ends_of_a_configured_target_begin_at_nought() {
-        let (meter, target) = (Meter::new(), TargetName("default".into()));
+        let meter = Meter::new();
+        let target = TargetName("default".into());
         let facts = TargetFacts {
             configured: 50,
             pace: 50,

@@ -54,7 +54,8 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
         .spawn()
         .map_err(|error| format!("{program} cannot be started: {error}"))?;
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
-    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let stdin = child.stdin.take();
+    let stderr = child.stderr.take();
     let feed = async move {
         if let Some(mut stdin) = stdin {
             // If the program does not read all of it, only its exit code counts.

@@ -369,7 +369,8 @@ async fn tell(
     text: &str,
     stop: &mut watch::Receiver<bool>,
 ) {
-    let (batch, count) = (event.batch, event.requests.len());
+    let batch = event.batch;
+    let count = event.requests.len();
     for tries in 1..=TRIES_MAX {
         let told = match (kind, &settings.url) {
             (Kind::Command, _) => command::run(&settings.command, text, settings.timeout).await,

@@ -109,7 +109,8 @@ fn parse_duration(text: &str) -> Parsed<Duration> {
 
 /// A duration as an operator would write it, in the largest unit that fits without a remainder.
 pub(super) fn show(duration: Duration) -> String {
-    let (secs, millis) = (duration.as_secs(), duration.subsec_millis());
+    let secs = duration.as_secs();
+    let millis = duration.subsec_millis();
     match secs {
         _ if millis != 0 => format!("{}ms", duration.as_millis()),
         0 => "0s".to_owned(),

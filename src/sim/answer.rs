@@ -50,7 +50,8 @@ const JSON: &str = "application/json;charset=utf-8";
 
 impl Answer {
     fn new(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
-        let (headers, request_id) = (Vec::new(), String::new());
+        let headers = Vec::new();
+        let request_id = String::new();
         Self {
             status,
             headers,

@@ -92,10 +92,8 @@ impl Bms {
             server
         };
         let servers = ids.into_iter().enumerate().map(make).collect();
-        let (project, idle_task_state) = (
-            scenario.credentials.project_id.clone(),
-            scenario.bms.idle_task_state,
-        );
+        let project = scenario.credentials.project_id.clone();
+        let idle_task_state = scenario.bms.idle_task_state;
         let printer = Printer {
             project,
             idle_task_state,
@@ -247,7 +245,8 @@ impl Bms {
             });
         }
         if succeeds {
-            let (server_id, batch) = (server.id.clone(), job.clone());
+            let server_id = server.id.clone();
+            let batch = job.clone();
             around.ledger.push(LedgerEntry {
                 at: around.now,
                 service: Service::Bms,

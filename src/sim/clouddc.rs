@@ -70,10 +70,8 @@ impl CloudDc {
         };
         let servers = ids.into_iter().enumerate().map(make).collect();
         let project = &scenario.credentials.project_id;
-        let (printer, markers) = (
-            Printer::new(project, settings),
-            Markers::new(project, settings),
-        );
+        let printer = Printer::new(project, settings);
+        let markers = Markers::new(project, settings);
         Self {
             settings: settings.clone(),
             printer,
@@ -166,7 +164,8 @@ impl CloudDc {
             }
         }
         if operation.failure.is_none() {
-            let (server_id, batch) = (server.id.clone(), JobId(around.request_id.to_owned()));
+            let server_id = server.id.clone();
+            let batch = JobId(around.request_id.to_owned());
             around.ledger.push(LedgerEntry {
                 at: around.now,
                 service: Service::CloudDc,
@@ -282,7 +281,9 @@ impl CloudDc {
     /// `GET …/physicalservers/status`: how many servers are on and off; one in a transition is
     /// neither.
     pub(super) fn status(&mut self, now: UtcMillis) -> Answer {
-        let (mut on, mut off, mut unknown) = (0, 0, 0);
+        let mut on = 0;
+        let mut off = 0;
+        let mut unknown = 0;
         for server in self.servers.iter_mut().filter(|server| !server.is_missing) {
             server.settle(now);
             *match self.printer.power_state(server, now) {

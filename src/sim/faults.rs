@@ -324,7 +324,8 @@ pub(super) struct FaultPlan {
 impl FaultPlan {
     /// `ids` tells all servers of a service, in the order of its list.
     pub(super) fn new(faults: &[Fault], ids: impl Fn(Service) -> Vec<ServerId>) -> Self {
-        let (bms, clouddc) = (ids(Service::Bms), ids(Service::CloudDc));
+        let bms = ids(Service::Bms);
+        let clouddc = ids(Service::CloudDc);
         let resolve = |fault: &Fault| {
             let ids = match fault.numbered_service() {
                 Service::Bms => &bms,
@@ -481,7 +482,8 @@ mod tests {
 
     #[test]
     fn a_fault_keeps_to_its_service_and_counts_servers_in_its_list() {
-        let (bms, clouddc) = (Some(Service::Bms), Some(Service::CloudDc));
+        let bms = Some(Service::Bms);
+        let clouddc = Some(Service::CloudDc);
         let either = plan("kind = \"drop_after\"\nchance = 1.0");
         assert_eq!(
             [bms, clouddc].map(|service| strikes(&either, service, Call::List, 1, &[])),

@@ -255,7 +255,8 @@ impl World {
         let nth = *count;
         let latency_ms = self.scenario.latency.of(about.call).draw_ms(rng);
         let rates = self.scenario.rates;
-        let (limit, throttle_body) = (rates.of(about.call), self.throttle_body(about.service));
+        let limit = rates.of(about.call);
+        let throttle_body = self.throttle_body(about.service);
         let instead = Instead {
             service: about.service,
             now,

@@ -34,9 +34,10 @@ fn respond(judgement: Result<String, String>) -> Response {
 
 fn judge_moves(progress: &Progress, now: Instant) -> Result<String, String> {
     let since = now.saturating_duration_since(progress.moved.unwrap_or(progress.began));
-    match since < STUCK_AFTER {
-        true => Ok(format!("ok: the loop moved {} s ago", since.as_secs())),
-        false => Err(format!("the loop has not moved for {} s", since.as_secs())),
+    if since < STUCK_AFTER {
+        Ok(format!("ok: the loop moved {} s ago", since.as_secs()))
+    } else {
+        Err(format!("the loop has not moved for {} s", since.as_secs()))
     }
 }
 
@@ -52,9 +53,10 @@ fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
             "the database fails; the last good round was {since} s ago"
         ));
     }
-    match since < READY_WITHIN.as_secs() {
-        true => Ok(format!("ready: the last good round was {since} s ago")),
-        false => Err(format!("the last good round was {since} s ago")),
+    if since < READY_WITHIN.as_secs() {
+        Ok(format!("ready: the last good round was {since} s ago"))
+    } else {
+        Err(format!("the last good round was {since} s ago"))
     }
 }
 

@@ -69,11 +69,9 @@ fn now() -> UtcMillis {
 impl Reading {
     async fn take(database: &Path) -> Result<Self, StoreError> {
         let mut desk = Desk::open(database, Access::Read).await?;
-        let (holds, ready, overview) = (
-            desk.holds(now()).await?,
-            desk.oldest_ready().await?,
-            desk.overview().await?,
-        );
+        let holds = desk.holds(now()).await?;
+        let ready = desk.oldest_ready().await?;
+        let overview = desk.overview().await?;
         desk.close().await?;
         Ok(Self {
             overview,

@@ -77,9 +77,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_hundred_who_ask_at_once_cost_one_reading() {
-        let (single, readings) = (Arc::new(Single::default()), Arc::new(AtomicUsize::new(0)));
+        let single = Arc::new(Single::default());
+        let readings = Arc::new(AtomicUsize::new(0));
         let ask = || {
-            let (single, readings) = (Arc::clone(&single), Arc::clone(&readings));
+            let single = Arc::clone(&single);
+            let readings = Arc::clone(&readings);
             tokio::spawn(async move {
                 let read = async move {
                     tokio::time::sleep(Duration::from_millis(20)).await;

@@ -208,7 +208,8 @@ fn judge_owner(
     let finding = format!(
         "belongs to user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})"
     );
-    let (path, database) = (path.display(), database.display());
+    let path = path.display();
+    let database = database.display();
     let mend = format!(
         "end the programs that have the queue open, then: chown --reference={database} {path} && chmod 660 {path}"
     );
@@ -230,11 +231,9 @@ mod tests {
 
     #[test]
     fn a_file_of_another_group_and_a_wal_that_somebody_left_are_noticed() {
-        let (folder, database, wal) = (
-            Path::new("/q"),
-            Path::new("/q/queue.db"),
-            Path::new("/q/queue.db-wal"),
-        );
+        let folder = Path::new("/q");
+        let database = Path::new("/q/queue.db");
+        let wal = Path::new("/q/queue.db-wal");
         assert_eq!(judge_group(database, 50, Some(50), folder), None);
         assert_eq!(
             judge_group(database, 50, None, folder),

@@ -34,7 +34,8 @@ pub(super) async fn findings() -> Option<Finding> {
 /// `version` as the shell prints it, such as `3.40.1`.
 fn judge(version: &str) -> Option<Finding> {
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
-    let (major, minor) = (numbers.next()??, numbers.next()??);
+    let major = numbers.next()??;
+    let minor = numbers.next()??;
     if (major, minor) >= OLDEST {
         return Some(Finding::ok(
             "sqlite3",

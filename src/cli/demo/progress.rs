@@ -37,7 +37,8 @@ pub(super) async fn to_the_end(
         for (target, bar) in bars.extract_if(.., |target, _| !left.contains_key(target.as_str())) {
             let took = started.elapsed().as_secs_f64();
             bar.finish_and_clear();
-            let (name, all) = (format!("  {target}"), bar.length().unwrap_or_default());
+            let name = format!("  {target}");
+            let all = bar.length().unwrap_or_default();
             output::print(&format!("{name:<17}all {all} ended after {took:.1} s\n"))?;
         }
         // Reading very many requests takes longer; then it is done less often, and leaves the disk
@@ -58,9 +59,10 @@ fn counts<'a>(ids: &[i64], target_of: &'a HashMap<i64, String>) -> BTreeMap<&'a 
 /// One bar for each target, on a terminal only: a log cannot show bars.
 fn bars(counts: &BTreeMap<&str, u64>) -> BTreeMap<String, ProgressBar> {
     let is_seen = std::io::stderr().is_terminal();
-    let all = MultiProgress::with_draw_target(match is_seen {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
+    let all = MultiProgress::with_draw_target(if is_seen {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
     });
     let style = ProgressStyle::with_template("{prefix:16} {bar:40} {pos}/{len} ended, {elapsed}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -219,7 +219,8 @@ mod tests {
     use super::*;
 
     fn keys(access: &str, secret: &str) -> Credentials {
-        let (access_key, secret_key) = (access.to_owned(), SecretString::from(secret));
+        let access_key = access.to_owned();
+        let secret_key = SecretString::from(secret);
         Credentials::AkSk(AccessKeys {
             access_key,
             secret_key,
@@ -239,11 +240,9 @@ mod tests {
 
     #[test]
     fn a_key_is_told_apart_whatever_its_secret_and_not_given_away() {
-        let (one, renewed, other) = (
-            keys("AK1", "s1").key(),
-            keys("AK1", "s2").key(),
-            keys("AK2", "s1").key(),
-        );
+        let one = keys("AK1", "s1").key();
+        let renewed = keys("AK1", "s2").key();
+        let other = keys("AK2", "s1").key();
         assert_eq!(
             one.name(),
             keys("AK1", "s1").key().name(),
@@ -257,7 +256,9 @@ mod tests {
 
     #[test]
     fn passwords_are_compared_within_one_process_alone() {
-        let (one, same, other) = (user("hush").key(), user("hush").key(), user("hash").key());
+        let one = user("hush").key();
+        let same = user("hush").key();
+        let other = user("hash").key();
         assert_eq!(one.name(), same.name());
         assert!(!one.name().may_have_secret(&other.name().secret));
         let of_another_process = format!("0-{}", "0".repeat(16));

@@ -70,7 +70,8 @@ impl TokenSource {
             iam.path().trim_end_matches('/')
         ));
         url.set_query(Some("nocatalog=true"));
-        let (project_id, state) = (project_id.to_owned(), Mutex::default());
+        let project_id = project_id.to_owned();
+        let state = Mutex::default();
         Self {
             url,
             project_id,
@@ -209,7 +210,8 @@ mod tests {
     const ISSUED: UtcMillis = UtcMillis(1_578_042_322_701);
 
     fn source() -> TokenSource {
-        let (domain, username) = ("domainname".to_owned(), "username".to_owned());
+        let domain = "domainname".to_owned();
+        let username = "username".to_owned();
         let user = Password {
             domain,
             username,

@@ -134,7 +134,8 @@ impl JobBody<'_> {
     /// `end_time` is the empty string while the job runs.
     fn duration(&self) -> Option<Duration> {
         let time = |text: &Text<'_>| text.get().and_then(|text| text.parse::<UtcMillis>().ok());
-        let (begin, end) = (time(&self.begin_time)?, time(&self.end_time)?);
+        let begin = time(&self.begin_time)?;
+        let end = time(&self.end_time)?;
         (end >= begin).then(|| end.since(begin))
     }
 }

@@ -145,10 +145,8 @@ impl ServerBody<'_> {
             .locked
             .get()
             .is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
-        let (power, activity) = (
-            power(status, vm_state.as_deref(), power_state),
-            activity(status, vm_state.as_deref(), task.as_deref()),
-        );
+        let power = power(status, vm_state.as_deref(), power_state);
+        let activity = activity(status, vm_state.as_deref(), task.as_deref());
         Some(ServerView {
             locked,
             ..ServerView::of(power, activity)
@@ -187,10 +185,8 @@ fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Pow
     let Some(first) = witnesses.next() else {
         return Power::Unclear;
     };
-    let (agreed, alone) = (
-        witnesses.clone().all(|power| power == first),
-        witnesses.next().is_none(),
-    );
+    let agreed = witnesses.clone().all(|power| power == first);
+    let alone = witnesses.next().is_none();
     let during_reboot = is_reboot(status);
     if said.contains(&Hint::Strange) || !agreed || (alone && !during_reboot) {
         Power::Unclear

@@ -145,7 +145,8 @@ impl ServerBody<'_> {
     }
 
     fn view(&self) -> ServerView {
-        let (power_word, operation_word) = (self.power_state.get(), self.operation_state.get());
+        let power_word = self.power_state.get();
+        let operation_word = self.operation_state.get();
         let (power, by_power) = read_power(power_word);
         let (operation, by_operation) = read_operation(operation_word);
         let activity = match (by_power, by_operation) {

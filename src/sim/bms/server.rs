@@ -67,7 +67,8 @@ pub(super) struct Shown {
 impl Server {
     pub(super) fn new(id: ServerId, index: usize, is_on: bool) -> Self {
         let name = format!("bms-{:04}", index + 1);
-        let (is_locked, is_missing) = (false, false);
+        let is_locked = false;
+        let is_missing = false;
         Self {
             id,
             name,
