@@ -108,15 +108,18 @@ fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
 
 /// Resolves on SIGTERM or SIGINT. The signals are caught from this call on.
 pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
-    let catch = |kind| signal(kind).map_err(Failure::Runtime);
-    let mut terminate: Signal = catch(SignalKind::terminate())?;
-    let mut interrupt: Signal = catch(SignalKind::interrupt())?;
+    let mut terminate = catch_signal(SignalKind::terminate())?;
+    let mut interrupt = catch_signal(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     })
+}
+
+fn catch_signal(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(Failure::Runtime)
 }
 
 /// Gives new settings and secrets to the daemon: on SIGHUP, and changed secrets automatically.

@@ -42,11 +42,10 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
 }
 
 fn read(file: &Path) -> Result<Scenario, Failure> {
-    let what = || format!("read the scenario {}", file.display());
+    let what = format!("read the scenario {}", file.display());
     let text = std::fs::read_to_string(file).map_err(|source| Failure::File {
-        what: what(),
+        what: what.clone(),
         source,
     })?;
-    Scenario::from_toml(&text)
-        .map_err(|error| Failure::Usage(format!("cannot {}: {error}", what())))
+    Scenario::from_toml(&text).map_err(|error| Failure::Usage(format!("cannot {what}: {error}")))
 }

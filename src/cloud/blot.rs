@@ -39,18 +39,20 @@ pub(super) struct Blots {
 
 impl Blots {
     pub(super) fn new(credentials: &Credentials) -> Self {
-        let own = |text: &str| SecretString::from(text);
         let secrets = match credentials {
             Credentials::AkSk(keys) => {
-                let pair = [own(&keys.access_key), keys.secret_key.clone()];
+                let pair = [
+                    SecretString::from(keys.access_key.as_str()),
+                    keys.secret_key.clone(),
+                ];
                 pair.into_iter()
                     .chain(keys.security_token.clone())
                     .collect()
             }
             Credentials::Password(user) => vec![
                 user.password.clone(),
-                own(&user.username),
-                own(&user.domain),
+                SecretString::from(user.username.as_str()),
+                SecretString::from(user.domain.as_str()),
             ],
         };
         Self {

@@ -172,23 +172,15 @@ impl Notifier {
         if requests.is_empty() {
             return;
         }
-        let (target, action, batch, job) = (
-            batch.target.clone(),
-            batch.action,
-            batch.id,
-            batch.job.clone(),
-        );
-        shared.hand_in(
-            &settings,
-            Arc::new(Event {
-                target,
-                action,
-                batch,
-                job,
-                at: now,
-                requests,
-            }),
-        );
+        let event = Event {
+            target: batch.target.clone(),
+            action: batch.action,
+            batch: batch.id,
+            job: batch.job.clone(),
+            at: now,
+            requests,
+        };
+        shared.hand_in(&settings, Arc::new(event));
     }
 }
 
@@ -221,18 +213,21 @@ fn ended_badly(batch: &Batch, step: &Step) -> Vec<Ended> {
         .members
         .iter()
         .filter_map(|member| Some((member, bad.get(&member.request)?)));
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let ended = of_batch.map(|(member, end)| Ended {
         id: member.request.0,
         server_id: member.server.0.clone(),
         state: end.state.as_str(),
         evidence: end.evidence.as_str(),
-        error_code: some(&end.code),
-        error_message: some(&end.message),
+        error_code: non_empty(&end.code),
+        error_message: non_empty(&end.message),
         label: None,
         requested_by: None,
     });
     ended.collect()
+}
+
+fn non_empty(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 impl Shared {

@@ -1,26 +1,33 @@
-//! The files with keys and passwords: where they are, who may read them, and their content, which
-//! is never printed. Knows nothing of how a secret is used.
+//! The files with keys and passwords: finds and reads them, and reports every problem. Never prints
+//! what they contain, and knows nothing of how a secret is used.
+//!
+//! `readers` checks who else may read a file, `content` what is in it, `change` whether it has
+//! changed.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
-use super::digest::salted_digest;
 use super::{AuthSettings, TargetSettings};
 use crate::model::TargetName;
+
+mod change;
+mod content;
+mod readers;
+
+pub use change::{SecretContent, SecretStamp};
+use content::{SecretKind, judge};
+use readers::{check_readers, own_user, shell_quoted};
 
 /// More than any key, token or password.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 /// Set by systemd for a unit with `LoadCredential=`.
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
-const READABLE_BY_OTHERS: u32 = 0o004;
-const READABLE_BY_GROUP: u32 = 0o040;
 
 /// The secrets of one target, mirroring [`AuthSettings`]. `Debug` shows none of them.
 #[derive(Debug, Clone)]
@@ -171,20 +178,20 @@ pub enum SecretProblem {
     #[error("{0}")]
     NoCredentials(String),
     /// Missing, or this process may not read it.
-    #[error("{file} cannot be read ({cause}){mend}", file = file.display())]
+    #[error("{file} cannot be read ({cause}){fix}", file = file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
         /// Why.
         cause: io::Error,
         /// How to fix it, after a semicolon.
-        mend: String,
+        fix: String,
     },
     /// A directory, a pipe or a device.
     #[error("{} is not a regular file; name the file that holds the secret", .0.display())]
     NotAFile(PathBuf),
     /// Somebody else may read it.
-    #[error("{file} can be read by {readers} (mode {mode:04o}); run: {mend}", file = file.display())]
+    #[error("{file} can be read by {readers} (mode {mode:04o}); run: {fix}", file = file.display())]
     Open {
         /// The file.
         file: PathBuf,
@@ -193,7 +200,7 @@ pub enum SecretProblem {
         /// Its permission bits.
         mode: u32,
         /// The command that closes it.
-        mend: String,
+        fix: String,
     },
     /// Something that cannot be a key, token or password: quotes around it, the name of a variable
     /// before it, two lines and the like.
@@ -230,28 +237,6 @@ fn read_secret(
         })
 }
 
-/// What a file should contain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SecretKind {
-    /// An access key or a secret key.
-    Key,
-    /// The security token of temporary keys.
-    Token,
-    /// Chosen by a person, so nearly every character is possible.
-    Password,
-}
-
-impl SecretKind {
-    /// The kind of secret that a key of the config names; `key` without its tables.
-    fn of(key: &str) -> Self {
-        match key {
-            "access_key_file" | "secret_key_file" => Self::Key,
-            "security_token_file" => Self::Token,
-            _ => Self::Password,
-        }
-    }
-}
-
 /// Checks the same open file that it then reads, even if the path is replaced in the meantime.
 fn read_file(
     path: PathBuf,
@@ -280,110 +265,9 @@ fn read_file(
     }
 }
 
-const NOT_ONE_LINE: &str = "is not one line of text; write only the secret into it";
-const BYTE_ORDER_MARK: &str = "begins with a byte order mark, which some editors add; save it as plain UTF-8 or ASCII without one";
-const QUOTED: &str = "has quotes around the secret; write it without them";
-const ASSIGNMENT: &str = "contains NAME=value; write only the value into it";
-const JSON: &str = "contains JSON; write only the value of the key into it";
-const BLANKS: &str =
-    "has blanks in or around the secret, which no key has; write only the secret into it";
-const NOT_ASCII: &str = "contains a character that is not ASCII, which no key has; it may be invisible; write or copy the secret again";
-const ODD_CHARACTER: &str = "contains punctuation that no key has; write only the secret into it";
-
-/// The secret in the bytes of a file, or what is wrong with them; empty if there is nothing but
-/// white space.
-fn judge(bytes: &[u8], kind: SecretKind) -> Result<&str, &'static str> {
-    if bytes.starts_with(b"\xef\xbb\xbf")
-        || bytes.starts_with(b"\xff\xfe")
-        || bytes.starts_with(b"\xfe\xff")
-    {
-        return Err(BYTE_ORDER_MARK);
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| NOT_ONE_LINE)?;
-    if text.trim().is_empty() {
-        return Ok("");
-    }
-    let line = without_line_end(text);
-    match kind {
-        SecretKind::Password if line.chars().any(char::is_control) => Err(NOT_ONE_LINE),
-        SecretKind::Password => Ok(line),
-        SecretKind::Token => judge_token(line),
-        SecretKind::Key => judge_key(line),
-    }
-}
-
-/// Without line ends at the end: editors add one or several, and they are invisible.
-fn without_line_end(text: &str) -> &str {
-    let mut text = text;
-    while let Some(shorter) = text
-        .strip_suffix("\r\n")
-        .or_else(|| text.strip_suffix('\n'))
-    {
-        text = shorter;
-    }
-    text
-}
-
-/// A token is long and its alphabet is not documented, but it travels in an HTTP header.
-fn judge_token(line: &str) -> Result<&str, &'static str> {
-    if line.starts_with(['{', '[']) {
-        return Err(JSON);
-    }
-    if line.chars().any(|c| c.is_control() && c != '\t') {
-        return Err(NOT_ONE_LINE);
-    }
-    if !line.is_ascii() {
-        return Err(NOT_ASCII);
-    }
-    if is_assignment(line) {
-        return Err(ASSIGNMENT);
-    }
-    if line.contains('\t') || line.trim() != line {
-        return Err(BLANKS);
-    }
-    if is_quoted(line) {
-        return Err(QUOTED);
-    }
-    Ok(line)
-}
-
-fn judge_key(line: &str) -> Result<&str, &'static str> {
-    let token = judge_token(line)?;
-    if token.contains(' ') {
-        return Err(BLANKS);
-    }
-    if token.contains([
-        '"', '\'', '`', '{', '}', '[', ']', '(', ')', '<', '>', ',', ';', '\\', '$',
-    ]) {
-        return Err(ODD_CHARACTER);
-    }
-    Ok(token)
-}
-
-/// Such as `HW_ACCESS_KEY=AK…`, also with `export` before it or blanks around the sign. The `=` at
-/// the end of a base64 text is not an assignment.
-fn is_assignment(line: &str) -> bool {
-    let line = line.trim_start();
-    if line.starts_with("export ") || line.starts_with("set ") {
-        return true;
-    }
-    let Some((name, value)) = line.split_once('=') else {
-        return false;
-    };
-    let name = name.trim_end();
-    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    is_name && !value.trim_matches('=').is_empty()
-}
-
-fn is_quoted(line: &str) -> bool {
-    const QUOTES: [char; 3] = ['"', '\'', '`'];
-    line.starts_with(QUOTES) || line.ends_with(QUOTES)
-}
-
 fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {
     let quoted = shell_quoted(path);
-    let mend = match cause.kind() {
+    let fix = match cause.kind() {
         io::ErrorKind::NotFound => {
             "; write the secret into a file of that name, mode 600".to_owned()
         }
@@ -395,161 +279,8 @@ fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {
     SecretProblem::Unreadable {
         file: path.to_owned(),
         cause,
-        mend,
+        fix,
     }
-}
-
-fn check_readers(path: &Path, meta: &Metadata, rules: &SecretRules) -> Result<(), SecretProblem> {
-    let mode = meta.mode() & 0o7777;
-    let group_counts =
-        rules.queue_groups.contains(&meta.gid()) && !rules.is_systemd_credential(path, meta.uid());
-    let Some(readers) = foreign_readers(mode, group_counts) else {
-        return Ok(());
-    };
-    let mend = mend_command(path, meta.uid(), own_user());
-    Err(SecretProblem::Open {
-        file: path.to_owned(),
-        readers,
-        mode,
-        mend,
-    })
-}
-
-/// Who else may read a file of this mode. `group_counts` if its group is the queue's; any other
-/// group may read, because that is how a root-owned file is shared with the daemon's own account.
-fn foreign_readers(mode: u32, group_counts: bool) -> Option<&'static str> {
-    if mode & READABLE_BY_OTHERS != 0 {
-        Some("everybody")
-    } else if mode & READABLE_BY_GROUP != 0 && group_counts {
-        Some("the queue's group, to which producers belong")
-    } else {
-        None
-    }
-}
-
-/// With mode 600 only the owner can read the file, so a file of another user needs a new owner,
-/// too.
-fn mend_command(path: &Path, owner: u32, user: u32) -> String {
-    let path = shell_quoted(path);
-    if owner == user || user == 0 {
-        format!("chmod 600 {path}")
-    } else {
-        format!("chown {user} {path} && chmod 600 {path}")
-    }
-}
-
-fn shell_quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '@');
-    if text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
-/// The user that this process runs as; Linux shows it as the owner of the process's own entry.
-fn own_user() -> u32 {
-    fs::metadata("/proc/self").map_or(0, |meta| meta.uid())
-}
-
-/// The metadata of the files that the secrets were read from: unequal once a file is replaced,
-/// changed, or made readable to others.
-///
-/// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretStamp(Vec<(PathBuf, Option<FileStamp>)>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileStamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    /// Also changes with the mode and the owner.
-    changed: (i64, i64),
-}
-
-impl SecretStamp {
-    /// Looks at the secret files of `target`, without opening them. A missing file is noted as
-    /// missing.
-    pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
-        Self::of(paths(
-            &target.auth,
-            target.proxy_password_file.as_deref(),
-            rules,
-        ))
-    }
-
-    fn of(paths: Vec<PathBuf>) -> Self {
-        let stamp = |path: PathBuf| {
-            (
-                path.clone(),
-                fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta)),
-            )
-        };
-        Self(paths.into_iter().map(stamp).collect())
-    }
-
-    /// When the newest of the files was written; none if none is there.
-    pub fn modified(&self) -> Option<SystemTime> {
-        let newest = self
-            .0
-            .iter()
-            .filter_map(|(_, stamp)| stamp.map(|stamp| stamp.modified.0))
-            .max()?;
-        Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(newest).unwrap_or(0)))
-    }
-}
-
-impl FileStamp {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
-
-/// The content of the secret files as salted digests: equal for the same bytes, however often they
-/// are rewritten.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretContent(Vec<(PathBuf, Option<[u8; 32]>)>);
-
-impl SecretContent {
-    /// Reads the secret files of `target`. One that cannot be read is noted as that.
-    ///
-    /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
-    pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
-        Self::of(paths(
-            &target.auth,
-            target.proxy_password_file.as_deref(),
-            rules,
-        ))
-    }
-
-    fn of(paths: Vec<PathBuf>) -> Self {
-        let digest = |path: PathBuf| (path.clone(), digest_of(&path));
-        Self(paths.into_iter().map(digest).collect())
-    }
-}
-
-fn digest_of(path: &Path) -> Option<[u8; 32]> {
-    // Opening a pipe would wait for its writer.
-    if !fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path)
-        .ok()?
-        .take(SECRET_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Some(salted_digest(&bytes))
 }
 
 /// The keys of `auth` that name secret files, each with its value.
@@ -718,68 +449,6 @@ mod tests {
     }
 
     #[test]
-    fn what_no_key_can_be_is_refused_and_a_line_end_is_cut() {
-        let cases: [(&[u8], &str); 20] = [
-            (b"\xef\xbb\xbfAKID\r\n", BYTE_ORDER_MARK),
-            (b"\xff\xfeA\0K\0", BYTE_ORDER_MARK),
-            (b"\"AKID\"\n", QUOTED),
-            (b"'AKID'", QUOTED),
-            (b"AKID\"", QUOTED),
-            (b"HW_ACCESS_KEY=AKID\n", ASSIGNMENT),
-            (b"export HW_ACCESS_KEY=AKID\n", ASSIGNMENT),
-            (b"access_key = \"AKID\"\n", ASSIGNMENT),
-            (b" AKID\n", BLANKS),
-            (b"AKID \n", BLANKS),
-            (b"AK ID", BLANKS),
-            (b"\tAKID", BLANKS),
-            ("AK\u{200b}ID".as_bytes(), NOT_ASCII),
-            ("AKID\u{a0}\n".as_bytes(), NOT_ASCII),
-            ("\u{201c}AKID\u{201d}".as_bytes(), NOT_ASCII),
-            (b"AKID\nSECRET\n", NOT_ONE_LINE),
-            (b"AK\xffID", NOT_ONE_LINE),
-            (b"{\"access\": \"AKID\"}", JSON),
-            (b"user,AKID,SECRET", ODD_CHARACTER),
-            (b"<your-key>", ODD_CHARACTER),
-        ];
-        for (content, flaw) in cases {
-            assert_eq!(
-                judge(content, SecretKind::Key),
-                Err(flaw),
-                "{}",
-                String::from_utf8_lossy(content)
-            );
-        }
-        for content in ["AKID", "AKID\n", "AKID\r\n", "AKID\n\n"] {
-            assert_eq!(judge(content.as_bytes(), SecretKind::Key), Ok("AKID"));
-        }
-        assert_eq!(judge(b"a+b/c_d-e==\n", SecretKind::Key), Ok("a+b/c_d-e=="));
-        assert_eq!(
-            judge(b"QUJD==\n", SecretKind::Key),
-            Ok("QUJD=="),
-            "the end of a base64 text is no assignment"
-        );
-        assert_eq!(judge(b" \r\n", SecretKind::Key), Ok(""));
-    }
-
-    #[test]
-    fn a_security_token_is_one_line_of_printable_ascii() {
-        let token = "gQpjbi1ub3J0aC00(x);{}y+/==";
-        assert_eq!(
-            judge(format!("{token}\n").as_bytes(), SecretKind::Token),
-            Ok(token)
-        );
-        for (content, flaw) in [
-            ("gQpj\u{200b}bi", NOT_ASCII),
-            ("gQpj\nbi", NOT_ONE_LINE),
-            ("TOKEN=gQpj", ASSIGNMENT),
-            ("\"gQpj\"", QUOTED),
-            ("gQpj ", BLANKS),
-        ] {
-            assert_eq!(judge(content.as_bytes(), SecretKind::Token), Err(flaw));
-        }
-    }
-
-    #[test]
     fn the_same_bytes_written_anew_are_the_same_content() {
         let folder = Folder::new();
         let path = folder.file("password", "one", 0o600);
@@ -852,7 +521,6 @@ mod tests {
                 .load(folder.file("password", "hunter2", 0o640))
                 .is_ok()
         );
-        assert_eq!(foreign_readers(0o644, false), Some("everybody"));
     }
 
     #[test]
@@ -894,19 +562,6 @@ mod tests {
         assert_eq!(
             folder.load("/etc").unwrap_err(),
             "targets.default.auth.password_file: /etc is not a regular file; name the file that holds the secret"
-        );
-    }
-
-    #[test]
-    fn a_file_of_another_owner_must_change_hands() {
-        assert_eq!(
-            mend_command(Path::new("/s"), 0, 990),
-            "chown 990 /s && chmod 600 /s"
-        );
-        assert_eq!(mend_command(Path::new("/s"), 990, 0), "chmod 600 /s");
-        assert_eq!(
-            mend_command(Path::new("/a b'c"), 7, 7),
-            r"chmod 600 '/a b'\''c'"
         );
     }
 

@@ -305,7 +305,7 @@ pub(super) fn real(path: &Path) -> PathBuf {
 }
 
 /// The path with an ending.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)

@@ -48,6 +48,7 @@ pub use batches::{DueBatch, DueTarget, Hands, Origin};
 pub use claim::{Head, Which};
 pub use desk::Desk;
 pub use error::StoreError;
+pub(crate) use file::beside;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub use holds::{NotedPace, RefusedKey, TargetNews};
 pub use intake::{Ended, TakenIn};

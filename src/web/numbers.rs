@@ -6,10 +6,10 @@
 //! not in the config share one label, because producers could invent any number of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -24,7 +24,7 @@ use crate::meter::TargetFacts;
 use crate::model::{HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
 use crate::store::desk::{Access, HoldRecord, OldestReady, OverviewCount};
-use crate::store::{Desk, StoreError};
+use crate::store::{Desk, StoreError, beside};
 
 /// The label of a hold on everything; no target can have this name.
 const ALL: &str = "(all)";
@@ -108,7 +108,6 @@ impl Sheet {
 
     fn process(&mut self, site: &Site) {
         let progress = site.meter.progress();
-        let seconds = |since: Instant| since.elapsed().as_secs_f64();
         let began = SystemTime::now() - progress.began.elapsed();
         let began = began
             .duration_since(UNIX_EPOCH)
@@ -124,7 +123,8 @@ impl Sheet {
             "When the daemon started, in seconds since 1970",
             [(vec![], began)],
         );
-        let age = seconds(progress.good.unwrap_or(progress.began));
+        let last_good = progress.good.unwrap_or(progress.began);
+        let age = last_good.elapsed().as_secs_f64();
         let help = "Time since the last round in which the database worked, or since the start; an idle loop makes a round every 5 s";
         self.fractions("last_good_round_age_seconds", help, [(vec![], age)]);
         let help = "1 while the database fails: nothing is sent, and answers wait in memory";
@@ -181,19 +181,13 @@ impl Sheet {
 
     fn secrets(&mut self, site: &Site) {
         let targets = site.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = |changed: SystemTime| {
-            SystemTime::now()
-                .duration_since(changed)
-                .unwrap_or_default()
-                .as_secs_f64()
-        };
         let ages: Vec<(Labels, f64)> = targets
             .0
             .iter()
             .filter_map(|of| {
                 Some((
                     target(&of.name.0),
-                    age(SecretStamp::take(of, &targets.1).modified()?),
+                    seconds_since(SecretStamp::take(of, &targets.1).modified()?),
                 ))
             })
             .collect();
@@ -203,18 +197,17 @@ impl Sheet {
 
     /// By path: a handle of our own on the database would drop SQLite's locks when closed.
     fn files(&mut self, database: &Path) {
-        let size = |path: PathBuf| {
-            std::fs::metadata(path).map_or(0, |meta| i64::try_from(meta.len()).unwrap_or(i64::MAX))
-        };
         self.counts(
             "database_size_bytes",
             "Size of the queue's file",
-            [(vec![], size(database.to_owned()))],
+            [(vec![], file_size(database))],
         );
-        let mut wal = database.as_os_str().to_owned();
-        wal.push("-wal");
         let help = "Size of the queue's -wal; up to 64 MiB is usual";
-        self.counts("wal_size_bytes", help, [(vec![], size(wal.into()))]);
+        self.counts(
+            "wal_size_bytes",
+            help,
+            [(vec![], file_size(&beside(database, "-wal")))],
+        );
         let folder = database
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -352,4 +345,16 @@ impl And for Labels {
 
 fn whole(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn seconds_since(time: SystemTime) -> f64 {
+    SystemTime::now()
+        .duration_since(time)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+/// In bytes; 0 if the file cannot be found.
+fn file_size(path: &Path) -> i64 {
+    std::fs::metadata(path).map_or(0, |meta| i64::try_from(meta.len()).unwrap_or(i64::MAX))
 }

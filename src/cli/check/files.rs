@@ -4,14 +4,14 @@
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags};
 
 use super::Finding;
 use crate::cli::Exit;
 use crate::cli::failure::group_name;
-use crate::store::daemon_on;
+use crate::store::{beside, daemon_on};
 
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
@@ -109,12 +109,6 @@ fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
 
 fn mode(meta: &Metadata) -> u32 {
     meta.mode() & 0o7777
-}
-
-fn beside(database: &Path, ending: &str) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
 }
 
 fn unreadable(path: &Path, error: &io::Error, mend: &str) -> Finding {

@@ -194,9 +194,8 @@ fn read_token(answer: &Answer, now: UtcMillis) -> Option<Token> {
 
 fn token_life(body: &[u8], now: UtcMillis) -> Option<Duration> {
     let body: TokenBody<'_> = lenient::read(body)?;
-    let time = |text: &Text<'_>| text.get().and_then(|text| text.parse::<UtcMillis>().ok());
-    let from = time(&body.token.issued_at).unwrap_or(now);
-    Some(time(&body.token.expires_at)?.since(from))
+    let from = body.token.issued_at.time().unwrap_or(now);
+    Some(body.token.expires_at.time()?.since(from))
 }
 
 #[cfg(test)]

@@ -133,9 +133,8 @@ struct JobBody<'a> {
 impl JobBody<'_> {
     /// `end_time` is the empty string while the job runs.
     fn duration(&self) -> Option<Duration> {
-        let time = |text: &Text<'_>| text.get().and_then(|text| text.parse::<UtcMillis>().ok());
-        let begin = time(&self.begin_time)?;
-        let end = time(&self.end_time)?;
+        let begin = self.begin_time.time()?;
+        let end = self.end_time.time()?;
         (end >= begin).then(|| end.since(begin))
     }
 }
