@@ -379,7 +379,9 @@ async fn a_target_that_nobody_has_is_warned_of_at_once() {
         let said = queue.run(args);
         assert_eq!(said.code, Some(0), "{said:?}");
         assert!(
-            said.err.contains("no target tpyo; it has tokyo"),
+            said.err.contains(
+                "no target tpyo in the config, so its requests are held; known targets: tokyo"
+            ),
             "{said:?}"
         );
     }
@@ -516,7 +518,7 @@ fn whatever_is_wrong_in_a_request_is_exit_code_2_in_one_sentence() {
     let queue = Queue::new();
     let wrong: &[(&[&str], &str)] = &[
         (&["enqueue", "halt", "server-1"], "invalid value 'halt'"),
-        (&["enqueue", "stop"], "no server is named"),
+        (&["enqueue", "stop"], "no server given"),
         (&["enqueue", "stop", "server 1"], "'server 1'"),
         (&["enqueue", "stop", "server-1", "SERVER-1"], "named twice"),
         (
@@ -529,7 +531,7 @@ fn whatever_is_wrong_in_a_request_is_exit_code_2_in_one_sentence() {
         ),
         (
             &["enqueue", "stop", "server-1", "--not-before", "22:00"],
-            "--not-before 22:00: neither a span",
+            "--not-before 22:00: write a time",
         ),
         (
             &["enqueue", "stop", "server-1", "--not-before", "+2 parsecs"],
@@ -647,7 +649,7 @@ async fn foreign_and_other_schemas_are_exit_code_3() {
     queue.sql("PRAGMA application_id = 7").await;
     let foreign = queue.run(&["status"]);
     assert!(
-        foreign.code == Some(3) && foreign.err.contains("something else"),
+        foreign.code == Some(3) && foreign.err.contains("another program's"),
         "{foreign:?}"
     );
 }
@@ -1090,7 +1092,8 @@ fn a_resume_ends_the_pause_of_the_same_words_and_names_the_others() {
         let again = queue.run(&[&["resume"], *own].concat());
         assert_eq!(again.code, Some(0), "{again:?}");
         assert!(
-            again.out.contains("not paused: ") && again.out.matches("still paused: ").count() == 3,
+            again.out.contains("nothing to resume: ")
+                && again.out.matches("still paused: ").count() == 3,
             "{again:?}"
         );
         assert_eq!(

@@ -87,11 +87,11 @@ fn text(done: &Cancelled) -> String {
 fn why_kept(state: &str) -> String {
     match state.parse() {
         Ok(RequestState::Running) => {
-            "cannot be cancelled: it has been sent to the cloud".to_owned()
+            "could not be cancelled: it has already been sent to the cloud".to_owned()
         }
         Ok(RequestState::Cancelled) => "was already cancelled".to_owned(),
         _ => format!(
-            "cannot be cancelled: it has ended as {}",
+            "could not be cancelled: it has ended as {}",
             output::visible(state)
         ),
     }

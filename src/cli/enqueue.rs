@@ -202,6 +202,9 @@ fn in_options(error: StoreError) -> StoreError {
     ] {
         sentence = sentence.replace(column, option);
     }
+    if sentence.contains("is already used by request") {
+        sentence.push_str("; with --if-absent such servers are skipped");
+    }
     StoreError::Refused(sentence)
 }
 

@@ -132,7 +132,10 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
     desk.close().await?;
     let mut text = match (ended, args.all) {
         (0, true) => "nothing was paused\n".to_owned(),
-        (0, false) => format!("nothing to resume: no pause of {}\n", args.scope.name()),
+        (0, false) => format!(
+            "nothing to resume: there is no pause for {}\n",
+            args.scope.name()
+        ),
         (_, true) => format!(
             "resumed: {} ended\n",
             output::count(ended as usize, "pause")

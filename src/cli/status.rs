@@ -158,11 +158,13 @@ impl Status {
         section(&mut text, "holds", "nothing is held", self.hold_table());
         for hold in &self.holds {
             let place = pause_scope(hold);
-            text.push_str(&wrapped(
-                &visible(&format!("{place}: {}", hold.reason)),
-                "  ",
-                REASON_WIDTH,
-            ));
+            // The reason of a pause begins with its place.
+            let reason = if hold.reason.starts_with(&place) {
+                hold.reason.clone()
+            } else {
+                format!("{place}: {}", hold.reason)
+            };
+            text.push_str(&wrapped(&visible(&reason), "  ", REASON_WIDTH));
         }
         section(
             &mut text,

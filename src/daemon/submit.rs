@@ -287,7 +287,7 @@ impl Dispatcher {
             Allowance::NoneUntil(until) => {
                 let span = humantime::format_duration(budget.span);
                 let reason = format!(
-                    "the budget of {} servers to {action} in {span} is used up until {until}",
+                    "the budget {action} = \"{}/{span}\" is used up until {until}",
                     budget.servers
                 );
                 let (target, action, kind) = (Some(name.clone()), Some(action), HoldKind::Budget);

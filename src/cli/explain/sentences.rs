@@ -98,18 +98,18 @@ impl Facts {
             .iter()
             .find(|hold| hold.kind == HoldKind::Budget.as_str());
         let Some(hold) = hold else {
-            return (ahead > 0)
-                .then(|| format!("{ahead} requests of this target and action go first."));
+            return (ahead > 0).then(|| format!("{}.", go_first(ahead)));
         };
         let until: Option<UtcMillis> = hold.until.as_ref().and_then(|until| until.parse().ok());
         Some(match (self.rules.budget, until) {
             (Some(budget), Some(until)) => format!(
-                "{ahead} requests of this target and action go first; at {} in {} it cannot be sent before {}.",
+                "{}; at {} in {} it cannot be sent before {}.",
+                go_first(ahead),
                 budget.servers,
                 span(budget.span),
                 plan::earliest_under_budget(budget, until, ahead)
             ),
-            _ => format!("{ahead} requests of this target and action go first."),
+            _ => format!("{}.", go_first(ahead)),
         })
     }
 
@@ -279,6 +279,15 @@ fn ending(state: RequestState) -> &'static str {
         RequestState::Rejected => "was rejected by the daemon's own rules",
         RequestState::Unknown => "ended as unknown: nobody can tell whether it happened",
         RequestState::Queued | RequestState::Running => "has not ended",
+    }
+}
+
+/// How many requests are sent before this one.
+fn go_first(ahead: u64) -> String {
+    match ahead {
+        0 => "No other request of this target and action goes first".to_owned(),
+        1 => "1 request of this target and action goes first".to_owned(),
+        more => format!("{more} requests of this target and action go first"),
     }
 }
 
