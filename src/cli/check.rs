@@ -61,7 +61,8 @@ struct Finding {
     /// What was found.
     finding: String,
     /// What to do about it.
-    mend: Option<String>,
+    #[serde(rename = "mend")]
+    fix: Option<String>,
     /// The exit code that an error here means.
     #[serde(skip)]
     exit: Exit,
@@ -73,15 +74,15 @@ impl Finding {
             level: Level::Ok,
             subject: subject.to_string(),
             finding: finding.to_string(),
-            mend: None,
+            fix: None,
             exit: Exit::Done,
         }
     }
 
-    fn warning(subject: impl ToString, finding: impl ToString, mend: impl ToString) -> Self {
+    fn warning(subject: impl ToString, finding: impl ToString, fix: impl ToString) -> Self {
         Self {
             level: Level::Warning,
-            mend: Some(mend.to_string()),
+            fix: Some(fix.to_string()),
             ..Self::ok(subject, finding)
         }
     }
@@ -90,12 +91,12 @@ impl Finding {
         exit: Exit,
         subject: impl ToString,
         finding: impl ToString,
-        mend: impl ToString,
+        fix: impl ToString,
     ) -> Self {
         Self {
             level: Level::Error,
             exit,
-            ..Self::warning(subject, finding, mend)
+            ..Self::warning(subject, finding, fix)
         }
     }
 }
@@ -153,12 +154,12 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
 fn config_errors(error: SettingsError) -> Vec<Finding> {
     match error {
         SettingsError::Unreadable { file, source } => {
-            let mend = "name the config file with --config or POWERYARD_CONFIG, and give this user read access to it";
+            let fix = "name the config file with --config or POWERYARD_CONFIG, and give this user read access to it";
             vec![Finding::error(
                 Exit::Config,
                 file.display(),
                 format!("cannot be read ({source})"),
-                mend,
+                fix,
             )]
         }
         SettingsError::Mistakes(mistakes) => {
@@ -201,15 +202,15 @@ async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
             Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`")
         }
         Running::CannotTell => {
-            let mend = "run this as a user who can read the file";
-            Finding::warning(&subject, "cannot tell whether a daemon runs on it", mend)
+            let fix = "run this as a user who can read the file";
+            Finding::warning(&subject, "cannot tell whether a daemon runs on it", fix)
         }
     });
     findings.push(match read(path).await {
         Ok(()) => Finding::ok(&subject, "can be read and has the current schema"),
         Err(StoreError::Missing(_)) => {
-            let mend = "`poweryard serve` or `poweryard db migrate` creates it";
-            Finding::warning(&subject, "does not exist yet", mend)
+            let fix = "`poweryard serve` or `poweryard db migrate` creates it";
+            Finding::warning(&subject, "does not exist yet", fix)
         }
         Err(error) => {
             let sentence = Failure::from(error).sentence();
@@ -251,12 +252,12 @@ fn listen_finding(settings: &Settings) -> Option<Finding> {
     Some(match TcpListener::bind(address) {
         Ok(_) => Finding::ok("listen.address", format!("{address} is free")),
         Err(error) => {
-            let mend = "stop the program that uses it, or choose another address or port";
+            let fix = "stop the program that uses it, or choose another address or port";
             Finding::error(
                 Exit::Config,
                 "listen.address",
                 format!("cannot listen on {address} ({error})"),
-                mend,
+                fix,
             )
         }
     })
@@ -269,12 +270,12 @@ fn refusal_finding(
     keys: &Keys<'_>,
 ) -> Option<Finding> {
     let key = daemon::key_of(target, rules).ok()?;
-    let (finding, mend) = keys.refusal(key.name(), args::now())?;
+    let (finding, fix) = keys.refusal(key.name(), args::now())?;
     Some(Finding::error(
         Exit::Config,
         format!("targets.{}", target.name),
         finding,
-        mend,
+        fix,
     ))
 }
 
@@ -327,10 +328,10 @@ fn judge_rate(subject: &str, service: Service, per_minute: u32) -> Option<Findin
     let finding = format!(
         "{per_minute} is more than the {documented} submit calls a minute that the cloud documents"
     );
-    let mend =
+    let fix =
         format!("set submits_per_minute = {documented}, unless your account has a higher limit");
     (per_minute > documented)
-        .then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, mend))
+        .then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, fix))
 }
 
 fn span(span: Duration) -> String {
@@ -359,8 +360,8 @@ fn text(findings: &[Finding]) -> String {
             visible(&finding.subject),
             visible(&finding.finding)
         ));
-        if let Some(mend) = &finding.mend {
-            text.push_str(&format!("         {}\n", visible(mend)));
+        if let Some(fix) = &finding.fix {
+            text.push_str(&format!("         {}\n", visible(fix)));
         }
     }
     text

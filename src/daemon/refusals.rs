@@ -351,9 +351,9 @@ mod tests {
                 reason
             }
         );
-        let mended = user("a", "right", false);
+        let replaced = user("a", "right", false);
         assert_eq!(
-            standing(&mine, &[mended, mine.clone()], &known, minutes(1)),
+            standing(&mine, &[replaced, mine.clone()], &known, minutes(1)),
             Standing::Free
         );
     }

@@ -326,7 +326,7 @@ async fn work(
     shared: Arc<Shared>,
     kind: Kind,
     events: mpsc::Receiver<Waiting>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     let mut rest = Rest {
         kind,
@@ -334,64 +334,74 @@ async fn work(
         events,
         busy: false,
     };
-    let mut webhook = None;
+    let mut hook = Hook {
+        kind,
+        shared,
+        webhook: None,
+        stop,
+    };
     while let Some(waiting) = rest.events.recv().await {
         rest.busy = true;
-        if let Some(settings) = shared.settings().filter(|settings| settings.has(kind)) {
-            let text = text(&shared, &waiting.event).await;
-            tell(
-                &shared,
-                kind,
-                &settings,
-                &mut webhook,
-                &waiting.event,
-                &text,
-                &mut stop,
-            )
-            .await;
+        let settings = hook.shared.settings();
+        if let Some(settings) = settings.filter(|settings| settings.has(kind)) {
+            hook.deliver(&settings, &waiting.event).await;
         }
         rest.busy = false;
     }
 }
 
-/// Delivers one event, with a few tries if needed. No further try begins once the daemon stops.
-async fn tell(
-    shared: &Shared,
+/// One hook while its task runs.
+struct Hook {
     kind: Kind,
-    settings: &NotifySettings,
-    webhook: &mut Option<Webhook>,
-    event: &Event,
-    text: &str,
-    stop: &mut watch::Receiver<bool>,
-) {
-    let batch = event.batch;
-    let count = event.requests.len();
-    for tries in 1..=TRIES_MAX {
-        let told = match (kind, &settings.url) {
-            (Kind::Command, _) => command::run(&settings.command, text, settings.timeout).await,
-            (Kind::Url, Some(url)) => webhook::post(webhook, url, settings, text).await,
-            (Kind::Url, None) => return,
-        };
-        let Err(why) = told else {
-            debug!(batch.id = %batch, "notified the {} of [notify] about {count} requests", kind.as_str());
-            return shared.meter.told(kind.as_str(), Told::Delivered);
-        };
-        let wait = pace::hook_delay(tries - 1);
-        if tries < TRIES_MAX && !*stop.borrow() {
-            info!(batch.id = %batch, "the {} of [notify] failed and will be tried again: {why}", kind.as_str());
-            tokio::select! {
-                () = tokio::time::sleep(wait) => continue,
-                _ = stop.changed() => {}
+    shared: Arc<Shared>,
+    /// The client for the URL, once it is needed.
+    webhook: Option<Webhook>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Hook {
+    /// Delivers one event, with a few tries if needed. No further try begins once the daemon stops.
+    async fn deliver(&mut self, settings: &NotifySettings, event: &Event) {
+        let text = text(&self.shared, event).await;
+        let name = self.kind.as_str();
+        let batch = event.batch;
+        let count = event.requests.len();
+        for tries in 1..=TRIES_MAX {
+            let Some(outcome) = self.call(settings, &text).await else {
+                return;
+            };
+            let Err(why) = outcome else {
+                debug!(batch.id = %batch, "notified the {name} of [notify] about {count} requests");
+                return self.shared.meter.told(name, Told::Delivered);
+            };
+            if tries < TRIES_MAX && !*self.stop.borrow() {
+                info!(batch.id = %batch, "the {name} of [notify] failed and will be tried again: {why}");
+                tokio::select! {
+                    () = tokio::time::sleep(pace::hook_delay(tries - 1)) => continue,
+                    _ = self.stop.changed() => {}
+                }
             }
+            self.shared.meter.told(name, Told::Failed);
+            warn!(
+                batch.id = %batch,
+                tries,
+                "gave up notifying the {name} of [notify] about batch {batch} ({count} requests): {why}"
+            );
+            return;
         }
-        shared.meter.told(kind.as_str(), Told::Failed);
-        warn!(
-            batch.id = %batch,
-            tries,
-            "gave up notifying the {} of [notify] about batch {batch} ({count} requests): {why}",
-            kind.as_str()
-        );
-        return;
+    }
+
+    /// One try; none if the hook is not configured.
+    async fn call(&mut self, settings: &NotifySettings, text: &str) -> Option<Result<(), String>> {
+        match (self.kind, &settings.url) {
+            (Kind::Command, _) => {
+                Some(command::run(&settings.command, text, settings.timeout).await)
+            }
+            (Kind::Url, Some(url)) => {
+                Some(webhook::post(&mut self.webhook, url, settings, text).await)
+            }
+            (Kind::Url, None) => None,
+        }
     }
 }
 

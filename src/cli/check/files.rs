@@ -35,12 +35,12 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
             )];
         }
         Ok(meta) if !meta.is_dir() => {
-            let mend = "set queue.database to a file in an existing folder";
+            let fix = "set queue.database to a file in an existing folder";
             return vec![Finding::error(
                 Exit::Database,
                 folder.display(),
                 "is not a folder",
-                mend,
+                fix,
             )];
         }
         Ok(meta) => vec![judge_folder(folder, mode(&meta))],
@@ -89,7 +89,7 @@ fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
         "cannot be written by the user who runs this ({})",
         io::Error::from(error)
     );
-    let mend = match fs::metadata(path) {
+    let fix = match fs::metadata(path) {
         Ok(meta) => {
             format!(
                 "run this as user {}, or ask to be added to group {}",
@@ -99,36 +99,31 @@ fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
         }
         Err(_) => "give this user write access to it".to_owned(),
     };
-    Some(Finding::error(
-        Exit::Database,
-        path.display(),
-        finding,
-        mend,
-    ))
+    Some(Finding::error(Exit::Database, path.display(), finding, fix))
 }
 
 fn mode(meta: &Metadata) -> u32 {
     meta.mode() & 0o7777
 }
 
-fn unreadable(path: &Path, error: &io::Error, mend: &str) -> Finding {
+fn unreadable(path: &Path, error: &io::Error, fix: &str) -> Finding {
     Finding::error(
         Exit::Database,
         path.display(),
         format!("cannot be read ({error})"),
-        mend,
+        fix,
     )
 }
 
 fn judge_folder(folder: &Path, mode: u32) -> Finding {
     let subject = folder.display();
-    let mend = format!("chmod 3770 {subject}");
+    let fix = format!("chmod 3770 {subject}");
     if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
         return Finding::error(
             Exit::Database,
             subject,
             format!("any user can replace the queue (mode {mode:04o})"),
-            mend,
+            fix,
         );
     }
     if mode & GROUP_WRITE == 0 {
@@ -141,14 +136,14 @@ fn judge_folder(folder: &Path, mode: u32) -> Finding {
         return Finding::warning(
             subject,
             format!("a producer can delete the queue (mode {mode:04o}, not sticky)"),
-            mend,
+            fix,
         );
     }
     if mode & SETGID == 0 {
         let finding = format!(
             "files that a producer creates get the producer's own group (mode {mode:04o}, not setgid)"
         );
-        return Finding::warning(subject, finding, mend);
+        return Finding::warning(subject, finding, fix);
     }
     Finding::ok(
         subject,
@@ -158,22 +153,22 @@ fn judge_folder(folder: &Path, mode: u32) -> Finding {
 
 fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
     let subject = path.display();
-    let mend = format!("chmod 660 {subject}");
+    let fix = format!("chmod 660 {subject}");
     if mode & OTHERS_WRITE != 0 {
         let finding = format!("any user of this machine can switch servers (mode {mode:04o})");
-        return Finding::error(Exit::Database, subject, finding, mend);
+        return Finding::error(Exit::Database, subject, finding, fix);
     }
     if mode & OTHERS_READ != 0 {
         return Finding::warning(
             subject,
             format!("any user of this machine can read it (mode {mode:04o})"),
-            mend,
+            fix,
         );
     }
     if shared && mode & GROUP_READ_WRITE != GROUP_READ_WRITE {
         let finding =
             format!("the folder is shared, but the group cannot write this file (mode {mode:04o})");
-        return Finding::warning(subject, finding, mend);
+        return Finding::warning(subject, finding, fix);
     }
     Finding::ok(subject, format!("mode {mode:04o}"))
 }
@@ -185,8 +180,8 @@ fn judge_group(path: &Path, gid: u32, folder_gid: Option<u32>, folder: &Path) ->
     let finding = format!(
         "belongs to group {gid}, but the folder belongs to group {folder_gid}: producers cannot use the file"
     );
-    let mend = format!("chgrp --reference={} {}", folder.display(), path.display());
-    Some(Finding::warning(path.display(), finding, mend))
+    let fix = format!("chgrp --reference={} {}", folder.display(), path.display());
+    Some(Finding::warning(path.display(), finding, fix))
 }
 
 /// A `-wal` that another user's program left, and that the queue's owner cannot write, locks the
@@ -204,10 +199,10 @@ fn judge_owner(
     );
     let path = path.display();
     let database = database.display();
-    let mend = format!(
+    let fix = format!(
         "end the programs that have the queue open, then: chown --reference={database} {path} && chmod 660 {path}"
     );
-    Some(Finding::error(Exit::Database, path, finding, mend))
+    Some(Finding::error(Exit::Database, path, finding, fix))
 }
 
 #[cfg(test)]
@@ -234,8 +229,8 @@ mod tests {
             None,
             "nobody shares it"
         );
-        let mend = judge_group(database, 0, Some(50), folder).and_then(|finding| finding.mend);
-        assert_eq!(mend.as_deref(), Some("chgrp --reference=/q /q/queue.db"));
+        let fix = judge_group(database, 0, Some(50), folder).and_then(|finding| finding.fix);
+        assert_eq!(fix.as_deref(), Some("chgrp --reference=/q /q/queue.db"));
         assert_eq!(
             judge_owner(wal, (1000, 0o660), Some(900), database),
             None,
@@ -246,8 +241,8 @@ mod tests {
         assert!(
             left.level == Level::Error
                 && left
-                    .mend
-                    .is_some_and(|mend| mend.contains("chown --reference=/q/queue.db"))
+                    .fix
+                    .is_some_and(|fix| fix.contains("chown --reference=/q/queue.db"))
         );
     }
 

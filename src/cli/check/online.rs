@@ -64,11 +64,11 @@ impl<'a> Keys<'a> {
         if let Some(refused) = refusals::own_refusal(key, &self.refused, now) {
             let times = output::count(refused.refusals as usize, "time");
             let finding = format!("its key was refused {times} in a row ({})", refused.reason);
-            let mend = format!(
+            let fix = format!(
                 "fix the key, or wait until {}; otherwise the cloud may lock it",
                 refused.until
             );
-            return Some((finding, mend));
+            return Some((finding, fix));
         }
         let (until, reason) = refusals::rest(key, &self.refused, now)?;
         Some((reason, format!("wait until {until}")))
@@ -169,8 +169,8 @@ async fn read_call(
     subject: &str,
 ) -> Finding {
     let key = cloud.key();
-    if let Some((finding, mend)) = keys.refusal(key.name(), args::now()) {
-        return Finding::error(Exit::Config, subject, format!("not asked: {finding}"), mend);
+    if let Some((finding, fix)) = keys.refusal(key.name(), args::now()) {
+        return Finding::error(Exit::Config, subject, format!("not asked: {finding}"), fix);
     }
     // One signature only, as for a key that was refused before: without a queue, checks in a row
     // are not counted.
@@ -190,7 +190,7 @@ async fn read_call(
                 let reason = format!("the cloud refuses the credentials: {error}");
                 keys.note(cloud, subject, &reason, args::now()).await;
             }
-            Finding::error(Exit::Config, subject, &error, mend(&error.fault))
+            Finding::error(Exit::Config, subject, &error, fix_for(&error.fault))
         }
     }
 }
@@ -205,7 +205,7 @@ fn says_no_such_server(service: Service, error: &CallError) -> bool {
     service == Service::CloudDc && is_its_own && is_refused
 }
 
-fn mend(fault: &Fault) -> &'static str {
+fn fix_for(fault: &Fault) -> &'static str {
     match fault {
         Fault::Unreachable => "check the address, the proxy, ca_file and the network",
         Fault::Throttled { .. } | Fault::Unavailable | Fault::Lost => "try again later",

@@ -47,8 +47,8 @@ fn judge(version: &str) -> Option<Finding> {
     let (least_major, least_minor) = OLDEST;
     let finding =
         format!("is version {version}; the queue needs {least_major}.{least_minor} or newer");
-    let mend = "use a newer SQLite library, or insert with `poweryard enqueue`";
-    Some(Finding::warning("sqlite3", finding, mend))
+    let fix = "use a newer SQLite library, or insert with `poweryard enqueue`";
+    Some(Finding::warning("sqlite3", finding, fix))
 }
 
 #[cfg(test)]

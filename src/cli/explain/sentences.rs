@@ -356,7 +356,7 @@ fn looking(batch: &BatchRecord) -> String {
 }
 
 fn hold_sentence(hold: &HoldRecord) -> String {
-    let mend = match hold.kind.parse() {
+    let fix = match hold.kind.parse() {
         Ok(HoldKind::Operator) => {
             return format!("{}: `{}` ends it.", held(hold), resume_command(hold));
         }
@@ -373,7 +373,7 @@ fn hold_sentence(hold: &HoldRecord) -> String {
         }
         Err(_) => "this version does not know this kind of hold",
     };
-    format!("{}: {mend}.", held(hold))
+    format!("{}: {fix}.", held(hold))
 }
 
 fn held(hold: &HoldRecord) -> String {
