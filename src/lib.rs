@@ -31,7 +31,7 @@
 //! | --- | --- | --- |
 //! | [`model`] | the vocabulary: ids, actions, states, evidence | everything else |
 //! | [`lifecycle`] | which state may follow which; `Step`, what follows for a batch | SQL, time |
-//! | [`plan`] | lanes, limits, budgets and holds → what leaves next | SQL, HTTP, clocks |
+//! | [`plan`] | lanes, limits, budgets and holds → what is sent next | SQL, HTTP, clocks |
 //! | [`verdict`] | an answer or a server's state → what we know, and how | SQL, HTTP, clocks |
 //! | [`pace`] | how fast to submit, when to look; the only user of `backoff` | SQL, HTTP |
 //! | [`settings`] | the config file → checked, finished values | SQL, HTTP |
@@ -39,11 +39,11 @@
 //! | [`cloud`] | `PowerCloud`: wire formats, signing, tokens, codes | SQL, decisions |
 //! | [`sim`] | the simulated cloud, with its own reading of the documents | all but `model` |
 //! | [`logging`] | how log lines look | |
-//! | [`meter`] | what the daemon counts of its own doing | SQL, HTTP |
-//! | [`notify`] | hooks: who is told of failures, bounded and apart | decisions |
+//! | [`meter`] | the daemon's counters | SQL, HTTP |
+//! | [`notify`] | hooks: who is notified about failures; bounded, in tasks of their own | decisions |
 //! | [`web`] | `/metrics`, health and the status page | decisions, writing |
 //! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
-//! | [`cli`] | one file a command: arguments, wording, exit codes | SQL, decisions about power |
+//! | [`cli`] | one file per command: arguments, wording, exit codes | SQL, decisions about power |
 //!
 //! The schema, `migrations/0001_queue.sql`, belongs to the vocabulary: it checks producers' rows,
 //! refuses moves that `lifecycle` does not have, and keeps each request's gate.

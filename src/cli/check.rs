@@ -31,7 +31,7 @@ use online::Keys;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 With --online it also checks each target's endpoint, this machine's clock, and one call that reads.
-Exit code: 0 no errors (warnings do not count); 78 an error in the config, the credentials or online; 3 an error in the
+Exit code: 0 no errors (warnings do not count); 78 an error in the config, the credentials or online; 3 an error in the \
 database or its files.
 
 Example: poweryard --config /etc/poweryard/poweryard.toml check --online")]

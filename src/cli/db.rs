@@ -41,8 +41,8 @@ struct MigrateArgs {
 /// Write a checked copy of the queue, even while the daemon and producers use it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The copy has mode 0600. It replaces FILE in one step after it has passed SQLite's integrity check. To restore it: stop the
-daemon; remove queue.db, queue.db-wal and queue.db-shm; copy FILE to queue.db with the owner, group and mode of the old
+The copy has mode 0600. It replaces FILE in one step after it has passed SQLite's integrity check. To restore it: stop the \
+daemon; remove queue.db, queue.db-wal and queue.db-shm; copy FILE to queue.db with the owner, group and mode of the old \
 file; leave queue.db.epoch where it is; start the daemon. Unfinished requests are then on hold: see `poweryard db release`.
 
 Example: poweryard db backup /var/backups/poweryard/queue.db")]
@@ -57,7 +57,7 @@ struct BackupArgs {
 /// Delete requests that ended long ago, with their attempts and batches, in small steps.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --older-than the config's queue.retention applies, which the daemon also applies automatically. Requests that
+Without --older-than the config's queue.retention applies, which the daemon also applies automatically. Requests that \
 another one still waits for (after_id) stay, and so do batches that still count in a budget of their target.
 
 Example: poweryard db prune --older-than 30d")]
@@ -72,7 +72,7 @@ struct PruneArgs {
 /// Release or cancel the requests that were put on hold after a restore.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A daemon that is started on an older copy of the queue sends nothing, because requests that are queued in the copy may have
+A daemon that is started on an older copy of the queue sends nothing, because requests that are queued in the copy may have \
 been carried out since. Look at `poweryard list --state queued` first. New requests get higher ids than any given before.
 
 Example: poweryard db release --drop")]

@@ -20,7 +20,7 @@ If a call with --key was interrupted, repeat it with --if-absent.
 
 Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
-  poweryard enqueue reboot --from-file rack7.txt --label patch-day --not-before '2026-02-01 02:00' --expires-at '2026-02-01 05:00'
+  poweryard enqueue reboot --from-file rack7.txt --label patch --not-before +8h --expires-at +11h
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct Args {
     /// What to do: start, stop or reboot. Stop and reboot are always forced; the clouds have no

@@ -16,7 +16,7 @@ use crate::store::desk::{Access, Retried, RetryCandidate, RetryFilter};
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "label", "since"]))]
 #[command(after_help = "\
-With ids, failed and unknown requests are tried again, or those in the states that --state names. An unknown reboot
+With ids, failed and unknown requests are tried again, or those in the states that --state names. An unknown reboot \
 may have happened: it is tried again only if you name its id.
 
 Examples:
