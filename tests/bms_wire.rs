@@ -539,7 +539,7 @@ async fn an_endless_body_is_cut_off() {
         assert!(
             error
                 .message
-                .ends_with("answered with more than 16 MiB; cut off"),
+                .ends_with("answered with more than 16 MiB; the answer was cut off"),
             "{error}"
         );
         assert!(cloud.written.load(Ordering::SeqCst) < FLOOD);
@@ -610,7 +610,10 @@ async fn tls_that_never_answers_or_is_no_tls_is_unreachable() {
     let bms = Bms::new(&patient, keys("AK", None), clock()).expect("a client");
     let error = stop_one(&bms).await.expect_err("no TLS");
     assert_eq!(error.fault, Fault::Unreachable);
-    assert!(error.message.contains("it may not speak TLS"), "{error}");
+    assert!(
+        error.message.contains("the server may not speak TLS"),
+        "{error}"
+    );
     let plain = TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a loopback port");

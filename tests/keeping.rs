@@ -154,7 +154,7 @@ async fn an_older_file_put_back_by_hand_is_noticed_and_works_once_released() {
     assert!(
         command(&yard, &["db", "release"])
             .out
-            .contains("no restore")
+            .contains("nothing is on hold")
     );
     drop(producer);
     daemon.stop().await;
