@@ -260,7 +260,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> ServerRead
     }
     if member.seen_moving && batch.was_refused_as_busy() && view.power != Power::Unclear {
         return unproved(
-            "the cloud called a server busy, and whose reboot was then seen nobody can tell"
+            "the cloud said that a server was busy, and the reboot that was then seen may be another one"
                 .to_owned(),
         );
     }
@@ -335,7 +335,7 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Serve
     }
     if member.seen_moving {
         return unproved(format!(
-            "the job ended with {}, and whose reboot was then seen nobody can tell",
+            "the job ended with {}, and the reboot that was then seen may be another one",
             why.code
         ));
     }
@@ -346,7 +346,7 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Serve
     let known = case.watch.busy(member.request).is_some();
     if !known || !(explained || case.can_be_disproved(member)) {
         return unproved(format!(
-            "the job ended with {}, which may speak of this very reboot, and it may have passed unseen",
+            "the job ended with {}, which may be about this reboot, and the reboot may have happened unseen",
             why.code
         ));
     }
@@ -374,17 +374,19 @@ fn why_in_doubt(batch: &Batch) -> String {
             format!("the cloud answered with {code}, which does not tell whether anything was done")
         }
         (Some(LookCause::Lost | LookCause::Refused), (_, message)) if !message.is_empty() => {
-            format!("the end of the call does not tell whether anything was done ({message})")
+            format!("the way the call ended does not tell whether anything was done ({message})")
         }
         (Some(LookCause::Lost | LookCause::Refused), _) => {
             "the answer to the call was lost".to_owned()
         }
-        (Some(LookCause::Vanished), _) => "the cloud does not know the job any more".to_owned(),
+        (Some(LookCause::Vanished), _) => "the cloud no longer knows the job".to_owned(),
         (Some(LookCause::TimeLimit), _) => "the job did not end within job_time_limit".to_owned(),
         (Some(LookCause::Busy), (code, _)) => {
-            format!("the job ended with {code}, which may speak of this very reboot")
+            format!("the job ended with {code}, which may be about this reboot")
         }
-        (Some(LookCause::Gap) | None, _) => "the job's answer leaves this server out".to_owned(),
+        (Some(LookCause::Gap) | None, _) => {
+            "the job's answer does not mention this server".to_owned()
+        }
     }
 }
 

@@ -125,7 +125,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         return Some(busy(
             batch,
             member,
-            &Complaint::our_own(OwnCode::Busy, "the server is in another transition"),
+            &Complaint::our_own(OwnCode::Busy, "the server is busy with another operation"),
             case.now,
         ));
     }

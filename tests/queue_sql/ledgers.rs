@@ -221,7 +221,7 @@ async fn a_batch_goes_forward_only() {
 }
 
 #[tokio::test]
-async fn nothing_changes_in_a_batch_that_is_done_nor_in_an_attempt_that_has_ended() {
+async fn nothing_changes_in_a_done_batch_nor_in_an_attempt_that_has_ended() {
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
     queue.end(&batch, &succeeded(), wall()).await;
