@@ -124,7 +124,6 @@ CREATE TABLE batches (
 
     -- internal
     travel_group  INTEGER NOT NULL DEFAULT 0,
-    error_class   TEXT,                         -- 'already' where the error said that a server was already so
     look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
                                                                         'busy')),
     look_until    TEXT,                         -- looking ends here
@@ -136,7 +135,7 @@ CREATE TABLE batches (
     CONSTRAINT batch_texts CHECK (typeof(target) = 'text' AND typeof(service) = 'text' AND typeof(endpoint) = 'text'
                                   AND typeof(project_id) = 'text' AND typeof(job_id) IN ('text', 'null')
                                   AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
-                                  AND typeof(error_class) IN ('text', 'null') AND typeof(read_error) IN ('text', 'null')),
+                                  AND typeof(read_error) IN ('text', 'null')),
     CONSTRAINT batch_numbers CHECK (typeof(server_count) = 'integer' AND typeof(looks) = 'integer' AND typeof(doubts) = 'integer'
                                     AND typeof(travel_group) = 'integer' AND typeof(job_ms) IN ('integer', 'null')),
     CONSTRAINT batch_times CHECK (typeof(intent_at) = 'text' AND intent_at GLOB
@@ -478,7 +477,7 @@ BEGIN
     SELECT CASE
         WHEN NEW.id IS NOT -1 THEN RAISE(ABORT, 'id is given by the queue; leave it out')
         WHEN strftime('%Y', 'now') NOT BETWEEN '2024' AND '2098'
-            THEN RAISE(ABORT, 'the clock of this computer is wrong: it stands before 2024 or after 2098; set it first')
+            THEN RAISE(ABORT, 'the clock of this computer is wrong: it is set to a time before 2024 or after 2098; correct it first')
         WHEN typeof(NEW.server_id) <> 'text' OR length(NEW.server_id) NOT BETWEEN 1 AND 64 OR NEW.server_id GLOB '*[^A-Za-z0-9-]*'
              OR length(NEW.server_id) <> length(CAST(NEW.server_id AS BLOB))
             THEN RAISE(ABORT, 'server_id must be 1 to 64 characters of A-Z a-z 0-9 and -')
@@ -529,7 +528,7 @@ END;
 -- SQLite's own table of the last ids is open to anybody. Behind the greatest id no other would ever come.
 CREATE TRIGGER power_requests_check_id AFTER INSERT ON power_requests WHEN NEW.id > 2000000000000000
 BEGIN
-    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence beyond all reason; a poweryard that runs mends that');
+    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence far too high; a running poweryard daemon corrects it');
 END;
 
 -- Most rows need nothing more. The others: fill in what was NULL, put the dashes of a UUID, normalise the times, find the gate.
@@ -720,7 +719,7 @@ BEGIN
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
         WHEN NEW.state = 'running' AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target
              AND server_id = NEW.server_id AND gate = 'flight' AND id <> NEW.id)
-            THEN RAISE(ABORT, 'another request for this server is in flight')
+            THEN RAISE(ABORT, 'another request for this server is in progress')
         WHEN NEW.state = 'running' AND (NEW.batch_id IS OLD.batch_id
              OR NOT EXISTS (SELECT 1 FROM batches WHERE id = NEW.batch_id AND state = 'submitting'))
             THEN RAISE(ABORT, 'only the daemon submits requests')

@@ -192,7 +192,7 @@ pub async fn run_observed(
         && let Err(error) = store.close().await
     {
         warn!(
-            "the queue was not closed in order: {}",
+            "the queue could not be closed cleanly: {}",
             report::chain(&error)
         );
     }
@@ -244,22 +244,22 @@ async fn wait_until_ready<T>(
 }
 
 /// What a task came to.
-enum Ended {
+enum TaskEnd {
     Finished(Finished),
     /// The intent of this call is stored, and a stop was asked for before it began.
     NotBegun(Batch),
 }
 
-async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> Ended {
+async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> TaskEnd {
     match task.begin(halt.load(Ordering::SeqCst)) {
-        Begun::Leaves(task) => Ended::Finished(task.run().await),
-        Begun::Stays(batch) => Ended::NotBegun(batch),
+        Begun::Leaves(task) => TaskEnd::Finished(task.run().await),
+        Begun::Stays(batch) => TaskEnd::NotBegun(batch),
     }
 }
 
 struct Loop {
     dispatcher: Dispatcher,
-    tasks: JoinSet<Ended>,
+    tasks: JoinSet<TaskEnd>,
     /// Reads that a stop may cut short; submit calls are waited for.
     followers: Vec<AbortHandle>,
     /// What to do next.
@@ -355,7 +355,7 @@ impl Loop {
         match self.dispatcher.reload(reload, now().utc).await {
             Ok(()) => info!("the new settings are in force"),
             Err(error) => error!(
-                "the new settings are refused and the old ones stay: {}",
+                "the new settings are refused; the old ones stay in force: {}",
                 report::chain(&error)
             ),
         }
@@ -390,13 +390,13 @@ impl Loop {
     /// Stores what has ended: this one, and a few more that have.
     async fn take(
         &mut self,
-        ended: Result<Ended, tokio::task::JoinError>,
+        ended: Result<TaskEnd, tokio::task::JoinError>,
     ) -> Result<(), StoreError> {
         let mut next = Some(ended);
         while let Some(ended) = next {
             match ended {
-                Ok(Ended::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
-                Ok(Ended::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
+                Ok(TaskEnd::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
+                Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}
@@ -418,7 +418,7 @@ impl Loop {
     async fn finish(mut self) -> Result<(), StoreError> {
         info!(
             calls = self.dispatcher.open_calls(),
-            "stopping: no new calls; waiting for those that are being made"
+            "stopping: no new calls; waiting for the calls in progress"
         );
         self.followers.iter().for_each(AbortHandle::abort);
         let mut stop = Stop::default();
@@ -470,7 +470,7 @@ impl Loop {
             }
             Unsaved::Leave => {
                 warn!(
-                    "{}; the next start asks again for what was read last",
+                    "cannot store what was read last: {}; the next start reads it again",
                     report::chain(&error)
                 );
                 Ok(false)
@@ -478,7 +478,7 @@ impl Loop {
             Unsaved::GiveUp => {
                 error!(
                     answers.unsaved = self.dispatcher.unsaved(),
-                    "{}; the next start looks at the servers instead",
+                    "cannot store the last answers: {}; the next start looks at the servers instead",
                     report::chain(&error)
                 );
                 Err(error)

@@ -410,16 +410,15 @@ async fn hold_restored(
         let what = match (rows::readable_time(copied_at.clone()), note) {
             (Some(at), _) => format!("this queue is an older copy of {at}"),
             (None, Some(note)) if note.epoch <= own.epoch => {
-                "this queue was put in its place and may be an older copy".to_owned()
+                "this file was put in place of the queue and may be an older copy".to_owned()
             }
             (None, Some(_)) => "this queue is an older copy".to_owned(),
             (None, None) => {
-                "this queue may be an older copy (the note beside it, .epoch, is missing)"
-                    .to_owned()
+                "this queue may be an older copy (the .epoch file beside it is missing)".to_owned()
             }
         };
         let reason = format!(
-            "{what}; what became of its unfinished requests since is not in it: see `poweryard db release --help`"
+            "{what}; it does not know what has happened to its unfinished requests since then: see `poweryard db release --help`"
         );
         let kind = HoldKind::Restored;
         put_hold(

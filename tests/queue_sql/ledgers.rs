@@ -221,7 +221,7 @@ async fn a_batch_goes_forward_only() {
 }
 
 #[tokio::test]
-async fn nothing_changes_in_a_batch_that_is_done_nor_in_an_attempt_that_has_ended() {
+async fn nothing_changes_in_a_done_batch_nor_in_an_attempt_that_has_ended() {
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
     queue.end(&batch, &succeeded(), wall()).await;
@@ -320,7 +320,6 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
         "look_cause = 'whim'",
         "error_code = x'00'",
         "error_message = x'00'",
-        "error_class = x'00'",
         "read_error = x'00'",
         "state = 'done', next_look_at = NULL, finished_at = x'00'",
         "state = 'done', next_look_at = NULL, finished_at = 'now'",
