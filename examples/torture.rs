@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use poweryard::torture::{Broken, Failure, Simulator, Summary};
+use simulator::{Broken, Failure, KINDS, Simulator, Summary};
+
+#[path = "../tests/torture/simulator/mod.rs"]
+mod simulator;
 
 /// Run the daemon against the simulated cloud under a virtual clock, seed by seed.
 #[derive(Debug, Parser)]
@@ -33,6 +36,10 @@ struct Args {
     /// Print what happens, step by step; for a few seeds.
     #[arg(long)]
     verbose: bool,
+    /// In place of seeds: one scenario of each kind, once for each commit and each call at which
+    /// its daemon can die.
+    #[arg(long, conflicts_with_all = ["seeds", "from", "threads", "keep_going", "verbose"])]
+    every_crash: bool,
 }
 
 /// What the threads share.
@@ -46,6 +53,9 @@ struct Work {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.every_crash {
+        return crash_everywhere();
+    }
     let started = Instant::now();
     let work = Work {
         next: AtomicU64::new(args.from),
@@ -74,6 +84,26 @@ fn main() -> ExitCode {
             .unwrap_or_else(PoisonError::into_inner),
         started.elapsed(),
     )
+}
+
+fn crash_everywhere() -> ExitCode {
+    let simulator = match Simulator::new() {
+        Ok(simulator) => simulator,
+        Err(broken) => {
+            println!("{broken}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for kind in KINDS {
+        match simulator.run_every_crash(kind) {
+            Ok(points) => println!("{kind}: {} commits, {} calls", points.commits, points.calls),
+            Err(failure) => {
+                println!("{}\n{failure}", failure.trace.join("\n"));
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 fn run_seeds(work: &Work, args: &Args) -> Result<(), Broken> {

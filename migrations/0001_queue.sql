@@ -169,6 +169,7 @@ CREATE TABLE batches (
     look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
                                                                         'busy')),
     look_until    TEXT,                         -- looking ends here
+    from_copy     INTEGER NOT NULL DEFAULT 0,   -- 1: it was open in an older copy that was put back
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
     job_ms        INTEGER,                      -- how long the job took, for later batches to learn from
     read_error    TEXT,                         -- why the last look failed; NULL once one succeeds
@@ -546,7 +547,7 @@ BEGIN
     SELECT CASE
         WHEN NEW.id IS NOT -1 THEN RAISE(ABORT, 'id is given by the queue; leave it out')
         WHEN strftime('%Y', 'now') NOT BETWEEN '2024' AND '2098'
-            THEN RAISE(ABORT, 'the clock of this computer is wrong: it stands before 2024 or after 2098; set it first')
+            THEN RAISE(ABORT, 'the clock of this computer is wrong: it is set to a time before 2024 or after 2098; correct it first')
         WHEN typeof(NEW.server_id) <> 'text' OR length(NEW.server_id) NOT BETWEEN 1 AND 64 OR NEW.server_id GLOB '*[^A-Za-z0-9-]*'
              OR length(NEW.server_id) <> length(CAST(NEW.server_id AS BLOB))
             THEN RAISE(ABORT, 'server_id must be 1 to 64 characters of A-Z a-z 0-9 and -')
@@ -596,7 +597,7 @@ WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS
      OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*')
      OR NEW.id > 2000000000000000
 BEGIN
-    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence beyond all reason; a poweryard that runs mends that')
+    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence far too high; a running poweryard daemon corrects it')
     WHERE NEW.id > 2000000000000000;
     SELECT RAISE(ABORT, 'request_key is already used by another request, which cannot be replaced')
     WHERE EXISTS (SELECT 1 FROM repeated_key WHERE request_key = NEW.request_key);
@@ -659,7 +660,7 @@ BEGIN
              OR NEW.batch_id IS NULL OR NEW.batch_id IS OLD.batch_id)
             THEN RAISE(ABORT, 'only the daemon submits requests')
         WHEN NEW.state = 'running' AND OLD.state = 'queued'
-            THEN RAISE(ABORT, 'another request for this server is in flight, or goes first')
+            THEN RAISE(ABORT, 'another request for this server is in progress, or goes first')
         WHEN NEW.state IS NOT OLD.state AND OLD.state IS NOT NULL AND NOT CASE NEW.state
              WHEN 'succeeded' THEN OLD.state = 'running'
              WHEN 'failed' THEN OLD.state = 'running'
@@ -705,7 +706,7 @@ WHEN NEW.in_line = 1 AND OLD.in_line IS NULL AND OLD.gate IS NOT NULL
      AND (SELECT f.state FROM power_requests f WHERE f.in_line = 1 AND f.server_id = NEW.server_id AND f.target = NEW.target
           AND f.finished_at IS NULL ORDER BY f.id LIMIT 1) = 'running'
 BEGIN
-    SELECT RAISE(ABORT, 'another request for this server is in flight, or goes first');
+    SELECT RAISE(ABORT, 'another request for this server is in progress, or goes first');
 END;
 
 -- Stored times have one form, so that any other is a producer's.

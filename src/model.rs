@@ -17,6 +17,7 @@ pub mod cloud_codes;
 mod codes;
 mod fault;
 mod queue;
+mod scatter;
 mod service;
 mod time;
 mod words;
@@ -25,6 +26,7 @@ pub use batch::{Batch, Member};
 pub use codes::OwnCode;
 pub use fault::{CallError, Fault};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
+pub use scatter::{SCATTER_STEP, scattered};
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,

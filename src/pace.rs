@@ -9,7 +9,7 @@ use std::time::Duration;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
-use crate::model::UtcMillis;
+use crate::model::{SCATTER_STEP, UtcMillis, scattered};
 
 /// The span that `submits_per_minute` speaks of.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -360,10 +360,7 @@ fn exponential(initial: Duration, multiplier: f64, max: Duration, steps: u32) ->
 
 /// `span` plus up to a tenth of it, decided by `seed`.
 fn jittered(span: Duration, seed: u64) -> Duration {
-    // splitmix64: one round is enough to spread neighbouring seeds
-    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    let z = scattered(seed.wrapping_add(SCATTER_STEP));
     let share = (z >> 40) as f64 / (1u64 << 24) as f64;
     span.mul_f64(1.0 + share / 10.0)
 }
@@ -396,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_an_earlier_run_that_ended_out_of_order_leave_the_window_in_theirs() {
+    fn calls_of_an_earlier_run_leave_the_window_in_their_own_order() {
         let mut pace = Pace::new(2, [after(5), T0], after(10));
         assert_eq!(pace.wait(after(10)), Some(after(60)));
         assert_eq!(pace.wait(after(60)), None);
@@ -447,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_named_by_the_gateway_becomes_the_rate_and_quiet_raises_it_again() {
+    fn the_gateways_limit_becomes_the_rate_and_quiet_raises_it_again() {
         let mut pace = Pace::new(50, [], T0);
         let until = pace.throttled(T0, None, Some((10, Duration::from_secs(60))));
         assert_eq!((pace.rate(), pace.wait(T0)), (10, Some(until)));
@@ -532,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_that_are_throttled_without_a_named_wait_stand_back_twice_as_long_each_time() {
+    fn throttled_reads_without_a_named_wait_wait_twice_as_long_each_time() {
         let (mut reads, mut now) = (Reads::default(), NOW);
         let waits = [2, 4, 8, 16, 32, 60, 60].map(|seconds| {
             let until = reads.throttled(now, None);

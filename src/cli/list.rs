@@ -12,7 +12,7 @@ use crate::store::desk::{Access, Filter, RequestRecord};
 Examples:
   poweryard list --state queued,running --target default
   poweryard list --label patch-day --limit 1000 --json")]
-pub(super) struct Args {
+pub(super) struct ListArgs {
     /// Only requests in these states, separated by commas.
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = args::states())]
     state: Vec<RequestState>,
@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Only requests for this server.
     #[arg(long, value_name = "ID")]
     server: Option<String>,
-    /// At most so many.
+    /// Show at most this many.
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
     let filter = Filter {
         states: args.state,
@@ -45,9 +45,10 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     };
     let found = desk.list(&filter).await?;
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&found)?,
-        false => output::print(&table(&found))?,
+    if args.json.json {
+        output::json(&found)?
+    } else {
+        output::print(&table(&found))?
     }
     Ok(Exit::Done)
 }

@@ -11,7 +11,7 @@ use crate::store::desk::{Access, AttemptRecord, BatchRecord, RequestRecord};
 /// Show one request with its attempts and its batch.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard show 17 --json")]
-pub(super) struct Args {
+pub(super) struct ShowArgs {
     /// The request's id.
     id: RequestId,
     #[command(flatten)]
@@ -20,7 +20,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: ShowArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
     let request = desk.request(args.id.0).await?;
     let attempts = desk.attempts(args.id.0).await?;
@@ -29,15 +29,15 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
         None => None,
     };
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&object(&request, &attempts, batch.as_ref()))?,
-        false => output::print(&text(&request, &attempts, batch.as_ref()))?,
+    if args.json.json {
+        output::json(&object(&request, &attempts, batch.as_ref()))?
+    } else {
+        output::print(&text(&request, &attempts, batch.as_ref()))?
     }
     Ok(Exit::Done)
 }
 
-/// The row's columns; in `attempts` the attempts themselves stand instead of their number, which is
-/// `attempt_count`.
+/// The row's columns. `attempts` is the list of attempts; their number is `attempt_count`.
 fn object(
     request: &RequestRecord,
     attempts: &[AttemptRecord],
@@ -82,7 +82,7 @@ fn text(
     text
 }
 
-/// One line a field, without those that are NULL.
+/// One line per field, without NULLs.
 fn fields(columns: &[(&str, Value)], indent: &str) -> String {
     let line = |(name, value): &(&str, Value)| match value {
         Value::Null => None,

@@ -1,5 +1,5 @@
-//! The HTTP client of one target: what may go over the wire, for how long, and what it means when
-//! no answer comes.
+//! The HTTP client of one target: what may be sent, how long it may take, and what it means if no
+//! answer comes.
 //!
 //! Owns timeouts, TLS, connections and the cap on bodies. Follows no redirect, repeats nothing,
 //! reads no environment. Knows nothing of signing or of what a body says.
@@ -16,7 +16,6 @@ use secrecy::{ExposeSecret, SecretString};
 use super::ClientError;
 use super::answer::{Answer, CallKind};
 use super::auth::aksk::percent_decode;
-use super::encoding::{TooLarge, decode};
 use super::text::{MESSAGE_CHARS_MAX, cap};
 use crate::model::{CallError, Fault};
 use crate::settings::{AuthSettings, TargetSettings};
@@ -84,7 +83,7 @@ impl Http {
         if let AuthSettings::Token { iam_endpoint, .. } = &target.auth {
             check_scheme(iam_endpoint, target.allow_http)?;
         }
-        // Somebody else in this process may have installed a provider already; either will do.
+        // Another part of this process may have installed a provider already; both work.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             reads: builder(target, proxy_password)?
@@ -113,35 +112,30 @@ impl Http {
             .execute(request)
             .await
             .map_err(|error| self.no_answer(&host, kind, &error))?;
-        let (status, mut headers) = (response.status().as_u16(), response.headers().clone());
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
         let body = match read_body(response).await {
-            Ok(body) => {
-                decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| BodyFault::TooLarge)
-            }
-            Err(fault) => Err(fault),
-        };
-        match body {
-            Ok(body) => Ok(Answer {
+            Ok(body) => Answer {
                 status,
                 headers,
                 body,
-            }),
-            Err(BodyFault::TooLarge) => {
-                let message = format!(
-                    "{host} answered with more than {} MiB; cut off",
+            }
+            .decoded(BODY_BYTES_MAX)
+            .ok_or(BodyFault::TooLarge),
+            Err(fault) => Err(fault),
+        };
+        body.map_err(|fault| {
+            let message = match fault {
+                BodyFault::TooLarge => format!(
+                    "{host} answered with more than {} MiB; the answer was cut off",
                     BODY_BYTES_MAX >> 20
-                );
-                Err(failed(doubt(kind), Some(status), &message))
-            }
-            Err(BodyFault::Broken(error)) => {
-                let why = self.why(&error);
-                Err(failed(
-                    doubt(kind),
-                    Some(status),
-                    &format!("the answer of {host} broke off: {why}"),
-                ))
-            }
-        }
+                ),
+                BodyFault::Broken(error) => {
+                    format!("the answer of {host} broke off: {}", self.why(&error))
+                }
+            };
+            not_answered(kind, Some(status), &message)
+        })
     }
 
     fn no_answer(&self, host: &str, kind: CallKind, error: &reqwest::Error) -> CallError {
@@ -179,8 +173,8 @@ impl Http {
             )
         } else {
             let why = self.why(error);
-            failed(
-                doubt(kind),
+            not_answered(
+                kind,
                 None,
                 &format!("no answer from {host}{through}: {why}"),
             )
@@ -195,7 +189,8 @@ impl Http {
             );
         }
         let why = causes(error);
-        // What a TLS server answers to plain HTTP begins with a byte that no HTTP answer has.
+        // The answer of a TLS server to plain HTTP begins with a byte that no HTTP answer begins
+        // with.
         if self.is_plain && why.contains("invalid HTTP version") {
             return format!("{why}; if it speaks TLS, write https:// in the endpoint");
         }
@@ -264,7 +259,7 @@ fn authorities(file: &Path) -> Result<Vec<Certificate>, ClientError> {
     let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
     let found = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(causes(&error)))?;
     if found.is_empty() {
-        Err(unusable("it holds no PEM certificate".to_owned()))
+        Err(unusable("it contains no PEM certificate".to_owned()))
     } else {
         Ok(found)
     }
@@ -288,14 +283,20 @@ async fn read_body(mut response: Response) -> Result<Vec<u8>, BodyFault> {
     Ok(body)
 }
 
-pub(crate) fn doubt(kind: CallKind) -> Fault {
+/// A call that left, and whose answer did not come, or not whole: `message` says what happened.
+/// With `status`, an answer had begun.
+pub fn not_answered(kind: CallKind, status: Option<u16>, message: &str) -> CallError {
+    failed(doubt(kind), status, message)
+}
+
+pub(super) fn doubt(kind: CallKind) -> Fault {
     match kind {
         CallKind::Read => Fault::Unavailable,
         CallKind::Submit => Fault::Lost,
     }
 }
 
-pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
+fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
     CallError {
         fault,
         status,
@@ -306,18 +307,19 @@ pub(crate) fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallEr
     }
 }
 
-/// The causes of a connection that failed, with a hint where they are the library's words alone.
+/// The causes of a failed connection, with a hint if they are only the library's words.
 fn connect_causes(error: &reqwest::Error) -> String {
     let why = causes(error);
-    match why.contains("tls handshake eof") {
-        true => "the connection was closed during the TLS handshake; it may not speak TLS, or something in between \
-                 forbids it"
-            .to_owned(),
-        false => why,
+    if why.contains("tls handshake eof") {
+        "the connection was closed during the TLS handshake; the server may not speak \
+         TLS, or a firewall forbids it"
+            .to_owned()
+    } else {
+        why
     }
 }
 
-/// How a proxy refuses to open the way: then nothing of the call has left.
+/// How a proxy refuses to connect: then nothing of the call has been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TunnelRefusal {
     /// HTTP 407.
@@ -331,8 +333,8 @@ impl TunnelRefusal {
         match self {
             Self::WantsPassword => {
                 let message = format!(
-                    "the proxy {proxy} answered, not the cloud: it wants a user name and a password; \
-                     name the user in proxy and the file in proxy_password_file"
+                    "the proxy {proxy} answered, not the cloud: it requires a user name and a \
+                     password; set proxy = \"http://user@...\" and proxy_password_file"
                 );
                 failed(Fault::Configuration, Some(407), &message)
             }
@@ -358,7 +360,7 @@ fn tunnel_refusal(error: &reqwest::Error) -> Option<TunnelRefusal> {
     }
 }
 
-/// What the TLS library says is wrong, wherever in the chain of causes.
+/// The TLS library's error, wherever it is in the chain of causes.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -382,8 +384,8 @@ fn tls_sentence(error: &rustls::Error) -> Option<&'static str> {
     use rustls::Error as Tls;
     match error {
         Tls::InvalidCertificate(Certificate::UnknownIssuer) => Some(
-            "its certificate is signed by an authority that is not trusted here; \
-             name that authority's certificate with ca_file",
+            "its certificate is signed by an authority that is not trusted here; name that \
+             authority's certificate in ca_file",
         ),
         Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => Some(
             "its certificate has expired, or this machine's clock is ahead; check the clock, then the certificate",
@@ -433,9 +435,10 @@ pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
         {
             continue;
         }
-        line.push(match error.is::<reqwest::Error>() {
-            true => "the HTTP library gives no reason".to_owned(),
-            false => text,
+        line.push(if error.is::<reqwest::Error>() {
+            "the HTTP library gives no reason".to_owned()
+        } else {
+            text
         });
     }
     line.join(": ")

@@ -41,6 +41,7 @@ mod strangers;
 mod submit;
 pub(crate) mod systemd;
 mod task;
+mod turn;
 mod wake;
 
 pub use clock_check::beyond as clock_doubt;
@@ -48,16 +49,8 @@ pub use connect::{ConnectError, connect, connect_all, key_of};
 pub use dispatch::{Dispatcher, Round};
 pub use dry_run::dry_run;
 pub use reload::{Reload, ReloadError};
-pub use task::{Finished, Task};
-
-/// Without any news the queue is looked at this often: a net under the notifications.
-const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
-/// Answers stored between two rounds.
-const ANSWERS_A_TURN: usize = 4;
-/// The first wait after the database failed; doubles up to `SAFETY_INTERVAL`.
-const TROUBLE_WAIT: Duration = Duration::from_millis(250);
-/// How long a stop waits for answers that cannot be stored.
-const UNSAVED_PATIENCE: Duration = Duration::from_secs(30);
+pub use task::{Begun, Finished, Task};
+pub use turn::{SAFETY_INTERVAL, Stop, StopStep, Turns, Unsaved};
 
 /// The clouds, by target.
 pub type Clouds = BTreeMap<TargetName, Arc<dyn PowerCloud>>;
@@ -180,7 +173,7 @@ pub async fn run_observed(
         dispatcher,
         tasks: JoinSet::new(),
         followers: Vec::new(),
-        trouble: None,
+        turns: Turns::default(),
         reloads,
         watchdog: Watchdog::of_the_unit(),
     };
@@ -199,7 +192,7 @@ pub async fn run_observed(
         && let Err(error) = store.close().await
     {
         warn!(
-            "the queue was not closed in order: {}",
+            "the queue could not be closed cleanly: {}",
             report::chain(&error)
         );
     }
@@ -251,26 +244,26 @@ async fn wait_until_ready<T>(
 }
 
 /// What a task came to.
-enum Ended {
+enum TaskEnd {
     Finished(Finished),
     /// The intent of this call is stored, and a stop was asked for before it began.
     NotBegun(Batch),
 }
 
-async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> Ended {
-    match task {
-        Task::Submit { batch, .. } if halt.load(Ordering::SeqCst) => Ended::NotBegun(batch),
-        task => Ended::Finished(task.run().await),
+async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> TaskEnd {
+    match task.begin(halt.load(Ordering::SeqCst)) {
+        Begun::Leaves(task) => TaskEnd::Finished(task.run().await),
+        Begun::Stays(batch) => TaskEnd::NotBegun(batch),
     }
 }
 
 struct Loop {
     dispatcher: Dispatcher,
-    tasks: JoinSet<Ended>,
+    tasks: JoinSet<TaskEnd>,
     /// Reads that a stop may cut short; submit calls are waited for.
     followers: Vec<AbortHandle>,
-    /// The present wait, while the database fails.
-    trouble: Option<Duration>,
+    /// What to do next.
+    turns: Turns,
     /// New settings.
     reloads: mpsc::Receiver<Reload>,
     /// Fed after whatever was done, also in vain: a database that fails is waited for, not a
@@ -291,7 +284,7 @@ impl Loop {
                 break;
             };
             let pause = pause.min(self.watchdog.patience());
-            if self.trouble.is_none() {
+            if !self.turns.is_in_trouble() {
                 systemd::status(&self.dispatcher.status_line());
                 if !announced {
                     systemd::ready();
@@ -348,15 +341,12 @@ impl Loop {
         round.tasks.into_iter().for_each(|task| self.start(task));
         let pause = match round.trouble {
             None => {
-                if self.trouble.take().is_some() {
+                if self.turns.is_in_trouble() {
                     info!("the database works again");
                 }
-                round
-                    .wake_at
-                    .map_or(SAFETY_INTERVAL, |at| at.since(now.utc))
-                    .min(SAFETY_INTERVAL)
+                self.turns.after_round(round.wake_at, now.utc)
             }
-            Some(error) => self.endure(&error).ok_or(error)?,
+            Some(error) => self.endure(error)?,
         };
         Ok((!stopped).then_some(pause))
     }
@@ -365,36 +355,33 @@ impl Loop {
         match self.dispatcher.reload(reload, now().utc).await {
             Ok(()) => info!("the new settings are in force"),
             Err(error) => error!(
-                "the new settings are refused and the old ones stay: {}",
+                "the new settings are refused; the old ones stay in force: {}",
                 report::chain(&error)
             ),
         }
     }
 
-    /// How long to wait before a passing failure of the database is tried again.
-    fn endure(&mut self, error: &StoreError) -> Option<Duration> {
-        if !error.is_passing() {
-            return None;
-        }
-        let wait = self
-            .trouble
-            .map_or(TROUBLE_WAIT, |wait| (wait * 2).min(SAFETY_INTERVAL));
-        if self.trouble.is_none() {
+    /// How long to wait before a failure of the database is tried again.
+    fn endure(&mut self, error: StoreError) -> Result<Duration, StoreError> {
+        let is_news = !self.turns.is_in_trouble();
+        let Some(wait) = self.turns.after_failed_round(&error) else {
+            return Err(error);
+        };
+        if is_news {
             let unsaved = self.dispatcher.unsaved();
             warn!(
                 answers.unsaved = unsaved,
                 "{}; nothing is sent until it works again",
-                report::chain(error)
+                report::chain(&error)
             );
         }
-        self.trouble = Some(wait);
-        Some(wait)
+        Ok(wait)
     }
 
     fn start(&mut self, task: Task) {
-        let is_submit = matches!(task, Task::Submit { .. });
+        let is_read = !task.is_waited_for();
         let handle = self.tasks.spawn(carry_out(task, self.dispatcher.halt()));
-        if !is_submit {
+        if is_read {
             self.followers.retain(|follower| !follower.is_finished());
             self.followers.push(handle);
         }
@@ -403,22 +390,21 @@ impl Loop {
     /// Stores what has ended: this one, and a few more that have.
     async fn take(
         &mut self,
-        ended: Result<Ended, tokio::task::JoinError>,
+        ended: Result<TaskEnd, tokio::task::JoinError>,
     ) -> Result<(), StoreError> {
         let mut next = Some(ended);
-        let mut taken = 0;
         while let Some(ended) = next {
             match ended {
-                Ok(Ended::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
-                Ok(Ended::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
+                Ok(TaskEnd::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
+                Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}
             }
             // Behind a lock each of them may take seconds.
             self.watchdog.feed();
-            taken += 1;
-            next = if taken < ANSWERS_A_TURN {
+            self.turns.answer_taken();
+            next = if self.turns.takes_answers() {
                 self.tasks.try_join_next()
             } else {
                 None
@@ -432,46 +418,71 @@ impl Loop {
     async fn finish(mut self) -> Result<(), StoreError> {
         info!(
             calls = self.dispatcher.open_calls(),
-            "stopping: no new calls; waiting for those that are being made"
+            "stopping: no new calls; waiting for the calls in progress"
         );
         self.followers.iter().for_each(AbortHandle::abort);
+        let mut stop = Stop::default();
+        loop {
+            let calls = self.tasks.len();
+            let unsaved = self.dispatcher.unsaved();
+            match stop.next(calls, unsaved, now().steady) {
+                StopStep::AwaitCalls => self.await_calls().await?,
+                StopStep::Save => {
+                    if !self.save(&stop).await? {
+                        break;
+                    }
+                }
+                StopStep::End => break,
+            }
+        }
+        info!("stopped");
+        Ok(())
+    }
+
+    /// Waits until the calls that are being made have ended. Each ends within its request_timeout,
+    /// which may be longer than the unit's TimeoutStopSec.
+    async fn await_calls(&mut self) -> Result<(), StoreError> {
         let mut signs_of_life = tokio::time::interval(SAFETY_INTERVAL);
         while !self.tasks.is_empty() {
             tokio::select! {
                 Some(ended) = self.tasks.join_next() => self.take(ended).await?,
-                // Each call ends within its request_timeout, which may be longer than the unit's TimeoutStopSec.
                 _ = signs_of_life.tick() => {
                     systemd::extend();
                     self.watchdog.feed();
                 }
             }
         }
-        let patience = tokio::time::Instant::now() + UNSAVED_PATIENCE;
-        while self.dispatcher.unsaved() > 0 {
-            systemd::extend();
-            self.watchdog.feed();
-            match self.dispatcher.save_answers(now().utc).await {
-                Ok(()) => break,
-                Err(error) if self.dispatcher.unsaved_submits() == 0 => {
-                    warn!(
-                        "{}; the next start asks again for what was read last",
-                        report::chain(&error)
-                    );
-                    break;
-                }
-                Err(error) if tokio::time::Instant::now() >= patience => {
-                    let unsaved = self.dispatcher.unsaved();
-                    error!(
-                        answers.unsaved = unsaved,
-                        "{}; the next start looks at the servers instead",
-                        report::chain(&error)
-                    );
-                    return Err(error);
-                }
-                Err(_) => tokio::time::sleep(TROUBLE_WAIT).await,
+        Ok(())
+    }
+
+    /// Stores the answers that wait, or waits a little where that fails. False if the stop goes on
+    /// without them.
+    async fn save(&mut self, stop: &Stop) -> Result<bool, StoreError> {
+        systemd::extend();
+        self.watchdog.feed();
+        let Err(error) = self.dispatcher.save_answers(now().utc).await else {
+            return Ok(true);
+        };
+        match stop.after_failed_save(self.dispatcher.unsaved_submits(), now().steady) {
+            Unsaved::TryAgain(wait) => {
+                tokio::time::sleep(wait).await;
+                Ok(true)
+            }
+            Unsaved::Leave => {
+                warn!(
+                    "cannot store what was read last: {}; the next start reads it again",
+                    report::chain(&error)
+                );
+                Ok(false)
+            }
+            Unsaved::GiveUp => {
+                error!(
+                    answers.unsaved = self.dispatcher.unsaved(),
+                    "cannot store the last answers: {}; the next start looks at the servers instead",
+                    report::chain(&error)
+                );
+                Err(error)
             }
         }
-        info!("stopped");
-        Ok(())
     }
 }

@@ -288,7 +288,7 @@ impl Dispatcher {
             Allowance::NoneUntil(until) => {
                 let span = humantime::format_duration(budget.span);
                 let reason = format!(
-                    "the budget of {} servers to {action} in {span} is used up until {until}",
+                    "the budget {action} = \"{}/{span}\" is used up until {until}",
                     budget.servers
                 );
                 let (target, action, kind) = (Some(name.clone()), Some(action), HoldKind::Budget);
@@ -388,18 +388,17 @@ impl Dispatcher {
 
     /// A batch whose intent is stored and whose call was not begun, since a stop was asked for at
     /// this moment: nothing of it is in doubt, and its requests stand in the queue as before.
-    pub(super) async fn not_begun(
-        &mut self,
-        batch: Batch,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// Only those that no waiting mends.
+    pub async fn not_begun(&mut self, batch: Batch, now: UtcMillis) -> Result<(), StoreError> {
         self.in_hand.remove(&batch.id);
         if let Some(target) = self.targets.get_mut(&batch.target) {
             target.pace.call_ended(now);
             target.submitting = target.submitting.saturating_sub(1);
             target.open = target.open.saturating_sub(1);
         }
-        let step = Step::not_begun(&batch, "the daemon was stopped before the call was begun");
+        let step = Step::not_begun(&batch, "the daemon was stopped before the call began");
         self.save(
             Answered {
                 batch,
@@ -600,7 +599,7 @@ impl Dispatcher {
                 }
                 // A restart at this moment remembers it too.
                 if let Err(error) = self.note_paces(now).await {
-                    warn!(target = %name, "that reads are throttled is kept in memory for now: {error}");
+                    warn!(target = %name, "reads are throttled; the queue cannot store that yet, so it is kept in memory: {error}");
                 }
             }
             _ => {}
@@ -630,7 +629,7 @@ impl Dispatcher {
                 Ok(true) => info!(target = %name, "target \"{name}\" answers again"),
                 Ok(false) => {}
                 Err(error) => {
-                    warn!(target = %name, "the hold of target \"{name}\" stays for now: {error}")
+                    warn!(target = %name, "cannot remove the hold on target \"{name}\" yet: {error}")
                 }
             }
         }
@@ -731,7 +730,7 @@ impl Dispatcher {
     /// Puts a hold into the queue and into the present plan.
     pub(super) async fn put_hold(&mut self, hold: Hold) {
         if let Err(error) = self.store.put_hold(&hold).await {
-            warn!("a hold is kept in memory only: {error}");
+            warn!("the queue cannot store a hold; it is kept in memory only: {error}");
         }
         self.holds.push(hold);
     }

@@ -46,6 +46,15 @@ pub enum Task {
     },
 }
 
+/// A task at the moment of its beginning.
+pub enum Begun {
+    /// The call is made now.
+    Leaves(Task),
+    /// A submit call that is not made, since a stop was asked for: its batch, of which nothing has
+    /// left.
+    Stays(Batch),
+}
+
 /// A task with its answer.
 #[derive(Debug)]
 pub enum Finished {
@@ -115,6 +124,19 @@ impl Finished {
 }
 
 impl Task {
+    /// Begins it, unless it is a submit call and a stop was asked for.
+    pub fn begin(self, is_halted: bool) -> Begun {
+        match self {
+            Self::Submit { batch, .. } if is_halted => Begun::Stays(batch),
+            task => Begun::Leaves(task),
+        }
+    }
+
+    /// True for a call that a stop waits for; reads are cut short.
+    pub fn is_waited_for(&self) -> bool {
+        matches!(self, Self::Submit { .. })
+    }
+
     /// Makes the call and returns its answer; never fails otherwise.
     pub async fn run(self) -> Finished {
         match self {

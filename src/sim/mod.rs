@@ -49,5 +49,6 @@ pub use gateway::Request;
 pub use http::SimCloud;
 pub use late::LateAct;
 pub use record::{Call, CallRecord, LedgerEntry, OnOff, ServerSummary};
+pub use rng::Rng;
 pub use scenario::{Scenario, ScenarioError};
 pub use world::World;

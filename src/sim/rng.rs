@@ -1,25 +1,25 @@
 //! Seeded chance: the same seed and the same calls give the same world. Stays away from the
 //! machine's own entropy and clock.
 
-/// SplitMix64: tiny, fast and even enough for faults and durations; not for secrets.
+use crate::model::{SCATTER_STEP, scattered};
+
+/// SplitMix64: tiny, fast and even enough for faults, durations and schedules; not for secrets.
 #[derive(Debug, Clone)]
-pub(super) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
     /// A stream of its own for each `(seed, purpose)`.
-    pub(super) fn new(seed: u64, purpose: &str) -> Self {
+    pub fn new(seed: u64, purpose: &str) -> Self {
         let mixed = purpose.bytes().fold(seed, |state, byte| {
             (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         Self(mixed)
     }
 
-    pub(super) fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    /// The next number of the stream.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(SCATTER_STEP);
+        scattered(self.0)
     }
 
     pub(super) fn next_u128(&mut self) -> u128 {
@@ -32,7 +32,7 @@ impl Rng {
     }
 
     /// A whole number from `low` to `high`, both included.
-    pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
         match high.saturating_sub(low).checked_add(1) {
             Some(width) => low + self.next_u64() % width,
             None => self.next_u64(),
@@ -40,13 +40,13 @@ impl Rng {
     }
 
     /// One of them, each as likely; `None` if there are none.
-    pub(super) fn pick<'a, T>(&mut self, among: &'a [T]) -> Option<&'a T> {
+    pub fn pick<'a, T>(&mut self, among: &'a [T]) -> Option<&'a T> {
         let last = u64::try_from(among.len().checked_sub(1)?).ok()?;
         among.get(usize::try_from(self.between(0, last)).ok()?)
     }
 
     /// True with probability `p`; never for 0.0, always for 1.0.
-    pub(super) fn happens(&mut self, p: f64) -> bool {
+    pub fn happens(&mut self, p: f64) -> bool {
         const STEPS: f64 = (1_u64 << 53) as f64;
         ((self.next_u64() >> 11) as f64) / STEPS < p
     }

@@ -386,7 +386,7 @@ pub(super) async fn read(
     connection: &mut SqliteConnection,
     now: UtcMillis,
 ) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
-    let found: Vec<HoldRecord> = sqlx::query_as(
+    let found: Vec<HoldRow> = sqlx::query_as(
         "SELECT id, CAST(target AS BLOB) AS target, CAST(action AS BLOB) AS action, CAST(kind AS BLOB) AS kind,
                 CAST(reason AS BLOB) AS reason, CAST(since AS BLOB) AS since, CAST(until AS BLOB) AS until
          FROM holds INDEXED BY holds_that_matter WHERE kind <> 'unknown_target' OR target IS NULL ORDER BY id",
@@ -430,7 +430,7 @@ pub(super) async fn put_hold(
 
 /// A row as anybody may have written it.
 #[derive(sqlx::FromRow)]
-struct HoldRecord {
+struct HoldRow {
     id: i64,
     target: Option<Vec<u8>>,
     action: Option<Vec<u8>>,
@@ -440,13 +440,13 @@ struct HoldRecord {
     until: Option<Vec<u8>>,
 }
 
-impl HoldRecord {
+impl HoldRow {
     fn into_hold(self, now: UtcMillis, odd: &mut Vec<String>) -> Option<Hold> {
         let id = self.id;
         let mut note =
             |what: &str, error: StoreError| odd.push(format!("row {id} of holds: {what}: {error}"));
         let read = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let ignored = "it holds nothing";
+        let ignored = "it is ignored";
         let kind = rows::word(&read(self.kind))
             .map_err(|error| note(ignored, error))
             .ok()?;
@@ -456,7 +456,7 @@ impl HoldRecord {
             .transpose();
         let action = action.map_err(|error| note(ignored, error)).ok()?;
         let since = rows::time(&read(self.since)).unwrap_or_else(|error| {
-            note("it is in force since an unknown time", error);
+            note("it is in force, since an unknown time", error);
             now
         });
         let until = rows::maybe_time(self.until.map(read)).unwrap_or_else(|error| {

@@ -27,7 +27,7 @@ use tokio::sync::Mutex;
 use crate::model::UtcMillis;
 use hand::Hand;
 use note::Note;
-use place::{Place, StampPage, Standing};
+use place::{Place, PlaceState, StampPage};
 
 mod batches;
 mod claim;
@@ -49,6 +49,7 @@ pub use batches::{DueTarget, Hands};
 pub use claim::Which;
 pub use desk::Desk;
 pub use error::StoreError;
+pub(crate) use file::beside;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub use holds::{NotedPace, RefusedKey, TargetNews};
 pub use intake::{EndedCounts, TakenIn};
@@ -223,9 +224,9 @@ impl Store {
     async fn look_at_place(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
         let standing = self.own().place.look();
         match standing {
-            Standing::Same => Ok(()),
-            Standing::Another => Err(StoreError::Replaced(self.path.clone())),
-            Standing::Moved => {
+            PlaceState::Same => Ok(()),
+            PlaceState::Another => Err(StoreError::Replaced(self.path.clone())),
+            PlaceState::Moved => {
                 let now = match stamp_page(writer).await {
                     Err(StoreError::Busy) => return Err(StoreError::Busy),
                     found => found.ok(),

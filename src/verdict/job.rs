@@ -28,12 +28,12 @@ pub fn after_job(batch: &Batch, report: &JobReport, rules: &Rules, now: UtcMilli
     let mut untold: Vec<&Member> = Vec::new();
     for member in &batch.members {
         match told.get(&member.server) {
-            Some(Told::Ended(sub_job)) => match settle(batch, member, sub_job, rules, now) {
+            Some(ServerPart::Ended(sub_job)) => match settle(batch, member, sub_job, rules, now) {
                 Some(event) => moves.push((member.request, event)),
                 None => untold.push(member),
             },
-            Some(Told::Pending) => pending = true,
-            Some(Told::Contradictory) | None => untold.push(member),
+            Some(ServerPart::Pending) => pending = true,
+            Some(ServerPart::Contradictory) | None => untold.push(member),
         }
     }
     if over && !pending {
@@ -99,28 +99,30 @@ pub fn after_failed_query(batch: &Batch, error: &CallError, rules: &Rules, now: 
 }
 
 /// What the sub-jobs say of one server.
-enum Told<'a> {
+enum ServerPart<'a> {
     Pending,
     Ended(&'a SubJob),
     /// Two sub-jobs that ended differently: no evidence.
     Contradictory,
 }
 
-fn by_server(report: &JobReport) -> BTreeMap<&ServerId, Told<'_>> {
+fn by_server(report: &JobReport) -> BTreeMap<&ServerId, ServerPart<'_>> {
     let mut told = BTreeMap::new();
     for sub_job in &report.sub_jobs {
         let Some(server) = &sub_job.server else {
             continue;
         };
         let news = match sub_job.status {
-            JobStatus::Pending => Told::Pending,
-            JobStatus::Succeeded | JobStatus::Failed => Told::Ended(sub_job),
+            JobStatus::Pending => ServerPart::Pending,
+            JobStatus::Succeeded | JobStatus::Failed => ServerPart::Ended(sub_job),
         };
         let news = match (told.remove(server), news) {
             (None, news) => news,
-            (Some(Told::Ended(a)), Told::Ended(b)) if a.status == b.status => Told::Ended(a),
-            (Some(Told::Pending), _) | (_, Told::Pending) => Told::Pending,
-            (Some(_), _) => Told::Contradictory,
+            (Some(ServerPart::Ended(a)), ServerPart::Ended(b)) if a.status == b.status => {
+                ServerPart::Ended(a)
+            }
+            (Some(ServerPart::Pending), _) | (_, ServerPart::Pending) => ServerPart::Pending,
+            (Some(_), _) => ServerPart::Contradictory,
         };
         told.insert(server, news);
     }
@@ -153,13 +155,13 @@ pub fn busy_reboots(batch: &Batch, report: &JobReport) -> BTreeMap<RequestId, Co
     let mut untold = Vec::new();
     for member in &batch.members {
         match told.get(&member.server) {
-            Some(Told::Ended(SubJob {
+            Some(ServerPart::Ended(SubJob {
                 error: Some(error), ..
             })) if error.class == CodeClass::ServerBusy => {
                 busy.insert(member.request, error.clone());
             }
-            Some(Told::Ended(_) | Told::Pending) => {}
-            Some(Told::Contradictory) | None => untold.push(member),
+            Some(ServerPart::Ended(_) | ServerPart::Pending) => {}
+            Some(ServerPart::Contradictory) | None => untold.push(member),
         }
     }
     if let Some(error) = nameless_error(batch, report, untold.len())
@@ -475,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_is_not_found_is_asked_for_again_before_its_servers_are_looked_at() {
+    fn a_job_not_found_is_asked_for_again_before_its_servers_are_read() {
         let unknown = CallError {
             fault: Fault::Refused(CodeClass::JobUnknown),
             status: Some(400),

@@ -93,24 +93,25 @@ fn settle_members<'a>(
     let mut latest = ends;
     let mut open = 0;
     for member in &batch.members {
-        let finding =
-            sighting(member).map_or(Finding::Nothing, |seen| read_server(case, member, seen));
+        let finding = sighting(member).map_or(ServerReading::Nothing, |seen| {
+            read_server(case, member, seen)
+        });
         match finding {
-            Finding::Event(event) => step.moves.push((member.request, event)),
+            ServerReading::Event(event) => step.moves.push((member.request, event)),
             _ if now >= ends => step
                 .moves
                 .push((member.request, Event::Ended(at_the_end()))),
-            Finding::Moving => {
+            ServerReading::Moving => {
                 open += 1;
                 if !member.seen_moving {
                     step.seen_moving.push(member.request);
                 }
             }
-            Finding::Settling => {
+            ServerReading::Settling => {
                 open += 1;
                 latest = latest.min(now + rules.watch_interval());
             }
-            Finding::Nothing => open += 1,
+            ServerReading::Nothing => open += 1,
         }
     }
     if open > 0 {
@@ -119,7 +120,10 @@ fn settle_members<'a>(
     step
 }
 
-enum Finding {
+/// Of a batch that was open in an older copy of the queue.
+const FROM_COPY: &str = "what was done to the server after this queue was copied is not in it";
+
+enum ServerReading {
     /// Settled.
     Event(Event),
     /// In a transition that the request would cause: worth remembering.
@@ -130,22 +134,22 @@ enum Finding {
     Nothing,
 }
 
-fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> Finding {
+fn read_server(case: Case<'_>, member: &Member, sighting: &Sighting) -> ServerReading {
     let batch = case.batch;
     let view = match sighting {
-        Sighting::Missing => return Finding::Event(Event::Ended(missing())),
+        Sighting::Missing => return ServerReading::Event(Event::Ended(missing())),
         Sighting::Present(view) => view,
     };
     if view.activity != Activity::Idle {
         // In some other transition nothing is proved, and no idleness is counted across it.
         return if may_be_doing(batch.action, view.activity) {
-            Finding::Moving
+            ServerReading::Moving
         } else {
-            Finding::Nothing
+            ServerReading::Nothing
         };
     }
     if fresh_status(batch, member, view) == Some(JobStatus::Failed) {
-        return Finding::Event(Event::Ended(failed_as_seen(view)));
+        return ServerReading::Event(Event::Ended(failed_as_seen(view)));
     }
     if batch.action.leaves_no_mark() {
         read_reboot(case, member, view)
@@ -161,26 +165,29 @@ fn may_be_doing(action: PowerAction, activity: Activity) -> bool {
 }
 
 /// An idle server that was to be started or stopped.
-fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let batch = case.batch;
     if view.power == batch.action.wished_power() {
-        return Finding::Event(Event::Ended(Outcome::succeeded(
+        return ServerReading::Event(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
             observed_sentence(batch.action),
         )));
     }
     if view.power == Power::Unclear {
-        return Finding::Nothing;
+        return ServerReading::Nothing;
     }
     // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is
     // counted.
     if batch.state == BatchState::Tracking && !member.seen_moving {
-        return Finding::Nothing;
+        return ServerReading::Nothing;
     }
     if case.has_settled(member) {
-        Finding::Event(not_carried_out(case, member))
+        if batch.from_copy {
+            return unproved(format!("{}, and {FROM_COPY}", why_in_doubt(batch)));
+        }
+        ServerReading::Event(not_carried_out(case, member))
     } else {
-        Finding::Settling
+        ServerReading::Settling
     }
 }
 
@@ -200,7 +207,7 @@ impl Case<'_> {
     /// mark. Without one there must be no moment since the call at which it could have passed
     /// unseen. What has never shown an operation may not show this one either.
     pub(super) fn can_be_disproved(&self, member: &Member) -> bool {
-        if member.seen_moving || !self.watch.may_have_been_refused() {
+        if member.seen_moving || self.batch.from_copy || !self.watch.may_have_been_refused() {
             return false;
         }
         let covered = self.watch.covers_call(member.request);
@@ -225,7 +232,7 @@ pub(super) fn fresh_status(batch: &Batch, member: &Member, view: &ServerView) ->
         Baseline::Known(before) => before != Some(operation),
         Baseline::Unknown => false,
     };
-    let could_be_another = member.shadowed && batch.action.leaves_no_mark();
+    let could_be_another = batch.from_copy || (member.shadowed && batch.action.leaves_no_mark());
     ((changed || member.seen_moving) && !could_be_another).then_some(operation.status)
 }
 
@@ -246,19 +253,19 @@ fn failed_as_seen(view: &ServerView) -> Outcome {
 /// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service
 /// remembers of it. Without one, idle through the settling time, it may have been over before the
 /// first look as well as never begun.
-fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let batch = case.batch;
     if case.busy_with(member).is_some() {
         return read_busy_reboot(case, member, view);
     }
     if member.seen_moving && batch.was_refused_as_busy() && view.power != Power::Unclear {
         return unproved(
-            "the cloud called a server busy, and whose reboot was then seen nobody can tell"
+            "the cloud said that a server was busy, and the reboot that was then seen may be another one"
                 .to_owned(),
         );
     }
     let succeeded = |sentence: &str| {
-        Finding::Event(Event::Ended(Outcome::succeeded(
+        ServerReading::Event(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
             sentence,
         )))
@@ -270,36 +277,39 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
             return succeeded("the server's state says that the reboot succeeded");
         }
         if member.seen_moving || batch.state == BatchState::Tracking {
-            return Finding::Nothing;
+            return ServerReading::Nothing;
         }
     }
-    let shadow = if member.shadowed {
+    let shadow = if member.shadowed || batch.from_copy {
         " that could not be an earlier one"
     } else {
         ""
     };
-    match (member.seen_moving && !member.shadowed, view.power) {
-        (_, Power::Unclear) => Finding::Nothing,
+    match (
+        member.seen_moving && !member.shadowed && !batch.from_copy,
+        view.power,
+    ) {
+        (_, Power::Unclear) => ServerReading::Nothing,
         (true, Power::On) => succeeded("the server was seen rebooting, and then running"),
         (true, Power::Off | Power::Faulty) => {
             let message = "the server was seen rebooting, and did not come back";
-            Finding::Event(Event::Ended(Outcome::failed(
+            ServerReading::Event(Event::Ended(Outcome::failed(
                 Evidence::Observed,
                 OwnCode::NotRunning,
                 message,
             )))
         }
-        (false, _) if batch.state == BatchState::Tracking => Finding::Nothing,
+        (false, _) if batch.state == BatchState::Tracking => ServerReading::Nothing,
         (false, Power::On | Power::Off | Power::Faulty) if case.has_settled(member) => unproved(
             format!("{}, and no reboot was seen{shadow}", why_in_doubt(batch)),
         ),
-        (false, Power::On | Power::Off | Power::Faulty) => Finding::Settling,
+        (false, Power::On | Power::Off | Power::Faulty) => ServerReading::Settling,
     }
 }
 
-fn unproved(reason: String) -> Finding {
+fn unproved(reason: String) -> ServerReading {
     let message = format!("{reason}; it is not sent again automatically");
-    Finding::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
+    ServerReading::Event(Event::Ended(Outcome::unknown(OwnCode::Unproved, message)))
 }
 
 impl Case<'_> {
@@ -316,38 +326,38 @@ impl Case<'_> {
 /// A reboot whose own task says that the server was busy. If a reboot was seen, nobody can tell
 /// whose it was. If it was busy powering on or off, or nothing can have passed unseen since the
 /// call, it goes again.
-fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Finding {
+fn read_busy_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let Some(why) = case.busy_with(member) else {
-        return Finding::Nothing;
+        return ServerReading::Nothing;
     };
     if view.power == Power::Unclear {
-        return Finding::Nothing;
+        return ServerReading::Nothing;
     }
     if member.seen_moving {
         return unproved(format!(
-            "the job ended with {}, and whose reboot was then seen nobody can tell",
+            "the job ended with {}, and the reboot that was then seen may be another one",
             why.code
         ));
     }
     if !case.has_settled(member) {
-        return Finding::Settling;
+        return ServerReading::Settling;
     }
     let explained = case.watch.saw_power_change(member.request);
     let known = case.watch.busy(member.request).is_some();
     if !known || !(explained || case.can_be_disproved(member)) {
         return unproved(format!(
-            "the job ended with {}, which may speak of this very reboot, and it may have passed unseen",
+            "the job ended with {}, which may be about this reboot, and the reboot may have happened unseen",
             why.code
         ));
     }
     if member.attempts >= case.rules.attempts_max {
-        return Finding::Event(Event::Ended(Outcome::failed(
+        return ServerReading::Event(Event::Ended(Outcome::failed(
             Evidence::Job,
             &why.code,
             &why.message,
         )));
     }
-    Finding::Event(busy(case.batch, member, why, case.now))
+    ServerReading::Event(busy(case.batch, member, why, case.now))
 }
 
 /// Why the servers had to be asked.
@@ -364,17 +374,19 @@ fn why_in_doubt(batch: &Batch) -> String {
             format!("the cloud answered with {code}, which does not tell whether anything was done")
         }
         (Some(LookCause::Lost | LookCause::Refused), (_, message)) if !message.is_empty() => {
-            format!("the end of the call does not tell whether anything was done ({message})")
+            format!("the way the call ended does not tell whether anything was done ({message})")
         }
         (Some(LookCause::Lost | LookCause::Refused), _) => {
             "the answer to the call was lost".to_owned()
         }
-        (Some(LookCause::Vanished), _) => "the cloud does not know the job any more".to_owned(),
+        (Some(LookCause::Vanished), _) => "the cloud no longer knows the job".to_owned(),
         (Some(LookCause::TimeLimit), _) => "the job did not end within job_time_limit".to_owned(),
         (Some(LookCause::Busy), (code, _)) => {
-            format!("the job ended with {code}, which may speak of this very reboot")
+            format!("the job ended with {code}, which may be about this reboot")
         }
-        (Some(LookCause::Gap) | None, _) => "the job's answer leaves this server out".to_owned(),
+        (Some(LookCause::Gap) | None, _) => {
+            "the job's answer does not mention this server".to_owned()
+        }
     }
 }
 

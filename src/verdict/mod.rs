@@ -323,6 +323,7 @@ mod testing {
             submitted_at: (state == BatchState::Tracking).then_some(NOW),
             looks: 0,
             doubts: 0,
+            from_copy: false,
             server_count: servers,
             look_cause: None,
             look_until: None,

@@ -125,7 +125,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
         return Some(busy(
             batch,
             member,
-            &Complaint::our_own(OwnCode::Busy, "the server is in another transition"),
+            &Complaint::our_own(OwnCode::Busy, "the server is busy with another operation"),
             case.now,
         ));
     }
@@ -142,7 +142,7 @@ fn explanation(case: Case<'_>, member: &Member, sighting: &Sighting) -> Option<E
 }
 
 /// How far the proof has come that a refused reboot was not done.
-enum Progress {
+enum Proof {
     /// There is no such server.
     Gone,
     /// It was not done.
@@ -155,9 +155,9 @@ enum Progress {
     Hopeless,
 }
 
-fn progress(case: Case<'_>, member: &Member, sighting: Option<&Sighting>) -> Progress {
+fn progress(case: Case<'_>, member: &Member, sighting: Option<&Sighting>) -> Proof {
     let view = match sighting {
-        Some(Sighting::Missing) => return Progress::Gone,
+        Some(Sighting::Missing) => return Proof::Gone,
         Some(Sighting::Present(view)) => Some(view),
         None => None,
     };
@@ -169,17 +169,17 @@ fn progress(case: Case<'_>, member: &Member, sighting: Option<&Sighting>) -> Pro
     });
     let stays_visible = view.is_some_and(|view| explains_for_good(case.batch, member, view));
     match case.watch.idle_for(member.request) {
-        _ if in_transition => Progress::Unsettled,
+        _ if in_transition => Proof::Unsettled,
         Some(_) if case.can_be_disproved(member) || stays_visible => {
             if case.has_settled(member) {
-                Progress::Disproved
+                Proof::Disproved
             } else {
-                Progress::Settling
+                Proof::Settling
             }
         }
-        Some(_) if !case.has_settled(member) && !member.seen_moving => Progress::Settling,
-        None if case.can_be_disproved(member) => Progress::Unsettled,
-        Some(_) | None => Progress::Hopeless,
+        Some(_) if !case.has_settled(member) && !member.seen_moving => Proof::Settling,
+        None if case.can_be_disproved(member) => Proof::Unsettled,
+        Some(_) | None => Proof::Hopeless,
     }
 }
 
@@ -215,11 +215,11 @@ fn settle_refused_reboots(case: Case<'_>, sightings: &HashMap<ServerId, Sighting
             seen_moving.push(member.request);
         }
         match progress(case, member, sighting) {
-            Progress::Gone => gone.push((member.request, Event::Ended(missing()))),
-            Progress::Disproved => disproved.push(member),
-            Progress::Settling => are_settling = true,
-            Progress::Unsettled => are_unsettled = true,
-            Progress::Hopeless => are_hopeless = true,
+            Proof::Gone => gone.push((member.request, Event::Ended(missing()))),
+            Proof::Disproved => disproved.push(member),
+            Proof::Settling => are_settling = true,
+            Proof::Unsettled => are_unsettled = true,
+            Proof::Hopeless => are_hopeless = true,
         }
     }
     let ends = batch.look_until.unwrap_or(now);

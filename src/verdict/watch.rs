@@ -24,14 +24,14 @@ pub struct Watch {
     /// When its call began; none if another process made it.
     call_began: Option<Now>,
     /// What this process was told of the call.
-    answer: Option<Answer>,
+    answer: Option<CallAnswer>,
     /// Reboots whose own task ended with "the server is busy", and in which words.
     busy: BTreeMap<RequestId, Complaint>,
     rows: BTreeMap<RequestId, Row>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+enum CallAnswer {
     Refused,
     Lost,
 }
@@ -78,8 +78,8 @@ impl Watch {
     pub fn note_step(&mut self, step: &Step) {
         if let BatchNext::Look { cause, .. } = step.batch {
             match cause {
-                LookCause::Lost => self.answer = Some(Answer::Lost),
-                LookCause::Refused => self.answer = Some(Answer::Refused),
+                LookCause::Lost => self.answer = Some(CallAnswer::Lost),
+                LookCause::Refused => self.answer = Some(CallAnswer::Refused),
                 LookCause::Vanished | LookCause::TimeLimit | LookCause::Gap | LookCause::Busy => {}
             }
         }
@@ -164,7 +164,7 @@ impl Watch {
     /// False if this process knows better than the queue that the call was refused: it saw the
     /// answer lost.
     pub(super) fn may_have_been_refused(&self) -> bool {
-        self.answer != Some(Answer::Lost)
+        self.answer != Some(CallAnswer::Lost)
     }
 }
 

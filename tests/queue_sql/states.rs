@@ -272,19 +272,19 @@ async fn a_server_has_one_request_in_flight_whatever_its_case() {
     queue.by_hand(BATCH).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight, or goes first"
+        "another request for this server is in progress, or goes first"
     );
     queue.by_hand(&to("running", elsewhere)).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight, or goes first"
+        "another request for this server is in progress, or goes first"
     );
     queue.by_hand(&to("succeeded", first)).await;
     queue.by_hand(&to("running", second)).await;
 }
 
 #[tokio::test]
-async fn what_a_stranger_writes_into_the_daemons_columns_can_be_read_or_is_refused() {
+async fn a_strangers_value_in_a_daemon_column_is_readable_or_refused() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[]).await;
     for change in [
@@ -381,7 +381,7 @@ async fn a_producer_cannot_let_a_second_request_of_a_server_out() {
         let by_hand = format!("UPDATE power_requests SET gate = 'ready', in_line = 1 WHERE id = {id}");
         assert_eq!(
             queue.refused_by_hand(&by_hand).await,
-            "another request for this server is in flight, or goes first"
+            "another request for this server is in progress, or goes first"
         );
     }
     queue

@@ -1,7 +1,7 @@
 //! Reads what BMS shows of servers: one, or a page of the list. Pure: bytes in, values out.
 //!
-//! Owns the reading of states, which several fields tell together. Does not say what a state means
-//! for a request.
+//! Owns the reading of states, which depend on several fields. Does not say what a state means for
+//! a request.
 
 use serde::Deserialize;
 
@@ -30,11 +30,11 @@ pub struct Entries {
 /// nobody missing.
 pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> {
     #[derive(Deserialize)]
-    struct Page<'a> {
+    struct ListBody<'a> {
         #[serde(borrow)]
-        servers: Servers<'a>,
+        servers: CountedServers<'a>,
     }
-    let Some(page) = answer.success::<Page<'_>>() else {
+    let Some(page) = answer.success::<ListBody<'_>>() else {
         return Err(answer.error(CallKind::Read, now));
     };
     let listed = page
@@ -56,11 +56,11 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> 
 /// `asked`.
 pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Sighting, CallError> {
     #[derive(Deserialize)]
-    struct Shown<'a> {
+    struct ShowBody<'a> {
         #[serde(borrow)]
-        server: ServerBody<'a>,
+        server: BmsServerBody<'a>,
     }
-    let shown: Option<Shown<'_>> = answer.success();
+    let shown: Option<ShowBody<'_>> = answer.success();
     let shown = shown.filter(|body| {
         body.server
             .id
@@ -87,22 +87,22 @@ fn is_missing(status: u16, error: &CallError) -> bool {
     said || (not_found && cloud_codes::origin(&error.code) != CodeOrigin::Gateway)
 }
 
-struct Servers<'a> {
-    listed: Vec<ServerBody<'a>>,
+struct CountedServers<'a> {
+    listed: Vec<BmsServerBody<'a>>,
     count: usize,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Servers<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for CountedServers<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut listed = Vec::new();
-        let count = each_object(deserializer, |body: ServerBody<'a>| listed.push(body))?;
+        let count = each_object(deserializer, |body: BmsServerBody<'a>| listed.push(body))?;
         Ok(Self { listed, count })
     }
 }
 
 /// The fields that tell a server's state, under their v1 and their v1.1 names.
 #[derive(Deserialize, Default)]
-struct ServerBody<'a> {
+struct BmsServerBody<'a> {
     #[serde(borrow, default)]
     id: Text<'a>,
     #[serde(borrow, default)]
@@ -123,7 +123,7 @@ struct ServerBody<'a> {
     locked: Text<'a>,
 }
 
-impl ServerBody<'_> {
+impl BmsServerBody<'_> {
     /// The server's state; none if it is deleted.
     fn view(&self) -> Option<ServerView> {
         let status = self.status.get().map(str::to_ascii_uppercase);
@@ -146,10 +146,8 @@ impl ServerBody<'_> {
             .locked
             .get()
             .is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
-        let (power, activity) = (
-            power(status, vm_state.as_deref(), power_state),
-            activity(status, vm_state.as_deref(), task.as_deref()),
-        );
+        let power = power(status, vm_state.as_deref(), power_state);
+        let activity = activity(status, vm_state.as_deref(), task.as_deref());
         Some(ServerView {
             locked,
             ..ServerView::of(power, activity)
@@ -157,19 +155,19 @@ impl ServerBody<'_> {
     }
 }
 
-/// What one field says of the power.
+/// What one field says about the power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hint {
     /// It says so.
     Is(Power),
     /// Nothing: absent, or a word about an activity.
     Silent,
-    /// A word that no document lists, so nothing may be concluded.
+    /// A word that no document lists, so nothing can be concluded.
     Strange,
 }
 
-/// Three fields together: all that say something must agree, and `status` must have a second
-/// witness, because alone it is `ACTIVE` also while stopping and deleting, and `SHUTOFF` also while
+/// Three fields together: all that say something must agree, and another field must confirm
+/// `status`, because it is also `ACTIVE` while stopping and deleting, and also `SHUTOFF` while
 /// starting.
 fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Power {
     let said = [
@@ -177,7 +175,7 @@ fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Pow
         vm_hint(vm_state),
         power_hint(power_state),
     ];
-    // A faulty server's other fields show what it was before, or what is left of it.
+    // A faulty server's other fields show its earlier state, or remains of it.
     if said[0] == Hint::Is(Power::Faulty) {
         return Power::Faulty;
     }
@@ -188,10 +186,8 @@ fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Pow
     let Some(first) = witnesses.next() else {
         return Power::Unclear;
     };
-    let (agreed, alone) = (
-        witnesses.clone().all(|power| power == first),
-        witnesses.next().is_none(),
-    );
+    let agreed = witnesses.clone().all(|power| power == first);
+    let alone = witnesses.next().is_none();
     let during_reboot = is_reboot(status);
     if said.contains(&Hint::Strange) || !agreed || (alone && !during_reboot) {
         Power::Unclear
@@ -236,8 +232,8 @@ fn is_reboot(status: &str) -> bool {
     status.eq_ignore_ascii_case("REBOOT") || status.eq_ignore_ascii_case("HARD_REBOOT")
 }
 
-/// `task_state` tells; it is absent or null while nothing is done. Some states show an activity by
-/// themselves.
+/// `task_state` shows the activity; it is absent or null while there is none. Some states show an
+/// activity themselves.
 fn activity(status: &str, vm_state: Option<&str>, task_state: Option<&str>) -> Activity {
     match task_state.map(|task| task.replace('-', "_")).as_deref() {
         Some("powering_on") => Activity::PoweringOn,

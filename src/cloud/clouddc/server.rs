@@ -1,9 +1,8 @@
 //! Reads what CloudDC shows of physical servers: one, or a page of the list. Pure: bytes in, values
 //! out.
 //!
-//! Owns the reading of states, which `power_state` and `operation_state` tell together. Does not
-//! say what a state means for a request: above all not whether an operation that has ended is the
-//! one that was asked for.
+//! Owns the reading of states from `power_state` and `operation_state`. Does not say what a state
+//! means for a request; in particular not whether an operation that has ended is the requested one.
 
 use serde::{Deserialize, Deserializer};
 
@@ -42,25 +41,24 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Page<String>, CallEr
     })
 }
 
-/// One server, by itself as documented or inside `{"server": …}`. `Missing`: a 404 in the service's
-/// own words (see `is_missing`).
+/// One server, alone as documented or inside `{"server": …}`. `Missing`: a 404 in the service's own
+/// words (see `is_missing`).
 ///
-/// # Errors
-/// As any read; `Unavailable` for a success that is unreadable, shows another server than `asked`,
-/// or shows none: an object that says nothing must not pass for a server that has had no operation.
+/// # Errors As any read; `Unavailable` for a success that is unreadable, shows another server than
+/// `asked`, or shows none: an empty object must not count as a server that has had no operation.
 pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Sighting, CallError> {
     #[derive(Deserialize)]
     struct Wrapped<'a> {
         #[serde(borrow, deserialize_with = "an_object")]
-        server: ServerBody<'a>,
+        server: CloudDcServerBody<'a>,
     }
     let bare = answer
-        .success::<ServerBody<'_>>()
-        .filter(ServerBody::says_something);
+        .success::<CloudDcServerBody<'_>>()
+        .filter(CloudDcServerBody::says_something);
     let shown = bare.or_else(|| {
-        Some(answer.success::<Wrapped<'_>>()?.server).filter(ServerBody::says_something)
+        Some(answer.success::<Wrapped<'_>>()?.server).filter(CloudDcServerBody::says_something)
     });
-    let asked_for = |body: &ServerBody<'_>| {
+    let asked_for = |body: &CloudDcServerBody<'_>| {
         body.id
             .get()
             .is_none_or(|id| id.eq_ignore_ascii_case(&asked.0))
@@ -76,10 +74,10 @@ pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Si
     }
 }
 
-/// No document names a code for "no such server", so only a 404 can say it, and only in the one
-/// shape that is documented for this service: `error_code` and `error_msg`. A gateway, a proxy or a
-/// web server that does not know the path has its own codes or another shape, and would otherwise
-/// make every server of a project disappear.
+/// No document names a code for "no such server", so only a 404 means it, and only in the one shape
+/// that is documented for this service: `error_code` and `error_msg`. A gateway, a proxy or a web
+/// server that does not know the path has its own codes or another shape, and would otherwise make
+/// every server of a project disappear.
 fn is_missing(answer: &Answer, error: &CallError) -> bool {
     #[derive(Deserialize)]
     struct Refusal<'a> {
@@ -106,7 +104,7 @@ struct Servers(Vec<Listed>);
 impl<'de> Deserialize<'de> for Servers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut servers = Vec::new();
-        each_object(deserializer, |body: ServerBody<'de>| {
+        each_object(deserializer, |body: CloudDcServerBody<'de>| {
             servers.extend(
                 body.id
                     .get()
@@ -131,7 +129,7 @@ struct PageInfo<'a> {
 /// the service refuse power actions, and a server wrongly called locked would fail its request with
 /// evidence; if one does refuse, the answer to the call says so.
 #[derive(Deserialize, Default)]
-struct ServerBody<'a> {
+struct CloudDcServerBody<'a> {
     #[serde(borrow, default)]
     id: Text<'a>,
     #[serde(borrow, default)]
@@ -142,7 +140,7 @@ struct ServerBody<'a> {
     error: ServerError<'a>,
 }
 
-impl ServerBody<'_> {
+impl CloudDcServerBody<'_> {
     fn says_something(&self) -> bool {
         [&self.id, &self.power_state, &self.operation_state]
             .iter()
@@ -150,11 +148,12 @@ impl ServerBody<'_> {
     }
 
     fn view(&self) -> ServerView {
-        let (power_word, operation_word) = (self.power_state.get(), self.operation_state.get());
+        let power_word = self.power_state.get();
+        let operation_word = self.operation_state.get();
         let (power, by_power) = read_power(power_word);
         let (operation, by_operation) = read_operation(operation_word);
         let activity = match (by_power, by_operation) {
-            // Without either word, nothing is known of the server: not even that nothing goes on.
+            // Without either word nothing is known of the server, not even that it is idle.
             (None, None) if power_word.or(operation_word).is_none() => Activity::Other,
             (None, None) => Activity::Idle,
             (Some(activity), None) | (None, Some(activity)) => activity,
@@ -169,10 +168,10 @@ impl ServerBody<'_> {
     }
 }
 
-/// The power, and the activity if the word names one: older documents have words for a server on
-/// its way.
+/// The power, and the activity if the word names one: older documents have words for a server in
+/// transition.
 ///
-/// On its way its power is unclear: of `powering-on` nobody knows whether it is on by now.
+/// In transition its power is unclear: a server that is `powering-on` may or may not be on already.
 /// `unknown` is what the overview counts servers under whose power it cannot tell; any other word
 /// may be an activity that no document lists.
 fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
@@ -196,8 +195,8 @@ fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
     }
 }
 
-/// The last operation, and the activity while it is being done. A word that no document lists tells
-/// of an operation, but not of which, nor whether it has ended.
+/// The last operation, and the activity while it is being done. A word that no document lists shows
+/// that there was an operation, but not which one, nor whether it has ended.
 fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
     let Some(word) = word else {
         return (None, None);
@@ -230,7 +229,7 @@ fn operation_prefix(action: PowerAction) -> &'static str {
     }
 }
 
-/// What the service says is wrong with a server; empty where it says nothing.
+/// The error that the service reports for a server; empty if there is none.
 #[derive(Deserialize, Default)]
 struct ServerError<'a> {
     #[serde(borrow, default)]

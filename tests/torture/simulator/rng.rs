@@ -1,30 +1,25 @@
-//! Seeded chance for schedules: the same seed gives the same run. Stays away from the machine's own
-//! entropy and clock.
+//! Chance for schedules: the simulated cloud's stream of numbers, in the units of a schedule.
 
 use std::time::Duration;
 
-/// SplitMix64: tiny, fast and even enough for schedules; not for secrets.
+use poweryard::sim;
+
+/// The same seed gives the same run.
 #[derive(Debug, Clone)]
-pub(super) struct Rng(u64);
+pub(super) struct Rng(sim::Rng);
 
 impl Rng {
     pub(super) fn new(seed: u64) -> Self {
-        let mut rng = Self(seed ^ 0x7061_7264_7961_7264);
-        rng.next();
-        rng
+        Self(sim::Rng::new(seed, "schedule"))
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     /// A whole number from `low` to `high`, both included.
     pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high.saturating_sub(low) + 1)
+        self.0.between(low, high)
     }
 
     /// True in so many of a thousand cases.
@@ -39,8 +34,7 @@ impl Rng {
 
     /// One of them; none of an empty slice.
     pub(super) fn pick<'a, T>(&mut self, among: &'a [T]) -> Option<&'a T> {
-        let last = among.len().checked_sub(1)?;
-        among.get(self.between(0, last as u64) as usize)
+        self.0.pick(among)
     }
 
     /// A place in a list of `len` items, which is not empty.

@@ -11,7 +11,7 @@ use super::Broken;
 use super::draw::Roughness;
 use super::facts::{Facts, Moment, Wish};
 use super::rng::Rng;
-use crate::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
+use poweryard::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
 /// What the producers may name.
 pub(super) struct Producers {
@@ -24,6 +24,8 @@ pub(super) struct Producers {
     misspelt: u64,
     /// Targets that nobody configured, each named by a row of its own, in one go.
     flood: u64,
+    /// Of a thousand requests, so many are reboots, whatever else is drawn.
+    reboots: u64,
     inserted: u64,
     patient: bool,
 }
@@ -35,6 +37,7 @@ impl Producers {
             meddling,
             misspelt,
             flood,
+            reboots,
             ..
         } = rough;
         Self {
@@ -43,6 +46,7 @@ impl Producers {
             meddling,
             misspelt,
             flood,
+            reboots,
             inserted: 0,
             patient: true,
         }
@@ -240,7 +244,11 @@ impl Producers {
         } else {
             None
         };
-        let action = one_action.unwrap_or_else(|| action(rng));
+        let action = if rng.permille(self.reboots) {
+            PowerAction::Reboot
+        } else {
+            one_action.unwrap_or_else(|| action(rng))
+        };
         Wish {
             target,
             server,

@@ -16,11 +16,11 @@ use super::producer::{self, Producers};
 use super::rng::Rng;
 use super::wire::Cloud;
 use super::{Broken, Summary, audit, connect, rules};
-use crate::daemon::{Finished, Round, Task};
-use crate::model::{BatchState, JobId, UtcMillis};
-use crate::settings::TargetSettings;
-use crate::sim::World;
-use crate::store::StoreError;
+use poweryard::daemon::{Finished, Round, SAFETY_INTERVAL, Task};
+use poweryard::model::Batch;
+use poweryard::model::{BatchState, JobId, UtcMillis};
+use poweryard::settings::TargetSettings;
+use poweryard::sim::World;
 
 mod calls;
 mod copies;
@@ -41,10 +41,11 @@ const IDLE_ROUNDS_SPAN: Duration = Duration::from_secs(120);
 const CRASHES_MAX: u64 = 60;
 /// How often somebody sets the clock in one run, at most.
 const CLOCK_STEPS_MAX: u64 = 4;
-/// As `daemon::run` looks at the queue without any news.
-const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
-/// As `daemon::run` waits when the database fails: first, and at most.
-const TROUBLE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Of a thousand rounds in which nothing can be due, so many are made: the others would only cost
+/// time, and they would find what nobody had set a time for.
+const SAFETY_ROUNDS: u64 = 60;
+/// How long a start waits for a lock before it tries again.
+const START_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where exactly a daemon is to die, once, counted from the beginning of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,8 @@ struct Flight {
 enum Stage {
     Out(Task),
     Back(Finished),
+    /// A stop came before the call was begun.
+    Unsent(Batch),
 }
 
 /// What may happen next.
@@ -93,7 +96,6 @@ pub(super) struct Machine<'a> {
     wake_at: Option<UtcMillis>,
     act_at: Option<UtcMillis>,
     locked_until: Option<UtcMillis>,
-    trouble: Duration,
     end_at: Option<Point>,
     calls: u64,
     idle_rounds: u32,
@@ -113,8 +115,8 @@ pub(super) struct Machine<'a> {
     secrets_since: UtcMillis,
     /// The longest that the secrets were wrong without a break.
     wrong_for: Duration,
-    /// The daemon was asked to stop, and until when it waits for answers that cannot be stored.
-    stopping: Option<UtcMillis>,
+    /// Somebody asks the daemon to stop, at the latest after its next round.
+    is_halting: bool,
     /// A producer has written since.
     acted: bool,
     /// The queue as somebody has copied it.
@@ -161,7 +163,6 @@ impl<'a> Machine<'a> {
             wake_at: Some(BEGIN),
             act_at: Some(BEGIN),
             locked_until: None,
-            trouble: Duration::ZERO,
             end_at,
             calls: 0,
             idle_rounds: 0,
@@ -174,7 +175,7 @@ impl<'a> Machine<'a> {
             secrets: Secrets::Right,
             secrets_since: BEGIN,
             wrong_for: Duration::ZERO,
-            stopping: None,
+            is_halting: false,
             acted: false,
             copy: None,
             summary: Summary::default(),
@@ -345,8 +346,12 @@ impl<'a> Machine<'a> {
         let now = self.now().max(next);
         self.cloud.set_now(now);
         let due = |at: Option<UtcMillis>| at.is_some_and(|at| at <= now);
+        let takes_answers = self.takes_answers();
         let mut events: Vec<Event> = (0..self.flights.len())
-            .filter(|&i| self.flights[i].at <= now)
+            .filter(|&i| {
+                let flight = &self.flights[i];
+                flight.at <= now && (takes_answers || matches!(flight.stage, Stage::Out(_)))
+            })
             .map(Event::Flight)
             .collect();
         events.extend(due(self.wake_at).then_some(Event::Round));
@@ -375,20 +380,32 @@ impl<'a> Machine<'a> {
         if self.daemon.is_none() {
             return self.start().await;
         }
-        if let Some(until) = self.stopping {
-            return self.finish_stop(until).await;
+        if self.is_stopping() {
+            return self.go_on_stopping().await;
         }
         let Some(daemon) = self.daemon.as_mut() else {
             return Ok(());
         };
         let before = self.fuse.commits();
+        if self.is_halting {
+            let more = self.rng.between(1, 4);
+            self.fuse.halt(more, daemon.dispatcher.halt());
+        }
         let round = daemon.dispatcher.round(self.cloud.moment()).await;
         self.learn().await?;
         if self.fuse.is_blown() {
             return self.crash("before a commit, in a round").await;
         }
+        if self.is_halting {
+            // At the latest now: between the round and the calls that it asks for.
+            self.halt();
+        }
         let progress = self.fuse.commits() > before || !round.tasks.is_empty();
-        self.after_round(round, progress, now)
+        self.after_round(round, progress, now)?;
+        if self.is_halting {
+            self.begin_stop();
+        }
+        Ok(())
     }
 
     fn after_round(&mut self, round: Round, progress: bool, now: UtcMillis) -> Result<(), Broken> {
@@ -402,34 +419,51 @@ impl<'a> Machine<'a> {
                 "the daemon spins: {IDLE_ROUNDS_MAX} rounds without anything to do"
             )));
         }
-        match &round.trouble {
-            None => {
-                self.trouble = Duration::ZERO;
-                self.wake_at = round.wake_at.map(|at| self.cloud.true_time(at).max(now));
+        let Round {
+            tasks,
+            wake_at,
+            trouble,
+        } = round;
+        self.wake_at = match trouble {
+            None => self.wake_after(wake_at),
+            Some(error) => {
+                self.say(|| format!("the daemon waits: {error}"));
+                let turns = self.daemon.as_mut().map(|daemon| &mut daemon.turns);
+                let wait = turns.and_then(|turns| turns.after_failed_round(&error));
+                let gives_up = || Broken(format!("the daemon gives up: {error}"));
+                Some(now + wait.ok_or_else(gives_up)?)
             }
-            Some(error) => self.endure(error)?,
-        }
+        };
         let wake_at = self.wake_at;
-        self.say(|| format!("round: {} tasks, next {wake_at:?}", round.tasks.len()));
-        for task in round.tasks {
-            self.launch(task, now)?;
-        }
-        Ok(())
+        self.say(|| format!("round: {} tasks, next {wake_at:?}", tasks.len()));
+        tasks
+            .into_iter()
+            .try_for_each(|task| self.launch(task, now))
     }
 
-    /// The passing failures of a database are waited out, as `daemon::run` does.
-    fn endure(&mut self, error: &StoreError) -> Result<(), Broken> {
-        if !error.is_passing() {
-            return Err(Broken(format!("the daemon gives up: {error}")));
-        }
-        self.trouble = if self.trouble.is_zero() {
-            TROUBLE.0
+    /// When the round after a good one comes, if nothing happens before.
+    fn wake_after(&mut self, due_at: Option<UtcMillis>) -> Option<UtcMillis> {
+        let now = self.now();
+        let utc = self.cloud.moment().utc;
+        let turns = self.daemon.as_mut().map(|daemon| &mut daemon.turns)?;
+        let wait = turns.after_round(due_at, utc);
+        if wait == SAFETY_INTERVAL && !self.rng.permille(SAFETY_ROUNDS) {
+            due_at.map(|at| self.cloud.true_time(at).max(now))
         } else {
-            (self.trouble * 2).min(TROUBLE.1)
-        };
-        self.wake_at = Some(self.now() + self.trouble);
-        self.say(|| format!("the daemon waits: {error}"));
-        Ok(())
+            Some(now + wait)
+        }
+    }
+
+    /// False while a round comes before the next answer.
+    fn takes_answers(&self) -> bool {
+        let takes = |daemon: &Daemon| daemon.stop.is_some() || daemon.turns.takes_answers();
+        self.daemon.as_ref().is_none_or(takes)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.stop.is_some())
     }
 
     async fn start(&mut self) -> Result<(), Broken> {
@@ -448,7 +482,11 @@ impl<'a> Machine<'a> {
                 self.facts.reloaded(&self.plan.limits());
             }
             Err(_) if self.fuse.is_blown() => self.crash("before a commit, while starting").await?,
-            Err(error) => self.endure(&error)?,
+            Err(error) if error.is_passing() => {
+                self.say(|| format!("the start waits: {error}"));
+                self.wake_at = Some(self.now() + START_AGAIN);
+            }
+            Err(error) => return Err(Broken(format!("no daemon starts: {error}"))),
         }
         Ok(())
     }

@@ -7,11 +7,11 @@ use super::Broken;
 use super::audit::Move;
 use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
 use super::wire::Cloud;
-use crate::model::{
-    AttemptResult, BatchState, Budget, Evidence, PowerAction, RequestState, ServerId, TargetName,
-    UtcMillis,
+use poweryard::model::Budget;
+use poweryard::model::{
+    AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis,
 };
-use crate::sim::OnOff;
+use poweryard::sim::OnOff;
 
 /// The configured bounds that a run is held to.
 #[derive(Debug, Clone)]
@@ -549,6 +549,22 @@ fn check_end(
             let told =
                 |batch: &BatchFacts| batch.carried.contains(&id) && !batch.denied.contains(&id);
             let honest = !facts.batches.values().any(told) || moved.code == "poweryard.not_running";
+            // No refusal of a reboot is believed before looks have disproved it.
+            let is_refused_reboot =
+                evidence == Some(Evidence::Refused) && request.wish.action == PowerAction::Reboot;
+            hold!(
+                !is_refused_reboot || facts.times_carried(id) == 0,
+                "request {id} failed as a refused reboot ({}), but the cloud had begun it",
+                moved.code
+            );
+            // Who says that a server was rebooted and did not come back has seen its reboot.
+            let claims_reboot =
+                moved.code == "poweryard.not_running" && request.wish.action == PowerAction::Reboot;
+            let touched = facts.touched.contains(&request.wish.server);
+            hold!(
+                !claims_reboot || touched || facts.times_carried(id) > 0,
+                "request {id} failed as a reboot that was seen, but the cloud made none"
+            );
             // What is seen may be the end of another operation, of which a copy that was put back
             // knows nothing.
             let by_another = evidence == Some(Evidence::Observed)

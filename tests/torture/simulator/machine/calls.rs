@@ -6,14 +6,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Flight, Machine, Point, Stage};
-use crate::cloud::Observed;
-use crate::daemon::{Finished, Task};
-use crate::model::{CallError, Fault, ServerId, Tracking, UtcMillis};
-use crate::torture::Broken;
-use crate::torture::facts::Departure;
+use crate::simulator::Broken;
+use crate::simulator::facts::Departure;
+use poweryard::cloud::Observed;
+use poweryard::daemon::{Begun, Finished, Task};
+use poweryard::model::Batch;
+use poweryard::model::{CallError, Fault};
+use poweryard::model::{ServerId, Tracking, UtcMillis};
 
 impl Machine<'_> {
     pub(super) fn launch(&mut self, task: Task, now: UtcMillis) -> Result<(), Broken> {
+        let task = match task.begin(self.is_halted()) {
+            Begun::Leaves(task) => task,
+            Begun::Stays(batch) => {
+                self.flights.push(Flight {
+                    at: now,
+                    stage: Stage::Unsent(batch),
+                    orphaned: false,
+                });
+                return Ok(());
+            }
+        };
         if let Task::Submit { batch, .. } = &task {
             let members: BTreeMap<i64, ServerId> = batch
                 .members
@@ -52,6 +65,7 @@ impl Machine<'_> {
         match flight.stage {
             Stage::Out(task) => self.carry_out(task, flight.orphaned).await,
             Stage::Back(finished) => self.deliver(finished).await,
+            Stage::Unsent(batch) => self.return_unsent(batch).await,
         }
     }
 
@@ -144,23 +158,39 @@ impl Machine<'_> {
             .dispatcher
             .finish(finished, self.cloud.moment())
             .await;
+        daemon.turns.answer_taken();
         self.learn().await?;
         if self.fuse.is_blown() {
             return self.crash("before a commit, after an answer").await;
         }
+        if let Err(error) = outcome {
+            return Err(Broken(format!("an answer ends the daemon: {error}")));
+        }
         self.idle_rounds = 0;
-        match outcome {
-            Ok(()) => {
-                self.wake_at = Some(self.cloud.now());
-                if let Some((batch, wait)) = asked_to_wait {
-                    let is_plain = self.cloud.clock() == 0 && self.plan.rough.lock == 0;
-                    self.facts
-                        .asked_to_wait(batch, wait.filter(|_| is_plain), self.moment());
-                }
-            }
-            Err(error) => self.endure(&error)?,
+        self.wake_at = Some(self.cloud.now());
+        if let Some((batch, wait)) = asked_to_wait {
+            let is_plain = self.cloud.clock() == 0 && self.plan.rough.lock == 0;
+            self.facts
+                .asked_to_wait(batch, wait.filter(|_| is_plain), self.moment());
         }
         Ok(())
+    }
+
+    /// The daemon learns of a call that it has not begun.
+    async fn return_unsent(&mut self, batch: Batch) -> Result<(), Broken> {
+        self.say(|| format!("not begun: batch {}", batch.id));
+        self.facts.not_sent(batch.id.0);
+        let now = self.moment().utc;
+        let Some(daemon) = self.daemon.as_mut() else {
+            return Ok(());
+        };
+        let outcome = daemon.dispatcher.not_begun(batch, now).await;
+        self.learn().await?;
+        if self.fuse.is_blown() {
+            return self.crash("before a commit, with a call not begun").await;
+        }
+        self.wake_at = Some(self.cloud.now());
+        outcome.map_err(|error| Broken(format!("a call not begun ends the daemon: {error}")))
     }
 
     /// The daemon is gone from one moment to the next. A call that has left may still arrive.
@@ -179,15 +209,14 @@ impl Machine<'_> {
         if let Some(daemon) = self.daemon.take() {
             daemon.end().await;
         }
-        self.fuse.mend();
-        self.stopping = None;
+        self.fuse.replace();
+        self.is_halting = false;
         let pause = if self.rng.permille(700) {
             0
         } else {
             self.rng.between(0, 20_000)
         };
         self.wake_at = Some(self.now() + Duration::from_millis(pause));
-        self.trouble = Duration::ZERO;
         self.copy_or_restore().await
     }
 }

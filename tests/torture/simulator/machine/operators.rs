@@ -3,21 +3,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Machine, Stage};
-use crate::daemon::{Finished, ReloadError, Task};
-use crate::model::UtcMillis;
-use crate::settings::{Settings, TargetSettings};
-use crate::store::{QueueLock, StoreError};
-use crate::torture::Broken;
-use crate::torture::daemon::Secrets;
-use crate::torture::draw::SETTLE_MORE;
-
-/// As `daemon::run` waits for answers that cannot be stored.
-const UNSAVED_PATIENCE: Duration = Duration::from_secs(30);
-/// As it tries again meanwhile.
-const TROUBLE_WAIT: Duration = Duration::from_millis(250);
+use crate::simulator::Broken;
+use crate::simulator::daemon::{Daemon, Secrets};
+use crate::simulator::draw::SETTLE_MORE;
+use poweryard::daemon::{Finished, ReloadError, Stop, StopStep, Unsaved};
+use poweryard::settings::{Settings, TargetSettings};
+use poweryard::store::{QueueLock, StoreError};
 
 impl Machine<'_> {
     /// One of these acts.
@@ -35,7 +30,7 @@ impl Machine<'_> {
                 self.reload().await
             }
             4..=6 => {
-                self.begin_stop();
+                self.ask_to_stop();
                 Ok(())
             }
             7 | 8 => self.prune().await,
@@ -86,7 +81,7 @@ impl Machine<'_> {
         self.facts.disturbed();
         // New secrets are tried at once.
         self.facts.asked_until.clear();
-        if self.stopping.is_some() {
+        if self.is_stopping() {
             return Ok(());
         }
         let Some(daemon) = self.daemon.as_mut() else {
@@ -115,45 +110,101 @@ impl Machine<'_> {
         }
     }
 
-    /// A SIGTERM: no new calls; reads are cut short; submits are waited for.
-    fn begin_stop(&mut self) {
-        if self.daemon.is_none() || self.stopping.is_some() {
+    /// A SIGTERM: while the daemon waits, or in the middle of its next round.
+    fn ask_to_stop(&mut self) {
+        if self.daemon.is_none() || self.is_stopping() {
             return;
         }
+        if self.rng.permille(500) {
+            self.is_halting = true;
+            self.wake_at = Some(self.now());
+        } else {
+            self.halt();
+            self.begin_stop();
+        }
+    }
+
+    /// From now on the daemon makes no intent and begins no call.
+    pub(super) fn halt(&mut self) {
+        if let Some(daemon) = self.daemon.as_ref() {
+            daemon.dispatcher.halt().store(true, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn is_halted(&self) -> bool {
+        let is_halted = |daemon: &Daemon| daemon.dispatcher.halt().load(Ordering::SeqCst);
+        self.daemon.as_ref().is_some_and(is_halted)
+    }
+
+    /// Reads are cut short; submits are waited for.
+    pub(super) fn begin_stop(&mut self) {
         self.say(|| "the daemon is asked to stop".to_owned());
-        self.stopping = Some(self.now() + UNSAVED_PATIENCE + self.longest_call());
-        let is_submit = |stage: &Stage| match stage {
-            Stage::Out(task) => matches!(task, Task::Submit { .. }),
+        self.is_halting = false;
+        if let Some(daemon) = self.daemon.as_mut() {
+            daemon.stop = Some(Stop::default());
+        }
+        let is_waited_for = |stage: &Stage| match stage {
+            Stage::Out(task) => task.is_waited_for(),
             Stage::Back(finished) => matches!(finished, Finished::Submitted { .. }),
+            Stage::Unsent(_) => true,
         };
         self.flights
-            .retain(|flight| flight.orphaned || is_submit(&flight.stage));
+            .retain(|flight| flight.orphaned || is_waited_for(&flight.stage));
         self.wake_at = Some(self.now());
     }
 
-    /// The next step of a stop: the process ends once every answer has come and is stored, or
-    /// patience is over.
-    pub(super) async fn finish_stop(&mut self, until: UtcMillis) -> Result<(), Broken> {
-        if self.flights.iter().any(|flight| !flight.orphaned) {
-            // The answer wakes it.
-            self.wake_at = None;
-            return Ok(());
-        }
-        let (now, moment) = (self.now(), self.cloud.moment().utc);
+    /// The next step of a stop.
+    pub(super) async fn go_on_stopping(&mut self) -> Result<(), Broken> {
+        let calls = self.flights.iter().filter(|flight| !flight.orphaned);
+        let calls = calls.count();
+        let moment = self.cloud.moment();
         let Some(daemon) = self.daemon.as_mut() else {
             return Ok(());
         };
-        let saved = daemon.stop(moment).await;
-        self.learn().await?;
-        if self.fuse.is_blown() {
-            return self.crash("before a commit, while stopping").await;
-        }
-        if saved.is_err() && now < until {
-            self.wake_at = Some(now + TROUBLE_WAIT);
+        let Some(stop) = daemon.stop.as_mut() else {
             return Ok(());
+        };
+        match stop.next(calls, daemon.dispatcher.unsaved(), moment.steady) {
+            // The answer wakes it.
+            StopStep::AwaitCalls => self.wake_at = None,
+            StopStep::End => return self.end_stop(true).await,
+            StopStep::Save => {
+                let saved = daemon.dispatcher.save_answers(moment.utc).await;
+                let left = daemon.dispatcher.unsaved_submits();
+                let after = stop.after_failed_save(left, moment.steady);
+                self.learn().await?;
+                if self.fuse.is_blown() {
+                    return self.crash("before a commit, while stopping").await;
+                }
+                let now = self.now();
+                match after {
+                    _ if saved.is_ok() => self.wake_at = Some(now),
+                    Unsaved::TryAgain(wait) => self.wake_at = Some(now + wait),
+                    Unsaved::Leave => return self.end_stop(true).await,
+                    Unsaved::GiveUp => return self.end_stop(false).await,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The process ends, in order or with an error.
+    async fn end_stop(&mut self, in_order: bool) -> Result<(), Broken> {
+        if let Some(daemon) = self.daemon.as_ref().filter(|_| in_order) {
+            let ended = daemon.end_epoch().await;
+            self.learn().await?;
+            if self.fuse.is_blown() {
+                return self.crash("before a commit, at the end of a stop").await;
+            }
+            match ended {
+                Err(error) if !error.is_passing() => {
+                    return Err(Broken(format!("a stop fails: {error}")));
+                }
+                _ => {}
+            }
         }
         self.say(|| "the daemon has stopped".to_owned());
-        self.stopping = None;
+        self.fuse.replace();
         self.summary.stops += 1;
         self.facts.crashed();
         if let Some(daemon) = self.daemon.take() {
@@ -164,18 +215,8 @@ impl Machine<'_> {
         } else {
             self.rng.millis(0, 60_000)
         };
-        self.wake_at = Some(now + pause);
+        self.wake_at = Some(self.now() + pause);
         self.copy_or_restore().await
-    }
-
-    fn longest_call(&self) -> Duration {
-        self.plan
-            .settings
-            .targets
-            .iter()
-            .map(|target| target.request_timeout)
-            .max()
-            .unwrap_or_default()
     }
 
     /// Somebody prunes what has ended, however young it is.
@@ -183,7 +224,7 @@ impl Machine<'_> {
         let age = self.rng.millis(0, 120_000);
         let now = self.cloud.moment().utc;
         let cutoff = now.before(age);
-        let Some(daemon) = self.daemon.as_ref().filter(|_| self.stopping.is_none()) else {
+        let Some(daemon) = self.daemon.as_ref().filter(|daemon| daemon.stop.is_none()) else {
             return Ok(());
         };
         let pruned = daemon.prune(cutoff, now).await;

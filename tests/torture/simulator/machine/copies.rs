@@ -5,10 +5,10 @@
 use std::path::Path;
 
 use super::Machine;
-use crate::store::Desk;
-use crate::store::desk::Access;
-use crate::torture::facts::Facts;
-use crate::torture::{Broken, connect};
+use crate::simulator::facts::Facts;
+use crate::simulator::{Broken, connect};
+use poweryard::store::Desk;
+use poweryard::store::desk::Access;
 
 /// The queue's file as it was, and what was true then.
 pub(super) struct Copy {
@@ -82,7 +82,8 @@ impl Machine<'_> {
         if self.daemon.is_none() || !self.facts.awaits_release || self.locked_until.is_some() {
             return Ok(());
         }
-        let failed = |error: crate::store::StoreError| Broken(format!("cannot release: {error}"));
+        let failed =
+            |error: poweryard::store::StoreError| Broken(format!("cannot release: {error}"));
         let dropped = self.rng.permille(500);
         let mut desk = Desk::open(&self.path, Access::Write)
             .await

@@ -1,6 +1,6 @@
-//! The proof by simulation: runs the real dispatcher and the real store under a virtual clock
-//! against the simulated cloud, in process, and checks the promises of the contract after every
-//! step.
+//! The proof by simulation: runs the real dispatcher, the decisions of the real loop
+//! (`daemon::Turns`, `daemon::Stop`) and the real store under a virtual clock against the simulated
+//! cloud, in process, and checks the promises of the contract after every step.
 //!
 //! ```text
 //!  seed ─▶ draw ──▶ machine ──round, finish──▶ Dispatcher ─▶ Store ─▶ a queue on a RAM disk
@@ -30,7 +30,7 @@ use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::runtime::Runtime;
 
-use crate::store::{Store, StoreOptions};
+use poweryard::store::{Store, StoreOptions};
 
 mod audit;
 mod daemon;
@@ -43,14 +43,14 @@ mod rng;
 mod rules;
 mod wire;
 
-pub use exhaustive::{KINDS, Points};
+pub(crate) use exhaustive::KINDS;
 
 use machine::Machine;
 
 /// A promise that does not hold, or a simulation that cannot go on; one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Broken(pub String);
+pub(crate) struct Broken(pub(crate) String);
 
 impl From<sqlx::Error> for Broken {
     fn from(error: sqlx::Error) -> Self {
@@ -60,13 +60,13 @@ impl From<sqlx::Error> for Broken {
 
 /// A run that broke a promise.
 #[derive(Debug, Clone)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Replays it.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Which promise, and how.
-    pub what: Broken,
+    pub(crate) what: Broken,
     /// What happened, step by step, if asked for.
-    pub trace: Vec<String>,
+    pub(crate) trace: Vec<String>,
 }
 
 impl fmt::Display for Failure {
@@ -79,32 +79,32 @@ impl std::error::Error for Failure {}
 
 /// What happened in a run that kept every promise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// How requests ended: state and evidence, and how many.
-    pub ends: std::collections::BTreeMap<String, u64>,
+    pub(crate) ends: std::collections::BTreeMap<String, u64>,
     /// Submit calls that reached the cloud.
-    pub submits: u64,
+    pub(crate) submits: u64,
     /// How often a daemon died.
-    pub crashes: u64,
+    pub(crate) crashes: u64,
     /// Steps of the simulation.
-    pub steps: u64,
+    pub(crate) steps: u64,
     /// Commits of the daemon.
-    pub commits: u64,
+    pub(crate) commits: u64,
     /// Calls of any kind that reached the cloud.
-    pub calls: u64,
+    pub(crate) calls: u64,
     /// How often a daemon was stopped in order.
-    pub stops: u64,
+    pub(crate) stops: u64,
     /// How often an earlier copy of the queue was put back.
-    pub restores: u64,
+    pub(crate) restores: u64,
     /// Requests for which there was evidence to be had; none of them ended `unknown`.
-    pub with_evidence: u64,
+    pub(crate) with_evidence: u64,
     /// Decided by the whole history: equal for equal runs.
-    pub digest: u64,
+    pub(crate) digest: u64,
 }
 
 impl Summary {
     /// Adds the counts of another run.
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         for (end, count) in &other.ends {
             *self.ends.entry(end.clone()).or_default() += count;
         }
@@ -121,7 +121,7 @@ impl Summary {
 }
 
 /// Runs seeds, one after another, each on a fresh queue. One for each thread.
-pub struct Simulator {
+pub(crate) struct Simulator {
     runtime: Runtime,
     folder: Folder,
     /// A queue as the daemon makes it, with the audit beside it.
@@ -133,7 +133,7 @@ impl Simulator {
     ///
     /// # Errors
     /// When files or the queue cannot be made.
-    pub fn new() -> Result<Self, Broken> {
+    pub(crate) fn new() -> Result<Self, Broken> {
         let io = |error: std::io::Error| Broken(format!("cannot prepare the simulation: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -154,7 +154,7 @@ impl Simulator {
     ///
     /// # Errors
     /// The promise that was broken; with `trace`, also what led there.
-    pub fn run(&self, seed: u64, trace: bool) -> Result<Summary, Failure> {
+    pub(crate) fn run(&self, seed: u64, trace: bool) -> Result<Summary, Failure> {
         self.run_with(seed, trace, |seed| {
             let mut rng = rng::Rng::new(seed);
             let plan = draw::plan(&mut rng)?;

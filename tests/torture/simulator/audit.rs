@@ -6,7 +6,7 @@
 use sqlx::SqliteConnection;
 
 use super::Broken;
-use crate::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState};
+use poweryard::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState};
 
 const INSTALL: [&str; 7] = [
     "CREATE TABLE audit (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id INTEGER, batch INTEGER, was TEXT, becomes TEXT,

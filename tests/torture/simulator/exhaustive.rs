@@ -6,11 +6,11 @@ use super::draw::{self, Plan};
 use super::machine::Point;
 use super::rng::Rng;
 use super::{Broken, Failure, Simulator, Summary};
-use crate::model::Service;
-use crate::sim::Scenario;
+use poweryard::model::Service;
+use poweryard::sim::Scenario;
 
 /// The kinds of scenarios: what happens to the first submit calls.
-pub const KINDS: [&str; 11] = [
+pub(crate) const KINDS: [&str; 11] = [
     "accepted",
     "lost",
     "lost before",
@@ -26,11 +26,11 @@ pub const KINDS: [&str; 11] = [
 
 /// How many points a scenario has at which a daemon can die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Points {
+pub(crate) struct Points {
     /// Commits.
-    pub commits: u64,
+    pub(crate) commits: u64,
     /// Calls to the cloud.
-    pub calls: u64,
+    pub(crate) calls: u64,
 }
 
 impl Simulator {
@@ -39,7 +39,7 @@ impl Simulator {
     ///
     /// # Errors
     /// The first broken promise; its `what` names the point.
-    pub fn run_every_crash(&self, kind: &str) -> Result<Points, Failure> {
+    pub(crate) fn run_every_crash(&self, kind: &str) -> Result<Points, Failure> {
         let whole = self.run_kind(kind, None)?;
         let points = Points {
             commits: whole.commits,
@@ -96,6 +96,7 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         flood: 0,
         way_max_ms: 200,
         requests: 6,
+        reboots: 0,
         act_gap_max_ms: 1_000,
         meddling: 0,
         copies: 0,

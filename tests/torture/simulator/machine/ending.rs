@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::Machine;
-use crate::model::Evidence;
-use crate::torture::{Broken, Summary};
+use crate::simulator::{Broken, Summary};
+use poweryard::model::Evidence;
 
 /// A daemon tries wrong secrets no more than four times within this.
 const WRONG_SECRETS_MAX: Duration = Duration::from_secs(6 * 60);

@@ -11,17 +11,20 @@ use tokio::sync::oneshot;
 
 use super::wire::{Cloud, SimWire};
 use super::{Broken, store_options};
-use crate::cloud::auth::{AccessKeys, Password};
-use crate::cloud::{self, Clock, Credentials, PowerCloud};
-use crate::daemon::{Dispatcher, Reload, ReloadError};
-use crate::model::UtcMillis;
-use crate::settings::{AuthSettings, Settings};
-use crate::sim::scenario;
-use crate::store::{Prune, QueueLock, Store, StoreError, StoreOptions};
+use poweryard::cloud::auth::{AccessKeys, Password};
+use poweryard::cloud::{self, Clock, Credentials, PowerCloud};
+use poweryard::daemon::{Dispatcher, Reload, ReloadError, Stop, Turns};
+use poweryard::model::{TargetName, UtcMillis};
+use poweryard::settings::{AuthSettings, Settings};
+use poweryard::sim::scenario;
+use poweryard::store::{Prune, QueueLock, Store, StoreError, StoreOptions};
 
 /// A daemon that lives.
 pub(super) struct Daemon {
     pub(super) dispatcher: Dispatcher,
+    pub(super) turns: Turns,
+    /// It was asked to stop.
+    pub(super) stop: Option<Stop>,
     store: Arc<Store>,
     lock: QueueLock,
 }
@@ -64,6 +67,8 @@ impl Daemon {
         match made {
             Ok(dispatcher) => Ok(Self {
                 dispatcher,
+                turns: Turns::default(),
+                stop: None,
                 store,
                 lock,
             }),
@@ -81,9 +86,8 @@ impl Daemon {
         drop(self.lock);
     }
 
-    /// The last steps of an orderly stop: the answers that wait are stored, and the epoch ends.
-    pub(super) async fn stop(&mut self, now: UtcMillis) -> Result<(), StoreError> {
-        self.dispatcher.save_answers(now).await?;
+    /// As `daemon::run` ends after an orderly stop.
+    pub(super) async fn end_epoch(&self) -> Result<(), StoreError> {
         self.store.end_epoch().await
     }
 
@@ -126,7 +130,7 @@ fn clouds(
     settings: &Settings,
     given: Secrets,
     simulated: &Cloud,
-) -> Result<BTreeMap<crate::model::TargetName, Arc<dyn PowerCloud>>, Broken> {
+) -> Result<BTreeMap<TargetName, Arc<dyn PowerCloud>>, Broken> {
     let mut clouds: BTreeMap<_, Arc<dyn PowerCloud>> = BTreeMap::new();
     for target in &settings.targets {
         let mut secrets = scenario::Credentials::default();
@@ -168,6 +172,8 @@ pub(super) struct Fuse {
     /// 0: never.
     ends_before: AtomicU64,
     blown: AtomicBool,
+    /// After how many commits somebody asks the daemon to stop, and what tells it.
+    halts: Mutex<Option<(u64, Arc<AtomicBool>)>>,
     /// Commits that fail without ending the daemon: after so many others (0: none), so many.
     fails: Mutex<(u64, u64)>,
 }
@@ -186,13 +192,20 @@ impl Fuse {
             (self.commits() + more + 1, times);
     }
 
+    /// Somebody asks for a stop once `more` other commits are done.
+    pub(super) fn halt(&self, more: u64, halt: Arc<AtomicBool>) {
+        *self.halts.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((self.commits() + more, halt));
+    }
+
     /// The daemon is dead: nothing it writes any more counts.
     pub(super) fn is_blown(&self) -> bool {
         self.blown.load(Ordering::SeqCst)
     }
 
     /// For the next life.
-    pub(super) fn mend(&self) {
+    pub(super) fn replace(&self) {
+        *self.halts.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.ends_before.store(0, Ordering::SeqCst);
         self.blown.store(false, Ordering::SeqCst);
     }
@@ -215,7 +228,11 @@ impl Fuse {
             fails.1 -= 1;
             return false;
         }
-        self.commits.fetch_add(1, Ordering::SeqCst);
+        let commits = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
+        let halts = self.halts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, halt)) = halts.as_ref().filter(|(at, _)| commits >= *at) {
+            halt.store(true, Ordering::SeqCst);
+        }
         true
     }
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::audit::{Entry, Move};
 use super::wire::Cloud;
 use super::{Broken, rules};
-use crate::model::{
-    AttemptResult, BatchState, CallError, CodeClass, Evidence, Fault, PowerAction, RequestState,
-    ServerId, TargetName, Tracking, UtcMillis,
+use poweryard::model::{
+    AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId,
+    TargetName, Tracking, UtcMillis,
 };
+use poweryard::model::{CallError, Fault};
 
 /// One moment: by the machine's time of day, which somebody may have set, and in truth.
 #[derive(Debug, Clone, Copy)]
@@ -305,6 +306,13 @@ impl Facts {
     pub(super) fn told(&mut self, batch: i64, answer: &Result<Tracking, CallError>) {
         if let Some(facts) = self.batches.get_mut(&batch) {
             facts.told = Some(fate(answer));
+        }
+    }
+
+    /// A stop came between this batch's intent and its call.
+    pub(super) fn not_sent(&mut self, batch: i64) {
+        if let Some(facts) = self.batches.get_mut(&batch) {
+            facts.told = Some(Fate::NotDone);
         }
     }
 

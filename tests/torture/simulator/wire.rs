@@ -13,11 +13,11 @@ use futures_util::future::BoxFuture;
 use reqwest::Request;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::cloud::answer::{Answer, CallKind};
-use crate::cloud::encoding::{TooLarge, decode};
-use crate::cloud::http::{BODY_BYTES_MAX, Wire, doubt, failed};
-use crate::model::{CallError, Now, Steady, UtcMillis};
-use crate::sim::{self, Delivery, LateAct, LedgerEntry, ServerSummary, World};
+use poweryard::cloud::answer::{Answer, CallKind};
+use poweryard::cloud::http::{BODY_BYTES_MAX, Wire, not_answered};
+use poweryard::model::CallError;
+use poweryard::model::{Now, Steady, UtcMillis};
+use poweryard::sim::{self, Delivery, LateAct, LedgerEntry, ServerSummary, World};
 
 /// The simulated cloud, its time, and how long the present task's answers have taken so far.
 #[derive(Clone)]
@@ -161,7 +161,7 @@ impl SimWire {
         let answer = self.cloud.world().handle(now, &translated(request));
         if answer.delay > self.timeout {
             self.cloud.took(self.timeout);
-            return Err(failed(doubt(kind), None, "no answer: not complete in time"));
+            return Err(not_answered(kind, None, "not complete in time"));
         }
         self.cloud.took(answer.delay);
         deliver(answer, kind)
@@ -170,42 +170,27 @@ impl SimWire {
 
 /// What the HTTP client makes of the answer; see `cloud::http`.
 fn deliver(answer: sim::Answer, kind: CallKind) -> Result<Answer, CallError> {
-    let mut headers = headers(&answer);
-    let mut body = answer.body;
-    let too_large = || {
-        failed(
-            doubt(kind),
-            Some(answer.status),
-            "the answer is too large; cut off",
-        )
+    let broken = |status, why| Err(not_answered(kind, status, why));
+    let padding = match answer.delivery {
+        Delivery::Dropped => return broken(None, "the connection was closed"),
+        Delivery::Truncated { .. } => return broken(Some(answer.status), "the answer broke off"),
+        Delivery::Padded { bytes } => bytes,
+        Delivery::Whole => 0,
     };
-    match answer.delivery {
-        Delivery::Dropped => {
-            return Err(failed(
-                doubt(kind),
-                None,
-                "no answer: the connection was closed",
-            ));
-        }
-        Delivery::Truncated { .. } => {
-            return Err(failed(
-                doubt(kind),
-                Some(answer.status),
-                "the answer broke off",
-            ));
-        }
-        Delivery::Padded { bytes } if body.len() + bytes > BODY_BYTES_MAX => {
-            return Err(too_large());
-        }
-        Delivery::Padded { bytes } => body.resize(body.len() + bytes, b' '),
-        Delivery::Whole => {}
+    let too_large = || not_answered(kind, Some(answer.status), "the answer is too large");
+    let headers = headers(&answer);
+    let mut body = answer.body;
+    if body.len() + padding > BODY_BYTES_MAX {
+        return Err(too_large());
     }
-    let body = decode(&mut headers, body, BODY_BYTES_MAX).map_err(|TooLarge| too_large())?;
-    Ok(Answer {
+    body.resize(body.len() + padding, b' ');
+    Answer {
         status: answer.status,
         headers,
         body,
-    })
+    }
+    .decoded(BODY_BYTES_MAX)
+    .ok_or_else(too_large)
 }
 
 fn headers(answer: &sim::Answer) -> HeaderMap {

@@ -11,15 +11,14 @@ use reqwest::Url;
 use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
-use crate::model::{Budget, PowerAction, Service, TargetName};
-use crate::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
-use crate::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
-use crate::sim::{Call, Scenario};
-
-use crate::sim::scenario::{
-    BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Refusals, Span,
-    Unset, clouddc,
+use poweryard::model::{Budget, PowerAction, Service, TargetName};
+use poweryard::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
+use poweryard::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
+use poweryard::sim::scenario::{
+    BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Rates, Refusals,
+    Span, Unset, clouddc,
 };
+use poweryard::sim::{Call, Scenario};
 
 /// A service's target, where a run has it.
 fn target_name(service: Service) -> TargetName {
@@ -262,6 +261,8 @@ pub(super) struct Roughness {
     pub(super) way_max_ms: u64,
     /// Requests to insert, at most.
     pub(super) requests: u64,
+    /// Of a thousand requests, so many are reboots, whatever else is drawn.
+    pub(super) reboots: u64,
     /// Time between two acts of the producers, at most.
     pub(super) act_gap_max_ms: u64,
     /// A producer's act is something other than an insert.
@@ -282,28 +283,29 @@ pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
 
 /// As `plan`, for these services, each with a target of its own.
 pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Broken> {
+    let view = match rng.between(0, 9) {
+        0..=4 => View::Foggy,
+        5 | 6 => View::Clear,
+        7 => View::Smooth,
+        _ => View::Late,
+    };
     let servers = match rng.between(0, 9) {
+        _ if view == View::Late => rng.between(2, 5),
         0 => rng.between(20, 60),
         _ => rng.between(3, 12),
     };
     let mut scenario = scenario(rng, servers as usize);
     let mut settings = settings(rng, services, &scenario)?;
-    let view = *rng
-        .pick(&[
-            View::Foggy,
-            View::Foggy,
-            View::Foggy,
-            View::Foggy,
-            View::Foggy,
-            View::Clear,
-            View::Clear,
-            View::Smooth,
-        ])
-        .unwrap_or(&View::Foggy);
-    if view != View::Foggy {
-        clear(rng, &mut scenario, &mut settings);
+    match view {
+        View::Foggy => {}
+        View::Clear | View::Smooth => clear(rng, &mut scenario, &mut settings),
+        View::Late => delay(rng, &mut scenario, &mut settings),
     }
-    let calm = view == View::Smooth || rng.permille(250);
+    let calm = match view {
+        View::Foggy | View::Clear => rng.permille(250),
+        View::Smooth => true,
+        View::Late => rng.permille(750),
+    };
     let crashes = if rng.permille(200) { 40 } else { 8 };
     let settle = settings
         .targets
@@ -315,7 +317,7 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
     let rough = Roughness {
         crash: if calm { 0 } else { rng.between(0, crashes) },
         crash_in_step: if calm { 0 } else { rng.between(0, crashes) },
-        lock: if view != View::Smooth && rng.permille(300) {
+        lock: if matches!(view, View::Foggy | View::Clear) && rng.permille(300) {
             rng.between(0, 30)
         } else {
             0
@@ -340,17 +342,21 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         } else {
             0
         },
-        way_max_ms: rng.between(0, 900).min(if view == View::Foggy {
-            settle_ms / 2
-        } else {
-            settle_ms / 32
+        way_max_ms: rng.between(0, 900).min(match view {
+            View::Foggy => settle_ms / 2,
+            View::Late => settle_ms / 16,
+            View::Clear | View::Smooth => settle_ms / 32,
         }),
-        requests: rng.between(1, servers * 2).min(60),
+        requests: match view {
+            View::Late => rng.between(6, 24),
+            View::Foggy | View::Clear | View::Smooth => rng.between(1, servers * 2).min(60),
+        },
+        reboots: if view == View::Late { 800 } else { 0 },
         act_gap_max_ms: *rng.pick(&[50, 2_000, 30_000]).unwrap_or(&2_000),
-        meddling: if view == View::Smooth {
-            0
-        } else {
-            rng.between(0, 400)
+        meddling: match view {
+            View::Foggy | View::Clear => rng.between(0, 400),
+            View::Late => rng.between(0, 50),
+            View::Smooth => 0,
         },
         copies: if !calm && rng.permille(300) {
             rng.between(200, 900)
@@ -359,8 +365,14 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         },
     };
     let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
+    // A settling time is longer than what a server takes until it shows what it does.
+    let shows_after = &mut scenario.clouddc.processing_after_ms;
+    shows_after.min_ms = shows_after.min_ms.min(delay_max_ms);
+    shows_after.max_ms = shows_after.max_ms.min(delay_max_ms);
     if view == View::Smooth {
         soothe(rng, &mut scenario, &mut settings);
+    } else if view == View::Late {
+        scenario.faults = late_acts(rng, &mut settings, &mut scenario, delay_max_ms);
     } else {
         let denials = denials(rng, delay_max_ms);
         if !denials.is_empty() {
@@ -395,6 +407,104 @@ enum View {
     Clear,
     /// Nothing goes wrong at one target at least: it must be prompt, whatever others do.
     Smooth,
+    /// Reboots of few servers in a row. The cloud acts late on what it refused, failed or lost, and
+    /// its answers to reads are slow, up to what a row of looks allows: what looks prove is put to
+    /// the test.
+    Late,
+}
+
+/// Short settling times, and reads that succeed and take any time up to the longest gap between
+/// two looks of a row.
+fn delay(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
+    for target in &mut settings.targets {
+        target.settle_time = rng.millis(1_000, 3_000);
+        target.first_look = rng.millis(50, 400);
+        target.request_timeout = target.request_timeout.max(Duration::from_secs(6));
+        target.submits_per_minute = 50;
+        target.budgets.clear();
+    }
+    let settle_times = settings.targets.iter().map(|target| target.settle_time);
+    let gap = settle_times.map(longest_gap).min().unwrap_or_default();
+    let gap_ms = u64::try_from(gap.as_millis()).unwrap_or(0);
+    let slow = span(0, gap_ms * rng.between(0, 11) / 10);
+    scenario.latency = Latency {
+        submit_ms: span(0, 100),
+        job_ms: span(0, 200),
+        list_ms: slow,
+        show_ms: slow,
+        token_ms: span(0, 100),
+    };
+    scenario.rates = Rates::default();
+    scenario.bms.operation_ms = span(500, 4_000);
+    scenario.clouddc.operation_ms = span(500, 4_000);
+}
+
+/// Two kinds of clouds that act late. One begins what it has refused: only an unbroken row of looks
+/// tells. The other goes on with a reboot whose request has ended as failed or unknown: what is
+/// seen then may be taken for the next reboot of the same server, whose own call got lost.
+fn late_acts(
+    rng: &mut Rng,
+    settings: &mut Settings,
+    scenario: &mut Scenario,
+    delay_max_ms: u64,
+) -> Vec<Fault> {
+    let by_chance = |kind, on: &[Call], percent: u64| Fault {
+        kind,
+        when: When {
+            on: on.to_vec(),
+            chance: Some(Chance::clamped(percent as f64 / 100.0)),
+            ..When::default()
+        },
+    };
+    let submit = [Call::Submit];
+    let delay_ms = rng.between(delay_max_ms / 2, delay_max_ms);
+    let message = || "late by the scenario".to_owned();
+    if rng.permille(500) {
+        show_denied(scenario, settings);
+        let code = *rng.pick(&["BMS.9999", "BMS.0018"]).unwrap_or(&"BMS.9999");
+        let refusal = FaultKind::Refuse {
+            status: 400,
+            code: code.into(),
+            message: message(),
+        };
+        let every = rng.between(1, 2) as usize;
+        let mut faults = vec![
+            by_chance(refusal, &submit, rng.between(30, 70)),
+            by_chance(FaultKind::ActsAnyway { every, delay_ms }, &[], 80),
+        ];
+        if rng.permille(600) {
+            // Quick looks, and now and then one that takes nearly as long as a row allows.
+            scenario.latency.list_ms = span(0, 100);
+            scenario.latency.show_ms = span(0, 100);
+            let settle_times = settings.targets.iter().map(|target| target.settle_time);
+            let gap = settle_times.map(longest_gap).min().unwrap_or_default();
+            let gap_ms = u64::try_from(gap.as_millis()).unwrap_or(0);
+            let delay_ms = gap_ms * rng.between(45, 85) / 100;
+            let slow = FaultKind::Slow { delay_ms };
+            faults.push(by_chance(slow, &[Call::List, Call::Show], 30));
+        }
+        return faults;
+    }
+    let mut faults = vec![by_chance(FaultKind::DropBefore, &submit, 40)];
+    if rng.permille(500) {
+        show_denied(scenario, settings);
+        let fails = FaultKind::SubJobFails {
+            code: "BMS.3037".into(),
+            message: message(),
+            acts_after_ms: Some(delay_ms),
+        };
+        faults.push(by_chance(fails, &[], 50));
+    } else {
+        faults.push(by_chance(FaultKind::DropAfter, &submit, 40));
+        let limit_ms = rng.between(8_000, 16_000);
+        for target in &mut settings.targets {
+            target.look_time_limit = Duration::from_millis(limit_ms);
+        }
+        let operation_ms = span(limit_ms, limit_ms * 9 / 4);
+        scenario.bms.operation_ms = operation_ms;
+        scenario.clouddc.operation_ms = operation_ms;
+    }
+    faults
 }
 
 /// Keeps faults away from the reads, and gives every operation the time to be seen.

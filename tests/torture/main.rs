@@ -1,11 +1,14 @@
-//! The proof by simulation, in small: a few hundred seeds, and a crash at every point of one
+//! The proof by simulation, in small: some seeds, and a crash at every point of one
 //! scenario of each kind. `cargo run --release --example torture` runs any number of seeds.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use poweryard::torture::{KINDS, Simulator};
+use simulator::{KINDS, Simulator, Summary};
 
-const SEEDS: u64 = 200;
+mod simulator;
+
+const SEEDS: u64 = 150;
 
 /// Has `work` done on every core, each with a simulator of its own and every item once.
 fn on_every_core<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
@@ -25,12 +28,27 @@ fn on_every_core<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
 #[test]
 fn no_seed_breaks_a_promise() {
     let seeds: Vec<u64> = (0..SEEDS).collect();
+    let total = Mutex::new(Summary::default());
     on_every_core(&seeds, |simulator, seed| {
-        if let Err(failure) = simulator.run(*seed, false) {
-            let traced = simulator.run(*seed, true).expect_err("a seed replays");
-            panic!("{failure}\n{}", traced.trace.join("\n"));
+        match simulator.run(*seed, false) {
+            Ok(summary) => total
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .add(&summary),
+            Err(failure) => {
+                let traced = simulator.run(*seed, true).expect_err("a seed replays");
+                panic!("{failure}\n{}", traced.trace.join("\n"));
+            }
         }
     });
+    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let rare = [
+        total.crashes,
+        total.stops,
+        total.restores,
+        total.with_evidence,
+    ];
+    assert!(rare.iter().all(|count| *count > 0), "{total:?}");
 }
 
 #[test]
