@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use poweryard::model::UtcMillis;
+use sqlx::sqlite::SqliteConnection;
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -90,6 +91,9 @@ struct Client {
     /// The INSERT and the drain.
     written_kb: Figures,
     far_cpu_s: Figures,
+    /// From the intent to the stored answer, beyond the call's own latency: a kill in this time
+    /// leaves it in doubt whether the call was carried out.
+    in_doubt_ms: Figures,
     calls: Calls,
 }
 
@@ -149,6 +153,7 @@ async fn run_daemon(client: &mut Client, far: &mut FarSide, manner: Manner, serv
     .await
     .expect("readable");
     assert_eq!(succeeded as usize, servers.len(), "all succeed");
+    client.note_doubt(&mut reader, manner.latency).await;
     sqlx::Connection::close(reader).await.expect("closed");
     let begun: UtcMillis = begun.parse().expect("a time");
     client.wall_s.push(ended.since(begun).as_secs_f64());
@@ -167,6 +172,20 @@ impl Client {
 
     fn note_written(&mut self, bytes: u64, rows: usize) {
         self.written_kb.push(bytes as f64 / 1e3 / rows as f64);
+    }
+
+    async fn note_doubt(&mut self, reader: &mut SqliteConnection, latency: Duration) {
+        let batches: Vec<(String, String)> =
+            sqlx::query_as("SELECT intent_at, submitted_at FROM batches")
+                .fetch_all(reader)
+                .await
+                .expect("readable");
+        for (intent_at, submitted_at) in batches {
+            let intent_at: UtcMillis = intent_at.parse().expect("a time");
+            let submitted_at: UtcMillis = submitted_at.parse().expect("a time");
+            let open = submitted_at.since(intent_at);
+            self.in_doubt_ms.push_ms(open.saturating_sub(latency));
+        }
     }
 
     fn print(&self, name: &str) {
@@ -201,5 +220,11 @@ fn print(shape: Shape, floor: &Client, daemon: &Client) {
         ratio(&daemon.cpu_s, &floor.cpu_s),
         ratio(&daemon.peak_mib, &floor.peak_mib),
         ratio(&daemon.written_kb, &floor.written_kb)
+    );
+    println!(
+        "  intent to stored answer, beyond the call's own time: p50 {:.0}, p99 {:.0}, max {:.0} ms",
+        daemon.in_doubt_ms.median(),
+        daemon.in_doubt_ms.at(0.99),
+        daemon.in_doubt_ms.max()
     );
 }
