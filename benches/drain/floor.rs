@@ -68,9 +68,18 @@ pub(crate) fn run(path: &Path, base_url: &str, job: Duration) -> Drained {
         .read_line(&mut said)
         .expect("it says how long it took");
     let id = child.id();
+    let mut microseconds = said
+        .split_whitespace()
+        .map(|text| Duration::from_micros(text.parse().expect("microseconds")));
+    let wall = microseconds.next().expect("the wall time");
+    // Its database thread has ended.
+    let cpu = microseconds.next().expect("the processor time");
     let drained = Drained {
-        wall: Duration::from_micros(said.trim().parse().expect("microseconds")),
-        usage: process::usage(id),
+        wall,
+        usage: Usage {
+            cpu,
+            ..process::usage(id)
+        },
         written: process::bytes_written(&id.to_string()),
     };
     drop(child.stdin.take());
@@ -93,7 +102,7 @@ pub(crate) fn run_if_asked() {
         .build()
         .expect("a runtime");
     let wall = runtime.block_on(drain(Path::new(path), base_url, job));
-    println!("{}", wall.as_micros());
+    println!("{} {}", wall.as_micros(), process::own_cpu().as_micros());
     std::io::stdout().flush().expect("said");
     // Until its usage has been read.
     let _ = std::io::stdin().lines().next();
