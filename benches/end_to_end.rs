@@ -78,7 +78,7 @@ fn run(servers: u64, latency: u64, operation: u64) -> (Duration, Vec<CallRecord>
             .expect("inserted");
         let started = Instant::now();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let daemon = daemon::run(&settings, clouds, async {
+        let daemon = daemon::run(&settings, clouds, daemon::Links::default(), async {
             let _ = stopped.await;
         });
         let watch = async {
