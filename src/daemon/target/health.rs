@@ -250,11 +250,11 @@ impl Health {
             Fault::Throttled { retry_after, limit } if is_submit => {
                 pace.throttled(now, retry_after, limit)
             }
-            Fault::Throttled { retry_after, .. } => pace.stand_back(now, retry_after),
-            Fault::Unreachable => pace.stand_back(now, None),
-            Fault::Unavailable | Fault::Lost => pace.stand_back(now, error.retry_after),
+            Fault::Throttled { retry_after, .. } => pace.hold_back(now, retry_after),
+            Fault::Unreachable => pace.hold_back(now, None),
+            Fault::Unavailable | Fault::Lost => pace.hold_back(now, error.retry_after),
             Fault::Credentials | Fault::Permission | Fault::Configuration | Fault::Refused(_) => {
-                pace.stand_back(now, Some(CONFIGURATION_HOLD))
+                pace.hold_back(now, Some(CONFIGURATION_HOLD))
             }
         }
     }
