@@ -299,3 +299,115 @@ fn what_is_wrong(fault: &Fault, is_submit: bool) -> &'static str {
         Fault::Configuration | Fault::Refused(_) => "the target's settings are wrong",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn health() -> Health {
+        let pace = Pace::new(60, [], NOW);
+        Health::new(TargetName("default".into()), pace, None)
+    }
+
+    fn error(fault: Fault) -> CallError {
+        CallError {
+            fault,
+            status: None,
+            code: String::new(),
+            message: String::new(),
+            request_id: None,
+            retry_after: None,
+        }
+    }
+
+    fn throttled(retry_after: Option<Duration>) -> CallError {
+        error(Fault::Throttled {
+            retry_after,
+            limit: None,
+        })
+    }
+
+    fn held(consequence: Consequence) -> Hold {
+        match consequence {
+            Consequence::Held(hold) => hold,
+            other => panic!("calls are held, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_call_that_did_not_arrive_makes_the_next_one_a_probe() {
+        for fault in [Fault::Unreachable, Fault::Unavailable, Fault::Lost] {
+            let mut health = health();
+            let lost = error(fault);
+            let hold = held(health.after_submit(PowerAction::Stop, Some(&lost), NOW));
+            assert_eq!((hold.kind, hold.action), (HoldKind::Breaker, None));
+            assert!(health.needs_probe(PowerAction::Reboot));
+            let later = NOW + MINUTE;
+            let answered = health.after_submit(PowerAction::Reboot, None, later);
+            assert!(matches!(answered, Consequence::Recovered));
+            assert!(!health.needs_probe(PowerAction::Reboot));
+            assert!(health.needs_probe(PowerAction::Stop), "nobody has tried it");
+        }
+    }
+
+    #[test]
+    fn an_answer_beside_a_throttled_call_does_not_end_its_wait() {
+        let mut health = health();
+        let wait = throttled(Some(MINUTE));
+        let hold = held(health.after_submit(PowerAction::Stop, Some(&wait), NOW));
+        assert_eq!(hold.until, Some(NOW + MINUTE));
+        assert!(!health.needs_probe(PowerAction::Stop), "it did arrive");
+        let beside = health.after_submit(PowerAction::Stop, None, NOW);
+        assert!(matches!(beside, Consequence::Nothing));
+        let after = health.after_submit(PowerAction::Stop, None, NOW + MINUTE);
+        assert!(matches!(after, Consequence::Recovered));
+        let again = health.after_submit(PowerAction::Stop, None, NOW + MINUTE);
+        assert!(matches!(again, Consequence::Nothing), "said once");
+    }
+
+    #[test]
+    fn a_throttled_read_holds_new_calls_only_if_the_cloud_names_the_wait() {
+        for (retry_after, holds_calls) in [(None, false), (Some(MINUTE), true)] {
+            let mut health = health();
+            let error = throttled(retry_after);
+            match health.after_read(Some(&error), NOW) {
+                Consequence::ReadsHeld { hold, is_news } => {
+                    assert!(is_news);
+                    assert_eq!(hold.is_some(), holds_calls);
+                }
+                other => panic!("reads are held, not {other:?}"),
+            }
+            assert!(health.read_wait(NOW).is_some());
+            assert_eq!(health.submit_wait(NOW), None, "the pace is as it was");
+        }
+    }
+
+    #[test]
+    fn a_missing_permission_holds_its_action_alone() {
+        let mut health = health();
+        let missing = error(Fault::Permission);
+        let hold = held(health.after_submit(PowerAction::Reboot, Some(&missing), NOW));
+        assert_eq!(hold.kind, HoldKind::Credentials);
+        assert_eq!(hold.action, Some(PowerAction::Reboot));
+        assert_eq!(hold.until, Some(NOW + CREDENTIALS_HOLD));
+        assert!(health.needs_probe(PowerAction::Reboot));
+        assert!(!health.needs_probe(PowerAction::Stop));
+    }
+
+    #[test]
+    fn a_refused_key_is_for_keys_to_judge_whatever_the_call_was_for() {
+        let refused = error(Fault::Credentials);
+        let mut health = health();
+        for consequence in [
+            health.after_submit(PowerAction::Stop, Some(&refused), NOW),
+            health.after_read(Some(&refused), NOW),
+            health.after_failed_preparation(&refused, true, NOW),
+        ] {
+            assert!(matches!(consequence, Consequence::KeyRefused { .. }));
+        }
+        assert_eq!(health.submit_wait(NOW), None);
+    }
+}
