@@ -284,8 +284,8 @@ impl AnswerPass<'_> {
     async fn learn_of_key(&mut self, call: SignedCall<'_>) {
         let now = self.now.utc;
         for step in self.keys.learn(call, self.targets, now).await {
+            let name = step.target.clone();
             if let Err(error) = step.carry_out(self.targets, self.holds, now).await {
-                let name = call.target;
                 warn!(target = %name, "the hold of target \"{name}\" stays for now: {error}");
             }
         }

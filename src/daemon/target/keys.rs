@@ -55,9 +55,10 @@ pub(in crate::daemon) struct Renewal {
 
 /// What follows for one target from what is known of its key.
 #[derive(Debug)]
-pub(in crate::daemon) enum KeyStep {
-    TryAgain(TargetName),
-    Hold(Hold),
+pub(in crate::daemon) struct KeyStep {
+    pub(in crate::daemon) target: TargetName,
+    /// None: the key is tried again.
+    hold: Option<Hold>,
 }
 
 impl KeyStep {
@@ -70,17 +71,20 @@ impl KeyStep {
         holds: &mut Holds,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
-        match self {
-            Self::Hold(hold) => {
-                holds.put(hold).await;
-                Ok(())
-            }
-            Self::TryAgain(name) => {
-                if let Some(target) = targets.get_mut(&name) {
-                    target.unblock();
-                }
-                holds.lift_credentials(&name, now).await
-            }
+        if let Some(hold) = self.hold {
+            holds.put(hold).await;
+            return Ok(());
+        }
+        if let Some(target) = targets.get_mut(&self.target) {
+            target.unblock();
+        }
+        holds.lift_credentials(&self.target, now).await
+    }
+
+    fn try_again(target: &TargetName) -> Self {
+        Self {
+            target: target.clone(),
+            hold: None,
         }
     }
 }
@@ -201,6 +205,14 @@ impl Keys {
         })
     }
 
+    fn hold_step(&self, name: &TargetName, targets: &Targets, now: UtcMillis) -> Option<KeyStep> {
+        let hold = self.hold_of(name, targets, now)?;
+        Some(KeyStep {
+            target: name.clone(),
+            hold: Some(hold),
+        })
+    }
+
     fn is_at_rest(&self, target: &Target, now: UtcMillis) -> bool {
         refusals::rest(target.key().name(), &self.refused, now).is_some()
     }
@@ -286,8 +298,7 @@ impl Keys {
         key_users(targets)
             .iter()
             .filter(|user| refusals::is_of(&refused, &user.key))
-            .filter_map(|user| self.hold_of(&user.target, targets, now))
-            .map(KeyStep::Hold)
+            .filter_map(|user| self.hold_step(&user.target, targets, now))
             .collect()
     }
 
@@ -348,11 +359,12 @@ impl Keys {
         }
         self.tell_clients(targets, now);
         let still_held = self.held_targets(targets, now);
-        let freed = users.into_iter().filter(|user| user.key.id == accepted.id);
-        freed
-            .map(|user| user.target)
+        users
+            .iter()
+            .filter(|user| user.key.id == accepted.id)
+            .map(|user| &user.target)
             .filter(|name| held.contains(name) && !still_held.contains(name))
-            .map(KeyStep::TryAgain)
+            .map(KeyStep::try_again)
             .collect()
     }
 
@@ -382,9 +394,9 @@ impl Keys {
                 KeyState::Refused(_) | KeyState::Resting { .. } => false,
             };
             if is_tried {
-                steps.push(KeyStep::TryAgain(name.clone()));
+                steps.push(KeyStep::try_again(name));
             } else {
-                steps.extend(self.hold_of(name, targets, now).map(KeyStep::Hold));
+                steps.extend(self.hold_step(name, targets, now));
             }
         }
         steps
@@ -421,9 +433,9 @@ impl Keys {
                 KeyState::Resting { .. } => false,
             };
             if is_tried {
-                steps.push(KeyStep::TryAgain(name.clone()));
+                steps.push(KeyStep::try_again(name));
             } else {
-                steps.extend(self.hold_of(name, targets, now).map(KeyStep::Hold));
+                steps.extend(self.hold_step(name, targets, now));
             }
         }
         steps
