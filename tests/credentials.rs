@@ -292,7 +292,7 @@ async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of
     let waiting = "SELECT count(*) FROM power_waiting WHERE reason LIKE ";
     let own = format!("{waiting}'held: the cloud refuses the credentials%'");
     let shared = format!(
-        "{waiting}'held: held with %, which uses the same key: the cloud refuses the credentials%'"
+        "{waiting}'held: held together with %, which uses the same key: the cloud refuses the credentials%'"
     );
     assert_eq!(
         text(&mut producer, &own).await,
@@ -757,7 +757,7 @@ async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
     wait_for(
         &mut producer,
         reason,
-        "held with second, which uses the same access key: its secret was refused",
+        "held together with second, which uses the same access key: its secret was refused",
     )
     .await;
     insert(&mut producer, &yard.server(3), "stop").await;
@@ -770,7 +770,7 @@ async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
     .await;
     wait_for(
         &mut producer,
-        "SELECT reason LIKE 'held: held with second,%' FROM power_waiting WHERE target = 'default'",
+        "SELECT reason LIKE 'held: held together with second,%' FROM power_waiting WHERE target = 'default'",
         "1",
     )
     .await;

@@ -56,7 +56,7 @@ async fn a_budget_rations_servers_over_a_rolling_span_and_says_so() {
     )
     .await;
     assert!(
-        reason.starts_with("held: the budget of 5 servers to stop in 2s is used up until "),
+        reason.starts_with("held: the budget stop = \"5/2s\" is used up until "),
         "{reason}"
     );
     // A budget is about its action only.

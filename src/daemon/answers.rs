@@ -94,7 +94,7 @@ impl AnswerPass<'_> {
         if let Some(target) = self.targets.get_mut(&batch.target) {
             target.submit_ended(self.now.utc);
         }
-        let step = Step::not_begun(&batch, "the daemon was stopped before the call was begun");
+        let step = Step::not_begun(&batch, "the daemon was stopped before the call began");
         let answered = Answered {
             batch,
             step,
@@ -286,7 +286,7 @@ impl AnswerPass<'_> {
         for step in self.keys.learn(call, self.targets, now).await {
             let name = step.target.clone();
             if let Err(error) = step.carry_out(self.targets, self.holds, now).await {
-                warn!(target = %name, "the hold of target \"{name}\" stays for now: {error}");
+                warn!(target = %name, "cannot remove the hold on target \"{name}\" yet: {error}");
             }
         }
     }
@@ -389,7 +389,7 @@ impl AnswerPass<'_> {
     async fn store_news(&mut self, name: &TargetName) {
         let stored = target::store_news(self.targets, self.store, self.now.utc).await;
         if let Err(error) = stored {
-            warn!(target = %name, "that reads are throttled is kept in memory for now: {error}");
+            warn!(target = %name, "reads are throttled; the queue cannot store that yet, so it is kept in memory: {error}");
         }
     }
 }

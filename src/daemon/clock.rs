@@ -52,7 +52,7 @@ impl Clocks {
         let doubt = clock_check::beyond(now);
         match (&doubt, &self.doubt) {
             (Some(doubt), None) => warn!("{doubt}"),
-            (None, Some(_)) => info!("this machine's clock can be believed again"),
+            (None, Some(_)) => info!("this machine's clock looks right again"),
             _ => {}
         }
         self.doubt = doubt;
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stamped_before_a_step_ahead_is_moved_and_what_came_after_is_not() {
+    fn only_times_stamped_before_a_step_ahead_of_the_clock_are_moved() {
         let mut clocks = Clocks::default();
         clocks.seen(at(0, 0));
         clocks.stepped(

@@ -70,7 +70,7 @@ async fn lines(
             let servers = servers(lane.ready);
             let name = &target.name;
             lines.push(format!(
-                "held: {} of {servers} at target \"{name}\"",
+                "held: {} of {servers} on target \"{name}\"",
                 lane.action
             ));
         }
@@ -143,7 +143,7 @@ async fn line(
     now: UtcMillis,
 ) -> Result<String, StoreError> {
     let carried = servers(lane.ready.min(target.batch_servers_max));
-    let what = format!("{} of {carried} at target \"{}\"", lane.action, target.name);
+    let what = format!("{} of {carried} on target \"{}\"", lane.action, target.name);
     let more = if lane.ready >= target.batch_servers_max {
         ", and more in further batches"
     } else {
@@ -180,9 +180,9 @@ async fn budget_limit(
     }
     Ok(match plan::allowance(*budget, &spent, now) {
         Allowance::Servers(left) if left >= lane.ready => String::new(),
-        Allowance::Servers(left) => format!("; the budget lets {left} of them through now"),
+        Allowance::Servers(left) => format!("; the budget allows {left} of them now"),
         Allowance::NoneUntil(until) => {
-            format!("; the budget lets none of them through until {until}")
+            format!("; the budget allows none of them before {until}")
         }
     })
 }

@@ -185,7 +185,7 @@ impl FollowPass<'_> {
             let step = verdict::orphaned_target(&batch, self.round.now.utc);
             let id = batch.id;
             let name = &batch.target;
-            warn!(batch.id = %id, target = %name, "batch {id}: the config no longer has target \"{name}\" as it was");
+            warn!(batch.id = %id, target = %name, "batch {id}: target \"{name}\" was removed from the config or changed since the call");
             return self.record(batch, step).await;
         };
         if let Some(step) = self.step_without_call(&batch, target) {

@@ -83,7 +83,7 @@ impl Holds {
     /// Puts a hold into the queue, if that works, and into the present plan.
     pub(super) async fn put(&mut self, hold: Hold) {
         if let Err(error) = self.store.put_hold(&hold).await {
-            warn!("a hold is kept in memory only: {error}");
+            warn!("the queue cannot store a hold; it is kept in memory only: {error}");
         }
         self.present.push(hold);
     }
@@ -104,7 +104,7 @@ impl Holds {
             Ok(true) => info!(target = %target, "target \"{target}\" answers again"),
             Ok(false) => {}
             Err(error) => {
-                warn!(target = %target, "the hold of target \"{target}\" stays for now: {error}");
+                warn!(target = %target, "cannot remove the hold on target \"{target}\" yet: {error}");
             }
         }
     }
@@ -121,7 +121,7 @@ impl Holds {
         if self.store.lift_hold(target, HoldKind::Credentials).await? {
             // Looks were put off to the end of the hold.
             self.store.look_at_once(target, now).await?;
-            info!(target = %target, "the credentials of target \"{target}\" are tried again");
+            info!(target = %target, "trying the credentials of target \"{target}\" again");
         }
         Ok(())
     }

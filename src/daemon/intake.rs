@@ -93,7 +93,7 @@ impl Intake {
             }
             let rejected = self.reject_for(target, ledger, now).await?;
             if rejected > 0 {
-                warn!(target = %name, requests.rejected = rejected, "{rejected} requests to stop or reboot protected servers of target \"{name}\" rejected");
+                warn!(target = %name, requests.rejected = rejected, "rejected {rejected} requests to stop or reboot protected servers of target \"{name}\"");
             }
         }
         Ok(())

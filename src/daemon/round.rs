@@ -284,7 +284,7 @@ impl Dispatcher {
         let size = Duration::from_millis(by_ms.unsigned_abs());
         warn!(
             clock.step_ms = by_ms,
-            "this machine's clock was set {way} by {size:?}; the daemon's own waits are moved along"
+            "this machine's clock was set {way} by {size:?}; the daemon moves its own waiting times with it"
         );
         Ok(())
     }
@@ -317,7 +317,7 @@ async fn end_without_batch(store: &Store, now: UtcMillis) -> Result<EndedCounts,
         let count: u64 = ended.values().sum();
         warn!(
             requests.stranded = count,
-            "{count} requests on their way had lost their batch and end unknown"
+            "{count} requests in progress no longer have a batch; they are now unknown"
         );
     }
     Ok(ended)
@@ -340,7 +340,7 @@ async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> 
         clocks.stepped(step, &open, &BTreeSet::new());
         warn!(
             clock.step_ms = by_ms,
-            "this machine's clock shows {ahead:?} less than the queue; the daemon's own waits are moved along"
+            "this machine's clock is {ahead:?} behind the newest time in the queue; the daemon moves its own waiting times with it"
         );
     }
     Ok(clocks)

@@ -24,7 +24,7 @@ const HEADS_MAX: usize = 1000;
 /// What the submit pass keeps from round to round.
 pub(super) struct Submits {
     /// How long a batch that is not full waits for more.
-    pub(super) linger: Duration,
+    linger: Duration,
     /// Whose batch was claimed last: the others come before it.
     last_served: Option<TargetName>,
     /// Once true, no new intent is made.
@@ -38,6 +38,11 @@ impl Submits {
             last_served: None,
             halt: Arc::default(),
         }
+    }
+
+    /// Batches wait this long for more from now on.
+    pub(super) fn apply(&mut self, linger: Duration) {
+        self.linger = linger;
     }
 
     pub(super) fn halt(&self) -> Arc<AtomicBool> {
@@ -259,7 +264,7 @@ impl SubmitPass<'_> {
                     action: Some(action),
                     kind: HoldKind::Budget,
                     reason: format!(
-                        "the budget of {servers} servers to {action} in {span} is used up until {until}"
+                        "the budget {action} = \"{servers}/{span}\" is used up until {until}"
                     ),
                     since: self.round.now.utc,
                     until: Some(until),

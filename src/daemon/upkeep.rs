@@ -127,7 +127,7 @@ impl Upkeep {
         let next = match store.prune(self.prune.clone(), cutoff, now).await {
             Ok(next) => next,
             Err(error) if error.is_passing() => {
-                warn!("old requests stay for now: {error}");
+                warn!("cannot delete old requests yet: {error}");
                 self.prune_at = Some(now + WALK_INTERVAL);
                 return Ok(());
             }
@@ -154,7 +154,7 @@ fn tell_deleted(deleted: &Prune, retention: Duration) {
         info!(
             requests.deleted = deleted.requests,
             batches.deleted = deleted.batches,
-            "{} requests and {} batches older than {} deleted",
+            "deleted {} requests and {} batches older than {}",
             deleted.requests,
             deleted.batches,
             humantime::format_duration(retention)

@@ -319,11 +319,11 @@ impl Keys {
         // A password that another process named, or the same one again.
         for old in replaced.iter().filter(|old| old.secret != refused.secret) {
             if let Err(error) = self.store.forget_refused_key(&old.key, &old.secret).await {
-                warn!(target = %name, "the queue keeps what an earlier run knew of the key of target \"{name}\": {error}");
+                warn!(target = %name, "cannot remove an older note about the key of target \"{name}\": {error}");
             }
         }
         if let Err(error) = self.store.note_refused_key(&refused).await {
-            warn!(target = %name, "that the key of target \"{name}\" was refused is kept in memory only: {error}");
+            warn!(target = %name, "the key of target \"{name}\" was refused; the queue cannot store that, so it is kept in memory only: {error}");
         }
         self.refused.push(refused.clone());
         self.tell_clients(targets, now);
@@ -354,7 +354,7 @@ impl Keys {
                 .await
             {
                 let name = &refused.target;
-                warn!(target = %name, "the queue still calls the key of target \"{name}\" refused: {error}");
+                warn!(target = %name, "cannot remove the note that the key of target \"{name}\" is refused: {error}");
             }
         }
         self.tell_clients(targets, now);
@@ -376,7 +376,7 @@ impl Keys {
                     .retain(|known| !stored.iter().any(|other| is_same_secret(known, other)));
                 self.refused.extend(stored);
             }
-            Err(error) => warn!("what the queue knows of refused keys could not be read: {error}"),
+            Err(error) => warn!("cannot read from the queue which keys were refused: {error}"),
         }
     }
 
