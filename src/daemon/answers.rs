@@ -11,8 +11,8 @@ use super::clock::Clocks;
 use super::holds::Holds;
 use super::ledger::{Answered, Ledger};
 use super::open_batches::OpenBatches;
-use super::target::keys::{Keys, SignedCall};
-use super::target::refusals::Refusal;
+use super::target::keys::{RefusedKeys, SignedCall};
+use super::target::refusals::RefusedCall;
 use super::target::{self, Consequence, Preparation, Targets};
 use super::task::Finished;
 use crate::cloud::{Observed, Signed};
@@ -26,7 +26,7 @@ pub(super) struct AnswerPass<'a> {
     pub(super) store: &'a Store,
     pub(super) targets: &'a mut Targets,
     pub(super) holds: &'a mut Holds,
-    pub(super) keys: &'a mut Keys,
+    pub(super) keys: &'a mut RefusedKeys,
     pub(super) clocks: &'a mut Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a mut Ledger,
@@ -361,7 +361,7 @@ impl AnswerPass<'_> {
     /// The cloud refused the key: all targets that use it are held.
     async fn refuse_key(&mut self, call: SignedCall<'_>, reason: &str) {
         let was_held = self.is_held(call.target, HoldKind::Credentials);
-        let refusal = Refusal {
+        let refusal = RefusedCall {
             signed: call.signed,
             target: call.target,
             reason,

@@ -10,7 +10,7 @@ use super::clock::Clocks;
 use super::holds::Holds;
 use super::ledger::{Answered, Ledger};
 use super::open_batches::OpenBatches;
-use super::target::keys::{self, Keys};
+use super::target::keys::{self, RefusedKeys};
 use super::target::{self, Target, Targets};
 use super::task::Round;
 use crate::lifecycle::Step;
@@ -31,7 +31,7 @@ pub(super) struct FollowPass<'a> {
     pub(super) store: &'a Store,
     pub(super) targets: &'a mut Targets,
     pub(super) holds: &'a Holds,
-    pub(super) keys: &'a Keys,
+    pub(super) keys: &'a RefusedKeys,
     pub(super) clocks: &'a Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a Ledger,

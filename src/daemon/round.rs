@@ -20,7 +20,7 @@ use super::ledger::{Ledger, Observers};
 use super::open_batches::OpenBatches;
 use super::strangers::Strangers;
 use super::submit::{SubmitPass, Submits};
-use super::target::keys::Keys;
+use super::target::keys::RefusedKeys;
 use super::target::{self, Configured, Target, Targets};
 use super::task::{Finished, Round};
 use super::upkeep::Upkeep;
@@ -36,7 +36,7 @@ pub struct Dispatcher {
     pub(super) store: Arc<Store>,
     pub(super) targets: Targets,
     pub(super) holds: Holds,
-    pub(super) keys: Keys,
+    pub(super) keys: RefusedKeys,
     pub(super) intake: Intake,
     pub(super) submits: Submits,
     pub(super) strangers: Strangers,
@@ -66,7 +66,7 @@ impl Dispatcher {
         let names: Vec<TargetName> = targets.keys().cloned().collect();
         store.forget_targets_except(&names).await?;
         let without_batch = end_without_batch(&store, now).await?;
-        let keys = Keys::load(Arc::clone(&store)).await?;
+        let keys = RefusedKeys::load(Arc::clone(&store)).await?;
         let mut dispatcher = Self {
             targets,
             keys,

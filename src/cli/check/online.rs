@@ -10,7 +10,7 @@ use super::Finding;
 use crate::cli::{Exit, args, output};
 use crate::cloud::http::{Http, Wire};
 use crate::cloud::{KeyName, PowerCloud};
-use crate::daemon::{self, refusals, refusals::Refusal};
+use crate::daemon::{self, refusals, refusals::RefusedCall};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{CallError, CodeClass, Fault, ServerId, Service, TargetName, UtcMillis};
 use crate::settings::{SecretRules, Settings, TargetSettings, load_proxy_password};
@@ -74,7 +74,7 @@ impl<'a> Keys<'a> {
 
     async fn note(&mut self, cloud: &dyn PowerCloud, subject: &str, reason: &str, now: UtcMillis) {
         let target = TargetName(subject.trim_start_matches("targets.").to_owned());
-        let refusal = Refusal {
+        let refusal = RefusedCall {
             signed: &cloud.key().signed(),
             target: &target,
             reason,

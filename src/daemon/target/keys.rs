@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::health::REFUSED;
-use super::refusals::{self, FIRST_REFUSALS, KeyState, KeyUser, Refusal};
+use super::refusals::{self, FIRST_REFUSALS, KeyState, KeyUser, RefusedCall};
 use super::{Target, Targets};
 use crate::cloud::{KeyName, Signed};
 use crate::daemon::holds::Holds;
@@ -26,10 +26,10 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 /// signature, and five bad ones would lock the key.
 const UNCERTAIN_CALLS_MAX: usize = 4;
 
-/// What is known of refused keys.
-pub(in crate::daemon) struct Keys {
+/// What is known of keys that the cloud refused.
+pub(in crate::daemon) struct RefusedKeys {
     store: Arc<Store>,
-    /// Keys that the cloud refused last, one for each secret.
+    /// Those that the cloud refused last, one for each secret.
     refused: Vec<RefusedKey>,
 }
 
@@ -111,7 +111,7 @@ pub(in crate::daemon) fn may_call(targets: &Targets, name: &TargetName, now: Ste
         && uncertain.iter().all(|waited| *waited >= ANSWER_PATIENCE)
 }
 
-impl Keys {
+impl RefusedKeys {
     /// What the queue knows.
     ///
     /// # Errors
@@ -264,7 +264,7 @@ impl Keys {
     /// that use the key, whatever the secret.
     pub(in crate::daemon) async fn refuse(
         &mut self,
-        refusal: Refusal<'_>,
+        refusal: RefusedCall<'_>,
         targets: &Targets,
         now: UtcMillis,
     ) -> Vec<Hold> {
@@ -289,7 +289,7 @@ impl Keys {
         let Some(error) = refused else {
             return Vec::new();
         };
-        let refusal = Refusal {
+        let refusal = RefusedCall {
             signed: call.signed,
             target: call.target,
             reason: &format!("{REFUSED}: {error}"),
@@ -305,7 +305,7 @@ impl Keys {
     /// Adds a refusal to what is known of its key.
     async fn note_refusal(
         &mut self,
-        refusal: Refusal<'_>,
+        refusal: RefusedCall<'_>,
         targets: &Targets,
         now: UtcMillis,
     ) -> RefusedKey {

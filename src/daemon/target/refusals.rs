@@ -37,7 +37,7 @@ pub(crate) struct KeyUser {
 
 /// A call whose signatures the cloud refused.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Refusal<'a> {
+pub(crate) struct RefusedCall<'a> {
     /// What the call was made with.
     pub(crate) signed: &'a Signed,
     /// Whose call it was.
@@ -213,7 +213,7 @@ fn counts(at: UtcMillis, now: UtcMillis) -> bool {
 /// What is known of a key after `refusal`. All entries of `refused` about the
 /// same secret are in it.
 pub(crate) fn after_refusal(
-    refusal: Refusal<'_>,
+    refusal: RefusedCall<'_>,
     refused: &[RefusedKey],
     now: UtcMillis,
 ) -> RefusedKey {
@@ -283,7 +283,7 @@ mod tests {
     /// Notes a refusal of a call that `target` signed with `secret`.
     fn refuse(known: &mut Vec<RefusedKey>, secret: &str, signatures: u32, now: UtcMillis) {
         let signed = signed(secret, signatures);
-        let refusal = Refusal {
+        let refusal = RefusedCall {
             signed: &signed,
             target: &TargetName("a".into()),
             reason: "HTTP 401",
