@@ -100,10 +100,23 @@ impl SubmitPass<'_> {
                 self.round.wake_now();
                 continue;
             }
-            let next = self.choose_from(name, lanes).await?;
-            chosen = chosen.or(next);
+            match self.choose_from(name, lanes).await {
+                Ok(next) => chosen = chosen.or(next),
+                Err(error) => {
+                    self.let_go(chosen);
+                    return Err(error);
+                }
+            }
         }
         Ok(chosen)
+    }
+
+    /// What was chosen is not claimed: its key is no longer in use.
+    fn let_go(&mut self, chosen: Option<Chosen>) {
+        let target = chosen.and_then(|chosen| self.targets.get_mut(&chosen.target));
+        if let Some(target) = target {
+            target.call_closes();
+        }
     }
 
     /// The targets that a call may leave for at this moment. Those come first that have waited for
