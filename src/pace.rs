@@ -137,14 +137,14 @@ impl Pace {
         };
         self.rate = named.unwrap_or(lowered).clamp(1, self.rate);
         self.quiet_since = now;
-        self.stand_back(now, retry_after)
+        self.hold_back(now, retry_after)
     }
 
     /// The cloud could not be reached: nothing leaves until the time returned. The rate stays.
     ///
     /// While nothing leaves, only calls that were open beside a failed one can fail: the same
     /// trouble, which counts once.
-    pub fn stand_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
+    pub fn hold_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
         if let Some(blocked_until) = self.blocked_until.filter(|&until| until > now) {
             let until =
                 retry_after.map_or(blocked_until, |wait| blocked_until.max(now + bounded(wait)));
@@ -404,7 +404,7 @@ mod tests {
         let mut pace = Pace::new(50, [], T0);
         let waits: Vec<_> = (0..7)
             .scan(T0, |now, _| {
-                let until = pace.stand_back(*now, None);
+                let until = pace.hold_back(*now, None);
                 let wait = until.since(*now).as_secs();
                 *now = until;
                 Some(wait)
