@@ -125,13 +125,16 @@ impl Outcome {
     }
 }
 
+/// Requests and what happens to each.
+pub type Moves = Vec<(RequestId, Event)>;
+
 /// What follows from one step of a batch: the whole of it is stored in one transaction, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// Where the batch goes.
     pub batch: BatchNext,
     /// Requests that end or return to the queue; the others stay as they are.
-    pub moves: Vec<(RequestId, Event)>,
+    pub moves: Moves,
     /// Requests that stay, and whose servers were seen in a transition that theirs would cause.
     pub seen_moving: Vec<RequestId>,
     /// An error that concerns the batch as a whole, for its row.
@@ -152,6 +155,14 @@ impl Step {
             complaint: None,
             job_ms: None,
             read_error: None,
+        }
+    }
+
+    /// Nothing is left to do once these requests are moved.
+    pub fn done(moves: Moves) -> Self {
+        Self {
+            moves,
+            ..Self::only(BatchNext::Done)
         }
     }
 
@@ -182,11 +193,7 @@ impl Step {
             .iter()
             .map(|member| (member.request, back.clone()))
             .collect();
-        Self {
-            moves,
-            ..Self::only(BatchNext::Done)
-        }
-        .complaining(why)
+        Self::done(moves).complaining(why)
     }
 
     /// A batch whose intent is stored and whose call is known not to have been begun: as

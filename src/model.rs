@@ -155,6 +155,16 @@ pub enum JobStatus {
     Failed,
 }
 
+impl JobStatus {
+    /// True for the two that never change again.
+    pub const fn is_over(self) -> bool {
+        match self {
+            Self::Pending => false,
+            Self::Succeeded | Self::Failed => true,
+        }
+    }
+}
+
 /// What the cloud says of a job: one answer for all servers of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobReport {
@@ -259,6 +269,11 @@ pub struct ServerView {
 }
 
 impl ServerView {
+    /// True if the cloud is doing nothing with it.
+    pub fn is_idle(&self) -> bool {
+        self.activity == Activity::Idle
+    }
+
     /// A server of which only power and activity are known.
     pub const fn of(power: Power, activity: Activity) -> Self {
         Self {
@@ -318,4 +333,14 @@ pub enum Activity {
     Rebooting,
     /// Something else (rebuilding, deleting, an unknown word).
     Other,
+}
+
+impl Activity {
+    /// True for those that one of our actions causes.
+    pub const fn is_power_transition(self) -> bool {
+        match self {
+            Self::PoweringOn | Self::PoweringOff | Self::Rebooting => true,
+            Self::Idle | Self::Other => false,
+        }
+    }
 }

@@ -22,6 +22,17 @@ const NAMED_WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A lowered rate rises again by a quarter after each quiet span of this length.
 const QUIET: Duration = Duration::from_secs(300);
 
+/// Looks at one target's servers that are due no further apart than this are made as one.
+pub const JOIN_WITHIN: Duration = Duration::from_secs(2);
+/// Reboots that could pass unseen are looked at closely: this often, for `CLOSE_SPAN`. How long
+/// CloudDC shows a reboot under way is not documented; a bare-metal server takes minutes to
+/// restart.
+pub const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
+/// How long after the call such reboots are looked at closely.
+pub const CLOSE_SPAN: Duration = Duration::from_secs(60);
+/// Looks of one row may be this far apart even if the settling time is very short.
+const PROOF_GAP_MIN: Duration = Duration::from_secs(2);
+
 /// How fast one target's submit calls may follow one another.
 ///
 /// At most `rate` calls in any 60 s. A call occupies its place from its start until 60 s after its
@@ -301,6 +312,17 @@ impl LookTimes {
             seed,
         )
     }
+}
+
+/// How often to look while a row of looks is to prove that a server stayed idle for `settle_time`:
+/// several times in the longest gap that a row may have.
+pub fn proof_interval(settle_time: Duration) -> Duration {
+    (settle_time / 8).clamp(Duration::from_millis(100), Duration::from_secs(5))
+}
+
+/// The longest gap between two looks of a row that proves something.
+pub fn proof_gap_max(settle_time: Duration) -> Duration {
+    (settle_time / 2).max(PROOF_GAP_MIN)
 }
 
 /// The wait before try number `tries` + 1 of a request that is worth another try: 10 s, doubling to

@@ -1,7 +1,6 @@
 //! The follow pass: which open batches are asked for now, and what follows from what they say.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tracing::warn;
 
@@ -13,6 +12,7 @@ use crate::model::{
     Batch, BatchState, CallError, DueBatch, Hold, HoldKind, JobReport, Now, Origin, TargetName,
     UtcMillis,
 };
+use crate::pace;
 use crate::store::{Hands, StoreError};
 use crate::verdict::{self, Case, Look, Watch};
 
@@ -29,8 +29,6 @@ const CONSIDERED_MAX: u32 = 256;
 /// Steps stored in one round that no call came before: each is a synced write, and calls wait to
 /// leave.
 const RECORDS_MAX: usize = 4;
-/// Looks at one target's servers that lie no further apart than this are made as one.
-const JOIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a round picks up.
 #[derive(Default)]
@@ -91,10 +89,10 @@ impl Dispatcher {
                 // soon.
                 let joins = due.by_servers
                     && gathered.looks.contains_key(&due.target)
-                    && due.at <= now + JOIN_WITHIN;
+                    && due.at <= now + pace::JOIN_WITHIN;
                 if !joins && due.at > now {
                     round.wake(due.at);
-                    if due.at > now + JOIN_WITHIN {
+                    if due.at > now + pace::JOIN_WITHIN {
                         break;
                     }
                     continue;
@@ -156,13 +154,19 @@ impl Dispatcher {
             .await;
         self.learn_from_read(&batch.target, answer.as_ref().err(), now)
             .await;
+        let watch = self.watch(batch.id);
+        if let Ok(job) = &answer {
+            watch.note_busy(verdict::busy_reboots(&batch, job));
+        }
+        let case = Case {
+            batch: &batch,
+            watch,
+            rules: &rules,
+            now,
+        };
         let step = match &answer {
-            Ok(job) => {
-                self.watch(batch.id)
-                    .note_busy(verdict::busy_reboots(&batch, job));
-                verdict::after_job(&batch, job, &rules, now)
-            }
-            Err(error) => verdict::after_failed_query(&batch, error, &rules, now),
+            Ok(job) => verdict::after_job(case, job),
+            Err(error) => verdict::after_failed_query(case, error),
         };
         self.note_step(&batch, &step);
         self.save(
@@ -191,10 +195,7 @@ impl Dispatcher {
             utc: now,
             steady: self.steady,
         };
-        let look = Look {
-            began: target.looking.take().unwrap_or(ended),
-            ended,
-        };
+        let began = target.looking.take().unwrap_or(ended);
         target.open = target.open.saturating_sub(1);
         let rules = target.rules;
         let concerns_target = match &answer {
@@ -206,30 +207,29 @@ impl Dispatcher {
             .await;
         for batch in batches {
             let watch = self.watch(batch.id);
+            match &answer {
+                Ok(observed) => {
+                    let look = Look {
+                        began,
+                        ended,
+                        sightings: &observed.sightings,
+                    };
+                    watch.note_look(&batch, look, rules.settle_time);
+                }
+                Err(_) => watch.note_failed_look(&batch),
+            }
+            let case = Case {
+                batch: &batch,
+                watch,
+                rules: &rules,
+                now,
+            };
             let step = match &answer {
                 Ok(observed) => {
-                    watch.note_look(&batch, &observed.sightings, look, &rules);
-                    let case = Case {
-                        batch: &batch,
-                        watch,
-                        rules: &rules,
-                        now,
-                    };
                     let step = verdict::after_look(case, &observed.sightings);
                     verdict::name_failures(&batch, step, &observed.failures)
                 }
-                Err(error) => {
-                    watch.note_failed_look(&batch);
-                    verdict::after_failed_look(
-                        Case {
-                            batch: &batch,
-                            watch,
-                            rules: &rules,
-                            now,
-                        },
-                        error,
-                    )
-                }
+                Err(error) => verdict::after_failed_look(case, error),
             };
             self.note_step(&batch, &step);
             let error = answer.as_ref().err().cloned();
@@ -279,24 +279,21 @@ impl Dispatcher {
             gathered.records += 1;
             return self.record(&batch, &step, now).await;
         };
+        let no_looks = Watch::default();
+        let case = Case {
+            batch: &batch,
+            watch: self.watches.get(&batch.id).unwrap_or(&no_looks),
+            rules: &target.rules,
+            now,
+        };
         if batch.state == BatchState::Submitting {
-            let step = verdict::orphaned_intent(&batch, &target.rules, now);
+            let step = verdict::orphaned_intent(case);
             round.wake(now);
             gathered.records += 1;
             return self.record(&batch, &step, now).await;
         }
         if let Some(until) = self.reads_held(&batch.target, now) {
-            let no_looks = Watch::default();
-            let watch = self.watches.get(&batch.id).unwrap_or(&no_looks);
-            let step = verdict::while_held(
-                Case {
-                    batch: &batch,
-                    watch,
-                    rules: &target.rules,
-                    now,
-                },
-                until,
-            );
+            let step = verdict::while_held(case, until);
             // The next round sees when it is due from now on.
             round.wake(now);
             gathered.records += 1;

@@ -19,7 +19,7 @@ use crate::model::{
 };
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::store::{StoreError, Which};
-use crate::verdict::{self, Watch};
+use crate::verdict::{self, Case, Watch};
 
 /// Servers read at once before their requests leave: a page of the list.
 const HEADS_MAX: usize = 1000;
@@ -186,7 +186,8 @@ impl Dispatcher {
             });
         }
         let lanes = counted;
-        let lane = match plan::choose(name, &lanes, &self.holds, limits, now) {
+        let open = plan::open_lanes(name, &lanes, &self.holds, now);
+        let lane = match plan::choose(&open, limits, now) {
             Choice::Go(lane) => lane,
             Choice::WaitUntil(at) => {
                 round.wake(at);
@@ -534,7 +535,13 @@ impl Dispatcher {
         self.learn_of_key(&batch.target, error.as_ref(), now).await;
         self.learn_from_submit(&batch.target, batch.action, error.as_ref(), now)
             .await;
-        let step = verdict::after_submit(&batch, answer, &history, &rules, now);
+        let case = Case {
+            batch: &batch,
+            watch: self.watch(batch.id),
+            rules: &rules,
+            now,
+        };
+        let step = verdict::after_submit(case, answer, &history);
         self.note_step(&batch, &step);
         self.save(Answered { batch, step, error }, now).await
     }

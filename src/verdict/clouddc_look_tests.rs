@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::*;
-use crate::model::{CodeClass, Fault, Operation, RequestState, Service};
+use crate::lifecycle::Return;
+use crate::model::{Activity, Baseline, CodeClass, Fault, Operation, RequestState, Service};
 use JobStatus::{Failed, Pending, Succeeded};
 use PowerAction::{Reboot, Start, Stop};
 

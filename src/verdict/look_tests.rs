@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::super::testing::*;
 use super::*;
-use crate::model::{Fault, RequestState};
+use crate::lifecycle::Return;
+use crate::model::{Activity, Fault, RequestState};
 use proptest::prelude::*;
 
 fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {

@@ -2,8 +2,9 @@
 
 use super::super::testing::*;
 use super::*;
+use crate::lifecycle::BatchNext;
 use crate::model::PowerAction::{self, Reboot, Start, Stop};
-use crate::model::{Baseline, BatchState, JobStatus, Operation, RequestState, Service};
+use crate::model::{Activity, Baseline, BatchState, JobStatus, Operation, RequestState, Service};
 
 const STARTED: Option<Operation> = Some(Operation {
     action: Start,
