@@ -124,10 +124,10 @@ CREATE TABLE batches (
 
     -- internal
     travel_group  INTEGER NOT NULL DEFAULT 0,
-    error_class   TEXT,                         -- 'already' where the error said that a server was already so
     look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
                                                                         'busy')),
     look_until    TEXT,                         -- looking ends here
+    from_copy     INTEGER NOT NULL DEFAULT 0,   -- 1: it was open in an older copy that was put back
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
     job_ms        INTEGER,                      -- how long the job took, for later batches to learn from
     read_error    TEXT,                         -- why the last look failed; NULL once one succeeds
@@ -135,7 +135,7 @@ CREATE TABLE batches (
     CONSTRAINT batch_texts CHECK (typeof(target) = 'text' AND typeof(service) = 'text' AND typeof(endpoint) = 'text'
                                   AND typeof(project_id) = 'text' AND typeof(job_id) IN ('text', 'null')
                                   AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
-                                  AND typeof(error_class) IN ('text', 'null') AND typeof(read_error) IN ('text', 'null')),
+                                  AND typeof(read_error) IN ('text', 'null')),
     CONSTRAINT batch_numbers CHECK (typeof(server_count) = 'integer' AND typeof(looks) = 'integer' AND typeof(doubts) = 'integer'
                                     AND typeof(travel_group) = 'integer' AND typeof(job_ms) IN ('integer', 'null')),
     CONSTRAINT batch_times CHECK (typeof(intent_at) = 'text' AND intent_at GLOB

@@ -228,6 +228,7 @@ fn failed(id: i64, count: u32) -> (Batch, Step) {
         submitted_at: None,
         looks: 1,
         doubts: 0,
+        from_copy: false,
         server_count: count,
         look_cause: None,
         look_until: None,

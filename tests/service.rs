@@ -619,7 +619,7 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
     // What is on its way is request n for server n, in batch n.
     let spoilt = [
         "UPDATE batches SET error_code = CAST(x'ff' AS TEXT), error_message = CAST(x'c328' AS TEXT)",
-        "UPDATE batches SET read_error = CAST(x'ff' AS TEXT), error_class = CAST(x'80' AS TEXT)",
+        "UPDATE batches SET read_error = CAST(x'ff' AS TEXT), error_code = CAST(x'80' AS TEXT)",
         "UPDATE batches SET next_look_at = '2026-19-39T29:59:59.999Z'",
         "UPDATE batches SET submitted_at = '2026-19-39T29:59:59.999Z'",
         "UPDATE batches SET looks = -1, doubts = -1, server_count = 9000000000000000000",

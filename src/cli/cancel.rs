@@ -17,7 +17,7 @@ Exit code: 1 if a request named by its id could not be cancelled.
 Examples:
   poweryard cancel 17 18
   poweryard cancel --label patch-day")]
-pub(super) struct Args {
+pub(super) struct CancelArgs {
     /// The requests' ids.
     #[arg(value_name = "ID")]
     ids: Vec<RequestId>,
@@ -30,7 +30,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Write).await?;
     let mut done = match &args.label {
         Some(label) => desk.cancel_label(label).await?,

@@ -34,7 +34,7 @@ With --online each target's endpoint, this machine's clock and one read call are
 Exit code: 0 no error (warnings do not count); 78 an error in the config, the credentials or online; 3 in the database or its files.
 
 Example: poweryard --config /etc/poweryard/poweryard.toml check --online")]
-pub(super) struct Args {
+pub(super) struct CheckArgs {
     /// Also ask each target's cloud.
     #[arg(long)]
     online: bool,
@@ -99,7 +99,7 @@ impl Finding {
     }
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Failure> {
     let findings = findings(context, args.online).await;
     match args.json.json {
         true => output::json(&findings)?,

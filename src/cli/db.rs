@@ -17,7 +17,7 @@ const STEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Maintain the queue's file.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct DbArgs {
     #[command(subcommand)]
     command: DbCommand,
 }
@@ -84,7 +84,7 @@ struct ReleaseArgs {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: DbArgs) -> Result<Exit, Failure> {
     match args.command {
         DbCommand::Migrate(args) => migrate(&args.queue.path(context)?).await,
         DbCommand::Backup(args) => backup(context, &args).await,

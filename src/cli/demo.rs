@@ -40,7 +40,7 @@ const LOST_ANSWERS: &str = include_str!("demo/lost_answers.toml");
 /// Exit code: 0 when every request has ended and its outcome agrees with what the cloud did.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard demo --servers 20000")]
-pub(super) struct Args {
+pub(super) struct DemoArgs {
     /// How many servers, with one request each.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     servers: u32,
@@ -49,7 +49,7 @@ pub(super) struct Args {
     dir: Option<PathBuf>,
 }
 
-pub(super) async fn run(_: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(_: &Context, args: DemoArgs) -> Result<Exit, Failure> {
     let dir = folder(args.dir)?;
     let database = dir.join("queue.db");
     if database.exists() {

@@ -22,7 +22,7 @@ Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
   poweryard enqueue reboot --from-file rack7.txt --label patch-day --not-before '2026-02-01 02:00' --expires-at '2026-02-01 05:00'
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
-pub(super) struct Args {
+pub(super) struct EnqueueArgs {
     /// What to do: start, stop or reboot. Stop and reboot are forced; the clouds have no soft
     /// ones.
     #[arg(value_parser = args::actions())]
@@ -75,7 +75,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Failure> {
     let servers = servers(&args)?;
     let mut desk = args.queue.open(context, Access::Write).await?;
     let times = Times::read(&mut desk, &args).await?;
@@ -105,7 +105,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
 }
 
 /// The servers that were named, each once.
-fn servers(args: &Args) -> Result<Vec<String>, Failure> {
+fn servers(args: &EnqueueArgs) -> Result<Vec<String>, Failure> {
     for server in &args.servers {
         check_server(server, "")?;
     }
@@ -210,7 +210,7 @@ struct Times {
 }
 
 impl Times {
-    async fn read(desk: &mut Desk, args: &Args) -> Result<Self, Failure> {
+    async fn read(desk: &mut Desk, args: &EnqueueArgs) -> Result<Self, Failure> {
         let now = args::now();
         let mut times = Self {
             not_before: None,
@@ -226,7 +226,7 @@ impl Times {
     }
 }
 
-fn requests(args: &Args, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
+fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
     let requested_by = args.requested_by.clone().or_else(args::login_user);
     let request = |server_id: String| NewRequest {
         action: args.action.as_str().to_owned(),

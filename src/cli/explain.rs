@@ -13,12 +13,12 @@ use crate::store::{Running, daemon_on};
 
 mod sentences;
 
-use sentences::{Facts, Rules};
+use sentences::{Facts, TargetRules};
 
 /// Explain why a request is where it is, and what comes next.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard explain 17")]
-pub(super) struct Args {
+pub(super) struct ExplainArgs {
     /// The request's id.
     id: RequestId,
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: ExplainArgs) -> Result<Exit, Failure> {
     let facts = facts(context, &args).await?;
     let sentences = facts.sentences();
     if !args.json.json {
@@ -50,7 +50,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
-async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
+async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> {
     let now = args::now();
     let mut desk = args.queue.open(context, Access::Read).await?;
     let request = desk.request(args.id.0).await?;
@@ -88,16 +88,16 @@ async fn facts(context: &Context, args: &Args) -> Result<Facts, Failure> {
 }
 
 /// What the config says, as far as this user may read it; a named database needs no config.
-fn rules(context: &Context, args: &Args, request: &RequestRecord) -> Rules {
+fn rules(context: &Context, args: &ExplainArgs, request: &RequestRecord) -> TargetRules {
     if args.queue.is_named() {
-        return Rules::default();
+        return TargetRules::default();
     }
     let settings = Settings::load(&context.config).ok();
     let targets = settings.iter().flat_map(|settings| &settings.targets);
     let mut budgets = targets
         .filter(|target| target.name.0 == request.target)
         .flat_map(|target| &target.budgets);
-    Rules {
+    TargetRules {
         budget: budgets
             .find(|(action, _)| action.as_str() == request.action)
             .map(|(_, budget)| *budget),

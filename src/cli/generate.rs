@@ -35,13 +35,13 @@ poweryard status
 /// Write man pages and shell completions into a folder: man/, bash/, zsh/ and fish/.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard generate target/release/pages")]
-pub(super) struct Args {
+pub(super) struct GenerateArgs {
     /// The folder to write to; created if missing.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }
 
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     let written = write_all(&args.dir);
     written.map_err(|source| Failure::File {
         what: format!("write to {}", args.dir.display()),

@@ -12,7 +12,7 @@ use crate::store::desk::{Access, Filter, RequestRecord};
 Examples:
   poweryard list --state queued,running --target default
   poweryard list --label patch-day --limit 1000 --json")]
-pub(super) struct Args {
+pub(super) struct ListArgs {
     /// Only requests in these states, separated by commas.
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = args::states())]
     state: Vec<RequestState>,
@@ -34,7 +34,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
     let filter = Filter {
         states: args.state,

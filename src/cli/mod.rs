@@ -80,23 +80,23 @@ fn config_file(name: OsString) -> PathBuf {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Args),
-    Demo(demo::Args),
-    Enqueue(enqueue::Args),
-    List(list::Args),
-    Show(show::Args),
-    Explain(explain::Args),
-    Status(status::Args),
-    Wait(wait::Args),
-    Cancel(cancel::Args),
-    Retry(retry::Args),
+    Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
+    Enqueue(enqueue::EnqueueArgs),
+    List(list::ListArgs),
+    Show(show::ShowArgs),
+    Explain(explain::ExplainArgs),
+    Status(status::StatusArgs),
+    Wait(wait::WaitArgs),
+    Cancel(cancel::CancelArgs),
+    Retry(retry::RetryArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
-    Check(check::Args),
-    Db(db::Args),
-    Simulate(simulate::Args),
+    Check(check::CheckArgs),
+    Db(db::DbArgs),
+    Simulate(simulate::SimulateArgs),
     #[command(hide = true)]
-    Generate(generate::Args),
+    Generate(generate::GenerateArgs),
 }
 
 /// What every command may need beside its own arguments.

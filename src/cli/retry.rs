@@ -23,7 +23,7 @@ Examples:
   poweryard retry --label patch-day
   poweryard retry --since 2h --state failed,expired
   poweryard retry 17")]
-pub(super) struct Args {
+pub(super) struct RetryArgs {
     /// The requests' ids.
     #[arg(value_name = "ID", conflicts_with_all = ["label", "since"])]
     ids: Vec<RequestId>,
@@ -42,7 +42,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Failure> {
     let by_id = !args.ids.is_empty();
     let states = wanted_states(&args.state, by_id)?;
     let mut desk = args.queue.open(context, Access::Write).await?;

@@ -30,13 +30,13 @@ const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
 /// answered and stored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard --config /etc/poweryard/poweryard.toml serve")]
-pub(super) struct Args {
+pub(super) struct ServeArgs {
     /// Log what would be sent; send and change nothing, take no lock.
     #[arg(long)]
     dry_run: bool,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Failure> {
     let settings = Settings::load(&context.config)?;
     if args.dry_run {
         daemon::dry_run(&settings, told_to_stop()?).await?;

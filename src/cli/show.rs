@@ -11,7 +11,7 @@ use crate::store::desk::{Access, AttemptRecord, BatchRecord, RequestRecord};
 /// Show one request with its attempts and its batch.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard show 17 --json")]
-pub(super) struct Args {
+pub(super) struct ShowArgs {
     /// The request's id.
     id: RequestId,
     #[command(flatten)]
@@ -20,7 +20,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: ShowArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
     let request = desk.request(args.id.0).await?;
     let attempts = desk.attempts(args.id.0).await?;

@@ -14,7 +14,7 @@ use crate::sim::{Scenario, SimCloud};
 GET /_sim/ledger lists what was really carried out, GET /_sim/servers the servers.
 
 Example: poweryard simulate --listen 127.0.0.1:8080 --scenario config/scenario.toml")]
-pub(super) struct Args {
+pub(super) struct SimulateArgs {
     /// Where to listen; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -24,7 +24,7 @@ pub(super) struct Args {
     scenario: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(args: SimulateArgs) -> Result<Exit, Failure> {
     let scenario = match &args.scenario {
         Some(file) => read(file)?,
         None => Scenario::default(),

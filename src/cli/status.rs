@@ -19,7 +19,7 @@ use crate::store::{Desk, Running, StoreError, daemon_on};
 Exit code: 0 also when no daemon runs.
 
 Example: poweryard status --json")]
-pub(super) struct Args {
+pub(super) struct StatusArgs {
     #[command(flatten)]
     json: JsonArg,
     #[command(flatten)]
@@ -36,19 +36,19 @@ struct Status {
     oldest_ready: Option<OldestReady>,
     batches: Vec<BatchRecord>,
     holds: Vec<HoldRecord>,
-    targets: Vec<Target>,
+    targets: Vec<TargetHealth>,
 }
 
 /// What is known of a target, with the holds that are about its health.
 #[derive(Serialize)]
-struct Target {
+struct TargetHealth {
     #[serde(flatten)]
     note: TargetNote,
     breaker: Option<HoldRecord>,
     credentials: Option<HoldRecord>,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Failure> {
     let status = read(args.queue.open(context, Access::Read).await?).await?;
     match args.json.json {
         true => output::json(&status.object())?,
@@ -72,11 +72,15 @@ async fn read(mut desk: Desk) -> Result<Status, StoreError> {
             .iter()
             .any(|hold| hold.covers(&ready.target, &ready.action))
     };
-    let targets = desk.targets(now).await?.into_iter().map(|note| Target {
-        breaker: about(&holds, &note.target, HoldKind::Breaker),
-        credentials: about(&holds, &note.target, HoldKind::Credentials),
-        note,
-    });
+    let targets = desk
+        .targets(now)
+        .await?
+        .into_iter()
+        .map(|note| TargetHealth {
+            breaker: about(&holds, &note.target, HoldKind::Breaker),
+            credentials: about(&holds, &note.target, HoldKind::Credentials),
+            note,
+        });
     let status = Status {
         daemon: running,
         queue: desk.overview().await?,

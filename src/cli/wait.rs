@@ -29,7 +29,7 @@ const NAMED_MAX: usize = 20;
 Exit code: 0 all succeeded, or nothing to wait for; 1 some ended otherwise; 2 no request has the label; 4 timed out.
 
 Example: poweryard wait --label patch-day --since 2h --timeout 30m")]
-pub(super) struct Args {
+pub(super) struct WaitArgs {
     /// The requests' ids.
     #[arg(value_name = "ID", conflicts_with_all = ["label", "since"])]
     ids: Vec<RequestId>,
@@ -49,7 +49,7 @@ pub(super) struct Args {
     queue: QueueArgs,
 }
 
-pub(super) async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: WaitArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Read).await?;
     let since = match &args.since {
         Some(since) => Some(args::past(&mut desk, since, args::now()).await?),

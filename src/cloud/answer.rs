@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
-use super::complaint::{Found, find_complaint};
+use super::complaint::{FoundComplaint, find_complaint};
 use super::encoding::{self, TooLarge, named_encodings};
 use super::http::doubt;
 use super::lenient;
@@ -119,7 +119,7 @@ impl Answer {
     }
 
     /// The complaint in the body, if the body is JSON in one of the clouds' error shapes.
-    fn complaint(&self) -> Option<Found> {
+    fn complaint(&self) -> Option<FoundComplaint> {
         if self.body.len() > ERROR_BODY_BYTES_MAX {
             return None;
         }
@@ -129,7 +129,7 @@ impl Answer {
     fn fault(
         &self,
         service: Service,
-        found: Option<&Found>,
+        found: Option<&FoundComplaint>,
         code: &str,
         kind: CallKind,
         now: UtcMillis,
@@ -183,7 +183,7 @@ impl Answer {
             && (self.is_success() || matches!(self.status, 403 | 405 | 406 | 410 | 415 | 421 | 426))
     }
 
-    fn message(&self, found: Option<&Found>) -> String {
+    fn message(&self, found: Option<&FoundComplaint>) -> String {
         if self.wants_tls() {
             return "the endpoint speaks TLS; write https:// instead of http://".to_owned();
         }
@@ -218,7 +218,7 @@ impl Answer {
     /// True for the page of a proxy, a firewall or a load balancer: no complaint of the service,
     /// but a page, a text, or headers that only such a one sets. An empty answer may be the cloud's
     /// own.
-    fn is_from_between(&self, found: Option<&Found>) -> bool {
+    fn is_from_between(&self, found: Option<&FoundComplaint>) -> bool {
         const HEADERS: [&str; 4] = [
             "via",
             "proxy-authenticate",
@@ -281,7 +281,7 @@ impl Answer {
         tidy(unquoted.as_deref().unwrap_or(text))
     }
 
-    fn request_id(&self, found: Option<&Found>) -> Option<String> {
+    fn request_id(&self, found: Option<&FoundComplaint>) -> Option<String> {
         let header = self.header("x-request-id").map(str::to_owned);
         let id = header.or_else(|| found.and_then(|found| found.request_id.clone()))?;
         Some(cap(&tidy(&id), 64)).filter(|id| !id.is_empty())

@@ -17,7 +17,7 @@ use super::answer::CallKind;
 use super::auth::{Credentials, Key};
 use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
-use super::session::{Call, Session};
+use super::session::{ApiCall, Session};
 use super::{ClientError, Clock, Observed, PowerCloud, check_batch, not_sent};
 use crate::model::{
     CallError, CodeClass, Fault, JobId, JobReport, PowerAction, ServerId, Service, Sighting,
@@ -79,7 +79,7 @@ impl Bms {
         servers: &[ServerId],
     ) -> Result<Tracking, CallError> {
         check_batch(Service::Bms, servers)?;
-        let call = Call {
+        let call = ApiCall {
             method: Method::POST,
             path: self.session.path(&["baremetalservers", "action"]),
             query: String::new(),

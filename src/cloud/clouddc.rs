@@ -14,7 +14,7 @@ use super::answer::CallKind;
 use super::auth::{Credentials, Key};
 use super::http::Wire;
 use super::looking::{Looking, Page, ServerReader};
-use super::session::{Call, Session};
+use super::session::{ApiCall, Session};
 use super::{ClientError, Clock, Observed, PowerCloud, check_batch, not_sent};
 use crate::model::{
     CallError, CodeClass, Fault, JobId, JobReport, PowerAction, ServerId, Service, Sighting,
@@ -74,7 +74,7 @@ impl CloudDc {
         // Nothing but a server's own state tells how its action ended: one that cannot be asked for
         // is not switched.
         servers.iter().try_for_each(check_id)?;
-        let call = Call {
+        let call = ApiCall {
             method: Method::PUT,
             path: self.session.path(&["physicalservers", "power-state"]),
             query: String::new(),

@@ -12,7 +12,7 @@ use crate::model::{CodeClass, Complaint};
 
 /// A code and a text found in a body, as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundComplaint {
     /// The code, numbers as text; empty if there is only a text.
     pub(crate) code: String,
     /// The text; may be empty.
@@ -32,7 +32,7 @@ const PAIRS: [(&str, &str); 3] = [
 /// `badRequest`, …).
 ///
 /// A nested object needs both a code and a text; at the top one of the two is enough.
-pub(crate) fn find_complaint(body: &Value) -> Option<Found> {
+pub(crate) fn find_complaint(body: &Value) -> Option<FoundComplaint> {
     let top = body.as_object()?;
     let both = |object: &Map<String, Value>| {
         PAIRS.iter().find_map(|(code, message)| {
@@ -62,7 +62,7 @@ pub(crate) fn find_complaint(body: &Value) -> Option<Found> {
         .get("request_id")
         .or_else(|| top.get("requestId"))
         .and_then(scalar);
-    Some(Found {
+    Some(FoundComplaint {
         code: tidy_code(&code),
         message,
         request_id,

@@ -111,7 +111,7 @@ struct Memory {
 
 /// One look as far as it has come.
 #[derive(Default)]
-struct Look {
+struct LookSoFar {
     observed: Observed,
     /// Why the list, or a part of it, could not be read.
     list_failure: Option<CallError>,
@@ -122,7 +122,7 @@ struct Look {
     slowest: Duration,
 }
 
-impl Look {
+impl LookSoFar {
     /// True once anything was read, so that the cloud is there and takes our key.
     fn has_read(&self) -> bool {
         self.list_was_read || !self.observed.sightings.is_empty()
@@ -244,7 +244,7 @@ impl Looking {
         servers: &[ServerId],
     ) -> Result<Observed, CallError> {
         let wanted: HashSet<&ServerId> = servers.iter().collect();
-        let mut look = Look::default();
+        let mut look = LookSoFar::default();
         let list_first = {
             let memory = self.memory();
             let many = wanted.len() > SHOWS_MIN.max(memory.pages_known);
@@ -272,7 +272,12 @@ impl Looking {
     ///
     /// The end is a page that names no next one, or one without anything new: a list that goes in
     /// circles ends too.
-    async fn list(&self, reader: &impl ServerReader, wanted: &HashSet<&ServerId>, look: &mut Look) {
+    async fn list(
+        &self,
+        reader: &impl ServerReader,
+        wanted: &HashSet<&ServerId>,
+        look: &mut LookSoFar,
+    ) {
         let before = self.memory().page_sizes;
         let (began, mut sizes, mut known) =
             (Instant::now(), PageSizes::begin(before), HashSet::new());
@@ -327,7 +332,7 @@ impl Looking {
 
     /// Shows the servers that have not been seen, one by one. Those that have waited longest come
     /// first, and those that failed last time come last.
-    async fn show(&self, reader: &impl ServerReader, servers: &[ServerId], look: &mut Look) {
+    async fn show(&self, reader: &impl ServerReader, servers: &[ServerId], look: &mut LookSoFar) {
         // In the caller's order, so that the same question makes the same calls.
         let mut taken = HashSet::new();
         let is_unseen = |id: &&ServerId| {
@@ -387,7 +392,7 @@ impl Looking {
             } else {
                 open.next().await
             };
-            let Some(Shown {
+            let Some(ShownServer {
                 server,
                 sighting: shown,
                 took,
@@ -428,7 +433,7 @@ impl Memory {
 }
 
 /// What came of one show.
-struct Shown {
+struct ShownServer {
     server: ServerId,
     sighting: Result<Sighting, CallError>,
     took: Duration,
@@ -439,7 +444,7 @@ async fn show_within(
     reader: &impl ServerReader,
     server: ServerId,
     patience: Option<Duration>,
-) -> Shown {
+) -> ShownServer {
     let began = Instant::now();
     let sighting = match patience {
         None => reader.show(&server).await,
@@ -447,7 +452,7 @@ async fn show_within(
             .await
             .unwrap_or_else(|_| Err(no_answer_within(patience))),
     };
-    Shown {
+    ShownServer {
         server,
         sighting,
         took: began.elapsed(),

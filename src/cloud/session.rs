@@ -21,7 +21,7 @@ use crate::settings::{AuthSettings, TargetSettings};
 
 /// One call to a service.
 #[derive(Debug, Clone)]
-pub(crate) struct Call {
+pub(crate) struct ApiCall {
     pub(crate) method: Method,
     /// From `/`, percent-encoded.
     pub(crate) path: String,
@@ -152,7 +152,7 @@ impl Session {
         query: &[(&str, &str)],
     ) -> Result<Answer, CallError> {
         let (path, query) = (self.path(segments), aksk::canonical_query(query));
-        self.call(&Call {
+        self.call(&ApiCall {
             method: Method::GET,
             path,
             query,
@@ -168,7 +168,7 @@ impl Session {
     /// # Errors
     /// No answer (see `Http`), or `Credentials` once a renewed token or a second signature was
     /// refused too.
-    pub(crate) async fn call(&self, call: &Call) -> Result<Answer, CallError> {
+    pub(crate) async fn call(&self, call: &ApiCall) -> Result<Answer, CallError> {
         let (answer, used) = self.counted(self.once(call, None).await)?;
         let Err(refusal) = self.accepted(&answer, call.kind) else {
             self.key.was_accepted();
@@ -218,7 +218,7 @@ impl Session {
     /// proved us.
     async fn once(
         &self,
-        call: &Call,
+        call: &ApiCall,
         refused: Option<&HeaderValue>,
     ) -> Result<(Answer, HeaderValue), CallError> {
         let mut request = self.request(call).map_err(|what| unsendable(&what))?;
@@ -241,7 +241,7 @@ impl Session {
     }
 
     /// The request without proof: URL, body and the fixed headers.
-    fn request(&self, call: &Call) -> Result<Request, String> {
+    fn request(&self, call: &ApiCall) -> Result<Request, String> {
         let mut url = self.endpoint.clone();
         url.set_path(&call.path);
         url.set_query((!call.query.is_empty()).then_some(call.query.as_str()));

@@ -244,22 +244,22 @@ async fn wait_until_ready<T>(
 }
 
 /// What a task came to.
-enum Ended {
+enum TaskEnd {
     Finished(Finished),
     /// The intent of this call is stored, and a stop was asked for before it began.
     NotBegun(Batch),
 }
 
-async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> Ended {
+async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> TaskEnd {
     match task.begin(halt.load(Ordering::SeqCst)) {
-        Begun::Leaves(task) => Ended::Finished(task.run().await),
-        Begun::Stays(batch) => Ended::NotBegun(batch),
+        Begun::Leaves(task) => TaskEnd::Finished(task.run().await),
+        Begun::Stays(batch) => TaskEnd::NotBegun(batch),
     }
 }
 
 struct Loop {
     dispatcher: Dispatcher,
-    tasks: JoinSet<Ended>,
+    tasks: JoinSet<TaskEnd>,
     /// Reads that a stop may cut short; submit calls are waited for.
     followers: Vec<AbortHandle>,
     /// What to do next.
@@ -390,13 +390,13 @@ impl Loop {
     /// Stores what has ended: this one, and a few more that have.
     async fn take(
         &mut self,
-        ended: Result<Ended, tokio::task::JoinError>,
+        ended: Result<TaskEnd, tokio::task::JoinError>,
     ) -> Result<(), StoreError> {
         let mut next = Some(ended);
         while let Some(ended) = next {
             match ended {
-                Ok(Ended::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
-                Ok(Ended::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
+                Ok(TaskEnd::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
+                Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}

@@ -19,13 +19,13 @@ const FEEDS_APART: Duration = Duration::from_secs(1);
 const STATUS_CHARS_MAX: usize = 300;
 
 /// What was said last.
-static TOLD: Mutex<Told> = Mutex::new(Told {
+static TOLD: Mutex<ToldSystemd> = Mutex::new(ToldSystemd {
     ready: false,
     refused: false,
     work: String::new(),
 });
 
-struct Told {
+struct ToldSystemd {
     /// READY=1.
     ready: bool,
     /// The last reload was refused.
@@ -34,7 +34,7 @@ struct Told {
     work: String,
 }
 
-impl Told {
+impl ToldSystemd {
     fn line(&self) -> String {
         let refused = if self.refused {
             "the last reload was refused, see the log; "
@@ -132,7 +132,7 @@ impl Watchdog {
     }
 }
 
-fn told() -> MutexGuard<'static, Told> {
+fn told() -> MutexGuard<'static, ToldSystemd> {
     TOLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_status_is_one_short_line_whatever_it_is_made_of() {
-        let mut told = Told {
+        let mut told = ToldSystemd {
             ready: true,
             refused: false,
             work: "held: why\nMAINPID=1".to_owned(),

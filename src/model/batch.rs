@@ -30,6 +30,9 @@ pub struct Batch {
     pub looks: u32,
     /// Answers in a row that left the job's end in doubt.
     pub doubts: u32,
+    /// It was open in an older copy of the queue that somebody put back: what was done to its servers
+    /// between its call and now is partly unknown.
+    pub from_copy: bool,
     /// How many servers the call carried.
     pub server_count: u32,
     /// Why its servers are looked at, while they are.

@@ -79,6 +79,12 @@ pub fn documented_for(service: Service, code: &str, status: Option<u16>) -> Opti
     })
 }
 
+/// The class of `code`, said by `service` under an HTTP status that is not known any more; see
+/// `documented_for`. Unlisted codes are `Other`.
+pub fn class_for(service: Service, code: &str) -> CodeClass {
+    documented_for(service, code, None).map_or(Other, |known| known.class)
+}
+
 /// Codes that say "too many calls", under whatever HTTP status they travel.
 const THROTTLING: [&str; 4] = ["APIGW.0308", "BMS.0212", "Common.0024", "Common.1503"];
 
@@ -441,6 +447,8 @@ mod tests {
                 documented(code, None),
                 "{code}"
             );
+            assert_eq!(class_for(Service::CloudDc, code), Other, "{code}");
+            assert_eq!(class_for(Service::Bms, code), class(code), "{code}");
         }
     }
 

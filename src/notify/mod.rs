@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::lifecycle::{Event as Move, Step};
+use crate::lifecycle::{Event, Step};
 use crate::meter::{Meter, Told};
 use crate::model::{Batch, BatchId, JobId, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::pace;
@@ -89,24 +89,24 @@ struct Queue {
 /// An event in a queue, with the room that it takes up there.
 #[derive(Debug)]
 struct Waiting {
-    event: Arc<Event>,
+    event: Arc<HookEvent>,
     _room: OwnedSemaphorePermit,
 }
 
 /// What one stored step ended badly.
 #[derive(Debug)]
-struct Event {
+struct HookEvent {
     target: TargetName,
     action: PowerAction,
     batch: BatchId,
     job: Option<JobId>,
     at: UtcMillis,
-    requests: Vec<Ended>,
+    requests: Vec<EndedRequest>,
 }
 
 /// One request that failed or ended `unknown`.
 #[derive(Debug, Clone, Serialize)]
-struct Ended {
+struct EndedRequest {
     id: i64,
     server_id: String,
     state: &'static str,
@@ -177,7 +177,7 @@ impl Notifier {
         );
         shared.hand_in(
             &settings,
-            Arc::new(Event {
+            Arc::new(HookEvent {
                 target,
                 action,
                 batch,
@@ -201,17 +201,17 @@ fn queue(kind: Kind) -> (Queue, mpsc::Receiver<Waiting>) {
     )
 }
 
-fn ended_badly(batch: &Batch, step: &Step) -> Vec<Ended> {
+fn ended_badly(batch: &Batch, step: &Step) -> Vec<EndedRequest> {
     let bad = step
         .moves
         .iter()
         .filter_map(|(request, event)| match event {
-            Move::Ended(end)
+            Event::Ended(end)
                 if matches!(end.state, RequestState::Failed | RequestState::Unknown) =>
             {
                 Some((request, end))
             }
-            Move::Ended(_) | Move::Claimed | Move::Returned(_) => None,
+            Event::Ended(_) | Event::Claimed | Event::Returned(_) => None,
         });
     let bad: std::collections::BTreeMap<_, _> = bad.collect();
     let of_batch = batch
@@ -219,7 +219,7 @@ fn ended_badly(batch: &Batch, step: &Step) -> Vec<Ended> {
         .iter()
         .filter_map(|member| Some((member, bad.get(&member.request)?)));
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let ended = of_batch.map(|(member, end)| Ended {
+    let ended = of_batch.map(|(member, end)| EndedRequest {
         id: member.request.0,
         server_id: member.server.0.clone(),
         state: end.state.as_str(),
@@ -240,7 +240,7 @@ impl Shared {
             .clone()
     }
 
-    fn hand_in(&self, settings: &NotifySettings, event: Arc<Event>) {
+    fn hand_in(&self, settings: &NotifySettings, event: Arc<HookEvent>) {
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let mut took = true;
         for queue in queues
@@ -362,7 +362,7 @@ async fn tell(
     kind: Kind,
     settings: &NotifySettings,
     webhook: &mut Option<Webhook>,
-    event: &Event,
+    event: &HookEvent,
     text: &str,
     stop: &mut watch::Receiver<bool>,
 ) {
@@ -403,11 +403,11 @@ struct Message<'a> {
     batch_id: i64,
     job_id: Option<&'a str>,
     at: UtcMillis,
-    requests: Vec<Ended>,
+    requests: Vec<EndedRequest>,
 }
 
 /// The event as JSON, with the labels that the queue has for it.
-async fn text(shared: &Shared, event: &Event) -> String {
+async fn text(shared: &Shared, event: &HookEvent) -> String {
     let mut requests = event.requests.clone();
     match tokio::time::timeout(LABELS_PATIENCE, add_labels(shared, &mut requests)).await {
         Ok(Ok(())) => {}
@@ -427,7 +427,7 @@ async fn text(shared: &Shared, event: &Event) -> String {
 
 async fn add_labels(
     shared: &Shared,
-    requests: &mut [Ended],
+    requests: &mut [EndedRequest],
 ) -> Result<(), crate::store::StoreError> {
     let mut desk = Desk::open(&shared.database, Access::Read).await?;
     let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();

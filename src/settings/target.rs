@@ -35,7 +35,7 @@ pub(super) fn read(
         values::project_id,
     );
     let batch_servers_max = batch_servers_max(section, service);
-    let limits = Limits::read(section);
+    let limits = TargetNumbers::read(section);
     let ca_file = section.read("ca_file", |value| ca_file(value, credentials));
     let proxy = section.read("proxy", values::proxy_url);
     let proxy_password_file = proxy_password_file(section, proxy.as_ref());
@@ -161,7 +161,7 @@ fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<
 }
 
 /// The numbers and times of a target.
-struct Limits {
+struct TargetNumbers {
     submits_per_minute: u32,
     submits_open_max: u32,
     job_time_limit: Duration,
@@ -173,7 +173,7 @@ struct Limits {
     request_timeout: Duration,
 }
 
-impl Limits {
+impl TargetNumbers {
     fn read(section: &Section<'_>) -> Self {
         let time = |key, least, usual, most| {
             section

@@ -7,9 +7,10 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Store, StoreError, rows, text};
+use crate::model::cloud_codes;
 use crate::model::{
-    Batch, BatchId, CodeClass, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId,
-    ServerId, TargetName, UtcMillis,
+    Batch, BatchId, Complaint, DueBatch, JobId, Member, Origin, PowerAction, RequestId, ServerId,
+    TargetName, UtcMillis,
 };
 
 /// A target with open batches.
@@ -288,7 +289,7 @@ impl Store {
 /// A row as anybody may have written it: the schema checks its words and the form of its times, not
 /// what texts hold.
 #[derive(sqlx::FromRow)]
-struct BatchRecord {
+struct OpenBatchRow {
     id: i64,
     target: Vec<u8>,
     service: String,
@@ -302,24 +303,23 @@ struct BatchRecord {
     submitted_at: Option<String>,
     looks: i64,
     doubts: i64,
+    from_copy: i64,
     look_cause: Option<String>,
     look_until: Option<String>,
     error_code: Option<Vec<u8>>,
     error_message: Option<Vec<u8>>,
-    error_class: Option<Vec<u8>>,
     read_error: Option<Vec<u8>>,
 }
 
 async fn batch_row(
     connection: &mut SqliteConnection,
     id: BatchId,
-) -> Result<Option<BatchRecord>, StoreError> {
+) -> Result<Option<OpenBatchRow>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
-                submitted_at, looks, doubts, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
-                CAST(error_message AS BLOB) AS error_message, CAST(error_class AS BLOB) AS error_class,
-                CAST(read_error AS BLOB) AS read_error
+                submitted_at, looks, doubts, from_copy, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
+                CAST(error_message AS BLOB) AS error_message, CAST(read_error AS BLOB) AS read_error
          FROM batches WHERE id = ? AND state <> 'done'",
     )
     .bind(id.0)
@@ -327,7 +327,7 @@ async fn batch_row(
     .await?)
 }
 
-impl BatchRecord {
+impl OpenBatchRow {
     fn into_batch(self, members: Vec<Member>) -> Result<(Batch, Origin), StoreError> {
         // A time that does not read is one long ago: what it bounds is over.
         let time = |text: String| rows::readable_time(Some(text)).unwrap_or(UtcMillis(0));
@@ -336,18 +336,14 @@ impl BatchRecord {
             endpoint: rows::lossy(self.endpoint),
             project_id: rows::lossy(self.project_id),
         };
-        let said_already = self.error_class.as_deref() == Some(SAID_ALREADY.as_bytes());
-        let class = if said_already {
-            CodeClass::AlreadyInTargetState
-        } else {
-            CodeClass::Other
-        };
-        let complaint =
-            (self.error_code.is_some() || self.error_message.is_some()).then(|| Complaint {
-                code: self.error_code.map(rows::lossy).unwrap_or_default(),
-                message: self.error_message.map(rows::lossy).unwrap_or_default(),
-                class,
-            });
+        let has_complaint = self.error_code.is_some() || self.error_message.is_some();
+        let code = self.error_code.map(rows::lossy).unwrap_or_default();
+        let message = self.error_message.map(rows::lossy).unwrap_or_default();
+        let complaint = has_complaint.then(|| Complaint {
+            class: cloud_codes::class_for(origin.service, &code),
+            code,
+            message,
+        });
         let batch = Batch {
             id: BatchId(self.id),
             target: TargetName(rows::lossy(self.target)),
@@ -359,6 +355,7 @@ impl BatchRecord {
             submitted_at: rows::readable_time(self.submitted_at),
             looks: rows::count(self.looks),
             doubts: rows::count(self.doubts),
+            from_copy: self.from_copy != 0,
             server_count: rows::count(self.server_count),
             look_cause: self.look_cause.as_deref().map(rows::word).transpose()?,
             look_until: self.look_until.map(time),
@@ -370,16 +367,13 @@ impl BatchRecord {
     }
 }
 
-/// The one class of a batch's complaint that later steps ask for.
-pub(super) const SAID_ALREADY: &str = "already";
-
 /// A reboot that ended unknown, or whose own task failed, may be under way for this long.
 /// Documented jobs take minutes; nobody says what the longest is.
 const SHADOW: Duration = Duration::from_secs(24 * 3600);
 
 async fn members(
     connection: &mut SqliteConnection,
-    batch: &BatchRecord,
+    batch: &OpenBatchRow,
 ) -> Result<Vec<Member>, StoreError> {
     // Asked only of those to whom it matters.
     let shadows_since = if rows::word::<PowerAction>(&batch.action)?.leaves_no_mark() {

@@ -221,6 +221,7 @@ impl Store {
             submitted_at: None,
             looks: 0,
             doubts: 0,
+            from_copy: false,
             server_count: members.len() as u32,
             look_cause: None,
             look_until: None,

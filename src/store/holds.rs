@@ -384,7 +384,7 @@ pub(super) async fn read(
     connection: &mut SqliteConnection,
     now: UtcMillis,
 ) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
-    let found: Vec<HoldRecord> = sqlx::query_as(
+    let found: Vec<HoldRow> = sqlx::query_as(
         "SELECT id, CAST(target AS BLOB) AS target, CAST(action AS BLOB) AS action, CAST(kind AS BLOB) AS kind,
                 CAST(reason AS BLOB) AS reason, CAST(since AS BLOB) AS since, CAST(until AS BLOB) AS until
          FROM holds INDEXED BY holds_that_matter WHERE kind <> 'unknown_target' OR target IS NULL ORDER BY id",
@@ -428,7 +428,7 @@ pub(super) async fn put_hold(
 
 /// A row as anybody may have written it.
 #[derive(sqlx::FromRow)]
-struct HoldRecord {
+struct HoldRow {
     id: i64,
     target: Option<Vec<u8>>,
     action: Option<Vec<u8>>,
@@ -438,7 +438,7 @@ struct HoldRecord {
     until: Option<Vec<u8>>,
 }
 
-impl HoldRecord {
+impl HoldRow {
     fn into_hold(self, now: UtcMillis, odd: &mut Vec<String>) -> Option<Hold> {
         let id = self.id;
         let mut note =

@@ -151,7 +151,7 @@ impl Store {
         &self,
         default_ttl: Option<Duration>,
     ) -> Result<Option<UtcMillis>, StoreError> {
-        type Times = (
+        type NextTimes = (
             bool,
             Option<String>,
             Option<String>,
@@ -159,7 +159,7 @@ impl Store {
             Option<String>,
         );
         let mut writer = self.writer.lock().await;
-        let (ended, later, retry, expiry, oldest): Times = sqlx::query_as(
+        let (ended, later, retry, expiry, oldest): NextTimes = sqlx::query_as(
             "SELECT EXISTS (SELECT 1 FROM awaited_ends) OR EXISTS (SELECT 1 FROM power_requests WHERE gate = 'doomed'),
                         (SELECT min(eligible_at) FROM power_requests WHERE gate = 'later'),
                         (SELECT min(retry_at) FROM power_requests WHERE gate = 'retry'),

@@ -430,6 +430,10 @@ async fn hold_restored(
         .bind(own.last_id)
         .execute(&mut *tx)
         .await?;
+    // The servers' later operations are in no row: that they are idle proves nothing of these calls.
+    sqlx::query("UPDATE batches SET from_copy = 1 WHERE state <> 'done'")
+        .execute(&mut *tx)
+        .await?;
     // What a stranger set beyond all reason is mended after this.
     let next = |own: i64, noted: i64| own.max(noted).min(MOST) + IDS_SKIPPED;
     set_sequence(tx, "power_requests", next(own.last_id, note.last_id)).await?;

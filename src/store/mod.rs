@@ -27,7 +27,7 @@ use tokio::sync::Mutex;
 use crate::model::UtcMillis;
 use hand::Hand;
 use note::Note;
-use place::{Place, StampPage, Standing};
+use place::{Place, PlaceState, StampPage};
 
 mod batches;
 mod claim;
@@ -222,9 +222,9 @@ impl Store {
     async fn look_at_place(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
         let standing = self.own().place.look();
         match standing {
-            Standing::Same => Ok(()),
-            Standing::Another => Err(StoreError::Replaced(self.path.clone())),
-            Standing::Moved => {
+            PlaceState::Same => Ok(()),
+            PlaceState::Another => Err(StoreError::Replaced(self.path.clone())),
+            PlaceState::Moved => {
                 let now = match stamp_page(writer).await {
                     Err(StoreError::Busy) => return Err(StoreError::Busy),
                     found => found.ok(),

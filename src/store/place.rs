@@ -35,7 +35,7 @@ pub(super) struct Place {
 
 /// What is there now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum PlaceState {
     /// The same.
     Same,
     /// Something else, or nothing.
@@ -75,7 +75,7 @@ impl Place {
     }
 
     /// Compares.
-    pub(super) fn look(&mut self) -> Standing {
+    pub(super) fn look(&mut self) -> PlaceState {
         let same =
             |path: &Path, was: Identity| file::identity(path).is_ok_and(|identity| identity == was);
         let in_place = same(&self.path, self.main)
@@ -84,11 +84,11 @@ impl Place {
                 .iter()
                 .all(|(path, identity)| same(path, *identity));
         if !in_place || self.log.as_ref().is_some_and(|log| !log.is_whole()) {
-            return Standing::Another;
+            return PlaceState::Another;
         }
         self.stamp
             .as_mut()
-            .map_or(Standing::Same, StampReader::look)
+            .map_or(PlaceState::Same, StampReader::look)
     }
 
     /// Where the stamp is looked for.
@@ -200,20 +200,20 @@ struct StampReader {
 }
 
 impl StampReader {
-    fn look(&mut self) -> Standing {
+    fn look(&mut self) -> PlaceState {
         for read in 1..=READS {
             match (self.read(), self.seen) {
                 (Some(epoch), seen) if seen.is_none_or(|seen| epoch >= seen) => {
                     self.seen = Some(epoch);
-                    return Standing::Same;
+                    return PlaceState::Same;
                 }
-                (None, None) => return Standing::Same,
+                (None, None) => return PlaceState::Same,
                 // An earlier epoch of our own: a copy was written over the file.
-                (Some(_), Some(_)) if read == READS => return Standing::Another,
+                (Some(_), Some(_)) if read == READS => return PlaceState::Another,
                 _ => std::thread::sleep(READ_PAUSE),
             }
         }
-        Standing::Moved
+        PlaceState::Moved
     }
 
     fn read(&self) -> Option<i64> {

@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::batches::SAID_ALREADY;
 use super::{Store, StoreError, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, Batch, BatchId, BatchState, CodeClass, JobId, LookCause, RequestId,
-    RequestState, UtcMillis,
+    AttemptResult, Batch, BatchId, BatchState, JobId, LookCause, RequestId, RequestState, UtcMillis,
 };
 
 impl Store {
@@ -247,13 +245,11 @@ async fn move_batch(
     }
     let change = Change::of(batch, next, now);
     let complaint = step.complaint.as_ref();
-    let said_already =
-        complaint.is_some_and(|complaint| complaint.class == CodeClass::AlreadyInTargetState);
     sqlx::query(
         "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
              looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
              finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
-             error_class = ifnull(?13, error_class), job_ms = ifnull(job_ms, ?14), read_error = ?15
+             job_ms = ifnull(job_ms, ?13), read_error = ?14
          WHERE id = ?1 AND state <> 'done'",
     )
     .bind(batch.id.0)
@@ -268,7 +264,6 @@ async fn move_batch(
     .bind((change.state == BatchState::Done).then(|| text(now)))
     .bind(complaint.map(|complaint| complaint.code.as_str()).filter(|code| !code.is_empty()))
     .bind(complaint.map(|complaint| complaint.message.as_str()))
-    .bind(said_already.then_some(SAID_ALREADY))
     .bind(step.job_ms)
     .bind(&step.read_error)
     .execute(tx)

@@ -21,9 +21,9 @@ pub(super) async fn migrate(
     path: &Path,
 ) -> Result<(), StoreError> {
     match state(connection, path).await? {
-        State::Current => Ok(()),
-        State::Empty => run(connection, path).await,
-        State::Older => {
+        SchemaState::Current => Ok(()),
+        SchemaState::Empty => run(connection, path).await,
+        SchemaState::Older => {
             hand::borrow(connection).await?;
             run(connection, path).await
         }
@@ -68,8 +68,8 @@ pub(super) async fn require_current(
     path: &Path,
 ) -> Result<(), StoreError> {
     match state(connection, path).await? {
-        State::Current => Ok(()),
-        State::Older | State::Empty => Err(StoreError::Older(path.to_owned())),
+        SchemaState::Current => Ok(()),
+        SchemaState::Older | SchemaState::Empty => Err(StoreError::Older(path.to_owned())),
     }
 }
 
@@ -91,13 +91,13 @@ async fn is_barely_begun(
     Ok(applied == 0)
 }
 
-enum State {
+enum SchemaState {
     Empty,
     Older,
     Current,
 }
 
-async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, StoreError> {
+async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<SchemaState, StoreError> {
     let opening = |error| StoreError::opening(path, error);
     let objects: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master")
         .fetch_all(&mut *connection)
@@ -108,7 +108,7 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, 
             .await
             .map_err(opening)?
     {
-        return Ok(State::Empty);
+        return Ok(SchemaState::Empty);
     }
     let id: i64 = sqlx::query_scalar("PRAGMA application_id")
         .fetch_one(&mut *connection)
@@ -129,8 +129,8 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<State, 
         .max()
         .unwrap_or(0);
     match applied.cmp(&newest) {
-        std::cmp::Ordering::Less => Ok(State::Older),
-        std::cmp::Ordering::Equal => Ok(State::Current),
+        std::cmp::Ordering::Less => Ok(SchemaState::Older),
+        std::cmp::Ordering::Equal => Ok(SchemaState::Current),
         std::cmp::Ordering::Greater => Err(StoreError::Newer(path.to_owned())),
     }
 }

@@ -416,6 +416,39 @@ fn a_lost_start_or_stop_is_settled_by_the_power_or_sent_again() {
     }
 }
 
+/// Of a batch that was open in an older copy of the queue, what the server shows may come from calls
+/// that are not in the copy.
+#[test]
+fn in_a_copy_neither_idleness_nor_an_operation_proves_anything() {
+    let copied = |batch: Batch| Batch {
+        from_copy: true,
+        ..batch
+    };
+    let stopped = operation(Stop, Succeeded);
+    for batch in [lost(Start, stopped), lost(Reboot, stopped)] {
+        let (_, event) = look_on(copied(batch), |_| idle(Power::Off, stopped));
+        let Event::Ended(outcome) = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(outcome.state, RequestState::Unknown);
+    }
+    for batch in [lost(Reboot, stopped), refused(Reboot, stopped, 1)] {
+        let (_, event) = look_on(copied(batch), |seconds| match seconds {
+            10 => moving(Power::On, Reboot),
+            _ => idle(Power::On, REBOOTED()),
+        });
+        let Event::Ended(outcome) = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(outcome.state, RequestState::Unknown);
+    }
+    let (_, event) = look_on(copied(lost(Start, stopped)), |_| failed(Power::Off, Start));
+    assert!(matches!(event, Event::Ended(outcome) if outcome.state == RequestState::Unknown));
+    // The wished power is what the producer asked for, whoever has brought it about.
+    let on = |_| idle(Power::On, operation(Start, Succeeded));
+    assert_eq!(succeeds(copied(lost(Start, stopped)), on), 0);
+}
+
 #[test]
 fn a_reboot_in_the_shadow_of_an_earlier_one_of_unknown_end_is_never_proved_by_what_is_seen() {
     let shadowed = |mut batch: Batch| {

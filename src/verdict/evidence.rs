@@ -31,7 +31,7 @@ impl<'a> Case<'a> {
     /// mark. Without one there must be no moment since the call at which it could have passed
     /// unseen. A server that has never shown an operation may not show this one either.
     pub(super) fn can_be_disproved(self, member: &Member) -> bool {
-        if member.seen_moving || !self.watch.may_have_been_refused() {
+        if member.seen_moving || self.batch.from_copy || !self.watch.may_have_been_refused() {
             return false;
         }
         let is_covered = self.watch.covers_call(member.request);
@@ -63,8 +63,7 @@ impl<'a> Case<'a> {
 /// from the one that the server showed before the call.
 pub(super) fn fresh_status(batch: &Batch, member: &Member, view: &ServerView) -> Option<JobStatus> {
     let operation = view.operation?;
-    let could_be_another = member.shadowed && batch.action.leaves_no_mark();
-    if operation.action != batch.action || could_be_another {
+    if operation.action != batch.action || could_be_another(batch, member) {
         return None;
     }
     let has_changed = match member.baseline {
@@ -72,6 +71,12 @@ pub(super) fn fresh_status(batch: &Batch, member: &Member, view: &ServerView) ->
         Baseline::Unknown => false,
     };
     (has_changed || member.seen_moving).then_some(operation.status)
+}
+
+/// True if what a server shows of this request's action may come from another call: an earlier
+/// reboot that may still be under way, or one that an older copy of the queue does not know.
+pub(super) fn could_be_another(batch: &Batch, member: &Member) -> bool {
+    batch.from_copy || (member.shadowed && batch.action.leaves_no_mark())
 }
 
 /// True if a server that is doing this may be carrying out `action`. Of an action that leaves a

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::case::Case;
-use super::evidence::{fresh_status, may_be_doing, missing};
+use super::evidence::{could_be_another, fresh_status, may_be_doing, missing};
 use super::refusal;
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::{
@@ -71,6 +71,9 @@ pub fn name_failures(
     step
 }
 
+/// Of a batch that was open in an older copy of the queue.
+const FROM_COPY: &str = "what was done to the server after this queue was copied is not in it";
+
 /// When looking ends, and how a request ends of which nothing was proved by then.
 struct EndOfLooks {
     at: UtcMillis,
@@ -127,17 +130,17 @@ fn settle_members(
     let mut latest = end.at.min(case.now + settle_time);
     for member in &case.batch.members {
         match read_member(case, member, sightings) {
-            Reading::Settled(event) => step.moves.push((member.request, event)),
+            ServerReading::Settled(event) => step.moves.push((member.request, event)),
             _ if case.now >= end.at => {
                 let event = Event::Ended(end.outcome.clone());
                 step.moves.push((member.request, event));
             }
-            Reading::Moving if member.seen_moving => {}
-            Reading::Moving => step.seen_moving.push(member.request),
-            Reading::Settling => {
+            ServerReading::Moving if member.seen_moving => {}
+            ServerReading::Moving => step.seen_moving.push(member.request),
+            ServerReading::Settling => {
                 latest = latest.min(case.now + pace::proof_interval(settle_time));
             }
-            Reading::Nothing => {}
+            ServerReading::Nothing => {}
         }
     }
     if step.moves.len() < case.batch.members.len() {
@@ -147,7 +150,7 @@ fn settle_members(
 }
 
 /// What a look tells of one server.
-enum Reading {
+enum ServerReading {
     /// What became of its request.
     Settled(Event),
     /// In a transition that the request would cause: worth remembering.
@@ -158,7 +161,7 @@ enum Reading {
     Nothing,
 }
 
-impl Reading {
+impl ServerReading {
     fn succeeded(sentence: &str) -> Self {
         Self::Settled(Event::Ended(Outcome::succeeded(
             Evidence::Observed,
@@ -185,29 +188,29 @@ fn read_member(
     case: Case<'_>,
     member: &Member,
     sightings: &HashMap<ServerId, Sighting>,
-) -> Reading {
+) -> ServerReading {
     match sightings.get(&member.server) {
         Some(Sighting::Present(view)) => read_server(case, member, view),
-        Some(Sighting::Missing) => Reading::Settled(missing()),
-        None => Reading::Nothing,
+        Some(Sighting::Missing) => ServerReading::Settled(missing()),
+        None => ServerReading::Nothing,
     }
 }
 
-fn read_server(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
+fn read_server(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let action = case.batch.action;
     if !view.is_idle() {
         // In some other transition nothing is proved, and no idleness is counted across it.
         return if may_be_doing(action, view.activity) {
-            Reading::Moving
+            ServerReading::Moving
         } else {
-            Reading::Nothing
+            ServerReading::Nothing
         };
     }
     if fresh_status(case.batch, member, view) == Some(JobStatus::Failed) {
         return operation_failed(view);
     }
     if view.power == Power::Unclear {
-        Reading::Nothing
+        ServerReading::Nothing
     } else if action.leaves_no_mark() {
         read_reboot(case, member, view)
     } else {
@@ -215,11 +218,13 @@ fn read_server(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
     }
 }
 
-fn operation_failed(view: &ServerView) -> Reading {
+fn operation_failed(view: &ServerView) -> ServerReading {
     match &view.error {
-        Some(error) if error.code.is_empty() => Reading::failed(OwnCode::Failed, &error.message),
-        Some(error) => Reading::failed(&error.code, &error.message),
-        None => Reading::failed(
+        Some(error) if error.code.is_empty() => {
+            ServerReading::failed(OwnCode::Failed, &error.message)
+        }
+        Some(error) => ServerReading::failed(&error.code, &error.message),
+        None => ServerReading::failed(
             OwnCode::Failed,
             "the server's state says that the operation failed",
         ),
@@ -227,20 +232,22 @@ fn operation_failed(view: &ServerView) -> Reading {
 }
 
 /// An idle server that was to be started or stopped.
-fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
+fn read_power(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let action = case.batch.action;
     if view.power == action.wished_power() {
-        return Reading::succeeded(observed_sentence(action));
+        return ServerReading::succeeded(observed_sentence(action));
     }
     // The cloud accepted it and may not have begun yet. Once it was seen to move, its idleness is
     // counted.
     if case.batch.is_tracked() && !member.seen_moving {
-        return Reading::Nothing;
+        return ServerReading::Nothing;
     }
-    if case.has_settled(member) {
-        Reading::Settled(not_carried_out(case, member))
+    if !case.has_settled(member) {
+        ServerReading::Settling
+    } else if case.batch.from_copy {
+        ServerReading::unproved(format!("{}, and {FROM_COPY}", why_in_doubt(case.batch)))
     } else {
-        Reading::Settling
+        ServerReading::Settled(not_carried_out(case, member))
     }
 }
 
@@ -273,7 +280,7 @@ fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
 /// A reboot leaves no lasting mark: only a transition that was seen proves it, or what the service
 /// remembers of it. Without one, idle through the settling time, it may have been over before the
 /// first look as well as never begun.
-fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
+fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> ServerReading {
     let batch = case.batch;
     if let Some(why) = case.busy_with(member) {
         return read_busy_reboot(case, member, why);
@@ -281,25 +288,25 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> Reading {
     if member.seen_moving && batch.was_refused_as_busy() {
         let reason =
             "the cloud called a server busy, and whose reboot was then seen nobody can tell";
-        return Reading::unproved(reason.to_owned());
+        return ServerReading::unproved(reason.to_owned());
     }
     if view.operation.is_some() {
         // A server that is off has not come back; if somebody else stopped it, nobody can tell.
         if was_rebooted(batch, member, view) && view.power == Power::On {
-            return Reading::succeeded("the server's state says that the reboot succeeded");
+            return ServerReading::succeeded("the server's state says that the reboot succeeded");
         }
         if member.seen_moving || batch.is_tracked() {
-            return Reading::Nothing;
+            return ServerReading::Nothing;
         }
     }
-    if member.seen_moving && !member.shadowed {
+    if member.seen_moving && !could_be_another(batch, member) {
         read_end_of_reboot(view.power)
     } else if batch.is_tracked() {
-        Reading::Nothing
+        ServerReading::Nothing
     } else if case.has_settled(member) {
-        Reading::unproved(no_reboot_was_seen(batch, member))
+        ServerReading::unproved(no_reboot_was_seen(batch, member))
     } else {
-        Reading::Settling
+        ServerReading::Settling
     }
 }
 
@@ -309,20 +316,20 @@ fn was_rebooted(batch: &Batch, member: &Member, view: &ServerView) -> bool {
 }
 
 /// A server that was seen rebooting is idle again.
-fn read_end_of_reboot(power: Power) -> Reading {
+fn read_end_of_reboot(power: Power) -> ServerReading {
     match power {
-        Power::On => Reading::succeeded("the server was seen rebooting, and then running"),
-        Power::Off | Power::Faulty => Reading::failed(
+        Power::On => ServerReading::succeeded("the server was seen rebooting, and then running"),
+        Power::Off | Power::Faulty => ServerReading::failed(
             OwnCode::NotRunning,
             "the server was seen rebooting, and did not come back",
         ),
-        Power::Unclear => Reading::Nothing,
+        Power::Unclear => ServerReading::Nothing,
     }
 }
 
 fn no_reboot_was_seen(batch: &Batch, member: &Member) -> String {
     let doubt = why_in_doubt(batch);
-    if member.shadowed {
+    if could_be_another(batch, member) {
         format!("{doubt}, and no reboot was seen that could not be an earlier one")
     } else {
         format!("{doubt}, and no reboot was seen")
@@ -332,27 +339,27 @@ fn no_reboot_was_seen(batch: &Batch, member: &Member) -> String {
 /// A reboot whose own task says that the server was busy. If a reboot was seen, nobody can tell
 /// whose it was. If it was busy powering on or off, or nothing can have passed unseen since the
 /// call, it goes again.
-fn read_busy_reboot(case: Case<'_>, member: &Member, why: &Complaint) -> Reading {
+fn read_busy_reboot(case: Case<'_>, member: &Member, why: &Complaint) -> ServerReading {
     if member.seen_moving {
-        return Reading::unproved(format!(
+        return ServerReading::unproved(format!(
             "the job ended with {}, and whose reboot was then seen nobody can tell",
             why.code
         ));
     }
     if !case.has_settled(member) {
-        return Reading::Settling;
+        return ServerReading::Settling;
     }
     if !was_busy_with_something_else(case, member) {
-        return Reading::unproved(format!(
+        return ServerReading::unproved(format!(
             "the job ended with {}, which may speak of this very reboot, and it may have passed unseen",
             why.code
         ));
     }
     if member.attempts >= case.rules.attempts_max {
         let outcome = Outcome::failed(Evidence::Job, &why.code, &why.message);
-        return Reading::Settled(Event::Ended(outcome));
+        return ServerReading::Settled(Event::Ended(outcome));
     }
-    Reading::Settled(case.wait_apart(member, why))
+    ServerReading::Settled(case.wait_apart(member, why))
 }
 
 /// True if this process was told that this server was busy, and knows that it was not with the

@@ -57,6 +57,7 @@ pub(super) fn batch(action: PowerAction, state: BatchState, servers: u32) -> Bat
         submitted_at: (state == BatchState::Tracking).then_some(NOW),
         looks: 0,
         doubts: 0,
+        from_copy: false,
         server_count: servers,
         look_cause: None,
         look_until: None,

@@ -320,7 +320,6 @@ async fn what_a_stranger_writes_into_the_ledgers_can_be_read_or_is_refused() {
         "look_cause = 'whim'",
         "error_code = x'00'",
         "error_message = x'00'",
-        "error_class = x'00'",
         "read_error = x'00'",
         "state = 'done', next_look_at = NULL, finished_at = x'00'",
         "state = 'done', next_look_at = NULL, finished_at = 'now'",

@@ -26,12 +26,12 @@ pub(super) struct Facts {
     /// How many requests of its target and action go first, while it could go but for a hold.
     pub(super) ahead: Option<u64>,
     pub(super) daemon_runs: bool,
-    pub(super) rules: Rules,
+    pub(super) rules: TargetRules,
 }
 
 /// What the config says; none where the config is not known.
 #[derive(Debug, Default)]
-pub(super) struct Rules {
+pub(super) struct TargetRules {
     pub(super) attempts_max: Option<u32>,
     /// Of its target and action.
     pub(super) budget: Option<Budget>,

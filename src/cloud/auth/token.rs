@@ -41,14 +41,14 @@ pub struct TokenSource {
     url: Url,
     project_id: String,
     user: Password,
-    state: Mutex<State>,
+    state: Mutex<TokenState>,
     /// Counts renewals ended, so that whoever waited for a failed one shares its failure instead
     /// of trying again.
     renewals: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TokenState {
     token: Option<Token>,
     failure: Option<CallError>,
 }

@@ -30,11 +30,11 @@ pub struct Entries {
 /// nobody missing.
 pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> {
     #[derive(Deserialize)]
-    struct Page<'a> {
+    struct ListBody<'a> {
         #[serde(borrow)]
-        servers: Servers<'a>,
+        servers: CountedServers<'a>,
     }
-    let Some(page) = answer.success::<Page<'_>>() else {
+    let Some(page) = answer.success::<ListBody<'_>>() else {
         return Err(answer.error(CallKind::Read, now));
     };
     let listed = page
@@ -56,11 +56,11 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> 
 /// `asked`.
 pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Sighting, CallError> {
     #[derive(Deserialize)]
-    struct Shown<'a> {
+    struct ShowBody<'a> {
         #[serde(borrow)]
-        server: ServerBody<'a>,
+        server: BmsServerBody<'a>,
     }
-    let shown: Option<Shown<'_>> = answer.success();
+    let shown: Option<ShowBody<'_>> = answer.success();
     let shown = shown.filter(|body| {
         body.server
             .id
@@ -87,22 +87,22 @@ fn is_missing(status: u16, error: &CallError) -> bool {
     said || (not_found && cloud_codes::origin(&error.code) != CodeOrigin::Gateway)
 }
 
-struct Servers<'a> {
-    listed: Vec<ServerBody<'a>>,
+struct CountedServers<'a> {
+    listed: Vec<BmsServerBody<'a>>,
     count: usize,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Servers<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for CountedServers<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut listed = Vec::new();
-        let count = each_object(deserializer, |body: ServerBody<'a>| listed.push(body))?;
+        let count = each_object(deserializer, |body: BmsServerBody<'a>| listed.push(body))?;
         Ok(Self { listed, count })
     }
 }
 
 /// The fields that tell a server's state, under their v1 and their v1.1 names.
 #[derive(Deserialize, Default)]
-struct ServerBody<'a> {
+struct BmsServerBody<'a> {
     #[serde(borrow, default)]
     id: Text<'a>,
     #[serde(borrow, default)]
@@ -123,7 +123,7 @@ struct ServerBody<'a> {
     locked: Text<'a>,
 }
 
-impl ServerBody<'_> {
+impl BmsServerBody<'_> {
     /// The server's state; none if it is deleted.
     fn view(&self) -> Option<ServerView> {
         let status = self.status.get().map(str::to_ascii_uppercase);

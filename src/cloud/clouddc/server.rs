@@ -52,15 +52,15 @@ pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Si
     #[derive(Deserialize)]
     struct Wrapped<'a> {
         #[serde(borrow, deserialize_with = "an_object")]
-        server: ServerBody<'a>,
+        server: CloudDcServerBody<'a>,
     }
     let bare = answer
-        .success::<ServerBody<'_>>()
-        .filter(ServerBody::says_something);
+        .success::<CloudDcServerBody<'_>>()
+        .filter(CloudDcServerBody::says_something);
     let shown = bare.or_else(|| {
-        Some(answer.success::<Wrapped<'_>>()?.server).filter(ServerBody::says_something)
+        Some(answer.success::<Wrapped<'_>>()?.server).filter(CloudDcServerBody::says_something)
     });
-    let asked_for = |body: &ServerBody<'_>| {
+    let asked_for = |body: &CloudDcServerBody<'_>| {
         body.id
             .get()
             .is_none_or(|id| id.eq_ignore_ascii_case(&asked.0))
@@ -106,7 +106,7 @@ struct Servers(Vec<Listed>);
 impl<'de> Deserialize<'de> for Servers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut servers = Vec::new();
-        each_object(deserializer, |body: ServerBody<'de>| {
+        each_object(deserializer, |body: CloudDcServerBody<'de>| {
             servers.extend(
                 body.id
                     .get()
@@ -131,7 +131,7 @@ struct PageInfo<'a> {
 /// the service refuse power actions, and a server wrongly called locked would fail its request with
 /// evidence; if one does refuse, the answer to the call says so.
 #[derive(Deserialize, Default)]
-struct ServerBody<'a> {
+struct CloudDcServerBody<'a> {
     #[serde(borrow, default)]
     id: Text<'a>,
     #[serde(borrow, default)]
@@ -142,7 +142,7 @@ struct ServerBody<'a> {
     error: ServerError<'a>,
 }
 
-impl ServerBody<'_> {
+impl CloudDcServerBody<'_> {
     fn says_something(&self) -> bool {
         [&self.id, &self.power_state, &self.operation_state]
             .iter()

@@ -365,6 +365,10 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         },
     };
     let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
+    // A settling time is longer than what a server takes until it shows what it does.
+    let shows_after = &mut scenario.clouddc.processing_after_ms;
+    shows_after.min_ms = shows_after.min_ms.min(delay_max_ms);
+    shows_after.max_ms = shows_after.max_ms.min(delay_max_ms);
     if view == View::Smooth {
         soothe(rng, &mut scenario, &mut settings);
     } else if view == View::Late {

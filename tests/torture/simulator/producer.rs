@@ -398,7 +398,7 @@ const FORBIDDEN: [&str; 12] = [
     "UPDATE batches SET job_id = 'another', state = 'tracking' WHERE state <> 'done'",
     "UPDATE batches SET state = 'submitting', job_id = NULL WHERE state <> 'done'",
     "UPDATE batches SET look_until = '2099-01-01T00:00:00.000Z' WHERE state = 'looking'",
-    "UPDATE batches SET error_code = 'BMS.0018', error_class = NULL WHERE state = 'looking'",
+    "UPDATE batches SET error_code = 'BMS.0018' WHERE state = 'looking'",
     "UPDATE request_attempts SET baseline = 'reboot failed' WHERE result IS NULL",
     "UPDATE request_attempts SET seen = 'idle', seen_since = '2026-01-01T00:00:00.000Z' WHERE result IS NULL",
     "UPDATE request_attempts SET result = NULL, finished_at = NULL",
