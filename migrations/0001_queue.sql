@@ -477,7 +477,7 @@ BEGIN
     SELECT CASE
         WHEN NEW.id IS NOT -1 THEN RAISE(ABORT, 'id is given by the queue; leave it out')
         WHEN strftime('%Y', 'now') NOT BETWEEN '2024' AND '2098'
-            THEN RAISE(ABORT, 'the clock of this computer is wrong: it stands before 2024 or after 2098; set it first')
+            THEN RAISE(ABORT, 'the clock of this computer is wrong: it is set to a time before 2024 or after 2098; correct it first')
         WHEN typeof(NEW.server_id) <> 'text' OR length(NEW.server_id) NOT BETWEEN 1 AND 64 OR NEW.server_id GLOB '*[^A-Za-z0-9-]*'
              OR length(NEW.server_id) <> length(CAST(NEW.server_id AS BLOB))
             THEN RAISE(ABORT, 'server_id must be 1 to 64 characters of A-Z a-z 0-9 and -')
@@ -528,7 +528,7 @@ END;
 -- SQLite's own table of the last ids is open to anybody. Behind the greatest id no other would ever come.
 CREATE TRIGGER power_requests_check_id AFTER INSERT ON power_requests WHEN NEW.id > 2000000000000000
 BEGIN
-    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence beyond all reason; a poweryard that runs mends that');
+    SELECT RAISE(ABORT, 'somebody has set the last id in sqlite_sequence far too high; a running poweryard daemon corrects it');
 END;
 
 -- Most rows need nothing more. The others: fill in what was NULL, put the dashes of a UUID, normalise the times, find the gate.
@@ -719,7 +719,7 @@ BEGIN
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
         WHEN NEW.state = 'running' AND EXISTS (SELECT 1 FROM power_requests WHERE target = NEW.target
              AND server_id = NEW.server_id AND gate = 'flight' AND id <> NEW.id)
-            THEN RAISE(ABORT, 'another request for this server is in flight')
+            THEN RAISE(ABORT, 'another request for this server is in progress')
         WHEN NEW.state = 'running' AND (NEW.batch_id IS OLD.batch_id
              OR NOT EXISTS (SELECT 1 FROM batches WHERE id = NEW.batch_id AND state = 'submitting'))
             THEN RAISE(ABORT, 'only the daemon submits requests')

@@ -1,8 +1,8 @@
-//! poweryard carries out power requests (start, stop, reboot) for bare-metal servers: from a SQLite
-//! file in which anybody may insert rows, in batches, through a cloud's API, to outcomes with
-//! evidence in the same file.
+//! poweryard carries out power requests (start, stop, reboot) for bare-metal servers: it reads them
+//! from a SQLite file into which any program may insert rows, sends them in batches through a
+//! cloud's API, and writes the outcomes, with evidence, into the same file.
 //!
-//! What users may rely on is in the README and in `docs`. This page is the map of the inside.
+//! The README and `docs` say what users can rely on. This page is the map of the inside.
 //!
 //! # What flows where
 //!
@@ -20,9 +20,10 @@
 //!                                                  the servers' own states ───────────────────────────┘
 //! ```
 //!
-//! A *round* does all of it once: it stores answers that could not be stored before, takes rows in,
-//! claims what may leave, picks open batches to follow, and returns calls to make and the time of
-//! the next round. A new row, a finished call, a timer and a restart all lead to the same round.
+//! A *round* does all of it once: it stores answers that could not be stored before, moves rows
+//! that have become due, claims what may be sent, picks open batches to follow, and returns the
+//! calls to make and the time of the next round. A new row, a finished call, a timer and a restart
+//! all lead to the same round.
 //!
 //! # The rooms, in reading order
 //!
@@ -30,7 +31,7 @@
 //! | --- | --- | --- |
 //! | [`model`] | the nouns: ids, words, batches, lanes, holds, faults, codes | everything else |
 //! | [`lifecycle`] | which state may follow which; `Step`, what follows for a batch | SQL, time |
-//! | [`plan`] | lanes, limits, budgets and holds → what leaves next | SQL, HTTP, clocks |
+//! | [`plan`] | lanes, limits, budgets and holds → what is sent next | SQL, HTTP, clocks |
 //! | [`verdict`] | an answer or a server's state → what we know, and how | SQL, HTTP, clocks |
 //! | [`pace`] | how fast to submit, when to look; the only user of `backoff` | SQL, HTTP |
 //! | [`settings`] | the config file → checked, finished values | SQL, HTTP |
@@ -38,11 +39,11 @@
 //! | [`cloud`] | `PowerCloud`: wire formats, signing, tokens | SQL, decisions |
 //! | [`sim`] | the simulated cloud, with its own reading of the documents | all but `model` |
 //! | [`logging`] | how log lines look | |
-//! | [`meter`] | what the daemon counts of its own doing | SQL, HTTP |
-//! | [`notify`] | hooks: who is told of failures, bounded and apart | decisions |
+//! | [`meter`] | the daemon's counters | SQL, HTTP |
+//! | [`notify`] | hooks: who is notified about failures; bounded, in tasks of their own | decisions |
 //! | [`web`] | `/metrics`, health and the status page | decisions, writing |
 //! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
-//! | [`cli`] | one file a command: arguments, wording, exit codes | SQL, decisions about power |
+//! | [`cli`] | one file per command: arguments, wording, exit codes | SQL, decisions about power |
 //!
 //! What several rooms speak of is a noun of `model`. So `lifecycle`, `plan` and `pace` import `model`
 //! alone, `store` also `lifecycle`, and `verdict` also `lifecycle` and `pace`.
@@ -53,26 +54,26 @@
 //! # Two walks
 //!
 //! **A request that goes well.** A producer's `INSERT` passes the triggers of the schema, which
-//! check it and give the row its gate. inotify wakes the loop ([`daemon`]), and a round begins. The
-//! intake (`store::intake`) lets out what has become due. [`plan`] chooses a lane that nothing
-//! holds back, [`pace`] says whether a call may leave now, and `store::claim` stores the batch, its
-//! members and the state of its requests in one synced transaction: that is the intent. Only then
-//! does the round return the call, as a task. The task (`daemon::task`) asks the [`cloud`] to
-//! submit it and hands the answer back without knowing what it means. [`verdict`] turns the answer,
-//! a job id, into a `Step`; `store::record` stores it, and the batch is `tracking`. At the time
-//! that [`pace`] has learned from earlier jobs, a round asks for the job with one query for the
-//! whole batch; [`verdict`] reads it server by server, and `store::record` writes each outcome as
-//! soon as that server's part has ended. When the last one has, the batch is `done`. The producer
-//! sees `succeeded`, with the evidence `job`.
+//! check it and set its gate. inotify wakes the loop ([`daemon`]), and a round begins. The intake
+//! (`store::intake`) releases what has become due. [`plan`] chooses a lane that nothing holds back,
+//! [`pace`] says whether a call may be sent now, and `store::claim` stores the batch, its members
+//! and the state of its requests in one synced transaction: that is the intent. Only then does the
+//! round return the call, as a task. The task (`daemon::task`) asks the [`cloud`] to submit it and
+//! returns the answer without knowing what it means. [`verdict`] turns the answer, a job id, into a
+//! `Step`; `store::record` stores it, and the batch is `tracking`. At the time that [`pace`] has
+//! learned from earlier jobs, a round asks for the job with one query for the whole batch;
+//! [`verdict`] reads it server by server, and `store::record` writes each outcome as soon as that
+//! server's part has ended. When the last one has, the batch is `done`. The producer sees
+//! `succeeded`, with the evidence `job`.
 //!
-//! **A request whose answer is lost.** It is a reboot. The intent is stored, the call leaves, and
+//! **A request whose answer is lost.** It is a reboot. The intent is stored, the call is sent, and
 //! the connection breaks. [`cloud`] cannot tell whether anything arrived, so its error says "lost",
-//! and [`verdict`] never answers that with sending again: the batch moves to `looking`. (Had the
-//! daemon been killed instead, the next start would find the batch `submitting` with nobody
-//! making its call, and do the same.) Rounds now ask for the states of the servers, one look for
-//! all batches of the target that want one. A server that is seen rebooting is followed until it
-//! runs again, and its request is `succeeded`, with the evidence `observed`. One that is missing
-//! from the list is `failed`. One of which nothing is seen until the time for looking is over is
+//! and [`verdict`] never sends such a call again: the batch moves to `looking`. (Had the daemon
+//! been killed instead, the next start would find the batch `submitting` with nobody making its
+//! call, and do the same.) Rounds now ask for the states of the servers, one look for all batches
+//! of the target that want one. A server that is seen rebooting is followed until it runs again,
+//! and its request is `succeeded`, with the evidence `observed`. One that is missing from the list
+//! is `failed`. If nothing is seen of a server until the time for looking is over, its request is
 //! `unknown`: a reboot leaves no mark, and a second one could interrupt a server that has already
 //! come back. The next call of that action carries one server, to find out whether calls arrive
 //! again.
@@ -80,17 +81,16 @@
 //! # Reasons
 //!
 //! **The database is the state machine.** A batch is a durable row that is moved one step at a
-//! time: read it, decide with a pure function, do at most one thing in the outside world, write
-//! what came of it in one transaction. What the process keeps in memory (calls being made, answers
-//! not yet stored, the pace) is lost without harm. So there is no recovery code that only runs
-//! after a crash: a batch found `submitting` with nobody making its call is a lost answer like any
-//! other.
+//! time: read it, decide with a pure function, make at most one call to the outside world, write
+//! the result in one transaction. What the process keeps in memory (calls being made, answers not
+//! yet stored, the pace) is lost without harm. So there is no recovery code that only runs after a
+//! crash: a batch found `submitting` with nobody making its call is a lost answer like any other.
 //!
 //! **Intent before call.** A claim moves the requests to `running`, counts the attempt, and writes
-//! batch and members, synced, before the call leaves; otherwise a crash could leave servers
+//! batch and members, synced, before the call is sent; otherwise a crash could leave servers
 //! switched that no row knows of. All that can wait or fail comes before the intent (pace, token),
 //! so that little can go wrong after it. Each submit uses a fresh connection: a stale one would
-//! turn a thousand reboots into doubt. Redirects are not followed and nothing is repeated below
+//! make a thousand reboots doubtful. Redirects are not followed and nothing is repeated below
 //! `daemon`.
 //!
 //! **Classes of answer decide, not the HTTP status.** The documents warn that the status may be
@@ -100,82 +100,84 @@
 //! `unknown`.
 //!
 //! **Explain, then split.** One bad server may make the cloud refuse a thousand. The states of the
-//! servers are read once, those that explain the refusal are settled, and the rest goes again. Only
-//! where nothing explains it is the batch halved, until the culprit stands alone. The parts are
-//! kept as travel groups in the rows, and groups never mix, nor do servers that were busy with
-//! fresh ones: else twenty stuck servers would spoil every batch. A refusal is believed as a
-//! whole or not at all: if one of its servers has begun, the call counts as lost for all of them.
+//! servers are read once, requests that explain the refusal are settled, and the others are sent
+//! again. Only if nothing explains it is the batch halved, until the server that caused it is
+//! alone. The parts are stored as travel groups in the rows. Groups are never mixed, and busy
+//! servers are kept apart from fresh ones; otherwise twenty stuck servers would sink every batch. A
+//! refusal counts for all of its servers or for none: if one of them has started, the call counts
+//! as lost for all of them.
 //!
-//! **Only an unbroken watch proves that nothing was done.** A refused reboot goes again once its
-//! server was idle through `settle_time` in looks of this process without a gap, a failure or a
-//! step of the clock; where a reboot would leave no mark, without a gap since the call. What was
-//! seen in this way is a `Watch` in memory beside the open batch: after a restart it begins anew,
-//! and what can then no longer be proved ends `unknown`. Only that a server was seen in the
-//! request's own transition is stored.
+//! **Only an unbroken watch proves that nothing was done.** A refused reboot is sent again once its
+//! server was idle through `settle_time`, in looks of this process without a gap, a failure or a
+//! step of the clock. If a reboot would leave no mark, the looks must have no gap since the call.
+//! What was seen in this way is kept in memory as a `Watch` of the open batch: after a restart it
+//! starts again, and what can then no longer be proved ends `unknown`. Only that a server was seen
+//! in the request's own transition is stored.
 //!
-//! **Baselines.** CloudDC has no jobs: a server shows its last operation, without time or id, for
-//! ever. So the servers of a lane's head are read just before their intent, what they showed is
-//! stored with it, and only a change from that, a transition that was seen, or the power of a start
-//! or stop proves anything. One look covers all batches of a target that want one soon.
+//! **Baselines.** CloudDC has no jobs: a server shows its last operation forever, without time or
+//! id. So the servers of a lane's head are read just before their intent, what they showed is
+//! stored with it, and only a change from that, a transition that was seen, or the power after a
+//! start or stop proves anything. One look covers all batches of a target that want one soon.
 //!
-//! **Each server by its own evidence.** A sub-job's status counts, whatever the parent says.
-//! Servers are settled as soon as their own sub-job has ended; those that the answer leaves out are
-//! found by elimination, or looked at.
+//! **Each server by its own evidence.** A sub-job's status counts, even if its parent says
+//! something else. Servers are settled as soon as their own sub-job has ended; those that the
+//! answer does not mention are found by elimination, or looked at.
 //!
-//! **Looking settles.** Start and stop: the wished state, idle, is success; the other state, idle
-//! through `settle_time` in an unbroken watch, is proof that nothing was carried out. A reboot
-//! leaves no lasting mark: it succeeded if it was seen, else it is `unknown` and never sent again
-//! by itself. Every look has a time by which it ends.
+//! **Looking settles.** Start and stop: an idle server in the requested state is success; an idle
+//! server in the other state, through `settle_time` in an unbroken watch, is proof that nothing was
+//! carried out. A reboot leaves no lasting mark: it succeeded if it was seen, otherwise it is
+//! `unknown` and never sent again automatically. Every look has a time limit.
 //!
-//! **Gates and lanes.** A claim must not search a million parked rows for the thousand that may go.
-//! So each unfinished request has a gate, kept by triggers and by the take-in: `ready`, `retry`,
-//! `behind`, `later`, `after`, `doomed`, `flight`. Per server at most one request is ready, waiting
-//! for a retry or in flight; the others stand behind it in the order of arrival, whatever their
-//! priority. A lane is the ready rows of one (target, action, travel group), and an index
-//! over ready rows alone keeps them in the order of the claim. A batch is the head of one lane, so
-//! the plan only chooses among lanes.
+//! **Gates and lanes.** A claim must not search a million waiting rows for the thousand that may be
+//! sent. So each unfinished request has a gate, kept by triggers and by the take-in: `ready`,
+//! `retry`, `behind`, `later`, `after`, `doomed`, `flight`. Per server at most one request is
+//! ready, waiting for a retry or in flight; the others are behind it in the order of arrival,
+//! regardless of priority. A lane is the ready rows of one (target, action, travel group), and an
+//! index over ready rows alone keeps them in the order of the claim. A batch is the head of one
+//! lane, so the plan only chooses among lanes.
 //!
 //! **One dispatcher decides and writes; tasks only call.** There is one writer connection and no
-//! transaction spans a network call. A task knows nothing of the queue and hands back what the
-//! cloud said; what follows from it is decided and stored in one place. An answer that cannot be
-//! stored (lock, full disk) waits in memory, and no new call leaves meanwhile.
+//! transaction spans a network call. A task knows nothing of the queue and returns what the cloud
+//! said; what follows from that is decided and stored in one place. An answer that cannot be stored
+//! (lock, full disk) waits in memory, and no new call is sent until it is stored.
 //!
-//! **One look a target, for all batches.** A list call shows a thousand servers, whoever asks. So a
-//! target's servers are looked at by one task at a time, for every batch that wants it. A job query
-//! covers its whole batch; when to ask is learned from what earlier jobs of that target and action
-//! took, and kept in the row, so that a restart neither forgets nor stampedes. Each target has two
-//! hands of its own for job queries, and up to eight while fewer than 32 are at work: an answer can
-//! be a quarter of a megabyte, and one target whose answers never come must not stop the others.
+//! **One look a target, for all batches.** A list call shows a thousand servers, no matter which
+//! batch needs it. So one task at a time looks at a target's servers, for every batch that needs
+//! it. A job query covers its whole batch; when to ask is learned from what earlier jobs of that
+//! target and action took, and the next time is stored in the row, so that a restart neither
+//! forgets a look nor makes all at once. Each target can make two job queries at a time, and up to
+//! eight while fewer than 32 are open in all: an answer can be a quarter of a megabyte, and a
+//! target whose answers never arrive must not stop the others.
 //!
-//! **Holds.** What keeps a target or action from leaving is in a table of its own (`operator`,
-//! `budget`, `credentials`, `breaker`, `unknown_target`): never a write to a million rows. A
-//! refused key holds every target that uses it for longer than the cloud's own lock of five
-//! minutes, and how often it was refused in a row is kept in the queue by its fingerprint,
-//! so that neither restarts nor `check --online` add up to five bad signatures. After a call that
-//! did not arrive the next one carries one server: an outage must not fill the ledger with
+//! **Holds.** The reasons why a target or action is not sent are in a table of their own
+//! (`operator`, `budget`, `credentials`, `breaker`, `unknown_target`): never a write to a million
+//! rows. A refused key holds every target that uses it for longer than the cloud's own lock of five
+//! minutes, and how often it was refused in a row is kept in the queue by its fingerprint, so that
+//! neither restarts nor `check --online` add up to five bad signatures. After a call that did not
+//! arrive, the next one carries one server, so that an outage does not fill the ledger with
 //! thousands of rows. Holds stop submits; jobs are still followed, except while the credentials are
 //! held, when reads would only prolong the lock. Budgets and protected servers are in the config,
-//! because anybody who may write the database could lift them there.
+//! because anybody who can write the database could remove them there.
 //!
 //! **Wake-up.** inotify on the folder, since the `-wal` comes and goes. The notification comes
-//! before the commit can be seen, so the queue is looked at once and again after 1, 2, 4, 8 and 25
+//! before the commit can be seen, so the queue is checked at once and again after 1, 2, 4, 8 and 25
 //! ms. Every 5 s there is a round without a notification, in case one was missed. An idle daemon
 //! costs next to nothing.
 //!
 //! **File modes.** SQLite gives `-wal` and `-shm` the mode of the database, and creates that 0640
-//! under the umask 0007; a reader who opens first would then lock the daemon out. So the file is
-//! made 0660 before SQLite opens it, in a directory of mode 3770: setgid for the producers' group,
-//! sticky so that no producer can delete the queue. After that nothing in this process opens the
-//! database by hand: closing such a handle drops SQLite's locks, and the next producer
-//! to leave would delete the live `-wal`. The daemon's own lock is on a file of its own.
+//! under the umask 0007; a reader that opens it first would then lock the daemon out. So the file
+//! is made 0660 before SQLite opens it, in a directory of mode 3770: setgid for the producers'
+//! group, sticky so that no producer can delete the queue. After that nothing in this process opens
+//! the database by hand: closing such a handle drops SQLite's locks, and the next producer that
+//! closes the file would delete the live `-wal`. The daemon's own lock is on a file of its own.
 //!
-//! **Time is an argument.** Decisions take `now`; the edges ask the clocks. A time of day that
-//! moves otherwise than the steady clock was set by somebody, and what waits for a time of day is
-//! moved along.
+//! **Time is an argument.** Decisions take `now`; the edges ask the clocks. If the time of day
+//! moves differently from the steady clock, somebody has set it, and the daemon moves its own
+//! waiting times with it.
 //!
-//! **One intent a round.** The claim comes last in a round and its call leaves at once; then it is
-//! another target's turn. Holds are looked at inside the claim's transaction. What costs many
-//! writes (rows let out, strangers' targets) comes in chunks, with pauses in which producers get
+//! **One intent a round.** The claim comes last in a round, and its call is sent at once; then it
+//! is another target's turn. Holds are looked at inside the claim's transaction. Work with many
+//! writes (releasing rows, unknown targets) is done in chunks, with pauses in which producers get
 //! the lock.
 
 // Vocabulary.

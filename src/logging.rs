@@ -1,4 +1,4 @@
-//! Log lines on stderr: how much, in which form. Exactly one line an event. Knows nothing of what
+//! Log lines on stderr: how much, in which form. Exactly one line per event. Knows nothing of what
 //! is logged.
 
 use std::env;
@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What libraries say below this helps nobody who runs the daemon.
+/// What libraries log below this level does not help an operator.
 const QUIET_LIBRARIES: &str =
     "sqlx=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,mio=warn";
 
@@ -23,7 +23,7 @@ pub enum LogFormat {
     /// For a person: time, level, message, fields.
     #[default]
     Text,
-    /// For a machine: one JSON object a line.
+    /// For a machine: one JSON object per line.
     Json,
 }
 
@@ -36,7 +36,7 @@ pub enum LoggingError {
          or module=level pairs joined by commas"
     )]
     Filter {
-        /// What it holds.
+        /// Its value.
         value: String,
         /// What is wrong with it.
         source: ParseError,
@@ -59,7 +59,7 @@ pub fn init(format: LogFormat, level: LevelFilter) -> Result<(), LoggingError> {
     Ok(())
 }
 
-/// Libraries say no more than warnings, also with `RUST_LOG=debug`, unless it names them.
+/// Libraries log only warnings, even with `RUST_LOG=debug`, unless it names them.
 fn filter(rust_log: Option<&str>, level: LevelFilter) -> Result<EnvFilter, LoggingError> {
     let level = level.to_string();
     let wanted = rust_log
@@ -74,15 +74,15 @@ fn filter(rust_log: Option<&str>, level: LevelFilter) -> Result<EnvFilter, Loggi
     if filter.max_level_hint() < Some(LevelFilter::INFO) {
         return Ok(filter);
     }
-    // Later directives win, so whoever names a library in RUST_LOG hears it.
+    // Later directives win, so a library that RUST_LOG names is heard.
     EnvFilter::try_new(format!("{QUIET_LIBRARIES},{wanted}")).map_err(invalid)
 }
 
-/// What decides about colours and times.
+/// The facts that decide about colours and times.
 struct Surroundings {
     stderr_is_terminal: bool,
     no_color: bool,
-    /// `$JOURNAL_STREAM`: device and inode of the journal's end, if systemd started us.
+    /// `$JOURNAL_STREAM`: device and inode of the journal's socket, if systemd started us.
     journal_stream: Option<String>,
     /// The same of stderr.
     stderr_stream: Option<String>,
@@ -103,7 +103,7 @@ impl Surroundings {
     }
 }
 
-/// How a text line is dressed.
+/// How a text line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Style {
     colour: bool,
@@ -153,7 +153,7 @@ where
     }
 }
 
-/// Keeps an event on one line, whatever a cloud's message holds.
+/// Keeps an event on one line, even if a cloud's message has line breaks.
 struct OneLine<M> {
     inner: M,
     journal: bool,
@@ -192,7 +192,7 @@ fn journal_priority(level: Level) -> &'static str {
     }
 }
 
-/// Takes a whole event in one `write`, as the formatter hands it over, and passes it on in one.
+/// Gets a whole event in one `write` from the formatter, and passes it on in one.
 struct LineWriter<W> {
     inner: W,
     prefix: &'static str,

@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_an_earlier_run_that_ended_out_of_order_leave_the_window_in_theirs() {
+    fn calls_of_an_earlier_run_leave_the_window_in_their_own_order() {
         let mut pace = Pace::new(2, [after(5), T0], after(10));
         assert_eq!(pace.wait(after(10)), Some(after(60)));
         assert_eq!(pace.wait(after(60)), None);
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_named_by_the_gateway_becomes_the_rate_and_quiet_raises_it_again() {
+    fn the_gateways_limit_becomes_the_rate_and_quiet_raises_it_again() {
         let mut pace = Pace::new(50, [], T0);
         let until = pace.throttled(T0, None, Some((10, Duration::from_secs(60))));
         assert_eq!((pace.rate(), pace.wait(T0)), (10, Some(until)));
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_that_are_throttled_without_a_named_wait_stand_back_twice_as_long_each_time() {
+    fn throttled_reads_without_a_named_wait_wait_twice_as_long_each_time() {
         let (mut reads, mut now) = (Reads::default(), NOW);
         let waits = [2, 4, 8, 16, 32, 60, 60].map(|seconds| {
             let until = reads.throttled(now, None);

@@ -53,7 +53,7 @@ fn expected(end: &str, attempts: u32, calls: usize, carried_out: usize) -> Fate 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_to_a_submit_is_looked_into_and_only_start_and_stop_go_out_again() {
+async fn after_a_lost_answer_only_start_and_stop_are_sent_again() {
     let submit = "on = [\"submit\"]\ncalls = [1]\n";
     let not_carried_out: Vec<String> = [500, 502, 504]
         .iter()
@@ -142,7 +142,7 @@ async fn what_the_gateway_says_it_did_not_pass_on_is_sent_again_reboots_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_throttled_call_is_followed_by_the_wait_that_the_cloud_names_or_by_doubling_ones() {
+async fn after_throttling_the_clouds_wait_is_kept_else_waits_double() {
     let waits = |faults: String| async move {
         let mut scene = Scene::new(&one_server(Reboot, 20, &faults), &[]).await;
         scene.ask(Reboot, [1]).await;
@@ -195,7 +195,7 @@ async fn a_throttled_call_is_followed_by_the_wait_that_the_cloud_names_or_by_dou
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_servers_do_not_sink_their_batch_whichever_way_the_cloud_tells_of_them() {
+async fn bad_servers_do_not_sink_their_batch_however_the_cloud_says_it() {
     let styles = [
         "refusals = \"batch\"\nmissing_show = \"error\"",
         "refusals = \"batch\"\nmissing_show = \"not_found\"",
@@ -577,7 +577,7 @@ async fn a_wrong_secret_key_costs_two_bad_signatures_and_then_a_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_became_wrong_is_noticed_by_two_reads_not_by_one_for_each_job() {
+async fn a_key_that_became_wrong_costs_two_reads_not_one_for_each_job() {
     let mut yard =
         Yard::new("[bms]\nservers = 30\nrunning = 1.0\noperation_ms = [60000, 60000]\n").await;
     yard.set("batch_servers_max = 2");
@@ -853,7 +853,7 @@ async fn a_cancelled_request_takes_the_hold_of_its_unknown_target_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn chains_and_not_before_go_in_their_order_and_a_broken_link_cancels_what_follows() {
+async fn chains_go_in_order_and_a_broken_link_cancels_what_follows() {
     let faults = fault("missing", "servers = [10]");
     let scenario = format!("[bms]\nservers = 10\nrunning = 1.0\noperation_ms = [10, 60]\n{faults}");
     let mut scene = Scene::new(&scenario, &[]).await;
@@ -905,7 +905,7 @@ async fn chains_and_not_before_go_in_their_order_and_a_broken_link_cancels_what_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pause_from_the_command_line_holds_what_it_names_and_resume_lets_it_go() {
+async fn a_pause_by_command_holds_what_it_names_and_resume_releases_it() {
     let mut scene = Scene::new(
         "[bms]\nservers = 20\nrunning = 0.5\noperation_ms = [400, 500]\n",
         &[],

@@ -539,7 +539,7 @@ async fn an_endless_body_is_cut_off() {
         assert!(
             error
                 .message
-                .ends_with("answered with more than 16 MiB; cut off"),
+                .ends_with("answered with more than 16 MiB; the answer was cut off"),
             "{error}"
         );
         assert!(cloud.written.load(Ordering::SeqCst) < FLOOD);
@@ -610,7 +610,10 @@ async fn tls_that_never_answers_or_is_no_tls_is_unreachable() {
     let bms = Bms::new(&patient, keys("AK", None), clock()).expect("a client");
     let error = stop_one(&bms).await.expect_err("no TLS");
     assert_eq!(error.fault, Fault::Unreachable);
-    assert!(error.message.contains("it may not speak TLS"), "{error}");
+    assert!(
+        error.message.contains("the server may not speak TLS"),
+        "{error}"
+    );
     let plain = TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a loopback port");
@@ -817,7 +820,7 @@ fn clients_that_cannot_work_are_refused_with_a_reason() {
     };
     assert_eq!(
         refused(&insecure),
-        "127.0.0.1:80 is not an https address; set allow_http = true if that is meant"
+        "127.0.0.1:80 is not an https address; set allow_http = true if that is intended"
     );
     let no_file = TargetSettings {
         ca_file: Some("/nonexistent/ca.pem".into()),
@@ -828,5 +831,5 @@ fn clients_that_cannot_work_are_refused_with_a_reason() {
         ca_file: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into()),
         ..target(80)
     };
-    assert!(refused(&no_pem).ends_with("it holds no PEM certificate"));
+    assert!(refused(&no_pem).ends_with("it contains no PEM certificate"));
 }

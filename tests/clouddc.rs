@@ -135,8 +135,7 @@ async fn batches_of_fifty_go_out_and_each_server_is_settled_by_its_own_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_thousand_servers_take_a_call_for_fifty_and_a_page_of_the_list_for_a_thousand_a_look()
-{
+async fn five_thousand_servers_take_100_calls_and_5_pages_a_look() {
     // Twice as many stand in the list, and what is followed stands in its first half.
     let lines = ["first_look = \"1s\"", "look_interval_max = \"2s\""];
     let mut scene = Scene::new(
@@ -170,7 +169,7 @@ async fn five_thousand_servers_take_a_call_for_fifty_and_a_page_of_the_list_for_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reboot_is_told_from_an_earlier_one_that_still_stands_in_the_servers_state() {
+async fn a_reboot_is_told_from_an_earlier_one_in_the_servers_state() {
     let stale = "servers = 180\nrunning = 1.0\nfirst_states = [\"reboot-succeed\"]\n";
     for late in [
         "processing_after_ms = [0, 0]\noperation_ms = [1000, 1500]\n",
@@ -192,7 +191,7 @@ async fn a_reboot_is_told_from_an_earlier_one_that_still_stands_in_the_servers_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reboot_that_nobody_saw_beside_an_earlier_one_is_unknown_at_the_time_limit() {
+async fn an_unseen_reboot_beside_an_earlier_one_is_unknown_at_the_time_limit() {
     // One that is over before it shows; and one that fails, of which nothing is seen either where
     // an earlier one had failed.
     let hidden = "servers = 20\nrunning = 1.0\noperation_ms = [10, 20]\nprocessing_after_ms = [1000, 1000]\n";
@@ -242,7 +241,7 @@ async fn a_reboot_that_nobody_saw_beside_an_earlier_one_is_unknown_at_the_time_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_servers_do_not_sink_their_batch_whichever_way_the_cloud_tells_of_them() {
+async fn bad_servers_do_not_sink_their_batch_however_the_cloud_says_it() {
     let styles = [
         "refusals = \"batch\"\nmissing_show = \"not_found\"",
         "refusals = \"batch\"\nrefusal_names_server = false\nlocked_shows = \"frozen\"",
@@ -480,7 +479,7 @@ async fn what_was_certainly_not_carried_out_is_sent_again_reboots_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn throttled_reads_are_asked_for_again_and_nothing_is_said_of_the_servers_meanwhile() {
+async fn throttled_reads_are_repeated_and_decide_nothing_in_the_meantime() {
     let cases = [
         "throttle",
         "error_before",
@@ -884,7 +883,7 @@ async fn what_a_server_was_before_the_call_is_known_after_a_crash_during_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_online_finds_a_target_well_whichever_way_it_says_that_a_server_does_not_exist() {
+async fn check_online_accepts_every_way_to_say_that_a_server_does_not_exist() {
     for missing_show in ["not_found", "error"] {
         let yard = yard(
             &format!("servers = 10\nmissing_show = \"{missing_show}\"\n"),
@@ -897,7 +896,7 @@ async fn check_online_finds_a_target_well_whichever_way_it_says_that_a_server_do
         let said = process::run(&args);
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
         assert!(
-            said.status.code() == Some(0) && text.contains("a read call was allowed"),
+            said.status.code() == Some(0) && text.contains("a read call was accepted"),
             "{missing_show}: {text}"
         );
         assert!(!text.contains("\"error\""), "{missing_show}: {text}");

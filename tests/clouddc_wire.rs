@@ -219,8 +219,7 @@ async fn servers_are_asked_for_as_the_vendors_client_does() {
 }
 
 #[tokio::test]
-async fn a_batch_without_servers_or_with_too_many_or_with_one_that_cannot_be_followed_is_not_sent()
-{
+async fn a_batch_of_no_too_many_or_unreadable_servers_is_not_sent() {
     let cloud = Cloud::start(|_, _| ok(ACCEPTED)).await;
     let clouddc = client(&cloud);
     let many: Vec<_> = (0..51).map(|n| ServerId(format!("server-{n}"))).collect();
@@ -292,7 +291,7 @@ async fn a_job_is_not_asked_for_because_there_are_none() {
     assert_eq!(error.fault, Fault::Refused(CodeClass::JobUnknown));
     assert_eq!(
         error.to_string(),
-        "CloudDC has no jobs, so none is called '1'; its servers' own states tell"
+        "CloudDC has no jobs, so there is no job '1'"
     );
     assert!(cloud.received().is_empty());
 }
@@ -301,7 +300,7 @@ async fn a_job_is_not_asked_for_because_there_are_none() {
 // observing
 
 #[tokio::test]
-async fn every_form_of_marker_leads_through_the_list_and_those_left_out_are_confirmed() {
+async fn every_form_of_marker_leads_on_and_missing_servers_are_confirmed() {
     for (markers, pages) in [
         (Markers::Always, 4),
         (Markers::UntilTheEnd, 3),
@@ -335,7 +334,7 @@ async fn every_form_of_marker_leads_through_the_list_and_those_left_out_are_conf
 }
 
 #[tokio::test]
-async fn a_list_that_goes_in_circles_is_left_and_whoever_it_left_out_is_asked_for() {
+async fn a_circular_list_is_left_and_servers_it_left_out_are_asked_for() {
     // (what each page names as the next one, pages that are read)
     for (next, pages) in [
         // Itself, from the second time on: a first page has no marker.
@@ -438,7 +437,7 @@ async fn one_server_that_cannot_be_shown_does_not_hide_the_others() {
 
 /// Pages and shows of a look, in a project of 10,000 servers on ten pages.
 #[tokio::test]
-async fn looking_takes_no_more_calls_than_the_list_has_pages_however_many_are_followed() {
+async fn looking_takes_as_many_calls_as_the_list_has_pages_and_no_more() {
     // (servers followed, spread over the project; the first look; later looks)
     for (followed, first, later) in [
         (1, (0, 1), (0, 1)),
@@ -483,7 +482,7 @@ async fn the_list_is_left_as_soon_as_everyone_has_been_seen() {
 // misbehaviour
 
 #[tokio::test]
-async fn a_200_that_is_not_the_services_is_lost_after_a_submit_and_tells_no_state() {
+async fn a_foreign_200_is_lost_after_a_submit_and_shows_no_state() {
     let truncated = &ACCEPTED[..ACCEPTED.len() / 2];
     for body in ["", "<html>200</html>", "[]", "null", "accepted", truncated] {
         let cloud = Cloud::start(move |_, _| ok(body)).await;

@@ -379,7 +379,9 @@ async fn a_target_that_nobody_has_is_warned_of_at_once() {
         let said = queue.run(args);
         assert_eq!(said.code, Some(0), "{said:?}");
         assert!(
-            said.err.contains("no target tpyo; it has tokyo"),
+            said.err.contains(
+                "no target tpyo in the config, so its requests are held; known targets: tokyo"
+            ),
             "{said:?}"
         );
     }
@@ -516,7 +518,7 @@ fn whatever_is_wrong_in_a_request_is_exit_code_2_in_one_sentence() {
     let queue = Queue::new();
     let wrong: &[(&[&str], &str)] = &[
         (&["enqueue", "halt", "server-1"], "invalid value 'halt'"),
-        (&["enqueue", "stop"], "no server is named"),
+        (&["enqueue", "stop"], "no server given"),
         (&["enqueue", "stop", "server 1"], "'server 1'"),
         (&["enqueue", "stop", "server-1", "SERVER-1"], "named twice"),
         (
@@ -529,7 +531,7 @@ fn whatever_is_wrong_in_a_request_is_exit_code_2_in_one_sentence() {
         ),
         (
             &["enqueue", "stop", "server-1", "--not-before", "22:00"],
-            "--not-before 22:00: neither a span",
+            "--not-before 22:00: write a time",
         ),
         (
             &["enqueue", "stop", "server-1", "--not-before", "+2 parsecs"],
@@ -647,7 +649,7 @@ async fn foreign_and_other_schemas_are_exit_code_3() {
     queue.sql("PRAGMA application_id = 7").await;
     let foreign = queue.run(&["status"]);
     assert!(
-        foreign.code == Some(3) && foreign.err.contains("something else"),
+        foreign.code == Some(3) && foreign.err.contains("another program's"),
         "{foreign:?}"
     );
 }
@@ -687,7 +689,7 @@ fn migrate_refuses_while_a_daemon_runs() {
     let lock = QueueLock::take(&queue.path(), UtcMillis(0)).expect("nobody else");
     let said = queue.run(&["db", "migrate"]);
     assert_eq!(said.code, Some(5));
-    let advice = format!("stop the daemon (pid {}) first", std::process::id());
+    let advice = format!("stop it first (pid {})", std::process::id());
     assert!(said.err.contains(&advice), "{said:?}");
     let status = queue.run(&["status", "--json"]).json();
     assert_eq!(
@@ -846,7 +848,7 @@ async fn status_counts_what_is_unfinished_and_says_what_could_go() {
         queue
             .run(&["status"])
             .out
-            .contains("oldest that could go: request 2")
+            .contains("oldest request that can be sent: 2")
     );
 }
 
@@ -905,6 +907,39 @@ async fn wait_ends_with_the_outcome() {
         late.code == Some(4) && late.out.contains("timed out"),
         "{late:?}"
     );
+}
+
+#[tokio::test]
+async fn wait_says_what_changes_and_why_nothing_moves() {
+    let queue = Queue::new();
+    queue.run(&["pause", "--reason", "rack 7 is being moved"]);
+    let mut child = queue.spawn(&["enqueue", "stop", "server-1", "--wait"], Stdio::null());
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut next = || lines.next().expect("a line").expect("UTF-8");
+    assert_eq!(next(), "1 queued");
+    assert!(next().starts_with("no daemon runs on this queue"));
+    let why = next();
+    assert!(
+        why.starts_with("not sent yet: held: ") && why.ends_with("rack 7 is being moved"),
+        "{why}"
+    );
+    queue.run_job(1).await;
+    assert_eq!(next(), "1 running");
+    queue.end(1, "failed", "job").await;
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+}
+
+#[test]
+fn cancelling_a_label_that_nobody_has_says_so() {
+    let queue = Queue::new();
+    queue.run(&["enqueue", "stop", "server-1", "--label", "night"]);
+    let said = queue.run(&["cancel", "--label", "nihgt"]);
+    assert!(
+        said.code == Some(0) && said.err.contains("\"nihgt\""),
+        "{said:?}"
+    );
+    let said = queue.run(&["cancel", "--label", "night"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
 }
 
 #[tokio::test]
@@ -1057,7 +1092,8 @@ fn a_resume_ends_the_pause_of_the_same_words_and_names_the_others() {
         let again = queue.run(&[&["resume"], *own].concat());
         assert_eq!(again.code, Some(0), "{again:?}");
         assert!(
-            again.out.contains("not paused: ") && again.out.matches("still paused: ").count() == 3,
+            again.out.contains("nothing to resume: ")
+                && again.out.matches("still paused: ").count() == 3,
             "{again:?}"
         );
         assert_eq!(
@@ -1076,7 +1112,7 @@ fn a_resume_ends_the_pause_of_the_same_words_and_names_the_others() {
             queue
                 .run(&["resume", "--all"])
                 .out
-                .contains("nothing is paused")
+                .contains("nothing was paused")
         );
         assert_eq!(
             queue.run(&["status", "--json"]).json()["holds"]
@@ -1130,7 +1166,7 @@ fn a_reader_that_leaves_early_is_no_error() {
 }
 
 #[test]
-fn simulate_prints_its_address_first_and_ends_on_sigterm_and_check_online_finds_it_well() {
+fn simulate_prints_its_address_passes_check_and_ends_on_sigterm() {
     let mut simulated = poweryard()
         .arg("simulate")
         .stdout(Stdio::piped())
@@ -1166,7 +1202,7 @@ fn simulate_prints_its_address_first_and_ends_on_sigterm_and_check_online_finds_
         "{findings:#}"
     );
     assert!(
-        findings.to_string().contains("a read call was allowed"),
+        findings.to_string().contains("a read call was accepted"),
         "{findings:#}"
     );
     assert!(findings.to_string().contains("clock"), "{findings:#}");

@@ -321,7 +321,7 @@ async fn a_restart_keeps_to_the_pace_of_the_minute_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_keeps_an_operators_hold_and_the_wait_that_the_cloud_asked_for() {
+async fn a_restart_keeps_an_operators_hold_and_the_wait_the_cloud_asked_for() {
     let faults =
         "[[faults]]\nkind = \"throttle\"\nretry_after_s = 4\non = [\"submit\"]\ncalls = [1]\n";
     let yard = Yard::new(&format!(

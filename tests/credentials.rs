@@ -107,7 +107,7 @@ async fn minutes_until(producer: &mut SqliteConnection, sql: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_mended_while_the_daemon_is_stopped_lets_the_same_rows_through_at_once() {
+async fn a_secret_fixed_while_the_daemon_is_stopped_works_at_once() {
     let yard = Yard::new(QUICK).await;
     let config = wrong_config(&yard);
     let daemon = Daemon::start(&config);
@@ -194,7 +194,7 @@ async fn a_mended_secret_lets_running_jobs_be_followed_at_once_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_restarts_with_a_wrong_secret_cost_no_more_bad_signatures_than_one() {
+async fn many_restarts_with_a_wrong_secret_cost_no_more_signatures_than_one() {
     let yard = Yard::new(QUICK).await;
     let config = wrong_config(&yard);
     let mut daemon = Daemon::start(&config);
@@ -230,7 +230,7 @@ async fn several_restarts_with_a_wrong_secret_cost_no_more_bad_signatures_than_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hold_deleted_from_the_table_comes_back_with_the_next_start_while_the_key_rests() {
+async fn a_deleted_hold_of_a_resting_key_comes_back_with_the_next_start() {
     let yard = Yard::new(QUICK).await;
     let config = wrong_config(&yard);
     let daemon = Daemon::start(&config);
@@ -251,7 +251,7 @@ async fn a_hold_deleted_from_the_table_comes_back_with_the_next_start_while_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of_its_own() {
+async fn a_target_added_with_a_refused_key_is_held_without_a_signature() {
     let yard = Yard::new(QUICK).await;
     let config = wrong_config(&yard);
     let daemon = Daemon::start(&config);
@@ -292,7 +292,7 @@ async fn a_target_added_with_a_refused_key_is_held_too_and_costs_no_signature_of
     let waiting = "SELECT count(*) FROM power_waiting WHERE reason LIKE ";
     let own = format!("{waiting}'held: the cloud refuses the credentials%'");
     let shared = format!(
-        "{waiting}'held: held with %, which uses the same key: the cloud refuses the credentials%'"
+        "{waiting}'held: held together with %, which uses the same key: the cloud refuses the credentials%'"
     );
     assert_eq!(
         text(&mut producer, &own).await,
@@ -328,7 +328,7 @@ fn finding(said: &Output) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn checks_with_a_wrong_secret_are_counted_and_a_daemon_after_them_is_held_at_once() {
+async fn checks_with_a_wrong_secret_count_and_hold_a_daemon_after_them() {
     let yard = Yard::new(QUICK).await;
     let config = wrong_config(&yard);
     let database = yard.database().display().to_string();
@@ -401,7 +401,7 @@ async fn checks_before_there_is_a_queue_cost_one_signature_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hold_of_a_key_that_goes_on_being_refused_grows_and_goes_when_the_cloud_takes_it() {
+async fn the_hold_of_a_refused_key_grows_and_ends_when_it_is_accepted() {
     let yard = Yard::new(QUICK).await;
     let config = wrong_config(&yard);
     let daemon = Daemon::start(&config);
@@ -517,7 +517,7 @@ async fn what_the_key_may_not_do_holds_that_action_alone_until_a_reload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_restarted_without_a_permission_asks_for_no_more_than_it_was_refused() {
+async fn a_daemon_restarted_without_a_permission_asks_no_more_than_before() {
     let refused = fault(
         "refuse",
         "on = [\"submit\"]\nchance = 1.0\nstatus = 403\ncode = \"APIGW.0302\"",
@@ -757,7 +757,7 @@ async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
     wait_for(
         &mut producer,
         reason,
-        "held with second, which uses the same access key: its secret was refused",
+        "held together with second, which uses the same access key: its secret was refused",
     )
     .await;
     insert(&mut producer, &yard.server(3), "stop").await;
@@ -770,7 +770,7 @@ async fn a_target_held_for_another_ones_secret_says_so_and_follows_its_jobs() {
     .await;
     wait_for(
         &mut producer,
-        "SELECT reason LIKE 'held: held with second,%' FROM power_waiting WHERE target = 'default'",
+        "SELECT reason LIKE 'held: held together with second,%' FROM power_waiting WHERE target = 'default'",
         "1",
     )
     .await;

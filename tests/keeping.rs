@@ -119,7 +119,7 @@ async fn a_backup_is_made_beside_a_working_daemon_and_nothing_of_it_runs_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_file_put_back_by_hand_is_noticed_too_and_goes_on_once_released() {
+async fn an_older_file_put_back_by_hand_is_noticed_and_works_once_released() {
     let yard = Yard::new(QUICK).await;
     let copy = yard.dir.path().join("copy.db");
     let daemon = yard.start();
@@ -154,7 +154,7 @@ async fn an_older_file_put_back_by_hand_is_noticed_too_and_goes_on_once_released
     assert!(
         command(&yard, &["db", "release"])
             .out
-            .contains("no restore")
+            .contains("nothing is on hold")
     );
     drop(producer);
     daemon.stop().await;

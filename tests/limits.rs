@@ -56,7 +56,7 @@ async fn a_budget_rations_servers_over_a_rolling_span_and_says_so() {
     )
     .await;
     assert!(
-        reason.starts_with("held: the budget of 5 servers to stop in 2s is used up until "),
+        reason.starts_with("held: the budget stop = \"5/2s\" is used up until "),
         "{reason}"
     );
     // A budget is about its action only.
@@ -294,7 +294,7 @@ async fn a_reload_that_the_queue_fails_leaves_everything_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_of_the_same_targets_that_the_queue_fails_leaves_them_as_they_were() {
+async fn a_reload_that_the_queue_fails_leaves_the_targets_as_they_were() {
     for table in ["targets", "holds"] {
         let mut yard = Yard::new(QUICK).await;
         let (reloads, daemon) = yard.start_reloading(yard.settings());

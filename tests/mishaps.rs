@@ -37,7 +37,7 @@ async fn round(dispatcher: &mut Dispatcher, now: Now) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_steps_back_an_hour_parks_neither_a_running_batch_nor_a_waiting_row() {
+async fn a_clock_that_steps_back_an_hour_delays_neither_batch_nor_row() {
     let yard = Yard::new(SLOW_JOB).await;
     let settings = yard.settings();
     let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
@@ -76,7 +76,7 @@ async fn a_clock_that_steps_back_an_hour_parks_neither_a_running_batch_nor_a_wai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_steps_an_hour_ahead_and_back_loses_nothing_and_sends_nothing_twice() {
+async fn a_clock_that_steps_ahead_and_back_loses_and_repeats_nothing() {
     let yard = Yard::new(SLOW_JOB).await;
     let settings = yard.settings();
     let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
@@ -153,7 +153,7 @@ fn beside(yard: &Yard, ending: &str) -> std::path::PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_whose_file_was_replaced_ends_instead_of_working_on_what_nobody_sees() {
+async fn a_daemon_whose_file_was_replaced_ends_and_writes_nothing_more() {
     let yard = Yard::new(SLOW_JOB).await;
     let daemon = begin(&yard);
     let mut producer = yard.producer().await;
@@ -353,8 +353,7 @@ const BY_FORCE: &str =
     DROP TRIGGER batches_check_update;";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of_its_server_goes_out()
- {
+async fn a_request_without_its_batch_ends_unknown_and_blocks_no_other() {
     for removed in [
         "DELETE FROM batches",
         "DELETE FROM request_attempts",
@@ -420,7 +419,7 @@ async fn a_request_whose_batch_was_removed_by_force_ends_unknown_and_the_next_of
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reboot_that_was_never_carried_out_is_not_proved_by_an_earlier_unknown_one() {
+async fn an_earlier_unknown_reboot_does_not_prove_a_later_one() {
     let lost = |kind: &str, call: u32| {
         format!("[[faults]]\nkind = \"{kind}\"\non = [\"submit\"]\ncalls = [{call}]\n")
     };
@@ -464,7 +463,7 @@ async fn a_reboot_that_was_never_carried_out_is_not_proved_by_an_earlier_unknown
 const WAL_LIMIT: u64 = 64 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_never_leaves_costs_disk_and_nothing_else_and_the_wal_is_cut_back_after_it() {
+async fn an_endless_reader_costs_only_disk_and_the_wal_is_cut_back_after_it() {
     let yard = Yard::new("[bms]\nservers = 1000\nrunning = 1.0\noperation_ms = [10, 20]\n").await;
     let daemon = yard.start();
     let mut producer = yard.producer().await;

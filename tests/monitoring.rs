@@ -500,7 +500,7 @@ async fn an_address_in_use_ends_it_with_78_and_a_second_daemon_is_named_as_such(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_moves_to_another_address_and_keeps_the_old_one_if_that_is_taken() {
+async fn a_reload_changes_the_address_and_keeps_the_old_one_if_it_is_taken() {
     let (first, second) = (free_port().await, free_port().await);
     let yard = Yard::new(QUICK).await;
     let daemon = Daemon::start(&listening(&yard, first));

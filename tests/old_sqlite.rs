@@ -23,7 +23,7 @@ async fn the_tool_is_3_26_and_the_file_stays_in_wal_mode() {
 }
 
 #[tokio::test]
-async fn an_old_producer_inserts_every_kind_of_row_and_the_daemon_carries_them_out() {
+async fn an_old_producers_rows_of_every_kind_are_carried_out() {
     let mut queue = Queue::new().await;
     old(
         &queue,

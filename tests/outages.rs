@@ -329,7 +329,7 @@ async fn a_job_that_may_not_be_read_is_told_of_until_a_read_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_time_runs_out_on_unreadable_states_the_last_message_names_the_cause() {
+async fn if_states_stay_unreadable_the_last_message_names_the_cause() {
     let refused = |calls| {
         fault(
             "refuse",
@@ -359,7 +359,7 @@ async fn when_time_runs_out_on_unreadable_states_the_last_message_names_the_caus
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_that_fail_at_the_end_of_a_stop_are_asked_for_again_after_the_restart() {
+async fn reads_that_cannot_be_stored_at_a_stop_are_repeated_after_the_restart() {
     let away = fault(
         "drop_before",
         "on = [\"job\"]\ncalls = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]",

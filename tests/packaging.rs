@@ -166,7 +166,7 @@ async fn systemd_is_told_when_a_reload_begins_and_ends_and_that_one_was_refused(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_watchdog_is_fed_when_idle_and_behind_a_lock_and_not_by_a_stopped_process() {
+async fn the_watchdog_is_fed_when_idle_or_locked_out_but_not_when_stopped() {
     let yard = Yard::new(SERVERS).await;
     let ear = Ear::new(yard.dir.path());
     let limit = Duration::from_secs(8);

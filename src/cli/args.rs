@@ -1,4 +1,5 @@
-//! What several commands take: which queue, ids, times and words. Opens the queue; has no SQL.
+//! Arguments that several commands share: the queue, ids, times and words. Opens the queue; has no
+//! SQL.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -19,7 +20,7 @@ use crate::store::desk::Access;
 /// Which queue a command uses.
 #[derive(Debug, clap::Args)]
 pub(super) struct QueueArgs {
-    /// The queue's file, instead of the one that the config names; the config is not read then.
+    /// The queue's file. Without it, the config says which file; with it, the config is not read.
     #[arg(long, value_name = "FILE")]
     database: Option<PathBuf>,
 }
@@ -39,7 +40,7 @@ impl QueueArgs {
         Ok(Desk::open(&self.path(context)?, access).await?)
     }
 
-    /// True if the config was not asked for.
+    /// True if `--database` names the queue, so that the config is not read.
     pub(super) fn is_named(&self) -> bool {
         self.database.is_some()
     }
@@ -48,12 +49,12 @@ impl QueueArgs {
 /// `--json`.
 #[derive(Debug, clap::Args)]
 pub(super) struct JsonArg {
-    /// Print JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     pub(super) json: bool,
 }
 
-/// The present moment, read once a command.
+/// The present time; each command reads it once.
 pub(super) fn now() -> UtcMillis {
     UtcMillis(Timestamp::now().as_millisecond())
 }
@@ -63,7 +64,8 @@ pub(super) fn actions() -> impl TypedValueParser<Value = PowerAction> {
     ActionParser
 }
 
-/// Its own parser, because the nearest word by letters may be another action: restart is not start.
+/// A parser of our own, because clap suggests the word with the most similar letters, and that may
+/// be another action: restart is not start.
 #[derive(Debug, Clone, Copy)]
 struct ActionParser;
 
@@ -97,13 +99,13 @@ impl TypedValueParser for ActionParser {
     }
 }
 
-/// The word for what somebody means, never for another action.
+/// The right word for what the user means, never one for another action.
 fn action_hint(word: &str) -> Option<&'static str> {
     match word.to_lowercase().replace(['-', '_', ' '], "").as_str() {
         "reboot" | "restart" | "reset" => Some("use reboot"),
         "stop" | "off" | "shutdown" | "halt" | "poweroff" | "down" => Some("use stop"),
         "start" | "on" | "poweron" | "up" => Some("use start"),
-        "cycle" | "powercycle" => Some("a power cycle is a stop, and a start with --after"),
+        "cycle" | "powercycle" => Some("a power cycle is a stop, then a start with --after"),
         _ => None,
     }
 }
@@ -114,18 +116,18 @@ pub(super) fn states() -> impl TypedValueParser<Value = RequestState> {
         .try_map(|word| word.parse::<RequestState>())
 }
 
-/// A span such as `90s` or `2h`.
+/// A duration such as `90s` or `2h`.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text.trim())
-        .map_err(|error| format!("{error}; a span is written as 90s, 15m or 2h"))
+        .map_err(|error| format!("{error}; write a duration such as 90s, 15m or 2h"))
 }
 
-/// What an option for a time takes.
-const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00: a date that exists, from 2000 to \
-     2099, and nothing or a time after it";
+/// What an option for a time accepts.
+const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2026-01-31T22:00:00+01:00 (a real date from 2000 to \
+     2099, optionally with a time)";
 
 /// A time ahead in the queue's own form: `+2h` or `2h` from now, or a time as a producer may write
-/// it. `option` is named if it does not read.
+/// it. `option` is named in the error.
 pub(super) async fn ahead(
     desk: &mut Desk,
     option: &str,
@@ -138,7 +140,7 @@ pub(super) async fn ahead(
     desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         let text = output::visible(text);
         Failure::Usage(format!(
-            "{option} {text}: neither a span from now such as +2h nor {TIME_FORMS}"
+            "{option} {text}: write a time from now such as +2h, or {TIME_FORMS}"
         ))
     })
 }
@@ -150,14 +152,13 @@ pub(super) async fn past(desk: &mut Desk, text: &str, now: UtcMillis) -> Result<
     }
     desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         Failure::Usage(format!(
-            "--since {}: neither a span such as 2h nor {TIME_FORMS}",
+            "--since {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
             output::visible(text)
         ))
     })
 }
 
-/// The forms that the schema takes beyond SQLite's own, brought to those: t and z, ` UTC`, +0100
-/// and +01.
+/// Rewrites the forms that the schema accepts but SQLite does not: t and z, ` UTC`, +0100 and +01.
 fn sqlite_time(text: &str) -> String {
     let Some((day, rest)) = text.split_at_checked(10) else {
         return text.to_owned();
@@ -177,8 +178,9 @@ fn sqlite_time(text: &str) -> String {
     }
 }
 
-/// A warning about a target that neither the config nor the last daemon has. Somebody who mistypes
-/// a name believes that something is held or will leave. None where nothing is known of any target.
+/// A warning about a target that is known neither to the config nor to the last daemon: a user who
+/// mistypes a name believes that something is held or will be sent. None if no target is known at
+/// all.
 pub(super) async fn stranger(
     context: &Context,
     queue: &QueueArgs,
@@ -192,7 +194,7 @@ pub(super) async fn stranger(
         .map(|note| note.target)
         .collect();
     if !queue.is_named() {
-        // A user who may not read the config, or one with mistakes, has the daemon's note alone.
+        // If this user cannot read the config, or it has mistakes, only the daemon's note counts.
         let settings = Settings::load(&context.config).ok();
         known.extend(
             settings
@@ -210,12 +212,12 @@ fn stranger_among(target: &str, known: &BTreeSet<String>) -> Option<String> {
     }
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     Some(output::visible(&format!(
-        "warning: the daemon has no target {target}; it has {}",
+        "warning: there is no target {target} in the config, so its requests are held; known targets: {}",
         known.join(", ")
     )))
 }
 
-/// Ids as they were named, each once.
+/// The ids in the order given, without repetitions.
 pub(super) fn unique(ids: &[RequestId]) -> Vec<i64> {
     let mut seen = BTreeSet::new();
     ids.iter()
@@ -224,8 +226,8 @@ pub(super) fn unique(ids: &[RequestId]) -> Vec<i64> {
         .collect()
 }
 
-/// Who asks: the login user, also behind sudo; where the environment does not say, the user's name
-/// in /etc/passwd.
+/// Who asks: the login user, also with sudo. If the environment does not say, the user's name from
+/// /etc/passwd.
 pub(super) fn login_user() -> Option<String> {
     ["SUDO_USER", "USER", "LOGNAME"]
         .iter()

@@ -1,4 +1,4 @@
-//! `cancel`: withdraws what is queued. What is on its way to the cloud stays as it is.
+//! `cancel`: cancels queued requests. Requests that have been sent stay as they are.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::store::desk::{Access, Cancelled};
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "label"]))]
 #[command(after_help = "\
-Exit code: 1 if a request named by its id could not be cancelled.
+Requests that have been sent are not cancelled. Exit code: 1 if a request named by its id could not be cancelled.
 
 Examples:
   poweryard cancel 17 18
@@ -38,23 +38,39 @@ pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Fai
     };
     desk.close().await?;
     done.cancelled.sort_unstable();
-    match args.json.json {
-        true => {
-            let kept: Vec<_> = done
-                .kept
-                .iter()
-                .map(|(id, state)| json!({ "id": id, "state": state }))
-                .collect();
-            output::json(&json!({ "cancelled": done.cancelled, "kept": kept }))?;
-        }
-        false => output::print(&text(&done))?,
+    if let Some(label) = &args.label
+        && done.cancelled.is_empty()
+        && done.kept.is_empty()
+    {
+        output::note(&format!(
+            "note: no request with the label {:?} is queued or running",
+            output::visible(label)
+        ));
     }
-    let by_id = args.label.is_none();
-    let was_cancelled = |state: &String| state == RequestState::Cancelled.as_str();
-    match by_id && done.kept.iter().any(|(_, state)| !was_cancelled(state)) {
-        true => Ok(Exit::Otherwise),
-        false => Ok(Exit::Done),
+    if args.json.json {
+        output::json(&object(&done))?;
+    } else {
+        output::print(&text(&done))?;
     }
+    let some_could_not = done
+        .kept
+        .iter()
+        .any(|(_, state)| state != RequestState::Cancelled.as_str());
+    let is_by_id = args.label.is_none();
+    Ok(if is_by_id && some_could_not {
+        Exit::Otherwise
+    } else {
+        Exit::Done
+    })
+}
+
+fn object(done: &Cancelled) -> serde_json::Value {
+    let kept: Vec<_> = done
+        .kept
+        .iter()
+        .map(|(id, state)| json!({ "id": id, "state": state }))
+        .collect();
+    json!({ "cancelled": done.cancelled, "kept": kept })
 }
 
 fn text(done: &Cancelled) -> String {
@@ -71,10 +87,9 @@ fn text(done: &Cancelled) -> String {
 fn why_kept(state: &str) -> String {
     match state.parse() {
         Ok(RequestState::Running) => {
-            "could not be cancelled: it is being sent to the cloud, or the cloud is carrying it out"
-                .to_owned()
+            "could not be cancelled: it has already been sent to the cloud".to_owned()
         }
-        Ok(RequestState::Cancelled) => "was cancelled before".to_owned(),
+        Ok(RequestState::Cancelled) => "was already cancelled".to_owned(),
         _ => format!(
             "could not be cancelled: it has ended as {}",
             output::visible(state)

@@ -26,16 +26,17 @@ mod sqlite;
 
 use online::Keys;
 
-/// Check the config, file modes, the database and the credentials; sends nothing unless --online is
-/// given.
+/// Check the config, file modes, the database and the credentials. Asks the cloud only with
+/// --online.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-With --online each target's endpoint, this machine's clock and one read call are checked too.
-Exit code: 0 no error (warnings do not count); 78 an error in the config, the credentials or online; 3 in the database or its files.
+With --online it also checks each target's endpoint, this machine's clock, and one call that reads.
+Exit code: 0 no errors (warnings do not count); 78 an error in the config, the credentials or online; 3 an error in the \
+database or its files.
 
 Example: poweryard --config /etc/poweryard/poweryard.toml check --online")]
 pub(super) struct CheckArgs {
-    /// Also ask each target's cloud.
+    /// Also ask each target's cloud. Switches nothing.
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -57,10 +58,11 @@ struct Finding {
     level: Level,
     /// The file, key or target.
     subject: String,
-    /// What is so.
+    /// What was found.
     finding: String,
     /// What to do about it.
-    mend: Option<String>,
+    #[serde(rename = "mend")]
+    fix: Option<String>,
     /// The exit code that an error here means.
     #[serde(skip)]
     exit: Exit,
@@ -72,15 +74,15 @@ impl Finding {
             level: Level::Ok,
             subject: subject.to_string(),
             finding: finding.to_string(),
-            mend: None,
+            fix: None,
             exit: Exit::Done,
         }
     }
 
-    fn warning(subject: impl ToString, finding: impl ToString, mend: impl ToString) -> Self {
+    fn warning(subject: impl ToString, finding: impl ToString, fix: impl ToString) -> Self {
         Self {
             level: Level::Warning,
-            mend: Some(mend.to_string()),
+            fix: Some(fix.to_string()),
             ..Self::ok(subject, finding)
         }
     }
@@ -89,21 +91,22 @@ impl Finding {
         exit: Exit,
         subject: impl ToString,
         finding: impl ToString,
-        mend: impl ToString,
+        fix: impl ToString,
     ) -> Self {
         Self {
             level: Level::Error,
             exit,
-            ..Self::warning(subject, finding, mend)
+            ..Self::warning(subject, finding, fix)
         }
     }
 }
 
 pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Failure> {
     let findings = findings(context, args.online).await;
-    match args.json.json {
-        true => output::json(&findings)?,
-        false => output::print(&text(&findings))?,
+    if args.json.json {
+        output::json(&findings)?
+    } else {
+        output::print(&text(&findings))?
     }
     let errors = || {
         findings
@@ -137,7 +140,7 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     let keys = Keys::read(database).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
-        // With --online the call that is not made says so.
+        // With --online the finding about the call that is not made says so.
         if !online {
             findings.extend(refusal_finding(target, &rules, &keys));
         }
@@ -151,13 +154,12 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
 fn config_errors(error: SettingsError) -> Vec<Finding> {
     match error {
         SettingsError::Unreadable { file, source } => {
-            let mend =
-                "name the config with --config or POWERYARD_CONFIG, and let this user read it";
+            let fix = "name the config file with --config or POWERYARD_CONFIG, and give this user read access to it";
             vec![Finding::error(
                 Exit::Config,
                 file.display(),
                 format!("cannot be read ({source})"),
-                mend,
+                fix,
             )]
         }
         SettingsError::Mistakes(mistakes) => {
@@ -178,7 +180,7 @@ fn config_errors(error: SettingsError) -> Vec<Finding> {
 
 fn count_targets(settings: &Settings) -> String {
     format!(
-        "reads well; {}",
+        "no mistakes; {}",
         output::count(settings.targets.len(), "target")
     )
 }
@@ -200,15 +202,15 @@ async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
             Finding::warning(&subject, "no daemon runs on it", "start `poweryard serve`")
         }
         Running::CannotTell => {
-            let mend = "run this as a user who may read the file";
-            Finding::warning(&subject, "cannot tell whether a daemon runs on it", mend)
+            let fix = "run this as a user who can read the file";
+            Finding::warning(&subject, "cannot tell whether a daemon runs on it", fix)
         }
     });
     findings.push(match read(path).await {
         Ok(()) => Finding::ok(&subject, "can be read and has the current schema"),
         Err(StoreError::Missing(_)) => {
-            let mend = "`poweryard serve` or `poweryard db migrate` creates it";
-            Finding::warning(&subject, "does not exist yet", mend)
+            let fix = "`poweryard serve` or `poweryard db migrate` creates it";
+            Finding::warning(&subject, "does not exist yet", fix)
         }
         Err(error) => {
             let sentence = Failure::from(error).sentence();
@@ -229,19 +231,19 @@ async fn read(path: &Path) -> Result<(), StoreError> {
     desk.close().await
 }
 
-/// A clock that no daemon believes. With --online the clouds' clocks tell more.
+/// A clock that is obviously wrong. With --online it is also compared with the clouds' clocks.
 fn clock_finding(now: UtcMillis) -> Option<Finding> {
     let doubt = daemon::clock_doubt(now)?;
     Some(Finding::error(
         Exit::Config,
         "this machine's clock",
         doubt,
-        "set it, for example with `timedatectl set-ntp true`",
+        "set the clock, for example with `timedatectl set-ntp true`",
     ))
 }
 
-/// Whether the address of `[listen]` is to be had. A daemon of this queue has it, and is asked
-/// nothing.
+/// Whether the address of `[listen]` is free. If a daemon runs on this queue, it uses the address,
+/// and nothing is checked.
 fn listen_finding(settings: &Settings) -> Option<Finding> {
     let address = settings.listen?;
     if daemon_on(&settings.queue.database).known() == Some(true) {
@@ -250,30 +252,30 @@ fn listen_finding(settings: &Settings) -> Option<Finding> {
     Some(match TcpListener::bind(address) {
         Ok(_) => Finding::ok("listen.address", format!("{address} is free")),
         Err(error) => {
-            let mend = "stop the program that has it, or write another address or port";
+            let fix = "stop the program that uses it, or choose another address or port";
             Finding::error(
                 Exit::Config,
                 "listen.address",
                 format!("cannot listen on {address} ({error})"),
-                mend,
+                fix,
             )
         }
     })
 }
 
-/// A key that the cloud refused, and that the daemon leaves alone at present.
+/// A key that the cloud refused and that the daemon does not use at present.
 fn refusal_finding(
     target: &TargetSettings,
     rules: &SecretRules,
     keys: &Keys<'_>,
 ) -> Option<Finding> {
     let key = daemon::key_of(target, rules).ok()?;
-    let (finding, mend) = keys.refusal(key.name(), args::now())?;
+    let (finding, fix) = keys.refusal(key.name(), args::now())?;
     Some(Finding::error(
         Exit::Config,
         format!("targets.{}", target.name),
         finding,
-        mend,
+        fix,
     ))
 }
 
@@ -287,14 +289,14 @@ fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding>
                 Exit::Config,
                 error.key,
                 error.problem,
-                "mend the file, then check again",
+                "fix the file, then check again",
             )
         })
         .collect();
     if findings.is_empty() {
         findings.push(Finding::ok(
             format!("{subject}.auth"),
-            "the credentials can be read, and only by those who should",
+            "the credentials can be read, and only by the right users",
         ));
     }
     findings.extend(judge_rate(
@@ -304,7 +306,7 @@ fn target_findings(target: &TargetSettings, rules: &SecretRules) -> Vec<Finding>
     ));
     for (action, budget) in &target.budgets {
         let finding = format!(
-            "{}/{} lets 5,000 servers take {}",
+            "at {}/{}, 5,000 servers take {}",
             budget.servers,
             span(budget.span),
             time_for(5_000, budget)
@@ -324,22 +326,23 @@ fn judge_rate(subject: &str, service: Service, per_minute: u32) -> Option<Findin
         Service::CloudDc => return None,
     };
     let finding = format!(
-        "{per_minute} is above the {documented} submit calls a minute that the cloud documents"
+        "{per_minute} is more than the {documented} submit calls a minute that the cloud documents"
     );
-    let mend =
-        format!("set submits_per_minute = {documented}, unless the account has been given more");
+    let fix =
+        format!("set submits_per_minute = {documented}, unless your account has a higher limit");
     (per_minute > documented)
-        .then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, mend))
+        .then(|| Finding::warning(format!("{subject}.submits_per_minute"), finding, fix))
 }
 
 fn span(span: Duration) -> String {
     humantime::format_duration(span).to_string()
 }
 
-/// How long a rolling budget stretches so many servers: the first lot goes at once.
+/// How long this many servers take under a rolling budget; the first `budget.servers` are sent at
+/// once.
 fn time_for(servers: u32, budget: &Budget) -> String {
     match servers.div_ceil(budget.servers.max(1)) - 1 {
-        0 => "no time: they fit into it at once".to_owned(),
+        0 => "no time: the budget allows them at once".to_owned(),
         further => span(budget.span * further),
     }
 }
@@ -357,8 +360,8 @@ fn text(findings: &[Finding]) -> String {
             visible(&finding.subject),
             visible(&finding.finding)
         ));
-        if let Some(mend) = &finding.mend {
-            text.push_str(&format!("         {}\n", visible(mend)));
+        if let Some(fix) = &finding.fix {
+            text.push_str(&format!("         {}\n", visible(fix)));
         }
     }
     text

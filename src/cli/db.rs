@@ -12,7 +12,7 @@ use crate::settings::QueueSettings;
 use crate::store::desk::Access;
 use crate::store::{Prune, Running, Store, daemon_on};
 
-/// Producers get their turn between two steps of a prune.
+/// Pause between two steps of a prune, in which producers can write.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
 
 /// Maintain the queue's file.
@@ -30,7 +30,7 @@ enum DbCommand {
     Release(ReleaseArgs),
 }
 
-/// Create the queue, or bring its schema up to date. Refuses while a daemon runs on it.
+/// Create the queue, or bring its schema up to date. Refused while a daemon runs on it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard db migrate --database /var/lib/poweryard/queue.db")]
 struct MigrateArgs {
@@ -38,16 +38,16 @@ struct MigrateArgs {
     queue: QueueArgs,
 }
 
-/// Write a checked copy of the queue, also while the daemon and producers work on it.
+/// Write a checked copy of the queue, even while the daemon and producers use it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The copy has mode 0600 and replaces FILE in one step, once it has passed SQLite's integrity check. To put it back: stop the
-daemon, remove queue.db, queue.db-wal and queue.db-shm, copy FILE to queue.db with the owner, group and mode of the old one,
-leave queue.db.epoch where it is, start the daemon. Its unfinished requests are on hold then; see `poweryard db release`.
+The copy has mode 0600. It replaces FILE in one step after it has passed SQLite's integrity check. To restore it: stop the \
+daemon; remove queue.db, queue.db-wal and queue.db-shm; copy FILE to queue.db with the owner, group and mode of the old \
+file; leave queue.db.epoch where it is; start the daemon. Unfinished requests are then on hold: see `poweryard db release`.
 
 Example: poweryard db backup /var/backups/poweryard/queue.db")]
 struct BackupArgs {
-    /// Where to.
+    /// The file to write.
     #[arg(value_name = "FILE")]
     to: PathBuf,
     #[command(flatten)]
@@ -57,27 +57,27 @@ struct BackupArgs {
 /// Delete requests that ended long ago, with their attempts and batches, in small steps.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --older-than it is queue.retention of the config that counts, which the daemon keeps to by itself. What somebody
-still waits for (after_id) stays, and so does a batch that still counts in a budget of its target.
+Without --older-than the config's queue.retention applies, which the daemon also applies automatically. Requests that \
+another one still waits for (after_id) stay, and so do batches that still count in a budget of their target.
 
 Example: poweryard db prune --older-than 30d")]
 struct PruneArgs {
-    /// Delete what ended longer ago than this, such as 30d.
+    /// Delete requests that ended longer ago than this, such as 30d.
     #[arg(long, value_name = "TIME", value_parser = args::span)]
     older_than: Option<Duration>,
     #[command(flatten)]
     queue: QueueArgs,
 }
 
-/// Release the requests that a restored copy put on hold, or drop them.
+/// Release or cancel the requests that were put on hold after a restore.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A daemon that is started on an older copy of the queue sends nothing: what was queued in it may have been carried out since.
-Look at `poweryard list --state queued` first. Ids of requests inserted from now on are higher than any that was ever given.
+A daemon that is started on an older copy of the queue sends nothing, because requests that are queued in the copy may have \
+been carried out since. Look at `poweryard list --state queued` first. New requests get higher ids than any given before.
 
 Example: poweryard db release --drop")]
 struct ReleaseArgs {
-    /// Cancel what was queued in the copy; only later requests go out.
+    /// Cancel what was queued in the copy; only requests inserted later are sent.
     #[arg(long)]
     drop: bool,
     #[command(flatten)]
@@ -97,7 +97,7 @@ async fn backup(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
     let mut desk = args.queue.open(context, Access::Write).await?;
     desk.backup(&args.to, args::now()).await?;
     desk.close().await?;
-    output::print(&format!("{} is a checked copy\n", args.to.display()))?;
+    output::print(&format!("wrote a checked copy to {}\n", args.to.display()))?;
     Ok(Exit::Done)
 }
 
@@ -106,7 +106,7 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
         Some(age) => Some(age),
         None if args.queue.is_named() => {
             return Err(Failure::Usage(
-                "with --database the config is not read; say --older-than too".to_owned(),
+                "with --database the config is not read; give --older-than, too".to_owned(),
             ));
         }
         None => QueueSettings::load(&context.config)?.retention,
@@ -124,10 +124,8 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
         tokio::time::sleep(STEP_PAUSE).await;
     }
     desk.close().await?;
-    let (requests, batches) = (
-        output::count(prune.requests as usize, "request"),
-        output::count(prune.batches as usize, "batch"),
-    );
+    let requests = output::count(prune.requests as usize, "request");
+    let batches = output::count(prune.batches as usize, "batch");
     output::print(&format!(
         "deleted {requests} and {batches} that ended before {cutoff}\n"
     ))?;
@@ -139,13 +137,13 @@ async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure>
     let released = desk.release(args.drop).await?;
     desk.close().await?;
     output::print(&match (released, args.drop) {
-        (None, _) => "no restore has put anything on hold\n".to_owned(),
+        (None, _) => "nothing is on hold after a restore\n".to_owned(),
         (Some(_), false) => {
-            "released: what was queued in the restored copy may leave now\n".to_owned()
+            "released: requests that were queued in the restored copy can be sent now\n".to_owned()
         }
         (Some(cancelled), true) => {
             format!(
-                "released; {} of the restored copy cancelled\n",
+                "released: cancelled {} that were queued in the restored copy\n",
                 output::count(cancelled as usize, "request")
             )
         }
@@ -154,8 +152,8 @@ async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure>
 }
 
 async fn migrate(path: &Path) -> Result<Exit, Failure> {
-    // No lock is taken: each migration is one transaction, so a daemon that starts at this very
-    // moment does no harm.
+    // No lock is taken: each migration is one transaction, so a daemon that starts at the same time
+    // does no harm.
     if let running @ Running::Yes(_) = daemon_on(path) {
         return Err(Failure::StopFirst {
             path: path.to_owned(),

@@ -1,6 +1,6 @@
-//! `demo`: the whole thing on one machine, without config or account: a simulated cloud with both
-//! services, the real daemon, rows by plain SQL, and at the end the outcomes beside what the cloud
-//! really did. What agrees with what is in `demo/agreement`.
+//! `demo`: everything on one machine, without config or account: a simulated cloud with both
+//! services, the real daemon, and rows inserted by plain SQL. At the end the outcomes are compared
+//! with what the cloud really did; the rules of that are in `demo/agreement`.
 
 use std::fs;
 use std::io::Write;
@@ -27,24 +27,25 @@ const TARGETS: [(&str, Service); 2] = [("default", Service::Bms), ("clouddc", Se
 /// What is asked for, server by server.
 const ACTIONS: [PowerAction; 3] = [PowerAction::Stop, PowerAction::Start, PowerAction::Reboot];
 
-/// What goes wrong in the demo: a little of everything that the daemon is there for.
+/// What goes wrong in the demo: some of every kind that the daemon must handle.
 const FAULTS: &str = include_str!("demo/faults.toml");
-/// Faults that name servers, which must be there.
+/// Faults that name servers, which must exist.
 const LOST_ANSWERS: &str = include_str!("demo/lost_answers.toml");
 
-/// Run the real daemon on a fresh queue against a simulated cloud; no config, no account.
+/// Run the real daemon on a new queue against a simulated cloud; needs no config and no account.
 ///
-/// Three servers in four are of the BMS service (target "default"), the others of CloudDC (target
-/// "clouddc").
+/// Three quarters of the servers belong to the BMS service (target "default"), the others to
+/// CloudDC (target "clouddc").
 ///
 /// Exit code: 0 when every request has ended and its outcome agrees with what the cloud did.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard demo --servers 20000")]
 pub(super) struct DemoArgs {
-    /// How many servers, with one request each.
+    /// Number of servers; each gets one request.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     servers: u32,
-    /// Folder for the queue, config and keys; created if missing. Default: a new temporary folder.
+    /// Folder for the queue, config and keys; created if it does not exist. Default: a new
+    /// temporary folder.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -54,7 +55,7 @@ pub(super) async fn run(_: &Context, args: DemoArgs) -> Result<Exit, Failure> {
     let database = dir.join("queue.db");
     if database.exists() {
         return Err(Failure::Usage(format!(
-            "{} exists; the demo wants a fresh queue",
+            "{} already exists; the demo needs a new queue: name another folder with --dir",
             database.display()
         )));
     }
@@ -115,7 +116,8 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
         .await?;
     desk.close().await?;
     output::print(&format!("\n{}\n", progress::outcome_table(&rows)))?;
-    let (ledger, calls) = (cloud.ledger(), cloud.calls());
+    let ledger = cloud.ledger();
+    let calls = cloud.calls();
     let service = |target: &str| {
         TARGETS
             .iter()
@@ -208,8 +210,7 @@ fn folder(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
     fs::canonicalize(&dir).map_err(unusable)
 }
 
-/// A config such as an operator would write, so that other commands can be tried on what the demo
-/// leaves.
+/// Writes a config like an operator's, so that other commands can be tried after the demo.
 fn write_config(dir: &Path, endpoint: &str) -> Result<PathBuf, Failure> {
     let default = Scenario::default().credentials;
     write(&dir.join("access-key"), &default.access_key)?;

@@ -1,5 +1,5 @@
-//! `enqueue`: one request a server, all of them or none. Checks what the schema could only refuse
-//! without naming the place.
+//! `enqueue`: one request per server, all of them or none. Checks what the schema would refuse
+//! without saying which argument or line is wrong.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -12,32 +12,32 @@ use crate::model::{PowerAction, RequestId, ServerId};
 use crate::store::desk::{Access, NewRequest};
 use crate::store::{Desk, StoreError};
 
-/// Insert requests, one a server, in one transaction; prints their ids, one a line.
+/// Insert one request for each server, all in one transaction; print their ids, one per line.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Times are UTC unless they carry an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
-A call with --key that may have been cut off is repeated with --if-absent.
+Times are UTC unless they have an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
+If a call with --key was interrupted, repeat it with --if-absent.
 
 Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
-  poweryard enqueue reboot --from-file rack7.txt --label patch-day --not-before '2026-02-01 02:00' --expires-at '2026-02-01 05:00'
+  poweryard enqueue reboot --from-file rack7.txt --label patch --not-before +8h --expires-at +11h
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct EnqueueArgs {
-    /// What to do: start, stop or reboot. Stop and reboot are forced; the clouds have no soft
-    /// ones.
+    /// What to do: start, stop or reboot. Stop and reboot are always forced; the clouds have no
+    /// soft ones.
     #[arg(value_parser = args::actions())]
     action: PowerAction,
     /// The servers' ids. A server may be named only once.
     #[arg(value_name = "SERVER")]
     servers: Vec<String>,
-    /// More servers from a file, one id a line; `-` reads stdin. Blank lines and # comments are
-    /// skipped.
+    /// Read more server ids from a file, one per line; `-` reads stdin. Blank lines and # comments
+    /// are skipped.
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
-    /// A [targets.NAME] of the daemon's config.
+    /// A target of the daemon's config, [targets.NAME].
     #[arg(long, value_name = "NAME", default_value = "default")]
     target: String,
-    /// Higher goes first, -100 to 100.
+    /// -100 to 100; higher goes first.
     #[arg(
         long,
         value_name = "N",
@@ -46,29 +46,29 @@ pub(super) struct EnqueueArgs {
     )]
     #[arg(value_parser = priority)]
     priority: i64,
-    /// Not sent before this time.
+    /// Do not send before this time.
     #[arg(long, value_name = "TIME")]
     not_before: Option<String>,
-    /// Not sent after this time.
+    /// Do not send after this time; the requests expire then.
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
-    /// Wait until this request has succeeded; cancelled if it ends in another way.
+    /// Send only after this request has succeeded; cancel if it ends in another way.
     #[arg(long, value_name = "ID")]
     after: Option<RequestId>,
-    /// Each request gets the key KEY:SERVER, and is refused if a request has that already: a call
-    /// can be repeated safely.
+    /// Give each request the key KEY:SERVER. A request whose key exists is refused, so a call can
+    /// be repeated safely.
     #[arg(long, value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     key: Option<String>,
-    /// Servers whose key exists are skipped, and the ids of their requests are printed.
+    /// Skip servers whose key exists, and print the ids of the requests that have it.
     #[arg(long, requires = "key")]
     if_absent: bool,
-    /// Free text to find the requests by.
+    /// Free text by which the requests can be found.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Who asks; by default the login user (SUDO_USER, USER or LOGNAME).
+    /// Who asks for this; by default the login user (SUDO_USER, USER or LOGNAME).
     #[arg(long, value_name = "TEXT")]
     requested_by: Option<String>,
-    /// Follow the requests to their ends, and exit as `wait` does; the summary goes to stderr.
+    /// Wait until the requests have ended, and exit as `wait` does; the summary goes to stderr.
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
@@ -89,7 +89,7 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     }
     if skipped > 0 {
         output::note(&format!(
-            "note: {} had the key already",
+            "note: skipped {}: the key exists; the id of the earlier request is printed",
             output::count(skipped, "server")
         ));
     }
@@ -119,7 +119,7 @@ fn servers(args: &EnqueueArgs) -> Result<Vec<String>, Failure> {
     }
     if servers.is_empty() {
         return Err(Failure::Usage(
-            "no server is named; give server ids or --from-file".to_owned(),
+            "no server given; name server ids, or use --from-file".to_owned(),
         ));
     }
     let mut seen = BTreeSet::new();
@@ -128,7 +128,7 @@ fn servers(args: &EnqueueArgs) -> Result<Vec<String>, Failure> {
         .find(|server| !seen.insert(ServerId((*server).clone())))
     {
         Some(twice) => Err(Failure::Usage(format!(
-            "server {twice} is named twice; each gets one request a call"
+            "server {twice} is named twice; one call inserts one request per server"
         ))),
         None => Ok(servers),
     }
@@ -144,9 +144,10 @@ fn shown(file: &Path) -> String {
 
 fn read(file: &Path) -> Result<String, Failure> {
     let mut text = String::new();
-    let outcome = match file == Path::new("-") {
-        true => std::io::stdin().read_to_string(&mut text).map(|_| text),
-        false => std::fs::read_to_string(file),
+    let outcome = if file == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(file)
     };
     outcome.map_err(|source| Failure::File {
         what: format!("read the servers from {}", shown(file)),
@@ -154,7 +155,7 @@ fn read(file: &Path) -> Result<String, Failure> {
     })
 }
 
-/// One id a line; `#` begins a comment.
+/// One id per line; `#` begins a comment.
 fn listed(text: &str, file: &str) -> Result<Vec<String>, Failure> {
     let mut servers = Vec::new();
     // Editors on Windows leave a byte order mark in front.
@@ -169,12 +170,13 @@ fn listed(text: &str, file: &str) -> Result<Vec<String>, Failure> {
 }
 
 fn check_server(id: &str, place: &str) -> Result<(), Failure> {
-    match ServerId::is_valid(id) {
-        true => Ok(()),
-        false => Err(Failure::Usage(format!(
-            "{place}'{}' is no server id; one has 1 to 64 characters of A-Z a-z 0-9 and -",
+    if ServerId::is_valid(id) {
+        Ok(())
+    } else {
+        Err(Failure::Usage(format!(
+            "{place}'{}' is not a server id; use 1 to 64 characters of A-Z a-z 0-9 and -",
             output::visible(id)
-        ))),
+        )))
     }
 }
 
@@ -184,7 +186,7 @@ fn priority(text: &str) -> Result<i64, String> {
     in_range.ok_or_else(|| "a whole number from -100 to 100".to_owned())
 }
 
-/// The schema names columns; who types a command knows options.
+/// The schema's sentences name columns, but the user knows the options.
 fn in_options(error: StoreError) -> StoreError {
     let StoreError::Refused(mut sentence) = error else {
         return error;
@@ -199,6 +201,9 @@ fn in_options(error: StoreError) -> StoreError {
         ("target must", "--target must"),
     ] {
         sentence = sentence.replace(column, option);
+    }
+    if sentence.contains("is already used by request") {
+        sentence.push_str("; with --if-absent such servers are skipped");
     }
     StoreError::Refused(sentence)
 }

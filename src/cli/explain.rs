@@ -87,7 +87,7 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
     })
 }
 
-/// What the config says, as far as this user may read it; a named database needs no config.
+/// What the config says, if this user can read it; nothing with `--database`.
 fn rules(context: &Context, args: &ExplainArgs, request: &RequestRecord) -> TargetRules {
     if args.queue.is_named() {
         return TargetRules::default();

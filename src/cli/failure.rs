@@ -18,8 +18,8 @@ use crate::store::StoreError;
 pub enum Exit {
     /// Done; also nothing to wait for, and a status without a daemon.
     Done = 0,
-    /// Some request ended otherwise than `succeeded`, or could not be cancelled; or the result
-    /// could not be written.
+    /// Some request did not end as `succeeded`, or could not be cancelled; or the result could not
+    /// be written.
     Otherwise = 1,
     /// What was asked for is wrong.
     Usage = 2,
@@ -53,8 +53,8 @@ pub enum Failure {
         /// Why.
         source: StoreError,
     },
-    /// What was asked for cannot be done beside a daemon.
-    #[error("a daemon runs on {}; stop the daemon (pid {pid}) first", path.display())]
+    /// What was asked for cannot be done while a daemon runs.
+    #[error("a daemon runs on {}; stop it first (pid {pid})", path.display())]
     StopFirst {
         /// The queue.
         path: PathBuf,
@@ -67,11 +67,11 @@ pub enum Failure {
         /// Its mistakes.
         source: SettingsError,
     },
-    /// A secret is missing or unsafe, or the settings make no client.
+    /// A secret is missing or unsafe, or no client can be made from the settings.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The address of `[listen]` is taken, or is not one of this machine.
-    #[error("cannot listen on {address}, which is listen.address in the config")]
+    #[error("cannot listen on {address} (listen.address in the config)")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -93,7 +93,7 @@ pub enum Failure {
         source: io::Error,
     },
     /// The program's own threads could not be started.
-    #[error("cannot start")]
+    #[error("cannot start the program's threads")]
     Runtime(#[source] io::Error),
 }
 
@@ -130,7 +130,7 @@ impl Failure {
     /// One sentence, then its causes.
     pub fn sentence(&self) -> String {
         let mut sentence = format!("error: {self}");
-        // Store and settings errors stand in our own text; theirs are the causes.
+        // The text already includes the store's or settings' error; its sources are the causes.
         let mut cause = match self {
             Self::Store { source, .. } => source.source(),
             Self::Settings { source } => source.source(),
@@ -139,19 +139,15 @@ impl Failure {
         let mut said = String::new();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Some libraries' errors only repeat what they come from.
+            // Some libraries' errors only repeat their source.
             if text != said {
                 sentence.push_str(&format!(": caused by {text}"));
             }
             said = text;
             cause = error.source();
         }
-        if let Self::Store {
-            source: StoreError::Unusable { path, source },
-            ..
-        } = self
-        {
-            sentence.push_str(&way_out(path, source));
+        if let Self::Store { source, .. } = self {
+            sentence.push_str(&way_out(source));
         }
         sentence
     }
@@ -189,8 +185,21 @@ impl From<SettingsError> for Failure {
     }
 }
 
-/// What to do about a queue that cannot be used: a folder is missing, or this user may not use it.
-fn way_out(path: &Path, error: &io::Error) -> String {
+/// What to do about an error of the queue, where there is something to do.
+fn way_out(error: &StoreError) -> String {
+    match error {
+        StoreError::Busy => {
+            "; try again, or end the program that keeps a write transaction open".to_owned()
+        }
+        StoreError::Full => "; free some space on it".to_owned(),
+        StoreError::NoSuchRequest(_) => "; `poweryard list` shows the newest ones".to_owned(),
+        StoreError::Unusable { path, source } => folder_hint(path, source),
+        _other => String::new(),
+    }
+}
+
+/// The folder of the queue is missing, or this user may not use it.
+fn folder_hint(path: &Path, error: &io::Error) -> String {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -204,7 +213,7 @@ fn way_out(path: &Path, error: &io::Error) -> String {
         }
         (io::ErrorKind::PermissionDenied, Ok(meta)) => {
             format!(
-                "; ask for membership of group {}, to which {} belongs",
+                "; ask to be added to group {}, which owns {}",
                 group_name(meta.gid()),
                 folder.display()
             )
@@ -224,7 +233,7 @@ pub(super) fn group_name(gid: u32) -> String {
     name.unwrap_or_else(|| gid.to_string())
 }
 
-/// The errors that do not name a file themselves get it in front.
+/// Puts the file in front of errors that do not name it.
 fn on_file(path: Option<&Path>, error: &StoreError) -> String {
     match (path, error) {
         (
@@ -243,7 +252,7 @@ fn on_file(path: Option<&Path>, error: &StoreError) -> String {
 fn no_config_hint(error: &SettingsError) -> &'static str {
     match error {
         SettingsError::Unreadable { .. } => {
-            " (name one with --config; commands that only use the queue take --database instead)"
+            " (give another file with --config; commands that only use the queue accept --database instead)"
         }
         SettingsError::Mistakes(_) => "",
     }
@@ -258,7 +267,7 @@ mod tests {
         let busy = Failure::from(StoreError::Busy).on(Path::new("/q/queue.db"));
         assert_eq!(
             busy.sentence(),
-            "error: /q/queue.db: the database is locked by another program"
+            "error: /q/queue.db: the database is locked by another program; try again, or end the program that keeps a write transaction open"
         );
         assert_eq!(busy.exit(), Exit::Database);
         let missing =
@@ -292,7 +301,7 @@ mod tests {
         );
         let forbidden = unusable("/queue.db", io::ErrorKind::PermissionDenied);
         assert!(
-            forbidden.ends_with("; ask for membership of group root, to which / belongs"),
+            forbidden.ends_with("; ask to be added to group root, which owns /"),
             "{forbidden}"
         );
         assert_eq!(group_name(u32::MAX - 7), (u32::MAX - 7).to_string());

@@ -1,5 +1,4 @@
-//! `generate`: man pages and shell completions, for whoever packages this program. Knows nothing of
-//! queues.
+//! `generate`: man pages and shell completions, for packagers. Knows nothing of queues.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -12,8 +11,8 @@ use super::{Cli, Exit, Failure};
 
 /// What the first page says beyond the options.
 const FIRST_PAGE_END: &str = r#".SH "EXIT STATUS"
-0: done. 1: some request ended otherwise than succeeded. 2: usage, or what is wrong in the request itself. 3: database.
-4: timed out waiting. 5: another daemon runs. 78: bad configuration.
+0: done. 1: some request did not succeed. 2: wrong usage, or a mistake in the request itself. 3: database.
+4: timed out waiting. 5: another daemon is running. 78: bad configuration.
 .SH FILES
 .TP
 \fI/etc/poweryard/poweryard.toml\fR
@@ -36,7 +35,7 @@ poweryard status
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard generate target/release/pages")]
 pub(super) struct GenerateArgs {
-    /// The folder to write to; created if missing.
+    /// The folder to write to; created if it does not exist.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }
@@ -65,7 +64,7 @@ fn write_all(dir: &Path) -> io::Result<()> {
             &folder,
         )?;
         if shell == Shell::Bash {
-            // It would offer file names wherever it knows nothing better.
+            // Otherwise it would offer file names for every other value.
             let script = fs::read_to_string(&path)?.replace(" -o bashdefault -o default", "");
             fs::write(&path, script)?;
         }
@@ -79,7 +78,7 @@ fn write_all(dir: &Path) -> io::Result<()> {
     first.write_all(FIRST_PAGE_END.as_bytes())
 }
 
-/// Labels, targets, ids and times are no file names.
+/// Labels, targets, ids and times are not file names.
 fn offering_no_files(command: Command) -> Command {
     let command = command.mut_args(|arg| match arg.get_value_hint() {
         ValueHint::Unknown if arg.get_action().takes_values() => arg.value_hint(ValueHint::Other),

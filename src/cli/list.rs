@@ -25,7 +25,7 @@ pub(super) struct ListArgs {
     /// Only requests for this server.
     #[arg(long, value_name = "ID")]
     server: Option<String>,
-    /// At most so many.
+    /// Show at most this many.
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
     #[command(flatten)]
@@ -45,9 +45,10 @@ pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failu
     };
     let found = desk.list(&filter).await?;
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&found)?,
-        false => output::print(&table(&found))?,
+    if args.json.json {
+        output::json(&found)?
+    } else {
+        output::print(&table(&found))?
     }
     Ok(Exit::Done)
 }

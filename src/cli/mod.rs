@@ -1,4 +1,4 @@
-//! The command line: one file a command. Owns arguments, wording and exit codes; has no SQL and
+//! The command line: one file per command. Owns arguments, wording and exit codes; has no SQL and
 //! decides nothing about power.
 
 use std::ffi::OsString;
@@ -33,7 +33,7 @@ mod wait;
 
 pub use failure::{Exit, Failure};
 
-/// Where the config is unless somebody says otherwise.
+/// Where the config is unless another file is named.
 const CONFIG: &str = "/etc/poweryard/poweryard.toml";
 
 /// Carries out queued power requests for bare-metal servers.
@@ -69,7 +69,7 @@ pub struct Cli {
     command: Command,
 }
 
-/// A variable that is set to nothing is as good as none.
+/// An empty variable counts as not set.
 fn config_file(name: OsString) -> PathBuf {
     if name.is_empty() {
         PathBuf::from(CONFIG)
@@ -99,7 +99,7 @@ enum Command {
     Generate(generate::GenerateArgs),
 }
 
-/// What every command may need beside its own arguments.
+/// What every command may need in addition to its own arguments.
 #[derive(Debug)]
 struct Context {
     /// `--config`.
@@ -118,7 +118,8 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
-    // The demo shows a progress bar and a table; its deliberate faults would only drown them.
+    // The demo shows a progress bar and a table; log lines about its deliberate faults would hide
+    // them.
     let level = if matches!(cli.command, Command::Demo(_)) {
         LevelFilter::ERROR
     } else {
@@ -144,7 +145,7 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
 async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Serve(args) => serve::run(context, args).await,
-        // It holds a daemon of its own.
+        // Boxed because it contains a whole daemon.
         Command::Demo(args) => Box::pin(demo::run(context, args)).await,
         Command::Enqueue(args) => enqueue::run(context, args).await,
         Command::List(args) => list::run(context, args).await,

@@ -1,5 +1,5 @@
-//! Results on stdout, remarks on stderr, and tables for people. A reader that leaves early (`|
-//! head`) is no error.
+//! Results on stdout, remarks on stderr, and tables for people. A reader that ends early (`| head`)
+//! is not an error.
 
 use std::io::{self, Write};
 
@@ -27,20 +27,19 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     print(&(text + "\n"))
 }
 
-/// Writes a remark to stderr. If nobody listens there, nothing can be done about it.
+/// Writes a remark to stderr. If stderr is closed, nothing can be done about it.
 pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Columns of the terminal that a cell takes up at most; longer ones end in `…`. JSON has all of
-/// it.
+/// The widest cell, in columns of the terminal; longer ones end in `…`. JSON has the whole text.
 const CELL_MAX: usize = 60;
 
 /// A table with a head and aligned columns, two blanks apart.
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
-    /// Columns of numbers, which are aligned on the right.
+    /// Columns of numbers, which are right-aligned.
     numbers: &'static [usize],
 }
 
@@ -98,7 +97,7 @@ fn shown(cell: &str) -> String {
     if cell.is_empty() {
         return "-".to_owned();
     }
-    // Cut first: spelling out makes a text of any length longer still.
+    // Cut first: escaping makes a long text even longer.
     let cell = visible(&cut(cell, CELL_MAX));
     cut(&cell, CELL_MAX)
 }
@@ -119,7 +118,7 @@ fn cut(text: &str, widest: usize) -> String {
     text.to_owned()
 }
 
-/// How many columns of a terminal the text takes up.
+/// The width of the text in columns of a terminal.
 fn width(text: &str) -> usize {
     text.chars().map(char_width).sum()
 }
@@ -142,13 +141,12 @@ fn char_width(char: char) -> usize {
     }
 }
 
-/// Marks that turn the direction of what follows: they make a text look like another one.
+/// Marks that change the direction of text: they can make it look like another text.
 fn turns_direction(char: char) -> bool {
     matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Sentences broken into lines of at most `widest` characters where blanks allow it, each line
-/// behind `indent`.
+/// Breaks text at blanks into lines of at most `widest` columns, each after `indent`.
 pub(super) fn wrapped(text: &str, indent: &str, widest: usize) -> String {
     let mut lines = String::new();
     let mut line = String::new();
@@ -166,7 +164,7 @@ pub(super) fn wrapped(text: &str, indent: &str, widest: usize) -> String {
     lines
 }
 
-/// Text that a stranger wrote, safe for a terminal: control characters are spelled out.
+/// Text from outside, made safe for a terminal: control characters are escaped.
 pub(super) fn visible(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {

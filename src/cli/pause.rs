@@ -1,4 +1,4 @@
-//! `pause` and `resume`: an operator's hold. Nothing new leaves; what runs is still followed.
+//! `pause` and `resume`: an operator's hold. Nothing new is sent; what runs is still followed.
 
 use super::args::{self, QueueArgs};
 use super::output;
@@ -6,26 +6,26 @@ use super::{Context, Exit, Failure};
 use crate::model::{Hold, HoldKind, PowerAction, TargetName};
 use crate::store::desk::{Access, HoldRecord};
 
-/// Hold requests back: nothing new leaves, what runs is still followed.
+/// Hold requests: nothing new is sent; the daemon still follows what is running.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --target every target is held, without --action every action.
+Without --target every target is paused, without --action every action.
 
 Example: poweryard pause --target default --action stop --reason 'rack 7 is being moved'")]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     scope: Scope,
-    /// Why; shown wherever the hold is.
+    /// Why; shown together with the hold.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     #[command(flatten)]
     queue: QueueArgs,
 }
 
-/// End what `pause` began.
+/// End a pause.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Ends the pause that was made with the same --target and --action, and no other: those are named.
+Ends only the pause that was made with the same --target and --action. Other pauses stay and are listed.
 
 Examples:
   poweryard resume --target default --action stop
@@ -33,7 +33,7 @@ Examples:
 pub(super) struct ResumeArgs {
     #[command(flatten)]
     scope: Scope,
-    /// End all pauses, whoever made them.
+    /// End all pauses, also those of other people.
     #[arg(long, conflicts_with_all = ["target", "action"])]
     all: bool,
     #[command(flatten)]
@@ -105,7 +105,7 @@ pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Fa
     desk.close().await?;
     let word = if new { "paused" } else { "already paused" };
     output::print(&format!(
-        "{word}: {}; what runs is still followed\n",
+        "{word}: {}; requests that are running are still followed\n",
         args.scope.name()
     ))?;
     if let Some(warning) = warning {
@@ -130,8 +130,11 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
     let holds = desk.holds(args::now()).await?;
     desk.close().await?;
     let mut text = match (ended, args.all) {
-        (0, true) => "nothing is paused\n".to_owned(),
-        (0, false) => format!("not paused: {}\n", args.scope.name()),
+        (0, true) => "nothing was paused\n".to_owned(),
+        (0, false) => format!(
+            "nothing to resume: there is no pause for {}\n",
+            args.scope.name()
+        ),
         (_, true) => format!(
             "resumed: {} ended\n",
             output::count(ended as usize, "pause")
@@ -151,7 +154,7 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
 /// A line for a pause that stays.
 fn still_paused(hold: &HoldRecord) -> String {
     let line = format!(
-        "still paused: {}, since {} ({}); `{}` ends that",
+        "still paused: {}, since {} ({}); to end it: `{}`",
         pause_scope(hold),
         hold.since,
         hold.reason,

@@ -11,13 +11,13 @@ use crate::store::desk::{Access, Retried, RetryCandidate, RetryFilter};
 
 /// Insert a new request for each failed one.
 ///
-/// Server, action, target, priority and label are copied. Servers that have a later request are
-/// skipped.
+/// It has the same server, action, target, priority and label. Servers that have a later request
+/// are skipped.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "label", "since"]))]
 #[command(after_help = "\
-A request named by its id is tried again if it failed or is unknown, or is in one of the states that --state names. A reboot
-whose outcome is unknown may have happened: it is tried again only by its id.
+With ids, failed and unknown requests are tried again, or those in the states that --state names. An unknown reboot \
+may have happened: it is tried again only if you name its id.
 
 Examples:
   poweryard retry --label patch-day
@@ -33,7 +33,7 @@ pub(super) struct RetryArgs {
     /// The states to try again, separated by commas; by default `failed`.
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = args::states())]
     state: Vec<RequestState>,
-    /// Requests that ended since then: a UTC time, or a span such as 2h for two hours ago.
+    /// Requests that ended since then: a UTC time, or 2h for two hours ago.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     #[command(flatten)]
@@ -61,9 +61,10 @@ pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Fail
         .retry(&filter, args::login_user().as_deref(), skip)
         .await?;
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&object(&retried))?,
-        false => report(&retried)?,
+    if args.json.json {
+        output::json(&object(&retried))?
+    } else {
+        report(&retried)?
     }
     Ok(Exit::Done)
 }
@@ -96,14 +97,14 @@ fn why_skipped(candidate: &RetryCandidate, states: &[RequestState], by_id: bool)
                 .parse()
                 .is_ok_and(|state: RequestState| !state.is_terminal()) =>
         {
-            Some(format!("is {} and not over yet", candidate.state))
+            Some(format!("is {} and has not ended", candidate.state))
         }
         _ if !wanted => Some(format!(
-            "ended as {state}; --state {state} takes it too",
+            "ended as {state}; add --state {state} to try it again",
             state = candidate.state
         )),
         _ if unknown_reboot && !by_id => {
-            Some("is a reboot that may have happened; name its id to repeat it".to_owned())
+            Some("is a reboot that may have happened; name its id to try it again".to_owned())
         }
         Some(later) => Some(format!(
             "server {} has a later request, {later}",
@@ -127,7 +128,7 @@ fn object(retried: &Retried) -> serde_json::Value {
     json!({ "inserted": inserted, "skipped": skipped })
 }
 
-/// The new ids on stdout, one a line; the rest is a remark.
+/// Prints the new ids on stdout, one per line, and remarks on stderr.
 fn report(retried: &Retried) -> Result<(), Failure> {
     let ids: String = retried
         .inserted
@@ -139,7 +140,7 @@ fn report(retried: &Retried) -> Result<(), Failure> {
         output::note(&format!("skipped request {id}: {}", output::visible(why)));
     }
     if retried.inserted.is_empty() && retried.skipped.is_empty() {
-        output::note("nothing to try again");
+        output::note("no request to try again");
     }
     Ok(())
 }

@@ -20,18 +20,17 @@ use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings, TargetS
 use crate::store::{Running, StoreError, daemon_on};
 use crate::web::{StatusText, Web};
 
-/// A replaced secret is noticed within this time without a signal.
+/// A changed secret is noticed within this time, without a signal.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Run the daemon: take in requests, submit them in batches, follow them, store what became of
-/// each.
+/// Run the daemon: send queued requests in batches, follow them, and store how each one ended.
 ///
-/// SIGHUP reloads config and secrets. SIGTERM or SIGINT ends it once the calls in flight are
-/// answered and stored.
+/// SIGHUP reloads config and secrets. SIGTERM or SIGINT stops it; it first waits for the calls in
+/// progress and stores their answers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: poweryard --config /etc/poweryard/poweryard.toml serve")]
 pub(super) struct ServeArgs {
-    /// Log what would be sent; send and change nothing, take no lock.
+    /// Only log what would be sent: sends nothing, changes nothing, takes no lock.
     #[arg(long)]
     dry_run: bool,
 }
@@ -52,7 +51,8 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     );
     let secrets = Secrets::take(&settings, &rules);
     let clouds = daemon::connect_all(&settings, &rules)?;
-    // Before anything is served: a page of a daemon that cannot start tells nobody anything.
+    // Checked before anything is served: the page of a daemon that cannot start would be
+    // misleading.
     if let running @ Running::Yes(_) = daemon_on(&settings.queue.database) {
         let path = settings.queue.database.clone();
         return Err(StoreError::DaemonRuns {
@@ -92,8 +92,7 @@ fn status_of(database: &Path) -> StatusText {
     })
 }
 
-/// Another daemon on the same queue is the likeliest to have the address, and the better thing to
-/// say.
+/// Most likely another daemon on the same queue uses the address; then that is the error to report.
 fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
     let database = &settings.queue.database;
     match (daemon_on(database), settings.listen) {
@@ -109,9 +108,8 @@ fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
 
 /// Resolves on SIGTERM or SIGINT. The signals are caught from this call on.
 pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
-    let catch = |kind| signal(kind).map_err(Failure::Runtime);
-    let mut terminate: Signal = catch(SignalKind::terminate())?;
-    let mut interrupt: Signal = catch(SignalKind::interrupt())?;
+    let mut terminate = catch_signal(SignalKind::terminate())?;
+    let mut interrupt = catch_signal(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -120,10 +118,14 @@ pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-/// Brings new settings and secrets to the daemon: on SIGHUP, and secrets also by itself.
+fn catch_signal(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(Failure::Runtime)
+}
+
+/// Gives new settings and secrets to the daemon: on SIGHUP, and changed secrets automatically.
 struct Reloader {
     config: PathBuf,
-    /// What the daemon goes by at present.
+    /// The settings that the daemon uses at present.
     settings: Settings,
     /// The secret files as they were when they were read.
     secrets: Secrets,
@@ -147,8 +149,8 @@ impl Reloader {
         }
     }
 
-    /// Takes up secrets whose content has changed. A file that was written anew with the same bytes
-    /// is no new secret.
+    /// Applies secrets whose content has changed. A file that was rewritten with the same content
+    /// is not a new secret.
     async fn look_at_secrets(&mut self) {
         let rules = SecretRules::from_env(&self.settings.queue.database);
         if Secrets::stamps(&self.settings, &rules) == self.secrets.stamps {
@@ -161,31 +163,32 @@ impl Reloader {
             self.secrets = secrets;
             return;
         }
-        info!("a secret file has changed; taking it up");
+        info!("a secret file has changed; using the new secret");
         self.hand_over(self.settings.clone(), false).await;
     }
 
-    /// Reads the config anew. True if the daemon goes on with it.
+    /// Reads the config again. True if the daemon uses it now.
     async fn reload(&mut self) -> bool {
         match Settings::load(&self.config) {
             Ok(settings) => self.hand_over(settings, true).await,
             Err(mistakes) => {
-                error!("the new config is refused and the old one stays: {mistakes}");
+                error!("the new config is refused; the old one stays in force: {mistakes}");
                 false
             }
         }
     }
 
-    /// True if the daemon goes on with these settings and what their secret files hold now.
+    /// Passes settings, and the present content of their secret files, to the daemon. True if it
+    /// uses them now.
     async fn hand_over(&mut self, settings: Settings, is_asked_for: bool) -> bool {
         let rules = SecretRules::from_env(&settings.queue.database);
         let secrets = Secrets::take(&settings, &rules);
         let clouds = match daemon::connect_all(&settings, &rules) {
             Ok(clouds) => clouds,
             Err(error) => {
-                error!("the new secrets are refused and the old ones stay: {error}");
-                // Said once; the next change of the files is another one, also if it only closes a
-                // file to others.
+                error!("the new secrets are refused; the old ones stay in use: {error}");
+                // Reported once. Any next change of the files counts as new, even if it only takes
+                // away other users' access.
                 self.secrets = Secrets {
                     contents: BTreeMap::new(),
                     ..secrets
@@ -210,7 +213,7 @@ impl Reloader {
     }
 }
 
-/// The secret files of all targets: how they look from outside, and what they hold.
+/// The secret files of all targets: their metadata and digests of their content.
 #[derive(PartialEq)]
 struct Secrets {
     stamps: BTreeMap<TargetName, SecretStamp>,
@@ -218,7 +221,7 @@ struct Secrets {
 }
 
 impl Secrets {
-    /// The files are looked at before they are read, so that a change in between is noticed.
+    /// The metadata is read before the content, so that a change in between is noticed.
     fn take(settings: &Settings, rules: &SecretRules) -> Self {
         let stamps = Self::stamps(settings, rules);
         let content =

@@ -29,15 +29,15 @@ pub(super) async fn run(context: &Context, args: ShowArgs) -> Result<Exit, Failu
         None => None,
     };
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&object(&request, &attempts, batch.as_ref()))?,
-        false => output::print(&text(&request, &attempts, batch.as_ref()))?,
+    if args.json.json {
+        output::json(&object(&request, &attempts, batch.as_ref()))?
+    } else {
+        output::print(&text(&request, &attempts, batch.as_ref()))?
     }
     Ok(Exit::Done)
 }
 
-/// The row's columns; in `attempts` the attempts themselves stand instead of their number, which is
-/// `attempt_count`.
+/// The row's columns. `attempts` is the list of attempts; their number is `attempt_count`.
 fn object(
     request: &RequestRecord,
     attempts: &[AttemptRecord],
@@ -82,7 +82,7 @@ fn text(
     text
 }
 
-/// One line a field, without those that are NULL.
+/// One line per field, without NULLs.
 fn fields(columns: &[(&str, Value)], indent: &str) -> String {
     let line = |(name, value): &(&str, Value)| match value {
         Value::Null => None,

@@ -1,5 +1,4 @@
-//! `simulate`: the simulated cloud by itself, until it is told to stop. Knows no queue and no
-//! config.
+//! `simulate`: the simulated cloud alone, until it is stopped. Knows no queue and no config.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,18 +7,18 @@ use super::serve::told_to_stop;
 use super::{Exit, Failure, output};
 use crate::sim::{Scenario, SimCloud};
 
-/// Run the simulated cloud; its base URL is the first line on stdout.
+/// Run the simulated cloud. The first line on stdout is its base URL.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-GET /_sim/ledger lists what was really carried out, GET /_sim/servers the servers.
+GET /_sim/ledger lists the operations that were really carried out, GET /_sim/servers the servers.
 
 Example: poweryard simulate --listen 127.0.0.1:8080 --scenario config/scenario.toml")]
 pub(super) struct SimulateArgs {
-    /// Where to listen; port 0 takes any free one.
+    /// Address to listen on; port 0 takes any free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// What the cloud is like and what goes wrong (TOML); by default 1,000 BMS and 100 CloudDC
-    /// servers and no faults.
+    /// A TOML file with servers, timing and faults; by default 1,000 BMS and 100 CloudDC servers
+    /// and no faults.
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
 }
@@ -29,7 +28,7 @@ pub(super) async fn run(args: SimulateArgs) -> Result<Exit, Failure> {
         Some(file) => read(file)?,
         None => Scenario::default(),
     };
-    // Caught before the URL is out, so that a signal right after it is not missed.
+    // Signals are caught before the URL is printed, so that one right after it is not missed.
     let stop = told_to_stop()?;
     let listening = SimCloud::start(args.listen, scenario).await;
     let cloud = listening.map_err(|source| Failure::File {
@@ -43,11 +42,10 @@ pub(super) async fn run(args: SimulateArgs) -> Result<Exit, Failure> {
 }
 
 fn read(file: &Path) -> Result<Scenario, Failure> {
-    let what = || format!("read the scenario {}", file.display());
+    let what = format!("read the scenario {}", file.display());
     let text = std::fs::read_to_string(file).map_err(|source| Failure::File {
-        what: what(),
+        what: what.clone(),
         source,
     })?;
-    Scenario::from_toml(&text)
-        .map_err(|error| Failure::Usage(format!("cannot {}: {error}", what())))
+    Scenario::from_toml(&text).map_err(|error| Failure::Usage(format!("cannot {what}: {error}")))
 }

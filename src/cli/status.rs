@@ -1,4 +1,4 @@
-//! `status`: the queue at a glance, as fast beside ten million finished rows as beside none.
+//! `status`: the queue at a glance; ten million finished rows do not slow it down.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::model::HoldKind;
 use crate::store::desk::{Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote};
 use crate::store::{Desk, Running, StoreError, daemon_on};
 
-/// Show the daemon, the queue's counts, running batches, holds and each target's pace.
+/// Show the daemon, the queue's counts, running batches, holds, and each target's pace.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 also when no daemon runs.
+The exit code is 0 even if no daemon is running.
 
 Example: poweryard status --json")]
 pub(super) struct StatusArgs {
@@ -26,7 +26,7 @@ pub(super) struct StatusArgs {
     queue: QueueArgs,
 }
 
-/// So wide are the reasons of holds.
+/// Width of the reasons of holds.
 const REASON_WIDTH: usize = 100;
 
 /// All that is shown.
@@ -50,9 +50,10 @@ struct TargetHealth {
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Failure> {
     let status = read(args.queue.open(context, Access::Read).await?).await?;
-    match args.json.json {
-        true => output::json(&status.object())?,
-        false => output::print(&status.text())?,
+    if args.json.json {
+        output::json(&status.object())?
+    } else {
+        output::print(&status.text())?
     }
     Ok(Exit::Done)
 }
@@ -133,7 +134,7 @@ impl Status {
             }
             Running::Yes(None) => "daemon: running\n".to_owned(),
             Running::No => "daemon: not running\n".to_owned(),
-            Running::CannotTell => "daemon: cannot tell whether one runs\n".to_owned(),
+            Running::CannotTell => "daemon: cannot tell whether one is running\n".to_owned(),
         };
         section(
             &mut text,
@@ -144,7 +145,7 @@ impl Status {
         if let Some(oldest) = &self.oldest_ready {
             let since = oldest.eligible_at.as_ref().unwrap_or(&oldest.created_at);
             let line = format!(
-                "oldest that could go: request {}, {} {} on {}, since {since}",
+                "oldest request that can be sent: {}, {} {} on {}, since {since}",
                 oldest.id, oldest.action, oldest.server_id, oldest.target
             );
             text.push_str(&format!("{}\n", visible(&line)));
@@ -161,16 +162,18 @@ impl Status {
         section(&mut text, "holds", "nothing is held", self.hold_table());
         for hold in &self.holds {
             let place = pause_scope(hold);
-            text.push_str(&wrapped(
-                &visible(&format!("{place}: {}", hold.reason)),
-                "  ",
-                REASON_WIDTH,
-            ));
+            // The reason of a pause begins with its place.
+            let reason = if hold.reason.starts_with(&place) {
+                hold.reason.clone()
+            } else {
+                format!("{place}: {}", hold.reason)
+            };
+            text.push_str(&wrapped(&visible(&reason), "  ", REASON_WIDTH));
         }
         section(
             &mut text,
             "targets",
-            "no daemon has noted any yet",
+            "no daemon has run on this queue yet",
             self.target_table(),
         );
         text
@@ -263,7 +266,7 @@ impl Status {
     }
 }
 
-/// The reasons are told once, with the holds.
+/// The reasons are shown once, with the holds.
 fn health(hold: Option<&HoldRecord>) -> &'static str {
     if hold.is_some() { "held" } else { "ok" }
 }

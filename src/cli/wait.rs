@@ -1,10 +1,8 @@
 //! `wait`: follows requests until they are terminal, and sums up how they ended. Polls the file;
 //! changes nothing.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -15,18 +13,23 @@ use crate::model::{RequestId, RequestState};
 use crate::store::Desk;
 use crate::store::desk::{Access, OutcomeCount, RequestRecord};
 
+mod progress;
+
+use progress::Progress;
+
 /// How often the file is asked whether anything has changed.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Requests that are named one by one in a summary for people.
 const NAMED_MAX: usize = 20;
 
-/// Follow requests until all of them have ended.
+/// Wait until requests have ended, and show how they ended.
 ///
-/// With ids, these; with --label, all requests of the label, of which the newest for each server
-/// counts, also if it has ended; with neither, all that are unfinished now.
+/// With ids: these requests. With --label: all requests of the label; for each server the newest
+/// one counts, even if it ended before. With neither: all requests that are unfinished now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 all succeeded, or nothing to wait for; 1 some ended otherwise; 2 no request has the label; 4 timed out.
+While it waits, it says on stderr how many requests are in which state each time that changes, and why nothing moves.
+Exit code: 0 all succeeded, or there was nothing to wait for; 1 some did not succeed; 2 no request has the label; 4 timed out.
 
 Example: poweryard wait --label patch-day --since 2h --timeout 30m")]
 pub(super) struct WaitArgs {
@@ -36,11 +39,11 @@ pub(super) struct WaitArgs {
     /// Requests with exactly this label.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// A UTC time, or a span such as 2h for two hours ago. With --label, what ended before it does
-    /// not count; without, what was inserted since then does, although it has ended.
+    /// A UTC time, or 2h for two hours ago. With --label: requests that ended before it do not
+    /// count. Without: requests inserted since then count even if they have ended.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Give up after this span, such as 90s or 30m.
+    /// Stop waiting after this time, such as 90s or 30m.
     #[arg(long, value_name = "SPAN", value_parser = args::span)]
     timeout: Option<Duration>,
     #[command(flatten)]
@@ -62,14 +65,15 @@ pub(super) async fn run(context: &Context, args: WaitArgs) -> Result<Exit, Failu
     };
     let followed = Followed::to_the_end(&mut desk, open, counted, args.timeout).await?;
     desk.close().await?;
-    match args.json.json {
-        true => output::json(&followed)?,
-        false => output::print(&summary(&followed))?,
+    if args.json.json {
+        output::json(&followed)?
+    } else {
+        output::print(&summary(&followed))?
     }
     Ok(followed.exit())
 }
 
-/// Those that are waited for, and those that count.
+/// The requests to wait for, and those that count.
 async fn of_label(
     desk: &mut Desk,
     label: &str,
@@ -88,14 +92,14 @@ fn all(ids: Vec<i64>) -> (Vec<i64>, Vec<i64>) {
     (ids.clone(), ids)
 }
 
-/// Ids from the command line, each once, all of them known.
+/// Ids from the command line, each once; all of them exist.
 pub(super) async fn named(desk: &mut Desk, ids: &[RequestId]) -> Result<Vec<i64>, Failure> {
     let ids = args::unique(ids);
     desk.require_ids(&ids).await?;
     Ok(ids)
 }
 
-/// What became of the requests that were followed.
+/// How the requests ended.
 #[derive(Debug, Serialize)]
 pub(super) struct Followed {
     requests: usize,
@@ -115,27 +119,29 @@ impl Followed {
         timeout: Option<Duration>,
     ) -> Result<Self, Failure> {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let bar = progress_bar(ids.len());
-        // Asked for first: what changes between the two is then seen as a change.
+        let mut progress = Progress::start(ids.len());
+        // Read before the requests, so that a change between the two is noticed.
         let mut version = desk.data_version().await?;
         let mut open = desk.unfinished(&ids).await?;
+        progress.show(desk, &open, &counted).await?;
         while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
-            bar.set_position((ids.len() - open.len()) as u64);
-            // A look at very many requests takes longer; then looks are rarer, and the daemon has
-            // its disk.
+            // Reading very many requests takes longer; then it is done less often, and leaves the
+            // disk to the daemon.
             let looked = Instant::now();
             let changed = desk.data_version().await?;
             if changed != version {
                 version = changed;
                 open = desk.unfinished(&open).await?;
+                progress.queue_changed();
             }
+            progress.show(desk, &open, &counted).await?;
             let pause = POLL_INTERVAL.max(looked.elapsed() * 4);
             sleep(end.map_or(pause, |end| {
                 pause.min(end.saturating_duration_since(Instant::now()))
             }))
             .await;
         }
-        bar.finish_and_clear();
+        progress.end();
         Self::sum_up(desk, &counted, !open.is_empty()).await
     }
 
@@ -155,7 +161,7 @@ impl Followed {
         })
     }
 
-    /// A request that was deleted while it was followed has not succeeded as far as anybody knows.
+    /// A request that was deleted in the meantime does not count as succeeded.
     pub(super) fn exit(&self) -> Exit {
         match (self.timed_out, self.succeeded == self.requests as i64) {
             (true, _) => Exit::TimedOut,
@@ -163,19 +169,6 @@ impl Followed {
             (false, false) => Exit::Otherwise,
         }
     }
-}
-
-/// On a terminal only; a log wants no bar.
-fn progress_bar(requests: usize) -> ProgressBar {
-    let hidden = !std::io::stderr().is_terminal();
-    let target = if hidden {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {elapsed}");
-    ProgressBar::with_draw_target(Some(requests as u64), target)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// How many ended in which way.
@@ -223,7 +216,7 @@ pub(super) fn summary(followed: &Followed) -> String {
         text.push_str(&format!("and {} more\n", followed.others.len() - NAMED_MAX));
     }
     if followed.timed_out {
-        text.push_str("timed out; what is unfinished goes on\n");
+        text.push_str("timed out; the daemon continues with the unfinished requests\n");
     }
     text
 }

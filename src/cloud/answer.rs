@@ -21,17 +21,17 @@ use crate::model::{CallError, CodeClass, Fault, Service, UtcMillis};
 /// Error bodies longer than this are not searched for a code.
 const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
 
-/// A body without structure is taken for a sentence up to this length.
+/// A body without structure counts as a sentence up to this length.
 const BARE_TEXT_BYTES_MAX: usize = 2000;
 
-/// A clock this far off the cloud's is worth a word; from 15 minutes on the cloud refuses (API
-/// Request Signing Guide).
+/// A clock that differs this much from the cloud's is mentioned; from 15 minutes on the cloud
+/// refuses (API Request Signing Guide).
 const CLOCK_SKEW_MIN: Duration = Duration::from_secs(5 * 60);
 
 /// May the call have changed something?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallKind {
-    /// It only reads, so a doubtful answer is simply asked for again.
+    /// It only reads, so after a doubtful answer the call is simply repeated.
     Read,
     /// It switches servers, so a doubtful answer is `Fault::Lost`.
     Submit,
@@ -63,10 +63,10 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// The body of a success, read as `T`; none if this is no success, or its body is no object or
-    /// does not read so.
+    /// The body of a success, read as `T`; none if this is not a success, or its body is not an
+    /// object or not a `T`.
     pub(crate) fn success<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
-        // The parser would also take an array for an object, its elements for the fields in their
+        // The parser would also accept an array as an object, with its elements as the fields in
         // order.
         let is_object = self.is_success() && lenient::first_character(&self.body) == Some('{');
         if is_object {
@@ -76,12 +76,12 @@ impl Answer {
         }
     }
 
-    /// Why this answer is not the expected one. Total: also says so of a success that could not be
-    /// read.
+    /// Why this answer is not the expected one. Works for every answer, also for a success that
+    /// could not be read.
     ///
-    /// A documented code decides, whatever the status; without one the status does, and doubt after
-    /// a submit is `Lost`. `now` is this machine's time, for `Retry-After` dates and for naming a
-    /// wrong clock.
+    /// A documented code decides, regardless of the status; without one the status decides, and
+    /// doubt after a submit is `Lost`. `now` is this machine's time, for `Retry-After` dates and
+    /// for naming a wrong clock.
     pub fn error(&self, kind: CallKind, now: UtcMillis) -> CallError {
         self.error_of(Service::Bms, kind, now)
     }
@@ -137,8 +137,8 @@ impl Answer {
         if (300..400).contains(&self.status) || self.wants_tls() {
             return Fault::Configuration;
         }
-        // A firewall may keep an answer back as well as a call: that nothing was carried out is not
-        // certain.
+        // A firewall may block the answer as well as the call, so it is not certain that nothing
+        // was carried out.
         if self.status == 403 && self.is_from_between(found) {
             return doubt(kind);
         }
@@ -154,7 +154,7 @@ impl Answer {
                 CallKind::Read => read_fault(known.class, self.status, code),
             },
             Some(_) | None if self.status == 429 => throttled(),
-            // The cloud names the wait of a read: "later", whatever is the matter.
+            // The cloud asks to wait before the next read, for whatever reason.
             Some(_) | None
                 if self.status == 503
                     && kind == CallKind::Read
@@ -162,8 +162,8 @@ impl Answer {
             {
                 throttled()
             }
-            // The service itself refuses for a reason of its own. That it is about the key or the
-            // address, as the status alone would say, is not certain: it may be about one server.
+            // The service itself refuses. Judged by the status alone it would be about the key or
+            // the address, but it may be about one server.
             Some(_) | None if kind == CallKind::Submit && self.is_refusal_of(service, code) => {
                 Fault::Refused(CodeClass::Other)
             }
@@ -188,8 +188,8 @@ impl Answer {
             return "the endpoint speaks TLS; write https:// instead of http://".to_owned();
         }
         if self.status == 407 {
-            return "a proxy answered, not the cloud: it wants a user name and a password; \
-                    name the user in proxy and the file in proxy_password_file"
+            return "a proxy answered, not the cloud: it requires a user name and a password; set \
+             proxy = \"http://user@...\" and proxy_password_file"
                 .to_owned();
         }
         if matches!(self.status, 403 | 502..=504) && self.is_from_between(found) {
@@ -207,7 +207,7 @@ impl Answer {
                 }
                 None => "the answer is empty",
                 Some('<') => "the answer is an HTML page, not the service's",
-                Some('{') if self.is_success() => "the answer lacks what was asked for",
+                Some('{') if self.is_success() => "the answer does not contain what was asked for",
                 Some('{' | '[') => "the answer gives no reason",
                 Some(_) => return self.unreadable(),
             };
@@ -215,9 +215,8 @@ impl Answer {
         })
     }
 
-    /// True for the page of a proxy, a firewall or a load balancer: no complaint of the service,
-    /// but a page, a text, or headers that only such a one sets. An empty answer may be the cloud's
-    /// own.
+    /// True for the page of a proxy, a firewall or a load balancer: not a complaint of the service,
+    /// but a page, a text, or headers that only they set. An empty answer may be the cloud's own.
     fn is_from_between(&self, found: Option<&FoundComplaint>) -> bool {
         const HEADERS: [&str; 4] = [
             "via",
@@ -240,8 +239,8 @@ impl Answer {
         is_page || has_marks || SERVERS.iter().any(|name| server.contains(name))
     }
 
-    /// True for the page by which the usual web servers answer plain HTTP on a port for TLS.
-    /// Nothing was read of the call.
+    /// True for the page by which the usual web servers answer plain HTTP on a port for TLS. Such a
+    /// server has not read the call.
     fn wants_tls(&self) -> bool {
         const SAID: [&str; 3] = [
             "sent to HTTPS port",
@@ -257,12 +256,13 @@ impl Answer {
 
     fn unreadable(&self) -> String {
         let encodings = named_encodings(&self.headers);
-        match encodings.is_empty() {
-            true => "the answer is not JSON".to_owned(),
-            false => tidy(&format!(
-                "the answer is compressed in a way that could not be undone (Content-Encoding: {})",
+        if encodings.is_empty() {
+            "the answer is not JSON".to_owned()
+        } else {
+            tidy(&format!(
+                "the answer cannot be decompressed (Content-Encoding: {})",
                 encodings.join(", ")
-            )),
+            ))
         }
     }
 
@@ -305,8 +305,8 @@ impl Answer {
         seconds(text).or_else(|| Some(http_date(text)?.since(self.date().unwrap_or(now))))
     }
 
-    /// Says how far off this machine's clock is, when credentials or a date were refused and it is
-    /// over 5 minutes.
+    /// Says how far this machine's clock differs, if credentials or a date were refused and it is
+    /// more than 5 minutes.
     fn clock_skew(&self, fault: &Fault, message: &str, now: UtcMillis) -> Option<String> {
         let text = message.to_ascii_lowercase();
         let about_time = ["sdk-date", "timestamp", "expired"]
@@ -332,7 +332,7 @@ fn submit_fault(class: CodeClass, origin: CodeOrigin, status: u16, code: &str) -
     match class {
         CodeClass::Retryable => match origin {
             CodeOrigin::Gateway | CodeOrigin::Iam => Fault::Unavailable,
-            // The job engine speaks of a task that it had already made: look before sending again.
+            // The job engine has already made a task: look before sending again.
             CodeOrigin::JobEngine => Fault::Refused(CodeClass::RetryableUncertain),
             CodeOrigin::Bms | CodeOrigin::Unknown => Fault::Refused(CodeClass::Retryable),
         },
@@ -379,8 +379,8 @@ fn certain_fault(class: CodeClass, status: u16, code: &str) -> Fault {
     }
 }
 
-/// Without a documented code: what the status alone allows to say. `explained`: the body is a
-/// complaint of the service.
+/// Without a documented code: what the status alone means. `explained`: the body is a complaint of
+/// the service.
 fn fault_by_status(status: u16, explained: bool, kind: CallKind) -> Fault {
     let doubt = doubt(kind);
     match status {
@@ -407,7 +407,7 @@ pub fn worth_renewing(error: &CallError) -> bool {
         && cloud_codes::class(&error.code) != CodeClass::AuthPermission
 }
 
-/// `limit:50,time:1 minute` in a gateway's text: so many calls in so long.
+/// `limit:50,time:1 minute` in a gateway's text: this many calls in this time.
 ///
 /// Source: API Request Signing Guide; texts of public logs have a blank after the comma.
 fn named_limit(text: &str) -> Option<(u32, Duration)> {
@@ -436,8 +436,8 @@ fn leading_number(text: &str) -> Option<(u32, &str)> {
     Some((text[..end].parse().ok()?, &text[end..]))
 }
 
-/// Whole seconds; some write a fraction or the unit behind them. More than can be counted is as
-/// long as can be.
+/// Whole seconds; some write a fraction or the unit behind them. A number that is too large counts
+/// as the longest time.
 fn seconds(text: &str) -> Option<Duration> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())

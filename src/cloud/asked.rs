@@ -1,5 +1,5 @@
-//! Which servers were asked for by name, when, and how often in vain: so that each has its turn and
-//! none holds up the rest.
+//! Which servers were asked for by name, when, and how often without success, so that each gets its
+//! turn and none delays the others.
 //!
 //! Pure: counts looks, reads no clock, makes no call.
 
@@ -11,16 +11,17 @@ use crate::model::ServerId;
 /// Servers remembered at a time; beyond that, those that answered are forgotten first.
 const SERVERS_MAX: usize = 10_000;
 
-/// A server that has failed is put behind those that were last asked for up to so many looks later.
+/// A server that has failed is put behind those that were last asked for up to this many looks
+/// later.
 const PENALTY_MAX: u32 = 4;
 
 /// How long one show may take while other servers wait for the same look.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// As `PATIENCE`, after a failure: a server that never answers must not cost each look so much.
+/// As `PATIENCE`, after a failure: a server that never answers must not delay each look that long.
 const PATIENCE_AFTER_FAILURE: Duration = Duration::from_secs(2);
 
-/// Each so many failures a server is given its full time: perhaps it is only slow.
+/// After every this many failures a server gets its full time: perhaps it is only slow.
 const FULL_PATIENCE_EVERY: u32 = 8;
 
 /// See the module.
@@ -39,8 +40,8 @@ struct Turn {
 }
 
 impl Asked {
-    /// Puts those first who have waited longest, and those who failed behind others; else the order
-    /// stays.
+    /// Puts those first who have waited longest, and those who failed behind others; otherwise
+    /// keeps the order.
     pub(super) fn order(&mut self, servers: &mut [ServerId]) {
         self.looks += 1;
         servers.sort_by_key(|server| {

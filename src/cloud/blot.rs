@@ -15,20 +15,20 @@ use super::auth::Credentials;
 use super::auth::aksk::percent_encode;
 use crate::model::{CallError, CodeClass, Complaint, JobReport, Sighting, Tracking};
 
-/// What stands in the place of a secret.
+/// What replaces a secret.
 const BLOT: &str = "***";
 
-/// A secret is also known by its first characters, because texts are cut; so many at least.
+/// A secret is also known by its first characters, because texts are cut; at least this many.
 const PREFIX_CHARS_MIN: usize = 8;
 
-/// Shorter ones would be found in every sentence.
+/// Shorter ones would match in every sentence.
 const WORD_CHARS_MIN: usize = 3;
 
-/// A signature has so many hex digits; nothing else in an answer that anybody needs to read has.
+/// A signature has this many hex digits; nothing else in an answer that somebody needs to read has
+/// that many.
 const SIGNATURE_DIGITS: usize = 64;
 
-/// Tokens remembered: the present one, and those that calls still under way may have been made
-/// with.
+/// Tokens remembered: the present one, and those that calls still in progress may use.
 const TOKENS_MAX: usize = 4;
 
 /// The secrets of one target.
@@ -39,18 +39,20 @@ pub(super) struct Blots {
 
 impl Blots {
     pub(super) fn new(credentials: &Credentials) -> Self {
-        let own = |text: &str| SecretString::from(text);
         let secrets = match credentials {
             Credentials::AkSk(keys) => {
-                let pair = [own(&keys.access_key), keys.secret_key.clone()];
+                let pair = [
+                    SecretString::from(keys.access_key.as_str()),
+                    keys.secret_key.clone(),
+                ];
                 pair.into_iter()
                     .chain(keys.security_token.clone())
                     .collect()
             }
             Credentials::Password(user) => vec![
                 user.password.clone(),
-                own(&user.username),
-                own(&user.domain),
+                SecretString::from(user.username.as_str()),
+                SecretString::from(user.domain.as_str()),
             ],
         };
         Self {
@@ -82,7 +84,7 @@ impl Blots {
                 .chain(&self.secrets)
                 .map(ExposeSecret::expose_secret)
                 .collect();
-            // The longest first, and all as a whole before any by its beginning: two may begin
+            // The longest first, and all whole secrets before any beginnings: two secrets may begin
             // alike.
             secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
             for head_chars in [usize::MAX, PREFIX_CHARS_MIN] {
@@ -106,9 +108,9 @@ impl Blots {
     }
 }
 
-/// A result of a call, whose texts are the cloud's.
+/// The result of a call, with texts from the cloud.
 pub(super) trait Discreet {
-    /// Takes our own secrets out of its texts.
+    /// Removes our own secrets from its texts.
     fn blot(&mut self, blots: &Blots);
 }
 
@@ -125,7 +127,7 @@ impl Discreet for CallError {
     fn blot(&mut self, blots: &Blots) {
         self.message = blots.clean(&self.message);
         self.request_id = self.request_id.as_deref().map(|id| blots.clean(id));
-        // A documented code is nobody's secret, even if somebody has called a user so.
+        // A documented code is not a secret, even if a user has that name.
         if crate::model::cloud_codes::class(&self.code) == CodeClass::Other {
             self.code = blots.clean(&self.code);
         }
@@ -173,7 +175,8 @@ fn without(text: &str, secret: &str, head_chars: usize) -> String {
         .char_indices()
         .nth(head_chars)
         .map_or(secret.len(), |(at, _)| at);
-    let (lower_text, lower_secret) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
+    let lower_text = text.to_ascii_lowercase();
+    let lower_secret = secret.to_ascii_lowercase();
     let mut clean = String::with_capacity(text.len());
     let mut done = 0;
     while let Some(found) = lower_text[done..].find(&lower_secret[..head_end]) {

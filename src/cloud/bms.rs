@@ -103,8 +103,8 @@ impl Bms {
     ///
     /// Asks for all enterprise projects: where they are in use the list leaves servers out
     /// otherwise, and the vendor's own Terraform provider always does so. OTC's reference names the
-    /// parameter only in an example, so a refusal is taken to be about it, and pages are read
-    /// without it from then on: whoever is left out is shown alone anyway.
+    /// parameter only in an example, so after a refusal the pages are read without it: a server
+    /// that the list leaves out is read alone anyway.
     async fn list_page(&self, page: usize, limit: usize) -> Result<Entries, CallError> {
         let all_projects = self.all_projects.load(Ordering::Relaxed);
         let first = self.get_page(page, limit, all_projects).await;
@@ -132,7 +132,8 @@ impl Bms {
         limit: usize,
         all_projects: bool,
     ) -> Result<Entries, CallError> {
-        let (limit, offset) = (limit.to_string(), page.to_string());
+        let limit = limit.to_string();
+        let offset = page.to_string();
         let mut query = vec![("limit", limit.as_str()), ("offset", offset.as_str())];
         if all_projects {
             query.push(("enterprise_project_id", "all_granted_eps"));

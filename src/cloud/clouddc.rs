@@ -26,8 +26,8 @@ mod marker;
 pub mod power;
 pub mod server;
 
-/// What stands where an id would in `GET …/physicalservers/status`: another call, which only counts
-/// servers.
+/// The word that is in the place of an id in `GET …/physicalservers/status`: another call, which
+/// only counts servers.
 const STATUS_CALL: &str = "status";
 
 /// A CloudDC project.
@@ -71,8 +71,8 @@ impl CloudDc {
         servers: &[ServerId],
     ) -> Result<Tracking, CallError> {
         check_batch(Service::CloudDc, servers)?;
-        // Nothing but a server's own state tells how its action ended: one that cannot be asked for
-        // is not switched.
+        // Only a server's own state shows how its action ended, so a server that cannot be read is
+        // not switched.
         servers.iter().try_for_each(check_id)?;
         let call = ApiCall {
             method: Method::PUT,
@@ -86,9 +86,9 @@ impl CloudDc {
     }
 }
 
-/// A page is found by the marker that the page before it named; the first has none. `count` is not
-/// believed, nor is a short page the last one: the documents do not say that every page but the
-/// last is full.
+/// A page is found by the marker that the page before it named; the first has none. `count` is
+/// ignored, and a short page need not be the last one: the documents do not say that every page but
+/// the last is full.
 impl ServerReader for CloudDc {
     type Place = Option<String>;
 
@@ -153,8 +153,7 @@ impl PowerCloud for CloudDc {
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
-        let what =
-            format!("CloudDC has no jobs, so none is called '{job}'; its servers' own states tell");
+        let what = format!("CloudDC has no jobs, so there is no job '{job}'");
         Box::pin(async { Err(not_sent(Fault::Refused(CodeClass::JobUnknown), what)) })
     }
 
@@ -169,7 +168,7 @@ impl PowerCloud for CloudDc {
     }
 }
 
-/// Refuses what cannot stand in the path of the call that shows one server.
+/// Refuses an id that cannot be in the path of the call that shows one server.
 fn check_id(server: &ServerId) -> Result<(), CallError> {
     if ServerId::is_valid(&server.0) && !server.0.eq_ignore_ascii_case(STATUS_CALL) {
         return Ok(());

@@ -1,7 +1,7 @@
-//! The shapes in which the clouds complain: where in a JSON body the code and the text stand.
+//! The shapes in which the clouds complain: where in a JSON body the code and the text are.
 //!
-//! Owns nothing but that search, which follows the vendor SDK's own rule
-//! (`DefaultExceptionHandler`). What a code means is in `codes`.
+//! Owns only that search, which follows the vendor SDK's own rule (`DefaultExceptionHandler`). What
+//! a code means is in `codes`.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +21,7 @@ pub(crate) struct FoundComplaint {
     pub(crate) request_id: Option<String>,
 }
 
-/// Pairs of names under which a code and its text stand, in the SDK's order.
+/// Pairs of names of a code and its text, in the SDK's order.
 const PAIRS: [(&str, &str); 3] = [
     ("error_code", "error_msg"),
     ("errorCode", "errorMsg"),
@@ -34,25 +34,15 @@ const PAIRS: [(&str, &str); 3] = [
 /// A nested object needs both a code and a text; at the top one of the two is enough.
 pub(crate) fn find_complaint(body: &Value) -> Option<FoundComplaint> {
     let top = body.as_object()?;
-    let both = |object: &Map<String, Value>| {
-        PAIRS.iter().find_map(|(code, message)| {
-            Some((scalar(object.get(*code)?)?, scalar(object.get(*message)?)?))
+    let mut nested = top.values().filter_map(Value::as_object);
+    let (code, message) = code_and_text(top)
+        .or_else(|| nested.find_map(code_and_text))
+        .or_else(|| code_or_text(top))
+        .or_else(|| {
+            top.get("error")
+                .and_then(Value::as_object)
+                .and_then(code_or_text)
         })
-    };
-    let one = |object: &Map<String, Value>| {
-        let value = |name: &str| object.get(name).and_then(scalar);
-        PAIRS
-            .iter()
-            .find_map(|(code, message)| match (value(code), value(message)) {
-                (None, None) => None,
-                (code, message) => Some((code.unwrap_or_default(), message.unwrap_or_default())),
-            })
-    };
-    let nested = || top.values().filter_map(Value::as_object);
-    let (code, message) = both(top)
-        .or_else(|| nested().find_map(both))
-        .or_else(|| one(top))
-        .or_else(|| top.get("error").and_then(Value::as_object).and_then(one))
         .or_else(|| {
             top.get("error")
                 .and_then(scalar)
@@ -66,6 +56,21 @@ pub(crate) fn find_complaint(body: &Value) -> Option<FoundComplaint> {
         code: tidy_code(&code),
         message,
         request_id,
+    })
+}
+
+fn code_and_text(object: &Map<String, Value>) -> Option<(String, String)> {
+    PAIRS
+        .iter()
+        .find_map(|(code, text)| Some((scalar(object.get(*code)?)?, scalar(object.get(*text)?)?)))
+}
+
+fn code_or_text(object: &Map<String, Value>) -> Option<(String, String)> {
+    PAIRS.iter().find_map(|(code, text)| {
+        let code = object.get(*code).and_then(scalar);
+        let text = object.get(*text).and_then(scalar);
+        (code.is_some() || text.is_some())
+            .then(|| (code.unwrap_or_default(), text.unwrap_or_default()))
     })
 }
 
@@ -96,10 +101,9 @@ pub(crate) fn job_complaint(code: Option<&str>, text: Option<&str>) -> Option<Co
     })
 }
 
-/// What stands at a server as its error; none if it has neither code nor text.
+/// The error that is shown with a server; none if it has neither code nor text.
 ///
-/// It says that this server failed, whatever its code: no document lists the codes that stand
-/// there.
+/// It means that this server failed, whatever the code is: no document lists these codes.
 pub(crate) fn server_complaint(code: Option<&str>, text: Option<&str>) -> Option<Complaint> {
     job_complaint(code, text).map(|complaint| Complaint {
         class: CodeClass::ServerFailed,

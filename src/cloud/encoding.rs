@@ -1,8 +1,8 @@
-//! Bodies that come compressed although nobody asked for it. Pure: headers and bytes in, the body
-//! as it was meant out.
+//! Bodies that arrive compressed although nobody asked for it. Pure: headers and bytes in, the
+//! decoded body out.
 //!
-//! Owns which `Content-Encoding` is undone. What it does not know stays as it is, and the answer's
-//! reader names it.
+//! Owns which `Content-Encoding` is decoded. An unknown one stays as it is, and whatever reads the
+//! answer reports it.
 
 use std::io::Read;
 
@@ -13,11 +13,11 @@ use reqwest::header::{CONTENT_ENCODING, HeaderMap};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooLarge;
 
-/// How many encodings, one around the other, are undone.
+/// How many nested encodings are decoded.
 const LAYERS_MAX: usize = 4;
 
-/// Undoes what `Content-Encoding` names, or what the first bytes of a gzip body show without a
-/// name, and takes the header away. A body that does not decode stays as it is, with its header.
+/// Decodes what `Content-Encoding` names, or a body that begins like gzip without naming it, and
+/// removes the header. A body that does not decode stays as it is, with its header.
 pub(crate) fn decode(
     headers: &mut HeaderMap,
     body: Vec<u8>,
@@ -31,7 +31,7 @@ pub(crate) fn decode(
         return Ok(body);
     }
     let mut decoded = body.clone();
-    // The last one named was put on last.
+    // The last one named was applied last.
     for name in named.iter().rev() {
         match undo(name, &decoded, bytes_max)? {
             Some(inner) => decoded = inner,
@@ -56,15 +56,15 @@ pub(super) fn named_encodings(headers: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-/// None for an encoding that is not known, or a body that is not in it.
+/// None for an unknown encoding, or a body that is not in it.
 fn undo(name: &str, body: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, TooLarge> {
     match name {
-        // Some pad it with NULs behind its end.
+        // Some servers add NULs after its end.
         "gzip" | "x-gzip" => match unpack(MultiGzDecoder::new(body), bytes_max)? {
             Some(unpacked) => Ok(Some(unpacked)),
             None => unpack(GzDecoder::new(body), bytes_max),
         },
-        // Some send the bare stream, without the wrapping that the standard asks for.
+        // Some servers send the bare stream, without the wrapper that the standard demands.
         "deflate" => match unpack(ZlibDecoder::new(body), bytes_max)? {
             Some(unpacked) => Ok(Some(unpacked)),
             None => unpack(DeflateDecoder::new(body), bytes_max),

@@ -1,5 +1,5 @@
-//! The HTTP client of one target: what may go over the wire, for how long, and what it means when
-//! no answer comes.
+//! The HTTP client of one target: what may be sent, how long it may take, and what it means if no
+//! answer comes.
 //!
 //! Owns timeouts, TLS, connections and the cap on bodies. Follows no redirect, repeats nothing,
 //! reads no environment. Knows nothing of signing or of what a body says.
@@ -83,7 +83,7 @@ impl Http {
         if let AuthSettings::Token { iam_endpoint, .. } = &target.auth {
             check_scheme(iam_endpoint, target.allow_http)?;
         }
-        // Somebody else in this process may have installed a provider already; either will do.
+        // Another part of this process may have installed a provider already; both work.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             reads: builder(target, proxy_password)?
@@ -112,7 +112,8 @@ impl Http {
             .execute(request)
             .await
             .map_err(|error| self.no_answer(&host, kind, &error))?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
         let body = match read_body(response).await {
             Ok(body) => Answer {
                 status,
@@ -126,7 +127,7 @@ impl Http {
         body.map_err(|fault| {
             let message = match fault {
                 BodyFault::TooLarge => format!(
-                    "{host} answered with more than {} MiB; cut off",
+                    "{host} answered with more than {} MiB; the answer was cut off",
                     BODY_BYTES_MAX >> 20
                 ),
                 BodyFault::Broken(error) => {
@@ -188,7 +189,8 @@ impl Http {
             );
         }
         let why = causes(error);
-        // What a TLS server answers to plain HTTP begins with a byte that no HTTP answer has.
+        // The answer of a TLS server to plain HTTP begins with a byte that no HTTP answer begins
+        // with.
         if self.is_plain && why.contains("invalid HTTP version") {
             return format!("{why}; if it speaks TLS, write https:// in the endpoint");
         }
@@ -257,7 +259,7 @@ fn authorities(file: &Path) -> Result<Vec<Certificate>, ClientError> {
     let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
     let found = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(causes(&error)))?;
     if found.is_empty() {
-        Err(unusable("it holds no PEM certificate".to_owned()))
+        Err(unusable("it contains no PEM certificate".to_owned()))
     } else {
         Ok(found)
     }
@@ -305,18 +307,19 @@ fn failed(fault: Fault, status: Option<u16>, message: &str) -> CallError {
     }
 }
 
-/// The causes of a connection that failed, with a hint where they are the library's words alone.
+/// The causes of a failed connection, with a hint if they are only the library's words.
 fn connect_causes(error: &reqwest::Error) -> String {
     let why = causes(error);
-    match why.contains("tls handshake eof") {
-        true => "the connection was closed during the TLS handshake; it may not speak TLS, or something in between \
-                 forbids it"
-            .to_owned(),
-        false => why,
+    if why.contains("tls handshake eof") {
+        "the connection was closed during the TLS handshake; the server may not speak \
+         TLS, or a firewall forbids it"
+            .to_owned()
+    } else {
+        why
     }
 }
 
-/// How a proxy refuses to open the way: then nothing of the call has left.
+/// How a proxy refuses to connect: then nothing of the call has been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TunnelRefusal {
     /// HTTP 407.
@@ -330,8 +333,8 @@ impl TunnelRefusal {
         match self {
             Self::WantsPassword => {
                 let message = format!(
-                    "the proxy {proxy} answered, not the cloud: it wants a user name and a password; \
-                     name the user in proxy and the file in proxy_password_file"
+                    "the proxy {proxy} answered, not the cloud: it requires a user name and a \
+                     password; set proxy = \"http://user@...\" and proxy_password_file"
                 );
                 failed(Fault::Configuration, Some(407), &message)
             }
@@ -357,7 +360,7 @@ fn tunnel_refusal(error: &reqwest::Error) -> Option<TunnelRefusal> {
     }
 }
 
-/// What the TLS library says is wrong, wherever in the chain of causes.
+/// The TLS library's error, wherever it is in the chain of causes.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -381,8 +384,8 @@ fn tls_sentence(error: &rustls::Error) -> Option<&'static str> {
     use rustls::Error as Tls;
     match error {
         Tls::InvalidCertificate(Certificate::UnknownIssuer) => Some(
-            "its certificate is signed by an authority that is not trusted here; \
-             name that authority's certificate with ca_file",
+            "its certificate is signed by an authority that is not trusted here; name that \
+             authority's certificate in ca_file",
         ),
         Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => Some(
             "its certificate has expired, or this machine's clock is ahead; check the clock, then the certificate",
@@ -432,9 +435,10 @@ pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
         {
             continue;
         }
-        line.push(match error.is::<reqwest::Error>() {
-            true => "the HTTP library gives no reason".to_owned(),
-            false => text,
+        line.push(if error.is::<reqwest::Error>() {
+            "the HTTP library gives no reason".to_owned()
+        } else {
+            text
         });
     }
     line.join(": ")

@@ -1,10 +1,10 @@
-//! Reads JSON as far as it can be read: first strictly, and only if that fails with every tolerance
-//! that leaves no doubt.
+//! Reads JSON as far as possible: first strictly, and if that fails with every tolerance that
+//! leaves no doubt.
 //!
-//! Owns the tolerances: bytes that are no UTF-8, half of an escaped pair, doubled names (the last
-//! value counts), raw control characters, numbers that no machine has, values nested without end,
-//! commas too many, blanks and NULs around. Half a document and two documents in one body stay
-//! unreadable. Knows nothing of what the values mean.
+//! Owns the tolerances: bytes that are not UTF-8, half of an escaped pair, repeated names (the last
+//! value counts), raw control characters, numbers out of range, values nested without end, surplus
+//! commas, blanks and NULs around. Half a document and two documents in one body stay unreadable.
+//! Knows nothing of what the values mean.
 
 use std::borrow::Cow;
 
@@ -67,7 +67,7 @@ fn text_of(body: &[u8]) -> Cow<'_, str> {
     Cow::Owned(characters.collect())
 }
 
-/// What may stand around values: white space, controls, and the mark of a byte order.
+/// What may be around values: white space, control characters, and a byte order mark.
 fn is_blank(c: char) -> bool {
     c.is_whitespace() || c.is_control() || c == '\u{feff}'
 }
@@ -148,7 +148,7 @@ impl<'a> Reader<'a> {
         self.rest.starts_with([',', end])
     }
 
-    /// A string with its quotes. What no escape means is kept as written.
+    /// A string with its quotes. An unknown escape is kept as written.
     fn string(&mut self) -> Option<String> {
         let mut text = String::new();
         let mut rest = self.rest.strip_prefix('"')?;
@@ -196,7 +196,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Passes over an object or array, however deep it is.
+    /// Skips an object or array of any depth.
     fn skip_nested(&mut self) -> Option<Value> {
         let mut open = 0_usize;
         loop {
@@ -220,8 +220,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A number that no machine has stays as it is written; what is no number at all (`NaN`,
-/// `undefined`) is null.
+/// A number out of range stays as it is written; what is not a number at all (`NaN`, `undefined`)
+/// is null.
 fn number(word: &str) -> Value {
     let digits = word.trim_start_matches(['-', '+']);
     if !digits.starts_with(|c: char| c.is_ascii_digit()) {

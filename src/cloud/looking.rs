@@ -1,9 +1,8 @@
-//! Looking at servers in as few calls as can be: by the list, page by page, or one by one.
+//! Looking at servers in as few calls as possible: by the list, page by page, or one by one.
 //!
 //! Owns that choice, the end of a list, and the rule that a server which the list leaves out is
-//! shown alone before anything is said of it. A look is about each server: what cannot be read
-//! hides nothing else. Knows no paths and no bodies: how a page and a server are read is each
-//! service's own.
+//! read alone before anything is concluded about it. One unreadable server hides none of the
+//! others. Knows no paths and no bodies: how a page and a server are read is each service's own.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -18,36 +17,35 @@ use super::page_sizes::{PageSizes, Remembered};
 use super::{Observed, not_sent};
 use crate::model::{CallError, Fault, ServerId, ServerView, Sighting};
 
-/// The list is read up to this many pages; whoever is not found by then is asked for by name.
+/// The list is read up to this many pages; servers that are not found by then are read by id.
 const PAGES_MAX: usize = 100;
 
-/// So few servers are shown one by one even where the list is a single page: a page of 1000 takes
-/// longer.
+/// Up to this many servers are read one by one even if the list has a single page: a page of 1000
+/// takes longer.
 const SHOWS_MIN: usize = 3;
 
 /// Shows under way at a time.
 const SHOWS_AT_ONCE: usize = 4;
 
-/// Shows in one look at most: after a list they are the few that it left out, without one they are
-/// a try. Those left over have their turn in the next look. Documented is a rate of 1000 shows a
-/// minute; real accounts have far less.
+/// Most shows in one look: after a list they are for the few servers that it left out, without a
+/// list they are a try. The others get their turn in the next look. Documented is a rate of 1000
+/// shows a minute; real accounts have far less.
 const SHOWS_MAX: usize = 1000;
 const SHOWS_WITHOUT_LIST_MAX: usize = 50;
 
-/// After so many failed shows in one look no other one begins, and sooner if nothing at all could
-/// be read.
+/// After this many failed shows in one look no other one begins; it is fewer if nothing at all
+/// could be read.
 const SHOWS_FAILED_MAX: usize = 8;
 const SHOWS_FAILED_ALONE_MAX: usize = 3;
 
-/// The first show goes alone for so long, unless the list has been read: four refused signatures at
-/// a time would soon lock the key.
+/// For this long the first show runs alone, unless the list has been read: four refused signatures
+/// at a time would soon lock the key.
 const HEAD_START: Duration = Duration::from_secs(1);
 
-/// A show that takes so many times as long as the slowest answer of its look is not waited for any
-/// more.
+/// A show that takes this many times as long as the slowest answer of its look is given up.
 const SLOWER_MAX: u32 = 4;
 
-/// A look that has lasted so long begins no further try of a page that failed, and no further show.
+/// A look that has lasted this long does not retry a failed page, and begins no further show.
 const SPAN_MAX: Duration = Duration::from_secs(30);
 
 /// HTTP 503.
@@ -94,9 +92,9 @@ pub(crate) trait ServerReader: Sync {
 #[derive(Debug)]
 pub(crate) struct Looking {
     memory: Mutex<Memory>,
-    /// Once something was read and no show ends for so long, or for several times what the slowest
-    /// answer took, the look ends: what others have shown must not grow old because of a server
-    /// that never answers.
+    /// Once something was read and no show has ended for this long, or for several times the
+    /// slowest answer, the look ends: the results of other servers must not become old because of
+    /// one that never answers.
     hurry: Duration,
 }
 
@@ -113,7 +111,7 @@ struct Memory {
 #[derive(Default)]
 struct LookSoFar {
     observed: Observed,
-    /// Why the list, or a part of it, could not be read.
+    /// Why all or part of the list could not be read.
     list_failure: Option<CallError>,
     was_listed: bool,
     /// True once a page was read.
@@ -138,15 +136,14 @@ impl LookSoFar {
     }
 
     fn failed(&mut self, server: ServerId, error: CallError) {
-        // "Come later" may be about the one server; where it is about all, nothing else can be read
-        // either.
+        // "Try later" may concern one server; if it concerns all, nothing else can be read either.
         if error.status != Some(SERVICE_UNAVAILABLE) {
             self.end_if_it_concerns_all(&error);
         }
         self.observed.failures.insert(server, error);
     }
 
-    /// Another call would have the same answer, or make it worse.
+    /// Another call would get the same answer, or make things worse.
     fn end_if_it_concerns_all(&mut self, error: &CallError) {
         match error.fault {
             Fault::Throttled { .. } | Fault::Credentials | Fault::Unreachable => {
@@ -160,8 +157,8 @@ impl LookSoFar {
         }
     }
 
-    /// A server that was not shown may be in the list all the same; and if the list can be read,
-    /// the cloud is there.
+    /// A server that could not be shown may still be in the list; and if the list can be read, the
+    /// cloud works.
     fn needs_the_list(&self) -> bool {
         let was_sent = |error: &CallError| match error.fault {
             Fault::Unavailable | Fault::Lost => true,
@@ -219,14 +216,11 @@ impl LookSoFar {
 }
 
 fn not_asked() -> CallError {
-    not_sent(
-        Fault::Unavailable,
-        "its turn comes in the next look".to_owned(),
-    )
+    not_sent(Fault::Unavailable, "it is read in the next look".to_owned())
 }
 
 impl Looking {
-    /// For a target whose proofs need looks without long gaps for `settle_time`.
+    /// `settle_time`: the target's proofs need looks without long gaps for this time.
     pub(crate) fn new(settle_time: Duration) -> Self {
         Self {
             memory: Mutex::default(),
@@ -248,7 +242,7 @@ impl Looking {
         let list_first = {
             let memory = self.memory();
             let many = wanted.len() > SHOWS_MIN.max(memory.pages_known);
-            // The list may have what could not be shown last time.
+            // The list may have servers that could not be shown last time.
             many || wanted.iter().any(|server| memory.asked.has_failed(server))
         };
         if list_first {
@@ -268,7 +262,7 @@ impl Looking {
     }
 
     /// Reads the list until every wanted server has been seen, or to its end. A page that cannot be
-    /// had is asked for in smaller ones; what was read before a failure counts.
+    /// read is asked for in smaller pages; what was read before a failure counts.
     ///
     /// The end is a page that names no next one, or one without anything new: a list that goes in
     /// circles ends too.
@@ -281,8 +275,11 @@ impl Looking {
         let before = self.memory().page_sizes;
         let (began, mut sizes, mut known) =
             (Instant::now(), PageSizes::begin(before), HashSet::new());
-        let (mut place, mut calls, mut skipped) = (Some(reader.first_page()), 0, 0);
-        let (mut failure, mut hole) = (None, None);
+        let mut place = Some(reader.first_page());
+        let mut calls = 0;
+        let mut skipped = 0;
+        let mut failure = None;
+        let mut hole = None;
         look.was_listed = true;
         while let Some(here) = place.take().filter(|_| calls < PAGES_MAX) {
             calls += 1;
@@ -348,7 +345,9 @@ impl Looking {
         });
         let alone_in_look = servers.len() == 1;
         let mut servers_left = servers_left.into_iter();
-        let (began, mut failed, mut alone) = (Instant::now(), 0, !look.has_read());
+        let began = Instant::now();
+        let mut failed = 0;
+        let mut alone = !look.has_read();
         let mut open = FuturesUnordered::new();
         let mut under_way = HashSet::new();
         loop {
@@ -432,7 +431,7 @@ impl Memory {
     }
 }
 
-/// What came of one show.
+/// The result of one show.
 struct ShownServer {
     server: ServerId,
     sighting: Result<Sighting, CallError>,
@@ -471,8 +470,8 @@ fn whole_milliseconds(span: Duration) -> Duration {
     Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// True for a failure that may concern the one server alone. An id that cannot be asked for will
-/// never be shown.
+/// True for a failure that may concern this server only. An id that cannot be in a path can never
+/// be read.
 fn is_its_own(error: &CallError) -> bool {
     match error.fault {
         Fault::Unavailable | Fault::Lost | Fault::Permission | Fault::Configuration => true,

@@ -1,4 +1,4 @@
-//! The clouds: one trait, `PowerCloud`, and its implementations, one file a service.
+//! The clouds: one trait, `PowerCloud`, and its implementations, one file per service.
 //!
 //! Owns wire formats, signing, tokens and the HTTP client. Knows nothing of SQL, and decides
 //! nothing: it says what the cloud said, classed; `verdict` says what follows.
@@ -43,8 +43,7 @@ pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
 /// Makes the client for `target`'s service. Sends nothing yet. `proxy_password` belongs to the user
 /// that `target.proxy` names.
 ///
-/// # Errors
-/// See `ClientError`; each means that the settings or the secrets need a person.
+/// # Errors See `ClientError`; each means that somebody must correct the settings or the secrets.
 pub fn connect(
     target: &TargetSettings,
     proxy_password: Option<&SecretString>,
@@ -81,7 +80,7 @@ pub fn over(
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// The address is not `https://`, and `allow_http` is not set.
-    #[error("{address} is not an https address; set allow_http = true if that is meant")]
+    #[error("{address} is not an https address; set allow_http = true if that is intended")]
     Insecure {
         /// `host:port`.
         address: String,
@@ -96,7 +95,7 @@ pub enum ClientError {
     },
     /// The secrets are of another kind than `[targets.NAME.auth]` says.
     #[error(
-        "the settings ask for credentials of kind \"{wanted}\", but those given are of kind \"{given}\""
+        "the settings need credentials of kind \"{wanted}\", but those given are of kind \"{given}\""
     )]
     CredentialsKind {
         /// `kind` in the config.
@@ -122,28 +121,28 @@ impl ClientError {
 
 /// A cloud project that can be asked to switch servers.
 ///
-/// No method retries by itself but for one renewal of a refused token or signature. Every call ends
-/// within the target's `request_timeout`; a method makes one call, and after a 401 two and one for
-/// the token. `observe` makes one for each page or server that it reads.
+/// No method retries automatically, except for one renewal of a refused token or signature. Every
+/// call ends within the target's `request_timeout`; a method makes one call, and after a 401 two
+/// and one for the token. `observe` makes one for each page or server that it reads.
 pub trait PowerCloud: Send + Sync {
     /// The key that calls are made with, and how often in a row it was refused.
     fn key(&self) -> &Key;
 
-    /// True where the servers' own states are all that tells what became of a call: then they must
-    /// be read beforehand.
+    /// True if only the servers' own states show what became of a call: then they must be read
+    /// before it.
     fn wants_baselines(&self) -> bool {
         false
     }
 
-    /// Gets ready for a submit: does all that can wait or fail beforehand (a fresh token), so that
-    /// after the intent is stored only the call itself is left.
+    /// Prepares a submit: does everything that can wait or fail (a fresh token), so that only the
+    /// call itself remains after the intent is stored.
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>>;
 
     /// Makes one submit call for all `servers`: 1 to `Service::batch_servers_cap`, each once.
     ///
     /// After `Fault::Lost` it may have been carried out, and so it may after `Fault::Refused`,
-    /// whatever the documents say: look first. With any other fault nothing was, as far as the
-    /// documents go.
+    /// whatever the documents say: look first. With any other fault it was not, according to the
+    /// documents.
     fn submit<'a>(
         &'a self,
         action: PowerAction,
@@ -188,7 +187,7 @@ fn check_batch(service: Service, servers: &[ServerId]) -> Result<(), CallError> 
     Err(not_sent(Fault::Refused(CodeClass::BatchInvalid), what))
 }
 
-/// A call that was not made, because of what it would have held.
+/// A call that was not made, because its content was not allowed.
 fn not_sent(fault: Fault, message: String) -> CallError {
     CallError {
         fault,

@@ -10,11 +10,10 @@ use serde::de::{
     DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer,
 };
 
-/// Hands each object to `take`: a single one, or those in an array. Everything else (null, "",
-/// numbers) is passed over. Returns how many entries there were, of whatever type.
+/// Gives each object to `take`: a single one, or those in an array. Everything else (null, "",
+/// numbers) is skipped. Returns how many entries there were, of whatever type.
 ///
-/// # Errors
-/// Broken JSON, or an object that is no `T`.
+/// # Errors Broken JSON, or an object that is not a `T`.
 pub(crate) fn each_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
     mut take: impl FnMut(T),
@@ -40,8 +39,8 @@ pub(crate) fn an_object<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>
     Ok(first.unwrap_or_default())
 }
 
-/// The visitor behind `each_object`. Collects nothing by itself, because a job's answer holds
-/// thousands of objects.
+/// The visitor behind `each_object`. It collects nothing, because a job's answer can have thousands
+/// of objects.
 struct Objects<'f, T, F> {
     take: &'f mut F,
     of: PhantomData<T>,

@@ -1,4 +1,4 @@
-//! How many servers a page of a list is asked for: fewer where a page cannot be had, more again
+//! How many servers a page of a list is asked for: fewer if a page cannot be read, more again
 //! later.
 //!
 //! Pure: told how each page went, it says how large the next one should be. Reads nothing.
@@ -10,11 +10,11 @@
 /// 1000, smaller ones become 10.
 const SIZES: [usize; 5] = [1000, 500, 250, 50, 10];
 
-/// A size that failed so often in one listing is not tried again in it.
+/// A size that failed this often in one listing is not tried again in it.
 const FAILURES_MAX: u32 = 2;
 
-/// After so many listings with small pages the largest is tried again: what made it fail may be
-/// gone.
+/// After this many listings with small pages the largest is tried again: the cause of the failure
+/// may be gone.
 const LISTINGS_UNTIL_LARGER: u32 = 16;
 
 /// What is remembered from listing to listing.
@@ -32,7 +32,7 @@ pub(super) struct PageSizes {
     /// The present size, as an index into `SIZES`.
     at: usize,
     largest: usize,
-    /// Entries that lie behind, read or skipped.
+    /// Entries that have been read or skipped.
     offset: usize,
     failed: [u32; SIZES.len()],
     read: [u32; SIZES.len()],
@@ -76,7 +76,7 @@ impl PageSizes {
         self.pass();
     }
 
-    /// A page of the present size cannot be had; true if the same place is to be read with a
+    /// A page of the present size cannot be read; true if the same place should be read with a
     /// smaller one.
     pub(super) fn page_failed(&mut self) -> bool {
         self.failed[self.at] += 1;
@@ -105,9 +105,9 @@ impl PageSizes {
 
     /// What the next listing should know.
     ///
-    /// A size that failed and never worked is not begun with again. Where no size worked, the list
-    /// is broken or the cloud is away, which says nothing of sizes; where there was no time to try
-    /// them all, the next listing goes on.
+    /// The next listing does not begin with a size that failed and never worked. If no size worked,
+    /// the list is broken or the cloud is down, which says nothing about sizes. If there was no
+    /// time to try them all, the next listing continues.
     pub(super) fn remember(&self, before: Remembered) -> Remembered {
         let worked = |size: &usize| self.failed[*size] == 0 || self.read[*size] > 0;
         let largest = match (self.has_read(), self.smallest_failed) {
@@ -138,7 +138,9 @@ mod tests {
         servers: usize,
         can: impl Fn(usize, usize) -> bool,
     ) -> (Vec<usize>, Remembered) {
-        let (mut sizes, mut calls, mut skipped) = (PageSizes::begin(before), Vec::new(), 0);
+        let mut sizes = PageSizes::begin(before);
+        let mut calls = Vec::new();
+        let mut skipped = 0;
         while sizes.offset < servers && skipped < 3 {
             calls.push(sizes.limit());
             if can(sizes.offset, sizes.limit()) {

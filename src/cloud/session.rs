@@ -1,9 +1,9 @@
-//! A target's calls with proof of who we are: signs or adds a token, sends, and renews once what is
-//! refused.
+//! A target's calls with proof of who we are: signs or adds a token, sends, and renews once if they
+//! are refused.
 //!
-//! Owns the order of these steps and nothing of the services' bodies. Repeats a call only after an
-//! answer that refuses our credentials (401, or a documented code that says so): then nothing was
-//! carried out.
+//! Owns the order of these steps; knows nothing of the services' bodies. Repeats a call only after
+//! an answer that refuses our credentials (401, or a documented code that says so): then nothing
+//! was carried out.
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Url};
@@ -35,7 +35,7 @@ pub(crate) struct ApiCall {
 /// One target's endpoint, HTTP client and credentials.
 pub(crate) struct Session {
     http: Box<dyn Wire>,
-    /// Whose codes its answers are read by.
+    /// The service whose codes its answers contain.
     service: Service,
     endpoint: Url,
     project_id: String,
@@ -45,7 +45,7 @@ pub(crate) struct Session {
     blots: Blots,
 }
 
-/// What proves who we are.
+/// How calls are authenticated.
 enum Prover {
     /// Signs each request.
     Keys(AccessKeys),
@@ -81,11 +81,9 @@ impl Session {
         let key = credentials.key();
         let blots = Blots::new(&credentials);
         let prover = prover(&target.auth, &target.project_id, credentials)?;
-        let (service, endpoint, project_id) = (
-            target.service,
-            target.endpoint.clone(),
-            target.project_id.clone(),
-        );
+        let service = target.service;
+        let endpoint = target.endpoint.clone();
+        let project_id = target.project_id.clone();
         Ok(Self {
             http,
             service,
@@ -129,8 +127,8 @@ impl Session {
         }
     }
 
-    /// `result` without our own secrets, which the cloud may have quoted: nothing else leaves this
-    /// module's callers.
+    /// `result` without our own secrets, which the cloud may have quoted. All results go through
+    /// this.
     pub(crate) fn discreet<T: Discreet>(
         &self,
         mut result: Result<T, CallError>,
@@ -142,7 +140,7 @@ impl Session {
         result
     }
 
-    /// Reads what stands under the path of `segments`.
+    /// Reads the resource at the path of `segments`.
     ///
     /// # Errors
     /// As `call`.
@@ -151,7 +149,8 @@ impl Session {
         segments: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Answer, CallError> {
-        let (path, query) = (self.path(segments), aksk::canonical_query(query));
+        let path = self.path(segments);
+        let query = aksk::canonical_query(query);
         self.call(&ApiCall {
             method: Method::GET,
             path,
@@ -175,8 +174,7 @@ impl Session {
             return Ok(answer);
         };
         let may_repeat = self.key.was_refused();
-        // A token ends in the ordinary course of things; keys that were refused before get one
-        // signature a call.
+        // A token expires normally; keys that were refused before get one signature per call.
         let may_try_again = may_repeat || matches!(self.prover, Prover::Token(_));
         if !may_try_again || !worth_renewing(&refusal) {
             return Err(refusal);
@@ -214,8 +212,8 @@ impl Session {
         }
     }
 
-    /// Sends `call` once, with a new signature or a token other than `refused`. Also returns what
-    /// proved us.
+    /// Sends `call` once, with a new signature or a token other than `refused`. Also returns the
+    /// proof that was used.
     async fn once(
         &self,
         call: &ApiCall,
@@ -265,8 +263,7 @@ impl Session {
         Ok(request)
     }
 
-    /// Signs what the request holds by now, read back from it, so that nothing else can have been
-    /// signed.
+    /// Signs the parts as they are in the request, so that exactly what is sent is signed.
     fn sign(
         &self,
         keys: &AccessKeys,
@@ -342,7 +339,9 @@ fn header(what: &str, text: &str) -> Result<HeaderValue, String> {
     let value = printable
         .then(|| HeaderValue::from_str(text).ok())
         .flatten();
-    value.ok_or_else(|| format!("the {what} holds a character that cannot stand in an HTTP header"))
+    value.ok_or_else(|| {
+        format!("the {what} contains a character that is not allowed in an HTTP header")
+    })
 }
 
 fn secret_header(what: &str, text: &str) -> Result<HeaderValue, String> {

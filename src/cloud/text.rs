@@ -1,4 +1,4 @@
-//! Text that a cloud wrote: read whatever JSON type it comes as, and made safe to store and print.
+//! Text that a cloud wrote: read from any JSON type, and made safe to store and print.
 //!
 //! Owns tolerance and hygiene of single values. Knows nothing of what they mean.
 
@@ -7,7 +7,9 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// The most characters of a cloud's text that we keep.
+use crate::model::UtcMillis;
+
+/// The most characters that we keep of a cloud's text.
 pub(crate) const MESSAGE_CHARS_MAX: usize = 500;
 
 /// Runs of token-like characters longer than this are cut out: a cloud may quote the token that it
@@ -26,6 +28,11 @@ impl Text<'_> {
             .as_deref()
             .map(str::trim)
             .filter(|text| !text.is_empty())
+    }
+
+    /// The text as a time; none if absent or not a time.
+    pub(crate) fn time(&self) -> Option<UtcMillis> {
+        self.get()?.parse().ok()
     }
 }
 
@@ -116,14 +123,17 @@ pub(crate) fn cap(text: &str, chars_max: usize) -> String {
     capped
 }
 
+fn is_token_like(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "+/=_-.".contains(c)
+}
+
 fn push_without_secrets(out: &mut String, word: &str) {
-    let token_like = |c: char| c.is_ascii_alphanumeric() || "+/=_-.".contains(c);
     let mut rest = word;
     while !rest.is_empty() {
-        let plain = rest.find(token_like).unwrap_or(rest.len());
+        let plain = rest.find(is_token_like).unwrap_or(rest.len());
         out.push_str(&rest[..plain]);
         rest = &rest[plain..];
-        let run = rest.find(|c| !token_like(c)).unwrap_or(rest.len());
+        let run = rest.find(|c| !is_token_like(c)).unwrap_or(rest.len());
         out.push_str(if run > WORD_CHARS_MAX {
             "***"
         } else {

@@ -17,9 +17,8 @@ const AGE_MAX: Duration = Duration::from_secs(60);
 /// A server that no look has reached for this long goes without having been read.
 const UNREAD_MAX: Duration = Duration::from_secs(5 * 60);
 
-const BUSY: &str = "the server is in another transition";
-const UNREAD: &str =
-    "the server's state, which is to be known before the call, could not be read yet";
+const BUSY: &str = "the server is busy with another operation";
+const UNREAD: &str = "the server's state could not be read yet; it is needed before the call";
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stamped_before_a_step_ahead_is_moved_and_what_came_after_is_not() {
+    fn only_times_stamped_before_a_step_ahead_of_the_clock_are_moved() {
         let mut clocks = Clocks::default();
         clocks.seen(at(0, 0));
         clocks.stepped(3_600_000, &[BatchId(1)], &BTreeSet::new(), at(3600, 0));

@@ -41,7 +41,7 @@ pub fn beyond(now: UtcMillis) -> Option<String> {
         _possible => return None,
     };
     Some(format!(
-        "this machine's clock is wrong: it stands {what}; nothing is sent until it is set"
+        "this machine's clock is wrong: it is set to a time {what}; nothing is sent until it is corrected"
     ))
 }
 
@@ -52,7 +52,7 @@ fn doubt(now: UtcMillis, last_intent: Option<UtcMillis>, waited: Duration) -> Op
         .filter(|last| last.since(now) > SET_BACK && waited < PATIENCE && beyond(*last).is_none());
     beyond(now).or_else(|| {
         behind.map(|last| {
-            format!("this machine's clock says {now}, but the last batch was sent at {last}; nothing is sent until it is set, or for 10 minutes")
+            format!("this machine's clock says {now}, but the last batch was sent at {last}; nothing is sent until the clock is corrected, for 10 minutes at most")
         })
     })
 }
@@ -81,7 +81,7 @@ pub(super) async fn wait(
         }
     }
     if said {
-        info!("this machine's clock can be believed again");
+        info!("this machine's clock looks right again");
         lock.say(None);
     }
     true

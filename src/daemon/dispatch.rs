@@ -176,7 +176,7 @@ impl Dispatcher {
             let stranded: u64 = stranded.values().sum();
             warn!(
                 requests.stranded = stranded,
-                "{stranded} requests on their way had lost their batch and end unknown"
+                "{stranded} requests in progress no longer have a batch; they are now unknown"
             );
         }
         let refused = store.refused_keys().await?;
@@ -261,7 +261,7 @@ impl Dispatcher {
         let doubt = clock_check::beyond(now);
         match (&doubt, &self.clock_doubt) {
             (Some(doubt), None) => warn!("{doubt}"),
-            (None, Some(_)) => info!("this machine's clock can be believed again"),
+            (None, Some(_)) => info!("this machine's clock looks right again"),
             _ => {}
         }
         self.clock_doubt = doubt;
@@ -492,7 +492,7 @@ impl Dispatcher {
             );
             warn!(
                 clock.step_ms = by_ms,
-                "this machine's clock was set {way} by {size:?}; the daemon's own waits are moved along"
+                "this machine's clock was set {way} by {size:?}; the daemon moves its own waiting times with it"
             );
         }
         // Only now: a step whose waits could not be moved is noticed again.
@@ -552,7 +552,7 @@ impl Dispatcher {
                 rejected += some.values().sum::<u64>();
             }
             if rejected > 0 {
-                warn!(target = %name, requests.rejected = rejected, "{rejected} requests to stop or reboot protected servers of target \"{name}\" rejected");
+                warn!(target = %name, requests.rejected = rejected, "rejected {rejected} requests to stop or reboot protected servers of target \"{name}\"");
             }
         }
         Ok(())
@@ -719,7 +719,7 @@ async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> 
         clocks.stepped(by_ms, &store.open_batch_ids().await?, &BTreeSet::new(), now);
         warn!(
             clock.step_ms = by_ms,
-            "this machine's clock shows {ahead:?} less than the queue; the daemon's own waits are moved along"
+            "this machine's clock is {ahead:?} behind the newest time in the queue; the daemon moves its own waiting times with it"
         );
     }
     Ok(clocks)

@@ -68,7 +68,7 @@ async fn lines(
         }
         lines.extend(rest.iter().map(|lane| {
             format!(
-                "held: {} of {} at target \"{}\"",
+                "held: {} of {} on target \"{}\"",
                 lane.action,
                 servers(lane.ready),
                 target.name
@@ -114,7 +114,7 @@ async fn line(
     now: UtcMillis,
 ) -> Result<String, StoreError> {
     let carried = servers(lane.ready.min(target.batch_servers_max));
-    let what = format!("{} of {carried} at target \"{}\"", lane.action, target.name);
+    let what = format!("{} of {carried} on target \"{}\"", lane.action, target.name);
     let more = if lane.ready >= target.batch_servers_max {
         ", and more in further batches"
     } else {
@@ -137,9 +137,9 @@ async fn line(
                 .collect();
             match plan::allowance(*budget, &spent, now) {
                 Allowance::Servers(left) if left >= lane.ready => String::new(),
-                Allowance::Servers(left) => format!("; the budget lets {left} of them through now"),
+                Allowance::Servers(left) => format!("; the budget allows {left} of them now"),
                 Allowance::NoneUntil(until) => {
-                    format!("; the budget lets none of them through until {until}")
+                    format!("; the budget allows none of them before {until}")
                 }
             }
         }

@@ -274,7 +274,7 @@ impl Dispatcher {
         else {
             let step = verdict::orphaned_target(&batch, now);
             let (id, name) = (batch.id, &batch.target);
-            warn!(batch.id = %id, target = %name, "batch {id}: the config no longer has target \"{name}\" as it was");
+            warn!(batch.id = %id, target = %name, "batch {id}: target \"{name}\" was removed from the config or changed since the call");
             round.wake(now);
             gathered.records += 1;
             return self.record(&batch, &step, now).await;

@@ -113,7 +113,7 @@ impl Dispatcher {
         {
             Ok(next) => next,
             Err(error) if error.is_passing() => {
-                warn!("old requests stay for now: {error}");
+                warn!("cannot delete old requests yet: {error}");
                 keeping.prune_at = Some(now + WALK_INTERVAL);
                 return Ok(());
             }
@@ -124,7 +124,7 @@ impl Dispatcher {
                 info!(
                     requests.deleted = next.requests,
                     batches.deleted = next.batches,
-                    "{} requests and {} batches older than {} deleted",
+                    "deleted {} requests and {} batches older than {}",
                     next.requests,
                     next.batches,
                     humantime::format_duration(retention)

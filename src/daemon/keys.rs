@@ -151,7 +151,7 @@ impl Dispatcher {
                 .await
             {
                 let name = &refused.target;
-                warn!(target = %name, "the queue still calls the key of target \"{name}\" refused: {error}");
+                warn!(target = %name, "cannot remove the note that the key of target \"{name}\" is refused: {error}");
             }
             self.refused.retain(|other| *other != refused);
         }
@@ -160,7 +160,7 @@ impl Dispatcher {
             if self.standing(&name, now) == Standing::Free
                 && let Err(error) = self.try_key_again(&name, now).await
             {
-                warn!(target = %name, "the hold of target \"{name}\" stays for now: {error}");
+                warn!(target = %name, "cannot remove the hold on target \"{name}\" yet: {error}");
             }
         }
     }
@@ -218,12 +218,12 @@ impl Dispatcher {
             if old.secret != refused.secret
                 && let Err(error) = self.store.forget_refused_key(&old.key, &old.secret).await
             {
-                warn!(target = %name, "the queue keeps what an earlier run knew of the key of target \"{name}\": {error}");
+                warn!(target = %name, "cannot remove an older note about the key of target \"{name}\": {error}");
             }
             self.refused.retain(|other| *other != old);
         }
         if let Err(error) = self.store.note_refused_key(&refused).await {
-            warn!(target = %name, "that the key of target \"{name}\" was refused is kept in memory only: {error}");
+            warn!(target = %name, "the key of target \"{name}\" was refused; the queue cannot store that, so it is kept in memory only: {error}");
         }
         self.refused.push(refused.clone());
         self.tell_clients(now);
@@ -242,7 +242,7 @@ impl Dispatcher {
                 self.refused.retain(|known| !is_stored(known));
                 self.refused.extend(stored);
             }
-            Err(error) => warn!("what the queue knows of refused keys could not be read: {error}"),
+            Err(error) => warn!("cannot read from the queue which keys were refused: {error}"),
         }
     }
 
@@ -414,7 +414,7 @@ impl Dispatcher {
         if self.store.lift_hold(name, HoldKind::Credentials).await? {
             // Looks were put off to the end of the hold.
             self.store.look_at_once(name, now).await?;
-            info!(target = %name, "the credentials of target \"{name}\" are tried again");
+            info!(target = %name, "trying the credentials of target \"{name}\" again");
         }
         Ok(())
     }

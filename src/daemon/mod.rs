@@ -192,7 +192,7 @@ pub async fn run_observed(
         && let Err(error) = store.close().await
     {
         warn!(
-            "the queue was not closed in order: {}",
+            "the queue could not be closed cleanly: {}",
             report::chain(&error)
         );
     }
@@ -355,7 +355,7 @@ impl Loop {
         match self.dispatcher.reload(reload, now().utc).await {
             Ok(()) => info!("the new settings are in force"),
             Err(error) => error!(
-                "the new settings are refused and the old ones stay: {}",
+                "the new settings are refused; the old ones stay in force: {}",
                 report::chain(&error)
             ),
         }
@@ -418,7 +418,7 @@ impl Loop {
     async fn finish(mut self) -> Result<(), StoreError> {
         info!(
             calls = self.dispatcher.open_calls(),
-            "stopping: no new calls; waiting for those that are being made"
+            "stopping: no new calls; waiting for the calls in progress"
         );
         self.followers.iter().for_each(AbortHandle::abort);
         let mut stop = Stop::default();
@@ -470,7 +470,7 @@ impl Loop {
             }
             Unsaved::Leave => {
                 warn!(
-                    "{}; the next start asks again for what was read last",
+                    "cannot store what was read last: {}; the next start reads it again",
                     report::chain(&error)
                 );
                 Ok(false)
@@ -478,7 +478,7 @@ impl Loop {
             Unsaved::GiveUp => {
                 error!(
                     answers.unsaved = self.dispatcher.unsaved(),
-                    "{}; the next start looks at the servers instead",
+                    "cannot store the last answers: {}; the next start looks at the servers instead",
                     report::chain(&error)
                 );
                 Err(error)

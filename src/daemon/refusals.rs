@@ -69,7 +69,7 @@ impl Standing {
             }
             Self::Refused(refused) => {
                 let whose = format!(
-                    "held with {}, which uses the same key: {}",
+                    "held together with {}, which uses the same key: {}",
                     refused.target, refused.reason
                 );
                 Some((refused.until, whose))
@@ -98,8 +98,9 @@ pub(crate) fn standing(
         } else {
             ("access key", "secret")
         };
-        let reason =
-            format!("held with {whose}, which uses the same {key}: its {secret} was refused");
+        let reason = format!(
+            "held together with {whose}, which uses the same {key}: its {secret} was refused"
+        );
         return Standing::HeldWith { until, reason };
     }
     match rest(&user.key, refused, now) {
@@ -181,7 +182,7 @@ pub(crate) fn rest(
     let until = *recent.get(surplus)? + CREDENTIALS_HOLD;
     let minutes = CREDENTIALS_HOLD.as_secs() / 60;
     let reason = format!(
-        "the cloud refused this key {} times within {minutes} minutes, with several secrets; one more might lock it, so the new one waits",
+        "the cloud refused this key {} times within {minutes} minutes, with several secrets; another refusal might lock it, so the new secret waits",
         recent.len()
     );
     Some((until, reason))
@@ -341,8 +342,8 @@ mod tests {
         refuse(&mut known, "wrong", 2, NOW);
         let (other, mine) = (user("a", "wrong", false), user("b", "right", true));
         let stands = standing(&mine, &[other, mine.clone()], &known, minutes(1));
-        let reason =
-            "held with a, which uses the same access key: its secret was refused".to_owned();
+        let reason = "held together with a, which uses the same access key: its secret was refused"
+            .to_owned();
         assert_eq!(
             stands,
             Standing::HeldWith {
@@ -350,15 +351,15 @@ mod tests {
                 reason
             }
         );
-        let mended = user("a", "right", false);
+        let replaced = user("a", "right", false);
         assert_eq!(
-            standing(&mine, &[mended, mine.clone()], &known, minutes(1)),
+            standing(&mine, &[replaced, mine.clone()], &known, minutes(1)),
             Standing::Free
         );
     }
 
     #[test]
-    fn a_target_whose_secret_is_taken_is_not_held_for_later_refusals_of_another() {
+    fn an_accepted_secret_is_not_held_for_later_refusals_of_another() {
         let mut known = Vec::new();
         refuse(&mut known, "wrong", 2, NOW);
         refuse(&mut known, "wrong", 1, minutes(6));

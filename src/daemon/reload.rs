@@ -32,7 +32,7 @@ pub struct Reload {
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The queue cannot be exchanged under a running daemon.
-    #[error("queue.database has changed; that takes a restart")]
+    #[error("queue.database has changed; restart the daemon to use the new file")]
     Database,
     /// Its open batches could not be asked for any more.
     #[error("targets.{target} is {change}, but it has unfinished batches: {batches}")]
@@ -114,12 +114,12 @@ impl Dispatcher {
         for name in asked_again {
             // Its looks were put off to the end of the throttling.
             if let Err(error) = self.store.look_at_once(&name, now).await {
-                warn!(target = %name, "the looks of target \"{name}\" wait on: {}", report::chain(&error));
+                warn!(target = %name, "the looks at target \"{name}\" stay postponed: {}", report::chain(&error));
             }
         }
         if let Err(error) = self.retry_keys(&renewal, now).await {
             warn!(
-                "the holds of refused keys stay for now: {}",
+                "cannot remove the holds of refused keys yet: {}",
                 report::chain(&error)
             );
         }

@@ -37,7 +37,7 @@ pub(super) fn restored(restored: &Restored) {
         .unwrap_or_default();
     warn!(
         requests.unfinished = unfinished,
-        "this queue is an older copy{of}: {unfinished} requests that were unfinished in it are on hold until `poweryard db release`"
+        "this queue is an older copy{of}: its {unfinished} unfinished requests are on hold until `poweryard db release`"
     );
 }
 
@@ -68,7 +68,7 @@ pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
         // silent, and no flood.
         BatchNext::Again { .. } if error.is_some() && (batch.looks + 1).is_power_of_two() => {
             let look = batch.looks + 1;
-            warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {action} of {counted} failed, to be repeated{because}");
+            warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {action} of {counted} failed and will be repeated{because}");
         }
         BatchNext::Again { .. } | BatchNext::Done => {}
     }
@@ -77,13 +77,15 @@ pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
 
 fn cause_sentence(cause: LookCause) -> &'static str {
     match cause {
-        LookCause::Refused => "was refused as a whole; the servers' states will tell why",
+        LookCause::Refused => "was refused as a whole; looking at the servers to find out why",
         LookCause::Lost => "has no certain answer; looking at the servers",
-        LookCause::Vanished => "has a job that the cloud does not know; looking at the servers",
-        LookCause::TimeLimit => "runs beyond job_time_limit; looking at the servers",
-        LookCause::Gap => "is over, and its answer leaves servers out; looking at them",
+        LookCause::Vanished => "has a job that the cloud no longer knows; looking at the servers",
+        LookCause::TimeLimit => "runs longer than job_time_limit; looking at the servers",
+        LookCause::Gap => {
+            "is over, but the job's answer does not mention all servers; looking at the others"
+        }
         LookCause::Busy => {
-            "is over, and says that a server was busy; looking whether it was busy with this reboot"
+            "is over, but the job says that a server was busy; looking at it, because it may have been busy with this reboot"
         }
     }
 }
@@ -111,7 +113,7 @@ fn settled(batch: &Batch, step: &Step, because: &str) {
     let id = batch.id;
     let open = batch.members.len() - ends.values().sum::<usize>() - returned;
     let rest = if open > 0 {
-        format!(", {open} open")
+        format!(", {open} still running")
     } else {
         String::new()
     };

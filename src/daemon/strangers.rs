@@ -87,13 +87,13 @@ impl Dispatcher {
 
 fn warn_of(new: &[TargetName]) {
     for target in new.iter().take(NAMED_MAX) {
-        warn!(%target, "requests name target \"{target}\", which the config does not have; they wait");
+        warn!(%target, "requests name target \"{target}\", which is not in the config; they are held until it is");
     }
     let others = new.len().saturating_sub(NAMED_MAX);
     if others > 0 {
         warn!(
             targets.unknown = others,
-            "requests name {others} more targets that the config does not have; they wait"
+            "requests name {others} more targets that are not in the config; they are held"
         );
     }
 }

@@ -289,7 +289,7 @@ impl Dispatcher {
             Allowance::NoneUntil(until) => {
                 let span = humantime::format_duration(budget.span);
                 let reason = format!(
-                    "the budget of {} servers to {action} in {span} is used up until {until}",
+                    "the budget {action} = \"{}/{span}\" is used up until {until}",
                     budget.servers
                 );
                 let (target, action, kind) = (Some(name.clone()), Some(action), HoldKind::Budget);
@@ -399,7 +399,7 @@ impl Dispatcher {
             target.submitting = target.submitting.saturating_sub(1);
             target.open = target.open.saturating_sub(1);
         }
-        let step = Step::not_begun(&batch, "the daemon was stopped before the call was begun");
+        let step = Step::not_begun(&batch, "the daemon was stopped before the call began");
         self.save(
             Answered {
                 batch,
@@ -606,7 +606,7 @@ impl Dispatcher {
                 }
                 // A restart at this moment remembers it too.
                 if let Err(error) = self.note_paces(now).await {
-                    warn!(target = %name, "that reads are throttled is kept in memory for now: {error}");
+                    warn!(target = %name, "reads are throttled; the queue cannot store that yet, so it is kept in memory: {error}");
                 }
             }
             _ => {}
@@ -636,7 +636,7 @@ impl Dispatcher {
                 Ok(true) => info!(target = %name, "target \"{name}\" answers again"),
                 Ok(false) => {}
                 Err(error) => {
-                    warn!(target = %name, "the hold of target \"{name}\" stays for now: {error}")
+                    warn!(target = %name, "cannot remove the hold on target \"{name}\" yet: {error}")
                 }
             }
         }
@@ -737,7 +737,7 @@ impl Dispatcher {
     /// Puts a hold into the queue and into the present plan.
     pub(super) async fn put_hold(&mut self, hold: Hold) {
         if let Err(error) = self.store.put_hold(&hold).await {
-            warn!("a hold is kept in memory only: {error}");
+            warn!("the queue cannot store a hold; it is kept in memory only: {error}");
         }
         self.holds.push(hold);
     }

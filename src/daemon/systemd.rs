@@ -138,7 +138,7 @@ fn told() -> MutexGuard<'static, ToldSystemd> {
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("systemd could not be told: {error}");
+        tracing::debug!("cannot notify systemd: {error}");
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) fn watch(store: Arc<Store>) -> Wake {
     let watcher = tokio::spawn(async move {
         if let Err(error) = follow_notifications(&store, &told).await {
             warn!(
-                "the queue's folder cannot be watched: {error}; looking every {POLL_INTERVAL:?} instead"
+                "cannot watch the queue's folder: {error}; checking the queue every {POLL_INTERVAL:?} instead"
             );
         }
         let mut version = None;
@@ -117,7 +117,7 @@ async fn look(store: &Store, version: &mut Option<i64>, notify: &Notify) {
     match store.data_version().await {
         Ok(now) if *version == Some(now) => return,
         Ok(now) => *version = Some(now),
-        Err(error) => debug!("the queue could not be looked at: {error}"),
+        Err(error) => debug!("cannot check the queue for changes: {error}"),
     }
     notify.notify_one();
 }

@@ -87,7 +87,9 @@ impl OutcomeLabels {
         evidence: Evidence,
         error_code: String,
     ) -> Self {
-        let (action, state, evidence) = (action.as_str(), state.as_str(), evidence.as_str());
+        let action = action.as_str();
+        let state = state.as_str();
+        let evidence = evidence.as_str();
         Self {
             target: target.0.clone(),
             action,

@@ -1,9 +1,8 @@
-//! What the daemon counts of its own doing: calls, outcomes, latencies, progress; for `web` to
-//! show.
+//! The daemon's counters: calls, outcomes, latencies, progress; `web` shows them.
 //!
-//! Counting is cheap, never waits and never fails. What the queue itself knows is not counted here
-//! but read from it when somebody asks. Labels hold no ids, and codes that clouds invent are
-//! bounded. Knows nothing of SQL, HTTP or tasks.
+//! Counting is cheap, never waits and never fails. What the queue itself knows is not counted here;
+//! `web` reads it when asked. Labels hold no ids, and codes that clouds invent are bounded. Knows
+//! nothing of SQL, HTTP or tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,17 +25,17 @@ use labels::{
     CallEnd, HookEnd, OutcomeLabels, ReturnLabels, StateLabels, TargetAction, TargetOnly,
 };
 
-/// So many different error codes get a label of their own; the rest share `other`.
+/// This many different error codes get a label of their own; the others share `other`.
 const CODES_MAX: usize = 100;
-/// A longer code is no code.
+/// Longer strings are not error codes.
 const CODE_LENGTH_MAX: usize = 64;
 
-/// Seconds from when a request could go to its call: the linger and one round at best, hours behind
-/// a budget.
+/// Seconds from when a request could be sent to its call: the linger and one round at best, hours
+/// with a budget.
 const WAIT_BUCKETS: [f64; 13] = [
     0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0,
 ];
-/// Seconds that a cloud takes, or that we let pass.
+/// Seconds that a cloud takes, or that we wait.
 const JOB_BUCKETS: [f64; 12] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
 ];
@@ -46,7 +45,7 @@ const SERVERS_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.
 
 type Histograms = Family<TargetAction, Histogram, fn() -> Histogram>;
 
-/// See the module. One a process; shared by all who count.
+/// See the module. One per process, shared by all that count.
 #[derive(Debug)]
 pub struct Meter {
     registry: Registry,
@@ -68,31 +67,31 @@ pub struct Meter {
     state: Mutex<State>,
 }
 
-/// What is so at this moment.
+/// Present values.
 #[derive(Debug)]
 struct State {
     progress: Progress,
     targets: BTreeMap<TargetName, TargetFacts>,
 }
 
-/// How the daemon's loop gets on.
+/// Progress of the daemon's loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
     /// When the daemon began.
     pub began: Instant,
-    /// When a round, or the storing of an answer, last came to its end, well or not.
+    /// When a round, or the storing of an answer, last ended, successfully or not.
     pub moved: Option<Instant>,
-    /// When the last round ended that the database let through.
+    /// When the last round ended in which the database worked.
     pub good: Option<Instant>,
     /// The database failed in the last round.
     pub trouble: bool,
     /// Answers that wait to be stored.
     pub unsaved: usize,
-    /// Calls being made for batches.
+    /// Calls in progress for batches.
     pub open_calls: usize,
 }
 
-/// What the daemon knows of a target beside the queue.
+/// What the daemon knows of a target and the queue does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetFacts {
     /// Submit calls a minute, as configured.
@@ -121,12 +120,12 @@ pub enum Call {
 /// The hooks that there can be.
 const HOOKS: [&str; 2] = ["command", "url"];
 
-/// What became of an event that a hook was to be told.
+/// What became of an event for a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
-    /// The hook took it.
+    /// It was delivered.
     Delivered,
-    /// It did not, however often it was tried.
+    /// All tries failed.
     Failed,
 }
 
@@ -177,12 +176,12 @@ impl Meter {
         );
         registry.register(
             "request_wait_seconds",
-            "From when a request could go (its insert, not_before or the end of after_id) to its first submit call",
+            "Time from when a request could be sent (its insert, not_before or the end of after_id) to its first submit call",
             meter.wait.clone(),
         );
         registry.register(
             "first_look_seconds",
-            "From an accepted or lost submit call to the answer of the first look at its job or servers",
+            "Time from an accepted or lost submit call to the answer of the first look at its job or servers",
             meter.first_look.clone(),
         );
         registry.register(
@@ -192,32 +191,32 @@ impl Meter {
         );
         registry.register(
             "job_end_to_stored_seconds",
-            "From the end of a job, by the time that the cloud says it took, to the daemon storing what it said",
+            "Time from the end of a job, by the cloud's own times, until its outcomes were stored",
             meter.stored.clone(),
         );
         registry.register(
             "batch_looks",
-            "Looks at job and servers that a batch took until it was done",
+            "Number of looks at job and servers until a batch was done",
             meter.looks.clone(),
         );
         registry.register(
             "outcomes",
-            "Requests that the daemon ended, by how; those that a producer withdraws are not its doing",
+            "Requests that the daemon ended, in detail; requests that a producer cancels do not count",
             meter.outcomes.clone(),
         );
         registry.register(
             "requests_ended",
-            "Requests that the daemon ended, by their state; from 0 on, so that no increase is missed",
+            "Requests that the daemon ended, by state; starts at 0, so that no increase is missed",
             meter.ended.clone(),
         );
         registry.register(
             "returns",
-            "Requests that went back to the queue after a call, by what the call did for them",
+            "Requests that went back to the queue after a call, by the result of the call",
             meter.returns.clone(),
         );
         registry.register(
             "calls",
-            "Calls to the cloud by what they were for and how they ended; prepare needs no call where keys sign",
+            "Calls to the cloud by purpose and result; with access keys, prepare makes no call",
             meter.calls.clone(),
         );
         registry.register(
@@ -232,12 +231,12 @@ impl Meter {
         );
         registry.register(
             "notify_deliveries",
-            "Events that a hook was told, or failed to take",
+            "Events that were delivered to a hook, or could not be",
             meter.hooks.clone(),
         );
         registry.register(
             "notify_dropped",
-            "Events that no hook was told, because too many were waiting or the daemon stopped",
+            "Events that were not delivered, because too many were waiting or the daemon stopped",
             meter.dropped.clone(),
         );
         for hook in HOOKS {
@@ -248,8 +247,8 @@ impl Meter {
         Self { registry, ..meter }
     }
 
-    /// A round has ended. `unsaved`: answers that wait to be stored; `open_calls`: calls being made
-    /// for batches.
+    /// A round has ended. `unsaved`: answers that wait to be stored; `open_calls`: calls in
+    /// progress for batches.
     pub fn round_ended(&self, good: bool, unsaved: usize, open_calls: usize) {
         self.rounds.inc();
         let now = Instant::now();
@@ -259,8 +258,7 @@ impl Meter {
         (progress.trouble, progress.unsaved, progress.open_calls) = (!good, unsaved, open_calls);
     }
 
-    /// An answer could not be stored: so many wait by now. The next round tells whether it still is
-    /// so.
+    /// An answer could not be stored; this many wait now. The next round updates the number.
     pub fn database_failed(&self, unsaved: usize) {
         let progress = &mut self.state().progress;
         (progress.trouble, progress.unsaved) = (true, unsaved);
@@ -271,7 +269,8 @@ impl Meter {
         let targets: BTreeMap<TargetName, TargetFacts> = targets.collect();
         let mut state = self.state();
         if state.targets.keys().ne(targets.keys()) {
-            // An alert on an increase misses the first one of a series that was not there before.
+            // An alert on an increase misses the first event of a new series, so series start at
+            // zero.
             for target in targets.keys() {
                 for action in PowerAction::ALL {
                     for state in RequestState::ALL.iter().filter(|state| state.is_terminal()) {
@@ -301,7 +300,7 @@ impl Meter {
         self.state().progress.moved = Some(Instant::now());
     }
 
-    /// An intent was stored: its call leaves now.
+    /// An intent was stored; its call is sent now.
     pub fn claimed(&self, batch: &Batch) {
         let labels = TargetAction::new(&batch.target, batch.action);
         self.servers
@@ -369,7 +368,7 @@ impl Meter {
         }
     }
 
-    /// So many requests ended: state, evidence and error code (empty for none).
+    /// This many requests ended with this state, evidence and error code (empty for none).
     pub fn ended(
         &self,
         target: &TargetName,
@@ -386,17 +385,17 @@ impl Meter {
             .inc_by(count);
     }
 
-    /// A hook took an event, or did not.
+    /// An event was delivered to a hook, or was not.
     pub fn told(&self, hook: &'static str, told: Told) {
         self.hooks.get_or_create(&HookEnd::new(hook, told)).inc();
     }
 
-    /// So many events were not told.
+    /// This many events were not delivered.
     pub fn dropped(&self, events: u64) {
         self.dropped.inc_by(events);
     }
 
-    /// How the loop gets on.
+    /// Progress of the loop.
     pub fn progress(&self) -> Progress {
         self.state().progress
     }
@@ -414,7 +413,7 @@ impl Meter {
         text
     }
 
-    /// The code as a label: the first hundred stand for themselves.
+    /// The code as a label: the first hundred get their own label.
     fn bounded(&self, code: &str) -> String {
         let odd = code.len() > CODE_LENGTH_MAX || code.chars().any(|char| !char.is_ascii_graphic());
         let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -427,7 +426,7 @@ impl Meter {
         code.to_owned()
     }
 
-    /// Held for a few assignments; a panic leaves nothing half done that matters.
+    /// Locked only for a few assignments; a panic cannot leave anything important half done.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -440,7 +439,8 @@ mod tests {
 
     #[test]
     fn a_cloud_that_invents_codes_cannot_fill_the_memory() {
-        let (meter, target) = (Meter::new(), TargetName("default".into()));
+        let meter = Meter::new();
+        let target = TargetName("default".into());
         for number in 0..1000 {
             let code = format!("BMS.{number}");
             meter.ended(
@@ -478,7 +478,8 @@ mod tests {
 
     #[test]
     fn ends_of_a_configured_target_begin_at_nought() {
-        let (meter, target) = (Meter::new(), TargetName("default".into()));
+        let meter = Meter::new();
+        let target = TargetName("default".into());
         let facts = TargetFacts {
             configured: 50,
             pace: 50,

@@ -1,4 +1,5 @@
-//! The clouds' error codes and what each means for us: one table, to be read beside the documents.
+//! The clouds' error codes and what each means for us: one table, to be compared with the
+//! documents.
 //!
 //! Owns which code has which class. Stays away from bodies and reactions: `cloud::answer` turns a class
 //! into a `Fault`.
@@ -29,7 +30,7 @@ pub enum CodeOrigin {
 /// One documented code, with its class under the HTTP status it came with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
-    /// Who speaks.
+    /// Which part of the cloud it comes from.
     pub origin: CodeOrigin,
     /// What it means.
     pub class: CodeClass,
@@ -43,7 +44,7 @@ pub fn class(code: &str) -> CodeClass {
     documented(code, None).map_or(Other, |known| known.class)
 }
 
-/// Looks `code` up; `status` decides where one code stands for several HTTP statuses.
+/// Looks `code` up; `status` decides if one code is used with several HTTP statuses.
 ///
 /// A code with one class has it under any status, because the documents warn that the status may be
 /// wrong. One with several classes and an unlisted status is `Ambiguous`. None: no document lists
@@ -102,7 +103,7 @@ fn canonical(code: &str) -> Option<String> {
     Some(format!("{prefix}.{number}"))
 }
 
-/// Who speaks, by the code's prefix; also for codes that no document lists.
+/// Which part of the cloud a code comes from, by its prefix; also for codes that no document lists.
 pub fn origin(code: &str) -> CodeOrigin {
     match canonical(code)
         .as_deref()
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn one_code_under_seven_statuses_goes_by_status_and_else_to_the_careful_side() {
+    fn one_code_under_seven_statuses_goes_by_status_else_the_careful_way() {
         assert_eq!(
             documented("APIGW.0201", Some(413)).map(|known| known.class),
             Some(BatchInvalid)

@@ -34,7 +34,7 @@ pub enum Fault {
     Throttled {
         /// From `Retry-After`.
         retry_after: Option<Duration>,
-        /// From the gateway's text `limit:50,time:1 minute`: so many calls in so long.
+        /// From the gateway's text `limit:50,time:1 minute`: this many calls in this time.
         limit: Option<(u32, Duration)>,
     },
     /// A passing fault in front of the service; nothing was carried out. Resend later.

@@ -1,5 +1,6 @@
-//! A hook that is a program: one JSON object on its stdin, a time limit, and then an end for all
-//! that it started. What it leaves running in the background is not waited for.
+//! A hook that is a program: it gets one JSON object on its stdin and a time limit, after which it
+//! is killed with all that it started. Processes that it leaves in the background are not waited
+//! for.
 
 use std::pin::pin;
 use std::process::Stdio;
@@ -10,14 +11,14 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-/// So much of what it says on stderr stands in the log.
+/// How much of its stderr is logged.
 const STDERR_MAX: usize = 500;
 
 /// How long the rest of its stderr is waited for once it has ended.
 const STDERR_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Ends the program's whole group when dropped, unless the program ended by itself: a shell's
-/// children would live on.
+/// Kills the program's whole process group when dropped, unless the program has ended: otherwise a
+/// shell's children would continue.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -40,7 +41,7 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
     };
     let mut child = Command::new(program)
         .args(args)
-        // They are about this process, not about its hooks.
+        // They concern this process, not its hooks.
         .env_remove("NOTIFY_SOCKET")
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")
@@ -53,10 +54,11 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
         .spawn()
         .map_err(|error| format!("{program} cannot be started: {error}"))?;
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
-    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let stdin = child.stdin.take();
+    let stderr = child.stderr.take();
     let feed = async move {
         if let Some(mut stdin) = stdin {
-            // One that does not read to the end is judged by its exit code alone.
+            // If the program does not read all of it, only its exit code counts.
             let _ = stdin.write_all(text.as_bytes()).await;
         }
     };
@@ -71,8 +73,8 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
         }
     };
     let mut talk = pin!(async { tokio::join!(feed, listen) });
-    // Its own end counts. Children that it leaves behind may hold stdin and stderr open for as long
-    // as they live.
+    // Only the program's own end counts. Children that it leaves behind may keep stdin and stderr
+    // open.
     let end = async {
         let mut over = pin!(child.wait());
         tokio::select! {
@@ -82,7 +84,7 @@ pub(super) async fn run(command: &[String], text: &str, timeout: Duration) -> Re
     };
     let Ok((ended, all_heard)) = tokio::time::timeout(timeout, end).await else {
         return Err(format!(
-            "{program} took longer than {} and was ended",
+            "{program} took longer than {} and was killed",
             humantime::format_duration(timeout)
         ));
     };

@@ -1,9 +1,10 @@
-//! Hooks: tells a command or a URL when requests failed or ended `unknown`. Bounded, tried again a
-//! few times, and never in the way of the passes: what cannot wait is dropped and counted.
+//! Hooks: tells a command or a URL when requests failed or ended `unknown`. Bounded, retried a few
+//! times, and never in the way of the daemon's loop: events that do not fit are dropped and
+//! counted.
 //!
-//! An event is one stored step of a batch. Each hook has its own queue and its own task, so that
-//! one that hangs does not hold up the other. A hook may be told twice of the same event, when it
-//! took too long to say that it had understood. Decides nothing about requests.
+//! An event is one stored step of a batch. Each hook has its own queue and its own task, so that a
+//! hook that hangs does not delay the other. A hook may get the same event twice if it took too
+//! long to confirm it. Decides nothing about requests.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,15 +29,15 @@ mod webhook;
 
 use webhook::Webhook;
 
-/// Events that wait for one hook.
+/// Most events that wait for one hook.
 const EVENTS_MAX: usize = 256;
-/// Requests in them: an event of a full batch holds a thousand.
+/// Most requests in them: the event of a full batch has a thousand.
 const REQUESTS_MAX: usize = 20_000;
-/// How often an event is told before it is given up.
+/// How often an event is tried before it is given up.
 const TRIES_MAX: u32 = 3;
-/// How long a stop waits for what is being told.
+/// How long a stop waits for deliveries in progress.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the queue is asked for labels; without them an event is told all the same.
+/// How long the queue is asked for labels; without them an event is sent anyway.
 const LABELS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The two hooks.
@@ -55,11 +56,11 @@ impl Kind {
     }
 }
 
-/// Where the daemon hands in what its hooks are to be told. The default tells nobody.
+/// Where the daemon puts events for its hooks. The default drops them.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier(Option<Arc<Shared>>);
 
-/// The tasks that tell the hooks.
+/// The tasks that call the hooks.
 #[derive(Debug)]
 pub struct Deliveries {
     shared: Arc<Shared>,
@@ -74,7 +75,7 @@ struct Shared {
     settings: Mutex<Option<Arc<NotifySettings>>>,
     /// None once the daemon stops.
     queues: Mutex<Option<[Queue; 2]>>,
-    /// What is dropped is said once, until there is room again.
+    /// Dropping is logged once, until there is room again.
     overflows: AtomicBool,
 }
 
@@ -82,18 +83,18 @@ struct Shared {
 struct Queue {
     kind: Kind,
     events: mpsc::Sender<Waiting>,
-    /// One permit a request.
+    /// One permit per request.
     room: Arc<Semaphore>,
 }
 
-/// An event in a queue, with the room that it takes up there.
+/// An event in a queue, with the permits that it occupies.
 #[derive(Debug)]
 struct Waiting {
     event: Arc<HookEvent>,
     _room: OwnedSemaphorePermit,
 }
 
-/// What one stored step ended badly.
+/// The requests that one stored step ended as `failed` or `unknown`.
 #[derive(Debug)]
 struct HookEvent {
     target: TargetName,
@@ -149,7 +150,7 @@ impl Notifier {
         )
     }
 
-    /// Goes on with other hooks, from the next event on.
+    /// Uses other hooks from the next event on.
     pub fn take_up(&self, settings: Option<&NotifySettings>) {
         if let Some(shared) = &self.0 {
             *shared
@@ -159,7 +160,8 @@ impl Notifier {
         }
     }
 
-    /// A step was stored: what it ended badly is handed to the hooks. Never waits.
+    /// A step was stored: gives the requests that failed or ended `unknown` to the hooks. Never
+    /// waits.
     pub fn stored(&self, batch: &Batch, step: &Step, now: UtcMillis) {
         let Some(shared) = &self.0 else { return };
         let Some(settings) = shared.settings() else {
@@ -169,23 +171,15 @@ impl Notifier {
         if requests.is_empty() {
             return;
         }
-        let (target, action, batch, job) = (
-            batch.target.clone(),
-            batch.action,
-            batch.id,
-            batch.job.clone(),
-        );
-        shared.hand_in(
-            &settings,
-            Arc::new(HookEvent {
-                target,
-                action,
-                batch,
-                job,
-                at: now,
-                requests,
-            }),
-        );
+        let event = HookEvent {
+            target: batch.target.clone(),
+            action: batch.action,
+            batch: batch.id,
+            job: batch.job.clone(),
+            at: now,
+            requests,
+        };
+        shared.hand_in(&settings, Arc::new(event));
     }
 }
 
@@ -218,18 +212,21 @@ fn ended_badly(batch: &Batch, step: &Step) -> Vec<EndedRequest> {
         .members
         .iter()
         .filter_map(|member| Some((member, bad.get(&member.request)?)));
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let ended = of_batch.map(|(member, end)| EndedRequest {
         id: member.request.0,
         server_id: member.server.0.clone(),
         state: end.state.as_str(),
         evidence: end.evidence.as_str(),
-        error_code: some(&end.code),
-        error_message: some(&end.message),
+        error_code: non_empty(&end.code),
+        error_message: non_empty(&end.message),
         label: None,
         requested_by: None,
     });
     ended.collect()
+}
+
+fn non_empty(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 impl Shared {
@@ -264,7 +261,7 @@ impl Shared {
         if !self.overflows.swap(true, Ordering::Relaxed) {
             warn!(
                 batch.id = %event.batch,
-                "the hooks of [notify] do not keep up: events are dropped from batch {} on; see poweryard_notify_dropped_total",
+                "the hooks of [notify] are too slow: events are dropped, beginning with batch {}; see poweryard_notify_dropped_total",
                 event.batch
             );
         }
@@ -281,7 +278,7 @@ impl NotifySettings {
 }
 
 impl Deliveries {
-    /// Takes in nothing more, tells what waits once each, and ends within 5 s; what is left then is
+    /// Accepts nothing more, tries each waiting event once, and ends within 5 s; the rest is
     /// dropped.
     pub async fn finish(mut self) {
         self.shared
@@ -289,7 +286,7 @@ impl Deliveries {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // Nobody listens where both tasks have ended, which is as good.
+        // If both tasks have already ended, there is nobody to tell.
         let _ = self.stop.send(true);
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_PATIENCE, all).await.is_err() {
@@ -298,12 +295,12 @@ impl Deliveries {
     }
 }
 
-/// Counts and names what a hook was not told when its task ends, however it ends.
+/// Counts and logs the undelivered events when the hook's task ends, however it ends.
 struct Rest {
     kind: Kind,
     meter: Arc<Meter>,
     events: mpsc::Receiver<Waiting>,
-    /// An event is being told.
+    /// An event is being delivered.
     busy: bool,
 }
 
@@ -317,7 +314,7 @@ impl Drop for Rest {
             self.meter.dropped(left);
             warn!(
                 events.dropped = left,
-                "stopping: the {} of [notify] is not told of {left} events",
+                "stopping: {left} events were not delivered to the {} of [notify]",
                 self.kind.as_str()
             );
         }
@@ -328,7 +325,7 @@ async fn work(
     shared: Arc<Shared>,
     kind: Kind,
     events: mpsc::Receiver<Waiting>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     let mut rest = Rest {
         kind,
@@ -336,63 +333,74 @@ async fn work(
         events,
         busy: false,
     };
-    let mut webhook = None;
+    let mut hook = Hook {
+        kind,
+        shared,
+        webhook: None,
+        stop,
+    };
     while let Some(waiting) = rest.events.recv().await {
         rest.busy = true;
-        if let Some(settings) = shared.settings().filter(|settings| settings.has(kind)) {
-            let text = text(&shared, &waiting.event).await;
-            tell(
-                &shared,
-                kind,
-                &settings,
-                &mut webhook,
-                &waiting.event,
-                &text,
-                &mut stop,
-            )
-            .await;
+        let settings = hook.shared.settings();
+        if let Some(settings) = settings.filter(|settings| settings.has(kind)) {
+            hook.deliver(&settings, &waiting.event).await;
         }
         rest.busy = false;
     }
 }
 
-/// Tells one event, a few times if need be. No further try is begun once the daemon stops.
-async fn tell(
-    shared: &Shared,
+/// One hook while its task runs.
+struct Hook {
     kind: Kind,
-    settings: &NotifySettings,
-    webhook: &mut Option<Webhook>,
-    event: &HookEvent,
-    text: &str,
-    stop: &mut watch::Receiver<bool>,
-) {
-    let (batch, count) = (event.batch, event.requests.len());
-    for tries in 1..=TRIES_MAX {
-        let told = match (kind, &settings.url) {
-            (Kind::Command, _) => command::run(&settings.command, text, settings.timeout).await,
-            (Kind::Url, Some(url)) => webhook::post(webhook, url, settings, text).await,
-            (Kind::Url, None) => return,
-        };
-        let Err(why) = told else {
-            debug!(batch.id = %batch, "the {} of [notify] was told of {count} requests", kind.as_str());
-            return shared.meter.told(kind.as_str(), Told::Delivered);
-        };
-        let wait = pace::hook_delay(tries - 1);
-        if tries < TRIES_MAX && !*stop.borrow() {
-            info!(batch.id = %batch, "the {} of [notify] failed, to be tried again: {why}", kind.as_str());
-            tokio::select! {
-                () = tokio::time::sleep(wait) => continue,
-                _ = stop.changed() => {}
+    shared: Arc<Shared>,
+    /// The client for the URL, once it is needed.
+    webhook: Option<Webhook>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Hook {
+    /// Delivers one event, with a few tries if needed. No further try begins once the daemon stops.
+    async fn deliver(&mut self, settings: &NotifySettings, event: &HookEvent) {
+        let text = text(&self.shared, event).await;
+        let name = self.kind.as_str();
+        let batch = event.batch;
+        let count = event.requests.len();
+        for tries in 1..=TRIES_MAX {
+            let Some(outcome) = self.call(settings, &text).await else {
+                return;
+            };
+            let Err(why) = outcome else {
+                debug!(batch.id = %batch, "notified the {name} of [notify] about {count} requests");
+                return self.shared.meter.told(name, Told::Delivered);
+            };
+            if tries < TRIES_MAX && !*self.stop.borrow() {
+                info!(batch.id = %batch, "the {name} of [notify] failed and will be tried again: {why}");
+                tokio::select! {
+                    () = tokio::time::sleep(pace::hook_delay(tries - 1)) => continue,
+                    _ = self.stop.changed() => {}
+                }
             }
+            self.shared.meter.told(name, Told::Failed);
+            warn!(
+                batch.id = %batch,
+                tries,
+                "gave up notifying the {name} of [notify] about batch {batch} ({count} requests): {why}"
+            );
+            return;
         }
-        shared.meter.told(kind.as_str(), Told::Failed);
-        warn!(
-            batch.id = %batch,
-            tries,
-            "the {} of [notify] is given up for batch {batch}, {count} requests: {why}",
-            kind.as_str()
-        );
-        return;
+    }
+
+    /// One try; none if the hook is not configured.
+    async fn call(&mut self, settings: &NotifySettings, text: &str) -> Option<Result<(), String>> {
+        match (self.kind, &settings.url) {
+            (Kind::Command, _) => {
+                Some(command::run(&settings.command, text, settings.timeout).await)
+            }
+            (Kind::Url, Some(url)) => {
+                Some(webhook::post(&mut self.webhook, url, settings, text).await)
+            }
+            (Kind::Url, None) => None,
+        }
     }
 }
 
@@ -411,8 +419,8 @@ async fn text(shared: &Shared, event: &HookEvent) -> String {
     let mut requests = event.requests.clone();
     match tokio::time::timeout(LABELS_PATIENCE, add_labels(shared, &mut requests)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("an event is told without labels: {error}"),
-        Err(_) => debug!("an event is told without labels: the queue is slow"),
+        Ok(Err(error)) => debug!("an event is sent to the hooks without labels: {error}"),
+        Err(_) => debug!("an event is sent to the hooks without labels: the queue is slow"),
     }
     let message = Message {
         target: &event.target.0,

@@ -1,5 +1,5 @@
-//! A hook that is a URL: one POST of a JSON object, no redirects. The URL may hold a secret: only
-//! its host is ever named.
+//! A hook that is a URL: one POST of a JSON object, no redirects. The URL may contain a secret, so
+//! only its host is named.
 
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Url};

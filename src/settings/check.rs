@@ -27,7 +27,7 @@ impl Settings {
         Self::parse(&read(path)?, path)
     }
 
-    /// Checks a config text; `file_name` stands in front of each mistake.
+    /// Checks a config text; each mistake begins with `file_name`.
     ///
     /// Also reads the files that `ca_file` and `servers_file` name, but no secret.
     ///
@@ -177,7 +177,7 @@ fn same_servers(a: &TargetSettings, b: &TargetSettings) -> bool {
     (a.service, &a.endpoint, &a.project_id) == (b.service, &b.endpoint, &b.project_id)
 }
 
-/// The later of the two is to blame, since it was probably added to the other.
+/// The mistake is reported at the later one, which was probably added last.
 fn refuse_twin(a: &Section<'_>, b: &Section<'_>) {
     let (first, second) = if a.line("") <= b.line("") {
         (a, b)

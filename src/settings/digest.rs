@@ -1,5 +1,5 @@
-//! Digests by which this process tells whether a secret has changed, without a copy of it. Worth
-//! nothing to anybody else.
+//! Digests that show this process whether a secret has changed, without keeping a copy of it. They
+//! are useless to anybody else.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Chosen anew by each process and never stored, so that nobody can try guesses against a digest
-/// that is.
+/// Each process chooses a new one and never stores it, so that nobody can test guesses against a
+/// stored digest.
 static SALT: LazyLock<[u8; 32]> = LazyLock::new(|| {
     let mut salt = [0; 32];
     for (number, part) in salt.chunks_mut(8).enumerate() {

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{Mistake, SettingsError};
 
-/// Gathers the mistakes of one load.
+/// Collects the mistakes of one load.
 pub(super) struct Report<'d> {
     file: &'d Path,
     text: &'d str,
@@ -26,7 +26,7 @@ impl<'d> Report<'d> {
         }
     }
 
-    /// Parses the text; what is not TOML is the only mistake then.
+    /// Parses the text. If it is not TOML, that is the only mistake.
     pub(super) fn document(&self) -> Option<Spanned<DeTable<'d>>> {
         DeTable::parse(self.text)
             .map_err(|error| {
@@ -76,11 +76,11 @@ impl<'d> Report<'d> {
     }
 }
 
-/// One table of the file. Remembers which keys were asked for: what is left over is unknown.
+/// One table of the file. Remembers which keys were read: all others are unknown keys.
 pub(super) struct Section<'d> {
     report: &'d Report<'d>,
     name: String,
-    /// Where its name stands, for mistakes that no key of it is to blame for.
+    /// Where its name is, for mistakes that belong to no single key.
     offset: usize,
     table: Option<&'d DeTable<'d>>,
     known: RefCell<Vec<&'static str>>,
@@ -140,7 +140,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// Reads a key that may be absent. None also when its value is wrong, which is reported then.
+    /// Reads a key that may be absent. Also none if its value is wrong; that is reported.
     pub(super) fn read<T>(
         &self,
         key: &'static str,
@@ -236,7 +236,8 @@ impl<'d> Section<'d> {
         });
     }
 
-    /// Reports every key that was not asked for. `hint` may know better than the list of keys.
+    /// Reports every key that was not asked for. `hint` may give a better message than the list of
+    /// keys.
     pub(super) fn refuse_unknown(&self, hint: impl Fn(&str) -> Option<String>) {
         let known = self.known.borrow();
         for name in self.table.into_iter().flat_map(|table| table.keys()) {
@@ -271,8 +272,8 @@ impl<'d> Section<'d> {
     }
 }
 
-/// The key that the text around `offset` seems to be about: the last table's name and what stands
-/// left of the `=`.
+/// The key that the text around `offset` seems to be about: the last table's name and the text left
+/// of the `=`.
 fn key_near(text: &str, offset: usize) -> String {
     let mut end = offset.min(text.len());
     while !text.is_char_boundary(end) {

@@ -1,5 +1,5 @@
-//! What is wrong with a config file: one sentence a mistake, with file, line and key. Finds nothing
-//! itself.
+//! What is wrong with a config file: one sentence per mistake, with file, line and key. Does no
+//! checks itself.
 
 use std::fmt;
 use std::io;
@@ -23,13 +23,13 @@ pub enum SettingsError {
 /// One mistake in a config file, or in a list that it names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mistake {
-    /// The file to mend.
+    /// The file to correct.
     pub file: PathBuf,
-    /// The line to mend, from 1.
+    /// The line to correct, from 1.
     pub line: usize,
     /// The key with its tables, such as `targets.default.endpoint`.
     pub key: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and how to write it.
     pub problem: String,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// One line a mistake.
+/// One line per mistake.
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -30,7 +30,7 @@ pub use secrets::{
     load_proxy_password,
 };
 
-/// Everything the daemon needs to know, checked. One is made per load of the config file.
+/// All settings of the daemon, checked. Each load of the config file makes a new value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// `[queue]`.
@@ -41,12 +41,12 @@ pub struct Settings {
     pub targets: Vec<TargetSettings>,
     /// `[listen] address`; none: no metrics page.
     pub listen: Option<std::net::SocketAddr>,
-    /// `[notify]`; none: no hook is told anything.
+    /// `[notify]`; none: no hooks.
     pub notify: Option<NotifySettings>,
 }
 
-/// `[notify]`: who is told when requests fail or end `unknown`. At least one of the two hooks is
-/// set.
+/// `[notify]`: what is notified when requests fail or end `unknown`. At least one of the two hooks
+/// is set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NotifySettings {
     /// A program by its absolute path, and its arguments; empty: none.
@@ -64,9 +64,10 @@ pub struct NotifySettings {
 pub struct QueueSettings {
     /// The SQLite file. Default `/var/lib/poweryard/queue.db`.
     pub database: PathBuf,
-    /// How long a request without `expires_at` may wait; none: for ever (`"never"`). Default 24 h.
+    /// How long a request without `expires_at` may wait; none: it never expires (`"never"`).
+    /// Default 24 h.
     pub default_ttl: Option<Duration>,
-    /// How long finished requests are kept; none: for ever (`"forever"`). Default 90 d.
+    /// How long finished requests are kept; none: forever (`"forever"`). Default 90 d.
     pub retention: Option<Duration>,
 }
 
@@ -90,23 +91,23 @@ pub struct TargetSettings {
     pub endpoint: Url,
     /// The cloud's project id.
     pub project_id: String,
-    /// At most so many submit calls in any 60 s. Default 50, 1 to 6000.
+    /// Most submit calls in any 60 s. Default 50, 1 to 6000.
     pub submits_per_minute: u32,
-    /// At most so many submit calls open at a time. Default 16, 1 to 64.
+    /// Most submit calls that are open at a time. Default 16, 1 to 64.
     pub submits_open_max: u32,
-    /// At most so many servers a call. Default and cap: the service's own limit.
+    /// Most servers in one call. Default and cap: the service's own limit.
     pub batch_servers_max: u32,
-    /// After this, the servers of a running job are looked at. Default 60 min.
+    /// If a job runs longer than this, its servers are looked at. Default 60 min.
     pub job_time_limit: Duration,
     /// Looking at servers ends after this. Default 15 min.
     pub look_time_limit: Duration,
-    /// The unwished state, idle for so long, proves that nothing was carried out. Default 60 s, at
-    /// least 1 s.
+    /// A server that is idle for this long, and not in the requested state, proves that nothing was
+    /// carried out. Default 60 s, at least 1 s.
     pub settle_time: Duration,
-    /// From a submit to its first look, without history to learn from. Default 2 s, or
-    /// `look_interval_max` if that is less.
+    /// Time from a submit to its first look, while there is no history to learn from. Default 2 s,
+    /// or `look_interval_max` if that is less.
     pub first_look: Duration,
-    /// Looks are at most this far apart. Default 30 s.
+    /// Longest time between two looks. Default 30 s.
     pub look_interval_max: Duration,
     /// For the TCP and TLS handshakes. Default 10 s, or `request_timeout` if that is less.
     pub connect_timeout: Duration,
@@ -122,7 +123,7 @@ pub struct TargetSettings {
     pub allow_http: bool,
     /// `[targets.NAME.auth]`.
     pub auth: AuthSettings,
-    /// `[targets.NAME.budget]`: at most so many servers per rolling span, by action.
+    /// `[targets.NAME.budget]`: most servers per rolling span, by action.
     pub budgets: Vec<(PowerAction, Budget)>,
     /// `[targets.NAME.protect]`: stop and reboot of these are rejected.
     pub protected: Vec<ServerId>,
@@ -140,7 +141,7 @@ pub enum AuthSettings {
         /// File with the security token of temporary keys.
         security_token_file: Option<PathBuf>,
     },
-    /// `kind = "token"`: a token is bought from IAM with a password.
+    /// `kind = "token"`: a token is obtained from IAM with a password.
     Token {
         /// Base URL of IAM.
         iam_endpoint: Url,

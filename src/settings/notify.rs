@@ -14,7 +14,7 @@ const TIMEOUT_LEAST: Duration = Duration::from_millis(100);
 const TIMEOUT_MOST: Duration = Duration::from_secs(300);
 const URL_EXAMPLE: &str = "\"https://alerts.example.com/poweryard\"";
 
-/// Reads the table; none if it is absent or has no hook that reads well.
+/// Reads the table; none if it is absent or has no valid hook.
 pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
     let section = root.section("notify");
     let has_command = section.has("command");
@@ -22,9 +22,7 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
     if let Some(program) = command.first().filter(|program| !program.starts_with('/')) {
         section.mistake(
             "command",
-            format!(
-                "{program:?} is not an absolute path; write it from the root, beginning with /"
-            ),
+            format!("{program:?} is not an absolute path; write one that begins with /"),
         );
     } else if section.has_empty_list("command") {
         section.mistake(
@@ -43,13 +41,13 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
     {
         let host = url.host_str().unwrap_or_default();
         let problem = format!(
-            "http to {host} is not encrypted; use https://, or for a test set allow_http = true"
+            "http to {host} is not encrypted; use https://, or set allow_http = true for a test"
         );
         section.mistake("url", problem);
     }
     if section.is_present() && !has_command && !section.has("url") {
         section.own_mistake(format!(
-            "names no hook; write command = [\"/usr/local/bin/tell\"] or url = {URL_EXAMPLE}"
+            "has no hook; write command = [\"/usr/local/bin/tell\"] or url = {URL_EXAMPLE}"
         ));
     }
     section.refuse_unknown(|_| None);
@@ -64,12 +62,12 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
 fn argument(value: &DeValue<'_>) -> Parsed<String> {
     let text = values::text(value)?;
     if text.contains('\0') {
-        return Err("must not hold a zero byte".to_owned());
+        return Err("must not contain a zero byte".to_owned());
     }
     Ok(text.to_owned())
 }
 
-/// A whole URL. It is not repeated in messages: it may hold a secret.
+/// A whole URL. Messages do not repeat it, because it may contain a secret.
 fn url(value: &DeValue<'_>) -> Parsed<Url> {
     let text = values::text(value)?;
     let url = Url::parse(text)
@@ -80,10 +78,7 @@ fn url(value: &DeValue<'_>) -> Parsed<Url> {
         ));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(
-            "holds a user name or a password, which has no place in a URL here; leave it out"
-                .to_owned(),
-        );
+        return Err("contains a user name or a password; remove it from the URL".to_owned());
     }
     Ok(url)
 }

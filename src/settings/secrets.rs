@@ -1,40 +1,47 @@
-//! The files with keys and passwords: where they are, who may read them, and what they hold, which
-//! is never printed. Knows nothing of how a secret is used.
+//! The files with keys and passwords: finds and reads them, and reports every problem. Never prints
+//! what they contain, and knows nothing of how a secret is used.
+//!
+//! `readers` checks who else may read a file, `content` what is in it, `change` whether it has
+//! changed.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 
-use super::digest::salted_digest;
 use super::{AuthSettings, TargetSettings};
 use crate::model::TargetName;
+
+mod change;
+mod content;
+mod readers;
+
+pub use change::{SecretContent, SecretStamp};
+use content::{SecretKind, judge};
+use readers::{check_readers, own_user, shell_quoted};
 
 /// More than any key, token or password.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 /// Set by systemd for a unit with `LoadCredential=`.
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
-const READABLE_BY_OTHERS: u32 = 0o004;
-const READABLE_BY_GROUP: u32 = 0o040;
 
 /// The secrets of one target, mirroring [`AuthSettings`]. `Debug` shows none of them.
 #[derive(Debug, Clone)]
 pub enum LoadedSecrets {
     /// For signing.
     AkSk {
-        /// The access key (AK): not secret by itself, but kept like one.
+        /// The access key (AK): not secret, but kept like a secret.
         access_key: SecretString,
         /// The secret key (SK).
         secret_key: SecretString,
         /// The security token of temporary keys.
         security_token: Option<SecretString>,
     },
-    /// For buying a token.
+    /// For obtaining a token.
     Token {
         /// The IAM user's password.
         password: SecretString,
@@ -120,7 +127,7 @@ impl SecretRules {
         Self::new(database, std::env::var_os(CREDENTIALS_DIRECTORY).as_deref())
     }
 
-    /// Root-owned files in systemd's directory show a group bit that stands for the service's own
+    /// Root-owned files in systemd's directory have a group bit that comes from the service's own
     /// access list.
     fn is_systemd_credential(&self, path: &Path, owner: u32) -> bool {
         owner == 0 && self.is_credential(path)
@@ -133,29 +140,28 @@ impl SecretRules {
     }
 }
 
-/// `$CREDENTIALS_DIRECTORY`, if it is set to something.
+/// `$CREDENTIALS_DIRECTORY`, if it is set and not empty.
 pub(super) fn credentials_directory() -> Option<PathBuf> {
     std::env::var_os(CREDENTIALS_DIRECTORY)
         .filter(|directory| !directory.is_empty())
         .map(PathBuf::from)
 }
 
-/// Where a `*_file` value is: an absolute path stands for itself, a name is looked up in the
-/// credentials directory.
+/// The path of a `*_file` value: an absolute path as it is, a name in the credentials directory.
 pub(super) fn resolve(value: &Path, credentials: Option<&Path>) -> Result<PathBuf, String> {
     match credentials {
         _ if value.is_absolute() => Ok(value.to_owned()),
         Some(directory) => Ok(directory.join(value)),
         None => Err(
-            "names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
-             write an absolute path, or start poweryard by its systemd unit"
+            "is the name of a systemd credential, but $CREDENTIALS_DIRECTORY is not set; write \
+             an absolute path, or start poweryard with its systemd unit"
                 .to_owned(),
         ),
     }
 }
 
-/// Why a secret could not be taken; names the key and the file, and the command that mends it where
-/// there is one.
+/// Why a secret could not be used; names the key, the file, and the command that fixes it if there
+/// is one.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: {problem}")]
 pub struct SecretError {
@@ -171,21 +177,21 @@ pub enum SecretProblem {
     /// A name, and no credentials directory to look it up in.
     #[error("{0}")]
     NoCredentials(String),
-    /// Missing, or not for us to read.
-    #[error("{file} cannot be read ({cause}){mend}", file = file.display())]
+    /// Missing, or this process may not read it.
+    #[error("{file} cannot be read ({cause}){fix}", file = file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
         /// Why.
         cause: io::Error,
-        /// The command that mends it, after a semicolon.
-        mend: String,
+        /// How to fix it, after a semicolon.
+        fix: String,
     },
     /// A directory, a pipe or a device.
     #[error("{} is not a regular file; name the file that holds the secret", .0.display())]
     NotAFile(PathBuf),
     /// Somebody else may read it.
-    #[error("{file} can be read by {readers} (mode {mode:04o}); run: {mend}", file = file.display())]
+    #[error("{file} can be read by {readers} (mode {mode:04o}); run: {fix}", file = file.display())]
     Open {
         /// The file.
         file: PathBuf,
@@ -194,10 +200,10 @@ pub enum SecretProblem {
         /// Its permission bits.
         mode: u32,
         /// The command that closes it.
-        mend: String,
+        fix: String,
     },
-    /// What no key, token or password is: quotes around it, the name of a variable in front, two
-    /// lines and the like.
+    /// Something that cannot be a key, token or password: quotes around it, the name of a variable
+    /// before it, two lines and the like.
     #[error("{} {flaw}", file.display())]
     Malformed {
         /// The file.
@@ -208,12 +214,11 @@ pub enum SecretProblem {
     /// Nothing but white space.
     #[error("{} is empty; write the secret into it", .0.display())]
     Empty(PathBuf),
-    /// As `Empty`, handed over by systemd, which gives an empty one for a file that is missing,
-    /// too.
-    #[error("{} is empty; write the secret into the file that LoadCredential= of the unit names, then restart the unit", .0.display())]
+    /// As `Empty`, but a systemd credential: for a missing file systemd also provides an empty one.
+    #[error("{} is empty; write the secret into the file that the unit's LoadCredential= names, then restart the unit", .0.display())]
     EmptyCredential(PathBuf),
     /// More than 64 KiB.
-    #[error("{} is larger than 64 KiB; is it the right file?", .0.display())]
+    #[error("{} is larger than 64 KiB, which no secret is; name the right file", .0.display())]
     TooLarge(PathBuf),
 }
 
@@ -232,29 +237,7 @@ fn read_secret(
         })
 }
 
-/// What a file is to hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SecretKind {
-    /// An access key or a secret key.
-    Key,
-    /// The security token of temporary keys.
-    Token,
-    /// Chosen by a person, so that nearly everything can be part of it.
-    Password,
-}
-
-impl SecretKind {
-    /// By the config's key, without its tables.
-    fn of(key: &str) -> Self {
-        match key {
-            "access_key_file" | "secret_key_file" => Self::Key,
-            "security_token_file" => Self::Token,
-            _ => Self::Password,
-        }
-    }
-}
-
-/// Checks the very file that it then reads, whatever is put in its place meanwhile.
+/// Checks the same open file that it then reads, even if the path is replaced in the meantime.
 fn read_file(
     path: PathBuf,
     kind: SecretKind,
@@ -282,110 +265,9 @@ fn read_file(
     }
 }
 
-const NOT_ONE_LINE: &str = "is not one line of text; write the secret alone into it";
-const BYTE_ORDER_MARK: &str = "begins with a byte order mark, which some editors add; save it as plain UTF-8 or ASCII without one";
-const QUOTED: &str = "has quotes around the secret; write it without them";
-const ASSIGNMENT: &str = "holds NAME=value; write the value alone into it";
-const JSON: &str = "holds JSON; write the value of the key alone into it";
-const BLANKS: &str =
-    "has blanks in or around the secret, which no key has; write the secret alone into it";
-const NOT_ASCII: &str = "holds a character that no key has and that may be invisible (not ASCII); write or copy the secret anew";
-const ODD_CHARACTER: &str = "holds punctuation that no key has; write the secret alone into it";
-
-/// The secret in the bytes of a file, or what is wrong with them; empty if there is nothing but
-/// white space.
-fn judge(bytes: &[u8], kind: SecretKind) -> Result<&str, &'static str> {
-    if bytes.starts_with(b"\xef\xbb\xbf")
-        || bytes.starts_with(b"\xff\xfe")
-        || bytes.starts_with(b"\xfe\xff")
-    {
-        return Err(BYTE_ORDER_MARK);
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| NOT_ONE_LINE)?;
-    if text.trim().is_empty() {
-        return Ok("");
-    }
-    let line = without_line_end(text);
-    match kind {
-        SecretKind::Password if line.chars().any(char::is_control) => Err(NOT_ONE_LINE),
-        SecretKind::Password => Ok(line),
-        SecretKind::Token => judge_token(line),
-        SecretKind::Key => judge_key(line),
-    }
-}
-
-/// Without the line ends at its end: editors write one or several, and nobody sees them.
-fn without_line_end(text: &str) -> &str {
-    let mut text = text;
-    while let Some(shorter) = text
-        .strip_suffix("\r\n")
-        .or_else(|| text.strip_suffix('\n'))
-    {
-        text = shorter;
-    }
-    text
-}
-
-/// A token is long and its alphabet is not documented, but it travels in an HTTP header.
-fn judge_token(line: &str) -> Result<&str, &'static str> {
-    if line.starts_with(['{', '[']) {
-        return Err(JSON);
-    }
-    if line.chars().any(|c| c.is_control() && c != '\t') {
-        return Err(NOT_ONE_LINE);
-    }
-    if !line.is_ascii() {
-        return Err(NOT_ASCII);
-    }
-    if is_assignment(line) {
-        return Err(ASSIGNMENT);
-    }
-    if line.contains('\t') || line.trim() != line {
-        return Err(BLANKS);
-    }
-    if is_quoted(line) {
-        return Err(QUOTED);
-    }
-    Ok(line)
-}
-
-fn judge_key(line: &str) -> Result<&str, &'static str> {
-    let token = judge_token(line)?;
-    if token.contains(' ') {
-        return Err(BLANKS);
-    }
-    if token.contains([
-        '"', '\'', '`', '{', '}', '[', ']', '(', ')', '<', '>', ',', ';', '\\', '$',
-    ]) {
-        return Err(ODD_CHARACTER);
-    }
-    Ok(token)
-}
-
-/// Such as `HW_ACCESS_KEY=AK…`, also with `export` in front or blanks around the sign. The `=` at
-/// the end of a base64 text is none.
-fn is_assignment(line: &str) -> bool {
-    let line = line.trim_start();
-    if line.starts_with("export ") || line.starts_with("set ") {
-        return true;
-    }
-    let Some((name, value)) = line.split_once('=') else {
-        return false;
-    };
-    let name = name.trim_end();
-    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    is_name && !value.trim_matches('=').is_empty()
-}
-
-fn is_quoted(line: &str) -> bool {
-    const QUOTES: [char; 3] = ['"', '\'', '`'];
-    line.starts_with(QUOTES) || line.ends_with(QUOTES)
-}
-
 fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {
     let quoted = shell_quoted(path);
-    let mend = match cause.kind() {
+    let fix = match cause.kind() {
         io::ErrorKind::NotFound => {
             "; write the secret into a file of that name, mode 600".to_owned()
         }
@@ -397,160 +279,8 @@ fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {
     SecretProblem::Unreadable {
         file: path.to_owned(),
         cause,
-        mend,
+        fix,
     }
-}
-
-fn check_readers(path: &Path, meta: &Metadata, rules: &SecretRules) -> Result<(), SecretProblem> {
-    let mode = meta.mode() & 0o7777;
-    let group_counts =
-        rules.queue_groups.contains(&meta.gid()) && !rules.is_systemd_credential(path, meta.uid());
-    let Some(readers) = foreign_readers(mode, group_counts) else {
-        return Ok(());
-    };
-    let mend = mend_command(path, meta.uid(), own_user());
-    Err(SecretProblem::Open {
-        file: path.to_owned(),
-        readers,
-        mode,
-        mend,
-    })
-}
-
-/// Who else may read a file of this mode. `group_counts` if its group is the queue's; any other
-/// group may read, since that is how a root-owned file is given to the daemon's own account.
-fn foreign_readers(mode: u32, group_counts: bool) -> Option<&'static str> {
-    if mode & READABLE_BY_OTHERS != 0 {
-        Some("everybody")
-    } else if mode & READABLE_BY_GROUP != 0 && group_counts {
-        Some("the queue's group, to which producers belong")
-    } else {
-        None
-    }
-}
-
-/// Mode 600 serves the owner only, so a file that is another's must change hands too.
-fn mend_command(path: &Path, owner: u32, user: u32) -> String {
-    let path = shell_quoted(path);
-    if owner == user || user == 0 {
-        format!("chmod 600 {path}")
-    } else {
-        format!("chown {user} {path} && chmod 600 {path}")
-    }
-}
-
-fn shell_quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '@');
-    if text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
-/// The user that this process runs as; Linux shows it as the owner of the process's own entry.
-fn own_user() -> u32 {
-    fs::metadata("/proc/self").map_or(0, |meta| meta.uid())
-}
-
-/// Which files the secrets were read from, as they were: unequal once one is replaced, changed or
-/// opened up.
-///
-/// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretStamp(Vec<(PathBuf, Option<FileStamp>)>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileStamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    /// Also moves with the mode and the owner.
-    changed: (i64, i64),
-}
-
-impl SecretStamp {
-    /// Looks at the secret files of `target`, without opening them. A missing file is part of the
-    /// picture.
-    pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
-        Self::of(paths(
-            &target.auth,
-            target.proxy_password_file.as_deref(),
-            rules,
-        ))
-    }
-
-    fn of(paths: Vec<PathBuf>) -> Self {
-        let stamp = |path: PathBuf| {
-            (
-                path.clone(),
-                fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta)),
-            )
-        };
-        Self(paths.into_iter().map(stamp).collect())
-    }
-
-    /// When the newest of the files was written; none if none is there.
-    pub fn modified(&self) -> Option<SystemTime> {
-        let newest = self
-            .0
-            .iter()
-            .filter_map(|(_, stamp)| stamp.map(|stamp| stamp.modified.0))
-            .max()?;
-        Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(newest).unwrap_or(0)))
-    }
-}
-
-impl FileStamp {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
-
-/// What the secret files hold, as salted digests: equal for the same bytes, however often they are
-/// written anew.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretContent(Vec<(PathBuf, Option<[u8; 32]>)>);
-
-impl SecretContent {
-    /// Reads the secret files of `target`. One that cannot be read is part of the picture.
-    ///
-    /// Take it before [`LoadedSecrets::load`], so that a change in between is noticed.
-    pub fn take(target: &TargetSettings, rules: &SecretRules) -> Self {
-        Self::of(paths(
-            &target.auth,
-            target.proxy_password_file.as_deref(),
-            rules,
-        ))
-    }
-
-    fn of(paths: Vec<PathBuf>) -> Self {
-        let digest = |path: PathBuf| (path.clone(), digest_of(&path));
-        Self(paths.into_iter().map(digest).collect())
-    }
-}
-
-fn digest_of(path: &Path) -> Option<[u8; 32]> {
-    // Opening a pipe would wait for its writer.
-    if !fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path)
-        .ok()?
-        .take(SECRET_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Some(salted_digest(&bytes))
 }
 
 /// The keys of `auth` that name secret files, each with its value.
@@ -695,19 +425,19 @@ mod tests {
             (b" \n", "is empty; write the secret into it"),
             (
                 &[b'x'; 64 * 1024 + 1],
-                "is larger than 64 KiB; is it the right file?",
+                "is larger than 64 KiB, which no secret is; name the right file",
             ),
             (
                 b"hunter2\nhunter3\n",
-                "is not one line of text; write the secret alone into it",
+                "is not one line of text; write only the secret into it",
             ),
             (
                 b"hunter\x002",
-                "is not one line of text; write the secret alone into it",
+                "is not one line of text; write only the secret into it",
             ),
             (
                 b"h\xff\xfe",
-                "is not one line of text; write the secret alone into it",
+                "is not one line of text; write only the secret into it",
             ),
         ];
         for (content, expected) in cases {
@@ -715,68 +445,6 @@ mod tests {
                 folder.password(content).unwrap_err(),
                 format!("{key}: {path} {expected}")
             );
-        }
-    }
-
-    #[test]
-    fn what_no_key_can_be_is_refused_and_a_line_end_is_cut() {
-        let cases: [(&[u8], &str); 20] = [
-            (b"\xef\xbb\xbfAKID\r\n", BYTE_ORDER_MARK),
-            (b"\xff\xfeA\0K\0", BYTE_ORDER_MARK),
-            (b"\"AKID\"\n", QUOTED),
-            (b"'AKID'", QUOTED),
-            (b"AKID\"", QUOTED),
-            (b"HW_ACCESS_KEY=AKID\n", ASSIGNMENT),
-            (b"export HW_ACCESS_KEY=AKID\n", ASSIGNMENT),
-            (b"access_key = \"AKID\"\n", ASSIGNMENT),
-            (b" AKID\n", BLANKS),
-            (b"AKID \n", BLANKS),
-            (b"AK ID", BLANKS),
-            (b"\tAKID", BLANKS),
-            ("AK\u{200b}ID".as_bytes(), NOT_ASCII),
-            ("AKID\u{a0}\n".as_bytes(), NOT_ASCII),
-            ("\u{201c}AKID\u{201d}".as_bytes(), NOT_ASCII),
-            (b"AKID\nSECRET\n", NOT_ONE_LINE),
-            (b"AK\xffID", NOT_ONE_LINE),
-            (b"{\"access\": \"AKID\"}", JSON),
-            (b"user,AKID,SECRET", ODD_CHARACTER),
-            (b"<your-key>", ODD_CHARACTER),
-        ];
-        for (content, flaw) in cases {
-            assert_eq!(
-                judge(content, SecretKind::Key),
-                Err(flaw),
-                "{}",
-                String::from_utf8_lossy(content)
-            );
-        }
-        for content in ["AKID", "AKID\n", "AKID\r\n", "AKID\n\n"] {
-            assert_eq!(judge(content.as_bytes(), SecretKind::Key), Ok("AKID"));
-        }
-        assert_eq!(judge(b"a+b/c_d-e==\n", SecretKind::Key), Ok("a+b/c_d-e=="));
-        assert_eq!(
-            judge(b"QUJD==\n", SecretKind::Key),
-            Ok("QUJD=="),
-            "the end of a base64 text is no assignment"
-        );
-        assert_eq!(judge(b" \r\n", SecretKind::Key), Ok(""));
-    }
-
-    #[test]
-    fn a_security_token_is_one_line_of_printable_ascii() {
-        let token = "gQpjbi1ub3J0aC00(x);{}y+/==";
-        assert_eq!(
-            judge(format!("{token}\n").as_bytes(), SecretKind::Token),
-            Ok(token)
-        );
-        for (content, flaw) in [
-            ("gQpj\u{200b}bi", NOT_ASCII),
-            ("gQpj\nbi", NOT_ONE_LINE),
-            ("TOKEN=gQpj", ASSIGNMENT),
-            ("\"gQpj\"", QUOTED),
-            ("gQpj ", BLANKS),
-        ] {
-            assert_eq!(judge(content.as_bytes(), SecretKind::Token), Err(flaw));
         }
     }
 
@@ -795,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_others_can_read_is_refused_with_the_command_that_mends_it() {
+    fn a_secret_that_others_can_read_is_refused_with_the_command_to_fix_it() {
         let folder = Folder::new();
         for (mode, readers) in [
             (0o644, "everybody"),
@@ -853,7 +521,6 @@ mod tests {
                 .load(folder.file("password", "hunter2", 0o640))
                 .is_ok()
         );
-        assert_eq!(foreign_readers(0o644, false), Some("everybody"));
     }
 
     #[test]
@@ -874,8 +541,7 @@ mod tests {
         let mut folder = Folder::new();
         assert_eq!(
             folder.load("password").unwrap_err(),
-            "targets.default.auth.password_file: names a systemd credential, but $CREDENTIALS_DIRECTORY is not set; \
-             write an absolute path, or start poweryard by its systemd unit"
+            "targets.default.auth.password_file: is the name of a systemd credential, but $CREDENTIALS_DIRECTORY is not set; write an absolute path, or start poweryard with its systemd unit"
         );
         folder.rules = SecretRules::new(
             Path::new("/no/queue.db"),
@@ -896,19 +562,6 @@ mod tests {
         assert_eq!(
             folder.load("/etc").unwrap_err(),
             "targets.default.auth.password_file: /etc is not a regular file; name the file that holds the secret"
-        );
-    }
-
-    #[test]
-    fn a_file_of_another_owner_must_change_hands() {
-        assert_eq!(
-            mend_command(Path::new("/s"), 0, 990),
-            "chown 990 /s && chmod 600 /s"
-        );
-        assert_eq!(mend_command(Path::new("/s"), 990, 0), "chmod 600 /s");
-        assert_eq!(
-            mend_command(Path::new("/a b'c"), 7, 7),
-            r"chmod 600 '/a b'\''c'"
         );
     }
 

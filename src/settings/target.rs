@@ -85,12 +85,12 @@ fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {
         return Some(TargetName(name.to_owned()));
     }
     section.own_mistake(format!(
-        "{name:?} is not a target's name; use 1 to 64 letters, digits, '.', '_' and '-'"
+        "{name:?} cannot be the name of a target; use 1 to 64 letters, digits, '.', '_' and '-'"
     ));
     None
 }
 
-/// An endpoint as it may stand in the file, for a sentence about a missing or wrong one.
+/// An example of an endpoint, for a message about a missing or wrong one.
 fn endpoint_example(service: Option<Service>) -> &'static str {
     match service {
         Some(Service::Bms) | None => "\"https://bms.eu-de.otc.t-systems.com\"",
@@ -98,7 +98,7 @@ fn endpoint_example(service: Option<Service>) -> &'static str {
     }
 }
 
-/// Any service that there is a client for.
+/// Any service that has a client.
 fn service(value: &DeValue<'_>) -> Parsed<Service> {
     let text = values::text(value)?;
     text.parse()
@@ -125,7 +125,7 @@ fn https_url(
         section.mistake(
             key,
             format!(
-                "\"{base}\" is not encrypted; use https://, or for a test set allow_http = true"
+                "\"{base}\" is not encrypted; use https://, or set allow_http = true for a test"
             ),
         );
         return None;
@@ -133,8 +133,8 @@ fn https_url(
     Some(url)
 }
 
-/// Depends on the service; a missing or wrong one is reported already, and counts as the most
-/// generous here.
+/// Depends on the service. A missing or wrong service has already been reported; here the largest
+/// limit applies then.
 fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<u32> {
     let most_generous = Service::ALL
         .iter()
@@ -255,13 +255,13 @@ impl TargetNumbers {
     }
 }
 
-/// A PEM file that can be read and holds a certificate.
+/// A PEM file that can be read and contains a certificate.
 fn ca_file(value: &DeValue<'_>, credentials: Option<&Path>) -> Parsed<PathBuf> {
     let path = secrets::resolve(&values::file_or_credential(value)?, credentials)?;
     let pem = read_list_file(&path)?;
     if !pem.contains("-----BEGIN CERTIFICATE-----") {
         return Err(format!(
-            "{} holds no certificate in PEM form",
+            "{} contains no certificate in PEM format",
             path.display()
         ));
     }
@@ -354,14 +354,14 @@ fn token(section: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
     })
 }
 
-/// Knows a secret that stands in the file itself, and a key of the other kind.
+/// Recognises a secret in the config file itself, and a key of the other kind.
 fn auth_hint(key: &str, kind: Option<AuthKind>) -> Option<String> {
     if matches!(
         key,
         "access_key" | "secret_key" | "security_token" | "password"
     ) {
         return Some(format!(
-            "a secret never stands in this file; write it to a file of its own and name that one with {key}_file"
+            "a secret must not be in this file; put it into a file of its own and name that file in {key}_file"
         ));
     }
     let (own, own_keys, other, other_keys) = match kind? {
@@ -408,7 +408,7 @@ fn protected(target: &Section<'_>, credentials: Option<&Path>) -> Vec<ServerId> 
     servers
 }
 
-/// One id a line; `#` begins a comment.
+/// One id per line; `#` begins a comment.
 fn listed_servers(section: &Section<'_>, path: &Path, text: &str) -> Vec<ServerId> {
     let mut servers = Vec::new();
     for (index, line) in text.lines().enumerate() {

@@ -16,7 +16,7 @@ const FILE: &str = "/etc/poweryard/poweryard.toml";
 const UNIT: &str = include_str!("../../config/poweryard.service");
 const SHIPPED: &str = include_str!("../../config/poweryard.toml");
 
-/// Eight lines that are enough.
+/// The smallest valid config: eight lines.
 const LEAST: &str = r#"[targets.default]
 service = "bms"
 endpoint = "https://bms.example.com"
@@ -171,8 +171,8 @@ fn hooks_are_named_in_full_and_not_called_in_the_clear() {
     }
     assert!(read("url = \"http://example.com/\"\nallow_http = true").allow_http);
     for (lines, words) in [
-        ("", "names no hook"),
-        ("timeout = \"1s\"", "names no hook"),
+        ("", "has no hook"),
+        ("timeout = \"1s\"", "has no hook"),
         ("command = []", "must begin with a program"),
         ("command = [\"tell\"]", "not an absolute path"),
         ("command = \"/bin/tell\"", "must be a list"),
@@ -181,7 +181,7 @@ fn hooks_are_named_in_full_and_not_called_in_the_clear() {
         ("url = \"http://127.0.0.1.example.com/\"", "not encrypted"),
         (
             "url = \"https://user:s3cr3t@example.com/\"",
-            "no place in a URL",
+            "contains a user name or a password",
         ),
         ("url = \"ftp://example.com/\"", "must begin with https://"),
         (
@@ -391,16 +391,15 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
         ("ca_file = \"/etc\"", "ca_file: /etc is not a regular file"),
         (
             "ca_file = \"/etc/passwd\"",
-            "ca_file: /etc/passwd holds no certificate in PEM form",
+            "ca_file: /etc/passwd contains no certificate in PEM format",
         ),
         (
             "ca_file = \"ca/a.pem\"",
-            "ca_file: must be the absolute path of a file, or the name of a systemd credential (without any /)",
+            "ca_file: must be the absolute path of a file, or the name of a systemd credential (without /)",
         ),
         (
             "proxy = \"http://u:p@proxy\"",
-            "proxy: holds a password, which has no place in a URL here; \
-             write it to a file of its own and name that one with proxy_password_file",
+            "proxy: contains a password; put the password into a file of its own and name that file in proxy_password_file",
         ),
         (
             "proxy = \"proxy:3128\"",
@@ -413,12 +412,11 @@ fn each_wrong_line_of_a_target_gets_its_sentence() {
         ),
         (
             "budget.stop = \"500\"",
-            "budget.stop: \"500\" has no slash; write servers per time, such as \"500/1h\"",
+            "budget.stop: \"500\" has no slash; write a number of servers per time, such as \"500/1h\"",
         ),
         (
             "budget.stop = \"0/1h\"",
-            "budget.stop: \"0\" is not a number of servers from 1 to 4294967295; \
-             write servers per time, such as \"500/1h\"",
+            "budget.stop: \"0\" is not a number of servers from 1 to 4294967295; write a number of servers per time, such as \"500/1h\"",
         ),
         (
             "budget.stop = \"5/0s\"",
@@ -511,14 +509,14 @@ fn each_wrong_required_key_gets_its_sentence() {
         (
             "https://",
             "http://",
-            "3: targets.default.endpoint: \"http://bms.example.com\" is not encrypted; use https://, or for a test set \
-             allow_http = true",
+            "3: targets.default.endpoint: \"http://bms.example.com\" is not encrypted; use https://, or set \
+             allow_http = true for a test",
         ),
         (
             ".com",
             ".com/v1",
             "3: targets.default.endpoint: \"https://bms.example.com/v1\" has a path or a query; \
-             write the base URL alone: \
+             write only the base URL: \
              \"https://bms.example.com\"",
         ),
         (
@@ -559,8 +557,8 @@ fn each_wrong_login_gets_its_sentence() {
         ),
         (
             format!("kind = \"aksk\"\n{files}secret_key = \"hunter2\""),
-            "9: targets.default.auth.secret_key: a secret never stands in this file; write it to a file of its own and \
-             name that one with secret_key_file",
+            "9: targets.default.auth.secret_key: a secret must not be in this file; put it into a file of its own and \
+             name that file in secret_key_file",
         ),
         (
             "kind = \"aksk\"\naccess_key_file = \"a\"".to_owned(),
@@ -576,7 +574,7 @@ fn each_wrong_login_gets_its_sentence() {
         (
             "kind = \"token\"\niam_endpoint = \"https://i\"\ndomain = \" \"\nusername = \"u\"\npassword_file = \"p\""
                 .into(),
-            "8: targets.default.auth.domain: must not be empty, nor hold control characters",
+            "8: targets.default.auth.domain: must not be empty or contain control characters",
         ),
     ];
     for (lines, expected) in cases {
@@ -589,11 +587,11 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
     let cases = [
         (
             "[queue]\ndatabase = \"q.db\"",
-            "10: queue.database: \"q.db\" is not an absolute path; write it from the root, beginning with /",
+            "10: queue.database: \"q.db\" is not an absolute path; write one that begins with /",
         ),
         (
             "[queue]\ndefault_ttl = \"0s\"",
-            "10: queue.default_ttl: \"0s\" is out of range; use \"1s\" to \"36500d\", or \"never\"",
+            "10: queue.default_ttl: \"0s\" is out of range; use \"1s\" to \"36500d\", or write \"never\"",
         ),
         (
             "[queue]\nttl = \"1h\"",
@@ -669,7 +667,7 @@ fn a_targets_name_is_checked_and_named() {
     let text = LEAST.replace("targets.default", "targets.\"a b\"");
     assert_eq!(
         mistakes(&text),
-        "1: targets.\"a b\": \"a b\" is not a target's name; use 1 to 64 letters, digits, '.', '_' and '-'"
+        "1: targets.\"a b\": \"a b\" cannot be the name of a target; use 1 to 64 letters, digits, '.', '_' and '-'"
     );
     assert!(parse(&LEAST.replace("targets.default", "targets.\"eu-de.1_x\"")).is_ok());
 }

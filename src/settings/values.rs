@@ -1,5 +1,5 @@
-//! Single values of the config file, each from TOML to a finished type, or a sentence that says
-//! what would be right. Knows nothing of tables; reads no file.
+//! Single values of the config file, each from TOML to a finished type, or a sentence that says how
+//! to write it. Knows nothing of tables; reads no file.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use crate::model::{Budget, ServerId};
 
-/// A value, or what would be right.
+/// A value, or a sentence that says how to write it.
 pub(super) type Parsed<T> = Result<T, String>;
 
 pub(super) fn text<'d>(value: &'d DeValue<'_>) -> Parsed<&'d str> {
@@ -20,11 +20,11 @@ pub(super) fn text<'d>(value: &'d DeValue<'_>) -> Parsed<&'d str> {
         .ok_or_else(|| format!("must be a string in quotes, not {}", kind(value)))
 }
 
-/// Text that is not blank and holds no control characters.
+/// Text that is not blank and has no control characters.
 pub(super) fn name(value: &DeValue<'_>) -> Parsed<String> {
     let text = text(value)?;
     if text.trim().is_empty() || text.chars().any(char::is_control) {
-        return Err("must not be empty, nor hold control characters".to_owned());
+        return Err("must not be empty or contain control characters".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -53,14 +53,13 @@ pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Pars
     }
 }
 
-/// A whole number of any size that TOML allows; what is beyond 64 bits counts as the largest or
+/// A whole number of any size that TOML allows; numbers beyond 64 bits count as the largest or
 /// smallest.
 pub(super) fn any_whole(value: &DeValue<'_>) -> Parsed<i128> {
     let number = value
         .as_integer()
         .ok_or_else(|| format!("must be a whole number, not {}", kind(value)))?;
-    i128::from_str_radix(number.as_str(), number.radix())
-        .map_err(|_| "is too large a number".to_owned())
+    i128::from_str_radix(number.as_str(), number.radix()).map_err(|_| "is too large".to_owned())
 }
 
 /// A duration such as `"90s"` within `range`.
@@ -94,7 +93,7 @@ pub(super) fn duration_or(
         Some(text) if text == word => Ok(None),
         _ => duration(range.clone())(value)
             .map(Some)
-            .map_err(|problem| format!("{problem}, or \"{word}\"")),
+            .map_err(|problem| format!("{problem}, or write \"{word}\"")),
     }
 }
 
@@ -107,22 +106,23 @@ fn parse_duration(text: &str) -> Parsed<Duration> {
     })
 }
 
-/// A duration as an operator would write it, in the largest unit that leaves nothing over.
+/// A duration as an operator would write it, in the largest unit that fits without a remainder.
 pub(super) fn show(duration: Duration) -> String {
-    let (secs, millis) = (duration.as_secs(), duration.subsec_millis());
+    let secs = duration.as_secs();
+    let millis = duration.subsec_millis();
     match secs {
         _ if millis != 0 => format!("{}ms", duration.as_millis()),
         0 => "0s".to_owned(),
-        _ if secs % 86_400 == 0 => format!("{}d", secs / 86_400),
-        _ if secs % 3_600 == 0 => format!("{}h", secs / 3_600),
-        _ if secs % 60 == 0 => format!("{}m", secs / 60),
+        _ if secs.is_multiple_of(86_400) => format!("{}d", secs / 86_400),
+        _ if secs.is_multiple_of(3_600) => format!("{}h", secs / 3_600),
+        _ if secs.is_multiple_of(60) => format!("{}m", secs / 60),
         _ => format!("{secs}s"),
     }
 }
 
-/// `"500/1h"`: so many servers in so long a span, 1 s to 366 days.
+/// `"500/1h"`: servers per span, which is 1 s to 366 days.
 pub(super) fn budget(value: &DeValue<'_>) -> Parsed<Budget> {
-    let usual = "write servers per time, such as \"500/1h\"";
+    let usual = "write a number of servers per time, such as \"500/1h\"";
     let text = value
         .as_str()
         .ok_or_else(|| format!("must be a string, not {}; {usual}", kind(value)))?;
@@ -157,7 +157,7 @@ pub(super) fn path(value: &DeValue<'_>) -> Parsed<PathBuf> {
         return Ok(path);
     }
     Err(format!(
-        "{:?} is not an absolute path; write it from the root, beginning with /",
+        "{:?} is not an absolute path; write one that begins with /",
         path.as_os_str()
     ))
 }
@@ -174,7 +174,7 @@ pub(super) fn file_or_credential(value: &DeValue<'_>) -> Parsed<PathBuf> {
         return Ok(PathBuf::from(text));
     }
     Err(
-        "must be the absolute path of a file, or the name of a systemd credential (without any /)"
+        "must be the absolute path of a file, or the name of a systemd credential (without /)"
             .to_owned(),
     )
 }
@@ -192,12 +192,14 @@ pub(super) fn proxy_url(value: &DeValue<'_>) -> Parsed<Url> {
     const EXAMPLE: &str = "\"http://proxy.example.com:3128\"";
     let written = parsed_url(text(value)?, EXAMPLE)?;
     if written.password().is_some() {
-        return Err("holds a password, which has no place in a URL here; \
-                    write it to a file of its own and name that one with proxy_password_file"
-            .to_owned());
+        return Err(
+            "contains a password; put the password into a file of its own and name that \
+         file in proxy_password_file"
+                .to_owned(),
+        );
     }
     let mut url = written.clone();
-    // It cannot fail for a URL with a host, and without one the next check refuses it.
+    // This cannot fail for a URL with a host; a URL without one is refused by the next check.
     let _ = url.set_username("");
     bare_url(&url, url.as_str(), EXAMPLE)?;
     Ok(written)
@@ -207,16 +209,14 @@ fn parsed_url(text: &str, example: &str) -> Parsed<Url> {
     Url::parse(text).map_err(|error| format!("is not a URL ({error}); write for example {example}"))
 }
 
-/// A base URL: http or https, host, perhaps a port, nothing else. `example` stands in the messages.
+/// A base URL: http or https, host, perhaps a port, nothing else. `example` is shown in the
+/// messages.
 pub(super) fn base_url(example: &str) -> impl Fn(&DeValue<'_>) -> Parsed<Url> {
     move |value| {
         let text = text(value)?;
         let url = parsed_url(text, example)?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(
-                "holds a user name or a password, which has no place in a URL here; leave it out"
-                    .to_owned(),
-            );
+            return Err("contains a user name or a password; remove it from the URL".to_owned());
         }
         bare_url(&url, text, example)?;
         Ok(url)
@@ -234,7 +234,7 @@ fn bare_url(url: &Url, text: &str, example: &str) -> Parsed<()> {
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
         let base = url.origin().ascii_serialization();
         return Err(format!(
-            "{text:?} has a path or a query; write the base URL alone: \"{base}\""
+            "{text:?} has a path or a query; write only the base URL: \"{base}\""
         ));
     }
     Ok(())

@@ -13,13 +13,13 @@ use crate::model::Service;
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// Headers beside `X-Request-Id`, `Content-Type` and `Content-Length`.
+    /// Headers in addition to `X-Request-Id`, `Content-Type` and `Content-Length`.
     pub headers: Vec<(&'static str, String)>,
     /// The value of `X-Request-Id`.
     pub request_id: String,
     /// The value of `Content-Type`.
     pub content_type: &'static str,
-    /// The whole body, before the network has its way with it.
+    /// The whole body, before the network changes it.
     pub body: Vec<u8>,
     /// What becomes of the answer on its way.
     pub delivery: Delivery,
@@ -39,7 +39,7 @@ pub enum Delivery {
         /// Bytes of the body that arrive.
         bytes: usize,
     },
-    /// So many blanks follow the body, so that a JSON body stays valid.
+    /// This many blanks follow the body, so that a JSON body stays valid.
     Padded {
         /// Blanks after the body.
         bytes: usize,
@@ -50,7 +50,8 @@ const JSON: &str = "application/json;charset=utf-8";
 
 impl Answer {
     fn new(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
-        let (headers, request_id) = (Vec::new(), String::new());
+        let headers = Vec::new();
+        let request_id = String::new();
         Self {
             status,
             headers,
@@ -115,7 +116,7 @@ impl Answer {
         Self::new(status, "text/html", page.into_bytes())
     }
 
-    /// Text that is no JSON.
+    /// Text that is not JSON.
     pub(super) fn text(status: u16, text: &str) -> Self {
         Self::new(status, "text/plain", text.into())
     }

@@ -2,10 +2,10 @@
 //! nothing here waits.
 //!
 //! An operation enters the ledger at the moment it begins on its server, that is when the call is
-//! accepted: what has begun cannot be called back. A sub-job that fails is not in the ledger.
-//! Failing starts and stops show their transition and fall back; a failing reboot never touches its
-//! server, since a reboot that has begun has happened. Left open by the documents and decided here:
-//! a server named twice in one body makes it invalid (`BMS.0018`).
+//! accepted: what has begun cannot be undone. A sub-job that fails is not in the ledger. Failing
+//! starts and stops show their transition and fall back; a failing reboot never touches its server,
+//! since a reboot that has begun has happened. Left open by the documents and decided here: a
+//! server named twice in one body makes it invalid (`BMS.0018`).
 
 mod action;
 mod job;
@@ -92,10 +92,8 @@ impl Bms {
             server
         };
         let servers = ids.into_iter().enumerate().map(make).collect();
-        let (project, idle_task_state) = (
-            scenario.credentials.project_id.clone(),
-            scenario.bms.idle_task_state,
-        );
+        let project = scenario.credentials.project_id.clone();
+        let idle_task_state = scenario.bms.idle_task_state;
         let printer = Printer {
             project,
             idle_task_state,
@@ -222,7 +220,7 @@ impl Bms {
             }
         }
         if let Some(ms) = acts_after {
-            // It is told at once, while the operation that it denies is still to come.
+            // The failure is reported at once, before the operation begins.
             let duration_ms = sub_job
                 .end
                 .map_or(0, |end| u64::try_from(end.0 - around.now.0).unwrap_or(0));
@@ -247,7 +245,8 @@ impl Bms {
             });
         }
         if succeeds {
-            let (server_id, batch) = (server.id.clone(), job.clone());
+            let server_id = server.id.clone();
+            let batch = job.clone();
             around.ledger.push(LedgerEntry {
                 at: around.now,
                 service: Service::Bms,
@@ -259,7 +258,8 @@ impl Bms {
         sub_job
     }
 
-    /// What was denied or refused begins all the same, if the server takes it at that moment.
+    /// An operation that was reported as failed or refused begins anyway, if the server accepts it
+    /// at that time.
     pub(super) fn act_late(&mut self, act: &LateAct, ledger: &mut Vec<LedgerEntry>) {
         if let Ok(index) = self.find(act.at, act.action, &act.server_id) {
             let end = Some(act.at + Duration::from_millis(act.duration_ms));

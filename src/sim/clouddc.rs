@@ -2,9 +2,9 @@
 //! Time is an argument; nothing here waits. There are no jobs: what became of a call is in the
 //! servers' `operation_state`.
 //!
-//! An operation enters the ledger when its call is accepted, since what has begun cannot be called
-//! back; one that will fail is not in the ledger and leaves the power as it was. The power changes
-//! when the operation ends.
+//! An operation enters the ledger when its call is accepted, since what has begun cannot be undone;
+//! one that will fail is not in the ledger and leaves the power as it was. The power changes when
+//! the operation ends.
 
 mod action;
 mod page;
@@ -70,10 +70,8 @@ impl CloudDc {
         };
         let servers = ids.into_iter().enumerate().map(make).collect();
         let project = &scenario.credentials.project_id;
-        let (printer, markers) = (
-            Printer::new(project, settings),
-            Markers::new(project, settings),
-        );
+        let printer = Printer::new(project, settings);
+        let markers = Markers::new(project, settings);
         Self {
             settings: settings.clone(),
             printer,
@@ -166,7 +164,8 @@ impl CloudDc {
             }
         }
         if operation.failure.is_none() {
-            let (server_id, batch) = (server.id.clone(), JobId(around.request_id.to_owned()));
+            let server_id = server.id.clone();
+            let batch = JobId(around.request_id.to_owned());
             around.ledger.push(LedgerEntry {
                 at: around.now,
                 service: Service::CloudDc,
@@ -188,7 +187,8 @@ impl CloudDc {
         server.operation = Some(operation);
     }
 
-    /// What failed or was refused begins all the same, if the server takes it at that moment.
+    /// An operation that failed or was refused begins anyway, if the server accepts it at that
+    /// time.
     pub(super) fn act_late(&mut self, act: &LateAct, ledger: &mut Vec<LedgerEntry>) {
         if let Ok(index) = self.find(act.at, act.action, &act.server_id) {
             let end = Some(act.at + Duration::from_millis(act.duration_ms));
@@ -281,7 +281,9 @@ impl CloudDc {
     /// `GET …/physicalservers/status`: how many servers are on and off; one in a transition is
     /// neither.
     pub(super) fn status(&mut self, now: UtcMillis) -> Answer {
-        let (mut on, mut off, mut unknown) = (0, 0, 0);
+        let mut on = 0;
+        let mut off = 0;
+        let mut unknown = 0;
         for server in self.servers.iter_mut().filter(|server| !server.is_missing) {
             server.settle(now);
             *match self.printer.power_state(server, now) {

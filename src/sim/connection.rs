@@ -15,8 +15,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Closes its connection: from then on every read and write of it fails, and whoever serves it lets
-/// go.
+/// Closes its connection: from then on every read and write of it fails, and its task ends.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Switch(Arc<SwitchState>);
 
@@ -90,7 +89,7 @@ impl Listener for SwitchedListener {
 }
 
 impl SwitchedListener {
-    /// Waits for the next connection; pauses when the process has no file left for it.
+    /// Waits for the next connection; pauses when the process has no file descriptor left for it.
     async fn accept_stream(&self) -> TcpStream {
         loop {
             match self.listener.accept().await {

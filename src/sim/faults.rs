@@ -15,9 +15,9 @@
 //! | `pages` | only list calls for these pages, from 1 |
 //! | `jobs` | only queries of the n-th jobs that were accepted, from 1 |
 //!
-//! A fault without `chance` and `calls` stays for good: `servers = [3]` with `on = ["show"]` is one
-//! server that can never be shown, and with `slow` and a `delay_ms` beyond every patience one whose
-//! show hangs.
+//! A fault without `chance` and `calls` is permanent: `servers = [3]` with `on = ["show"]` is a
+//! server that can never be shown; with `slow` and a very long `delay_ms` it is a server whose show
+//! hangs.
 //!
 //! `service` alone is not enough of a condition. `on` calls CloudDC's power call a `submit`, and
 //! its counts a `list`.
@@ -29,17 +29,17 @@
 //! | `drop_before`, `drop_after` | | the connection closes without an answer, before or after the call is carried out |
 //! | `refuse` | `code` (`BMS.0212`; with `service = "clouddc"`: `CloudDC.0000`), `message`, `status` (400) | the call is refused; nothing carried out |
 //! | `conflict` | `message` (names the server) | 409 in the native form, `conflictingRequest`; nothing carried out |
-//! | `acts_anyway` | `every` (1), `delay_ms` (0) | a submit that is not accepted is carried out all the same, so much later, on every n-th of its servers that takes it; goes along with other faults, but not with those of a gateway that keeps the call to itself (401, 429, 503, a redirect) |
+//! | `acts_anyway` | `every` (1), `delay_ms` (0) | a submit that is not accepted is carried out anyway, `delay_ms` later, on every n-th of its servers that accepts it; can be combined with other faults, but not with those of a gateway that does not pass the call on (401, 429, 503, a redirect) |
 //! | `expired_token` | `code` (`APIGW.0301` or `APIGW.0307`) | 401; nothing carried out |
 //! | `redirect` | `status` (302) | a redirect to a path that leads nowhere; nothing carried out |
 //! | `malformed_body`, `html_body`, `truncated_body` | | carried out, but the answer cannot be read; HTML keeps the status |
-//! | `oversized_body` | `bytes` (16777216) | carried out; so many blanks follow the answer |
+//! | `oversized_body` | `bytes` (16777216) | carried out; this many blanks follow the answer |
 //! | `odd_answer` | `oddity` (needed) | carried out; the answer has bytes that are no UTF-8 (`bad_utf8`) or half a surrogate pair (`lone_surrogate`) in a name or text, a key twice (`doubled_keys`), a byte order mark (`bom`), or comes compressed without being asked (`gzip`) |
-//! | `slow` | `delay_ms` (5000) | the answer takes so much longer; goes along with other faults |
-//! | `job_vanishes`, `job_never_ends` | | BMS: servers do their part, but the job is unknown, or all of it `RUNNING` for ever |
-//! | `sub_job_fails` | `code` (`BMS.3037`), `message`, `acts_after_ms` (none) | BMS: the server's sub-job fails and its power stays; with `acts_after_ms` it fails at once, and the operation begins all the same so long after the call |
+//! | `slow` | `delay_ms` (5000) | the answer takes this much longer; can be combined with other faults |
+//! | `job_vanishes`, `job_never_ends` | | BMS: servers do their part, but the job is unknown, or all of it stays `RUNNING` |
+//! | `sub_job_fails` | `code` (`BMS.3037`), `message`, `acts_after_ms` (none) | BMS: the server's sub-job fails and its power stays; with `acts_after_ms` it fails at once, and the operation begins anyway, this long after the call |
 //! | `sub_job_without_id`, `sub_job_left_out` | | BMS: the server's sub-job does not name it; is not in the answer at all |
-//! | `operation_fails` | `code` (`CloudDC.0006`), `message`, `acts_after_ms` (none) | CloudDC: the server's operation ends `…-failed` with this `error` and its power stays; with `acts_after_ms` it begins once more so long after that, and succeeds |
+//! | `operation_fails` | `code` (`CloudDC.0006`), `message`, `acts_after_ms` (none) | CloudDC: the server's operation ends `…-failed` with this `error` and its power stays; with `acts_after_ms` it begins once more, this long after that, and succeeds |
 //! | `operation_never_ends` | | the server stays in its transition, its sub-job `RUNNING`, its operation `…-processing` |
 //! | `missing`, `locked` | | the server does not exist; refuses power actions (chosen once, when the world is made) |
 
@@ -104,11 +104,11 @@ pub enum FaultKind {
         /// Its text; `None`: one that names the server.
         message: Option<String>,
     },
-    /// A submit that is not accepted is carried out all the same.
+    /// A submit that is not accepted is carried out anyway.
     ActsAnyway {
         /// On every n-th of its servers.
         every: usize,
-        /// So much later.
+        /// How much later.
         delay_ms: u64,
     },
     /// 401; nothing carried out.
@@ -139,7 +139,7 @@ pub enum FaultKind {
     },
     /// A late answer.
     Slow {
-        /// By so much later.
+        /// How much later.
         delay_ms: u64,
     },
     /// The job is unknown from the start; servers do their part.
@@ -152,7 +152,7 @@ pub enum FaultKind {
         code: String,
         /// Its text.
         message: String,
-        /// The operation begins all the same, so long after the call.
+        /// The operation begins anyway, this long after the call.
         acts_after_ms: Option<u64>,
     },
     /// The server's sub-job does not name it.
@@ -165,7 +165,7 @@ pub enum FaultKind {
         code: String,
         /// Its `error_msg`.
         message: String,
-        /// It begins once more, so long after it has failed, and succeeds.
+        /// It begins once more, this long after it has failed, and succeeds.
         acts_after_ms: Option<u64>,
     },
     /// The server stays in its transition, its sub-job `RUNNING`, its operation `…-processing`.
@@ -176,7 +176,7 @@ pub enum FaultKind {
     Locked,
 }
 
-/// What is odd about an answer that says all it has to.
+/// What is odd about an answer that is otherwise complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Oddity {
@@ -184,11 +184,11 @@ pub enum Oddity {
     BadUtf8,
     /// Half a surrogate pair in the first name or text.
     LoneSurrogate,
-    /// A key that stands twice; the second time with its true value.
+    /// A repeated key; the second one has the true value.
     DoubledKeys,
     /// A byte order mark before the body.
     Bom,
-    /// Compressed, and said so in `Content-Encoding`, although nobody asked for it.
+    /// Compressed, with a `Content-Encoding`, although nobody asked for it.
     Gzip,
 }
 
@@ -324,7 +324,8 @@ pub(super) struct FaultPlan {
 impl FaultPlan {
     /// `ids` tells all servers of a service, in the order of its list.
     pub(super) fn new(faults: &[Fault], ids: impl Fn(Service) -> Vec<ServerId>) -> Self {
-        let (bms, clouddc) = (ids(Service::Bms), ids(Service::CloudDc));
+        let bms = ids(Service::Bms);
+        let clouddc = ids(Service::CloudDc);
         let resolve = |fault: &Fault| {
             let ids = match fault.numbered_service() {
                 Service::Bms => &bms,
@@ -481,7 +482,8 @@ mod tests {
 
     #[test]
     fn a_fault_keeps_to_its_service_and_counts_servers_in_its_list() {
-        let (bms, clouddc) = (Some(Service::Bms), Some(Service::CloudDc));
+        let bms = Some(Service::Bms);
+        let clouddc = Some(Service::CloudDc);
         let either = plan("kind = \"drop_after\"\nchance = 1.0");
         assert_eq!(
             [bms, clouddc].map(|service| strikes(&either, service, Call::List, 1, &[])),

@@ -11,9 +11,9 @@ use crate::model::UtcMillis;
 
 /// How far a signature's date may be off (signing guide).
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(15 * 60);
-/// So many bad signatures in a row lock the access key …
+/// This many bad signatures in a row lock the access key …
 const BAD_SIGNATURES_MAX: u32 = 5;
-/// … for so long (vendor's FAQs).
+/// … for this long (vendor's FAQs).
 const LOCK: Duration = Duration::from_secs(5 * 60);
 
 /// Tokens and the record of bad signatures.

@@ -119,7 +119,7 @@ fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
     world.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Answers one request, late if so told.
+/// Answers one request, late if the answer says so.
 async fn answer(
     ConnectInfo(switch): ConnectInfo<Switch>,
     State(world): State<Arc<Mutex<World>>>,
@@ -149,7 +149,7 @@ async fn answer(
     deliver(answer, &switch)
 }
 
-/// Turns the answer into what goes out, and cuts the connection where it shall not arrive.
+/// Turns the answer into an HTTP response, and cuts the connection if it must not arrive.
 fn deliver(answer: Answer, switch: &Switch) -> Response {
     let whole = answer.body.len();
     let (body, length) = match answer.delivery {
@@ -187,15 +187,15 @@ fn truncated(mut body: Vec<u8>, bytes: usize) -> Body {
     body.truncate(bytes);
     let begin = stream::iter([Ok(Bytes::from(body))]);
     let end = stream::once(async {
-        // Whoever serves the body sends what it has whenever more is not ready; an error at once
-        // would discard it.
+        // The server sends what it has whenever more is not ready; an immediate error would discard
+        // that.
         tokio::task::yield_now().await;
         Err(io::Error::from(io::ErrorKind::ConnectionAborted))
     });
     Body::from_stream(begin.chain(end))
 }
 
-/// A body and so many blanks, never all of them in memory.
+/// A body and this many blanks, never all of them in memory.
 fn padded(body: Vec<u8>, bytes: usize) -> Body {
     let blanks = |left: &mut usize| {
         let piece = (*left).min(PADDING.len());

@@ -1,6 +1,6 @@
-//! What the cloud does although it has said otherwise: operations that begin later, after a
-//! refusal, an error, a lost answer or a failed sub-job. Decides nothing; `world` lets them begin
-//! when their time has come.
+//! Operations that the cloud carries out although its answer said otherwise: operations that begin
+//! later, after a refusal, an error, a lost answer or a failed sub-job. Decides nothing; `world`
+//! starts them when they are due.
 
 use super::record::LedgerEntry;
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};

@@ -1,10 +1,10 @@
-//! Answers that say all they have to, in bytes that only a tolerant reader takes. Stays away from
-//! choosing them; see `faults`.
+//! Complete answers, in bytes that only a tolerant reader accepts. Does not choose them; see
+//! `faults`.
 
 use super::answer::Answer;
 use super::faults::Oddity;
 
-/// Where a text of the cloud's own stands, in the order of trying.
+/// The keys of the cloud's own texts, in the order of trying.
 const TEXTS: [&[u8]; 4] = [
     br#""fail_reason":""#,
     br#""name":""#,
@@ -50,7 +50,7 @@ fn put_into_text(body: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// Has the first word that decides something said twice: first wrongly, then as it was.
+/// Repeats the first word that decides something: first with a wrong value, then with its own.
 fn double_key(body: &mut Vec<u8>) {
     let found = WORDS.iter().find_map(|key| Some((find(body, key)?, *key)));
     if let Some((at, key)) = found {

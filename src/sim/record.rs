@@ -1,4 +1,4 @@
-//! What can be asked of the simulated cloud beside its API: calls made, operations carried out,
+//! What the simulated cloud reports in addition to its API: calls made, operations carried out,
 //! servers. Plain values.
 
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub struct CallRecord {
     pub action: Option<PowerAction>,
     /// How many servers it named.
     pub servers: usize,
-    /// The answer's status, also when the answer was lost on its way; 0 if there was none.
+    /// The answer's status, even if the answer was lost; 0 if there was none.
     pub status: u16,
     /// Bytes of the answer's body.
     pub bytes: usize,
@@ -58,7 +58,7 @@ pub struct LedgerEntry {
     pub batch: JobId,
 }
 
-/// One server as it is, whatever the API would show of it.
+/// One server as it really is, regardless of what the API shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ServerSummary {
     /// The service it belongs to.

@@ -1,4 +1,4 @@
-//! What the simulated cloud shall be like: the scenario file, its defaults and its rules. Runs
+//! The properties of the simulated cloud: the scenario file, its defaults and its rules. Runs
 //! nothing.
 //!
 //! Every key may be left out; `config/scenario.toml` lists all of them with their defaults. Unknown
@@ -134,8 +134,8 @@ impl Latency {
     }
 }
 
-/// `[rates]`: calls of one kind allowed in any 60 s, for each service by itself; 0, the default,
-/// lifts the rate. Documented for BMS: 50, 2000, 500 and 1000; for CloudDC: none.
+/// `[rates]`: calls of one kind allowed in any 60 s, separately for each service; 0, the default:
+/// no limit. Documented for BMS: 50, 2000, 500 and 1000; for CloudDC: none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rates {
@@ -178,7 +178,7 @@ impl Rates {
     }
 }
 
-/// Why a text is no scenario.
+/// Why a text is not a scenario.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// Not TOML, an unknown key, or a value outside its bounds; the message names the line and the

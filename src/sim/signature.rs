@@ -67,10 +67,8 @@ fn canonical_request(request: &Request, signed_headers: &str) -> Option<String> 
         Some("UNSIGNED-PAYLOAD") => "UNSIGNED-PAYLOAD".to_owned(),
         _ => hex::encode(Sha256::digest(&request.body)),
     };
-    let (path, query) = (
-        canonical_path(&request.path),
-        canonical_query(&request.query),
-    );
+    let path = canonical_path(&request.path);
+    let query = canonical_query(&request.query);
     Some(
         [
             request.method.as_str(),
@@ -111,7 +109,7 @@ fn canonical_query(query: &str) -> String {
         .join("&")
 }
 
-/// The decoded pairs of a query, as bytes. A plus stands for itself.
+/// The decoded pairs of a query, as bytes. A plus is a plus, not a blank.
 pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
     query
         .split('&')
@@ -227,10 +225,8 @@ mod tests {
             .into_iter()
             .find(|(name, ..)| name == "bms-list-servers-query")
             .expect("there");
-        let (signed, secret) = (
-            text(&vector["expected"]["signed_headers"]),
-            text(&vector["input"]["secret_key"]),
-        );
+        let signed = text(&vector["expected"]["signed_headers"]);
+        let secret = text(&vector["input"]["secret_key"]);
         let right = expected(&request, &signed, &secret);
         let mut other = request.clone();
         other.query = other.query.replace("limit=1000", "limit=999");

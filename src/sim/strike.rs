@@ -1,5 +1,5 @@
-//! What faults of calls do to answers: refusing before the work, spoiling after it. Stays away from
-//! choosing them; see `faults`.
+//! What faults of calls do to answers: refusing before the work, spoiling after it. Does not choose
+//! them; see `faults`.
 
 use std::time::Duration;
 

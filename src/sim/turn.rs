@@ -1,5 +1,5 @@
-//! What travels with a call through its turn: whom it concerns, its number, its faults and its
-//! chance. Decides nothing.
+//! What belongs to a call while it is handled: its servers, its number, its faults and its chance.
+//! Decides nothing.
 
 use super::faults::{FaultKind, FaultPlan};
 use super::late::LateAct;
@@ -55,7 +55,7 @@ impl<'a> About<'a> {
     }
 }
 
-/// What a call's work is told.
+/// What the code that carries out a call gets.
 pub(super) struct Turn<'a> {
     pub(super) now: UtcMillis,
     /// Its number among those of its kind and service, from 1.
@@ -104,7 +104,7 @@ impl Chances {
 }
 
 impl Turn<'_> {
-    /// For a submit, beside the parts of the world that it takes along.
+    /// For a submit, together with the parts of the world that it needs.
     pub(super) fn surroundings<'b>(
         &'b self,
         faults: &'b FaultPlan,

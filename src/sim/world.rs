@@ -182,7 +182,7 @@ impl World {
         self.take_turn(now, about, |world, _| world.clouddc.show(now, id))
     }
 
-    /// Lets begin what was to begin by `now`. Every call does so first; asked for by itself, it
+    /// Starts the operations that are due by `now`. Every call does so first; called alone, it
     /// keeps the ledger up to date.
     pub fn act_late(&mut self, now: UtcMillis) {
         let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.late)
@@ -255,7 +255,8 @@ impl World {
         let nth = *count;
         let latency_ms = self.scenario.latency.of(about.call).draw_ms(rng);
         let rates = self.scenario.rates;
-        let (limit, throttle_body) = (rates.of(about.call), self.throttle_body(about.service));
+        let limit = rates.of(about.call);
+        let throttle_body = self.throttle_body(about.service);
         let instead = Instead {
             service: about.service,
             now,
@@ -309,7 +310,7 @@ impl World {
         )
     }
 
-    /// A submit that was not accepted is carried out all the same, where a fault says so.
+    /// A submit that was not accepted is carried out anyway if a fault says so.
     fn promise(&mut self, about: &About<'_>, turn: &Turn<'_>) {
         let (Some(service), Some(action)) = (about.service, about.action) else {
             return;

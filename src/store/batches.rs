@@ -369,7 +369,7 @@ impl OpenBatchRow {
 
 /// A reboot that ended unknown, or whose own task failed, may be under way for this long.
 /// Documented jobs take minutes; nobody says what the longest is.
-const SHADOW: Duration = Duration::from_secs(24 * 3600);
+pub(super) const SHADOW: Duration = Duration::from_secs(24 * 3600);
 
 async fn members(
     connection: &mut SqliteConnection,

@@ -9,10 +9,12 @@ pub enum StoreError {
     #[error("there is no queue at {0}; `poweryard serve` or `poweryard db migrate` creates it")]
     Missing(PathBuf),
     /// An SQLite file of something else.
-    #[error("{0} is a database of something else; it is left alone")]
+    #[error("{0} is another program's database; poweryard leaves it alone; check the path")]
     Foreign(PathBuf),
     /// Written by a later version.
-    #[error("{0} was written by a newer version of poweryard; it is left alone")]
+    #[error(
+        "{0} was written by a newer version of poweryard; this version leaves it alone; run the newer one"
+    )]
     Newer(PathBuf),
     /// Written by an earlier version; the daemon and `db migrate` bring it up to date.
     #[error("{0} has an older schema; run `poweryard db migrate`")]
@@ -20,17 +22,17 @@ pub enum StoreError {
     /// The file was deleted or replaced while the daemon ran on it: what producers write now is in
     /// another file.
     #[error(
-        "{0} was deleted or replaced while poweryard ran on it; it ends, and the next start takes up what is there now"
+        "{0} was deleted or replaced while poweryard was using it; poweryard stops, and the next start uses the file that is there then"
     )]
     Replaced(PathBuf),
     /// Another daemon, or an older copy of the queue, has come in this one's place.
     #[error(
-        "{0} is not as poweryard left it: another daemon has taken it over, or a copy was put in its place; it ends, and sends and stores nothing more"
+        "{0} is not as poweryard left it: another daemon is using it now, or a copy was put in its place; poweryard stops, and sends and stores nothing more"
     )]
     TakenOver(PathBuf),
     /// The note beside the queue, by which an older copy is known, cannot be written. Nothing
     /// leaves until it can.
-    #[error("cannot write {path}, by which an older copy of the queue is known")]
+    #[error("cannot write {path}, which is needed to recognise an older copy of the queue")]
     Unnoted {
         /// The note.
         path: PathBuf,
@@ -39,7 +41,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// A daemon runs on it.
-    #[error("another poweryard runs on {path} (pid {pid}); two daemons on one queue are refused")]
+    #[error("another poweryard daemon runs on {path} (pid {pid}); a queue can have only one")]
     DaemonRuns {
         /// The queue.
         path: PathBuf,
@@ -77,7 +79,7 @@ pub enum StoreError {
     #[error("there is no request {0}")]
     NoSuchRequest(i64),
     /// A stored value that this version cannot read.
-    #[error("the queue holds something unreadable: {0}")]
+    #[error("the queue contains a value that cannot be read: {0}")]
     Unreadable(String),
     /// Anything else that SQLite says.
     #[error("the database failed")]

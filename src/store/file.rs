@@ -98,7 +98,7 @@ fn handle_of<'a>(
     handles
         .get_mut(&identity)
         .map(|handle| (identity, handle))
-        .ok_or_else(|| std::io::Error::other("the file was replaced at this moment"))
+        .ok_or_else(|| std::io::Error::other("the file was replaced just now"))
 }
 
 /// A handle on a file beside the queue, of which SQLite has one of its own: kept open as that on
@@ -305,7 +305,7 @@ pub(super) fn real(path: &Path) -> PathBuf {
 }
 
 /// The path with an ending.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)

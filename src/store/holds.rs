@@ -444,7 +444,7 @@ impl HoldRow {
         let mut note =
             |what: &str, error: StoreError| odd.push(format!("row {id} of holds: {what}: {error}"));
         let read = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let ignored = "it holds nothing";
+        let ignored = "it is ignored";
         let kind = rows::word(&read(self.kind))
             .map_err(|error| note(ignored, error))
             .ok()?;
@@ -454,7 +454,7 @@ impl HoldRow {
             .transpose();
         let action = action.map_err(|error| note(ignored, error)).ok()?;
         let since = rows::time(&read(self.since)).unwrap_or_else(|error| {
-            note("it is in force since an unknown time", error);
+            note("it is in force, since an unknown time", error);
             now
         });
         let until = rows::maybe_time(self.until.map(read)).unwrap_or_else(|error| {

@@ -72,7 +72,7 @@ impl Store {
         let mut tx = self.begin(&mut writer).await?;
         let stranded: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
             "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = ?2,
-                 error_message = 'its batch was removed from the queue by hand, so nobody can ask what became of it',
+                 error_message = 'its batch was removed from the queue by hand, so the daemon cannot ask what happened to it',
                  finished_at = ?1, gate = NULL
              WHERE state = 'running' AND NOT EXISTS (
                  SELECT 1 FROM batches b JOIN request_attempts a ON a.batch_id = b.id AND a.request_id = power_requests.id

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 
+use super::batches::SHADOW;
 use super::hand;
 use super::holds::put_hold;
 use super::note::{self, MOST, Note};
 use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, rows, stamp_page, text};
-use crate::model::{Hold, HoldKind, UtcMillis};
+use crate::model::{Hold, HoldKind, PowerAction, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short.
 const CHUNK: i64 = 300;
@@ -44,7 +45,7 @@ impl Prune {
 }
 
 /// Looks at one chunk more, inside a transaction that has the hand: deletes requests that ended
-/// before `cutoff` and that nobody waits for, then batches without requests that no budget needs
+/// before `cutoff`, that nobody waits for and that cast no doubt on others, then batches without requests that no budget needs
 /// any more at `now`.
 ///
 /// It goes by when a row ended. One that ended while the clock was ahead stays until that time has
@@ -77,7 +78,7 @@ pub(super) async fn prune_chunk(
         .await?;
     let ids = rows::list(found.iter().map(|(_, id)| id));
     match so_far.requests_done {
-        false => so_far.requests += prune_requests(tx, &ids).await?,
+        false => so_far.requests += prune_requests(tx, &ids, now).await?,
         true => so_far.batches += prune_batches(tx, &ids, now).await?,
     }
     let walked = found.len() < CHUNK as usize;
@@ -97,12 +98,21 @@ pub(super) async fn shrink(connection: &mut SqliteConnection) -> Result<(), Stor
     Ok(())
 }
 
-async fn prune_requests(tx: &mut SqliteConnection, ids: &str) -> Result<u64, StoreError> {
+async fn prune_requests(
+    tx: &mut SqliteConnection,
+    ids: &str,
+    now: UtcMillis,
+) -> Result<u64, StoreError> {
+    // A reboot that may still be under way casts doubt on what is seen of its server.
     let deleted = sqlx::query(
         "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = power_requests.id AND w.gate IS NOT NULL)",
+            AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = power_requests.id AND w.gate IS NOT NULL)
+            AND NOT (finished_at > ?2 AND action IN (SELECT value FROM json_each(?3))
+                     AND (state = 'unknown' OR (state = 'failed' AND evidence = 'job')))",
     )
     .bind(ids)
+    .bind(text(now.before(SHADOW)))
+    .bind(rows::actions(PowerAction::leaves_no_mark))
     .execute(&mut *tx)
     .await?;
     sqlx::query(
@@ -400,16 +410,15 @@ async fn hold_restored(
         let what = match (rows::readable_time(copied_at.clone()), note) {
             (Some(at), _) => format!("this queue is an older copy of {at}"),
             (None, Some(note)) if note.epoch <= own.epoch => {
-                "this queue was put in its place and may be an older copy".to_owned()
+                "this file was put in place of the queue and may be an older copy".to_owned()
             }
             (None, Some(_)) => "this queue is an older copy".to_owned(),
             (None, None) => {
-                "this queue may be an older copy (the note beside it, .epoch, is missing)"
-                    .to_owned()
+                "this queue may be an older copy (the .epoch file beside it is missing)".to_owned()
             }
         };
         let reason = format!(
-            "{what}; what became of its unfinished requests since is not in it: see `poweryard db release --help`"
+            "{what}; it does not know what has happened to its unfinished requests since then: see `poweryard db release --help`"
         );
         let kind = HoldKind::Restored;
         put_hold(

@@ -48,6 +48,7 @@ pub use batches::{DueTarget, Hands};
 pub use claim::Which;
 pub use desk::Desk;
 pub use error::StoreError;
+pub(crate) use file::beside;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub use holds::{NotedPace, RefusedKey, TargetNews};
 pub use intake::{EndedCounts, TakenIn};

@@ -144,7 +144,7 @@ fn succeeds(batch: Batch, shows: impl Fn(u64) -> Sighting) -> u64 {
 const REBOOTED: fn() -> Option<Operation> = || operation(Reboot, Succeeded);
 
 #[test]
-fn a_reboot_that_succeeded_before_the_call_proves_nothing_and_ends_unknown_at_the_time_limit() {
+fn an_earlier_reboot_proves_nothing_and_at_the_time_limit_it_is_unknown() {
     let (after, state, code) = end(accepted(Reboot, REBOOTED()), |_| {
         idle(Power::On, REBOOTED())
     });
@@ -155,7 +155,7 @@ fn a_reboot_that_succeeded_before_the_call_proves_nothing_and_ends_unknown_at_th
 }
 
 #[test]
-fn a_reboot_seen_under_way_and_then_succeeded_did_although_it_stands_where_it_stood_before() {
+fn a_reboot_seen_under_way_counts_although_its_final_state_is_the_same() {
     let shows = |seconds| match seconds {
         20..50 => moving(Power::On, Reboot),
         _ => idle(Power::On, REBOOTED()),
@@ -165,7 +165,7 @@ fn a_reboot_seen_under_way_and_then_succeeded_did_although_it_stands_where_it_st
 }
 
 #[test]
-fn a_reboot_that_stands_where_something_else_stood_before_succeeded_without_being_seen_under_way() {
+fn a_reboot_that_replaces_another_operation_succeeded_even_if_unseen() {
     let befores = [
         None,
         operation(Start, Succeeded),
@@ -180,7 +180,7 @@ fn a_reboot_that_stands_where_something_else_stood_before_succeeded_without_bein
 }
 
 #[test]
-fn a_reboot_that_fails_where_another_had_succeeded_failed_with_the_servers_own_error() {
+fn a_reboot_that_fails_after_a_successful_one_has_the_servers_own_error() {
     let shows = |seconds| {
         if seconds < 30 {
             idle(Power::On, REBOOTED())
@@ -269,7 +269,7 @@ fn a_start_that_is_newly_seen_failed_failed() {
 }
 
 #[test]
-fn a_start_that_had_failed_before_the_call_is_not_failed_while_the_server_is_off_and_idle() {
+fn a_start_that_failed_before_the_call_is_not_taken_for_this_one() {
     let before = operation(Start, Failed);
     let (after, state, code) = end(accepted(Start, before), |_| failed(Power::Off, Start));
     assert_eq!(
@@ -300,7 +300,7 @@ fn a_start_that_had_failed_before_the_call_is_not_failed_while_the_server_is_off
 }
 
 #[test]
-fn where_nothing_was_known_before_the_call_only_a_transition_that_was_seen_counts() {
+fn without_a_baseline_only_a_transition_that_was_seen_counts() {
     let unseen = |_| idle(Power::On, REBOOTED());
     let seen = |seconds| {
         if seconds == 20 {
@@ -334,7 +334,7 @@ fn where_nothing_was_known_before_the_call_only_a_transition_that_was_seen_count
 }
 
 #[test]
-fn what_was_accepted_and_has_not_begun_is_not_called_undone_before_the_time_limit() {
+fn an_accepted_call_is_not_called_undone_before_the_time_limit() {
     for (action, power) in [(Start, Power::Off), (Stop, Power::On), (Reboot, Power::On)] {
         let (after, state, _) = end(accepted(action, None), |_| idle(power, None));
         assert_eq!(
@@ -370,7 +370,7 @@ fn a_stop_that_moved_and_then_stays_idle_and_running_may_be_sent_again() {
 }
 
 #[test]
-fn a_lost_reboot_whose_server_stays_as_it_was_is_unknown_and_not_sent_again() {
+fn a_lost_reboot_without_a_trace_is_unknown_and_not_sent_again() {
     for before in [
         None,
         REBOOTED(),
@@ -450,7 +450,7 @@ fn in_a_copy_neither_idleness_nor_an_operation_proves_anything() {
 }
 
 #[test]
-fn a_reboot_in_the_shadow_of_an_earlier_one_of_unknown_end_is_never_proved_by_what_is_seen() {
+fn nothing_seen_proves_a_reboot_after_one_whose_end_is_unknown() {
     let shadowed = |mut batch: Batch| {
         batch.members[0].shadowed = true;
         batch
@@ -525,7 +525,7 @@ fn a_reboot_is_not_succeeded_while_its_server_is_off() {
 }
 
 #[test]
-fn states_that_cannot_be_read_at_the_time_limit_lead_to_looking_which_ends_too() {
+fn unreadable_states_at_the_time_limit_lead_to_looking_which_ends_too() {
     let error = CallError {
         fault: Fault::Unavailable,
         status: Some(503),

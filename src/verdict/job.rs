@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_is_not_found_is_asked_for_again_before_its_servers_are_looked_at() {
+    fn a_job_not_found_is_asked_for_again_before_its_servers_are_read() {
         let unknown = CallError {
             fault: Fault::Refused(CodeClass::JobUnknown),
             status: Some(400),

@@ -286,8 +286,7 @@ fn read_reboot(case: Case<'_>, member: &Member, view: &ServerView) -> ServerRead
         return read_busy_reboot(case, member, why);
     }
     if member.seen_moving && batch.was_refused_as_busy() {
-        let reason =
-            "the cloud called a server busy, and whose reboot was then seen nobody can tell";
+        let reason = "the cloud said that a server was busy, and the reboot that was then seen may be another one";
         return ServerReading::unproved(reason.to_owned());
     }
     if view.operation.is_some() {
@@ -342,7 +341,7 @@ fn no_reboot_was_seen(batch: &Batch, member: &Member) -> String {
 fn read_busy_reboot(case: Case<'_>, member: &Member, why: &Complaint) -> ServerReading {
     if member.seen_moving {
         return ServerReading::unproved(format!(
-            "the job ended with {}, and whose reboot was then seen nobody can tell",
+            "the job ended with {}, and the reboot that was then seen may be another one",
             why.code
         ));
     }
@@ -351,7 +350,7 @@ fn read_busy_reboot(case: Case<'_>, member: &Member, why: &Complaint) -> ServerR
     }
     if !was_busy_with_something_else(case, member) {
         return ServerReading::unproved(format!(
-            "the job ended with {}, which may speak of this very reboot, and it may have passed unseen",
+            "the job ended with {}, which may be about this reboot, and the reboot may have happened unseen",
             why.code
         ));
     }
@@ -374,13 +373,13 @@ fn was_busy_with_something_else(case: Case<'_>, member: &Member) -> bool {
 fn why_in_doubt(batch: &Batch) -> String {
     match batch.look_cause {
         Some(LookCause::Lost | LookCause::Refused) => why_the_call_is_in_doubt(batch),
-        Some(LookCause::Vanished) => "the cloud does not know the job any more".to_owned(),
+        Some(LookCause::Vanished) => "the cloud no longer knows the job".to_owned(),
         Some(LookCause::TimeLimit) => "the job did not end within job_time_limit".to_owned(),
         Some(LookCause::Busy) => {
             let code = batch.complaint.as_ref().map_or("", |why| why.code.as_str());
-            format!("the job ended with {code}, which may speak of this very reboot")
+            format!("the job ended with {code}, which may be about this reboot")
         }
-        Some(LookCause::Gap) | None => "the job's answer leaves this server out".to_owned(),
+        Some(LookCause::Gap) | None => "the job's answer does not mention this server".to_owned(),
     }
 }
 
@@ -390,7 +389,7 @@ fn why_the_call_is_in_doubt(batch: &Batch) -> String {
             format!("the cloud answered with {code}, which does not tell whether anything was done")
         }
         Some(Complaint { message, .. }) if !message.is_empty() => {
-            format!("the end of the call does not tell whether anything was done ({message})")
+            format!("the way the call ended does not tell whether anything was done ({message})")
         }
         Some(_) | None => "the answer to the call was lost".to_owned(),
     }

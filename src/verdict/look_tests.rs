@@ -160,7 +160,7 @@ fn a_reboot_seen_in_transition_is_followed_to_its_end() {
 }
 
 #[test]
-fn a_reboot_that_is_seen_proves_nothing_while_an_earlier_one_may_be_under_way() {
+fn a_reboot_seen_proves_nothing_while_an_earlier_one_may_be_running() {
     for (power, afterwards) in [
         (Power::On, "running"),
         (Power::Off, "stopped"),

@@ -154,7 +154,7 @@ fn explanation(
         return Some(locked(batch));
     }
     if !view.is_idle() {
-        let why = Complaint::our_own(OwnCode::Busy, "the server is in another transition");
+        let why = Complaint::our_own(OwnCode::Busy, "the server is busy with another operation");
         return Some(case.wait_apart(member, &why));
     }
     if action.needs_a_running_server() && view.power == Power::Off {

@@ -422,7 +422,7 @@ fn busy_by_its_job(code: &str) -> Looked {
 }
 
 #[test]
-fn a_reboot_that_its_job_calls_busy_goes_again_only_if_nothing_can_have_passed_unseen() {
+fn a_reboot_called_busy_goes_again_only_if_none_can_have_gone_unseen() {
     let at_rest = each(&busy_by_its_job("BMS.0037").batch, &idle(Power::On));
     let (after, step) = look_on(&mut busy_by_its_job("BMS.0037"), 1, &at_rest);
     assert_eq!(

@@ -53,7 +53,7 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
             doubts: batch.doubts,
         });
     }
-    let why = "the config no longer has this target as it was when the request was sent, so nobody can ask what became of it";
+    let why = "the target was removed from the config or changed after the request was sent, so the daemon cannot ask what happened to it";
     let end = Event::Ended(Outcome::unknown(OwnCode::Orphaned, why));
     let moves = batch
         .members
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unexplained_failure_of_many_is_split_and_that_of_one_or_of_reboots_is_lost() {
+    fn an_unexplained_failure_is_split_and_of_one_or_of_reboots_it_is_lost() {
         let cause = |action, servers, code| {
             let batch = batch(action, BatchState::Submitting, servers);
             let step = submitted(&batch, Err(error(Fault::Lost, code)));
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_do_not_say_what_was_done_count_as_lost_and_unlisted_ones_as_refused() {
+    fn ambiguous_codes_count_as_lost_and_unlisted_ones_as_refused() {
         for action in [PowerAction::Stop, PowerAction::Reboot] {
             let uncertain = refused_with("BMS.0006", CodeClass::RetryableUncertain, action, 1);
             assert!(uncertain.moves.is_empty());

@@ -1,10 +1,11 @@
-//! Turns the library's text into the form that every Prometheus tool reads. The library writes
-//! OpenMetrics, which names a counter's family without the `_total` of its series. Knows no metric.
+//! Converts the library's text to the format that every Prometheus tool reads. The library writes
+//! OpenMetrics, which names a counter's family without the `_total` of its series. Knows no
+//! metrics.
 
-/// The media type of the form.
+/// The media type of that format.
 pub(super) const KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The same metrics, with each HELP and TYPE under the name that its series have.
+/// The same metrics, but HELP and TYPE carry the names of the series.
 pub(super) fn classic(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len() + 1024);
     let mut help = None;

@@ -1,5 +1,5 @@
-//! `/healthz`: does the loop move. `/readyz`: can work flow. Pure but for the clock; asks the queue
-//! nothing.
+//! `/healthz`: does the daemon's loop make progress? `/readyz`: can the daemon send? Pure except
+//! for the clock; does not read the queue.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,9 +11,9 @@ use axum::response::Response;
 use super::{PLAIN, Site, say};
 use crate::meter::Progress;
 
-/// A loop at rest goes round every 5 s; a locked database takes as long again for each statement.
+/// An idle loop makes a round every 5 s; with a locked database each statement takes another 5 s.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// Three rounds of a loop at rest.
+/// Three rounds of an idle loop.
 const READY_WITHIN: Duration = Duration::from_secs(15);
 
 pub(super) async fn moves(State(site): State<Arc<Site>>) -> Response {
@@ -34,16 +34,18 @@ fn respond(judgement: Result<String, String>) -> Response {
 
 fn judge_moves(progress: &Progress, now: Instant) -> Result<String, String> {
     let since = now.saturating_duration_since(progress.moved.unwrap_or(progress.began));
-    match since < STUCK_AFTER {
-        true => Ok(format!("ok: the loop moved {} s ago", since.as_secs())),
-        false => Err(format!("the loop has not moved for {} s", since.as_secs())),
+    if since < STUCK_AFTER {
+        Ok(format!("ok: the loop moved {} s ago", since.as_secs()))
+    } else {
+        Err(format!("the loop has not moved for {} s", since.as_secs()))
     }
 }
 
-/// A hold is no reason not to be ready: other targets go on, and what is held waits as it should.
+/// A hold does not make the daemon unready: other targets continue, and held requests wait as
+/// intended.
 fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
     let Some(good) = progress.good else {
-        return Err("no round has been through yet".to_owned());
+        return Err("no round has succeeded yet".to_owned());
     };
     let since = now.saturating_duration_since(good).as_secs();
     if progress.trouble {
@@ -51,9 +53,10 @@ fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
             "the database fails; the last good round was {since} s ago"
         ));
     }
-    match since < READY_WITHIN.as_secs() {
-        true => Ok(format!("ready: the last good round was {since} s ago")),
-        false => Err(format!("the last good round was {since} s ago")),
+    if since < READY_WITHIN.as_secs() {
+        Ok(format!("ready: the last good round was {since} s ago"))
+    } else {
+        Err(format!("the last good round was {since} s ago"))
     }
 }
 

@@ -1,8 +1,9 @@
-//! `/metrics`, `/healthz`, `/readyz` and the status page: one small HTTP server beside the passes.
+//! `/metrics`, `/healthz`, `/readyz` and the status page: one small HTTP server beside the daemon's
+//! loop.
 //!
-//! It only reads, over connections of its own; a scraper that is slow, broken or many meets limits
-//! here and never the daemon's loop. Serves whoever reaches the address: there is no login. Writes
-//! nothing, decides nothing.
+//! It only reads, over connections of its own; slow, broken or very many scrapers meet limits here
+//! and never slow down the daemon's loop. There is no login: everybody who can reach the address is
+//! served. Writes nothing, decides nothing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -38,18 +39,19 @@ mod single;
 use numbers::Reading;
 use single::Single;
 
-/// Connections served at a time; for one more, one that has not asked for anything yet is dropped.
+/// Connections served at a time; for a further one, a connection that has not sent a request yet is
+/// dropped.
 const CONNECTIONS_MAX: usize = 128;
-/// For a request's head.
+/// Time for a request's head.
 const HEAD_TIME: Duration = Duration::from_secs(5);
-/// For a whole connection, which carries one request.
+/// Time for a whole connection, which carries one request.
 const CONNECTION_TIME: Duration = Duration::from_secs(15);
 /// More than any request head of a scraper or a browser.
 const BUFFER_BYTES_MAX: usize = 16 * 1024;
-/// When the process has no file left for a connection.
+/// Pause when the process has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What `poweryard status` prints, read afresh.
+/// What `poweryard status` prints, read when it is called.
 pub type StatusText = Arc<dyn Fn() -> BoxFuture<'static, Result<String, StoreError>> + Send + Sync>;
 
 /// The server and where it listens. Ends when dropped.
@@ -63,12 +65,12 @@ struct Serving {
     task: JoinHandle<()>,
 }
 
-/// What there is to show.
+/// The sources of the pages.
 struct Site {
     meter: Arc<Meter>,
     database: PathBuf,
     status: StatusText,
-    /// Whose secrets' age is shown.
+    /// The targets whose secrets' age is shown.
     targets: Mutex<(Vec<TargetSettings>, SecretRules)>,
     reading: Single<Reading>,
     page: Single<String>,
@@ -96,10 +98,9 @@ impl Web {
         }
     }
 
-    /// Listens on `address` from now on, and no longer where it did before; none: nowhere.
+    /// Listens on `address` from now on, and no longer on the old address; none: on no address.
     ///
-    /// # Errors
-    /// The address cannot be listened on; everything stays as it was then.
+    /// # Errors The address cannot be listened on; then nothing changes.
     pub async fn listen(&mut self, address: Option<SocketAddr>) -> io::Result<()> {
         if self.serving.as_ref().map(|serving| serving.address) == address {
             return Ok(());
@@ -108,8 +109,8 @@ impl Web {
             None => None,
             Some(address) => {
                 let listener = TcpListener::bind(address).await?;
-                // The address as it was asked for: with port 0 another one is in use, which the log
-                // tells.
+                // The address as configured. With port 0 the real port is another one; the log
+                // shows it.
                 let actual = listener.local_addr().unwrap_or(address);
                 info!(address = %actual, "serving http://{actual}/ and http://{actual}/metrics");
                 Some(Serving {
@@ -123,8 +124,8 @@ impl Web {
         Ok(())
     }
 
-    /// Goes on with new settings; an address that cannot be listened on is logged, and the old one
-    /// stays.
+    /// Applies new settings. If the new address cannot be listened on, that is logged and the old
+    /// one stays.
     pub async fn take_up(&mut self, settings: &Settings, rules: &SecretRules) {
         *self
             .site
@@ -137,7 +138,7 @@ impl Web {
                 .map(|address| address.to_string())
                 .unwrap_or_default();
             error!(
-                "listen.address {address} cannot be listened on, and the old address stays: {why}"
+                "cannot listen on {address} (listen.address); the old address stays in use: {why}"
             );
         }
     }
@@ -155,10 +156,9 @@ impl Drop for Web {
     }
 }
 
-/// Takes connections in; each is a task of its own, within a limit of number and time.
+/// Accepts connections; each is a task of its own, limited in number and time.
 ///
-/// Whoever connects and says nothing is the first to go, so that no number of such keeps anybody
-/// waiting.
+/// Silent connections are dropped first, so that any number of them cannot block others.
 async fn serve(listener: TcpListener, site: Arc<Site>) {
     let routes = routes(site);
     let mut guests: VecDeque<Guest> = VecDeque::new();
@@ -173,7 +173,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>) {
                 guests.push_back(Guest { task, asked });
             }
             Err(why) => {
-                debug!("a connection could not be accepted: {why}");
+                debug!("cannot accept a connection: {why}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -183,11 +183,11 @@ async fn serve(listener: TcpListener, site: Arc<Site>) {
 /// A connection being served.
 struct Guest {
     task: AbortHandle,
-    /// The head of its request has come.
+    /// The head of its request has arrived.
     asked: Arc<AtomicBool>,
 }
 
-/// Drops a guest if there are as many as may be: the one that has been silent for longest, else the
+/// Drops a connection if the limit is reached: the one that has been silent for longest, else the
 /// oldest.
 fn make_room(guests: &mut VecDeque<Guest>) {
     if guests.len() < CONNECTIONS_MAX {
@@ -231,7 +231,7 @@ fn routes(site: Arc<Site>) -> Router {
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// An answer that nobody keeps.
+/// An answer that must not be cached.
 fn say(status: StatusCode, kind: &'static str, text: String) -> Response {
     const NOSNIFF: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     let headers = [

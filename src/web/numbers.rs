@@ -1,15 +1,15 @@
-//! `/metrics`: what the daemon has counted, and what the queue, the disk and the secret files show
-//! at this moment.
+//! `/metrics`: the daemon's counters, and what the queue, the disk and the secret files show at
+//! present.
 //!
-//! The queue is read over a connection of its own, at a cost that depends on what is unfinished and
-//! not on what has ended; the files are looked at by path and never opened. Targets that the config
-//! lacks share one label: producers could invent any number of them.
+//! The queue is read over a connection of its own, at a cost that depends on the unfinished
+//! requests only; the files' metadata is read by path, and they are never opened. Targets that are
+//! not in the config share one label, because producers could invent any number of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -24,11 +24,11 @@ use crate::meter::TargetFacts;
 use crate::model::{HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
 use crate::store::desk::{Access, HoldRecord, OldestReady, OverviewCount};
-use crate::store::{Desk, StoreError};
+use crate::store::{Desk, StoreError, beside};
 
-/// The label of a hold on everything; no target can be named so.
+/// The label of a hold on everything; no target can have this name.
 const ALL: &str = "(all)";
-/// The label of targets that the config does not have.
+/// The label of targets that are not in the config.
 const UNKNOWN: &str = "(unknown)";
 
 type Labels = Vec<(&'static str, String)>;
@@ -69,11 +69,9 @@ fn now() -> UtcMillis {
 impl Reading {
     async fn take(database: &Path) -> Result<Self, StoreError> {
         let mut desk = Desk::open(database, Access::Read).await?;
-        let (holds, ready, overview) = (
-            desk.holds(now()).await?,
-            desk.oldest_ready().await?,
-            desk.overview().await?,
-        );
+        let holds = desk.holds(now()).await?;
+        let ready = desk.oldest_ready().await?;
+        let overview = desk.overview().await?;
         desk.close().await?;
         Ok(Self {
             overview,
@@ -110,7 +108,6 @@ impl Sheet {
 
     fn process(&mut self, site: &Site) {
         let progress = site.meter.progress();
-        let seconds = |since: Instant| since.elapsed().as_secs_f64();
         let began = SystemTime::now() - progress.began.elapsed();
         let began = began
             .duration_since(UNIX_EPOCH)
@@ -123,13 +120,14 @@ impl Sheet {
         );
         self.fractions(
             "start_time_seconds",
-            "When the daemon began, since 1970",
+            "When the daemon started, in seconds since 1970",
             [(vec![], began)],
         );
-        let age = seconds(progress.good.unwrap_or(progress.began));
-        let help = "Since the last round that the database let through, or since the start; a loop at rest goes round every 5 s";
+        let last_good = progress.good.unwrap_or(progress.began);
+        let age = last_good.elapsed().as_secs_f64();
+        let help = "Time since the last round in which the database worked, or since the start; an idle loop makes a round every 5 s";
         self.fractions("last_good_round_age_seconds", help, [(vec![], age)]);
-        let help = "1 while the database fails: nothing is sent then, and answers wait in memory";
+        let help = "1 while the database fails: nothing is sent, and answers wait in memory";
         self.counts(
             "database_trouble",
             help,
@@ -137,12 +135,12 @@ impl Sheet {
         );
         self.counts(
             "unsaved_answers",
-            "Answers of the cloud that the database did not take yet",
+            "Answers of the cloud that are not yet stored in the database",
             [(vec![], whole(progress.unsaved))],
         );
         self.counts(
             "open_calls",
-            "Batches whose call or look is being made",
+            "Batches whose call or look is in progress",
             [(vec![], whole(progress.open_calls))],
         );
     }
@@ -153,13 +151,14 @@ impl Sheet {
                 .iter()
                 .map(move |(name, facts)| (target(&name.0), value(facts)))
         };
-        let help = "Submit calls that may leave, at present: 429s lower it, quiet raises it again";
+        let help =
+            "Submit calls a second allowed at present: 429s lower it, quiet time raises it again";
         self.fractions(
             "pace_calls_per_second",
             help,
             of(|facts| f64::from(facts.pace) / 60.0),
         );
-        let help = "Submit calls that may leave, as configured";
+        let help = "Submit calls a second allowed by submits_per_minute";
         self.fractions(
             "pace_configured_calls_per_second",
             help,
@@ -172,7 +171,7 @@ impl Sheet {
         };
         let help = "1 from a throttled or failed submit call until one is answered";
         self.counts("breaker_open", help, of(|facts| facts.breaker.into()));
-        let help = "How often in a row the cloud refused the key of this target; over five it would lock it";
+        let help = "How often in a row the cloud refused the key of this target; after more than five it locks the key";
         self.counts(
             "credentials_refusals",
             help,
@@ -182,40 +181,33 @@ impl Sheet {
 
     fn secrets(&mut self, site: &Site) {
         let targets = site.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = |changed: SystemTime| {
-            SystemTime::now()
-                .duration_since(changed)
-                .unwrap_or_default()
-                .as_secs_f64()
-        };
         let ages: Vec<(Labels, f64)> = targets
             .0
             .iter()
             .filter_map(|of| {
                 Some((
                     target(&of.name.0),
-                    age(SecretStamp::take(of, &targets.1).modified()?),
+                    seconds_since(SecretStamp::take(of, &targets.1).modified()?),
                 ))
             })
             .collect();
-        let help = "Since the newest of the target's secret files changed; systemd writes its copies at every start";
+        let help = "Time since the newest of the target's secret files changed; systemd writes its copies at every start";
         self.fractions("credentials_age_seconds", help, ages);
     }
 
     /// By path: a handle of our own on the database would drop SQLite's locks when closed.
     fn files(&mut self, database: &Path) {
-        let size = |path: PathBuf| {
-            std::fs::metadata(path).map_or(0, |meta| i64::try_from(meta.len()).unwrap_or(i64::MAX))
-        };
         self.counts(
             "database_size_bytes",
-            "The queue's file",
-            [(vec![], size(database.to_owned()))],
+            "Size of the queue's file",
+            [(vec![], file_size(database))],
         );
-        let mut wal = database.as_os_str().to_owned();
-        wal.push("-wal");
-        let help = "What SQLite has not yet moved from the -wal into the file, and room that it keeps; 64 MiB and less are usual";
-        self.counts("wal_size_bytes", help, [(vec![], size(wal.into()))]);
+        let help = "Size of the queue's -wal; up to 64 MiB is usual";
+        self.counts(
+            "wal_size_bytes",
+            help,
+            [(vec![], file_size(&beside(database, "-wal")))],
+        );
         let folder = database
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -224,18 +216,19 @@ impl Sheet {
             let bytes = |blocks: u64| {
                 i64::try_from(blocks.saturating_mul(disk.f_frsize)).unwrap_or(i64::MAX)
             };
-            let help = "Room that the daemon may still use on the queue's disk";
+            let help = "Free space on the queue's disk that the daemon can use";
             self.counts("disk_free_bytes", help, [(vec![], bytes(disk.f_bavail))]);
             self.counts(
                 "disk_size_bytes",
-                "The queue's disk",
+                "Size of the queue's disk",
                 [(vec![], bytes(disk.f_blocks))],
             );
         }
     }
 
     fn readable(&mut self, readable: bool) {
-        let help = "0 while the numbers of the queue are missing here, because it could not be read in time";
+        let help =
+            "0 while the queue's numbers are missing here because it could not be read in time";
         self.counts("database_readable", help, [(vec![], readable.into())]);
     }
 
@@ -291,7 +284,7 @@ impl Sheet {
                 *age = age.max(waited(ready, now).as_secs_f64());
             }
         }
-        let help = "How long ago the oldest request that could go now became able to; 0 when there is none. Held ones do not count";
+        let help = "Age of the oldest request that could be sent now; 0 if there is none. Held requests do not count";
         let ages = oldest
             .iter()
             .map(|((name, action), age)| (lane(name, action), *age));
@@ -313,7 +306,7 @@ impl Sheet {
         });
         self.counts(
             "holds",
-            "Reasons why requests are not going out, by their kind",
+            "Holds: reasons why requests are not sent, by kind",
             zeros.chain(holds),
         );
     }
@@ -352,4 +345,16 @@ impl And for Labels {
 
 fn whole(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn seconds_since(time: SystemTime) -> f64 {
+    SystemTime::now()
+        .duration_since(time)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+/// In bytes; 0 if the file cannot be found.
+fn file_size(path: &Path) -> i64 {
+    std::fs::metadata(path).map_or(0, |meta| i64::try_from(meta.len()).unwrap_or(i64::MAX))
 }

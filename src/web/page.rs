@@ -1,5 +1,5 @@
-//! The status page: what `poweryard status` prints, in HTML without scripts. Reads the queue by
-//! what it was given.
+//! The status page: what `poweryard status` prints, in HTML without scripts. Reads the queue with
+//! the function that it gets.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{Site, say};
 
-/// Nothing is loaded and nothing runs, whatever a row says.
+/// Loads nothing and runs no scripts, whatever text a row contains.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 

@@ -1,12 +1,12 @@
-//! One reader of the queue at a time, whoever asks: the others share what it finds. Knows nothing
-//! of what is read.
+//! One reader of the queue at a time; other callers share its result. Knows nothing of what is
+//! read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-/// What was read so long ago is not read again.
+/// A value that is younger than this is not read again.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long an answer waits for it.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -32,8 +32,8 @@ impl<T> Default for Single<T> {
 }
 
 impl<T: Send + Sync + 'static> Single<T> {
-    /// The value, not older than a second; `read` makes a new one, in a task of its own, which
-    /// nobody's leaving cuts short.
+    /// The value, not older than a second. `read` makes a new one in a task of its own, which
+    /// continues if the caller goes away.
     ///
     /// # Errors
     /// A sentence: it could not be read, or not within 8 s.
@@ -77,9 +77,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_hundred_who_ask_at_once_cost_one_reading() {
-        let (single, readings) = (Arc::new(Single::default()), Arc::new(AtomicUsize::new(0)));
+        let single = Arc::new(Single::default());
+        let readings = Arc::new(AtomicUsize::new(0));
         let ask = || {
-            let (single, readings) = (Arc::clone(&single), Arc::clone(&readings));
+            let single = Arc::clone(&single);
+            let readings = Arc::clone(&readings);
             tokio::spawn(async move {
                 let read = async move {
                     tokio::time::sleep(Duration::from_millis(20)).await;

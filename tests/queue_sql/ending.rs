@@ -216,7 +216,7 @@ async fn a_thousand_that_wait_for_one_end_with_it() {
 }
 
 #[tokio::test]
-async fn expiry_counts_from_the_latest_of_arrival_not_before_and_the_awaited_end() {
+async fn expiry_counts_from_the_latest_of_arrival_not_before_and_after_id() {
     let mut queue = Queue::new().await;
     let now = wall();
     let plain = queue.insert("a", &[]).await;

@@ -121,7 +121,7 @@ async fn nothing_replaces_a_request_in_whatever_state_it_is() {
 }
 
 #[tokio::test]
-async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server() {
+async fn a_running_request_is_not_replaced_by_another_of_its_server() {
     let mut queue = Queue::new().await;
     let flying = queue.insert("a", &[("action", "'reboot'")]).await;
     queue.go(queue::wall()).await;
@@ -139,7 +139,7 @@ async fn a_request_in_flight_is_not_replaced_by_submitting_another_of_its_server
         );
         assert_eq!(
             queue.refused_by_hand(&sql).await,
-            "another request for this server is in flight"
+            "another request for this server is in progress"
         );
     }
     assert_eq!(queue.state(flying).await, "running");

@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::Duration;
 
-use poweryard::model::{Batch, PowerAction, RequestState, TargetName};
+use poweryard::model::{Batch, PowerAction, RequestState, TargetName, UtcMillis};
 use poweryard::store::{NotedPace, Prune, Store, StoreError, TargetNews};
 
 use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
@@ -221,7 +221,7 @@ async fn a_batch_goes_forward_only() {
 }
 
 #[tokio::test]
-async fn nothing_changes_in_a_batch_that_is_done_nor_in_an_attempt_that_has_ended() {
+async fn nothing_changes_in_a_done_batch_nor_in_an_attempt_that_has_ended() {
     let mut queue = Queue::new().await;
     let batch = on_its_way(&mut queue).await;
     queue.end(&batch, &succeeded(), wall()).await;
@@ -453,15 +453,32 @@ async fn the_old_is_pruned_beside_what_is_on_its_way() {
 }
 
 async fn prune_all(queue: &Queue) -> Prune {
+    prune_at(queue, wall()).await
+}
+
+async fn prune_at(queue: &Queue, now: UtcMillis) -> Prune {
     let mut prune = Prune::default();
     while !prune.done {
-        prune = queue
-            .store
-            .prune(prune, wall(), wall())
-            .await
-            .expect("pruned");
+        let next = queue.store.prune(prune, now, now).await;
+        prune = next.expect("pruned");
     }
     prune
+}
+
+#[tokio::test]
+async fn a_prune_keeps_reboots_that_may_be_under_way_for_a_day() {
+    let mut queue = Queue::new().await;
+    let of_a_job = queue.insert("failed", &[("action", "'reboot'")]).await;
+    let batches = queue.go(wall()).await;
+    queue.end(&batches[0], &failed(), wall()).await;
+    let known = queue.insert("known", &[("action", "'reboot'")]).await;
+    let batches = queue.go(wall()).await;
+    queue.end(&batches[0], &succeeded(), wall()).await;
+    let left = "SELECT group_concat(id) FROM power_requests";
+    prune_at(&queue, wall() + Duration::from_secs(60)).await;
+    assert_eq!(queue.row(left).await, of_a_job.to_string(), "not {known}");
+    prune_at(&queue, wall() + Duration::from_secs(25 * 3600)).await;
+    assert_eq!(queue.row("SELECT count(*) FROM power_requests").await, "0");
 }
 
 #[tokio::test]

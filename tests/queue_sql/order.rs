@@ -3,7 +3,7 @@
 use crate::queue::{HOUR, Queue, failed, ids, succeeded, wall};
 
 #[tokio::test]
-async fn requests_of_one_server_go_one_at_a_time_in_the_order_of_arrival_whatever_their_priority() {
+async fn one_servers_requests_go_in_order_of_arrival_whatever_their_priority() {
     let mut queue = Queue::new().await;
     let now = wall();
     let first = queue.insert("a", &[("priority", "-100")]).await;
@@ -43,7 +43,7 @@ async fn higher_priority_goes_first_among_servers_then_lower_id() {
 }
 
 #[tokio::test]
-async fn one_that_waits_for_its_time_holds_nobody_back_and_takes_its_place_when_due() {
+async fn one_that_is_not_due_blocks_nobody_and_takes_its_place_when_due() {
     let mut queue = Queue::new().await;
     let now = wall();
     let early = queue
@@ -130,7 +130,7 @@ async fn one_that_is_to_be_retried_holds_its_server_back() {
 }
 
 #[tokio::test]
-async fn one_that_comes_back_stands_behind_an_earlier_one_that_became_due_meanwhile() {
+async fn one_that_comes_back_is_behind_an_earlier_one_that_became_due() {
     let mut queue = Queue::new().await;
     let now = wall();
     let early = queue

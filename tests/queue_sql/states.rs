@@ -272,19 +272,19 @@ async fn a_server_has_one_request_in_flight_whatever_its_case() {
     queue.by_hand(BATCH).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight"
+        "another request for this server is in progress"
     );
     queue.by_hand(&to("running", elsewhere)).await;
     assert_eq!(
         queue.refused_by_hand(&to("running", second)).await,
-        "another request for this server is in flight"
+        "another request for this server is in progress"
     );
     queue.by_hand(&to("succeeded", first)).await;
     queue.by_hand(&to("running", second)).await;
 }
 
 #[tokio::test]
-async fn what_a_stranger_writes_into_the_daemons_columns_can_be_read_or_is_refused() {
+async fn a_strangers_value_in_a_daemon_column_is_readable_or_refused() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[]).await;
     for change in [

@@ -393,7 +393,7 @@ impl Walk {
 proptest! {
     #![proptest_config(Config { cases: 48, failure_persistence: None, ..Config::default() })]
     #[test]
-    fn whatever_producers_and_the_daemon_do_the_gates_stay_sound_and_nothing_waits_for_ever(
+    fn whatever_happens_the_gates_stay_sound_and_nothing_waits_for_ever(
         steps in prop::collection::vec(moves(), 1..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

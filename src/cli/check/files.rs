@@ -4,14 +4,14 @@
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags};
 
 use super::Finding;
 use crate::cli::Exit;
 use crate::cli::failure::group_name;
-use crate::store::daemon_on;
+use crate::store::{beside, daemon_on};
 
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
@@ -35,12 +35,12 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
             )];
         }
         Ok(meta) if !meta.is_dir() => {
-            let mend = "let queue.database name a file in a folder";
+            let fix = "set queue.database to a file in an existing folder";
             return vec![Finding::error(
                 Exit::Database,
                 folder.display(),
                 "is not a folder",
-                mend,
+                fix,
             )];
         }
         Ok(meta) => vec![judge_folder(folder, mode(&meta))],
@@ -69,13 +69,13 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
                     database,
                 ));
             }
-            // The database itself is missed elsewhere; the others come and go.
+            // A missing database is reported elsewhere; the others need not exist.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => findings.push(unreadable(&path, &error, "let this user reach it")),
+            Err(error) => findings.push(unreadable(&path, &error, "give this user access to it")),
         }
     }
     let lock = beside(database, ".lock");
-    // While a daemon runs it has its lock file, and nobody else needs to write it.
+    // While a daemon runs, only that daemon needs to write its lock file.
     if lock.exists() && daemon_on(database).known() != Some(true) {
         findings.extend(judge_access(&lock, Access::READ_OK | Access::WRITE_OK));
     }
@@ -89,52 +89,41 @@ fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
         "cannot be written by the user who runs this ({})",
         io::Error::from(error)
     );
-    let mend = match fs::metadata(path) {
+    let fix = match fs::metadata(path) {
         Ok(meta) => {
             format!(
-                "run this as user {}, or ask for membership of group {}",
+                "run this as user {}, or ask to be added to group {}",
                 meta.uid(),
                 group_name(meta.gid())
             )
         }
-        Err(_) => "let this user write it".to_owned(),
+        Err(_) => "give this user write access to it".to_owned(),
     };
-    Some(Finding::error(
-        Exit::Database,
-        path.display(),
-        finding,
-        mend,
-    ))
+    Some(Finding::error(Exit::Database, path.display(), finding, fix))
 }
 
 fn mode(meta: &Metadata) -> u32 {
     meta.mode() & 0o7777
 }
 
-fn beside(database: &Path, ending: &str) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
-}
-
-fn unreadable(path: &Path, error: &io::Error, mend: &str) -> Finding {
+fn unreadable(path: &Path, error: &io::Error, fix: &str) -> Finding {
     Finding::error(
         Exit::Database,
         path.display(),
-        format!("cannot be looked at ({error})"),
-        mend,
+        format!("cannot be read ({error})"),
+        fix,
     )
 }
 
 fn judge_folder(folder: &Path, mode: u32) -> Finding {
     let subject = folder.display();
-    let mend = format!("chmod 3770 {subject}");
+    let fix = format!("chmod 3770 {subject}");
     if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
         return Finding::error(
             Exit::Database,
             subject,
-            format!("everybody can replace the queue (mode {mode:04o})"),
-            mend,
+            format!("any user can replace the queue (mode {mode:04o})"),
+            fix,
         );
     }
     if mode & GROUP_WRITE == 0 {
@@ -147,51 +136,52 @@ fn judge_folder(folder: &Path, mode: u32) -> Finding {
         return Finding::warning(
             subject,
             format!("a producer can delete the queue (mode {mode:04o}, not sticky)"),
-            mend,
+            fix,
         );
     }
     if mode & SETGID == 0 {
         let finding = format!(
-            "files made by a producer get that one's own group (mode {mode:04o}, not setgid)"
+            "files that a producer creates get the producer's own group (mode {mode:04o}, not setgid)"
         );
-        return Finding::warning(subject, finding, mend);
+        return Finding::warning(subject, finding, fix);
     }
     Finding::ok(
         subject,
-        format!("producers can use the queue and not delete it (mode {mode:04o})"),
+        format!("producers can use the queue but not delete it (mode {mode:04o})"),
     )
 }
 
 fn judge_file(path: &Path, mode: u32, shared: bool) -> Finding {
     let subject = path.display();
-    let mend = format!("chmod 660 {subject}");
+    let fix = format!("chmod 660 {subject}");
     if mode & OTHERS_WRITE != 0 {
-        let finding = format!("everybody who reaches it can switch servers (mode {mode:04o})");
-        return Finding::error(Exit::Database, subject, finding, mend);
+        let finding = format!("any user of this machine can switch servers (mode {mode:04o})");
+        return Finding::error(Exit::Database, subject, finding, fix);
     }
     if mode & OTHERS_READ != 0 {
         return Finding::warning(
             subject,
-            format!("everybody who reaches it can read it (mode {mode:04o})"),
-            mend,
+            format!("any user of this machine can read it (mode {mode:04o})"),
+            fix,
         );
     }
     if shared && mode & GROUP_READ_WRITE != GROUP_READ_WRITE {
         let finding =
-            format!("the folder is shared, but the group cannot write this (mode {mode:04o})");
-        return Finding::warning(subject, finding, mend);
+            format!("the folder is shared, but the group cannot write this file (mode {mode:04o})");
+        return Finding::warning(subject, finding, fix);
     }
     Finding::ok(subject, format!("mode {mode:04o}"))
 }
 
-/// A shared folder's files belong to the producers' group, or only their owner can use them.
+/// In a shared folder the files must belong to the producers' group; otherwise only their owner can
+/// use them.
 fn judge_group(path: &Path, gid: u32, folder_gid: Option<u32>, folder: &Path) -> Option<Finding> {
     let folder_gid = folder_gid.filter(|folder_gid| *folder_gid != gid)?;
     let finding = format!(
-        "belongs to group {gid} and the folder to group {folder_gid}: producers cannot use it"
+        "belongs to group {gid}, but the folder belongs to group {folder_gid}: producers cannot use the file"
     );
-    let mend = format!("chgrp --reference={} {}", folder.display(), path.display());
-    Some(Finding::warning(path.display(), finding, mend))
+    let fix = format!("chgrp --reference={} {}", folder.display(), path.display());
+    Some(Finding::warning(path.display(), finding, fix))
 }
 
 /// A `-wal` that another user's program left, and that the queue's owner cannot write, locks the
@@ -205,13 +195,14 @@ fn judge_owner(
     let owner =
         owner.filter(|owner| *owner != uid && mode & GROUP_READ_WRITE != GROUP_READ_WRITE)?;
     let finding = format!(
-        "was left by user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})"
+        "belongs to user {uid}, and the queue's owner (user {owner}) cannot write it (mode {mode:04o})"
     );
-    let (path, database) = (path.display(), database.display());
-    let mend = format!(
-        "stop what has the queue open, then: chown --reference={database} {path} && chmod 660 {path}"
+    let path = path.display();
+    let database = database.display();
+    let fix = format!(
+        "end the programs that have the queue open, then: chown --reference={database} {path} && chmod 660 {path}"
     );
-    Some(Finding::error(Exit::Database, path, finding, mend))
+    Some(Finding::error(Exit::Database, path, finding, fix))
 }
 
 #[cfg(test)]
@@ -229,19 +220,17 @@ mod tests {
 
     #[test]
     fn a_file_of_another_group_and_a_wal_that_somebody_left_are_noticed() {
-        let (folder, database, wal) = (
-            Path::new("/q"),
-            Path::new("/q/queue.db"),
-            Path::new("/q/queue.db-wal"),
-        );
+        let folder = Path::new("/q");
+        let database = Path::new("/q/queue.db");
+        let wal = Path::new("/q/queue.db-wal");
         assert_eq!(judge_group(database, 50, Some(50), folder), None);
         assert_eq!(
             judge_group(database, 50, None, folder),
             None,
             "nobody shares it"
         );
-        let mend = judge_group(database, 0, Some(50), folder).and_then(|finding| finding.mend);
-        assert_eq!(mend.as_deref(), Some("chgrp --reference=/q /q/queue.db"));
+        let fix = judge_group(database, 0, Some(50), folder).and_then(|finding| finding.fix);
+        assert_eq!(fix.as_deref(), Some("chgrp --reference=/q /q/queue.db"));
         assert_eq!(
             judge_owner(wal, (1000, 0o660), Some(900), database),
             None,
@@ -252,8 +241,8 @@ mod tests {
         assert!(
             left.level == Level::Error
                 && left
-                    .mend
-                    .is_some_and(|mend| mend.contains("chown --reference=/q/queue.db"))
+                    .fix
+                    .is_some_and(|fix| fix.contains("chown --reference=/q/queue.db"))
         );
     }
 

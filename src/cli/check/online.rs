@@ -17,7 +17,7 @@ use crate::settings::{SecretRules, Settings, TargetSettings, load_proxy_password
 use crate::store::desk::Access;
 use crate::store::{Desk, RefusedKey};
 
-/// Signatures are refused beyond 15 minutes (signing guide); half of that is worth a word.
+/// Signatures are refused beyond 15 minutes (signing guide); half of that is worth a warning.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(450);
 /// No server has this id, so the answer is short: that it does not exist.
 const NO_SERVER: &str = "00000000-0000-0000-0000-000000000000";
@@ -35,7 +35,9 @@ pub(super) async fn findings(
         findings.push(endpoint(target, rules, &subject).await);
         findings.push(match daemon::connect(target, rules) {
             Ok(cloud) => read_call(&*cloud, target.service, &mut keys, &subject).await,
-            Err(error) => Finding::error(Exit::Config, subject, error, "mend it, then check again"),
+            Err(error) => {
+                Finding::error(Exit::Config, subject, error, "fix this, then check again")
+            }
         });
     }
     findings
@@ -62,11 +64,11 @@ impl<'a> Keys<'a> {
         if let Some(refused) = refusals::own_refusal(key, &self.refused, now) {
             let times = output::count(refused.refusals as usize, "time");
             let finding = format!("its key was refused {times} in a row ({})", refused.reason);
-            let mend = format!(
-                "fix the key, or wait until {}, so that the cloud does not lock it",
+            let fix = format!(
+                "fix the key, or wait until {}; otherwise the cloud may lock it",
                 refused.until
             );
-            return Some((finding, mend));
+            return Some((finding, fix));
         }
         let (until, reason) = refusals::rest(key, &self.refused, now)?;
         Some((reason, format!("wait until {until}")))
@@ -77,7 +79,7 @@ impl<'a> Keys<'a> {
         let refused =
             refusals::after_refusal(&cloud.key().signed(), &target, reason, &self.refused, now);
         if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
-            // Without it the daemon would only count from nothing.
+            // If this fails, the daemon starts its count at zero.
             let _ = desk.note_refused_key(&refused).await;
         }
         self.refused
@@ -90,13 +92,13 @@ impl<'a> Keys<'a> {
 /// machine's clock is.
 async fn endpoint(target: &TargetSettings, rules: &SecretRules, subject: &str) -> Finding {
     let subject = format!("{subject}.endpoint");
-    // Without it the proxy itself will say what is missing; the file's own problem is told
+    // Without the password the proxy says what is missing; a problem of the file is reported
     // elsewhere.
     let proxy_password = load_proxy_password(target, rules).ok().flatten();
     let http = match Http::new(target, proxy_password.as_ref()) {
         Ok(http) => http,
         Err(error) => {
-            return Finding::error(Exit::Config, subject, error, "mend the target's settings");
+            return Finding::error(Exit::Config, subject, error, "fix the target's settings");
         }
     };
     match http
@@ -134,25 +136,28 @@ fn http_date(text: &str) -> Option<UtcMillis> {
 
 fn clock(subject: String, cloud: Option<UtcMillis>, now: UtcMillis) -> Finding {
     let Some(cloud) = cloud else {
-        return Finding::ok(subject, "answers; it does not tell the time");
+        return Finding::ok(
+            subject,
+            "answers; the answer has no time to compare this machine's clock with",
+        );
     };
     let off = cloud.since(now).max(now.since(cloud));
-    // The cloud tells whole seconds.
+    // The cloud's clock has whole seconds.
     let shown = humantime::format_duration(Duration::from_secs(off.as_secs()));
     if off > CLOCK_OFF_MAX {
         let finding = format!(
-            "answers; this machine's clock is {shown} off, and signatures fail at 15 minutes"
+            "answers; this machine's clock is wrong by {shown}, and signatures fail from 15 minutes on"
         );
         return Finding::error(
             Exit::Config,
             subject,
             finding,
-            "set the clock, by NTP for example",
+            "set the clock, for example with `timedatectl set-ntp true`",
         );
     }
     Finding::ok(
         subject,
-        format!("answers; this machine's clock is {shown} off"),
+        format!("answers; this machine's clock differs by {shown}"),
     )
 }
 
@@ -164,11 +169,11 @@ async fn read_call(
     subject: &str,
 ) -> Finding {
     let key = cloud.key();
-    if let Some((finding, mend)) = keys.refusal(key.name(), args::now()) {
-        return Finding::error(Exit::Config, subject, format!("not asked: {finding}"), mend);
+    if let Some((finding, fix)) = keys.refusal(key.name(), args::now()) {
+        return Finding::error(Exit::Config, subject, format!("not asked: {finding}"), fix);
     }
-    // One signature, as for a key that was refused before: without a queue nobody counts the checks
-    // made in a row.
+    // One signature only, as for a key that was refused before: without a queue, checks in a row
+    // are not counted.
     key.set_one_proof_a_call(true);
     let server = ServerId(NO_SERVER.to_owned());
     let shown = cloud
@@ -176,22 +181,22 @@ async fn read_call(
         .await
         .and_then(|mut observed| observed.failures.remove(&server).map_or(Ok(()), Err));
     match shown {
-        Ok(()) => Finding::ok(subject, "a read call was allowed"),
+        Ok(()) => Finding::ok(subject, "a read call was accepted"),
         Err(error) if says_no_such_server(service, &error) => {
-            Finding::ok(subject, "a read call was allowed")
+            Finding::ok(subject, "a read call was accepted")
         }
         Err(error) => {
             if error.fault == Fault::Credentials {
                 let reason = format!("the cloud refuses the credentials: {error}");
                 keys.note(cloud, subject, &reason, args::now()).await;
             }
-            Finding::error(Exit::Config, subject, &error, mend(&error.fault))
+            Finding::error(Exit::Config, subject, &error, fix_for(&error.fault))
         }
     }
 }
 
-/// Where a service does not document its refusals (CloudDC), neither is how it says that a server
-/// does not exist, only the shape of its refusals: such a one, with a code that is not the gateway's, means that the call got as far as
+/// How CloudDC says that a server does not exist is not documented; only the shape of its refusals
+/// is. A refusal of that shape, with a code that is not the gateway's, shows that the call reached
 /// the service.
 fn says_no_such_server(service: Service, error: &CallError) -> bool {
     let is_its_own =
@@ -201,15 +206,15 @@ fn says_no_such_server(service: Service, error: &CallError) -> bool {
     !service.documents_its_refusals() && is_its_own && is_refused
 }
 
-fn mend(fault: &Fault) -> &'static str {
+fn fix_for(fault: &Fault) -> &'static str {
     match fault {
         Fault::Unreachable => "check the address, the proxy, ca_file and the network",
-        Fault::Throttled { .. } | Fault::Unavailable | Fault::Lost => "try again a little later",
+        Fault::Throttled { .. } | Fault::Unavailable | Fault::Lost => "try again later",
         Fault::Credentials => {
             "check the key or password, the IAM endpoint and the clock; five refusals in a row lock a key"
         }
         Fault::Permission => {
-            "give these credentials the right to list and switch servers in this project"
+            "give these credentials permission to list and switch servers in this project"
         }
         Fault::Configuration | Fault::Refused(_) => "check service, endpoint and project_id",
     }

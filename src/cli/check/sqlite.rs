@@ -1,5 +1,5 @@
-//! The `sqlite3` that producers on this machine would use: too old a one cannot open the queue.
-//! Runs it only for its version.
+//! The `sqlite3` that producers on this machine would use: one that is too old cannot open the
+//! queue. Runs it only to get its version.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -34,18 +34,21 @@ pub(super) async fn findings() -> Option<Finding> {
 /// `version` as the shell prints it, such as `3.40.1`.
 fn judge(version: &str) -> Option<Finding> {
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
-    let (major, minor) = (numbers.next()??, numbers.next()??);
+    let major = numbers.next()??;
+    let minor = numbers.next()??;
     if (major, minor) >= OLDEST {
         return Some(Finding::ok(
             "sqlite3",
-            format!("producers here have SQLite {version}"),
+            format!(
+                "this machine's sqlite3 is version {version}, which is new enough for producers"
+            ),
         ));
     }
     let (least_major, least_minor) = OLDEST;
     let finding =
         format!("is version {version}; the queue needs {least_major}.{least_minor} or newer");
-    let mend = "insert with `poweryard enqueue`, or with a library that is newer";
-    Some(Finding::warning("sqlite3", finding, mend))
+    let fix = "use a newer SQLite library, or insert with `poweryard enqueue`";
+    Some(Finding::warning("sqlite3", finding, fix))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(super) fn disagreements(
                 let done = done.get(&server).map_or(&[][..], Vec::as_slice);
                 disagreement(row, done, power.get(&server).copied())?
             }
-            None => "nobody has such a target".to_owned(),
+            None => "there is no such target".to_owned(),
         };
         Some(format!(
             "request {} ({} of {}) is {}, but {wrong}",
@@ -41,7 +41,7 @@ pub(super) fn disagreements(
     rows.iter().filter_map(judge).collect()
 }
 
-/// What speaks against a row, if something does.
+/// What contradicts a row, if anything does.
 fn disagreement(row: &RequestRecord, done: &[PowerAction], power: Option<OnOff>) -> Option<String> {
     let Ok(action) = row.action.parse::<PowerAction>() else {
         return Some("there is no such action".to_owned());
@@ -64,7 +64,7 @@ fn disagreement(row: &RequestRecord, done: &[PowerAction], power: Option<OnOff>)
         ("succeeded" | "unknown", _) => None,
         ("failed", _) if !done.is_empty() => Some("the cloud carried it out".to_owned()),
         ("failed", _) => None,
-        _ => Some("that is no end".to_owned()),
+        _ => Some("that is not a final state".to_owned()),
     }
 }
 

@@ -13,11 +13,11 @@ use crate::cli::output::{self, Table, cell};
 use crate::store::Desk;
 use crate::store::desk::RequestRecord;
 
-/// How often the queue is asked who is unfinished.
+/// How often the queue is asked which requests are unfinished.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Follows requests, each given with its target, until all have ended. Says so of each target as
-/// soon as its last one has.
+/// Follows requests, each given with its target, until all have ended. Prints a line for each
+/// target as soon as its last request has ended.
 pub(super) async fn to_the_end(
     desk: &mut Desk,
     requests: impl IntoIterator<Item = (i64, String)>,
@@ -37,11 +37,12 @@ pub(super) async fn to_the_end(
         for (target, bar) in bars.extract_if(.., |target, _| !left.contains_key(target.as_str())) {
             let took = started.elapsed().as_secs_f64();
             bar.finish_and_clear();
-            let (name, all) = (format!("  {target}"), bar.length().unwrap_or_default());
+            let name = format!("  {target}");
+            let all = bar.length().unwrap_or_default();
             output::print(&format!("{name:<17}all {all} ended after {took:.1} s\n"))?;
         }
-        // A look at very many requests takes longer; then looks are rarer, and the daemon has its
-        // disk.
+        // Reading very many requests takes longer; then it is done less often, and leaves the disk
+        // to the daemon.
         sleep(POLL_INTERVAL.max(looked.elapsed() * 4)).await;
     }
     Ok(())
@@ -55,12 +56,13 @@ fn counts<'a>(ids: &[i64], target_of: &'a HashMap<i64, String>) -> BTreeMap<&'a 
     counts
 }
 
-/// One bar for each target; on a terminal only, since a log wants none.
+/// One bar for each target, on a terminal only: a log cannot show bars.
 fn bars(counts: &BTreeMap<&str, u64>) -> BTreeMap<String, ProgressBar> {
     let is_seen = std::io::stderr().is_terminal();
-    let all = MultiProgress::with_draw_target(match is_seen {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
+    let all = MultiProgress::with_draw_target(if is_seen {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
     });
     let style = ProgressStyle::with_template("{prefix:16} {bar:40} {pos}/{len} ended, {elapsed}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -16,11 +16,11 @@ pub(super) struct Facts {
     pub(super) request: RequestRecord,
     /// From `power_waiting`, while queued.
     pub(super) reason: Option<String>,
-    /// Those that cover it.
+    /// Holds that cover it.
     pub(super) holds: Vec<HoldRecord>,
-    /// The last one that carried it.
+    /// The last batch that carried it.
     pub(super) batch: Option<BatchRecord>,
-    /// What it waits for.
+    /// The request that it waits for.
     pub(super) after: Option<RequestRecord>,
     pub(super) attempts: Vec<AttemptRecord>,
     /// How many requests of its target and action go first, while it could go but for a hold.
@@ -35,7 +35,7 @@ pub(super) struct TargetRules {
     pub(super) attempts_max: Option<u32>,
     /// Of its target and action.
     pub(super) budget: Option<Budget>,
-    /// None inside: for ever.
+    /// `Some(None)`: requests never expire.
     pub(super) default_ttl: Option<Option<Duration>>,
 }
 
@@ -48,7 +48,7 @@ impl Facts {
             Ok(RequestState::Running) => self.on_its_way(&mut said),
             Ok(state) => self.ended(state, &mut said),
             Err(_) => said.push(format!(
-                "Its state, {}, is not one that this version knows.",
+                "Its state is {}, which this version does not know.",
                 self.request.state
             )),
         }
@@ -63,7 +63,7 @@ impl Facts {
             .map(|who| format!(" by {who}"))
             .unwrap_or_default();
         format!(
-            "Request {} asks to {} server {} on target {}; it was inserted at {}{who}.",
+            "Request {}: {} server {} on target {}; inserted at {}{who}.",
             request.id, request.action, request.server_id, request.target, request.created_at
         )
     }
@@ -76,22 +76,22 @@ impl Facts {
             said.push(self.last_try());
         }
         if !self.daemon_runs {
-            said.push("No daemon runs on this queue; nothing leaves until one does.".to_owned());
+            said.push("No daemon runs on this queue; nothing is sent until one does.".to_owned());
         }
         said.push(match (&self.request.expires_at, self.rules.default_ttl) {
-            (Some(end), _) => format!("If it has not left by {end}, it expires."),
+            (Some(end), _) => format!("If it has not been sent by {end}, it expires."),
             (None, Some(Some(ttl))) => {
                 format!(
-                    "If it has not left within {} after it could first go, it expires.",
+                    "If it has not been sent within {} after it first could be, it expires.",
                     span(ttl)
                 )
             }
             (None, Some(None)) => "It never expires.".to_owned(),
-            (None, None) => "It has no expires_at; the daemon's default_ttl counts.".to_owned(),
+            (None, None) => "It has no expires_at; the daemon's default_ttl applies.".to_owned(),
         });
     }
 
-    /// Where it stands among others that go first, and when a budget lets it go at the earliest.
+    /// How many requests go first, and the earliest time that a budget allows.
     fn place(&self) -> Option<String> {
         let ahead = self.ahead?;
         let hold = self
@@ -99,17 +99,18 @@ impl Facts {
             .iter()
             .find(|hold| hold.kind == HoldKind::Budget.as_str());
         let Some(hold) = hold else {
-            return (ahead > 0).then(|| format!("{ahead} of its kind go before it."));
+            return (ahead > 0).then(|| format!("{}.", go_first(ahead)));
         };
         let until: Option<UtcMillis> = hold.until.as_ref().and_then(|until| until.parse().ok());
         Some(match (self.rules.budget, until) {
             (Some(budget), Some(until)) => format!(
-                "{ahead} of its kind go before it; at {} in {} it cannot leave before {}.",
+                "{}; at {} in {} it cannot be sent before {}.",
+                go_first(ahead),
                 budget.servers,
                 span(budget.span),
                 plan::earliest_under_budget(budget, until, ahead)
             ),
-            _ => format!("{ahead} of its kind go before it."),
+            _ => format!("{}.", go_first(ahead)),
         })
     }
 
@@ -129,7 +130,7 @@ impl Facts {
                 .map(|after| format!(", which is {}", after.state))
                 .unwrap_or_default();
             return format!(
-                "It is queued and waits until request {id}{state} has succeeded; if that one ends in another way, this one is cancelled."
+                "It is queued and waits until request {id}{state} has succeeded; if that request ends in another way, this one is cancelled."
             );
         }
         if let Some(id) = after("behind request ") {
@@ -143,7 +144,7 @@ impl Facts {
             Some(why) => format!("It is queued and held: {}.", trimmed(why)),
             None => {
                 format!(
-                    "It is queued and next: it leaves with the next batch of target {}.",
+                    "It is queued and next: it is sent with the next batch of target {}.",
                     self.request.target
                 )
             }
@@ -153,12 +154,12 @@ impl Facts {
     fn last_try(&self) -> String {
         let used = match self.rules.attempts_max {
             Some(max) => format!(
-                "{} of {max} attempts are used, {} left",
+                "{} of {max} attempts used, {} left",
                 self.request.attempts,
                 i64::from(max).saturating_sub(self.request.attempts).max(0)
             ),
             None => format!(
-                "Attempts so far that the cloud may have acted on: {}",
+                "Attempts so far on which the cloud may have acted: {}",
                 self.request.attempts
             ),
         };
@@ -181,7 +182,7 @@ impl Facts {
         };
         said.push(match batch.state.parse() {
             Ok(BatchState::Submitting) => format!(
-                "Batch {} carries it with {}; its call has been on the way since {}.",
+                "Batch {} ({}) is sending it; the call began at {}.",
                 batch.id,
                 servers(batch),
                 batch.intent_at
@@ -189,16 +190,16 @@ impl Facts {
             Ok(BatchState::Tracking) => tracking(batch),
             Ok(BatchState::Looking) => looking(batch),
             Ok(BatchState::Done) | Err(_) => {
-                format!("Batch {}, which carried it, is {}.", batch.id, batch.state)
+                format!("Its batch {} is {}.", batch.id, batch.state)
             }
         });
         match (&batch.next_look_at, self.daemon_runs) {
             (_, false) => said.push(format!(
-                "No daemon runs on this queue; batch {} waits for one.",
+                "No daemon runs on this queue; batch {} waits until one does.",
                 batch.id
             )),
             (Some(next), true) => said.push(format!(
-                "The next look is due at {next}; there were {} so far.",
+                "The next look at the job or the server is due at {next}; looks so far: {}.",
                 batch.looks
             )),
             (None, true) => {}
@@ -226,17 +227,17 @@ impl Facts {
         }
         let again = format!("`poweryard retry {}", request.id);
         said.push(match state {
-            RequestState::Failed => format!("Nothing more happens to it; {again}` inserts a new request."),
+            RequestState::Failed => format!("It never changes again; to try again, {again}` inserts a new request."),
             RequestState::Unknown => {
-                format!("It is never sent again by itself; look at the server, then {again}` inserts a new request.")
+                format!("It is never sent again automatically; look at the server, then {again}` inserts a new request if it is still wanted.")
             }
             RequestState::Rejected if request.error_code.as_deref() == Some(OwnCode::Protected.as_str()) => {
-                format!("A new request is rejected too; take the server out of `protect` first, then {again} --state {state}`.")
+                format!("A new request would be rejected, too; first take the server out of `protect` in the config, then run {again} --state {state}`.")
             }
             RequestState::Cancelled | RequestState::Expired | RequestState::Rejected => {
-                format!("Nothing more happens to it; {again} --state {state}` inserts a new request.")
+                format!("It never changes again; to try again, {again} --state {state}` inserts a new request.")
             }
-            _ => "Nothing more happens to it.".to_owned(),
+            _ => "It never changes again.".to_owned(),
         });
     }
 
@@ -256,7 +257,7 @@ impl Facts {
                 None => "The cloud's job said so.".to_owned(),
             },
             Some(Evidence::Already) => {
-                "The server was already so; there was nothing to do.".to_owned()
+                "The server was already in that state; there was nothing to do.".to_owned()
             }
             Some(Evidence::Refused) => "The cloud refused it for this server alone.".to_owned(),
             Some(Evidence::Observed) => {
@@ -277,8 +278,17 @@ fn ending(state: RequestState) -> &'static str {
         RequestState::Cancelled => "was cancelled",
         RequestState::Expired => "expired",
         RequestState::Rejected => "was rejected by the daemon's own rules",
-        RequestState::Unknown => "ended without anybody knowing whether it happened",
-        RequestState::Queued | RequestState::Running => "is not over",
+        RequestState::Unknown => "ended as unknown: nobody can tell whether it happened",
+        RequestState::Queued | RequestState::Running => "has not ended",
+    }
+}
+
+/// How many requests are sent before this one.
+fn go_first(ahead: u64) -> String {
+    match ahead {
+        0 => "No other request of this target and action goes first".to_owned(),
+        1 => "1 request of this target and action goes first".to_owned(),
+        more => format!("{more} requests of this target and action go first"),
     }
 }
 
@@ -305,12 +315,12 @@ fn tracking(batch: &BatchRecord) -> String {
     let since = batch.submitted_at.as_deref().unwrap_or(&batch.intent_at);
     match &batch.job_id {
         Some(job) => format!(
-            "The cloud accepted it at {since} with batch {} ({}); its job {job} is followed.",
+            "The cloud accepted it at {since} in batch {} ({}); the daemon follows its job {job}.",
             batch.id,
             servers(batch)
         ),
         None => format!(
-            "The cloud accepted it at {since} with batch {} ({}); the servers' own states are followed.",
+            "The cloud accepted it at {since} in batch {} ({}); the daemon follows the servers' own states.",
             batch.id,
             servers(batch)
         ),
@@ -324,18 +334,16 @@ fn looking(batch: &BatchRecord) -> String {
         .and_then(|word| word.parse().ok())
     {
         Some(LookCause::Refused) => {
-            "the cloud refused the whole call, and the servers' states tell which of them is to blame"
+            "the cloud refused the whole call, and the servers' states show which server caused that"
         }
         Some(LookCause::Lost) => {
             "the call's answer was lost, so it may or may not have been carried out"
         }
-        Some(LookCause::Vanished) => "the cloud does not know the job any more",
+        Some(LookCause::Vanished) => "the cloud no longer knows the job",
         Some(LookCause::TimeLimit) => "the job runs longer than job_time_limit",
-        Some(LookCause::Gap) => "the job is over and its answer leaves servers out",
-        Some(LookCause::Busy) => {
-            "the job says that a server was busy, and looking shows whether it was busy with this reboot"
-        }
-        None => "the answer does not tell what became of them",
+        Some(LookCause::Gap) => "the job is over, but its answer does not mention all servers",
+        Some(LookCause::Busy) => "the job says that a server was busy, perhaps with this reboot",
+        None => "the answer does not say what happened to them",
     };
     let until = batch
         .look_until
@@ -343,28 +351,30 @@ fn looking(batch: &BatchRecord) -> String {
         .map(|until| format!(", until {until} at the latest"))
         .unwrap_or_default();
     format!(
-        "Batch {} carries it, and its servers are being looked at{until}: {cause}.",
+        "The daemon is looking at the servers of its batch {}{until}: {cause}.",
         batch.id
     )
 }
 
 fn hold_sentence(hold: &HoldRecord) -> String {
-    let mend = match hold.kind.parse() {
+    let fix = match hold.kind.parse() {
         Ok(HoldKind::Operator) => {
             return format!("{}: `{}` ends it.", held(hold), resume_command(hold));
         }
-        Ok(HoldKind::Budget) => "it goes on by itself as the budget of the config allows",
-        Ok(HoldKind::Credentials) => {
-            "it goes on once the credentials are fixed, or when the hold's time is over"
+        Ok(HoldKind::Budget) => {
+            "requests are sent automatically as the budget in the config allows"
         }
-        Ok(HoldKind::Breaker) => "the daemon tries again by itself",
+        Ok(HoldKind::Credentials) => {
+            "fix the credentials; the daemon then continues, or tries again when the hold ends"
+        }
+        Ok(HoldKind::Breaker) => "the daemon tries again automatically",
         Ok(HoldKind::UnknownTarget) => "add the target to the config, or cancel the request",
         Ok(HoldKind::Restored) => {
-            "the database was restored; `poweryard db release` lets it go or drops it"
+            "`poweryard db release` releases it, `poweryard db release --drop` cancels it"
         }
         Err(_) => "this version does not know this kind of hold",
     };
-    format!("{}: {mend}.", held(hold))
+    format!("{}: {fix}.", held(hold))
 }
 
 fn held(hold: &HoldRecord) -> String {
@@ -482,7 +492,7 @@ mod tests {
         };
         held.ahead = Some(179);
         assert!(
-            said(&held).contains("179 of its kind go before it."),
+            said(&held).contains("179 requests of this target and action go first."),
             "{}",
             said(&held)
         );
@@ -492,7 +502,7 @@ mod tests {
         });
         assert!(
             said(&held)
-                .contains("at 120 in 10 min it cannot leave before 2026-01-31T01:59:00.000Z."),
+                .contains("at 120 in 10 min it cannot be sent before 2026-01-31T01:59:00.000Z."),
             "{}",
             said(&held)
         );
@@ -518,7 +528,7 @@ mod tests {
         let mut rejected = facts("rejected");
         rejected.request.error_code = Some(OwnCode::Protected.into());
         assert!(
-            said(&rejected).contains("take the server out of `protect` first"),
+            said(&rejected).contains("first take the server out of `protect`"),
             "{}",
             said(&rejected)
         );
@@ -558,7 +568,7 @@ mod tests {
         again.request.attempts = 1;
         again.rules.attempts_max = Some(3);
         assert!(
-            said(&again).contains("1 of 3 attempts are used, 2 left"),
+            said(&again).contains("1 of 3 attempts used, 2 left"),
             "{}",
             said(&again)
         );

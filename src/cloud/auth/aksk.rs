@@ -18,7 +18,7 @@ use crate::model::UtcMillis;
 
 const ALGORITHM: &str = "SDK-HMAC-SHA256";
 
-/// What a signature covers. Nothing of it may change on the way to the wire.
+/// What a signature covers. It must not change between here and the network.
 #[derive(Debug, Clone)]
 pub struct Signable<'a> {
     /// `GET`, `POST` or `PUT`.
@@ -49,7 +49,8 @@ pub fn sdk_date(now: UtcMillis) -> String {
 /// The value of the `Authorization` header.
 pub fn authorization(keys: &AccessKeys, request: &Signable<'_>) -> String {
     let signature = signature(keys, &string_to_sign(request));
-    let (access_key, signed) = (&keys.access_key, signed_names(&request.sorted_headers()));
+    let access_key = &keys.access_key;
+    let signed = signed_names(&request.sorted_headers());
     format!("{ALGORITHM} Access={access_key}, SignedHeaders={signed}, Signature={signature}")
 }
 
@@ -97,11 +98,11 @@ fn canonical_request(request: &Signable<'_>) -> String {
         .iter()
         .map(|(name, value)| format!("{name}:{}\n", value.trim()))
         .collect();
-    let (method, path, query) = (request.method, canonical_path(request.path), request.query);
-    let (signed, body) = (
-        signed_names(&headers),
-        hex::encode(Sha256::digest(request.body)),
-    );
+    let method = request.method;
+    let path = canonical_path(request.path);
+    let query = request.query;
+    let signed = signed_names(&headers);
+    let body = hex::encode(Sha256::digest(request.body));
     format!("{method}\n{path}\n{query}\n{lines}\n{signed}\n{body}")
 }
 
@@ -179,7 +180,9 @@ mod tests {
     }
 
     fn check(vector: &Value) {
-        let (name, input, expected) = (&vector["name"], &vector["input"], &vector["expected"]);
+        let name = &vector["name"];
+        let input = &vector["input"];
+        let expected = &vector["expected"];
         let query: Vec<_> = input["query"]
             .as_array()
             .expect("pairs")
@@ -220,10 +223,8 @@ mod tests {
                 .as_str()
                 .map(|token| ("x-security-token", token)),
         );
-        let (method, body) = (
-            text(&input["method"]),
-            input["body"].as_str().unwrap_or("").as_bytes(),
-        );
+        let method = text(&input["method"]);
+        let body = input["body"].as_str().unwrap_or("").as_bytes();
         let request = Signable {
             method: &method,
             path: &path,

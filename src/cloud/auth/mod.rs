@@ -46,16 +46,16 @@ pub struct Password {
     pub password: SecretString,
 }
 
-/// Which key a call is made with; tells nothing of the key itself.
+/// Which key a call is made with; reveals nothing of the key itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyName {
     /// The same for all clients that use this access key or user, whatever the secret. 16 hex
     /// digits.
     pub id: String,
     /// Changes with the secret and not with the file that holds it. For a secret key 8 hex digits,
-    /// too few to tell anything of it. A password can be guessed, and this is stored where
-    /// producers can read: its digest is salted by this process, and a number of the process and a
-    /// hyphen are in front.
+    /// too few to reveal anything. A password can be guessed, and producers can read where this is
+    /// stored: so its digest is salted by this process, and begins with a number of the process and
+    /// a hyphen.
     pub secret: String,
 }
 
@@ -75,12 +75,12 @@ impl KeyName {
     }
 }
 
-/// What a call says of the key that it was made with.
+/// What a call shows about the key that it was made with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Signed {
-    /// That key, which need not be the target's present one any more.
+    /// That key, which may no longer be the target's present one.
     pub key: KeyName,
-    /// Refused proofs in a row (signatures, tokens or passwords) that nobody was told of yet.
+    /// Refused proofs in a row (signatures, tokens or passwords) that have not been reported yet.
     pub refused: u32,
 }
 
@@ -106,18 +106,18 @@ impl Key {
         self.refusals.load(Ordering::SeqCst)
     }
 
-    /// Takes over what other clients, or an earlier run, know of this key.
+    /// Learns what other clients, or an earlier run, know of this key.
     pub fn set_refusals(&self, refusals: u32) {
         self.refusals.store(refusals, Ordering::SeqCst);
     }
 
-    /// With `true` a refused call is not repeated with a new signature: the key has few left before
-    /// it is locked.
+    /// With `true` a refused call is not repeated with a new signature: few are left before the key
+    /// is locked.
     pub fn set_one_proof_a_call(&self, one: bool) {
         self.one_proof_a_call.store(one, Ordering::SeqCst);
     }
 
-    /// For whoever follows up a call that has just ended. Each refusal is told once.
+    /// For the code that handles a call that has just ended. Each refusal is reported once.
     pub fn signed(&self) -> Signed {
         Signed {
             key: self.name.clone(),
@@ -186,7 +186,7 @@ impl Credentials {
 }
 
 /// The first 16 hex digits of SHA-256 over the parts, with a byte between them that none of them
-/// holds.
+/// contains.
 fn short_hash(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -219,7 +219,8 @@ mod tests {
     use super::*;
 
     fn keys(access: &str, secret: &str) -> Credentials {
-        let (access_key, secret_key) = (access.to_owned(), SecretString::from(secret));
+        let access_key = access.to_owned();
+        let secret_key = SecretString::from(secret);
         Credentials::AkSk(AccessKeys {
             access_key,
             secret_key,
@@ -239,11 +240,9 @@ mod tests {
 
     #[test]
     fn a_key_is_told_apart_whatever_its_secret_and_not_given_away() {
-        let (one, renewed, other) = (
-            keys("AK1", "s1").key(),
-            keys("AK1", "s2").key(),
-            keys("AK2", "s1").key(),
-        );
+        let one = keys("AK1", "s1").key();
+        let renewed = keys("AK1", "s2").key();
+        let other = keys("AK2", "s1").key();
         assert_eq!(
             one.name(),
             keys("AK1", "s1").key().name(),
@@ -257,7 +256,9 @@ mod tests {
 
     #[test]
     fn passwords_are_compared_within_one_process_alone() {
-        let (one, same, other) = (user("hush").key(), user("hush").key(), user("hash").key());
+        let one = user("hush").key();
+        let same = user("hush").key();
+        let other = user("hash").key();
         assert_eq!(one.name(), same.name());
         assert!(!one.name().may_have_secret(&other.name().secret));
         let of_another_process = format!("0-{}", "0".repeat(16));

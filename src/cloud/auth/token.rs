@@ -1,4 +1,4 @@
-//! Tokens bought from IAM with a password: cached, renewed ahead of their end, one renewal at a
+//! Tokens obtained from IAM with a password: cached, renewed before they expire, one renewal at a
 //! time.
 //!
 //! Owns the token call (`POST /v3/auth/tokens`) and the cache. Knows nothing of the calls that the
@@ -31,19 +31,19 @@ const RENEW_AHEAD: Duration = Duration::from_secs(10 * 60);
 /// A token whose end cannot be read is used for this long. The documents say 24 hours.
 const UNREADABLE_LIFE: Duration = Duration::from_secs(3600);
 
-/// After a renewal ahead of time has failed, the old token serves and IAM is left alone for this
+/// After a renewal ahead of time has failed, the old token is used and IAM is not asked for this
 /// long.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 
-/// Buys tokens for one user and one project, and keeps the newest.
+/// Gets tokens for one user and one project, and keeps the newest.
 #[derive(Debug)]
 pub struct TokenSource {
     url: Url,
     project_id: String,
     user: Password,
     state: Mutex<TokenState>,
-    /// Counts renewals ended, so that whoever waited for a failed one shares its failure instead
-    /// of trying again.
+    /// Counts finished renewals, so that calls that waited for a failed one share its failure
+    /// instead of trying again.
     renewals: AtomicU64,
 }
 
@@ -70,7 +70,8 @@ impl TokenSource {
             iam.path().trim_end_matches('/')
         ));
         url.set_query(Some("nocatalog=true"));
-        let (project_id, state) = (project_id.to_owned(), Mutex::default());
+        let project_id = project_id.to_owned();
+        let state = Mutex::default();
         Self {
             url,
             project_id,
@@ -80,13 +81,12 @@ impl TokenSource {
         }
     }
 
-    /// A token for `X-Auth-Token`: the cached one while it is good, else a new one.
+    /// A token for `X-Auth-Token`: the cached one while it is valid, otherwise a new one.
     ///
     /// `refused` is a token that the service has just refused: it is not given out again.
     ///
-    /// # Errors
-    /// `Credentials`: wrong user or password. `Configuration`: IAM does not know the domain or
-    /// project, or cannot read the call. Otherwise as any read. Nothing of this touches a server.
+    /// # Errors `Credentials`: wrong user or password. `Configuration`: IAM does not know the
+    /// domain or project, or cannot read the call. Otherwise as any read. This touches no server.
     pub async fn token(
         &self,
         http: &dyn Wire,
@@ -194,9 +194,8 @@ fn read_token(answer: &Answer, now: UtcMillis) -> Option<Token> {
 
 fn token_life(body: &[u8], now: UtcMillis) -> Option<Duration> {
     let body: TokenBody<'_> = lenient::read(body)?;
-    let time = |text: &Text<'_>| text.get().and_then(|text| text.parse::<UtcMillis>().ok());
-    let from = time(&body.token.issued_at).unwrap_or(now);
-    Some(time(&body.token.expires_at)?.since(from))
+    let from = body.token.issued_at.time().unwrap_or(now);
+    Some(body.token.expires_at.time()?.since(from))
 }
 
 #[cfg(test)]
@@ -210,7 +209,8 @@ mod tests {
     const ISSUED: UtcMillis = UtcMillis(1_578_042_322_701);
 
     fn source() -> TokenSource {
-        let (domain, username) = ("domainname".to_owned(), "username".to_owned());
+        let domain = "domainname".to_owned();
+        let username = "username".to_owned();
         let user = Password {
             domain,
             username,

@@ -1,4 +1,4 @@
-//! Reads what BMS says of a submit call and of its job. Pure: bytes in, values out.
+//! Reads BMS's answers to a submit call and to the query of its job. Pure: bytes in, values out.
 //!
 //! Tolerant on purpose: the documents print one job of another kind and no failed one. Unknown
 //! words are "still pending", never an end; unknown fields are skipped.
@@ -38,8 +38,8 @@ pub fn read_submit(answer: &Answer, now: UtcMillis) -> Result<JobId, CallError> 
     }
 }
 
-/// True for what can stand in a URL as a job id. They are opaque: UUIDs in one document, 32 hex
-/// digits in another.
+/// True for what can be a job id in a URL. They are opaque: UUIDs in one document, 32 hex digits in
+/// another.
 pub fn is_usable(id: &str) -> bool {
     (1..=128).contains(&id.len())
         && id.bytes().any(|b| b.is_ascii_alphanumeric())
@@ -133,8 +133,8 @@ struct JobBody<'a> {
 impl JobBody<'_> {
     /// `end_time` is the empty string while the job runs.
     fn duration(&self) -> Option<Duration> {
-        let time = |text: &Text<'_>| text.get().and_then(|text| text.parse::<UtcMillis>().ok());
-        let (begin, end) = (time(&self.begin_time)?, time(&self.end_time)?);
+        let begin = self.begin_time.time()?;
+        let end = self.end_time.time()?;
         (end >= begin).then(|| end.since(begin))
     }
 }

@@ -1,7 +1,7 @@
 //! Reads what BMS shows of servers: one, or a page of the list. Pure: bytes in, values out.
 //!
-//! Owns the reading of states, which several fields tell together. Does not say what a state means
-//! for a request.
+//! Owns the reading of states, which depend on several fields. Does not say what a state means for
+//! a request.
 
 use serde::Deserialize;
 
@@ -146,10 +146,8 @@ impl BmsServerBody<'_> {
             .locked
             .get()
             .is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
-        let (power, activity) = (
-            power(status, vm_state.as_deref(), power_state),
-            activity(status, vm_state.as_deref(), task.as_deref()),
-        );
+        let power = power(status, vm_state.as_deref(), power_state);
+        let activity = activity(status, vm_state.as_deref(), task.as_deref());
         Some(ServerView {
             locked,
             ..ServerView::of(power, activity)
@@ -157,19 +155,19 @@ impl BmsServerBody<'_> {
     }
 }
 
-/// What one field says of the power.
+/// What one field says about the power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hint {
     /// It says so.
     Is(Power),
     /// Nothing: absent, or a word about an activity.
     Silent,
-    /// A word that no document lists, so nothing may be concluded.
+    /// A word that no document lists, so nothing can be concluded.
     Strange,
 }
 
-/// Three fields together: all that say something must agree, and `status` must have a second
-/// witness, because alone it is `ACTIVE` also while stopping and deleting, and `SHUTOFF` also while
+/// Three fields together: all that say something must agree, and another field must confirm
+/// `status`, because it is also `ACTIVE` while stopping and deleting, and also `SHUTOFF` while
 /// starting.
 fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Power {
     let said = [
@@ -177,7 +175,7 @@ fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Pow
         vm_hint(vm_state),
         power_hint(power_state),
     ];
-    // A faulty server's other fields show what it was before, or what is left of it.
+    // A faulty server's other fields show its earlier state, or remains of it.
     if said[0] == Hint::Is(Power::Faulty) {
         return Power::Faulty;
     }
@@ -188,10 +186,8 @@ fn power(status: &str, vm_state: Option<&str>, power_state: Option<&str>) -> Pow
     let Some(first) = witnesses.next() else {
         return Power::Unclear;
     };
-    let (agreed, alone) = (
-        witnesses.clone().all(|power| power == first),
-        witnesses.next().is_none(),
-    );
+    let agreed = witnesses.clone().all(|power| power == first);
+    let alone = witnesses.next().is_none();
     let during_reboot = is_reboot(status);
     if said.contains(&Hint::Strange) || !agreed || (alone && !during_reboot) {
         Power::Unclear
@@ -236,8 +232,8 @@ fn is_reboot(status: &str) -> bool {
     status.eq_ignore_ascii_case("REBOOT") || status.eq_ignore_ascii_case("HARD_REBOOT")
 }
 
-/// `task_state` tells; it is absent or null while nothing is done. Some states show an activity by
-/// themselves.
+/// `task_state` shows the activity; it is absent or null while there is none. Some states show an
+/// activity themselves.
 fn activity(status: &str, vm_state: Option<&str>, task_state: Option<&str>) -> Activity {
     match task_state.map(|task| task.replace('-', "_")).as_deref() {
         Some("powering_on") => Activity::PoweringOn,

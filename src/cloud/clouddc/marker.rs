@@ -5,14 +5,14 @@
 
 use crate::cloud::auth::aksk::percent_decode;
 
-/// Longer ones are not believed: they could not stand in a URL.
+/// Longer ones are ignored: they would not fit into a URL.
 const MARKER_BYTES_MAX: usize = 1024;
 
 /// The marker in `text`: the parameter `marker` of an address, else the text itself. Either may be
 /// percent-encoded.
 ///
-/// None if there is none to be found: then this page is taken for the last, and whoever is missing
-/// from it is asked for.
+/// None if it has no marker: then this page counts as the last, and servers that are missing from
+/// the list are read alone.
 pub(super) fn find(text: &str) -> Option<String> {
     let decoded = percent_decode(text);
     let named = parameter(text)

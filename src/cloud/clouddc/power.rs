@@ -1,6 +1,6 @@
 //! The power call of CloudDC: its body, and what its answer says. Pure: values in, values out.
 //!
-//! Stays away from what becomes of the servers afterwards: `server` reads that.
+//! What happens to the servers afterwards is read by `server`.
 
 use serde_json::{Map, Value, json};
 
@@ -23,10 +23,10 @@ pub fn body(action: PowerAction, servers: &[ServerId]) -> Value {
 /// How an accepted power call is followed: by the servers' states.
 ///
 /// Any 2xx whose body is a JSON object without a complaint is an acceptance. The documents print
-/// 200 alone, and a list of ids in a form that no string has (`{"$ref": …}`), so neither the list
-/// nor its ids are asked for; whether refused servers are left out of it is not said either, and
-/// their own states will tell. The object is asked for because a web page, half an answer and
-/// nothing at all are what something in front of the service answers with.
+/// 200 alone, and a list of ids that are not strings (`{"$ref": …}`), so neither the list nor its
+/// ids are required. They do not say whether refused servers are left out of it; the servers' own
+/// states will show. The object is required because something in front of the service may answer
+/// with a web page, half an answer or nothing.
 ///
 /// # Errors
 /// Everything else. A success that is no such object is `Lost`, unless the gateway's code in it

@@ -1,9 +1,8 @@
 //! Reads what CloudDC shows of physical servers: one, or a page of the list. Pure: bytes in, values
 //! out.
 //!
-//! Owns the reading of states, which `power_state` and `operation_state` tell together. Does not
-//! say what a state means for a request: above all not whether an operation that has ended is the
-//! one that was asked for.
+//! Owns the reading of states from `power_state` and `operation_state`. Does not say what a state
+//! means for a request; in particular not whether an operation that has ended is the requested one.
 
 use serde::{Deserialize, Deserializer};
 
@@ -42,12 +41,11 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Page<String>, CallEr
     })
 }
 
-/// One server, by itself as documented or inside `{"server": …}`. `Missing`: a 404 in the service's
-/// own words (see `is_missing`).
+/// One server, alone as documented or inside `{"server": …}`. `Missing`: a 404 in the service's own
+/// words (see `is_missing`).
 ///
-/// # Errors
-/// As any read; `Unavailable` for a success that is unreadable, shows another server than `asked`,
-/// or shows none: an object that says nothing must not pass for a server that has had no operation.
+/// # Errors As any read; `Unavailable` for a success that is unreadable, shows another server than
+/// `asked`, or shows none: an empty object must not count as a server that has had no operation.
 pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Sighting, CallError> {
     #[derive(Deserialize)]
     struct Wrapped<'a> {
@@ -76,10 +74,10 @@ pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Si
     }
 }
 
-/// No document names a code for "no such server", so only a 404 can say it, and only in the one
-/// shape that is documented for this service: `error_code` and `error_msg`. A gateway, a proxy or a
-/// web server that does not know the path has its own codes or another shape, and would otherwise
-/// make every server of a project disappear.
+/// No document names a code for "no such server", so only a 404 means it, and only in the one shape
+/// that is documented for this service: `error_code` and `error_msg`. A gateway, a proxy or a web
+/// server that does not know the path has its own codes or another shape, and would otherwise make
+/// every server of a project disappear.
 fn is_missing(answer: &Answer, error: &CallError) -> bool {
     #[derive(Deserialize)]
     struct Refusal<'a> {
@@ -150,11 +148,12 @@ impl CloudDcServerBody<'_> {
     }
 
     fn view(&self) -> ServerView {
-        let (power_word, operation_word) = (self.power_state.get(), self.operation_state.get());
+        let power_word = self.power_state.get();
+        let operation_word = self.operation_state.get();
         let (power, by_power) = read_power(power_word);
         let (operation, by_operation) = read_operation(operation_word);
         let activity = match (by_power, by_operation) {
-            // Without either word, nothing is known of the server: not even that nothing goes on.
+            // Without either word nothing is known of the server, not even that it is idle.
             (None, None) if power_word.or(operation_word).is_none() => Activity::Other,
             (None, None) => Activity::Idle,
             (Some(activity), None) | (None, Some(activity)) => activity,
@@ -169,10 +168,10 @@ impl CloudDcServerBody<'_> {
     }
 }
 
-/// The power, and the activity if the word names one: older documents have words for a server on
-/// its way.
+/// The power, and the activity if the word names one: older documents have words for a server in
+/// transition.
 ///
-/// On its way its power is unclear: of `powering-on` nobody knows whether it is on by now.
+/// In transition its power is unclear: a server that is `powering-on` may or may not be on already.
 /// `unknown` is what the overview counts servers under whose power it cannot tell; any other word
 /// may be an activity that no document lists.
 fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
@@ -196,8 +195,8 @@ fn read_power(word: Option<&str>) -> (Power, Option<Activity>) {
     }
 }
 
-/// The last operation, and the activity while it is being done. A word that no document lists tells
-/// of an operation, but not of which, nor whether it has ended.
+/// The last operation, and the activity while it is being done. A word that no document lists shows
+/// that there was an operation, but not which one, nor whether it has ended.
 fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
     let Some(word) = word else {
         return (None, None);
@@ -230,7 +229,7 @@ fn operation_prefix(action: PowerAction) -> &'static str {
     }
 }
 
-/// What the service says is wrong with a server; empty where it says nothing.
+/// The error that the service reports for a server; empty if there is none.
 #[derive(Deserialize, Default)]
 struct ServerError<'a> {
     #[serde(borrow, default)]

@@ -280,7 +280,7 @@ async fn throttled_shows_end_the_look_and_keep_what_was_seen() {
 }
 
 #[tokio::test]
-async fn servers_that_never_answer_keep_a_look_for_no_longer_than_its_proofs_allow() {
+async fn servers_that_never_answer_keep_a_look_within_what_proofs_allow() {
     let settle_time = Duration::from_secs(2);
     for (listed, wanted) in [(48, 50), (0, 3)] {
         let hangs = vec![server(wanted - 1), server(wanted - 2)];

@@ -57,7 +57,6 @@ enum TypeWord {
 /// Reads an action and its servers, or says why not: `BMS.0001` for what is no JSON, `BMS.0018` for
 /// what is another body.
 pub(in crate::sim) fn read(body: &[u8]) -> Result<(PowerAction, Vec<ServerId>), Refusal> {
-    let invalid = || Refusal::new("BMS.0018", "Request parameter is invalid.");
     let parsed: ActionBody = serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             return invalid();
@@ -77,6 +76,10 @@ pub(in crate::sim) fn read(body: &[u8]) -> Result<(PowerAction, Vec<ServerId>), 
         action,
         servers.into_iter().map(|server| server.id).collect(),
     ))
+}
+
+fn invalid() -> Refusal {
+    Refusal::new("BMS.0018", "Request parameter is invalid.")
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub(super) struct SubJob {
     pub(super) failure: Option<Refusal>,
     /// Its entities hold the server's id.
     pub(super) names_server: bool,
-    /// It stands in the answer.
+    /// It is in the answer.
     pub(super) is_listed: bool,
 }
 

@@ -36,11 +36,9 @@ impl Printer {
             task_state,
             power_state,
         } = server.shown(now);
-        let (project, updated, locked) = (
-            &self.project,
-            whole_seconds(server.updated),
-            server.is_locked,
-        );
+        let project = &self.project;
+        let updated = whole_seconds(server.updated);
+        let locked = server.is_locked;
         write!(
             out,
             r#""status":"{status}","updated":"{updated}Z","locked":{locked},"tenant_id":"{project}","#
@@ -58,8 +56,11 @@ impl Printer {
 }
 
 fn write_identity(out: &mut String, server: &Server) -> fmt::Result {
-    let (id, name, number) = (&server.id, &server.name, server.index + 1);
-    let (high, low) = ((server.index >> 8) & 0xff, server.index & 0xff);
+    let id = &server.id;
+    let name = &server.name;
+    let number = server.index + 1;
+    let high = (server.index >> 8) & 0xff;
+    let low = server.index & 0xff;
     write!(
         out,
         r#"{{"id":"{id}","name":"{name}","description":"{name}","OS-EXT-SRV-ATTR:hostname":"{name}","#
@@ -98,7 +99,8 @@ fn write_flavor_and_metadata(out: &mut String, server: &Server) -> fmt::Result {
 }
 
 fn write_place(out: &mut String, server: &Server) -> fmt::Result {
-    let (number, created) = (server.index + 1, CREATED_TEXT);
+    let number = server.index + 1;
+    let created = CREATED_TEXT;
     write!(
         out,
         r#""created":"{created}Z","OS-SRV-USG:launched_at":"{created}.000000","progress":0,"config_drive":"","#

@@ -1,7 +1,7 @@
 //! One bare-metal server: its power, the operation it is in, and what the API says of both. Knows
 //! nothing of jobs and faults.
 //!
-//! State moves lazily: whoever looks says what time it is, and what has ended by then is applied.
+//! State is updated lazily: each reader gives the time, and what has ended by then is applied.
 
 use crate::model::{PowerAction, ServerId, UtcMillis};
 use crate::sim::record::OnOff;
@@ -68,7 +68,8 @@ pub(super) struct Shown {
 impl Server {
     pub(super) fn new(id: ServerId, index: usize, is_on: bool) -> Self {
         let name = format!("bms-{:04}", index + 1);
-        let (is_locked, is_missing) = (false, false);
+        let is_locked = false;
+        let is_missing = false;
         Self {
             id,
             name,

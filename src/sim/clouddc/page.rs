@@ -90,7 +90,8 @@ impl Markers {
         }
     }
 
-    /// The marker stands first in a URL, so that whoever takes all that follows it takes too much.
+    /// The marker is the first parameter of a URL, so that a client that takes the whole rest of
+    /// the URL takes too much.
     fn marker(&self, query: &PageQuery, id: &ServerId) -> String {
         let Some(url) = &self.url else {
             return id.to_string();

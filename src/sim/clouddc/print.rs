@@ -105,11 +105,9 @@ fn write_identity(out: &mut String, server: &Server, project: &str) -> fmt::Resu
 }
 
 fn write_hardware(out: &mut String, server: &Server) -> fmt::Result {
-    let (rack, unit, number) = (
-        server.index / RACK_SERVERS + 1,
-        server.index % RACK_SERVERS + 1,
-        server.index + 1,
-    );
+    let rack = server.index / RACK_SERVERS + 1;
+    let unit = server.index % RACK_SERVERS + 1;
+    let number = server.index + 1;
     write!(
         out,
         r#""location":{{"dc":"dc1","rack":"rack{rack:02}","unit":"{unit}"}},"#

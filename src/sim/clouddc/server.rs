@@ -1,9 +1,9 @@
 //! One physical server: its power, the operation it is in, the last one it had, and what the API
 //! says of them. Knows nothing of calls and faults.
 //!
-//! State moves lazily: whoever looks says what time it is, and what has ended by then is applied.
-//! The last operation has neither time nor id and is kept until the next one ends, so a word from
-//! long ago looks like one of this moment.
+//! State is updated lazily: each reader gives the time, and what has ended by then is applied. The
+//! last operation has neither time nor id and is kept until the next one ends, so a word from long
+//! ago looks like one of this moment.
 
 use std::fmt;
 
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_leaves_the_power_and_its_error_until_the_next_operation_shows() {
+    fn a_failure_keeps_power_and_error_until_the_next_operation_shows() {
         let failure = Failure {
             code: "c".into(),
             message: "m".into(),

@@ -173,7 +173,8 @@ fn a_busy_server_refuses_whatever_comes_next_even_before_that_shows() {
 #[test]
 fn already_so_can_run_and_change_nothing() {
     let mut world = world("already_so = \"accepted\"");
-    let (running, stopped) = (ids(&world, &RUNNING), ids(&world, &STOPPED));
+    let running = ids(&world, &RUNNING);
+    let stopped = ids(&world, &STOPPED);
     listed(&world.power_state(at(0), Start, &running));
     listed(&world.power_state(at(0), Stop, &stopped));
     assert_eq!(
@@ -312,7 +313,8 @@ fn an_operation_can_end_before_it_shows() {
 #[test]
 fn older_words_of_power_show_while_an_operation_does() {
     let mut world = world("transition_words = true\nprocessing_after_ms = [100, 100]");
-    let (running, stopped) = (ids(&world, &RUNNING), ids(&world, &STOPPED));
+    let running = ids(&world, &RUNNING);
+    let stopped = ids(&world, &STOPPED);
     world.power_state(at(0), Stop, &running[..1]);
     world.power_state(at(0), Reboot, &running[1..]);
     world.power_state(at(0), Start, &stopped);
@@ -461,7 +463,8 @@ fn walk(world: &mut World, limit: Option<usize>) -> (Vec<ServerId>, Vec<u64>, Va
         limit,
         ..PageQuery::default()
     };
-    let (mut found, mut sizes) = (Vec::new(), Vec::new());
+    let mut found = Vec::new();
+    let mut sizes = Vec::new();
     loop {
         let page = world.clouddc_list(at(0), &query).value();
         let servers = page["servers"].as_array().expect("a list");
@@ -752,10 +755,8 @@ fn clouddc_calls_change_nothing_for_bms() {
     let text = "[[faults]]\nkind = \"error_after\"\nchance = 0.3\n";
     let answers = |with_others: bool| {
         let mut world = read(text);
-        let (bms, others) = (
-            world.server_ids(Service::Bms),
-            world.server_ids(Service::CloudDc),
-        );
+        let bms = world.server_ids(Service::Bms);
+        let others = world.server_ids(Service::CloudDc);
         let mut answers = Vec::new();
         for (id, other) in bms.iter().zip(&others).take(40) {
             if with_others {

@@ -17,7 +17,7 @@ pub struct BmsScenario {
     /// `operation_ms`: how long one server's part of a job takes, a range in ms; default `[1000,
     /// 3000]`.
     pub operation_ms: Span,
-    /// `init_polls`: so many queries of a job are answered `INIT`, without sub-jobs; default 0.
+    /// `init_polls`: this many queries of a job are answered `INIT`, without sub-jobs; default 0.
     pub init_polls: u32,
     /// `refusals`: what a missing, locked, busy or already-so server does to its batch; default
     /// `"batch"`.

@@ -26,7 +26,7 @@ pub struct CloudDcScenario {
     /// until the end.
     pub transition_words: bool,
     /// `first_states`: what `operation_state` is left from before, one of these drawn for each
-    /// server, whatever its power; a word that stands three times is three times as likely.
+    /// server, regardless of its power; a word that is listed three times is three times as likely.
     /// Default: three of eight are `reboot-succeed`.
     pub first_states: Vec<FirstState>,
     /// `no_operation_state`: how the `operation_state` of a server is written that never had an
@@ -139,7 +139,7 @@ pub enum Refusals {
 pub enum AlreadySo {
     /// It is refused.
     Refused,
-    /// It runs like any other operation, stands in the ledger, and changes nothing.
+    /// It runs like any other operation, is in the ledger, and changes nothing.
     Accepted,
 }
 

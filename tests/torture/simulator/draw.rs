@@ -290,7 +290,7 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         _ => View::Late,
     };
     let servers = match rng.between(0, 9) {
-        _ if view == View::Late => rng.between(2, 4),
+        _ if view == View::Late => rng.between(2, 5),
         0 => rng.between(20, 60),
         _ => rng.between(3, 12),
     };
@@ -417,7 +417,7 @@ enum View {
 /// two looks of a row.
 fn delay(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
     for target in &mut settings.targets {
-        target.settle_time = rng.millis(1_000, 5_000);
+        target.settle_time = rng.millis(1_000, 3_000);
         target.first_look = rng.millis(50, 400);
         target.request_timeout = target.request_timeout.max(Duration::from_secs(6));
         target.submits_per_minute = 50;
@@ -426,7 +426,7 @@ fn delay(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
     let settle_times = settings.targets.iter().map(|target| target.settle_time);
     let gap = settle_times.map(longest_gap).min().unwrap_or_default();
     let gap_ms = u64::try_from(gap.as_millis()).unwrap_or(0);
-    let slow = span(0, gap_ms * rng.between(2, 11) / 10);
+    let slow = span(0, gap_ms * rng.between(0, 11) / 10);
     scenario.latency = Latency {
         submit_ms: span(0, 100),
         job_ms: span(0, 200),
@@ -457,7 +457,7 @@ fn late_acts(
         },
     };
     let submit = [Call::Submit];
-    let delay_ms = rng.between(delay_max_ms / 3, delay_max_ms);
+    let delay_ms = rng.between(delay_max_ms / 2, delay_max_ms);
     let message = || "late by the scenario".to_owned();
     if rng.permille(500) {
         show_denied(scenario, settings);
@@ -468,10 +468,22 @@ fn late_acts(
             message: message(),
         };
         let every = rng.between(1, 2) as usize;
-        return vec![
+        let mut faults = vec![
             by_chance(refusal, &submit, rng.between(30, 70)),
             by_chance(FaultKind::ActsAnyway { every, delay_ms }, &[], 80),
         ];
+        if rng.permille(600) {
+            // Quick looks, and now and then one that takes nearly as long as a row allows.
+            scenario.latency.list_ms = span(0, 100);
+            scenario.latency.show_ms = span(0, 100);
+            let settle_times = settings.targets.iter().map(|target| target.settle_time);
+            let gap = settle_times.map(longest_gap).min().unwrap_or_default();
+            let gap_ms = u64::try_from(gap.as_millis()).unwrap_or(0);
+            let delay_ms = gap_ms * rng.between(45, 85) / 100;
+            let slow = FaultKind::Slow { delay_ms };
+            faults.push(by_chance(slow, &[Call::List, Call::Show], 30));
+        }
+        return faults;
     }
     let mut faults = vec![by_chance(FaultKind::DropBefore, &submit, 40)];
     if rng.permille(500) {

@@ -549,6 +549,14 @@ fn check_end(
             let told =
                 |batch: &BatchFacts| batch.carried.contains(&id) && !batch.denied.contains(&id);
             let honest = !facts.batches.values().any(told) || moved.code == "poweryard.not_running";
+            // No refusal of a reboot is believed before looks have disproved it.
+            let is_refused_reboot =
+                evidence == Some(Evidence::Refused) && request.wish.action == PowerAction::Reboot;
+            hold!(
+                !is_refused_reboot || facts.times_carried(id) == 0,
+                "request {id} failed as a refused reboot ({}), but the cloud had begun it",
+                moved.code
+            );
             // Who says that a server was rebooted and did not come back has seen its reboot.
             let claims_reboot =
                 moved.code == "poweryard.not_running" && request.wish.action == PowerAction::Reboot;
