@@ -292,4 +292,50 @@ mod tests {
             }
         }
     }
+
+    fn ended(state: RequestState) -> Event {
+        Event::Ended(Outcome {
+            state,
+            ..Outcome::unknown(OwnCode::Unproved, "")
+        })
+    }
+
+    #[test]
+    fn a_request_is_claimed_ends_or_returns_only_from_where_it_may() {
+        use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Succeeded};
+        for end in [Succeeded, Failed, RequestState::Unknown] {
+            assert_eq!(next(Running, &ended(end)), Ok(end));
+            assert!(next(Queued, &ended(end)).is_err());
+        }
+        for end in [Cancelled, Expired, Rejected] {
+            assert_eq!(next(Queued, &ended(end)), Ok(end));
+            assert!(next(Running, &ended(end)).is_err());
+        }
+        for end in [Queued, Running] {
+            assert!(next(Running, &ended(end)).is_err());
+            assert!(next(Queued, &ended(end)).is_err());
+        }
+        assert_eq!(next(Queued, &Event::Claimed), Ok(Running));
+        assert!(next(Running, &Event::Claimed).is_err());
+    }
+
+    #[test]
+    fn the_ledger_says_what_the_evidence_says() {
+        let results = [
+            Outcome::succeeded(Evidence::Already, ""),
+            Outcome::succeeded(Evidence::Job, ""),
+            Outcome::failed(Evidence::Refused, "", ""),
+            Outcome::failed(Evidence::Observed, "", ""),
+        ]
+        .map(|outcome| outcome.result);
+        assert_eq!(
+            results,
+            [
+                AttemptResult::Already,
+                AttemptResult::Succeeded,
+                AttemptResult::Refused,
+                AttemptResult::Failed
+            ]
+        );
+    }
 }

@@ -265,4 +265,28 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn only_lanes_of_the_target_with_something_ready_are_open() {
+        let other = Lane {
+            target: TargetName("other".into()),
+            ..lane(PowerAction::Stop, 0, 0, 1, 5, 500)
+        };
+        let empty = lane(PowerAction::Stop, 0, 0, 2, 0, 500);
+        let ready = lane(PowerAction::Start, 0, 0, 3, 1, 500);
+        let lanes = [other, empty, ready.clone()];
+        assert_eq!(open_lanes(&target(), &lanes, &[], NOW), [&ready]);
+    }
+
+    #[test]
+    fn of_no_span_more_than_the_budget_leaves() {
+        let budget = Budget {
+            servers: 500,
+            span: Duration::from_secs(3600),
+        };
+        for (ahead, hours) in [(0, 0), (499, 0), (500, 1), (1200, 2)] {
+            let at = NOW + Duration::from_secs(hours * 3600);
+            assert_eq!(earliest_under_budget(budget, NOW, ahead), at, "{ahead}");
+        }
+    }
 }

@@ -227,3 +227,67 @@ pub(super) fn already(action: PowerAction) -> Event {
     };
     Event::Ended(Outcome::succeeded(Evidence::Already, sentence))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::model::BatchId;
+
+    /// How long after `NOW` the batch is looked at again.
+    fn wait(batch: &Batch) -> Duration {
+        let case = Case {
+            batch,
+            watch: &Watch::default(),
+            rules: &rules(),
+            now: NOW,
+        };
+        match case.look_again(0) {
+            BatchNext::Again { next_look_at, .. } => next_look_at.since(NOW),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn reboots_that_the_cloud_denies_are_looked_at_often_enough_for_a_proof() {
+        for (action, cause, is_often) in [
+            (PowerAction::Reboot, LookCause::Refused, true),
+            (PowerAction::Reboot, LookCause::Busy, true),
+            (PowerAction::Reboot, LookCause::Lost, false),
+            (PowerAction::Stop, LookCause::Refused, false),
+        ] {
+            let mut batch = batch(action, BatchState::Looking, 1);
+            batch.looks = 40;
+            batch.look_cause = Some(cause);
+            let is_within = wait(&batch) <= Duration::from_secs(5);
+            assert_eq!(is_within, is_often, "{action} {cause}");
+        }
+    }
+
+    #[test]
+    fn waits_grow_with_the_looks_and_differ_from_batch_to_batch() {
+        let mut first = batch(PowerAction::Stop, BatchState::Tracking, 1);
+        first.looks = 1;
+        let other = Batch {
+            id: BatchId(8),
+            ..first.clone()
+        };
+        assert_ne!(wait(&first), wait(&other));
+        for batch in [first, other] {
+            let milliseconds = wait(&batch).as_millis();
+            assert!((750..=825).contains(&milliseconds), "{milliseconds}");
+        }
+    }
+
+    #[test]
+    fn parts_of_batches_never_share_a_group() {
+        let batch = batch(PowerAction::Stop, BatchState::Looking, 1);
+        let parts = [FIRST_PART, SECOND_PART, BUSY_PART].map(|part| batch.group(part));
+        assert_eq!(parts, [29, 30, 31]);
+        let next = Batch {
+            id: BatchId(8),
+            ..batch
+        };
+        assert_eq!(next.group(FIRST_PART), 33);
+    }
+}

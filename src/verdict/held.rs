@@ -142,4 +142,14 @@ mod tests {
             }
         );
     }
+
+    #[test]
+    fn what_the_last_look_left_is_kept_while_nothing_is_asked() {
+        let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
+        batch.doubts = 3;
+        batch.read_error = Some("HTTP 503".to_owned());
+        let step = held(&batch, NOW + Duration::from_secs(360), NOW);
+        assert_eq!(step.read_error, batch.read_error);
+        assert!(matches!(step.batch, BatchNext::Again { doubts: 3, .. }));
+    }
 }

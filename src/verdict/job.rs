@@ -636,4 +636,93 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn already_is_a_success_only_in_the_state_that_was_asked_for() {
+        use PowerAction::{Reboot, Start, Stop};
+        for (action, code, state) in [
+            (Start, "BMS.0038", RequestState::Succeeded),
+            (Start, "BMS.0039", RequestState::Failed),
+            (Stop, "BMS.0038", RequestState::Failed),
+            (Stop, "BMS.0039", RequestState::Succeeded),
+            (Reboot, "BMS.0038", RequestState::Failed),
+        ] {
+            let error = complaint(code, CodeClass::AlreadyInTargetState);
+            let sub_jobs = vec![sub_job(Some(1), JobStatus::Failed, Some(error))];
+            let step = judge(action, 1, &report(JobStatus::Failed, sub_jobs));
+            assert_eq!(ended(&step, 1).state, state, "{action} {code}");
+        }
+    }
+
+    #[test]
+    fn two_sub_jobs_of_one_server_count_if_they_ended_alike() {
+        let done = sub_job(Some(1), JobStatus::Succeeded, None);
+        let failed = sub_job(Some(1), JobStatus::Failed, None);
+        let alike = report(JobStatus::Succeeded, vec![done.clone(), done.clone()]);
+        let step = judge(PowerAction::Reboot, 1, &alike);
+        assert_eq!(ended(&step, 1).state, RequestState::Succeeded);
+        let unlike = report(JobStatus::Failed, vec![done, failed]);
+        assert!(stays(&judge(PowerAction::Reboot, 1, &unlike), 1));
+    }
+
+    #[test]
+    fn nothing_is_eliminated_while_a_sub_job_still_runs() {
+        let error = complaint("BMS.0605", CodeClass::ServerPermanent);
+        let sub_jobs = vec![
+            sub_job(Some(1), JobStatus::Pending, None),
+            sub_job(None, JobStatus::Failed, Some(error)),
+        ];
+        let step = judge(PowerAction::Stop, 2, &report(JobStatus::Failed, sub_jobs));
+        assert!(step.moves.is_empty());
+        assert!(matches!(step.batch, BatchNext::Again { doubts: 1, .. }));
+    }
+
+    #[test]
+    fn only_a_task_that_says_so_calls_its_server_busy() {
+        let error = complaint("BMS.0605", CodeClass::ServerPermanent);
+        let sub_jobs = vec![sub_job(Some(1), JobStatus::Failed, Some(error))];
+        let reboot = batch(PowerAction::Reboot, BatchState::Tracking, 1);
+        let answer = report(JobStatus::Failed, sub_jobs);
+        assert_eq!(busy_reboots(&reboot, &answer), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_throttled_query_waits_as_long_as_named_within_the_time_limit() {
+        let tracked = Batch {
+            doubts: 2,
+            ..batch(PowerAction::Stop, BatchState::Tracking, 1)
+        };
+        for (named, waited) in [(100, 100), (1_000_000, 3600)] {
+            let wait = Duration::from_secs(named);
+            let error = CallError {
+                fault: Fault::Throttled {
+                    retry_after: Some(wait),
+                    limit: None,
+                },
+                status: Some(429),
+                code: String::new(),
+                message: String::new(),
+                request_id: None,
+                retry_after: Some(wait),
+            };
+            let next = BatchNext::Again {
+                next_look_at: NOW + Duration::from_secs(waited),
+                doubts: 2,
+            };
+            assert_eq!(failed_query(&tracked, &error).batch, next);
+        }
+    }
+
+    #[test]
+    fn a_job_took_what_the_cloud_says_but_no_longer_than_it_was_waited_for() {
+        let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
+        batch.submitted_at = Some(NOW.before(Duration::from_secs(9)));
+        for (said, took) in [(None, 9000), (Some(4), 4000), (Some(20), 9000)] {
+            let answer = JobReport {
+                duration: said.map(Duration::from_secs),
+                ..report(JobStatus::Succeeded, Vec::new())
+            };
+            assert_eq!(judge_batch(&batch, &answer).job_ms, Some(took));
+        }
+    }
 }

@@ -230,7 +230,7 @@ fn judge_refused_reboot(case: Case<'_>, member: &Member, sighting: Option<&Sight
         };
     }
     let has_settled = case.has_settled(member);
-    let stays_visible = view.is_some_and(|view| explains_for_good(case.batch, member, view));
+    let stays_visible = view.is_some_and(|view| explains_for_good(member, view));
     if can_be_disproved || stays_visible {
         if has_settled {
             Proof::Disproved
@@ -246,9 +246,9 @@ fn judge_refused_reboot(case: Case<'_>, member: &Member, sighting: Option<&Sight
 
 /// True if the server is in a state in which no reboot is possible or can have ended well, whatever
 /// nobody saw before.
-fn explains_for_good(batch: &Batch, member: &Member, view: &ServerView) -> bool {
+fn explains_for_good(member: &Member, view: &ServerView) -> bool {
     let is_unable = view.locked || view.power == Power::Off;
-    batch.action.leaves_no_mark() && view.is_idle() && is_unable && !member.seen_moving
+    view.is_idle() && is_unable && !member.seen_moving
 }
 
 /// Refused reboots by how far their proofs have come.

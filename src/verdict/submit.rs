@@ -383,4 +383,18 @@ mod tests {
             "poweryard.orphaned"
         );
     }
+
+    #[test]
+    fn already_is_a_success_only_in_the_state_that_was_asked_for() {
+        use PowerAction::{Start, Stop};
+        for (action, code, state) in [
+            (Start, "BMS.0038", RequestState::Succeeded),
+            (Start, "BMS.0039", RequestState::Failed),
+            (Stop, "BMS.0038", RequestState::Failed),
+            (Stop, "BMS.0039", RequestState::Succeeded),
+        ] {
+            let step = refused_with(code, CodeClass::AlreadyInTargetState, action, 1);
+            assert_eq!(ended(&step, 1).state, state, "{action} {code}");
+        }
+    }
 }
