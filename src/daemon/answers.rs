@@ -36,7 +36,7 @@ pub(super) struct AnswerPass<'a> {
 /// A look at the servers of one target's batches.
 struct EndedLook<'a> {
     answer: &'a Result<Observed, CallError>,
-    look: Look,
+    began: Now,
     rules: Rules,
 }
 
@@ -184,7 +184,13 @@ impl AnswerPass<'_> {
         };
         self.learn_of_key(call).await;
         self.learn_from_submit(call, &batch).await;
-        let step = verdict::after_submit(&batch, answer, &history, &rules, now);
+        let case = Case {
+            batch: &batch,
+            watch: self.batches.watch(batch.id),
+            rules: &rules,
+            now,
+        };
+        let step = verdict::after_submit(case, answer, &history);
         self.save(Answered { batch, step, error }).await
     }
 
@@ -209,13 +215,19 @@ impl AnswerPass<'_> {
         };
         self.learn_of_key(call).await;
         self.learn_from_read(call).await;
+        let watch = self.batches.watch(batch.id);
+        if let Ok(job) = &answer {
+            watch.note_busy(verdict::busy_reboots(&batch, job));
+        }
+        let case = Case {
+            batch: &batch,
+            watch,
+            rules: &rules,
+            now,
+        };
         let step = match &answer {
-            Ok(job) => {
-                let busy = verdict::busy_reboots(&batch, job);
-                self.batches.watch(batch.id).note_busy(busy);
-                verdict::after_job(&batch, job, &rules, now)
-            }
-            Err(error) => verdict::after_failed_query(&batch, error, &rules, now),
+            Ok(job) => verdict::after_job(case, job),
+            Err(error) => verdict::after_failed_query(case, error),
         };
         let error = answer.err();
         self.save(Answered { batch, step, error }).await
@@ -233,7 +245,7 @@ impl AnswerPass<'_> {
         };
         let ended = EndedLook {
             answer,
-            look: target.look_ended(self.now),
+            began: target.look_ended(self.now),
             rules: target.rules(),
         };
         self.learn_of_key(call).await;
@@ -250,7 +262,14 @@ impl AnswerPass<'_> {
         let rules = &ended.rules;
         let watch = self.batches.watch(batch.id);
         match ended.answer {
-            Ok(observed) => watch.note_look(batch, &observed.sightings, ended.look, rules),
+            Ok(observed) => {
+                let look = Look {
+                    began: ended.began,
+                    ended: self.now,
+                    sightings: &observed.sightings,
+                };
+                watch.note_look(batch, look, rules.settle_time);
+            }
             Err(_) => watch.note_failed_look(batch),
         }
         let case = Case {

@@ -133,7 +133,11 @@ fn choose(target: &TargetSettings, lanes: &[Lane], holds: &[Hold], now: UtcMilli
         batch_servers_max: target.batch_servers_max,
         linger: std::time::Duration::ZERO,
     };
-    plan::choose(&target.name, lanes, holds, limits, now)
+    plan::choose(
+        &plan::open_lanes(&target.name, lanes, holds, now),
+        limits,
+        now,
+    )
 }
 
 async fn line(

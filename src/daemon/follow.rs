@@ -2,7 +2,6 @@
 //! `answers`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tracing::warn;
 
@@ -15,6 +14,7 @@ use super::target::{self, Target, Targets};
 use super::task::Round;
 use crate::lifecycle::Step;
 use crate::model::{Batch, BatchState, DueBatch, JobId, Origin, TargetName, UtcMillis};
+use crate::pace;
 use crate::store::{DueTarget, Hands, Store, StoreError};
 use crate::verdict::{self, Case, Watch};
 
@@ -23,8 +23,6 @@ const CONSIDERED_MAX: u32 = 256;
 /// Steps stored in one round that no call came before: each is a synced write, and calls wait to
 /// leave.
 const RECORDS_MAX: usize = 4;
-/// Looks at one target's servers that are no further apart than this are made as one.
-const JOIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// The pass of one round.
 pub(super) struct FollowPass<'a> {
@@ -105,7 +103,7 @@ impl FollowPass<'_> {
 
     fn turn_of(&mut self, due: &DueBatch) -> When {
         let now = self.round.now.utc;
-        let is_soon = due.at <= now + JOIN_WITHIN;
+        let is_soon = due.at <= now + pace::JOIN_WITHIN;
         // A look that is made anyway shows the servers of those too that would want one soon.
         if due.at <= now || (is_soon && self.joins_a_look(due)) {
             return When::Now;
@@ -200,19 +198,17 @@ impl FollowPass<'_> {
 
     /// What follows for a batch of this target that needs no call.
     fn step_without_call(&self, batch: &Batch, target: &Target) -> Option<Step> {
-        let now = self.round.now.utc;
-        let rules = target.rules();
-        if batch.state == BatchState::Submitting {
-            return Some(verdict::orphaned_intent(batch, &rules, now));
-        }
-        let until = self.reads_held(target)?;
         let no_looks = Watch::default();
         let case = Case {
             batch,
             watch: self.batches.watch_of(batch.id).unwrap_or(&no_looks),
-            rules: &rules,
-            now,
+            rules: &target.rules(),
+            now: self.round.now.utc,
         };
+        if batch.state == BatchState::Submitting {
+            return Some(verdict::orphaned_intent(case));
+        }
+        let until = self.reads_held(target)?;
         Some(verdict::while_held(case, until))
     }
 

@@ -226,7 +226,8 @@ impl SubmitPass<'_> {
             linger: self.submits.linger,
         };
         let lanes = count_lanes(self.store, lanes, limits.batch_servers_max).await?;
-        let lane = match plan::choose(name, &lanes, self.holds.present(), limits, now.utc) {
+        let open = plan::open_lanes(name, &lanes, self.holds.present(), now.utc);
+        let lane = match plan::choose(&open, limits, now.utc) {
             Choice::Go(lane) => lane,
             Choice::WaitUntil(at) => {
                 self.round.wake(at);

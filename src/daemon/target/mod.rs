@@ -17,7 +17,7 @@ use crate::model::{
 use crate::pace::{LookTimes, Pace};
 use crate::settings::TargetSettings;
 use crate::store::{Store, StoreError, TargetNews};
-use crate::verdict::{Look, Rules};
+use crate::verdict::Rules;
 use baselines::Baselines;
 use health::Health;
 
@@ -425,13 +425,10 @@ impl Target {
         }
     }
 
-    /// That look has ended.
-    pub(super) fn look_ended(&mut self, now: Now) -> Look {
+    /// That look has ended. Returns when it began.
+    pub(super) fn look_ended(&mut self, now: Now) -> Now {
         self.call_closes();
-        Look {
-            began: self.looking_since.take().unwrap_or(now),
-            ended: now,
-        }
+        self.looking_since.take().unwrap_or(now)
     }
 }
 
