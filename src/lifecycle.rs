@@ -125,13 +125,16 @@ impl Outcome {
     }
 }
 
+/// Requests and what happens to each.
+pub type Moves = Vec<(RequestId, Event)>;
+
 /// What follows from one step of a batch: the whole of it is stored in one transaction, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// Where the batch goes.
     pub batch: BatchNext,
     /// Requests that end or return to the queue; the others stay as they are.
-    pub moves: Vec<(RequestId, Event)>,
+    pub moves: Moves,
     /// Requests that stay, and whose servers were seen in a transition that theirs would cause.
     pub seen_moving: Vec<RequestId>,
     /// An error that concerns the batch as a whole, for its row.
@@ -152,6 +155,14 @@ impl Step {
             complaint: None,
             job_ms: None,
             read_error: None,
+        }
+    }
+
+    /// Nothing is left to do once these requests are moved.
+    pub fn done(moves: Moves) -> Self {
+        Self {
+            moves,
+            ..Self::only(BatchNext::Done)
         }
     }
 
@@ -182,11 +193,7 @@ impl Step {
             .iter()
             .map(|member| (member.request, back.clone()))
             .collect();
-        Self {
-            moves,
-            ..Self::only(BatchNext::Done)
-        }
-        .complaining(why)
+        Self::done(moves).complaining(why)
     }
 
     /// A batch whose intent is stored and whose call is known not to have been begun: as
@@ -284,5 +291,51 @@ mod tests {
                 prop_assert!(!matches!(state, RequestState::Succeeded | RequestState::Failed | RequestState::Unknown));
             }
         }
+    }
+
+    fn ended(state: RequestState) -> Event {
+        Event::Ended(Outcome {
+            state,
+            ..Outcome::unknown(OwnCode::Unproved, "")
+        })
+    }
+
+    #[test]
+    fn a_request_is_claimed_ends_or_returns_only_from_where_it_may() {
+        use RequestState::{Cancelled, Expired, Failed, Queued, Rejected, Running, Succeeded};
+        for end in [Succeeded, Failed, RequestState::Unknown] {
+            assert_eq!(next(Running, &ended(end)), Ok(end));
+            assert!(next(Queued, &ended(end)).is_err());
+        }
+        for end in [Cancelled, Expired, Rejected] {
+            assert_eq!(next(Queued, &ended(end)), Ok(end));
+            assert!(next(Running, &ended(end)).is_err());
+        }
+        for end in [Queued, Running] {
+            assert!(next(Running, &ended(end)).is_err());
+            assert!(next(Queued, &ended(end)).is_err());
+        }
+        assert_eq!(next(Queued, &Event::Claimed), Ok(Running));
+        assert!(next(Running, &Event::Claimed).is_err());
+    }
+
+    #[test]
+    fn the_ledger_says_what_the_evidence_says() {
+        let results = [
+            Outcome::succeeded(Evidence::Already, ""),
+            Outcome::succeeded(Evidence::Job, ""),
+            Outcome::failed(Evidence::Refused, "", ""),
+            Outcome::failed(Evidence::Observed, "", ""),
+        ]
+        .map(|outcome| outcome.result);
+        assert_eq!(
+            results,
+            [
+                AttemptResult::Already,
+                AttemptResult::Succeeded,
+                AttemptResult::Refused,
+                AttemptResult::Failed
+            ]
+        );
     }
 }

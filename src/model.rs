@@ -155,6 +155,16 @@ pub enum JobStatus {
     Failed,
 }
 
+impl JobStatus {
+    /// True for the two that never change again.
+    pub const fn is_over(self) -> bool {
+        match self {
+            Self::Pending => false,
+            Self::Succeeded | Self::Failed => true,
+        }
+    }
+}
+
 /// What the cloud says of a job: one answer for all servers of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobReport {
@@ -259,6 +269,11 @@ pub struct ServerView {
 }
 
 impl ServerView {
+    /// True if the cloud is doing nothing with it.
+    pub fn is_idle(&self) -> bool {
+        self.activity == Activity::Idle
+    }
+
     /// A server of which only power and activity are known.
     pub const fn of(power: Power, activity: Activity) -> Self {
         Self {
@@ -318,4 +333,109 @@ pub enum Activity {
     Rebooting,
     /// Something else (rebuilding, deleting, an unknown word).
     Other,
+}
+
+impl Activity {
+    /// True for those that one of our actions causes.
+    pub const fn is_power_transition(self) -> bool {
+        match self {
+            Self::PoweringOn | Self::PoweringOff | Self::Rebooting => true,
+            Self::Idle | Self::Other => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const UUID: &str = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
+
+    fn server(text: &str) -> ServerId {
+        ServerId(text.to_owned())
+    }
+
+    #[test]
+    fn a_server_id_is_up_to_64_letters_digits_and_dashes() {
+        for valid in ["a", "Z-9", UUID, &"x".repeat(64)] {
+            assert!(ServerId::is_valid(valid), "{valid}");
+        }
+        for invalid in ["", "a b", "a_b", "ü", &"x".repeat(65)] {
+            assert!(!ServerId::is_valid(invalid), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn a_uuid_without_dashes_gets_them_and_nothing_else_does() {
+        assert_eq!(ServerId::as_stored(&UUID.replace('-', "")), UUID);
+        let not_hex = "x".repeat(32);
+        for other in [UUID, "server-1", "abc", not_hex.as_str()] {
+            assert_eq!(ServerId::as_stored(other), other);
+        }
+    }
+
+    #[test]
+    fn server_ids_are_compared_without_case() {
+        assert_eq!(server("Server-A"), server("sERVER-a"));
+        assert_ne!(server("server-a"), server("server-b"));
+        assert!(server("SERVER-A") < server("server-b"));
+        let both: HashSet<ServerId> = ["abc", "ABC"].map(server).into();
+        assert_eq!(both.len(), 1);
+        let many: HashSet<ServerId> = ["abc", "abd", "ab"].map(server).into();
+        assert_eq!(many.len(), 3);
+    }
+
+    #[test]
+    fn stop_and_reboot_end_what_runs_on_the_server() {
+        let those: Vec<_> = PowerAction::those(PowerAction::interrupts).collect();
+        assert_eq!(those, [PowerAction::Stop, PowerAction::Reboot]);
+    }
+
+    #[test]
+    fn only_queued_and_running_requests_may_still_change() {
+        let open: Vec<_> = RequestState::ALL
+            .iter()
+            .filter(|state| !state.is_terminal())
+            .collect();
+        assert_eq!(open, [&RequestState::Queued, &RequestState::Running]);
+    }
+
+    #[test]
+    fn a_call_carries_as_many_servers_as_the_documents_allow() {
+        let caps = [Service::Bms, Service::CloudDc].map(Service::batch_servers_cap);
+        assert_eq!(caps, [1000, 50]);
+    }
+
+    #[test]
+    fn a_hold_covers_its_target_and_action_until_it_ends() {
+        let now = UtcMillis(1000);
+        let target = TargetName("a".into());
+        let hold = Hold {
+            target: Some(target.clone()),
+            action: Some(PowerAction::Stop),
+            kind: HoldKind::Operator,
+            reason: String::new(),
+            since: UtcMillis(0),
+            until: Some(UtcMillis(1001)),
+        };
+        assert!(hold.covers(&target, PowerAction::Stop, now));
+        assert!(!hold.covers(&target, PowerAction::Stop, UtcMillis(1001)));
+        assert!(!hold.covers(&target, PowerAction::Start, now));
+        assert!(!hold.covers(&TargetName("b".into()), PowerAction::Stop, now));
+    }
+
+    /// The first numbers of SplitMix64 from seed 0. Source: its author's reference implementation.
+    #[test]
+    fn scattered_numbers_are_those_of_splitmix64() {
+        let numbers = [1, 2, 3].map(|n: u64| scattered(SCATTER_STEP.wrapping_mul(n)));
+        assert_eq!(
+            numbers,
+            [
+                0xe220_a839_7b1d_cdaf,
+                0x6e78_9e6a_a1b9_65f4,
+                0x06c4_5d18_8009_454f
+            ]
+        );
+    }
 }

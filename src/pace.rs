@@ -22,6 +22,17 @@ const NAMED_WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A lowered rate rises again by a quarter after each quiet span of this length.
 const QUIET: Duration = Duration::from_secs(300);
 
+/// Looks at one target's servers that are due no further apart than this are made as one.
+pub const JOIN_WITHIN: Duration = Duration::from_secs(2);
+/// Reboots that could pass unseen are looked at closely: this often, for `CLOSE_SPAN`. How long
+/// CloudDC shows a reboot under way is not documented; a bare-metal server takes minutes to
+/// restart.
+pub const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
+/// How long after the call such reboots are looked at closely.
+pub const CLOSE_SPAN: Duration = Duration::from_secs(60);
+/// Looks of one row may be this far apart even if the settling time is very short.
+const PROOF_GAP_MIN: Duration = Duration::from_secs(2);
+
 /// How fast one target's submit calls may follow one another.
 ///
 /// At most `rate` calls in any 60 s. A call occupies its place from its start until 60 s after its
@@ -137,14 +148,14 @@ impl Pace {
         };
         self.rate = named.unwrap_or(lowered).clamp(1, self.rate);
         self.quiet_since = now;
-        self.stand_back(now, retry_after)
+        self.hold_back(now, retry_after)
     }
 
     /// The cloud could not be reached: nothing leaves until the time returned. The rate stays.
     ///
     /// While nothing leaves, only calls that were open beside a failed one can fail: the same
     /// trouble, which counts once.
-    pub fn stand_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
+    pub fn hold_back(&mut self, now: UtcMillis, retry_after: Option<Duration>) -> UtcMillis {
         if let Some(blocked_until) = self.blocked_until.filter(|&until| until > now) {
             let until =
                 retry_after.map_or(blocked_until, |wait| blocked_until.max(now + bounded(wait)));
@@ -283,7 +294,7 @@ impl LookTimes {
         }
         let mut sorted = history.to_vec();
         sorted.sort_unstable();
-        let typical = sorted[(sorted.len() * 9 / 10).min(sorted.len() - 1)];
+        let typical = sorted[sorted.len() * 9 / 10];
         // A job lasts as long as its slowest server; the others must not wait an hour for their
         // outcomes because of it.
         jittered(typical.min(self.first + self.interval_max), seed)
@@ -301,6 +312,17 @@ impl LookTimes {
             seed,
         )
     }
+}
+
+/// How often to look while a row of looks is to prove that a server stayed idle for `settle_time`:
+/// several times in the longest gap that a row may have.
+pub fn proof_interval(settle_time: Duration) -> Duration {
+    (settle_time / 8).clamp(Duration::from_millis(100), Duration::from_secs(5))
+}
+
+/// The longest gap between two looks of a row that proves something.
+pub fn proof_gap_max(settle_time: Duration) -> Duration {
+    (settle_time / 2).max(PROOF_GAP_MIN)
 }
 
 /// The wait before try number `tries` + 1 of a request that is worth another try: 10 s, doubling to
@@ -404,7 +426,7 @@ mod tests {
         let mut pace = Pace::new(50, [], T0);
         let waits: Vec<_> = (0..7)
             .scan(T0, |now, _| {
-                let until = pace.stand_back(*now, None);
+                let until = pace.hold_back(*now, None);
                 let wait = until.since(*now).as_secs();
                 *now = until;
                 Some(wait)
@@ -538,5 +560,137 @@ mod tests {
         });
         reads.answered();
         assert_eq!(reads.throttled(now, None).since(now), waits[0]);
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// A rate of 50 that the gateway has lowered to `rate`, at `T0`.
+    fn lowered_to(rate: u32) -> Pace {
+        let mut pace = Pace::new(50, [], T0);
+        pace.throttled(T0, None, Some((rate, MINUTE)));
+        pace
+    }
+
+    #[test]
+    fn a_lowered_rate_rises_by_a_quarter_after_each_quiet_span() {
+        for (lowered, rates) in [(10, [10, 12, 15]), (1, [1, 2, 3])] {
+            let mut pace = lowered_to(lowered);
+            for (second, rate) in [299, 300, 600].into_iter().zip(rates) {
+                pace.wait(after(second));
+                assert_eq!(pace.rate(), rate, "{second} s");
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_run_had_learned_is_kept_within_the_configured_rate() {
+        for (stored, rate) in [(10, 10), (0, 1), (99, 50)] {
+            let mut pace = Pace::new(50, [], T0);
+            pace.resume(stored, 3);
+            assert_eq!((pace.rate(), pace.throttles()), (rate, 3));
+        }
+    }
+
+    #[test]
+    fn a_new_configured_rate_counts_at_once_unless_the_rate_was_lowered() {
+        for (mut pace, configured, rate) in [
+            (Pace::new(50, [], T0), 80, 80),
+            (Pace::new(50, [], T0), 20, 20),
+            (lowered_to(10), 80, 10),
+            (lowered_to(10), 5, 5),
+        ] {
+            pace.reconfigure(configured);
+            assert_eq!(pace.rate(), rate);
+        }
+    }
+
+    #[test]
+    fn an_open_call_occupies_its_place_until_a_minute_after_its_end() {
+        let mut pace = Pace::new(2, [], T0);
+        pace.call_started();
+        assert_eq!(pace.wait(T0), None);
+        pace.call_started();
+        assert_eq!(pace.wait(after(10)), Some(after(70)));
+        pace.call_ended(after(20));
+        assert_eq!(pace.wait(after(30)), Some(after(80)));
+        assert_eq!(pace.wait(after(80)), None);
+    }
+
+    #[test]
+    fn calls_wait_until_the_time_named_and_no_longer() {
+        let mut pace = Pace::new(50, [], T0);
+        let until = pace.hold_back(T0, None);
+        assert_eq!(pace.wait(T0), Some(until));
+        assert_eq!(pace.wait(until), None);
+        pace.hold_back(until, None);
+        pace.unblock();
+        assert_eq!(pace.wait(until), None);
+        pace.answered();
+        assert_eq!(pace.throttles(), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_moves_all_that_is_remembered() {
+        let mut pace = Pace::new(1, [T0], T0);
+        let until = pace.hold_back(T0, Some(Duration::from_secs(30)));
+        pace.moved(3_600_000);
+        let later = after(3600);
+        assert_eq!(pace.wait(later), Some(until.moved(3_600_000)));
+        assert_eq!(pace.wait(later + MINUTE / 2), Some(later + MINUTE));
+        let mut reads = Reads::resumed(Some(T0));
+        reads.moved(-5);
+        assert_eq!(reads.until(), Some(T0.moved(-5)));
+    }
+
+    fn seconds(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn waits_are_as_documented_and_at_most_a_tenth_longer() {
+        let times = LookTimes {
+            first: seconds(2.0),
+            interval_max: seconds(30.0),
+        };
+        let history: Vec<_> = (1..=20).map(|n| seconds(f64::from(n))).collect();
+        for (name, wait, least) in [
+            ("first look", times.first_look(&[], 1), 2.0),
+            (
+                "two jobs tell little",
+                times.first_look(&history[18..], 1),
+                2.0,
+            ),
+            ("three tell", times.first_look(&history[17..], 1), 20.0),
+            ("nine in ten", times.first_look(&history, 1), 19.0),
+            ("next look", times.next_look(1, 1), 0.5),
+            ("third look", times.next_look(2, 1), 0.75),
+            ("retry", retry_delay(0, 1), 10.0),
+            ("second retry", retry_delay(1, 1), 20.0),
+            ("last retry", retry_delay(9, 1), 300.0),
+            ("busy", busy_delay(0, 1), 5.0),
+            ("hook", hook_delay(0), 1.0),
+            ("second hook", hook_delay(1), 4.0),
+            ("last hook", hook_delay(9), 60.0),
+            ("busy for a second", busy_wait(seconds(1.0), 1), 5.0),
+            ("busy for a minute", busy_wait(MINUTE, 1), 15.0),
+            ("busy for a day", busy_wait(seconds(86_400.0), 1), 300.0),
+        ] {
+            assert!(
+                wait >= seconds(least) && wait <= seconds(least * 1.1),
+                "{name}: {wait:?}"
+            );
+        }
+        assert_ne!(retry_delay(0, 1), retry_delay(0, 2));
+    }
+
+    #[test]
+    fn a_proof_is_looked_at_several_times_in_its_longest_gap() {
+        for (settle_time, interval, gap_max) in
+            [(60.0, 5.0, 30.0), (8.0, 1.0, 4.0), (0.1, 0.1, 2.0)]
+        {
+            let settle_time = seconds(settle_time);
+            assert_eq!(proof_interval(settle_time), seconds(interval));
+            assert_eq!(proof_gap_max(settle_time), seconds(gap_max));
+        }
     }
 }

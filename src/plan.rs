@@ -29,18 +29,13 @@ pub enum Choice {
     Nothing,
 }
 
-/// Chooses the lane of `target` whose head leaves next: the highest priority, then the oldest
-/// request.
-///
-/// A lane that is held stays. A lane of fresh requests that does not fill a batch waits until its
-/// oldest request could have gone for `linger`; returned groups do not wait, nobody can join them.
-pub fn choose(
+/// The lanes of `target` that nothing holds: the highest priority first, then the oldest request.
+pub fn open_lanes<'a>(
     target: &TargetName,
-    lanes: &[Lane],
+    lanes: &'a [Lane],
     holds: &[Hold],
-    limits: Limits,
     now: UtcMillis,
-) -> Choice {
+) -> Vec<&'a Lane> {
     let mut open: Vec<&Lane> = lanes
         .iter()
         .filter(|lane| lane.target == *target && lane.ready > 0)
@@ -51,26 +46,41 @@ pub fn choose(
         })
         .collect();
     open.sort_by_key(|lane| (-lane.head_priority, lane.head_id));
-    let leaves_at = |lane: &Lane| match lane.group == 0 && lane.ready < limits.batch_servers_max {
-        true => lane.oldest_eligible_at + limits.linger,
-        false => now,
-    };
-    // A clock that stepped back must not make a row linger for hours.
-    let may_go = |lane: &Lane| leaves_at(lane) <= now || leaves_at(lane) > now + limits.linger;
-    match open.iter().find(|lane| may_go(lane)) {
-        Some(lane) => Choice::Go((*lane).clone()),
-        None => open
-            .iter()
-            .map(|lane| leaves_at(lane))
-            .min()
-            .map_or(Choice::Nothing, Choice::WaitUntil),
+    open
+}
+
+/// Chooses the first of these lanes whose head may leave.
+///
+/// A lane of fresh requests that does not fill a batch waits until its oldest request could have
+/// gone for `linger`; returned groups do not wait, nobody can join them.
+pub fn choose(open: &[&Lane], limits: Limits, now: UtcMillis) -> Choice {
+    let mut earliest: Option<UtcMillis> = None;
+    for lane in open {
+        let leaves_at = limits.leaves_at(lane, now);
+        // A clock that stepped back must not make a row linger for hours.
+        if leaves_at <= now || leaves_at > now + limits.linger {
+            return Choice::Go((*lane).clone());
+        }
+        earliest = Some(earliest.map_or(leaves_at, |earlier| earlier.min(leaves_at)));
+    }
+    earliest.map_or(Choice::Nothing, Choice::WaitUntil)
+}
+
+impl Limits {
+    fn leaves_at(self, lane: &Lane, now: UtcMillis) -> UtcMillis {
+        let may_grow = lane.group == 0 && lane.ready < self.batch_servers_max;
+        if may_grow {
+            lane.oldest_eligible_at + self.linger
+        } else {
+            now
+        }
     }
 }
 
 /// How many servers a budget still lets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowance {
-    /// At most so many, at least one.
+    /// At most this many, at least one.
     Servers(u32),
     /// None before this time.
     NoneUntil(UtcMillis),
@@ -81,16 +91,17 @@ pub enum Allowance {
 ///
 /// The span rolls: a call counts until exactly one span has passed.
 pub fn allowance(budget: Budget, spent: &[(UtcMillis, u32)], now: UtcMillis) -> Allowance {
-    let in_span = || spent.iter().filter(|(at, _)| now.since(*at) < budget.span);
-    let used: u64 = in_span().map(|(_, servers)| u64::from(*servers)).sum();
-    match u64::from(budget.servers).checked_sub(used) {
-        Some(left) if left > 0 => Allowance::Servers(u32::try_from(left).unwrap_or(u32::MAX)),
-        _ => Allowance::NoneUntil(
-            in_span()
-                .map(|(at, _)| *at)
-                .min()
-                .map_or(now + budget.span, |at| at + budget.span),
-        ),
+    let mut used: u64 = 0;
+    let mut oldest: Option<UtcMillis> = None;
+    for &(at, servers) in spent {
+        if now.since(at) < budget.span {
+            used += u64::from(servers);
+            oldest = Some(oldest.map_or(at, |earlier| earlier.min(at)));
+        }
+    }
+    match u64::from(budget.servers).saturating_sub(used) {
+        0 => Allowance::NoneUntil(oldest.unwrap_or(now) + budget.span),
+        left => Allowance::Servers(u32::try_from(left).unwrap_or(u32::MAX)),
     }
 }
 
@@ -136,6 +147,10 @@ mod tests {
         }
     }
 
+    fn choice(lanes: &[Lane], holds: &[Hold]) -> Choice {
+        choose(&open_lanes(&target(), lanes, holds, NOW), LIMITS, NOW)
+    }
+
     fn target() -> TargetName {
         TargetName("default".into())
     }
@@ -157,7 +172,7 @@ mod tests {
             lane(PowerAction::Stop, 0, 0, 1, 5, 500),
             lane(PowerAction::Start, 0, 10, 9, 5, 500),
         ];
-        let Choice::Go(chosen) = choose(&target(), &lanes, &[], LIMITS, NOW) else {
+        let Choice::Go(chosen) = choice(&lanes, &[]) else {
             panic!("one may go")
         };
         assert_eq!(chosen.action, PowerAction::Start);
@@ -167,23 +182,14 @@ mod tests {
     fn a_batch_that_is_not_full_lingers_and_a_full_one_does_not() {
         let small = lane(PowerAction::Stop, 0, 0, 1, 999, 40);
         let wait = Choice::WaitUntil(NOW + Duration::from_millis(60));
-        assert_eq!(
-            choose(&target(), std::slice::from_ref(&small), &[], LIMITS, NOW),
-            wait
-        );
+        assert_eq!(choice(std::slice::from_ref(&small), &[]), wait);
         let full = Lane {
             ready: 1000,
             ..small.clone()
         };
-        assert_eq!(
-            choose(&target(), std::slice::from_ref(&full), &[], LIMITS, NOW),
-            Choice::Go(full)
-        );
+        assert_eq!(choice(std::slice::from_ref(&full), &[]), Choice::Go(full));
         let part = Lane { group: 7, ..small };
-        assert_eq!(
-            choose(&target(), std::slice::from_ref(&part), &[], LIMITS, NOW),
-            Choice::Go(part)
-        );
+        assert_eq!(choice(std::slice::from_ref(&part), &[]), Choice::Go(part));
     }
 
     #[test]
@@ -192,10 +198,7 @@ mod tests {
             lane(PowerAction::Stop, 0, 50, 1, 1, 0),
             lane(PowerAction::Start, 0, 0, 2, 1, 200),
         ];
-        assert_eq!(
-            choose(&target(), &lanes, &[], LIMITS, NOW),
-            Choice::Go(lanes[1].clone())
-        );
+        assert_eq!(choice(&lanes, &[]), Choice::Go(lanes[1].clone()));
     }
 
     #[test]
@@ -204,10 +207,7 @@ mod tests {
             oldest_eligible_at: NOW + Duration::from_secs(3600),
             ..lane(PowerAction::Stop, 0, 0, 1, 1, 0)
         };
-        assert_eq!(
-            choose(&target(), std::slice::from_ref(&ahead), &[], LIMITS, NOW),
-            Choice::Go(ahead)
-        );
+        assert_eq!(choice(std::slice::from_ref(&ahead), &[]), Choice::Go(ahead));
     }
 
     #[test]
@@ -217,15 +217,9 @@ mod tests {
             lane(PowerAction::Start, 0, 0, 2, 5, 500),
         ];
         let held = [hold(Some(PowerAction::Stop), None)];
-        assert_eq!(
-            choose(&target(), &lanes, &held, LIMITS, NOW),
-            Choice::Go(lanes[1].clone())
-        );
+        assert_eq!(choice(&lanes, &held), Choice::Go(lanes[1].clone()));
         let over = [hold(None, Some(NOW))];
-        assert_eq!(
-            choose(&target(), &lanes, &over, LIMITS, NOW),
-            Choice::Go(lanes[0].clone())
-        );
+        assert_eq!(choice(&lanes, &over), Choice::Go(lanes[0].clone()));
     }
 
     #[test]
@@ -261,7 +255,7 @@ mod tests {
             let lanes: Vec<Lane> = shapes.iter()
                 .map(|&(a, g, p, id, ready, waited)| lane(actions[a], g, p, id, ready, waited)).collect();
             let holds: Vec<Hold> = held.iter().map(|&a| hold(Some(actions[a]), None)).collect();
-            if let Choice::Go(chosen) = choose(&target(), &lanes, &holds, LIMITS, NOW) {
+            if let Choice::Go(chosen) = choice(&lanes, &holds) {
                 prop_assert!(chosen.ready > 0);
                 prop_assert!(!holds.iter().any(|hold| hold.covers(&chosen.target, chosen.action, NOW)));
                 let before = |lane: &Lane| (-lane.head_priority, lane.head_id) < (-chosen.head_priority, chosen.head_id);
@@ -269,6 +263,30 @@ mod tests {
                     && !holds.iter().any(|hold| hold.covers(&lane.target, lane.action, NOW));
                 prop_assert!(!lanes.iter().any(|lane| before(lane) && full_and_free(lane)));
             }
+        }
+    }
+
+    #[test]
+    fn only_lanes_of_the_target_with_something_ready_are_open() {
+        let other = Lane {
+            target: TargetName("other".into()),
+            ..lane(PowerAction::Stop, 0, 0, 1, 5, 500)
+        };
+        let empty = lane(PowerAction::Stop, 0, 0, 2, 0, 500);
+        let ready = lane(PowerAction::Start, 0, 0, 3, 1, 500);
+        let lanes = [other, empty, ready.clone()];
+        assert_eq!(open_lanes(&target(), &lanes, &[], NOW), [&ready]);
+    }
+
+    #[test]
+    fn of_no_span_more_than_the_budget_leaves() {
+        let budget = Budget {
+            servers: 500,
+            span: Duration::from_secs(3600),
+        };
+        for (ahead, hours) in [(0, 0), (499, 0), (500, 1), (1200, 2)] {
+            let at = NOW + Duration::from_secs(hours * 3600);
+            assert_eq!(earliest_under_budget(budget, NOW, ahead), at, "{ahead}");
         }
     }
 }

@@ -238,6 +238,9 @@ async fn a_copy_that_comes_back_together_with_its_note_is_known_for_one() {
     let daemon = yard.start();
     let producer = yard.producer().await;
     drop(producer);
+    while !note.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     daemon.stop().await;
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "reboot").await;

@@ -133,7 +133,13 @@ fn begin(yard: &Yard) -> std::thread::JoinHandle<Result<(), DaemonError>> {
             .enable_all()
             .build()
             .expect("a runtime");
-        runtime.block_on(daemon::run(&settings, clouds, std::future::pending()))
+        let links = daemon::Links::default();
+        runtime.block_on(daemon::run(
+            &settings,
+            clouds,
+            links,
+            std::future::pending(),
+        ))
     })
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::output;
 use super::{Context, Exit, Failure};
-use crate::daemon;
+use crate::daemon::{self, Links};
 use crate::model::{PowerAction, ServerId, Service};
 use crate::settings::{SecretRules, Settings};
 use crate::sim::{Scenario, SimCloud};
@@ -74,7 +74,7 @@ pub(super) async fn run(_: &Context, args: DemoArgs) -> Result<Exit, Failure> {
         database.display()
     ))?;
     let (stop, stopped) = oneshot::channel::<()>();
-    let serve = daemon::run(&settings, clouds, async {
+    let serve = daemon::run(&settings, clouds, Links::default(), async {
         let _ = stopped.await;
     });
     let follow = async {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
 use super::{Context, Exit, Failure, status};
-use crate::daemon::{self, Observers, Reload, systemd};
+use crate::daemon::{self, Links, Observers, Reload, systemd};
 use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
@@ -77,8 +77,11 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     let database = settings.queue.database.clone();
     let (notifier, deliveries) =
         Notifier::start(settings.notify.clone(), database, Arc::clone(&meter));
-    let observers = Observers { meter, notifier };
-    let ended = daemon::run_observed(&settings, clouds, reloads, observers, told_to_stop()?).await;
+    let links = Links {
+        reloads: Some(reloads),
+        observers: Observers { meter, notifier },
+    };
+    let ended = daemon::run(&settings, clouds, links, told_to_stop()?).await;
     deliveries.finish().await;
     ended?;
     Ok(Exit::Done)

@@ -7,6 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use tracing::{info, warn};
+
+use super::clock_check;
 use crate::model::{Batch, BatchId, Now, Steady, UtcMillis};
 
 /// Between two looks at the clocks a difference of more than this was set by somebody, and is no
@@ -14,6 +17,15 @@ use crate::model::{Batch, BatchId, Now, Steady, UtcMillis};
 const STEP_MIN_MS: i64 = 2000;
 /// Steps ahead that are remembered, for what was stamped before them.
 const STEPS_MAX: usize = 8;
+
+/// Somebody has set the clock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClockStep {
+    /// Milliseconds; below zero: it was set back.
+    pub(super) by_ms: i64,
+    /// When that was noticed.
+    pub(super) at: Now,
+}
 
 /// The two clocks as they were last seen, and the steps since the start.
 #[derive(Debug, Default)]
@@ -26,13 +38,32 @@ pub(super) struct Clocks {
     stepped_at: Option<Steady>,
     /// The time of day when the clock was last found to have been set back, or at the start.
     right_since: Option<UtcMillis>,
-    /// By how much the times of open batches that stood in the queue before a step are off.
+    /// By how much the times of batches that were open before a step are off.
     off: BTreeMap<BatchId, i64>,
     /// The same for batches whose call was being made: they were loaded before the step.
     stale: BTreeMap<BatchId, i64>,
+    /// Why nothing is sent by this clock.
+    doubt: Option<String>,
 }
 
 impl Clocks {
+    /// True while no clock is right that says this.
+    pub(super) fn doubts(&mut self, now: UtcMillis) -> bool {
+        let doubt = clock_check::beyond(now);
+        match (&doubt, &self.doubt) {
+            (Some(doubt), None) => warn!("{doubt}"),
+            (None, Some(_)) => info!("this machine's clock looks right again"),
+            _ => {}
+        }
+        self.doubt = doubt;
+        self.doubt.is_some()
+    }
+
+    /// Why nothing is sent by this clock, if so.
+    pub(super) fn doubt(&self) -> Option<&str> {
+        self.doubt.as_deref()
+    }
+
     /// By how many milliseconds the time of day has been set since the last look; none if it only
     /// went on.
     pub(super) fn step(&self, now: Now) -> Option<i64> {
@@ -48,15 +79,29 @@ impl Clocks {
         self.last = Some(now);
     }
 
-    /// Remembers a step: `open` are the batches that are not done, those of them `in_hand` were
-    /// loaded already.
+    /// Remembers a step: `open` are the batches that are not done, those of them that are
+    /// `in_progress` were loaded already.
     pub(super) fn stepped(
         &mut self,
-        by_ms: i64,
+        step: ClockStep,
         open: &[BatchId],
-        in_hand: &BTreeSet<BatchId>,
-        now: Now,
+        in_progress: &BTreeSet<BatchId>,
     ) {
+        self.note_step(step);
+        let by_ms = step.by_ms;
+        let mut off = BTreeMap::new();
+        for id in open {
+            let before = self.off.get(id).copied().unwrap_or(0);
+            off.insert(*id, before.saturating_add(by_ms));
+        }
+        self.off = off;
+        for id in in_progress {
+            *self.stale.entry(*id).or_default() += by_ms;
+        }
+    }
+
+    fn note_step(&mut self, step: ClockStep) {
+        let ClockStep { by_ms, at: now } = step;
         self.stepped_at = Some(now.steady);
         let right_since = self
             .right_since
@@ -65,28 +110,13 @@ impl Clocks {
         self.right_since = Some(right_since.unwrap_or(now.utc));
         if by_ms > 0 {
             self.ahead.push((now.utc.moved(-by_ms), by_ms));
-            let surplus = self.ahead.len().saturating_sub(STEPS_MAX);
-            self.ahead.drain(..surplus);
+            forget_oldest(&mut self.ahead);
         } else {
             // Set back to where it was: what was stamped before both is right again.
             self.ahead
                 .pop_if(|(_, ahead_ms)| ahead_ms.saturating_add(by_ms).abs() < STEP_MIN_MS);
             self.back.push(by_ms);
-            let surplus = self.back.len().saturating_sub(STEPS_MAX);
-            self.back.drain(..surplus);
-        }
-        let before = std::mem::take(&mut self.off);
-        self.off = open
-            .iter()
-            .map(|id| {
-                (
-                    *id,
-                    before.get(id).copied().unwrap_or(0).saturating_add(by_ms),
-                )
-            })
-            .collect();
-        for id in in_hand {
-            *self.stale.entry(*id).or_default() += by_ms;
+            forget_oldest(&mut self.back);
         }
     }
 
@@ -115,10 +145,7 @@ impl Clocks {
     /// back, by this run or an earlier one.
     pub(super) fn corrected(&self, at: UtcMillis, now: UtcMillis) -> UtcMillis {
         if at <= now {
-            let moved = |at: UtcMillis, (before, by_ms): &(UtcMillis, i64)| {
-                if at <= *before { at.moved(*by_ms) } else { at }
-            };
-            return self.ahead.iter().fold(at, moved).min(now);
+            return self.moved_ahead(at).min(now);
         }
         let mut at = at;
         for by_ms in self.back.iter().rev() {
@@ -131,6 +158,16 @@ impl Clocks {
         } else {
             at
         }
+    }
+
+    fn moved_ahead(&self, at: UtcMillis) -> UtcMillis {
+        let mut at = at;
+        for (before, by_ms) in &self.ahead {
+            if at <= *before {
+                at = at.moved(*by_ms);
+            }
+        }
+        at
     }
 
     /// How much longer than `span` ago something may have been stamped by a clock that has stepped
@@ -146,6 +183,11 @@ impl Clocks {
     }
 }
 
+fn forget_oldest<T>(steps: &mut Vec<T>) {
+    let surplus = steps.len().saturating_sub(STEPS_MAX);
+    steps.drain(..surplus);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +199,10 @@ mod tests {
             utc: BEGIN.moved(utc_seconds * 1000),
             steady: Steady(Duration::from_secs(steady_seconds)),
         }
+    }
+
+    fn step(by_ms: i64, at: Now) -> ClockStep {
+        ClockStep { by_ms, at }
     }
 
     #[test]
@@ -178,7 +224,11 @@ mod tests {
     fn only_times_stamped_before_a_step_ahead_of_the_clock_are_moved() {
         let mut clocks = Clocks::default();
         clocks.seen(at(0, 0));
-        clocks.stepped(3_600_000, &[BatchId(1)], &BTreeSet::new(), at(3600, 0));
+        clocks.stepped(
+            step(3_600_000, at(3600, 0)),
+            &[BatchId(1)],
+            &BTreeSet::new(),
+        );
         let later = BEGIN + Duration::from_secs(3601);
         assert_eq!(
             clocks.corrected(BEGIN, later),
@@ -200,11 +250,11 @@ mod tests {
     #[test]
     fn what_lies_ahead_was_stamped_before_the_clock_was_set_back() {
         let mut clocks = Clocks::default();
-        clocks.stepped(-3_600_000, &[], &BTreeSet::new(), at(-3600, 0));
+        clocks.stepped(step(-3_600_000, at(-3600, 0)), &[], &BTreeSet::new());
         let now = at(-3590, 10).utc;
         assert_eq!(clocks.corrected(at(-5, 0).utc, now), at(-3605, 0).utc);
         assert_eq!(clocks.corrected(at(-3595, 5).utc, now), at(-3595, 5).utc);
-        clocks.stepped(-60_000, &[], &BTreeSet::new(), at(-3650, 10));
+        clocks.stepped(step(-60_000, at(-3650, 10)), &[], &BTreeSet::new());
         assert_eq!(
             clocks.corrected(at(-5, 0).utc, at(-3650, 10).utc),
             at(-3665, 0).utc
@@ -214,8 +264,8 @@ mod tests {
     #[test]
     fn a_clock_set_ahead_and_back_again_leaves_no_trace() {
         let mut clocks = Clocks::default();
-        clocks.stepped(3_600_000, &[], &BTreeSet::new(), at(3600, 0));
-        clocks.stepped(-3_600_500, &[], &BTreeSet::new(), at(10, 10));
+        clocks.stepped(step(3_600_000, at(3600, 0)), &[], &BTreeSet::new());
+        clocks.stepped(step(-3_600_500, at(10, 10)), &[], &BTreeSet::new());
         for (stamped, truly) in [(-5, -5_000), (3605, 4_500), (12, 12_000)] {
             assert_eq!(
                 clocks.corrected(at(stamped, 0).utc, at(20, 20).utc),
@@ -235,12 +285,12 @@ mod tests {
             BEGIN,
             "by an earlier run, before this one began"
         );
-        clocks.stepped(-3_600_000, &[], &BTreeSet::new(), at(-3500, 100));
+        clocks.stepped(step(-3_600_000, at(-3500, 100)), &[], &BTreeSet::new());
         assert_eq!(
             clocks.corrected(BEGIN, at(-3400, 200).utc),
             at(-3600, 0).utc
         );
-        clocks.stepped(7_200_000, &[], &BTreeSet::new(), at(3800, 200));
+        clocks.stepped(step(7_200_000, at(3800, 200)), &[], &BTreeSet::new());
         assert_eq!(
             clocks.corrected(ahead, at(3900, 300).utc),
             at(3700, 100).utc,

@@ -4,12 +4,12 @@
 
 use std::path::Path;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
 
-use super::{now, systemd};
-use crate::model::UtcMillis;
+use super::systemd;
+use crate::model::{Now, Steady, UtcMillis};
 use crate::store::desk::{Access, Desk};
 use crate::store::{QueueLock, StoreError};
 
@@ -28,8 +28,26 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at the clock.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// This moment. Only the edges ask; decisions take it as an argument.
+///
+/// The steady clock is that of the kernel since its boot, which goes on while the machine is
+/// suspended. A time of day outside this century is given as the nearest that the queue can store.
+pub fn now() -> Now {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let utc = UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+    let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(booted.tv_sec).unwrap_or(0);
+    let nanoseconds = u32::try_from(booted.tv_nsec).unwrap_or(0);
+    Now {
+        utc: storable(utc),
+        steady: Steady(Duration::new(seconds, nanoseconds)),
+    }
+}
+
 /// A time that the queue can store, as near as possible to `time`.
-pub(super) fn storable(time: UtcMillis) -> UtcMillis {
+fn storable(time: UtcMillis) -> UtcMillis {
     UtcMillis(time.0.clamp(STORABLE.0, STORABLE.1))
 }
 
@@ -46,7 +64,7 @@ pub fn beyond(now: UtcMillis) -> Option<String> {
 }
 
 /// Why the clock should not be believed at a start, when the last batch was made at `last_intent`
-/// and we have waited for so long.
+/// and we have `waited` already.
 fn doubt(now: UtcMillis, last_intent: Option<UtcMillis>, waited: Duration) -> Option<String> {
     let behind = last_intent
         .filter(|last| last.since(now) > SET_BACK && waited < PATIENCE && beyond(*last).is_none());

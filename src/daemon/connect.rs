@@ -1,10 +1,11 @@
 //! From settings to clients: reads the secrets and makes one client a target. Sends nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 
-use super::{Clouds, now};
+use super::clock_check::now;
 use crate::cloud::auth::{AccessKeys, Password};
 use crate::cloud::{self, ClientError, Clock, Credentials, Key, PowerCloud};
 use crate::model::TargetName;
@@ -13,7 +14,10 @@ use crate::settings::{
     load_proxy_password,
 };
 
-/// Why a target cannot be asked for anything; somebody must mend its settings or secrets.
+/// The clouds, by target.
+pub type Clouds = BTreeMap<TargetName, Arc<dyn PowerCloud>>;
+
+/// Why a target cannot be asked for anything; somebody must fix its settings or secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// A secret is missing, unreadable, or readable by too many.

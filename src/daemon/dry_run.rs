@@ -1,12 +1,14 @@
 //! What the daemon would send, without sending or changing anything: no lock, no write, no call.
 //!
-//! It sees the queue as it stands: rows that become due are let out only by a real daemon.
+//! It sees the queue as it is: rows that become due are released only by a real daemon.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tracing::info;
 
-use super::{DaemonError, now, report, wake};
+use super::clock_check::now;
+use super::{DaemonError, report, wake};
 use crate::model::{Hold, Lane, PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
@@ -24,16 +26,21 @@ pub async fn dry_run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let path = settings.queue.database.clone();
-    let failed = |source| DaemonError::Store {
-        path: path.clone(),
-        source,
-    };
-    let store = Arc::new(Store::open_to_read(&path).await.map_err(failed)?);
+    let told = tell_plans(settings, &path, stop).await;
+    told.map_err(|source| DaemonError::Store { path, source })
+}
+
+async fn tell_plans(
+    settings: &Settings,
+    path: &Path,
+    stop: impl Future<Output = ()>,
+) -> Result<(), StoreError> {
+    let store = Arc::new(Store::open_to_read(path).await?);
     let mut wake = wake::watch(Arc::clone(&store));
     let mut stop = std::pin::pin!(stop);
     let mut told = Vec::new();
     loop {
-        let lines = lines(&store, settings, now().utc).await.map_err(failed)?;
+        let lines = lines(&store, settings, now().utc).await?;
         if lines != told {
             lines.iter().for_each(|line| info!("{line}"));
             told = lines;
@@ -54,27 +61,57 @@ async fn lines(
     let (holds, _) = store.present_holds(now).await?;
     let mut lines = Vec::new();
     for target in &settings.targets {
-        let wanted: Vec<(TargetName, PowerAction)> = PowerAction::ALL
-            .iter()
-            .map(|action| (target.name.clone(), *action))
-            .collect();
-        let mut rest = Vec::new();
-        for lane in store.lanes(&wanted).await? {
-            rest.push(store.count(&lane, target.batch_servers_max).await?);
-        }
-        while let Choice::Go(lane) = choose(target, &rest, &holds, now) {
+        let lanes = lanes_of(store, target).await?;
+        let (leaving, held) = split(target, lanes, &holds, now);
+        for lane in leaving {
             lines.push(line(store, target, &lane, now).await?);
-            rest.retain(|other| *other != lane);
         }
-        lines.extend(rest.iter().map(|lane| {
-            format!(
-                "held: {} of {} on target \"{}\"",
-                lane.action,
-                servers(lane.ready),
-                target.name
-            )
-        }));
+        for lane in held {
+            let servers = servers(lane.ready);
+            let name = &target.name;
+            lines.push(format!(
+                "held: {} of {servers} on target \"{name}\"",
+                lane.action
+            ));
+        }
     }
+    lines.extend(unknown_targets(store, settings).await?);
+    if lines.is_empty() {
+        lines.push("nothing would be sent".to_owned());
+    }
+    Ok(lines)
+}
+
+async fn lanes_of(store: &Store, target: &TargetSettings) -> Result<Vec<Lane>, StoreError> {
+    let wanted: Vec<(TargetName, PowerAction)> = PowerAction::ALL
+        .iter()
+        .map(|action| (target.name.clone(), *action))
+        .collect();
+    let mut lanes = Vec::new();
+    for lane in store.lanes(&wanted).await? {
+        lanes.push(store.count(&lane, target.batch_servers_max).await?);
+    }
+    Ok(lanes)
+}
+
+/// The lanes that would leave, in that order, and those that are held.
+fn split(
+    target: &TargetSettings,
+    lanes: Vec<Lane>,
+    holds: &[Hold],
+    now: UtcMillis,
+) -> (Vec<Lane>, Vec<Lane>) {
+    let mut leaving = Vec::new();
+    let mut rest = lanes;
+    while let Choice::Go(lane) = choose(target, &rest, holds, now) {
+        rest.retain(|other| *other != lane);
+        leaving.push(lane);
+    }
+    (leaving, rest)
+}
+
+async fn unknown_targets(store: &Store, settings: &Settings) -> Result<Vec<String>, StoreError> {
+    let mut lines = Vec::new();
     let mut last = String::new();
     loop {
         let used = store.targets_after(&last, TARGETS_AT_ONCE).await?;
@@ -85,13 +122,9 @@ async fn lines(
         }
         match used.last() {
             Some(name) => last.clone_from(&name.0),
-            None => break,
+            None => return Ok(lines),
         }
     }
-    if lines.is_empty() {
-        lines.push("nothing would be sent".to_owned());
-    }
-    Ok(lines)
 }
 
 fn choose(target: &TargetSettings, lanes: &[Lane], holds: &[Hold], now: UtcMillis) -> Choice {
@@ -100,7 +133,11 @@ fn choose(target: &TargetSettings, lanes: &[Lane], holds: &[Hold], now: UtcMilli
         batch_servers_max: target.batch_servers_max,
         linger: std::time::Duration::ZERO,
     };
-    plan::choose(&target.name, lanes, holds, limits, now)
+    plan::choose(
+        &plan::open_lanes(&target.name, lanes, holds, now),
+        limits,
+        now,
+    )
 }
 
 async fn line(
@@ -117,29 +154,7 @@ async fn line(
         ""
     };
     let first = lane.head_id;
-    let budget = target
-        .budgets
-        .iter()
-        .find(|(action, _)| *action == lane.action);
-    let limit = match budget {
-        None => String::new(),
-        Some((action, budget)) => {
-            let spent = store
-                .spent(&target.name, *action, now.before(budget.span), now)
-                .await?;
-            let spent: Vec<_> = spent
-                .into_iter()
-                .map(|(at, servers)| (at.min(now), servers))
-                .collect();
-            match plan::allowance(*budget, &spent, now) {
-                Allowance::Servers(left) if left >= lane.ready => String::new(),
-                Allowance::Servers(left) => format!("; the budget allows {left} of them now"),
-                Allowance::NoneUntil(until) => {
-                    format!("; the budget allows none of them before {until}")
-                }
-            }
-        }
-    };
+    let limit = budget_limit(store, target, lane, now).await?;
     let protected = if lane.action.interrupts() && !target.protected.is_empty() {
         let count = target.protected.len();
         format!("; those for the {count} protected servers would be rejected")
@@ -149,6 +164,31 @@ async fn line(
     Ok(format!(
         "would send: {what}, from request {first} on{more}{limit}{protected}"
     ))
+}
+
+/// What the target's budget says of this lane, as the end of a sentence.
+async fn budget_limit(
+    store: &Store,
+    target: &TargetSettings,
+    lane: &Lane,
+    now: UtcMillis,
+) -> Result<String, StoreError> {
+    let mut budgets = target.budgets.iter();
+    let Some((action, budget)) = budgets.find(|(action, _)| *action == lane.action) else {
+        return Ok(String::new());
+    };
+    let since = now.before(budget.span);
+    let mut spent = store.spent(&target.name, *action, since, now).await?;
+    for (at, _) in &mut spent {
+        *at = (*at).min(now);
+    }
+    Ok(match plan::allowance(*budget, &spent, now) {
+        Allowance::Servers(left) if left >= lane.ready => String::new(),
+        Allowance::Servers(left) => format!("; the budget allows {left} of them now"),
+        Allowance::NoneUntil(until) => {
+            format!("; the budget allows none of them before {until}")
+        }
+    })
 }
 
 fn servers(number: u32) -> String {

@@ -1,375 +1,250 @@
-//! The follow pass: which open batches are asked for now, and what follows from what they say.
+//! The follow pass: which open batches are asked for now. What the answers mean is decided in
+//! `answers`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tracing::warn;
 
-use super::dispatch::{Answered, Dispatcher, Round, Target};
-use super::task::Task;
-use crate::cloud::Observed;
+use super::clock::Clocks;
+use super::holds::Holds;
+use super::ledger::{Answered, Ledger};
+use super::open_batches::OpenBatches;
+use super::target::keys::{self, RefusedKeys};
+use super::target::{self, Target, Targets};
+use super::task::Round;
 use crate::lifecycle::Step;
-use crate::model::{
-    Batch, BatchState, CallError, DueBatch, Hold, HoldKind, JobReport, Now, Origin, TargetName,
-    UtcMillis,
-};
-use crate::store::{Hands, StoreError};
-use crate::verdict::{self, Case, Look, Watch};
+use crate::model::{Batch, BatchState, DueBatch, JobId, Origin, TargetName, UtcMillis};
+use crate::pace;
+use crate::store::{DueTarget, Hands, Store, StoreError};
+use crate::verdict::{self, Case, Watch};
 
-/// Jobs of one target that are asked for at once.
-const TRACKING_EACH_MAX: usize = 8;
-/// Jobs asked for at once in all: each answer can be a quarter of a megabyte, and as much again
-/// when parsed.
-const TRACKING_MAX: usize = 32;
-/// These each target has for itself, however many the others ask for: one whose answers never come
-/// holds up no other.
-const TRACKING_OWN: usize = 2;
 /// Open batches of one target considered in one round.
 const CONSIDERED_MAX: u32 = 256;
 /// Steps stored in one round that no call came before: each is a synced write, and calls wait to
 /// leave.
 const RECORDS_MAX: usize = 4;
-/// Looks at one target's servers that lie no further apart than this are made as one.
-const JOIN_WITHIN: Duration = Duration::from_secs(2);
 
-/// What a round picks up.
+/// The pass of one round.
+pub(super) struct FollowPass<'a> {
+    pub(super) store: &'a Store,
+    pub(super) targets: &'a mut Targets,
+    pub(super) holds: &'a Holds,
+    pub(super) keys: &'a RefusedKeys,
+    pub(super) clocks: &'a Clocks,
+    pub(super) batches: &'a mut OpenBatches,
+    pub(super) ledger: &'a Ledger,
+    pub(super) round: &'a mut Round,
+    pub(super) picked: Picked,
+}
+
+/// What a pass has picked up.
 #[derive(Default)]
-struct Gathered {
+pub(super) struct Picked {
     /// Batches whose servers are to be looked at, by target.
     looks: BTreeMap<TargetName, Vec<Batch>>,
     /// Steps stored.
     records: usize,
 }
 
-impl Dispatcher {
-    /// Picks the open batches whose next look is due. One batch is never in two hands; a target's
-    /// servers are looked at by one task at a time, for all batches that want it.
-    pub(super) async fn follow_pass(
-        &mut self,
-        round: &mut Round,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        let mut gathered = Gathered::default();
-        let outcome = self.gather(round, &mut gathered, now).await;
-        // Also after a failure half-way: what was picked up counts as an open call from then on.
-        for (name, batches) in gathered.looks {
-            let Some(target) = self.targets.get_mut(&name) else {
-                continue;
-            };
-            target.looking = Some(Now {
-                utc: now,
-                steady: self.steady,
-            });
-            self.in_hand.extend(batches.iter().map(|batch| batch.id));
-            round.tasks.push(Task::Look {
-                target: name,
-                batches,
-                cloud: target.cloud.clone(),
-            });
+/// When a batch that may be asked for has its turn.
+enum When {
+    Now,
+    /// Not in this round, as those after it may have theirs.
+    Later,
+    /// Neither have those after it.
+    LastOne,
+}
+
+impl FollowPass<'_> {
+    /// Picks the open batches whose next look is due. Only one task works on a batch at a time; a
+    /// target's servers are looked at by one task at a time, for all batches that want it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(super) async fn run(mut self) -> Result<(), StoreError> {
+        let outcome = self.gather().await;
+        // Also after a failure half-way: what was picked up counts as an open call.
+        for (name, batches) in self.picked.looks {
+            if let Some(target) = self.targets.get(&name) {
+                self.round.tasks.push(target.look(batches));
+            }
         }
         outcome
     }
 
-    async fn gather(
-        &mut self,
-        round: &mut Round,
-        gathered: &mut Gathered,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        for target in self.store.due_targets(&self.in_hand).await? {
+    async fn gather(&mut self) -> Result<(), StoreError> {
+        let now = self.round.now.utc;
+        for target in self.store.due_targets(self.batches.in_progress()).await? {
             if target.at > now {
-                round.wake(target.at);
-                continue;
-            }
-            let hands = self.free_hands(&target.target);
-            for due in self
-                .store
-                .due_batches(&target, hands, &self.in_hand, CONSIDERED_MAX)
-                .await?
-            {
-                // A look that is made anyway shows the servers of those too that would want one
-                // soon.
-                let joins = due.by_servers
-                    && gathered.looks.contains_key(&due.target)
-                    && due.at <= now + JOIN_WITHIN;
-                if !joins && due.at > now {
-                    round.wake(due.at);
-                    if due.at > now + JOIN_WITHIN {
-                        break;
-                    }
-                    continue;
-                }
-                if gathered.records >= RECORDS_MAX && self.is_stored_only(&due, now) {
-                    round.wake(now);
-                    continue;
-                }
-                if self.has_a_hand_free(&due, gathered)
-                    && let Some((batch, origin)) = self.store.load_batch(due.id).await?
-                {
-                    self.pick_up(batch, &origin, round, gathered, now).await?;
-                }
+                self.round.wake(target.at);
+            } else {
+                self.gather_of(&target).await?;
             }
         }
         Ok(())
+    }
+
+    async fn gather_of(&mut self, due: &DueTarget) -> Result<(), StoreError> {
+        let hands = self.free_hands(&due.target);
+        let in_progress = self.batches.in_progress();
+        let due_batches = self
+            .store
+            .due_batches(due, hands, in_progress, CONSIDERED_MAX)
+            .await?;
+        for due in due_batches {
+            match self.turn_of(&due) {
+                When::Now => self.consider(&due).await?,
+                When::Later => {}
+                When::LastOne => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn turn_of(&mut self, due: &DueBatch) -> When {
+        let now = self.round.now.utc;
+        let is_soon = due.at <= now + pace::JOIN_WITHIN;
+        // A look that is made anyway shows the servers of those too that would want one soon.
+        if due.at <= now || (is_soon && self.joins_a_look(due)) {
+            return When::Now;
+        }
+        self.round.wake(due.at);
+        if is_soon { When::Later } else { When::LastOne }
+    }
+
+    async fn consider(&mut self, due: &DueBatch) -> Result<(), StoreError> {
+        if self.picked.records >= RECORDS_MAX && self.is_stored_only(due) {
+            self.round.wake_now();
+            return Ok(());
+        }
+        if !self.has_hand_free(due) {
+            return Ok(());
+        }
+        match self.store.load_batch(due.id).await? {
+            Some((batch, origin)) => self.pick_up(batch, &origin).await,
+            None => Ok(()),
+        }
+    }
+
+    fn joins_a_look(&self, due: &DueBatch) -> bool {
+        due.by_servers && self.picked.looks.contains_key(&due.target)
     }
 
     fn free_hands(&self, name: &TargetName) -> Hands {
-        let Some(target) = self.targets.get(name) else {
-            return Hands {
-                jobs: true,
-                looks: true,
-            };
-        };
+        let target = self.targets.get(name);
         Hands {
-            jobs: self.may_track(target),
-            looks: target.looking.is_none(),
+            jobs: target.is_none_or(|target| target::may_track(target, self.targets)),
+            looks: target.is_none_or(|target| !target.is_looking()),
         }
-    }
-
-    fn may_track(&self, target: &Target) -> bool {
-        target.tracking < TRACKING_OWN
-            || (target.tracking < TRACKING_EACH_MAX && self.tracking < TRACKING_MAX)
-    }
-
-    /// True for a batch whose next step needs no call.
-    fn is_stored_only(&self, due: &DueBatch, now: UtcMillis) -> bool {
-        due.state == BatchState::Submitting
-            || !self.targets.contains_key(&due.target)
-            || self.reads_held(&due.target, now).is_some()
-    }
-
-    /// A job was asked for.
-    pub(super) async fn tracked(
-        &mut self,
-        batch: Batch,
-        answer: Result<JobReport, CallError>,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        self.tracking = self.tracking.saturating_sub(1);
-        let Some(target) = self.targets.get_mut(&batch.target) else {
-            return Ok(());
-        };
-        target.open = target.open.saturating_sub(1);
-        target.tracking = target.tracking.saturating_sub(1);
-        let rules = target.rules;
-        self.learn_of_key(&batch.target, answer.as_ref().err(), now)
-            .await;
-        self.learn_from_read(&batch.target, answer.as_ref().err(), now)
-            .await;
-        let step = match &answer {
-            Ok(job) => {
-                self.watch(batch.id)
-                    .note_busy(verdict::busy_reboots(&batch, job));
-                verdict::after_job(&batch, job, &rules, now)
-            }
-            Err(error) => verdict::after_failed_query(&batch, error, &rules, now),
-        };
-        self.note_step(&batch, &step);
-        self.save(
-            Answered {
-                batch,
-                step,
-                error: answer.err(),
-            },
-            now,
-        )
-        .await
-    }
-
-    /// Servers were looked at.
-    pub(super) async fn looked(
-        &mut self,
-        name: &TargetName,
-        batches: Vec<Batch>,
-        answer: Result<Observed, CallError>,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        let Some(target) = self.targets.get_mut(name) else {
-            return Ok(());
-        };
-        let ended = Now {
-            utc: now,
-            steady: self.steady,
-        };
-        let look = Look {
-            began: target.looking.take().unwrap_or(ended),
-            ended,
-        };
-        target.open = target.open.saturating_sub(1);
-        let rules = target.rules;
-        let concerns_target = match &answer {
-            Ok(observed) => observed.ended_by.clone(),
-            Err(error) => Some(error.clone()),
-        };
-        self.learn_of_key(name, concerns_target.as_ref(), now).await;
-        self.learn_from_read(name, concerns_target.as_ref(), now)
-            .await;
-        for batch in batches {
-            let watch = self.watch(batch.id);
-            let step = match &answer {
-                Ok(observed) => {
-                    watch.note_look(&batch, &observed.sightings, look, &rules);
-                    let case = Case {
-                        batch: &batch,
-                        watch,
-                        rules: &rules,
-                        now,
-                    };
-                    let step = verdict::after_look(case, &observed.sightings);
-                    verdict::name_failures(&batch, step, &observed.failures)
-                }
-                Err(error) => {
-                    watch.note_failed_look(&batch);
-                    verdict::after_failed_look(
-                        Case {
-                            batch: &batch,
-                            watch,
-                            rules: &rules,
-                            now,
-                        },
-                        error,
-                    )
-                }
-            };
-            self.note_step(&batch, &step);
-            let error = answer.as_ref().err().cloned();
-            self.save(Answered { batch, step, error }, now).await?;
-        }
-        Ok(())
     }
 
     /// False for what must wait for the end of another task; that end is followed by a round.
-    fn has_a_hand_free(&self, due: &DueBatch, gathered: &Gathered) -> bool {
+    fn has_hand_free(&self, due: &DueBatch) -> bool {
+        let hands = self.free_hands(&due.target);
+        if due.by_servers {
+            return self.joins_a_look(due) || (hands.looks && self.may_call(&due.target));
+        }
         match due.state {
-            _ if due.by_servers && gathered.looks.contains_key(&due.target) => true,
-            _ if due.by_servers => {
-                self.targets
-                    .get(&due.target)
-                    .is_none_or(|target| target.looking.is_none())
-                    && self.may_call(&due.target)
-            }
-            BatchState::Tracking => {
-                self.targets
-                    .get(&due.target)
-                    .is_none_or(|target| self.may_track(target))
-                    && self.may_call(&due.target)
-            }
+            BatchState::Tracking => hands.jobs && self.may_call(&due.target),
             BatchState::Submitting | BatchState::Looking | BatchState::Done => true,
         }
     }
 
-    async fn pick_up(
-        &mut self,
-        mut batch: Batch,
-        origin: &Origin,
-        round: &mut Round,
-        gathered: &mut Gathered,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
+    fn may_call(&self, name: &TargetName) -> bool {
+        keys::may_call(self.targets, name, self.round.now.steady)
+    }
+
+    /// True for a batch whose next step needs no call.
+    fn is_stored_only(&self, due: &DueBatch) -> bool {
+        due.state == BatchState::Submitting
+            || self
+                .targets
+                .get(&due.target)
+                .is_none_or(|target| self.reads_held(target).is_some())
+    }
+
+    /// Until when nothing is asked: while the cloud refuses the credentials, since reads would only
+    /// prolong its lock, and while it throttles reads.
+    fn reads_held(&self, target: &Target) -> Option<UtcMillis> {
+        let now = self.round.now.utc;
+        let name = target.name();
+        let throttled = target.read_wait(now);
+        if self.keys.may_read_while_held(name, self.targets, now) {
+            throttled
+        } else {
+            throttled.max(self.holds.credentials_until(name, now))
+        }
+    }
+
+    async fn pick_up(&mut self, mut batch: Batch, origin: &Origin) -> Result<(), StoreError> {
         self.clocks.correct_loaded(&mut batch);
-        let Some(target) = self
-            .targets
-            .get(&batch.target)
-            .filter(|target| target.origin == *origin)
-        else {
-            let step = verdict::orphaned_target(&batch, now);
-            let (id, name) = (batch.id, &batch.target);
+        let target = self.targets.get(&batch.target);
+        let Some(target) = target.filter(|target| target.origin() == origin) else {
+            let step = verdict::orphaned_target(&batch, self.round.now.utc);
+            let id = batch.id;
+            let name = &batch.target;
             warn!(batch.id = %id, target = %name, "batch {id}: target \"{name}\" was removed from the config or changed since the call");
-            round.wake(now);
-            gathered.records += 1;
-            return self.record(&batch, &step, now).await;
+            return self.record(batch, step).await;
+        };
+        if let Some(step) = self.step_without_call(&batch, target) {
+            return self.record(batch, step).await;
+        }
+        match (batch.job.clone(), batch.state) {
+            (Some(job), BatchState::Tracking) => self.track(batch, job),
+            _ => self.look_at(batch),
+        }
+        Ok(())
+    }
+
+    /// What follows for a batch of this target that needs no call.
+    fn step_without_call(&self, batch: &Batch, target: &Target) -> Option<Step> {
+        let no_looks = Watch::default();
+        let case = Case {
+            batch,
+            watch: self.batches.watch_of(batch.id).unwrap_or(&no_looks),
+            rules: &target.rules(),
+            now: self.round.now.utc,
         };
         if batch.state == BatchState::Submitting {
-            let step = verdict::orphaned_intent(&batch, &target.rules, now);
-            round.wake(now);
-            gathered.records += 1;
-            return self.record(&batch, &step, now).await;
+            return Some(verdict::orphaned_intent(case));
         }
-        if let Some(until) = self.reads_held(&batch.target, now) {
-            let no_looks = Watch::default();
-            let watch = self.watches.get(&batch.id).unwrap_or(&no_looks);
-            let step = verdict::while_held(
-                Case {
-                    batch: &batch,
-                    watch,
-                    rules: &target.rules,
-                    now,
-                },
-                until,
-            );
-            // The next round sees when it is due from now on.
-            round.wake(now);
-            gathered.records += 1;
-            return self.record(&batch, &step, now).await;
-        }
-        match (&batch.job, batch.state) {
-            (Some(job), BatchState::Tracking) => {
-                let (job, cloud) = (job.clone(), target.cloud.clone());
-                self.in_hand.insert(batch.id);
-                self.tracking += 1;
-                if let Some(target) = self.targets.get_mut(&batch.target) {
-                    target.tracking += 1;
-                }
-                self.call_opens(&batch.target);
-                round.tasks.push(Task::Track { batch, job, cloud });
-            }
-            _ => {
-                if !gathered.looks.contains_key(&batch.target) {
-                    self.call_opens(&batch.target);
-                }
-                gathered
-                    .looks
-                    .entry(batch.target.clone())
-                    .or_default()
-                    .push(batch);
-            }
-        }
-        Ok(())
+        let until = self.reads_held(target)?;
+        Some(verdict::while_held(case, until))
     }
 
-    /// Stores a step that no call came before, and says so.
-    async fn record(
-        &mut self,
-        batch: &Batch,
-        step: &Step,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        self.store.record(batch, step, now).await?;
-        self.note_step(batch, step);
-        self.tell(batch, step, None, now);
-        Ok(())
-    }
-
-    pub(super) fn call_opens(&mut self, name: &TargetName) {
-        if let Some(target) = self.targets.get_mut(name) {
-            target.open += 1;
-            target.opened_at = self.steady;
+    fn track(&mut self, batch: Batch, job: JobId) {
+        let now = self.round.now.steady;
+        if let Some(target) = self.targets.get_mut(&batch.target) {
+            self.batches.read_begins(batch.id);
+            self.round.tasks.push(target.track(batch, job, now));
         }
     }
 
-    /// Until when nothing is asked: while the cloud refuses the credentials, reads would only
-    /// prolong its lock; and while it throttles reads. Those of a target whose own secret it takes
-    /// go on, though another one's secret for the same key was refused: they add no bad signature.
-    fn reads_held(&self, name: &TargetName, now: UtcMillis) -> Option<UtcMillis> {
-        let ours = |hold: &&Hold| {
-            hold.kind == HoldKind::Credentials
-                && hold.target.as_ref() == Some(name)
-                && hold.action.is_none()
+    fn look_at(&mut self, batch: Batch) {
+        self.batches.read_begins(batch.id);
+        if let Some(batches) = self.picked.looks.get_mut(&batch.target) {
+            batches.push(batch);
+            return;
+        }
+        let name = batch.target.clone();
+        if let Some(target) = self.targets.get_mut(&name) {
+            target.look_begins(self.round.now);
+        }
+        self.picked.looks.insert(name, vec![batch]);
+    }
+
+    /// Stores a step that no call came before, and says so. The next round sees when the batch is
+    /// due from now on.
+    async fn record(&mut self, batch: Batch, step: Step) -> Result<(), StoreError> {
+        self.round.wake_now();
+        self.picked.records += 1;
+        let answered = Answered {
+            batch,
+            step,
+            error: None,
         };
-        let may_read = self.may_read_while_held(name, now);
-        let credentials = self
-            .holds
-            .iter()
-            .filter(ours)
-            .filter(|_| !may_read)
-            .filter_map(|hold| hold.until);
-        let throttled = self
-            .targets
-            .get(name)
-            .and_then(|target| target.reads.wait(now));
-        credentials
-            .filter(|&until| until > now)
-            .chain(throttled)
-            .max()
+        self.ledger.record(&answered, self.round.now.utc).await?;
+        self.batches.note_step(&answered.batch, &answered.step);
+        Ok(())
     }
 }

@@ -1,68 +1,62 @@
-//! The daemon: takes rows in, submits batches, follows them, stores outcomes; wakes, stops and
+//! The daemon: takes requests in, submits batches, follows them, stores outcomes; wakes, stops and
 //! reports.
 //!
 //! `Dispatcher` decides and writes, one step at a time; its state in memory is only what is being
 //! done at this moment. `Task` is one call to a cloud. `run` is the loop that carries tasks between
 //! the two. A timer, a new row and a restart after `kill -9` all run the same round, so there is no
 //! code that only runs after a crash. Knows no wire formats and no SQL.
+//!
+//! `round` has the order of the passes: the take-in (`intake`), the claim (`submit`), the calls that
+//! ask what became of batches (`follow`), the queue's upkeep. What follows from an ended call is in
+//! `answers`. Both kinds of passes work over values that know nothing of them: `target` (is it well?
+//! is its key accepted?), `holds`, `ledger` (what is stored and told), `open_batches`.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
-use crate::cloud::PowerCloud;
-use crate::meter::Meter;
-use crate::model::{Batch, Now, Steady, TargetName, UtcMillis};
-use crate::notify::Notifier;
+use crate::model::Batch;
 use crate::settings::Settings;
 use crate::store::{QueueLock, Store, StoreError};
 use systemd::Watchdog;
 
-mod baselines;
+mod answers;
 mod clock;
 mod clock_check;
 mod connect;
-mod dispatch;
 mod dry_run;
 mod follow;
-mod keep;
-mod keys;
-pub(crate) mod refusals;
+mod holds;
+mod intake;
+mod ledger;
+mod open_batches;
 mod reload;
 mod report;
+mod round;
 mod strangers;
 mod submit;
 pub(crate) mod systemd;
+mod target;
 mod task;
 mod turn;
+mod upkeep;
 mod wake;
 
-pub use clock_check::beyond as clock_doubt;
-pub use connect::{ConnectError, connect, connect_all, key_of};
-pub use dispatch::{Dispatcher, Round};
+pub use clock_check::{beyond as clock_doubt, now};
+pub use connect::{Clouds, ConnectError, connect, connect_all, key_of};
 pub use dry_run::dry_run;
+pub use ledger::Observers;
 pub use reload::{Reload, ReloadError};
-pub use task::{Begun, Finished, Task};
+pub use round::Dispatcher;
+pub(crate) use target::refusals;
+pub use task::{Begun, Finished, Round, Task};
 pub use turn::{SAFETY_INTERVAL, Stop, StopStep, Turns, Unsaved};
-
-/// The clouds, by target.
-pub type Clouds = BTreeMap<TargetName, Arc<dyn PowerCloud>>;
-
-/// Who is told what the daemon does, beside the log. By default nobody listens.
-#[derive(Debug, Clone, Default)]
-pub struct Observers {
-    /// Counts it.
-    pub meter: Arc<Meter>,
-    /// Tells the hooks what failed.
-    pub notifier: Notifier,
-}
 
 /// Why the daemon ended other than by being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -78,107 +72,63 @@ pub enum DaemonError {
     },
 }
 
-/// This moment. Only the edges ask; decisions take it as an argument.
-///
-/// The steady clock is that of the kernel since its boot, which goes on while the machine is
-/// suspended. A time of day outside this century is given as the nearest that the queue can store.
-pub fn now() -> Now {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let utc = UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-    let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(booted.tv_sec).unwrap_or(0);
-    let nanoseconds = u32::try_from(booted.tv_nsec).unwrap_or(0);
-    Now {
-        utc: clock_check::storable(utc),
-        steady: Steady(Duration::new(seconds, nanoseconds)),
-    }
+/// What the daemon is told and tells while it runs. By default neither.
+#[derive(Debug, Default)]
+pub struct Links {
+    /// New settings come this way.
+    pub reloads: Option<mpsc::Receiver<Reload>>,
+    /// Told what is done.
+    pub observers: Observers,
 }
 
 /// Runs the daemon until `stop` resolves.
 ///
 /// # Errors
-/// As [`run_reloading`].
+/// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
 pub async fn run(
     settings: &Settings,
     clouds: Clouds,
+    links: Links,
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    let (_, no_reloads) = mpsc::channel(1);
-    run_reloading(settings, clouds, no_reloads, stop).await
-}
-
-/// Runs the daemon until `stop` resolves, and goes on with what comes by `reloads`.
-///
-/// # Errors
-/// As [`run_observed`].
-pub async fn run_reloading(
-    settings: &Settings,
-    clouds: Clouds,
-    reloads: mpsc::Receiver<Reload>,
-    stop: impl Future<Output = ()>,
-) -> Result<(), DaemonError> {
-    Box::pin(run_observed(
-        settings,
-        clouds,
-        reloads,
-        Observers::default(),
-        stop,
-    ))
-    .await
-}
-
-/// Runs the daemon until `stop` resolves, goes on with what comes by `reloads`, and tells
-/// `observers`.
-///
-/// # Errors
-/// When the queue is missing, foreign, newer, damaged, read-only, or another daemon runs on it.
-pub async fn run_observed(
-    settings: &Settings,
-    clouds: Clouds,
-    reloads: mpsc::Receiver<Reload>,
-    observers: Observers,
-    stop: impl Future<Output = ()>,
-) -> Result<(), DaemonError> {
-    let path = settings.queue.database.clone();
-    let failed = |source| DaemonError::Store {
-        path: path.clone(),
+    let path = settings.queue.database.as_path();
+    let serve = serve(settings, clouds, links, stop);
+    // Boxed: a caller that runs a daemon beside other things would carry its whole state.
+    Box::pin(serve).await.map_err(|source| DaemonError::Store {
+        path: path.to_owned(),
         source,
-    };
-    let mut lock = QueueLock::take(&path, now().utc).map_err(failed)?;
+    })
+}
+
+async fn serve(
+    settings: &Settings,
+    clouds: Clouds,
+    links: Links,
+    stop: impl Future<Output = ()>,
+) -> Result<(), StoreError> {
+    let path = settings.queue.database.as_path();
+    let mut lock = QueueLock::take(path, now().utc)?;
     let mut stop = std::pin::pin!(stop);
-    if !clock_check::wait(&path, &mut lock, stop.as_mut()).await {
+    if !clock_check::wait(path, &mut lock, stop.as_mut()).await {
         return Ok(());
     }
-    let begin = async || {
-        let store = Arc::new(Store::open(&path).await?);
-        if let Some(restored) = store.begin_epoch(now().utc).await? {
-            report::restored(&restored);
-        }
-        let dispatcher =
-            Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
-        Ok((store, dispatcher))
-    };
-    let Some((store, mut dispatcher)) = wait_until_ready(&path, begin, stop.as_mut())
-        .await
-        .map_err(failed)?
-    else {
+    let ready = wait_until_ready(settings, &clouds, stop.as_mut()).await?;
+    let Some((store, mut dispatcher)) = ready else {
         info!("stopped before the queue could be used");
         return Ok(());
     };
-    dispatcher.observe(observers);
+    dispatcher.observe(links.observers);
     info!(queue = %path.display(), targets = settings.targets.len(), "poweryard {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
     let begun = Loop {
         dispatcher,
         tasks: JoinSet::new(),
         followers: Vec::new(),
         turns: Turns::default(),
-        reloads,
+        reloads: links.reloads.unwrap_or_else(no_reloads),
         watchdog: Watchdog::of_the_unit(),
+        is_announced: false,
     };
-    // Boxed: whoever runs a daemon beside other things would carry its whole state.
-    let outcome = Box::pin(begun.run(&store, stop)).await;
+    let outcome = begun.run(&store, stop).await;
     let outcome = match outcome {
         Ok(()) => end_epoch(&store).await,
         failed => failed,
@@ -187,7 +137,30 @@ pub async fn run_observed(
         // It may not be our queue any more: then closing it would write into somebody else's.
         std::mem::forget(Arc::clone(&store));
     }
-    // Closing it tidies up the `-wal`, if no producer has the file open.
+    close(store).await;
+    drop(lock);
+    outcome
+}
+
+fn no_reloads() -> mpsc::Receiver<Reload> {
+    let (_, reloads) = mpsc::channel(1);
+    reloads
+}
+
+async fn begin(
+    settings: &Settings,
+    clouds: &Clouds,
+) -> Result<(Arc<Store>, Dispatcher), StoreError> {
+    let store = Arc::new(Store::open(&settings.queue.database).await?);
+    if let Some(restored) = store.begin_epoch(now().utc).await? {
+        report::restored(&restored);
+    }
+    let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds.clone(), now()).await?;
+    Ok((store, dispatcher))
+}
+
+/// Closing the queue tidies up the `-wal`, if no producer has the file open.
+async fn close(store: Arc<Store>) {
     if let Some(store) = Arc::into_inner(store)
         && let Err(error) = store.close().await
     {
@@ -196,8 +169,6 @@ pub async fn run_observed(
             report::chain(&error)
         );
     }
-    drop(lock);
-    outcome.map_err(failed)
 }
 
 /// Notes how far the queue has come, so that an older copy is known for one.
@@ -215,26 +186,24 @@ async fn end_epoch(store: &Store) -> Result<(), StoreError> {
 /// Begins as soon as the queue can be used. None if a stop is asked for before that.
 ///
 /// # Errors
-/// Those that no waiting mends.
-async fn wait_until_ready<T>(
-    path: &Path,
-    begin: impl AsyncFn() -> Result<T, StoreError>,
+/// Those that no waiting fixes.
+async fn wait_until_ready(
+    settings: &Settings,
+    clouds: &Clouds,
     mut stop: Pin<&mut impl Future<Output = ()>>,
-) -> Result<Option<T>, StoreError> {
+) -> Result<Option<(Arc<Store>, Dispatcher)>, StoreError> {
     loop {
         let begun = tokio::select! {
             biased;
             () = &mut stop => return Ok(None),
-            begun = begin() => begun,
+            begun = begin(settings, clouds) => begun,
         };
         match begun {
             // A producer that inserts a million rows at once holds its lock for longer than we
             // wait.
             Err(StoreError::Busy) => {
-                warn!(
-                    "{} is locked by another program; waiting for it",
-                    path.display()
-                );
+                let path = settings.queue.database.display();
+                warn!("{path} is locked by another program; waiting for it");
                 systemd::status("waiting for another program to unlock the queue");
                 systemd::extend();
             }
@@ -243,7 +212,7 @@ async fn wait_until_ready<T>(
     }
 }
 
-/// What a task came to.
+/// How a task ended.
 enum TaskEnd {
     Finished(Finished),
     /// The intent of this call is stored, and a stop was asked for before it began.
@@ -266,9 +235,11 @@ struct Loop {
     turns: Turns,
     /// New settings.
     reloads: mpsc::Receiver<Reload>,
-    /// Fed after whatever was done, also in vain: a database that fails is waited for, not a
+    /// Fed after each completed step, also one in vain: a database that fails is waited for, not a
     /// reason to be killed.
     watchdog: Watchdog,
+    /// systemd was told that work can flow.
+    is_announced: bool,
 }
 
 impl Loop {
@@ -278,24 +249,12 @@ impl Loop {
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), StoreError> {
         let mut wake = wake::watch(Arc::clone(store));
-        let mut announced = false;
         loop {
             let Some(pause) = self.round(stop.as_mut()).await? else {
                 break;
             };
             let pause = pause.min(self.watchdog.patience());
-            if !self.turns.is_in_trouble() {
-                systemd::status(&self.dispatcher.status_line());
-                if !announced {
-                    systemd::ready();
-                    announced = true;
-                }
-            } else {
-                systemd::status("nothing is sent: the database fails, see the log");
-                if !announced {
-                    systemd::extend();
-                }
-            }
+            self.tell_systemd();
             self.watchdog.feed();
             // In this order: answers that wait to be stored take turns with the rounds, in which
             // calls leave.
@@ -306,7 +265,7 @@ impl Loop {
                     break;
                 }
                 Some(reload) = self.reloads.recv() => self.reload(reload).await,
-                Some(ended) = self.tasks.join_next() => self.take(ended).await?,
+                Some(ended) = self.tasks.join_next() => self.finish_tasks(ended).await?,
                 () = wake.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -314,6 +273,22 @@ impl Loop {
         systemd::stopping();
         wake.end().await;
         self.finish().await
+    }
+
+    /// Ready is said once, after the first round that the database let through.
+    fn tell_systemd(&mut self) {
+        if self.turns.is_in_trouble() {
+            systemd::status("nothing is sent: the database fails, see the log");
+            if !self.is_announced {
+                systemd::extend();
+            }
+            return;
+        }
+        systemd::status(&self.dispatcher.status_line());
+        if !self.is_announced {
+            systemd::ready();
+            self.is_announced = true;
+        }
     }
 
     /// One round, and how long to sleep if nothing happens; none once a stop is asked for. From
@@ -346,7 +321,7 @@ impl Loop {
                 }
                 self.turns.after_round(round.wake_at, now.utc)
             }
-            Some(error) => self.endure(error)?,
+            Some(error) => self.wait_for_database(error)?,
         };
         Ok((!stopped).then_some(pause))
     }
@@ -362,7 +337,7 @@ impl Loop {
     }
 
     /// How long to wait before a failure of the database is tried again.
-    fn endure(&mut self, error: StoreError) -> Result<Duration, StoreError> {
+    fn wait_for_database(&mut self, error: StoreError) -> Result<Duration, StoreError> {
         let is_news = !self.turns.is_in_trouble();
         let Some(wait) = self.turns.after_failed_round(&error) else {
             return Err(error);
@@ -388,7 +363,7 @@ impl Loop {
     }
 
     /// Stores what has ended: this one, and a few more that have.
-    async fn take(
+    async fn finish_tasks(
         &mut self,
         ended: Result<TaskEnd, tokio::task::JoinError>,
     ) -> Result<(), StoreError> {
@@ -396,7 +371,7 @@ impl Loop {
         while let Some(ended) = next {
             match ended {
                 Ok(TaskEnd::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
-                Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now().utc).await?,
+                Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now()).await?,
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}
@@ -445,7 +420,7 @@ impl Loop {
         let mut signs_of_life = tokio::time::interval(SAFETY_INTERVAL);
         while !self.tasks.is_empty() {
             tokio::select! {
-                Some(ended) = self.tasks.join_next() => self.take(ended).await?,
+                Some(ended) = self.tasks.join_next() => self.finish_tasks(ended).await?,
                 _ = signs_of_life.tick() => {
                     systemd::extend();
                     self.watchdog.feed();

@@ -1,15 +1,16 @@
-//! New settings and secrets while the daemon runs: taken up as a whole, or refused as a whole.
-//! Reads no file.
+//! New settings and secrets while the daemon runs: applied as a whole, or refused as a whole. Reads
+//! no file.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use tracing::warn;
 
-use super::dispatch::{Dispatcher, Target};
-use super::keys::Renewal;
+use super::connect::Clouds;
+use super::report;
+use super::round::Dispatcher;
 use super::strangers::Strangers;
-use super::{Clouds, report};
+use super::target::keys::Renewal;
+use super::target::{Configured, Target, Targets};
 use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::StoreError;
@@ -56,98 +57,38 @@ impl Dispatcher {
     /// The new settings leave unfinished batches behind, or the database failed. Nothing has
     /// changed then.
     pub async fn reload(&mut self, reload: Reload, now: UtcMillis) -> Result<(), ReloadError> {
-        let Reload {
-            settings,
-            clouds,
-            is_asked_for,
-            accepted,
-        } = reload;
-        self.check(&settings).await?;
-        let attempts_max = settings.batch.attempts_max.get();
-        let mut targets = BTreeMap::new();
+        self.check(&reload.settings).await?;
         // First what may fail, so that nothing has changed then.
-        for new in settings.targets.iter().filter(|new| !self.has(new)) {
-            let Some(cloud) = clouds.get(&new.name) else {
-                continue;
-            };
-            let target =
-                Target::new(&self.store, new, attempts_max, Arc::clone(cloud), now).await?;
-            targets.insert(new.name.clone(), target);
-        }
-        let known = |new: &&TargetSettings| clouds.contains_key(&new.name);
-        let names: Vec<TargetName> = settings
-            .targets
-            .iter()
-            .filter(known)
-            .map(|new| new.name.clone())
-            .collect();
+        let new = self.load_new_targets(&reload, now).await?;
+        let names = connected(&reload);
         self.store.forget_targets_except(&names).await?;
-        let renewed = self.renewed_keys(&clouds);
         let renewal = Renewal {
-            renewed,
-            held_before: self.held_for_keys(now),
-            is_asked_for,
+            renewed: self.renewed_keys(&reload.clouds),
+            held_before: self.keys.held_targets(&self.targets, now),
+            is_asked_for: reload.is_asked_for,
         };
         for name in &names {
-            // Budgets may have changed; those that still bind are found again at once. And whoever
-            // reloads has mended something: a call finds out.
+            // Budgets may have changed; those that still bind are found again at once. And
+            // somebody who reloads has fixed something: a call finds out.
             self.store.lift_hold(name, HoldKind::Budget).await?;
             self.store.lift_hold(name, HoldKind::Breaker).await?;
         }
-        let mut asked_again = Vec::new();
-        for new in &settings.targets {
-            if targets.contains_key(&new.name) {
-                continue;
-            }
-            if let (Some(mut target), Some(cloud)) =
-                (self.targets.remove(&new.name), clouds.get(&new.name))
-            {
-                let throttled = target.reads.wait(now).is_some();
-                target.take_up(new, attempts_max, Arc::clone(cloud));
-                asked_again.extend(throttled.then(|| new.name.clone()));
-                targets.insert(new.name.clone(), target);
-            }
-        }
-        self.targets = targets;
-        self.strangers = Strangers::default();
-        self.take_up(&settings);
-        for name in asked_again {
+        let throttled = self.throttled_targets(&new, &names, now);
+        self.apply(&reload, new);
+        for name in throttled {
             // Its looks were put off to the end of the throttling.
             if let Err(error) = self.store.look_at_once(&name, now).await {
                 warn!(target = %name, "the looks at target \"{name}\" stay postponed: {}", report::chain(&error));
             }
         }
-        if let Err(error) = self.retry_keys(&renewal, now).await {
+        if let Err(error) = self.renew_keys(&renewal, now).await {
             warn!(
                 "cannot remove the holds of refused keys yet: {}",
                 report::chain(&error)
             );
         }
-        let _ = accepted.send(());
+        let _ = reload.accepted.send(());
         Ok(())
-    }
-
-    /// The present targets whose new clients have another key or secret.
-    fn renewed_keys(&self, clouds: &Clouds) -> BTreeSet<TargetName> {
-        let has_new_key = |name: &TargetName| {
-            let old = self
-                .targets
-                .get(name)
-                .map(|target| target.cloud.key().name());
-            old.is_some() && old != clouds.get(name).map(|cloud| cloud.key().name())
-        };
-        clouds
-            .keys()
-            .filter(|name| has_new_key(name))
-            .cloned()
-            .collect()
-    }
-
-    /// True for a target that is sent to the same place as now.
-    fn has(&self, new: &TargetSettings) -> bool {
-        self.targets
-            .get(&new.name)
-            .is_some_and(|target| target.origin == Target::origin_of(new))
     }
 
     async fn check(&self, settings: &Settings) -> Result<(), ReloadError> {
@@ -161,7 +102,7 @@ impl Dispatcher {
             let new = settings.targets.iter().find(|new| new.name == target);
             let change = match new.map(Target::origin_of) {
                 None => "removed",
-                Some(origin) if origin != old.origin => {
+                Some(origin) if origin != *old.origin() => {
                     "given another service, endpoint or project"
                 }
                 Some(_) => continue,
@@ -174,4 +115,104 @@ impl Dispatcher {
         }
         Ok(())
     }
+
+    /// The targets that are new, or sent to another place than now.
+    async fn load_new_targets(
+        &self,
+        reload: &Reload,
+        now: UtcMillis,
+    ) -> Result<Targets, StoreError> {
+        let mut targets = Targets::new();
+        for settings in &reload.settings.targets {
+            let old = self.targets.get(&settings.name);
+            if old.is_some_and(|old| *old.origin() == Target::origin_of(settings)) {
+                continue;
+            }
+            if let Some(configured) = configured(reload, settings) {
+                let target = Target::load(&self.store, &configured, now).await?;
+                targets.insert(settings.name.clone(), target);
+            }
+        }
+        Ok(targets)
+    }
+
+    /// The present targets whose new clients have another key or secret.
+    fn renewed_keys(&self, clouds: &Clouds) -> BTreeSet<TargetName> {
+        let mut renewed = BTreeSet::new();
+        for (name, cloud) in clouds {
+            let old = self.targets.get(name);
+            if old.is_some_and(|old| !old.signs_with(cloud.key().name())) {
+                renewed.insert(name.clone());
+            }
+        }
+        renewed
+    }
+
+    /// The targets that stay and whose reads are throttled.
+    fn throttled_targets(
+        &self,
+        new: &Targets,
+        names: &[TargetName],
+        now: UtcMillis,
+    ) -> Vec<TargetName> {
+        let mut throttled = Vec::new();
+        for name in names.iter().filter(|name| !new.contains_key(*name)) {
+            let old = self.targets.get(name);
+            if old.is_some_and(|old| old.read_wait(now).is_some()) {
+                throttled.push(name.clone());
+            }
+        }
+        throttled
+    }
+
+    fn apply(&mut self, reload: &Reload, new: Targets) {
+        let settings = &reload.settings;
+        let mut targets = new;
+        for new in &settings.targets {
+            if targets.contains_key(&new.name) {
+                continue;
+            }
+            if let Some(configured) = configured(reload, new)
+                && let Some(mut target) = self.targets.remove(&new.name)
+            {
+                target.apply(&configured);
+                targets.insert(new.name.clone(), target);
+            }
+        }
+        self.targets = targets;
+        self.strangers = Strangers::default();
+        self.submits.apply(settings.batch.linger);
+        self.intake.apply(settings.queue.default_ttl);
+        self.upkeep.apply(settings.queue.retention);
+        self.ledger.apply(settings.notify.as_ref());
+    }
+
+    async fn renew_keys(&mut self, renewal: &Renewal, now: UtcMillis) -> Result<(), StoreError> {
+        let steps = self
+            .keys
+            .after_reload(renewal, &mut self.targets, now)
+            .await;
+        for step in steps {
+            step.carry_out(&mut self.targets, &mut self.holds, now)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// The targets of the new settings that have a client.
+fn connected(reload: &Reload) -> Vec<TargetName> {
+    let targets = reload.settings.targets.iter();
+    targets
+        .map(|target| target.name.clone())
+        .filter(|name| reload.clouds.contains_key(name))
+        .collect()
+}
+
+fn configured<'a>(reload: &'a Reload, settings: &'a TargetSettings) -> Option<Configured<'a>> {
+    Some(Configured {
+        settings,
+        attempts_max: reload.settings.batch.attempts_max.get(),
+        cloud: reload.clouds.get(&settings.name)?,
+    })
 }

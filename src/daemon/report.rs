@@ -43,36 +43,47 @@ pub(super) fn restored(restored: &Restored) {
 
 /// Logs one step of a batch, if there is something to say.
 pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
-    let (id, action, servers) = (batch.id, batch.action, batch.members.len());
-    let counted = count(servers, "server");
+    let id = batch.id;
+    let servers = batch.members.len();
+    let what = format!("{} of {}", batch.action, count(servers, "server"));
     let because = error.map(|error| format!(": {error}")).unwrap_or_default();
     match &step.batch {
         BatchNext::Track { job: Some(job), .. } => {
-            info!(batch.id = %id, job.id = %job, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} accepted as job {job}");
+            info!(batch.id = %id, job.id = %job, batch.servers = servers, target = %batch.target, "batch {id}: {what} accepted as job {job}");
         }
         BatchNext::Track { job: None, .. } => {
-            info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} accepted");
+            info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {what} accepted");
         }
         BatchNext::Look { cause, .. } => {
             let why = cause_sentence(*cause);
-            match cause {
-                LookCause::Refused => {
-                    info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} {why}{because}")
-                }
-                _ => {
-                    warn!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {action} of {counted} {why}{because}")
-                }
-            }
+            looking(batch, *cause, &format!("{what} {why}{because}"));
         }
         // A read that fails is repeated. Said at looks 1, 2, 4, 8 and so on: an hour of it is not
         // silent, and no flood.
         BatchNext::Again { .. } if error.is_some() && (batch.looks + 1).is_power_of_two() => {
             let look = batch.looks + 1;
-            warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {action} of {counted} failed and will be repeated{because}");
+            warn!(batch.id = %id, batch.looks = look, target = %batch.target, "batch {id}: look {look} at {what} failed and will be repeated{because}");
         }
         BatchNext::Again { .. } | BatchNext::Done => {}
     }
     settled(batch, step, &because);
+}
+
+fn looking(batch: &Batch, cause: LookCause, what: &str) {
+    let id = batch.id;
+    let servers = batch.members.len();
+    match cause {
+        LookCause::Refused => {
+            info!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {what}");
+        }
+        LookCause::Lost
+        | LookCause::Vanished
+        | LookCause::TimeLimit
+        | LookCause::Gap
+        | LookCause::Busy => {
+            warn!(batch.id = %id, batch.servers = servers, target = %batch.target, "batch {id}: {what}");
+        }
+    }
 }
 
 fn cause_sentence(cause: LookCause) -> &'static str {
@@ -90,6 +101,7 @@ fn cause_sentence(cause: LookCause) -> &'static str {
     }
 }
 
+/// Logs what ended in this step, and what goes back.
 fn settled(batch: &Batch, step: &Step, because: &str) {
     let mut ends: BTreeMap<RequestState, usize> = BTreeMap::new();
     let mut returned = 0;
@@ -100,23 +112,24 @@ fn settled(batch: &Batch, step: &Step, because: &str) {
             Event::Claimed => {}
         }
     }
-    if ends.is_empty() && returned == 0 {
-        return;
+    let mut parts = Vec::new();
+    for (state, count) in &ends {
+        parts.push(format!("{count} {state}"));
     }
-    let mut parts: Vec<String> = ends
-        .iter()
-        .map(|(state, count)| format!("{count} {state}"))
-        .collect();
+    let mut why = "";
     if returned > 0 {
         parts.push(format!("{returned} back in the queue"));
+        why = because;
+    }
+    if parts.is_empty() {
+        return;
+    }
+    let open = batch.members.len() - ends.values().sum::<usize>() - returned;
+    if open > 0 {
+        parts.push(format!("{open} still running"));
     }
     let id = batch.id;
-    let open = batch.members.len() - ends.values().sum::<usize>() - returned;
-    let rest = if open > 0 {
-        format!(", {open} still running")
-    } else {
-        String::new()
-    };
+    let parts = parts.join(", ");
     info!(batch.id = %id, target = %batch.target, requests.returned = returned, requests.open = open,
-        "batch {id}: {} of {}: {}{rest}{}", batch.action, batch.server_count, parts.join(", "), if returned > 0 { because } else { "" });
+        "batch {id}: {} of {}: {parts}{why}", batch.action, batch.server_count);
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::dispatch::{Dispatcher, Round};
+use super::target::Targets;
+use super::task::Round;
 use crate::model::{Steady, TargetName, UtcMillis};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// Targets, and holds, looked at in one round.
 const CHUNK: u32 = 200;
@@ -18,7 +19,7 @@ const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 /// New ones of a chunk that get a line of their own.
 const NAMED_MAX: usize = 5;
 
-/// How far the walk has come.
+/// How far the walk has come. The default begins it anew.
 #[derive(Debug, Default)]
 pub(super) struct Strangers {
     /// How the queue stood when the walk began; none: it is to begin anew.
@@ -32,57 +33,72 @@ pub(super) struct Strangers {
 }
 
 impl Strangers {
+    /// One chunk of the walk, if there is anything new.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(super) async fn look(
+        &mut self,
+        store: &Store,
+        targets: &Targets,
+        round: &mut Round,
+    ) -> Result<(), StoreError> {
+        let now = round.now;
+        let pause = self.after.since(now.steady);
+        if !pause.is_zero() {
+            round.wake(now.utc + pause);
+            return Ok(());
+        }
+        let mark = store.change_mark().await?;
+        if self.is_done() {
+            if self.begun_at == Some(mark) {
+                return Ok(());
+            }
+            self.begin(mark);
+        }
+        if let Some(last) = self.hold {
+            let configured: Vec<TargetName> = targets.keys().cloned().collect();
+            self.hold = store.lift_unknown_targets(&configured, last, CHUNK).await?;
+        }
+        if let Some(last) = self.target.clone() {
+            self.target = hold_unknown(store, targets, &last, now.utc).await?;
+        }
+        if !self.is_done() {
+            self.after = Steady(now.steady.0 + CHUNK_PAUSE);
+            round.wake(now.utc + CHUNK_PAUSE);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, mark: (i64, i64)) {
+        self.begun_at = Some(mark);
+        self.target = Some(String::new());
+        self.hold = Some(0);
+    }
+
     fn is_done(&self) -> bool {
         self.target.is_none() && self.hold.is_none()
     }
 }
 
-impl Dispatcher {
-    /// One chunk of the walk, if there is anything new.
-    pub(super) async fn look_for_strangers(
-        &mut self,
-        round: &mut Round,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        let pause = self.strangers.after.since(self.steady);
-        if !pause.is_zero() {
-            round.wake(now + pause);
-            return Ok(());
-        }
-        let mark = self.store.change_mark().await?;
-        if self.strangers.is_done() {
-            if self.strangers.begun_at == Some(mark) {
-                return Ok(());
-            }
-            self.strangers.begun_at = Some(mark);
-            self.strangers.target = Some(String::new());
-            self.strangers.hold = Some(0);
-        }
-        if let Some(last) = self.strangers.hold {
-            let configured: Vec<TargetName> = self.targets.keys().cloned().collect();
-            self.strangers.hold = self
-                .store
-                .lift_unknown_targets(&configured, last, CHUNK)
-                .await?;
-        }
-        if let Some(last) = self.strangers.target.clone() {
-            let used = self.store.targets_after(&last, CHUNK).await?;
-            let unknown: Vec<TargetName> = used
-                .iter()
-                .filter(|name| !self.targets.contains_key(*name))
-                .cloned()
-                .collect();
-            let new = self.store.hold_unknown_targets(&unknown, now).await?;
-            warn_of(&new);
-            let is_full = used.len() == CHUNK as usize;
-            self.strangers.target = used.last().map(|name| name.0.clone()).filter(|_| is_full);
-        }
-        if !self.strangers.is_done() {
-            self.strangers.after = Steady(self.steady.0 + CHUNK_PAUSE);
-            round.wake(now + CHUNK_PAUSE);
-        }
-        Ok(())
-    }
+/// Holds the unknown ones among the next targets after `last`, and returns the last of these; none:
+/// there are no more.
+async fn hold_unknown(
+    store: &Store,
+    targets: &Targets,
+    last: &str,
+    now: UtcMillis,
+) -> Result<Option<String>, StoreError> {
+    let used = store.targets_after(last, CHUNK).await?;
+    let unknown: Vec<TargetName> = used
+        .iter()
+        .filter(|name| !targets.contains_key(*name))
+        .cloned()
+        .collect();
+    let new = store.hold_unknown_targets(&unknown, now).await?;
+    warn_of(&new);
+    let is_full = used.len() == CHUNK as usize;
+    Ok(used.last().map(|name| name.0.clone()).filter(|_| is_full))
 }
 
 fn warn_of(new: &[TargetName]) {

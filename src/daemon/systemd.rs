@@ -9,7 +9,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
-/// While the daemon starts or stops, each sign of life asks for so much more time. More than the
+/// While the daemon starts or stops, each sign of life asks for this much more time. More than the
 /// longest single wait in those phases.
 const EXTENSION: Duration = Duration::from_secs(60);
 
@@ -41,15 +41,18 @@ impl ToldSystemd {
         } else {
             ""
         };
-        // Producers can write reasons of holds: a line break would let them say something of their
-        // own to systemd.
-        let plain = |c: char| if c.is_control() { ' ' } else { c };
         refused
             .chars()
-            .chain(self.work.chars().map(plain))
+            .chain(self.work.chars().map(without_control))
             .take(STATUS_CHARS_MAX)
             .collect()
     }
+}
+
+/// Producers can write reasons of holds: a line break would let them say something of their own to
+/// systemd.
+fn without_control(c: char) -> char {
+    if c.is_control() { ' ' } else { c }
 }
 
 /// Work can flow.
@@ -99,7 +102,7 @@ pub(super) fn extend() {
     tell(&[NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
-/// The watchdog of the unit (WatchdogSec=). Whoever has moved on feeds it; no timer does.
+/// The watchdog of the unit (WatchdogSec=). Fed after each completed step, never by a timer.
 pub(super) struct Watchdog {
     /// None: the unit has none.
     limit: Option<Duration>,

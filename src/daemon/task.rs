@@ -1,11 +1,47 @@
-//! One call to a cloud, carried out by itself. Knows nothing of the queue: what follows from the
+//! One call to a cloud, and what a round asks for. Knows nothing of the queue: what follows from an
 //! answer is decided and stored by the dispatcher.
 
 use std::sync::Arc;
 
 use crate::cloud::{Observed, PowerCloud, Signed};
 use crate::meter::Call;
-use crate::model::{Batch, CallError, Fault, JobId, JobReport, ServerId, TargetName, Tracking};
+use crate::model::{
+    Batch, CallError, Fault, JobId, JobReport, Now, ServerId, TargetName, Tracking, UtcMillis,
+};
+use crate::store::StoreError;
+
+/// What a round asks for.
+pub struct Round {
+    /// To be started now.
+    pub tasks: Vec<Task>,
+    /// When the next round is due if nothing happens before; none: no time is known.
+    pub wake_at: Option<UtcMillis>,
+    /// Why the round ended early. What it had claimed and picked up by then is in `tasks` anyway.
+    pub trouble: Option<StoreError>,
+    /// The moment of the round.
+    pub(super) now: Now,
+}
+
+impl Round {
+    pub(super) fn new(now: Now) -> Self {
+        Self {
+            tasks: Vec::new(),
+            wake_at: None,
+            trouble: None,
+            now,
+        }
+    }
+
+    /// The next round is due at this time at the latest.
+    pub(super) fn wake(&mut self, at: UtcMillis) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// The next round is due at once.
+    pub(super) fn wake_now(&mut self) {
+        self.wake(self.now.utc);
+    }
+}
 
 /// Something to do at a cloud.
 pub enum Task {
@@ -34,8 +70,8 @@ pub enum Task {
         /// Where.
         cloud: Arc<dyn PowerCloud>,
     },
-    /// Look at the servers of batches of one target, all at once: a list call shows a thousand,
-    /// whoever asks.
+    /// Look at the servers of batches of one target, all at once: a list call shows a thousand
+    /// servers anyway.
     Look {
         /// For whom.
         target: TargetName,
@@ -99,16 +135,6 @@ pub enum Finished {
 }
 
 impl Finished {
-    /// What the call was made with, which need not be the target's present key.
-    pub(super) fn signed(&self) -> &Signed {
-        match self {
-            Self::Prepared { signed, .. }
-            | Self::Submitted { signed, .. }
-            | Self::Tracked { signed, .. }
-            | Self::Looked { signed, .. } => signed,
-        }
-    }
-
     /// Whose call it was, what it was for, and how it failed, if it did.
     pub(super) fn end(&self) -> (&TargetName, Call, Option<&Fault>) {
         fn fault<T>(answer: &Result<T, CallError>) -> Option<&Fault> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::model::{Steady, UtcMillis};
 use crate::store::StoreError;
 
-/// Without any news the queue is looked at this often: a net under the notifications.
+/// How often the queue is checked without a notification, in case one was missed.
 pub const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
 /// Answers stored between two rounds.
 const ANSWERS_A_TURN: usize = 4;
@@ -97,7 +97,7 @@ pub enum Unsaved {
 }
 
 impl Stop {
-    /// What to do with so many calls being made and answers that wait to be stored.
+    /// What to do with this many calls being made and answers that wait to be stored.
     pub fn next(&mut self, calls: usize, unsaved: usize, now: Steady) -> StopStep {
         if calls > 0 {
             return StopStep::AwaitCalls;
@@ -110,7 +110,7 @@ impl Stop {
         StopStep::Save
     }
 
-    /// What to do about a save that failed, with so many answers to submit calls among those that
+    /// What to do about a save that failed, with this many answers to submit calls among those that
     /// are left.
     pub fn after_failed_save(&self, unsaved_submits: usize, now: Steady) -> Unsaved {
         if unsaved_submits == 0 {

@@ -72,6 +72,11 @@ pub struct Member {
 }
 
 impl Batch {
+    /// True while its job, or what its servers show, is followed.
+    pub fn is_tracked(&self) -> bool {
+        self.state == BatchState::Tracking
+    }
+
     /// When the cloud had accepted the call; when its intent was stored, if that is not known.
     pub fn accepted_at(&self) -> UtcMillis {
         self.submitted_at.unwrap_or(self.intent_at)
@@ -80,5 +85,18 @@ impl Batch {
     /// When its servers are looked at, whatever its job says.
     pub fn tracking_ends(&self, job_time_limit: Duration) -> UtcMillis {
         self.accepted_at() + job_time_limit
+    }
+}
+
+impl Member {
+    /// True if the last operation before the call was a reboot that had ended: another one ends in
+    /// the same words.
+    pub fn shows_old_reboot(&self) -> bool {
+        match self.baseline {
+            Baseline::Known(Some(operation)) => {
+                operation.action.leaves_no_mark() && operation.status.is_over()
+            }
+            Baseline::Known(None) | Baseline::Unknown => false,
+        }
     }
 }

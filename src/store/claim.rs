@@ -123,13 +123,11 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let mut heads = Vec::new();
         for lane in lanes {
-            let has_parked = gate::is_anything_parked(&mut writer, &lane.target).await?;
-            let first = read_first(&mut writer, lane, each, has_parked).await?;
-            let (mut go, behind) = part(first);
+            let (mut go, behind) = part(read_first(&mut writer, lane, each, true).await?);
             if !behind.is_empty() {
                 let mut tx = self.begin(&mut writer).await?;
                 gate::park_behind(&mut tx, &behind).await?;
-                let more = pick_first(&mut tx, lane, each).await?;
+                let more = pick_first(&mut tx, lane, each, true).await?;
                 tx.commit().await?;
                 go = more.go;
             }
@@ -187,35 +185,25 @@ impl Store {
             self.require_note()?;
         }
         let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        let (holds, _) = holds::read(&mut tx, now).await?;
-        if holds
-            .iter()
-            .any(|hold| hold.covers(&lane.target, lane.action, now))
-        {
-            tx.rollback().await?;
-            return Ok(None);
-        }
-        let picked = match which {
-            Which::First(most) => pick_first(&mut tx, lane, most).await?,
-            Which::These(heads) => pick_these(&mut tx, lane, heads).await?,
+        // Where nobody is parked, hardly anybody is behind another one: the schema refuses the claim
+        // if somebody is, and then each is looked at.
+        let looks = gate::is_anything_parked(&mut writer, &lane.target).await?;
+        let wanted = Wanted {
+            lane,
+            origin,
+            which,
+            barred,
+            now,
         };
-        let barred: HashSet<&ServerId> = barred.iter().collect();
-        if picked.go.iter().any(|candidate| barred.contains(&candidate.server)) {
-            tx.rollback().await?;
-            return Ok(None);
-        }
-        if picked.go.is_empty() {
-            if picked.parked > 0 {
-                tx.commit().await?;
-            } else {
-                tx.rollback().await?;
+        let claimed = match self.try_claim(&mut writer, &wanted, looks).await {
+            Err(StoreError::Refused(_)) if !looks => {
+                self.try_claim(&mut writer, &wanted, true).await?
             }
+            tried => tried?,
+        };
+        let Some((batch, members)) = claimed else {
             return Ok(None);
-        }
-        let batch = insert_batch(&mut tx, lane, origin, picked.go.len(), now).await?;
-        let members = claim_members(&mut tx, lane, batch, picked.go, which, now).await?;
-        tx.commit().await?;
+        };
         let batch = Batch {
             id: batch,
             target: lane.target.clone(),
@@ -245,6 +233,47 @@ impl Store {
         Ok(Some(batch))
     }
 
+    /// The claim's transaction. With `looks`, it parks those who cannot go.
+    async fn try_claim(
+        &self,
+        writer: &mut SqliteConnection,
+        wanted: &Wanted<'_>,
+        looks: bool,
+    ) -> Result<Option<(BatchId, Vec<Member>)>, StoreError> {
+        let Wanted { lane, now, .. } = *wanted;
+        let mut tx = self.begin(writer).await?;
+        let (holds, _) = holds::read(&mut tx, now).await?;
+        if holds
+            .iter()
+            .any(|hold| hold.covers(&lane.target, lane.action, now))
+        {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        let picked = match wanted.which {
+            Which::First(most) => pick_first(&mut tx, lane, most, looks).await?,
+            Which::These(heads) => pick_these(&mut tx, lane, heads, looks).await?,
+        };
+        let barred: HashSet<&ServerId> = wanted.barred.iter().collect();
+        let is_barred = |candidate: &Candidate| barred.contains(&candidate.server);
+        if picked.go.iter().any(is_barred) || (picked.go.is_empty() && picked.parked == 0) {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        if picked.go.is_empty() {
+            tx.commit().await?;
+            return Ok(None);
+        }
+        let claimed = claim_picked(&mut tx, wanted, picked.go).await;
+        if claimed.is_err() {
+            // What the schema refuses may be claimed in another way, on this connection.
+            tx.rollback().await?;
+            return claimed.map(Some);
+        }
+        tx.commit().await?;
+        claimed.map(Some)
+    }
+
     fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
         {
             let note = &mut self.own().note;
@@ -259,6 +288,16 @@ impl Store {
         }
         self.require_note()
     }
+}
+
+/// What a claim is asked for.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    lane: &'a Lane,
+    origin: &'a Origin,
+    which: Which<'a>,
+    barred: &'a [ServerId],
+    now: UtcMillis,
 }
 
 /// A request that stands ready, as the claim reads it.
@@ -319,14 +358,14 @@ async fn pick_first(
     tx: &mut SqliteConnection,
     lane: &Lane,
     most: u32,
+    looks: bool,
 ) -> Result<Picked, StoreError> {
-    let has_parked = gate::is_anything_parked(tx, &lane.target).await?;
     let mut picked = Picked {
         go: Vec::new(),
         parked: 0,
     };
     loop {
-        let (go, behind) = part(read_first(tx, lane, most, has_parked).await?);
+        let (go, behind) = part(read_first(tx, lane, most, looks).await?);
         gate::park_behind(tx, &behind).await?;
         picked.go = go;
         picked.parked += behind.len();
@@ -342,15 +381,17 @@ async fn pick_these(
     tx: &mut SqliteConnection,
     lane: &Lane,
     heads: &[(RequestId, Baseline)],
+    looks: bool,
 ) -> Result<Picked, StoreError> {
-    let has_parked = gate::is_anything_parked(tx, &lane.target).await?;
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
                 r.id, r.server_id, r.attempts, ifnull(r.eligible_at, r.created_at),
-                EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id AND o.target = r.target
-                        AND o.id < r.id AND o.finished_at IS NULL)
-                OR (?5 AND EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
-                                   AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)))) AS BLOB)
+                CASE WHEN ?5 THEN
+                    EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id
+                            AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
+                    OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
+                               AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)
+                ELSE 0 END)) AS BLOB)
          FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
          WHERE r.gate = 'ready' AND r.target = ?2 AND r.action = ?3 AND r.travel_group = ?4",
     )
@@ -358,7 +399,7 @@ async fn pick_these(
     .bind(&lane.target.0)
     .bind(lane.action.as_str())
     .bind(lane.group)
-    .bind(has_parked)
+    .bind(looks)
     .fetch_optional(&mut *tx)
     .await?;
     let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
@@ -370,21 +411,23 @@ async fn pick_these(
     })
 }
 
-/// One row for all of them: each row costs as much again on its way through sqlx. Who is parked is
-/// looked at only where anybody is.
+/// One row for all of them: each row costs as much again on its way through sqlx. Whether one is
+/// behind another is said only with `looks`.
 async fn read_first(
     connection: &mut SqliteConnection,
     lane: &Lane,
     most: u32,
-    has_parked: bool,
+    looks: bool,
 ) -> Result<Vec<Candidate>, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
                 r.id, r.server_id, r.attempts, ifnull(r.eligible_at, r.created_at),
-                EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id AND o.target = r.target
-                        AND o.id < r.id AND o.finished_at IS NULL)
-                OR (?5 AND EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
-                                   AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)))) AS BLOB)
+                CASE WHEN ?5 THEN
+                    EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id
+                            AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
+                    OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
+                               AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)
+                ELSE 0 END)) AS BLOB)
          FROM (SELECT id, server_id, target, attempts, eligible_at, created_at FROM power_requests
                WHERE gate = 'ready' AND target = ?1 AND action = ?2 AND travel_group = ?3
                ORDER BY priority DESC, id LIMIT 0 + ?4) r",
@@ -393,7 +436,7 @@ async fn read_first(
     .bind(lane.action.as_str())
     .bind(lane.group)
     .bind(most)
-    .bind(has_parked)
+    .bind(looks)
     .fetch_optional(connection)
     .await?;
     let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
@@ -425,14 +468,25 @@ async fn insert_batch(
     Ok(BatchId(id))
 }
 
+async fn claim_picked(
+    tx: &mut SqliteConnection,
+    wanted: &Wanted<'_>,
+    go: Vec<Candidate>,
+) -> Result<(BatchId, Vec<Member>), StoreError> {
+    let batch = insert_batch(tx, wanted.lane, wanted.origin, go.len(), wanted.now).await?;
+    let members = claim_members(tx, wanted, batch, go).await?;
+    Ok((batch, members))
+}
+
 async fn claim_members(
     tx: &mut SqliteConnection,
-    lane: &Lane,
+    wanted: &Wanted<'_>,
     batch: BatchId,
     go: Vec<Candidate>,
-    which: Which<'_>,
-    now: UtcMillis,
 ) -> Result<Vec<Member>, StoreError> {
+    let Wanted {
+        lane, which, now, ..
+    } = *wanted;
     lifecycle::next(RequestState::Queued, &Event::Claimed)
         .map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let ids = list(go.iter().map(|candidate| &candidate.id));

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::*;
-use crate::model::{CodeClass, Fault, Operation, RequestState, Service};
+use crate::lifecycle::Return;
+use crate::model::{Activity, Baseline, CodeClass, Fault, Operation, RequestState, Service};
 use JobStatus::{Failed, Pending, Succeeded};
 use PowerAction::{Reboot, Start, Stop};
 
@@ -722,4 +723,30 @@ proptest! {
         let longest = if cause.is_none() { TIME_LIMIT } else { 2 * 900 + 20 };
         prop_assert!(after <= longest, "{after} s");
     }
+}
+
+#[test]
+fn a_failure_keeps_the_servers_own_words_without_a_code_too() {
+    let sighting = Sighting::Present(ServerView {
+        operation: operation(Start, Failed),
+        error: Some(complaint("", CodeClass::Other)),
+        ..ServerView::of(Power::Off, Activity::Idle)
+    });
+    let batch = accepted(Start, None);
+    let step = one_look(&batch, 0, &each(&batch, &sighting));
+    let end = ended(&step, 1);
+    assert_eq!(
+        (end.code.as_str(), end.message.as_str()),
+        ("poweryard.failed", "text of ")
+    );
+}
+
+#[test]
+fn a_reboot_seen_has_not_succeeded_while_another_operation_is_shown() {
+    let after = succeeds(lost(Reboot, None), |seconds| match seconds {
+        0 => moving(Power::On, Reboot),
+        10..50 => idle(Power::On, operation(Start, Succeeded)),
+        _ => idle(Power::On, REBOOTED()),
+    });
+    assert_eq!(after, 50);
 }

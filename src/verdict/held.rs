@@ -1,6 +1,7 @@
-//! Batches that may not be asked for at present: their time goes on all the same.
+//! Batches that may not be asked for at present: their time runs on.
 
-use super::{Case, after_failed_look, after_failed_query};
+use super::case::Case;
+use super::{after_failed_look, after_failed_query};
 use crate::lifecycle::{BatchNext, Step};
 use crate::model::{BatchState, CallError, Fault, UtcMillis};
 
@@ -8,56 +9,42 @@ use crate::model::{BatchState, CallError, Fault, UtcMillis};
 /// it is asked for then, or when its own time is up, whichever comes first. Without this a long
 /// hold would keep requests open without a bound.
 pub fn while_held(case: Case<'_>, until: UtcMillis) -> Step {
-    let Case {
-        batch, rules, now, ..
-    } = case;
-    let ends = match batch.state {
-        BatchState::Looking => batch.look_until.unwrap_or(until),
-        _ => batch.tracking_ends(rules.job_time_limit),
+    let ends = match case.batch.state {
+        BatchState::Looking => case.batch.look_until.unwrap_or(until),
+        BatchState::Tracking | BatchState::Submitting | BatchState::Done => case.tracking_ends(),
     };
-    if now < ends {
-        return Step::look_again(batch, until.min(ends));
+    if case.now < ends {
+        return Step::look_again(case.batch, until.min(ends));
     }
-    let error = CallError {
+    let mut step = after_failed(case, &not_asked(until));
+    // Nothing was asked, so nothing is to be asked again at once either.
+    if let BatchNext::Look {
+        until: look_until,
+        next_look_at,
+        ..
+    } = &mut step.batch
+    {
+        *next_look_at = until.min(*look_until);
+    }
+    step
+}
+
+fn not_asked(until: UtcMillis) -> CallError {
+    CallError {
         fault: Fault::Credentials,
         status: None,
         code: String::new(),
         message: format!("this target may not be asked before {until}; see its hold"),
         request_id: None,
         retry_after: None,
-    };
-    match after_failed(case, &error) {
-        // Nothing was asked, so nothing is to be asked again at once either.
-        Step {
-            batch:
-                BatchNext::Look {
-                    cause,
-                    until: look_until,
-                    ..
-                },
-            read_error,
-            ..
-        } => {
-            let next = BatchNext::Look {
-                cause,
-                until: look_until,
-                next_look_at: until.min(look_until),
-            };
-            Step {
-                read_error,
-                ..Step::only(next)
-            }
-        }
-        ended => ended,
     }
 }
 
 fn after_failed(case: Case<'_>, error: &CallError) -> Step {
-    match (case.batch.state, &case.batch.job) {
-        (BatchState::Tracking, Some(_)) => {
-            after_failed_query(case.batch, error, case.rules, case.now)
-        }
-        _ => after_failed_look(case, error),
+    if case.batch.is_tracked() && case.batch.job.is_some() {
+        after_failed_query(case, error)
+    } else {
+        after_failed_look(case, error)
     }
 }
 
@@ -65,31 +52,20 @@ fn after_failed(case: Case<'_>, error: &CallError) -> Step {
 mod tests {
     use std::time::Duration;
 
+    use super::super::case::{FIRST_PART, SECOND_PART};
     use super::super::testing::*;
-    use super::super::{FIRST_PART, SECOND_PART};
     use super::*;
     use crate::model::{Batch, LookCause, PowerAction, RequestState};
-    use crate::verdict::Watch;
 
     fn held(batch: &Batch, until: UtcMillis, now: UtcMillis) -> Step {
-        while_held(
-            Case {
-                batch,
-                watch: &Watch::default(),
-                rules: &rules(),
-                now,
-            },
-            until,
-        )
+        verdict_at(now, batch, |case| while_held(case, until))
     }
 
     #[test]
     fn a_hold_longer_than_a_jobs_time_leads_to_looking_and_then_to_unknown() {
         let mut batch = batch(PowerAction::Reboot, BatchState::Tracking, 1);
-        let (ends, until) = (
-            NOW + rules().job_time_limit,
-            NOW + Duration::from_secs(100_000),
-        );
+        let ends = NOW + rules().job_time_limit;
+        let until = NOW + Duration::from_secs(100_000);
         let waits = held(&batch, until, NOW);
         assert_eq!(
             waits.batch,
@@ -107,8 +83,9 @@ mod tests {
             panic!("its servers are to be looked at");
         };
         assert_eq!((cause, next_look_at), (LookCause::TimeLimit, look_until));
-        (batch.state, batch.look_cause, batch.look_until) =
-            (BatchState::Looking, Some(cause), Some(look_until));
+        batch.state = BatchState::Looking;
+        batch.look_cause = Some(cause);
+        batch.look_until = Some(look_until);
         let over = held(&batch, until, look_until);
         assert_eq!(ended(&over, 1).state, RequestState::Unknown);
     }
@@ -116,11 +93,10 @@ mod tests {
     #[test]
     fn a_refused_batch_does_not_wait_for_the_end_of_a_long_hold() {
         let mut batch = batch(PowerAction::Stop, BatchState::Looking, 2);
-        let (ends, until) = (
-            NOW + Duration::from_secs(900),
-            NOW + Duration::from_secs(100_000),
-        );
-        (batch.look_cause, batch.look_until) = (Some(LookCause::Refused), Some(ends));
+        let ends = NOW + Duration::from_secs(900);
+        let until = NOW + Duration::from_secs(100_000);
+        batch.look_cause = Some(LookCause::Refused);
+        batch.look_until = Some(ends);
         let waits = held(&batch, until, NOW);
         assert_eq!(
             waits.batch,
@@ -165,5 +141,15 @@ mod tests {
                 doubts: 0
             }
         );
+    }
+
+    #[test]
+    fn what_the_last_look_left_is_kept_while_nothing_is_asked() {
+        let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
+        batch.doubts = 3;
+        batch.read_error = Some("HTTP 503".to_owned());
+        let step = held(&batch, NOW + Duration::from_secs(360), NOW);
+        assert_eq!(step.read_error, batch.read_error);
+        assert!(matches!(step.batch, BatchNext::Again { doubts: 3, .. }));
     }
 }

@@ -2,12 +2,13 @@
 //! says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::{Rules, about_one_server};
-use crate::lifecycle::{BatchNext, Event, Outcome, Step};
+use super::case::{Case, already, failed, is_as_wished};
+use crate::lifecycle::{BatchNext, Event, Moves, Outcome, Step};
 use crate::model::{
-    Batch, CallError, CodeClass, Complaint, Evidence, Fault, JobReport, JobStatus, LookCause,
-    Member, OwnCode, RequestId, ServerId, SubJob, UtcMillis,
+    AttemptResult, Batch, CallError, CodeClass, Complaint, Evidence, Fault, JobReport, JobStatus,
+    LookCause, Member, OwnCode, RequestId, ServerId, SubJob,
 };
 
 /// Answers in a row that leave a job's end in doubt (not found; or over, with sub-jobs that still
@@ -20,56 +21,32 @@ const DOUBTS_MAX: u32 = 5;
 /// Servers are settled as soon as their own sub-job has ended. When the job is over, failed
 /// sub-jobs without a server id are matched by elimination, and servers that the answer leaves out
 /// are looked at.
-pub fn after_job(batch: &Batch, report: &JobReport, rules: &Rules, now: UtcMillis) -> Step {
-    let told = by_server(report);
-    let over = report.status != JobStatus::Pending;
-    let mut moves: Vec<(RequestId, Event)> = Vec::new();
-    let mut pending = false;
-    let mut untold: Vec<&Member> = Vec::new();
-    for member in &batch.members {
-        match told.get(&member.server) {
-            Some(ServerPart::Ended(sub_job)) => match settle(batch, member, sub_job, rules, now) {
-                Some(event) => moves.push((member.request, event)),
-                None => untold.push(member),
-            },
-            Some(ServerPart::Pending) => pending = true,
-            Some(ServerPart::Contradictory) | None => untold.push(member),
-        }
+pub fn after_job(case: Case<'_>, report: &JobReport) -> Step {
+    let mut sorted = sort_members(case, report);
+    let is_over = report.status.is_over();
+    if is_over && !sorted.some_run {
+        settle_by_elimination(case, report, &mut sorted);
     }
-    if over && !pending {
-        let settled = eliminate(batch, report, &untold, rules, now);
-        untold.retain(|member| {
-            !settled
-                .iter()
-                .any(|(request, _)| *request == member.request)
-        });
-        moves.extend(settled);
-    }
-    let job_ms = over.then(|| job_ms(batch, report, now));
-    let busy = busy_reboots(batch, report);
+    let busy = busy_reboots(case.batch, report);
     let cause = if busy.is_empty() {
         LookCause::Gap
     } else {
         LookCause::Busy
     };
-    let complaint = busy
-        .into_values()
-        .next()
-        .or_else(|| report.error.clone())
-        .filter(|_| over);
-    let next = if !pending && untold.is_empty() {
+    let next = if sorted.untold.is_empty() && !sorted.some_run {
         BatchNext::Done
-    } else if over && !pending {
-        batch.look(cause, rules, now)
-    } else if over {
-        doubtful(batch, cause, rules, now)
+    } else if !is_over {
+        ask_again(case)
+    } else if sorted.some_run {
+        doubtful(case, cause)
     } else {
-        unfinished(batch, rules, now)
+        case.look_at_servers(cause)
     };
+    let complaint = busy.into_values().next().or_else(|| report.error.clone());
     Step {
-        moves,
-        complaint,
-        job_ms,
+        moves: sorted.moves,
+        complaint: complaint.filter(|_| is_over),
+        job_ms: is_over.then(|| job_ms(case, report)),
         ..Step::only(next)
     }
 }
@@ -77,70 +54,16 @@ pub fn after_job(batch: &Batch, report: &JobReport, rules: &Rules, now: UtcMilli
 /// What follows when the job could not be asked for. An unknown job is asked for again a few times,
 /// then its servers are looked at; everything else is only a reason to ask later, within the job's
 /// time limit.
-pub fn after_failed_query(batch: &Batch, error: &CallError, rules: &Rules, now: UtcMillis) -> Step {
-    let step = match error.fault {
-        Fault::Refused(CodeClass::JobUnknown) => {
-            Step::only(doubtful(batch, LookCause::Vanished, rules, now))
-        }
+pub fn after_failed_query(case: Case<'_>, error: &CallError) -> Step {
+    let next = match error.fault {
+        Fault::Refused(CodeClass::JobUnknown) => doubtful(case, LookCause::Vanished),
         Fault::Throttled {
             retry_after: Some(wait),
             ..
-        } => match unfinished(batch, rules, now) {
-            // Also a wait of days does not go beyond the time that the job has.
-            BatchNext::Again { next_look_at, .. } => {
-                let ends = batch.tracking_ends(rules.job_time_limit);
-                Step::look_again(batch, next_look_at.max(now + wait).min(ends))
-            }
-            over => Step::only(over),
-        },
-        _ => Step::only(unfinished(batch, rules, now)),
+        } => ask_after(case, wait),
+        _ => ask_again(case),
     };
-    step.after_failed_read(error)
-}
-
-/// What the sub-jobs say of one server.
-enum ServerPart<'a> {
-    Pending,
-    Ended(&'a SubJob),
-    /// Two sub-jobs that ended differently: no evidence.
-    Contradictory,
-}
-
-fn by_server(report: &JobReport) -> BTreeMap<&ServerId, ServerPart<'_>> {
-    let mut told = BTreeMap::new();
-    for sub_job in &report.sub_jobs {
-        let Some(server) = &sub_job.server else {
-            continue;
-        };
-        let news = match sub_job.status {
-            JobStatus::Pending => ServerPart::Pending,
-            JobStatus::Succeeded | JobStatus::Failed => ServerPart::Ended(sub_job),
-        };
-        let news = match (told.remove(server), news) {
-            (None, news) => news,
-            (Some(ServerPart::Ended(a)), ServerPart::Ended(b)) if a.status == b.status => {
-                ServerPart::Ended(a)
-            }
-            (Some(ServerPart::Pending), _) | (_, ServerPart::Pending) => ServerPart::Pending,
-            (Some(_), _) => ServerPart::Contradictory,
-        };
-        told.insert(server, news);
-    }
-    told
-}
-
-fn settle(
-    batch: &Batch,
-    member: &Member,
-    sub_job: &SubJob,
-    rules: &Rules,
-    now: UtcMillis,
-) -> Option<Event> {
-    if sub_job.status == JobStatus::Succeeded {
-        return Some(Event::Ended(Outcome::succeeded(Evidence::Job, "")));
-    }
-    let error = sub_job.error.clone().unwrap_or_else(nameless_failure);
-    about_one_server(batch, member, &error, Evidence::Job, rules, now)
+    Step::only(next).after_failed_read(error)
 }
 
 /// Reboots whose own tasks ended with "the server is busy", and in which words. It may be busy with
@@ -150,49 +73,154 @@ pub fn busy_reboots(batch: &Batch, report: &JobReport) -> BTreeMap<RequestId, Co
     if !batch.action.leaves_no_mark() {
         return BTreeMap::new();
     }
-    let told = by_server(report);
+    let parts = parts_by_server(report);
     let mut busy = BTreeMap::new();
     let mut untold = Vec::new();
     for member in &batch.members {
-        match told.get(&member.server) {
+        match parts.get(&member.server) {
             Some(ServerPart::Ended(SubJob {
                 error: Some(error), ..
             })) if error.class == CodeClass::ServerBusy => {
                 busy.insert(member.request, error.clone());
             }
             Some(ServerPart::Ended(_) | ServerPart::Pending) => {}
-            Some(ServerPart::Contradictory) | None => untold.push(member),
+            Some(ServerPart::Contradictory) | None => untold.push(member.request),
         }
     }
     if let Some(error) = nameless_error(batch, report, untold.len())
         && error.class == CodeClass::ServerBusy
     {
-        busy.extend(untold.iter().map(|member| (member.request, error.clone())));
+        busy.extend(untold.iter().map(|request| (*request, error.clone())));
     }
     busy
 }
 
-fn eliminate(
-    batch: &Batch,
-    report: &JobReport,
-    untold: &[&Member],
-    rules: &Rules,
-    now: UtcMillis,
-) -> Vec<(RequestId, Event)> {
-    let Some(error) = nameless_error(batch, report, untold.len()) else {
-        return Vec::new();
+/// What the sub-jobs say of one server.
+#[derive(Clone, Copy)]
+enum ServerPart<'a> {
+    Pending,
+    Ended(&'a SubJob),
+    /// Two sub-jobs that ended differently: no evidence.
+    Contradictory,
+}
+
+impl<'a> ServerPart<'a> {
+    fn of(sub_job: &'a SubJob) -> Self {
+        match sub_job.status {
+            JobStatus::Pending => Self::Pending,
+            JobStatus::Succeeded | JobStatus::Failed => Self::Ended(sub_job),
+        }
+    }
+
+    /// Two sub-jobs of one server.
+    fn joined(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Ended(a), Self::Ended(b)) if a.status == b.status => Self::Ended(a),
+            (Self::Pending, _) | (_, Self::Pending) => Self::Pending,
+            (Self::Ended(_) | Self::Contradictory, _) => Self::Contradictory,
+        }
+    }
+}
+
+fn parts_by_server(report: &JobReport) -> BTreeMap<&ServerId, ServerPart<'_>> {
+    let mut parts: BTreeMap<&ServerId, ServerPart<'_>> = BTreeMap::new();
+    for sub_job in &report.sub_jobs {
+        if let Some(server) = &sub_job.server {
+            let part = ServerPart::of(sub_job);
+            parts
+                .entry(server)
+                .and_modify(|earlier| *earlier = earlier.joined(part))
+                .or_insert(part);
+        }
+    }
+    parts
+}
+
+/// The members of a batch, by what a job's answer says of them.
+#[derive(Default)]
+struct SortedMembers<'a> {
+    /// Those that it settles.
+    moves: Moves,
+    /// Those of which it says nothing certain.
+    untold: Vec<&'a Member>,
+    /// Some sub-job is not over.
+    some_run: bool,
+}
+
+fn sort_members<'a>(case: Case<'a>, report: &JobReport) -> SortedMembers<'a> {
+    let parts = parts_by_server(report);
+    let mut sorted = SortedMembers::default();
+    for member in &case.batch.members {
+        match parts.get(&member.server) {
+            Some(ServerPart::Ended(sub_job)) => match settle(case, member, sub_job) {
+                Some(event) => sorted.moves.push((member.request, event)),
+                None => sorted.untold.push(member),
+            },
+            Some(ServerPart::Pending) => sorted.some_run = true,
+            Some(ServerPart::Contradictory) | None => sorted.untold.push(member),
+        }
+    }
+    sorted
+}
+
+/// None: the server has to be looked at.
+fn settle(case: Case<'_>, member: &Member, sub_job: &SubJob) -> Option<Event> {
+    if sub_job.status == JobStatus::Succeeded {
+        return Some(Event::Ended(Outcome::succeeded(Evidence::Job, "")));
+    }
+    let error = sub_job.error.clone().unwrap_or_else(nameless_failure);
+    settle_failed(case, member, &error)
+}
+
+/// What the error of a server's own task means for its request. None: it does not tell, the server
+/// has to be looked at.
+fn settle_failed(case: Case<'_>, member: &Member, error: &Complaint) -> Option<Event> {
+    let action = case.batch.action;
+    match error.class {
+        CodeClass::AlreadyInTargetState if is_as_wished(action, error) => Some(already(action)),
+        // It may speak of this very reboot.
+        CodeClass::ServerBusy if action.leaves_no_mark() => None,
+        CodeClass::ServerBusy => Some(case.wait_apart(member, error)),
+        // These say that the task failed, not how far it had come. A reboot may have begun.
+        CodeClass::Retryable | CodeClass::RetryableUncertain | CodeClass::Ambiguous
+            if !action.leaves_no_mark() =>
+        {
+            let again = case.try_again(member, error, AttemptResult::Failed);
+            Some(again.unwrap_or_else(|| failed(Evidence::Job, error)))
+        }
+        CodeClass::AlreadyInTargetState
+        | CodeClass::ServerPermanent
+        | CodeClass::ServerFailed
+        | CodeClass::BatchInvalid
+        | CodeClass::Retryable
+        | CodeClass::RetryableUncertain
+        | CodeClass::Ambiguous
+        | CodeClass::SubJobFailed
+        | CodeClass::JobUnknown
+        | CodeClass::AuthToken
+        | CodeClass::AuthPermission
+        | CodeClass::ConfigPermanent
+        | CodeClass::Other => Some(failed(Evidence::Job, error)),
+    }
+}
+
+/// Settles those of which nothing else tells, if a failure without a server can only be theirs.
+fn settle_by_elimination(case: Case<'_>, report: &JobReport, sorted: &mut SortedMembers<'_>) {
+    let Some(error) = nameless_error(case.batch, report, sorted.untold.len()) else {
+        return;
     };
-    let settle = |member: &&Member| {
-        let event = about_one_server(batch, member, &error, Evidence::Job, rules, now)?;
-        Some((member.request, event))
-    };
-    untold.iter().filter_map(settle).collect()
+    for member in std::mem::take(&mut sorted.untold) {
+        match settle_failed(case, member, &error) {
+            Some(event) => sorted.moves.push((member.request, event)),
+            None => sorted.untold.push(member),
+        }
+    }
 }
 
 /// Failed sub-jobs without a server id belong to the servers that nothing else tells of, if the
 /// numbers match. A failed job that carried one server speaks of that server even without sub-jobs.
 fn nameless_error(batch: &Batch, report: &JobReport, untold: usize) -> Option<Complaint> {
-    if report.status == JobStatus::Pending {
+    if !report.status.is_over() {
         return None;
     }
     let nameless: Vec<&SubJob> = report
@@ -200,29 +228,37 @@ fn nameless_error(batch: &Batch, report: &JobReport, untold: usize) -> Option<Co
         .iter()
         .filter(|sub_job| sub_job.server.is_none())
         .collect();
-    let all_failed = nameless
+    let have_failed = nameless
         .iter()
         .all(|sub_job| sub_job.status == JobStatus::Failed);
-    let errors: BTreeSet<_> = nameless
-        .iter()
-        .filter_map(|s| s.error.as_ref())
-        .map(|e| (&e.code, e.class))
-        .collect();
-    if !nameless.is_empty() && all_failed && nameless.len() == untold {
-        // Which failed how cannot be told if they differ. One that was busy, or already as wished,
-        // is looked at; reboots of any other kind have all failed.
-        let any_busy = errors
-            .iter()
-            .any(|(_, class)| *class == CodeClass::ServerBusy);
-        return match (errors.len(), nameless[0].error.clone()) {
-            (1, Some(error)) => Some(error),
-            _ if batch.action.leaves_no_mark() && !any_busy => Some(nameless_failure()),
-            _ => None,
-        };
+    if !nameless.is_empty() && nameless.len() == untold && have_failed {
+        return common_error(batch, &nameless);
     }
     let speaks_of_one =
         batch.server_count == 1 && report.sub_jobs.is_empty() && report.status == JobStatus::Failed;
     speaks_of_one.then(|| report.error.clone().unwrap_or_else(nameless_failure))
+}
+
+/// The error that all of these failed sub-jobs have. If they differ, nobody can tell which failed
+/// how: those that may have been busy, or already as wished, are looked at; reboots that failed in
+/// any other way have all failed.
+fn common_error(batch: &Batch, nameless: &[&SubJob]) -> Option<Complaint> {
+    let errors: Vec<&Complaint> = nameless
+        .iter()
+        .filter_map(|sub_job| sub_job.error.as_ref())
+        .collect();
+    let kinds: BTreeSet<_> = errors
+        .iter()
+        .map(|error| (&error.code, error.class))
+        .collect();
+    let first = nameless.first().and_then(|sub_job| sub_job.error.as_ref());
+    if let (1, Some(error)) = (kinds.len(), first) {
+        return Some(error.clone());
+    }
+    let some_busy = errors
+        .iter()
+        .any(|error| error.class == CodeClass::ServerBusy);
+    (batch.action.leaves_no_mark() && !some_busy).then(nameless_failure)
 }
 
 fn nameless_failure() -> Complaint {
@@ -233,33 +269,44 @@ fn nameless_failure() -> Complaint {
     }
 }
 
-fn unfinished(batch: &Batch, rules: &Rules, now: UtcMillis) -> BatchNext {
-    let ends = batch.tracking_ends(rules.job_time_limit);
-    if now >= ends {
-        return batch.look(LookCause::TimeLimit, rules, now);
+/// The job is asked for later, within its time limit; after that its servers are looked at.
+fn ask_again(case: Case<'_>) -> BatchNext {
+    let ends = case.tracking_ends();
+    if case.now >= ends {
+        case.look_at_servers(LookCause::TimeLimit)
+    } else {
+        case.look_again_by(ends)
     }
-    match batch.again(rules, now, 0) {
-        BatchNext::Again {
-            next_look_at,
-            doubts,
-        } => BatchNext::Again {
-            next_look_at: next_look_at.min(ends),
-            doubts,
+}
+
+/// As `ask_again`, and not before the cloud's own wait is over. A wait of days does not go beyond
+/// the time that the job has either.
+fn ask_after(case: Case<'_>, wait: Duration) -> BatchNext {
+    let ends = case.tracking_ends();
+    match ask_again(case) {
+        BatchNext::Again { next_look_at, .. } => BatchNext::Again {
+            next_look_at: next_look_at.max(case.now + wait).min(ends),
+            doubts: case.batch.doubts,
         },
-        other => other,
+        over => over,
     }
 }
 
-fn doubtful(batch: &Batch, cause: LookCause, rules: &Rules, now: UtcMillis) -> BatchNext {
-    match batch.doubts + 1 {
-        DOUBTS_MAX.. => batch.look(cause, rules, now),
-        doubts => batch.again(rules, now, doubts),
+fn doubtful(case: Case<'_>, cause: LookCause) -> BatchNext {
+    let doubts = case.batch.doubts + 1;
+    if doubts >= DOUBTS_MAX {
+        case.look_at_servers(cause)
+    } else {
+        case.look_again(doubts)
     }
 }
 
-fn job_ms(batch: &Batch, report: &JobReport, now: UtcMillis) -> i64 {
-    let seen = now.since(batch.accepted_at());
-    let took = report.duration.map_or(seen, |duration| duration.min(seen));
+/// How long the job took, in milliseconds; no longer than it was waited for.
+fn job_ms(case: Case<'_>, report: &JobReport) -> i64 {
+    let waited = case.now.since(case.batch.accepted_at());
+    let took = report
+        .duration
+        .map_or(waited, |duration| duration.min(waited));
     i64::try_from(took.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -288,12 +335,15 @@ mod tests {
     }
 
     fn judge(action: PowerAction, servers: u32, report: &JobReport) -> Step {
-        after_job(
-            &batch(action, BatchState::Tracking, servers),
-            report,
-            &rules(),
-            NOW,
-        )
+        judge_batch(&batch(action, BatchState::Tracking, servers), report)
+    }
+
+    fn judge_batch(batch: &Batch, report: &JobReport) -> Step {
+        verdict_at(NOW, batch, |case| after_job(case, report))
+    }
+
+    fn failed_query(batch: &Batch, error: &CallError) -> Step {
+        verdict_at(NOW, batch, |case| after_failed_query(case, error))
     }
 
     #[test]
@@ -470,10 +520,7 @@ mod tests {
         );
         let mut last = batch(PowerAction::Start, BatchState::Tracking, 1);
         last.members[0].attempts = 3;
-        assert_eq!(
-            ended(&after_job(&last, &answer, &rules(), NOW), 1).code,
-            "BMS.1007"
-        );
+        assert_eq!(ended(&judge_batch(&last, &answer), 1).code, "BMS.1007");
     }
 
     #[test]
@@ -488,11 +535,11 @@ mod tests {
         };
         let mut batch = batch(PowerAction::Reboot, BatchState::Tracking, 1);
         for doubts in 1..DOUBTS_MAX {
-            let step = after_failed_query(&batch, &unknown, &rules(), NOW);
+            let step = failed_query(&batch, &unknown);
             assert!(matches!(step.batch, BatchNext::Again { doubts: d, .. } if d == doubts));
             batch.doubts = doubts;
         }
-        let step = after_failed_query(&batch, &unknown, &rules(), NOW);
+        let step = failed_query(&batch, &unknown);
         assert!(matches!(
             step.batch,
             BatchNext::Look {
@@ -506,7 +553,7 @@ mod tests {
     fn an_endless_job_is_left_at_its_time_limit() {
         let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
         batch.submitted_at = Some(NOW.before(rules().job_time_limit));
-        let step = after_job(&batch, &report(JobStatus::Pending, vec![]), &rules(), NOW);
+        let step = judge_batch(&batch, &report(JobStatus::Pending, vec![]));
         assert!(matches!(
             step.batch,
             BatchNext::Look {
@@ -587,6 +634,95 @@ mod tests {
                 }
                 prop_assert!(!matches!(event, Event::Returned(_)), "a reboot was given back: {event:?}");
             }
+        }
+    }
+
+    #[test]
+    fn already_is_a_success_only_in_the_state_that_was_asked_for() {
+        use PowerAction::{Reboot, Start, Stop};
+        for (action, code, state) in [
+            (Start, "BMS.0038", RequestState::Succeeded),
+            (Start, "BMS.0039", RequestState::Failed),
+            (Stop, "BMS.0038", RequestState::Failed),
+            (Stop, "BMS.0039", RequestState::Succeeded),
+            (Reboot, "BMS.0038", RequestState::Failed),
+        ] {
+            let error = complaint(code, CodeClass::AlreadyInTargetState);
+            let sub_jobs = vec![sub_job(Some(1), JobStatus::Failed, Some(error))];
+            let step = judge(action, 1, &report(JobStatus::Failed, sub_jobs));
+            assert_eq!(ended(&step, 1).state, state, "{action} {code}");
+        }
+    }
+
+    #[test]
+    fn two_sub_jobs_of_one_server_count_if_they_ended_alike() {
+        let done = sub_job(Some(1), JobStatus::Succeeded, None);
+        let failed = sub_job(Some(1), JobStatus::Failed, None);
+        let alike = report(JobStatus::Succeeded, vec![done.clone(), done.clone()]);
+        let step = judge(PowerAction::Reboot, 1, &alike);
+        assert_eq!(ended(&step, 1).state, RequestState::Succeeded);
+        let unlike = report(JobStatus::Failed, vec![done, failed]);
+        assert!(stays(&judge(PowerAction::Reboot, 1, &unlike), 1));
+    }
+
+    #[test]
+    fn nothing_is_eliminated_while_a_sub_job_still_runs() {
+        let error = complaint("BMS.0605", CodeClass::ServerPermanent);
+        let sub_jobs = vec![
+            sub_job(Some(1), JobStatus::Pending, None),
+            sub_job(None, JobStatus::Failed, Some(error)),
+        ];
+        let step = judge(PowerAction::Stop, 2, &report(JobStatus::Failed, sub_jobs));
+        assert!(step.moves.is_empty());
+        assert!(matches!(step.batch, BatchNext::Again { doubts: 1, .. }));
+    }
+
+    #[test]
+    fn only_a_task_that_says_so_calls_its_server_busy() {
+        let error = complaint("BMS.0605", CodeClass::ServerPermanent);
+        let sub_jobs = vec![sub_job(Some(1), JobStatus::Failed, Some(error))];
+        let reboot = batch(PowerAction::Reboot, BatchState::Tracking, 1);
+        let answer = report(JobStatus::Failed, sub_jobs);
+        assert_eq!(busy_reboots(&reboot, &answer), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_throttled_query_waits_as_long_as_named_within_the_time_limit() {
+        let tracked = Batch {
+            doubts: 2,
+            ..batch(PowerAction::Stop, BatchState::Tracking, 1)
+        };
+        for (named, waited) in [(100, 100), (1_000_000, 3600)] {
+            let wait = Duration::from_secs(named);
+            let error = CallError {
+                fault: Fault::Throttled {
+                    retry_after: Some(wait),
+                    limit: None,
+                },
+                status: Some(429),
+                code: String::new(),
+                message: String::new(),
+                request_id: None,
+                retry_after: Some(wait),
+            };
+            let next = BatchNext::Again {
+                next_look_at: NOW + Duration::from_secs(waited),
+                doubts: 2,
+            };
+            assert_eq!(failed_query(&tracked, &error).batch, next);
+        }
+    }
+
+    #[test]
+    fn a_job_took_what_the_cloud_says_but_no_longer_than_it_was_waited_for() {
+        let mut batch = batch(PowerAction::Stop, BatchState::Tracking, 1);
+        batch.submitted_at = Some(NOW.before(Duration::from_secs(9)));
+        for (said, took) in [(None, 9000), (Some(4), 4000), (Some(20), 9000)] {
+            let answer = JobReport {
+                duration: said.map(Duration::from_secs),
+                ..report(JobStatus::Succeeded, Vec::new())
+            };
+            assert_eq!(judge_batch(&batch, &answer).job_ms, Some(took));
         }
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::super::testing::*;
 use super::*;
-use crate::model::{Fault, RequestState};
+use crate::lifecycle::Return;
+use crate::model::{Activity, CodeClass, Fault, RequestState};
 use proptest::prelude::*;
 
 fn looking(action: PowerAction, cause: LookCause, servers: u32) -> Batch {
@@ -315,4 +316,110 @@ proptest! {
         let (after, _) = look_on(batch, |seconds| shown[(seconds / 10) as usize % shown.len()].clone());
         prop_assert!(after <= 900);
     }
+}
+
+#[test]
+fn a_reboot_of_unknown_end_says_why_its_servers_were_asked() {
+    let complaint_of = |code: &str, message: &str| {
+        Some(Complaint {
+            message: message.into(),
+            ..complaint(code, CodeClass::Other)
+        })
+    };
+    for (cause, complaint, sentence) in [
+        (LookCause::Lost, None, "the answer to the call was lost"),
+        (
+            LookCause::Lost,
+            complaint_of("", ""),
+            "the answer to the call was lost",
+        ),
+        (
+            LookCause::Lost,
+            complaint_of("", "cut off"),
+            "the way the call ended does not tell whether anything was done (cut off)",
+        ),
+        (
+            LookCause::Lost,
+            complaint_of("poweryard.interrupted", "the daemon ended"),
+            "whether anything was done (the daemon ended)",
+        ),
+        (
+            LookCause::Lost,
+            complaint_of("BMS.0006", "text"),
+            "the cloud answered with BMS.0006, which does not tell",
+        ),
+        (LookCause::Vanished, None, "no longer knows the job"),
+        (LookCause::TimeLimit, None, "within job_time_limit"),
+        (
+            LookCause::Busy,
+            complaint_of("BMS.0037", "text"),
+            "the job ended with BMS.0037, which may be about this reboot",
+        ),
+        (LookCause::Gap, None, "does not mention this server"),
+    ] {
+        let mut batch = looking(PowerAction::Reboot, cause, 1);
+        batch.complaint = complaint;
+        let (_, event) = look_on(batch, |_| view(Power::On, Activity::Idle));
+        let Event::Ended(outcome) = event else {
+            panic!("{event:?}")
+        };
+        assert!(outcome.message.contains(sentence), "{}", outcome.message);
+    }
+}
+
+#[test]
+fn what_was_observed_is_said() {
+    for (action, power, sentence) in [
+        (PowerAction::Start, Power::On, "the server was seen running"),
+        (PowerAction::Stop, Power::Off, "the server was seen stopped"),
+    ] {
+        let batch = looking(action, LookCause::Lost, 1);
+        let step = one_look(&batch, 0, &all(&batch, view(power, Activity::Idle)));
+        assert_eq!(ended(&step, 1).message, sentence);
+    }
+}
+
+#[test]
+fn a_transition_is_remembered_once() {
+    let mut looked = Looked::new(looking(PowerAction::Reboot, LookCause::Lost, 1));
+    let rebooting = all(&looked.batch, view(Power::On, Activity::Rebooting));
+    assert_eq!(looked.look(1, &rebooting).seen_moving, [RequestId(1)]);
+    assert_eq!(looked.look(2, &rebooting).seen_moving, []);
+}
+
+#[test]
+fn a_request_without_proof_names_the_failed_look_at_its_server() {
+    let error = CallError {
+        fault: Fault::Unavailable,
+        status: Some(503),
+        code: String::new(),
+        message: "try later".into(),
+        request_id: None,
+        retry_after: None,
+    };
+    let batch = looking(PowerAction::Stop, LookCause::Lost, 3);
+    let unread = batch.members[..2].iter();
+    let failures = unread
+        .map(|member| (member.server.clone(), error.clone()))
+        .collect();
+    let mut sightings = all(&batch, view(Power::Unclear, Activity::Other));
+    sightings.insert(ServerId("server-2".into()), Sighting::Missing);
+    let step = name_failures(&batch, one_look(&batch, 900, &sightings), &failures);
+    assert!(ended(&step, 1).message.contains("try later"));
+    assert!(!ended(&step, 2).message.contains("try later"));
+    assert!(!ended(&step, 3).message.contains("try later"));
+}
+
+#[test]
+fn a_busy_server_says_nothing_of_the_others_of_its_job() {
+    let mut looked = Looked::new(looking(PowerAction::Reboot, LookCause::Busy, 2));
+    let busy = complaint("BMS.0037", CodeClass::ServerBusy);
+    looked.batch.complaint = Some(busy.clone());
+    looked.watch.note_busy([(RequestId(1), busy)].into());
+    let rebooting = all(&looked.batch, view(Power::On, Activity::Rebooting));
+    assert!(looked.look(1, &rebooting).moves.is_empty());
+    let idle = all(&looked.batch, view(Power::On, Activity::Idle));
+    let step = looked.look(11, &idle);
+    assert_eq!(ended(&step, 1).code, "poweryard.unproved");
+    assert_eq!(ended(&step, 2).state, RequestState::Succeeded);
 }

@@ -2,8 +2,9 @@
 
 use super::super::testing::*;
 use super::*;
+use crate::lifecycle::BatchNext;
 use crate::model::PowerAction::{self, Reboot, Start, Stop};
-use crate::model::{Baseline, BatchState, JobStatus, Operation, RequestState, Service};
+use crate::model::{Activity, Baseline, BatchState, JobStatus, Operation, RequestState, Service};
 
 const STARTED: Option<Operation> = Some(Operation {
     action: Start,
@@ -394,7 +395,7 @@ fn a_reboot_refused_as_busy_goes_again_unless_a_reboot_was_seen() {
 }
 
 #[test]
-fn a_rebooting_server_that_a_busy_refusal_explains_leaves_the_others_free() {
+fn a_rebooting_server_that_explains_a_busy_refusal_frees_the_others() {
     let mut looked = Looked::new(refused(Reboot, "BMS.0037", 3));
     let mut sightings = each(&looked.batch, &idle(Power::On));
     sightings.insert(server(1), doing(Power::On, Activity::Rebooting));
@@ -517,4 +518,93 @@ fn refused_reboots_whose_states_cannot_be_read_are_never_sent_again() {
     })
     .fail(1, &error);
     assert!((1..=4).all(|n| returned(&stops, n).result == AttemptResult::Refused));
+}
+
+fn unreadable() -> CallError {
+    CallError {
+        fault: Fault::Unavailable,
+        status: None,
+        code: String::new(),
+        message: String::new(),
+        request_id: None,
+        retry_after: None,
+    }
+}
+
+#[test]
+fn refused_stops_whose_states_cannot_be_read_are_split_at_the_third_look() {
+    for (looks, moved) in [(0, 0), (1, 0), (2, 2)] {
+        let batch = Batch {
+            looks,
+            ..refused(Stop, "BMS.0605", 2)
+        };
+        let step = Looked::new(batch).fail(1, &unreadable());
+        assert_eq!(step.moves.len(), moved, "{looks} looks before");
+    }
+}
+
+#[test]
+fn the_clouds_words_are_added_to_ours_where_there_are_any() {
+    for (code, message, added) in [
+        ("BMS.0605", "no", "; the cloud said: BMS.0605: no"),
+        ("", "no", "; the cloud said: no"),
+        ("BMS.0605", "", ""),
+    ] {
+        let mut batch = refused(Stop, code, 1);
+        batch.complaint = Some(Complaint {
+            message: message.into(),
+            ..complaint(code, CodeClass::Other)
+        });
+        let locked = Sighting::Present(ServerView {
+            locked: true,
+            ..ServerView::of(Power::On, Activity::Idle)
+        });
+        let sightings = each(&batch, &locked);
+        let step = Looked::new(batch).look(1, &sightings);
+        let sentence = format!("the server is locked in the cloud{added}");
+        assert_eq!(ended(&step, 1).message, sentence);
+    }
+}
+
+fn is_lost(step: &Step) -> bool {
+    matches!(
+        step.batch,
+        BatchNext::Look {
+            cause: LookCause::Lost,
+            ..
+        }
+    )
+}
+
+#[test]
+fn refused_reboots_count_as_lost_as_soon_as_no_look_can_disprove_them() {
+    let mut looked = Looked::resumed(refused(Reboot, "BMS.0605", 2));
+    let sightings = each(&looked.batch, &idle(Power::On));
+    for second in [0, 20, 40] {
+        assert!(!is_lost(&looked.look(second, &sightings)), "{second} s");
+    }
+    assert!(is_lost(&looked.look(60, &sightings)));
+
+    let mut seen = Looked::new(refused(Reboot, "BMS.0037", 1));
+    let rebooting = each(&seen.batch, &doing(Power::On, Activity::Rebooting));
+    assert!(!is_lost(&seen.look(0, &rebooting)));
+    assert!(is_lost(&seen.look(10, &sightings)));
+
+    let mut late = Looked::resumed(refused(Reboot, "BMS.0605", 2));
+    assert!(is_lost(&late.look(900, &sightings)));
+}
+
+#[test]
+fn a_reboot_that_was_not_alone_in_its_call_need_not_be_the_reason() {
+    let mut one_left = refused(Reboot, "BMS.0605", 1);
+    one_left.server_count = 2;
+    let sightings = each(&one_left, &idle(Power::On));
+    let (_, step) = look_on(&mut Looked::new(one_left), 0, &sightings);
+    assert_eq!(returned(&step, 1).result, AttemptResult::Refused);
+
+    let mut two_left = refused(Reboot, "BMS.0605", 2);
+    two_left.server_count = 3;
+    let sightings = each(&two_left, &idle(Power::On));
+    let (_, step) = look_on(&mut Looked::new(two_left), 0, &sightings);
+    assert_eq!(returned(&step, 1).group, returned(&step, 2).group);
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::{CLOSE_INTERVAL, Rules, about_one_server};
+use super::case::Case;
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
-    Batch, CallError, CodeClass, Complaint, Evidence, Fault, LookCause, OwnCode, Tracking,
-    UtcMillis,
+    Batch, CallError, CodeClass, Complaint, Fault, LookCause, OwnCode, Tracking, UtcMillis,
 };
 
 /// "The server does not exist": then nothing can have been done with it.
@@ -15,50 +14,37 @@ const NO_SUCH_SERVER: &str = "BMS.0040";
 /// As long as a job may take by default.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// What follows from the answer to a submit call.
+/// What follows from the answer to a submit call. `history`: how long earlier jobs of this target
+/// and action took.
 ///
 /// Accepted: track. Certainly not carried out: every request back to the queue, in its place. Lost,
 /// or a refusal that does not say that nothing was done: look. Refused: look at the servers'
 /// states, for which of them is the reason and whether it is true; a start or stop that was alone
 /// in its call has its outcome at once.
 pub fn after_submit(
-    batch: &Batch,
+    case: Case<'_>,
     answer: Result<Tracking, CallError>,
     history: &[Duration],
-    rules: &Rules,
-    now: UtcMillis,
 ) -> Step {
     match answer {
-        Ok(tracking) => accepted(batch, tracking, history, rules, now),
-        Err(error) => match error.fault {
-            Fault::Refused(class) => refused(batch, &complaint(error, class), rules, now),
-            Fault::Lost if may_be_one_servers_doing(batch, &error) => {
-                refused(batch, &complaint(error, CodeClass::Other), rules, now)
-            }
-            Fault::Lost => lost(batch, complaint(error, CodeClass::Ambiguous), rules, now),
-            Fault::Unreachable
-            | Fault::Throttled { .. }
-            | Fault::Unavailable
-            | Fault::Credentials
-            | Fault::Permission
-            | Fault::Configuration => Step::not_sent(batch, complaint(error, CodeClass::Retryable)),
-        },
+        Ok(tracking) => accepted(case, tracking, history),
+        Err(error) => not_accepted(case, error),
     }
 }
 
 /// A batch whose intent is stored and whose call nobody is making: the daemon ended in between.
 /// Whether the call left is not known, so this is a lost answer.
-pub fn orphaned_intent(batch: &Batch, rules: &Rules, now: UtcMillis) -> Step {
+pub fn orphaned_intent(case: Case<'_>) -> Step {
     let why = Complaint::our_own(
         OwnCode::Interrupted,
         "the daemon ended while the call was being made",
     );
-    lost(batch, why, rules, now)
+    lost(case, why)
 }
 
 /// A batch whose target the config no longer has, or has with another service, endpoint or project:
 /// it cannot be asked for. Its requests end `unknown` an hour after the call, which leaves time to
-/// mend the config.
+/// fix the config.
 pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
     let ends = batch.intent_at + ORPHAN_PATIENCE;
     if now < ends {
@@ -69,26 +55,56 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
     }
     let why = "the target was removed from the config or changed after the request was sent, so the daemon cannot ask what happened to it";
     let end = Event::Ended(Outcome::unknown(OwnCode::Orphaned, why));
-    Step {
-        moves: batch
-            .members
-            .iter()
-            .map(|member| (member.request, end.clone()))
-            .collect(),
-        ..Step::only(BatchNext::Done)
+    let moves = batch
+        .members
+        .iter()
+        .map(|member| (member.request, end.clone()))
+        .collect();
+    Step::done(moves)
+}
+
+fn accepted(case: Case<'_>, tracking: Tracking, history: &[Duration]) -> Step {
+    let job = match tracking {
+        Tracking::Job(job) => Some(job),
+        Tracking::ServerState => None,
+    };
+    Step::only(BatchNext::Track {
+        job,
+        next_look_at: case.first_look_at(history),
+    })
+}
+
+fn not_accepted(case: Case<'_>, error: CallError) -> Step {
+    match error.fault {
+        Fault::Refused(class) => refused(case, complaint(error, class)),
+        Fault::Lost if one_server_may_be_the_reason(case.batch, &error) => {
+            refused(case, complaint(error, CodeClass::Other))
+        }
+        Fault::Lost => lost(case, complaint(error, CodeClass::Ambiguous)),
+        Fault::Unreachable
+        | Fault::Throttled { .. }
+        | Fault::Unavailable
+        | Fault::Credentials
+        | Fault::Permission
+        | Fault::Configuration => {
+            Step::not_sent(case.batch, complaint(error, CodeClass::Retryable))
+        }
     }
 }
 
 /// True for starts and stops that failed with a code of the service which no document explains,
 /// under a status that tells no more. One of the servers may be the reason, and each call would
 /// fail with it: so they are split as refused ones are, since they may be sent twice.
-fn may_be_one_servers_doing(batch: &Batch, error: &CallError) -> bool {
-    let is_unexplained = cloud_codes::origin(&error.code) == CodeOrigin::Bms
-        && cloud_codes::class(&error.code) == CodeClass::Other;
+fn one_server_may_be_the_reason(batch: &Batch, error: &CallError) -> bool {
     batch.service.documents_its_refusals()
         && batch.members.len() > 1
         && !batch.action.leaves_no_mark()
-        && is_unexplained
+        && is_unexplained(&error.code)
+}
+
+/// True for a code of the service itself that no document lists.
+fn is_unexplained(code: &str) -> bool {
+    cloud_codes::origin(code) == CodeOrigin::Bms && cloud_codes::class(code) == CodeClass::Other
 }
 
 fn complaint(error: CallError, class: CodeClass) -> Complaint {
@@ -104,37 +120,36 @@ fn complaint(error: CallError, class: CodeClass) -> Complaint {
     }
 }
 
-fn accepted(
-    batch: &Batch,
-    tracking: Tracking,
-    history: &[Duration],
-    rules: &Rules,
-    now: UtcMillis,
-) -> Step {
-    let job = match tracking {
-        Tracking::Job(job) => Some(job),
-        Tracking::ServerState => None,
-    };
-    let first = rules.looks.first_look(history, batch.seed());
-    let next_look_at = now
-        + if batch.may_pass_unseen() {
-            first.min(CLOSE_INTERVAL)
-        } else {
-            first
-        };
-    Step::only(BatchNext::Track { job, next_look_at })
-}
-
-fn lost(batch: &Batch, why: Complaint, rules: &Rules, now: UtcMillis) -> Step {
-    Step::only(batch.look(LookCause::Lost, rules, now)).complaining(why)
+fn lost(case: Case<'_>, why: Complaint) -> Step {
+    Step::only(case.look_at_servers(LookCause::Lost)).complaining(why)
 }
 
 /// The service says that it did nothing. No document says whether a batch is refused as a whole, or
-/// what a code that is in no table means. Start and stop may be sent twice; a reboot is looked at
-/// until the refusal is proved or belied, unless it was alone in its call and there is no such
-/// server. Two classes do not even say that nothing was done.
-fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Step {
-    let cause = match why.class {
+/// what a code that is in no table means. So the servers are looked at, unless there was only one
+/// and the code tells.
+fn refused(case: Case<'_>, why: Complaint) -> Step {
+    let step = settled_at_once(case, &why)
+        .unwrap_or_else(|| Step::only(case.look_at_servers(look_cause(why.class))));
+    step.complaining(why)
+}
+
+/// The outcome of a refused call that carried one server, where its code tells what that one did.
+/// Start and stop may be sent twice, so that their refusal is believed. That of a reboot is looked
+/// into until it is proved or disproved, unless there is no such server.
+fn settled_at_once(case: Case<'_>, why: &Complaint) -> Option<Step> {
+    let [member] = case.batch.members.as_slice() else {
+        return None;
+    };
+    if case.batch.action.leaves_no_mark() && why.code != NO_SUCH_SERVER {
+        return None;
+    }
+    let event = case.refused_alone(member, why.class, why)?;
+    Some(Step::done(vec![(member.request, event)]))
+}
+
+/// Two classes of refusals do not even say that nothing was done.
+fn look_cause(class: CodeClass) -> LookCause {
+    match class {
         CodeClass::RetryableUncertain | CodeClass::Ambiguous => LookCause::Lost,
         CodeClass::ServerBusy
         | CodeClass::AlreadyInTargetState
@@ -148,25 +163,14 @@ fn refused(batch: &Batch, why: &Complaint, rules: &Rules, now: UtcMillis) -> Ste
         | CodeClass::JobUnknown
         | CodeClass::SubJobFailed
         | CodeClass::Other => LookCause::Refused,
-    };
-    let believed = !batch.action.leaves_no_mark() || why.code == NO_SUCH_SERVER;
-    if let ([member], LookCause::Refused, true) = (batch.members.as_slice(), cause, believed)
-        && let Some(event) = about_one_server(batch, member, why, Evidence::Refused, rules, now)
-    {
-        return Step {
-            moves: vec![(member.request, event)],
-            ..Step::only(BatchNext::Done)
-        }
-        .complaining(why.clone());
     }
-    Step::only(batch.look(cause, rules, now)).complaining(why.clone())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::model::{AttemptResult, BatchState, JobId, PowerAction, RequestState};
+    use crate::model::{AttemptResult, BatchState, Evidence, JobId, PowerAction, RequestState};
 
     fn error(fault: Fault, code: &str) -> CallError {
         CallError {
@@ -179,27 +183,19 @@ mod tests {
         }
     }
 
+    fn submitted(batch: &Batch, answer: Result<Tracking, CallError>) -> Step {
+        verdict_at(NOW, batch, |case| after_submit(case, answer, &[]))
+    }
+
     fn refused_with(code: &str, class: CodeClass, action: PowerAction, servers: u32) -> Step {
         let batch = batch(action, BatchState::Submitting, servers);
-        after_submit(
-            &batch,
-            Err(error(Fault::Refused(class), code)),
-            &[],
-            &rules(),
-            NOW,
-        )
+        submitted(&batch, Err(error(Fault::Refused(class), code)))
     }
 
     #[test]
     fn an_accepted_batch_runs_and_is_looked_at_soon() {
         let batch = batch(PowerAction::Stop, BatchState::Submitting, 2);
-        let step = after_submit(
-            &batch,
-            Ok(Tracking::Job(JobId("j".into()))),
-            &[],
-            &rules(),
-            NOW,
-        );
+        let step = submitted(&batch, Ok(Tracking::Job(JobId("j".into()))));
         assert!(step.moves.is_empty());
         let BatchNext::Track { job, next_look_at } = step.batch else {
             panic!("{step:?}")
@@ -220,7 +216,7 @@ mod tests {
             },
         ] {
             let batch = batch(PowerAction::Reboot, BatchState::Submitting, 2);
-            let step = after_submit(&batch, Err(error(fault, "")), &[], &rules(), NOW);
+            let step = submitted(&batch, Err(error(fault, "")));
             assert_eq!(step.batch, BatchNext::Done);
             let back = returned(&step, 1);
             assert_eq!(
@@ -233,7 +229,7 @@ mod tests {
     #[test]
     fn a_lost_answer_is_looked_into_and_nothing_is_returned() {
         let batch = batch(PowerAction::Reboot, BatchState::Submitting, 2);
-        let step = after_submit(&batch, Err(error(Fault::Lost, "")), &[], &rules(), NOW);
+        let step = submitted(&batch, Err(error(Fault::Lost, "")));
         assert!(step.moves.is_empty());
         assert!(matches!(
             step.batch,
@@ -248,7 +244,7 @@ mod tests {
     fn an_unexplained_failure_is_split_and_of_one_or_of_reboots_it_is_lost() {
         let cause = |action, servers, code| {
             let batch = batch(action, BatchState::Submitting, servers);
-            let step = after_submit(&batch, Err(error(Fault::Lost, code)), &[], &rules(), NOW);
+            let step = submitted(&batch, Err(error(Fault::Lost, code)));
             let BatchNext::Look { cause, .. } = step.batch else {
                 panic!("{step:?}")
             };
@@ -386,5 +382,19 @@ mod tests {
             ended(&orphaned_target(&batch, NOW), 2).code,
             "poweryard.orphaned"
         );
+    }
+
+    #[test]
+    fn already_is_a_success_only_in_the_state_that_was_asked_for() {
+        use PowerAction::{Start, Stop};
+        for (action, code, state) in [
+            (Start, "BMS.0038", RequestState::Succeeded),
+            (Start, "BMS.0039", RequestState::Failed),
+            (Stop, "BMS.0038", RequestState::Failed),
+            (Stop, "BMS.0039", RequestState::Succeeded),
+        ] {
+            let step = refused_with(code, CodeClass::AlreadyInTargetState, action, 1);
+            assert_eq!(ended(&step, 1).state, state, "{action} {code}");
+        }
     }
 }

@@ -2,19 +2,19 @@
 //! call was not carried out.
 //!
 //! Owns rows of looks and what breaks them. It is never stored: nobody looked while no daemon ran,
-//! so a new one begins anew. Decides nothing: what a row proves is said in `look` and `refusal`.
+//! so each process begins a new one. Decides nothing: what a row proves is said in `look` and
+//! `refusal`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::Rules;
 use crate::lifecycle::{BatchNext, Step};
 use crate::model::{
-    Activity, Batch, Complaint, LookCause, Now, Operation, Power, RequestId, ServerId, Sighting,
+    Activity, Batch, Complaint, LookCause, Now, Operation, Power, RequestId, ServerId, ServerView,
+    Sighting,
 };
+use crate::pace;
 
-/// Looks of one row are no further apart than half the settling time, or this if that is more.
-const GAP_MIN: Duration = Duration::from_secs(2);
 /// Both clocks agree to this between two looks, or one was set, or the machine was paused.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(2);
 
@@ -36,13 +36,16 @@ enum CallAnswer {
     Lost,
 }
 
-/// From its begin to its end a look is a question whose answer shows some moment in between.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
+/// One look at the servers of a batch: a question whose answer shows some moment between its begin
+/// and its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Look<'a> {
     /// When it was begun.
     pub began: Now,
     /// When its answer was there.
     pub ended: Now,
+    /// What it showed; servers that could not be read are left out.
+    pub sightings: &'a HashMap<ServerId, Sighting>,
 }
 
 /// Looks at one server without a gap.
@@ -91,44 +94,25 @@ impl Watch {
         self.busy.extend(busy);
     }
 
-    /// Takes note of a look that showed `sightings`: goes on with each server's row, or begins it
-    /// anew.
-    pub fn note_look(
-        &mut self,
-        batch: &Batch,
-        sightings: &HashMap<ServerId, Sighting>,
-        look: Look,
-        rules: &Rules,
-    ) {
-        let gap_max = gap_max(rules);
+    /// Takes note of a look: continues each server's row, or begins it anew. `settle_time` is that
+    /// of the rules; it decides how long a gap in a row may be.
+    pub fn note_look(&mut self, batch: &Batch, look: Look<'_>, settle_time: Duration) {
+        let gap_max = pace::proof_gap_max(settle_time);
+        let first = Row::since_call(self.call_began);
         for member in &batch.members {
-            let shown = match sightings.get(&member.server) {
-                Some(Sighting::Present(view)) => {
-                    Shown::of(view.activity, view.power, view.operation)
-                }
-                Some(Sighting::Missing) | None => Shown::Unreadable,
+            let sign = match look.sightings.get(&member.server) {
+                Some(Sighting::Present(view)) => Sign::of(view),
+                Some(Sighting::Missing) | None => Sign::Unreadable,
             };
-            let call_began = self.call_began;
-            let row = self.rows.entry(member.request).or_insert(Row {
-                last: call_began,
-                since_call: call_began.is_some(),
-                idle: None,
-                saw_power_change: false,
-            });
-            row.note(shown, look, gap_max);
+            let row = self.rows.entry(member.request).or_insert(first.clone());
+            row.note(sign, look, gap_max);
         }
     }
 
     /// Takes note of a look that showed nothing at all.
     pub fn note_failed_look(&mut self, batch: &Batch) {
         for member in &batch.members {
-            let broken = Row {
-                last: None,
-                since_call: false,
-                idle: None,
-                saw_power_change: false,
-            };
-            self.rows.insert(member.request, broken);
+            self.rows.insert(member.request, Row::broken());
         }
     }
 
@@ -169,63 +153,78 @@ impl Watch {
 }
 
 /// What one look tells of one server's row.
-enum Shown {
+enum Sign {
     Unreadable,
     PowerChange,
     Rebooting,
     Idle(Power, Option<Operation>),
 }
 
-impl Shown {
-    fn of(activity: Activity, power: Power, operation: Option<Operation>) -> Self {
-        match activity {
+impl Sign {
+    fn of(view: &ServerView) -> Self {
+        match view.activity {
             Activity::PoweringOn | Activity::PoweringOff => Self::PowerChange,
             Activity::Rebooting => Self::Rebooting,
-            Activity::Idle if power != Power::Unclear => Self::Idle(power, operation),
+            Activity::Idle if view.power != Power::Unclear => {
+                Self::Idle(view.power, view.operation)
+            }
             Activity::Idle | Activity::Other => Self::Unreadable,
         }
     }
 }
 
 impl Row {
-    fn note(&mut self, shown: Shown, look: Look, gap_max: Duration) {
-        if !self
+    /// A row that no look has joined yet. The begin of the call counts as its first look, if this
+    /// process made the call.
+    fn since_call(began: Option<Now>) -> Self {
+        Self {
+            last: began,
+            since_call: began.is_some(),
+            ..Self::broken()
+        }
+    }
+
+    fn broken() -> Self {
+        Self {
+            last: None,
+            since_call: false,
+            idle: None,
+            saw_power_change: false,
+        }
+    }
+
+    fn note(&mut self, sign: Sign, look: Look<'_>, gap_max: Duration) {
+        let continues = self
             .last
-            .is_some_and(|last| is_joined(last, look.ended, gap_max))
-        {
-            self.since_call = false;
-            self.idle = None;
-            self.saw_power_change = false;
+            .is_some_and(|last| is_joined(last, look.ended, gap_max));
+        if !continues {
+            *self = Self::broken();
         }
         self.last = Some(look.began);
-        match shown {
-            Shown::Unreadable => {
-                *self = Self {
-                    last: None,
-                    since_call: false,
-                    idle: None,
-                    saw_power_change: false,
-                };
-            }
-            Shown::PowerChange => {
+        match sign {
+            Sign::Unreadable => *self = Self::broken(),
+            Sign::PowerChange => {
                 self.idle = None;
                 self.saw_power_change = true;
             }
-            Shown::Rebooting => self.idle = None,
-            Shown::Idle(power, operation) => {
-                let same = |idle: &Idle| idle.power == power && idle.operation == operation;
-                self.idle = self.idle.filter(same).or(Some(Idle {
-                    since: look.ended,
-                    power,
-                    operation,
-                }));
-            }
+            Sign::Rebooting => self.idle = None,
+            Sign::Idle(power, operation) => self.note_idle(Idle {
+                since: look.ended,
+                power,
+                operation,
+            }),
         }
     }
-}
 
-fn gap_max(rules: &Rules) -> Duration {
-    (rules.settle_time / 2).max(GAP_MIN)
+    /// Idleness begins anew with `idle` if it differs from what was seen before.
+    fn note_idle(&mut self, idle: Idle) {
+        let is_the_same = self
+            .idle
+            .is_some_and(|before| before.power == idle.power && before.operation == idle.operation);
+        if !is_the_same {
+            self.idle = Some(idle);
+        }
+    }
 }
 
 /// True if no more than `gap_max` lies between the two on the steady clock, and the time of day
@@ -241,21 +240,30 @@ fn is_joined(earlier: Now, later: Now, gap_max: Duration) -> bool {
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::model::{BatchState, PowerAction, ServerView};
+    use crate::model::{BatchState, PowerAction};
 
-    fn look(seconds: u64) -> Look {
-        Look {
-            began: at(seconds),
-            ended: at(seconds),
-        }
+    /// When a look was begun, and when its answer was there.
+    type Times = (Now, Now);
+
+    fn look(seconds: u64) -> Times {
+        (at(seconds), at(seconds))
     }
 
-    fn watched(looks: &[(Look, Sighting)]) -> Watch {
+    fn note(watch: &mut Watch, batch: &Batch, (began, ended): Times, sighting: &Sighting) {
+        let sightings = HashMap::from([(batch.members[0].server.clone(), sighting.clone())]);
+        let look = Look {
+            began,
+            ended,
+            sightings: &sightings,
+        };
+        watch.note_look(batch, look, rules().settle_time);
+    }
+
+    fn watched(looks: &[(Times, Sighting)]) -> Watch {
         let batch = batch(PowerAction::Reboot, BatchState::Looking, 1);
         let mut watch = Watch::of_call(at(0));
         for (look, sighting) in looks {
-            let sightings = HashMap::from([(batch.members[0].server.clone(), sighting.clone())]);
-            watch.note_look(&batch, &sightings, *look, &rules());
+            note(&mut watch, &batch, *look, sighting);
         }
         watch
     }
@@ -277,14 +285,8 @@ mod tests {
 
     #[test]
     fn idleness_counts_from_the_end_of_the_first_look_to_the_last_question() {
-        let first = Look {
-            began: at(1),
-            ended: at(5),
-        };
-        let last = Look {
-            began: at(20),
-            ended: at(31),
-        };
+        let first = (at(1), at(5));
+        let last = (at(20), at(31));
         assert_eq!(
             row(&watched(&[(first, idle()), (last, idle())])),
             (Some(15), true)
@@ -301,10 +303,7 @@ mod tests {
         ];
         assert_eq!(row(&watched(&looks[..2])), (Some(30), true));
         assert_eq!(row(&watched(&looks)), (Some(10), false));
-        let slow = Look {
-            began: at(20),
-            ended: at(32),
-        };
+        let slow = (at(20), at(32));
         assert_eq!(
             row(&watched(&[(look(1), idle()), (slow, idle())])),
             (Some(0), false)
@@ -361,10 +360,7 @@ mod tests {
         for step_ms in [3_600_000, -3_600_000, 2_500] {
             let mut later = at(10);
             later.utc.0 += step_ms;
-            let set = Look {
-                began: later,
-                ended: later,
-            };
+            let set = (later, later);
             assert_eq!(
                 row(&watched(&[(look(1), idle()), (set, idle())])),
                 (Some(0), false)
@@ -376,8 +372,7 @@ mod tests {
     fn another_process_has_no_row_that_covers_the_call() {
         let batch = batch(PowerAction::Reboot, BatchState::Looking, 1);
         let mut watch = Watch::default();
-        let sightings = HashMap::from([(batch.members[0].server.clone(), idle())]);
-        watch.note_look(&batch, &sightings, look(1), &rules());
+        note(&mut watch, &batch, look(1), &idle());
         assert_eq!(row(&watch), (Some(0), false));
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use poweryard::daemon::{self, DaemonError, Reload};
+use poweryard::daemon::{self, DaemonError, Links, Observers, Reload};
 use poweryard::model::Service;
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::{Scenario, SimCloud};
@@ -125,7 +125,11 @@ impl Yard {
                 .enable_all()
                 .build()
                 .expect("a runtime");
-            runtime.block_on(daemon::run_reloading(&settings, clouds, coming, async {
+            let links = Links {
+                reloads: Some(coming),
+                observers: Observers::default(),
+            };
+            runtime.block_on(daemon::run(&settings, clouds, links, async {
                 let _ = stopped.await;
             }))
         });

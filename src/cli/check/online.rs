@@ -10,7 +10,7 @@ use super::Finding;
 use crate::cli::{Exit, args, output};
 use crate::cloud::http::{Http, Wire};
 use crate::cloud::{KeyName, PowerCloud};
-use crate::daemon::{self, refusals};
+use crate::daemon::{self, refusals, refusals::RefusedCall};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{CallError, CodeClass, Fault, ServerId, Service, TargetName, UtcMillis};
 use crate::settings::{SecretRules, Settings, TargetSettings, load_proxy_password};
@@ -76,8 +76,12 @@ impl<'a> Keys<'a> {
 
     async fn note(&mut self, cloud: &dyn PowerCloud, subject: &str, reason: &str, now: UtcMillis) {
         let target = TargetName(subject.trim_start_matches("targets.").to_owned());
-        let refused =
-            refusals::after_refusal(&cloud.key().signed(), &target, reason, &self.refused, now);
+        let refusal = RefusedCall {
+            signed: &cloud.key().signed(),
+            target: &target,
+            reason,
+        };
+        let refused = refusals::after_refusal(refusal, &self.refused, now);
         if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
             // If this fails, the daemon starts its count at zero.
             let _ = desk.note_refused_key(&refused).await;

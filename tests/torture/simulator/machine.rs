@@ -423,6 +423,7 @@ impl<'a> Machine<'a> {
             tasks,
             wake_at,
             trouble,
+            ..
         } = round;
         self.wake_at = match trouble {
             None => self.wake_after(wake_at),

@@ -180,7 +180,7 @@ impl Machine<'_> {
     async fn return_unsent(&mut self, batch: Batch) -> Result<(), Broken> {
         self.say(|| format!("not begun: batch {}", batch.id));
         self.facts.not_sent(batch.id.0);
-        let now = self.moment().utc;
+        let now = self.cloud.moment();
         let Some(daemon) = self.daemon.as_mut() else {
             return Ok(());
         };

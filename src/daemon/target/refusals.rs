@@ -21,25 +21,35 @@ const CREDENTIALS_HOLD_MAX: Duration = Duration::from_secs(3600);
 /// tried once when somebody reloads, with one signature, since that person may have fixed it in the
 /// cloud.
 pub(crate) const FIRST_REFUSALS: u32 = 2;
-/// So many refused signatures of a key within `CREDENTIALS_HOLD`, whatever its secrets, and it
-/// rests. Five would lock it.
+/// A key rests after this many refused signatures within `CREDENTIALS_HOLD`, whatever its secrets.
+/// Five would lock it.
 const RECENT_REFUSALS_MAX: usize = 4;
 
 /// A target as far as its key goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyUser {
-    /// Who.
     pub(crate) target: TargetName,
     /// What its calls are made with at present.
     pub(crate) key: KeyName,
-    /// The cloud has taken that, and has not refused it since.
-    pub(crate) proved: bool,
+    /// The cloud has accepted that, and has not refused it since.
+    pub(crate) key_accepted: bool,
+}
+
+/// A call whose signatures the cloud refused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RefusedCall<'a> {
+    /// What the call was made with.
+    pub(crate) signed: &'a Signed,
+    /// Whose call it was.
+    pub(crate) target: &'a TargetName,
+    /// The sentence for `holds`.
+    pub(crate) reason: &'a str,
 }
 
 /// Whether a target may make calls, as far as its key goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Nothing that is known speaks against it.
+pub(crate) enum KeyState {
+    /// It may.
     Free,
     /// Its own secret was refused.
     Refused(RefusedKey),
@@ -59,7 +69,7 @@ pub(crate) enum Standing {
     },
 }
 
-impl Standing {
+impl KeyState {
     /// Until when the target is held, and why; none if it is free.
     pub(crate) fn hold(&self, target: &TargetName) -> Option<(UtcMillis, String)> {
         match self {
@@ -81,31 +91,29 @@ impl Standing {
     }
 }
 
-/// Where `user` stands. `users` are all targets, and `refused` is all that is known of refused
-/// keys.
-pub(crate) fn standing(
+/// Whether `user` may make calls. `users` are all targets, and `refused` is all that is known of
+/// refused keys.
+pub(crate) fn state_of(
     user: &KeyUser,
     users: &[KeyUser],
     refused: &[RefusedKey],
     now: UtcMillis,
-) -> Standing {
+) -> KeyState {
     if let Some(own) = own_refusal(&user.key, refused, now) {
-        return Standing::Refused(own.clone());
+        return KeyState::Refused(own.clone());
     }
     if let Some((until, whose)) = refusal_of_another(user, users, refused, now) {
-        let (key, secret) = if user.key.is_user() {
-            ("user", "password")
+        let refused = if user.key.is_user() {
+            "user: its password was refused"
         } else {
-            ("access key", "secret")
+            "access key: its secret was refused"
         };
-        let reason = format!(
-            "held together with {whose}, which uses the same {key}: its {secret} was refused"
-        );
-        return Standing::HeldWith { until, reason };
+        let reason = format!("held together with {whose}, which uses the same {refused}");
+        return KeyState::HeldWith { until, reason };
     }
     match rest(&user.key, refused, now) {
-        Some((until, reason)) if !user.proved => Standing::Resting { until, reason },
-        _ => Standing::Free,
+        Some((until, reason)) if !user.key_accepted => KeyState::Resting { until, reason },
+        _ => KeyState::Free,
     }
 }
 
@@ -134,8 +142,8 @@ fn refusal_of_another(
         .filter(|refused| refused.key == user.key.id && !is_of(refused, &user.key));
     let mut latest: Option<(UtcMillis, TargetName)> = None;
     for refused in others {
-        // One that the cloud goes on taking cannot be locked by a single refusal now and then.
-        if user.proved && refused.refusals > FIRST_REFUSALS {
+        // One that the cloud goes on accepting cannot be locked by a single refusal now and then.
+        if user.key_accepted && refused.refusals > FIRST_REFUSALS {
             continue;
         }
         let Some(whose) = present_user(refused, users) else {
@@ -151,23 +159,19 @@ fn refusal_of_another(
     latest
 }
 
-/// Who uses a refused secret at present: best the target whose call was refused. None if it was
-/// replaced.
+/// Who uses a refused secret at present, preferably the target whose call was refused. None if the
+/// secret was replaced.
 pub(crate) fn present_user<'a>(
     refused: &RefusedKey,
     users: &'a [KeyUser],
 ) -> Option<&'a TargetName> {
-    let mut all = users
+    let present: Vec<&TargetName> = users
         .iter()
         .filter(|user| is_of(refused, &user.key))
-        .map(|user| &user.target);
-    let first = all.next()?;
-    Some(if *first == refused.target {
-        first
-    } else {
-        all.find(|target| **target == refused.target)
-            .unwrap_or(first)
-    })
+        .map(|user| &user.target)
+        .collect();
+    let caller = present.iter().find(|target| ***target == refused.target);
+    caller.or(present.first()).copied()
 }
 
 /// Until when a key rests that was refused with several secrets in a short time, and the sentence
@@ -206,15 +210,14 @@ fn counts(at: UtcMillis, now: UtcMillis) -> bool {
     now.since(at) < CREDENTIALS_HOLD && at.since(now) <= CREDENTIALS_HOLD
 }
 
-/// What is known of a key after a call of `target` was refused. All entries of `refused` about the
+/// What is known of a key after `refusal`. All entries of `refused` about the
 /// same secret are in it.
 pub(crate) fn after_refusal(
-    signed: &Signed,
-    target: &TargetName,
-    reason: &str,
+    refusal: RefusedCall<'_>,
     refused: &[RefusedKey],
     now: UtcMillis,
 ) -> RefusedKey {
+    let signed = refusal.signed;
     let own: Vec<&RefusedKey> = refused
         .iter()
         .filter(|refused| is_of(refused, &signed.key))
@@ -236,10 +239,10 @@ pub(crate) fn after_refusal(
     RefusedKey {
         key: signed.key.id.clone(),
         secret: signed.key.secret.clone(),
-        target: target.clone(),
+        target: refusal.target.clone(),
         refusals,
         until: now + (CREDENTIALS_HOLD * (1 << doublings)).min(CREDENTIALS_HOLD_MAX),
-        reason: reason.to_owned(),
+        reason: refusal.reason.to_owned(),
         recent,
     }
 }
@@ -269,18 +272,23 @@ mod tests {
         }
     }
 
-    fn user(target: &str, secret: &str, proved: bool) -> KeyUser {
+    fn user(target: &str, secret: &str, key_accepted: bool) -> KeyUser {
         KeyUser {
             target: TargetName(target.into()),
             key: signed(secret, 0).key,
-            proved,
+            key_accepted,
         }
     }
 
     /// Notes a refusal of a call that `target` signed with `secret`.
     fn refuse(known: &mut Vec<RefusedKey>, secret: &str, signatures: u32, now: UtcMillis) {
         let signed = signed(secret, signatures);
-        let new = after_refusal(&signed, &TargetName("a".into()), "HTTP 401", known, now);
+        let refusal = RefusedCall {
+            signed: &signed,
+            target: &TargetName("a".into()),
+            reason: "HTTP 401",
+        };
+        let new = after_refusal(refusal, known, now);
         known.retain(|refused| !is_of(refused, &signed.key));
         known.push(new);
     }
@@ -307,7 +315,7 @@ mod tests {
         for minute in 0..120 {
             let now = minutes(minute);
             let me = user("a", secrets[minute as usize % secrets.len()], false);
-            if standing(&me, std::slice::from_ref(&me), &known, now) == Standing::Free {
+            if state_of(&me, std::slice::from_ref(&me), &known, now) == KeyState::Free {
                 // Repeated with a new signature only where nothing is known of the key.
                 let signatures = if recent(&me.key, &known, now).is_empty() {
                     2
@@ -330,7 +338,7 @@ mod tests {
         for (secret, free) in [("right", true), ("wrong", false)] {
             let me = user("a", secret, false);
             assert_eq!(
-                standing(&me, std::slice::from_ref(&me), &known, minutes(1)) == Standing::Free,
+                state_of(&me, std::slice::from_ref(&me), &known, minutes(1)) == KeyState::Free,
                 free
             );
         }
@@ -341,20 +349,20 @@ mod tests {
         let mut known = Vec::new();
         refuse(&mut known, "wrong", 2, NOW);
         let (other, mine) = (user("a", "wrong", false), user("b", "right", true));
-        let stands = standing(&mine, &[other, mine.clone()], &known, minutes(1));
+        let stands = state_of(&mine, &[other, mine.clone()], &known, minutes(1));
         let reason = "held together with a, which uses the same access key: its secret was refused"
             .to_owned();
         assert_eq!(
             stands,
-            Standing::HeldWith {
+            KeyState::HeldWith {
                 until: minutes(6),
                 reason
             }
         );
         let replaced = user("a", "right", false);
         assert_eq!(
-            standing(&mine, &[replaced, mine.clone()], &known, minutes(1)),
-            Standing::Free
+            state_of(&mine, &[replaced, mine.clone()], &known, minutes(1)),
+            KeyState::Free
         );
     }
 
@@ -369,10 +377,10 @@ mod tests {
             user("b", "right", false),
         );
         assert_eq!(
-            standing(&taken, &[other.clone(), taken.clone()], &known, minutes(7)),
-            Standing::Free
+            state_of(&taken, &[other.clone(), taken.clone()], &known, minutes(7)),
+            KeyState::Free
         );
-        let hold = standing(
+        let hold = state_of(
             &untried,
             &[other.clone(), untried.clone()],
             &known,
@@ -381,7 +389,7 @@ mod tests {
         .hold(&untried.target);
         assert_eq!(hold.map(|(until, _)| until), Some(minutes(12)));
         let own =
-            standing(&other, std::slice::from_ref(&other), &known, minutes(7)).hold(&other.target);
+            state_of(&other, std::slice::from_ref(&other), &known, minutes(7)).hold(&other.target);
         assert_eq!(
             own.map(|(until, _)| until),
             Some(minutes(18)),
@@ -397,8 +405,8 @@ mod tests {
         }
         let me = user("a", "s5", false);
         assert_eq!(
-            standing(&me, std::slice::from_ref(&me), &known, NOW),
-            Standing::Free
+            state_of(&me, std::slice::from_ref(&me), &known, NOW),
+            KeyState::Free
         );
     }
 }

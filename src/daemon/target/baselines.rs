@@ -11,8 +11,7 @@ use crate::cloud::Observed;
 use crate::model::{Activity, Baseline, Head, Lane, PowerAction, RequestId, Sighting, UtcMillis};
 use crate::pace;
 
-/// A server that was looked at longer ago is looked at again: somebody else may have switched it
-/// since.
+/// A server that was read longer ago is read again: somebody else may have switched it since.
 const AGE_MAX: Duration = Duration::from_secs(60);
 /// A server that no look has reached for this long goes without having been read.
 const UNREAD_MAX: Duration = Duration::from_secs(5 * 60);
@@ -31,7 +30,7 @@ pub(super) struct Baselines {
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
     pub(super) baselines: Baselines,
-    /// Until when, and why.
+    /// Until when each one waits, and why.
     pub(super) put_off: Vec<(RequestId, UtcMillis, &'static str)>,
 }
 
@@ -46,7 +45,7 @@ impl Baselines {
             && heads.is_some_and(|heads| heads.iter().any(|(request, _)| request.0 == lane.head_id))
     }
 
-    /// The clock was moved by so many milliseconds.
+    /// The clock was moved by this many milliseconds.
     pub(super) fn move_times(&mut self, by_ms: i64) {
         self.read_at = self.read_at.map(|at| at.moved(by_ms));
     }

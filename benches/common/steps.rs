@@ -1,0 +1,96 @@
+//! The steps of one batch, as the dispatcher has the store take them.
+
+use std::time::Duration;
+
+use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
+use poweryard::model::{
+    AttemptResult, Batch, Evidence, JobId, Lane, Origin, PowerAction, Service, TargetName,
+    UtcMillis,
+};
+use poweryard::store::{Store, Which};
+
+/// Requests in a batch.
+pub(crate) const BATCH: u32 = 1000;
+const BUSY_FOR: Duration = Duration::from_secs(3600);
+
+/// The lane of the default target that would be claimed next.
+pub(crate) async fn first_lane(store: &Store) -> Option<Lane> {
+    let target = TargetName("default".into());
+    let wanted: Vec<_> = PowerAction::ALL
+        .iter()
+        .map(|action| (target.clone(), *action))
+        .collect();
+    let lanes = store.lanes(&wanted).await.expect("readable");
+    let lane = lanes.into_iter().find(|lane| lane.group == 0)?;
+    Some(store.count(&lane, BATCH).await.expect("readable"))
+}
+
+/// A batch from the head of this lane.
+pub(crate) async fn claim(store: &Store, lane: &Lane, now: UtcMillis) -> Option<Batch> {
+    let origin = Origin {
+        service: Service::Bms,
+        endpoint: "http://127.0.0.1:1".into(),
+        project_id: "p".into(),
+    };
+    store
+        .claim(lane, &origin, Which::First(BATCH), &[], now)
+        .await
+        .expect("claimed")
+}
+
+/// The cloud has taken the call.
+pub(crate) async fn accept(store: &Store, batch: &Batch, now: UtcMillis) {
+    let next = BatchNext::Track {
+        job: Some(JobId("job".into())),
+        next_look_at: now,
+    };
+    record(store, batch, next, None, now).await;
+}
+
+/// The batch as it is in the queue.
+pub(crate) async fn load(store: &Store, batch: &Batch) -> Batch {
+    let found = store.load_batch(batch.id).await.expect("readable");
+    found.expect("it is open").0
+}
+
+/// All of its requests have succeeded.
+pub(crate) async fn end(store: &Store, batch: &Batch, now: UtcMillis) {
+    let ended = Event::Ended(Outcome::succeeded(Evidence::Job, ""));
+    record(store, batch, BatchNext::Done, Some(ended), now).await;
+}
+
+/// All of its servers were busy.
+pub(crate) async fn give_back(store: &Store, batch: &Batch, now: UtcMillis) {
+    let returned = Event::Returned(Return {
+        retry_at: Some(now + BUSY_FOR),
+        group: Some(1),
+        result: AttemptResult::Busy,
+        code: "BMS.0028".into(),
+        message: "the server is busy".into(),
+    });
+    record(store, batch, BatchNext::Done, Some(returned), now).await;
+}
+
+async fn record(
+    store: &Store,
+    batch: &Batch,
+    next: BatchNext,
+    event: Option<Event>,
+    now: UtcMillis,
+) {
+    let mut moves = Vec::new();
+    if let Some(event) = event {
+        for member in &batch.members {
+            moves.push((member.request, event.clone()));
+        }
+    }
+    let step = Step {
+        batch: next,
+        moves,
+        seen_moving: Vec::new(),
+        complaint: None,
+        job_ms: None,
+        read_error: None,
+    };
+    store.record(batch, &step, now).await.expect("stored");
+}

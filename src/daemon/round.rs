@@ -1,0 +1,348 @@
+//! The round: the order of the passes, from the take-in to the claim. One writer, no network.
+//!
+//! What the dispatcher keeps in memory is only what is being done right now (calls in flight,
+//! answers not yet stored) and each target's pace, which it can rebuild from the queue.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::answers::AnswerPass;
+use super::clock::{ClockStep, Clocks};
+use super::connect::Clouds;
+use super::follow::{FollowPass, Picked};
+use super::holds::Holds;
+use super::intake::Intake;
+use super::ledger::{Ledger, Observers};
+use super::open_batches::OpenBatches;
+use super::strangers::Strangers;
+use super::submit::{SubmitPass, Submits};
+use super::target::keys::RefusedKeys;
+use super::target::{self, Configured, Target, Targets};
+use super::task::{Finished, Round};
+use super::upkeep::Upkeep;
+use crate::model::{Batch, Now, TargetName, UtcMillis};
+use crate::settings::Settings;
+use crate::store::{EndedCounts, Store, StoreError};
+
+/// Stamps that are ahead of the clock by more than this at a start show that it was set back.
+const AHEAD_MAX: Duration = Duration::from_secs(2);
+
+/// Decides what to do at this moment, and what follows from what was done.
+pub struct Dispatcher {
+    pub(super) store: Arc<Store>,
+    pub(super) targets: Targets,
+    pub(super) holds: Holds,
+    pub(super) keys: RefusedKeys,
+    pub(super) intake: Intake,
+    pub(super) submits: Submits,
+    pub(super) strangers: Strangers,
+    pub(super) upkeep: Upkeep,
+    pub(super) ledger: Ledger,
+    clocks: Clocks,
+    batches: OpenBatches,
+    /// Requests in flight that the start found without a batch, until somebody counts them.
+    without_batch: EndedCounts,
+}
+
+// Its life.
+impl Dispatcher {
+    /// Begins with the queue as it is.
+    ///
+    /// # Errors
+    /// Those of the store: also when it cannot be written.
+    pub async fn new(
+        store: Arc<Store>,
+        settings: &Settings,
+        clouds: Clouds,
+        now: Now,
+    ) -> Result<Self, StoreError> {
+        let clocks = clocks_at_start(&store, now).await?;
+        let now = now.utc;
+        let targets = load_targets(&store, settings, &clouds, now).await?;
+        let names: Vec<TargetName> = targets.keys().cloned().collect();
+        store.forget_targets_except(&names).await?;
+        let without_batch = end_without_batch(&store, now).await?;
+        let keys = RefusedKeys::load(Arc::clone(&store)).await?;
+        let mut dispatcher = Self {
+            targets,
+            keys,
+            holds: Holds::new(Arc::clone(&store)),
+            intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
+            submits: Submits::new(settings.batch.linger),
+            strangers: Strangers::default(),
+            upkeep: Upkeep::new(settings.queue.retention),
+            ledger: Ledger::new(Arc::clone(&store)),
+            clocks,
+            batches: OpenBatches::default(),
+            without_batch,
+            store,
+        };
+        for step in dispatcher.keys.after_start(&dispatcher.targets, now) {
+            step.carry_out(&mut dispatcher.targets, &mut dispatcher.holds, now)
+                .await?;
+        }
+        Ok(dispatcher)
+    }
+
+    /// From now on `observers` are told what is done.
+    pub fn observe(&mut self, observers: Observers) {
+        self.ledger.observe(observers);
+        self.ledger.count(&std::mem::take(&mut self.without_batch));
+    }
+
+    /// Once true is stored here, no new intent is made. Shared with what hears that the daemon is
+    /// to stop.
+    pub fn halt(&self) -> Arc<AtomicBool> {
+        self.submits.halt()
+    }
+
+    /// Answers that wait to be stored.
+    pub fn unsaved(&self) -> usize {
+        self.ledger.unsaved()
+    }
+
+    /// Those of them that came to submit calls: what a job or a look has shown can be asked for
+    /// again.
+    pub fn unsaved_submits(&self) -> usize {
+        self.ledger.unsaved_submits()
+    }
+
+    /// Calls being made.
+    pub fn open_calls(&self) -> usize {
+        self.batches.in_progress().len()
+    }
+
+    /// What systemd shows as the unit's status.
+    pub fn status_line(&self) -> String {
+        if let Some(doubt) = self.clocks.doubt() {
+            return doubt.to_owned();
+        }
+        let holds = self.holds.present();
+        let held = match holds.first() {
+            Some(hold) => format!("; {} held: {}", holds.len(), hold.reason),
+            None => String::new(),
+        };
+        format!("{} calls open{held}", self.open_calls())
+    }
+}
+
+// What it does.
+impl Dispatcher {
+    /// Does what is due: stores what could not be stored, takes rows in, claims batches, picks
+    /// batches to follow.
+    pub async fn round(&mut self, now: Now) -> Round {
+        let mut round = Round::new(now);
+        round.trouble = self.passes(&mut round).await.err();
+        // The calls of this round are not made yet.
+        self.keys.spare(&self.targets, now.utc);
+        self.note_progress(round.trouble.is_none());
+        round
+    }
+
+    /// Decides what follows from a finished task, and stores it. An answer that cannot be stored is
+    /// kept.
+    ///
+    /// # Errors
+    /// Only those that no waiting fixes.
+    pub async fn finish(&mut self, finished: Finished, now: Now) -> Result<(), StoreError> {
+        match self.notice_clock(now).await {
+            // It is noticed again; the answer is more urgent.
+            Err(error) if error.is_passing() => {}
+            noticed => noticed?,
+        }
+        self.answer_pass(now).take_in(finished).await
+    }
+
+    /// Gives back a batch whose intent is stored and whose call was not begun, since a stop was
+    /// asked for at this moment.
+    ///
+    /// # Errors
+    /// Only those that no waiting fixes.
+    pub async fn not_begun(&mut self, batch: Batch, now: Now) -> Result<(), StoreError> {
+        self.answer_pass(now).not_begun(batch).await
+    }
+
+    /// Tries again to store the answers that could not be stored.
+    ///
+    /// # Errors
+    /// The database still fails.
+    pub async fn save_answers(&mut self, now: UtcMillis) -> Result<(), StoreError> {
+        self.ledger.save_all(&self.holds, now).await
+    }
+
+    /// Read, plan, act, report. The claim comes last: between a stored intent and its call there is
+    /// nothing else to do.
+    async fn passes(&mut self, round: &mut Round) -> Result<(), StoreError> {
+        let now = round.now;
+        self.store.check_place().await?;
+        if self.clocks.doubts(now.utc) {
+            return Ok(());
+        }
+        self.notice_clock(now).await?;
+        self.store.mend_ids().await?;
+        // While an answer waits to be stored, no new call leaves.
+        self.save_answers(now.utc).await?;
+        self.intake
+            .take_in(&self.ledger, &self.clocks, round)
+            .await?;
+        self.intake
+            .reject_protected(&self.targets, &self.ledger, now.utc)
+            .await?;
+        self.strangers
+            .look(&self.store, &self.targets, round)
+            .await?;
+        self.holds.review(round).await?;
+        let chosen = self.submit_pass(round).choose().await?;
+        let others = self.other_passes(round).await;
+        match chosen {
+            Some(chosen) => self.submit_pass(round).claim(chosen, others).await,
+            None => others,
+        }
+    }
+
+    async fn other_passes(&mut self, round: &mut Round) -> Result<(), StoreError> {
+        self.follow_pass(round).run().await?;
+        // A prune asks them for how long the budgets remember.
+        target::store_news(&mut self.targets, &self.store, round.now.utc).await?;
+        let is_quiet = round.tasks.is_empty() && self.batches.in_progress().is_empty();
+        self.upkeep.pass(&self.store, round, is_quiet).await
+    }
+
+    fn submit_pass<'a>(&'a mut self, round: &'a mut Round) -> SubmitPass<'a> {
+        SubmitPass {
+            store: &self.store,
+            targets: &mut self.targets,
+            holds: &mut self.holds,
+            clocks: &self.clocks,
+            batches: &mut self.batches,
+            ledger: &self.ledger,
+            submits: &mut self.submits,
+            round,
+        }
+    }
+
+    fn follow_pass<'a>(&'a mut self, round: &'a mut Round) -> FollowPass<'a> {
+        FollowPass {
+            store: &self.store,
+            targets: &mut self.targets,
+            holds: &self.holds,
+            keys: &self.keys,
+            clocks: &self.clocks,
+            batches: &mut self.batches,
+            ledger: &self.ledger,
+            round,
+            picked: Picked::default(),
+        }
+    }
+
+    fn answer_pass(&mut self, now: Now) -> AnswerPass<'_> {
+        AnswerPass {
+            store: &self.store,
+            targets: &mut self.targets,
+            holds: &mut self.holds,
+            keys: &mut self.keys,
+            clocks: &mut self.clocks,
+            batches: &mut self.batches,
+            ledger: &mut self.ledger,
+            now,
+        }
+    }
+
+    fn note_progress(&self, is_good: bool) {
+        let targets = self.targets.iter();
+        let facts = targets.map(|(name, target)| (name.clone(), target.facts()));
+        let meter = self.ledger.meter();
+        meter.note_targets(facts);
+        meter.round_ended(is_good, self.unsaved(), self.open_calls());
+    }
+
+    /// After somebody set the clock, what was put off until some time of the day is moved along.
+    /// Otherwise a step of an hour would park it for an hour, or end it an hour early.
+    async fn notice_clock(&mut self, now: Now) -> Result<(), StoreError> {
+        if let Some(by_ms) = self.clocks.step(now) {
+            self.move_times(ClockStep { by_ms, at: now }).await?;
+        }
+        // Only now: a step whose waits could not be moved is noticed again.
+        self.clocks.seen(now);
+        Ok(())
+    }
+
+    async fn move_times(&mut self, step: ClockStep) -> Result<(), StoreError> {
+        let by_ms = step.by_ms;
+        self.store.move_waits(by_ms).await?;
+        let open = self.store.open_batch_ids().await?;
+        self.clocks.stepped(step, &open, self.batches.in_progress());
+        for target in self.targets.values_mut() {
+            target.move_times(by_ms);
+        }
+        self.keys.move_times(by_ms);
+        self.upkeep.move_times(by_ms);
+        let way = if by_ms > 0 { "ahead" } else { "back" };
+        let size = Duration::from_millis(by_ms.unsigned_abs());
+        warn!(
+            clock.step_ms = by_ms,
+            "this machine's clock was set {way} by {size:?}; the daemon moves its own waiting times with it"
+        );
+        Ok(())
+    }
+}
+
+async fn load_targets(
+    store: &Store,
+    settings: &Settings,
+    clouds: &Clouds,
+    now: UtcMillis,
+) -> Result<Targets, StoreError> {
+    let mut targets = Targets::new();
+    for target in &settings.targets {
+        if let Some(cloud) = clouds.get(&target.name) {
+            let configured = Configured {
+                settings: target,
+                attempts_max: settings.batch.attempts_max.get(),
+                cloud,
+            };
+            let loaded = Target::load(store, &configured, now).await?;
+            targets.insert(target.name.clone(), loaded);
+        }
+    }
+    Ok(targets)
+}
+
+async fn end_without_batch(store: &Store, now: UtcMillis) -> Result<EndedCounts, StoreError> {
+    let ended = store.end_stranded(now).await?;
+    if !ended.is_empty() {
+        let count: u64 = ended.values().sum();
+        warn!(
+            requests.stranded = count,
+            "{count} requests in progress no longer have a batch; they are now unknown"
+        );
+    }
+    Ok(ended)
+}
+
+/// A clock that shows less than what an earlier run has written was set back since: its waits are
+/// moved along.
+async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> {
+    let mut clocks = Clocks::default();
+    clocks.seen(now);
+    let ahead = store
+        .last_written_at()
+        .await?
+        .map_or(Duration::ZERO, |at| at.since(now.utc));
+    if ahead > AHEAD_MAX {
+        let by_ms = -i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
+        store.move_waits(by_ms).await?;
+        let open = store.open_batch_ids().await?;
+        let step = ClockStep { by_ms, at: now };
+        clocks.stepped(step, &open, &BTreeSet::new());
+        warn!(
+            clock.step_ms = by_ms,
+            "this machine's clock is {ahead:?} behind the newest time in the queue; the daemon moves its own waiting times with it"
+        );
+    }
+    Ok(clocks)
+}
