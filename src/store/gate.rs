@@ -179,6 +179,14 @@ pub(super) async fn let_out(
     Ok(due.len() as u64)
 }
 
+/// A row of `round_notes`; a stranger's has no server.
+#[derive(sqlx::FromRow)]
+struct NoteRow {
+    request_id: i64,
+    target: Option<Vec<u8>>,
+    server_id: Option<Vec<u8>>,
+}
+
 /// Follows one chunk of what has ended, or left the line, while others waited for that. Returns the
 /// requests that are cancelled because what they waited for did not succeed: target and action of
 /// each.
@@ -187,8 +195,9 @@ pub(super) async fn follow_notes(
     (code, now): (&str, UtcMillis),
     chunk: i64,
 ) -> Result<Vec<(Vec<u8>, String)>, StoreError> {
-    let noted: Vec<(i64, Option<Vec<u8>>, Option<Vec<u8>>)> = sqlx::query_as(
-        "SELECT request_id, CAST(target AS BLOB), CAST(server_id AS BLOB) FROM round_notes LIMIT 0 + ?1",
+    let noted: Vec<NoteRow> = sqlx::query_as(
+        "SELECT request_id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id FROM round_notes
+         LIMIT 0 + ?1",
     )
     .bind(chunk)
     .fetch_all(&mut *tx)
@@ -196,7 +205,7 @@ pub(super) async fn follow_notes(
     if noted.is_empty() {
         return Ok(Vec::new());
     }
-    let ids = list(noted.iter().map(|(id, _, _)| id));
+    let ids = list(noted.iter().map(|note| &note.request_id));
     sqlx::query(
         "UPDATE power_requests SET gate = 'later', eligible_at = max(a.finished_at, ifnull(power_requests.not_before, ''))
          FROM power_requests a
@@ -225,11 +234,8 @@ pub(super) async fn follow_notes(
     .fetch_all(&mut *tx)
     .await?;
     note_awaited(tx, &list(cancelled.iter().map(|(id, _, _)| id))).await?;
-    for (target, servers) in freed(
-        noted
-            .into_iter()
-            .map(|(_, target, server)| (target, server)),
-    ) {
+    let servers = noted.into_iter().map(|note| (note.target, note.server_id));
+    for (target, servers) in freed(servers) {
         bring_forward(tx, &target, &servers).await?;
     }
     sqlx::query(
