@@ -311,9 +311,12 @@ async fn the_views_find_their_rows_by_an_index() {
             );
         }
         // The sums of the four ways to wait are sorted, not what they count.
-        let sorts = plan.iter().filter(|step| step.contains("TEMP B-TREE FOR GROUP BY"));
+        let sorts = plan
+            .iter()
+            .filter(|step| step.contains("TEMP B-TREE FOR GROUP BY"));
         assert!(
-            sorts.count() <= usize::from(sql.contains("queue_overview")) && !plan.iter().any(|step| step.contains("AUTOMATIC")),
+            sorts.count() <= usize::from(sql.contains("queue_overview"))
+                && !plan.iter().any(|step| step.contains("AUTOMATIC")),
             "{plan:#?}"
         );
     }

@@ -347,9 +347,13 @@ struct Picked {
 /// Those that may go, and the ids of the others: who is behind another one of its server waits, and
 /// nothing else is looked at in a row.
 fn part(candidates: Vec<Candidate>) -> (Vec<Candidate>, Vec<i64>) {
-    let (behind, go): (Vec<Candidate>, Vec<Candidate>) =
-        candidates.into_iter().partition(|candidate| candidate.is_behind);
-    (go, behind.into_iter().map(|candidate| candidate.id).collect())
+    let (behind, go): (Vec<Candidate>, Vec<Candidate>) = candidates
+        .into_iter()
+        .partition(|candidate| candidate.is_behind);
+    (
+        go,
+        behind.into_iter().map(|candidate| candidate.id).collect(),
+    )
 }
 
 /// The first requests of a lane that may go, at most `most`. Those that are met on the way and may

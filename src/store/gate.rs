@@ -225,7 +225,11 @@ pub(super) async fn follow_notes(
     .fetch_all(&mut *tx)
     .await?;
     note_awaited(tx, &list(cancelled.iter().map(|(id, _, _)| id))).await?;
-    for (target, servers) in freed(noted.into_iter().map(|(_, target, server)| (target, server))) {
+    for (target, servers) in freed(
+        noted
+            .into_iter()
+            .map(|(_, target, server)| (target, server)),
+    ) {
         bring_forward(tx, &target, &servers).await?;
     }
     sqlx::query(
@@ -243,9 +247,7 @@ pub(super) async fn follow_notes(
 }
 
 /// Targets and servers as they are in rows, sorted by target.
-pub(super) fn freed(
-    rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>,
-) -> Freed {
+pub(super) fn freed(rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>) -> Freed {
     let mut freed = Freed::new();
     for (target, server) in rows {
         if let (Some(target), Some(server)) = (target, server) {

@@ -434,10 +434,9 @@ async fn hold_restored(
     now: UtcMillis,
 ) -> Result<Restored, StoreError> {
     let own = read_note(tx).await?;
-    let unfinished: i64 =
-        sqlx::query_scalar("SELECT ifnull(sum(count), 0) FROM queue_overview")
-            .fetch_one(&mut *tx)
-            .await?;
+    let unfinished: i64 = sqlx::query_scalar("SELECT ifnull(sum(count), 0) FROM queue_overview")
+        .fetch_one(&mut *tx)
+        .await?;
     if unfinished > 0 {
         let what = match (rows::readable_time(copied_at.clone()), note) {
             (Some(at), _) => format!("this queue is an older copy of {at}"),

@@ -7,8 +7,8 @@ use sqlx::sqlite::SqliteConnection;
 use super::{Store, StoreError, gate, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, Batch, BatchId, BatchState, JobId, LookCause, RequestId,
-    RequestState, ServerId, UtcMillis,
+    AttemptResult, Batch, BatchId, BatchState, JobId, LookCause, RequestId, RequestState, ServerId,
+    UtcMillis,
 };
 
 impl Store {

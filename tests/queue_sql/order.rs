@@ -172,10 +172,7 @@ async fn a_retry_that_steps_back_keeps_its_waiting_time() {
     let due = now + HOUR * 2;
     assert_eq!(ids(&queue.go(due).await), [early]);
     let wait = format!("SELECT gate, retry_at FROM power_requests WHERE id = {second}");
-    assert_eq!(
-        queue.row(&wait).await,
-        format!("retry|{}", now + HOUR * 9)
-    );
+    assert_eq!(queue.row(&wait).await, format!("retry|{}", now + HOUR * 9));
 }
 
 #[tokio::test]

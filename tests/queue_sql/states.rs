@@ -378,7 +378,8 @@ async fn a_producer_cannot_let_a_second_request_of_a_server_out() {
                 ))
                 .await;
         }
-        let by_hand = format!("UPDATE power_requests SET gate = 'ready', in_line = 1 WHERE id = {id}");
+        let by_hand =
+            format!("UPDATE power_requests SET gate = 'ready', in_line = 1 WHERE id = {id}");
         assert_eq!(
             queue.refused_by_hand(&by_hand).await,
             "another request for this server is in progress, or goes first"

@@ -250,9 +250,8 @@ async fn a_request_must_not_expire_before_it_can_go() {
 async fn a_not_before_in_the_past_holds_nothing_up() {
     let mut queue = Queue::new().await;
     let id = queue.insert("a", &[("not_before", "'2020-01-01'")]).await;
-    let row = format!(
-        "SELECT gate, eligible_at IS NULL, not_before FROM power_requests WHERE id = {id}"
-    );
+    let row =
+        format!("SELECT gate, eligible_at IS NULL, not_before FROM power_requests WHERE id = {id}");
     assert_eq!(queue.row(&row).await, "ready|1|2020-01-01T00:00:00.000Z");
 }
 

@@ -38,8 +38,7 @@ pub struct Labelled {
 }
 
 /// What is unfinished, by the indexes of the line and of what is parked.
-const UNFINISHED: &str =
-    "SELECT id FROM power_requests WHERE in_line = 1 AND finished_at IS NULL
+const UNFINISHED: &str = "SELECT id FROM power_requests WHERE in_line = 1 AND finished_at IS NULL
      UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL";
 
 impl Desk {
@@ -151,7 +150,10 @@ impl Desk {
     pub async fn to_follow(&mut self, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE ");
         match since {
-            Some(since) => query.push("(gate IS NOT NULL OR created_at >= ").push_bind(since.to_owned()).push(")"),
+            Some(since) => query
+                .push("(gate IS NOT NULL OR created_at >= ")
+                .push_bind(since.to_owned())
+                .push(")"),
             // Found by the index of what is unfinished, however much has ended.
             None => query.push("id IN (").push(UNFINISHED).push(")"),
         };

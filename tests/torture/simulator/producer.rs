@@ -276,12 +276,14 @@ async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Re
     sqlx::query("UPDATE queue_mark SET writing = token")
         .execute(&mut *desk)
         .await?;
-    sqlx::query("UPDATE power_requests SET eligible_at = ?1
-                 WHERE id = ?2 AND gate <> 'after' AND ifnull(eligible_at, created_at) < ?1")
-        .bind(at.to_string())
-        .bind(id)
-        .execute(&mut *desk)
-        .await?;
+    sqlx::query(
+        "UPDATE power_requests SET eligible_at = ?1
+                 WHERE id = ?2 AND gate <> 'after' AND ifnull(eligible_at, created_at) < ?1",
+    )
+    .bind(at.to_string())
+    .bind(id)
+    .execute(&mut *desk)
+    .await?;
     sqlx::query("UPDATE queue_mark SET writing = NULL")
         .execute(desk)
         .await?;
