@@ -524,9 +524,10 @@ BEGIN
 END;
 
 -- A row looks at no neighbour but the one that it waits for. The condition is what a plain row passes; the body finds out
--- what is wrong with another, if anything is.
+-- what is wrong with another, if anything is. (A CASE leaves off at the first condition that fails; as a value, the same AND would
+-- evaluate all of them.)
 CREATE TRIGGER power_requests_check_insert BEFORE INSERT ON power_requests
-WHEN (NEW.id IS -1 AND typeof(NEW.server_id) = 'text'
+WHEN CASE WHEN NEW.id IS -1 AND typeof(NEW.server_id) = 'text'
       AND (NEW.server_id GLOB '[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]'
            OR (length(NEW.server_id) BETWEEN 1 AND 64 AND NEW.server_id NOT GLOB '*[^A-Za-z0-9-]*'
                AND length(NEW.server_id) = length(CAST(NEW.server_id AS BLOB))))
@@ -542,7 +543,7 @@ WHEN (NEW.id IS -1 AND typeof(NEW.server_id) = 'text'
       AND NEW.state IS 'queued' AND NEW.batch_id IS NULL AND NEW.attempts IS 0 AND NEW.retry_at IS NULL AND NEW.evidence IS NULL
       AND NEW.error_code IS NULL AND NEW.error_message IS NULL AND NEW.submitted_at IS NULL AND NEW.finished_at IS NULL
       AND NEW.gate IS 'ready' AND NEW.in_line IS 1 AND NEW.eligible_at IS NULL AND NEW.travel_group IS 0
-      AND NEW.baseline IS NULL AND NEW.seen_since IS NULL) IS NOT 1
+      AND NEW.baseline IS NULL AND NEW.seen_since IS NULL THEN 0 ELSE 1 END
 BEGIN
     SELECT CASE
         WHEN NEW.id IS NOT -1 THEN RAISE(ABORT, 'id is given by the queue; leave it out')

@@ -127,7 +127,7 @@ async fn end(
     sqlx::query(
         "UPDATE power_requests SET state = ?3, evidence = ?4, error_code = nullif(?5, ''), error_message = nullif(?6, ''),
              finished_at = ?7, gate = NULL, attempts = max(0, attempts - ?8)
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'running'",
+         WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running'",
     )
     .bind(ids)
     .bind(batch.id.0)
@@ -154,7 +154,7 @@ async fn keep_attempts(
         "INSERT INTO earlier_attempts (request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline,
              seen_since)
          SELECT r.id, r.batch_id, ?3, nullif(?4, ''), nullif(?5, ''), ifnull(r.submitted_at, ?6), ?6, r.baseline, r.seen_since
-         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.batch_id = ?2 AND r.state = 'running'",
+         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value WHERE +r.batch_id = ?2 AND +r.state = 'running'",
     )
     .bind(ids)
     .bind(batch.id.0)
@@ -178,7 +178,7 @@ async fn give_back(
              gate = CASE WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
              travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
              error_code = nullif(?6, ''), error_message = nullif(?7, ''), baseline = NULL, seen_since = NULL
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'running'",
+         WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running'",
     )
     .bind(ids)
     .bind(batch.id.0)
@@ -203,7 +203,7 @@ async fn remember_moving(
     }
     sqlx::query(
         "UPDATE power_requests SET seen_since = ?3
-         WHERE id IN (SELECT value FROM json_each(?1)) AND batch_id = ?2 AND state = 'running' AND seen_since IS NULL",
+         WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running' AND seen_since IS NULL",
     )
     .bind(serde_json::to_string(moving).unwrap_or_default())
     .bind(batch.0)
