@@ -100,7 +100,8 @@ async fn no_statement_of_the_daemon_searches_or_sorts_the_queue() {
         for step in &plan {
             let scan = step.starts_with("SCAN ") && !is_small(step) && !is_head_of_an_index(step);
             // Grouping the members of one batch is no search, nor are the few sums of the overview.
-            let is_small_sort = sql.contains("a.result = 'busy' GROUP BY") || sql.contains("queue_overview");
+            let is_small_sort =
+                sql.contains("a.result = 'busy' GROUP BY") || sql.contains("queue_overview");
             let sort = step.contains("TEMP B-TREE") && !is_small_sort;
             assert!(
                 !scan && !sort && !step.contains("AUTOMATIC"),
