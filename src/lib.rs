@@ -49,12 +49,12 @@
 //! alone, `store` also `lifecycle`, and `verdict` also `lifecycle` and `pace`.
 //!
 //! The schema, `migrations/0001_queue.sql`, belongs to the vocabulary: it checks producers' rows,
-//! refuses moves that `lifecycle` does not have, and keeps each request's gate.
+//! refuses moves that `lifecycle` does not have, and a second running request of a server.
 //!
 //! # Two walks
 //!
 //! **A request that goes well.** A producer's `INSERT` passes the triggers of the schema, which
-//! check it and set its gate. inotify wakes the loop ([`daemon`]), and a round begins. The intake
+//! check it; it is in its lane from then on. inotify wakes the loop ([`daemon`]), and a round begins. The intake
 //! (`store::intake`) releases what has become due. [`plan`] chooses a lane that nothing holds back,
 //! [`pace`] says whether a call may be sent now, and `store::claim` stores the batch, its members
 //! and the state of its requests in one synced transaction: that is the intent. Only then does the
@@ -129,12 +129,19 @@
 //! `unknown` and never sent again automatically. Every look has a time limit.
 //!
 //! **Gates and lanes.** A claim must not search a million waiting rows for the thousand that may be
-//! sent. So each unfinished request has a gate, kept by triggers and by the take-in: `ready`,
-//! `retry`, `behind`, `later`, `after`, `doomed`, `flight`. Per server at most one request is
-//! ready, waiting for a retry or in flight; the others are behind it in the order of arrival,
-//! regardless of priority. A lane is the ready rows of one (target, action, travel group), and an
-//! index over ready rows alone keeps them in the order of the claim. A batch is the head of one
-//! lane, so the plan only chooses among lanes.
+//! sent. So each unfinished request has a gate: `ready`, `retry`, `flight`, or one of those that
+//! park it: `behind`, `later`, `after`. A row arrives ready, in its lane, and looks at no neighbour.
+//! A lane is the ready rows of one (target, action, travel group), and an index over ready rows
+//! alone keeps them in the order of the claim. A batch is the head of one lane, so the plan only
+//! chooses among lanes. The claim parks those of the head that cannot go, each once; what ends the
+//! reason lets them out, set by set. All gates are written in one place, `store::gate`; a
+//! producer's cancel or new `not_before` leaves a note that the next round follows.
+//!
+//! **The line of a server.** Of one server, the first unfinished row in its line goes, in the order
+//! of arrival and regardless of priority. The schema lets no other one run, so that at most one is
+//! running. A row stays in the line while it is claimed and ends, and leaves it later, many at
+//! once in a quiet moment: server ids are random, and an index in their order would cost each step
+//! of a thousand requests a thousand pages.
 //!
 //! **One dispatcher decides and writes; tasks only call.** There is one writer connection and no
 //! transaction spans a network call. A task knows nothing of the queue and returns what the cloud

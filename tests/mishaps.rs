@@ -189,6 +189,9 @@ async fn rows_committed_after_wal_or_shm_were_removed_are_not_lost() {
             "succeeded",
         )
         .await;
+        // Nothing is left to write.
+        let lingering = "SELECT count(*) FROM lingering_batches";
+        wait_for(&mut producer, lingering, "0").await;
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
             .execute(&mut producer)
             .await
