@@ -179,6 +179,9 @@ pub(super) async fn let_out(
     Ok(due.len() as u64)
 }
 
+/// Request, target and server of a note.
+type NotedRow = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
 /// Follows one chunk of what has ended, or left the line, while others waited for that. Returns the
 /// requests that are cancelled because what they waited for did not succeed: target and action of
 /// each.
@@ -187,7 +190,7 @@ pub(super) async fn follow_notes(
     (code, now): (&str, UtcMillis),
     chunk: i64,
 ) -> Result<Vec<(Vec<u8>, String)>, StoreError> {
-    let noted: Vec<(i64, Option<Vec<u8>>, Option<Vec<u8>>)> = sqlx::query_as(
+    let noted: Vec<NotedRow> = sqlx::query_as(
         "SELECT request_id, CAST(target AS BLOB), CAST(server_id AS BLOB) FROM round_notes LIMIT 0 + ?1",
     )
     .bind(chunk)
