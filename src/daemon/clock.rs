@@ -191,6 +191,7 @@ fn forget_oldest<T>(steps: &mut Vec<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{BatchState, PowerAction, Service, TargetName};
 
     const BEGIN: UtcMillis = UtcMillis(1_800_000_000_000);
 
@@ -296,5 +297,92 @@ mod tests {
             at(3700, 100).utc,
             "a later step moves that along"
         );
+    }
+
+    const HOUR_MS: i64 = 3_600_000;
+
+    fn batch() -> Batch {
+        Batch {
+            id: BatchId(1),
+            target: TargetName("default".into()),
+            service: Service::Bms,
+            action: PowerAction::Stop,
+            state: BatchState::Tracking,
+            job: None,
+            intent_at: BEGIN,
+            submitted_at: Some(BEGIN),
+            looks: 0,
+            doubts: 0,
+            from_copy: false,
+            server_count: 0,
+            look_cause: None,
+            look_until: Some(BEGIN),
+            complaint: None,
+            read_error: None,
+            members: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_clock_that_cannot_be_right_is_doubted_until_it_can() {
+        let mut clocks = Clocks::default();
+        assert!(clocks.doubts(UtcMillis(0)));
+        assert!(clocks.doubt().is_some_and(|why| why.contains("clock")));
+        assert!(!clocks.doubts(BEGIN));
+        assert_eq!(clocks.doubt(), None);
+    }
+
+    #[test]
+    fn times_of_open_batches_move_with_each_step_until_they_are_stamped_anew() {
+        let mut clocks = Clocks::default();
+        let open = [BatchId(1)];
+        for _ in 0..2 {
+            clocks.stepped(step(HOUR_MS, at(0, 0)), &open, &BTreeSet::from(open));
+        }
+        let two_hours = BEGIN.moved(2 * HOUR_MS);
+        let mut loaded = batch();
+        clocks.correct_loaded(&mut loaded);
+        assert_eq!(loaded.intent_at, two_hours);
+        assert_eq!(loaded.submitted_at, Some(two_hours));
+
+        let mut returned = batch();
+        clocks.correct_returned(&mut returned, true);
+        assert_eq!(returned.intent_at, two_hours);
+        assert_eq!(returned.submitted_at, Some(two_hours));
+        assert_eq!(returned.look_until, Some(two_hours));
+
+        let mut again = batch();
+        clocks.correct_returned(&mut again, false);
+        clocks.correct_loaded(&mut again);
+        assert_eq!(again, batch(), "nothing is moved twice");
+    }
+
+    #[test]
+    fn what_was_stamped_after_a_step_ahead_stays() {
+        let mut clocks = Clocks::default();
+        clocks.stepped(step(HOUR_MS, at(3600, 0)), &[], &BTreeSet::new());
+        let stamped = at(3605, 5).utc;
+        assert_eq!(clocks.corrected(stamped, at(90_000, 86_400).utc), stamped);
+    }
+
+    #[test]
+    fn what_is_no_longer_ahead_is_moved_back_no_further() {
+        let mut clocks = Clocks::default();
+        for _ in 0..2 {
+            clocks.stepped(step(-60_000, at(-60, 0)), &[], &BTreeSet::new());
+        }
+        let now = at(-50, 10).utc;
+        assert_eq!(clocks.corrected(now.moved(60_000), now), now);
+    }
+
+    #[test]
+    fn the_last_eight_steps_are_remembered() {
+        let mut clocks = Clocks::default();
+        for hour in 1..=9 {
+            let now = at(hour * 3600, 0);
+            clocks.stepped(step(HOUR_MS, now), &[], &BTreeSet::new());
+        }
+        let now = at(10 * 3600, 3600).utc;
+        assert_eq!(clocks.corrected(BEGIN, now), BEGIN.moved(8 * HOUR_MS));
     }
 }

@@ -144,6 +144,8 @@ mod tests {
         let before = TODAY.before(25 * HOUR);
         assert!(doubt(before, Some(TODAY), Duration::ZERO).is_some());
         assert_eq!(doubt(before, Some(TODAY), PATIENCE), None);
+        let within_a_day = TODAY.before(23 * HOUR);
+        assert_eq!(doubt(within_a_day, Some(TODAY), Duration::ZERO), None);
         assert_eq!(
             doubt(TODAY.before(HOUR), Some(TODAY), Duration::ZERO),
             None,

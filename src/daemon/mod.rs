@@ -131,7 +131,7 @@ async fn serve(
     let outcome = begun.run(&store, stop).await;
     let outcome = match outcome {
         Ok(()) => end_epoch(&store).await,
-        failed => failed,
+        Err(error) => Err(store.explain_damage(error).await),
     };
     if outcome.is_err() {
         // It may not be our queue any more: then closing it would write into somebody else's.

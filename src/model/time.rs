@@ -71,10 +71,8 @@ impl Add<Duration> for UtcMillis {
 
 impl fmt::Display for UtcMillis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (low, high) = (
-            Timestamp::MIN.as_millisecond(),
-            Timestamp::MAX.as_millisecond(),
-        );
+        let low = Timestamp::MIN.as_millisecond();
+        let high = Timestamp::MAX.as_millisecond();
         let time = Timestamp::from_millisecond(self.0.clamp(low, high)).map_err(|_| fmt::Error)?;
         write!(f, "{time:.3}")
     }

@@ -221,6 +221,15 @@ impl Store {
         Ok(())
     }
 
+    /// Why the queue reads as damaged: perhaps somebody has exchanged or cut its files between two
+    /// checks.
+    pub async fn explain_damage(&self, error: StoreError) -> StoreError {
+        match (error, self.check_place().await) {
+            (StoreError::Damaged, Err(replaced @ StoreError::Replaced(_))) => replaced,
+            (error, _) => error,
+        }
+    }
+
     async fn look_at_place(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
         let standing = self.own().place.look();
         match standing {

@@ -442,6 +442,11 @@ fn in_a_copy_neither_idleness_nor_an_operation_proves_anything() {
         };
         assert_eq!(outcome.state, RequestState::Unknown);
     }
+    let refused = copied(refused(Reboot, stopped, 1));
+    assert_eq!(
+        end(refused, |_| idle(Power::On, stopped)).1,
+        RequestState::Unknown
+    );
     let (_, event) = look_on(copied(lost(Start, stopped)), |_| failed(Power::Off, Start));
     assert!(matches!(event, Event::Ended(outcome) if outcome.state == RequestState::Unknown));
     // The wished power is what the producer asked for, whoever has brought it about.

@@ -252,7 +252,9 @@ fn common_error(batch: &Batch, nameless: &[&SubJob]) -> Option<Complaint> {
         .map(|error| (&error.code, error.class))
         .collect();
     let first = nameless.first().and_then(|sub_job| sub_job.error.as_ref());
-    if let (1, Some(error)) = (kinds.len(), first) {
+    // One that gave no reason may have failed for another one.
+    let is_common = kinds.len() == 1 && errors.len() == nameless.len();
+    if let (true, Some(error)) = (is_common, first) {
         return Some(error.clone());
     }
     let some_busy = errors
@@ -448,6 +450,17 @@ mod tests {
             (ended(&reboots, 1).state, ended(&reboots, 2).state),
             (RequestState::Failed, RequestState::Failed)
         );
+        // One that gave no reason has not failed for the reason of another.
+        let without_reason = vec![
+            nameless("BMS.0039", CodeClass::AlreadyInTargetState),
+            sub_job(None, JobStatus::Failed, None),
+        ];
+        let stops = judge(
+            PowerAction::Stop,
+            2,
+            &report(JobStatus::Failed, without_reason),
+        );
+        assert!(stays(&stops, 1) && stays(&stops, 2));
     }
 
     #[test]

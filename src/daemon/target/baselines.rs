@@ -261,4 +261,13 @@ mod tests {
         );
         assert!(!baselines.cover(&lane(1, 0), NOW));
     }
+
+    #[test]
+    fn a_clock_that_is_set_makes_no_look_older() {
+        let mut baselines = sort(&[head(1, 0)], &[Activity::Idle]).baselines;
+        let later = NOW.moved(3_600_000);
+        assert!(!baselines.cover(&lane(1, 0), later));
+        baselines.move_times(3_600_000);
+        assert!(baselines.cover(&lane(1, 0), later));
+    }
 }

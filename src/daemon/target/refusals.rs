@@ -409,4 +409,102 @@ mod tests {
             KeyState::Free
         );
     }
+
+    /// What was refused of `key` with this secret in the call of `target`, twice at `at`.
+    fn refusal(key: &str, secret: &str, target: &str, at: UtcMillis) -> RefusedKey {
+        let mut signed = signed(secret, 2);
+        key.clone_into(&mut signed.key.id);
+        let refusal = RefusedCall {
+            signed: &signed,
+            target: &TargetName(target.into()),
+            reason: "HTTP 401",
+        };
+        after_refusal(refusal, &[], at)
+    }
+
+    #[test]
+    fn a_hold_with_anothers_words_names_that_target() {
+        let state = KeyState::Refused(refusal("ak", "s", "a", NOW));
+        for (target, reason) in [
+            ("a", "HTTP 401"),
+            (
+                "b",
+                "held together with a, which uses the same key: HTTP 401",
+            ),
+        ] {
+            let hold = state.hold(&TargetName(target.into()));
+            assert_eq!(hold, Some((minutes(6), reason.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_key_refused_four_times_rests_until_the_oldest_counts_no_more() {
+        let mut known = Vec::new();
+        for (minute, secret) in ["s1", "s2", "s3", "s4"].into_iter().enumerate() {
+            refuse(&mut known, secret, 1, minutes(minute as u64));
+        }
+        let of_another_key = (0..9).map(|_| refusal("other", "s", "a", minutes(4)));
+        known.extend(of_another_key);
+        let me = user("a", "s5", false);
+        let users = std::slice::from_ref(&me);
+        let state = state_of(&me, users, &known, minutes(4));
+        let KeyState::Resting { until, reason } = state else {
+            panic!("{state:?}")
+        };
+        assert_eq!(until, minutes(6));
+        assert!(reason.contains("4 times within 6 minutes"), "{reason}");
+        let accepted = user("a", "s5", true);
+        for (user, now) in [(&accepted, minutes(4)), (&me, minutes(6))] {
+            assert_eq!(state_of(user, users, &known, now), KeyState::Free);
+        }
+
+        refuse(&mut known, "s6", 1, minutes(4));
+        let rest = rest(&me.key, &known, minutes(5));
+        assert_eq!(rest.map(|(until, _)| until), Some(minutes(7)));
+    }
+
+    #[test]
+    fn a_refused_secret_is_tried_again_at_the_end_of_its_hold() {
+        let known = [refusal("ak", "wrong", "a", NOW)];
+        let users = [user("a", "wrong", false), user("b", "right", false)];
+        for user in &users {
+            let now = minutes(6);
+            assert_ne!(
+                state_of(user, &users, &known, now.moved(-1)),
+                KeyState::Free
+            );
+            assert_eq!(state_of(user, &users, &known, now), KeyState::Free);
+        }
+    }
+
+    #[test]
+    fn of_several_refusals_of_its_key_the_longest_holds_a_target() {
+        let short = refusal("ak", "s1", "a", NOW);
+        let long = refusal("ak", "s2", "b", minutes(1));
+        let mut of_another_key = refusal("other", "s3", "c", minutes(2));
+        of_another_key.refusals = 1;
+        let mut other = user("c", "s3", false);
+        other.key.id = "other".into();
+        let me = user("d", "right", true);
+        let users = [user("a", "s1", false), user("b", "s2", false), other];
+        for known in [
+            [short.clone(), long.clone(), of_another_key.clone()],
+            [of_another_key, long, short],
+        ] {
+            let hold = state_of(&me, &users, &known, minutes(2)).hold(&me.target);
+            let (until, reason) = hold.expect("it is held");
+            assert_eq!(until, minutes(7));
+            assert!(reason.contains("with b,"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_refused_secret_is_called_that_of_the_target_that_was_refused() {
+        let users = [user("a", "s", false), user("b", "s", false)];
+        for (caller, named) in [("b", "b"), ("a", "a"), ("gone", "a")] {
+            let refused = refusal("ak", "s", caller, NOW);
+            let name = present_user(&refused, &users);
+            assert_eq!(name, Some(&TargetName(named.into())), "{caller}");
+        }
+    }
 }

@@ -178,6 +178,16 @@ impl Plan {
             .map(|span| Duration::from_millis(span.max_ms))
             .max()
             .unwrap_or_default();
+        // The client gives a show that hangs less time than this, but by the real clock, which does
+        // not move here.
+        let hangs = |fault: &Fault| {
+            matches!(fault.kind, FaultKind::Slow { .. }) && fault.when.on.contains(&Call::Show)
+        };
+        let hanging = if faults().any(hangs) {
+            target.request_timeout
+        } else {
+            Duration::ZERO
+        };
         let operation = match target.service {
             Service::Bms => scenario.bms.operation_ms,
             Service::CloudDc => scenario.clouddc.operation_ms,
@@ -185,7 +195,7 @@ impl Plan {
         let longest = longest_seen(target, operation);
         // A look may take a token, a list and shows. In a row, two of them and the wait between fit
         // into the longest gap.
-        let look = slowest * 3 + Duration::from_millis(self.rough.way_max_ms) * 2;
+        let look = hanging + slowest * 3 + Duration::from_millis(self.rough.way_max_ms) * 2;
         let keeps_up = look * 2 + target.settle_time / 8 < longest_gap(target.settle_time);
         let can_see = [
             rates.jobs_per_minute,
