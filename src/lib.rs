@@ -55,14 +55,14 @@
 //!
 //! **A request that goes well.** A producer's `INSERT` passes the triggers of the schema, which
 //! check it; it is in its lane from then on. inotify wakes the loop ([`daemon`]), and a round begins. The intake
-//! (`store::intake`) releases what has become due. [`plan`] chooses a lane that nothing holds back,
-//! [`pace`] says whether a call may be sent now, and `store::claim` stores the batch, its members
+//! (`store::sqlite::intake`) releases what has become due. [`plan`] chooses a lane that nothing holds back,
+//! [`pace`] says whether a call may be sent now, and `store::sqlite::claim` stores the batch, its members
 //! and the state of its requests in one synced transaction: that is the intent. Only then does the
 //! round return the call, as a task. The task (`daemon::task`) asks the [`cloud`] to submit it and
 //! returns the answer without knowing what it means. [`verdict`] turns the answer, a job id, into a
-//! `Step`; `store::record` stores it, and the batch is `tracking`. At the time that [`pace`] has
+//! `Step`; `store::sqlite::record` stores it, and the batch is `tracking`. At the time that [`pace`] has
 //! learned from earlier jobs, a round asks for the job with one query for the whole batch;
-//! [`verdict`] reads it server by server, and `store::record` writes each outcome as soon as that
+//! [`verdict`] reads it server by server, and `store::sqlite::record` writes each outcome as soon as that
 //! server's part has ended. When the last one has, the batch is `done`. The producer sees
 //! `succeeded`, with the evidence `job`.
 //!
@@ -134,7 +134,7 @@
 //! A lane is the ready rows of one (target, action, travel group), and an index over ready rows
 //! alone keeps them in the order of the claim. A batch is the head of one lane, so the plan only
 //! chooses among lanes. The claim parks those of the head that cannot go, each once; what ends the
-//! reason lets them out, set by set. All gates are written in one place, `store::gate`; a
+//! reason lets them out, set by set. All gates are written in one place, `store::sqlite::gate`; a
 //! producer's cancel or new `not_before` leaves a note that the next round follows.
 //!
 //! **The line of a server.** Of one server, the first unfinished row in its line goes, in the order

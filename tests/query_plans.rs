@@ -8,15 +8,15 @@ mod queue;
 use queue::Queue;
 
 const SOURCES: [&str; 8] = [
-    include_str!("../src/store/gate.rs"),
-    include_str!("../src/store/intake.rs"),
-    include_str!("../src/store/claim.rs"),
-    include_str!("../src/store/record.rs"),
-    include_str!("../src/store/batches.rs"),
-    include_str!("../src/store/holds.rs"),
-    include_str!("../src/store/keep.rs"),
+    include_str!("../src/store/sqlite/gate.rs"),
+    include_str!("../src/store/sqlite/intake.rs"),
+    include_str!("../src/store/sqlite/claim.rs"),
+    include_str!("../src/store/sqlite/record.rs"),
+    include_str!("../src/store/sqlite/batches.rs"),
+    include_str!("../src/store/sqlite/holds.rs"),
+    include_str!("../src/store/sqlite/upkeep.rs"),
     // What /metrics, the status page and the hooks read.
-    include_str!("../src/store/desk/overview.rs"),
+    include_str!("../src/store/client/overview.rs"),
 ];
 
 /// The string literals of the sources that are SQL; their own tests may do what they like.

@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use super::{Context, Failure, output};
 use crate::model::{PowerAction, RequestId, RequestState, UtcMillis};
 use crate::settings::{QueueSettings, Settings};
-use crate::store::Desk;
-use crate::store::desk::Access;
+use crate::store::QueueClient;
+use crate::store::client::Access;
 
 /// Which queue a command uses.
 #[derive(Debug, clap::Args)]
@@ -36,8 +36,12 @@ impl QueueArgs {
     }
 
     /// Opens the queue.
-    pub(super) async fn open(&self, context: &Context, access: Access) -> Result<Desk, Failure> {
-        Ok(Desk::open(&self.path(context)?, access).await?)
+    pub(super) async fn open(
+        &self,
+        context: &Context,
+        access: Access,
+    ) -> Result<QueueClient, Failure> {
+        Ok(QueueClient::open(&self.path(context)?, access).await?)
     }
 
     /// True if `--database` names the queue, so that the config is not read.
@@ -129,7 +133,7 @@ const TIME_FORMS: &str = "a UTC time such as 2026-01-31, '2026-01-31 22:00' or 2
 /// A time ahead in the queue's own form: `+2h` or `2h` from now, or a time as a producer may write
 /// it. `option` is named in the error.
 pub(super) async fn ahead(
-    desk: &mut Desk,
+    client: &mut QueueClient,
     option: &str,
     text: &str,
     now: UtcMillis,
@@ -137,7 +141,7 @@ pub(super) async fn ahead(
     if let Ok(ahead) = span(text.strip_prefix('+').unwrap_or(text)) {
         return Ok((now + ahead).to_string());
     }
-    desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
+    client.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         let text = output::visible(text);
         Failure::Usage(format!(
             "{option} {text}: write a time from now such as +2h, or {TIME_FORMS}"
@@ -146,11 +150,15 @@ pub(super) async fn ahead(
 }
 
 /// A time past: `2h` is two hours ago; anything else is a time as a producer may write it.
-pub(super) async fn past(desk: &mut Desk, text: &str, now: UtcMillis) -> Result<String, Failure> {
+pub(super) async fn past(
+    client: &mut QueueClient,
+    text: &str,
+    now: UtcMillis,
+) -> Result<String, Failure> {
     if let Ok(ago) = span(text) {
         return Ok(now.before(ago).to_string());
     }
-    desk.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
+    client.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         Failure::Usage(format!(
             "--since {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
             output::visible(text)
@@ -184,10 +192,10 @@ fn sqlite_time(text: &str) -> String {
 pub(super) async fn stranger(
     context: &Context,
     queue: &QueueArgs,
-    desk: &mut Desk,
+    client: &mut QueueClient,
     target: &str,
 ) -> Result<Option<String>, Failure> {
-    let mut known: BTreeSet<String> = desk
+    let mut known: BTreeSet<String> = client
         .targets(now())
         .await?
         .into_iter()

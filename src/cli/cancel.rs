@@ -6,7 +6,7 @@ use super::args::{self, JsonArg, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::model::{RequestId, RequestState};
-use crate::store::desk::{Access, Cancelled};
+use crate::store::client::{Access, Cancelled};
 
 /// Cancel queued requests.
 #[derive(Debug, clap::Args)]
@@ -31,12 +31,12 @@ pub(super) struct CancelArgs {
 }
 
 pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Write).await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
     let mut done = match &args.label {
-        Some(label) => desk.cancel_label(label).await?,
-        None => desk.cancel(&args::unique(&args.ids)).await?,
+        Some(label) => client.cancel_label(label).await?,
+        None => client.cancel(&args::unique(&args.ids)).await?,
     };
-    desk.close().await?;
+    client.close().await?;
     done.cancelled.sort_unstable();
     if let Some(label) = &args.label
         && done.cancelled.is_empty()

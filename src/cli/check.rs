@@ -17,8 +17,8 @@ use crate::settings::{
     LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings,
     load_proxy_password,
 };
-use crate::store::desk::Access;
-use crate::store::{Desk, Running, StoreError, daemon_on};
+use crate::store::client::Access;
+use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
 mod files;
 mod online;
@@ -226,9 +226,9 @@ async fn queue(settings: &Settings, findings: &mut Vec<Finding>) {
 }
 
 async fn read(path: &Path) -> Result<(), StoreError> {
-    let mut desk = Desk::open(path, Access::Read).await?;
-    desk.holds(args::now()).await?;
-    desk.close().await
+    let mut client = QueueClient::open(path, Access::Read).await?;
+    client.holds(args::now()).await?;
+    client.close().await
 }
 
 /// A clock that is obviously wrong. With --online it is also compared with the clouds' clocks.

@@ -9,7 +9,7 @@ use super::args::{self, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::settings::QueueSettings;
-use crate::store::desk::Access;
+use crate::store::client::Access;
 use crate::store::{Prune, Running, Store, daemon_on};
 
 /// Pause between two steps of a prune, in which producers can write.
@@ -94,9 +94,9 @@ pub(super) async fn run(context: &Context, args: DbArgs) -> Result<Exit, Failure
 }
 
 async fn backup(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Write).await?;
-    desk.backup(&args.to, args::now()).await?;
-    desk.close().await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
+    client.backup(&args.to, args::now()).await?;
+    client.close().await?;
     output::print(&format!("wrote a checked copy to {}\n", args.to.display()))?;
     Ok(Exit::Done)
 }
@@ -117,13 +117,13 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
     };
     let now = args::now();
     let cutoff = now.before(age);
-    let mut desk = args.queue.open(context, Access::Write).await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
     let mut prune = Prune::default();
     while !prune.done {
-        prune = desk.prune(prune, cutoff, now).await?;
+        prune = client.prune(prune, cutoff, now).await?;
         tokio::time::sleep(STEP_PAUSE).await;
     }
-    desk.close().await?;
+    client.close().await?;
     let requests = output::count(prune.requests as usize, "request");
     let batches = output::count(prune.batches as usize, "batch");
     output::print(&format!(
@@ -133,9 +133,9 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
 }
 
 async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Write).await?;
-    let released = desk.release(args.drop).await?;
-    desk.close().await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
+    let released = client.release(args.drop).await?;
+    client.close().await?;
     output::print(&match (released, args.drop) {
         (None, _) => "nothing is on hold after a restore\n".to_owned(),
         (Some(_), false) => {

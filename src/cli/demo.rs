@@ -15,8 +15,8 @@ use crate::daemon::{self, Links};
 use crate::model::{PowerAction, ServerId, Service};
 use crate::settings::{SecretRules, Settings};
 use crate::sim::{Scenario, SimCloud};
-use crate::store::desk::{Access, Filter, NewRequest};
-use crate::store::{Desk, Store};
+use crate::store::client::{Access, Filter, NewRequest};
+use crate::store::{QueueClient, Store};
 
 mod agreement;
 mod progress;
@@ -93,12 +93,12 @@ pub(super) async fn run(_: &Context, args: DemoArgs) -> Result<Exit, Failure> {
 }
 
 async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Failure> {
-    let mut desk = Desk::open(database, Access::Write).await?;
+    let mut client = QueueClient::open(database, Access::Write).await?;
     let requests: Vec<NewRequest> = TARGETS
         .iter()
         .flat_map(|target| requests(cloud, target))
         .collect();
-    let (ids, _) = desk.enqueue(&requests, false).await?;
+    let (ids, _) = client.enqueue(&requests, false).await?;
     let actions = "stop, start and reboot mixed";
     output::print(&format!(
         "inserted         {} requests in one transaction: {actions}\n",
@@ -107,14 +107,14 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
     let named = ids
         .into_iter()
         .zip(requests.iter().map(|request| request.target.clone()));
-    progress::to_the_end(&mut desk, named).await?;
-    let rows = desk
+    progress::to_the_end(&mut client, named).await?;
+    let rows = client
         .list(&Filter {
             limit: u32::MAX,
             ..Filter::default()
         })
         .await?;
-    desk.close().await?;
+    client.close().await?;
     output::print(&format!("\n{}\n", progress::outcome_table(&rows)))?;
     let ledger = cloud.ledger();
     let calls = cloud.calls();

@@ -9,8 +9,8 @@ use super::args::{self, QueueArgs};
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
 use crate::model::{PowerAction, RequestId, ServerId};
-use crate::store::desk::{Access, NewRequest};
-use crate::store::{Desk, StoreError};
+use crate::store::client::{Access, NewRequest};
+use crate::store::{QueueClient, StoreError};
 
 /// Insert one request for each server, all in one transaction; print their ids, one per line.
 #[derive(Debug, clap::Args)]
@@ -77,14 +77,14 @@ pub(super) struct EnqueueArgs {
 
 pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Failure> {
     let servers = servers(&args)?;
-    let mut desk = args.queue.open(context, Access::Write).await?;
-    let times = Times::read(&mut desk, &args).await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
+    let times = Times::read(&mut client, &args).await?;
     let requests = requests(&args, &times, servers);
-    let (ids, skipped) = desk
+    let (ids, skipped) = client
         .enqueue(&requests, args.if_absent)
         .await
         .map_err(in_options)?;
-    if let Some(warning) = args::stranger(context, &args.queue, &mut desk, &args.target).await? {
+    if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
         output::note(&warning);
     }
     if skipped > 0 {
@@ -96,10 +96,10 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
     output::print(&lines)?;
     if !args.wait {
-        desk.close().await?;
+        client.close().await?;
         return Ok(Exit::Done);
     }
-    let followed = Followed::to_the_end(&mut desk, ids.clone(), ids, None).await?;
+    let followed = Followed::to_the_end(&mut client, ids.clone(), ids, None).await?;
     output::note(wait::summary(&followed).trim_end());
     Ok(followed.exit())
 }
@@ -215,17 +215,17 @@ struct Times {
 }
 
 impl Times {
-    async fn read(desk: &mut Desk, args: &EnqueueArgs) -> Result<Self, Failure> {
+    async fn read(client: &mut QueueClient, args: &EnqueueArgs) -> Result<Self, Failure> {
         let now = args::now();
         let mut times = Self {
             not_before: None,
             expires_at: None,
         };
         if let Some(text) = &args.not_before {
-            times.not_before = Some(args::ahead(desk, "--not-before", text, now).await?);
+            times.not_before = Some(args::ahead(client, "--not-before", text, now).await?);
         }
         if let Some(text) = &args.expires_at {
-            times.expires_at = Some(args::ahead(desk, "--expires-at", text, now).await?);
+            times.expires_at = Some(args::ahead(client, "--expires-at", text, now).await?);
         }
         Ok(times)
     }

@@ -8,7 +8,7 @@ use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::model::RequestId;
 use crate::settings::{QueueSettings, Settings};
-use crate::store::desk::{Access, RequestRecord};
+use crate::store::client::{Access, RequestRecord};
 use crate::store::{Running, daemon_on};
 
 mod sentences;
@@ -52,27 +52,27 @@ pub(super) async fn run(context: &Context, args: ExplainArgs) -> Result<Exit, Fa
 
 async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> {
     let now = args::now();
-    let mut desk = args.queue.open(context, Access::Read).await?;
-    let request = desk.request(args.id.0).await?;
-    let reason = desk.waiting_reason(request.id).await?;
-    let mut holds = desk.holds(now).await?;
+    let mut client = args.queue.open(context, Access::Read).await?;
+    let request = client.request(args.id.0).await?;
+    let reason = client.waiting_reason(request.id).await?;
+    let mut holds = client.holds(now).await?;
     holds.retain(|hold| hold.covers(&request.target, &request.action));
     let batch = match request.batch_id {
-        Some(id) => desk.batch(id).await?,
+        Some(id) => client.batch(id).await?,
         None => None,
     };
     let after = match request.after_id {
         // It may have been pruned.
-        Some(id) => desk.request(id).await.ok(),
+        Some(id) => client.request(id).await.ok(),
         None => None,
     };
-    let attempts = desk.attempts(request.id).await?;
-    let ahead = desk
+    let attempts = client.attempts(request.id).await?;
+    let ahead = client
         .place_in_lane(request.id)
         .await?
         .and_then(|ahead| u64::try_from(ahead).ok());
-    let daemon_runs = daemon_on(desk.path()) != Running::No;
-    desk.close().await?;
+    let daemon_runs = daemon_on(client.path()) != Running::No;
+    client.close().await?;
     let rules = rules(context, args, &request);
     Ok(Facts {
         request,

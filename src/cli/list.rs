@@ -4,7 +4,7 @@ use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell};
 use super::{Context, Exit, Failure};
 use crate::model::{RequestState, ServerId};
-use crate::store::desk::{Access, Filter, RequestRecord};
+use crate::store::client::{Access, Filter, RequestRecord};
 
 /// List requests, newest first.
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ pub(super) struct ListArgs {
 }
 
 pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Read).await?;
+    let mut client = args.queue.open(context, Access::Read).await?;
     let filter = Filter {
         states: args.state,
         target: args.target,
@@ -43,8 +43,8 @@ pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failu
         server: args.server.as_deref().map(ServerId::as_stored),
         limit: args.limit,
     };
-    let found = desk.list(&filter).await?;
-    desk.close().await?;
+    let found = client.list(&filter).await?;
+    client.close().await?;
     if args.json.json {
         output::json(&found)?
     } else {

@@ -4,7 +4,7 @@ use super::args::{self, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::model::{Hold, HoldKind, PowerAction, TargetName};
-use crate::store::desk::{Access, HoldRecord};
+use crate::store::client::{Access, HoldRecord};
 
 /// Hold requests: nothing new is sent; the daemon still follows what is running.
 #[derive(Debug, clap::Args)]
@@ -87,7 +87,7 @@ pub(super) fn resume_command(hold: &HoldRecord) -> String {
 }
 
 pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Write).await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
     let who = args::login_user().unwrap_or_else(|| "an operator".to_owned());
     let hold = Hold {
         target: args.scope.target.clone().map(TargetName),
@@ -97,12 +97,12 @@ pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Fa
         since: args::now(),
         until: None,
     };
-    let new = desk.pause(&hold).await?;
+    let new = client.pause(&hold).await?;
     let warning = match &args.scope.target {
-        Some(target) => args::stranger(context, &args.queue, &mut desk, target).await?,
+        Some(target) => args::stranger(context, &args.queue, &mut client, target).await?,
         None => None,
     };
-    desk.close().await?;
+    client.close().await?;
     let word = if new { "paused" } else { "already paused" };
     output::print(&format!(
         "{word}: {}; requests that are running are still followed\n",
@@ -120,15 +120,15 @@ fn reason(scope: &Scope, who: &str, why: Option<&str>) -> String {
 }
 
 pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Write).await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
     let ended = if args.all {
-        desk.resume_all().await?
+        client.resume_all().await?
     } else {
         let target = args.scope.target.clone().map(TargetName);
-        desk.resume(target.as_ref(), args.scope.action).await?
+        client.resume(target.as_ref(), args.scope.action).await?
     };
-    let holds = desk.holds(args::now()).await?;
-    desk.close().await?;
+    let holds = client.holds(args::now()).await?;
+    client.close().await?;
     let mut text = match (ended, args.all) {
         (0, true) => "nothing was paused\n".to_owned(),
         (0, false) => format!(

@@ -7,7 +7,7 @@ use super::args::{self, JsonArg, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::model::{PowerAction, RequestId, RequestState};
-use crate::store::desk::{Access, Retried, RetryCandidate, RetryFilter};
+use crate::store::client::{Access, Retried, RetryCandidate, RetryFilter};
 
 /// Insert a new request for each failed one.
 ///
@@ -45,9 +45,9 @@ pub(super) struct RetryArgs {
 pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Failure> {
     let by_id = !args.ids.is_empty();
     let states = wanted_states(&args.state, by_id)?;
-    let mut desk = args.queue.open(context, Access::Write).await?;
+    let mut client = args.queue.open(context, Access::Write).await?;
     let since = match &args.since {
-        Some(since) => Some(args::past(&mut desk, since, args::now()).await?),
+        Some(since) => Some(args::past(&mut client, since, args::now()).await?),
         None => None,
     };
     let filter = RetryFilter {
@@ -57,10 +57,10 @@ pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Fail
         since,
     };
     let skip = |candidate: &RetryCandidate| why_skipped(candidate, &states, by_id);
-    let retried = desk
+    let retried = client
         .retry(&filter, args::login_user().as_deref(), skip)
         .await?;
-    desk.close().await?;
+    client.close().await?;
     if args.json.json {
         output::json(&object(&retried))?
     } else {

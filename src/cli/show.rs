@@ -6,7 +6,7 @@ use super::args::{JsonArg, QueueArgs};
 use super::output::{self, Table, cell, visible};
 use super::{Context, Exit, Failure};
 use crate::model::RequestId;
-use crate::store::desk::{Access, AttemptRecord, BatchRecord, RequestRecord};
+use crate::store::client::{Access, AttemptRecord, BatchRecord, RequestRecord};
 
 /// Show one request with its attempts and its batch.
 #[derive(Debug, clap::Args)]
@@ -21,14 +21,14 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) async fn run(context: &Context, args: ShowArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Read).await?;
-    let request = desk.request(args.id.0).await?;
-    let attempts = desk.attempts(args.id.0).await?;
+    let mut client = args.queue.open(context, Access::Read).await?;
+    let request = client.request(args.id.0).await?;
+    let attempts = client.attempts(args.id.0).await?;
     let batch = match request.batch_id {
-        Some(id) => desk.batch(id).await?,
+        Some(id) => client.batch(id).await?,
         None => None,
     };
-    desk.close().await?;
+    client.close().await?;
     if args.json.json {
         output::json(&object(&request, &attempts, batch.as_ref()))?
     } else {

@@ -10,8 +10,10 @@ use super::output::{self, Table, cell, visible, wrapped};
 use super::pause::pause_scope;
 use super::{Context, Exit, Failure};
 use crate::model::HoldKind;
-use crate::store::desk::{Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote};
-use crate::store::{Desk, Running, StoreError, daemon_on};
+use crate::store::client::{
+    Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote,
+};
+use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
 /// Show the daemon, the queue's counts, running batches, holds, and each target's pace.
 #[derive(Debug, clap::Args)]
@@ -60,20 +62,22 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Fai
 
 /// What the command prints about the queue at `path`.
 pub(super) async fn text_of(path: &Path) -> Result<String, StoreError> {
-    Ok(read(Desk::open(path, Access::Read).await?).await?.text())
+    Ok(read(QueueClient::open(path, Access::Read).await?)
+        .await?
+        .text())
 }
 
-async fn read(mut desk: Desk) -> Result<Status, StoreError> {
+async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
     let now = args::now();
-    let running = daemon_on(desk.path());
-    let holds = desk.holds(now).await?;
-    let ready = desk.oldest_ready().await?;
+    let running = daemon_on(client.path());
+    let holds = client.holds(now).await?;
+    let ready = client.oldest_ready().await?;
     let free = |ready: &OldestReady| {
         !holds
             .iter()
             .any(|hold| hold.covers(&ready.target, &ready.action))
     };
-    let targets = desk
+    let targets = client
         .targets(now)
         .await?
         .into_iter()
@@ -84,13 +88,13 @@ async fn read(mut desk: Desk) -> Result<Status, StoreError> {
         });
     let status = Status {
         daemon: running,
-        queue: desk.overview().await?,
+        queue: client.overview().await?,
         oldest_ready: ready.into_iter().find(free),
-        batches: desk.open_batches().await?,
+        batches: client.open_batches().await?,
         targets: targets.collect(),
         holds,
     };
-    desk.close().await?;
+    client.close().await?;
     Ok(status)
 }
 

@@ -10,8 +10,8 @@ use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell};
 use super::{Context, Exit, Failure};
 use crate::model::{RequestId, RequestState};
-use crate::store::Desk;
-use crate::store::desk::{Access, OutcomeCount, RequestRecord};
+use crate::store::QueueClient;
+use crate::store::client::{Access, OutcomeCount, RequestRecord};
 
 mod progress;
 
@@ -53,18 +53,18 @@ pub(super) struct WaitArgs {
 }
 
 pub(super) async fn run(context: &Context, args: WaitArgs) -> Result<Exit, Failure> {
-    let mut desk = args.queue.open(context, Access::Read).await?;
+    let mut client = args.queue.open(context, Access::Read).await?;
     let since = match &args.since {
-        Some(since) => Some(args::past(&mut desk, since, args::now()).await?),
+        Some(since) => Some(args::past(&mut client, since, args::now()).await?),
         None => None,
     };
     let (open, counted) = match &args.label {
-        Some(label) => of_label(&mut desk, label, since.as_deref()).await?,
-        None if args.ids.is_empty() => all(desk.to_follow(since.as_deref()).await?),
-        None => all(named(&mut desk, &args.ids).await?),
+        Some(label) => of_label(&mut client, label, since.as_deref()).await?,
+        None if args.ids.is_empty() => all(client.to_follow(since.as_deref()).await?),
+        None => all(named(&mut client, &args.ids).await?),
     };
-    let followed = Followed::to_the_end(&mut desk, open, counted, args.timeout).await?;
-    desk.close().await?;
+    let followed = Followed::to_the_end(&mut client, open, counted, args.timeout).await?;
+    client.close().await?;
     if args.json.json {
         output::json(&followed)?
     } else {
@@ -75,11 +75,11 @@ pub(super) async fn run(context: &Context, args: WaitArgs) -> Result<Exit, Failu
 
 /// The requests to wait for, and those that count.
 async fn of_label(
-    desk: &mut Desk,
+    client: &mut QueueClient,
     label: &str,
     since: Option<&str>,
 ) -> Result<(Vec<i64>, Vec<i64>), Failure> {
-    match desk.labelled(label, since).await? {
+    match client.labelled(label, since).await? {
         Some(found) => Ok((found.open, found.newest)),
         None => Err(Failure::Usage(format!(
             "no request has the label {:?}",
@@ -93,9 +93,12 @@ fn all(ids: Vec<i64>) -> (Vec<i64>, Vec<i64>) {
 }
 
 /// Ids from the command line, each once; all of them exist.
-pub(super) async fn named(desk: &mut Desk, ids: &[RequestId]) -> Result<Vec<i64>, Failure> {
+pub(super) async fn named(
+    client: &mut QueueClient,
+    ids: &[RequestId],
+) -> Result<Vec<i64>, Failure> {
     let ids = args::unique(ids);
-    desk.require_ids(&ids).await?;
+    client.require_ids(&ids).await?;
     Ok(ids)
 }
 
@@ -113,7 +116,7 @@ pub(super) struct Followed {
 impl Followed {
     /// Waits until all of `ids` are terminal or the time is up; `counted` are summed up.
     pub(super) async fn to_the_end(
-        desk: &mut Desk,
+        client: &mut QueueClient,
         ids: Vec<i64>,
         counted: Vec<i64>,
         timeout: Option<Duration>,
@@ -121,20 +124,20 @@ impl Followed {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut progress = Progress::start(ids.len());
         // Read before the requests, so that a change between the two is noticed.
-        let mut version = desk.data_version().await?;
-        let mut open = desk.unfinished(&ids).await?;
-        progress.show(desk, &open, &counted).await?;
+        let mut version = client.data_version().await?;
+        let mut open = client.unfinished(&ids).await?;
+        progress.show(client, &open, &counted).await?;
         while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
             // Reading very many requests takes longer; then it is done less often, and leaves the
             // disk to the daemon.
             let looked = Instant::now();
-            let changed = desk.data_version().await?;
+            let changed = client.data_version().await?;
             if changed != version {
                 version = changed;
-                open = desk.unfinished(&open).await?;
+                open = client.unfinished(&open).await?;
                 progress.queue_changed();
             }
-            progress.show(desk, &open, &counted).await?;
+            progress.show(client, &open, &counted).await?;
             let pause = POLL_INTERVAL.max(looked.elapsed() * 4);
             sleep(end.map_or(pause, |end| {
                 pause.min(end.saturating_duration_since(Instant::now()))
@@ -142,16 +145,20 @@ impl Followed {
             .await;
         }
         progress.end();
-        Self::sum_up(desk, &counted, !open.is_empty()).await
+        Self::sum_up(client, &counted, !open.is_empty()).await
     }
 
-    async fn sum_up(desk: &mut Desk, ids: &[i64], timed_out: bool) -> Result<Self, Failure> {
-        let outcomes = desk.outcome_counts(ids).await?;
+    async fn sum_up(
+        client: &mut QueueClient,
+        ids: &[i64],
+        timed_out: bool,
+    ) -> Result<Self, Failure> {
+        let outcomes = client.outcome_counts(ids).await?;
         let succeeded = outcomes
             .iter()
             .filter(|outcome| outcome.state == RequestState::Succeeded.as_str());
         let succeeded = succeeded.map(|outcome| outcome.count).sum();
-        let others = desk.not_succeeded(ids).await?;
+        let others = client.not_succeeded(ids).await?;
         Ok(Self {
             requests: ids.len(),
             succeeded,

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::systemd;
 use crate::model::{Now, Steady, UtcMillis};
-use crate::store::desk::{Access, Desk};
+use crate::store::client::{Access, QueueClient};
 use crate::store::{QueueLock, StoreError};
 
 /// 2024-01-01: no machine that runs this is from before.
@@ -106,9 +106,9 @@ pub(super) async fn wait(
 }
 
 async fn last_intent(path: &Path) -> Result<Option<UtcMillis>, StoreError> {
-    let mut desk = Desk::open(path, Access::Read).await?;
-    let last = desk.last_intent().await;
-    desk.close().await?;
+    let mut client = QueueClient::open(path, Access::Read).await?;
+    let last = client.last_intent().await;
+    client.close().await?;
     last
 }
 

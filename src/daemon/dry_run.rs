@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::clock_check::now;
-use super::{DaemonError, report, wake};
+use super::{DaemonError, report};
 use crate::model::{Hold, Lane, PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
@@ -36,7 +36,7 @@ async fn tell_plans(
     stop: impl Future<Output = ()>,
 ) -> Result<(), StoreError> {
     let store = Arc::new(Store::open_to_read(path).await?);
-    let mut wake = wake::watch(Arc::clone(&store));
+    let mut changes = store.changes();
     let mut stop = std::pin::pin!(stop);
     let mut told = Vec::new();
     loop {
@@ -47,7 +47,7 @@ async fn tell_plans(
         }
         tokio::select! {
             () = &mut stop => return Ok(()),
-            () = wake.changed() => {}
+            () = changes.changed() => {}
         }
     }
 }

@@ -46,7 +46,6 @@ mod target;
 mod task;
 mod turn;
 mod upkeep;
-mod wake;
 
 pub use clock_check::{beyond as clock_doubt, now};
 pub use connect::{Clouds, ConnectError, connect, connect_all, key_of};
@@ -248,7 +247,7 @@ impl Loop {
         store: &Arc<Store>,
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), StoreError> {
-        let mut wake = wake::watch(Arc::clone(store));
+        let mut changes = store.changes();
         loop {
             let Some(pause) = self.round(stop.as_mut()).await? else {
                 break;
@@ -266,12 +265,12 @@ impl Loop {
                 }
                 Some(reload) = self.reloads.recv() => self.reload(reload).await,
                 Some(ended) = self.tasks.join_next() => self.finish_tasks(ended).await?,
-                () = wake.changed() => {}
+                () = changes.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
         systemd::stopping();
-        wake.end().await;
+        changes.end().await;
         self.finish().await
     }
 

@@ -21,8 +21,8 @@ use crate::meter::{Meter, Told};
 use crate::model::{Batch, BatchId, JobId, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::pace;
 use crate::settings::NotifySettings;
-use crate::store::Desk;
-use crate::store::desk::Access;
+use crate::store::QueueClient;
+use crate::store::client::Access;
 
 mod command;
 mod webhook;
@@ -437,13 +437,13 @@ async fn add_labels(
     shared: &Shared,
     requests: &mut [EndedRequest],
 ) -> Result<(), crate::store::StoreError> {
-    let mut desk = Desk::open(&shared.database, Access::Read).await?;
+    let mut client = QueueClient::open(&shared.database, Access::Read).await?;
     let ids: Vec<i64> = requests.iter().map(|request| request.id).collect();
-    let mut notes = desk.producer_notes(&ids).await?;
+    let mut notes = client.producer_notes(&ids).await?;
     for request in requests {
         if let Some(note) = notes.remove(&request.id) {
             (request.label, request.requested_by) = (note.label, note.requested_by);
         }
     }
-    desk.close().await
+    client.close().await
 }

@@ -23,8 +23,8 @@ use super::{Site, classic, say};
 use crate::meter::TargetFacts;
 use crate::model::{HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
-use crate::store::desk::{Access, HoldRecord, OldestReady, OverviewCount};
-use crate::store::{Desk, StoreError, beside};
+use crate::store::client::{Access, HoldRecord, OldestReady, OverviewCount};
+use crate::store::{QueueClient, StoreError, beside};
 
 /// The label of a hold on everything; no target can have this name.
 const ALL: &str = "(all)";
@@ -68,11 +68,11 @@ fn now() -> UtcMillis {
 
 impl Reading {
     async fn take(database: &Path) -> Result<Self, StoreError> {
-        let mut desk = Desk::open(database, Access::Read).await?;
-        let holds = desk.holds(now()).await?;
-        let ready = desk.oldest_ready().await?;
-        let overview = desk.overview().await?;
-        desk.close().await?;
+        let mut client = QueueClient::open(database, Access::Read).await?;
+        let holds = client.holds(now()).await?;
+        let ready = client.oldest_ready().await?;
+        let overview = client.overview().await?;
+        client.close().await?;
         Ok(Self {
             overview,
             ready,

@@ -14,8 +14,8 @@ use crate::daemon::{self, refusals, refusals::RefusedCall};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{CallError, CodeClass, Fault, ServerId, Service, TargetName, UtcMillis};
 use crate::settings::{SecretRules, Settings, TargetSettings, load_proxy_password};
-use crate::store::desk::Access;
-use crate::store::{Desk, RefusedKey};
+use crate::store::client::Access;
+use crate::store::{QueueClient, RefusedKey};
 
 /// Signatures are refused beyond 15 minutes (signing guide); half of that is worth a warning.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(450);
@@ -51,8 +51,8 @@ pub(super) struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     pub(super) async fn read(database: &'a Path) -> Self {
-        let refused = match Desk::open(database, Access::Read).await {
-            Ok(mut desk) => desk.refused_keys().await.unwrap_or_default(),
+        let refused = match QueueClient::open(database, Access::Read).await {
+            Ok(mut client) => client.refused_keys().await.unwrap_or_default(),
             Err(_) => Vec::new(),
         };
         Self { database, refused }
@@ -82,9 +82,9 @@ impl<'a> Keys<'a> {
             reason,
         };
         let refused = refusals::after_refusal(refusal, &self.refused, now);
-        if let Ok(mut desk) = Desk::open(self.database, Access::Write).await {
+        if let Ok(mut client) = QueueClient::open(self.database, Access::Write).await {
             // If this fails, the daemon starts its count at zero.
-            let _ = desk.note_refused_key(&refused).await;
+            let _ = client.note_refused_key(&refused).await;
         }
         self.refused
             .retain(|other| !refusals::is_of(other, cloud.key().name()));

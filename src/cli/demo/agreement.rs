@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::model::{Power, PowerAction, ServerId, Service};
 use crate::sim::{LedgerEntry, OnOff, ServerSummary};
-use crate::store::desk::RequestRecord;
+use crate::store::client::RequestRecord;
 
 /// One sentence for each request whose outcome does not agree with the cloud's ledger. Each server
 /// has one request; `service` tells whose server it is by the request's target.

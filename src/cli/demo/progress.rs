@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::cli::Failure;
 use crate::cli::output::{self, Table, cell};
-use crate::store::Desk;
-use crate::store::desk::RequestRecord;
+use crate::store::QueueClient;
+use crate::store::client::RequestRecord;
 
 /// How often the queue is asked which requests are unfinished.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -19,7 +19,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Follows requests, each given with its target, until all have ended. Prints a line for each
 /// target as soon as its last request has ended.
 pub(super) async fn to_the_end(
-    desk: &mut Desk,
+    client: &mut QueueClient,
     requests: impl IntoIterator<Item = (i64, String)>,
 ) -> Result<(), Failure> {
     let started = Instant::now();
@@ -28,7 +28,7 @@ pub(super) async fn to_the_end(
     let mut bars = bars(&counts(&open, &target_of));
     while !bars.is_empty() {
         let looked = Instant::now();
-        open = desk.unfinished(&open).await?;
+        open = client.unfinished(&open).await?;
         let left = counts(&open, &target_of);
         for (target, bar) in &bars {
             let left = left.get(target.as_str()).copied().unwrap_or_default();

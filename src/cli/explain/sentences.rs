@@ -8,7 +8,7 @@ use crate::model::{
     BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis,
 };
 use crate::plan;
-use crate::store::desk::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
+use crate::store::client::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
 
 /// What is known of a request and its surroundings.
 #[derive(Debug, Default)]

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use crate::cli::output::{self, Table};
 use crate::model::RequestState;
-use crate::store::desk::OutcomeCount;
-use crate::store::{Desk, Running, StoreError, daemon_on};
+use crate::store::client::OutcomeCount;
+use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
 /// Lines follow each other no faster than this.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl Progress {
     /// `counted` those whose states are counted.
     pub(super) async fn show(
         &mut self,
-        desk: &mut Desk,
+        client: &mut QueueClient,
         open: &[i64],
         counted: &[i64],
     ) -> Result<(), StoreError> {
@@ -74,10 +74,10 @@ impl Progress {
         }
         let mut counts = self.counts.clone();
         if self.is_outdated {
-            counts = by_state(&desk.outcome_counts(counted).await?);
+            counts = by_state(&client.outcome_counts(counted).await?);
             self.is_outdated = false;
         }
-        let reasons = reasons(desk, open).await?;
+        let reasons = reasons(client, open).await?;
         if self.is_terminal {
             self.bar.set_message(table(&counts, &reasons));
         } else {
@@ -129,13 +129,13 @@ fn table(counts: &BTreeMap<RequestState, i64>, reasons: &[String]) -> String {
 }
 
 /// Why requests are not sent, each reason once; empty if they only wait for their turn.
-async fn reasons(desk: &mut Desk, open: &[i64]) -> Result<Vec<String>, StoreError> {
+async fn reasons(client: &mut QueueClient, open: &[i64]) -> Result<Vec<String>, StoreError> {
     let mut reasons = Vec::new();
-    if daemon_on(desk.path()) == Running::No && !open.is_empty() {
+    if daemon_on(client.path()) == Running::No && !open.is_empty() {
         reasons.push("no daemon runs on this queue; nothing is sent until one does".to_owned());
     }
     for id in open.iter().take(REASONS_READ) {
-        let Some(reason) = desk.waiting_reason(*id).await? else {
+        let Some(reason) = client.waiting_reason(*id).await? else {
             continue;
         };
         let sentence = output::visible(&format!("not sent yet: {reason}"));

@@ -2,11 +2,12 @@
 
 use sqlx::Connection;
 
-use super::Desk;
-use crate::store::holds::{self, REFUSED_KEYS, RefusedKey, RefusedKeyRecord};
-use crate::store::{StoreError, hand};
+use super::QueueClient;
+use crate::store::StoreError;
+use crate::store::sqlite::hand;
+use crate::store::sqlite::holds::{self, REFUSED_KEYS, RefusedKey, RefusedKeyRecord};
 
-impl Desk {
+impl QueueClient {
     /// Keys that were refused last, one for each secret.
     pub async fn refused_keys(&mut self) -> Result<Vec<RefusedKey>, StoreError> {
         let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS)

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-use super::Desk;
+use super::QueueClient;
 use crate::model::UtcMillis;
-use crate::store::keep::{self, Prune};
-use crate::store::{StoreError, file, hand, rows, text};
+use crate::store::StoreError;
+use crate::store::sqlite::upkeep::{self, Prune};
+use crate::store::sqlite::{file, hand, rows, text};
 
-impl Desk {
+impl QueueClient {
     /// Writes a consistent copy to `to`, checks it, and puts it in place in one step: mode 0600,
     /// marked as a copy, so that a daemon that is started on it puts its requests on hold. Nobody
     /// waits for it.
@@ -105,10 +106,10 @@ impl Desk {
     ) -> Result<Prune, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         hand::borrow(&mut tx).await?;
-        let next = keep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
+        let next = upkeep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
         hand::give_back(&mut tx).await?;
         tx.commit().await?;
-        keep::shrink(&mut self.connection).await?;
+        upkeep::shrink(&mut self.connection).await?;
         Ok(next)
     }
 

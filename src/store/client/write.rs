@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
-use super::{Desk, find, id_list};
+use super::{QueueClient, id_list, read};
 use crate::model::{Hold, HoldKind, PowerAction, RequestState, TargetName};
-use crate::store::{StoreError, holds};
+use crate::store::StoreError;
+use crate::store::sqlite::holds;
 
 /// Rows inserted by one statement.
 const CHUNK: usize = 500;
@@ -78,7 +79,7 @@ pub struct Retried {
     pub skipped: Vec<(i64, String)>,
 }
 
-impl Desk {
+impl QueueClient {
     /// Inserts requests and returns their ids in the same order. With `if_absent`, a request whose
     /// key exists is not inserted, and the id of the one that has it is returned in its place; the
     /// second value says how many those are.
@@ -134,7 +135,7 @@ impl Desk {
     /// `NoSuchRequest`: nothing is cancelled then.
     pub async fn cancel(&mut self, ids: &[i64]) -> Result<Cancelled, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        find::require_ids(&mut tx, ids).await?;
+        read::require_ids(&mut tx, ids).await?;
         let kept = sqlx::query_as(
             "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state <> 'queued'",
         )
@@ -182,7 +183,7 @@ impl Desk {
         skip: impl Fn(&RetryCandidate) -> Option<String>,
     ) -> Result<Retried, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        find::require_ids(&mut tx, &filter.ids).await?;
+        read::require_ids(&mut tx, &filter.ids).await?;
         let mut retried = Retried::default();
         let mut again = Vec::new();
         for candidate in retry_candidates(&mut tx, filter).await? {

@@ -7,11 +7,12 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::{
-    AttemptRecord, BatchRecord, Desk, HoldRecord, OutcomeCount, ProducerNote, RequestRecord,
+    AttemptRecord, BatchRecord, HoldRecord, OutcomeCount, ProducerNote, QueueClient, RequestRecord,
     id_list,
 };
 use crate::model::{RequestState, UtcMillis};
-use crate::store::{StoreError, text};
+use crate::store::StoreError;
+use crate::store::sqlite::text;
 
 /// Which requests to list; an absent or empty field leaves nothing out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub struct Labelled {
 const UNFINISHED: &str = "SELECT id FROM power_requests WHERE in_line = 1 AND finished_at IS NULL
      UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL";
 
-impl Desk {
+impl QueueClient {
     /// Requests that match, newest first.
     pub async fn list(&mut self, filter: &Filter) -> Result<Vec<RequestRecord>, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM power_requests WHERE 1");

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::StoreError;
 use crate::model::{Baseline, JobStatus, Operation, PowerAction, TargetName, UtcMillis};
 
-pub(super) fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
+pub(in crate::store) fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
 where
     T::Err: std::fmt::Display,
 {
@@ -14,22 +14,22 @@ where
         .map_err(|error: T::Err| StoreError::Unreadable(error.to_string()))
 }
 
-pub(super) fn time(text: &str) -> Result<UtcMillis, StoreError> {
+pub(in crate::store) fn time(text: &str) -> Result<UtcMillis, StoreError> {
     word(text)
 }
 
-pub(super) fn maybe_time(text: Option<String>) -> Result<Option<UtcMillis>, StoreError> {
+pub(in crate::store) fn maybe_time(text: Option<String>) -> Result<Option<UtcMillis>, StoreError> {
     text.as_deref().map(time).transpose()
 }
 
 /// Ids for `json_each`.
-pub(super) fn list<'a>(ids: impl IntoIterator<Item = &'a i64>) -> String {
+pub(in crate::store) fn list<'a>(ids: impl IntoIterator<Item = &'a i64>) -> String {
     let ids: Vec<String> = ids.into_iter().map(i64::to_string).collect();
     format!("[{}]", ids.join(","))
 }
 
 /// Names for `json_each`.
-pub(super) fn names<'a>(targets: impl IntoIterator<Item = &'a TargetName>) -> String {
+pub(in crate::store) fn names<'a>(targets: impl IntoIterator<Item = &'a TargetName>) -> String {
     let names: Vec<&str> = targets
         .into_iter()
         .map(|target| target.0.as_str())
@@ -38,14 +38,16 @@ pub(super) fn names<'a>(targets: impl IntoIterator<Item = &'a TargetName>) -> St
 }
 
 /// The words of those actions of which `holds` is true, for `json_each`.
-pub(super) fn actions(holds: fn(PowerAction) -> bool) -> String {
+pub(in crate::store) fn actions(holds: fn(PowerAction) -> bool) -> String {
     let words: Vec<&str> = PowerAction::those(holds).map(PowerAction::as_str).collect();
     serde_json::to_string(&words).unwrap_or_default()
 }
 
 /// Many rows that a statement has put into one JSON array; empty: none. Of texts only the bytes are
 /// certain.
-pub(super) fn json<T: serde::de::DeserializeOwned>(bytes: Vec<u8>) -> Result<Vec<T>, StoreError> {
+pub(in crate::store) fn json<T: serde::de::DeserializeOwned>(
+    bytes: Vec<u8>,
+) -> Result<Vec<T>, StoreError> {
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
@@ -53,24 +55,24 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(bytes: Vec<u8>) -> Result<Vec
 }
 
 /// A text of which only the bytes are certain.
-pub(super) fn lossy(bytes: Vec<u8>) -> String {
+pub(in crate::store) fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// A number that counts something, and that a stranger may have written: never so large that one
 /// more would not fit.
-pub(super) fn count(number: i64) -> u32 {
+pub(in crate::store) fn count(number: i64) -> u32 {
     number.clamp(0, i64::from(i32::MAX)) as u32
 }
 
 /// A time that a stranger may have spoilt: then none, since the pass must go on.
-pub(super) fn readable_time(text: Option<String>) -> Option<UtcMillis> {
+pub(in crate::store) fn readable_time(text: Option<String>) -> Option<UtcMillis> {
     text.and_then(|text| text.parse().ok())
 }
 
 /// A baseline as stored: `none`, or such as `reboot succeeded`; NULL where nothing is known.
-pub(super) fn baseline_text(baseline: Baseline) -> Option<String> {
+pub(in crate::store) fn baseline_text(baseline: Baseline) -> Option<String> {
     let operation = match baseline {
         Baseline::Unknown => return None,
         Baseline::Known(None) => return Some("none".to_owned()),
@@ -83,7 +85,7 @@ pub(super) fn baseline_text(baseline: Baseline) -> Option<String> {
 }
 
 /// Reads `baseline_text` back; whatever else stands there says nothing.
-pub(super) fn baseline(text: Option<String>) -> Baseline {
+pub(in crate::store) fn baseline(text: Option<String>) -> Baseline {
     let read = |text: &str| {
         let (action, state) = text.split_once(' ')?;
         let (status, _) = OPERATION_STATES.iter().find(|(_, word)| *word == state)?;

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
-use crate::store::Store;
+use super::Store;
 
 /// Looks after a notification. Later ones cover slow disks; the daemon's safety interval covers the
 /// rest.
@@ -31,42 +31,46 @@ const LOOKS: [Duration; 6] = [
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Tells when somebody else has committed.
-pub(super) struct Wake {
+#[derive(Debug)]
+pub struct Changes {
     notify: Arc<Notify>,
     watcher: JoinHandle<()>,
 }
 
-impl Wake {
+impl Changes {
     /// Resolves once for any number of commits since it last did.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         self.notify.notified().await;
     }
 
     /// Stops watching; the store is no longer in use when this returns.
-    pub(super) async fn end(self) {
+    pub async fn end(self) {
         self.watcher.abort();
         // An aborted task is an error here, and what is wanted.
         let _ = self.watcher.await;
     }
 }
 
-/// Starts watching the store's file.
-pub(super) fn watch(store: Arc<Store>) -> Wake {
-    let notify = Arc::new(Notify::new());
-    let told = Arc::clone(&notify);
-    let watcher = tokio::spawn(async move {
-        if let Err(error) = follow_notifications(&store, &told).await {
-            warn!(
-                "cannot watch the queue's folder: {error}; checking the queue every {POLL_INTERVAL:?} instead"
-            );
-        }
-        let mut version = None;
-        loop {
-            tokio::time::sleep(POLL_INTERVAL).await;
-            look(&store, &mut version, &told).await;
-        }
-    });
-    Wake { notify, watcher }
+impl Store {
+    /// Starts watching the file for other programs' commits.
+    pub fn changes(self: &Arc<Self>) -> Changes {
+        let notify = Arc::new(Notify::new());
+        let watcher = tokio::spawn(watch(Arc::clone(self), Arc::clone(&notify)));
+        Changes { notify, watcher }
+    }
+}
+
+async fn watch(store: Arc<Store>, told: Arc<Notify>) {
+    if let Err(error) = follow_notifications(&store, &told).await {
+        warn!(
+            "cannot watch the queue's folder: {error}; checking the queue every {POLL_INTERVAL:?} instead"
+        );
+    }
+    let mut version = None;
+    loop {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        look(&store, &mut version, &told).await;
+    }
 }
 
 /// Returns only with an error.

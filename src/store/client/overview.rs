@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::FromRow;
 
-use super::{BatchRecord, Desk};
+use super::{BatchRecord, QueueClient};
 use crate::model::UtcMillis;
-use crate::store::{StoreError, text};
+use crate::store::StoreError;
+use crate::store::sqlite::text;
 
 /// One row of `queue_overview`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
@@ -79,7 +80,7 @@ pub struct OutcomeCount {
     pub first_id: i64,
 }
 
-impl Desk {
+impl QueueClient {
     /// Unfinished requests by target, action and state.
     pub async fn overview(&mut self) -> Result<Vec<OverviewCount>, StoreError> {
         Ok(sqlx::query_as(

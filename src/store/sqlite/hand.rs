@@ -76,7 +76,7 @@ impl DerefMut for Hand<'_> {
 
 /// Takes the hand for a command, inside its transaction. The epoch stays: a daemon that runs goes
 /// on.
-pub(super) async fn borrow(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+pub(in crate::store) async fn borrow(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query("UPDATE queue_mark SET writing = token WHERE id = 1")
         .execute(connection)
         .await?;
@@ -84,7 +84,9 @@ pub(super) async fn borrow(connection: &mut SqliteConnection) -> Result<(), Stor
 }
 
 /// Lays the hand down, before the commit.
-pub(super) async fn give_back(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+pub(in crate::store) async fn give_back(
+    connection: &mut SqliteConnection,
+) -> Result<(), StoreError> {
     sqlx::query("UPDATE queue_mark SET writing = NULL WHERE id = 1")
         .execute(connection)
         .await?;

@@ -56,7 +56,7 @@ impl Prune {
 ///
 /// It goes by when a row ended. One that ended while the clock was ahead stays until that time has
 /// come and is past.
-pub(super) async fn prune_chunk(
+pub(in crate::store) async fn prune_chunk(
     tx: &mut SqliteConnection,
     mut so_far: Prune,
     cutoff: UtcMillis,
@@ -99,7 +99,7 @@ pub(super) async fn prune_chunk(
 }
 
 /// Gives free pages back to the file system.
-pub(super) async fn shrink(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+pub(in crate::store) async fn shrink(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query(VACUUM_PAGES).fetch_all(connection).await?;
     Ok(())
 }

@@ -324,14 +324,14 @@ impl RefusedKey {
 }
 
 /// Casts, because anybody may have written anything here.
-pub(super) const REFUSED_KEYS: &str =
+pub(in crate::store) const REFUSED_KEYS: &str =
     "SELECT CAST(key AS BLOB) AS key, CAST(secret AS BLOB) AS secret, CAST(target AS BLOB) AS target,
     CAST(refusals AS INTEGER) AS refusals, CAST(until AS BLOB) AS until, CAST(reason AS BLOB) AS reason,
     CAST(recent AS BLOB) AS recent FROM refused_keys";
 
 /// A row as anybody may have written it.
 #[derive(sqlx::FromRow)]
-pub(super) struct RefusedKeyRecord {
+pub(in crate::store) struct RefusedKeyRecord {
     key: Vec<u8>,
     secret: Vec<u8>,
     target: Vec<u8>,
@@ -342,7 +342,7 @@ pub(super) struct RefusedKeyRecord {
 }
 
 impl RefusedKeyRecord {
-    pub(super) fn into_key(self) -> Option<RefusedKey> {
+    pub(in crate::store) fn into_key(self) -> Option<RefusedKey> {
         let recent = String::from_utf8_lossy(&self.recent).into_owned();
         Some(RefusedKey {
             key: String::from_utf8(self.key).ok()?,
@@ -360,7 +360,7 @@ impl RefusedKeyRecord {
 }
 
 /// Takes any connection, so that `check --online` counts its refusals too.
-pub(super) async fn note_refused_key(
+pub(in crate::store) async fn note_refused_key(
     connection: &mut SqliteConnection,
     refused: &RefusedKey,
 ) -> Result<(), StoreError> {
@@ -409,7 +409,7 @@ pub(super) async fn read(
 
 /// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds
 /// the same way.
-pub(super) async fn put_hold(
+pub(in crate::store) async fn put_hold(
     connection: &mut SqliteConnection,
     hold: &Hold,
 ) -> Result<(), StoreError> {

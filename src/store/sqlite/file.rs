@@ -45,7 +45,7 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Device and inode, by path: opening the file by hand would drop SQLite's locks.
-pub(super) fn identity(path: &Path) -> Result<Identity, StoreError> {
+pub(in crate::store) fn identity(path: &Path) -> Result<Identity, StoreError> {
     let meta = std::fs::metadata(path).map_err(|source| StoreError::Unusable {
         path: path.to_owned(),
         source,

@@ -9,19 +9,20 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::{BUSY_TIMEOUT, StoreError, schema};
+use super::StoreError;
+use super::sqlite::{BUSY_TIMEOUT, schema};
 
-mod find;
-mod keep;
+mod backup;
 mod keys;
-mod orders;
 mod overview;
+mod read;
 mod records;
+mod write;
 
-pub use find::{Filter, Labelled};
-pub use orders::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
+pub use read::{Filter, Labelled};
 pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};
+pub use write::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
 
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +36,12 @@ pub enum Access {
 
 /// One connection to an existing queue.
 #[derive(Debug)]
-pub struct Desk {
+pub struct QueueClient {
     connection: SqliteConnection,
     path: PathBuf,
 }
 
-impl Desk {
+impl QueueClient {
     /// Opens an existing queue of the current schema. A lock is waited for up to 5 s.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ pub(super) async fn refuse_strangers(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Refuses a file that the commands of this version cannot read.
-pub(super) async fn require_current(
+pub(in crate::store) async fn require_current(
     connection: &mut SqliteConnection,
     path: &Path,
 ) -> Result<(), StoreError> {
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::model::{OwnCode, PowerAction, Service};
 
-    const QUEUE: &str = include_str!("../../migrations/0001_queue.sql");
+    const QUEUE: &str = include_str!("../../../migrations/0001_queue.sql");
 
     /// The words that the constraint of this name allows.
     fn allowed_by(constraint: &str) -> Vec<&'static str> {

@@ -1,0 +1,452 @@
+//! The queue's file in SQLite: its SQL, pragmas, migrations, mode and lock.
+//!
+//! One writer connection, short `BEGIN IMMEDIATE` transactions that never span a network call,
+//! set-based statements driven from lists of ids.
+//!
+//! `LIMIT 0 + ?1`: SQLite (since 3.47) plans with the value of a bare parameter there, and so would
+//! compile the statement anew at every execution; for the search of lanes that costs more than
+//! running it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection};
+use tokio::sync::Mutex;
+
+use super::StoreError;
+use crate::model::UtcMillis;
+use hand::Hand;
+use note::Note;
+use place::{Place, PlaceState, StampPage};
+
+mod batches;
+mod claim;
+pub(super) mod file;
+mod gate;
+pub(super) mod hand;
+pub(super) mod holds;
+mod intake;
+mod note;
+mod place;
+mod record;
+pub(super) mod rows;
+pub(super) mod schema;
+pub(super) mod upkeep;
+mod wake;
+
+pub use batches::{DueTarget, Hands};
+pub use claim::Which;
+pub(crate) use file::beside;
+pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
+pub use holds::{NotedPace, RefusedKey, TargetNews};
+pub use intake::{EndedCounts, TakenIn};
+pub use upkeep::{Prune, Restored};
+pub use wake::Changes;
+
+/// The `-wal` is cut back to this after a checkpoint, in bytes.
+const WAL_SIZE_LIMIT: u64 = 64 << 20;
+/// The page cache, in KiB (negative, as SQLite wants it). Server ids are random, so a batch touches
+/// pages all over the indexes; with the usual 2 MiB a thousand outcomes of 20,000 requests took
+/// four times as long.
+const CACHE_SIZE: &str = "-16384";
+
+/// How long a statement waits for a producer's lock. A longer one is an answer
+/// (`StoreError::Busy`), not a failure.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How the daemon's side is opened. The defaults are what `serve` uses; a simulation wants speed,
+/// and to be asked.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// How long a statement waits for a producer's lock.
+    pub busy_timeout: Duration,
+    /// Waits until a commit is on the disk. Without it a power failure loses intents.
+    pub synced: bool,
+    /// Asked before each commit; one that it does not allow is rolled back, and fails as if the
+    /// queue were locked. A simulation counts commits this way, and ends a daemon just before one
+    /// of them.
+    pub allow_commit: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            busy_timeout: BUSY_TIMEOUT,
+            synced: true,
+            allow_commit: None,
+        }
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            busy_timeout,
+            synced,
+            allow_commit: _,
+        } = self;
+        f.debug_struct("StoreOptions")
+            .field("busy_timeout", busy_timeout)
+            .field("synced", synced)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The daemon's side of the queue.
+#[derive(Debug)]
+pub struct Store {
+    writer: Mutex<SqliteConnection>,
+    path: PathBuf,
+    options: StoreOptions,
+    own: std::sync::Mutex<Own>,
+}
+
+/// What this daemon remembers of the queue that it began on.
+#[derive(Debug)]
+struct Own {
+    mark: Mark,
+    place: Place,
+    note: Note,
+    /// None until an epoch has begun: a simulation has none.
+    noted_by: Option<note::Writer>,
+    /// Notes of claims are on the disk before anything leaves.
+    synced: bool,
+    /// Why the note beside the queue is not what it should be: no call leaves then.
+    unnoted: Option<std::io::Error>,
+}
+
+/// What each transaction finds in the queue, or else is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Mark {
+    token: String,
+    epoch: i64,
+}
+
+impl Store {
+    /// Opens the queue for the daemon: creates the file (mode 0660) if it is missing, brings its
+    /// schema up to date and makes sure that it can be written.
+    ///
+    /// # Errors
+    /// `Foreign`, `Newer` and `Corrupt` files are left alone.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, &StoreOptions::default()).await
+    }
+
+    /// As `open`, opened in another way than the daemon's.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub async fn open_with(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
+        file::create(path)?;
+        schema::refuse_strangers(path).await?;
+        let mut writer = connect_writer(path, options).await?;
+        if let Err(error) = schema::migrate(&mut writer, path).await {
+            return Err(closed(writer, error).await);
+        }
+        Self::begun(writer, path, options.clone()).await
+    }
+
+    async fn begun(
+        mut writer: SqliteConnection,
+        path: &Path,
+        options: StoreOptions,
+    ) -> Result<Self, StoreError> {
+        let mark = match read_mark(&mut writer).await {
+            Ok(mark) => mark.unwrap_or_default(),
+            Err(error) => return Err(closed(writer, error).await),
+        };
+        let own = Own {
+            mark,
+            place: Place::new(path, file::identity(path)?),
+            note: Note::default(),
+            noted_by: None,
+            synced: options.synced,
+            unnoted: None,
+        };
+        Ok(Self {
+            writer: Mutex::new(writer),
+            path: path.to_owned(),
+            options,
+            own: std::sync::Mutex::new(own),
+        })
+    }
+
+    /// Opens an existing queue of the current schema so that nothing can be written.
+    ///
+    /// # Errors
+    /// `Missing`, `Foreign`, `Newer`, `Older`, `Corrupt`.
+    pub async fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Missing(path.to_owned()));
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("query_only", "ON");
+        let connected = options.disable_statement_logging().connect().await;
+        let mut writer = connected.map_err(|error| StoreError::opening(path, error))?;
+        schema::require_current(&mut writer, path).await?;
+        Self::begun(writer, path, StoreOptions::default()).await
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes sure that this is still the queue that was opened, and still this daemon's.
+    ///
+    /// # Errors
+    /// `Replaced` if the file, its `-wal` or its `-shm` is another one or was written over:
+    /// producers write elsewhere, or what is known of the queue does not hold. `TakenOver` if
+    /// another daemon or another copy has come in its place.
+    pub async fn check_place(&self) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        self.look_at_place(&mut writer).await?;
+        if read_mark(&mut writer).await? != Some(self.mark()) {
+            return Err(StoreError::TakenOver(self.path.clone()));
+        }
+        Ok(())
+    }
+
+    /// Why the queue reads as damaged: perhaps somebody has exchanged or cut its files between two
+    /// checks.
+    pub async fn explain_damage(&self, error: StoreError) -> StoreError {
+        match (error, self.check_place().await) {
+            (StoreError::Damaged, Err(replaced @ StoreError::Replaced(_))) => replaced,
+            (error, _) => error,
+        }
+    }
+
+    async fn look_at_place(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
+        let standing = self.own().place.look();
+        match standing {
+            PlaceState::Same => Ok(()),
+            PlaceState::Another => Err(StoreError::Replaced(self.path.clone())),
+            PlaceState::Moved => {
+                let now = match stamp_page(writer).await {
+                    Err(StoreError::Busy) => return Err(StoreError::Busy),
+                    found => found.ok(),
+                };
+                let mut own = self.own();
+                match now.filter(|now| Some(*now) != own.place.stamp_page()) {
+                    Some(page) => own.place.stamp_moved(page),
+                    None => return Err(StoreError::Replaced(self.path.clone())),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mark(&self) -> Mark {
+        self.own().mark.clone()
+    }
+
+    /// A transaction of ours has raised the epoch, and is committed.
+    fn went_to(&self, epoch: i64) {
+        let mut own = self.own();
+        own.mark.epoch = epoch;
+        own.note.epoch = epoch;
+        own.write_note(false);
+    }
+
+    /// Writes the note beside the queue, unless it is as it should be, and waits until it is on the
+    /// disk.
+    ///
+    /// # Errors
+    /// `Unnoted`.
+    fn require_note(&self) -> Result<(), StoreError> {
+        let mut own = self.own();
+        own.write_note(true);
+        match own.unnoted.take() {
+            None => Ok(()),
+            Some(source) => {
+                own.unnoted = Some(std::io::Error::new(source.kind(), source.to_string()));
+                Err(StoreError::Unnoted {
+                    path: note::path_of(&file::real(&self.path)),
+                    source,
+                })
+            }
+        }
+    }
+
+    /// A number that changes when another connection has committed.
+    ///
+    /// # Errors
+    /// Also `Replaced`: SQLite maps the `-shm`, so that reading one that was cut ends the process.
+    pub async fn data_version(&self) -> Result<i64, StoreError> {
+        let mut writer = self.writer.lock().await;
+        self.look_at_place(&mut writer).await?;
+        Ok(sqlx::query_scalar("PRAGMA data_version")
+            .fetch_one(&mut *writer)
+            .await?)
+    }
+
+    /// Closes the file, which checkpoints the `-wal` when no producer has it open.
+    pub async fn close(self) -> Result<(), StoreError> {
+        Ok(self.writer.into_inner().close().await?)
+    }
+
+    /// Begins a transaction that writes, with the daemon's hand.
+    ///
+    /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still
+    /// counts it as open, and would begin no other on this connection for ever: the connection is
+    /// replaced.
+    ///
+    /// # Errors
+    /// Those of `check_place`.
+    async fn begin<'c>(&'c self, writer: &'c mut SqliteConnection) -> Result<Hand<'c>, StoreError> {
+        if writer.is_in_transaction() {
+            // A transaction that was dropped is rolled back in the background; this waits for it.
+            writer.ping().await?;
+        }
+        self.look_at_place(writer).await?;
+        if writer.is_in_transaction() {
+            let former =
+                std::mem::replace(writer, connect_writer(&self.path, &self.options).await?);
+            // It has nothing left to do; a failure to close it is none of this transaction.
+            let _ = former.close().await;
+        }
+        Hand::take(writer.begin_with("BEGIN IMMEDIATE").await?, self).await
+    }
+}
+
+impl Own {
+    fn write_note(&mut self, synced: bool) {
+        if let Some(writer) = &mut self.noted_by {
+            self.unnoted = writer.write(self.note, synced && self.synced).err();
+        }
+    }
+}
+
+/// The error, once the connection is closed. One that is dropped is closed in the background some
+/// time later, and may then tidy up what has come in the file's place.
+async fn closed(connection: SqliteConnection, error: StoreError) -> StoreError {
+    let _ = connection.close().await;
+    error
+}
+
+async fn read_mark(connection: &mut SqliteConnection) -> Result<Option<Mark>, StoreError> {
+    let found: Option<(Vec<u8>, i64)> = sqlx::query_as(
+        "SELECT CAST(token AS BLOB), CAST(epoch AS INTEGER) FROM queue_mark WHERE id = 1",
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.map(|(token, epoch)| Mark {
+        token: rows::lossy(token),
+        epoch,
+    }))
+}
+
+async fn stamp_page(connection: &mut SqliteConnection) -> Result<StampPage, StoreError> {
+    let (number, size) = sqlx::query_as(
+        "SELECT rootpage, page_size FROM sqlite_master, pragma_page_size WHERE type = 'table' AND name = 'queue_stamp'",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(StampPage { number, size })
+}
+
+async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnection, StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(if how.synced {
+            SqliteSynchronous::Full
+        } else {
+            SqliteSynchronous::Off
+        })
+        .busy_timeout(how.busy_timeout)
+        .pragma("journal_size_limit", WAL_SIZE_LIMIT.to_string())
+        .pragma("cache_size", CACHE_SIZE)
+        .pragma("temp_store", "MEMORY")
+        // What the daemon's own statements write fits by what they are; the checks are for everybody
+        // else, and cost a third of a claim. A debug build, and so the tests, makes them.
+        .pragma(
+            "ignore_check_constraints",
+            if cfg!(debug_assertions) { "OFF" } else { "ON" },
+        )
+        .disable_statement_logging();
+    let mut writer = options
+        .connect()
+        .await
+        .map_err(|error| StoreError::opening(path, error))?;
+    if let Some(allow) = how.allow_commit.clone() {
+        writer.lock_handle().await?.set_commit_hook(move || allow());
+    }
+    Ok(writer)
+}
+
+/// The times of the schema, as text.
+pub(super) fn text(time: UtcMillis) -> String {
+    time.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::model::{Lane, Origin, PowerAction, Service, TargetName};
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let refuse = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&refuse);
+        let allow_commit: Arc<dyn Fn() -> bool + Send + Sync> =
+            Arc::new(move || !asked.swap(false, Ordering::SeqCst));
+        let options = StoreOptions {
+            synced: false,
+            allow_commit: Some(allow_commit),
+            ..StoreOptions::default()
+        };
+        let store = Store::open_with(&dir.path().join("queue.db"), &options)
+            .await
+            .expect("a queue");
+        let insert = "INSERT INTO power_requests (server_id, action) VALUES ('a', 'stop')";
+        sqlx::query(insert)
+            .execute(&mut *store.writer.lock().await)
+            .await
+            .expect("a row");
+        let now = UtcMillis(4_000_000_000_000);
+        let target = TargetName("default".into());
+        let (lane, origin) = (
+            Lane {
+                target,
+                action: PowerAction::Stop,
+                group: 0,
+                head_priority: 0,
+                head_id: 1,
+                ready: 1,
+                oldest_eligible_at: now,
+            },
+            Origin {
+                service: Service::Bms,
+                endpoint: String::new(),
+                project_id: String::new(),
+            },
+        );
+        refuse.store(true, Ordering::SeqCst);
+        let failed = store
+            .claim(&lane, &origin, Which::First(10), &[], now)
+            .await;
+        assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
+        let claimed = store
+            .claim(&lane, &origin, Which::First(10), &[], now)
+            .await
+            .expect("the next transaction begins");
+        assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
+    }
+}
