@@ -7,8 +7,8 @@ use std::path::Path;
 use super::Machine;
 use crate::simulator::facts::Facts;
 use crate::simulator::{Broken, connect};
-use poweryard::store::Desk;
-use poweryard::store::desk::Access;
+use poweryard::store::QueueClient;
+use poweryard::store::client::Access;
 
 /// The queue's file as it was, and what was true then.
 pub(super) struct Copy {
@@ -85,7 +85,7 @@ impl Machine<'_> {
         let failed =
             |error: poweryard::store::StoreError| Broken(format!("cannot release: {error}"));
         let dropped = self.rng.permille(500);
-        let mut desk = Desk::open(&self.path, Access::Write)
+        let mut desk = QueueClient::open(&self.path, Access::Write)
             .await
             .map_err(failed)?;
         let released = desk.release(dropped).await.map_err(failed)?;
