@@ -391,7 +391,7 @@ async fn one_batch(store: &Store, costs: &mut Steps, comes_back: bool) -> bool {
 
 async fn idle_look(store: &Store, now: UtcMillis) {
     store.take_in(None, now).await.expect("taken in");
-    store.next_due_at(None).await.expect("readable");
+    steps::look(store, &[]).await;
     store.targets_after("", 200).await.expect("readable");
 }
 

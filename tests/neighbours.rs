@@ -182,11 +182,13 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         .expect("a queue");
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    let wanted = [(
-        poweryard::model::TargetName("default".into()),
-        PowerAction::Stop,
-    )];
-    let lane = store.lanes(&wanted).await.expect("lanes").remove(0);
+    let asked = poweryard::store::Asked {
+        default_ttl: None,
+        targets: &[(poweryard::model::TargetName("default".into()), 10)],
+        except: &std::collections::BTreeSet::new(),
+    };
+    let seen = store.peek(&asked, daemon::now().utc).await.expect("read");
+    let lane = seen.lanes[0].clone();
     sql(
         &mut producer,
         "INSERT INTO holds (kind, reason, since) VALUES ('operator', 'paused', '2026-01-31T22:00:00.000Z')",

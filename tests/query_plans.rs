@@ -7,7 +7,8 @@ mod queue;
 
 use queue::Queue;
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
+    include_str!("../src/store/sqlite/snapshot.rs"),
     include_str!("../src/store/sqlite/gate.rs"),
     include_str!("../src/store/sqlite/intake.rs"),
     include_str!("../src/store/sqlite/claim.rs"),
@@ -58,6 +59,9 @@ fn is_small(step: &str) -> bool {
         "SCAN sqlite_sequence",
         "SCAN pragma_data_version",
         "SCAN round_notes",
+        "SCAN lingering_batches",
+        "SCAN h",
+        "SCAN v VIRTUAL TABLE",
         "SCAN l",
         "SCAN head",
         "SCAN used",
@@ -113,7 +117,10 @@ async fn no_statement_of_the_daemon_searches_or_sorts_the_queue() {
             .iter()
             .position(|step| step.starts_with("SCAN j VIRTUAL TABLE"));
         let table = plan.iter().position(|step| step.starts_with("SEARCH "));
-        if let (Some(list), Some(table)) = (list, table) {
+        // What a round reads has a list in one of its many parts.
+        if let (Some(list), Some(table)) = (list, table)
+            && !sql.contains("queue_mark m")
+        {
             assert!(
                 list < table
                     || plan[table..list]
@@ -154,9 +161,9 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             ],
         ),
         (
-            "SELECT count(*) FROM (SELECT 1 FROM power_requests r",
+            "SELECT count(*) FROM (SELECT 1 FROM power_requests c",
             &[
-                "SEARCH r USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
+                "SEARCH c USING COVERING INDEX power_requests_ready (target=? AND action=? AND travel_group=?)",
             ],
         ),
         (

@@ -1,13 +1,13 @@
 //! The steps of one batch, as the dispatcher has the store take them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
-    AttemptResult, Batch, Evidence, JobId, Lane, Origin, PowerAction, Service, TargetName,
-    UtcMillis,
+    AttemptResult, Batch, Evidence, JobId, Lane, Origin, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Store, Which};
+use poweryard::store::{Asked, Snapshot, Store, Which};
 
 /// Requests in a batch.
 pub(crate) const BATCH: u32 = 1000;
@@ -16,13 +16,18 @@ const BUSY_FOR: Duration = Duration::from_secs(3600);
 /// The lane of the default target that would be claimed next.
 pub(crate) async fn first_lane(store: &Store) -> Option<Lane> {
     let target = TargetName("default".into());
-    let wanted: Vec<_> = PowerAction::ALL
-        .iter()
-        .map(|action| (target.clone(), *action))
-        .collect();
-    let lanes = store.lanes(&wanted).await.expect("readable");
-    let lane = lanes.into_iter().find(|lane| lane.group == 0)?;
-    Some(store.count(&lane, BATCH).await.expect("readable"))
+    let seen = look(store, &[(target, BATCH)]).await;
+    seen.lanes.into_iter().find(|lane| lane.group == 0)
+}
+
+/// What a round reads.
+pub(crate) async fn look(store: &Store, targets: &[(TargetName, u32)]) -> Snapshot {
+    let asked = Asked {
+        default_ttl: None,
+        targets,
+        except: &BTreeSet::new(),
+    };
+    store.peek(&asked, UtcMillis(0)).await.expect("readable")
 }
 
 /// A batch from the head of this lane.

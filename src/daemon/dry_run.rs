@@ -2,6 +2,7 @@
 //!
 //! It sees the queue as it is: rows that become due are released only by a real daemon.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,10 +10,10 @@ use tracing::info;
 
 use super::clock_check::now;
 use super::{DaemonError, report};
-use crate::model::{Hold, Lane, PowerAction, TargetName, UtcMillis};
+use crate::model::{Hold, Lane, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
-use crate::store::{Store, StoreError};
+use crate::store::{Asked, Store, StoreError};
 
 /// Unknown targets read at once.
 const TARGETS_AT_ONCE: u32 = 1000;
@@ -58,11 +59,21 @@ async fn lines(
     settings: &Settings,
     now: UtcMillis,
 ) -> Result<Vec<String>, StoreError> {
-    let (holds, _) = store.present_holds(now).await?;
+    let targets = settings.targets.iter();
+    let targets: Vec<(TargetName, u32)> = targets
+        .map(|target| (target.name.clone(), target.batch_servers_max))
+        .collect();
+    let asked = Asked {
+        default_ttl: settings.queue.default_ttl,
+        targets: &targets,
+        except: &BTreeSet::new(),
+    };
+    let seen = store.peek(&asked, now).await?;
     let mut lines = Vec::new();
     for target in &settings.targets {
-        let lanes = lanes_of(store, target).await?;
-        let (leaving, held) = split(target, lanes, &holds, now);
+        let lanes = seen.lanes.iter();
+        let lanes = lanes.filter(|lane| lane.target == target.name).cloned();
+        let (leaving, held) = split(target, lanes.collect(), &seen.holds, now);
         for lane in leaving {
             lines.push(line(store, target, &lane, now).await?);
         }
@@ -80,18 +91,6 @@ async fn lines(
         lines.push("nothing would be sent".to_owned());
     }
     Ok(lines)
-}
-
-async fn lanes_of(store: &Store, target: &TargetSettings) -> Result<Vec<Lane>, StoreError> {
-    let wanted: Vec<(TargetName, PowerAction)> = PowerAction::ALL
-        .iter()
-        .map(|action| (target.name.clone(), *action))
-        .collect();
-    let mut lanes = Vec::new();
-    for lane in store.lanes(&wanted).await? {
-        lanes.push(store.count(&lane, target.batch_servers_max).await?);
-    }
-    Ok(lanes)
 }
 
 /// The lanes that would leave, in that order, and those that are held.

@@ -15,7 +15,7 @@ use super::task::Round;
 use crate::lifecycle::Step;
 use crate::model::{Batch, BatchState, DueBatch, JobId, Origin, TargetName, UtcMillis};
 use crate::pace;
-use crate::store::{DueTarget, Hands, Store, StoreError};
+use crate::store::{DueTarget, Hands, Snapshot, Store, StoreError};
 use crate::verdict::{self, Case, Watch};
 
 /// Open batches of one target considered in one round.
@@ -34,6 +34,7 @@ pub(super) struct FollowPass<'a> {
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a Ledger,
     pub(super) round: &'a mut Round,
+    pub(super) seen: &'a Snapshot,
     pub(super) picked: Picked,
 }
 
@@ -74,11 +75,11 @@ impl FollowPass<'_> {
 
     async fn gather(&mut self) -> Result<(), StoreError> {
         let now = self.round.now.utc;
-        for target in self.store.due_targets(self.batches.in_progress()).await? {
+        for target in &self.seen.open {
             if target.at > now {
                 self.round.wake(target.at);
             } else {
-                self.gather_of(&target).await?;
+                self.gather_of(target).await?;
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::task::Round;
 use crate::model::{Hold, HoldKind, PowerAction, TargetName, UtcMillis};
-use crate::store::{Store, StoreError};
+use crate::store::{Snapshot, Store, StoreError};
 
 /// See the module.
 pub(super) struct Holds {
@@ -27,16 +27,24 @@ impl Holds {
         }
     }
 
-    /// Reads them anew.
+    /// Knows those that the queue has now. What has passed is removed from there.
     ///
     /// # Errors
     /// Those of the store.
-    pub(super) async fn review(&mut self, round: &mut Round) -> Result<(), StoreError> {
-        let (present, unreadable) = self.store.holds(round.now.utc).await?;
-        self.present = present;
-        if unreadable != self.unreadable {
-            unreadable.iter().for_each(|sentence| warn!("{sentence}"));
-            self.unreadable = unreadable;
+    pub(super) async fn review(
+        &mut self,
+        seen: &Snapshot,
+        round: &mut Round,
+    ) -> Result<(), StoreError> {
+        if seen.has_past_holds {
+            self.store.end_past_holds(round.now.utc).await?;
+        }
+        self.present.clone_from(&seen.holds);
+        if seen.unreadable_holds != self.unreadable {
+            self.unreadable.clone_from(&seen.unreadable_holds);
+            self.unreadable
+                .iter()
+                .for_each(|sentence| warn!("{sentence}"));
         }
         for until in self.present.iter().filter_map(|hold| hold.until) {
             round.wake(until);

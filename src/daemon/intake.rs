@@ -11,7 +11,7 @@ use super::ledger::Ledger;
 use super::target::{Target, Targets};
 use super::task::Round;
 use crate::model::{Steady, UtcMillis};
-use crate::store::{Store, StoreError};
+use crate::store::{Snapshot, Store, StoreError};
 
 /// Between two chunks that are taken in: as long as a chunk lasts.
 const CHUNK_PAUSE: Duration = Duration::from_millis(10);
@@ -44,11 +44,18 @@ impl Intake {
     /// Those of the store.
     pub(super) async fn take_in(
         &mut self,
+        seen: &Snapshot,
         ledger: &Ledger,
         clocks: &Clocks,
         round: &mut Round,
     ) -> Result<(), StoreError> {
         let now = round.now;
+        if let Some(at) = seen.due_at.filter(|at| *at > now.utc) {
+            round.wake(at);
+        }
+        if seen.due_at.is_none_or(|at| at > now.utc) {
+            return Ok(());
+        }
         let pause = self.chunk_after.since(now.steady);
         if !pause.is_zero() {
             round.wake(now.utc + pause);
@@ -73,6 +80,10 @@ impl Intake {
         }
         if let Some(at) = taken.next_at {
             round.wake(at.max(now.utc + Duration::from_millis(1)));
+        }
+        if taken.due + taken.cancelled + taken.expired > 0 {
+            // What was let out by it is in no lane that this round knows.
+            round.wake_now();
         }
         Ok(())
     }
@@ -120,7 +131,7 @@ impl Intake {
     }
 
     /// What waited before the clock stepped ahead has not waited for longer because of it.
-    fn corrected_ttl(&self, clocks: &Clocks, now: Steady) -> Option<Duration> {
+    pub(super) fn corrected_ttl(&self, clocks: &Clocks, now: Steady) -> Option<Duration> {
         self.default_ttl.map(|ttl| ttl + clocks.allowance(ttl, now))
     }
 }

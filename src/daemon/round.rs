@@ -26,10 +26,12 @@ use super::task::{Finished, Round};
 use super::upkeep::Upkeep;
 use crate::model::{Batch, Now, TargetName, UtcMillis};
 use crate::settings::Settings;
-use crate::store::{EndedCounts, Store, StoreError};
+use crate::store::{Asked, EndedCounts, Snapshot, Store, StoreError};
 
 /// Stamps that are ahead of the clock by more than this at a start show that it was set back.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
+/// Between two chunks of ended requests that leave the lines of their servers.
+const LEAVE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Decides what to do at this moment, and what follows from what was done.
 pub struct Dispatcher {
@@ -178,38 +180,57 @@ impl Dispatcher {
     /// nothing else to do.
     async fn passes(&mut self, round: &mut Round) -> Result<(), StoreError> {
         let now = round.now;
-        self.store.check_place().await?;
         if self.clocks.doubts(now.utc) {
-            return Ok(());
+            return self.store.check_place().await;
         }
         self.notice_clock(now).await?;
-        self.store.mend_ids().await?;
+        let with_room = self.submit_pass(round).targets_with_room();
+        let seen = &self.look(&with_room, now).await?;
+        self.store.mend_ids(seen).await?;
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now.utc).await?;
         self.intake
-            .take_in(&self.ledger, &self.clocks, round)
+            .take_in(seen, &self.ledger, &self.clocks, round)
             .await?;
         self.intake
             .reject_protected(&self.targets, &self.ledger, now.utc)
             .await?;
         self.strangers
-            .look(&self.store, &self.targets, round)
+            .look(&self.store, seen, &self.targets, round)
             .await?;
-        self.holds.review(round).await?;
-        let chosen = self.submit_pass(round).choose().await?;
-        let others = self.other_passes(round).await;
+        self.holds.review(seen, round).await?;
+        let chosen = self.submit_pass(round).choose(with_room, seen).await?;
+        let others = self.other_passes(seen, round).await;
         match chosen {
             Some(chosen) => self.submit_pass(round).claim(chosen, others).await,
             None => others,
         }
     }
 
-    async fn other_passes(&mut self, round: &mut Round) -> Result<(), StoreError> {
-        self.follow_pass(round).run().await?;
+    /// The one read of a round.
+    async fn look(&self, with_room: &[TargetName], now: Now) -> Result<Snapshot, StoreError> {
+        let batch_max = |name: &TargetName| self.targets.get(name).map(Target::batch_servers_max);
+        let targets: Vec<(TargetName, u32)> = with_room
+            .iter()
+            .filter_map(|name| Some((name.clone(), batch_max(name)?)))
+            .collect();
+        let asked = Asked {
+            default_ttl: self.intake.corrected_ttl(&self.clocks, now.steady),
+            targets: &targets,
+            except: self.batches.in_progress(),
+        };
+        self.store.snapshot(&asked, now.utc).await
+    }
+
+    async fn other_passes(&mut self, seen: &Snapshot, round: &mut Round) -> Result<(), StoreError> {
+        self.follow_pass(seen, round).run().await?;
         // A prune asks them for how long the budgets remember.
         target::store_news(&mut self.targets, &self.store, round.now.utc).await?;
         let is_quiet = round.tasks.is_empty() && self.batches.in_progress().is_empty();
-        self.upkeep.pass(&self.store, round, is_quiet).await
+        if self.store.leave_line(seen, is_quiet).await? {
+            round.wake(round.now.utc + LEAVE_PAUSE);
+        }
+        self.upkeep.pass(&self.store, round).await
     }
 
     fn submit_pass<'a>(&'a mut self, round: &'a mut Round) -> SubmitPass<'a> {
@@ -225,7 +246,7 @@ impl Dispatcher {
         }
     }
 
-    fn follow_pass<'a>(&'a mut self, round: &'a mut Round) -> FollowPass<'a> {
+    fn follow_pass<'a>(&'a mut self, seen: &'a Snapshot, round: &'a mut Round) -> FollowPass<'a> {
         FollowPass {
             store: &self.store,
             targets: &mut self.targets,
@@ -235,6 +256,7 @@ impl Dispatcher {
             batches: &mut self.batches,
             ledger: &self.ledger,
             round,
+            seen,
             picked: Picked::default(),
         }
     }

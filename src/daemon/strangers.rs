@@ -10,7 +10,7 @@ use tracing::warn;
 use super::target::Targets;
 use super::task::Round;
 use crate::model::{Steady, TargetName, UtcMillis};
-use crate::store::{Store, StoreError};
+use crate::store::{Snapshot, Store, StoreError};
 
 /// Targets, and holds, looked at in one round.
 const CHUNK: u32 = 200;
@@ -40,6 +40,7 @@ impl Strangers {
     pub(super) async fn look(
         &mut self,
         store: &Store,
+        seen: &Snapshot,
         targets: &Targets,
         round: &mut Round,
     ) -> Result<(), StoreError> {
@@ -49,12 +50,11 @@ impl Strangers {
             round.wake(now.utc + pause);
             return Ok(());
         }
-        let mark = store.change_mark().await?;
         if self.is_done() {
-            if self.begun_at == Some(mark) {
+            if self.begun_at == Some(seen.change_mark) {
                 return Ok(());
             }
-            self.begin(mark);
+            self.begin(seen.change_mark);
         }
         if let Some(last) = self.hold {
             let configured: Vec<TargetName> = targets.keys().cloned().collect();

@@ -16,7 +16,7 @@ use super::target::{Room, Targets};
 use super::task::Round;
 use crate::model::{Budget, Head, Hold, HoldKind, Lane, PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
-use crate::store::{Store, StoreError, Which};
+use crate::store::{Snapshot, Store, StoreError, Which};
 
 /// Servers read at once before their requests leave: a page of the list.
 const HEADS_MAX: usize = 1000;
@@ -81,14 +81,14 @@ impl SubmitPass<'_> {
     ///
     /// # Errors
     /// Those of the store.
-    pub(super) async fn choose(&mut self) -> Result<Option<Chosen>, StoreError> {
-        if self.submits.is_halted() {
-            return Ok(None);
-        }
-        let names = self.targets_with_room();
-        let mut lanes = self.open_lanes(&names).await?;
+    pub(super) async fn choose(
+        &mut self,
+        with_room: Vec<TargetName>,
+        seen: &Snapshot,
+    ) -> Result<Option<Chosen>, StoreError> {
+        let mut lanes = self.open_lanes(&seen.lanes);
         let mut chosen = None;
-        for name in names {
+        for name in with_room {
             let Some(lanes) = lanes.remove(&name) else {
                 continue;
             };
@@ -121,7 +121,10 @@ impl SubmitPass<'_> {
 
     /// The targets that a call may leave for at this moment. Those come first that have waited for
     /// longest.
-    fn targets_with_room(&mut self) -> Vec<TargetName> {
+    pub(super) fn targets_with_room(&mut self) -> Vec<TargetName> {
+        if self.submits.is_halted() {
+            return Vec::new();
+        }
         let mut names: Vec<TargetName> = self.targets.keys().cloned().collect();
         if let Some(last) = &self.submits.last_served {
             let served = names.partition_point(|name| name <= last);
@@ -165,24 +168,18 @@ impl SubmitPass<'_> {
         target.is_some_and(|target| target.is_ready(self.round.now.steady))
     }
 
-    /// The lanes of these targets that are not held.
-    async fn open_lanes(
-        &self,
-        names: &[TargetName],
-    ) -> Result<BTreeMap<TargetName, Vec<Lane>>, StoreError> {
-        let mut wanted = Vec::new();
-        for name in names {
-            for action in PowerAction::ALL.iter().copied() {
-                if !self.holds.cover(name, action, self.round.now.utc) {
-                    wanted.push((name.clone(), action));
-                }
+    /// The lanes that are not held, by target.
+    fn open_lanes(&self, lanes: &[Lane]) -> BTreeMap<TargetName, Vec<Lane>> {
+        let now = self.round.now.utc;
+        let mut open: BTreeMap<TargetName, Vec<Lane>> = BTreeMap::new();
+        for lane in lanes {
+            if !self.holds.cover(&lane.target, lane.action, now) {
+                open.entry(lane.target.clone())
+                    .or_default()
+                    .push(lane.clone());
             }
         }
-        let mut lanes: BTreeMap<TargetName, Vec<Lane>> = BTreeMap::new();
-        for lane in self.store.lanes(&wanted).await? {
-            lanes.entry(lane.target.clone()).or_default().push(lane);
-        }
-        Ok(lanes)
+        open
     }
 
     /// What of `lanes` could be claimed now, all of one target; else notes when to ask again.
@@ -225,7 +222,6 @@ impl SubmitPass<'_> {
             batch_servers_max: target.batch_servers_max(),
             linger: self.submits.linger,
         };
-        let lanes = count_lanes(self.store, lanes, limits.batch_servers_max).await?;
         let open = plan::open_lanes(name, &lanes, self.holds.present(), now.utc);
         let lane = match plan::choose(&open, limits, now.utc) {
             Choice::Go(lane) => lane,
@@ -352,24 +348,6 @@ impl SubmitPass<'_> {
         self.round.tasks.push(target.submit(batch, now.steady));
         Ok(())
     }
-}
-
-async fn count_lanes(
-    store: &Store,
-    lanes: Vec<Lane>,
-    count_max: u32,
-) -> Result<Vec<Lane>, StoreError> {
-    let mut counted = Vec::new();
-    for lane in lanes {
-        // Nobody can join the other groups, so nothing waits for them to fill.
-        let may_grow = lane.group == 0;
-        if may_grow {
-            counted.push(store.count(&lane, count_max).await?);
-        } else {
-            counted.push(lane);
-        }
-    }
-    Ok(counted)
 }
 
 /// The requests of `lanes`, all of one target, that may leave next: one look shows the servers of

@@ -61,8 +61,7 @@ impl Upkeep {
         }
     }
 
-    /// One chunk of old rows, the `-wal` and the note, where they are due. And what has ended leaves
-    /// the line of its servers, if nothing else is being done.
+    /// One chunk of old rows, the `-wal` and the note, where they are due.
     ///
     /// # Errors
     /// Those of the store.
@@ -70,12 +69,8 @@ impl Upkeep {
         &mut self,
         store: &Store,
         round: &mut Round,
-        is_quiet: bool,
     ) -> Result<(), StoreError> {
         let now = round.now.utc;
-        if store.leave_line(is_quiet).await? {
-            round.wake(now + CHUNK_PAUSE);
-        }
         if is_due(self.wal_at, now) {
             self.bound_wal(store, now).await?;
         }

@@ -3,15 +3,15 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
-    AttemptResult, Batch, Evidence, JobId, Lane, Origin, PowerAction, RequestId, Service,
-    TargetName, UtcMillis,
+    AttemptResult, Batch, Evidence, JobId, Lane, Origin, RequestId, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Store, TakenIn, Which};
+use poweryard::store::{Asked, Snapshot, Store, TakenIn, Which};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tempfile::TempDir;
@@ -199,18 +199,34 @@ impl Queue {
     /// The lanes of all targets that the queue names, counted.
     pub(crate) async fn lanes(&self) -> Vec<Lane> {
         let targets = self.store.targets_after("", 1000).await.expect("targets");
-        let with_actions = |target: TargetName| {
-            PowerAction::ALL
-                .iter()
-                .map(move |action| (target.clone(), *action))
+        let targets: Vec<_> = targets.into_iter().map(|target| (target, 1000)).collect();
+        self.snapshot(&targets, None).await.lanes
+    }
+
+    /// What a round would read.
+    pub(crate) async fn snapshot(
+        &self,
+        targets: &[(TargetName, u32)],
+        default_ttl: Option<Duration>,
+    ) -> Snapshot {
+        let asked = Asked {
+            default_ttl,
+            targets,
+            except: &BTreeSet::new(),
         };
-        let wanted: Vec<(TargetName, PowerAction)> =
-            targets.into_iter().flat_map(with_actions).collect();
-        let mut counted = Vec::new();
-        for lane in self.store.lanes(&wanted).await.expect("lanes") {
-            counted.push(self.store.count(&lane, 1000).await.expect("counted"));
-        }
-        counted
+        self.store.peek(&asked, wall()).await.expect("readable")
+    }
+
+    /// When something is due without anybody's doing.
+    pub(crate) async fn due_at(&self, default_ttl: Option<Duration>) -> Option<UtcMillis> {
+        self.snapshot(&[], default_ttl).await.due_at
+    }
+
+    /// Has what has ended leave the lines of its servers, as in a quiet moment.
+    pub(crate) async fn leave_line(&self) {
+        let seen = self.snapshot(&[], None).await;
+        let left = self.store.leave_line(&seen, true).await;
+        left.expect("leave_line");
     }
 
     /// Claims all that may go now.

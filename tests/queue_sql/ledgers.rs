@@ -537,11 +537,7 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
     let first = queue.insert("a", &[]).await;
     let open = queue.go(wall()).await.remove(0);
     let second = queue.insert("b", &[]).await;
-    let lanes = queue
-        .store
-        .lanes(&[(TargetName("default".into()), PowerAction::Stop)])
-        .await
-        .expect("lanes");
+    let lanes = queue.lanes().await;
     let other = Store::open(queue.path()).await.expect("another daemon");
     assert_eq!(
         other.begin_epoch(wall()).await.expect("begun"),
@@ -585,11 +581,7 @@ async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() 
     note.push(".epoch");
     fs::remove_file(&note).expect("it is there");
     fs::create_dir(&note).expect("in its way");
-    let lanes = queue
-        .store
-        .lanes(&[(TargetName("default".into()), PowerAction::Stop)])
-        .await
-        .expect("lanes");
+    let lanes = queue.lanes().await;
     for _ in 0..2 {
         let which = poweryard::store::Which::First(10);
         let claimed = queue

@@ -101,8 +101,9 @@ async fn a_hold_is_the_reason_of_what_could_go_and_of_what_is_retried() {
         queue.row(row).await,
         format!("x||budget|budget used up|{}", now + HOUR)
     );
-    let (over, _) = queue.store.holds(now + HOUR).await.expect("holds");
-    assert_eq!(over.len(), 2);
+    let end = queue.store.end_past_holds(now + HOUR).await;
+    end.expect("ended");
+    assert_eq!(queue.snapshot(&[], None).await.holds.len(), 2);
     assert!(queue.rows(row).await.is_empty());
 }
 

@@ -252,7 +252,7 @@ impl Walk {
                 }
             }
             Move::LeaveLine => {
-                self.queue.store.leave_line(true).await.expect("leave_line");
+                self.queue.leave_line().await;
             }
             Move::Settle { which, ends } => {
                 if let Some(batch) = self.batch(*which).await {
@@ -385,13 +385,7 @@ impl Walk {
             left,
             self.all().await
         );
-        let due = self
-            .queue
-            .store
-            .next_due_at(Some(Duration::ZERO))
-            .await
-            .expect("next_due_at");
-        prop_assert_eq!(due, None);
+        prop_assert_eq!(self.queue.due_at(Some(Duration::ZERO)).await, None);
         Ok(())
     }
 }

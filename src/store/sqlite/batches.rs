@@ -24,6 +24,16 @@ pub struct DueTarget {
     pub at: UtcMillis,
 }
 
+impl DueTarget {
+    pub(super) fn of(key: Vec<u8>, at: String) -> Self {
+        Self {
+            target: TargetName(rows::lossy(key.clone())),
+            key,
+            at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
+        }
+    }
+}
+
 /// What a target's batches can be followed by at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hands {
@@ -34,36 +44,6 @@ pub struct Hands {
 }
 
 impl Store {
-    /// The targets of open batches, each with the time at which its first one is due; those in
-    /// `except` do not count.
-    pub async fn due_targets(
-        &self,
-        except: &BTreeSet<BatchId>,
-    ) -> Result<Vec<DueTarget>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let found: Vec<(Vec<u8>, String)> = sqlx::query_as(
-            "WITH RECURSIVE used(target) AS (
-                 SELECT (SELECT min(o.target) FROM batches o WHERE o.state <> 'done')
-                 UNION ALL
-                 SELECT (SELECT min(n.target) FROM batches n WHERE n.state <> 'done' AND n.target > used.target)
-                 FROM used WHERE used.target IS NOT NULL
-             )
-             SELECT CAST(used.target AS BLOB), f.next_look_at FROM used CROSS JOIN batches f ON f.id = (
-                 SELECT d.id FROM batches d WHERE d.state <> 'done' AND d.target = used.target
-                 AND d.id NOT IN (SELECT value FROM json_each(?1)) ORDER BY d.next_look_at LIMIT 1)
-             WHERE used.target IS NOT NULL",
-        )
-        .bind(serde_json::to_string(except).unwrap_or_default())
-        .fetch_all(&mut *writer)
-        .await?;
-        let due = |(key, at): (Vec<u8>, String)| DueTarget {
-            target: TargetName(rows::lossy(key.clone())),
-            key,
-            at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
-        };
-        Ok(found.into_iter().map(due).collect())
-    }
-
     /// A target's open batches in the order in which their next steps are due, at most `limit`, of
     /// the kinds for which there is a `hand`, without those in `except`.
     pub async fn due_batches(
@@ -387,10 +367,10 @@ async fn members(
     // One row for all of them: each row costs as much again on its way through sqlx.
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
-                r.id, r.server_id, r.attempts,
+                r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER),
                 CASE WHEN r.travel_group = 0 THEN 0
                      ELSE (SELECT count(*) FROM earlier_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END,
-                r.seen_since IS NOT NULL, r.baseline,
+                r.seen_since IS NOT NULL, CAST(r.baseline AS TEXT),
                 ?2 IS NOT NULL AND (EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.in_line IS NULL AND e.gate IS NULL
                     AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2

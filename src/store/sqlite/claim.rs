@@ -8,13 +8,9 @@ use super::rows::list;
 use super::{Store, StoreError, gate, holds, rows, text};
 use crate::lifecycle::{self, Event, Step};
 use crate::model::{
-    Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, OwnCode, PowerAction,
-    RequestId, RequestState, ServerId, TargetName, UtcMillis,
+    Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, OwnCode, RequestId,
+    RequestState, ServerId, UtcMillis,
 };
-
-/// Lanes of one target and action that are read at once; those beyond come when the first of these
-/// have left.
-const LANES_MAX: i64 = 1000;
 
 /// A claim that has parked so many goes with those that it has found by then: the transaction stays
 /// short whatever stands in the lane.
@@ -30,93 +26,6 @@ pub enum Which<'a> {
 }
 
 impl Store {
-    /// The lanes of each wanted target and action, with their heads; not counted. Of very many
-    /// travel groups the oldest. Cost does not depend on what waits behind the heads, nor on other
-    /// targets.
-    pub async fn lanes(
-        &self,
-        wanted: &[(TargetName, PowerAction)],
-    ) -> Result<Vec<Lane>, StoreError> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let wanted: Vec<(&str, &str)> = wanted
-            .iter()
-            .map(|(target, action)| (target.0.as_str(), action.as_str()))
-            .collect();
-        let mut writer = self.writer.lock().await;
-        let found: Vec<(String, String, i64, i64, i64)> = sqlx::query_as(
-            "WITH RECURSIVE head(target, action, travel_group, number) AS (
-                 SELECT j.value ->> 0, j.value ->> 1,
-                        (SELECT r.travel_group FROM power_requests r WHERE r.gate = 'ready' AND r.target = j.value ->> 0
-                         AND r.action = j.value ->> 1 ORDER BY r.travel_group LIMIT 1), 1
-                 FROM json_each(?1) j
-                 UNION ALL
-                 SELECT head.target, head.action,
-                        (SELECT n.travel_group FROM power_requests n WHERE n.gate = 'ready' AND n.target = head.target
-                         AND n.action = head.action AND n.travel_group > head.travel_group ORDER BY n.travel_group LIMIT 1),
-                        head.number + 1
-                 FROM head WHERE head.travel_group IS NOT NULL AND head.number < ?2
-             )
-             SELECT head.target, head.action, head.travel_group, p.priority, p.id
-             FROM head CROSS JOIN power_requests p ON p.id = (
-                 SELECT f.id FROM power_requests f WHERE f.gate = 'ready' AND f.target = head.target
-                 AND f.action = head.action AND f.travel_group = head.travel_group ORDER BY f.priority DESC, f.id LIMIT 1)
-             WHERE head.travel_group IS NOT NULL",
-        )
-        .bind(serde_json::to_string(&wanted).unwrap_or_default())
-        .bind(LANES_MAX)
-        .fetch_all(&mut *writer)
-        .await?;
-        let lane =
-            |(target, action, group, head_priority, head_id): (String, String, i64, i64, i64)| {
-                Ok(Lane {
-                    target: TargetName(target),
-                    action: rows::word(&action)?,
-                    group,
-                    head_priority,
-                    head_id,
-                    ready: 1,
-                    oldest_eligible_at: UtcMillis(0),
-                })
-            };
-        found.into_iter().map(lane).collect()
-    }
-
-    /// Counts a lane's requests, up to `count_max`, and finds since when the longest-waiting of
-    /// fewer could go.
-    pub async fn count(&self, lane: &Lane, count_max: u32) -> Result<Lane, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let ready: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2
-                 AND r.travel_group = ?3 LIMIT 0 + ?4)",
-        )
-        .bind(&lane.target.0)
-        .bind(lane.action.as_str())
-        .bind(lane.group)
-        .bind(count_max)
-        .fetch_one(&mut *writer)
-        .await?;
-        let ready = u32::try_from(ready).unwrap_or(u32::MAX);
-        let mut counted = Lane {
-            ready,
-            ..lane.clone()
-        };
-        if ready < count_max {
-            let oldest: Option<String> = sqlx::query_scalar(
-                "SELECT min(ifnull(r.eligible_at, r.created_at)) FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2
-                     AND r.travel_group = ?3",
-            )
-            .bind(&lane.target.0)
-            .bind(lane.action.as_str())
-            .bind(lane.group)
-            .fetch_one(&mut *writer)
-            .await?;
-            counted.oldest_eligible_at = rows::readable_time(oldest).unwrap_or(UtcMillis(0));
-        }
-        Ok(counted)
-    }
-
     /// The first requests of each lane that may go, at most `each`, in the order in which they would
     /// be claimed. Those that may not are parked.
     pub async fn heads(&self, lanes: &[&Lane], each: u32) -> Result<Vec<Head>, StoreError> {
@@ -242,7 +151,7 @@ impl Store {
     ) -> Result<Option<(BatchId, Vec<Member>)>, StoreError> {
         let Wanted { lane, now, .. } = *wanted;
         let mut tx = self.begin(writer).await?;
-        let (holds, _) = holds::read(&mut tx, now).await?;
+        let holds = holds::read(&mut tx, now).await?;
         if holds
             .iter()
             .any(|hold| hold.covers(&lane.target, lane.action, now))
@@ -389,7 +298,7 @@ async fn pick_these(
 ) -> Result<Picked, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
-                r.id, r.server_id, r.attempts, ifnull(r.eligible_at, r.created_at),
+                r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT),
                 CASE WHEN ?5 THEN
                     EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id
                             AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
@@ -425,7 +334,7 @@ async fn read_first(
 ) -> Result<Vec<Candidate>, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
-                r.id, r.server_id, r.attempts, ifnull(r.eligible_at, r.created_at),
+                r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT),
                 CASE WHEN ?5 THEN
                     EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id
                             AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)

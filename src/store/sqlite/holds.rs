@@ -20,32 +20,17 @@ pub struct NotedPace {
 }
 
 impl Store {
-    /// The holds that may concern a configured target; those whose time has passed are removed
-    /// first. Otherwise as [`Store::present_holds`].
-    pub async fn holds(&self, now: UtcMillis) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
-        {
-            let mut writer = self.writer.lock().await;
-            let over: Vec<i64> = sqlx::query_scalar(
-                "SELECT id FROM holds INDEXED BY holds_that_matter
-                 WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
-            )
-            .bind(text(now))
-            .fetch_all(&mut *writer)
-            .await?;
-            self.delete_holds(&mut writer, &over).await?;
-        }
-        self.present_holds(now).await
-    }
-
-    /// The holds in force that may concern a configured target. And a sentence on each row that a
-    /// stranger wrote and that does not read: without a known action or kind it holds nothing,
-    /// while odd times leave it in force.
-    pub async fn present_holds(
-        &self,
-        now: UtcMillis,
-    ) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
+    /// Removes the holds whose time has passed, as far as they may concern a configured target.
+    pub async fn end_past_holds(&self, now: UtcMillis) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
-        read(&mut writer, now).await
+        let over: Vec<i64> = sqlx::query_scalar(
+            "SELECT id FROM holds INDEXED BY holds_that_matter
+             WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
+        )
+        .bind(text(now))
+        .fetch_all(&mut *writer)
+        .await?;
+        self.delete_holds(&mut writer, &over).await
     }
 
     /// Puts a hold, or renews the one of the same target, action and kind; its `since` stays.
@@ -381,30 +366,34 @@ pub(in crate::store) async fn note_refused_key(
     Ok(())
 }
 
-/// As [`Store::present_holds`]. Takes any connection, so that a claim looks in its own transaction.
+/// The holds in force that may concern a configured target. Takes a connection, so that a claim looks
+/// in its own transaction.
 pub(super) async fn read(
     connection: &mut SqliteConnection,
     now: UtcMillis,
-) -> Result<(Vec<Hold>, Vec<String>), StoreError> {
-    let found: Vec<HoldRow> = sqlx::query_as(
-        "SELECT id, CAST(target AS BLOB) AS target, CAST(action AS BLOB) AS action, CAST(kind AS BLOB) AS kind,
-                CAST(reason AS BLOB) AS reason, CAST(since AS BLOB) AS since, CAST(until AS BLOB) AS until
-         FROM holds INDEXED BY holds_that_matter WHERE kind <> 'unknown_target' OR target IS NULL ORDER BY id",
+) -> Result<Vec<Hold>, StoreError> {
+    let found: Vec<u8> = sqlx::query_scalar(
+        "SELECT CAST(json_group_array(json_array(
+             h.id, CAST(h.target AS TEXT), CAST(h.action AS TEXT), CAST(h.kind AS TEXT), CAST(h.reason AS TEXT),
+             CAST(h.since AS TEXT), CAST(h.until AS TEXT))) AS BLOB)
+         FROM holds h INDEXED BY holds_that_matter WHERE h.kind <> 'unknown_target' OR h.target IS NULL",
     )
-    .fetch_all(connection)
+    .fetch_one(connection)
     .await?;
-    let mut odd = Vec::new();
-    let holds: Vec<Hold> = found
+    let found: Vec<HoldRow> = rows::json(found)?;
+    let mut unreadable = Vec::new();
+    let all = found
         .into_iter()
-        .filter_map(|record| record.into_hold(now, &mut odd))
-        .collect();
-    Ok((
-        holds
-            .into_iter()
-            .filter(|hold| hold.until.is_none_or(|until| until > now))
-            .collect(),
-        odd,
-    ))
+        .filter_map(|row| row.into_hold(now, &mut unreadable));
+    Ok(in_force(all.collect(), now))
+}
+
+/// Those whose time has not passed.
+pub(super) fn in_force(holds: Vec<Hold>, now: UtcMillis) -> Vec<Hold> {
+    holds
+        .into_iter()
+        .filter(|hold| hold.until.is_none_or(|until| until > now))
+        .collect()
 }
 
 /// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds
@@ -429,45 +418,44 @@ pub(in crate::store) async fn put_hold(
 }
 
 /// A row as anybody may have written it.
-#[derive(sqlx::FromRow)]
-struct HoldRow {
+#[derive(serde::Deserialize)]
+pub(super) struct HoldRow {
     id: i64,
-    target: Option<Vec<u8>>,
-    action: Option<Vec<u8>>,
-    kind: Vec<u8>,
-    reason: Vec<u8>,
-    since: Vec<u8>,
-    until: Option<Vec<u8>>,
+    target: Option<String>,
+    action: Option<String>,
+    kind: String,
+    reason: String,
+    since: String,
+    until: Option<String>,
 }
 
 impl HoldRow {
-    fn into_hold(self, now: UtcMillis, odd: &mut Vec<String>) -> Option<Hold> {
+    /// Without a known action or kind it holds nothing, while odd times leave it in force; a sentence
+    /// on either goes to `unreadable`.
+    pub(super) fn into_hold(self, now: UtcMillis, unreadable: &mut Vec<String>) -> Option<Hold> {
         let id = self.id;
-        let mut note =
-            |what: &str, error: StoreError| odd.push(format!("row {id} of holds: {what}: {error}"));
-        let read = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let mut note = |what: &str, error: StoreError| {
+            unreadable.push(format!("row {id} of holds: {what}: {error}"));
+        };
         let ignored = "it is ignored";
-        let kind = rows::word(&read(self.kind))
+        let kind = rows::word(&self.kind)
             .map_err(|error| note(ignored, error))
             .ok()?;
-        let action = self
-            .action
-            .map(|action| rows::word(&read(action)))
-            .transpose();
+        let action = self.action.map(|action| rows::word(&action)).transpose();
         let action = action.map_err(|error| note(ignored, error)).ok()?;
-        let since = rows::time(&read(self.since)).unwrap_or_else(|error| {
+        let since = rows::time(&self.since).unwrap_or_else(|error| {
             note("it is in force, since an unknown time", error);
             now
         });
-        let until = rows::maybe_time(self.until.map(read)).unwrap_or_else(|error| {
+        let until = rows::maybe_time(self.until).unwrap_or_else(|error| {
             note("it is in force without an end", error);
             None
         });
         Some(Hold {
-            target: self.target.map(read).map(TargetName),
+            target: self.target.map(TargetName),
             action,
             kind,
-            reason: read(self.reason),
+            reason: self.reason,
             since,
             until,
         })
@@ -476,6 +464,9 @@ impl HoldRow {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::Asked;
     use super::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
@@ -500,7 +491,14 @@ mod tests {
             .execute(&mut *store.writer.lock().await)
             .await
             .expect("inserted");
-        let (holds, odd) = store.holds(NOW).await.expect("readable");
+        let asked = Asked {
+            default_ttl: None,
+            targets: &[],
+            except: &BTreeSet::new(),
+        };
+        let seen = store.peek(&asked, NOW).await.expect("readable");
+        let holds = seen.holds;
+        let odd = seen.unreadable_holds;
         let held: Vec<_> = holds
             .iter()
             .map(|hold| hold.target.as_ref().map(|target| target.0.as_str()))

@@ -146,16 +146,6 @@ impl Store {
         ))
     }
 
-    /// When the next queued row becomes due or expires without anybody's doing; long ago if
-    /// `take_in` has work already.
-    pub async fn next_due_at(
-        &self,
-        default_ttl: Option<Duration>,
-    ) -> Result<Option<UtcMillis>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        next_due_at(&mut writer, default_ttl).await
-    }
-
     /// The next targets that requests name which are ready or parked, behind `after` in the order of
     /// names; at most `limit`.
     pub async fn targets_after(
@@ -188,46 +178,53 @@ impl Store {
         .await?;
         Ok(names.into_iter().map(rows::lossy).map(TargetName).collect())
     }
-
-    /// Changes with every write to the queue, whoever makes it.
-    pub async fn change_mark(&self) -> Result<(i64, i64), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mark = "SELECT total_changes(), data_version FROM pragma_data_version";
-        Ok(sqlx::query_as(mark).fetch_one(&mut *writer).await?)
-    }
 }
 
 async fn next_due_at(
     connection: &mut SqliteConnection,
     default_ttl: Option<Duration>,
 ) -> Result<Option<UtcMillis>, StoreError> {
-    type Times = (
-        bool,
-        Option<String>,
-        Option<String>,
-        Option<String>,
-        Option<String>,
-    );
-    let (noted, later, retry, expiry, oldest): Times = sqlx::query_as(
-        "SELECT EXISTS (SELECT 1 FROM round_notes),
-                (SELECT min(eligible_at) FROM power_requests WHERE gate = 'later'),
-                (SELECT min(retry_at) FROM power_requests WHERE gate = 'retry'),
-                (SELECT min(expires_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL),
+    let times: NextTimes = sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM round_notes) AS noted,
+                (SELECT min(eligible_at) FROM power_requests WHERE gate = 'later') AS later,
+                (SELECT min(retry_at) FROM power_requests WHERE gate = 'retry') AS retry,
+                (SELECT min(expires_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL) AS expiry,
                 (SELECT min(ifnull(eligible_at, created_at)) FROM power_requests
-                 WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL)",
+                 WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL) AS oldest",
     )
     .fetch_one(connection)
     .await?;
-    if noted {
-        return Ok(Some(UtcMillis(0)));
+    Ok(times.next(default_ttl))
+}
+
+/// What a take-in waits for.
+#[derive(sqlx::FromRow)]
+pub(super) struct NextTimes {
+    /// Somebody waits for what has ended.
+    pub(super) noted: bool,
+    /// The first `not_before`.
+    pub(super) later: Option<String>,
+    /// The first `retry_at`.
+    pub(super) retry: Option<String>,
+    /// The first `expires_at`.
+    pub(super) expiry: Option<String>,
+    /// Since when the oldest request without a time of expiry could go.
+    pub(super) oldest: Option<String>,
+}
+
+impl NextTimes {
+    /// The first of them. A time that a stranger spoilt tells nothing: whoever it belongs to waits,
+    /// and the others go on.
+    pub(super) fn next(self, default_ttl: Option<Duration>) -> Option<UtcMillis> {
+        if self.noted {
+            return Some(UtcMillis(0));
+        }
+        let ttl_ends = rows::readable_time(self.oldest)
+            .zip(default_ttl)
+            .map(|(oldest, ttl)| oldest + ttl);
+        let times = [self.later, self.retry, self.expiry].map(rows::readable_time);
+        times.into_iter().chain([ttl_ends]).flatten().min()
     }
-    let ttl_ends = rows::readable_time(oldest)
-        .zip(default_ttl)
-        .map(|(oldest, ttl)| oldest + ttl);
-    // A time that a stranger spoilt tells nothing; whoever it belongs to waits, and the others
-    // go on.
-    let times = [later, retry, expiry].map(rows::readable_time);
-    Ok(times.into_iter().chain([ttl_ends]).flatten().min())
 }
 
 /// A request that has ended without a call.

@@ -36,6 +36,7 @@ mod place;
 mod record;
 pub(super) mod rows;
 pub(super) mod schema;
+mod snapshot;
 pub(super) mod upkeep;
 mod wake;
 
@@ -45,6 +46,7 @@ pub(crate) use file::beside;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub use holds::{NotedPace, RefusedKey, TargetNews};
 pub use intake::{EndedCounts, TakenIn};
+pub use snapshot::{Asked, Snapshot};
 pub use upkeep::{Prune, Restored};
 pub use wake::Changes;
 

@@ -54,6 +54,16 @@ pub(in crate::store) fn json<T: serde::de::DeserializeOwned>(
     serde_json::from_str(&lossy(bytes)).map_err(|error| StoreError::Unreadable(error.to_string()))
 }
 
+/// The bytes that SQLite's `hex` has written out; what is no pair of digits is left out.
+pub(in crate::store) fn bytes_of_hex(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.bytes().collect();
+    let pairs = digits.chunks_exact(2);
+    let texts = pairs.filter_map(|pair| std::str::from_utf8(pair).ok());
+    texts
+        .filter_map(|pair| u8::from_str_radix(pair, 16).ok())
+        .collect()
+}
+
 /// A text of which only the bytes are certain.
 pub(in crate::store) fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)

@@ -13,13 +13,14 @@ use super::batches::SHADOW;
 use super::hand;
 use super::holds::put_hold;
 use super::note::{self, MOST, Note};
+use super::snapshot::Snapshot;
 use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, gate, rows, stamp_page, text};
 use crate::model::{Hold, HoldKind, PowerAction, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short.
 const CHUNK: i64 = 300;
 /// Batches whose requests still stand in the line, before they leave it beside other work.
-const LINGERING_MAX: i64 = 256;
+pub(super) const LINGERING_MAX: i64 = 256;
 /// Requests that leave the line in one transaction then.
 const LEAVING_MAX: i64 = 3000;
 /// The same in a quiet moment: what is committed meanwhile hardly waits for it.
@@ -277,16 +278,16 @@ impl Store {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn mend_ids(&self) -> Result<(), StoreError> {
+    pub async fn mend_ids(&self, seen: &Snapshot) -> Result<(), StoreError> {
         let known = self.own().note;
-        let mut writer = self.writer.lock().await;
-        let last = read_note(&mut writer).await?;
+        let last = seen.last;
         let is_possible = |last: i64, known: i64| (known..=MOST + IDS_SKIPPED).contains(&last);
         if is_possible(last.last_id, known.last_id)
             && is_possible(last.last_batch_id, known.last_batch_id)
         {
             return Ok(());
         }
+        let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         mend_sequences(&mut tx, known).await?;
         tx.commit().await
@@ -297,20 +298,14 @@ impl Store {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn leave_line(&self, is_quiet: bool) -> Result<bool, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let lingering: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + ?)",
-        )
-        .bind(LINGERING_MAX)
-        .fetch_one(&mut *writer)
-        .await?;
-        let rows_max = match (lingering, is_quiet) {
+    pub async fn leave_line(&self, seen: &Snapshot, is_quiet: bool) -> Result<bool, StoreError> {
+        let rows_max = match (seen.lingering, is_quiet) {
             (0, _) => return Ok(false),
             (LINGERING_MAX, _) => LEAVING_MAX,
             (_, true) => LEAVING_QUIETLY,
             (_, false) => return Ok(false),
         };
+        let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let left = gate::leave_line(&mut tx, rows_max).await?;
         tx.commit().await?;
