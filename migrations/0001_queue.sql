@@ -647,7 +647,6 @@ WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.finished_at IS
          WHEN 'unknown' THEN OLD.state <> 'running'
          WHEN 'queued' THEN OLD.state <> 'running'
          ELSE OLD.state <> 'queued' OR NEW.state IS NULL END)
-     OR NEW.attempts IS NULL OR NEW.travel_group IS NULL OR (NEW.gate IS NULL AND NEW.finished_at IS NULL)
 BEGIN
     SELECT CASE
         WHEN OLD.finished_at IS NOT NULL AND ((SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR NEW.in_line IS NOT NULL
@@ -673,8 +672,6 @@ BEGIN
              ELSE 0 END
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
         WHEN OLD.finished_at IS NOT NULL THEN NULL
-        WHEN NEW.attempts IS NULL OR NEW.travel_group IS NULL OR (NEW.gate IS NULL AND NEW.finished_at IS NULL)
-            THEN RAISE(ABORT, 'only the daemon writes attempts, gate and travel_group')
         WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NOT NULL THEN NULL
         WHEN NEW.action IS NOT OLD.action OR CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB)
              OR NEW.target IS NOT OLD.target OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key

@@ -181,7 +181,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             ],
         ),
         (
-            "SET state = 'expired'",
+            "SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL",
             &[
                 "SEARCH power_requests USING COVERING INDEX power_requests_expiry (expires_at>? AND expires_at<?)",
                 "SEARCH power_requests USING INDEX power_requests_ttl (<expr><?)",
@@ -250,11 +250,15 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
-            "SET state = ?3",
+            "json_each(?8)) AND +state",
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
-            "SET state = 'queued'",
+            "attempts - ?7)\n             WHERE state = 'running'",
+            &["SEARCH power_requests USING COVERING INDEX power_requests_running (batch_id=?)"],
+        ),
+        (
+            "json_each(?7)) AND +state",
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (

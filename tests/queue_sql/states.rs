@@ -306,7 +306,6 @@ async fn a_strangers_value_in_a_daemon_column_is_readable_or_refused() {
         "evidence = 'rumour'",
         "finished_at = '2026-01-01T00:00:00.000Z'",
         "gate = 'open'",
-        "gate = NULL",
         "gate = 'flight'",
         "gate = 'retry'",
         "evidence = 'none'",

@@ -8,8 +8,8 @@ use super::rows::list;
 use super::{Store, StoreError, gate, holds, rows, text};
 use crate::lifecycle::{self, Event, Step};
 use crate::model::{
-    Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, OwnCode, RequestId,
-    RequestState, ServerId, UtcMillis,
+    Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, RequestId, RequestState,
+    ServerId, UtcMillis,
 };
 
 /// A claim that has parked so many goes with those that it has found by then: the transaction stays
@@ -57,15 +57,8 @@ impl Store {
             .collect();
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        sqlx::query(
-            "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = ?2,
-                 error_message = j.value ->> 2
-             FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
-        )
-        .bind(serde_json::to_string(&waits).unwrap_or_default())
-        .bind(OwnCode::Busy.as_str())
-        .execute(&mut *tx)
-        .await?;
+        let waits = serde_json::to_string(&waits).unwrap_or_default();
+        gate::put_off(&mut tx, &waits).await?;
         tx.commit().await
     }
 
@@ -403,16 +396,7 @@ async fn claim_members(
     lifecycle::next(RequestState::Queued, &Event::Claimed)
         .map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let ids = list(go.iter().map(|candidate| &candidate.id));
-    sqlx::query(
-        "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?2, submitted_at = ?3, retry_at = NULL,
-             attempts = attempts + 1
-         WHERE id IN (SELECT value FROM json_each(?1))",
-    )
-    .bind(&ids)
-    .bind(batch.0)
-    .bind(text(now))
-    .execute(&mut *tx)
-    .await?;
+    gate::take(tx, &ids, batch, now).await?;
     let baselines: BTreeMap<RequestId, Baseline> = match which {
         Which::First(_) => BTreeMap::new(),
         Which::These(heads) => heads.iter().copied().collect(),

@@ -11,10 +11,11 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::rows::{self, list};
 use super::{StoreError, text};
-use crate::model::{ServerId, TargetName, UtcMillis};
+use crate::lifecycle::{Outcome, Return};
+use crate::model::{BatchId, OwnCode, RequestState, ServerId, TargetName, UtcMillis};
 
 /// Servers of one target, for the next of each to come forward.
-pub(super) type Freed = BTreeMap<TargetName, Vec<ServerId>>;
+type Freed = BTreeMap<TargetName, Vec<ServerId>>;
 
 /// True if any request of this target is parked. Where none is, nobody has to be let out, and no
 /// index of parked rows has to be searched a thousand times.
@@ -42,6 +43,198 @@ pub(super) async fn park_behind(tx: &mut SqliteConnection, ids: &[i64]) -> Resul
     .bind(list(ids))
     .execute(tx)
     .await?;
+    Ok(())
+}
+
+/// Lets requests wait that stand ready: a JSON list of their ids, each with a time and a reason.
+pub(super) async fn put_off(tx: &mut SqliteConnection, waits: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = ?2,
+             error_message = j.value ->> 2
+         FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
+    )
+    .bind(waits)
+    .bind(OwnCode::Busy.as_str())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A batch takes these requests along, a JSON list of ids. The schema refuses it for one whose
+/// server has an earlier unfinished request in its line.
+pub(super) async fn take(
+    tx: &mut SqliteConnection,
+    ids: &str,
+    batch: BatchId,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?2, submitted_at = ?3, retry_at = NULL,
+             attempts = attempts + 1
+         WHERE id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(ids)
+    .bind(batch.0)
+    .bind(text(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Requests that a batch carries.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Members<'a> {
+    pub(super) batch: BatchId,
+    /// Those in this JSON list; none: all of them.
+    pub(super) ids: Option<&'a str>,
+}
+
+/// They have ended. They stay in the line of their servers until a quiet moment: see `leave_line`.
+pub(super) async fn end(
+    tx: &mut SqliteConnection,
+    members: Members<'_>,
+    outcome: &Outcome,
+    taken_back: i64,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    let sql = match members.ids {
+        None => {
+            "UPDATE power_requests SET state = ?2, evidence = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''),
+                 finished_at = ?6, gate = NULL, attempts = max(0, attempts - ?7)
+             WHERE state = 'running' AND batch_id = ?1"
+        }
+        Some(_) => {
+            "UPDATE power_requests SET state = ?2, evidence = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''),
+                 finished_at = ?6, gate = NULL, attempts = max(0, attempts - ?7)
+             WHERE id IN (SELECT value FROM json_each(?8)) AND +state = 'running' AND +batch_id = ?1"
+        }
+    };
+    let query = sqlx::query(sql)
+        .bind(members.batch.0)
+        .bind(outcome.state.as_str())
+        .bind(outcome.evidence.as_str())
+        .bind(&outcome.code)
+        .bind(&outcome.message)
+        .bind(text(now))
+        .bind(taken_back);
+    let query = match members.ids {
+        None => query,
+        Some(ids) => query.bind(ids),
+    };
+    query.execute(tx).await?;
+    Ok(())
+}
+
+/// They go back to the queue, at once or after a wait.
+pub(super) async fn give_back(
+    tx: &mut SqliteConnection,
+    members: Members<'_>,
+    back: &Return,
+    taken_back: i64,
+) -> Result<(), StoreError> {
+    let sql = match members.ids {
+        None => {
+            "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?2,
+                 gate = CASE WHEN ?2 IS NULL THEN 'ready' ELSE 'retry' END,
+                 travel_group = ifnull(?3, travel_group), attempts = max(0, attempts - ?4),
+                 error_code = nullif(?5, ''), error_message = nullif(?6, ''), baseline = NULL, seen_since = NULL
+             WHERE state = 'running' AND batch_id = ?1"
+        }
+        Some(_) => {
+            "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?2,
+                 gate = CASE WHEN ?2 IS NULL THEN 'ready' ELSE 'retry' END,
+                 travel_group = ifnull(?3, travel_group), attempts = max(0, attempts - ?4),
+                 error_code = nullif(?5, ''), error_message = nullif(?6, ''), baseline = NULL, seen_since = NULL
+             WHERE id IN (SELECT value FROM json_each(?7)) AND +state = 'running' AND +batch_id = ?1"
+        }
+    };
+    let query = sqlx::query(sql)
+        .bind(members.batch.0)
+        .bind(back.retry_at.map(text))
+        .bind(back.group)
+        .bind(taken_back)
+        .bind(&back.code)
+        .bind(&back.message);
+    let query = match members.ids {
+        None => query,
+        Some(ids) => query.bind(ids),
+    };
+    query.execute(tx).await?;
+    Ok(())
+}
+
+/// How requests end that were not sent.
+pub(super) struct QueuedEnd {
+    pub(super) state: RequestState,
+    pub(super) code: OwnCode,
+    pub(super) message: &'static str,
+}
+
+/// A request that has ended without an answer of the cloud.
+#[derive(sqlx::FromRow)]
+pub(super) struct EndedRow {
+    pub(super) id: i64,
+    pub(super) target: Vec<u8>,
+    pub(super) server_id: Vec<u8>,
+    pub(super) action: String,
+}
+
+/// Those of `ids` that are queued have ended, and whoever waits for them or behind them hears of it.
+pub(super) async fn end_queued(
+    tx: &mut SqliteConnection,
+    ids: &[i64],
+    end: &QueuedEnd,
+    now: UtcMillis,
+) -> Result<Vec<EndedRow>, StoreError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ended = sqlx::query_as(
+        "UPDATE power_requests SET state = ?2, evidence = 'none', error_code = ?3, error_message = ?4, finished_at = ?5,
+             gate = NULL, in_line = NULL, retry_at = NULL
+         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued'
+         RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",
+    )
+    .bind(list(ids))
+    .bind(end.state.as_str())
+    .bind(end.code.as_str())
+    .bind(end.message)
+    .bind(text(now))
+    .fetch_all(&mut *tx)
+    .await?;
+    after_ends(tx, &ended).await?;
+    Ok(ended)
+}
+
+/// Requests on their way that no open batch carries have ended.
+pub(super) async fn end_stranded(
+    tx: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<Vec<EndedRow>, StoreError> {
+    let stranded = sqlx::query_as(
+        "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = ?2,
+             error_message = 'its batch was removed from the queue by hand, so the daemon cannot ask what happened to it',
+             finished_at = ?1, gate = NULL, in_line = NULL
+         WHERE state = 'running' AND NOT EXISTS (
+             SELECT 1 FROM batches b WHERE b.id = power_requests.batch_id AND b.state <> 'done')
+         RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",
+    )
+    .bind(text(now))
+    .bind(OwnCode::Orphaned.as_str())
+    .fetch_all(&mut *tx)
+    .await?;
+    after_ends(tx, &stranded).await?;
+    Ok(stranded)
+}
+
+async fn after_ends(tx: &mut SqliteConnection, ended: &[EndedRow]) -> Result<(), StoreError> {
+    note_awaited(tx, &list(ended.iter().map(|row| &row.id))).await?;
+    let servers = ended
+        .iter()
+        .map(|row| (Some(row.target.clone()), Some(row.server_id.clone())));
+    for (target, servers) in freed(servers) {
+        bring_forward(tx, &target, &servers).await?;
+    }
     Ok(())
 }
 
@@ -253,7 +446,7 @@ pub(super) async fn follow_notes(
 }
 
 /// Targets and servers as they are in rows, sorted by target.
-pub(super) fn freed(rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>) -> Freed {
+fn freed(rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>) -> Freed {
     let mut freed = Freed::new();
     for (target, server) in rows {
         if let (Some(target), Some(server)) = (target, server) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::rows::list;
+use super::gate::{EndedRow, QueuedEnd};
 use super::{Store, StoreError, gate, rows, text};
 use crate::model::{OwnCode, PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
@@ -79,19 +79,7 @@ impl Store {
     pub async fn end_stranded(&self, now: UtcMillis) -> Result<EndedCounts, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        let stranded: Vec<EndedRow> = sqlx::query_as(
-            "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = ?2,
-                 error_message = 'its batch was removed from the queue by hand, so the daemon cannot ask what happened to it',
-                 finished_at = ?1, gate = NULL, in_line = NULL
-             WHERE state = 'running' AND NOT EXISTS (
-                 SELECT 1 FROM batches b WHERE b.id = power_requests.batch_id AND b.state <> 'done')
-             RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",
-        )
-        .bind(text(now))
-        .bind(OwnCode::Orphaned.as_str())
-        .fetch_all(&mut *tx)
-        .await?;
-        after_ends(&mut tx, &stranded).await?;
+        let stranded = gate::end_stranded(&mut tx, now).await?;
         tx.commit().await?;
         Ok(counted(stranded, RequestState::Unknown, OwnCode::Orphaned))
     }
@@ -125,19 +113,12 @@ impl Store {
             return Ok(EndedCounts::new());
         }
         let mut tx = self.begin(&mut writer).await?;
-        let rejected: Vec<EndedRow> = sqlx::query_as(
-            "UPDATE power_requests SET state = 'rejected', evidence = 'none', error_code = ?3,
-                 error_message = 'the config protects this server from stop and reboot', finished_at = ?2, gate = NULL,
-                 in_line = NULL, retry_at = NULL
-             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'
-             RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",
-        )
-        .bind(serde_json::to_string(&found).unwrap_or_default())
-        .bind(text(now))
-        .bind(OwnCode::Protected.as_str())
-        .fetch_all(&mut *tx)
-        .await?;
-        after_ends(&mut tx, &rejected).await?;
+        let end = QueuedEnd {
+            state: RequestState::Rejected,
+            code: OwnCode::Protected,
+            message: "the config protects this server from stop and reboot",
+        };
+        let rejected = gate::end_queued(&mut tx, &found, &end, now).await?;
         tx.commit().await?;
         Ok(counted(
             rejected,
@@ -227,27 +208,6 @@ impl NextTimes {
     }
 }
 
-/// A request that has ended without a call.
-#[derive(sqlx::FromRow)]
-struct EndedRow {
-    id: i64,
-    target: Vec<u8>,
-    server_id: Vec<u8>,
-    action: String,
-}
-
-/// Those who waited for these, or stood behind them, hear of it.
-async fn after_ends(tx: &mut SqliteConnection, ended: &[EndedRow]) -> Result<(), StoreError> {
-    gate::note_awaited(tx, &list(ended.iter().map(|row| &row.id))).await?;
-    let servers = ended
-        .iter()
-        .map(|row| (Some(row.target.clone()), Some(row.server_id.clone())));
-    for (target, servers) in gate::freed(servers) {
-        gate::bring_forward(tx, &target, &servers).await?;
-    }
-    Ok(())
-}
-
 /// Requests that could have gone since before this have outlived the default time to live.
 fn ttl_edge(ttl: Option<Duration>, now: UtcMillis) -> String {
     ttl.map_or_else(String::new, |ttl| text(now.before(ttl)))
@@ -258,22 +218,24 @@ async fn expire(
     ttl: Option<Duration>,
     now: UtcMillis,
 ) -> Result<EndedCounts, StoreError> {
-    let expired: Vec<EndedRow> = sqlx::query_as(
-        "UPDATE power_requests SET state = 'expired', evidence = 'none', error_code = ?4,
-             error_message = 'its time passed before it could be sent', finished_at = ?1, gate = NULL, in_line = NULL,
-             retry_at = NULL
-         WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1 LIMIT 0 + ?3)
-            OR id IN (SELECT id FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
-                      AND ifnull(eligible_at, created_at) <= ?2 LIMIT 0 + ?3)
-         RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",
+    let due: Vec<i64> = sqlx::query_scalar(
+        "SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1
+                         LIMIT 0 + ?3)
+         UNION ALL
+         SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
+                         AND ifnull(eligible_at, created_at) <= ?2 LIMIT 0 + ?3)",
     )
     .bind(text(now))
     .bind(ttl_edge(ttl, now))
     .bind(CHUNK)
-    .bind(OwnCode::Expired.as_str())
     .fetch_all(&mut *tx)
     .await?;
-    after_ends(tx, &expired).await?;
+    let end = QueuedEnd {
+        state: RequestState::Expired,
+        code: OwnCode::Expired,
+        message: "its time passed before it could be sent",
+    };
+    let expired = gate::end_queued(tx, &due, &end, now).await?;
     Ok(counted(expired, RequestState::Expired, OwnCode::Expired))
 }
 

@@ -90,16 +90,25 @@ async fn move_requests(
     step: &Step,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    for (event, ids) in groups(step) {
+    let groups = groups(step);
+    // What happens to all of them alike needs no list.
+    let is_alike = groups.len() == 1 && step.moves.len() == batch.members.len();
+    for (event, ids) in groups {
+        let members = gate::Members {
+            batch: batch.id,
+            ids: (!is_alike).then_some(ids.as_str()),
+        };
         match event {
             Event::Claimed => {}
             Event::Ended(outcome) => {
-                end(tx, batch, &ids, outcome, now).await?;
+                let taken_back = i64::from(was_settled_by_the_answer(batch, outcome));
+                gate::end(tx, members, outcome, taken_back, now).await?;
                 gate::note_awaited(tx, &ids).await?;
             }
             Event::Returned(back) => {
                 keep_attempts(tx, batch, &ids, back, now).await?;
-                give_back(tx, batch, &ids, back).await?;
+                let taken_back = i64::from(is_taken_back(batch, back));
+                gate::give_back(tx, members, back, taken_back).await?;
             }
         }
     }
@@ -114,32 +123,6 @@ fn servers_that_moved(batch: &Batch, step: &Step) -> Vec<ServerId> {
         .filter(|member| moved.contains(&member.request))
         .map(|member| member.server.clone())
         .collect()
-}
-
-/// They stay in the line of their servers until a quiet moment: `gate::leave_line`.
-async fn end(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    ids: &str,
-    outcome: &Outcome,
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE power_requests SET state = ?3, evidence = ?4, error_code = nullif(?5, ''), error_message = nullif(?6, ''),
-             finished_at = ?7, gate = NULL, attempts = max(0, attempts - ?8)
-         WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running'",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .bind(outcome.state.as_str())
-    .bind(outcome.evidence.as_str())
-    .bind(&outcome.code)
-    .bind(&outcome.message)
-    .bind(text(now))
-    .bind(i64::from(was_settled_by_the_answer(batch, outcome)))
-    .execute(tx)
-    .await?;
-    Ok(())
 }
 
 /// The ledger of the calls before the one that comes next.
@@ -162,31 +145,6 @@ async fn keep_attempts(
     .bind(&back.code)
     .bind(&back.message)
     .bind(text(now))
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn give_back(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    ids: &str,
-    back: &Return,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?3,
-             gate = CASE WHEN ?3 IS NULL THEN 'ready' ELSE 'retry' END,
-             travel_group = ifnull(?4, travel_group), attempts = max(0, attempts - ?5),
-             error_code = nullif(?6, ''), error_message = nullif(?7, ''), baseline = NULL, seen_since = NULL
-         WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running'",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .bind(back.retry_at.map(text))
-    .bind(back.group)
-    .bind(i64::from(is_taken_back(batch, back)))
-    .bind(&back.code)
-    .bind(&back.message)
     .execute(tx)
     .await?;
     Ok(())
