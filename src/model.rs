@@ -83,10 +83,6 @@ impl ServerId {
         .join("-")
     }
 
-    /// What is compared and hashed.
-    fn lower_case(&self) -> impl Iterator<Item = u8> {
-        self.0.bytes().map(|byte| byte.to_ascii_lowercase())
-    }
 }
 
 impl PartialEq for ServerId {
@@ -105,13 +101,30 @@ impl PartialOrd for ServerId {
 
 impl Ord for ServerId {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.lower_case().cmp(other.lower_case())
+        // Thousands of them are sorted for each answer: byte by byte, and most differ in the first.
+        for (own, other) in self.0.bytes().zip(other.0.bytes()) {
+            let order = own.to_ascii_lowercase().cmp(&other.to_ascii_lowercase());
+            if order.is_ne() {
+                return order;
+            }
+        }
+        self.0.len().cmp(&other.0.len())
     }
 }
 
+/// The usual id, a UUID, is one piece.
+const HASHED_AT_ONCE: usize = 40;
+
 impl Hash for ServerId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.lower_case().for_each(|byte| state.write_u8(byte));
+        // A piece at a time: a hasher works on eight bytes as fast as on one.
+        for piece in self.0.as_bytes().chunks(HASHED_AT_ONCE) {
+            let mut lower = [0; HASHED_AT_ONCE];
+            for (to, from) in lower.iter_mut().zip(piece) {
+                *to = from.to_ascii_lowercase();
+            }
+            state.write(&lower);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A job's answer, read server by server: each sub-job's own status counts, whatever the parent
 //! says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::case::{Case, already, failed, is_as_wished};
@@ -70,7 +70,7 @@ pub fn after_failed_query(case: Case<'_>, error: &CallError) -> Step {
 /// this very reboot, if the cloud asked twice inside, so that its servers are looked at before
 /// anything is concluded.
 pub fn busy_reboots(batch: &Batch, report: &JobReport) -> BTreeMap<RequestId, Complaint> {
-    if !batch.action.leaves_no_mark() {
+    if !batch.action.leaves_no_mark() || !names_busy(report) {
         return BTreeMap::new();
     }
     let parts = parts_by_server(report);
@@ -93,6 +93,15 @@ pub fn busy_reboots(batch: &Batch, report: &JobReport) -> BTreeMap<RequestId, Co
         busy.extend(untold.iter().map(|request| (*request, error.clone())));
     }
     busy
+}
+
+/// True if any part of the answer says that a server is busy.
+fn names_busy(report: &JobReport) -> bool {
+    let sub_jobs = report.sub_jobs.iter();
+    let mut errors = sub_jobs
+        .filter_map(|sub_job| sub_job.error.as_ref())
+        .chain(&report.error);
+    errors.any(|error| error.class == CodeClass::ServerBusy)
 }
 
 /// What the sub-jobs say of one server.
@@ -122,8 +131,9 @@ impl<'a> ServerPart<'a> {
     }
 }
 
-fn parts_by_server(report: &JobReport) -> BTreeMap<&ServerId, ServerPart<'_>> {
-    let mut parts: BTreeMap<&ServerId, ServerPart<'_>> = BTreeMap::new();
+fn parts_by_server(report: &JobReport) -> HashMap<&ServerId, ServerPart<'_>> {
+    let mut parts: HashMap<&ServerId, ServerPart<'_>> =
+        HashMap::with_capacity(report.sub_jobs.len());
     for sub_job in &report.sub_jobs {
         if let Some(server) = &sub_job.server {
             let part = ServerPart::of(sub_job);
