@@ -790,7 +790,8 @@ WHERE r.in_line = 1 AND r.finished_at IS NOT NULL
 
 -- Each call that carried a request. The last one is in the request's own row.
 CREATE VIEW request_attempts AS
-SELECT request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline, seen_since
+SELECT request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline,
+       CASE WHEN seen_since IS NOT NULL THEN 'moving' END AS seen, seen_since
 FROM earlier_attempts
 UNION ALL
 SELECT id, batch_id,
@@ -800,7 +801,7 @@ SELECT id, batch_id,
             ELSE state END,
        CASE WHEN state <> 'running' THEN error_code END,
        CASE WHEN state <> 'running' THEN error_message END,
-       submitted_at, finished_at, baseline, seen_since
+       submitted_at, finished_at, baseline, CASE WHEN seen_since IS NOT NULL THEN 'moving' END, seen_since
 FROM power_requests
 WHERE batch_id IS NOT NULL AND state IN ('running', 'succeeded', 'failed', 'unknown');
 

@@ -252,7 +252,10 @@ async fn a_wal_or_shm_that_was_cut_or_written_over_ends_the_daemon() {
             _ => cut(&beside(&yard, "-shm"), 0),
         }
         let source = why_it_ended(daemon).await;
-        assert!(matches!(source, StoreError::Replaced(_)), "{how}: {source}");
+        // If the daemon was writing at that moment, half a `-wal` reads as a damaged database.
+        let is_named = matches!(source, StoreError::Replaced(_))
+            || (how == "halved" && matches!(source, StoreError::Damaged));
+        assert!(is_named, "{how}: {source}");
         assert_eq!(yard.cloud.ledger().len(), 1, "{how}");
     }
 }

@@ -88,7 +88,7 @@ pub(super) struct Machine<'a> {
     path: PathBuf,
     cloud: Cloud,
     fuse: Arc<Fuse>,
-    desk: SqliteConnection,
+    connection: SqliteConnection,
     producers: Producers,
     facts: Facts,
     daemon: Option<Daemon>,
@@ -155,7 +155,7 @@ impl<'a> Machine<'a> {
             facts: Facts::new(plan.limits().with_listed(&listed)),
             producers: Producers::new(servers, &plan.rough),
             cloud: Cloud::new(world, BEGIN),
-            desk: connect(path).await?,
+            connection: connect(path).await?,
             path: path.to_owned(),
             fuse,
             daemon: None,
@@ -222,7 +222,7 @@ impl<'a> Machine<'a> {
         if let Some(daemon) = self.daemon.take() {
             daemon.end().await;
         }
-        let _ = sqlx::Connection::close(self.desk).await;
+        let _ = sqlx::Connection::close(self.connection).await;
     }
 
     fn now(&self) -> UtcMillis {
@@ -291,7 +291,7 @@ impl<'a> Machine<'a> {
             self.fuse.fail(more, times);
         }
         if self.rng.permille(rough.lock) && self.locked_until.is_none() && self.act_at.is_some() {
-            producer::lock(&mut self.desk, true).await?;
+            producer::lock(&mut self.connection, true).await?;
             let until = self.now() + self.rng.millis(1, 8_000);
             self.locked_until = Some(until);
             self.act_at = self.act_at.map(|at| at.max(until));
@@ -370,7 +370,7 @@ impl<'a> Machine<'a> {
             Event::Unlock => {
                 self.say(|| "the queue is unlocked".to_owned());
                 self.locked_until = None;
-                producer::lock(&mut self.desk, false).await
+                producer::lock(&mut self.connection, false).await
             }
         }
     }
@@ -509,7 +509,7 @@ impl<'a> Machine<'a> {
         if self.producers.left == 0 {
             self.release().await?;
             self.producers
-                .resume_all(&mut self.desk, &mut self.facts)
+                .resume_all(&mut self.connection, &mut self.facts)
                 .await?;
             // Requests that never expire wait for ever behind a server that stays busy for ever:
             // somebody gives them up.
@@ -518,13 +518,13 @@ impl<'a> Machine<'a> {
                 _ => None,
             };
             if self.act_at.is_none() {
-                self.producers.give_up(&mut self.desk).await?;
+                self.producers.give_up(&mut self.connection).await?;
             }
         } else {
             let moment = self.moment();
             let done = self
                 .producers
-                .act(&mut self.desk, &mut self.facts, &mut self.rng, moment)
+                .act(&mut self.connection, &mut self.facts, &mut self.rng, moment)
                 .await?;
             self.say(|| done);
             self.act_at = Some(now + producer::gap(&mut self.rng, self.plan.rough.act_gap_max_ms));
@@ -549,7 +549,7 @@ impl<'a> Machine<'a> {
             return Ok(());
         }
         let now = self.moment();
-        let (entries, newest) = audit::read(&mut self.desk, self.seen.1).await?;
+        let (entries, newest) = audit::read(&mut self.connection, self.seen.1).await?;
         self.seen = (commits, newest);
         if self.trace.is_some() {
             for entry in &entries {

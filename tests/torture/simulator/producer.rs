@@ -55,17 +55,17 @@ impl Producers {
     /// One act; what was done, for the trace.
     pub(super) async fn act(
         &mut self,
-        desk: &mut SqliteConnection,
+        connection: &mut SqliteConnection,
         facts: &mut Facts,
         rng: &mut Rng,
         now: Moment,
     ) -> Result<String, Broken> {
         if self.flood > 0 {
-            return self.name_many_targets(desk, facts, rng, now).await;
+            return self.name_many_targets(connection, facts, rng, now).await;
         }
         if facts.requests.is_empty() || !rng.permille(self.meddling) {
             let rows = rng.between(1, 8).min(self.left);
-            return self.insert(desk, facts, rng, rows, now).await;
+            return self.insert(connection, facts, rng, rows, now).await;
         }
         let queued = facts
             .requests
@@ -74,12 +74,12 @@ impl Producers {
         let queued: Vec<i64> = queued.map(|(id, _)| *id).collect();
         let (what, id) = (rng.between(0, 6), rng.pick(&queued).copied());
         let done = match (what, id) {
-            (6, _) => tamper(desk, rng).await,
-            (0, Some(id)) => cancel(desk, id).await,
-            (1, Some(id)) => change_not_before(desk, facts, rng, id, now).await,
-            (2, Some(id)) => change_expiry(desk, facts, rng, id, now).await,
-            (3, Some(id)) => change_priority(desk, rng, id).await,
-            _ => hold(desk, facts, rng, now).await,
+            (6, _) => tamper(connection, rng).await,
+            (0, Some(id)) => cancel(connection, id).await,
+            (1, Some(id)) => change_not_before(connection, facts, rng, id, now).await,
+            (2, Some(id)) => change_expiry(connection, facts, rng, id, now).await,
+            (3, Some(id)) => change_priority(connection, rng, id).await,
+            _ => hold(connection, facts, rng, now).await,
         };
         done.map_err(|Broken(error)| {
             Broken(format!(
@@ -91,11 +91,11 @@ impl Producers {
     /// Lifts every hold of an operator; the end of a run.
     pub(super) async fn resume_all(
         &mut self,
-        desk: &mut SqliteConnection,
+        connection: &mut SqliteConnection,
         facts: &mut Facts,
     ) -> Result<(), Broken> {
         sqlx::query("DELETE FROM holds WHERE kind = 'operator'")
-            .execute(desk)
+            .execute(connection)
             .await?;
         facts.held.clear();
         Ok(())
@@ -107,10 +107,13 @@ impl Producers {
     }
 
     /// Cancels what is still queued, if somebody has waited long enough.
-    pub(super) async fn give_up(&mut self, desk: &mut SqliteConnection) -> Result<(), Broken> {
+    pub(super) async fn give_up(
+        &mut self,
+        connection: &mut SqliteConnection,
+    ) -> Result<(), Broken> {
         if !self.patient {
             sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
-                .execute(desk)
+                .execute(connection)
                 .await?;
         }
         Ok(())
@@ -118,7 +121,7 @@ impl Producers {
 
     async fn insert(
         &mut self,
-        desk: &mut SqliteConnection,
+        connection: &mut SqliteConnection,
         facts: &mut Facts,
         rng: &mut Rng,
         rows: u64,
@@ -126,7 +129,7 @@ impl Producers {
     ) -> Result<String, Broken> {
         let one_action = rng.permille(600).then(|| action(rng));
         let mut said = String::from("insert");
-        let mut tx = desk.begin().await?;
+        let mut tx = connection.begin().await?;
         for _ in 0..rows {
             let wish = self.wish(facts, rng, one_action, now);
             self.inserted += 1;
@@ -172,13 +175,13 @@ impl Producers {
     /// none of which may go.
     async fn name_many_targets(
         &mut self,
-        desk: &mut SqliteConnection,
+        connection: &mut SqliteConnection,
         facts: &mut Facts,
         rng: &mut Rng,
         now: Moment,
     ) -> Result<String, Broken> {
         let rows = std::mem::take(&mut self.flood);
-        let mut tx = desk.begin().await?;
+        let mut tx = connection.begin().await?;
         for number in 0..rows {
             let target = TargetName(format!("misspelt-{number}"));
             let Some((_, server)) = rng.pick(&self.servers).cloned() else {
@@ -272,9 +275,13 @@ fn action(rng: &mut Rng) -> PowerAction {
 }
 
 /// What the schema took from this machine's clock, in virtual time.
-async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Result<(), Broken> {
+async fn set_eligible(
+    connection: &mut SqliteConnection,
+    id: i64,
+    at: UtcMillis,
+) -> Result<(), Broken> {
     sqlx::query("UPDATE queue_mark SET writing = token")
-        .execute(&mut *desk)
+        .execute(&mut *connection)
         .await?;
     sqlx::query(
         "UPDATE power_requests SET eligible_at = ?1
@@ -282,24 +289,24 @@ async fn set_eligible(desk: &mut SqliteConnection, id: i64, at: UtcMillis) -> Re
     )
     .bind(at.to_string())
     .bind(id)
-    .execute(&mut *desk)
+    .execute(&mut *connection)
     .await?;
     sqlx::query("UPDATE queue_mark SET writing = NULL")
-        .execute(desk)
+        .execute(connection)
         .await?;
     Ok(())
 }
 
-async fn cancel(desk: &mut SqliteConnection, id: i64) -> Result<String, Broken> {
+async fn cancel(connection: &mut SqliteConnection, id: i64) -> Result<String, Broken> {
     sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE id = ? AND state = 'queued'")
         .bind(id)
-        .execute(desk)
+        .execute(connection)
         .await?;
     Ok(format!("cancel {id}"))
 }
 
 async fn change_not_before(
-    desk: &mut SqliteConnection,
+    connection: &mut SqliteConnection,
     facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
@@ -318,7 +325,7 @@ async fn change_not_before(
     }
     request.wish.not_before = at;
     let inserted_at = request.wish.inserted_at.utc;
-    let mut tx = desk.begin().await?;
+    let mut tx = connection.begin().await?;
     sqlx::query("UPDATE power_requests SET not_before = ? WHERE id = ?")
         .bind(at.map(|at| at.to_string()))
         .bind(id)
@@ -330,7 +337,7 @@ async fn change_not_before(
 }
 
 async fn change_expiry(
-    desk: &mut SqliteConnection,
+    connection: &mut SqliteConnection,
     facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
@@ -345,13 +352,13 @@ async fn change_expiry(
     sqlx::query("UPDATE power_requests SET expires_at = ? WHERE id = ?")
         .bind(at.to_string())
         .bind(id)
-        .execute(desk)
+        .execute(connection)
         .await?;
     Ok(format!("expires_at of {id} = {at}"))
 }
 
 async fn change_priority(
-    desk: &mut SqliteConnection,
+    connection: &mut SqliteConnection,
     rng: &mut Rng,
     id: i64,
 ) -> Result<String, Broken> {
@@ -359,14 +366,14 @@ async fn change_priority(
     sqlx::query("UPDATE power_requests SET priority = ? WHERE id = ?")
         .bind(priority)
         .bind(id)
-        .execute(desk)
+        .execute(connection)
         .await?;
     Ok(format!("priority of {id} = {priority}"))
 }
 
 /// Pauses or resumes all actions or one, of all targets or one.
 async fn hold(
-    desk: &mut SqliteConnection,
+    connection: &mut SqliteConnection,
     facts: &mut Facts,
     rng: &mut Rng,
     now: Moment,
@@ -390,7 +397,7 @@ async fn hold(
         .bind(target.as_ref().map(|target| &target.0))
         .bind(action.map(PowerAction::as_str))
         .bind(now.utc.to_string())
-        .execute(desk)
+        .execute(connection)
         .await?;
     Ok(format!("operators hold {:?}", facts.held))
 }
@@ -412,9 +419,12 @@ const FORBIDDEN: [&str; 12] = [
 ];
 
 /// Tries one of these.
-async fn tamper(desk: &mut SqliteConnection, rng: &mut Rng) -> Result<String, Broken> {
+async fn tamper(connection: &mut SqliteConnection, rng: &mut Rng) -> Result<String, Broken> {
     let statement = *rng.pick(&FORBIDDEN).unwrap_or(&FORBIDDEN[0]);
-    let told = match sqlx::raw_sql(AssertSqlSafe(statement)).execute(desk).await {
+    let told = match sqlx::raw_sql(AssertSqlSafe(statement))
+        .execute(connection)
+        .await
+    {
         Ok(done) => format!("{} rows", done.rows_affected()),
         Err(error) => error.to_string(),
     };
@@ -422,14 +432,14 @@ async fn tamper(desk: &mut SqliteConnection, rng: &mut Rng) -> Result<String, Br
 }
 
 /// Takes the write lock, or gives it back.
-pub(super) async fn lock(desk: &mut SqliteConnection, locked: bool) -> Result<(), Broken> {
+pub(super) async fn lock(connection: &mut SqliteConnection, locked: bool) -> Result<(), Broken> {
     let statement = if locked {
         "BEGIN IMMEDIATE"
     } else {
         "ROLLBACK"
     };
     sqlx::raw_sql(AssertSqlSafe(statement))
-        .execute(desk)
+        .execute(connection)
         .await?;
     Ok(())
 }

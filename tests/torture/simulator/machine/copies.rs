@@ -36,7 +36,7 @@ impl Machine<'_> {
 
     async fn take_copy(&mut self) -> Result<(), Broken> {
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
-            .execute(&mut self.desk)
+            .execute(&mut self.connection)
             .await?;
         let file = std::fs::read(&self.path)
             .map_err(|error| Broken(format!("cannot copy the queue: {error}")))?;
@@ -54,8 +54,8 @@ impl Machine<'_> {
     async fn restore(&mut self, copy: Copy) -> Result<(), Broken> {
         let elsewhere = self.path.with_file_name("elsewhere.db");
         let nothing = connect_to_new(&elsewhere).await?;
-        let desk = std::mem::replace(&mut self.desk, nothing);
-        sqlx::Connection::close(desk).await?;
+        let connection = std::mem::replace(&mut self.connection, nothing);
+        sqlx::Connection::close(connection).await?;
         for ending in ["queue.db-wal", "queue.db-shm"] {
             let _ = std::fs::remove_file(self.path.with_file_name(ending));
         }
@@ -64,7 +64,7 @@ impl Machine<'_> {
         }
         std::fs::write(&self.path, &copy.file)
             .map_err(|error| Broken(format!("cannot restore: {error}")))?;
-        let nothing = std::mem::replace(&mut self.desk, connect(&self.path).await?);
+        let nothing = std::mem::replace(&mut self.connection, connect(&self.path).await?);
         sqlx::Connection::close(nothing).await?;
         let is_older = self.fuse.commits() > copy.commits;
         let now = self.moment();
@@ -85,11 +85,11 @@ impl Machine<'_> {
         let failed =
             |error: poweryard::store::StoreError| Broken(format!("cannot release: {error}"));
         let dropped = self.rng.permille(500);
-        let mut desk = QueueClient::open(&self.path, Access::Write)
+        let mut connection = QueueClient::open(&self.path, Access::Write)
             .await
             .map_err(failed)?;
-        let released = desk.release(dropped).await.map_err(failed)?;
-        desk.close().await.map_err(failed)?;
+        let released = connection.release(dropped).await.map_err(failed)?;
+        connection.close().await.map_err(failed)?;
         self.say(|| format!("an operator releases what was restored: {released:?}"));
         self.acted = true;
         self.learn().await?;

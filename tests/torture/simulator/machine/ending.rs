@@ -17,7 +17,7 @@ impl Machine<'_> {
                  || ', expires_at ' || ifnull(expires_at, '-') || ', retry_at ' || ifnull(retry_at, '-')
              FROM power_requests WHERE gate IS NOT NULL",
         )
-        .fetch_all(&mut self.desk)
+        .fetch_all(&mut self.connection)
         .await?;
         for row in rows {
             self.say(|| row);
@@ -31,7 +31,7 @@ impl Machine<'_> {
             "SELECT (SELECT count(*) FROM power_requests), (SELECT count(*) FROM power_requests WHERE gate IS NOT NULL),
                     (SELECT count(*) FROM request_attempts WHERE result IS NULL), (SELECT count(*) FROM round_notes)",
         )
-        .fetch_one(&mut self.desk)
+        .fetch_one(&mut self.connection)
         .await?;
         let inserted = (self.facts.requests.len() - self.facts.deleted.len()) as i64;
         if (rows, open, attempts) != (inserted, 0, 0) {
