@@ -82,7 +82,6 @@ impl ServerId {
         ]
         .join("-")
     }
-
 }
 
 impl PartialEq for ServerId {

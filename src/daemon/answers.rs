@@ -42,7 +42,7 @@ struct EndedLook<'a> {
 
 // The answers.
 impl AnswerPass<'_> {
-    /// Decides what follows from an answer, and stores it. What cannot be stored is kept.
+    /// Decides what follows from an answer; the ledger stores it.
     ///
     /// # Errors
     /// Only those that no waiting fixes.
@@ -86,21 +86,17 @@ impl AnswerPass<'_> {
 
     /// A batch whose intent is stored and whose call was not begun, since a stop was asked for at
     /// this moment: nothing of it is in doubt, and its requests are in the queue as before.
-    ///
-    /// # Errors
-    /// Only those that no waiting fixes.
-    pub(super) async fn not_begun(&mut self, batch: Batch) -> Result<(), StoreError> {
+    pub(super) fn not_begun(&mut self, batch: Batch) {
         self.batches.call_ended(batch.id);
         if let Some(target) = self.targets.get_mut(&batch.target) {
             target.submit_ended(self.now.utc);
         }
         let step = Step::not_begun(&batch, "the daemon was stopped before the call began");
-        let answered = Answered {
+        self.ledger.take(Answered {
             batch,
             step,
             error: None,
-        };
-        self.ledger.save(answered, self.holds, self.now.utc).await
+        });
     }
 
     /// The cloud is ready for calls, or says why not.
@@ -191,7 +187,8 @@ impl AnswerPass<'_> {
             now,
         };
         let step = verdict::after_submit(case, answer, &history);
-        self.save(Answered { batch, step, error }).await
+        self.take(Answered { batch, step, error });
+        Ok(())
     }
 
     /// A job was asked for.
@@ -230,7 +227,8 @@ impl AnswerPass<'_> {
             Err(error) => verdict::after_failed_query(case, error),
         };
         let error = answer.err();
-        self.save(Answered { batch, step, error }).await
+        self.take(Answered { batch, step, error });
+        Ok(())
     }
 
     /// Servers were looked at.
@@ -253,7 +251,7 @@ impl AnswerPass<'_> {
         for batch in batches {
             let step = self.after_look(&batch, &ended);
             let error = answer.as_ref().err().cloned();
-            self.save(Answered { batch, step, error }).await?;
+            self.take(Answered { batch, step, error });
         }
         Ok(())
     }
@@ -292,9 +290,9 @@ impl AnswerPass<'_> {
         self.clocks.correct_returned(batch, is_accepted);
     }
 
-    async fn save(&mut self, answered: Answered) -> Result<(), StoreError> {
+    fn take(&mut self, answered: Answered) {
         self.batches.note_step(&answered.batch, &answered.step);
-        self.ledger.save(answered, self.holds, self.now.utc).await
+        self.ledger.take(answered);
     }
 }
 

@@ -24,10 +24,15 @@ pub struct Observers {
     pub notifier: Notifier,
 }
 
+/// Requests moved in one transaction, before another one begins.
+const MOVES_MAX: usize = 2000;
+
 /// See the module.
 pub(super) struct Ledger {
     store: Arc<Store>,
     observers: Observers,
+    /// Answers that are about to be stored.
+    new: Vec<Answered>,
     /// Answers that the database did not take.
     unsaved: Vec<Answered>,
 }
@@ -51,12 +56,25 @@ impl Answered {
     }
 }
 
+/// How many of them are stored in one transaction, which stays short.
+fn first_of(answers: &[Answered]) -> usize {
+    let mut moves = 0;
+    for (number, answered) in answers.iter().enumerate() {
+        moves += answered.step.moves.len();
+        if moves >= MOVES_MAX {
+            return number + 1;
+        }
+    }
+    answers.len()
+}
+
 impl Ledger {
     /// One that nobody listens to yet.
     pub(super) fn new(store: Arc<Store>) -> Self {
         Self {
             store,
             observers: Observers::default(),
+            new: Vec::new(),
             unsaved: Vec::new(),
         }
     }
@@ -88,28 +106,47 @@ impl Ledger {
             .count()
     }
 
-    /// Stores what follows from an answer, and then says so. An answer that cannot be stored is
-    /// kept.
+    /// Takes what follows from an answer: `save_new` stores it.
+    pub(super) fn take(&mut self, answered: Answered) {
+        self.new.push(answered);
+    }
+
+    /// Stores what was taken, all of it together, and then says so. What cannot be stored is kept.
     ///
     /// # Errors
     /// Only those that no waiting fixes.
-    pub(super) async fn save(
+    pub(super) async fn save_new(
         &mut self,
-        answered: Answered,
         holds: &Holds,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
-        match self.store_answer(&answered, now).await {
-            Ok(()) => self.after_save(&answered, holds, now).await,
-            Err(error) if error.is_passing() => {
-                let id = answered.batch.id;
-                warn!(batch.id = %id, "batch {id}: the answer cannot be stored yet: {}", report::chain(&error));
-                self.unsaved.push(answered);
-                self.meter().database_failed(self.unsaved.len());
-                Ok(())
+        while !self.new.is_empty() {
+            let rest = self.new.split_off(first_of(&self.new));
+            let some = std::mem::replace(&mut self.new, rest);
+            let steps: Vec<(&Batch, &Step)> = some
+                .iter()
+                .map(|answered| (&answered.batch, &answered.step))
+                .collect();
+            match self.store.record_all(&steps, now).await {
+                Ok(()) => {
+                    for answered in &some {
+                        self.after_save(answered, holds, now).await?;
+                    }
+                }
+                Err(error) if error.is_passing() => self.keep(some, &error),
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
+        Ok(())
+    }
+
+    fn keep(&mut self, answers: Vec<Answered>, error: &StoreError) {
+        for answered in answers {
+            let id = answered.batch.id;
+            warn!(batch.id = %id, "batch {id}: the answer cannot be stored yet: {}", report::chain(error));
+            self.unsaved.push(answered);
+        }
+        self.meter().database_failed(self.unsaved.len());
     }
 
     /// Tries again to store the answers that could not be stored.

@@ -361,7 +361,7 @@ impl Loop {
         }
     }
 
-    /// Stores what has ended: this one, and a few more that have.
+    /// Stores what has ended: this one, and a few more that have, together.
     async fn finish_tasks(
         &mut self,
         ended: Result<TaskEnd, tokio::task::JoinError>,
@@ -369,8 +369,8 @@ impl Loop {
         let mut next = Some(ended);
         while let Some(ended) = next {
             match ended {
-                Ok(TaskEnd::Finished(finished)) => self.dispatcher.finish(finished, now()).await?,
-                Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now()).await?,
+                Ok(TaskEnd::Finished(finished)) => self.dispatcher.take_in(finished, now()).await?,
+                Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now()),
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}
@@ -384,6 +384,8 @@ impl Loop {
                 None
             };
         }
+        self.dispatcher.save_new(now()).await?;
+        self.watchdog.feed();
         Ok(())
     }
 

@@ -151,6 +151,15 @@ impl Dispatcher {
     /// # Errors
     /// Only those that no waiting fixes.
     pub async fn finish(&mut self, finished: Finished, now: Now) -> Result<(), StoreError> {
+        self.take_in(finished, now).await?;
+        self.save_new(now).await
+    }
+
+    /// Decides what follows from a finished task. `save_new` stores it, with others.
+    ///
+    /// # Errors
+    /// Only those that no waiting fixes.
+    pub async fn take_in(&mut self, finished: Finished, now: Now) -> Result<(), StoreError> {
         match self.notice_clock(now).await {
             // It is noticed again; the answer is more urgent.
             Err(error) if error.is_passing() => {}
@@ -160,12 +169,17 @@ impl Dispatcher {
     }
 
     /// Gives back a batch whose intent is stored and whose call was not begun, since a stop was
-    /// asked for at this moment.
+    /// asked for at this moment. `save_new` stores that.
+    pub fn not_begun(&mut self, batch: Batch, now: Now) {
+        self.answer_pass(now).not_begun(batch);
+    }
+
+    /// Stores what was taken in, together. An answer that cannot be stored is kept.
     ///
     /// # Errors
     /// Only those that no waiting fixes.
-    pub async fn not_begun(&mut self, batch: Batch, now: Now) -> Result<(), StoreError> {
-        self.answer_pass(now).not_begun(batch).await
+    pub async fn save_new(&mut self, now: Now) -> Result<(), StoreError> {
+        self.ledger.save_new(&self.holds, now.utc).await
     }
 
     /// Tries again to store the answers that could not be stored.

@@ -16,6 +16,8 @@ use crate::store::{Snapshot, Store, StoreError};
 const CHUNK: u32 = 200;
 /// Between two chunks of a walk.
 const CHUNK_PAUSE: Duration = Duration::from_millis(20);
+/// Between two walks while nobody else writes.
+const OWN_PAUSE: Duration = Duration::from_secs(1);
 /// New ones of a chunk that get a line of their own.
 const NAMED_MAX: usize = 5;
 
@@ -30,6 +32,8 @@ pub(super) struct Strangers {
     hold: Option<i64>,
     /// No chunk is looked at before this.
     after: Steady,
+    /// No walk is begun before this for what the daemon itself has written.
+    own_after: Steady,
 }
 
 impl Strangers {
@@ -54,6 +58,14 @@ impl Strangers {
             if self.begun_at == Some(seen.change_mark) {
                 return Ok(());
             }
+            // Nobody else has written: what the daemon itself has ended can wait a little.
+            let is_own = self.begun_at.map(|(_, others)| others) == Some(seen.change_mark.1);
+            let pause = self.own_after.since(now.steady);
+            if is_own && !pause.is_zero() {
+                round.wake(now.utc + pause);
+                return Ok(());
+            }
+            self.own_after = Steady(now.steady.0 + OWN_PAUSE);
             self.begin(seen.change_mark);
         }
         if let Some(last) = self.hold {

@@ -87,7 +87,11 @@ impl Store {
         let Some(row) = batch_row(&mut writer, id).await? else {
             return Ok(None);
         };
-        let members = members(&mut writer, &row).await?;
+        let kept = row.is_told_by_job().then(|| self.own().claimed.take(id));
+        let members = match kept.flatten() {
+            Some(members) => members,
+            None => members(&mut writer, &row).await?,
+        };
         row.into_batch(members).map(Some)
     }
 
@@ -308,6 +312,10 @@ async fn batch_row(
 }
 
 impl OpenBatchRow {
+    fn is_told_by_job(&self) -> bool {
+        self.state == BatchState::Tracking.as_str() && self.job_id.is_some()
+    }
+
     fn into_batch(self, members: Vec<Member>) -> Result<(Batch, Origin), StoreError> {
         // A time that does not read is one long ago: what it bounds is over.
         let time = |text: String| rows::readable_time(Some(text)).unwrap_or(UtcMillis(0));
@@ -356,9 +364,8 @@ async fn members(
     batch: &OpenBatchRow,
 ) -> Result<Vec<Member>, StoreError> {
     // Asked only where it matters: of reboots, and not while a job tells.
-    let is_told_by_job = batch.state == BatchState::Tracking.as_str() && batch.job_id.is_some();
     let leaves_no_mark = rows::word::<PowerAction>(&batch.action)?.leaves_no_mark();
-    let shadows_since = if leaves_no_mark && !is_told_by_job {
+    let shadows_since = if leaves_no_mark && !batch.is_told_by_job() {
         rows::readable_time(Some(batch.intent_at.clone()))
             .map(|intent_at| text(intent_at.before(SHADOW)))
     } else {

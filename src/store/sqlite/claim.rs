@@ -106,6 +106,7 @@ impl Store {
         let Some((batch, members)) = claimed else {
             return Ok(None);
         };
+        self.own().claimed.keep(batch, members.clone());
         let batch = Batch {
             id: batch,
             target: lane.target.clone(),

@@ -20,12 +20,14 @@ use tokio::sync::Mutex;
 
 use super::StoreError;
 use crate::model::UtcMillis;
+use claimed::Claimed;
 use hand::Hand;
 use note::Note;
 use place::{Place, PlaceState, StampPage};
 
 mod batches;
 mod claim;
+mod claimed;
 pub(super) mod file;
 mod gate;
 pub(super) mod hand;
@@ -116,6 +118,8 @@ struct Own {
     note: Note,
     /// None until an epoch has begun: a simulation has none.
     noted_by: Option<note::Writer>,
+    /// The members of batches whose jobs have not been asked for yet.
+    claimed: Claimed,
     /// Notes of claims are on the disk before anything leaves.
     synced: bool,
     /// Why the note beside the queue is not what it should be: no call leaves then.
@@ -167,6 +171,7 @@ impl Store {
             place: Place::new(path, file::identity(path)?),
             note: Note::default(),
             noted_by: None,
+            claimed: Claimed::default(),
             synced: options.synced,
             unnoted: None,
         };

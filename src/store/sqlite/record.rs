@@ -19,13 +19,40 @@ impl Store {
         step: &Step,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
-        check_moves(batch, step)?;
+        self.record_all(&[(batch, step)], now).await
+    }
+
+    /// Stores what follows from several answers, each about a batch of its own: all of it in one
+    /// synced transaction, or none.
+    pub async fn record_all(
+        &self,
+        steps: &[(&Batch, &Step)],
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        for (batch, step) in steps {
+            check_moves(batch, step)?;
+        }
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        move_requests(&mut tx, batch, step, now).await?;
-        remember_moving(&mut tx, batch.id, &step.seen_moving, now).await?;
-        move_batch(&mut tx, batch, step, now).await?;
-        tx.commit().await
+        for (batch, step) in steps {
+            move_requests(&mut tx, batch, step, now).await?;
+            remember_moving(&mut tx, batch.id, &step.seen_moving, now).await?;
+            move_batch(&mut tx, batch, step, now).await?;
+        }
+        tx.commit().await?;
+        for (batch, step) in steps {
+            self.note_members(batch, step);
+        }
+        Ok(())
+    }
+
+    /// The members of a batch that was only accepted are still as its claim has left them.
+    fn note_members(&self, batch: &Batch, step: &Step) {
+        let is_accepted = matches!(step.batch, BatchNext::Track { .. });
+        let is_as_claimed = is_accepted && step.moves.is_empty() && step.seen_moving.is_empty();
+        if !is_as_claimed {
+            self.own().claimed.forget(batch.id);
+        }
     }
 }
 

@@ -184,7 +184,8 @@ impl Machine<'_> {
         let Some(daemon) = self.daemon.as_mut() else {
             return Ok(());
         };
-        let outcome = daemon.dispatcher.not_begun(batch, now).await;
+        daemon.dispatcher.not_begun(batch, now);
+        let outcome = daemon.dispatcher.save_new(now).await;
         self.learn().await?;
         if self.fuse.is_blown() {
             return self.crash("before a commit, with a call not begun").await;
