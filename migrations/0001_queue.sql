@@ -42,7 +42,7 @@ CREATE TABLE power_requests (
     submitted_at TEXT,
     finished_at  TEXT,
 
-    -- internal, kept by the daemon (`store::gate`) and, where a producer changes a row, by the triggers below.
+    -- internal, kept by the daemon (`store::sqlite::gate`) and, where a producer changes a row, by the triggers below.
     -- gate: where a request stands on its way out. NULL once it is terminal.
     --   ready   in its lane: may be claimed, unless an earlier one of its server is unfinished
     --   retry   waits for retry_at, and holds up its server

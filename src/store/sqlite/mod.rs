@@ -224,9 +224,12 @@ impl Store {
     /// Why the queue reads as damaged: perhaps somebody has exchanged or cut its files between two
     /// checks.
     pub async fn explain_damage(&self, error: StoreError) -> StoreError {
-        match (error, self.check_place().await) {
-            (StoreError::Damaged, Err(replaced @ StoreError::Replaced(_))) => replaced,
-            (error, _) => error,
+        if !matches!(error, StoreError::Damaged) {
+            return error;
+        }
+        match self.check_place().await {
+            Err(replaced @ StoreError::Replaced(_)) => replaced,
+            _ => error,
         }
     }
 
