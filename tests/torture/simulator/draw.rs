@@ -100,7 +100,11 @@ impl Plan {
                 .service
                 .is_none_or(|service| service == target.service)
         };
+        // A submit that is given up may have arrived, and what is lost makes the target wait.
+        let submit = Duration::from_millis(self.scenario.latency.submit_ms.max_ms);
+        let way = Duration::from_millis(rough.way_max_ms) * 2;
         let is_quiet = self.scenario.faults.iter().all(|fault| !strikes(&fault))
+            && submit + way < target.request_timeout
             && [
                 rough.crash,
                 rough.crash_in_step,
@@ -564,8 +568,10 @@ fn longest_seen(target: &TargetSettings, operation_ms: Span) -> Duration {
 fn soothe(rng: &mut Rng, scenario: &mut Scenario, settings: &mut Settings) {
     scenario.faults.clear();
     scenario.rates.submits_per_minute = 0;
+    let submit = Duration::from_millis(scenario.latency.submit_ms.max_ms);
     for target in &mut settings.targets {
         target.budgets.clear();
+        target.request_timeout = target.request_timeout.max(submit + Duration::from_secs(2));
     }
     let [one, _] = settings.targets.as_slice() else {
         return;
