@@ -29,6 +29,8 @@ CREATE TABLE power_requests (
     request_key  TEXT CONSTRAINT request_key_form CHECK (length(request_key) <= 256 AND length(CAST(request_key AS BLOB)) <= 1024),
     label        TEXT CONSTRAINT label_form CHECK (length(label) <= 256 AND length(CAST(label AS BLOB)) <= 1024),
     requested_by TEXT CONSTRAINT requested_by_form CHECK (length(requested_by) <= 256 AND length(CAST(requested_by AS BLOB)) <= 1024),
+    override_reason TEXT CONSTRAINT override_reason_form CHECK (length(override_reason) BETWEEN 1 AND 256 AND length(CAST(override_reason AS BLOB)) <= 1024),
+    approved_by  TEXT CONSTRAINT approved_by_form CHECK (length(approved_by) BETWEEN 1 AND 256 AND length(CAST(approved_by AS BLOB)) <= 1024),
     created_at   TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
 
     -- what the daemon tells
@@ -46,13 +48,14 @@ CREATE TABLE power_requests (
     -- gate: where a request stands on its way out. NULL once it is terminal.
     --   ready   in its lane: may be claimed, unless an earlier one of its server is unfinished
     --   retry   waits for retry_at, and holds up its server
+    --   held    its label is paused, or its order's wave has not come; it holds up its server
     --   flight  running
     -- and parked, out of the way of the claim:
     --   behind  due, another one of its server goes first
     --   later   waits for eligible_at (not_before)
     --   after   waits for after_id
     gate         TEXT DEFAULT 'ready',
-    -- 1 while it stands in the line of its server: ready, retry or flight, and for some time after the end. It does not
+    -- 1 while it stands in the line of its server: ready, retry, held or flight, and for some time after the end. It does not
     -- change while a request is claimed and ends, so that neither writes to an index in the order of servers.
     in_line      INTEGER DEFAULT 1,
     -- the latest of created_at, not_before and the end of after_id, where that is not created_at; NULL also while that end
@@ -64,15 +67,18 @@ CREATE TABLE power_requests (
     -- "reboot succeeded"; when it was first seen in the transition that this request would cause
     baseline     TEXT,
     seen_since   TEXT,
+    -- the wave of its order that lets it go; NULL: none yet, or no order with waves
+    wave         INTEGER,
 
     -- A stranger who writes here anyway must leave something that the daemon can read. A fresh row passes by the first line.
     CONSTRAINT told_in_form CHECK (
         (state = 'queued' AND gate = 'ready' AND in_line = 1 AND batch_id IS NULL AND attempts = 0 AND retry_at IS NULL
          AND evidence IS NULL AND error_code IS NULL AND error_message IS NULL AND submitted_at IS NULL
-         AND finished_at IS NULL AND eligible_at IS NULL AND travel_group = 0 AND baseline IS NULL AND seen_since IS NULL)
+         AND finished_at IS NULL AND eligible_at IS NULL AND travel_group = 0 AND baseline IS NULL AND seen_since IS NULL
+         AND wave IS NULL)
         OR (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired', 'rejected', 'unknown')
             AND typeof(batch_id) IN ('integer', 'null') AND typeof(attempts) IN ('integer', 'null') AND attempts >= 0
-            AND typeof(travel_group) IN ('integer', 'null') AND (in_line IS NULL OR in_line = 1)
+            AND typeof(travel_group) IN ('integer', 'null') AND typeof(wave) IN ('integer', 'null') AND (in_line IS NULL OR in_line = 1)
             AND (evidence IS NULL OR evidence IN ('job', 'already', 'refused', 'observed', 'none'))
             AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
             AND typeof(baseline) IN ('text', 'null')
@@ -90,6 +96,7 @@ CREATE TABLE power_requests (
         WHEN 'ready' THEN in_line = 1 AND state <> 'running'
         WHEN 'flight' THEN in_line = 1 AND state = 'running' AND batch_id IS NOT NULL
         WHEN 'retry' THEN in_line = 1 AND retry_at IS NOT NULL AND state <> 'running'
+        WHEN 'held' THEN in_line = 1 AND state <> 'running'
         WHEN 'behind' THEN in_line IS NULL AND state <> 'running'
         WHEN 'later' THEN in_line IS NULL AND eligible_at IS NOT NULL AND state <> 'running'
         WHEN 'after' THEN in_line IS NULL AND state <> 'running'
@@ -103,14 +110,22 @@ CREATE TABLE power_requests (
              AND ((state <> 'succeeded' AND state <> 'failed') OR evidence <> 'none') END)
 );
 
--- What may be claimed, in the order of the claim. Parked rows are not in it.
-CREATE INDEX power_requests_ready ON power_requests (target, action, travel_group, priority DESC, id) WHERE gate = 'ready';
+-- What may be claimed, in the order of the claim. Parked rows are not in it. The third column is the number of the lane:
+-- approved requests may leave while a guard holds the others, and those with a reason to may leave outside windows.
+CREATE INDEX power_requests_ready ON power_requests
+    (target, action, travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL), priority DESC, id) WHERE gate = 'ready';
 -- Each request that has not ended is in exactly one of the next two; ended ones move from the first to the third some time
 -- after, many at once.
 CREATE INDEX power_requests_line ON power_requests (server_id, target) WHERE in_line = 1;
 CREATE INDEX power_requests_parked ON power_requests (target, server_id, gate, id) WHERE in_line IS NULL AND gate IS NOT NULL;
 CREATE INDEX power_requests_past ON power_requests (server_id, target, finished_at) WHERE in_line IS NULL AND gate IS NULL;
 CREATE INDEX power_requests_parked_count ON power_requests (target, action, id) WHERE in_line IS NULL AND gate IS NOT NULL;
+-- What its label holds back, in the order of the claim; and counted.
+CREATE INDEX power_requests_held ON power_requests (label, priority DESC, id) WHERE gate = 'held';
+CREATE INDEX power_requests_held_count ON power_requests (target, action, id) WHERE gate = 'held';
+-- Due and unapproved, besides those that are ready.
+CREATE INDEX power_requests_unapproved ON power_requests (target, action)
+    WHERE approved_by IS NULL AND (gate = 'retry' OR gate = 'held' OR gate = 'behind');
 CREATE INDEX power_requests_later ON power_requests (eligible_at) WHERE gate = 'later';
 CREATE INDEX power_requests_retry ON power_requests (retry_at) WHERE gate = 'retry';
 CREATE INDEX power_requests_expiry ON power_requests (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
@@ -123,6 +138,7 @@ CREATE INDEX power_requests_batch ON power_requests (batch_id) WHERE batch_id IS
 CREATE INDEX power_requests_running ON power_requests (batch_id) WHERE state = 'running';
 CREATE INDEX power_requests_ended ON power_requests (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX power_requests_label ON power_requests (label) WHERE label IS NOT NULL;
+CREATE INDEX power_requests_wave ON power_requests (label, state, wave) WHERE wave IS NOT NULL;
 -- Not partial, so that ON CONFLICT (request_key) finds it.
 CREATE UNIQUE INDEX power_requests_key ON power_requests (request_key);
 
@@ -166,6 +182,7 @@ CREATE TABLE batches (
 
     -- internal
     travel_group  INTEGER NOT NULL DEFAULT 0,
+    approved      INTEGER NOT NULL DEFAULT 0,   -- 1: all of its requests were approved: guards do not count it
     look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
                                                                         'busy')),
     look_until    TEXT,                         -- looking ends here
@@ -301,19 +318,20 @@ BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes lingering_batches');
 END;
 
--- target or action NULL: all of them.
+-- target, action or label NULL: all of them.
 CREATE TABLE holds (
     id     INTEGER PRIMARY KEY,
     target TEXT,
     action TEXT CONSTRAINT hold_action_known CHECK (action IN ('start', 'stop', 'reboot')),
+    label  TEXT,
     kind   TEXT NOT NULL CONSTRAINT hold_kind_known CHECK (kind IN ('operator', 'budget', 'credentials', 'breaker',
-                                                                    'unknown_target', 'restored')),
+                                                                    'unknown_target', 'restored', 'approval', 'window', 'wave')),
     reason TEXT NOT NULL,
     since  TEXT NOT NULL,
     until  TEXT,
-    CONSTRAINT hold_texts CHECK (typeof(target) IN ('text', 'null') AND typeof(reason) = 'text')
+    CONSTRAINT hold_texts CHECK (typeof(target) IN ('text', 'null') AND typeof(label) IN ('text', 'null') AND typeof(reason) = 'text')
 );
-CREATE UNIQUE INDEX holds_one_of_a_kind ON holds (ifnull(target, ''), ifnull(action, ''), kind);
+CREATE UNIQUE INDEX holds_one_of_a_kind ON holds (ifnull(target, ''), ifnull(action, ''), ifnull(label, ''), kind);
 -- What may hold a configured target; unknown targets can be many.
 CREATE INDEX holds_that_matter ON holds (id) WHERE kind <> 'unknown_target' OR target IS NULL;
 
@@ -347,11 +365,15 @@ CREATE TABLE targets (
     throttles          INTEGER NOT NULL DEFAULT 0,
     reads_until        TEXT,              -- the cloud said 429 to a read: nothing is asked before this
     updated_at         TEXT NOT NULL,
-    budget_ms          INTEGER,           -- the longest span of its budgets: its batches are kept for as long
+    budget_ms          INTEGER,           -- the longest span of its budgets and guards: its batches are kept for as long
+    default_ttl_ms     INTEGER,           -- requests without a time of expiry expire after this; NULL: never
+    inventory_at       TEXT,              -- when its servers were last read in full
+    inventory_error    TEXT,              -- why the last try to read them failed; NULL once one succeeds
     CONSTRAINT target_numbers CHECK (typeof(submits_per_minute) = 'integer' AND submits_per_minute >= 0
                                      AND typeof(pace_per_minute) = 'integer' AND pace_per_minute >= 0
                                      AND typeof(throttles) = 'integer' AND throttles >= 0
-                                     AND typeof(budget_ms) IN ('integer', 'null'))
+                                     AND typeof(budget_ms) IN ('integer', 'null')
+                                     AND typeof(default_ttl_ms) IN ('integer', 'null'))
 ) WITHOUT ROWID;
 
 CREATE TRIGGER targets_check_insert BEFORE INSERT ON targets WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
@@ -479,17 +501,17 @@ BEGIN
 END;
 
 -- A time as a producer writes it. The rule for it is here alone: the triggers of power_requests insert into this view, which
--- reads the times, and hands them on to the next one, which refuses or stores them. request_id: the row to store them in;
--- NULL only checks. expiry_is_new: 1 if expires_at must be later than now.
-CREATE VIEW written_times (request_id, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL WHERE 0;
+-- reads the times, and hands them on to the next one, which refuses or stores them. request_id, or order_label: the row to
+-- store them in; NULL only checks. expiry_is_new: 1 if expires_at must be later than now.
+CREATE VIEW written_times (request_id, order_label, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL, NULL WHERE 0;
 -- The same, read: UTC in the stored form, '' for what is no time.
-CREATE VIEW read_times (request_id, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL WHERE 0;
+CREATE VIEW read_times (request_id, order_label, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL, NULL WHERE 0;
 
 -- SQLite reads T and offsets with a colon. What else people write is brought to that: t and z, +0100, +01 and UTC.
 CREATE TRIGGER written_times_read INSTEAD OF INSERT ON written_times
 BEGIN
-    INSERT INTO read_times (request_id, not_before, expires_at, expiry_is_new)
-    SELECT NEW.request_id,
+    INSERT INTO read_times (request_id, order_label, not_before, expires_at, expiry_is_new)
+    SELECT NEW.request_id, NEW.order_label,
         max(CASE WHEN name = 'not_before' THEN CASE WHEN utc GLOB '20[0-9][0-9]-*' THEN utc ELSE '' END END),
         max(CASE WHEN name = 'expires_at' THEN CASE WHEN utc GLOB '20[0-9][0-9]-*' THEN utc ELSE '' END END),
         NEW.expiry_is_new
@@ -521,6 +543,7 @@ BEGIN
     END;
     UPDATE power_requests SET not_before = NEW.not_before, expires_at = NEW.expires_at
     WHERE id = NEW.request_id AND (not_before IS NOT NEW.not_before OR expires_at IS NOT NEW.expires_at);
+    UPDATE orders SET expires_at = NEW.expires_at WHERE label = NEW.order_label AND expires_at IS NOT NEW.expires_at;
 END;
 
 -- A row looks at no neighbour but the one that it waits for. The condition is what a plain row passes; the body finds out
@@ -539,6 +562,7 @@ WHEN CASE WHEN NEW.id IS -1 AND typeof(NEW.server_id) = 'text'
       AND (NEW.label IS NULL OR (typeof(NEW.label) = 'text' AND length(NEW.label) <= 256 AND length(CAST(NEW.label AS BLOB)) <= 1024))
       AND (NEW.requested_by IS NULL OR (typeof(NEW.requested_by) = 'text' AND length(NEW.requested_by) <= 256
            AND length(CAST(NEW.requested_by AS BLOB)) <= 1024))
+      AND NEW.override_reason IS NULL AND NEW.approved_by IS NULL AND NEW.wave IS NULL
       AND NEW.created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND NEW.created_at > '2024' AND NEW.created_at < '2099'
       AND NEW.state IS 'queued' AND NEW.batch_id IS NULL AND NEW.attempts IS 0 AND NEW.retry_at IS NULL AND NEW.evidence IS NULL
       AND NEW.error_code IS NULL AND NEW.error_message IS NULL AND NEW.submitted_at IS NULL AND NEW.finished_at IS NULL
@@ -564,6 +588,11 @@ BEGIN
             THEN RAISE(ABORT, 'label must be text of at most 256 characters')
         WHEN typeof(NEW.requested_by) NOT IN ('text', 'null') OR length(NEW.requested_by) > 256 OR length(CAST(NEW.requested_by AS BLOB)) > 1024
             THEN RAISE(ABORT, 'requested_by must be text of at most 256 characters')
+        WHEN typeof(NEW.override_reason) NOT IN ('text', 'null') OR length(NEW.override_reason) NOT BETWEEN 1 AND 256
+             OR length(CAST(NEW.override_reason AS BLOB)) > 1024
+            THEN RAISE(ABORT, 'override_reason must be text of 1 to 256 characters')
+        WHEN NEW.approved_by IS NOT NULL
+            THEN RAISE(ABORT, 'approved_by is set by whoever approves the request once it is queued; leave it out')
         WHEN NEW.after_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM power_requests WHERE id = NEW.after_id)
             THEN RAISE(ABORT, 'after_id must be the id of an existing request')
         WHEN NEW.state <> 'queued' THEN RAISE(ABORT, 'state is set by the queue; leave it out')
@@ -582,6 +611,7 @@ BEGIN
         WHEN NEW.travel_group <> 0 THEN RAISE(ABORT, 'travel_group is set by the queue; leave it out')
         WHEN NEW.baseline IS NOT NULL THEN RAISE(ABORT, 'baseline is set by the queue; leave it out')
         WHEN NEW.seen_since IS NOT NULL THEN RAISE(ABORT, 'seen_since is set by the queue; leave it out')
+        WHEN NEW.wave IS NOT NULL THEN RAISE(ABORT, 'wave is set by the queue; leave it out')
     END;
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
     SELECT NULL, NEW.not_before, NEW.expires_at, 1 WHERE NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL;
@@ -684,15 +714,22 @@ BEGIN
              OR NEW.evidence IS NOT OLD.evidence OR NEW.error_code IS NOT OLD.error_code
              OR NEW.error_message IS NOT OLD.error_message OR NEW.submitted_at IS NOT OLD.submitted_at
              OR NEW.finished_at IS NOT OLD.finished_at OR NEW.travel_group IS NOT OLD.travel_group
-             OR NEW.baseline IS NOT OLD.baseline OR NEW.seen_since IS NOT OLD.seen_since
-            THEN RAISE(ABORT, 'a producer changes only priority, not_before, expires_at and label of a request, or cancels it while it is queued')
+             OR NEW.baseline IS NOT OLD.baseline OR NEW.seen_since IS NOT OLD.seen_since OR NEW.wave IS NOT OLD.wave
+            THEN RAISE(ABORT, 'a producer changes only priority, not_before, expires_at, label, override_reason and approved_by of a request, or cancels it while it is queued')
         WHEN OLD.state <> 'queued' AND (NEW.priority IS NOT OLD.priority OR NEW.not_before IS NOT OLD.not_before
-             OR NEW.expires_at IS NOT OLD.expires_at OR NEW.label IS NOT OLD.label)
-            THEN RAISE(ABORT, 'priority, not_before, expires_at and label can be changed only while a request is queued')
+             OR NEW.expires_at IS NOT OLD.expires_at OR NEW.label IS NOT OLD.label
+             OR NEW.override_reason IS NOT OLD.override_reason OR NEW.approved_by IS NOT OLD.approved_by)
+            THEN RAISE(ABORT, 'priority, not_before, expires_at, label, override_reason and approved_by can be changed only while a request is queued')
         WHEN typeof(NEW.priority) <> 'integer' OR NEW.priority NOT BETWEEN -100 AND 100
             THEN RAISE(ABORT, 'priority must be a whole number from -100 to 100')
         WHEN typeof(NEW.label) NOT IN ('text', 'null') OR length(NEW.label) > 256 OR length(CAST(NEW.label AS BLOB)) > 1024
             THEN RAISE(ABORT, 'label must be text of at most 256 characters')
+        WHEN typeof(NEW.override_reason) NOT IN ('text', 'null') OR length(NEW.override_reason) NOT BETWEEN 1 AND 256
+             OR length(CAST(NEW.override_reason AS BLOB)) > 1024
+            THEN RAISE(ABORT, 'override_reason must be text of 1 to 256 characters')
+        WHEN typeof(NEW.approved_by) NOT IN ('text', 'null') OR length(NEW.approved_by) NOT BETWEEN 1 AND 256
+             OR length(CAST(NEW.approved_by AS BLOB)) > 1024
+            THEN RAISE(ABORT, 'approved_by must be text of 1 to 256 characters: who approves it')
     END;
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
     SELECT NULL, NEW.not_before, NEW.expires_at, NEW.expires_at IS NOT OLD.expires_at
@@ -766,7 +803,7 @@ CREATE VIEW power_outcomes AS
 SELECT r.id, r.target, r.server_id, r.action, r.state, r.evidence, r.error_code, r.error_message, b.job_id, r.batch_id, r.attempts,
        r.created_at, r.submitted_at, r.finished_at,
        CAST(round((julianday(r.finished_at) - julianday(r.submitted_at)) * 86400000.0) AS INTEGER) AS duration_ms,
-       r.label, r.requested_by, r.request_key
+       r.label, r.requested_by, r.approved_by, r.override_reason, r.request_key
 FROM power_requests r LEFT JOIN batches b ON b.id = r.batch_id
 WHERE r.finished_at IS NOT NULL;
 
@@ -824,10 +861,17 @@ SELECT r.id, r.target, r.server_id, r.action,
             (SELECT p.id FROM power_requests p WHERE p.in_line = 1 AND p.server_id = r.server_id AND p.target = r.target
              AND p.finished_at IS NULL ORDER BY p.id LIMIT 1), 'that is over')
         ELSE coalesce(
-            (SELECT 'held: ' || h.reason FROM holds h
+            (SELECT 'held: ' || h.reason || CASE WHEN h.until > coalesce(r.expires_at,
+                 (SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(ifnull(r.eligible_at, r.created_at)) + t.default_ttl_ms / 86400000.0)
+                  FROM targets t WHERE t.target = r.target)) THEN '; it will expire before that' ELSE '' END
+             FROM holds h
              WHERE (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
+               AND (h.label IS NULL OR h.label = r.label)
                AND (h.until IS NULL OR h.until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+               AND CASE h.kind WHEN 'approval' THEN r.approved_by IS NULL WHEN 'window' THEN r.override_reason IS NULL
+                   WHEN 'wave' THEN r.wave IS NULL ELSE 1 END
              ORDER BY h.until IS NOT NULL, h.until DESC, h.id LIMIT 1),
+            CASE WHEN r.gate = 'held' THEN 'held: its turn in its order has not come' END,
             CASE WHEN r.gate = 'retry' AND r.retry_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN 'retry at ' || r.retry_at END,
             'next')
     END AS reason
@@ -845,6 +889,9 @@ FROM (SELECT target, action, 'queued' AS state, count(*) AS count, min(id) AS ol
       UNION ALL
       SELECT target, action, 'queued', count(*), min(id)
       FROM power_requests INDEXED BY power_requests_parked_count WHERE in_line IS NULL AND gate IS NOT NULL GROUP BY target, action
+      UNION ALL
+      SELECT target, action, 'queued', count(*), min(id)
+      FROM power_requests INDEXED BY power_requests_held_count WHERE gate = 'held' GROUP BY target, action
       UNION ALL
       SELECT target, action, 'queued', 1, id FROM power_requests INDEXED BY power_requests_retry WHERE gate = 'retry'
       UNION ALL
