@@ -335,6 +335,8 @@ CREATE UNIQUE INDEX holds_one_of_a_kind ON holds (ifnull(target, ''), ifnull(act
 -- What may hold a configured target; unknown targets can be many.
 CREATE INDEX holds_that_matter ON holds (id) WHERE kind <> 'unknown_target' OR target IS NULL;
 
+CREATE INDEX holds_of_labels ON holds (label) WHERE label IS NOT NULL;
+
 -- Operators pause and resume; all other kinds are the daemon's.
 CREATE TRIGGER holds_check_insert BEFORE INSERT ON holds
 WHEN (NEW.kind IS NOT 'operator' OR EXISTS (SELECT 1 FROM holds WHERE id = NEW.id AND kind <> 'operator')) AND (SELECT writing FROM queue_mark WHERE id = 1) IS NULL

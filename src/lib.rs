@@ -48,7 +48,7 @@
 //! What several rooms speak of is a noun of `model`. So `lifecycle`, `plan` and `pace` import `model`
 //! alone, `store` also `lifecycle`, and `verdict` also `lifecycle` and `pace`.
 //!
-//! The schema, `migrations/0001_queue.sql`, belongs to the vocabulary: it checks producers' rows,
+//! The schema, in `migrations`, belongs to the vocabulary: it checks producers' rows,
 //! refuses moves that `lifecycle` does not have, and a second running request of a server.
 //!
 //! # Two walks

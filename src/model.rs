@@ -25,7 +25,7 @@ mod words;
 pub use batch::{Batch, Member};
 pub use codes::OwnCode;
 pub use fault::{CallError, Fault};
-pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
+pub use queue::{Budget, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use scatter::{SCATTER_STEP, scattered};
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
@@ -423,18 +423,62 @@ mod tests {
     fn a_hold_covers_its_target_and_action_until_it_ends() {
         let now = UtcMillis(1000);
         let target = TargetName("a".into());
+        let lane = |target: &str, action: PowerAction, kind: LaneKind| Lane {
+            target: TargetName(target.into()),
+            action,
+            kind,
+            head_priority: 0,
+            head_id: 1,
+            ready: 1,
+            oldest_eligible_at: now,
+        };
+        let plain = LaneKind::default();
+        let stops = lane("a", PowerAction::Stop, plain);
         let hold = Hold {
             target: Some(target.clone()),
             action: Some(PowerAction::Stop),
+            label: None,
             kind: HoldKind::Operator,
             reason: String::new(),
             since: UtcMillis(0),
             until: Some(UtcMillis(1001)),
         };
-        assert!(hold.covers(&target, PowerAction::Stop, now));
-        assert!(!hold.covers(&target, PowerAction::Stop, UtcMillis(1001)));
-        assert!(!hold.covers(&target, PowerAction::Start, now));
-        assert!(!hold.covers(&TargetName("b".into()), PowerAction::Stop, now));
+        assert!(hold.covers(&stops, now));
+        assert!(!hold.covers(&stops, UtcMillis(1001)));
+        assert!(!hold.covers(&lane("a", PowerAction::Start, plain), now));
+        assert!(!hold.covers(&lane("b", PowerAction::Stop, plain), now));
+
+        let approved = LaneKind {
+            is_approved: true,
+            ..plain
+        };
+        let excused = LaneKind {
+            has_override: true,
+            ..plain
+        };
+        let kinds = [plain, approved, excused];
+        let lanes = kinds.map(|kind| lane("a", PowerAction::Stop, kind));
+        let held_by = |kind: HoldKind| {
+            let hold = Hold {
+                kind,
+                ..hold.clone()
+            };
+            lanes.each_ref().map(|lane| hold.covers(lane, now))
+        };
+        assert_eq!(held_by(HoldKind::Operator), [true, true, true]);
+        assert_eq!(held_by(HoldKind::Approval), [true, false, true]);
+        assert_eq!(held_by(HoldKind::Window), [true, true, false]);
+    }
+
+    #[test]
+    fn the_number_of_a_lane_says_what_kind_it_is() {
+        for group in [0, 7, i64::from(u32::MAX)] {
+            for flags in 0..4 {
+                let kind = LaneKind::of_number(group * 4 + flags);
+                assert_eq!(kind.number(), group * 4 + flags);
+                assert_eq!(kind.group, group);
+            }
+        }
     }
 
     /// The first numbers of SplitMix64 from seed 0. Source: its author's reference implementation.

@@ -39,11 +39,7 @@ pub fn open_lanes<'a>(
     let mut open: Vec<&Lane> = lanes
         .iter()
         .filter(|lane| lane.target == *target && lane.ready > 0)
-        .filter(|lane| {
-            !holds
-                .iter()
-                .any(|hold| hold.covers(target, lane.action, now))
-        })
+        .filter(|lane| !holds.iter().any(|hold| hold.covers(lane, now)))
         .collect();
     open.sort_by_key(|lane| (-lane.head_priority, lane.head_id));
     open
@@ -68,7 +64,7 @@ pub fn choose(open: &[&Lane], limits: Limits, now: UtcMillis) -> Choice {
 
 impl Limits {
     fn leaves_at(self, lane: &Lane, now: UtcMillis) -> UtcMillis {
-        let may_grow = lane.group == 0 && lane.ready < self.batch_servers_max;
+        let may_grow = lane.kind.group == 0 && lane.ready < self.batch_servers_max;
         if may_grow {
             lane.oldest_eligible_at + self.linger
         } else {
@@ -118,7 +114,7 @@ pub fn earliest_under_budget(budget: Budget, until: UtcMillis, ahead: u64) -> Ut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HoldKind, PowerAction};
+    use crate::model::{HoldKind, LaneKind, PowerAction};
     use proptest::prelude::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
@@ -139,7 +135,10 @@ mod tests {
         Lane {
             target: target(),
             action,
-            group,
+            kind: LaneKind {
+                group,
+                ..LaneKind::default()
+            },
             head_priority,
             head_id,
             ready,
@@ -159,6 +158,7 @@ mod tests {
         Hold {
             target: None,
             action,
+            label: None,
             kind: HoldKind::Operator,
             reason: "paused".into(),
             since: NOW,
@@ -188,7 +188,11 @@ mod tests {
             ..small.clone()
         };
         assert_eq!(choice(std::slice::from_ref(&full), &[]), Choice::Go(full));
-        let part = Lane { group: 7, ..small };
+        let kind = LaneKind {
+            group: 7,
+            ..LaneKind::default()
+        };
+        let part = Lane { kind, ..small };
         assert_eq!(choice(std::slice::from_ref(&part), &[]), Choice::Go(part));
     }
 
@@ -257,10 +261,10 @@ mod tests {
             let holds: Vec<Hold> = held.iter().map(|&a| hold(Some(actions[a]), None)).collect();
             if let Choice::Go(chosen) = choice(&lanes, &holds) {
                 prop_assert!(chosen.ready > 0);
-                prop_assert!(!holds.iter().any(|hold| hold.covers(&chosen.target, chosen.action, NOW)));
+                prop_assert!(!holds.iter().any(|hold| hold.covers(&chosen, NOW)));
                 let before = |lane: &Lane| (-lane.head_priority, lane.head_id) < (-chosen.head_priority, chosen.head_id);
                 let full_and_free = |lane: &Lane| lane.ready >= 1000
-                    && !holds.iter().any(|hold| hold.covers(&lane.target, lane.action, NOW));
+                    && !holds.iter().any(|hold| hold.covers(lane, NOW));
                 prop_assert!(!lanes.iter().any(|lane| before(lane) && full_and_free(lane)));
             }
         }

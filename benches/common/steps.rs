@@ -17,7 +17,7 @@ const BUSY_FOR: Duration = Duration::from_secs(3600);
 pub(crate) async fn first_lane(store: &Store) -> Option<Lane> {
     let target = TargetName("default".into());
     let seen = look(store, &[(target, BATCH)]).await;
-    seen.lanes.into_iter().find(|lane| lane.group == 0)
+    seen.lanes.into_iter().find(|lane| lane.kind.group == 0)
 }
 
 /// What a round reads.

@@ -9,9 +9,11 @@ use crate::store::client::{Access, HoldRecord};
 /// Hold requests: nothing new is sent; the daemon still follows what is running.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --target every target is paused, without --action every action.
+Without --target every target is paused, without --action every action, without --label every label.
 
-Example: poweryard pause --target default --action stop --reason 'rack 7 is being moved'")]
+Examples:
+  poweryard pause --target default --action stop --reason 'rack 7 is being moved'
+  poweryard pause --label kernel")]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     scope: Scope,
@@ -25,7 +27,7 @@ pub(super) struct PauseArgs {
 /// End a pause.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Ends only the pause that was made with the same --target and --action. Other pauses stay and are listed.
+Ends only the pause that was made with the same --target, --action and --label. Other pauses stay and are listed.
 
 Examples:
   poweryard resume --target default --action stop
@@ -34,7 +36,7 @@ pub(super) struct ResumeArgs {
     #[command(flatten)]
     scope: Scope,
     /// End all pauses, also those of other people.
-    #[arg(long, conflicts_with_all = ["target", "action"])]
+    #[arg(long, conflicts_with_all = ["target", "action", "label"])]
     all: bool,
     #[command(flatten)]
     queue: QueueArgs,
@@ -48,26 +50,40 @@ struct Scope {
     /// Only this action: start, stop or reboot.
     #[arg(long, value_name = "ACTION", value_parser = args::actions())]
     action: Option<PowerAction>,
+    /// Only requests with exactly this label.
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
 }
 
 impl Scope {
     fn name(&self) -> String {
-        scope_name(self.target.as_deref(), self.action.map(PowerAction::as_str))
+        scope_name(
+            self.target.as_deref(),
+            self.action.map(PowerAction::as_str),
+            self.label.as_deref(),
+        )
     }
 }
 
-/// Such as `stop on every target`.
-fn scope_name(target: Option<&str>, action: Option<&str>) -> String {
+/// Such as `stop on every target`, or `every action with label kernel on target eu`.
+fn scope_name(target: Option<&str>, action: Option<&str>, label: Option<&str>) -> String {
     let action = action.unwrap_or("every action");
+    let label = label
+        .map(|label| format!(" with label {label}"))
+        .unwrap_or_default();
     match target {
-        Some(target) => format!("{action} on target {target}"),
-        None => format!("{action} on every target"),
+        Some(target) => format!("{action}{label} on target {target}"),
+        None => format!("{action}{label} on every target"),
     }
 }
 
 /// What a hold is about, in words.
 pub(super) fn pause_scope(hold: &HoldRecord) -> String {
-    scope_name(hold.target.as_deref(), hold.action.as_deref())
+    scope_name(
+        hold.target.as_deref(),
+        hold.action.as_deref(),
+        hold.label.as_deref(),
+    )
 }
 
 /// The command that ends an operator's hold.
@@ -83,6 +99,11 @@ pub(super) fn resume_command(hold: &HoldRecord) -> String {
             .iter()
             .map(|action| format!(" --action {action}")),
     );
+    command.extend(
+        hold.label
+            .iter()
+            .map(|label| format!(" --label {}", output::quoted(label))),
+    );
     command
 }
 
@@ -92,6 +113,7 @@ pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Fa
     let hold = Hold {
         target: args.scope.target.clone().map(TargetName),
         action: args.scope.action,
+        label: args.scope.label.clone(),
         kind: HoldKind::Operator,
         reason: reason(&args.scope, &who, args.reason.as_deref()),
         since: args::now(),
@@ -125,7 +147,10 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
         client.resume_all().await?
     } else {
         let target = args.scope.target.clone().map(TargetName);
-        client.resume(target.as_ref(), args.scope.action).await?
+        let label = args.scope.label.as_deref();
+        client
+            .resume(target.as_ref(), args.scope.action, label)
+            .await?
     };
     let holds = client.holds(args::now()).await?;
     client.close().await?;
@@ -193,6 +218,7 @@ mod tests {
         let stops = Scope {
             target: None,
             action: Some(PowerAction::Stop),
+            label: None,
         };
         assert_eq!(
             reason(&stops, "alice", Some("move")),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::task::Round;
-use crate::model::{Hold, HoldKind, PowerAction, TargetName, UtcMillis};
+use crate::model::{Hold, HoldKind, Lane, PowerAction, TargetName, UtcMillis};
 use crate::store::{Snapshot, Store, StoreError};
 
 /// See the module.
@@ -56,11 +56,9 @@ impl Holds {
         &self.present
     }
 
-    /// True while this target and action are kept from going out.
-    pub(super) fn cover(&self, target: &TargetName, action: PowerAction, now: UtcMillis) -> bool {
-        self.present
-            .iter()
-            .any(|hold| hold.covers(target, action, now))
+    /// True while this lane is kept from going out.
+    pub(super) fn cover(&self, lane: &Lane, now: UtcMillis) -> bool {
+        self.present.iter().any(|hold| hold.covers(lane, now))
     }
 
     /// Until when all calls of this target are held because of its credentials.

@@ -32,6 +32,7 @@ mod clock_check;
 mod connect;
 mod dry_run;
 mod follow;
+mod held;
 mod holds;
 mod intake;
 mod ledger;

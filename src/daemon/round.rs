@@ -14,6 +14,7 @@ use super::answers::AnswerPass;
 use super::clock::{ClockStep, Clocks};
 use super::connect::Clouds;
 use super::follow::{FollowPass, Picked};
+use super::held::HeldWalk;
 use super::holds::Holds;
 use super::intake::Intake;
 use super::ledger::{Ledger, Observers};
@@ -38,6 +39,7 @@ pub struct Dispatcher {
     pub(super) store: Arc<Store>,
     pub(super) targets: Targets,
     pub(super) holds: Holds,
+    held: HeldWalk,
     pub(super) keys: RefusedKeys,
     pub(super) intake: Intake,
     pub(super) submits: Submits,
@@ -73,6 +75,7 @@ impl Dispatcher {
             targets,
             keys,
             holds: Holds::new(Arc::clone(&store)),
+            held: HeldWalk::default(),
             intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
             submits: Submits::new(settings.batch.linger),
             strangers: Strangers::default(),
@@ -213,6 +216,7 @@ impl Dispatcher {
             .look(&self.store, seen, &self.targets, round)
             .await?;
         self.holds.review(seen, round).await?;
+        self.held.pass(&self.store, seen, round).await?;
         let chosen = self.submit_pass(round).choose(with_room, seen).await?;
         let others = self.other_passes(seen, round).await;
         match chosen {

@@ -173,7 +173,7 @@ impl SubmitPass<'_> {
         let now = self.round.now.utc;
         let mut open: BTreeMap<TargetName, Vec<Lane>> = BTreeMap::new();
         for lane in lanes {
-            if !self.holds.cover(&lane.target, lane.action, now) {
+            if !self.holds.cover(lane, now) {
                 open.entry(lane.target.clone())
                     .or_default()
                     .push(lane.clone());
@@ -243,7 +243,7 @@ impl SubmitPass<'_> {
         let mut heads = Vec::new();
         if !knows_servers {
             let batch_max = limits.batch_servers_max as usize;
-            heads = next_heads(self.store, &lanes, batch_max).await?;
+            heads = next_heads(self.store, &lanes, batch_max, now.utc).await?;
         }
         self.round.tasks.push(target.prepare(heads, now));
         Ok(None)
@@ -272,6 +272,7 @@ impl SubmitPass<'_> {
                 let hold = Hold {
                     target: Some(name.clone()),
                     action: Some(action),
+                    label: None,
                     kind: HoldKind::Budget,
                     reason: format!(
                         "the budget {action} = \"{servers}/{span}\" is used up until {until}"
@@ -356,10 +357,11 @@ async fn next_heads(
     store: &Store,
     lanes: &[Lane],
     batch_max: usize,
+    now: UtcMillis,
 ) -> Result<Vec<Head>, StoreError> {
     let mut lanes: Vec<&Lane> = lanes.iter().collect();
     lanes.sort_by_key(|lane| (-lane.head_priority, lane.head_id));
     let each = (HEADS_MAX / lanes.len().max(1)).max(batch_max);
     lanes.truncate(HEADS_MAX.div_ceil(each));
-    store.heads(&lanes, each as u32).await
+    store.heads(&lanes, each as u32, now).await
 }

@@ -13,8 +13,8 @@ pub struct Lane {
     pub target: TargetName,
     /// What is asked for.
     pub action: PowerAction,
-    /// 0: fresh requests. Else the part of a refused batch, or servers that were busy.
-    pub group: i64,
+    /// What its requests have in common besides.
+    pub kind: LaneKind,
     /// Priority of the first request.
     pub head_priority: i64,
     /// Id of the first request.
@@ -23,6 +23,35 @@ pub struct Lane {
     pub ready: u32,
     /// Since when the longest-waiting of them could go.
     pub oldest_eligible_at: UtcMillis,
+}
+
+/// What requests of one target and action must have in common to share a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct LaneKind {
+    /// 0: fresh requests. Else the part of a refused batch, or servers that were busy.
+    pub group: i64,
+    /// Somebody approved them: a guard does not hold them.
+    pub is_approved: bool,
+    /// They have a reason to leave outside windows and freezes.
+    pub has_override: bool,
+}
+
+impl LaneKind {
+    /// As the index of ready requests has it.
+    pub fn number(self) -> i64 {
+        self.group
+            .saturating_mul(4)
+            .saturating_add(i64::from(self.is_approved) * 2 + i64::from(self.has_override))
+    }
+
+    /// The reverse of `number`.
+    pub fn of_number(number: i64) -> Self {
+        Self {
+            group: number.div_euclid(4),
+            is_approved: number & 2 != 0,
+            has_override: number & 1 != 0,
+        }
+    }
 }
 
 /// A request that may leave soon.
@@ -34,8 +63,8 @@ pub struct Head {
     pub server: ServerId,
     /// Its lane's action.
     pub action: PowerAction,
-    /// Its lane's travel group.
-    pub group: i64,
+    /// Its lane's kind.
+    pub kind: LaneKind,
     /// Since when it could go.
     pub eligible_at: Option<UtcMillis>,
 }
@@ -47,6 +76,8 @@ pub struct Hold {
     pub target: Option<TargetName>,
     /// None: every action.
     pub action: Option<PowerAction>,
+    /// None: every label. A label's requests are held one by one, and not as a lane.
+    pub label: Option<String>,
     /// Whose doing it is.
     pub kind: HoldKind,
     /// A sentence for the operator.
@@ -58,11 +89,23 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// True while it keeps this target and action from going out.
-    pub fn covers(&self, target: &TargetName, action: PowerAction, now: UtcMillis) -> bool {
+    /// True while it keeps this lane from going out.
+    pub fn covers(&self, lane: &Lane, now: UtcMillis) -> bool {
+        let is_exempt = match self.kind {
+            HoldKind::Approval => lane.kind.is_approved,
+            HoldKind::Window => lane.kind.has_override,
+            _ => false,
+        };
+        self.label.is_none()
+            && !is_exempt
+            && self.is_about(&lane.target, lane.action)
+            && self.until.is_none_or(|until| until > now)
+    }
+
+    /// True if its target and action are these, or all.
+    pub fn is_about(&self, target: &TargetName, action: PowerAction) -> bool {
         self.target.as_ref().is_none_or(|held| held == target)
             && self.action.is_none_or(|held| held == action)
-            && self.until.is_none_or(|until| until > now)
     }
 }
 

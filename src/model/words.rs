@@ -178,6 +178,12 @@ words! {
         UnknownTarget = "unknown_target",
         /// The database was restored from a backup.
         Restored = "restored",
+        /// More than the config's guard lets go without somebody's approval.
+        Approval = "approval",
+        /// Outside the config's windows, or in a freeze.
+        Window = "window",
+        /// The next wave of an order waits.
+        Wave = "wave",
     }
 }
 

@@ -12,6 +12,7 @@ fn hold(target: Option<&str>, action: Option<PowerAction>, reason: &str) -> Hold
     Hold {
         target,
         action,
+        label: None,
         kind: HoldKind::Operator,
         reason: reason.into(),
         since: wall(),

@@ -369,6 +369,13 @@ fn hold_sentence(hold: &HoldRecord) -> String {
         }
         Ok(HoldKind::Breaker) => "the daemon tries again automatically",
         Ok(HoldKind::UnknownTarget) => "add the target to the config, or cancel the request",
+        Ok(HoldKind::Approval) => "`poweryard approve` with its id or label lets it go",
+        Ok(HoldKind::Window) => {
+            "it is sent automatically when the window opens; an override_reason lets it go before"
+        }
+        Ok(HoldKind::Wave) => {
+            "the next wave is sent automatically when it may; `poweryard resume --label` lets it go in spite of that"
+        }
         Ok(HoldKind::Restored) => {
             "`poweryard db release` releases it, `poweryard db release --drop` cancels it"
         }

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::cloud::Observed;
-use crate::model::{Activity, Baseline, Head, Lane, PowerAction, RequestId, Sighting, UtcMillis};
+use crate::model::{
+    Activity, Baseline, Head, Lane, LaneKind, PowerAction, RequestId, Sighting, UtcMillis,
+};
 use crate::pace;
 
 /// A server that was read longer ago is read again: somebody else may have switched it since.
@@ -23,7 +25,7 @@ const UNREAD: &str = "the server's state could not be read yet; it is needed bef
 #[derive(Debug, Default)]
 pub(super) struct Baselines {
     read_at: Option<UtcMillis>,
-    lanes: BTreeMap<(PowerAction, i64), VecDeque<(RequestId, Baseline)>>,
+    lanes: BTreeMap<(PowerAction, LaneKind), VecDeque<(RequestId, Baseline)>>,
 }
 
 /// Requests whose servers were looked at: which may leave, and which must wait until when.
@@ -40,7 +42,7 @@ impl Baselines {
         let fresh = self
             .read_at
             .is_some_and(|read_at| read_at <= now && now.since(read_at) < AGE_MAX);
-        let heads = self.lanes.get(&(lane.action, lane.group));
+        let heads = self.lanes.get(&(lane.action, lane.kind));
         fresh
             && heads.is_some_and(|heads| heads.iter().any(|(request, _)| request.0 == lane.head_id))
     }
@@ -52,7 +54,7 @@ impl Baselines {
 
     /// The lane's next requests, at most `most`.
     pub(super) fn take(&mut self, lane: &Lane, most: u32) -> Vec<(RequestId, Baseline)> {
-        let Some(heads) = self.lanes.get_mut(&(lane.action, lane.group)) else {
+        let Some(heads) = self.lanes.get_mut(&(lane.action, lane.kind)) else {
             return Vec::new();
         };
         // Those before the head have left the lane in another way, by a producer's cancel for
@@ -102,7 +104,7 @@ impl Baselines {
                 let lane = sorted
                     .baselines
                     .lanes
-                    .entry((head.action, head.group))
+                    .entry((head.action, head.kind))
                     .or_default();
                 lane.push_back((head.request, sighting.map_or(Baseline::Unknown, baseline)));
             }
@@ -148,13 +150,20 @@ mod tests {
         status: JobStatus::Succeeded,
     });
 
+    fn kind(group: i64) -> LaneKind {
+        LaneKind {
+            group,
+            ..LaneKind::default()
+        }
+    }
+
     fn head(id: i64, group: i64) -> Head {
         let (request, server) = (RequestId(id), ServerId(format!("server-{id}")));
         Head {
             request,
             server,
             action: PowerAction::Reboot,
-            group,
+            kind: kind(group),
             eligible_at: Some(NOW),
         }
     }
@@ -163,7 +172,7 @@ mod tests {
         Lane {
             target: TargetName("default".into()),
             action: PowerAction::Reboot,
-            group,
+            kind: kind(group),
             head_priority: 0,
             head_id,
             ready: 1,

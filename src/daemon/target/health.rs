@@ -208,6 +208,7 @@ impl Health {
         let hold = retry_after.map(|_| Hold {
             target: Some(self.target.clone()),
             action: None,
+            label: None,
             kind: HoldKind::Breaker,
             reason: format!("the cloud throttles reads: {error}"),
             since: now,
@@ -235,6 +236,7 @@ impl Health {
             target: Some(self.target.clone()),
             // A user may hold the permission for one action and not for another.
             action: action.filter(|_| error.fault == Fault::Permission),
+            label: None,
             kind: hold_kind(&error.fault),
             reason,
             since: now,

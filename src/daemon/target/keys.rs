@@ -198,6 +198,7 @@ impl RefusedKeys {
         Some(Hold {
             target: Some(name.clone()),
             action: None,
+            label: None,
             kind: HoldKind::Credentials,
             reason,
             since: now,

@@ -101,6 +101,7 @@ pub struct ProducerNote {
 pub struct HoldRecord {
     pub target: Option<String>,
     pub action: Option<String>,
+    pub label: Option<String>,
     pub kind: String,
     pub reason: String,
     pub since: String,
@@ -221,6 +222,7 @@ from_columns!(AttemptRecord {
 from_columns!(HoldRecord {
     target: maybe_text,
     action: maybe_text,
+    label: maybe_text,
     kind: text,
     reason: text,
     since: text,

@@ -202,11 +202,12 @@ impl QueueClient {
     pub async fn pause(&mut self, hold: &Hold) -> Result<bool, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         let stood: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND until IS NULL)",
+            "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND label IS ? AND until IS NULL)",
         )
         .bind(HoldKind::Operator.as_str())
         .bind(hold.target.as_ref().map(|target| &target.0))
         .bind(hold.action.map(PowerAction::as_str))
+        .bind(&hold.label)
         .fetch_one(&mut *tx)
         .await?;
         if !stood {
@@ -216,20 +217,23 @@ impl QueueClient {
         Ok(!stood)
     }
 
-    /// Removes the operator's hold on exactly this `target` and `action` (none: the one on all of
-    /// them). Returns how many that were.
+    /// Removes the operator's hold on exactly this `target`, `action` and `label` (none: the one on
+    /// all of them). Returns how many that were.
     pub async fn resume(
         &mut self,
         target: Option<&TargetName>,
         action: Option<PowerAction>,
+        label: Option<&str>,
     ) -> Result<u64, StoreError> {
-        let removed =
-            sqlx::query("DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3")
-                .bind(HoldKind::Operator.as_str())
-                .bind(target.map(|target| &target.0))
-                .bind(action.map(PowerAction::as_str))
-                .execute(&mut self.connection)
-                .await?;
+        let removed = sqlx::query(
+            "DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3 AND label IS ?4",
+        )
+        .bind(HoldKind::Operator.as_str())
+        .bind(target.map(|target| &target.0))
+        .bind(action.map(PowerAction::as_str))
+        .bind(label)
+        .execute(&mut self.connection)
+        .await?;
         Ok(removed.rows_affected())
     }
 

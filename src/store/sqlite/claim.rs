@@ -28,19 +28,29 @@ pub enum Which<'a> {
 impl Store {
     /// The first requests of each lane that may go, at most `each`, in the order in which they would
     /// be claimed. Those that may not are parked.
-    pub async fn heads(&self, lanes: &[&Lane], each: u32) -> Result<Vec<Head>, StoreError> {
+    pub async fn heads(
+        &self,
+        lanes: &[&Lane],
+        each: u32,
+        now: UtcMillis,
+    ) -> Result<Vec<Head>, StoreError> {
         let mut writer = self.writer.lock().await;
         let mut heads = Vec::new();
         for lane in lanes {
-            let (mut go, behind) = part(read_first(&mut writer, lane, each, true).await?);
-            if !behind.is_empty() {
+            let mut sorted = Sorted::of(read_first(&mut writer, lane, each, true, now).await?);
+            if sorted.parked() > 0 {
                 let mut tx = self.begin(&mut writer).await?;
-                gate::park_behind(&mut tx, &behind).await?;
-                let more = pick_first(&mut tx, lane, each, true).await?;
+                sorted.park(&mut tx).await?;
+                let more = pick_first(&mut tx, lane, each, true, now).await?;
                 tx.commit().await?;
-                go = more.go;
+                sorted.go = more.go;
             }
-            heads.extend(go.into_iter().map(|candidate| candidate.into_head(lane)));
+            heads.extend(
+                sorted
+                    .go
+                    .into_iter()
+                    .map(|candidate| candidate.into_head(lane)),
+            );
         }
         Ok(heads)
     }
@@ -146,16 +156,13 @@ impl Store {
         let Wanted { lane, now, .. } = *wanted;
         let mut tx = self.begin(writer).await?;
         let holds = holds::read(&mut tx, now).await?;
-        if holds
-            .iter()
-            .any(|hold| hold.covers(&lane.target, lane.action, now))
-        {
+        if holds.iter().any(|hold| hold.covers(lane, now)) {
             tx.rollback().await?;
             return Ok(None);
         }
         let picked = match wanted.which {
-            Which::First(most) => pick_first(&mut tx, lane, most, looks).await?,
-            Which::These(heads) => pick_these(&mut tx, lane, heads, looks).await?,
+            Which::First(most) => pick_first(&mut tx, lane, most, looks, now).await?,
+            Which::These(heads) => pick_these(&mut tx, lane, heads, looks, now).await?,
         };
         let barred: HashSet<&ServerId> = wanted.barred.iter().collect();
         let is_barred = |candidate: &Candidate| barred.contains(&candidate.server);
@@ -213,20 +220,23 @@ struct Candidate {
     since: Option<UtcMillis>,
     /// An earlier request of its server is not over.
     is_behind: bool,
+    /// Its label is paused, or no wave of its order has let it go.
+    is_held: bool,
 }
 
-/// Id, server, attempts, since when, behind another one.
-type CandidateRow = (i64, String, i64, Option<String>, i64);
+/// Id, server, attempts, since when, behind another one, held by its label.
+type CandidateRow = (i64, String, i64, Option<String>, i64, i64);
 
 impl Candidate {
     fn read(row: CandidateRow) -> Self {
-        let (id, server, attempts, since, is_behind) = row;
+        let (id, server, attempts, since, is_behind, is_held) = row;
         Self {
             id,
             server: ServerId(server),
             attempts,
             since: rows::readable_time(since),
             is_behind: is_behind != 0,
+            is_held: is_held != 0,
         }
     }
 
@@ -235,7 +245,7 @@ impl Candidate {
             request: RequestId(self.id),
             server: self.server,
             action: lane.action,
-            group: lane.group,
+            kind: lane.kind,
             eligible_at: self.since,
         }
     }
@@ -247,16 +257,39 @@ struct Picked {
     parked: usize,
 }
 
-/// Those that may go, and the ids of the others: who is behind another one of its server waits, and
-/// nothing else is looked at in a row.
-fn part(candidates: Vec<Candidate>) -> (Vec<Candidate>, Vec<i64>) {
-    let (behind, go): (Vec<Candidate>, Vec<Candidate>) = candidates
-        .into_iter()
-        .partition(|candidate| candidate.is_behind);
-    (
-        go,
-        behind.into_iter().map(|candidate| candidate.id).collect(),
-    )
+/// Candidates by what becomes of them.
+#[derive(Default)]
+struct Sorted {
+    go: Vec<Candidate>,
+    /// Ids of those that another one of their server goes before.
+    behind: Vec<i64>,
+    /// Ids of those that their labels hold.
+    held: Vec<i64>,
+}
+
+impl Sorted {
+    fn of(candidates: Vec<Candidate>) -> Self {
+        let mut sorted = Self::default();
+        for candidate in candidates {
+            if candidate.is_behind {
+                sorted.behind.push(candidate.id);
+            } else if candidate.is_held {
+                sorted.held.push(candidate.id);
+            } else {
+                sorted.go.push(candidate);
+            }
+        }
+        sorted
+    }
+
+    fn parked(&self) -> usize {
+        self.behind.len() + self.held.len()
+    }
+
+    async fn park(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+        gate::park_behind(tx, &self.behind).await?;
+        gate::park_held(tx, &self.held).await
+    }
 }
 
 /// The first requests of a lane that may go, at most `most`. Those that are met on the way and may
@@ -266,18 +299,19 @@ async fn pick_first(
     lane: &Lane,
     most: u32,
     looks: bool,
+    now: UtcMillis,
 ) -> Result<Picked, StoreError> {
     let mut picked = Picked {
         go: Vec::new(),
         parked: 0,
     };
     loop {
-        let (go, behind) = part(read_first(tx, lane, most, looks).await?);
-        gate::park_behind(tx, &behind).await?;
-        picked.go = go;
-        picked.parked += behind.len();
-        let is_enough = picked.parked >= PARKED_MAX;
-        if behind.is_empty() || is_enough {
+        let sorted = Sorted::of(read_first(tx, lane, most, looks, now).await?);
+        sorted.park(tx).await?;
+        let parked = sorted.parked();
+        picked.go = sorted.go;
+        picked.parked += parked;
+        if parked == 0 || picked.parked >= PARKED_MAX {
             return Ok(picked);
         }
     }
@@ -289,6 +323,7 @@ async fn pick_these(
     lane: &Lane,
     heads: &[(RequestId, Baseline)],
     looks: bool,
+    now: UtcMillis,
 ) -> Result<Picked, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
@@ -298,23 +333,30 @@ async fn pick_these(
                             AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
                     OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
                                AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)
-                ELSE 0 END)) AS BLOB)
+                ELSE 0 END,
+                r.label IS NOT NULL AND (
+                    (r.wave IS NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = r.label))
+                    OR EXISTS (SELECT 1 FROM holds h WHERE h.label = r.label AND h.kind = 'operator'
+                               AND (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
+                               AND (h.until IS NULL OR h.until > ?6))))) AS BLOB)
          FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
-         WHERE r.gate = 'ready' AND r.target = ?2 AND r.action = ?3 AND r.travel_group = ?4",
+         WHERE r.gate = 'ready' AND r.target = ?2 AND r.action = ?3
+           AND r.travel_group * 4 + (r.approved_by IS NOT NULL) * 2 + (r.override_reason IS NOT NULL) = ?4",
     )
     .bind(list(heads.iter().map(|(request, _)| &request.0)))
     .bind(&lane.target.0)
     .bind(lane.action.as_str())
-    .bind(lane.group)
+    .bind(lane.kind.number())
     .bind(looks)
+    .bind(text(now))
     .fetch_optional(&mut *tx)
     .await?;
     let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
-    let (go, behind) = part(found.into_iter().map(Candidate::read).collect());
-    gate::park_behind(tx, &behind).await?;
+    let sorted = Sorted::of(found.into_iter().map(Candidate::read).collect());
+    sorted.park(tx).await?;
     Ok(Picked {
-        go,
-        parked: behind.len(),
+        parked: sorted.parked(),
+        go: sorted.go,
     })
 }
 
@@ -325,6 +367,7 @@ async fn read_first(
     lane: &Lane,
     most: u32,
     looks: bool,
+    now: UtcMillis,
 ) -> Result<Vec<Candidate>, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
@@ -334,16 +377,23 @@ async fn read_first(
                             AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
                     OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
                                AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)
-                ELSE 0 END)) AS BLOB)
-         FROM (SELECT id, server_id, target, attempts, eligible_at, created_at FROM power_requests
-               WHERE gate = 'ready' AND target = ?1 AND action = ?2 AND travel_group = ?3
+                ELSE 0 END,
+                r.label IS NOT NULL AND (
+                    (r.wave IS NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = r.label))
+                    OR EXISTS (SELECT 1 FROM holds h WHERE h.label = r.label AND h.kind = 'operator'
+                               AND (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
+                               AND (h.until IS NULL OR h.until > ?6))))) AS BLOB)
+         FROM (SELECT id, server_id, target, action, attempts, eligible_at, created_at, label, wave FROM power_requests
+               WHERE gate = 'ready' AND target = ?1 AND action = ?2
+                 AND travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL) = ?3
                ORDER BY priority DESC, id LIMIT 0 + ?4) r",
     )
     .bind(&lane.target.0)
     .bind(lane.action.as_str())
-    .bind(lane.group)
+    .bind(lane.kind.number())
     .bind(most)
     .bind(looks)
+    .bind(text(now))
     .fetch_optional(connection)
     .await?;
     let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
@@ -358,8 +408,9 @@ async fn insert_batch(
     now: UtcMillis,
 ) -> Result<BatchId, StoreError> {
     let id = sqlx::query_scalar(
-        "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at, travel_group)
-         VALUES (?, ?, ?, ?, ?, 'submitting', ?, ?, ?, ?) RETURNING id",
+        "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at, travel_group,
+                              approved)
+         VALUES (?, ?, ?, ?, ?, 'submitting', ?, ?, ?, ?, ?) RETURNING id",
     )
     .bind(&lane.target.0)
     .bind(origin.service.as_str())
@@ -369,7 +420,8 @@ async fn insert_batch(
     .bind(server_count as i64)
     .bind(text(now))
     .bind(text(now))
-    .bind(lane.group)
+    .bind(lane.kind.group)
+    .bind(lane.kind.is_approved)
     .fetch_one(tx)
     .await?;
     Ok(BatchId(id))
@@ -404,7 +456,7 @@ async fn claim_members(
     };
     note_baselines(tx, batch, &baselines).await?;
     // Only a request that travels apart can have been busy before.
-    let busy: Vec<(i64, i64)> = match lane.group {
+    let busy: Vec<(i64, i64)> = match lane.kind.group {
         0 => Vec::new(),
         _ => {
             sqlx::query_as(
@@ -420,7 +472,7 @@ async fn claim_members(
     let member = |candidate: Candidate| {
         let request = RequestId(candidate.id);
         let attempts = rows::count(candidate.attempts.saturating_add(1));
-        let is_first = attempts == 1 && lane.group == 0;
+        let is_first = attempts == 1 && lane.kind.group == 0;
         Member {
             request,
             server: candidate.server,

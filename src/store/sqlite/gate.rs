@@ -46,6 +46,63 @@ pub(super) async fn park_behind(tx: &mut SqliteConnection, ids: &[i64]) -> Resul
     Ok(())
 }
 
+/// Takes these requests out of their lanes: their labels hold them. They go on to hold up their
+/// servers.
+pub(super) async fn park_held(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE power_requests SET gate = 'held' WHERE id IN (SELECT value FROM json_each(?)) AND gate = 'ready'",
+    )
+    .bind(list(ids))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// How far a walk through held requests has come: target, action and id of the last one.
+pub type HeldPlace = (String, String, i64);
+
+/// Looks at the next held requests behind `after`, at most `limit`: those that nothing of their label
+/// holds any more are in their lanes again. Returns the last one looked at; none at the end.
+pub(super) async fn release_held(
+    tx: &mut SqliteConnection,
+    after: &HeldPlace,
+    limit: i64,
+    now: UtcMillis,
+) -> Result<Option<HeldPlace>, StoreError> {
+    let (target, action, id) = after;
+    let found: Vec<(Vec<u8>, String, i64, bool)> = sqlx::query_as(
+        "SELECT CAST(r.target AS BLOB), r.action, r.id,
+                r.label IS NOT NULL AND (
+                    (r.wave IS NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = r.label))
+                    OR EXISTS (SELECT 1 FROM holds h WHERE h.label = r.label AND h.kind = 'operator'
+                               AND (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
+                               AND (h.until IS NULL OR h.until > ?5)))
+         FROM power_requests r INDEXED BY power_requests_held_count
+         WHERE r.gate = 'held' AND (r.target, r.action, r.id) > (?1, ?2, ?3)
+         ORDER BY r.target, r.action, r.id LIMIT 0 + ?4",
+    )
+    .bind(target)
+    .bind(action)
+    .bind(id)
+    .bind(limit)
+    .bind(text(now))
+    .fetch_all(&mut *tx)
+    .await?;
+    let free = found.iter().filter(|(.., is_held)| !is_held);
+    sqlx::query(
+        "UPDATE power_requests SET gate = 'ready' WHERE id IN (SELECT value FROM json_each(?)) AND gate = 'held'",
+    )
+    .bind(list(free.map(|(_, _, id, _)| id)))
+    .execute(tx)
+    .await?;
+    let is_over = i64::try_from(found.len()).unwrap_or(i64::MAX) < limit;
+    let last = found.into_iter().next_back().filter(|_| !is_over);
+    Ok(last.map(|(target, action, id, _)| (rows::lossy(target), action, id)))
+}
+
 /// Lets requests wait that stand ready: a JSON list of their ids, each with a time and a reason.
 pub(super) async fn put_off(tx: &mut SqliteConnection, waits: &str) -> Result<(), StoreError> {
     sqlx::query(

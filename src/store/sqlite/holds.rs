@@ -72,7 +72,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        sqlx::query("DELETE FROM holds WHERE ifnull(target, '') = ? AND ifnull(action, '') = ? AND kind = 'budget'")
+        sqlx::query("DELETE FROM holds WHERE ifnull(target, '') = ? AND ifnull(action, '') = ? AND ifnull(label, '') = '' AND kind = 'budget'")
             .bind(&target.0)
             .bind(action.as_str())
             .execute(&mut *tx)
@@ -124,7 +124,7 @@ impl Store {
         let new: Vec<TargetName> = sqlx::query_scalar(
             "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (
                  SELECT 1 FROM holds h WHERE ifnull(h.target, '') = j.value AND ifnull(h.action, '') = ''
-                 AND h.kind = 'unknown_target')",
+                 AND ifnull(h.label, '') = '' AND h.kind = 'unknown_target')",
         )
         .bind(names(unknown))
         .fetch_all(&mut *writer)
@@ -163,7 +163,8 @@ impl Store {
                     AND (h.target IN (SELECT value FROM json_each(?1))
                          OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
                                  OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
-                                            AND r.target = h.target)))
+                                            AND r.target = h.target)
+                                 OR EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'held' AND r.target = h.target)))
              FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
         )
         .bind(names(configured))
@@ -374,8 +375,8 @@ pub(super) async fn read(
 ) -> Result<Vec<Hold>, StoreError> {
     let found: Vec<u8> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
-             h.id, CAST(h.target AS TEXT), CAST(h.action AS TEXT), CAST(h.kind AS TEXT), CAST(h.reason AS TEXT),
-             CAST(h.since AS TEXT), CAST(h.until AS TEXT))) AS BLOB)
+             h.id, CAST(h.target AS TEXT), CAST(h.action AS TEXT), CAST(h.label AS TEXT), CAST(h.kind AS TEXT),
+             CAST(h.reason AS TEXT), CAST(h.since AS TEXT), CAST(h.until AS TEXT))) AS BLOB)
          FROM holds h INDEXED BY holds_that_matter WHERE h.kind <> 'unknown_target' OR h.target IS NULL",
     )
     .fetch_one(connection)
@@ -403,8 +404,8 @@ pub(in crate::store) async fn put_hold(
     hold: &Hold,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO holds (target, action, kind, reason, since, until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), kind) DO UPDATE SET reason = ?4, until = ?6",
+        "INSERT INTO holds (target, action, label, kind, reason, since, until) VALUES (?1, ?2, ?7, ?3, ?4, ?5, ?6)
+         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), ifnull(label, ''), kind) DO UPDATE SET reason = ?4, until = ?6",
     )
     .bind(hold.target.as_ref().map(|target| &target.0))
     .bind(hold.action.map(|action| action.as_str()))
@@ -412,6 +413,7 @@ pub(in crate::store) async fn put_hold(
     .bind(&hold.reason)
     .bind(text(hold.since))
     .bind(hold.until.map(text))
+    .bind(&hold.label)
     .execute(connection)
     .await?;
     Ok(())
@@ -423,6 +425,7 @@ pub(super) struct HoldRow {
     id: i64,
     target: Option<String>,
     action: Option<String>,
+    label: Option<String>,
     kind: String,
     reason: String,
     since: String,
@@ -454,6 +457,7 @@ impl HoldRow {
         Some(Hold {
             target: self.target.map(TargetName),
             action,
+            label: self.label,
             kind,
             reason: self.reason,
             since,

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::gate::{EndedRow, QueuedEnd};
+use super::gate::{EndedRow, HeldPlace, QueuedEnd};
 use super::{Store, StoreError, gate, rows, text};
 use crate::model::{OwnCode, PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
 /// Rows moved in one transaction, so that ours stay under a few milliseconds whatever waits: a
 /// producer that finds the queue locked sleeps for longer each time.
 const CHUNK: i64 = 200;
+/// Held requests looked at in one transaction.
+const HELD_CHUNK: i64 = 1000;
 
 /// How many requests ended without an answer of the cloud: by target, action, state and why.
 pub type EndedCounts = BTreeMap<(TargetName, PowerAction, RequestState, OwnCode), u64>;
@@ -35,6 +37,27 @@ pub struct TakenIn {
 }
 
 impl Store {
+    /// Lets the next held requests behind `after` into their lanes that nothing of their label holds
+    /// any more: a chunk. Returns the last one looked at; none at the end.
+    pub async fn release_held(
+        &self,
+        after: &HeldPlace,
+        now: UtcMillis,
+    ) -> Result<Option<HeldPlace>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let is_any: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'held')")
+                .fetch_one(&mut *writer)
+                .await?;
+        if !is_any {
+            return Ok(None);
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        let last = gate::release_held(&mut tx, after, HELD_CHUNK, now).await?;
+        tx.commit().await?;
+        Ok(last)
+    }
+
     /// Lets out what is due, expires what is too old, cancels what waited in vain: one chunk of
     /// each.
     pub async fn take_in(

@@ -46,6 +46,7 @@ pub use batches::{DueTarget, Hands};
 pub use claim::Which;
 pub(crate) use file::beside;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
+pub use gate::HeldPlace;
 pub use holds::{NotedPace, RefusedKey, TargetNews};
 pub use intake::{EndedCounts, TakenIn};
 pub use snapshot::{Asked, Snapshot};
@@ -408,7 +409,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::model::{Lane, Origin, PowerAction, Service, TargetName};
+    use crate::model::{Lane, LaneKind, Origin, PowerAction, Service, TargetName};
 
     #[tokio::test]
     async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {
@@ -436,7 +437,7 @@ mod tests {
             Lane {
                 target,
                 action: PowerAction::Stop,
-                group: 0,
+                kind: LaneKind::default(),
                 head_priority: 0,
                 head_id: 1,
                 ready: 1,

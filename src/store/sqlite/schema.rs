@@ -141,7 +141,7 @@ mod tests {
 
     use super::super::{StoreOptions, connect_writer};
     use super::*;
-    use crate::model::{OwnCode, PowerAction, Service};
+    use crate::model::{HoldKind, OwnCode, PowerAction, Service};
 
     const QUEUE: &str = include_str!("../../../migrations/0001_queue.sql");
 
@@ -160,6 +160,8 @@ mod tests {
         for constraint in ["action_known", "batch_action_known", "hold_action_known"] {
             assert_eq!(allowed_by(constraint), actions, "{constraint}");
         }
+        let kinds: Vec<&str> = HoldKind::ALL.iter().map(|word| word.as_str()).collect();
+        assert_eq!(allowed_by("hold_kind_known"), kinds);
         let services: Vec<&str> = Service::ALL.iter().map(|word| word.as_str()).collect();
         assert_eq!(allowed_by("batch_service_known"), services);
     }

@@ -10,7 +10,7 @@ use super::batches::DueTarget;
 use super::holds::{HoldRow, in_force};
 use super::note::Note;
 use super::{Mark, Store, StoreError, intake, rows, upkeep};
-use crate::model::{BatchId, Hold, Lane, PowerAction, TargetName, UtcMillis};
+use crate::model::{BatchId, Hold, Lane, LaneKind, PowerAction, TargetName, UtcMillis};
 
 /// Lanes of one target and action that are read at once; those beyond come when the first of these
 /// have left.
@@ -42,6 +42,8 @@ pub struct Snapshot {
     /// The lanes of the targets that were asked for, held ones too. Lanes of fresh requests are
     /// counted; of very many travel groups the oldest are here.
     pub lanes: Vec<Lane>,
+    /// How many orders with waves the queue knows.
+    pub order_count: i64,
     /// The targets of open batches, each with the time at which its first one is due.
     pub open: Vec<DueTarget>,
     /// Changes with every write to the queue, whoever makes it.
@@ -95,6 +97,7 @@ struct SnapshotRow {
     expiry: Option<String>,
     oldest: Option<String>,
     lingering: i64,
+    order_count: i64,
     last_id: i64,
     last_batch_id: i64,
     holds: Vec<u8>,
@@ -102,7 +105,7 @@ struct SnapshotRow {
     open: Vec<u8>,
 }
 
-/// Target, action, travel group, priority and id of the head, number of ready requests, since when
+/// Target, action, number of the kind, priority and id of the head, number of ready requests, since when
 /// the longest-waiting of them could go.
 type LaneRow = (String, String, i64, i64, i64, i64, Option<String>);
 
@@ -121,40 +124,47 @@ async fn read(
             (SELECT min(ifnull(eligible_at, created_at)) FROM power_requests
              WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL) AS oldest,
             (SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + ?4)) AS lingering,
+            (SELECT count(*) FROM orders) AS order_count,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'power_requests'), 0) AS last_id,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'batches'), 0) AS last_batch_id,
             (SELECT CAST(json_group_array(json_array(
-                 h.id, CAST(h.target AS TEXT), CAST(h.action AS TEXT), CAST(h.kind AS TEXT), CAST(h.reason AS TEXT),
-                 CAST(h.since AS TEXT), CAST(h.until AS TEXT))) AS BLOB)
+                 h.id, CAST(h.target AS TEXT), CAST(h.action AS TEXT), CAST(h.label AS TEXT), CAST(h.kind AS TEXT),
+                 CAST(h.reason AS TEXT), CAST(h.since AS TEXT), CAST(h.until AS TEXT))) AS BLOB)
              FROM (SELECT * FROM holds INDEXED BY holds_that_matter WHERE kind <> 'unknown_target' OR target IS NULL
                    ORDER BY id) h) AS holds,
-            (WITH RECURSIVE head(target, action, servers_max, travel_group, number) AS (
+            (WITH RECURSIVE head(target, action, servers_max, kind, number) AS (
                  SELECT j.value ->> 0, j.value ->> 1, j.value ->> 2,
-                        (SELECT r.travel_group FROM power_requests r WHERE r.gate = 'ready' AND r.target = j.value ->> 0
-                         AND r.action = j.value ->> 1 ORDER BY r.travel_group LIMIT 1), 1
+                        (SELECT r.travel_group * 4 + (r.approved_by IS NOT NULL) * 2 + (r.override_reason IS NOT NULL)
+                         FROM power_requests r WHERE r.gate = 'ready' AND r.target = j.value ->> 0 AND r.action = j.value ->> 1
+                         ORDER BY 1 LIMIT 1), 1
                  FROM json_each(?1) j
                  UNION ALL
                  SELECT head.target, head.action, head.servers_max,
-                        (SELECT n.travel_group FROM power_requests n WHERE n.gate = 'ready' AND n.target = head.target
-                         AND n.action = head.action AND n.travel_group > head.travel_group ORDER BY n.travel_group LIMIT 1),
+                        (SELECT n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL)
+                         FROM power_requests n WHERE n.gate = 'ready' AND n.target = head.target AND n.action = head.action
+                         AND n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL) > head.kind
+                         ORDER BY 1 LIMIT 1),
                         head.number + 1
-                 FROM head WHERE head.travel_group IS NOT NULL AND head.number < ?2
+                 FROM head WHERE head.kind IS NOT NULL AND head.number < ?2
              )
              SELECT CAST(json_group_array(json_array(
-                 lane.target, lane.action, lane.travel_group, p.priority, p.id, lane.ready,
-                 CASE WHEN lane.travel_group = 0 AND lane.ready < lane.servers_max THEN
+                 lane.target, lane.action, lane.kind, p.priority, p.id, lane.ready,
+                 CASE WHEN lane.kind < 4 AND lane.ready < lane.servers_max THEN
                      (SELECT min(ifnull(o.eligible_at, o.created_at)) FROM power_requests o WHERE o.gate = 'ready'
-                      AND o.target = lane.target AND o.action = lane.action AND o.travel_group = lane.travel_group) END
+                      AND o.target = lane.target AND o.action = lane.action
+                      AND o.travel_group * 4 + (o.approved_by IS NOT NULL) * 2 + (o.override_reason IS NOT NULL) = lane.kind) END
                  )) AS BLOB)
-             FROM (SELECT head.target, head.action, head.servers_max, head.travel_group,
-                          CASE head.travel_group WHEN 0 THEN
+             FROM (SELECT head.target, head.action, head.servers_max, head.kind,
+                          CASE WHEN head.kind < 4 THEN
                               min(head.servers_max, (SELECT count(*) FROM (SELECT 1 FROM power_requests c WHERE c.gate = 'ready'
-                                  AND c.target = head.target AND c.action = head.action AND c.travel_group = 0
+                                  AND c.target = head.target AND c.action = head.action
+                                  AND c.travel_group * 4 + (c.approved_by IS NOT NULL) * 2 + (c.override_reason IS NOT NULL) = head.kind
                                   LIMIT 0 + ?5))) ELSE 1 END AS ready
-                   FROM head WHERE head.travel_group IS NOT NULL) lane
+                   FROM head WHERE head.kind IS NOT NULL) lane
              CROSS JOIN power_requests p ON p.id = (
-                 SELECT f.id FROM power_requests f WHERE f.gate = 'ready' AND f.target = lane.target
-                 AND f.action = lane.action AND f.travel_group = lane.travel_group ORDER BY f.priority DESC, f.id LIMIT 1)
+                 SELECT f.id FROM power_requests f WHERE f.gate = 'ready' AND f.target = lane.target AND f.action = lane.action
+                 AND f.travel_group * 4 + (f.approved_by IS NOT NULL) * 2 + (f.override_reason IS NOT NULL) = lane.kind
+                 ORDER BY f.priority DESC, f.id LIMIT 1)
             ) AS lanes,
             (WITH RECURSIVE used(target) AS (
                  SELECT (SELECT min(o.target) FROM batches o WHERE o.state <> 'done')
@@ -221,6 +231,7 @@ impl SnapshotRow {
                 .collect(),
             change_mark: (self.own_changes, self.data_version),
             lingering: self.lingering,
+            order_count: self.order_count,
             last: Note {
                 epoch: self.epoch,
                 last_id: self.last_id,
@@ -236,11 +247,11 @@ impl SnapshotRow {
 }
 
 fn into_lane(row: LaneRow) -> Result<Lane, StoreError> {
-    let (target, action, group, head_priority, head_id, ready, oldest) = row;
+    let (target, action, kind, head_priority, head_id, ready, oldest) = row;
     Ok(Lane {
         target: TargetName(target),
         action: rows::word(&action)?,
-        group,
+        kind: LaneKind::of_number(kind),
         head_priority,
         head_id,
         ready: rows::count(ready),

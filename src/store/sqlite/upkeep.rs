@@ -452,6 +452,7 @@ async fn hold_restored(
             &Hold {
                 target: None,
                 action: None,
+                label: None,
                 kind,
                 reason,
                 since: now,
