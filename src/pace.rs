@@ -175,11 +175,6 @@ impl Pace {
         self.blocked_until.is_some_and(|until| until > now)
     }
 
-    /// What kept calls back is over, by somebody's doing.
-    pub fn unblock(&mut self) {
-        self.blocked_until = None;
-    }
-
     /// The service answered a call: it can be reached.
     pub fn answered(&mut self) {
         self.throttles = 0;
@@ -621,9 +616,6 @@ mod tests {
         let mut pace = Pace::new(50, [], T0);
         let until = pace.hold_back(T0, None);
         assert_eq!(pace.wait(T0), Some(until));
-        assert_eq!(pace.wait(until), None);
-        pace.hold_back(until, None);
-        pace.unblock();
         assert_eq!(pace.wait(until), None);
         pace.answered();
         assert_eq!(pace.throttles(), 0);
