@@ -81,8 +81,10 @@ impl Pace {
         self.throttles = throttles;
     }
 
-    /// Takes a new configured rate, after a reload.
+    /// Takes a new configured rate, after a reload. Somebody has perhaps fixed what kept calls
+    /// back: a call finds out.
     pub fn reconfigure(&mut self, configured: u32) {
+        self.blocked_until = None;
         if self.rate == self.configured {
             self.rate = configured;
         }
@@ -616,6 +618,9 @@ mod tests {
         let mut pace = Pace::new(50, [], T0);
         let until = pace.hold_back(T0, None);
         assert_eq!(pace.wait(T0), Some(until));
+        assert_eq!(pace.wait(until), None);
+        pace.hold_back(until, None);
+        pace.reconfigure(50);
         assert_eq!(pace.wait(until), None);
         pace.answered();
         assert_eq!(pace.throttles(), 0);
