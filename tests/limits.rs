@@ -68,19 +68,13 @@ async fn a_budget_rations_servers_over_a_rolling_span_and_says_so() {
     )
     .await;
     assert_eq!(outcomes(&mut producer).await, "13 succeeded/job");
+    // By the times of the calls: how long one is on its way depends on the machine.
+    let most_in_a_span = "SELECT max((SELECT sum(b.server_count) FROM batches b WHERE b.action = 'stop' AND b.intent_at >= a.intent_at
+                              AND julianday(b.intent_at) - julianday(a.intent_at) < 1.999 / 86400))
+                          FROM batches a WHERE a.action = 'stop'";
+    assert_eq!(text(&mut producer, most_in_a_span).await, "5");
     daemon.stop().await;
     let ledger = yard.cloud.ledger();
-    for entry in &ledger {
-        let within = ledger
-            .iter()
-            .filter(|other| other.action == entry.action && other.at >= entry.at);
-        assert!(
-            within
-                .filter(|other| other.at.since(entry.at) < Duration::from_millis(1900))
-                .count()
-                <= 5
-        );
-    }
     assert_eq!(ledger.len(), 13);
 }
 

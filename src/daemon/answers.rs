@@ -302,7 +302,7 @@ impl AnswerPass<'_> {
         let now = self.now.utc;
         for step in self.keys.learn(call, self.targets, now).await {
             let name = step.target.clone();
-            if let Err(error) = step.carry_out(self.targets, self.holds, now).await {
+            if let Err(error) = step.carry_out(self.holds, now).await {
                 warn!(target = %name, "cannot remove the hold on target \"{name}\" yet: {error}");
             }
         }

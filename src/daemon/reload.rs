@@ -193,8 +193,7 @@ impl Dispatcher {
             .after_reload(renewal, &mut self.targets, now)
             .await;
         for step in steps {
-            step.carry_out(&mut self.targets, &mut self.holds, now)
-                .await?;
+            step.carry_out(&mut self.holds, now).await?;
         }
         Ok(())
     }

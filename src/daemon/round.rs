@@ -87,8 +87,7 @@ impl Dispatcher {
             store,
         };
         for step in dispatcher.keys.after_start(&dispatcher.targets, now) {
-            step.carry_out(&mut dispatcher.targets, &mut dispatcher.holds, now)
-                .await?;
+            step.carry_out(&mut dispatcher.holds, now).await?;
         }
         Ok(dispatcher)
     }

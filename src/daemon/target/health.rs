@@ -116,11 +116,6 @@ impl Health {
         self.pace.call_ended(now);
     }
 
-    /// Somebody fixed what was blocking calls.
-    pub(super) fn unblock(&mut self) {
-        self.pace.unblock();
-    }
-
     /// Applies a new configured rate. Somebody who reloads has perhaps had a limit raised: a call
     /// finds out.
     pub(super) fn reconfigure(&mut self, submits_per_minute: u32) {

@@ -67,16 +67,12 @@ impl KeyStep {
     /// memory.
     pub(in crate::daemon) async fn carry_out(
         self,
-        targets: &mut Targets,
         holds: &mut Holds,
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         if let Some(hold) = self.hold {
             holds.put(hold).await;
             return Ok(());
-        }
-        if let Some(target) = targets.get_mut(&self.target) {
-            target.unblock();
         }
         holds.lift_credentials(&self.target, now).await
     }

@@ -439,11 +439,6 @@ impl Target {
         self.health.read_wait(now)
     }
 
-    /// Somebody fixed what was blocking calls.
-    pub(super) fn unblock(&mut self) {
-        self.health.unblock();
-    }
-
     /// What the end of a submit call means for the next ones.
     pub(super) fn after_submit(
         &mut self,
