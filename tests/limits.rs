@@ -5,7 +5,6 @@ mod common;
 
 use std::fs;
 use std::process::{Child, Command};
-use std::time::Duration;
 
 use common::{PROJECT, Yard, insert, insert_many, outcomes, reload, secret, text, wait_for};
 use poweryard::settings::Settings;
