@@ -199,11 +199,14 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         endpoint: String::new(),
         project_id: String::new(),
     };
-    let which = poweryard::store::Which::First(10);
-    let claimed = store
-        .claim(&lane, &origin, which, &[], daemon::now().utc)
-        .await
-        .expect("no failure");
+    let claim = poweryard::store::Claim {
+        lane: &lane,
+        origin: &origin,
+        which: poweryard::store::Which::First(10),
+        barred: &[],
+        now: daemon::now().utc,
+    };
+    let claimed = store.claim(&claim).await.expect("no failure");
     assert_eq!(claimed, None);
     assert_eq!(
         text(&mut producer, "SELECT count(*) FROM batches").await,

@@ -177,7 +177,7 @@ async fn budget_limit(
         return Ok(String::new());
     };
     let since = now.before(budget.span);
-    let mut spent = store.spent(&target.name, *action, since, now).await?;
+    let mut spent = store.spent(&target.name, *action, since..now).await?;
     for (at, _) in &mut spent {
         *at = (*at).min(now);
     }

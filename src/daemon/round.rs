@@ -200,7 +200,7 @@ impl Dispatcher {
         self.notice_clock(now).await?;
         let with_room = self.submit_pass(round).targets_with_room();
         let seen = &self.look(&with_room, now).await?;
-        self.store.mend_ids(seen).await?;
+        self.store.fix_ids(seen).await?;
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now.utc).await?;
         self.intake
@@ -223,11 +223,12 @@ impl Dispatcher {
 
     /// The one read of a round.
     async fn look(&self, with_room: &[TargetName], now: Now) -> Result<Snapshot, StoreError> {
-        let batch_max = |name: &TargetName| self.targets.get(name).map(Target::batch_servers_max);
-        let targets: Vec<(TargetName, u32)> = with_room
-            .iter()
-            .filter_map(|name| Some((name.clone(), batch_max(name)?)))
-            .collect();
+        let mut targets = Vec::with_capacity(with_room.len());
+        for name in with_room {
+            if let Some(target) = self.targets.get(name) {
+                targets.push((name.clone(), target.batch_servers_max()));
+            }
+        }
         let asked = Asked {
             default_ttl: self.intake.corrected_ttl(&self.clocks, now.steady),
             targets: &targets,

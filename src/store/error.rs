@@ -66,7 +66,7 @@ pub enum StoreError {
     /// The file is damaged or not a database.
     #[error("{0} is damaged or is not an SQLite database; restore it from a backup")]
     Corrupt(PathBuf),
-    /// SQLite found the open file damaged. Waiting does not mend that.
+    /// SQLite found the open file damaged. Waiting does not fix that.
     #[error("the database is damaged; restore it from a backup")]
     Damaged,
     /// The database or its folder may not be written.
@@ -96,6 +96,13 @@ impl StoreError {
         )
     }
 
+    pub(super) fn unusable(path: &Path, source: std::io::Error) -> Self {
+        Self::Unusable {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
     pub(super) fn opening(path: &Path, error: sqlx::Error) -> Self {
         let database_code = error
             .as_database_error()
@@ -107,10 +114,7 @@ impl StoreError {
             .map(|code| code & 0xff)
         {
             Some(11 | 26) => Self::Corrupt(path.to_owned()),
-            Some(14) => Self::Unusable {
-                path: path.to_owned(),
-                source: why_unusable(path),
-            },
+            Some(14) => Self::unusable(path, why_unusable(path)),
             _ => error.into(),
         }
     }

@@ -11,7 +11,7 @@ use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
     AttemptResult, Batch, Evidence, JobId, Lane, Origin, RequestId, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Asked, Snapshot, Store, TakenIn, Which};
+use poweryard::store::{Asked, Claim, Snapshot, Store, StoreError, TakenIn, Which};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tempfile::TempDir;
@@ -190,10 +190,23 @@ impl Queue {
         servers_max: u32,
         now: UtcMillis,
     ) -> Option<Batch> {
-        self.store
-            .claim(lane, &origin(), Which::First(servers_max), &[], now)
-            .await
-            .expect("claim")
+        self.try_claim(lane, servers_max, now).await.expect("claim")
+    }
+
+    pub(crate) async fn try_claim(
+        &self,
+        lane: &Lane,
+        servers_max: u32,
+        now: UtcMillis,
+    ) -> Result<Option<Batch>, StoreError> {
+        let claim = Claim {
+            lane,
+            origin: &origin(),
+            which: Which::First(servers_max),
+            barred: &[],
+            now,
+        };
+        self.store.claim(&claim).await
     }
 
     /// The lanes of all targets that the queue names, counted.

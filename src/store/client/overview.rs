@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::FromRow;
+use sqlx::sqlite::SqliteConnection;
 
-use super::{BatchRecord, QueueClient};
+use super::BatchRecord;
 use crate::model::UtcMillis;
 use crate::store::StoreError;
 use crate::store::sqlite::text;
@@ -80,44 +81,48 @@ pub struct OutcomeCount {
     pub first_id: i64,
 }
 
-impl QueueClient {
-    /// Unfinished requests by target, action and state.
-    pub async fn overview(&mut self) -> Result<Vec<OverviewCount>, StoreError> {
-        Ok(sqlx::query_as(
+pub(super) async fn overview(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<OverviewCount>, StoreError> {
+    Ok(
+        sqlx::query_as(
             "SELECT target, action, state, count, oldest_created_at FROM queue_overview",
         )
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
+        .fetch_all(&mut *connection)
+        .await?,
+    )
+}
 
-    /// The oldest request that could go, for each target and action that has one. Holds are not
-    /// looked at.
-    pub async fn oldest_ready(&mut self) -> Result<Vec<OldestReady>, StoreError> {
-        let mut ready: Vec<OldestReady> = sqlx::query_as(
-            "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
+pub(super) async fn oldest_ready(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<OldestReady>, StoreError> {
+    let mut ready: Vec<OldestReady> = sqlx::query_as(
+        "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
              FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
                    WHERE gate = 'ready' GROUP BY target, action) oldest
              JOIN power_requests r ON r.id = oldest.id",
-        )
-        .fetch_all(&mut self.connection)
-        .await?;
-        ready.sort_unstable_by_key(|ready| ready.id);
-        Ok(ready)
-    }
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    ready.sort_unstable_by_key(|ready| ready.id);
+    Ok(ready)
+}
 
-    /// Batches that are not done, the next to be looked at first.
-    pub async fn open_batches(&mut self) -> Result<Vec<BatchRecord>, StoreError> {
-        Ok(
-            sqlx::query_as("SELECT * FROM batches WHERE state <> 'done' ORDER BY next_look_at")
-                .fetch_all(&mut self.connection)
-                .await?,
-        )
-    }
+pub(super) async fn open_batches(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<BatchRecord>, StoreError> {
+    Ok(
+        sqlx::query_as("SELECT * FROM batches WHERE state <> 'done' ORDER BY next_look_at")
+            .fetch_all(&mut *connection)
+            .await?,
+    )
+}
 
-    /// Every target that the daemon has noted. No target makes more than 6000 calls a minute, so
-    /// that many are read.
-    pub async fn targets(&mut self, now: UtcMillis) -> Result<Vec<TargetNote>, StoreError> {
-        Ok(sqlx::query_as(
+pub(super) async fn targets(
+    connection: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<Vec<TargetNote>, StoreError> {
+    Ok(sqlx::query_as(
             "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
                     (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
                                            ORDER BY b.id DESC LIMIT 6000)
@@ -125,7 +130,6 @@ impl QueueClient {
              FROM targets t ORDER BY t.target",
         )
         .bind(text(now.before(Duration::from_secs(60))))
-        .fetch_all(&mut self.connection)
+        .fetch_all(&mut *connection)
         .await?)
-    }
 }

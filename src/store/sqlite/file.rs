@@ -25,31 +25,28 @@ pub(super) type Identity = (u64, u64);
 /// Creates the file with mode 0660 before SQLite opens it, if it is missing. SQLite itself would
 /// create 0640 under a 0007 umask, and give the same mode to `-wal` and `-shm`.
 pub(super) fn create(path: &Path) -> Result<(), StoreError> {
-    let unusable = |source| StoreError::Unusable {
-        path: path.to_owned(),
-        source,
-    };
-    match OpenOptions::new()
+    match create_new(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(StoreError::unusable(path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn create_new(path: &Path) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options
         .write(true)
         .create_new(true)
         .mode(0o660)
-        .open(path)
-    {
-        // The umask took bits away; this gives them back.
-        Ok(file) => file
-            .set_permissions(Permissions::from_mode(0o660))
-            .map_err(unusable),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(unusable(error)),
-    }
+        .open(path)?;
+    // The umask took bits away; this gives them back.
+    file.set_permissions(Permissions::from_mode(0o660))
 }
 
 /// Device and inode, by path: opening the file by hand would drop SQLite's locks.
 pub(in crate::store) fn identity(path: &Path) -> Result<Identity, StoreError> {
-    let meta = std::fs::metadata(path).map_err(|source| StoreError::Unusable {
-        path: path.to_owned(),
-        source,
-    })?;
+    let meta = std::fs::metadata(path).map_err(|error| StoreError::unusable(path, error))?;
     Ok((meta.dev(), meta.ino()))
 }
 
@@ -172,13 +169,10 @@ impl QueueLock {
     /// `DaemonRuns` if somebody has it.
     pub fn take(path: &Path, now: UtcMillis) -> Result<Self, StoreError> {
         create(path)?;
-        let unusable = |source| StoreError::Unusable {
-            path: path.to_owned(),
-            source,
-        };
         // A `status` command holds a shared lock for an instant; a daemon holds its own for good.
         for _ in 0..20 {
-            if let Some(identity) = try_to_take(path).map_err(unusable)? {
+            let taken = try_to_take(path).map_err(|error| StoreError::unusable(path, error))?;
+            if let Some(identity) = taken {
                 let mut lock = Self {
                     identity,
                     note: open_note(path),
@@ -302,6 +296,13 @@ fn lock_path(path: &Path) -> PathBuf {
 /// named.
 pub(super) fn real(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The folder that the file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// The path with an ending.

@@ -12,7 +12,7 @@ use sqlx::{Sqlite, Transaction};
 use super::{Store, StoreError};
 
 /// A transaction of the daemon. Dropped, it is rolled back.
-pub(super) struct Hand<'c> {
+pub(in crate::store) struct Hand<'c> {
     tx: Transaction<'c, Sqlite>,
     store: &'c Store,
     epoch: i64,
@@ -47,7 +47,7 @@ impl<'c> Hand<'c> {
 
     /// Commits, and notes the new epoch beside the queue. The note need not have reached the disk
     /// yet.
-    pub(super) async fn commit(mut self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn commit(mut self) -> Result<(), StoreError> {
         give_back(&mut self.tx).await?;
         self.tx.commit().await?;
         self.store.went_to(self.epoch);
@@ -55,7 +55,7 @@ impl<'c> Hand<'c> {
     }
 
     /// Undoes what was done.
-    pub(super) async fn rollback(self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn rollback(self) -> Result<(), StoreError> {
         Ok(self.tx.rollback().await?)
     }
 }

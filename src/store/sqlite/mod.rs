@@ -19,37 +19,39 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 
 use super::StoreError;
-use crate::model::UtcMillis;
+use crate::model::{Batch, BatchId, Member, UtcMillis};
 use claimed::Claimed;
 use hand::Hand;
 use note::Note;
 use place::{Place, PlaceState, StampPage};
 
-mod batches;
-mod claim;
+pub(super) mod batches;
+pub(super) mod claim;
 mod claimed;
+pub(super) mod epoch;
 pub(super) mod file;
-mod gate;
+pub(super) mod gate;
 pub(super) mod hand;
 pub(super) mod holds;
-mod intake;
+pub(super) mod intake;
 mod note;
 mod place;
-mod record;
+pub(super) mod record;
 pub(super) mod rows;
 pub(super) mod schema;
-mod snapshot;
+pub(super) mod snapshot;
 pub(super) mod upkeep;
 mod wake;
 
-pub use batches::{DueTarget, Hands};
-pub use claim::Which;
-pub(crate) use file::beside;
+pub use batches::{DueFilter, DueTarget, Hands};
+pub use claim::{Claim, Which};
+pub use epoch::Restored;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
-pub use holds::{NotedPace, RefusedKey, TargetNews};
+pub(crate) use file::{beside, folder_of};
+pub use holds::{NotedPace, RefusedKey, TargetNews, TargetStatus};
 pub use intake::{EndedCounts, TakenIn};
 pub use snapshot::{Asked, Snapshot};
-pub use upkeep::{Prune, Restored};
+pub use upkeep::Prune;
 pub use wake::Changes;
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
@@ -128,7 +130,7 @@ struct Own {
 
 /// What each transaction finds in the queue, or else is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Mark {
+pub(super) struct Mark {
     token: String,
     epoch: i64,
 }
@@ -213,12 +215,19 @@ impl Store {
     /// producers write elsewhere, or what is known of the queue does not hold. `TakenOver` if
     /// another daemon or another copy has come in its place.
     pub async fn check_place(&self) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
+        let mut writer = self.writer().await;
         self.look_at_place(&mut writer).await?;
-        if read_mark(&mut writer).await? != Some(self.mark()) {
-            return Err(StoreError::TakenOver(self.path.clone()));
+        let found = read_mark(&mut writer).await?;
+        self.require_mark(&found.unwrap_or_default())
+    }
+
+    /// Refuses a queue that is another daemon's.
+    pub(super) fn require_mark(&self, found: &Mark) -> Result<(), StoreError> {
+        if *found == self.mark() {
+            Ok(())
+        } else {
+            Err(StoreError::TakenOver(self.path.clone()))
         }
-        Ok(())
     }
 
     /// Why the queue reads as damaged: perhaps somebody has exchanged or cut its files between two
@@ -233,7 +242,10 @@ impl Store {
         }
     }
 
-    async fn look_at_place(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
+    pub(super) async fn look_at_place(
+        &self,
+        writer: &mut SqliteConnection,
+    ) -> Result<(), StoreError> {
         let standing = self.own().place.look();
         match standing {
             PlaceState::Same => Ok(()),
@@ -253,6 +265,11 @@ impl Store {
         }
     }
 
+    /// The one connection that writes, once nobody else uses it.
+    pub(super) async fn writer(&self) -> tokio::sync::MutexGuard<'_, SqliteConnection> {
+        self.writer.lock().await
+    }
+
     fn own(&self) -> MutexGuard<'_, Own> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -261,12 +278,52 @@ impl Store {
         self.own().mark.clone()
     }
 
+    pub(super) fn note(&self) -> Note {
+        self.own().note
+    }
+
+    /// The note beside the queue is to know of this claim before its call leaves.
+    ///
+    /// # Errors
+    /// `Unnoted`.
+    pub(super) fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
+        let requests = batch.members.iter().map(|member| member.request.0);
+        let last_id = requests.max().unwrap_or(0);
+        self.own().note.reach(last_id, batch.id.0);
+        self.require_note()
+    }
+
+    /// Keeps the members of a batch that was claimed for its first question.
+    pub(super) fn keep_members(&self, batch: &Batch) {
+        self.own().claimed.keep(batch.id, batch.members.clone());
+    }
+
+    /// The members of this batch are no longer as its claim has left them.
+    pub(super) fn forget_members(&self, batch: BatchId) {
+        self.own().claimed.forget(batch);
+    }
+
+    fn take_members(&self, batch: BatchId) -> Option<Vec<Member>> {
+        self.own().claimed.take(batch)
+    }
+
     /// A transaction of ours has raised the epoch, and is committed.
     fn went_to(&self, epoch: i64) {
         let mut own = self.own();
         own.mark.epoch = epoch;
         own.note.epoch = epoch;
         own.write_note(false);
+    }
+
+    /// Tries again to write a note that could not be written.
+    ///
+    /// # Errors
+    /// `Unnoted`.
+    pub(super) fn retry_note(&self) -> Result<(), StoreError> {
+        if self.own().unnoted.is_some() {
+            self.require_note()?;
+        }
+        Ok(())
     }
 
     /// Writes the note beside the queue, unless it is as it should be, and waits until it is on the
@@ -294,7 +351,7 @@ impl Store {
     /// # Errors
     /// Also `Replaced`: SQLite maps the `-shm`, so that reading one that was cut ends the process.
     pub async fn data_version(&self) -> Result<i64, StoreError> {
-        let mut writer = self.writer.lock().await;
+        let mut writer = self.writer().await;
         self.look_at_place(&mut writer).await?;
         Ok(sqlx::query_scalar("PRAGMA data_version")
             .fetch_one(&mut *writer)
@@ -314,7 +371,10 @@ impl Store {
     ///
     /// # Errors
     /// Those of `check_place`.
-    async fn begin<'c>(&'c self, writer: &'c mut SqliteConnection) -> Result<Hand<'c>, StoreError> {
+    pub(super) async fn begin<'c>(
+        &'c self,
+        writer: &'c mut SqliteConnection,
+    ) -> Result<Hand<'c>, StoreError> {
         if writer.is_in_transaction() {
             // A transaction that was dropped is rolled back in the background; this waits for it.
             writer.ping().await?;
@@ -432,29 +492,32 @@ mod tests {
             .expect("a row");
         let now = UtcMillis(4_000_000_000_000);
         let target = TargetName("default".into());
-        let (lane, origin) = (
-            Lane {
-                target,
-                action: PowerAction::Stop,
-                group: 0,
-                head_priority: 0,
-                head_id: 1,
-                ready: 1,
-                oldest_eligible_at: now,
-            },
-            Origin {
-                service: Service::Bms,
-                endpoint: String::new(),
-                project_id: String::new(),
-            },
-        );
+        let lane = Lane {
+            target,
+            action: PowerAction::Stop,
+            group: 0,
+            head_priority: 0,
+            head_id: 1,
+            ready: 1,
+            oldest_eligible_at: now,
+        };
+        let origin = Origin {
+            service: Service::Bms,
+            endpoint: String::new(),
+            project_id: String::new(),
+        };
+        let claim = Claim {
+            lane: &lane,
+            origin: &origin,
+            which: Which::First(10),
+            barred: &[],
+            now,
+        };
         refuse.store(true, Ordering::SeqCst);
-        let failed = store
-            .claim(&lane, &origin, Which::First(10), &[], now)
-            .await;
+        let failed = store.claim(&claim).await;
         assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
         let claimed = store
-            .claim(&lane, &origin, Which::First(10), &[], now)
+            .claim(&claim)
             .await
             .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));

@@ -15,7 +15,7 @@ const LENGTH: usize = 256;
 
 /// What it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) struct Note {
+pub(in crate::store) struct Note {
     /// The newest epoch that the queue's file had.
     pub(super) epoch: i64,
     /// The highest id of a request that was ever given, as far as somebody noted it.
@@ -37,6 +37,12 @@ impl Note {
             && possible.contains(&note.last_id)
             && possible.contains(&note.last_batch_id))
         .then_some(note)
+    }
+
+    /// A request and a batch with these ids were given.
+    pub(super) fn reach(&mut self, id: i64, batch_id: i64) {
+        self.last_id = self.last_id.max(id);
+        self.last_batch_id = self.last_batch_id.max(batch_id);
     }
 
     /// True if the file at `queue` is another one than that which the note was written for, as far
@@ -123,11 +129,7 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<(File, Identity)> {
     file.write_all_at(text, 0)?;
     file.sync_all()?;
     std::fs::rename(&partial, path)?;
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all())?;
+    File::open(file::folder_of(path))?.sync_all()?;
     let meta = file.metadata()?;
     Ok((file, (meta.dev(), meta.ino())))
 }

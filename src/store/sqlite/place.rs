@@ -76,13 +76,9 @@ impl Place {
 
     /// Compares.
     pub(super) fn look(&mut self) -> PlaceState {
-        let same =
-            |path: &Path, was: Identity| file::identity(path).is_ok_and(|identity| identity == was);
-        let in_place = same(&self.path, self.main)
-            && self
-                .sidecars
-                .iter()
-                .all(|(path, identity)| same(path, *identity));
+        let mut sidecars = self.sidecars.iter();
+        let in_place = is_same_file(&self.path, self.main)
+            && sidecars.all(|(path, was)| is_same_file(path, *was));
         if !in_place || self.log.as_ref().is_some_and(|log| !log.is_whole()) {
             return PlaceState::Another;
         }
@@ -105,8 +101,12 @@ impl Place {
     }
 }
 
-/// Compares the `-wal` with what the `-shm` says of it: whoever cut it, or wrote another over it,
-/// took committed rows.
+fn is_same_file(path: &Path, was: Identity) -> bool {
+    file::identity(path).is_ok_and(|identity| identity == was)
+}
+
+/// Compares the `-wal` with what the `-shm` says of it: somebody who cut it, or wrote another
+/// over it, took committed rows.
 #[derive(Debug)]
 struct LogReader {
     wal: Arc<File>,
@@ -124,10 +124,9 @@ struct LogExtent {
 
 impl LogReader {
     fn open(queue: &Path) -> Option<Self> {
-        let open = |ending| file::kept_handle(&file::beside(queue, ending)).ok();
         Some(Self {
-            wal: open("-wal")?,
-            shm: open("-shm")?,
+            wal: file::kept_handle(&file::beside(queue, "-wal")).ok()?,
+            shm: file::kept_handle(&file::beside(queue, "-shm")).ok()?,
         })
     }
 
@@ -227,16 +226,18 @@ impl StampReader {
 
 /// The highest epoch behind `key` on a page. Rests of earlier rows may stand beside the row.
 fn newest(page: &[u8], key: &[u8]) -> Option<i64> {
-    let epoch = |at: usize| {
-        let digits = page.get(at + key.len()..at + key.len() + DIGITS)?;
-        std::str::from_utf8(digits).ok()?.parse::<i64>().ok()
-    };
-    let places = page
-        .windows(key.len())
-        .enumerate()
-        .filter(|(_, bytes)| *bytes == key)
-        .map(|(at, _)| at);
-    places.filter_map(epoch).max()
+    let mut newest = None;
+    for (at, bytes) in page.windows(key.len()).enumerate() {
+        if bytes == key {
+            newest = newest.max(epoch_at(page, at + key.len()));
+        }
+    }
+    newest
+}
+
+fn epoch_at(page: &[u8], start: usize) -> Option<i64> {
+    let digits = page.get(start..start + DIGITS)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -79,16 +79,18 @@ async fn is_barely_begun(
     connection: &mut SqliteConnection,
     objects: &[String],
 ) -> Result<bool, sqlx::Error> {
-    let only_the_list = |name: &String| {
-        name == "_sqlx_migrations" || name.starts_with("sqlite_autoindex__sqlx_migrations")
-    };
-    if !objects.iter().all(only_the_list) {
+    if !objects.iter().all(|name| is_of_the_list(name)) {
         return Ok(false);
     }
     let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations")
         .fetch_one(connection)
         .await?;
     Ok(applied == 0)
+}
+
+/// True for the list of migrations and its index.
+fn is_of_the_list(name: &str) -> bool {
+    name == "_sqlx_migrations" || name.starts_with("sqlite_autoindex__sqlx_migrations")
 }
 
 enum SchemaState {
@@ -98,41 +100,50 @@ enum SchemaState {
 }
 
 async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<SchemaState, StoreError> {
-    let opening = |error| StoreError::opening(path, error);
-    let objects: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master")
-        .fetch_all(&mut *connection)
+    let found = find(connection)
         .await
-        .map_err(opening)?;
-    if objects.is_empty()
-        || is_barely_begun(connection, &objects)
-            .await
-            .map_err(opening)?
-    {
-        return Ok(SchemaState::Empty);
-    }
-    let id: i64 = sqlx::query_scalar("PRAGMA application_id")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(opening)?;
-    if id != APPLICATION_ID {
-        return Err(StoreError::Foreign(path.to_owned()));
-    }
-    let applied: i64 = sqlx::query_scalar(
-        "SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success",
-    )
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(opening)?;
-    let newest = MIGRATOR
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or(0);
-    match applied.cmp(&newest) {
+        .map_err(|error| StoreError::opening(path, error))?;
+    let applied = match found {
+        Found::Nothing => return Ok(SchemaState::Empty),
+        Found::Foreign => return Err(StoreError::Foreign(path.to_owned())),
+        Found::Migrated(version) => version,
+    };
+    let versions = MIGRATOR.iter().map(|migration| migration.version);
+    match applied.cmp(&versions.max().unwrap_or(0)) {
         std::cmp::Ordering::Less => Ok(SchemaState::Older),
         std::cmp::Ordering::Equal => Ok(SchemaState::Current),
         std::cmp::Ordering::Greater => Err(StoreError::Newer(path.to_owned())),
     }
+}
+
+/// What is in a file.
+enum Found {
+    Nothing,
+    /// Another program's tables.
+    Foreign,
+    /// Ours; the last migration.
+    Migrated(i64),
+}
+
+async fn find(connection: &mut SqliteConnection) -> Result<Found, sqlx::Error> {
+    let objects: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master")
+        .fetch_all(&mut *connection)
+        .await?;
+    if objects.is_empty() || is_barely_begun(connection, &objects).await? {
+        return Ok(Found::Nothing);
+    }
+    let id: i64 = sqlx::query_scalar("PRAGMA application_id")
+        .fetch_one(&mut *connection)
+        .await?;
+    if id != APPLICATION_ID {
+        return Ok(Found::Foreign);
+    }
+    let applied = sqlx::query_scalar(
+        "SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Found::Migrated(applied))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::batches::DueTarget;
 use super::holds::{HoldRow, in_force};
 use super::note::Note;
-use super::{Mark, Store, StoreError, intake, rows, upkeep};
+use super::{Mark, StoreError, intake, rows, upkeep};
 use crate::model::{BatchId, Hold, Lane, PowerAction, TargetName, UtcMillis};
 
 /// Lanes of one target and action that are read at once; those beyond come when the first of these
@@ -47,40 +47,11 @@ pub struct Snapshot {
     /// Changes with every write to the queue, whoever makes it.
     pub change_mark: (i64, i64),
     /// Batches whose requests still stand in the line, up to a bound.
-    pub(super) lingering: i64,
+    pub(in crate::store) lingering: i64,
     /// The last ids, as SQLite keeps them.
-    pub(super) last: Note,
-    mark: Mark,
-}
-
-impl Store {
-    /// Makes sure that this is still the queue that was opened, and still this daemon's, and reads
-    /// what a round needs.
-    ///
-    /// # Errors
-    /// Those of `check_place`.
-    pub async fn snapshot(
-        &self,
-        asked: &Asked<'_>,
-        now: UtcMillis,
-    ) -> Result<Snapshot, StoreError> {
-        let mut writer = self.writer.lock().await;
-        self.look_at_place(&mut writer).await?;
-        let snapshot = read(&mut writer, asked, now).await?;
-        if snapshot.mark != self.mark() {
-            return Err(StoreError::TakenOver(self.path.clone()));
-        }
-        Ok(snapshot)
-    }
-
-    /// As `snapshot`, of a queue that may be another daemon's.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn peek(&self, asked: &Asked<'_>, now: UtcMillis) -> Result<Snapshot, StoreError> {
-        let mut writer = self.writer.lock().await;
-        read(&mut writer, asked, now).await
-    }
+    pub(in crate::store) last: Note,
+    /// Whose the queue is.
+    pub(in crate::store) mark: Mark,
 }
 
 #[derive(sqlx::FromRow)]
@@ -106,7 +77,8 @@ struct SnapshotRow {
 /// the longest-waiting of them could go.
 type LaneRow = (String, String, i64, i64, i64, i64, Option<String>);
 
-async fn read(
+/// All of it in one statement.
+pub(in crate::store) async fn read(
     connection: &mut SqliteConnection,
     asked: &Asked<'_>,
     now: UtcMillis,

@@ -1,0 +1,262 @@
+//! Whose the queue is, and how far it has come: each daemon begins an epoch of its own, and each
+//! write raises it, so that an older copy of the queue is recognised.
+//!
+//! Ids are never given twice, not even by an older copy: a small file beside the queue,
+//! `PATH.epoch`, remembers how far they went (`note`).
+
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+
+use super::holds::put_hold;
+use super::note::{self, MOST, Note};
+use super::{Mark, Store, StoreError, file, hand, rows, stamp_page};
+use crate::model::{Hold, HoldKind, UtcMillis};
+
+/// Ids left out after a restore: more than anybody inserts between two notes of the last one.
+const IDS_SKIPPED: i64 = 1_000_000;
+
+/// What was found of a queue that is an older copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Requests that were unfinished in it.
+    pub unfinished: i64,
+    /// When the copy was made, if `db backup` made it.
+    pub copied_at: Option<String>,
+}
+
+/// Begins an epoch; see `Store::begin_epoch`.
+pub(in crate::store) async fn begin(
+    store: &Store,
+    writer: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<Option<Restored>, StoreError> {
+    let path = file::real(&store.path);
+    let noted = Note::read(&path);
+    // Whose the queue was before does not matter: the lock is ours.
+    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let found = take_mark(&mut tx).await?;
+    // A queue that was ever begun has a note. Without it nobody can tell how old this file is.
+    let is_older = noted.map_or(found.epoch > 0, |note| note.epoch > found.epoch);
+    let is_moved = noted.is_some_and(|note| note.is_of_another_file(&path));
+    let mut restored = None;
+    if is_older || is_moved || found.copied_at.is_some() {
+        restored = Some(hold_restored(&mut tx, noted, found.copied_at, now).await?);
+    }
+    let mut noted_by = note::Writer::new(path);
+    if noted.is_none() && found.epoch == 0 {
+        // A kill between the commit and the note must not make the next start take a fresh queue
+        // for a copy. If this fails, so does the note itself, and nothing leaves.
+        let _ = noted_by.write(Note::default(), store.options.synced);
+    }
+    let noted = noted.unwrap_or_default();
+    fix_ids(&mut tx, noted).await?;
+    let mark = Mark {
+        token: found.next_token,
+        epoch: found.epoch.max(noted.epoch) + 1,
+    };
+    write_mark(&mut tx, &mark).await?;
+    let note = read_note(&mut tx).await?;
+    hand::give_back(&mut tx).await?;
+    tx.commit().await?;
+    // So that the stamp is in the file itself. If a reader is in the way, a later checkpoint
+    // brings it there.
+    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+        .execute(&mut *writer)
+        .await?;
+    let page = stamp_page(writer).await?;
+    let mut own = store.own();
+    own.place.begin(&mark.token, page);
+    own.mark = mark;
+    own.note = note;
+    own.noted_by = Some(noted_by);
+    // If it cannot be written now, it is tried again before anything leaves.
+    own.write_note(true);
+    Ok(restored)
+}
+
+/// What the queue said of itself before this epoch.
+#[derive(sqlx::FromRow)]
+struct FoundMark {
+    epoch: i64,
+    /// When it was copied, if it is a copy.
+    copied_at: Option<String>,
+    /// Random, for the daemon that begins.
+    next_token: String,
+}
+
+/// Takes the daemon's hand from the one that had it.
+async fn take_mark(tx: &mut SqliteConnection) -> Result<FoundMark, StoreError> {
+    sqlx::query(
+        "INSERT INTO queue_mark (id, epoch, token) SELECT 1, 0, lower(hex(randomblob(16)))
+         WHERE NOT EXISTS (SELECT 1 FROM queue_mark)",
+    )
+    .execute(&mut *tx)
+    .await?;
+    hand::borrow(tx).await?;
+    Ok(sqlx::query_as(
+        "SELECT epoch, CAST(copied_at AS TEXT) AS copied_at, lower(hex(randomblob(16))) AS next_token FROM queue_mark",
+    )
+    .fetch_one(tx)
+    .await?)
+}
+
+async fn write_mark(tx: &mut SqliteConnection, mark: &Mark) -> Result<(), StoreError> {
+    sqlx::query("UPDATE queue_mark SET epoch = ?1, token = ?2, writing = ?2, copied_at = NULL")
+        .bind(mark.epoch)
+        .bind(&mark.token)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Raises the epoch; see `Store::raise_epoch`.
+pub(in crate::store) async fn raise(
+    store: &Store,
+    writer: &mut SqliteConnection,
+    seen: Option<(i64, i64)>,
+) -> Result<(i64, i64), StoreError> {
+    let now = read_changes(writer).await?;
+    if Some(now) == seen {
+        return Ok(now);
+    }
+    let before = store.note();
+    let mut tx = store.begin(writer).await?;
+    fix_ids(&mut tx, before).await?;
+    let note = read_note(&mut tx).await?;
+    tx.commit().await?;
+    store.own().note = note;
+    let seen = read_changes(writer).await?;
+    store.require_note()?;
+    Ok(seen)
+}
+
+/// Two numbers of which one changes with every write, whoever makes it.
+async fn read_changes(connection: &mut SqliteConnection) -> Result<(i64, i64), StoreError> {
+    Ok(
+        sqlx::query_as("SELECT total_changes(), data_version FROM pragma_data_version")
+            .fetch_one(connection)
+            .await?,
+    )
+}
+
+/// True if the last ids that SQLite keeps may be right.
+pub(in crate::store) fn are_ids_possible(seen: Note, known: Note) -> bool {
+    is_id_possible(seen.last_id, known.last_id)
+        && is_id_possible(seen.last_batch_id, known.last_batch_id)
+}
+
+fn is_id_possible(seen: i64, known: i64) -> bool {
+    (known..=MOST + IDS_SKIPPED).contains(&seen)
+}
+
+async fn read_note(connection: &mut SqliteConnection) -> Result<Note, StoreError> {
+    let (epoch, last_id, last_batch_id) = sqlx::query_as(
+        "SELECT epoch, ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'power_requests'), 0),
+                ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'batches'), 0) FROM queue_mark",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Note {
+        epoch,
+        last_id,
+        last_batch_id,
+        ..Note::default()
+    })
+}
+
+/// SQLite's own table of the last ids is open to anybody. Set back, it gives ids twice; set to its
+/// maximum, it gives none.
+pub(in crate::store) async fn fix_ids(
+    tx: &mut SqliteConnection,
+    note: Note,
+) -> Result<(), StoreError> {
+    let own = read_note(tx).await?;
+    let (request, batch): (i64, i64) = sqlx::query_as(
+        "SELECT ifnull((SELECT max(id) FROM power_requests), 0), ifnull((SELECT max(id) FROM batches), 0)",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    for (table, now, least) in [
+        ("power_requests", own.last_id, request.max(note.last_id)),
+        ("batches", own.last_batch_id, batch.max(note.last_batch_id)),
+    ] {
+        if !(least..=MOST).contains(&now) {
+            set_sequence(tx, table, least).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM sqlite_sequence WHERE name = ?")
+        .bind(table)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)")
+        .bind(table)
+        .bind(last)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Puts everything on hold that was unfinished in the copy, and moves its ids on.
+async fn hold_restored(
+    tx: &mut SqliteConnection,
+    note: Option<Note>,
+    copied_at: Option<String>,
+    now: UtcMillis,
+) -> Result<Restored, StoreError> {
+    let own = read_note(tx).await?;
+    let unfinished: i64 = sqlx::query_scalar("SELECT ifnull(sum(count), 0) FROM queue_overview")
+        .fetch_one(&mut *tx)
+        .await?;
+    if unfinished > 0 {
+        let what = match (rows::readable_time(copied_at.clone()), note) {
+            (Some(at), _) => format!("this queue is an older copy of {at}"),
+            (None, Some(note)) if note.epoch <= own.epoch => {
+                "this file was put in place of the queue and may be an older copy".to_owned()
+            }
+            (None, Some(_)) => "this queue is an older copy".to_owned(),
+            (None, None) => {
+                "this queue may be an older copy (the .epoch file beside it is missing)".to_owned()
+            }
+        };
+        let reason = format!(
+            "{what}; it does not know what has happened to its unfinished requests since then: see `poweryard db release --help`"
+        );
+        let kind = HoldKind::Restored;
+        put_hold(
+            tx,
+            &Hold {
+                target: None,
+                action: None,
+                kind,
+                reason,
+                since: now,
+                until: None,
+            },
+        )
+        .await?;
+    }
+    let note = note.unwrap_or_default();
+    sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), ?)")
+        .bind(own.last_id)
+        .execute(&mut *tx)
+        .await?;
+    // The servers' later operations are in no row: that they are idle proves nothing of these calls.
+    sqlx::query("UPDATE batches SET from_copy = 1 WHERE state <> 'done'")
+        .execute(&mut *tx)
+        .await?;
+    // What a stranger set beyond all reason is fixed after this.
+    for (table, last) in [
+        ("power_requests", own.last_id.max(note.last_id)),
+        ("batches", own.last_batch_id.max(note.last_batch_id)),
+    ] {
+        set_sequence(tx, table, last.min(MOST) + IDS_SKIPPED).await?;
+    }
+    Ok(Restored {
+        unfinished,
+        copied_at,
+    })
+}
