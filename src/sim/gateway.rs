@@ -5,6 +5,7 @@ use super::answer::Answer;
 use super::bms::ListQuery;
 use super::clouddc::PageQuery;
 use super::gate::Denied;
+use super::iam;
 use super::record::Call;
 use super::signature;
 use super::world::World;
@@ -112,7 +113,7 @@ impl World {
         match route(request) {
             Some(Route::Ledger) => self.aside(|world, _| Answer::json(200, &world.ledger())),
             Some(Route::Servers) => self.aside(|world, _| Answer::json(200, &world.servers(now))),
-            Some(Route::Token) => self.issue_token(now, request),
+            Some(Route::Token) => iam::issue_token(self, now, request),
             Some(Route::Service { project, call }) => {
                 match self.gate.admit(now, request, project) {
                     Ok(()) => self.carry_out(now, call, request),
