@@ -233,19 +233,22 @@ impl Times {
 
 fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
     let requested_by = args.requested_by.clone().or_else(args::login_user);
-    let request = |server_id: String| NewRequest {
-        action: args.action.as_str().to_owned(),
-        target: args.target.clone(),
-        priority: args.priority,
-        not_before: times.not_before.clone(),
-        expires_at: times.expires_at.clone(),
-        after_id: args.after.map(|id| id.0),
-        request_key: args.key.as_ref().map(|key| format!("{key}:{server_id}")),
-        label: args.label.clone(),
-        requested_by: requested_by.clone(),
-        server_id,
-    };
-    servers.into_iter().map(request).collect()
+    let mut requests = Vec::with_capacity(servers.len());
+    for server_id in servers {
+        requests.push(NewRequest {
+            action: args.action.as_str().to_owned(),
+            target: args.target.clone(),
+            priority: args.priority,
+            not_before: times.not_before.clone(),
+            expires_at: times.expires_at.clone(),
+            after_id: args.after.map(|id| id.0),
+            request_key: args.key.as_ref().map(|key| format!("{key}:{server_id}")),
+            label: args.label.clone(),
+            requested_by: requested_by.clone(),
+            server_id,
+        });
+    }
+    requests
 }
 
 #[cfg(test)]

@@ -61,14 +61,12 @@ impl Table {
     /// The lines, without trailing blanks.
     pub(super) fn render(&self) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let widest = |column: usize| {
-            self.rows
-                .iter()
-                .map(|row| width(&row[column]))
-                .max()
-                .unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(widest).collect();
+        let mut widths = vec![0; columns];
+        for row in &self.rows {
+            for (widest, cell) in widths.iter_mut().zip(row) {
+                *widest = width(cell).max(*widest);
+            }
+        }
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();

@@ -160,16 +160,10 @@ impl LookSoFar {
     /// A server that could not be shown may still be in the list; and if the list can be read, the
     /// cloud works.
     fn needs_the_list(&self) -> bool {
-        let was_sent = |error: &CallError| match error.fault {
-            Fault::Unavailable | Fault::Lost => true,
-            Fault::Refused(_) => error.status.is_some(),
-            Fault::Throttled { .. } => error.status == Some(SERVICE_UNAVAILABLE),
-            _ => false,
-        };
         !self.was_listed
             && !self.has_read()
             && !self.is_over()
-            && self.observed.failures.values().any(was_sent)
+            && self.observed.failures.values().any(leaves_hope_for_list)
     }
 
     /// The result. An error only where nothing could be read, and for a reason that is not one
@@ -197,21 +191,32 @@ impl LookSoFar {
     }
 
     fn reason_for_all(&self, servers: &[ServerId]) -> Option<CallError> {
-        let failures = || {
-            servers
-                .iter()
-                .filter_map(|server| self.observed.failures.get(server))
-        };
         if let Some(error) = &self.observed.ended_by {
             return Some(error.clone());
         }
+        let failures = servers
+            .iter()
+            .filter_map(|server| self.observed.failures.get(server));
+        let failures: Vec<&CallError> = failures.collect();
         // The service itself has answered about a server.
-        if failures().any(|error| matches!(error.fault, Fault::Refused(_))) {
+        if failures
+            .iter()
+            .any(|error| matches!(error.fault, Fault::Refused(_)))
+        {
             return None;
         }
-        self.list_failure
-            .clone()
-            .or_else(|| failures().next().cloned())
+        let first = failures.first().copied();
+        self.list_failure.as_ref().or(first).cloned()
+    }
+}
+
+/// True for a failure of a show after which the list may still be read.
+fn leaves_hope_for_list(error: &CallError) -> bool {
+    match error.fault {
+        Fault::Unavailable | Fault::Lost => true,
+        Fault::Refused(_) => error.status.is_some(),
+        Fault::Throttled { .. } => error.status == Some(SERVICE_UNAVAILABLE),
+        _ => false,
     }
 }
 
@@ -332,10 +337,12 @@ impl Looking {
     async fn show(&self, reader: &impl ServerReader, servers: &[ServerId], look: &mut LookSoFar) {
         // In the caller's order, so that the same question makes the same calls.
         let mut taken = HashSet::new();
-        let is_unseen = |id: &&ServerId| {
-            !look.observed.sightings.contains_key(*id) && taken.insert((*id).clone())
-        };
-        let mut servers_left: Vec<ServerId> = servers.iter().filter(is_unseen).cloned().collect();
+        let mut servers_left = Vec::new();
+        for id in servers {
+            if !look.observed.sightings.contains_key(id) && taken.insert(id) {
+                servers_left.push(id.clone());
+            }
+        }
         self.memory().asked.order(&mut servers_left);
         let list_is_whole = look.was_listed && look.list_failure.is_none();
         servers_left.truncate(if list_is_whole {

@@ -255,13 +255,16 @@ impl Meter {
         let progress = &mut self.state().progress;
         progress.moved = Some(now);
         progress.good = if good { Some(now) } else { progress.good };
-        (progress.trouble, progress.unsaved, progress.open_calls) = (!good, unsaved, open_calls);
+        progress.trouble = !good;
+        progress.unsaved = unsaved;
+        progress.open_calls = open_calls;
     }
 
     /// An answer could not be stored; this many wait now. The next round updates the number.
     pub fn database_failed(&self, unsaved: usize) {
         let progress = &mut self.state().progress;
-        (progress.trouble, progress.unsaved) = (true, unsaved);
+        progress.trouble = true;
+        progress.unsaved = unsaved;
     }
 
     /// The configured targets as they are now.

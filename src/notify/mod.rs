@@ -442,7 +442,8 @@ async fn add_labels(
     let mut notes = client.producer_notes(&ids).await?;
     for request in requests {
         if let Some(note) = notes.remove(&request.id) {
-            (request.label, request.requested_by) = (note.label, note.requested_by);
+            request.label = note.label;
+            request.requested_by = note.requested_by;
         }
     }
     client.close().await

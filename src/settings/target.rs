@@ -80,14 +80,17 @@ fn proxy_password_file(section: &Section<'_>, proxy: Option<&Url>) -> Option<Pat
 }
 
 fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if (1..=64).contains(&name.len()) && name.bytes().all(allowed) {
+    if (1..=64).contains(&name.len()) && name.bytes().all(is_allowed_in_name) {
         return Some(TargetName(name.to_owned()));
     }
     section.own_mistake(format!(
         "{name:?} cannot be the name of a target; use 1 to 64 letters, digits, '.', '_' and '-'"
     ));
     None
+}
+
+fn is_allowed_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
 }
 
 /// An example of an endpoint, for a message about a missing or wrong one.
@@ -213,46 +216,40 @@ impl TargetNumbers {
 
     /// Rules between two keys. Each names both, and is reported at the first that the file sets.
     fn check(&self, section: &Section<'_>) {
-        let rule = |holds: bool,
-                    (key, value): (&str, Duration),
-                    relation: &str,
-                    (other, bound): (&str, Duration)| {
-            if !holds {
-                let blamed = if section.has(key) { key } else { other };
-                section.mistake(
-                    blamed,
-                    format!(
-                        "{key} (\"{}\") must {relation} {other} (\"{}\")",
-                        show(value),
-                        show(bound)
-                    ),
-                );
-            }
-        };
-        let settle = ("settle_time", self.settle_time);
-        rule(
-            self.settle_time < self.look_time_limit,
-            settle,
-            "be shorter than",
-            ("look_time_limit", self.look_time_limit),
-        );
-        let first = ("first_look", self.first_look);
-        let interval = ("look_interval_max", self.look_interval_max);
-        rule(
-            self.first_look <= self.look_interval_max,
-            first,
-            "not be longer than",
-            interval,
-        );
-        let connect = ("connect_timeout", self.connect_timeout);
-        let whole = ("request_timeout", self.request_timeout);
-        rule(
-            self.connect_timeout <= self.request_timeout,
-            connect,
-            "not be longer than",
-            whole,
-        );
+        if self.settle_time >= self.look_time_limit {
+            let settle = ("settle_time", self.settle_time);
+            let limit = ("look_time_limit", self.look_time_limit);
+            break_rule(section, settle, "be shorter than", limit);
+        }
+        if self.first_look > self.look_interval_max {
+            let first = ("first_look", self.first_look);
+            let interval = ("look_interval_max", self.look_interval_max);
+            break_rule(section, first, "not be longer than", interval);
+        }
+        if self.connect_timeout > self.request_timeout {
+            let connect = ("connect_timeout", self.connect_timeout);
+            let whole = ("request_timeout", self.request_timeout);
+            break_rule(section, connect, "not be longer than", whole);
+        }
     }
+}
+
+/// Reports two keys whose values do not go together.
+fn break_rule(
+    section: &Section<'_>,
+    (key, value): (&str, Duration),
+    relation: &str,
+    (other, bound): (&str, Duration),
+) {
+    let blamed = if section.has(key) { key } else { other };
+    section.mistake(
+        blamed,
+        format!(
+            "{key} (\"{}\") must {relation} {other} (\"{}\")",
+            show(value),
+            show(bound)
+        ),
+    );
 }
 
 /// A PEM file that can be read and contains a certificate.

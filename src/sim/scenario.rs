@@ -270,6 +270,13 @@ fn uuid(bits: u128) -> String {
     .join("-")
 }
 
+/// True if the server with this index, from 0, runs at first: `share` of all do, spread evenly.
+pub(super) fn is_running_at_first(index: usize, share: f64) -> bool {
+    let running_before = (index as f64 * share).round();
+    let running_after = ((index + 1) as f64 * share).round();
+    running_after > running_before
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
