@@ -19,7 +19,6 @@ use crate::settings::TargetSettings;
 pub mod answer;
 mod asked;
 pub mod auth;
-mod blot;
 pub mod bms;
 pub mod clouddc;
 mod complaint;
@@ -29,6 +28,7 @@ mod lenient;
 pub mod looking;
 mod objects;
 mod page_sizes;
+mod redact;
 mod session;
 mod text;
 
