@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::asked::Asked;
 use super::page_sizes::{PageSizes, Remembered};
+use super::show_history::ShowHistory;
 use super::{Observed, not_sent};
 use crate::model::{CallError, Fault, ServerId, ServerView, Sighting};
 
@@ -104,7 +104,7 @@ struct Memory {
     /// the first.
     pages_known: usize,
     page_sizes: Remembered,
-    asked: Asked,
+    show_history: ShowHistory,
 }
 
 /// One look as far as it has come.
@@ -248,7 +248,9 @@ impl Looking {
             let memory = self.memory();
             let many = wanted.len() > SHOWS_MIN.max(memory.pages_known);
             // The list may have servers that could not be shown last time.
-            many || wanted.iter().any(|server| memory.asked.has_failed(server))
+            many || wanted
+                .iter()
+                .any(|server| memory.show_history.has_failed(server))
         };
         if list_first {
             self.list(reader, &wanted, &mut look).await;
@@ -343,7 +345,7 @@ impl Looking {
                 servers_left.push(id.clone());
             }
         }
-        self.memory().asked.order(&mut servers_left);
+        self.memory().show_history.order(&mut servers_left);
         let list_is_whole = look.was_listed && look.list_failure.is_none();
         servers_left.truncate(if list_is_whole {
             SHOWS_MAX
@@ -369,7 +371,7 @@ impl Looking {
                 && began.elapsed() < SPAN_MAX
                 && let Some(server) = servers_left.next()
             {
-                let patience = self.memory().asked.patience(&server, alone_in_look);
+                let patience = self.memory().show_history.patience(&server, alone_in_look);
                 under_way.insert(server.clone());
                 open.push(show_within(reader, server, patience));
             }
@@ -389,7 +391,7 @@ impl Looking {
                         open.clear();
                         failed += under_way.len();
                         for server in under_way.drain() {
-                            self.memory().asked.note(&server, true);
+                            self.memory().show_history.note(&server, true);
                             look.failed(server, no_answer_within(patience));
                         }
                         continue;
@@ -412,7 +414,7 @@ impl Looking {
             }
             alone &= shown.is_err();
             self.memory()
-                .asked
+                .show_history
                 .note(&server, shown.as_ref().is_err_and(is_its_own));
             match shown {
                 Ok(sighting) => look.saw(server, sighting),

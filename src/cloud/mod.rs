@@ -17,7 +17,6 @@ use crate::model::{
 use crate::settings::TargetSettings;
 
 pub mod answer;
-mod asked;
 pub mod auth;
 pub mod bms;
 pub mod clouddc;
@@ -30,6 +29,7 @@ mod objects;
 mod page_sizes;
 mod redact;
 mod session;
+mod show_history;
 mod text;
 
 pub use auth::{Credentials, Key, KeyName, Signed};
