@@ -39,12 +39,12 @@ mod open_batches;
 mod reload;
 mod report;
 mod round;
-mod strangers;
 mod submit;
 pub(crate) mod systemd;
 mod target;
 mod task;
 mod turn;
+mod unknown_targets;
 mod upkeep;
 
 pub use clock_check::{beyond as clock_doubt, now};

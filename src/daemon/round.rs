@@ -18,11 +18,11 @@ use super::holds::Holds;
 use super::intake::Intake;
 use super::ledger::{Ledger, Observers};
 use super::open_batches::OpenBatches;
-use super::strangers::Strangers;
 use super::submit::{SubmitPass, Submits};
 use super::target::keys::RefusedKeys;
 use super::target::{self, Configured, Target, Targets};
 use super::task::{Finished, Round};
+use super::unknown_targets::UnknownTargets;
 use super::upkeep::Upkeep;
 use crate::model::{Batch, Now, TargetName, UtcMillis};
 use crate::settings::Settings;
@@ -41,7 +41,7 @@ pub struct Dispatcher {
     pub(super) keys: RefusedKeys,
     pub(super) intake: Intake,
     pub(super) submits: Submits,
-    pub(super) strangers: Strangers,
+    pub(super) unknown_targets: UnknownTargets,
     pub(super) upkeep: Upkeep,
     pub(super) ledger: Ledger,
     clocks: Clocks,
@@ -75,7 +75,7 @@ impl Dispatcher {
             holds: Holds::new(Arc::clone(&store)),
             intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
             submits: Submits::new(settings.batch.linger),
-            strangers: Strangers::default(),
+            unknown_targets: UnknownTargets::default(),
             upkeep: Upkeep::new(settings.queue.retention),
             ledger: Ledger::new(Arc::clone(&store)),
             clocks,
@@ -209,7 +209,7 @@ impl Dispatcher {
         self.intake
             .reject_protected(&self.targets, &self.ledger, now.utc)
             .await?;
-        self.strangers
+        self.unknown_targets
             .look(&self.store, seen, &self.targets, round)
             .await?;
         self.holds.review(seen, round).await?;

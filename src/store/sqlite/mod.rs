@@ -151,7 +151,7 @@ impl Store {
     /// As `open`.
     pub async fn open_with(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
         file::create(path)?;
-        schema::refuse_strangers(path).await?;
+        schema::refuse_foreign(path).await?;
         let mut writer = connect_writer(path, options).await?;
         if let Err(error) = schema::migrate(&mut writer, path).await {
             return Err(closed(writer, error).await);

@@ -44,7 +44,7 @@ async fn run(connection: &mut SqliteConnection, path: &Path) -> Result<(), Store
 
 /// Refuses a foreign or newer file before anything is done that would change it, as switching to
 /// WAL does. What cannot be opened only for reading is judged when it is opened for good.
-pub(super) async fn refuse_strangers(path: &Path) -> Result<(), StoreError> {
+pub(super) async fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)

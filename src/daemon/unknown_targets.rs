@@ -23,7 +23,7 @@ const NAMED_MAX: usize = 5;
 
 /// How far the walk has come. The default begins it anew.
 #[derive(Debug, Default)]
-pub(super) struct Strangers {
+pub(super) struct UnknownTargets {
     /// How the queue stood when the walk began; none: it is to begin anew.
     begun_at: Option<(i64, i64)>,
     /// The last target looked at; none: all have been.
@@ -36,7 +36,7 @@ pub(super) struct Strangers {
     own_after: Steady,
 }
 
-impl Strangers {
+impl UnknownTargets {
     /// One chunk of the walk, if there is anything new.
     ///
     /// # Errors
