@@ -30,10 +30,10 @@ use crate::meter::Meter;
 use crate::settings::{SecretRules, Settings, TargetSettings};
 use crate::store::StoreError;
 
-mod classic;
 mod health;
 mod numbers;
 mod page;
+mod prometheus_text;
 mod single;
 
 use numbers::Reading;

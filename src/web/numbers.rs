@@ -19,7 +19,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Site, classic, say};
+use super::{Site, prometheus_text, say};
 use crate::meter::TargetFacts;
 use crate::model::{HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
@@ -59,7 +59,11 @@ pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
     }
     // Writing to a String cannot fail.
     let _ = encode_registry(&mut text, &sheet.0);
-    say(StatusCode::OK, classic::KIND, classic::classic(&text))
+    say(
+        StatusCode::OK,
+        prometheus_text::MEDIA_TYPE,
+        prometheus_text::from_open_metrics(&text),
+    )
 }
 
 fn now() -> UtcMillis {
