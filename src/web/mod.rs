@@ -34,10 +34,10 @@ mod health;
 mod numbers;
 mod page;
 mod prometheus_text;
-mod single;
+mod shared_read;
 
 use numbers::Reading;
-use single::Single;
+use shared_read::SharedRead;
 
 /// Connections served at a time; for a further one, a connection that has not sent a request yet is
 /// dropped.
@@ -72,8 +72,8 @@ struct Site {
     status: StatusText,
     /// The targets whose secrets' age is shown.
     targets: Mutex<(Vec<TargetSettings>, SecretRules)>,
-    reading: Single<Reading>,
-    page: Single<String>,
+    reading: SharedRead<Reading>,
+    page: SharedRead<String>,
 }
 
 impl Web {
@@ -89,8 +89,8 @@ impl Web {
             database: settings.queue.database.clone(),
             status,
             targets: Mutex::new((settings.targets.clone(), rules.clone())),
-            reading: Single::default(),
-            page: Single::default(),
+            reading: SharedRead::default(),
+            page: SharedRead::default(),
         };
         Self {
             site: Arc::new(site),
