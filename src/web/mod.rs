@@ -31,12 +31,12 @@ use crate::settings::{SecretRules, Settings, TargetSettings};
 use crate::store::StoreError;
 
 mod health;
-mod numbers;
+mod metrics;
 mod page;
 mod prometheus_text;
 mod shared_read;
 
-use numbers::Reading;
+use metrics::Reading;
 use shared_read::SharedRead;
 
 /// Connections served at a time; for a further one, a connection that has not sent a request yet is
@@ -223,7 +223,7 @@ async fn answer(stream: TcpStream, routes: Router, asked: Arc<AtomicBool>) {
 fn routes(site: Arc<Site>) -> Router {
     Router::new()
         .route("/", get(page::answer))
-        .route("/metrics", get(numbers::answer))
+        .route("/metrics", get(metrics::answer))
         .route("/healthz", get(health::moves))
         .route("/readyz", get(health::ready))
         .with_state(site)
