@@ -11,7 +11,7 @@ use secrecy::zeroize::Zeroizing;
 
 use super::{SECRET_BYTES_MAX, SecretRules, paths};
 use crate::settings::TargetSettings;
-use crate::settings::digest::salted_digest;
+use crate::settings::secret_digest::salted_digest;
 
 /// The metadata of the files that the secrets were read from: unequal once a file is replaced,
 /// changed, or made readable to others.
