@@ -18,12 +18,12 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::answer::Answer;
+use super::call_context::{PageAsked, Surroundings};
 use super::faults::{FaultKind, FaultPlan, Scope};
 use super::late::LateAct;
 use super::record::{LedgerEntry, OnOff, ServerSummary};
 use super::rng::Rng;
 use super::scenario::{BmsScenario, MissingShow, Refusals, Scenario, is_running_at_first};
-use super::turn::{PageAsked, Surroundings};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 pub(super) use action::read as read_action;

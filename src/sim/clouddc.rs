@@ -18,13 +18,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::answer::Answer;
+use super::call_context::{PageAsked, Surroundings};
 use super::faults::{FaultKind, FaultPlan, Scope};
 use super::late::LateAct;
 use super::record::{LedgerEntry, OnOff, ServerSummary};
 use super::rng::Rng;
 use super::scenario::clouddc::{AnswerIds, FirstState, MissingShow, Refusals};
 use super::scenario::{CloudDcScenario, Scenario, is_running_at_first};
-use super::turn::{PageAsked, Surroundings};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 pub(super) use action::read as read_action;

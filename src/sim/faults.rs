@@ -49,10 +49,10 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 
+use super::call_context::About;
 use super::record::Call;
 use super::rng::Rng;
 use super::scenario::Chance;
-use super::turn::About;
 use crate::model::{PowerAction, ServerId, Service};
 
 pub(super) use table::read_faults;

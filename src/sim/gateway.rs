@@ -119,7 +119,7 @@ impl World {
                     Ok(()) => self.carry_out(now, call, request),
                     Err(denied) => {
                         let (service, kind) = call.kind();
-                        self.turn_away(now, service, kind, |request_id| {
+                        self.reject_call(now, service, kind, |request_id| {
                             denied.answer(service, request_id)
                         })
                     }

@@ -5,11 +5,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Answer;
+use super::call_context::About;
 use super::gate::microseconds;
 use super::gateway::Request;
 use super::record::Call;
 use super::scenario::Credentials;
-use super::turn::About;
 use super::world::World;
 use crate::model::UtcMillis;
 
@@ -69,7 +69,7 @@ enum Wish {
 /// password or project.
 pub(super) fn issue_token(world: &mut World, now: UtcMillis, request: &Request) -> Answer {
     let about = About::read(None, Call::Token, &[]);
-    world.take_turn(now, about, |world, _| {
+    world.handle_call(now, about, |world, _| {
         match read_wish(&request.body, &world.scenario.credentials) {
             None => refusal(400, "The request body is invalid", "Bad Request"),
             Some(Wish::Denied) => {

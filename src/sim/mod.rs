@@ -24,6 +24,7 @@
 
 mod answer;
 mod bms;
+mod call_context;
 mod clouddc;
 mod connection;
 pub mod faults;
@@ -39,7 +40,6 @@ mod rng;
 pub mod scenario;
 mod signature;
 mod strike;
-mod turn;
 mod world;
 
 pub use answer::{Answer, Delivery};
