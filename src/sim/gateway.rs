@@ -2,9 +2,9 @@
 //! are `http`'s.
 
 use super::answer::Answer;
+use super::auth::Denied;
 use super::bms::ListQuery;
 use super::clouddc::PageQuery;
-use super::gate::Denied;
 use super::iam;
 use super::record::Call;
 use super::signature;
@@ -115,7 +115,7 @@ impl World {
             Some(Route::Servers) => self.aside(|world, _| Answer::json(200, &world.servers(now))),
             Some(Route::Token) => iam::issue_token(self, now, request),
             Some(Route::Service { project, call }) => {
-                match self.gate.admit(now, request, project) {
+                match self.auth.admit(now, request, project) {
                     Ok(()) => self.carry_out(now, call, request),
                     Err(denied) => {
                         let (service, kind) = call.kind();
@@ -206,7 +206,7 @@ fn page_query(request: &Request) -> PageQuery {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gate::tests::{NOW, signed};
+    use super::super::auth::tests::{NOW, signed};
     use super::super::scenario::Scenario;
     use super::*;
 
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn another_project_is_refused_in_the_shape_of_the_service() {
         let mut world = World::new(Scenario::default());
-        world.gate.remember(NOW, "t".into(), true);
+        world.auth.remember(NOW, "t".into(), true);
         let mut answer = |method: &str, path: &str| {
             let mut request = signed("", "");
             (request.method, request.path) = (method.into(), path.into());

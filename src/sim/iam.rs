@@ -1,12 +1,12 @@
 //! The identity service: `POST /v3/auth/tokens` by password. Issues tokens; checking them is the
-//! gate's.
+//! auth's.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Answer;
+use super::auth::microseconds;
 use super::call_context::About;
-use super::gate::microseconds;
 use super::gateway::Request;
 use super::record::Call;
 use super::scenario::Credentials;
@@ -83,7 +83,7 @@ pub(super) fn issue_token(world: &mut World, now: UtcMillis, request: &Request) 
 
 fn issue(world: &mut World, now: UtcMillis, request: &Request, has_project: bool) -> Answer {
     let token = world.token_text();
-    let expires = world.gate.remember(now, token.clone(), has_project);
+    let expires = world.auth.remember(now, token.clone(), has_project);
     let Credentials {
         domain,
         user,
@@ -162,7 +162,7 @@ fn refusal(status: u16, message: &str, title: &str) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gate::tests::NOW;
+    use super::super::auth::tests::NOW;
     use super::super::scenario::Scenario;
     use super::*;
 

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::answer::Answer;
+use super::auth::Auth;
 use super::bms::{self, Bms, ListQuery};
 use super::call_context::{About, CallContext, Chances};
 use super::clouddc::{self, CloudDc, PageQuery};
 use super::faults::{FaultKind, FaultPlan};
-use super::gate::Gate;
 use super::late::LateAct;
 use super::rates::RateWindow;
 use super::record::{Call, CallRecord, LedgerEntry, ServerSummary};
@@ -26,7 +26,7 @@ use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 #[derive(Debug, Clone)]
 pub struct World {
     pub(super) scenario: Scenario,
-    pub(super) gate: Gate,
+    pub(super) auth: Auth,
     chances: Chances,
     faults: FaultPlan,
     /// Each service has its own windows and counts; `None` is the identity service.
@@ -49,7 +49,7 @@ impl World {
         let bms = Bms::new(&scenario, &faults);
         let clouddc = CloudDc::new(&scenario, &faults);
         Self {
-            gate: Gate::new(
+            auth: Auth::new(
                 scenario.credentials.clone(),
                 Duration::from_secs(scenario.token_lifetime_s),
             ),
@@ -212,7 +212,7 @@ impl World {
 
     /// How often too many bad signatures in a row have locked the access key.
     pub fn key_locks(&self) -> u64 {
-        self.gate.locks
+        self.auth.locks
     }
 
     /// Every power operation really carried out, in order.
