@@ -6,7 +6,7 @@
 
 mod bms;
 pub mod clouddc;
-mod values;
+mod field_types;
 
 use serde::Deserialize;
 
@@ -17,7 +17,7 @@ use crate::model::{ServerId, Service};
 
 pub use bms::{BmsScenario, MissingShow, ParentOnFailure, Refusals};
 pub use clouddc::CloudDcScenario;
-pub use values::{Chance, Span, Unset};
+pub use field_types::{Chance, Span, Unset};
 
 /// A whole scenario. `Scenario::default()`: 1,000 BMS servers and 100 CloudDC servers, half of them
 /// running, operations of 1 to 3 s, no faults, no rates.
