@@ -19,19 +19,19 @@ mod fault;
 mod queue;
 mod scatter;
 mod service;
+mod stored_enums;
 mod time;
-mod words;
 
 pub use batch::{Batch, Member};
 pub use codes::OwnCode;
 pub use fault::{CallError, Fault};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
 pub use scatter::{SCATTER_STEP, scattered};
-pub use time::{NotATime, Now, Steady, UtcMillis};
-pub use words::{
+pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,
     UnknownWord,
 };
+pub use time::{NotATime, Now, Steady, UtcMillis};
 
 /// One row of `power_requests`: one server, one action. Never reused; the order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
