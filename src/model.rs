@@ -17,8 +17,8 @@ pub mod cloud_codes;
 mod codes;
 mod fault;
 mod queue;
-mod scatter;
 mod service;
+mod splitmix;
 mod stored_enums;
 mod time;
 
@@ -26,7 +26,7 @@ pub use batch::{Batch, Member};
 pub use codes::OwnCode;
 pub use fault::{CallError, Fault};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
-pub use scatter::{SCATTER_STEP, scattered};
+pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,
     UnknownWord,
@@ -440,7 +440,7 @@ mod tests {
     /// The first numbers of SplitMix64 from seed 0. Source: its author's reference implementation.
     #[test]
     fn scattered_numbers_are_those_of_splitmix64() {
-        let numbers = [1, 2, 3].map(|n: u64| scattered(SCATTER_STEP.wrapping_mul(n)));
+        let numbers = [1, 2, 3].map(|n: u64| splitmix(SPLITMIX_STEP.wrapping_mul(n)));
         assert_eq!(
             numbers,
             [
