@@ -1,7 +1,7 @@
-//! The one source of scatter: retries that spread, a simulated cloud's faults, schedules of a
+//! The one source of jitter: retries that spread, a simulated cloud's faults, schedules of a
 //! simulation. Even enough for those; not for secrets.
 
-/// What a stream of scattered numbers steps by; see [`splitmix`].
+/// What a stream of such numbers steps by; see [`splitmix`].
 pub const SPLITMIX_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A number that looks unrelated to those of its neighbours, and is always the same for `number`.
