@@ -429,8 +429,8 @@ impl<'a> Machine<'a> {
             None => self.wake_after(wake_at),
             Some(error) => {
                 self.say(|| format!("the daemon waits: {error}"));
-                let turns = self.daemon.as_mut().map(|daemon| &mut daemon.turns);
-                let wait = turns.and_then(|turns| turns.after_failed_round(&error));
+                let policy = self.daemon.as_mut().map(|daemon| &mut daemon.policy);
+                let wait = policy.and_then(|policy| policy.after_failed_round(&error));
                 let gives_up = || Broken(format!("the daemon gives up: {error}"));
                 Some(now + wait.ok_or_else(gives_up)?)
             }
@@ -446,8 +446,8 @@ impl<'a> Machine<'a> {
     fn wake_after(&mut self, due_at: Option<UtcMillis>) -> Option<UtcMillis> {
         let now = self.now();
         let utc = self.cloud.moment().utc;
-        let turns = self.daemon.as_mut().map(|daemon| &mut daemon.turns)?;
-        let wait = turns.after_round(due_at, utc);
+        let policy = self.daemon.as_mut().map(|daemon| &mut daemon.policy)?;
+        let wait = policy.after_round(due_at, utc);
         if wait == SAFETY_INTERVAL && !self.rng.permille(SAFETY_ROUNDS) {
             due_at.map(|at| self.cloud.true_time(at).max(now))
         } else {
@@ -457,7 +457,7 @@ impl<'a> Machine<'a> {
 
     /// False while a round comes before the next answer.
     fn takes_answers(&self) -> bool {
-        let takes = |daemon: &Daemon| daemon.stop.is_some() || daemon.turns.takes_answers();
+        let takes = |daemon: &Daemon| daemon.stop.is_some() || daemon.policy.takes_answers();
         self.daemon.as_ref().is_none_or(takes)
     }
 

@@ -158,7 +158,7 @@ impl Machine<'_> {
             .dispatcher
             .finish(finished, self.cloud.moment())
             .await;
-        daemon.turns.answer_taken();
+        daemon.policy.answer_taken();
         self.learn().await?;
         if self.fuse.is_blown() {
             return self.crash("before a commit, after an answer").await;
