@@ -26,6 +26,7 @@ use note::Note;
 use place::{Place, PlaceState, StampPage};
 
 pub(super) mod batches;
+mod changes;
 pub(super) mod claim;
 mod claimed;
 pub(super) mod epoch;
@@ -41,9 +42,9 @@ pub(super) mod rows;
 pub(super) mod schema;
 pub(super) mod snapshot;
 pub(super) mod upkeep;
-mod wake;
 
 pub use batches::{DueFilter, DueTarget, Hands};
+pub use changes::Changes;
 pub use claim::{Claim, Which};
 pub use epoch::Restored;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
@@ -52,7 +53,6 @@ pub use holds::{NotedPace, RefusedKey, TargetNews, TargetStatus};
 pub use intake::{EndedCounts, TakenIn};
 pub use snapshot::{Asked, Snapshot};
 pub use upkeep::Prune;
-pub use wake::Changes;
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
 const WAL_SIZE_LIMIT: u64 = 64 << 20;
