@@ -16,10 +16,10 @@ use crate::model::{Hold, PowerAction, TargetName, UtcMillis};
 use std::collections::BTreeMap;
 
 mod backup;
-mod keys;
 mod overview;
 mod read;
 mod records;
+mod refused_keys;
 mod write;
 
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
@@ -287,12 +287,12 @@ impl QueueClient {
 impl QueueClient {
     /// Keys that were refused last, one for each secret.
     pub async fn refused_keys(&mut self) -> Result<Vec<RefusedKey>, StoreError> {
-        keys::refused_keys(&mut self.connection).await
+        refused_keys::refused_keys(&mut self.connection).await
     }
 
     /// Counts a refusal, so that the daemon's next start knows of it.
     pub async fn note_refused_key(&mut self, refused: &RefusedKey) -> Result<(), StoreError> {
-        keys::note_refused_key(&mut self.connection, refused).await
+        refused_keys::note_refused_key(&mut self.connection, refused).await
     }
 }
 
