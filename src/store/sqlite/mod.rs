@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 
 use super::StoreError;
 use crate::model::{Batch, BatchId, Member, UtcMillis};
-use claimed::Claimed;
+use claimed_members::ClaimedMembers;
 use hand::Hand;
 use note::Note;
 use place::{Place, PlaceState, StampPage};
@@ -28,7 +28,7 @@ use place::{Place, PlaceState, StampPage};
 pub(super) mod batches;
 mod changes;
 pub(super) mod claim;
-mod claimed;
+mod claimed_members;
 pub(super) mod epoch;
 pub(super) mod file;
 pub(super) mod gate;
@@ -121,7 +121,7 @@ struct Own {
     /// None until an epoch has begun: a simulation has none.
     noted_by: Option<note::Writer>,
     /// The members of batches whose jobs have not been asked for yet.
-    claimed: Claimed,
+    claimed_members: ClaimedMembers,
     /// Notes of claims are on the disk before anything leaves.
     synced: bool,
     /// Why the note beside the queue is not what it should be: no call leaves then.
@@ -173,7 +173,7 @@ impl Store {
             place: Place::new(path, file::identity(path)?),
             note: Note::default(),
             noted_by: None,
-            claimed: Claimed::default(),
+            claimed_members: ClaimedMembers::default(),
             synced: options.synced,
             unnoted: None,
         };
@@ -295,16 +295,18 @@ impl Store {
 
     /// Keeps the members of a batch that was claimed for its first question.
     pub(super) fn keep_members(&self, batch: &Batch) {
-        self.own().claimed.keep(batch.id, batch.members.clone());
+        self.own()
+            .claimed_members
+            .keep(batch.id, batch.members.clone());
     }
 
     /// The members of this batch are no longer as its claim has left them.
     pub(super) fn forget_members(&self, batch: BatchId) {
-        self.own().claimed.forget(batch);
+        self.own().claimed_members.forget(batch);
     }
 
     fn take_members(&self, batch: BatchId) -> Option<Vec<Member>> {
-        self.own().claimed.take(batch)
+        self.own().claimed_members.take(batch)
     }
 
     /// A transaction of ours has raised the epoch, and is committed.

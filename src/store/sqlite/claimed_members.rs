@@ -14,13 +14,13 @@ const MEMBERS_MAX: usize = 20_000;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Claimed {
+pub(super) struct ClaimedMembers {
     /// The oldest first.
     batches: VecDeque<(BatchId, Vec<Member>)>,
     members: usize,
 }
 
-impl Claimed {
+impl ClaimedMembers {
     /// Keeps the members of a batch. The oldest batches go where there are too many.
     pub(super) fn keep(&mut self, batch: BatchId, members: Vec<Member>) {
         self.members += members.len();
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn members_are_given_once_and_the_oldest_go_first() {
-        let mut claimed = Claimed::default();
+        let mut claimed = ClaimedMembers::default();
         for batch in 1..=21 {
             claimed.keep(BatchId(batch), members(1000));
         }
