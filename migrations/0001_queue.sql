@@ -227,7 +227,7 @@ CREATE TABLE earlier_attempts (
 ) WITHOUT ROWID;
 CREATE INDEX earlier_attempts_batch ON earlier_attempts (batch_id);
 
--- The ledgers move only by the daemon's hand: while `queue_mark.writing` is NULL, nobody may write here. What was sent never
+-- The ledgers move only with the write guard of the daemon: while `queue_mark.writing` is NULL, nobody may write here. What was sent never
 -- changes even then.
 CREATE TRIGGER batches_check_insert BEFORE INSERT ON batches
 WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR EXISTS (SELECT 1 FROM batches WHERE id = NEW.id)
@@ -398,9 +398,9 @@ BEGIN
 END;
 
 -- One row: whose queue this is, and which copy of it. Each daemon writes a token of its own at its start. Every transaction of
--- the daemon takes the hand (`writing` = its token) if token and epoch are still those that it left, raises the epoch, and lays
--- the hand down at its end. The epoch is noted beside the queue: a file with a smaller one is an older copy. `copied_at`
--- marks what `db backup` wrote. The triggers of power_requests take the hand too, as 'insert' or 'change', while they
+-- the daemon takes the write guard (`writing` = its token) if token and epoch are still those that it left, raises the epoch, and gives
+-- it back at its end. The epoch is noted beside the queue: a file with a smaller one is an older copy. `copied_at`
+-- marks what `db backup` wrote. The triggers of power_requests take it too, as 'insert' or 'change', while they
 -- fill in what a producer leaves to them. Whoever copies the token into `writing` means to forge: this is a guard against accidents.
 CREATE TABLE queue_mark (
     id               INTEGER PRIMARY KEY CONSTRAINT mark_is_one CHECK (id = 1),
@@ -634,7 +634,7 @@ END;
 
 -- Whoever writes: what has ended stays, a request moves only along the arrows of its life, and at most one of a server is
 -- running. That one is the first of its line: it is let out only if no earlier one stands there unfinished, and while it
--- runs, no earlier one may come into the line (power_requests_check_line). Without the daemon's hand only a producer's
+-- runs, no earlier one may come into the line (power_requests_check_line). Without the write guard only a producer's
 -- words may change; only then the body has more to do than to say what is wrong.
 CREATE TRIGGER power_requests_check_update BEFORE UPDATE ON power_requests
 WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.finished_at IS NOT NULL OR NEW.id IS NOT OLD.id

@@ -85,7 +85,7 @@ impl Queue {
             .unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
-    /// Runs statements with the daemon's hand, which a producer does not have.
+    /// Runs statements with the write guard, which a producer does not take.
     pub(crate) async fn try_by_hand(&mut self, sql: &str) -> Result<(), String> {
         self.sql("UPDATE queue_mark SET writing = token").await;
         let done = self.try_sql(sql).await.map(|_| ());
@@ -99,7 +99,7 @@ impl Queue {
             .unwrap_or_else(|error| panic!("{sql}\n{error}"));
     }
 
-    /// The complaint about a statement that must fail even with the daemon's hand.
+    /// The complaint about a statement that must fail even with the write guard.
     pub(crate) async fn refused_by_hand(&mut self, sql: &str) -> String {
         match self.try_by_hand(sql).await {
             Ok(()) => panic!("accepted: {sql}"),

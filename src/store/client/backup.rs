@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::model::UtcMillis;
 use crate::store::StoreError;
 use crate::store::sqlite::upkeep::{self, Prune};
-use crate::store::sqlite::{file, hand, rows, text};
+use crate::store::sqlite::{file, rows, text, write_guard};
 
 pub(super) async fn backup(
     connection: &mut SqliteConnection,
@@ -88,9 +88,9 @@ pub(super) async fn prune(
     now: UtcMillis,
 ) -> Result<Prune, StoreError> {
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    hand::borrow(&mut tx).await?;
+    write_guard::acquire(&mut tx).await?;
     let next = upkeep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
-    hand::give_back(&mut tx).await?;
+    write_guard::release(&mut tx).await?;
     tx.commit().await?;
     upkeep::shrink(&mut *connection).await?;
     Ok(next)
@@ -101,7 +101,7 @@ pub(super) async fn release(
     drop: bool,
 ) -> Result<Option<u64>, StoreError> {
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    hand::borrow(&mut tx).await?;
+    write_guard::acquire(&mut tx).await?;
     let lifted = sqlx::query("DELETE FROM holds WHERE kind = 'restored'")
         .execute(&mut *tx)
         .await?
@@ -114,7 +114,7 @@ pub(super) async fn release(
         );
         cancelled = dropped.execute(&mut *tx).await?.rows_affected();
     }
-    hand::give_back(&mut tx).await?;
+    write_guard::release(&mut tx).await?;
     tx.commit().await?;
     Ok((lifted > 0).then_some(cancelled))
 }
@@ -129,12 +129,12 @@ async fn mark(copy: &Path, now: UtcMillis) -> Result<(), StoreError> {
         .connect()
         .await
         .map_err(|error| StoreError::opening(copy, error))?;
-    hand::borrow(&mut connection).await?;
+    write_guard::acquire(&mut connection).await?;
     sqlx::query("UPDATE queue_mark SET copied_at = ?")
         .bind(text(now))
         .execute(&mut connection)
         .await?;
-    hand::give_back(&mut connection).await?;
+    write_guard::release(&mut connection).await?;
     let found: String = sqlx::query_scalar("PRAGMA integrity_check")
         .fetch_one(&mut connection)
         .await?;

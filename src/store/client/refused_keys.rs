@@ -4,8 +4,8 @@ use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::store::StoreError;
-use crate::store::sqlite::hand;
 use crate::store::sqlite::holds::{self, REFUSED_KEYS, RefusedKey, RefusedKeyRecord};
+use crate::store::sqlite::write_guard;
 
 pub(super) async fn refused_keys(
     connection: &mut SqliteConnection,
@@ -24,8 +24,8 @@ pub(super) async fn note_refused_key(
     refused: &RefusedKey,
 ) -> Result<(), StoreError> {
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    hand::borrow(&mut tx).await?;
+    write_guard::acquire(&mut tx).await?;
     holds::note_refused_key(&mut tx, refused).await?;
-    hand::give_back(&mut tx).await?;
+    write_guard::release(&mut tx).await?;
     Ok(tx.commit().await?)
 }

@@ -1,8 +1,8 @@
 //! The members of batches that this daemon has claimed, kept from the claim to the first question
 //! about their job: reading them back costs as much as half of storing their outcomes.
 //!
-//! Only the daemon's hand moves requests that are running, so that they are still as the claim has
-//! left them until one of its own steps moves them. Then, and after a restart, they are read from
+//! Only the daemon moves requests that are running, so that they are still as the claim has left
+//! them until one of its own steps moves them. Then, and after a restart, they are read from
 //! the queue.
 
 use std::collections::VecDeque;

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::holds::put_hold;
 use super::note::{self, MOST, Note};
-use super::{Mark, Store, StoreError, file, hand, rows, stamp_page};
+use super::{Mark, Store, StoreError, file, rows, stamp_page, write_guard};
 use crate::model::{Hold, HoldKind, UtcMillis};
 
 /// Ids left out after a restore: more than anybody inserts between two notes of the last one.
@@ -56,7 +56,7 @@ pub(in crate::store) async fn begin(
     };
     write_mark(&mut tx, &mark).await?;
     let note = read_note(&mut tx).await?;
-    hand::give_back(&mut tx).await?;
+    write_guard::release(&mut tx).await?;
     tx.commit().await?;
     // So that the stamp is in the file itself. If a reader is in the way, a later checkpoint
     // brings it there.
@@ -84,7 +84,7 @@ struct FoundMark {
     next_token: String,
 }
 
-/// Takes the daemon's hand from the one that had it.
+/// Takes the write guard from the daemon that had it.
 async fn take_mark(tx: &mut SqliteConnection) -> Result<FoundMark, StoreError> {
     sqlx::query(
         "INSERT INTO queue_mark (id, epoch, token) SELECT 1, 0, lower(hex(randomblob(16)))
@@ -92,7 +92,7 @@ async fn take_mark(tx: &mut SqliteConnection) -> Result<FoundMark, StoreError> {
     )
     .execute(&mut *tx)
     .await?;
-    hand::borrow(tx).await?;
+    write_guard::acquire(tx).await?;
     Ok(sqlx::query_as(
         "SELECT epoch, CAST(copied_at AS TEXT) AS copied_at, lower(hex(randomblob(16))) AS next_token FROM queue_mark",
     )

@@ -21,9 +21,9 @@ use tokio::sync::Mutex;
 use super::StoreError;
 use crate::model::{Batch, BatchId, Member, UtcMillis};
 use claimed_members::ClaimedMembers;
-use hand::Hand;
 use note::Note;
 use place::{Place, PlaceState, StampPage};
+use write_guard::WriteGuard;
 
 pub(super) mod batches;
 mod changes;
@@ -32,7 +32,6 @@ mod claimed_members;
 pub(super) mod epoch;
 pub(super) mod file;
 pub(super) mod gate;
-pub(super) mod hand;
 pub(super) mod holds;
 pub(super) mod intake;
 mod note;
@@ -42,6 +41,7 @@ pub(super) mod rows;
 pub(super) mod schema;
 pub(super) mod snapshot;
 pub(super) mod upkeep;
+pub(super) mod write_guard;
 
 pub use batches::{DueFilter, DueTarget, Hands};
 pub use changes::Changes;
@@ -365,7 +365,7 @@ impl Store {
         Ok(self.writer.into_inner().close().await?)
     }
 
-    /// Begins a transaction that writes, with the daemon's hand.
+    /// Begins a transaction that writes, with the write guard.
     ///
     /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still
     /// counts it as open, and would begin no other on this connection for ever: the connection is
@@ -376,7 +376,7 @@ impl Store {
     pub(super) async fn begin<'c>(
         &'c self,
         writer: &'c mut SqliteConnection,
-    ) -> Result<Hand<'c>, StoreError> {
+    ) -> Result<WriteGuard<'c>, StoreError> {
         if writer.is_in_transaction() {
             // A transaction that was dropped is rolled back in the background; this waits for it.
             writer.ping().await?;
@@ -388,7 +388,7 @@ impl Store {
             // It has nothing left to do; a failure to close it is none of this transaction.
             let _ = former.close().await;
         }
-        Hand::take(writer.begin_with("BEGIN IMMEDIATE").await?, self).await
+        WriteGuard::take(writer.begin_with("BEGIN IMMEDIATE").await?, self).await
     }
 }
 

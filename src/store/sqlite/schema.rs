@@ -7,7 +7,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::{StoreError, hand};
+use super::{StoreError, write_guard};
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
@@ -24,13 +24,13 @@ pub(super) async fn migrate(
         SchemaState::Current => Ok(()),
         SchemaState::Empty => run(connection, path).await,
         SchemaState::Older => {
-            hand::borrow(connection).await?;
+            write_guard::acquire(connection).await?;
             run(connection, path).await
         }
     }
 }
 
-/// The list of migrations is written by the daemon's hand only: the first one leaves it taken.
+/// The list of migrations is written with the write guard only: the first one leaves it taken.
 async fn run(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
     MIGRATOR
         .run(&mut *connection)
@@ -39,7 +39,7 @@ async fn run(connection: &mut SqliteConnection, path: &Path) -> Result<(), Store
             sqlx::migrate::MigrateError::Execute(error) => StoreError::opening(path, error),
             other => StoreError::Unreadable(other.to_string()),
         })?;
-    hand::give_back(connection).await
+    write_guard::release(connection).await
 }
 
 /// Refuses a foreign or newer file before anything is done that would change it, as switching to

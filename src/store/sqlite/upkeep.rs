@@ -42,9 +42,9 @@ impl Prune {
     }
 }
 
-/// Looks at one chunk more, inside a transaction that has the hand: deletes requests that ended
-/// before `cutoff`, that nobody waits for and that cast no doubt on others, then batches without requests that no budget needs
-/// any more at `now`.
+/// Looks at one chunk more, inside a transaction that has the write guard: deletes requests that
+/// ended before `cutoff`, that nobody waits for and that cast no doubt on others, then batches
+/// without requests that no budget needs any more at `now`.
 ///
 /// It goes by when a row ended. One that ended while the clock was ahead stays until that time has
 /// come and is past.
