@@ -114,7 +114,7 @@ impl Failure {
                 | StoreError::Older(_)
                 | StoreError::Replaced(_)
                 | StoreError::TakenOver(_)
-                | StoreError::Unnoted { .. }
+                | StoreError::EpochFile { .. }
                 | StoreError::Busy
                 | StoreError::Full
                 | StoreError::Unusable { .. }

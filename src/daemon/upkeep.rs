@@ -1,5 +1,5 @@
-//! The queue's upkeep: old rows go after `retention`, a large `-wal` is cut back, and the note
-//! beside the queue is kept fresh. A little at a time.
+//! The queue's upkeep: old rows go after `retention`, a large `-wal` is cut back, and the epoch
+//! file is kept fresh. A little at a time.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::store::{Prune, Store, StoreError};
 const CHUNK_PAUSE: Duration = Duration::from_millis(50);
 /// From the end of one walk through old rows to the next.
 const WALK_INTERVAL: Duration = Duration::from_secs(600);
-/// The note beside the queue is never older than this while anything happens.
+/// The epoch file is never older than this while anything happens.
 const NOTE_INTERVAL: Duration = Duration::from_secs(300);
 /// How often the size of the `-wal` is looked at.
 const WAL_INTERVAL: Duration = Duration::from_secs(60);
@@ -61,7 +61,7 @@ impl Upkeep {
         }
     }
 
-    /// One chunk of old rows, the `-wal` and the note, where they are due.
+    /// One chunk of old rows, the `-wal` and the epoch file, where they are due.
     ///
     /// # Errors
     /// Those of the store.
@@ -111,7 +111,7 @@ impl Upkeep {
         match store.raise_epoch(self.seen).await {
             Ok(seen) => self.seen = Some(seen),
             // The next claim tries again, and nothing leaves without it.
-            Err(error @ StoreError::Unnoted { .. }) => warn!("{}", report::chain(&error)),
+            Err(error @ StoreError::EpochFile { .. }) => warn!("{}", report::chain(&error)),
             Err(error) => return Err(error),
         }
         Ok(())

@@ -30,11 +30,11 @@ pub enum StoreError {
         "{0} is not as poweryard left it: another daemon is using it now, or a copy was put in its place; poweryard stops, and sends and stores nothing more"
     )]
     TakenOver(PathBuf),
-    /// The note beside the queue, by which an older copy is known, cannot be written. Nothing
+    /// The epoch file, by which an older copy is known, cannot be written. Nothing
     /// leaves until it can.
     #[error("cannot write {path}, which is needed to recognise an older copy of the queue")]
-    Unnoted {
-        /// The note.
+    EpochFile {
+        /// The epoch file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -92,7 +92,7 @@ impl StoreError {
     pub fn is_passing(&self) -> bool {
         matches!(
             self,
-            Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly | Self::Unnoted { .. }
+            Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly | Self::EpochFile { .. }
         )
     }
 

@@ -151,14 +151,14 @@ impl Store {
     /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` stands among
     /// them: a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
     /// step, should the daemon die before the call's answer is stored, is due at once. Before this
-    /// returns, the note beside the queue knows of the claim, and the queue is still the one that
+    /// returns, the epoch file knows of the claim, and the queue is still the one that
     /// was begun.
     ///
     /// # Errors
-    /// Those of the store. `Unnoted` means that the claim was undone, `Replaced` that it is
+    /// Those of the store. `EpochFile` means that the claim was undone, `Replaced` that it is
     /// nobody's business any more: in both cases nothing may be sent.
     pub async fn claim(&self, claim: &Claim<'_>) -> Result<Option<Batch>, StoreError> {
-        self.retry_note()?;
+        self.retry_epoch_file()?;
         let mut writer = self.writer().await;
         let Some(batch) = claim::claim(self, &mut writer, claim).await? else {
             return Ok(None);
@@ -442,8 +442,8 @@ impl Store {
     }
 
     /// Begins a new epoch, and makes this daemon the queue's own. A copy, marked by `db backup`,
-    /// older than the note beside the queue, another file than that which the note was written for,
-    /// or without a note, has its requests put on hold and its ids moved past all that were ever
+    /// older than the epoch file, another file than that which it was written for,
+    /// or without one, has its requests put on hold and its ids moved past all that were ever
     /// given.
     ///
     /// # Errors
@@ -466,7 +466,7 @@ impl Store {
     /// time.
     ///
     /// # Errors
-    /// Those of the store, and `Unnoted`.
+    /// Those of the store, and `EpochFile`.
     pub async fn raise_epoch(&self, seen: Option<(i64, i64)>) -> Result<(i64, i64), StoreError> {
         let mut writer = self.writer().await;
         epoch::raise(self, &mut writer, seen).await
@@ -478,12 +478,12 @@ impl Store {
     /// # Errors
     /// Those of the store.
     pub async fn fix_ids(&self, seen: &Snapshot) -> Result<(), StoreError> {
-        if epoch::are_ids_possible(seen.last, self.note()) {
+        if epoch::are_ids_possible(seen.last, self.high_water()) {
             return Ok(());
         }
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
-        epoch::fix_ids(&mut tx, self.note()).await?;
+        epoch::fix_ids(&mut tx, self.high_water()).await?;
         tx.commit().await
     }
 

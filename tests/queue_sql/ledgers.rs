@@ -592,7 +592,7 @@ async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() 
     for _ in 0..2 {
         let claimed = queue.try_claim(&lanes[0], 10, wall()).await;
         assert!(
-            matches!(claimed, Err(StoreError::Unnoted { .. })),
+            matches!(claimed, Err(StoreError::EpochFile { .. })),
             "{claimed:?}"
         );
         assert_eq!(queue.state(id).await, "queued");

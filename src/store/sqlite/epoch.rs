@@ -2,17 +2,17 @@
 //! write raises it, so that an older copy of the queue is recognised.
 //!
 //! Ids are never given twice, not even by an older copy: a small file beside the queue,
-//! `PATH.epoch`, remembers how far they went (`note`).
+//! `PATH.epoch`, remembers how far they went (`epoch_file`).
 
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
+use super::epoch_file::{EpochFile, HighWater, MOST};
 use super::holds::put_hold;
-use super::note::{self, MOST, Note};
 use super::{Mark, Store, StoreError, file, rows, stamp_page, write_guard};
 use crate::model::{Hold, HoldKind, UtcMillis};
 
-/// Ids left out after a restore: more than anybody inserts between two notes of the last one.
+/// Ids left out after a restore: more than anybody inserts between two writes of the epoch file.
 const IDS_SKIPPED: i64 = 1_000_000;
 
 /// What was found of a queue that is an older copy.
@@ -31,22 +31,22 @@ pub(in crate::store) async fn begin(
     now: UtcMillis,
 ) -> Result<Option<Restored>, StoreError> {
     let path = file::real(&store.path);
-    let noted = Note::read(&path);
+    let noted = HighWater::read(&path);
     // Whose the queue was before does not matter: the lock is ours.
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
     let found = take_mark(&mut tx).await?;
-    // A queue that was ever begun has a note. Without it nobody can tell how old this file is.
-    let is_older = noted.map_or(found.epoch > 0, |note| note.epoch > found.epoch);
-    let is_moved = noted.is_some_and(|note| note.is_of_another_file(&path));
+    // A queue that was ever begun has this file. Without it nobody can tell how old this file is.
+    let is_older = noted.map_or(found.epoch > 0, |noted| noted.epoch > found.epoch);
+    let is_moved = noted.is_some_and(|noted| noted.is_of_another_file(&path));
     let mut restored = None;
     if is_older || is_moved || found.copied_at.is_some() {
         restored = Some(hold_restored(&mut tx, noted, found.copied_at, now).await?);
     }
-    let mut noted_by = note::Writer::new(path);
+    let mut epoch_file = EpochFile::new(path);
     if noted.is_none() && found.epoch == 0 {
-        // A kill between the commit and the note must not make the next start take a fresh queue
-        // for a copy. If this fails, so does the note itself, and nothing leaves.
-        let _ = noted_by.write(Note::default(), store.options.synced);
+        // A kill between the commit and the epoch file must not make the next start take a fresh
+        // queue for a copy. If this fails, it fails again below, and nothing leaves.
+        let _ = epoch_file.write(HighWater::default(), store.options.synced);
     }
     let noted = noted.unwrap_or_default();
     fix_ids(&mut tx, noted).await?;
@@ -55,7 +55,7 @@ pub(in crate::store) async fn begin(
         epoch: found.epoch.max(noted.epoch) + 1,
     };
     write_mark(&mut tx, &mark).await?;
-    let note = read_note(&mut tx).await?;
+    let high_water = read_high_water(&mut tx).await?;
     write_guard::release(&mut tx).await?;
     tx.commit().await?;
     // So that the stamp is in the file itself. If a reader is in the way, a later checkpoint
@@ -67,10 +67,10 @@ pub(in crate::store) async fn begin(
     let mut own = store.own();
     own.place.begin(&mark.token, page);
     own.mark = mark;
-    own.note = note;
-    own.noted_by = Some(noted_by);
+    own.high_water = high_water;
+    own.epoch_file = Some(epoch_file);
     // If it cannot be written now, it is tried again before anything leaves.
-    own.write_note(true);
+    own.write_epoch_file(true);
     Ok(restored)
 }
 
@@ -119,14 +119,14 @@ pub(in crate::store) async fn raise(
     if Some(now) == seen {
         return Ok(now);
     }
-    let before = store.note();
+    let before = store.high_water();
     let mut tx = store.begin(writer).await?;
     fix_ids(&mut tx, before).await?;
-    let note = read_note(&mut tx).await?;
+    let high_water = read_high_water(&mut tx).await?;
     tx.commit().await?;
-    store.own().note = note;
+    store.own().high_water = high_water;
     let seen = read_changes(writer).await?;
-    store.require_note()?;
+    store.require_epoch_file()?;
     Ok(seen)
 }
 
@@ -140,7 +140,7 @@ async fn read_changes(connection: &mut SqliteConnection) -> Result<(i64, i64), S
 }
 
 /// True if the last ids that SQLite keeps may be right.
-pub(in crate::store) fn are_ids_possible(seen: Note, known: Note) -> bool {
+pub(in crate::store) fn are_ids_possible(seen: HighWater, known: HighWater) -> bool {
     is_id_possible(seen.last_id, known.last_id)
         && is_id_possible(seen.last_batch_id, known.last_batch_id)
 }
@@ -149,18 +149,18 @@ fn is_id_possible(seen: i64, known: i64) -> bool {
     (known..=MOST + IDS_SKIPPED).contains(&seen)
 }
 
-async fn read_note(connection: &mut SqliteConnection) -> Result<Note, StoreError> {
+async fn read_high_water(connection: &mut SqliteConnection) -> Result<HighWater, StoreError> {
     let (epoch, last_id, last_batch_id) = sqlx::query_as(
         "SELECT epoch, ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'power_requests'), 0),
                 ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'batches'), 0) FROM queue_mark",
     )
     .fetch_one(connection)
     .await?;
-    Ok(Note {
+    Ok(HighWater {
         epoch,
         last_id,
         last_batch_id,
-        ..Note::default()
+        ..HighWater::default()
     })
 }
 
@@ -168,17 +168,25 @@ async fn read_note(connection: &mut SqliteConnection) -> Result<Note, StoreError
 /// maximum, it gives none.
 pub(in crate::store) async fn fix_ids(
     tx: &mut SqliteConnection,
-    note: Note,
+    high_water: HighWater,
 ) -> Result<(), StoreError> {
-    let own = read_note(tx).await?;
+    let own = read_high_water(tx).await?;
     let (request, batch): (i64, i64) = sqlx::query_as(
         "SELECT ifnull((SELECT max(id) FROM power_requests), 0), ifnull((SELECT max(id) FROM batches), 0)",
     )
     .fetch_one(&mut *tx)
     .await?;
     for (table, now, least) in [
-        ("power_requests", own.last_id, request.max(note.last_id)),
-        ("batches", own.last_batch_id, batch.max(note.last_batch_id)),
+        (
+            "power_requests",
+            own.last_id,
+            request.max(high_water.last_id),
+        ),
+        (
+            "batches",
+            own.last_batch_id,
+            batch.max(high_water.last_batch_id),
+        ),
     ] {
         if !(least..=MOST).contains(&now) {
             set_sequence(tx, table, least).await?;
@@ -203,18 +211,18 @@ async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Resu
 /// Puts everything on hold that was unfinished in the copy, and moves its ids on.
 async fn hold_restored(
     tx: &mut SqliteConnection,
-    note: Option<Note>,
+    noted: Option<HighWater>,
     copied_at: Option<String>,
     now: UtcMillis,
 ) -> Result<Restored, StoreError> {
-    let own = read_note(tx).await?;
+    let own = read_high_water(tx).await?;
     let unfinished: i64 = sqlx::query_scalar("SELECT ifnull(sum(count), 0) FROM queue_overview")
         .fetch_one(&mut *tx)
         .await?;
     if unfinished > 0 {
-        let what = match (rows::readable_time(copied_at.clone()), note) {
+        let what = match (rows::readable_time(copied_at.clone()), noted) {
             (Some(at), _) => format!("this queue is an older copy of {at}"),
-            (None, Some(note)) if note.epoch <= own.epoch => {
+            (None, Some(noted)) if noted.epoch <= own.epoch => {
                 "this file was put in place of the queue and may be an older copy".to_owned()
             }
             (None, Some(_)) => "this queue is an older copy".to_owned(),
@@ -239,7 +247,7 @@ async fn hold_restored(
         )
         .await?;
     }
-    let note = note.unwrap_or_default();
+    let noted = noted.unwrap_or_default();
     sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), ?)")
         .bind(own.last_id)
         .execute(&mut *tx)
@@ -250,8 +258,8 @@ async fn hold_restored(
         .await?;
     // What a stranger set beyond all reason is fixed after this.
     for (table, last) in [
-        ("power_requests", own.last_id.max(note.last_id)),
-        ("batches", own.last_batch_id.max(note.last_batch_id)),
+        ("power_requests", own.last_id.max(noted.last_id)),
+        ("batches", own.last_batch_id.max(noted.last_batch_id)),
     ] {
         set_sequence(tx, table, last.min(MOST) + IDS_SKIPPED).await?;
     }

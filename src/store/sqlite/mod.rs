@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use super::StoreError;
 use crate::model::{Batch, BatchId, Member, UtcMillis};
 use claimed_members::ClaimedMembers;
-use note::Note;
+use epoch_file::{EpochFile, HighWater};
 use place::{Place, PlaceState, StampPage};
 use write_guard::WriteGuard;
 
@@ -30,11 +30,11 @@ mod changes;
 pub(super) mod claim;
 mod claimed_members;
 pub(super) mod epoch;
+mod epoch_file;
 pub(super) mod file;
 pub(super) mod gate;
 pub(super) mod holds;
 pub(super) mod intake;
-mod note;
 mod place;
 pub(super) mod record;
 pub(super) mod rows;
@@ -117,15 +117,15 @@ pub struct Store {
 struct Own {
     mark: Mark,
     place: Place,
-    note: Note,
+    high_water: HighWater,
     /// None until an epoch has begun: a simulation has none.
-    noted_by: Option<note::Writer>,
+    epoch_file: Option<EpochFile>,
     /// The members of batches whose jobs have not been asked for yet.
     claimed_members: ClaimedMembers,
-    /// Notes of claims are on the disk before anything leaves.
+    /// The epoch file is on the disk before anything leaves.
     synced: bool,
-    /// Why the note beside the queue is not what it should be: no call leaves then.
-    unnoted: Option<std::io::Error>,
+    /// Why the epoch file is not what it should be: no call leaves then.
+    epoch_file_error: Option<std::io::Error>,
 }
 
 /// What each transaction finds in the queue, or else is refused.
@@ -171,11 +171,11 @@ impl Store {
         let own = Own {
             mark,
             place: Place::new(path, file::identity(path)?),
-            note: Note::default(),
-            noted_by: None,
+            high_water: HighWater::default(),
+            epoch_file: None,
             claimed_members: ClaimedMembers::default(),
             synced: options.synced,
-            unnoted: None,
+            epoch_file_error: None,
         };
         Ok(Self {
             writer: Mutex::new(writer),
@@ -278,19 +278,19 @@ impl Store {
         self.own().mark.clone()
     }
 
-    pub(super) fn note(&self) -> Note {
-        self.own().note
+    pub(super) fn high_water(&self) -> HighWater {
+        self.own().high_water
     }
 
-    /// The note beside the queue is to know of this claim before its call leaves.
+    /// The epoch file is to know of this claim before its call leaves.
     ///
     /// # Errors
-    /// `Unnoted`.
+    /// `EpochFile`.
     pub(super) fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
         let requests = batch.members.iter().map(|member| member.request.0);
         let last_id = requests.max().unwrap_or(0);
-        self.own().note.reach(last_id, batch.id.0);
-        self.require_note()
+        self.own().high_water.reach(last_id, batch.id.0);
+        self.require_epoch_file()
     }
 
     /// Keeps the members of a batch that was claimed for its first question.
@@ -313,35 +313,35 @@ impl Store {
     fn went_to(&self, epoch: i64) {
         let mut own = self.own();
         own.mark.epoch = epoch;
-        own.note.epoch = epoch;
-        own.write_note(false);
+        own.high_water.epoch = epoch;
+        own.write_epoch_file(false);
     }
 
-    /// Tries again to write a note that could not be written.
+    /// Tries again to write an epoch file that could not be written.
     ///
     /// # Errors
-    /// `Unnoted`.
-    pub(super) fn retry_note(&self) -> Result<(), StoreError> {
-        if self.own().unnoted.is_some() {
-            self.require_note()?;
+    /// `EpochFile`.
+    pub(super) fn retry_epoch_file(&self) -> Result<(), StoreError> {
+        if self.own().epoch_file_error.is_some() {
+            self.require_epoch_file()?;
         }
         Ok(())
     }
 
-    /// Writes the note beside the queue, unless it is as it should be, and waits until it is on the
+    /// Writes the epoch file, unless it is as it should be, and waits until it is on the
     /// disk.
     ///
     /// # Errors
-    /// `Unnoted`.
-    fn require_note(&self) -> Result<(), StoreError> {
+    /// `EpochFile`.
+    fn require_epoch_file(&self) -> Result<(), StoreError> {
         let mut own = self.own();
-        own.write_note(true);
-        match own.unnoted.take() {
+        own.write_epoch_file(true);
+        match own.epoch_file_error.take() {
             None => Ok(()),
             Some(source) => {
-                own.unnoted = Some(std::io::Error::new(source.kind(), source.to_string()));
-                Err(StoreError::Unnoted {
-                    path: note::path_of(&file::real(&self.path)),
+                own.epoch_file_error = Some(std::io::Error::new(source.kind(), source.to_string()));
+                Err(StoreError::EpochFile {
+                    path: epoch_file::path_of(&file::real(&self.path)),
                     source,
                 })
             }
@@ -393,9 +393,9 @@ impl Store {
 }
 
 impl Own {
-    fn write_note(&mut self, synced: bool) {
-        if let Some(writer) = &mut self.noted_by {
-            self.unnoted = writer.write(self.note, synced && self.synced).err();
+    fn write_epoch_file(&mut self, synced: bool) {
+        if let Some(writer) = &mut self.epoch_file {
+            self.epoch_file_error = writer.write(self.high_water, synced && self.synced).err();
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::batches::DueTarget;
+use super::epoch_file::HighWater;
 use super::holds::{HoldRow, in_force};
-use super::note::Note;
 use super::{Mark, StoreError, intake, rows, upkeep};
 use crate::model::{BatchId, Hold, Lane, PowerAction, TargetName, UtcMillis};
 
@@ -49,7 +49,7 @@ pub struct Snapshot {
     /// Batches whose requests still stand in the line, up to a bound.
     pub(in crate::store) lingering: i64,
     /// The last ids, as SQLite keeps them.
-    pub(in crate::store) last: Note,
+    pub(in crate::store) last: HighWater,
     /// Whose the queue is.
     pub(in crate::store) mark: Mark,
 }
@@ -193,11 +193,11 @@ impl SnapshotRow {
                 .collect(),
             change_mark: (self.own_changes, self.data_version),
             lingering: self.lingering,
-            last: Note {
+            last: HighWater {
                 epoch: self.epoch,
                 last_id: self.last_id,
                 last_batch_id: self.last_batch_id,
-                ..Note::default()
+                ..HighWater::default()
             },
             mark: Mark {
                 token: rows::lossy(self.token),

@@ -45,7 +45,7 @@ impl<'c> WriteGuard<'c> {
         })
     }
 
-    /// Commits, and notes the new epoch beside the queue. The note need not have reached the disk
+    /// Commits, and writes the new epoch to the epoch file, which need not have reached the disk
     /// yet.
     pub(in crate::store) async fn commit(mut self) -> Result<(), StoreError> {
         release(&mut self.tx).await?;
