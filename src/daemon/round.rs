@@ -195,7 +195,7 @@ impl Dispatcher {
     async fn passes(&mut self, round: &mut Round) -> Result<(), StoreError> {
         let now = round.now;
         if self.clocks.doubts(now.utc) {
-            return self.store.check_place().await;
+            return self.store.check_identity().await;
         }
         self.notice_clock(now).await?;
         let with_room = self.submit_pass(round).targets_with_room();

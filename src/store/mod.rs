@@ -40,14 +40,14 @@ impl Store {
     /// what a round needs.
     ///
     /// # Errors
-    /// Those of `check_place`.
+    /// Those of `check_identity`.
     pub async fn snapshot(
         &self,
         asked: &Asked<'_>,
         now: UtcMillis,
     ) -> Result<Snapshot, StoreError> {
         let mut writer = self.writer().await;
-        self.look_at_place(&mut writer).await?;
+        self.require_same_files(&mut writer).await?;
         let snapshot = snapshot::read(&mut writer, asked, now).await?;
         self.require_mark(&snapshot.mark)?;
         Ok(snapshot)
@@ -164,7 +164,7 @@ impl Store {
             return Ok(None);
         };
         self.keep_members(&batch);
-        self.look_at_place(&mut writer).await?;
+        self.require_same_files(&mut writer).await?;
         drop(writer);
         if let Err(error) = self.note_claim(&batch) {
             let undone = Step::not_begun(&batch, &error.to_string());

@@ -571,12 +571,12 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
         "{recorded:?}"
     );
     assert!(matches!(
-        queue.store.check_place().await,
+        queue.store.check_identity().await,
         Err(StoreError::TakenOver(_))
     ));
     assert_eq!(queue.state(first).await, RequestState::Running.as_str());
     assert_eq!(queue.state(second).await, RequestState::Queued.as_str());
-    other.check_place().await.expect("the other one goes on");
+    other.check_identity().await.expect("the other one goes on");
 }
 
 #[tokio::test]

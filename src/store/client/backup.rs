@@ -18,9 +18,7 @@ pub(super) async fn backup(
     to: &Path,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    if file::identity(to)
-        .is_ok_and(|identity| file::identity(queue).is_ok_and(|own| own == identity))
-    {
+    if file::id_of(to).is_ok_and(|id| file::id_of(queue).is_ok_and(|own| own == id)) {
         return Err(StoreError::Refused(format!(
             "{} is the queue itself; name another file for the copy",
             to.display()

@@ -65,7 +65,7 @@ pub(in crate::store) async fn begin(
         .await?;
     let page = stamp_page(writer).await?;
     let mut own = store.own();
-    own.place.begin(&mark.token, page);
+    own.identity.begin(&mark.token, page);
     own.mark = mark;
     own.high_water = high_water;
     own.epoch_file = Some(epoch_file);

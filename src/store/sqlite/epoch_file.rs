@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{self, Identity};
+use super::file::{self, FileId};
 
 /// The length of the file: always the same, so that it is overwritten in place, in one sector.
 const LENGTH: usize = 256;
@@ -77,7 +77,7 @@ pub(super) fn path_of(queue: &Path) -> PathBuf {
 pub(super) struct EpochFile {
     queue: PathBuf,
     born_ms: Option<i64>,
-    open: Option<(File, Identity)>,
+    open: Option<(File, FileId)>,
 }
 
 impl EpochFile {
@@ -101,8 +101,8 @@ impl EpochFile {
         let at_path = std::fs::metadata(&path)
             .map(|meta| (meta.dev(), meta.ino()))
             .ok();
-        if let Some((file, identity)) = &self.open
-            && Some(*identity) == at_path
+        if let Some((file, id)) = &self.open
+            && Some(*id) == at_path
         {
             file.write_all_at(&text, 0)?;
             return if synced { file.sync_data() } else { Ok(()) };
@@ -114,7 +114,7 @@ impl EpochFile {
 }
 
 /// Puts a new file in its place, as a whole.
-fn replace(path: &Path, text: &[u8]) -> std::io::Result<(File, Identity)> {
+fn replace(path: &Path, text: &[u8]) -> std::io::Result<(File, FileId)> {
     let partial = file::beside(path, ".partial");
     // One that another user left behind cannot be opened, but removed.
     match std::fs::remove_file(&partial) {

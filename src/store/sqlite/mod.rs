@@ -22,7 +22,7 @@ use super::StoreError;
 use crate::model::{Batch, BatchId, Member, UtcMillis};
 use claimed_members::ClaimedMembers;
 use epoch_file::{EpochFile, HighWater};
-use place::{Place, PlaceState, StampPage};
+use identity::{IdentityState, QueueIdentity, StampPage};
 use write_guard::WriteGuard;
 
 pub(super) mod batches;
@@ -34,8 +34,8 @@ mod epoch_file;
 pub(super) mod file;
 pub(super) mod gate;
 pub(super) mod holds;
+mod identity;
 pub(super) mod intake;
-mod place;
 pub(super) mod record;
 pub(super) mod rows;
 pub(super) mod schema;
@@ -116,7 +116,7 @@ pub struct Store {
 #[derive(Debug)]
 struct Own {
     mark: Mark,
-    place: Place,
+    identity: QueueIdentity,
     high_water: HighWater,
     /// None until an epoch has begun: a simulation has none.
     epoch_file: Option<EpochFile>,
@@ -170,7 +170,7 @@ impl Store {
         };
         let own = Own {
             mark,
-            place: Place::new(path, file::identity(path)?),
+            identity: QueueIdentity::new(path, file::id_of(path)?),
             high_water: HighWater::default(),
             epoch_file: None,
             claimed_members: ClaimedMembers::default(),
@@ -214,9 +214,9 @@ impl Store {
     /// `Replaced` if the file, its `-wal` or its `-shm` is another one or was written over:
     /// producers write elsewhere, or what is known of the queue does not hold. `TakenOver` if
     /// another daemon or another copy has come in its place.
-    pub async fn check_place(&self) -> Result<(), StoreError> {
+    pub async fn check_identity(&self) -> Result<(), StoreError> {
         let mut writer = self.writer().await;
-        self.look_at_place(&mut writer).await?;
+        self.require_same_files(&mut writer).await?;
         let found = read_mark(&mut writer).await?;
         self.require_mark(&found.unwrap_or_default())
     }
@@ -236,28 +236,28 @@ impl Store {
         if !matches!(error, StoreError::Damaged) {
             return error;
         }
-        match self.check_place().await {
+        match self.check_identity().await {
             Err(replaced @ StoreError::Replaced(_)) => replaced,
             _ => error,
         }
     }
 
-    pub(super) async fn look_at_place(
+    pub(super) async fn require_same_files(
         &self,
         writer: &mut SqliteConnection,
     ) -> Result<(), StoreError> {
-        let standing = self.own().place.look();
+        let standing = self.own().identity.look();
         match standing {
-            PlaceState::Same => Ok(()),
-            PlaceState::Another => Err(StoreError::Replaced(self.path.clone())),
-            PlaceState::Moved => {
+            IdentityState::Same => Ok(()),
+            IdentityState::Another => Err(StoreError::Replaced(self.path.clone())),
+            IdentityState::Moved => {
                 let now = match stamp_page(writer).await {
                     Err(StoreError::Busy) => return Err(StoreError::Busy),
                     found => found.ok(),
                 };
                 let mut own = self.own();
-                match now.filter(|now| Some(*now) != own.place.stamp_page()) {
-                    Some(page) => own.place.stamp_moved(page),
+                match now.filter(|now| Some(*now) != own.identity.stamp_page()) {
+                    Some(page) => own.identity.stamp_moved(page),
                     None => return Err(StoreError::Replaced(self.path.clone())),
                 }
                 Ok(())
@@ -354,7 +354,7 @@ impl Store {
     /// Also `Replaced`: SQLite maps the `-shm`, so that reading one that was cut ends the process.
     pub async fn data_version(&self) -> Result<i64, StoreError> {
         let mut writer = self.writer().await;
-        self.look_at_place(&mut writer).await?;
+        self.require_same_files(&mut writer).await?;
         Ok(sqlx::query_scalar("PRAGMA data_version")
             .fetch_one(&mut *writer)
             .await?)
@@ -372,7 +372,7 @@ impl Store {
     /// replaced.
     ///
     /// # Errors
-    /// Those of `check_place`.
+    /// Those of `check_identity`.
     pub(super) async fn begin<'c>(
         &'c self,
         writer: &'c mut SqliteConnection,
@@ -381,7 +381,7 @@ impl Store {
             // A transaction that was dropped is rolled back in the background; this waits for it.
             writer.ping().await?;
         }
-        self.look_at_place(writer).await?;
+        self.require_same_files(writer).await?;
         if writer.is_in_transaction() {
             let former =
                 std::mem::replace(writer, connect_writer(&self.path, &self.options).await?);
