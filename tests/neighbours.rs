@@ -182,7 +182,7 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         .expect("a queue");
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    let asked = poweryard::store::Asked {
+    let asked = poweryard::store::SnapshotQuery {
         default_ttl: None,
         targets: &[(poweryard::model::TargetName("default".into()), 10)],
         except: &std::collections::BTreeSet::new(),

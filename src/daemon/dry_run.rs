@@ -13,7 +13,7 @@ use super::{DaemonError, report};
 use crate::model::{Hold, Lane, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
-use crate::store::{Asked, Store, StoreError};
+use crate::store::{SnapshotQuery, Store, StoreError};
 
 /// Unknown targets read at once.
 const TARGETS_AT_ONCE: u32 = 1000;
@@ -63,7 +63,7 @@ async fn lines(
     let targets: Vec<(TargetName, u32)> = targets
         .map(|target| (target.name.clone(), target.batch_servers_max))
         .collect();
-    let asked = Asked {
+    let asked = SnapshotQuery {
         default_ttl: settings.queue.default_ttl,
         targets: &targets,
         except: &BTreeSet::new(),

@@ -26,7 +26,7 @@ use super::unknown_targets::UnknownTargets;
 use super::upkeep::Upkeep;
 use crate::model::{Batch, Now, TargetName, UtcMillis};
 use crate::settings::Settings;
-use crate::store::{Asked, EndedCounts, Snapshot, Store, StoreError};
+use crate::store::{EndedCounts, Snapshot, SnapshotQuery, Store, StoreError};
 
 /// Stamps that are ahead of the clock by more than this at a start show that it was set back.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
@@ -229,7 +229,7 @@ impl Dispatcher {
                 targets.push((name.clone(), target.batch_servers_max()));
             }
         }
-        let asked = Asked {
+        let asked = SnapshotQuery {
             default_ttl: self.intake.corrected_ttl(&self.clocks, now.steady),
             targets: &targets,
             except: self.batches.in_progress(),

@@ -70,13 +70,13 @@ pub struct Meter {
 /// Present values.
 #[derive(Debug)]
 struct State {
-    progress: Progress,
+    progress: LoopProgress,
     targets: BTreeMap<TargetName, TargetFacts>,
 }
 
-/// Progress of the daemon's loop.
+/// LoopProgress of the daemon's loop.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
+pub struct LoopProgress {
     /// When the daemon began.
     pub began: Instant,
     /// When a round, or the storing of an answer, last ended, successfully or not.
@@ -139,7 +139,7 @@ impl Meter {
     /// Nothing counted yet.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("poweryard");
-        let progress = Progress {
+        let progress = LoopProgress {
             began: Instant::now(),
             moved: None,
             good: None,
@@ -398,8 +398,8 @@ impl Meter {
         self.dropped.inc_by(events);
     }
 
-    /// Progress of the loop.
-    pub fn progress(&self) -> Progress {
+    /// LoopProgress of the loop.
+    pub fn progress(&self) -> LoopProgress {
         self.state().progress
     }
 

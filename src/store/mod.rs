@@ -28,9 +28,9 @@ mod sqlite;
 pub use client::QueueClient;
 pub use error::StoreError;
 pub use sqlite::{
-    Asked, Changes, Claim, DaemonInfo, DueFilter, DueTarget, EndedCounts, Hands, NotedPace, Prune,
-    QueueLock, RefusedKey, Restored, Running, Snapshot, Store, StoreOptions, TakenIn, TargetNews,
-    TargetStatus, Which, daemon_on,
+    Changes, Claim, DaemonInfo, DueFilter, DueTarget, EndedCounts, Hands, NotedPace, Prune,
+    QueueLock, RefusedKey, Restored, Running, Snapshot, SnapshotQuery, Store, StoreOptions,
+    TakenIn, TargetNews, TargetStatus, Which, daemon_on,
 };
 pub(crate) use sqlite::{beside, folder_of};
 
@@ -43,7 +43,7 @@ impl Store {
     /// Those of `check_identity`.
     pub async fn snapshot(
         &self,
-        asked: &Asked<'_>,
+        asked: &SnapshotQuery<'_>,
         now: UtcMillis,
     ) -> Result<Snapshot, StoreError> {
         let mut writer = self.writer().await;
@@ -57,7 +57,11 @@ impl Store {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn peek(&self, asked: &Asked<'_>, now: UtcMillis) -> Result<Snapshot, StoreError> {
+    pub async fn peek(
+        &self,
+        asked: &SnapshotQuery<'_>,
+        now: UtcMillis,
+    ) -> Result<Snapshot, StoreError> {
         snapshot::read(&mut *self.writer().await, asked, now).await
     }
 

@@ -11,7 +11,7 @@ use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
     AttemptResult, Batch, Evidence, JobId, Lane, Origin, RequestId, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Asked, Claim, Snapshot, Store, StoreError, TakenIn, Which};
+use poweryard::store::{Claim, Snapshot, SnapshotQuery, Store, StoreError, TakenIn, Which};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tempfile::TempDir;
@@ -222,7 +222,7 @@ impl Queue {
         targets: &[(TargetName, u32)],
         default_ttl: Option<Duration>,
     ) -> Snapshot {
-        let asked = Asked {
+        let asked = SnapshotQuery {
             default_ttl,
             targets,
             except: &BTreeSet::new(),

@@ -123,7 +123,7 @@ impl Candidate {
 }
 
 /// What a claim takes, and how many requests it has parked.
-struct Picked {
+struct Pick {
     go: Vec<Candidate>,
     parked: usize,
 }
@@ -222,14 +222,14 @@ async fn pick_first(
     lane: &Lane,
     most: u32,
     looks: bool,
-) -> Result<Picked, StoreError> {
+) -> Result<Pick, StoreError> {
     let mut parked = 0;
     loop {
         let candidates = read_first(tx, lane, most).await?;
         let picked = park_those_behind(tx, candidates, looks).await?;
         parked += picked.parked;
         if picked.parked == 0 || parked >= PARKED_MAX {
-            return Ok(Picked {
+            return Ok(Pick {
                 go: picked.go,
                 parked,
             });
@@ -243,7 +243,7 @@ async fn pick_these(
     lane: &Lane,
     heads: &[(RequestId, Baseline)],
     looks: bool,
-) -> Result<Picked, StoreError> {
+) -> Result<Pick, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
                 r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT)
@@ -291,7 +291,7 @@ async fn park_those_behind(
     tx: &mut SqliteConnection,
     mut candidates: Vec<Candidate>,
     looks: bool,
-) -> Result<Picked, StoreError> {
+) -> Result<Pick, StoreError> {
     let mut parked = 0;
     if looks {
         let behind = find_behind(tx, &candidates).await?;
@@ -299,7 +299,7 @@ async fn park_those_behind(
         candidates.retain(|candidate| !behind.contains(&candidate.id));
         parked = behind.len();
     }
-    Ok(Picked {
+    Ok(Pick {
         go: candidates,
         parked,
     })

@@ -448,7 +448,7 @@ impl HoldRow {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::{Asked, Store};
+    use super::super::{SnapshotQuery, Store};
     use super::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
@@ -473,7 +473,7 @@ mod tests {
             .execute(&mut *store.writer.lock().await)
             .await
             .expect("inserted");
-        let asked = Asked {
+        let asked = SnapshotQuery {
             default_ttl: None,
             targets: &[],
             except: &BTreeSet::new(),

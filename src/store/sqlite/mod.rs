@@ -51,7 +51,7 @@ pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub(crate) use file::{beside, folder_of};
 pub use holds::{NotedPace, RefusedKey, TargetNews, TargetStatus};
 pub use intake::{EndedCounts, TakenIn};
-pub use snapshot::{Asked, Snapshot};
+pub use snapshot::{Snapshot, SnapshotQuery};
 pub use upkeep::Prune;
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
@@ -73,7 +73,7 @@ pub struct StoreOptions {
     pub busy_timeout: Duration,
     /// Waits until a commit is on the disk. Without it a power failure loses intents.
     pub synced: bool,
-    /// Asked before each commit; one that it does not allow is rolled back, and fails as if the
+    /// SnapshotQuery before each commit; one that it does not allow is rolled back, and fails as if the
     /// queue were locked. A simulation counts commits this way, and ends a daemon just before one
     /// of them.
     pub allow_commit: Option<Arc<dyn Fn() -> bool + Send + Sync>>,

@@ -104,9 +104,9 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<SchemaS
         .await
         .map_err(|error| StoreError::opening(path, error))?;
     let applied = match found {
-        Found::Nothing => return Ok(SchemaState::Empty),
-        Found::Foreign => return Err(StoreError::Foreign(path.to_owned())),
-        Found::Migrated(version) => version,
+        FileContent::Nothing => return Ok(SchemaState::Empty),
+        FileContent::Foreign => return Err(StoreError::Foreign(path.to_owned())),
+        FileContent::Migrated(version) => version,
     };
     let versions = MIGRATOR.iter().map(|migration| migration.version);
     match applied.cmp(&versions.max().unwrap_or(0)) {
@@ -117,7 +117,7 @@ async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<SchemaS
 }
 
 /// What is in a file.
-enum Found {
+enum FileContent {
     Nothing,
     /// Another program's tables.
     Foreign,
@@ -125,25 +125,25 @@ enum Found {
     Migrated(i64),
 }
 
-async fn find(connection: &mut SqliteConnection) -> Result<Found, sqlx::Error> {
+async fn find(connection: &mut SqliteConnection) -> Result<FileContent, sqlx::Error> {
     let objects: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master")
         .fetch_all(&mut *connection)
         .await?;
     if objects.is_empty() || is_barely_begun(connection, &objects).await? {
-        return Ok(Found::Nothing);
+        return Ok(FileContent::Nothing);
     }
     let id: i64 = sqlx::query_scalar("PRAGMA application_id")
         .fetch_one(&mut *connection)
         .await?;
     if id != APPLICATION_ID {
-        return Ok(Found::Foreign);
+        return Ok(FileContent::Foreign);
     }
     let applied = sqlx::query_scalar(
         "SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success",
     )
     .fetch_one(connection)
     .await?;
-    Ok(Found::Migrated(applied))
+    Ok(FileContent::Migrated(applied))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ const LANES_MAX: i64 = 1000;
 
 /// What a round asks about.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct SnapshotQuery<'a> {
     /// Requests without a time of expiry expire after this.
     pub default_ttl: Option<Duration>,
     /// Whose lanes are read: targets, each with the most servers that one call may carry. Lanes are
@@ -80,7 +80,7 @@ type LaneRow = (String, String, i64, i64, i64, i64, Option<String>);
 /// All of it in one statement.
 pub(in crate::store) async fn read(
     connection: &mut SqliteConnection,
-    asked: &Asked<'_>,
+    asked: &SnapshotQuery<'_>,
     now: UtcMillis,
 ) -> Result<Snapshot, StoreError> {
     let row: SnapshotRow = sqlx::query_as(
@@ -163,7 +163,11 @@ fn wanted(targets: &[(TargetName, u32)]) -> String {
 }
 
 impl SnapshotRow {
-    fn into_snapshot(self, asked: &Asked<'_>, now: UtcMillis) -> Result<Snapshot, StoreError> {
+    fn into_snapshot(
+        self,
+        asked: &SnapshotQuery<'_>,
+        now: UtcMillis,
+    ) -> Result<Snapshot, StoreError> {
         let times = intake::NextTimes {
             noted: self.noted,
             later: self.later,
