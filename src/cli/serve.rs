@@ -84,6 +84,8 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     let ended = daemon::run(&settings, clouds, links, told_to_stop()?).await;
     deliveries.finish().await;
     ended?;
+    // The last line: what could not be stored or delivered was said before.
+    info!("stopped");
     Ok(Exit::Done)
 }
 

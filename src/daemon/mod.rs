@@ -113,7 +113,7 @@ async fn serve(
     }
     let ready = wait_until_ready(settings, &clouds, stop.as_mut()).await?;
     let Some((store, mut dispatcher)) = ready else {
-        info!("stopped before the queue could be used");
+        info!("asked to stop before the queue could be used");
         return Ok(());
     };
     dispatcher.observe(links.observers);
@@ -411,7 +411,6 @@ impl Loop {
                 StopStep::End => break,
             }
         }
-        info!("stopped");
         Ok(())
     }
 
