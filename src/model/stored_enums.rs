@@ -81,7 +81,7 @@ stored_enum! {
         Expired = "expired",
         /// Refused by this daemon's own rules.
         Rejected = "rejected",
-        /// Nobody can tell whether it happened; never sent again by itself.
+        /// Nobody can tell whether it happened; never sent again automatically.
         Unknown = "unknown",
     }
 }

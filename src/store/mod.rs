@@ -152,15 +152,15 @@ impl Store {
     /// this returns.
     ///
     /// Those of them that cannot go, because an earlier request of their server is not over, are
-    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` stands among
+    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` is among
     /// them: a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
     /// step, should the daemon die before the call's answer is stored, is due at once. Before this
     /// returns, the epoch file knows of the claim, and the queue is still the one that
     /// was begun.
     ///
     /// # Errors
-    /// Those of the store. `EpochFile` means that the claim was undone, `Replaced` that it is
-    /// nobody's business any more: in both cases nothing may be sent.
+    /// Those of the store. `EpochFile` means that the claim was undone, `Replaced` that it
+    /// is in no queue any more: in both cases nothing may be sent.
     pub async fn claim(&self, claim: &Claim<'_>) -> Result<Option<Batch>, StoreError> {
         self.retry_epoch_file()?;
         let mut writer = self.writer().await;
@@ -245,7 +245,7 @@ impl Store {
     }
 
     /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second
-    /// tries, and holds that end by themselves. A producer's `not_before` and an operator's pause
+    /// tries, and holds that end automatically. A producer's `not_before` and an operator's pause
     /// stay.
     pub async fn move_waits(&self, by_ms: i64) -> Result<(), StoreError> {
         let mut writer = self.writer().await;
@@ -531,8 +531,8 @@ impl Store {
     /// longer than `patience`.
     ///
     /// SQLite itself does so only when this connection begins the file anew; producers' connections
-    /// have no limit. While it is waited, nobody else can write: so whoever begins to read reads
-    /// all that there is, and once the readers from before have left, and then those that came
+    /// have no limit. While it waits, nobody else can write: so new readers read all that there
+    /// is, and once the readers from before have left, and then those that came
     /// until all was copied, nobody is in the file any more.
     ///
     /// # Errors

@@ -218,7 +218,7 @@ fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
     (Some(Operation { action, status }), activity)
 }
 
-/// The action and how its operation stands, if `word` is about this action.
+/// The action and how far its operation is, if `word` is about this action.
 fn split_operation(word: &str, action: PowerAction) -> Option<(PowerAction, &str)> {
     let prefix = operation_prefix(action);
     let (start, end) = word.split_at_checked(prefix.len())?;

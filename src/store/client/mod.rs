@@ -182,7 +182,7 @@ impl QueueClient {
         read::producer_notes(&mut self.connection, ids).await
     }
 
-    /// How many of `ids` stand or ended in which way.
+    /// How many of `ids` are in each state, and how they ended.
     pub async fn outcome_counts(&mut self, ids: &[i64]) -> Result<Vec<OutcomeCount>, StoreError> {
         read::outcome_counts(&mut self.connection, ids).await
     }

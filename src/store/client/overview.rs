@@ -66,7 +66,7 @@ pub struct TargetNote {
     pub updated_at: String,
 }
 
-/// How many requests stand or ended in one way.
+/// How many requests are in one state, or ended in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct OutcomeCount {
     /// State.
@@ -75,7 +75,7 @@ pub struct OutcomeCount {
     pub evidence: Option<String>,
     /// The cloud's code or ours.
     pub error_code: Option<String>,
-    /// So many.
+    /// How many.
     pub count: i64,
     /// The first of them.
     pub first_id: i64,

@@ -23,7 +23,7 @@ pub struct Filter {
     pub label: Option<String>,
     /// For this server; compared without case.
     pub server: Option<String>,
-    /// At most so many.
+    /// At most this many.
     pub limit: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Rows as they stand in the file, for people and for JSON. Judges no value: what does not read is
+//! Rows as they are in the file, for people and for JSON. Judges no value: what does not read is
 //! shown as it goes.
 
 use serde::Serialize;

@@ -19,7 +19,7 @@ use crate::model::{
 pub struct DueTarget {
     /// Which; a stranger's bytes that are no UTF-8 are replaced.
     pub target: TargetName,
-    /// As it stands in the row.
+    /// As it is in the row.
     key: Vec<u8>,
     /// When the first of them is due.
     pub at: UtcMillis,

@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(claimed.take(BatchId(3)), None);
         assert_eq!(claimed.members, 18_000);
         claimed.keep(BatchId(99), members(30_000));
-        assert_eq!(claimed.take(BatchId(99)), None, "it is too large by itself");
+        assert_eq!(claimed.take(BatchId(99)), None, "it is too large alone");
         assert_eq!(claimed.members, 0);
     }
 }

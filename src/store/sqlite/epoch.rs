@@ -130,7 +130,7 @@ pub(in crate::store) async fn raise(
     Ok(seen)
 }
 
-/// Two numbers of which one changes with every write, whoever makes it.
+/// Two numbers: one of them changes with every write, by anybody.
 async fn read_changes(connection: &mut SqliteConnection) -> Result<(i64, i64), StoreError> {
     Ok(
         sqlx::query_as("SELECT total_changes(), data_version FROM pragma_data_version")

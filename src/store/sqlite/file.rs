@@ -132,7 +132,7 @@ pub enum Running {
     Yes(Option<DaemonInfo>),
     /// None does.
     No,
-    /// Whoever asks may not read the queue.
+    /// This user may not read the queue.
     CannotTell,
 }
 
@@ -190,8 +190,8 @@ impl QueueLock {
         })
     }
 
-    /// Notes beside the queue who runs on it and what it waits for. Whoever cannot read that still
-    /// sees the lock.
+    /// Notes beside the queue who runs on it and what it waits for. Somebody who cannot read
+    /// that still sees the lock.
     pub fn say(&mut self, waits: Option<&str>) {
         let info = DaemonInfo {
             pid: std::process::id(),
@@ -292,7 +292,7 @@ fn lock_path(path: &Path) -> PathBuf {
     beside(&real(path), ".lock")
 }
 
-/// Where the path leads to: what stands beside a queue stands beside the file, whatever link was
+/// Where the path leads to: what is beside a queue is beside the file itself, whatever link was
 /// named.
 pub(super) fn real(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())

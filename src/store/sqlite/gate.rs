@@ -1,6 +1,6 @@
-//! Who stands where: the only author of gates in Rust. A row arrives ready, in its lane and in the
-//! line of its server; here the claim parks what cannot go, and what ends a reason lets out, set by
-//! set.
+//! Gates and lines: the only place in Rust that writes them. A row arrives ready, in its lane and
+//! in the line of its server; here the claim parks what cannot go, and what ends a reason releases,
+//! set by set.
 //!
 //! Of one server, the first unfinished row of its line goes first. Those behind it are parked by
 //! the claim that meets them, each once, and come forward one at a time.
@@ -49,7 +49,7 @@ pub(super) async fn park_behind(
     Ok(())
 }
 
-/// Lets requests wait that stand ready: a JSON list of their ids, each with a time and a reason.
+/// Lets requests wait that are ready: a JSON list of their ids, each with a time and a reason.
 pub(super) async fn put_off(tx: &mut SqliteConnection, waits: &str) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = ?2,
@@ -182,7 +182,7 @@ pub(super) struct EndedRow {
     pub(super) action: String,
 }
 
-/// Those of `ids` that are queued have ended, and whoever waits for them or behind them hears of it.
+/// Those of `ids` that are queued have ended, and those that wait for them or behind them are told.
 pub(super) async fn end_queued(
     tx: &mut SqliteConnection,
     ids: &[i64],
@@ -242,7 +242,7 @@ async fn after_ends(tx: &mut SqliteConnection, ended: &[EndedRow]) -> Result<(),
 }
 
 /// Requests of these servers have ended, or gone back to the queue, or left the line: of each, the
-/// first that waits behind comes forward, unless an earlier one stands in the line, or one runs.
+/// first that waits behind comes forward, unless an earlier one is in the line, or one runs.
 pub(super) async fn bring_forward<'a>(
     tx: &mut SqliteConnection,
     target: &TargetName,
@@ -287,7 +287,7 @@ async fn leave_before(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), Stor
     Ok(())
 }
 
-/// These requests have ended: whoever waits for one of them hears of it in the next round.
+/// These requests have ended: those that wait for one of them are told in the next round.
 pub(super) async fn note_awaited(tx: &mut SqliteConnection, ids: &str) -> Result<(), StoreError> {
     let anybody_waits: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL AND after_id IS NOT NULL)",
@@ -353,7 +353,7 @@ pub(super) async fn let_out(
     }
     let firsts: Vec<i64> = firsts.into_values().collect();
     let all: Vec<i64> = due.iter().map(|(id, _, _)| *id).collect();
-    // First all of them stand behind, then the first of each server comes forward if nobody is
+    // First all of them are behind, then the first of each server comes forward if nobody is
     // before it.
     sqlx::query("UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each(?1)) AND gate = 'later'")
         .bind(list(&all))

@@ -1,5 +1,5 @@
-//! What becomes due, what expires, what waited in vain, and what is rejected. Who stands where is
-//! `gate`'s, what may go `claim`'s.
+//! Queued requests that become due, expire, waited in vain or are rejected. Which gate each is at
+//! is decided in `gate`, which may be sent in `claim`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -171,8 +171,8 @@ pub(super) struct NextTimes {
 }
 
 impl NextTimes {
-    /// The first of them. A time that a stranger spoilt tells nothing: whoever it belongs to waits,
-    /// and the others go on.
+    /// The first of them. A time that a stranger spoilt tells nothing: its request waits, and the
+    /// others go on.
     pub(super) fn next(self, default_ttl: Option<Duration>) -> Option<UtcMillis> {
         if self.noted {
             return Some(UtcMillis(0));

@@ -367,7 +367,7 @@ impl Store {
 
     /// Begins a transaction that writes, with the write guard.
     ///
-    /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still
+    /// On a full disk or an I/O error SQLite rolls a transaction back on its own. sqlx then still
     /// counts it as open, and would begin no other on this connection for ever: the connection is
     /// replaced.
     ///

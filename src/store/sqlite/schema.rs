@@ -74,7 +74,7 @@ pub(in crate::store) async fn require_current(
 }
 
 /// True for what a daemon leaves behind that was killed while it made the queue: the list of
-/// migrations is made first, by itself, and is still empty.
+/// migrations is made first, alone, and is still empty.
 async fn is_barely_begun(
     connection: &mut SqliteConnection,
     objects: &[String],

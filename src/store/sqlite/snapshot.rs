@@ -44,9 +44,9 @@ pub struct Snapshot {
     pub lanes: Vec<Lane>,
     /// The targets of open batches, each with the time at which its first one is due.
     pub open: Vec<DueTarget>,
-    /// Changes with every write to the queue, whoever makes it.
+    /// Changes with every write to the queue, by anybody.
     pub change_mark: (i64, i64),
-    /// Batches whose requests still stand in the line, up to a bound.
+    /// Batches whose requests are still in the line, up to a bound.
     pub(in crate::store) lingering: i64,
     /// The last ids, as SQLite keeps them.
     pub(in crate::store) last: HighWater,

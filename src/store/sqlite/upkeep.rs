@@ -12,7 +12,7 @@ use crate::model::{PowerAction, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short.
 const CHUNK: i64 = 300;
-/// Batches whose requests still stand in the line, before they leave it beside other work.
+/// Batches whose requests are still in the line, before they leave it beside other work.
 pub(super) const LINGERING_MAX: i64 = 256;
 /// Requests that leave the line in one transaction then.
 const LEAVING_MAX: i64 = 3000;
