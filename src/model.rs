@@ -15,6 +15,7 @@ mod action;
 mod batch;
 pub mod cloud_codes;
 mod codes;
+mod counted;
 mod fault;
 mod queue;
 mod service;
@@ -24,6 +25,7 @@ mod time;
 
 pub use batch::{Batch, Member};
 pub use codes::OwnCode;
+pub use counted::counted;
 pub use fault::{CallError, Fault};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, Origin};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
@@ -180,7 +182,7 @@ impl JobStatus {
 /// What the cloud says of a job: one answer for all servers of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobReport {
-    /// The job as a whole. What became of a server is in its own sub-job, whatever stands here.
+    /// The job as a whole. What became of a server is in its own sub-job, whatever this says.
     pub status: JobStatus,
     /// The job's own error, if it has one.
     pub error: Option<Complaint>,
@@ -298,7 +300,7 @@ impl ServerView {
     }
 }
 
-/// The last power operation of a server and how it stands. It has neither time nor id, and stays
+/// The last power operation of a server, and how far it is. It has neither time nor id, and stays
 /// until the next one: that it succeeded proves nothing unless it was seen to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation {

@@ -12,7 +12,7 @@ use super::args::{self, JsonArg};
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::daemon;
-use crate::model::{Budget, Service, UtcMillis};
+use crate::model::{Budget, Service, UtcMillis, counted};
 use crate::settings::{
     LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings,
     load_proxy_password,
@@ -178,10 +178,7 @@ fn mistake_finding(mistake: Mistake) -> Finding {
 }
 
 fn count_targets(settings: &Settings) -> String {
-    format!(
-        "no mistakes; {}",
-        output::count(settings.targets.len(), "target")
-    )
+    format!("no mistakes; {}", counted(settings.targets.len(), "target"))
 }
 
 /// The database and its daemon.

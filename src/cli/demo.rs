@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::daemon::{self, Links};
-use crate::model::{PowerAction, ServerId, Service};
+use crate::model::{PowerAction, ServerId, Service, counted};
 use crate::settings::{SecretRules, Settings};
 use crate::sim::{Scenario, SimCloud};
 use crate::store::client::{Access, Filter, NewRequest};
@@ -101,8 +101,8 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
     let (ids, _) = client.enqueue(&requests, false).await?;
     let actions = "stop, start and reboot mixed";
     output::print(&format!(
-        "inserted         {} requests in one transaction: {actions}\n",
-        ids.len()
+        "inserted         {} in one transaction: {actions}\n",
+        counted(ids.len(), "request")
     ))?;
     let named = ids
         .into_iter()
@@ -127,9 +127,10 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
             .filter(|entry| entry.service == service)
             .count();
         output::print(&format!(
-            "{name:<9}{} submit calls, {} others; the cloud carried out {operations} operations\n",
-            submits.len(),
-            others.len(),
+            "{name:<9}{}, {}; the cloud carried out {}\n",
+            counted(submits.len(), "submit call"),
+            counted(others.len(), "other"),
+            counted(operations, "operation"),
         ))?;
     }
     match disagreements.as_slice() {
@@ -140,9 +141,9 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
             Ok(Exit::Done)
         }
         some => {
-            let count = some.len();
             output::print(&format!(
-                "\n{count} outcomes disagree with what the cloud did:\n{}\n",
+                "\nThe cloud did something else in {}:\n{}\n",
+                counted(some.len(), "case"),
                 some.join("\n")
             ))?;
             Ok(Exit::Otherwise)

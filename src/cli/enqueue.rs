@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::args::{self, QueueArgs};
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
-use crate::model::{PowerAction, RequestId, ServerId};
+use crate::model::{PowerAction, RequestId, ServerId, counted};
 use crate::store::client::{Access, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
@@ -90,7 +90,7 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     if skipped > 0 {
         output::note(&format!(
             "note: skipped {}: the key exists; the id of the earlier request is printed",
-            output::count(skipped, "server")
+            counted(skipped, "server")
         ));
     }
     let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();

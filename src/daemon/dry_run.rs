@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use tracing::info;
 
+use super::DaemonError;
 use super::clock_check::now;
-use super::{DaemonError, report};
-use crate::model::{Hold, Lane, TargetName, UtcMillis};
+use crate::model::{Hold, Lane, TargetName, UtcMillis, counted};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::{SnapshotQuery, Store, StoreError};
@@ -155,8 +155,8 @@ async fn line(
     let first = lane.head_id;
     let limit = budget_limit(store, target, lane, now).await?;
     let protected = if lane.action.interrupts() && !target.protected.is_empty() {
-        let count = target.protected.len();
-        format!("; those for the {count} protected servers would be rejected")
+        let protected = counted(target.protected.len(), "protected server");
+        format!("; those for {protected} would be rejected")
     } else {
         String::new()
     };
@@ -191,5 +191,5 @@ async fn budget_limit(
 }
 
 fn servers(number: u32) -> String {
-    report::count(number as usize, "server")
+    counted(number, "server")
 }

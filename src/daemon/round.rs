@@ -24,7 +24,7 @@ use super::target::{self, Configured, Target, Targets};
 use super::task::{Finished, Round};
 use super::unknown_targets::UnknownTargets;
 use super::upkeep::Upkeep;
-use crate::model::{Batch, Now, TargetName, UtcMillis};
+use crate::model::{Batch, Now, TargetName, UtcMillis, counted};
 use crate::settings::Settings;
 use crate::store::{EndedCounts, Snapshot, SnapshotQuery, Store, StoreError};
 
@@ -128,7 +128,7 @@ impl Dispatcher {
             Some(hold) => format!("; {} held: {}", holds.len(), hold.reason),
             None => String::new(),
         };
-        format!("{} calls open{held}", self.open_calls())
+        format!("{} open{held}", counted(self.open_calls(), "call"))
     }
 }
 
@@ -355,7 +355,8 @@ async fn end_without_batch(store: &Store, now: UtcMillis) -> Result<EndedCounts,
         let count: u64 = ended.values().sum();
         warn!(
             requests.stranded = count,
-            "{count} requests in progress no longer have a batch; they are now unknown"
+            "no batch is left for {} in progress; now unknown",
+            counted(count, "request")
         );
     }
     Ok(ended)

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::target::Targets;
 use super::task::Round;
-use crate::model::{Steady, TargetName, UtcMillis};
+use crate::model::{Steady, TargetName, UtcMillis, counted};
 use crate::store::{Snapshot, Store, StoreError};
 
 /// Targets, and holds, looked at in one round.
@@ -121,7 +121,8 @@ fn warn_of(new: &[TargetName]) {
     if others > 0 {
         warn!(
             targets.unknown = others,
-            "requests name {others} more targets that are not in the config; they are held"
+            "also held: {} that requests name and the config lacks",
+            counted(others, "more target")
         );
     }
 }

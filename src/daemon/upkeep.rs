@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::report;
 use super::task::Round;
-use crate::model::UtcMillis;
+use crate::model::{UtcMillis, counted};
 use crate::store::{Prune, Store, StoreError};
 
 /// Between two chunks: producers get their turn.
@@ -154,9 +154,9 @@ fn tell_deleted(deleted: &Prune, retention: Duration) {
         info!(
             requests.deleted = deleted.requests,
             batches.deleted = deleted.batches,
-            "deleted {} requests and {} batches older than {}",
-            deleted.requests,
-            deleted.batches,
+            "deleted {} and {} older than {}",
+            counted(deleted.requests, "request"),
+            counted(deleted.batches, "batch"),
             humantime::format_duration(retention)
         );
     }
