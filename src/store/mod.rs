@@ -152,15 +152,14 @@ impl Store {
     /// this returns.
     ///
     /// Those of them that cannot go, because an earlier request of their server is not over, are
-    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` is among
-    /// them: a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
+    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` is among them:
+    /// a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
     /// step, should the daemon die before the call's answer is stored, is due at once. Before this
-    /// returns, the epoch file knows of the claim, and the queue is still the one that
-    /// was begun.
+    /// returns, the epoch file knows of the claim, and the queue is still the one that was begun.
     ///
     /// # Errors
-    /// Those of the store. `EpochFile` means that the claim was undone, `Replaced` that it
-    /// is in no queue any more: in both cases nothing may be sent.
+    /// Those of the store. `EpochFile` means that the claim was undone, `Replaced` that it is in
+    /// no queue any more: in both cases nothing may be sent.
     pub async fn claim(&self, claim: &Claim<'_>) -> Result<Option<Batch>, StoreError> {
         self.retry_epoch_file()?;
         let mut writer = self.writer().await;
@@ -446,9 +445,8 @@ impl Store {
     }
 
     /// Begins a new epoch, and makes this daemon the queue's own. A copy, marked by `db backup`,
-    /// older than the epoch file, another file than that which it was written for,
-    /// or without one, has its requests put on hold and its ids moved past all that were ever
-    /// given.
+    /// older than the epoch file, another file than that which it was written for, or without one,
+    /// has its requests put on hold and its ids moved past all that were ever given.
     ///
     /// # Errors
     /// Those of the store.
@@ -531,9 +529,9 @@ impl Store {
     /// longer than `patience`.
     ///
     /// SQLite itself does so only when this connection begins the file anew; producers' connections
-    /// have no limit. While it waits, nobody else can write: so new readers read all that there
-    /// is, and once the readers from before have left, and then those that came
-    /// until all was copied, nobody is in the file any more.
+    /// have no limit. While it waits, nobody else can write: so new readers read all that there is,
+    /// and once the readers from before have left, and then those that came until all was copied,
+    /// nobody is in the file any more.
     ///
     /// # Errors
     /// Those of the store.

@@ -108,7 +108,7 @@ pub(super) async fn release(
     if drop && lifted > 0 {
         let dropped = sqlx::query(
             "UPDATE power_requests SET state = 'cancelled'
-                 WHERE state = 'queued' AND id <= (SELECT restored_last_id FROM queue_mark)",
+             WHERE state = 'queued' AND id <= (SELECT restored_last_id FROM queue_mark)",
         );
         cancelled = dropped.execute(&mut *tx).await?.rows_affected();
     }

@@ -98,9 +98,9 @@ pub(super) async fn oldest_ready(
 ) -> Result<Vec<OldestReady>, StoreError> {
     let mut ready: Vec<OldestReady> = sqlx::query_as(
         "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
-             FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
-                   WHERE gate = 'ready' GROUP BY target, action) oldest
-             JOIN power_requests r ON r.id = oldest.id",
+         FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
+               WHERE gate = 'ready' GROUP BY target, action) oldest
+         JOIN power_requests r ON r.id = oldest.id",
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -123,13 +123,13 @@ pub(super) async fn targets(
     now: UtcMillis,
 ) -> Result<Vec<TargetNote>, StoreError> {
     Ok(sqlx::query_as(
-            "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
-                    (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
-                                           ORDER BY b.id DESC LIMIT 6000)
-                     WHERE intent_at > ?) AS calls_last_minute, t.updated_at
-             FROM targets t ORDER BY t.target",
-        )
-        .bind(text(now.before(Duration::from_secs(60))))
-        .fetch_all(&mut *connection)
-        .await?)
+        "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
+                (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
+                                       ORDER BY b.id DESC LIMIT 6000)
+                 WHERE intent_at > ?) AS calls_last_minute, t.updated_at
+         FROM targets t ORDER BY t.target",
+    )
+    .bind(text(now.before(Duration::from_secs(60))))
+    .fetch_all(&mut *connection)
+    .await?)
 }

@@ -89,7 +89,7 @@ pub(super) async fn not_succeeded(
 ) -> Result<Vec<RequestRecord>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT * FROM power_requests
-             WHERE id IN (SELECT value FROM json_each(?)) AND state <> 'succeeded' ORDER BY id",
+         WHERE id IN (SELECT value FROM json_each(?)) AND state <> 'succeeded' ORDER BY id",
     )
     .bind(list(ids))
     .fetch_all(&mut *connection)
@@ -101,12 +101,12 @@ pub(super) async fn attempts(
     request: i64,
 ) -> Result<Vec<AttemptRecord>, StoreError> {
     Ok(sqlx::query_as(
-            "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
-             FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id WHERE a.request_id = ? ORDER BY a.batch_id",
-        )
-        .bind(request)
-        .fetch_all(&mut *connection)
-        .await?)
+        "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
+         FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id WHERE a.request_id = ? ORDER BY a.batch_id",
+    )
+    .bind(request)
+    .fetch_all(&mut *connection)
+    .await?)
 }
 
 pub(super) async fn batch(
@@ -137,11 +137,11 @@ pub(super) async fn holds(
     now: UtcMillis,
 ) -> Result<Vec<HoldRecord>, StoreError> {
     Ok(sqlx::query_as(
-            "SELECT target, action, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
-        )
-        .bind(text(now))
-        .fetch_all(&mut *connection)
-        .await?)
+        "SELECT target, action, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
+    )
+    .bind(text(now))
+    .fetch_all(&mut *connection)
+    .await?)
 }
 
 pub(super) async fn to_follow(
@@ -170,14 +170,14 @@ pub(super) async fn labelled(
     since: Option<&str>,
 ) -> Result<Option<Labelled>, StoreError> {
     let found: Vec<(i64, bool, bool, bool)> = sqlx::query_as(
-            "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
-                    ifnull(r.finished_at < ?2, 0)
-             FROM power_requests r WHERE r.label = ?1 ORDER BY r.id",
-        )
-        .bind(label)
-        .bind(since)
-        .fetch_all(&mut *connection)
-        .await?;
+        "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
+                ifnull(r.finished_at < ?2, 0)
+         FROM power_requests r WHERE r.label = ?1 ORDER BY r.id",
+    )
+    .bind(label)
+    .bind(since)
+    .fetch_all(&mut *connection)
+    .await?;
     if found.is_empty() {
         return Ok(None);
     }
@@ -198,13 +198,13 @@ pub(super) async fn place_in_lane(
     id: i64,
 ) -> Result<Option<i64>, StoreError> {
     Ok(sqlx::query_scalar(
-            "SELECT (SELECT count(*) FROM power_requests o WHERE o.gate = 'ready' AND o.target = r.target
-                     AND o.action = r.action AND (o.priority, -o.id) > (r.priority, -r.id))
-             FROM power_requests r WHERE r.id = ? AND r.gate = 'ready'",
-        )
-        .bind(id)
-        .fetch_optional(&mut *connection)
-        .await?)
+        "SELECT (SELECT count(*) FROM power_requests o WHERE o.gate = 'ready' AND o.target = r.target
+                 AND o.action = r.action AND (o.priority, -o.id) > (r.priority, -r.id))
+         FROM power_requests r WHERE r.id = ? AND r.gate = 'ready'",
+    )
+    .bind(id)
+    .fetch_optional(&mut *connection)
+    .await?)
 }
 
 pub(super) async fn unfinished(
@@ -212,11 +212,11 @@ pub(super) async fn unfinished(
     ids: &[i64],
 ) -> Result<Vec<i64>, StoreError> {
     Ok(sqlx::query_scalar(
-            "SELECT r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
-        )
-        .bind(list(ids))
-        .fetch_all(&mut *connection)
-        .await?)
+        "SELECT r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *connection)
+    .await?)
 }
 
 pub(super) async fn producer_notes(
@@ -225,7 +225,7 @@ pub(super) async fn producer_notes(
 ) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
     let found: Vec<ProducerNote> = sqlx::query_as(
         "SELECT r.id, CAST(r.label AS BLOB) AS label, CAST(r.requested_by AS BLOB) AS requested_by
-             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
+         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
     )
     .bind(list(ids))
     .fetch_all(&mut *connection)
@@ -239,8 +239,8 @@ pub(super) async fn outcome_counts(
 ) -> Result<Vec<OutcomeCount>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT r.state, r.evidence, r.error_code, count(*) AS count, min(r.id) AS first_id
-             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
-             GROUP BY r.state, r.evidence, r.error_code ORDER BY count(*) DESC, min(r.id)",
+         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
+         GROUP BY r.state, r.evidence, r.error_code ORDER BY count(*) DESC, min(r.id)",
     )
     .bind(list(ids))
     .fetch_all(&mut *connection)
@@ -252,12 +252,12 @@ pub(super) async fn read_time(
     time: &str,
 ) -> Result<Option<String>, StoreError> {
     let found: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-             AND date(julianday(substr(?1, 1, 10))) = substr(?1, 1, 10)",
-        )
-        .bind(time)
-        .fetch_optional(&mut *connection)
-        .await?;
+        "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+         AND date(julianday(substr(?1, 1, 10))) = substr(?1, 1, 10)",
+    )
+    .bind(time)
+    .fetch_optional(&mut *connection)
+    .await?;
     Ok(found.flatten())
 }
 

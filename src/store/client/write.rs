@@ -123,14 +123,14 @@ pub(super) async fn cancel(
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     read::require_ids(&mut tx, ids).await?;
     let kept = sqlx::query_as(
-            "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state <> 'queued'",
-        )
-        .bind(list(ids))
-        .fetch_all(&mut *tx)
-        .await?;
+        "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state <> 'queued'",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *tx)
+    .await?;
     let cancelled = sqlx::query_scalar(
         "UPDATE power_requests SET state = 'cancelled'
-             WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued' RETURNING id",
+         WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued' RETURNING id",
     )
     .bind(list(ids))
     .fetch_all(&mut *tx)
@@ -151,11 +151,11 @@ pub(super) async fn cancel_label(
     .fetch_all(&mut *tx)
     .await?;
     let cancelled = sqlx::query_scalar(
-            "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued' RETURNING id",
-        )
-        .bind(label)
-        .fetch_all(&mut *tx)
-        .await?;
+        "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued' RETURNING id",
+    )
+    .bind(label)
+    .fetch_all(&mut *tx)
+    .await?;
     tx.commit().await?;
     Ok(Cancelled { cancelled, kept })
 }
@@ -188,13 +188,13 @@ pub(super) async fn pause(
 ) -> Result<bool, StoreError> {
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let stood: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND until IS NULL)",
-        )
-        .bind(HoldKind::Operator.as_str())
-        .bind(hold.target.as_ref().map(|target| &target.0))
-        .bind(hold.action.map(PowerAction::as_str))
-        .fetch_one(&mut *tx)
-        .await?;
+        "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND until IS NULL)",
+    )
+    .bind(HoldKind::Operator.as_str())
+    .bind(hold.target.as_ref().map(|target| &target.0))
+    .bind(hold.action.map(PowerAction::as_str))
+    .fetch_one(&mut *tx)
+    .await?;
     if !stood {
         holds::put_hold(&mut tx, hold).await?;
     }

@@ -61,19 +61,19 @@ pub(in crate::store) async fn due_batches(
     filter: &DueFilter<'_>,
 ) -> Result<Vec<DueBatch>, StoreError> {
     let found: Vec<(i64, String, bool, String)> = sqlx::query_as(
-            "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
-             FROM batches
-             WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
-               AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
-             ORDER BY next_look_at LIMIT 0 + ?5",
-        )
-        .bind(&due.key)
-        .bind(serde_json::to_string(filter.except).unwrap_or_default())
-        .bind(filter.hands.jobs)
-        .bind(filter.hands.looks)
-        .bind(filter.limit)
-        .fetch_all(&mut *connection)
-        .await?;
+        "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
+         FROM batches
+         WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
+           AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
+         ORDER BY next_look_at LIMIT 0 + ?5",
+    )
+    .bind(&due.key)
+    .bind(serde_json::to_string(filter.except).unwrap_or_default())
+    .bind(filter.hands.jobs)
+    .bind(filter.hands.looks)
+    .bind(filter.limit)
+    .fetch_all(&mut *connection)
+    .await?;
     let mut batches = Vec::with_capacity(found.len());
     for (id, state, by_servers, at) in found {
         batches.push(DueBatch {
@@ -114,19 +114,19 @@ pub(in crate::store) async fn spent(
     period: Range<UtcMillis>,
 ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
     let next: Option<String> = sqlx::query_scalar(
-            "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
-                 SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
-        )
-        .bind(&target.0)
-        .bind(action.as_str())
-        .bind(text(period.end))
-        .fetch_optional(&mut *connection)
-        .await?;
+        "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
+         SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .bind(text(period.end))
+    .fetch_optional(&mut *connection)
+    .await?;
     let next = rows::readable_time(next);
     let calls: Vec<(String, i64)> = sqlx::query_as(
         "SELECT intent_at, server_count FROM batches
-             WHERE target = ? AND action = ? AND intent_at > ?
-               AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
+         WHERE target = ? AND action = ? AND intent_at > ?
+           AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
     )
     .bind(&target.0)
     .bind(action.as_str())
@@ -151,22 +151,22 @@ pub(in crate::store) async fn move_waits(
     by_ms: i64,
 ) -> Result<(), StoreError> {
     const OTHER_TIMES: [&str; 4] = [
-            "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
-             WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
-            "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
-             WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
-            "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
-             WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
-            "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
-             WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
-        ];
+        "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
+         WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
+        "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
+         WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
+        "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
+         WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
+        "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
+         WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
+    ];
     let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
     for statement in OTHER_TIMES {
         sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
     }
     sqlx::query(
         "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, ?1)
-             WHERE state <> 'done' AND strftime('%s', next_look_at, ?1) IS NOT NULL",
+         WHERE state <> 'done' AND strftime('%s', next_look_at, ?1) IS NOT NULL",
     )
     .bind(&by)
     .execute(&mut *tx)
@@ -187,13 +187,13 @@ pub(in crate::store) async fn last_written_at(
     connection: &mut SqliteConnection,
 ) -> Result<Option<UtcMillis>, StoreError> {
     let times: Vec<Option<Vec<u8>>> = sqlx::query_scalar(
-            "SELECT CAST((SELECT intent_at FROM batches WHERE id = (SELECT max(id) FROM batches)) AS BLOB)
-             UNION ALL SELECT CAST(updated_at AS BLOB) FROM targets
-             UNION ALL SELECT CAST(since AS BLOB) FROM holds INDEXED BY holds_that_matter
-                 WHERE (kind <> 'unknown_target' OR target IS NULL) AND kind IN ('breaker', 'budget', 'credentials')",
-        )
-        .fetch_all(&mut *connection)
-        .await?;
+        "SELECT CAST((SELECT intent_at FROM batches WHERE id = (SELECT max(id) FROM batches)) AS BLOB)
+         UNION ALL SELECT CAST(updated_at AS BLOB) FROM targets
+         UNION ALL SELECT CAST(since AS BLOB) FROM holds INDEXED BY holds_that_matter
+             WHERE (kind <> 'unknown_target' OR target IS NULL) AND kind IN ('breaker', 'budget', 'credentials')",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
     Ok(times
         .into_iter()
         .filter_map(|time| rows::readable_time(time.map(rows::lossy)))
@@ -236,12 +236,12 @@ pub(in crate::store) async fn job_history(
     action: PowerAction,
 ) -> Result<Vec<Duration>, StoreError> {
     let took: Vec<i64> = sqlx::query_scalar(
-            "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
-        )
-        .bind(&target.0)
-        .bind(action.as_str())
-        .fetch_all(&mut *connection)
-        .await?;
+        "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .fetch_all(&mut *connection)
+    .await?;
     Ok(took
         .into_iter()
         .map(|ms| Duration::from_millis(ms.max(0) as u64))
@@ -255,14 +255,14 @@ pub(in crate::store) async fn recent_calls(
     now: UtcMillis,
 ) -> Result<Vec<UtcMillis>, StoreError> {
     let calls: Vec<String> = sqlx::query_scalar(
-            "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
-             FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT 0 + ?2",
-        )
-        .bind(&target.0)
-        .bind(count)
-        .bind(text(now))
-        .fetch_all(&mut *connection)
-        .await?;
+        "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
+         FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT 0 + ?2",
+    )
+    .bind(&target.0)
+    .bind(count)
+    .bind(text(now))
+    .fetch_all(&mut *connection)
+    .await?;
     Ok(calls
         .into_iter()
         .rev()

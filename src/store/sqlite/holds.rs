@@ -25,7 +25,7 @@ pub(in crate::store) async fn find_past_holds(
 ) -> Result<Vec<i64>, StoreError> {
     Ok(sqlx::query_scalar(
         "SELECT id FROM holds INDEXED BY holds_that_matter
-             WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
+         WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
     )
     .bind(text(now))
     .fetch_all(connection)
@@ -103,8 +103,8 @@ pub(in crate::store) async fn not_yet_held(
 ) -> Result<Vec<TargetName>, StoreError> {
     let new: Vec<String> = sqlx::query_scalar(
         "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (
-             SELECT 1 FROM holds h WHERE ifnull(h.target, '') = j.value AND ifnull(h.action, '') = ''
-             AND h.kind = 'unknown_target')",
+         SELECT 1 FROM holds h WHERE ifnull(h.target, '') = j.value AND ifnull(h.action, '') = ''
+         AND h.kind = 'unknown_target')",
     )
     .bind(names(unknown))
     .fetch_all(connection)
@@ -143,18 +143,18 @@ pub(in crate::store) async fn page_of_unknown_targets(
     limit: u32,
 ) -> Result<UnknownTargetsPage, StoreError> {
     let found: Vec<(i64, bool)> = sqlx::query_as(
-            "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
-                    AND (h.target IN (SELECT value FROM json_each(?1))
-                         OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
-                                 OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
-                                            AND r.target = h.target)))
-             FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
-        )
-        .bind(names(configured))
-        .bind(after)
-        .bind(limit)
-        .fetch_all(connection)
-        .await?;
+        "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
+                AND (h.target IN (SELECT value FROM json_each(?1))
+                     OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
+                             OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
+                                        AND r.target = h.target)))
+         FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
+    )
+    .bind(names(configured))
+    .bind(after)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
     let is_full = found.len() as u64 == u64::from(limit);
     let last = found.last().map(|(id, _)| *id);
     let needless = found.into_iter().filter(|(_, is_needless)| *is_needless);
@@ -181,24 +181,24 @@ pub(in crate::store) async fn note_target(
 ) -> Result<(), StoreError> {
     let news = status.news;
     sqlx::query(
-            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
-                 reads_until, updated_at, budget_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-             ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
-                 pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10",
-        )
-        .bind(&status.target.0)
-        .bind(status.origin.service.as_str())
-        .bind(&status.origin.endpoint)
-        .bind(&status.origin.project_id)
-        .bind(news.configured)
-        .bind(news.pace.rate)
-        .bind(news.pace.throttles)
-        .bind(news.pace.reads_until.map(text))
-        .bind(text(status.now))
-        .bind(news.budget_span.map(|span| i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
-        .execute(&mut *tx)
-        .await?;
+        "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
+             reads_until, updated_at, budget_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
+             pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10",
+    )
+    .bind(&status.target.0)
+    .bind(status.origin.service.as_str())
+    .bind(&status.origin.endpoint)
+    .bind(&status.origin.project_id)
+    .bind(news.configured)
+    .bind(news.pace.rate)
+    .bind(news.pace.throttles)
+    .bind(news.pace.reads_until.map(text))
+    .bind(text(status.now))
+    .bind(news.budget_span.map(|span| i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    .execute(&mut *tx)
+    .await?;
     Ok(())
 }
 

@@ -74,12 +74,12 @@ pub(in crate::store) async fn find_protected(
     let servers = serde_json::to_string(protected).unwrap_or_default();
     Ok(sqlx::query_scalar(
         "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
-             ON r.in_line = 1 AND r.server_id = j.value AND r.target = ?2
-             WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4))
-             UNION ALL
-             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
-             ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = ?2 AND r.server_id = j.value
-             WHERE r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
+         ON r.in_line = 1 AND r.server_id = j.value AND r.target = ?2
+         WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4))
+         UNION ALL
+         SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+         ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = ?2 AND r.server_id = j.value
+         WHERE r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
     )
     .bind(&servers)
     .bind(&target.0)
@@ -113,27 +113,27 @@ pub(in crate::store) async fn targets_after(
     limit: u32,
 ) -> Result<Vec<TargetName>, StoreError> {
     let names: Vec<Vec<u8>> = sqlx::query_scalar(
-            "WITH RECURSIVE used(target, number) AS (
-                 SELECT (SELECT min(first.target) FROM (
-                     SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > ?1
-                     UNION ALL
-                     SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > ?1
-                 ) first), 1
+        "WITH RECURSIVE used(target, number) AS (
+             SELECT (SELECT min(first.target) FROM (
+                 SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > ?1
                  UNION ALL
-                 SELECT (SELECT min(next.target) FROM (
-                     SELECT (SELECT min(n.target) FROM power_requests n WHERE n.gate = 'ready' AND n.target > used.target) AS target
-                     UNION ALL
-                     SELECT (SELECT min(n.target) FROM power_requests n
-                             WHERE n.in_line IS NULL AND n.gate IS NOT NULL AND n.target > used.target)
-                 ) next), used.number + 1
-                 FROM used WHERE used.target IS NOT NULL AND used.number < ?2
-             )
-             SELECT CAST(target AS BLOB) FROM used WHERE target IS NOT NULL",
-        )
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&mut *connection)
-        .await?;
+                 SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > ?1
+             ) first), 1
+             UNION ALL
+             SELECT (SELECT min(next.target) FROM (
+                 SELECT (SELECT min(n.target) FROM power_requests n WHERE n.gate = 'ready' AND n.target > used.target) AS target
+                 UNION ALL
+                 SELECT (SELECT min(n.target) FROM power_requests n
+                         WHERE n.in_line IS NULL AND n.gate IS NOT NULL AND n.target > used.target)
+             ) next), used.number + 1
+             FROM used WHERE used.target IS NOT NULL AND used.number < ?2
+         )
+         SELECT CAST(target AS BLOB) FROM used WHERE target IS NOT NULL",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(&mut *connection)
+    .await?;
     Ok(names.into_iter().map(rows::lossy).map(TargetName).collect())
 }
 
