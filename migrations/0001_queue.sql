@@ -45,7 +45,7 @@ CREATE TABLE power_requests (
     finished_at  TEXT,
 
     -- internal, kept by the daemon (`store::sqlite::gate`) and, where a producer changes a row, by the triggers below.
-    -- gate: where a request stands on its way out. NULL once it is terminal.
+    -- gate: where a request is on its way out. NULL once it is terminal.
     --   ready   in its lane: may be claimed, unless an earlier one of its server is unfinished
     --   retry   waits for retry_at, and holds up its server
     --   held    its label is paused, or its order's wave has not come; it holds up its server
@@ -55,7 +55,7 @@ CREATE TABLE power_requests (
     --   later   waits for eligible_at (not_before)
     --   after   waits for after_id
     gate         TEXT DEFAULT 'ready',
-    -- 1 while it stands in the line of its server: ready, retry, held or flight, and for some time after the end. It does not
+    -- 1 while it is in the line of its server: ready, retry, held or flight, and for some time after the end. It does not
     -- change while a request is claimed and ends, so that neither writes to an index in the order of servers.
     in_line      INTEGER DEFAULT 1,
     -- the latest of created_at, not_before and the end of after_id, where that is not created_at; NULL also while that end
@@ -244,8 +244,8 @@ CREATE TABLE earlier_attempts (
 ) WITHOUT ROWID;
 CREATE INDEX earlier_attempts_batch ON earlier_attempts (batch_id);
 
--- The ledgers move only by the daemon's hand: while `queue_mark.writing` is NULL, nobody may write here. What was sent never
--- changes even then.
+-- The ledgers move only with the write guard of the daemon: while `queue_mark.writing` is NULL, nobody may write here.
+-- What was sent never changes even then.
 CREATE TRIGGER batches_check_insert BEFORE INSERT ON batches
 WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR EXISTS (SELECT 1 FROM batches WHERE id = NEW.id)
 BEGIN
@@ -292,7 +292,7 @@ BEGIN
     SELECT RAISE(ABORT, 'only poweryard deletes attempts: see `poweryard db prune --help`');
 END;
 
--- The daemon hears of changes by this list: whoever empties it lets others wait for ever.
+-- The daemon hears of changes by this list: if somebody empties it, others wait for ever.
 CREATE TRIGGER round_notes_check_delete BEFORE DELETE ON round_notes WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon deletes from round_notes');
@@ -421,11 +421,12 @@ BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes refused_keys');
 END;
 
--- One row: whose queue this is, and which copy of it. Each daemon writes a token of its own at its start. Every transaction of
--- the daemon takes the hand (`writing` = its token) if token and epoch are still those that it left, raises the epoch, and lays
--- the hand down at its end. The epoch is noted beside the queue: a file with a smaller one is an older copy. `copied_at`
--- marks what `db backup` wrote. The triggers of power_requests take the hand too, as 'insert' or 'change', while they
--- fill in what a producer leaves to them. Whoever copies the token into `writing` means to forge: this is a guard against accidents.
+-- One row: whose queue this is, and which copy of it. Each daemon writes a token of its own at its start. Every
+-- transaction of the daemon takes the write guard (`writing` = its token) if token and epoch are still those that it
+-- left, raises the epoch, and gives the guard back at its end. The epoch file beside the queue has the newest epoch: a
+-- queue with a smaller one is an older copy. `copied_at` marks what `db backup` wrote. The triggers of power_requests
+-- take the guard too, as 'insert' or 'change', while they fill in what a producer leaves to them. Somebody who copies
+-- the token into `writing` means to forge: this is a guard against accidents.
 CREATE TABLE queue_mark (
     id               INTEGER PRIMARY KEY CONSTRAINT mark_is_one CHECK (id = 1),
     epoch            INTEGER NOT NULL CONSTRAINT epoch_form CHECK (typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 4000000000000000),
@@ -664,10 +665,10 @@ BEGIN
     UPDATE queue_mark SET writing = NULL WHERE id = 1 AND writing = 'insert';
 END;
 
--- Whoever writes: what has ended stays, a request moves only along the arrows of its life, and at most one of a server is
--- running. That one is the first of its line: it is let out only if no earlier one stands there unfinished, and while it
--- runs, no earlier one may come into the line (power_requests_check_line). Without the daemon's hand only a producer's
--- words may change; only then the body has more to do than to say what is wrong.
+-- For every writer: what has ended stays, a request moves only along the arrows of its life, and at most one request of
+-- a server is running. That one is the first of its line: it may run only if no earlier one is there unfinished, and
+-- while it runs, no earlier one may come into the line (power_requests_check_line). Without the write guard only a
+-- producer's words may change; only then the body has more to do than to say what is wrong.
 CREATE TRIGGER power_requests_check_update BEFORE UPDATE ON power_requests
 WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.finished_at IS NOT NULL OR NEW.id IS NOT OLD.id
      OR (NEW.state IS NOT OLD.state AND CASE NEW.state

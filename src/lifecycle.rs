@@ -215,7 +215,7 @@ impl Step {
     }
 }
 
-/// Where a batch goes after a step. A batch whose last request was moved is done, whatever stands
+/// Where a batch goes after a step. A batch whose last request was moved is done, whatever is
 /// here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BatchNext {

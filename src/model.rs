@@ -15,23 +15,25 @@ mod action;
 mod batch;
 pub mod cloud_codes;
 mod codes;
+mod counted;
 mod fault;
 mod queue;
-mod scatter;
 mod service;
+mod splitmix;
+mod stored_enums;
 mod time;
-mod words;
 
 pub use batch::{Batch, Member};
 pub use codes::OwnCode;
+pub use counted::counted;
 pub use fault::{CallError, Fault};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, LaneKind, Origin};
-pub use scatter::{SCATTER_STEP, scattered};
-pub use time::{NotATime, Now, Steady, UtcMillis};
-pub use words::{
+pub use splitmix::{SPLITMIX_STEP, splitmix};
+pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,
     UnknownWord,
 };
+pub use time::{NotATime, Now, Steady, UtcMillis};
 
 /// One row of `power_requests`: one server, one action. Never reused; the order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -180,7 +182,7 @@ impl JobStatus {
 /// What the cloud says of a job: one answer for all servers of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobReport {
-    /// The job as a whole. What became of a server is in its own sub-job, whatever stands here.
+    /// The job as a whole. What became of a server is in its own sub-job, whatever this says.
     pub status: JobStatus,
     /// The job's own error, if it has one.
     pub error: Option<Complaint>,
@@ -298,7 +300,7 @@ impl ServerView {
     }
 }
 
-/// The last power operation of a server and how it stands. It has neither time nor id, and stays
+/// The last power operation of a server, and how far it is. It has neither time nor id, and stays
 /// until the next one: that it succeeded proves nothing unless it was seen to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation {
@@ -484,7 +486,7 @@ mod tests {
     /// The first numbers of SplitMix64 from seed 0. Source: its author's reference implementation.
     #[test]
     fn scattered_numbers_are_those_of_splitmix64() {
-        let numbers = [1, 2, 3].map(|n: u64| scattered(SCATTER_STEP.wrapping_mul(n)));
+        let numbers = [1, 2, 3].map(|n: u64| splitmix(SPLITMIX_STEP.wrapping_mul(n)));
         assert_eq!(
             numbers,
             [

@@ -9,7 +9,7 @@ use std::time::Duration;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
-use crate::model::{SCATTER_STEP, UtcMillis, scattered};
+use crate::model::{SPLITMIX_STEP, UtcMillis, splitmix};
 
 /// The span that `submits_per_minute` speaks of.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -379,7 +379,7 @@ fn exponential(initial: Duration, multiplier: f64, max: Duration, steps: u32) ->
 
 /// `span` plus up to a tenth of it, decided by `seed`.
 fn jittered(span: Duration, seed: u64) -> Duration {
-    let z = scattered(seed.wrapping_add(SCATTER_STEP));
+    let z = splitmix(seed.wrapping_add(SPLITMIX_STEP));
     let share = (z >> 40) as f64 / (1u64 << 24) as f64;
     span.mul_f64(1.0 + share / 10.0)
 }

@@ -122,7 +122,7 @@ impl Queue {
             .expect("valid SQL");
     }
 
-    /// With the daemon's hand, which a producer does not have.
+    /// With the write guard, which a producer does not take.
     async fn by_hand(&self, statements: &str) {
         self.sql(&format!("UPDATE queue_mark SET writing = token; {statements}; UPDATE queue_mark SET writing = NULL"))
             .await;

@@ -182,7 +182,7 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         .expect("a queue");
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "stop").await;
-    let asked = poweryard::store::Asked {
+    let asked = poweryard::store::SnapshotQuery {
         default_ttl: None,
         targets: &[(poweryard::model::TargetName("default".into()), 10)],
         except: &std::collections::BTreeSet::new(),
@@ -199,11 +199,14 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         endpoint: String::new(),
         project_id: String::new(),
     };
-    let which = poweryard::store::Which::First(10);
-    let claimed = store
-        .claim(&lane, &origin, which, &[], daemon::now().utc)
-        .await
-        .expect("no failure");
+    let claim = poweryard::store::Claim {
+        lane: &lane,
+        origin: &origin,
+        which: poweryard::store::Which::First(10),
+        barred: &[],
+        now: daemon::now().utc,
+    };
+    let claimed = store.claim(&claim).await.expect("no failure");
     assert_eq!(claimed, None);
     assert_eq!(
         text(&mut producer, "SELECT count(*) FROM batches").await,

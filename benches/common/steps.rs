@@ -7,7 +7,7 @@ use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
     AttemptResult, Batch, Evidence, JobId, Lane, Origin, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Asked, Snapshot, Store, Which};
+use poweryard::store::{Claim, Snapshot, SnapshotQuery, Store, Which};
 
 /// Requests in a batch.
 pub(crate) const BATCH: u32 = 1000;
@@ -22,7 +22,7 @@ pub(crate) async fn first_lane(store: &Store) -> Option<Lane> {
 
 /// What a round reads.
 pub(crate) async fn look(store: &Store, targets: &[(TargetName, u32)]) -> Snapshot {
-    let asked = Asked {
+    let asked = SnapshotQuery {
         default_ttl: None,
         targets,
         except: &BTreeSet::new(),
@@ -37,10 +37,14 @@ pub(crate) async fn claim(store: &Store, lane: &Lane, now: UtcMillis) -> Option<
         endpoint: "http://127.0.0.1:1".into(),
         project_id: "p".into(),
     };
-    store
-        .claim(lane, &origin, Which::First(BATCH), &[], now)
-        .await
-        .expect("claimed")
+    let claim = Claim {
+        lane,
+        origin: &origin,
+        which: Which::First(BATCH),
+        barred: &[],
+        now,
+    };
+    store.claim(&claim).await.expect("claimed")
 }
 
 /// The cloud has taken the call.

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::{self, JsonArg, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
-use crate::model::{RequestId, RequestState};
+use crate::model::{RequestId, RequestState, counted};
 use crate::store::client::{Access, Cancelled};
 
 /// Cancel queued requests.
@@ -74,10 +74,7 @@ fn object(done: &Cancelled) -> serde_json::Value {
 }
 
 fn text(done: &Cancelled) -> String {
-    let mut text = format!(
-        "cancelled {}\n",
-        output::count(done.cancelled.len(), "request")
-    );
+    let mut text = format!("cancelled {}\n", counted(done.cancelled.len(), "request"));
     for (id, state) in &done.kept {
         text.push_str(&format!("request {id} {}\n", why_kept(state)));
     }

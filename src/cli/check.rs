@@ -12,7 +12,7 @@ use super::args::{self, JsonArg};
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::daemon;
-use crate::model::{Budget, Service, UtcMillis};
+use crate::model::{Budget, Service, UtcMillis, counted};
 use crate::settings::{
     LoadedSecrets, Mistake, SecretRules, Settings, SettingsError, TargetSettings,
     load_proxy_password,
@@ -108,17 +108,19 @@ pub(super) async fn run(context: &Context, args: CheckArgs) -> Result<Exit, Fail
     } else {
         output::print(&text(&findings))?
     }
-    let errors = || {
-        findings
-            .iter()
-            .filter(|finding| finding.level == Level::Error)
-    };
-    let config = errors().any(|finding| finding.exit == Exit::Config);
-    Ok(if config {
-        Exit::Config
-    } else {
-        errors().next().map_or(Exit::Done, |finding| finding.exit)
-    })
+    Ok(exit(&findings))
+}
+
+/// Mistakes in the config come first, then the first error.
+fn exit(findings: &[Finding]) -> Exit {
+    let errors = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Error);
+    let exits: Vec<Exit> = errors.map(|finding| finding.exit).collect();
+    if exits.contains(&Exit::Config) {
+        return Exit::Config;
+    }
+    exits.first().copied().unwrap_or(Exit::Done)
 }
 
 async fn findings(context: &Context, online: bool) -> Vec<Finding> {
@@ -162,27 +164,21 @@ fn config_errors(error: SettingsError) -> Vec<Finding> {
                 fix,
             )]
         }
-        SettingsError::Mistakes(mistakes) => {
-            let mistake = |mistake: Mistake| {
-                let place = format!("{}:{}", mistake.file.display(), mistake.line);
-                let finding = format!("{}: {}", mistake.key, mistake.problem);
-                Finding::error(
-                    Exit::Config,
-                    place,
-                    finding,
-                    format!("fix {} in that line", mistake.key),
-                )
-            };
-            mistakes.into_iter().map(mistake).collect()
-        }
+        SettingsError::Mistakes(mistakes) => mistakes.into_iter().map(mistake_finding).collect(),
     }
 }
 
-fn count_targets(settings: &Settings) -> String {
-    format!(
-        "no mistakes; {}",
-        output::count(settings.targets.len(), "target")
+fn mistake_finding(mistake: Mistake) -> Finding {
+    Finding::error(
+        Exit::Config,
+        format!("{}:{}", mistake.file.display(), mistake.line),
+        format!("{}: {}", mistake.key, mistake.problem),
+        format!("fix {} in that line", mistake.key),
     )
+}
+
+fn count_targets(settings: &Settings) -> String {
+    format!("no mistakes; {}", counted(settings.targets.len(), "target"))
 }
 
 /// The database and its daemon.

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use super::args::{self, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
+use crate::model::counted;
 use crate::settings::QueueSettings;
 use crate::store::client::Access;
 use crate::store::{Prune, Running, Store, daemon_on};
@@ -124,8 +125,8 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
         tokio::time::sleep(STEP_PAUSE).await;
     }
     client.close().await?;
-    let requests = output::count(prune.requests as usize, "request");
-    let batches = output::count(prune.batches as usize, "batch");
+    let requests = counted(prune.requests, "request");
+    let batches = counted(prune.batches, "batch");
     output::print(&format!(
         "deleted {requests} and {batches} that ended before {cutoff}\n"
     ))?;
@@ -144,7 +145,7 @@ async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure>
         (Some(cancelled), true) => {
             format!(
                 "released: cancelled {} that were queued in the restored copy\n",
-                output::count(cancelled as usize, "request")
+                counted(cancelled, "request")
             )
         }
     })?;

@@ -3,7 +3,7 @@
 //! with what the cloud really did; the rules of that are in `demo/agreement`.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::daemon::{self, Links};
-use crate::model::{PowerAction, ServerId, Service};
+use crate::model::{PowerAction, ServerId, Service, counted};
 use crate::settings::{SecretRules, Settings};
 use crate::sim::{Scenario, SimCloud};
 use crate::store::client::{Access, Filter, NewRequest};
@@ -101,8 +101,8 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
     let (ids, _) = client.enqueue(&requests, false).await?;
     let actions = "stop, start and reboot mixed";
     output::print(&format!(
-        "inserted         {} requests in one transaction: {actions}\n",
-        ids.len()
+        "inserted         {} in one transaction: {actions}\n",
+        counted(ids.len(), "request")
     ))?;
     let named = ids
         .into_iter()
@@ -118,13 +118,7 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
     output::print(&format!("\n{}\n", progress::outcome_table(&rows)))?;
     let ledger = cloud.ledger();
     let calls = cloud.calls();
-    let service = |target: &str| {
-        TARGETS
-            .iter()
-            .find(|(name, _)| *name == target)
-            .map(|(_, service)| *service)
-    };
-    let disagreements = agreement::disagreements(&rows, service, &ledger, &cloud.servers());
+    let disagreements = agreement::disagreements(&rows, service_of, &ledger, &cloud.servers());
     for (name, service) in TARGETS {
         let of_it = calls.iter().filter(|call| call.service == Some(service));
         let (submits, others): (Vec<_>, Vec<_>) = of_it.partition(|call| call.action.is_some());
@@ -133,9 +127,10 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
             .filter(|entry| entry.service == service)
             .count();
         output::print(&format!(
-            "{name:<9}{} submit calls, {} others; the cloud carried out {operations} operations\n",
-            submits.len(),
-            others.len(),
+            "{name:<9}{}, {}; the cloud carried out {}\n",
+            counted(submits.len(), "submit call"),
+            counted(others.len(), "other"),
+            counted(operations, "operation"),
         ))?;
     }
     match disagreements.as_slice() {
@@ -146,9 +141,9 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
             Ok(Exit::Done)
         }
         some => {
-            let count = some.len();
             output::print(&format!(
-                "\n{count} outcomes disagree with what the cloud did:\n{}\n",
+                "\nThe cloud did something else in {}:\n{}\n",
+                counted(some.len(), "case"),
                 some.join("\n")
             ))?;
             Ok(Exit::Otherwise)
@@ -156,13 +151,25 @@ async fn insert_and_follow(database: &Path, cloud: &SimCloud) -> Result<Exit, Fa
     }
 }
 
+fn service_of(target: &str) -> Option<Service> {
+    let found = TARGETS.iter().find(|(name, _)| *name == target);
+    found.map(|(_, service)| *service)
+}
+
 /// One request for each server of a target.
 fn requests(cloud: &SimCloud, (target, service): &(&str, Service)) -> Vec<NewRequest> {
-    let actions = ACTIONS.into_iter().cycle();
-    let request = |(server, action): (ServerId, PowerAction)| NewRequest {
+    let servers = cloud.server_ids(*service).into_iter();
+    servers
+        .zip(ACTIONS.into_iter().cycle())
+        .map(|(server, action)| request(target, server, action))
+        .collect()
+}
+
+fn request(target: &str, server: ServerId, action: PowerAction) -> NewRequest {
+    NewRequest {
         server_id: server.0,
         action: action.as_str().to_owned(),
-        target: (*target).to_owned(),
+        target: target.to_owned(),
         priority: 0,
         not_before: None,
         expires_at: None,
@@ -170,13 +177,7 @@ fn requests(cloud: &SimCloud, (target, service): &(&str, Service)) -> Vec<NewReq
         request_key: None,
         label: Some("demo".to_owned()),
         requested_by: Some("demo".to_owned()),
-    };
-    cloud
-        .server_ids(*service)
-        .into_iter()
-        .zip(actions)
-        .map(request)
-        .collect()
+    }
 }
 
 async fn start_cloud(bms: u32, clouddc: u32) -> Result<SimCloud, Failure> {
@@ -185,29 +186,31 @@ async fn start_cloud(bms: u32, clouddc: u32) -> Result<SimCloud, Failure> {
         "{FAULTS}\n{lost_answers}\n[bms]\nservers = {bms}\nrunning = 0.6\n[clouddc]\nservers = {clouddc}\nrunning = 0.6\n"
     );
     let scenario = Scenario::from_toml(&text).map_err(|error| Failure::Usage(error.to_string()))?;
-    let unusable = |source| Failure::File {
-        what: "listen on 127.0.0.1".to_owned(),
-        source,
-    };
     SimCloud::start(([127, 0, 0, 1], 0).into(), scenario)
         .await
-        .map_err(unusable)
+        .map_err(|source| Failure::File {
+            what: "listen on 127.0.0.1".to_owned(),
+            source,
+        })
 }
 
 fn folder(dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let dir = dir.unwrap_or_else(|| {
         std::env::temp_dir().join(format!("poweryard-demo-{}", std::process::id()))
     });
-    let unusable = |source| Failure::File {
+    make_folder(&dir).map_err(|source| Failure::File {
         what: format!("use the folder {}", dir.display()),
         source,
-    };
+    })
+}
+
+/// Makes it if it is missing, and returns its full path.
+fn make_folder(dir: &Path) -> io::Result<PathBuf> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&dir)
-        .map_err(unusable)?;
-    fs::canonicalize(&dir).map_err(unusable)
+        .create(dir)?;
+    fs::canonicalize(dir)
 }
 
 /// Writes a config like an operator's, so that other commands can be tried after the demo.
@@ -245,17 +248,20 @@ secret_key_file = "{dir}/secret-key"
 }
 
 fn write(path: &Path, content: &str) -> Result<(), Failure> {
-    let unusable = |source| Failure::File {
+    write_private(path, content).map_err(|source| Failure::File {
         what: format!("write {}", path.display()),
         source,
-    };
+    })
+}
+
+/// Only this user may read it.
+fn write_private(path: &Path, content: &str) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     let mut file = options
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(path)
-        .map_err(unusable)?;
-    file.write_all(content.as_bytes()).map_err(unusable)
+        .open(path)?;
+    file.write_all(content.as_bytes())
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::args::{self, QueueArgs};
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
-use crate::model::{PowerAction, RequestId, ServerId};
+use crate::model::{PowerAction, RequestId, ServerId, counted};
 use crate::store::client::{Access, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
@@ -90,7 +90,7 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     if skipped > 0 {
         output::note(&format!(
             "note: skipped {}: the key exists; the id of the earlier request is printed",
-            output::count(skipped, "server")
+            counted(skipped, "server")
         ));
     }
     let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
@@ -233,19 +233,22 @@ impl Times {
 
 fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
     let requested_by = args.requested_by.clone().or_else(args::login_user);
-    let request = |server_id: String| NewRequest {
-        action: args.action.as_str().to_owned(),
-        target: args.target.clone(),
-        priority: args.priority,
-        not_before: times.not_before.clone(),
-        expires_at: times.expires_at.clone(),
-        after_id: args.after.map(|id| id.0),
-        request_key: args.key.as_ref().map(|key| format!("{key}:{server_id}")),
-        label: args.label.clone(),
-        requested_by: requested_by.clone(),
-        server_id,
-    };
-    servers.into_iter().map(request).collect()
+    let mut requests = Vec::with_capacity(servers.len());
+    for server_id in servers {
+        requests.push(NewRequest {
+            action: args.action.as_str().to_owned(),
+            target: args.target.clone(),
+            priority: args.priority,
+            not_before: times.not_before.clone(),
+            expires_at: times.expires_at.clone(),
+            after_id: args.after.map(|id| id.0),
+            request_key: args.key.as_ref().map(|key| format!("{key}:{server_id}")),
+            label: args.label.clone(),
+            requested_by: requested_by.clone(),
+            server_id,
+        });
+    }
+    requests
 }
 
 #[cfg(test)]

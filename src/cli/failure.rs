@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use crate::daemon::{ConnectError, DaemonError};
 use crate::logging::LoggingError;
 use crate::settings::SettingsError;
-use crate::store::StoreError;
+use crate::store::{StoreError, folder_of};
 
 /// The exit codes of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,7 @@ impl Failure {
                 | StoreError::Older(_)
                 | StoreError::Replaced(_)
                 | StoreError::TakenOver(_)
-                | StoreError::Unnoted { .. }
+                | StoreError::EpochFile { .. }
                 | StoreError::Busy
                 | StoreError::Full
                 | StoreError::Unusable { .. }
@@ -200,10 +200,7 @@ fn way_out(error: &StoreError) -> String {
 
 /// The folder of the queue is missing, or this user may not use it.
 fn folder_hint(path: &Path, error: &io::Error) -> String {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     match (error.kind(), fs::metadata(folder)) {
         (io::ErrorKind::NotFound, Err(_)) => {
             format!(

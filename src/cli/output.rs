@@ -61,14 +61,12 @@ impl Table {
     /// The lines, without trailing blanks.
     pub(super) fn render(&self) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let widest = |column: usize| {
-            self.rows
-                .iter()
-                .map(|row| width(&row[column]))
-                .max()
-                .unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(widest).collect();
+        let mut widths = vec![0; columns];
+        for row in &self.rows {
+            for (widest, cell) in widths.iter_mut().zip(row) {
+                *widest = width(cell).max(*widest);
+            }
+        }
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
@@ -191,15 +189,6 @@ pub(super) fn cell<T: ToString>(value: &Option<T>) -> String {
     value.as_ref().map(T::to_string).unwrap_or_default()
 }
 
-/// `1 request`, `2 requests`.
-pub(super) fn count(number: usize, noun: &str) -> String {
-    match number {
-        1 => format!("1 {noun}"),
-        _ if noun.ends_with("ch") => format!("{number} {noun}es"),
-        _ => format!("{number} {noun}s"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,11 +238,5 @@ mod tests {
     fn long_sentences_are_broken_at_blanks() {
         assert_eq!(wrapped("one two three", "  ", 8), "  one two\n  three\n");
         assert_eq!(wrapped("", "  ", 8), "  \n");
-    }
-
-    #[test]
-    fn nouns_follow_their_number() {
-        assert_eq!(count(1, "request"), "1 request");
-        assert_eq!(count(2, "batch"), "2 batches");
     }
 }

@@ -3,7 +3,7 @@
 use super::args::{self, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
-use crate::model::{Hold, HoldKind, PowerAction, TargetName};
+use crate::model::{Hold, HoldKind, PowerAction, TargetName, counted};
 use crate::store::client::{Access, HoldRecord};
 
 /// Hold requests: nothing new is sent; the daemon still follows what is running.
@@ -160,10 +160,7 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
             "nothing to resume: there is no pause for {}\n",
             args.scope.name()
         ),
-        (_, true) => format!(
-            "resumed: {} ended\n",
-            output::count(ended as usize, "pause")
-        ),
+        (_, true) => format!("resumed: {} ended\n", counted(ended, "pause")),
         (_, false) => format!("resumed: {}\n", args.scope.name()),
     };
     text.extend(

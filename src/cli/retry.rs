@@ -56,9 +56,10 @@ pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Fail
         states: states.clone(),
         since,
     };
-    let skip = |candidate: &RetryCandidate| why_skipped(candidate, &states, by_id);
     let retried = client
-        .retry(&filter, args::login_user().as_deref(), skip)
+        .retry(&filter, args::login_user().as_deref(), |candidate| {
+            why_skipped(candidate, &states, by_id)
+        })
         .await?;
     client.close().await?;
     if args.json.json {

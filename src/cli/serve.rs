@@ -16,7 +16,7 @@ use crate::daemon::{self, Links, Observers, Reload, systemd};
 use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
-use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings, TargetSettings};
+use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings};
 use crate::store::{Running, StoreError, daemon_on};
 use crate::web::{StatusText, Web};
 
@@ -84,6 +84,8 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     let ended = daemon::run(&settings, clouds, links, told_to_stop()?).await;
     deliveries.finish().await;
     ended?;
+    // The last line: what could not be stored or delivered was said before.
+    info!("stopped");
     Ok(Exit::Done)
 }
 
@@ -227,17 +229,18 @@ impl Secrets {
     /// The metadata is read before the content, so that a change in between is noticed.
     fn take(settings: &Settings, rules: &SecretRules) -> Self {
         let stamps = Self::stamps(settings, rules);
-        let content =
-            |target: &TargetSettings| (target.name.clone(), SecretContent::take(target, rules));
-        Self {
-            stamps,
-            contents: settings.targets.iter().map(content).collect(),
+        let mut contents = BTreeMap::new();
+        for target in &settings.targets {
+            contents.insert(target.name.clone(), SecretContent::take(target, rules));
         }
+        Self { stamps, contents }
     }
 
     fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {
-        let stamp =
-            |target: &TargetSettings| (target.name.clone(), SecretStamp::take(target, rules));
-        settings.targets.iter().map(stamp).collect()
+        let mut stamps = BTreeMap::new();
+        for target in &settings.targets {
+            stamps.insert(target.name.clone(), SecretStamp::take(target, rules));
+        }
+        stamps
     }
 }

@@ -84,10 +84,14 @@ fn text(
 
 /// One line per field, without NULLs.
 fn fields(columns: &[(&str, Value)], indent: &str) -> String {
-    let line = |(name, value): &(&str, Value)| match value {
-        Value::Null => None,
-        Value::String(text) => Some(format!("{indent}{name:<14} {}\n", visible(text))),
-        other => Some(format!("{indent}{name:<14} {other}\n")),
-    };
-    columns.iter().filter_map(line).collect()
+    let mut lines = String::new();
+    for (name, value) in columns {
+        let shown = match value {
+            Value::Null => continue,
+            Value::String(text) => visible(text),
+            other => other.to_string(),
+        };
+        lines.push_str(&format!("{indent}{name:<14} {shown}\n"));
+    }
+    lines
 }

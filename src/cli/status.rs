@@ -71,12 +71,12 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
     let now = args::now();
     let running = daemon_on(client.path());
     let holds = client.holds(now).await?;
-    let ready = client.oldest_ready().await?;
-    let free = |ready: &OldestReady| {
-        !holds
-            .iter()
-            .any(|hold| hold.covers(&ready.target, &ready.action))
-    };
+    let ready = client.oldest_ready().await?.into_iter();
+    let mut free = ready.filter(|ready| {
+        let mut holds = holds.iter();
+        !holds.any(|hold| hold.covers(&ready.target, &ready.action))
+    });
+    let oldest_ready = free.next();
     let targets = client
         .targets(now)
         .await?
@@ -89,7 +89,7 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
     let status = Status {
         daemon: running,
         queue: client.overview().await?,
-        oldest_ready: ready.into_iter().find(free),
+        oldest_ready,
         batches: client.open_batches().await?,
         targets: targets.collect(),
         holds,
@@ -99,10 +99,9 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
 }
 
 fn about(holds: &[HoldRecord], target: &str, kind: HoldKind) -> Option<HoldRecord> {
-    let of_target = |hold: &&HoldRecord| hold.target.as_deref().is_none_or(|held| held == target);
-    holds
-        .iter()
-        .find(|hold| hold.kind == kind.as_str() && of_target(hold))
+    let mut of_kind = holds.iter().filter(|hold| hold.kind == kind.as_str());
+    of_kind
+        .find(|hold| hold.target.as_deref().is_none_or(|held| held == target))
         .cloned()
 }
 

@@ -195,11 +195,12 @@ impl Answer {
         if matches!(self.status, 403 | 502..=504) && self.is_from_between(found) {
             return "a proxy, firewall or gateway answered, not the cloud".to_owned();
         }
-        let bare = || (self.status == 429).then(|| self.bare_text());
-        let text = found
-            .map(|found| tidy(&found.message))
-            .or_else(bare)
-            .filter(|text| !text.is_empty());
+        let text = match found {
+            Some(found) => Some(tidy(&found.message)),
+            None if self.status == 429 => Some(self.bare_text()),
+            None => None,
+        };
+        let text = text.filter(|text| !text.is_empty());
         text.unwrap_or_else(|| {
             let what = match lenient::first_character(&self.body) {
                 _ if (300..400).contains(&self.status) => {
@@ -460,10 +461,9 @@ fn http_date(text: &str) -> Option<UtcMillis> {
     if let Ok(time) = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text) {
         return Some(UtcMillis(time.as_millisecond()));
     }
-    let read = |form: &&str| jiff::civil::DateTime::strptime(form, text).ok();
     let time = OLDER
         .iter()
-        .find_map(read)?
+        .find_map(|form| jiff::civil::DateTime::strptime(form, text).ok())?
         .to_zoned(jiff::tz::TimeZone::UTC)
         .ok()?;
     Some(UtcMillis(time.timestamp().as_millisecond()))

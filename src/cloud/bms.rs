@@ -187,7 +187,7 @@ impl PowerCloud for Bms {
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(async { self.session.discreet(self.session.prepare().await) })
+        Box::pin(async { self.session.redacted(self.session.prepare().await) })
     }
 
     fn submit<'a>(
@@ -197,12 +197,12 @@ impl PowerCloud for Bms {
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
         Box::pin(async move {
             self.session
-                .discreet(self.submit_batch(action, servers).await)
+                .redacted(self.submit_batch(action, servers).await)
         })
     }
 
     fn job<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, Result<JobReport, CallError>> {
-        Box::pin(async { self.session.discreet(self.query_job(job).await) })
+        Box::pin(async { self.session.redacted(self.query_job(job).await) })
     }
 
     fn observe<'a>(
@@ -211,7 +211,7 @@ impl PowerCloud for Bms {
     ) -> BoxFuture<'a, Result<Observed, CallError>> {
         Box::pin(async {
             self.session
-                .discreet(self.looking.observe(self, servers).await)
+                .redacted(self.looking.observe(self, servers).await)
         })
     }
 }

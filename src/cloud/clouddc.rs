@@ -138,7 +138,7 @@ impl PowerCloud for CloudDc {
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<(), CallError>> {
-        Box::pin(async { self.session.discreet(self.session.prepare().await) })
+        Box::pin(async { self.session.redacted(self.session.prepare().await) })
     }
 
     fn submit<'a>(
@@ -148,7 +148,7 @@ impl PowerCloud for CloudDc {
     ) -> BoxFuture<'a, Result<Tracking, CallError>> {
         Box::pin(async move {
             self.session
-                .discreet(self.submit_batch(action, servers).await)
+                .redacted(self.submit_batch(action, servers).await)
         })
     }
 
@@ -163,7 +163,7 @@ impl PowerCloud for CloudDc {
     ) -> BoxFuture<'a, Result<Observed, CallError>> {
         Box::pin(async {
             self.session
-                .discreet(self.looking.observe(self, servers).await)
+                .redacted(self.looking.observe(self, servers).await)
         })
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::asked::Asked;
 use super::page_sizes::{PageSizes, Remembered};
+use super::show_history::ShowHistory;
 use super::{Observed, not_sent};
 use crate::model::{CallError, Fault, ServerId, ServerView, Sighting};
 
@@ -104,7 +104,7 @@ struct Memory {
     /// the first.
     pages_known: usize,
     page_sizes: Remembered,
-    asked: Asked,
+    show_history: ShowHistory,
 }
 
 /// One look as far as it has come.
@@ -160,16 +160,10 @@ impl LookSoFar {
     /// A server that could not be shown may still be in the list; and if the list can be read, the
     /// cloud works.
     fn needs_the_list(&self) -> bool {
-        let was_sent = |error: &CallError| match error.fault {
-            Fault::Unavailable | Fault::Lost => true,
-            Fault::Refused(_) => error.status.is_some(),
-            Fault::Throttled { .. } => error.status == Some(SERVICE_UNAVAILABLE),
-            _ => false,
-        };
         !self.was_listed
             && !self.has_read()
             && !self.is_over()
-            && self.observed.failures.values().any(was_sent)
+            && self.observed.failures.values().any(leaves_hope_for_list)
     }
 
     /// The result. An error only where nothing could be read, and for a reason that is not one
@@ -197,21 +191,32 @@ impl LookSoFar {
     }
 
     fn reason_for_all(&self, servers: &[ServerId]) -> Option<CallError> {
-        let failures = || {
-            servers
-                .iter()
-                .filter_map(|server| self.observed.failures.get(server))
-        };
         if let Some(error) = &self.observed.ended_by {
             return Some(error.clone());
         }
+        let failures = servers
+            .iter()
+            .filter_map(|server| self.observed.failures.get(server));
+        let failures: Vec<&CallError> = failures.collect();
         // The service itself has answered about a server.
-        if failures().any(|error| matches!(error.fault, Fault::Refused(_))) {
+        if failures
+            .iter()
+            .any(|error| matches!(error.fault, Fault::Refused(_)))
+        {
             return None;
         }
-        self.list_failure
-            .clone()
-            .or_else(|| failures().next().cloned())
+        let first = failures.first().copied();
+        self.list_failure.as_ref().or(first).cloned()
+    }
+}
+
+/// True for a failure of a show after which the list may still be read.
+fn leaves_hope_for_list(error: &CallError) -> bool {
+    match error.fault {
+        Fault::Unavailable | Fault::Lost => true,
+        Fault::Refused(_) => error.status.is_some(),
+        Fault::Throttled { .. } => error.status == Some(SERVICE_UNAVAILABLE),
+        _ => false,
     }
 }
 
@@ -243,7 +248,9 @@ impl Looking {
             let memory = self.memory();
             let many = wanted.len() > SHOWS_MIN.max(memory.pages_known);
             // The list may have servers that could not be shown last time.
-            many || wanted.iter().any(|server| memory.asked.has_failed(server))
+            many || wanted
+                .iter()
+                .any(|server| memory.show_history.has_failed(server))
         };
         if list_first {
             self.list(reader, &wanted, &mut look).await;
@@ -332,11 +339,13 @@ impl Looking {
     async fn show(&self, reader: &impl ServerReader, servers: &[ServerId], look: &mut LookSoFar) {
         // In the caller's order, so that the same question makes the same calls.
         let mut taken = HashSet::new();
-        let is_unseen = |id: &&ServerId| {
-            !look.observed.sightings.contains_key(*id) && taken.insert((*id).clone())
-        };
-        let mut servers_left: Vec<ServerId> = servers.iter().filter(is_unseen).cloned().collect();
-        self.memory().asked.order(&mut servers_left);
+        let mut servers_left = Vec::new();
+        for id in servers {
+            if !look.observed.sightings.contains_key(id) && taken.insert(id) {
+                servers_left.push(id.clone());
+            }
+        }
+        self.memory().show_history.order(&mut servers_left);
         let list_is_whole = look.was_listed && look.list_failure.is_none();
         servers_left.truncate(if list_is_whole {
             SHOWS_MAX
@@ -362,7 +371,7 @@ impl Looking {
                 && began.elapsed() < SPAN_MAX
                 && let Some(server) = servers_left.next()
             {
-                let patience = self.memory().asked.patience(&server, alone_in_look);
+                let patience = self.memory().show_history.patience(&server, alone_in_look);
                 under_way.insert(server.clone());
                 open.push(show_within(reader, server, patience));
             }
@@ -382,7 +391,7 @@ impl Looking {
                         open.clear();
                         failed += under_way.len();
                         for server in under_way.drain() {
-                            self.memory().asked.note(&server, true);
+                            self.memory().show_history.note(&server, true);
                             look.failed(server, no_answer_within(patience));
                         }
                         continue;
@@ -405,7 +414,7 @@ impl Looking {
             }
             alone &= shown.is_err();
             self.memory()
-                .asked
+                .show_history
                 .note(&server, shown.as_ref().is_err_and(is_its_own));
             match shown {
                 Ok(sighting) => look.saw(server, sighting),

@@ -17,9 +17,7 @@ use crate::model::{
 use crate::settings::TargetSettings;
 
 pub mod answer;
-mod asked;
 pub mod auth;
-mod blot;
 pub mod bms;
 pub mod clouddc;
 mod complaint;
@@ -29,7 +27,9 @@ mod lenient;
 pub mod looking;
 mod objects;
 mod page_sizes;
+mod redact;
 mod session;
+mod show_history;
 mod text;
 
 pub use auth::{Credentials, Key, KeyName, Signed};

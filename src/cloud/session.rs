@@ -13,8 +13,8 @@ use super::answer::{Answer, CallKind, worth_renewing};
 use super::auth::aksk::{self, Signable};
 use super::auth::token::TokenSource;
 use super::auth::{AccessKeys, Credentials, Key};
-use super::blot::{Blots, Discreet};
 use super::http::{Http, Wire};
+use super::redact::{Redact, Redactor};
 use super::{ClientError, Clock};
 use crate::model::{CallError, Fault, Service, UtcMillis};
 use crate::settings::{AuthSettings, TargetSettings};
@@ -42,7 +42,7 @@ pub(crate) struct Session {
     clock: Clock,
     prover: Prover,
     key: Key,
-    blots: Blots,
+    redactor: Redactor,
 }
 
 /// How calls are authenticated.
@@ -79,7 +79,7 @@ impl Session {
         clock: Clock,
     ) -> Result<Self, ClientError> {
         let key = credentials.key();
-        let blots = Blots::new(&credentials);
+        let redactor = Redactor::new(&credentials);
         let prover = prover(&target.auth, &target.project_id, credentials)?;
         let service = target.service;
         let endpoint = target.endpoint.clone();
@@ -92,7 +92,7 @@ impl Session {
             clock,
             prover,
             key,
-            blots,
+            redactor,
         })
     }
 
@@ -129,13 +129,13 @@ impl Session {
 
     /// `result` without our own secrets, which the cloud may have quoted. All results go through
     /// this.
-    pub(crate) fn discreet<T: Discreet>(
+    pub(crate) fn redacted<T: Redact>(
         &self,
         mut result: Result<T, CallError>,
     ) -> Result<T, CallError> {
         match &mut result {
-            Ok(value) => value.blot(&self.blots),
-            Err(error) => error.blot(&self.blots),
+            Ok(value) => value.redact(&self.redactor),
+            Err(error) => error.redact(&self.redactor),
         }
         result
     }
@@ -226,7 +226,7 @@ impl Session {
                 .map_err(|what| unsendable(&what))?,
             Prover::Token(source) => {
                 let token = source.token(&*self.http, &self.clock, refused).await?;
-                self.blots.remember(&token);
+                self.redactor.remember(&token);
                 request.headers_mut().insert("x-auth-token", token.clone());
                 token
             }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use tracing::info;
 
+use super::DaemonError;
 use super::clock_check::now;
-use super::{DaemonError, report};
-use crate::model::{Hold, Lane, TargetName, UtcMillis};
+use crate::model::{Hold, Lane, TargetName, UtcMillis, counted};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
-use crate::store::{Asked, Store, StoreError};
+use crate::store::{SnapshotQuery, Store, StoreError};
 
 /// Unknown targets read at once.
 const TARGETS_AT_ONCE: u32 = 1000;
@@ -63,7 +63,7 @@ async fn lines(
     let targets: Vec<(TargetName, u32)> = targets
         .map(|target| (target.name.clone(), target.batch_servers_max))
         .collect();
-    let asked = Asked {
+    let asked = SnapshotQuery {
         default_ttl: settings.queue.default_ttl,
         targets: &targets,
         except: &BTreeSet::new(),
@@ -155,8 +155,8 @@ async fn line(
     let first = lane.head_id;
     let limit = budget_limit(store, target, lane, now).await?;
     let protected = if lane.action.interrupts() && !target.protected.is_empty() {
-        let count = target.protected.len();
-        format!("; those for the {count} protected servers would be rejected")
+        let protected = counted(target.protected.len(), "protected server");
+        format!("; those for {protected} would be rejected")
     } else {
         String::new()
     };
@@ -177,7 +177,7 @@ async fn budget_limit(
         return Ok(String::new());
     };
     let since = now.before(budget.span);
-    let mut spent = store.spent(&target.name, *action, since, now).await?;
+    let mut spent = store.spent(&target.name, *action, since..now).await?;
     for (at, _) in &mut spent {
         *at = (*at).min(now);
     }
@@ -191,5 +191,5 @@ async fn budget_limit(
 }
 
 fn servers(number: u32) -> String {
-    report::count(number as usize, "server")
+    counted(number, "server")
 }

@@ -15,7 +15,7 @@ use super::task::Round;
 use crate::lifecycle::Step;
 use crate::model::{Batch, BatchState, DueBatch, JobId, Origin, TargetName, UtcMillis};
 use crate::pace;
-use crate::store::{DueTarget, Hands, Snapshot, Store, StoreError};
+use crate::store::{DueFilter, DueTarget, Hands, Snapshot, Store, StoreError};
 use crate::verdict::{self, Case, Watch};
 
 /// Open batches of one target considered in one round.
@@ -88,10 +88,12 @@ impl FollowPass<'_> {
     async fn gather_of(&mut self, due: &DueTarget) -> Result<(), StoreError> {
         let hands = self.free_hands(&due.target);
         let in_progress = self.batches.in_progress();
-        let due_batches = self
-            .store
-            .due_batches(due, hands, in_progress, CONSIDERED_MAX)
-            .await?;
+        let filter = DueFilter {
+            hands,
+            except: in_progress,
+            limit: CONSIDERED_MAX,
+        };
+        let due_batches = self.store.due_batches(due, &filter).await?;
         for due in due_batches {
             match self.turn_of(&due) {
                 When::Now => self.consider(&due).await?,

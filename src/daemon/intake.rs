@@ -10,7 +10,7 @@ use super::clock::Clocks;
 use super::ledger::Ledger;
 use super::target::{Target, Targets};
 use super::task::Round;
-use crate::model::{Steady, UtcMillis};
+use crate::model::{Steady, UtcMillis, counted};
 use crate::store::{Snapshot, Store, StoreError};
 
 /// Between two chunks that are taken in: as long as a chunk lasts.
@@ -104,7 +104,7 @@ impl Intake {
             }
             let rejected = self.reject_for(target, ledger, now).await?;
             if rejected > 0 {
-                warn!(target = %name, requests.rejected = rejected, "rejected {rejected} requests to stop or reboot protected servers of target \"{name}\"");
+                warn!(target = %name, requests.rejected = rejected, "rejected {} to stop or reboot protected servers of target \"{name}\"", counted(rejected, "request"));
             }
         }
         Ok(())

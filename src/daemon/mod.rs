@@ -36,27 +36,27 @@ mod held;
 mod holds;
 mod intake;
 mod ledger;
+mod loop_policy;
 mod open_batches;
 mod reload;
 mod report;
 mod round;
-mod strangers;
 mod submit;
 pub(crate) mod systemd;
 mod target;
 mod task;
-mod turn;
+mod unknown_targets;
 mod upkeep;
 
 pub use clock_check::{beyond as clock_doubt, now};
 pub use connect::{Clouds, ConnectError, connect, connect_all, key_of};
 pub use dry_run::dry_run;
 pub use ledger::Observers;
+pub use loop_policy::{LoopPolicy, SAFETY_INTERVAL, Stop, StopStep, Unsaved};
 pub use reload::{Reload, ReloadError};
 pub use round::Dispatcher;
 pub(crate) use target::refusals;
 pub use task::{Begun, Finished, Round, Task};
-pub use turn::{SAFETY_INTERVAL, Stop, StopStep, Turns, Unsaved};
 
 /// Why the daemon ended other than by being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +114,7 @@ async fn serve(
     }
     let ready = wait_until_ready(settings, &clouds, stop.as_mut()).await?;
     let Some((store, mut dispatcher)) = ready else {
-        info!("stopped before the queue could be used");
+        info!("asked to stop before the queue could be used");
         return Ok(());
     };
     dispatcher.observe(links.observers);
@@ -123,7 +123,7 @@ async fn serve(
         dispatcher,
         tasks: JoinSet::new(),
         followers: Vec::new(),
-        turns: Turns::default(),
+        policy: LoopPolicy::default(),
         reloads: links.reloads.unwrap_or_else(no_reloads),
         watchdog: Watchdog::of_the_unit(),
         is_announced: false,
@@ -232,7 +232,7 @@ struct Loop {
     /// Reads that a stop may cut short; submit calls are waited for.
     followers: Vec<AbortHandle>,
     /// What to do next.
-    turns: Turns,
+    policy: LoopPolicy,
     /// New settings.
     reloads: mpsc::Receiver<Reload>,
     /// Fed after each completed step, also one in vain: a database that fails is waited for, not a
@@ -277,7 +277,7 @@ impl Loop {
 
     /// Ready is said once, after the first round that the database let through.
     fn tell_systemd(&mut self) {
-        if self.turns.is_in_trouble() {
+        if self.policy.is_in_trouble() {
             systemd::status("nothing is sent: the database fails, see the log");
             if !self.is_announced {
                 systemd::extend();
@@ -316,10 +316,10 @@ impl Loop {
         round.tasks.into_iter().for_each(|task| self.start(task));
         let pause = match round.trouble {
             None => {
-                if self.turns.is_in_trouble() {
+                if self.policy.is_in_trouble() {
                     info!("the database works again");
                 }
-                self.turns.after_round(round.wake_at, now.utc)
+                self.policy.after_round(round.wake_at, now.utc)
             }
             Some(error) => self.wait_for_database(error)?,
         };
@@ -338,8 +338,8 @@ impl Loop {
 
     /// How long to wait before a failure of the database is tried again.
     fn wait_for_database(&mut self, error: StoreError) -> Result<Duration, StoreError> {
-        let is_news = !self.turns.is_in_trouble();
-        let Some(wait) = self.turns.after_failed_round(&error) else {
+        let is_news = !self.policy.is_in_trouble();
+        let Some(wait) = self.policy.after_failed_round(&error) else {
             return Err(error);
         };
         if is_news {
@@ -378,8 +378,8 @@ impl Loop {
             }
             // Behind a lock each of them may take seconds.
             self.watchdog.feed();
-            self.turns.answer_taken();
-            next = if self.turns.takes_answers() {
+            self.policy.answer_taken();
+            next = if self.policy.takes_answers() {
                 self.tasks.try_join_next()
             } else {
                 None
@@ -412,7 +412,6 @@ impl Loop {
                 StopStep::End => break,
             }
         }
-        info!("stopped");
         Ok(())
     }
 

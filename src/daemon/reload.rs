@@ -8,9 +8,9 @@ use tracing::warn;
 use super::connect::Clouds;
 use super::report;
 use super::round::Dispatcher;
-use super::strangers::Strangers;
 use super::target::keys::Renewal;
 use super::target::{Configured, Target, Targets};
+use super::unknown_targets::UnknownTargets;
 use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::StoreError;
@@ -180,7 +180,7 @@ impl Dispatcher {
             }
         }
         self.targets = targets;
-        self.strangers = Strangers::default();
+        self.unknown_targets = UnknownTargets::default();
         self.submits.apply(settings.batch.linger);
         self.intake.apply(settings.queue.default_ttl);
         self.upkeep.apply(settings.queue.retention);

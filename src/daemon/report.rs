@@ -7,7 +7,7 @@ use std::error::Error;
 use tracing::{info, warn};
 
 use crate::lifecycle::{BatchNext, Event, Step};
-use crate::model::{Batch, CallError, LookCause, RequestState};
+use crate::model::{Batch, CallError, LookCause, RequestState, counted};
 use crate::store::Restored;
 
 /// An error with its causes, in one line.
@@ -22,11 +22,6 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// Such as `1 server` or `50 servers`.
-pub(super) fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
 /// Logs that the queue is an older copy.
 pub(super) fn restored(restored: &Restored) {
     let unfinished = restored.unfinished;
@@ -37,7 +32,8 @@ pub(super) fn restored(restored: &Restored) {
         .unwrap_or_default();
     warn!(
         requests.unfinished = unfinished,
-        "this queue is an older copy{of}: its {unfinished} unfinished requests are on hold until `poweryard db release`"
+        "this queue is an older copy{of}: on hold until `poweryard db release`: {}",
+        counted(unfinished, "unfinished request")
     );
 }
 
@@ -45,7 +41,7 @@ pub(super) fn restored(restored: &Restored) {
 pub(super) fn step(batch: &Batch, step: &Step, error: Option<&CallError>) {
     let id = batch.id;
     let servers = batch.members.len();
-    let what = format!("{} of {}", batch.action, count(servers, "server"));
+    let what = format!("{} of {}", batch.action, counted(servers, "server"));
     let because = error.map(|error| format!(": {error}")).unwrap_or_default();
     match &step.batch {
         BatchNext::Track { job: Some(job), .. } => {

@@ -19,15 +19,15 @@ use super::holds::Holds;
 use super::intake::Intake;
 use super::ledger::{Ledger, Observers};
 use super::open_batches::OpenBatches;
-use super::strangers::Strangers;
 use super::submit::{SubmitPass, Submits};
 use super::target::keys::RefusedKeys;
 use super::target::{self, Configured, Target, Targets};
 use super::task::{Finished, Round};
+use super::unknown_targets::UnknownTargets;
 use super::upkeep::Upkeep;
-use crate::model::{Batch, Now, TargetName, UtcMillis};
+use crate::model::{Batch, Now, TargetName, UtcMillis, counted};
 use crate::settings::Settings;
-use crate::store::{Asked, EndedCounts, Snapshot, Store, StoreError};
+use crate::store::{EndedCounts, Snapshot, SnapshotQuery, Store, StoreError};
 
 /// Stamps that are ahead of the clock by more than this at a start show that it was set back.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub struct Dispatcher {
     pub(super) keys: RefusedKeys,
     pub(super) intake: Intake,
     pub(super) submits: Submits,
-    pub(super) strangers: Strangers,
+    pub(super) unknown_targets: UnknownTargets,
     pub(super) upkeep: Upkeep,
     pub(super) ledger: Ledger,
     clocks: Clocks,
@@ -78,7 +78,7 @@ impl Dispatcher {
             held: HeldWalk::default(),
             intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
             submits: Submits::new(settings.batch.linger),
-            strangers: Strangers::default(),
+            unknown_targets: UnknownTargets::default(),
             upkeep: Upkeep::new(settings.queue.retention),
             ledger: Ledger::new(Arc::clone(&store)),
             clocks,
@@ -130,7 +130,7 @@ impl Dispatcher {
             Some(hold) => format!("; {} held: {}", holds.len(), hold.reason),
             None => String::new(),
         };
-        format!("{} calls open{held}", self.open_calls())
+        format!("{} open{held}", counted(self.open_calls(), "call"))
     }
 }
 
@@ -197,12 +197,12 @@ impl Dispatcher {
     async fn passes(&mut self, round: &mut Round) -> Result<(), StoreError> {
         let now = round.now;
         if self.clocks.doubts(now.utc) {
-            return self.store.check_place().await;
+            return self.store.check_identity().await;
         }
         self.notice_clock(now).await?;
         let with_room = self.submit_pass(round).targets_with_room();
         let seen = &self.look(&with_room, now).await?;
-        self.store.mend_ids(seen).await?;
+        self.store.fix_ids(seen).await?;
         // While an answer waits to be stored, no new call leaves.
         self.save_answers(now.utc).await?;
         self.intake
@@ -211,7 +211,7 @@ impl Dispatcher {
         self.intake
             .reject_protected(&self.targets, &self.ledger, now.utc)
             .await?;
-        self.strangers
+        self.unknown_targets
             .look(&self.store, seen, &self.targets, round)
             .await?;
         self.holds.review(seen, round).await?;
@@ -226,12 +226,13 @@ impl Dispatcher {
 
     /// The one read of a round.
     async fn look(&self, with_room: &[TargetName], now: Now) -> Result<Snapshot, StoreError> {
-        let batch_max = |name: &TargetName| self.targets.get(name).map(Target::batch_servers_max);
-        let targets: Vec<(TargetName, u32)> = with_room
-            .iter()
-            .filter_map(|name| Some((name.clone(), batch_max(name)?)))
-            .collect();
-        let asked = Asked {
+        let mut targets = Vec::with_capacity(with_room.len());
+        for name in with_room {
+            if let Some(target) = self.targets.get(name) {
+                targets.push((name.clone(), target.batch_servers_max()));
+            }
+        }
+        let asked = SnapshotQuery {
             default_ttl: self.intake.corrected_ttl(&self.clocks, now.steady),
             targets: &targets,
             except: self.batches.in_progress(),
@@ -357,7 +358,8 @@ async fn end_without_batch(store: &Store, now: UtcMillis) -> Result<EndedCounts,
         let count: u64 = ended.values().sum();
         warn!(
             requests.stranded = count,
-            "{count} requests in progress no longer have a batch; they are now unknown"
+            "no batch is left for {} in progress; now unknown",
+            counted(count, "request")
         );
     }
     Ok(ended)

@@ -16,7 +16,7 @@ use super::target::{Room, Targets};
 use super::task::Round;
 use crate::model::{Budget, Head, Hold, HoldKind, Lane, PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
-use crate::store::{Snapshot, Store, StoreError, Which};
+use crate::store::{Claim, Snapshot, Store, StoreError, Which};
 
 /// Servers read at once before their requests leave: a page of the list.
 const HEADS_MAX: usize = 1000;
@@ -298,7 +298,7 @@ impl SubmitPass<'_> {
         let now = self.round.now;
         let allowance = self.clocks.allowance(budget.span, now.steady);
         let since = now.utc.before(budget.span + allowance);
-        let mut spent = self.store.spent(name, action, since, now.utc).await?;
+        let mut spent = self.store.spent(name, action, since..now.utc).await?;
         for (at, _) in &mut spent {
             *at = self.clocks.corrected(*at, now.utc);
         }
@@ -332,15 +332,16 @@ impl SubmitPass<'_> {
         let now = self.round.now;
         let lane = chosen.lane;
         let heads = target.take_baselines(&lane, chosen.servers_max);
-        let which = heads
-            .as_deref()
-            .map_or(Which::First(chosen.servers_max), Which::These);
-        let barred = target.barred_from(lane.action);
-        let Some(batch) = self
-            .store
-            .claim(&lane, target.origin(), which, barred, now.utc)
-            .await?
-        else {
+        let claim = Claim {
+            lane: &lane,
+            origin: target.origin(),
+            which: heads
+                .as_deref()
+                .map_or(Which::First(chosen.servers_max), Which::These),
+            barred: target.barred_from(lane.action),
+            now: now.utc,
+        };
+        let Some(batch) = self.store.claim(&claim).await? else {
             // Held, cancelled or protected at this very moment: the next round sees which.
             return Ok(());
         };

@@ -1,5 +1,5 @@
-//! The queue's upkeep: old rows go after `retention`, a large `-wal` is cut back, and the note
-//! beside the queue is kept fresh. A little at a time.
+//! The queue's upkeep: old rows go after `retention`, a large `-wal` is cut back, and the epoch
+//! file is kept fresh. A little at a time.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tracing::{info, warn};
 
 use super::report;
 use super::task::Round;
-use crate::model::UtcMillis;
+use crate::model::{UtcMillis, counted};
 use crate::store::{Prune, Store, StoreError};
 
 /// Between two chunks: producers get their turn.
 const CHUNK_PAUSE: Duration = Duration::from_millis(50);
 /// From the end of one walk through old rows to the next.
 const WALK_INTERVAL: Duration = Duration::from_secs(600);
-/// The note beside the queue is never older than this while anything happens.
+/// The epoch file is never older than this while anything happens.
 const NOTE_INTERVAL: Duration = Duration::from_secs(300);
 /// How often the size of the `-wal` is looked at.
 const WAL_INTERVAL: Duration = Duration::from_secs(60);
@@ -61,7 +61,7 @@ impl Upkeep {
         }
     }
 
-    /// One chunk of old rows, the `-wal` and the note, where they are due.
+    /// One chunk of old rows, the `-wal` and the epoch file, where they are due.
     ///
     /// # Errors
     /// Those of the store.
@@ -111,7 +111,7 @@ impl Upkeep {
         match store.raise_epoch(self.seen).await {
             Ok(seen) => self.seen = Some(seen),
             // The next claim tries again, and nothing leaves without it.
-            Err(error @ StoreError::Unnoted { .. }) => warn!("{}", report::chain(&error)),
+            Err(error @ StoreError::EpochFile { .. }) => warn!("{}", report::chain(&error)),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -154,9 +154,9 @@ fn tell_deleted(deleted: &Prune, retention: Duration) {
         info!(
             requests.deleted = deleted.requests,
             batches.deleted = deleted.batches,
-            "deleted {} requests and {} batches older than {}",
-            deleted.requests,
-            deleted.batches,
+            "deleted {} and {} older than {}",
+            counted(deleted.requests, "request"),
+            counted(deleted.batches, "batch"),
             humantime::format_duration(retention)
         );
     }

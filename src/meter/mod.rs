@@ -70,13 +70,13 @@ pub struct Meter {
 /// Present values.
 #[derive(Debug)]
 struct State {
-    progress: Progress,
+    progress: LoopProgress,
     targets: BTreeMap<TargetName, TargetFacts>,
 }
 
-/// Progress of the daemon's loop.
+/// LoopProgress of the daemon's loop.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
+pub struct LoopProgress {
     /// When the daemon began.
     pub began: Instant,
     /// When a round, or the storing of an answer, last ended, successfully or not.
@@ -139,7 +139,7 @@ impl Meter {
     /// Nothing counted yet.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("poweryard");
-        let progress = Progress {
+        let progress = LoopProgress {
             began: Instant::now(),
             moved: None,
             good: None,
@@ -255,13 +255,16 @@ impl Meter {
         let progress = &mut self.state().progress;
         progress.moved = Some(now);
         progress.good = if good { Some(now) } else { progress.good };
-        (progress.trouble, progress.unsaved, progress.open_calls) = (!good, unsaved, open_calls);
+        progress.trouble = !good;
+        progress.unsaved = unsaved;
+        progress.open_calls = open_calls;
     }
 
     /// An answer could not be stored; this many wait now. The next round updates the number.
     pub fn database_failed(&self, unsaved: usize) {
         let progress = &mut self.state().progress;
-        (progress.trouble, progress.unsaved) = (true, unsaved);
+        progress.trouble = true;
+        progress.unsaved = unsaved;
     }
 
     /// The configured targets as they are now.
@@ -395,8 +398,8 @@ impl Meter {
         self.dropped.inc_by(events);
     }
 
-    /// Progress of the loop.
-    pub fn progress(&self) -> Progress {
+    /// LoopProgress of the loop.
+    pub fn progress(&self) -> LoopProgress {
         self.state().progress
     }
 

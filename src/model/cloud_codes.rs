@@ -382,7 +382,7 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(ours.len(), CODES.len(), "no row stands twice");
+        assert_eq!(ours.len(), CODES.len(), "no row is there twice");
         assert_eq!(ours, documents());
     }
 

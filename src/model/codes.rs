@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::words::{UnknownWord, words};
+use super::stored_enums::{UnknownWord, stored_enum};
 
-words! {
+stored_enum! {
     /// A code of ours; stored in `error_code` of requests, attempts and batches.
     OwnCode, "a code of ours" {
         /// Withdrawn while queued; set by the schema.

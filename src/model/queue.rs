@@ -84,7 +84,7 @@ pub struct Hold {
     pub reason: String,
     /// Since when.
     pub since: UtcMillis,
-    /// It ends by itself here; none: it does not.
+    /// It ends automatically at this time; none: it does not.
     pub until: Option<UtcMillis>,
 }
 

@@ -23,7 +23,7 @@ impl UtcMillis {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// This moment, moved by so many milliseconds; negative: back.
+    /// This moment, moved by this many milliseconds; negative: back.
     pub fn moved(self, by_ms: i64) -> Self {
         Self(self.0.saturating_add(by_ms))
     }

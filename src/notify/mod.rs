@@ -18,7 +18,9 @@ use tracing::{debug, info, warn};
 
 use crate::lifecycle::{Event, Step};
 use crate::meter::{Meter, Told};
-use crate::model::{Batch, BatchId, JobId, PowerAction, RequestState, TargetName, UtcMillis};
+use crate::model::{
+    Batch, BatchId, JobId, PowerAction, RequestState, TargetName, UtcMillis, counted,
+};
 use crate::pace;
 use crate::settings::NotifySettings;
 use crate::store::QueueClient;
@@ -364,13 +366,13 @@ impl Hook {
         let text = text(&self.shared, event).await;
         let name = self.kind.as_str();
         let batch = event.batch;
-        let count = event.requests.len();
+        let requests = counted(event.requests.len(), "request");
         for tries in 1..=TRIES_MAX {
             let Some(outcome) = self.call(settings, &text).await else {
                 return;
             };
             let Err(why) = outcome else {
-                debug!(batch.id = %batch, "notified the {name} of [notify] about {count} requests");
+                debug!(batch.id = %batch, "notified the {name} of [notify] about {requests}");
                 return self.shared.meter.told(name, Told::Delivered);
             };
             if tries < TRIES_MAX && !*self.stop.borrow() {
@@ -384,7 +386,7 @@ impl Hook {
             warn!(
                 batch.id = %batch,
                 tries,
-                "gave up notifying the {name} of [notify] about batch {batch} ({count} requests): {why}"
+                "gave up notifying the {name} of [notify] about batch {batch} ({requests}): {why}"
             );
             return;
         }
@@ -442,7 +444,8 @@ async fn add_labels(
     let mut notes = client.producer_notes(&ids).await?;
     for request in requests {
         if let Some(note) = notes.remove(&request.id) {
-            (request.label, request.requested_by) = (note.label, note.requested_by);
+            request.label = note.label;
+            request.requested_by = note.requested_by;
         }
     }
     client.close().await

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::document::{Report, Section};
 use super::error::SettingsError;
 use super::{
-    BatchSettings, QueueSettings, Settings, TargetSettings, notify, secrets, target, values,
+    BatchSettings, QueueSettings, Settings, TargetSettings, notify, parse, secrets, target,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
     let targets = targets(root, credentials);
     let listen = root.section("listen");
     let address = if listen.is_present() {
-        listen.require("address", "\"127.0.0.1:9642\"", values::address)
+        listen.require("address", "\"127.0.0.1:9642\"", parse::address)
     } else {
         None
     };
@@ -116,19 +116,13 @@ fn queue(root: &Section<'_>) -> QueueSettings {
     let usual = QueueSettings::default();
     let settings = QueueSettings {
         database: section
-            .read("database", values::path)
+            .read("database", parse::path)
             .unwrap_or(usual.database),
         default_ttl: section
-            .read(
-                "default_ttl",
-                values::duration_or("never", SECOND..=CENTURY),
-            )
+            .read("default_ttl", parse::duration_or("never", SECOND..=CENTURY))
             .unwrap_or(usual.default_ttl),
         retention: section
-            .read(
-                "retention",
-                values::duration_or("forever", SECOND..=CENTURY),
-            )
+            .read("retention", parse::duration_or("forever", SECOND..=CENTURY))
             .unwrap_or(usual.retention),
     };
     section.refuse_unknown(|_| None);
@@ -140,10 +134,10 @@ fn batch(root: &Section<'_>) -> BatchSettings {
     let usual = BatchSettings::default();
     let settings = BatchSettings {
         linger: section
-            .read("linger", values::duration(Duration::ZERO..=MINUTE))
+            .read("linger", parse::duration(Duration::ZERO..=MINUTE))
             .unwrap_or(usual.linger),
         attempts_max: section
-            .read("attempts_max", values::whole(1..=100))
+            .read("attempts_max", parse::whole(1..=100))
             .and_then(NonZeroU32::new)
             .unwrap_or(usual.attempts_max),
     };

@@ -1,6 +1,6 @@
 //! The config file, as validated, finished values. Knows nothing of SQL, HTTP or the daemon.
 //!
-//! `document` reads tables and keys, `values` single values, `check` the file as a whole,
+//! `document` reads tables and keys, `parse` single values, `check` the file as a whole,
 //! `target` one target, `secrets` the files with keys and passwords.
 
 use std::num::NonZeroU32;
@@ -12,19 +12,19 @@ use reqwest::Url;
 use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
 
 mod check;
-mod digest;
 mod document;
 mod error;
 mod notify;
+mod parse;
+mod secret_digest;
 mod secrets;
 mod target;
-mod values;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use digest::{process_number, salted_digest};
 pub use error::{Mistake, SettingsError};
+pub(crate) use secret_digest::{process_number, salted_digest};
 pub use secrets::{
     LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules, SecretStamp,
     load_proxy_password,

@@ -7,7 +7,7 @@ use toml::de::DeValue;
 
 use super::NotifySettings;
 use super::document::Section;
-use super::values::{self, Parsed};
+use super::parse::{self, Parsed};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT_LEAST: Duration = Duration::from_millis(100);
@@ -32,9 +32,9 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
     }
     let url = section.read("url", url);
     let timeout = section
-        .read("timeout", values::duration(TIMEOUT_LEAST..=TIMEOUT_MOST))
+        .read("timeout", parse::duration(TIMEOUT_LEAST..=TIMEOUT_MOST))
         .unwrap_or(TIMEOUT);
-    let allow_http = section.read("allow_http", values::boolean).unwrap_or(false);
+    let allow_http = section.read("allow_http", parse::boolean).unwrap_or(false);
     if let Some(url) = url
         .as_ref()
         .filter(|url| url.scheme() == "http" && !allow_http && !is_loopback(url))
@@ -60,7 +60,7 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
 }
 
 fn argument(value: &DeValue<'_>) -> Parsed<String> {
-    let text = values::text(value)?;
+    let text = parse::text(value)?;
     if text.contains('\0') {
         return Err("must not contain a zero byte".to_owned());
     }
@@ -69,7 +69,7 @@ fn argument(value: &DeValue<'_>) -> Parsed<String> {
 
 /// A whole URL. Messages do not repeat it, because it may contain a secret.
 fn url(value: &DeValue<'_>) -> Parsed<Url> {
-    let text = values::text(value)?;
+    let text = parse::text(value)?;
     let url = Url::parse(text)
         .map_err(|error| format!("is not a URL ({error}); write for example {URL_EXAMPLE}"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {

@@ -110,11 +110,10 @@ impl SecretRules {
         let credentials_directory = credentials_directory
             .filter(|path| !path.is_empty())
             .map(PathBuf::from);
-        let group = |path: &Path| fs::metadata(path).ok().map(|meta| meta.gid());
-        let queue_groups = [Some(database), database.parent()]
-            .into_iter()
-            .flatten()
-            .filter_map(group)
+        let paths = [Some(database), database.parent()].into_iter().flatten();
+        let queue_groups = paths
+            .filter_map(|path| fs::metadata(path).ok())
+            .map(|meta| meta.gid())
             .collect();
         Self {
             credentials_directory,

@@ -8,8 +8,8 @@ use reqwest::Url;
 use toml::de::DeValue;
 
 use super::document::Section;
+use super::parse::{self, Parsed, show};
 use super::secrets;
-use super::values::{self, Parsed, show};
 use super::{AuthSettings, TargetSettings};
 use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
 
@@ -27,17 +27,17 @@ pub(super) fn read(
 ) -> Option<TargetSettings> {
     let name = target_name(name, section);
     let service = section.require("service", "\"bms\"", service);
-    let allow_http = section.read("allow_http", values::boolean).unwrap_or(false);
+    let allow_http = section.read("allow_http", parse::boolean).unwrap_or(false);
     let endpoint = https_url(section, "endpoint", endpoint_example(service), allow_http);
     let project_id = section.require(
         "project_id",
         "\"bbf1946d374b44a0a2a95533562ba954\"",
-        values::project_id,
+        parse::project_id,
     );
     let batch_servers_max = batch_servers_max(section, service);
     let limits = TargetNumbers::read(section);
     let ca_file = section.read("ca_file", |value| ca_file(value, credentials));
-    let proxy = section.read("proxy", values::proxy_url);
+    let proxy = section.read("proxy", parse::proxy_url);
     let proxy_password_file = proxy_password_file(section, proxy.as_ref());
     let auth = auth(section, allow_http);
     let budgets = budgets(section);
@@ -70,7 +70,7 @@ pub(super) fn read(
 
 /// A user name and a password belong together.
 fn proxy_password_file(section: &Section<'_>, proxy: Option<&Url>) -> Option<PathBuf> {
-    let file = section.read("proxy_password_file", values::file_or_credential);
+    let file = section.read("proxy_password_file", parse::file_or_credential);
     let has_user = proxy.is_some_and(|url| !url.username().is_empty());
     if file.is_some() && !has_user {
         let problem = "needs the name of its user in proxy; write for example \"http://user@proxy.example.com:3128\"";
@@ -80,14 +80,17 @@ fn proxy_password_file(section: &Section<'_>, proxy: Option<&Url>) -> Option<Pat
 }
 
 fn target_name(name: &str, section: &Section<'_>) -> Option<TargetName> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if (1..=64).contains(&name.len()) && name.bytes().all(allowed) {
+    if (1..=64).contains(&name.len()) && name.bytes().all(is_allowed_in_name) {
         return Some(TargetName(name.to_owned()));
     }
     section.own_mistake(format!(
         "{name:?} cannot be the name of a target; use 1 to 64 letters, digits, '.', '_' and '-'"
     ));
     None
+}
+
+fn is_allowed_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
 }
 
 /// An example of an endpoint, for a message about a missing or wrong one.
@@ -100,7 +103,7 @@ fn endpoint_example(service: Option<Service>) -> &'static str {
 
 /// Any service that has a client.
 fn service(value: &DeValue<'_>) -> Parsed<Service> {
-    let text = values::text(value)?;
+    let text = parse::text(value)?;
     text.parse()
         .map_err(|_| format!("{text:?} is not a service; use {}", services()))
 }
@@ -119,7 +122,7 @@ fn https_url(
     example: &str,
     allow_http: bool,
 ) -> Option<Url> {
-    let url = section.require(key, example, values::base_url(example))?;
+    let url = section.require(key, example, parse::base_url(example))?;
     if url.scheme() == "http" && !allow_http {
         let base = url.origin().ascii_serialization();
         section.mistake(
@@ -145,7 +148,7 @@ fn batch_servers_max(section: &Section<'_>, service: Option<Service>) -> Option<
         .or(most_generous)
         .unwrap_or(1);
     let parsed = section.read("batch_servers_max", |value| {
-        let number = values::any_whole(value)?;
+        let number = parse::any_whole(value)?;
         match u32::try_from(number) {
             Ok(number) if (1..=cap).contains(&number) => Ok(number),
             _ if number < 1 => Err(format!("{number} is less than 1; use 1 to {cap}")),
@@ -177,17 +180,17 @@ impl TargetNumbers {
     fn read(section: &Section<'_>) -> Self {
         let time = |key, least, usual, most| {
             section
-                .read(key, values::duration(least..=most))
+                .read(key, parse::duration(least..=most))
                 .unwrap_or(usual)
         };
         let look_interval_max = time("look_interval_max", MILLISECOND, 30 * SECOND, HOUR);
         let request_timeout = time("request_timeout", MILLISECOND, MINUTE, 10 * MINUTE);
         let limits = Self {
             submits_per_minute: section
-                .read("submits_per_minute", values::whole(1..=6000))
+                .read("submits_per_minute", parse::whole(1..=6000))
                 .unwrap_or(50),
             submits_open_max: section
-                .read("submits_open_max", values::whole(1..=64))
+                .read("submits_open_max", parse::whole(1..=64))
                 .unwrap_or(16),
             job_time_limit: time("job_time_limit", MILLISECOND, HOUR, 30 * DAY),
             look_time_limit: time("look_time_limit", MILLISECOND, 15 * MINUTE, 30 * DAY),
@@ -213,51 +216,45 @@ impl TargetNumbers {
 
     /// Rules between two keys. Each names both, and is reported at the first that the file sets.
     fn check(&self, section: &Section<'_>) {
-        let rule = |holds: bool,
-                    (key, value): (&str, Duration),
-                    relation: &str,
-                    (other, bound): (&str, Duration)| {
-            if !holds {
-                let blamed = if section.has(key) { key } else { other };
-                section.mistake(
-                    blamed,
-                    format!(
-                        "{key} (\"{}\") must {relation} {other} (\"{}\")",
-                        show(value),
-                        show(bound)
-                    ),
-                );
-            }
-        };
-        let settle = ("settle_time", self.settle_time);
-        rule(
-            self.settle_time < self.look_time_limit,
-            settle,
-            "be shorter than",
-            ("look_time_limit", self.look_time_limit),
-        );
-        let first = ("first_look", self.first_look);
-        let interval = ("look_interval_max", self.look_interval_max);
-        rule(
-            self.first_look <= self.look_interval_max,
-            first,
-            "not be longer than",
-            interval,
-        );
-        let connect = ("connect_timeout", self.connect_timeout);
-        let whole = ("request_timeout", self.request_timeout);
-        rule(
-            self.connect_timeout <= self.request_timeout,
-            connect,
-            "not be longer than",
-            whole,
-        );
+        if self.settle_time >= self.look_time_limit {
+            let settle = ("settle_time", self.settle_time);
+            let limit = ("look_time_limit", self.look_time_limit);
+            break_rule(section, settle, "be shorter than", limit);
+        }
+        if self.first_look > self.look_interval_max {
+            let first = ("first_look", self.first_look);
+            let interval = ("look_interval_max", self.look_interval_max);
+            break_rule(section, first, "not be longer than", interval);
+        }
+        if self.connect_timeout > self.request_timeout {
+            let connect = ("connect_timeout", self.connect_timeout);
+            let whole = ("request_timeout", self.request_timeout);
+            break_rule(section, connect, "not be longer than", whole);
+        }
     }
+}
+
+/// Reports two keys whose values do not go together.
+fn break_rule(
+    section: &Section<'_>,
+    (key, value): (&str, Duration),
+    relation: &str,
+    (other, bound): (&str, Duration),
+) {
+    let blamed = if section.has(key) { key } else { other };
+    section.mistake(
+        blamed,
+        format!(
+            "{key} (\"{}\") must {relation} {other} (\"{}\")",
+            show(value),
+            show(bound)
+        ),
+    );
 }
 
 /// A PEM file that can be read and contains a certificate.
 fn ca_file(value: &DeValue<'_>, credentials: Option<&Path>) -> Parsed<PathBuf> {
-    let path = secrets::resolve(&values::file_or_credential(value)?, credentials)?;
+    let path = secrets::resolve(&parse::file_or_credential(value)?, credentials)?;
     let pem = read_list_file(&path)?;
     if !pem.contains("-----BEGIN CERTIFICATE-----") {
         return Err(format!(
@@ -291,22 +288,21 @@ fn auth(target: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
     if !section.is_present() {
         return None;
     }
-    let kind = section.require("kind", "\"aksk\"", |value| match values::text(value)? {
+    let kind = section.require("kind", "\"aksk\"", |value| match parse::text(value)? {
         "aksk" => Ok(AuthKind::AkSk),
         "token" => Ok(AuthKind::Token),
         other => Err(format!(
             "{other:?} is not a kind of auth; use \"aksk\" or \"token\""
         )),
     });
-    let file = |key: &'static str, example: &str| {
-        section.require(key, example, values::file_or_credential)
-    };
+    let file =
+        |key: &'static str, example: &str| section.require(key, example, parse::file_or_credential);
     let settings = match kind {
         Some(AuthKind::AkSk) => {
             let access_key_file = file("access_key_file", "\"/etc/poweryard/access_key\"");
             let secret_key_file = file("secret_key_file", "\"/etc/poweryard/secret_key\"");
             let security_token_file =
-                section.read("security_token_file", values::file_or_credential);
+                section.read("security_token_file", parse::file_or_credential);
             access_key_file
                 .zip(secret_key_file)
                 .map(|(access_key_file, secret_key_file)| AuthSettings::AkSk {
@@ -339,12 +335,12 @@ fn token(section: &Section<'_>, allow_http: bool) -> Option<AuthSettings> {
         "\"https://iam.eu-de.otc.t-systems.com\"",
         allow_http,
     );
-    let domain = section.require("domain", "\"OTC-EU-DE-00000000001000000000\"", values::name);
-    let username = section.require("username", "\"power-operator\"", values::name);
+    let domain = section.require("domain", "\"OTC-EU-DE-00000000001000000000\"", parse::name);
+    let username = section.require("username", "\"power-operator\"", parse::name);
     let password_file = section.require(
         "password_file",
         "\"/etc/poweryard/password\"",
-        values::file_or_credential,
+        parse::file_or_credential,
     );
     Some(AuthSettings::Token {
         iam_endpoint: iam_endpoint?,
@@ -382,7 +378,7 @@ fn budgets(target: &Section<'_>) -> Vec<(PowerAction, Budget)> {
         .iter()
         .filter_map(|action| {
             section
-                .read(action.as_str(), values::budget)
+                .read(action.as_str(), parse::budget)
                 .map(|budget| (*action, budget))
         })
         .collect();
@@ -393,9 +389,9 @@ fn budgets(target: &Section<'_>) -> Vec<(PowerAction, Budget)> {
 /// Both lists in one, sorted, each server once.
 fn protected(target: &Section<'_>, credentials: Option<&Path>) -> Vec<ServerId> {
     let section = target.section("protect");
-    let mut servers = section.read_list("servers", |value| values::server_id(values::text(value)?));
+    let mut servers = section.read_list("servers", |value| parse::server_id(parse::text(value)?));
     let file = section.read("servers_file", |value| {
-        let path = secrets::resolve(&values::file_or_credential(value)?, credentials)?;
+        let path = secrets::resolve(&parse::file_or_credential(value)?, credentials)?;
         let text = read_list_file(&path)?;
         Ok((path, text))
     });
@@ -416,7 +412,7 @@ fn listed_servers(section: &Section<'_>, path: &Path, text: &str) -> Vec<ServerI
         if id.is_empty() {
             continue;
         }
-        match values::server_id(id) {
+        match parse::server_id(id) {
             Ok(id) => servers.push(id),
             Err(problem) => section.mistake_in(path.to_owned(), index + 1, "servers_file", problem),
         }

@@ -18,12 +18,12 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::answer::Answer;
+use super::call_context::{PageAsked, Surroundings};
 use super::faults::{FaultKind, FaultPlan, Scope};
 use super::late::LateAct;
 use super::record::{LedgerEntry, OnOff, ServerSummary};
 use super::rng::Rng;
-use super::scenario::{BmsScenario, MissingShow, Refusals, Scenario};
-use super::turn::{PageAsked, Surroundings};
+use super::scenario::{BmsScenario, MissingShow, Refusals, Scenario, is_running_at_first};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 pub(super) use action::read as read_action;
@@ -82,16 +82,14 @@ impl Bms {
         let ids = scenario.server_ids(Service::Bms);
         let by_id = ids.iter().cloned().zip(0..).collect();
         let share = scenario.bms.running.0;
-        let running_before = |index: usize| (index as f64 * share).round();
-        let make = |(index, id): (usize, ServerId)| {
+        let mut servers = Vec::with_capacity(ids.len());
+        for (index, id) in ids.into_iter().enumerate() {
             let kinds = faults.strike_server(Scope::Server, Service::Bms, 0, &id, &mut rng);
-            let mut server =
-                Server::new(id, index, running_before(index + 1) > running_before(index));
+            let mut server = Server::new(id, index, is_running_at_first(index, share));
             server.is_missing = kinds.contains(&FaultKind::Missing);
             server.is_locked = kinds.contains(&FaultKind::Locked);
-            server
-        };
-        let servers = ids.into_iter().enumerate().map(make).collect();
+            servers.push(server);
+        }
         let project = scenario.credentials.project_id.clone();
         let idle_task_state = scenario.bms.idle_task_state;
         let printer = Printer {
@@ -357,21 +355,18 @@ impl Bms {
 
     /// The servers that exist, as they are at `now`.
     pub(super) fn summaries(&mut self, now: UtcMillis) -> Vec<ServerSummary> {
-        let summarise = |server: &mut Server| {
+        let mut summaries = Vec::with_capacity(self.servers.len());
+        for server in self.servers.iter_mut().filter(|server| !server.is_missing) {
             server.settle(now);
-            ServerSummary {
+            summaries.push(ServerSummary {
                 service: Service::Bms,
                 server_id: server.id.clone(),
                 name: server.name.clone(),
                 power: OnOff::from(server.is_on),
                 locked: server.is_locked,
-            }
-        };
-        self.servers
-            .iter_mut()
-            .filter(|server| !server.is_missing)
-            .map(summarise)
-            .collect()
+            });
+        }
+        summaries
     }
 }
 

@@ -18,13 +18,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::answer::Answer;
+use super::call_context::{PageAsked, Surroundings};
 use super::faults::{FaultKind, FaultPlan, Scope};
 use super::late::LateAct;
 use super::record::{LedgerEntry, OnOff, ServerSummary};
 use super::rng::Rng;
 use super::scenario::clouddc::{AnswerIds, FirstState, MissingShow, Refusals};
-use super::scenario::{CloudDcScenario, Scenario};
-use super::turn::{PageAsked, Surroundings};
+use super::scenario::{CloudDcScenario, Scenario, is_running_at_first};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 pub(super) use action::read as read_action;
@@ -54,21 +54,20 @@ impl CloudDc {
         let mut state_rng = Rng::new(scenario.seed, "clouddc first states");
         let ids = scenario.server_ids(Service::CloudDc);
         let by_id = ids.iter().cloned().zip(0..).collect();
-        let running_before = |index: usize| (index as f64 * settings.running.0).round();
-        let make = |(index, id): (usize, ServerId)| {
+        let share = settings.running.0;
+        let mut servers = Vec::with_capacity(ids.len());
+        for (index, id) in ids.into_iter().enumerate() {
             let kinds =
                 faults.strike_server(Scope::Server, Service::CloudDc, 0, &id, &mut fault_rng);
-            let mut server =
-                Server::new(id, index, running_before(index + 1) > running_before(index));
+            let mut server = Server::new(id, index, is_running_at_first(index, share));
             server.is_missing = kinds.contains(&FaultKind::Missing);
             server.is_locked = kinds.contains(&FaultKind::Locked);
             server.last = state_rng
                 .pick(&settings.first_states)
                 .copied()
                 .and_then(left_from_before);
-            server
-        };
-        let servers = ids.into_iter().enumerate().map(make).collect();
+            servers.push(server);
+        }
         let project = &scenario.credentials.project_id;
         let printer = Printer::new(project, settings);
         let markers = Markers::new(project, settings);
@@ -105,13 +104,13 @@ impl CloudDc {
         for &index in found.iter().flatten() {
             self.begin(action, index, &mut around);
         }
-        let is_listed = |found: &Result<usize, Reason>| {
-            found.is_ok() || self.settings.refusals == Refusals::Listed
-        };
-        let listed = ids.iter().zip(&found).filter(|(_, found)| is_listed(found));
-        let listed: Vec<Value> = listed
-            .map(|(id, _)| json!({"id": self.answer_id(id)}))
-            .collect();
+        let lists_all = self.settings.refusals == Refusals::Listed;
+        let mut listed: Vec<Value> = Vec::with_capacity(ids.len());
+        for (id, found) in ids.iter().zip(&found) {
+            if lists_all || found.is_ok() {
+                listed.push(json!({"id": self.answer_id(id)}));
+            }
+        }
         Answer::json(200, &json!({"physical_servers": listed}))
     }
 
@@ -300,21 +299,18 @@ impl CloudDc {
 
     /// The servers that exist, as they are at `now`.
     pub(super) fn summaries(&mut self, now: UtcMillis) -> Vec<ServerSummary> {
-        let summarise = |server: &mut Server| {
+        let mut summaries = Vec::with_capacity(self.servers.len());
+        for server in self.servers.iter_mut().filter(|server| !server.is_missing) {
             server.settle(now);
-            ServerSummary {
+            summaries.push(ServerSummary {
                 service: Service::CloudDc,
                 server_id: server.id.clone(),
                 name: server.name.clone(),
                 power: OnOff::from(server.is_on),
                 locked: server.is_locked,
-            }
-        };
-        self.servers
-            .iter_mut()
-            .filter(|server| !server.is_missing)
-            .map(summarise)
-            .collect()
+            });
+        }
+        summaries
     }
 }
 

@@ -49,10 +49,10 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 
+use super::call_context::About;
 use super::record::Call;
 use super::rng::Rng;
 use super::scenario::Chance;
-use super::turn::About;
 use crate::model::{PowerAction, ServerId, Service};
 
 pub(super) use table::read_faults;
@@ -315,6 +315,30 @@ pub enum ServerRef {
     Id(ServerId),
 }
 
+impl ServerRef {
+    /// The server, of those with these ids.
+    fn id_among(&self, ids: &[ServerId]) -> Option<ServerId> {
+        match self {
+            Self::Number(number) => ids.get(number.checked_sub(1)?).cloned(),
+            Self::Id(id) => Some(id.clone()),
+        }
+    }
+}
+
+impl Fault {
+    fn concerns(&self, call: Call) -> bool {
+        match self.kind.scope() {
+            Scope::Call if matches!(self.kind, FaultKind::ActsAnyway { .. }) => {
+                call == Call::Submit
+            }
+            Scope::Call if self.when.on.is_empty() => call != Call::Token,
+            Scope::Call => self.when.on.contains(&call),
+            Scope::Job => call == Call::Submit,
+            Scope::Operation | Scope::Server => false,
+        }
+    }
+}
+
 /// The faults of a scenario with their servers looked up, ready to be drawn from.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FaultPlan {
@@ -326,44 +350,26 @@ impl FaultPlan {
     pub(super) fn new(faults: &[Fault], ids: impl Fn(Service) -> Vec<ServerId>) -> Self {
         let bms = ids(Service::Bms);
         let clouddc = ids(Service::CloudDc);
-        let resolve = |fault: &Fault| {
+        let mut resolved = Vec::with_capacity(faults.len());
+        for fault in faults {
             let ids = match fault.numbered_service() {
                 Service::Bms => &bms,
                 Service::CloudDc => &clouddc,
             };
-            let look_up = |server: &ServerRef| match server {
-                ServerRef::Number(number) => number
-                    .checked_sub(1)
-                    .and_then(|index| ids.get(index))
-                    .cloned(),
-                ServerRef::Id(id) => Some(id.clone()),
-            };
-            (
-                fault.clone(),
-                fault.when.servers.iter().filter_map(look_up).collect(),
-            )
-        };
-        Self {
-            faults: faults.iter().map(resolve).collect(),
+            let servers = fault.when.servers.iter();
+            let servers = servers.filter_map(|server| server.id_among(ids)).collect();
+            resolved.push((fault.clone(), servers));
         }
+        Self { faults: resolved }
     }
 
     /// The faults that strike the `nth` call of this kind and service, in the order of the
     /// scenario.
     pub(super) fn strike_call(&self, about: About<'_>, nth: u64, rng: &mut Rng) -> Vec<FaultKind> {
-        let concerns = |fault: &Fault| match fault.kind.scope() {
-            Scope::Call if matches!(fault.kind, FaultKind::ActsAnyway { .. }) => {
-                about.call == Call::Submit
-            }
-            Scope::Call if fault.when.on.is_empty() => about.call != Call::Token,
-            Scope::Call => fault.when.on.contains(&about.call),
-            Scope::Job => about.call == Call::Submit,
-            Scope::Operation | Scope::Server => false,
-        };
         self.faults
             .iter()
             .filter(|(fault, servers)| {
-                concerns(fault)
+                fault.concerns(about.call)
                     && fault.strikes(about.service)
                     && (servers.is_empty() && fault.when.servers.is_empty()
                         || about.servers.iter().any(|id| servers.contains(id)))

@@ -2,9 +2,10 @@
 //! are `http`'s.
 
 use super::answer::Answer;
+use super::auth::Denied;
 use super::bms::ListQuery;
 use super::clouddc::PageQuery;
-use super::gate::Denied;
+use super::iam;
 use super::record::Call;
 use super::signature;
 use super::world::World;
@@ -112,13 +113,13 @@ impl World {
         match route(request) {
             Some(Route::Ledger) => self.aside(|world, _| Answer::json(200, &world.ledger())),
             Some(Route::Servers) => self.aside(|world, _| Answer::json(200, &world.servers(now))),
-            Some(Route::Token) => self.issue_token(now, request),
+            Some(Route::Token) => iam::issue_token(self, now, request),
             Some(Route::Service { project, call }) => {
-                match self.gate.admit(now, request, project) {
+                match self.auth.admit(now, request, project) {
                     Ok(()) => self.carry_out(now, call, request),
                     Err(denied) => {
                         let (service, kind) = call.kind();
-                        self.turn_away(now, service, kind, |request_id| {
+                        self.reject_call(now, service, kind, |request_id| {
                             denied.answer(service, request_id)
                         })
                     }
@@ -205,7 +206,7 @@ fn page_query(request: &Request) -> PageQuery {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gate::tests::{NOW, signed};
+    use super::super::auth::tests::{NOW, signed};
     use super::super::scenario::Scenario;
     use super::*;
 
@@ -248,7 +249,7 @@ mod tests {
     #[test]
     fn another_project_is_refused_in_the_shape_of_the_service() {
         let mut world = World::new(Scenario::default());
-        world.gate.remember(NOW, "t".into(), true);
+        world.auth.remember(NOW, "t".into(), true);
         let mut answer = |method: &str, path: &str| {
             let mut request = signed("", "");
             (request.method, request.path) = (method.into(), path.into());

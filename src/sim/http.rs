@@ -129,17 +129,16 @@ async fn answer(
     let Ok(body) = to_bytes(body, REQUEST_BYTES_MAX).await else {
         return deliver(lock(&world).refuse_large(), &switch);
     };
-    let header = |(name, value): (&header::HeaderName, &HeaderValue)| {
-        (
-            name.as_str().to_owned(),
-            String::from_utf8_lossy(value.as_bytes()).into_owned(),
-        )
-    };
+    let mut headers = Vec::with_capacity(parts.headers.len());
+    for (name, value) in &parts.headers {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        headers.push((name.as_str().to_owned(), value));
+    }
     let request = Request {
         method: parts.method.as_str().to_owned(),
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
-        headers: parts.headers.iter().map(header).collect(),
+        headers,
         body: body.into(),
     };
     let answer = lock(&world).handle(now(), &request);
@@ -197,13 +196,12 @@ fn truncated(mut body: Vec<u8>, bytes: usize) -> Body {
 
 /// A body and this many blanks, never all of them in memory.
 fn padded(body: Vec<u8>, bytes: usize) -> Body {
-    let blanks = |left: &mut usize| {
-        let piece = (*left).min(PADDING.len());
-        *left -= piece;
-        (piece > 0).then(|| Ok::<_, io::Error>(Bytes::from_static(&PADDING).slice(..piece)))
-    };
     let mut left = bytes;
-    let padding = std::iter::from_fn(move || blanks(&mut left));
+    let padding = std::iter::from_fn(move || {
+        let piece = left.min(PADDING.len());
+        left -= piece;
+        (piece > 0).then(|| Ok::<_, io::Error>(Bytes::from_static(&PADDING).slice(..piece)))
+    });
     Body::from_stream(stream::iter(
         std::iter::once(Ok(Bytes::from(body))).chain(padding),
     ))

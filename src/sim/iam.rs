@@ -1,15 +1,15 @@
 //! The identity service: `POST /v3/auth/tokens` by password. Issues tokens; checking them is the
-//! gate's.
+//! auth's.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Answer;
-use super::gate::microseconds;
+use super::auth::microseconds;
+use super::call_context::About;
 use super::gateway::Request;
 use super::record::Call;
 use super::scenario::Credentials;
-use super::turn::About;
 use super::world::World;
 use crate::model::UtcMillis;
 
@@ -65,49 +65,47 @@ enum Wish {
     Denied,
 }
 
-impl World {
-    /// Issues a token, or refuses as documented: 400 for what is no such body, 401 for a wrong
-    /// user, password or project.
-    pub(super) fn issue_token(&mut self, now: UtcMillis, request: &Request) -> Answer {
-        let about = About::read(None, Call::Token, &[]);
-        self.take_turn(now, about, |world, _| {
-            match read_wish(&request.body, &world.scenario.credentials) {
-                None => refusal(400, "The request body is invalid", "Bad Request"),
-                Some(Wish::Denied) => {
-                    refusal(401, "The username or password is wrong.", "Unauthorized")
-                }
-                Some(Wish::Scoped) => world.issue(now, request, true),
-                Some(Wish::Unscoped) => world.issue(now, request, false),
+/// Issues a token, or refuses as documented: 400 for what is no such body, 401 for a wrong user,
+/// password or project.
+pub(super) fn issue_token(world: &mut World, now: UtcMillis, request: &Request) -> Answer {
+    let about = About::read(None, Call::Token, &[]);
+    world.handle_call(now, about, |world, _| {
+        match read_wish(&request.body, &world.scenario.credentials) {
+            None => refusal(400, "The request body is invalid", "Bad Request"),
+            Some(Wish::Denied) => {
+                refusal(401, "The username or password is wrong.", "Unauthorized")
             }
-        })
-    }
-
-    fn issue(&mut self, now: UtcMillis, request: &Request, has_project: bool) -> Answer {
-        let token = self.token_text();
-        let expires = self.gate.remember(now, token.clone(), has_project);
-        let Credentials {
-            domain,
-            user,
-            project_id,
-            project_name,
-            ..
-        } = &self.scenario.credentials;
-        let domain = json!({"id": "d78cbac186b744899480f25bd022f000", "name": domain});
-        let mut body = json!({
-            "catalog": catalog(request, project_id),
-            "expires_at": microseconds(expires),
-            "issued_at": microseconds(now),
-            "methods": ["password"],
-            "roles": [{"id": "0", "name": "te_admin"}],
-            "user": {"domain": domain, "id": "7116d09f88fa41908676fdd4b039e000", "name": user, "password_expires_at": ""},
-        });
-        if has_project {
-            body["project"] = json!({"domain": domain, "id": project_id, "name": project_name});
-        } else {
-            body["domain"] = domain;
+            Some(Wish::Scoped) => issue(world, now, request, true),
+            Some(Wish::Unscoped) => issue(world, now, request, false),
         }
-        Answer::json(201, &json!({"token": body})).with_header("X-Subject-Token", token)
+    })
+}
+
+fn issue(world: &mut World, now: UtcMillis, request: &Request, has_project: bool) -> Answer {
+    let token = world.token_text();
+    let expires = world.auth.remember(now, token.clone(), has_project);
+    let Credentials {
+        domain,
+        user,
+        project_id,
+        project_name,
+        ..
+    } = &world.scenario.credentials;
+    let domain = json!({"id": "d78cbac186b744899480f25bd022f000", "name": domain});
+    let mut body = json!({
+        "catalog": catalog(request, project_id),
+        "expires_at": microseconds(expires),
+        "issued_at": microseconds(now),
+        "methods": ["password"],
+        "roles": [{"id": "0", "name": "te_admin"}],
+        "user": {"domain": domain, "id": "7116d09f88fa41908676fdd4b039e000", "name": user, "password_expires_at": ""},
+    });
+    if has_project {
+        body["project"] = json!({"domain": domain, "id": project_id, "name": project_name});
+    } else {
+        body["domain"] = domain;
     }
+    Answer::json(201, &json!({"token": body})).with_header("X-Subject-Token", token)
 }
 
 fn read_wish(body: &[u8], credentials: &Credentials) -> Option<Wish> {
@@ -164,7 +162,7 @@ fn refusal(status: u16, message: &str, title: &str) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gate::tests::NOW;
+    use super::super::auth::tests::NOW;
     use super::super::scenario::Scenario;
     use super::*;
 

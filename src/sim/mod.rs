@@ -6,7 +6,7 @@
 //! it: no client code, no database, no settings.
 //!
 //! ```text
-//!  socket ─▶ http ─▶ gateway ─▶ gate, signature     who may come in
+//!  socket ─▶ http ─▶ gateway ─▶ auth, signature     who may come in
 //!            (clock)    │
 //!                       ▼
 //!                     world ─▶ rates, faults, strike  what goes wrong
@@ -23,11 +23,12 @@
 //! [`scenario`], those of its faults in [`faults`], and `config/scenario.toml` lists all of them.
 
 mod answer;
+mod auth;
 mod bms;
+mod call_context;
 mod clouddc;
 mod connection;
 pub mod faults;
-mod gate;
 mod gateway;
 mod http;
 mod iam;
@@ -39,7 +40,6 @@ mod rng;
 pub mod scenario;
 mod signature;
 mod strike;
-mod turn;
 mod world;
 
 pub use answer::{Answer, Delivery};

@@ -1,7 +1,7 @@
 //! Seeded chance: the same seed and the same calls give the same world. Stays away from the
 //! machine's own entropy and clock.
 
-use crate::model::{SCATTER_STEP, scattered};
+use crate::model::{SPLITMIX_STEP, splitmix};
 
 /// SplitMix64: tiny, fast and even enough for faults, durations and schedules; not for secrets.
 #[derive(Debug, Clone)]
@@ -18,8 +18,8 @@ impl Rng {
 
     /// The next number of the stream.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(SCATTER_STEP);
-        scattered(self.0)
+        self.0 = self.0.wrapping_add(SPLITMIX_STEP);
+        splitmix(self.0)
     }
 
     pub(super) fn next_u128(&mut self) -> u128 {

@@ -6,7 +6,7 @@
 
 mod bms;
 pub mod clouddc;
-mod values;
+mod field_types;
 
 use serde::Deserialize;
 
@@ -17,7 +17,7 @@ use crate::model::{ServerId, Service};
 
 pub use bms::{BmsScenario, MissingShow, ParentOnFailure, Refusals};
 pub use clouddc::CloudDcScenario;
-pub use values::{Chance, Span, Unset};
+pub use field_types::{Chance, Span, Unset};
 
 /// A whole scenario. `Scenario::default()`: 1,000 BMS servers and 100 CloudDC servers, half of them
 /// running, operations of 1 to 3 s, no faults, no rates.
@@ -268,6 +268,13 @@ fn uuid(bits: u128) -> String {
         &hex[20..],
     ]
     .join("-")
+}
+
+/// True if the server with this index, from 0, runs at first: `share` of all do, spread evenly.
+pub(super) fn is_running_at_first(index: usize, share: f64) -> bool {
+    let running_before = (index as f64 * share).round();
+    let running_after = ((index + 1) as f64 * share).round();
+    running_after > running_before
 }
 
 #[cfg(test)]

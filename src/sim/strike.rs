@@ -125,11 +125,13 @@ pub(super) fn may_reach_service(answer: &Answer) -> bool {
 
 /// By how much the struck call is slowed down.
 pub(super) fn slowed_ms(struck: &[FaultKind]) -> u64 {
-    let delay = |kind: &FaultKind| match kind {
-        FaultKind::Slow { delay_ms } => *delay_ms,
-        _ => 0,
-    };
-    struck.iter().map(delay).sum()
+    let mut slowed_ms = 0;
+    for kind in struck {
+        if let FaultKind::Slow { delay_ms } = kind {
+            slowed_ms += delay_ms;
+        }
+    }
+    slowed_ms
 }
 
 /// The gateway's one code for its own 5xx, with the text of the status; no body where the tables

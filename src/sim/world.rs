@@ -9,24 +9,24 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::answer::Answer;
+use super::auth::Auth;
 use super::bms::{self, Bms, ListQuery};
+use super::call_context::{About, CallContext, Chances};
 use super::clouddc::{self, CloudDc, PageQuery};
 use super::faults::{FaultKind, FaultPlan};
-use super::gate::Gate;
 use super::late::LateAct;
 use super::rates::RateWindow;
 use super::record::{Call, CallRecord, LedgerEntry, ServerSummary};
 use super::scenario::Scenario;
 use super::scenario::clouddc::ThrottleBody;
 use super::strike::{self, Instead};
-use super::turn::{About, Chances, Turn};
 use crate::model::{JobId, PowerAction, ServerId, Service, UtcMillis};
 
 /// The simulated cloud.
 #[derive(Debug, Clone)]
 pub struct World {
     pub(super) scenario: Scenario,
-    pub(super) gate: Gate,
+    pub(super) auth: Auth,
     chances: Chances,
     faults: FaultPlan,
     /// Each service has its own windows and counts; `None` is the identity service.
@@ -49,7 +49,7 @@ impl World {
         let bms = Bms::new(&scenario, &faults);
         let clouddc = CloudDc::new(&scenario, &faults);
         Self {
-            gate: Gate::new(
+            auth: Auth::new(
                 scenario.credentials.clone(),
                 Duration::from_secs(scenario.token_lifetime_s),
             ),
@@ -69,10 +69,10 @@ impl World {
 
     /// Start, stop or reboot of `ids`: the BMS action call, past authentication.
     pub fn submit(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
-        self.take_turn(
+        self.handle_call(
             now,
             About::submit(Service::Bms, action, ids),
-            |world, turn| {
+            |world, context| {
                 let Self {
                     bms,
                     faults,
@@ -84,7 +84,7 @@ impl World {
                 bms.submit(
                     action,
                     ids,
-                    turn.surroundings(faults, &mut chances.others, ledger, late),
+                    context.surroundings(faults, &mut chances.others, ledger, late),
                 )
             },
         )
@@ -96,7 +96,7 @@ impl World {
             Ok((action, ids)) => self.submit(now, action, &ids),
             Err(refusal) => {
                 let about = About::read(Some(Service::Bms), Call::Submit, &[]);
-                self.take_turn(now, about, |_, _| refusal.answer())
+                self.handle_call(now, about, |_, _| refusal.answer())
             }
         }
     }
@@ -108,7 +108,7 @@ impl World {
             job,
             ..About::read(Some(Service::Bms), Call::Job, &[])
         };
-        self.take_turn(now, about, |world, _| world.bms.job(now, &id.0))
+        self.handle_call(now, about, |world, _| world.bms.job(now, &id.0))
     }
 
     /// One page of the BMS list, past authentication.
@@ -117,21 +117,21 @@ impl World {
             page: Some(query.page()),
             ..About::read(Some(Service::Bms), Call::List, &[])
         };
-        self.take_turn(now, about, |world, _| world.bms.list(now, query))
+        self.handle_call(now, about, |world, _| world.bms.list(now, query))
     }
 
     /// One BMS server, past authentication.
     pub fn show(&mut self, now: UtcMillis, id: &ServerId) -> Answer {
         let about = About::read(Some(Service::Bms), Call::Show, std::slice::from_ref(id));
-        self.take_turn(now, about, |world, _| world.bms.show(now, id))
+        self.handle_call(now, about, |world, _| world.bms.show(now, id))
     }
 
     /// Power on, power off or reboot of `ids`: the CloudDC power call, past authentication.
     pub fn power_state(&mut self, now: UtcMillis, action: PowerAction, ids: &[ServerId]) -> Answer {
-        self.take_turn(
+        self.handle_call(
             now,
             About::submit(Service::CloudDc, action, ids),
-            |world, turn| {
+            |world, context| {
                 let Self {
                     clouddc,
                     faults,
@@ -143,7 +143,7 @@ impl World {
                 clouddc.power_state(
                     action,
                     ids,
-                    turn.surroundings(faults, &mut chances.clouddc, ledger, late),
+                    context.surroundings(faults, &mut chances.clouddc, ledger, late),
                 )
             },
         )
@@ -155,7 +155,7 @@ impl World {
             Some((action, ids)) => self.power_state(now, action, &ids),
             None => {
                 let about = About::read(Some(Service::CloudDc), Call::Submit, &[]);
-                self.take_turn(now, about, |_, _| clouddc::invalid())
+                self.handle_call(now, about, |_, _| clouddc::invalid())
             }
         }
     }
@@ -167,19 +167,19 @@ impl World {
             page,
             ..About::read(Some(Service::CloudDc), Call::List, &[])
         };
-        self.take_turn(now, about, |world, _| world.clouddc.list(now, query))
+        self.handle_call(now, about, |world, _| world.clouddc.list(now, query))
     }
 
     /// How many CloudDC servers are on and off, past authentication; counts as a list call.
     pub fn clouddc_status(&mut self, now: UtcMillis) -> Answer {
         let about = About::read(Some(Service::CloudDc), Call::List, &[]);
-        self.take_turn(now, about, |world, _| world.clouddc.status(now))
+        self.handle_call(now, about, |world, _| world.clouddc.status(now))
     }
 
     /// One CloudDC server, past authentication.
     pub fn clouddc_show(&mut self, now: UtcMillis, id: &ServerId) -> Answer {
         let about = About::read(Some(Service::CloudDc), Call::Show, std::slice::from_ref(id));
-        self.take_turn(now, about, |world, _| world.clouddc.show(now, id))
+        self.handle_call(now, about, |world, _| world.clouddc.show(now, id))
     }
 
     /// Starts the operations that are due by `now`. Every call does so first; called alone, it
@@ -212,7 +212,7 @@ impl World {
 
     /// How often too many bad signatures in a row have locked the access key.
     pub fn key_locks(&self) -> u64 {
-        self.gate.locks
+        self.auth.locks
     }
 
     /// Every power operation really carried out, in order.
@@ -240,11 +240,11 @@ impl World {
     }
 
     /// Takes a call through all steps; `work` carries it out.
-    pub(super) fn take_turn(
+    pub(super) fn handle_call(
         &mut self,
         now: UtcMillis,
         about: About<'_>,
-        work: impl FnOnce(&mut Self, &Turn<'_>) -> Answer,
+        work: impl FnOnce(&mut Self, &CallContext<'_>) -> Answer,
     ) -> Answer {
         self.act_late(now);
         let rng = self.chances.of(about.service);
@@ -278,7 +278,7 @@ impl World {
         let struck = self
             .faults
             .strike_call(about, nth, self.chances.of(about.service));
-        let turn = Turn {
+        let context = CallContext {
             now,
             nth,
             struck: &struck,
@@ -288,14 +288,14 @@ impl World {
         let answer = match refused {
             Some(answer) => {
                 if strike::may_reach_service(&answer) {
-                    self.promise(&about, &turn);
+                    self.promise(&about, &context);
                 }
                 answer
             }
             None => {
-                let answer = work(self, &turn);
+                let answer = work(self, &context);
                 if !answer.is_success() {
-                    self.promise(&about, &turn);
+                    self.promise(&about, &context);
                 }
                 strike::after(answer, &struck, &request_id)
             }
@@ -311,11 +311,11 @@ impl World {
     }
 
     /// A submit that was not accepted is carried out anyway if a fault says so.
-    fn promise(&mut self, about: &About<'_>, turn: &Turn<'_>) {
+    fn promise(&mut self, about: &About<'_>, context: &CallContext<'_>) {
         let (Some(service), Some(action)) = (about.service, about.action) else {
             return;
         };
-        for kind in turn.struck {
+        for kind in context.struck {
             let FaultKind::ActsAnyway { every, delay_ms } = kind else {
                 continue;
             };
@@ -325,11 +325,11 @@ impl World {
                     Service::CloudDc => self.clouddc.draw_operation_ms(&mut self.chances.clouddc),
                 };
                 self.late.push(LateAct {
-                    at: turn.now + Duration::from_millis(*delay_ms),
+                    at: context.now + Duration::from_millis(*delay_ms),
                     service,
                     server_id: server_id.clone(),
                     action,
-                    batch: JobId(turn.request_id.to_owned()),
+                    batch: JobId(context.request_id.to_owned()),
                     duration_ms,
                 });
             }
@@ -344,7 +344,7 @@ impl World {
     }
 
     /// Answers a call that may not come in; it is kept in the records, but draws no faults.
-    pub(super) fn turn_away(
+    pub(super) fn reject_call(
         &mut self,
         now: UtcMillis,
         service: Service,

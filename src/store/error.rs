@@ -30,11 +30,11 @@ pub enum StoreError {
         "{0} is not as poweryard left it: another daemon is using it now, or a copy was put in its place; poweryard stops, and sends and stores nothing more"
     )]
     TakenOver(PathBuf),
-    /// The note beside the queue, by which an older copy is known, cannot be written. Nothing
+    /// The epoch file, by which an older copy is known, cannot be written. Nothing
     /// leaves until it can.
     #[error("cannot write {path}, which is needed to recognise an older copy of the queue")]
-    Unnoted {
-        /// The note.
+    EpochFile {
+        /// The epoch file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -66,7 +66,7 @@ pub enum StoreError {
     /// The file is damaged or not a database.
     #[error("{0} is damaged or is not an SQLite database; restore it from a backup")]
     Corrupt(PathBuf),
-    /// SQLite found the open file damaged. Waiting does not mend that.
+    /// SQLite found the open file damaged. Waiting does not fix that.
     #[error("the database is damaged; restore it from a backup")]
     Damaged,
     /// The database or its folder may not be written.
@@ -92,8 +92,15 @@ impl StoreError {
     pub fn is_passing(&self) -> bool {
         matches!(
             self,
-            Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly | Self::Unnoted { .. }
+            Self::Busy | Self::Full | Self::Database(_) | Self::ReadOnly | Self::EpochFile { .. }
         )
+    }
+
+    pub(super) fn unusable(path: &Path, source: std::io::Error) -> Self {
+        Self::Unusable {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(super) fn opening(path: &Path, error: sqlx::Error) -> Self {
@@ -107,10 +114,7 @@ impl StoreError {
             .map(|code| code & 0xff)
         {
             Some(11 | 26) => Self::Corrupt(path.to_owned()),
-            Some(14) => Self::Unusable {
-                path: path.to_owned(),
-                source: why_unusable(path),
-            },
+            Some(14) => Self::unusable(path, why_unusable(path)),
             _ => error.into(),
         }
     }

@@ -1,12 +1,25 @@
 //! The queue, for the rest of the crate: what can be asked and told, by event. Knows nothing of HTTP,
 //! and this page nothing of SQL.
 //!
-//! `Store` is the daemon's side, `QueueClient` that of the commands, which are producers and readers
-//! like any other. All SQL is in `sqlite` and `client`.
+//! `Store` is the daemon's side: here is what the daemon can do, each in one transaction or one
+//! read, and how the file is opened and kept is in `sqlite`. `QueueClient` is the side of the
+//! commands, which are producers and readers like any other. All SQL is in `sqlite` and `client`,
+//! in plain functions that take a connection.
 //!
-//! Nothing in this process opens the database, its `-wal` or its `-shm` by itself once SQLite has,
+//! Nothing in this process opens the database, its `-wal` or its `-shm` by hand once SQLite has,
 //! and closes it again: that drops SQLite's POSIX locks, and the next producer to leave would
 //! delete the live `-wal`. The one handle that the lock needs is never closed (`sqlite::file`).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lifecycle::Step;
+use crate::model::{
+    Batch, BatchId, DueBatch, Head, Hold, HoldKind, Lane, Origin, PowerAction, RequestId, ServerId,
+    TargetName, UtcMillis,
+};
+use sqlite::{batches, claim, epoch, gate, holds, intake, record, snapshot, upkeep};
 
 pub mod client;
 mod error;
@@ -14,9 +27,541 @@ mod sqlite;
 
 pub use client::QueueClient;
 pub use error::StoreError;
-pub(crate) use sqlite::beside;
 pub use sqlite::{
-    Asked, Changes, DaemonInfo, DueTarget, EndedCounts, Hands, HeldPlace, NotedPace, Prune,
-    QueueLock, RefusedKey, Restored, Running, Snapshot, Store, StoreOptions, TakenIn, TargetNews,
-    Which, daemon_on,
+    Changes, Claim, DaemonInfo, DueFilter, DueTarget, EndedCounts, Hands, HeldPlace, NotedPace,
+    Prune, QueueLock, RefusedKey, Restored, Running, Snapshot, SnapshotQuery, Store, StoreOptions,
+    TakenIn, TargetNews, TargetStatus, Which, daemon_on,
 };
+pub(crate) use sqlite::{beside, folder_of};
+
+// What a round reads and moves.
+impl Store {
+    /// Makes sure that this is still the queue that was opened, and still this daemon's, and reads
+    /// what a round needs.
+    ///
+    /// # Errors
+    /// Those of `check_identity`.
+    pub async fn snapshot(
+        &self,
+        asked: &SnapshotQuery<'_>,
+        now: UtcMillis,
+    ) -> Result<Snapshot, StoreError> {
+        let mut writer = self.writer().await;
+        self.require_same_files(&mut writer).await?;
+        let snapshot = snapshot::read(&mut writer, asked, now).await?;
+        self.require_mark(&snapshot.mark)?;
+        Ok(snapshot)
+    }
+
+    /// As `snapshot`, of a queue that may be another daemon's.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn peek(
+        &self,
+        asked: &SnapshotQuery<'_>,
+        now: UtcMillis,
+    ) -> Result<Snapshot, StoreError> {
+        snapshot::read(&mut *self.writer().await, asked, now).await
+    }
+
+    /// Lets out what is due, expires what is too old, cancels what waited in vain: one chunk of
+    /// each.
+    pub async fn take_in(
+        &self,
+        default_ttl: Option<Duration>,
+        now: UtcMillis,
+    ) -> Result<TakenIn, StoreError> {
+        let mut writer = self.writer().await;
+        let next_at = intake::next_due_at(&mut writer, default_ttl).await?;
+        if next_at.is_none_or(|at| at > now) {
+            return Ok(TakenIn {
+                next_at,
+                ..TakenIn::default()
+            });
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        let taken_in = intake::take_in(&mut tx, default_ttl, now).await?;
+        tx.commit().await?;
+        Ok(taken_in)
+    }
+
+    /// Lets the next held requests behind `after` into their lanes that nothing of their label holds
+    /// any more: a chunk. Returns the last one looked at; none at the end.
+    pub async fn release_held(
+        &self,
+        after: &HeldPlace,
+        now: UtcMillis,
+    ) -> Result<Option<HeldPlace>, StoreError> {
+        let mut writer = self.writer().await;
+        if !gate::is_anything_held(&mut writer).await? {
+            return Ok(None);
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        let last = gate::release_held(&mut tx, after, now).await?;
+        tx.commit().await?;
+        Ok(last)
+    }
+
+    /// Ends requests on their way that no open batch carries: somebody wrote into the ledgers, and
+    /// nobody would ever ask what became of them. Returns how many that were.
+    pub async fn end_stranded(&self, now: UtcMillis) -> Result<EndedCounts, StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        let ended = intake::end_stranded(&mut tx, now).await?;
+        tx.commit().await?;
+        Ok(ended)
+    }
+
+    /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that
+    /// were.
+    pub async fn reject_protected(
+        &self,
+        target: &TargetName,
+        protected: &[ServerId],
+        now: UtcMillis,
+    ) -> Result<EndedCounts, StoreError> {
+        let mut writer = self.writer().await;
+        let found = intake::find_protected(&mut writer, target, protected).await?;
+        if found.is_empty() {
+            return Ok(EndedCounts::new());
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        let ended = intake::reject_protected(&mut tx, &found, now).await?;
+        tx.commit().await?;
+        Ok(ended)
+    }
+
+    /// The next targets that requests name which are ready or parked, behind `after` in the order of
+    /// names; at most `limit`.
+    pub async fn targets_after(
+        &self,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<TargetName>, StoreError> {
+        intake::targets_after(&mut *self.writer().await, after, limit).await
+    }
+}
+
+// Intents and their outcomes.
+impl Store {
+    /// The first requests of each lane that may go, at most `each`, in the order in which they would
+    /// be claimed. Those that may not are parked.
+    pub async fn heads(
+        &self,
+        lanes: &[&Lane],
+        each: u32,
+        now: UtcMillis,
+    ) -> Result<Vec<Head>, StoreError> {
+        let mut writer = self.writer().await;
+        let mut heads = Vec::new();
+        for lane in lanes {
+            heads.extend(claim::heads(self, &mut writer, lane, each, now).await?);
+        }
+        Ok(heads)
+    }
+
+    /// Lets requests wait, each until a time of its own and for a reason: their servers are busy
+    /// with something else, or could not be read.
+    pub async fn put_off(&self, waits: &[(RequestId, UtcMillis, &str)]) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        claim::put_off(&mut tx, waits).await?;
+        tx.commit().await
+    }
+
+    /// Stores the intent: a batch of the lane's first requests, or of some of them, synced before
+    /// this returns.
+    ///
+    /// Those of them that cannot go, because an earlier request of their server is not over, are
+    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` is among them:
+    /// a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
+    /// step, should the daemon die before the call's answer is stored, is due at once. Before this
+    /// returns, the epoch file knows of the claim, and the queue is still the one that was begun.
+    ///
+    /// # Errors
+    /// Those of the store. `EpochFile` means that the claim was undone, `Replaced` that it is in
+    /// no queue any more: in both cases nothing may be sent.
+    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Option<Batch>, StoreError> {
+        self.retry_epoch_file()?;
+        let mut writer = self.writer().await;
+        let Some(batch) = claim::claim(self, &mut writer, claim).await? else {
+            return Ok(None);
+        };
+        self.keep_members(&batch);
+        self.require_same_files(&mut writer).await?;
+        drop(writer);
+        if let Err(error) = self.note_claim(&batch) {
+            let undone = Step::not_begun(&batch, &error.to_string());
+            self.record(&batch, &undone, claim.now).await?;
+            return Err(error);
+        }
+        Ok(Some(batch))
+    }
+
+    /// Stores what follows from one answer, in one synced transaction.
+    pub async fn record(
+        &self,
+        batch: &Batch,
+        step: &Step,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        self.record_all(&[(batch, step)], now).await
+    }
+
+    /// Stores what follows from several answers, each about a batch of its own: all of it in one
+    /// synced transaction, or none.
+    pub async fn record_all(
+        &self,
+        steps: &[(&Batch, &Step)],
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        for (batch, step) in steps {
+            record::check_moves(batch, step)?;
+        }
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        for (batch, step) in steps {
+            record::record(&mut tx, batch, step, now).await?;
+        }
+        tx.commit().await?;
+        for (batch, step) in steps {
+            if !record::leaves_members_as_claimed(step) {
+                self.forget_members(batch.id);
+            }
+        }
+        Ok(())
+    }
+}
+
+// Open batches, and what earlier ones tell.
+impl Store {
+    /// A target's open batches in the order in which their next steps are due.
+    pub async fn due_batches(
+        &self,
+        due: &DueTarget,
+        filter: &DueFilter<'_>,
+    ) -> Result<Vec<DueBatch>, StoreError> {
+        batches::due_batches(&mut *self.writer().await, due, filter).await
+    }
+
+    /// The batch with those of its requests that are not settled, and where it was sent. None if it
+    /// is done.
+    pub async fn load_batch(&self, id: BatchId) -> Result<Option<(Batch, Origin)>, StoreError> {
+        let mut writer = self.writer().await;
+        batches::load_batch(self, &mut writer, id).await
+    }
+
+    /// Calls since the beginning of `period` that may have had an effect (not those that were not
+    /// sent, or refused): when, and for how many servers. `period` ends now. A call that is dated
+    /// later, by a clock that was ahead, was made before the next one that is not; if there is
+    /// none, its date stays.
+    pub async fn spent(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+        period: Range<UtcMillis>,
+    ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
+        batches::spent(&mut *self.writer().await, target, action, period).await
+    }
+
+    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second
+    /// tries, and holds that end automatically. A producer's `not_before` and an operator's pause
+    /// stay.
+    pub async fn move_waits(&self, by_ms: i64) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        batches::move_waits(&mut tx, by_ms).await?;
+        tx.commit().await
+    }
+
+    /// The batches that are not done.
+    pub async fn open_batch_ids(&self) -> Result<Vec<BatchId>, StoreError> {
+        batches::open_batch_ids(&mut *self.writer().await).await
+    }
+
+    /// The latest time that a daemon is known to have written; a clock that shows less was set back
+    /// since.
+    pub async fn last_written_at(&self) -> Result<Option<UtcMillis>, StoreError> {
+        batches::last_written_at(&mut *self.writer().await).await
+    }
+
+    /// Makes the next looks of a target's open batches due.
+    pub async fn look_at_once(
+        &self,
+        target: &TargetName,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        batches::look_at_once(&mut tx, target, now).await?;
+        tx.commit().await
+    }
+
+    /// How many batches are open, by target.
+    pub async fn unfinished_batches(&self) -> Result<Vec<(TargetName, i64)>, StoreError> {
+        batches::unfinished_batches(&mut *self.writer().await).await
+    }
+
+    /// How long the last jobs of this target and action took, newest first, at most twenty.
+    pub async fn job_history(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+    ) -> Result<Vec<Duration>, StoreError> {
+        batches::job_history(&mut *self.writer().await, target, action).await
+    }
+
+    /// When the last `count` submit calls of a target were over, in the order in which they were
+    /// made. One whose answer is not known may have arrived only just now.
+    pub async fn recent_calls(
+        &self,
+        target: &TargetName,
+        count: u32,
+        now: UtcMillis,
+    ) -> Result<Vec<UtcMillis>, StoreError> {
+        batches::recent_calls(&mut *self.writer().await, target, count, now).await
+    }
+}
+
+// Holds, refused keys and targets.
+impl Store {
+    /// Removes the holds whose time has passed, as far as they may concern a configured target.
+    pub async fn end_past_holds(&self, now: UtcMillis) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let past = holds::find_past_holds(&mut writer, now).await?;
+        if past.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        holds::delete_holds(&mut tx, &past).await?;
+        tx.commit().await
+    }
+
+    /// Puts a hold, or renews the one of the same target, action and kind; its `since` stays.
+    pub async fn put_hold(&self, hold: &Hold) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        holds::put_hold(&mut tx, hold).await?;
+        tx.commit().await
+    }
+
+    /// Removes the holds of this kind on a target. False if there was none.
+    pub async fn lift_hold(&self, target: &TargetName, kind: HoldKind) -> Result<bool, StoreError> {
+        let mut writer = self.writer().await;
+        if !holds::is_held(&mut writer, target, kind).await? {
+            return Ok(false);
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        holds::lift_hold(&mut tx, target, kind).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Removes the hold of a budget that is looked at again; one that still binds is put again by
+    /// the next try.
+    pub async fn lift_budget(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        holds::lift_budget(&mut tx, target, action).await?;
+        tx.commit().await
+    }
+
+    /// Keys that were refused last, one for each secret. A row that a stranger spoilt says nothing.
+    pub async fn refused_keys(&self) -> Result<Vec<RefusedKey>, StoreError> {
+        holds::refused_keys(&mut *self.writer().await).await
+    }
+
+    /// Remembers that a key was refused, in place of what was known of it with this secret.
+    pub async fn note_refused_key(&self, refused: &RefusedKey) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        holds::note_refused_key(&mut tx, refused).await?;
+        tx.commit().await
+    }
+
+    /// What was known of a key with this secret says nothing any more.
+    pub async fn forget_refused_key(&self, key: &str, secret: &str) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        holds::forget_refused_key(&mut tx, key, secret).await?;
+        tx.commit().await
+    }
+
+    /// Holds these targets, which the config does not have. Returns those that were not held yet.
+    pub async fn hold_unknown_targets(
+        &self,
+        unknown: &[TargetName],
+        now: UtcMillis,
+    ) -> Result<Vec<TargetName>, StoreError> {
+        if unknown.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut writer = self.writer().await;
+        let new = holds::not_yet_held(&mut writer, unknown).await?;
+        if new.is_empty() {
+            return Ok(new);
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        holds::hold_unknown_targets(&mut tx, &new, now).await?;
+        tx.commit().await?;
+        Ok(new)
+    }
+
+    /// Looks at the next `limit` holds of unknown targets behind the one with id `after`: lets go
+    /// those whose target is among `configured`, or named by no unfinished request any more.
+    /// Returns the last id looked at; none at the end.
+    pub async fn lift_unknown_targets(
+        &self,
+        configured: &[TargetName],
+        after: i64,
+        limit: u32,
+    ) -> Result<Option<i64>, StoreError> {
+        let mut writer = self.writer().await;
+        let page = holds::page_of_unknown_targets(&mut writer, configured, after, limit).await?;
+        if !page.needless.is_empty() {
+            let mut tx = self.begin(&mut writer).await?;
+            holds::delete_holds(&mut tx, &page.needless).await?;
+            tx.commit().await?;
+        }
+        Ok(page.last)
+    }
+
+    /// Stores what is known of a configured target, for `status`, for a prune and for the next
+    /// start.
+    pub async fn note_target(&self, status: &TargetStatus<'_>) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        holds::note_target(&mut tx, status).await?;
+        tx.commit().await
+    }
+
+    /// What an earlier run had learned of this target's pace; none if it was another service,
+    /// endpoint or project then.
+    pub async fn noted_pace(
+        &self,
+        target: &TargetName,
+        origin: &Origin,
+    ) -> Result<Option<NotedPace>, StoreError> {
+        holds::noted_pace(&mut *self.writer().await, target, origin).await
+    }
+
+    /// Forgets targets that the config no longer has.
+    pub async fn forget_targets_except(&self, names: &[TargetName]) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        holds::forget_targets_except(&mut tx, names).await?;
+        tx.commit().await
+    }
+}
+
+// Upkeep.
+impl Store {
+    /// Starts watching the file for other programs' commits.
+    pub fn changes(self: &Arc<Self>) -> Changes {
+        Changes::watch(Arc::clone(self))
+    }
+
+    /// Begins a new epoch, and makes this daemon the queue's own. A copy, marked by `db backup`,
+    /// older than the epoch file, another file than that which it was written for, or without one,
+    /// has its requests put on hold and its ids moved past all that were ever given.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn begin_epoch(&self, now: UtcMillis) -> Result<Option<Restored>, StoreError> {
+        let mut writer = self.writer().await;
+        epoch::begin(self, &mut writer, now).await
+    }
+
+    /// Ends the epoch in order: a copy that was made before is an older one from now on.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn end_epoch(&self) -> Result<(), StoreError> {
+        self.raise_epoch(None).await?;
+        Ok(())
+    }
+
+    /// Raises the epoch if anything was written since `seen`; returns what is to be passed the next
+    /// time.
+    ///
+    /// # Errors
+    /// Those of the store, and `EpochFile`.
+    pub async fn raise_epoch(&self, seen: Option<(i64, i64)>) -> Result<(i64, i64), StoreError> {
+        let mut writer = self.writer().await;
+        epoch::raise(self, &mut writer, seen).await
+    }
+
+    /// Fixes the last ids that SQLite keeps, if somebody has set them back or beyond all reason: no
+    /// row could be inserted.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn fix_ids(&self, seen: &Snapshot) -> Result<(), StoreError> {
+        if epoch::are_ids_possible(seen.last, self.high_water()) {
+            return Ok(());
+        }
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        epoch::fix_ids(&mut tx, self.high_water()).await?;
+        tx.commit().await
+    }
+
+    /// Requests of batches that are done leave the line of their servers: some at a time, in quiet
+    /// moments or once there are many. True if some have left: there may be more.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn leave_line(&self, seen: &Snapshot, is_quiet: bool) -> Result<bool, StoreError> {
+        let rows_max = upkeep::leaving_rows(seen.lingering, is_quiet);
+        if rows_max == 0 {
+            return Ok(false);
+        }
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        let left = gate::leave_line(&mut tx, rows_max).await?;
+        tx.commit().await?;
+        Ok(left > 0)
+    }
+
+    /// Looks at one chunk more of what ended before `cutoff`.
+    pub async fn prune(
+        &self,
+        so_far: Prune,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<Prune, StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        let next = upkeep::prune_chunk(&mut tx, so_far.clone(), cutoff, now).await?;
+        if next.deleted_since(&so_far) {
+            tx.commit().await?;
+            upkeep::shrink(&mut writer).await?;
+        } else {
+            tx.rollback().await?;
+        }
+        Ok(next)
+    }
+
+    /// Cuts a `-wal` back that has grown beyond its limit. False if somebody was at work in it,
+    /// longer than `patience`.
+    ///
+    /// SQLite itself does so only when this connection begins the file anew; producers' connections
+    /// have no limit. While it waits, nobody else can write: so new readers read all that there is,
+    /// and once the readers from before have left, and then those that came until all was copied,
+    /// nobody is in the file any more.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn bound_wal(&self, patience: Duration) -> Result<bool, StoreError> {
+        if !upkeep::is_wal_too_large(self.path()) {
+            return Ok(true);
+        }
+        let mut writer = self.writer().await;
+        upkeep::cut_wal(self, &mut writer, patience).await
+    }
+}

@@ -9,7 +9,7 @@ use super::refusal;
 use crate::lifecycle::{BatchNext, Event, Outcome, Step};
 use crate::model::{
     AttemptResult, Batch, BatchState, CallError, Complaint, Evidence, JobStatus, LookCause, Member,
-    OwnCode, Power, PowerAction, RequestId, ServerId, ServerView, Sighting, UtcMillis,
+    OwnCode, Power, PowerAction, RequestId, ServerId, ServerView, Sighting, UtcMillis, counted,
 };
 use crate::pace;
 
@@ -267,8 +267,9 @@ fn not_carried_out(case: Case<'_>, member: &Member) -> Event {
         return again;
     }
     let message = format!(
-        "the server stayed as it was after {} calls; last: {}",
-        member.attempts, why.message
+        "the server stayed as it was after {}; last: {}",
+        counted(member.attempts, "call"),
+        why.message
     );
     Event::Ended(Outcome::failed(
         Evidence::Observed,

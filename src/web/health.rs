@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use super::{PLAIN, Site, say};
-use crate::meter::Progress;
+use crate::meter::LoopProgress;
 
 /// An idle loop makes a round every 5 s; with a locked database each statement takes another 5 s.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ fn respond(judgement: Result<String, String>) -> Response {
     say(status, PLAIN, sentence + "\n")
 }
 
-fn judge_moves(progress: &Progress, now: Instant) -> Result<String, String> {
+fn judge_moves(progress: &LoopProgress, now: Instant) -> Result<String, String> {
     let since = now.saturating_duration_since(progress.moved.unwrap_or(progress.began));
     if since < STUCK_AFTER {
         Ok(format!("ok: the loop moved {} s ago", since.as_secs()))
@@ -43,7 +43,7 @@ fn judge_moves(progress: &Progress, now: Instant) -> Result<String, String> {
 
 /// A hold does not make the daemon unready: other targets continue, and held requests wait as
 /// intended.
-fn judge_ready(progress: &Progress, now: Instant) -> Result<String, String> {
+fn judge_ready(progress: &LoopProgress, now: Instant) -> Result<String, String> {
     let Some(good) = progress.good else {
         return Err("no round has succeeded yet".to_owned());
     };
@@ -68,7 +68,7 @@ mod tests {
     fn ready_needs_a_good_round_and_healthy_only_a_moving_loop() {
         let began = Instant::now();
         let after = |seconds| began + Duration::from_secs(seconds);
-        let fresh = Progress {
+        let fresh = LoopProgress {
             began,
             moved: None,
             good: None,
@@ -81,13 +81,13 @@ mod tests {
             judge_moves(&fresh, after(61)).is_err(),
             "it never began to move"
         );
-        let good = Progress {
+        let good = LoopProgress {
             moved: Some(after(10)),
             good: Some(after(10)),
             ..fresh
         };
         assert!(judge_ready(&good, after(24)).is_ok() && judge_ready(&good, after(25)).is_err());
-        let trouble = Progress {
+        let trouble = LoopProgress {
             moved: Some(after(20)),
             trouble: true,
             ..good

@@ -30,14 +30,14 @@ use crate::meter::Meter;
 use crate::settings::{SecretRules, Settings, TargetSettings};
 use crate::store::StoreError;
 
-mod classic;
 mod health;
-mod numbers;
+mod metrics;
 mod page;
-mod single;
+mod prometheus_text;
+mod shared_read;
 
-use numbers::Reading;
-use single::Single;
+use metrics::Reading;
+use shared_read::SharedRead;
 
 /// Connections served at a time; for a further one, a connection that has not sent a request yet is
 /// dropped.
@@ -72,8 +72,8 @@ struct Site {
     status: StatusText,
     /// The targets whose secrets' age is shown.
     targets: Mutex<(Vec<TargetSettings>, SecretRules)>,
-    reading: Single<Reading>,
-    page: Single<String>,
+    reading: SharedRead<Reading>,
+    page: SharedRead<String>,
 }
 
 impl Web {
@@ -89,8 +89,8 @@ impl Web {
             database: settings.queue.database.clone(),
             status,
             targets: Mutex::new((settings.targets.clone(), rules.clone())),
-            reading: Single::default(),
-            page: Single::default(),
+            reading: SharedRead::default(),
+            page: SharedRead::default(),
         };
         Self {
             site: Arc::new(site),
@@ -223,7 +223,7 @@ async fn answer(stream: TcpStream, routes: Router, asked: Arc<AtomicBool>) {
 fn routes(site: Arc<Site>) -> Router {
     Router::new()
         .route("/", get(page::answer))
-        .route("/metrics", get(numbers::answer))
+        .route("/metrics", get(metrics::answer))
         .route("/healthz", get(health::moves))
         .route("/readyz", get(health::ready))
         .with_state(site)

@@ -266,7 +266,7 @@ pub(crate) async fn dump(connection: &mut SqliteConnection) -> String {
     format!("{requests}\nbatches\n{batches}\nholds\n{holds}")
 }
 
-/// Runs statements with the daemon's hand, which a producer does not have, in one transaction.
+/// Runs statements with the write guard, which a producer does not take, in one transaction.
 pub(crate) async fn by_hand(
     connection: &mut SqliteConnection,
     statements: &str,

@@ -11,7 +11,7 @@ use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
     AttemptResult, Batch, Evidence, JobId, Lane, Origin, RequestId, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Asked, Snapshot, Store, TakenIn, Which};
+use poweryard::store::{Claim, Snapshot, SnapshotQuery, Store, StoreError, TakenIn, Which};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tempfile::TempDir;
@@ -85,7 +85,7 @@ impl Queue {
             .unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
-    /// Runs statements with the daemon's hand, which a producer does not have.
+    /// Runs statements with the write guard, which a producer does not take.
     pub(crate) async fn try_by_hand(&mut self, sql: &str) -> Result<(), String> {
         self.sql("UPDATE queue_mark SET writing = token").await;
         let done = self.try_sql(sql).await.map(|_| ());
@@ -99,7 +99,7 @@ impl Queue {
             .unwrap_or_else(|error| panic!("{sql}\n{error}"));
     }
 
-    /// The complaint about a statement that must fail even with the daemon's hand.
+    /// The complaint about a statement that must fail even with the write guard.
     pub(crate) async fn refused_by_hand(&mut self, sql: &str) -> String {
         match self.try_by_hand(sql).await {
             Ok(()) => panic!("accepted: {sql}"),
@@ -190,10 +190,23 @@ impl Queue {
         servers_max: u32,
         now: UtcMillis,
     ) -> Option<Batch> {
-        self.store
-            .claim(lane, &origin(), Which::First(servers_max), &[], now)
-            .await
-            .expect("claim")
+        self.try_claim(lane, servers_max, now).await.expect("claim")
+    }
+
+    pub(crate) async fn try_claim(
+        &self,
+        lane: &Lane,
+        servers_max: u32,
+        now: UtcMillis,
+    ) -> Result<Option<Batch>, StoreError> {
+        let claim = Claim {
+            lane,
+            origin: &origin(),
+            which: Which::First(servers_max),
+            barred: &[],
+            now,
+        };
+        self.store.claim(&claim).await
     }
 
     /// The lanes of all targets that the queue names, counted.
@@ -209,7 +222,7 @@ impl Queue {
         targets: &[(TargetName, u32)],
         default_ttl: Option<Duration>,
     ) -> Snapshot {
-        let asked = Asked {
+        let asked = SnapshotQuery {
             default_ttl,
             targets,
             except: &BTreeSet::new(),

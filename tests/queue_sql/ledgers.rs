@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use poweryard::model::{Batch, PowerAction, RequestState, TargetName, UtcMillis};
-use poweryard::store::{NotedPace, Prune, Store, StoreError, TargetNews};
+use poweryard::store::{NotedPace, Prune, Store, StoreError, TargetNews, TargetStatus};
 
 use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
 
@@ -486,14 +486,19 @@ async fn a_prune_keeps_what_a_budget_still_counts() {
         throttles: 0,
         reads_until: None,
     };
-    let news = |span| TargetNews {
+    let mut news = TargetNews {
         configured: 50,
         pace,
-        budget_span: span,
+        budget_span: Some(24 * HOUR),
     };
     queue
         .store
-        .note_target(&default, &origin(), news(Some(24 * HOUR)), start)
+        .note_target(&TargetStatus {
+            target: &default,
+            origin: &origin(),
+            news,
+            now: start,
+        })
         .await
         .expect("noted");
     queue.insert("a", &[]).await;
@@ -505,13 +510,19 @@ async fn a_prune_keeps_what_a_budget_still_counts() {
     assert_eq!((pruned.requests, pruned.batches), (1, 0));
     let spent = queue
         .store
-        .spent(&default, PowerAction::Stop, start.before(24 * HOUR), start)
+        .spent(&default, PowerAction::Stop, start.before(24 * HOUR)..start)
         .await
         .expect("readable");
     assert_eq!(spent, [(start, 1)]);
+    news.budget_span = None;
     queue
         .store
-        .note_target(&default, &origin(), news(None), start)
+        .note_target(&TargetStatus {
+            target: &default,
+            origin: &origin(),
+            news,
+            now: start,
+        })
         .await
         .expect("noted");
     assert_eq!(
@@ -568,11 +579,7 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
         None,
         "that is no older copy"
     );
-    let which = poweryard::store::Which::First(10);
-    let claimed = queue
-        .store
-        .claim(&lanes[0], &origin(), which, &[], wall())
-        .await;
+    let claimed = queue.try_claim(&lanes[0], 10, wall()).await;
     assert!(
         matches!(claimed, Err(StoreError::TakenOver(_))),
         "{claimed:?}"
@@ -588,12 +595,12 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
         "{recorded:?}"
     );
     assert!(matches!(
-        queue.store.check_place().await,
+        queue.store.check_identity().await,
         Err(StoreError::TakenOver(_))
     ));
     assert_eq!(queue.state(first).await, RequestState::Running.as_str());
     assert_eq!(queue.state(second).await, RequestState::Queued.as_str());
-    other.check_place().await.expect("the other one goes on");
+    other.check_identity().await.expect("the other one goes on");
 }
 
 #[tokio::test]
@@ -607,13 +614,9 @@ async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() 
     fs::create_dir(&note).expect("in its way");
     let lanes = queue.lanes().await;
     for _ in 0..2 {
-        let which = poweryard::store::Which::First(10);
-        let claimed = queue
-            .store
-            .claim(&lanes[0], &origin(), which, &[], wall())
-            .await;
+        let claimed = queue.try_claim(&lanes[0], 10, wall()).await;
         assert!(
-            matches!(claimed, Err(StoreError::Unnoted { .. })),
+            matches!(claimed, Err(StoreError::EpochFile { .. })),
             "{claimed:?}"
         );
         assert_eq!(queue.state(id).await, "queued");

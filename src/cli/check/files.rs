@@ -11,7 +11,7 @@ use rustix::fs::{Access, AtFlags};
 use super::Finding;
 use crate::cli::Exit;
 use crate::cli::failure::group_name;
-use crate::store::{beside, daemon_on};
+use crate::store::{beside, daemon_on, folder_of};
 
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_READ: u32 = 0o004;
@@ -22,10 +22,7 @@ const SETGID: u32 = 0o2000;
 
 /// What the modes of the folder, the database, its `-wal` and its `-shm` mean.
 pub(super) fn findings(database: &Path) -> Vec<Finding> {
-    let folder = match database.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(database);
     let mut findings = match fs::metadata(folder) {
         Err(error) => {
             return vec![unreadable(

@@ -7,12 +7,14 @@ use std::time::Duration;
 use reqwest::{Method, Request};
 
 use super::Finding;
-use crate::cli::{Exit, args, output};
+use crate::cli::{Exit, args};
 use crate::cloud::http::{Http, Wire};
 use crate::cloud::{KeyName, PowerCloud};
 use crate::daemon::{self, refusals, refusals::RefusedCall};
 use crate::model::cloud_codes::{self, CodeOrigin};
-use crate::model::{CallError, CodeClass, Fault, ServerId, Service, TargetName, UtcMillis};
+use crate::model::{
+    CallError, CodeClass, Fault, ServerId, Service, TargetName, UtcMillis, counted,
+};
 use crate::settings::{SecretRules, Settings, TargetSettings, load_proxy_password};
 use crate::store::client::Access;
 use crate::store::{QueueClient, RefusedKey};
@@ -62,7 +64,7 @@ impl<'a> Keys<'a> {
     /// tried.
     pub(super) fn refusal(&self, key: &KeyName, now: UtcMillis) -> Option<(String, String)> {
         if let Some(refused) = refusals::own_refusal(key, &self.refused, now) {
-            let times = output::count(refused.refusals as usize, "time");
+            let times = counted(refused.refusals, "time");
             let finding = format!("its key was refused {times} in a row ({})", refused.reason);
             let fix = format!(
                 "fix the key, or wait until {}; otherwise the cloud may lock it",

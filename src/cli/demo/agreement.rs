@@ -24,21 +24,24 @@ pub(super) fn disagreements(
         .iter()
         .map(|server| ((server.service, &server.server_id), server.power))
         .collect();
-    let judge = |row: &RequestRecord| {
+    let mut disagreements = Vec::new();
+    for row in rows {
         let server = ServerId(row.server_id.clone());
         let wrong = match service(&row.target).map(|service| (service, &server)) {
             Some(server) => {
                 let done = done.get(&server).map_or(&[][..], Vec::as_slice);
-                disagreement(row, done, power.get(&server).copied())?
+                disagreement(row, done, power.get(&server).copied())
             }
-            None => "there is no such target".to_owned(),
+            None => Some("there is no such target".to_owned()),
         };
-        Some(format!(
-            "request {} ({} of {}) is {}, but {wrong}",
-            row.id, row.action, row.server_id, row.state
-        ))
-    };
-    rows.iter().filter_map(judge).collect()
+        if let Some(wrong) = wrong {
+            disagreements.push(format!(
+                "request {} ({} of {}) is {}, but {wrong}",
+                row.id, row.action, row.server_id, row.state
+            ));
+        }
+    }
+    disagreements
 }
 
 /// What contradicts a row, if anything does.

@@ -66,13 +66,14 @@ fn bars(counts: &BTreeMap<&str, u64>) -> BTreeMap<String, ProgressBar> {
     });
     let style = ProgressStyle::with_template("{prefix:16} {bar:40} {pos}/{len} ended, {elapsed}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = |(target, count): (&&str, &u64)| {
+    let mut bars = BTreeMap::new();
+    for (target, count) in counts {
         let bar = ProgressBar::new(*count)
             .with_style(style.clone())
             .with_prefix((*target).to_owned());
-        ((*target).to_owned(), all.add(bar))
-    };
-    counts.iter().map(bar).collect()
+        bars.insert((*target).to_owned(), all.add(bar));
+    }
+    bars
 }
 
 /// How many requests of each target ended in which way.

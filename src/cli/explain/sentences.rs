@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::cli::output;
 use crate::cli::pause::resume_command;
 use crate::model::{
-    BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis,
+    BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis, counted,
 };
 use crate::plan;
 use crate::store::client::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
@@ -294,7 +293,7 @@ fn go_first(ahead: u64) -> String {
 
 /// Such as `1 server`.
 fn servers(batch: &BatchRecord) -> String {
-    output::count(usize::try_from(batch.server_count).unwrap_or(0), "server")
+    counted(batch.server_count, "server")
 }
 
 /// A text that a full stop follows, without its own.

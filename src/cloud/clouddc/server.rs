@@ -58,12 +58,7 @@ pub fn read_show(answer: &Answer, asked: &ServerId, now: UtcMillis) -> Result<Si
     let shown = bare.or_else(|| {
         Some(answer.success::<Wrapped<'_>>()?.server).filter(CloudDcServerBody::says_something)
     });
-    let asked_for = |body: &CloudDcServerBody<'_>| {
-        body.id
-            .get()
-            .is_none_or(|id| id.eq_ignore_ascii_case(&asked.0))
-    };
-    if let Some(body) = shown.filter(asked_for) {
+    if let Some(body) = shown.filter(|body| body.may_be_about(asked)) {
         return Ok(Sighting::Present(body.view()));
     }
     let error = answer.error_of(Service::CloudDc, CallKind::Read, now);
@@ -141,6 +136,13 @@ struct CloudDcServerBody<'a> {
 }
 
 impl CloudDcServerBody<'_> {
+    /// True if it shows this server, or does not say which one it shows.
+    fn may_be_about(&self, server: &ServerId) -> bool {
+        self.id
+            .get()
+            .is_none_or(|id| id.eq_ignore_ascii_case(&server.0))
+    }
+
     fn says_something(&self) -> bool {
         [&self.id, &self.power_state, &self.operation_state]
             .iter()
@@ -201,23 +203,26 @@ fn read_operation(word: Option<&str>) -> (Option<Operation>, Option<Activity>) {
     let Some(word) = word else {
         return (None, None);
     };
-    let split = |action: &PowerAction| {
-        let prefix = operation_prefix(*action);
-        let (start, end) = word.split_at_checked(prefix.len())?;
-        start.eq_ignore_ascii_case(prefix).then_some((*action, end))
-    };
-    let Some((action, end)) = PowerAction::ALL.iter().find_map(split) else {
+    let mut actions = PowerAction::ALL.iter();
+    let Some((action, end)) = actions.find_map(|action| split_operation(word, *action)) else {
         return (None, Some(Activity::Other));
     };
-    let of = |status| Some(Operation { action, status });
-    match end {
+    let (status, activity) = match end {
         _ if end.eq_ignore_ascii_case("processing") => {
-            (of(JobStatus::Pending), Some(action.transition()))
+            (JobStatus::Pending, Some(action.transition()))
         }
-        _ if end.eq_ignore_ascii_case("succeed") => (of(JobStatus::Succeeded), None),
-        _ if end.eq_ignore_ascii_case("failed") => (of(JobStatus::Failed), None),
-        _ => (None, Some(Activity::Other)),
-    }
+        _ if end.eq_ignore_ascii_case("succeed") => (JobStatus::Succeeded, None),
+        _ if end.eq_ignore_ascii_case("failed") => (JobStatus::Failed, None),
+        _ => return (None, Some(Activity::Other)),
+    };
+    (Some(Operation { action, status }), activity)
+}
+
+/// The action and how far its operation is, if `word` is about this action.
+fn split_operation(word: &str, action: PowerAction) -> Option<(PowerAction, &str)> {
+    let prefix = operation_prefix(action);
+    let (start, end) = word.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some((action, end))
 }
 
 /// How the words for an operation begin.

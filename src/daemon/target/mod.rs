@@ -16,7 +16,7 @@ use crate::model::{
 };
 use crate::pace::{LookTimes, Pace};
 use crate::settings::TargetSettings;
-use crate::store::{Store, StoreError, TargetNews};
+use crate::store::{Store, StoreError, TargetNews, TargetStatus};
 use crate::verdict::Rules;
 use baselines::Baselines;
 use health::Health;
@@ -483,7 +483,13 @@ pub(super) async fn store_news(
     for (name, target) in targets {
         let news = target.news();
         if target.noted != Some(news) {
-            store.note_target(name, &target.origin, news, now).await?;
+            let status = TargetStatus {
+                target: name,
+                origin: &target.origin,
+                news,
+                now,
+            };
+            store.note_target(&status).await?;
             target.noted = Some(news);
         }
     }

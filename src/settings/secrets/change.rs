@@ -11,7 +11,7 @@ use secrecy::zeroize::Zeroizing;
 
 use super::{SECRET_BYTES_MAX, SecretRules, paths};
 use crate::settings::TargetSettings;
-use crate::settings::digest::salted_digest;
+use crate::settings::secret_digest::salted_digest;
 
 /// The metadata of the files that the secrets were read from: unequal once a file is replaced,
 /// changed, or made readable to others.
@@ -42,13 +42,12 @@ impl SecretStamp {
     }
 
     pub(super) fn of(paths: Vec<PathBuf>) -> Self {
-        let stamp = |path: PathBuf| {
-            (
-                path.clone(),
-                fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta)),
-            )
-        };
-        Self(paths.into_iter().map(stamp).collect())
+        let mut stamps = Vec::with_capacity(paths.len());
+        for path in paths {
+            let stamp = fs::metadata(&path).ok().map(|meta| FileStamp::of(&meta));
+            stamps.push((path, stamp));
+        }
+        Self(stamps)
     }
 
     /// When the newest of the files was written; none if none is there.
@@ -92,8 +91,12 @@ impl SecretContent {
     }
 
     pub(super) fn of(paths: Vec<PathBuf>) -> Self {
-        let digest = |path: PathBuf| (path.clone(), digest_of(&path));
-        Self(paths.into_iter().map(digest).collect())
+        let mut digests = Vec::with_capacity(paths.len());
+        for path in paths {
+            let digest = digest_of(&path);
+            digests.push((path, digest));
+        }
+        Self(digests)
     }
 }
 

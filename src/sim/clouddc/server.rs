@@ -100,10 +100,11 @@ impl Server {
 
     /// Applies an operation that has ended by `now`.
     pub(super) fn settle(&mut self, now: UtcMillis) {
-        let has_ended = |operation: &mut Operation| operation.end.is_some_and(|end| end <= now);
         let Some(Operation {
             action, failure, ..
-        }) = self.operation.take_if(has_ended)
+        }) = self
+            .operation
+            .take_if(|operation| operation.end.is_some_and(|end| end <= now))
         else {
             return;
         };
@@ -157,24 +158,27 @@ impl Server {
                 }
             }
             Some(_) | None => {
-                let phase = |last: &Ended| {
-                    if last.failure.is_some() {
-                        "failed"
-                    } else {
-                        "succeed"
-                    }
-                };
-                let word = |last: &Ended| OperationState {
-                    action: last.action,
-                    phase: phase(last),
-                };
                 let failure = self.last.as_ref().and_then(|last| last.failure.as_ref());
                 Shown {
                     power_state,
-                    operation_state: self.last.as_ref().map(word),
+                    operation_state: self.last.as_ref().map(Ended::operation_state),
                     failure,
                 }
             }
+        }
+    }
+}
+
+impl Ended {
+    fn operation_state(&self) -> OperationState {
+        let phase = if self.failure.is_some() {
+            "failed"
+        } else {
+            "succeed"
+        };
+        OperationState {
+            action: self.action,
+            phase,
         }
     }
 }

@@ -16,11 +16,13 @@ pub(in crate::sim) fn read_faults<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<Fault>, D::Error> {
     let tables = Vec::<FaultTable>::deserialize(deserializer)?;
-    let read = |(table, place): (FaultTable, usize)| {
-        Fault::try_from(table)
-            .map_err(|reason| D::Error::custom(format!("fault {place}: {reason}")))
-    };
-    tables.into_iter().zip(1..).map(read).collect()
+    let mut faults = Vec::with_capacity(tables.len());
+    for (table, number) in tables.into_iter().zip(1..) {
+        let fault = Fault::try_from(table)
+            .map_err(|reason| D::Error::custom(format!("fault {number}: {reason}")))?;
+        faults.push(fault);
+    }
+    Ok(faults)
 }
 
 /// The file's shape of a fault: all keys of all kinds.

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::values::{Chance, Span, Unset};
+use super::field_types::{Chance, Span, Unset};
 
 /// `[bms]`: servers and jobs of the Bare Metal Server service, and the answers that its documents
 /// leave open.

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::values::{Chance, Span, Unset};
+use super::field_types::{Chance, Span, Unset};
 use crate::model::PowerAction;
 
 /// `[clouddc]`: servers and operations of the Cloud Data Center service.

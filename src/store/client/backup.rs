@@ -2,143 +2,119 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::QueueClient;
 use crate::model::UtcMillis;
 use crate::store::StoreError;
 use crate::store::sqlite::upkeep::{self, Prune};
-use crate::store::sqlite::{file, hand, rows, text};
+use crate::store::sqlite::{file, rows, text, write_guard};
 
-impl QueueClient {
-    /// Writes a consistent copy to `to`, checks it, and puts it in place in one step: mode 0600,
-    /// marked as a copy, so that a daemon that is started on it puts its requests on hold. Nobody
-    /// waits for it.
-    ///
-    /// # Errors
-    /// `Unusable` when the copy cannot be written; `Corrupt` when the queue is damaged; `Refused`
-    /// when `to` is the queue itself. No copy is left then.
-    pub async fn backup(&mut self, to: &Path, now: UtcMillis) -> Result<(), StoreError> {
-        if file::identity(to)
-            .is_ok_and(|identity| file::identity(&self.path).is_ok_and(|own| own == identity))
-        {
-            return Err(StoreError::Refused(format!(
-                "{} is the queue itself; name another file for the copy",
-                to.display()
-            )));
-        }
-        let mut partial = to.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let outcome = self.write_backup(&partial, to, now).await;
-        if outcome.is_err() {
-            // What is wrong has been said; a rest of the copy helps nobody.
-            let _ = fs::remove_file(&partial);
-        }
-        outcome
+pub(super) async fn backup(
+    connection: &mut SqliteConnection,
+    queue: &Path,
+    to: &Path,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    if file::id_of(to).is_ok_and(|id| file::id_of(queue).is_ok_and(|own| own == id)) {
+        return Err(StoreError::Refused(format!(
+            "{} is the queue itself; name another file for the copy",
+            to.display()
+        )));
     }
+    let partial = file::beside(to, ".partial");
+    let outcome = write_backup(connection, &partial, to, now).await;
+    if outcome.is_err() {
+        // What is wrong has been said; a rest of the copy helps nobody.
+        let _ = fs::remove_file(&partial);
+    }
+    outcome
+}
 
-    async fn write_backup(
-        &mut self,
-        partial: &Path,
-        to: &Path,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        let unusable = |source| StoreError::Unusable {
-            path: to.to_owned(),
-            source,
-        };
-        match fs::remove_file(partial) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(unusable(error));
-            }
-            _ => {}
-        }
-        // SQLite takes an empty file, and so its mode.
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(partial)
-            .map_err(unusable)?;
-        sqlx::query("VACUUM INTO ?")
-            .bind(partial.to_string_lossy())
-            .execute(&mut self.connection)
+async fn write_backup(
+    connection: &mut SqliteConnection,
+    partial: &Path,
+    to: &Path,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    create_private(partial).map_err(|error| StoreError::unusable(to, error))?;
+    sqlx::query("VACUUM INTO ?")
+        .bind(partial.to_string_lossy())
+        .execute(&mut *connection)
+        .await?;
+    mark(partial, now).await?;
+    put_in_place(partial, to).map_err(|error| StoreError::unusable(to, error))
+}
+
+/// SQLite takes an empty file, and so its mode.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(())
+}
+
+fn put_in_place(partial: &Path, to: &Path) -> std::io::Result<()> {
+    File::open(partial)?.sync_all()?;
+    fs::rename(partial, to)?;
+    File::open(file::folder_of(to))?.sync_all()
+}
+
+pub(super) async fn last_intent(
+    connection: &mut SqliteConnection,
+) -> Result<Option<UtcMillis>, StoreError> {
+    let last: Option<String> =
+        sqlx::query_scalar("SELECT intent_at FROM batches ORDER BY id DESC LIMIT 1")
+            .fetch_optional(&mut *connection)
             .await?;
-        mark(partial, now).await?;
-        File::open(partial)
-            .and_then(|file| file.sync_all())
-            .map_err(unusable)?;
-        fs::rename(partial, to).map_err(unusable)?;
-        let folder = to
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(unusable)
-    }
+    Ok(rows::readable_time(last))
+}
 
-    /// When the batch was made that came last. None if there is none, or its time does not read.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn last_intent(&mut self) -> Result<Option<UtcMillis>, StoreError> {
-        let last: Option<String> =
-            sqlx::query_scalar("SELECT intent_at FROM batches ORDER BY id DESC LIMIT 1")
-                .fetch_optional(&mut self.connection)
-                .await?;
-        Ok(rows::readable_time(last))
-    }
+pub(super) async fn prune(
+    connection: &mut SqliteConnection,
+    so_far: Prune,
+    cutoff: UtcMillis,
+    now: UtcMillis,
+) -> Result<Prune, StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    write_guard::acquire(&mut tx).await?;
+    let next = upkeep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
+    write_guard::release(&mut tx).await?;
+    tx.commit().await?;
+    upkeep::shrink(&mut *connection).await?;
+    Ok(next)
+}
 
-    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn prune(
-        &mut self,
-        so_far: Prune,
-        cutoff: UtcMillis,
-        now: UtcMillis,
-    ) -> Result<Prune, StoreError> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        hand::borrow(&mut tx).await?;
-        let next = upkeep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
-        hand::give_back(&mut tx).await?;
-        tx.commit().await?;
-        upkeep::shrink(&mut self.connection).await?;
-        Ok(next)
+pub(super) async fn release(
+    connection: &mut SqliteConnection,
+    drop: bool,
+) -> Result<Option<u64>, StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    write_guard::acquire(&mut tx).await?;
+    let lifted = sqlx::query("DELETE FROM holds WHERE kind = 'restored'")
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+    let mut cancelled = 0;
+    if drop && lifted > 0 {
+        let dropped = sqlx::query(
+            "UPDATE power_requests SET state = 'cancelled'
+             WHERE state = 'queued' AND id <= (SELECT restored_last_id FROM queue_mark)",
+        );
+        cancelled = dropped.execute(&mut *tx).await?.rows_affected();
     }
-
-    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns
-    /// how many requests were cancelled; none if there is no such hold.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn release(&mut self, drop: bool) -> Result<Option<u64>, StoreError> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        hand::borrow(&mut tx).await?;
-        let lifted = sqlx::query("DELETE FROM holds WHERE kind = 'restored'")
-            .execute(&mut *tx)
-            .await?
-            .rows_affected();
-        let cancelled = match drop && lifted > 0 {
-            true => {
-                let dropped = sqlx::query(
-                    "UPDATE power_requests SET state = 'cancelled'
-                     WHERE state = 'queued' AND id <= (SELECT restored_last_id FROM queue_mark)",
-                );
-                dropped.execute(&mut *tx).await?.rows_affected()
-            }
-            false => 0,
-        };
-        hand::give_back(&mut tx).await?;
-        tx.commit().await?;
-        Ok((lifted > 0).then_some(cancelled))
-    }
+    write_guard::release(&mut tx).await?;
+    tx.commit().await?;
+    Ok((lifted > 0).then_some(cancelled))
 }
 
 /// Marks a copy as one, and checks it from end to end.
@@ -151,12 +127,12 @@ async fn mark(copy: &Path, now: UtcMillis) -> Result<(), StoreError> {
         .connect()
         .await
         .map_err(|error| StoreError::opening(copy, error))?;
-    hand::borrow(&mut connection).await?;
+    write_guard::acquire(&mut connection).await?;
     sqlx::query("UPDATE queue_mark SET copied_at = ?")
         .bind(text(now))
         .execute(&mut connection)
         .await?;
-    hand::give_back(&mut connection).await?;
+    write_guard::release(&mut connection).await?;
     let found: String = sqlx::query_scalar("PRAGMA integrity_check")
         .fetch_one(&mut connection)
         .await?;

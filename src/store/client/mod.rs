@@ -1,7 +1,8 @@
 //! The commands' side of the queue: clients like any producer. Creates nothing, changes no pragma
 //! that stays in the file, and stays away from what only the daemon writes.
 //!
-//! Values that strangers wrote are read as bytes and shown as well as they go; one odd value never
+//! Here is what a command can do; the SQL of it is in plain functions over a connection, by what
+//! they are about. Values that strangers wrote are read as bytes and shown as well as they go; one odd value never
 //! hides the rest.
 
 use std::path::{Path, PathBuf};
@@ -9,14 +10,16 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::StoreError;
 use super::sqlite::{BUSY_TIMEOUT, schema};
+use super::{Prune, RefusedKey, StoreError};
+use crate::model::{Hold, PowerAction, TargetName, UtcMillis};
+use std::collections::BTreeMap;
 
 mod backup;
-mod keys;
 mod overview;
 mod read;
 mod records;
+mod refused_keys;
 mod write;
 
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
@@ -96,8 +99,244 @@ impl QueueClient {
     }
 }
 
-/// For `json_each`.
-fn id_list(ids: &[i64]) -> String {
-    let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
-    format!("[{}]", ids.join(","))
+// Reading.
+impl QueueClient {
+    /// Requests that match, newest first.
+    pub async fn list(&mut self, filter: &Filter) -> Result<Vec<RequestRecord>, StoreError> {
+        read::list_requests(&mut self.connection, filter).await
+    }
+
+    /// One request.
+    ///
+    /// # Errors
+    /// `NoSuchRequest`.
+    pub async fn request(&mut self, id: i64) -> Result<RequestRecord, StoreError> {
+        read::request(&mut self.connection, id).await
+    }
+
+    /// Those of `ids` that have not succeeded (yet), in the order of their ids.
+    pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
+        read::not_succeeded(&mut self.connection, ids).await
+    }
+
+    /// What a request was carried by, oldest first.
+    pub async fn attempts(&mut self, request: i64) -> Result<Vec<AttemptRecord>, StoreError> {
+        read::attempts(&mut self.connection, request).await
+    }
+
+    /// One batch.
+    pub async fn batch(&mut self, id: i64) -> Result<Option<BatchRecord>, StoreError> {
+        read::batch(&mut self.connection, id).await
+    }
+
+    /// The reason that `power_waiting` gives; none if the request is not queued.
+    pub async fn waiting_reason(&mut self, id: i64) -> Result<Option<String>, StoreError> {
+        read::waiting_reason(&mut self.connection, id).await
+    }
+
+    /// All holds whose time has not passed.
+    pub async fn holds(&mut self, now: UtcMillis) -> Result<Vec<HoldRecord>, StoreError> {
+        read::holds(&mut self.connection, now).await
+    }
+
+    /// Refuses a list of ids of which one is unknown.
+    ///
+    /// # Errors
+    /// `NoSuchRequest` for the first such id.
+    pub async fn require_ids(&mut self, ids: &[i64]) -> Result<(), StoreError> {
+        read::require_ids(&mut self.connection, ids).await
+    }
+
+    /// All requests that are unfinished now or were inserted at `since` or later.
+    pub async fn to_follow(&mut self, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
+        read::to_follow(&mut self.connection, since).await
+    }
+
+    /// The requests with this label: those to wait for, which are all that are unfinished, and
+    /// those that count, which are the newest ones of each server. What ended before `since` is in
+    /// neither. None if no request has the label.
+    pub async fn labelled(
+        &mut self,
+        label: &str,
+        since: Option<&str>,
+    ) -> Result<Option<Labelled>, StoreError> {
+        read::labelled(&mut self.connection, label, since).await
+    }
+
+    /// How many requests of the same target and action go before this one; none if it is not ready
+    /// to go.
+    pub async fn place_in_lane(&mut self, id: i64) -> Result<Option<i64>, StoreError> {
+        read::place_in_lane(&mut self.connection, id).await
+    }
+
+    /// Those of `ids` that have not ended.
+    pub async fn unfinished(&mut self, ids: &[i64]) -> Result<Vec<i64>, StoreError> {
+        read::unfinished(&mut self.connection, ids).await
+    }
+
+    /// What the producers of `ids` wrote beside them, by id; those that are gone are left out.
+    pub async fn producer_notes(
+        &mut self,
+        ids: &[i64],
+    ) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
+        read::producer_notes(&mut self.connection, ids).await
+    }
+
+    /// How many of `ids` are in each state, and how they ended.
+    pub async fn outcome_counts(&mut self, ids: &[i64]) -> Result<Vec<OutcomeCount>, StoreError> {
+        read::outcome_counts(&mut self.connection, ids).await
+    }
+
+    /// A time as a producer may write it, in the queue's own form; none if the schema would refuse
+    /// it.
+    pub async fn read_time(&mut self, time: &str) -> Result<Option<String>, StoreError> {
+        read::read_time(&mut self.connection, time).await
+    }
+}
+
+// The queue as a whole.
+impl QueueClient {
+    /// Unfinished requests by target, action and state.
+    pub async fn overview(&mut self) -> Result<Vec<OverviewCount>, StoreError> {
+        overview::overview(&mut self.connection).await
+    }
+
+    /// The oldest request that could go, for each target and action that has one. Holds are not
+    /// looked at.
+    pub async fn oldest_ready(&mut self) -> Result<Vec<OldestReady>, StoreError> {
+        overview::oldest_ready(&mut self.connection).await
+    }
+
+    /// Batches that are not done, the next to be looked at first.
+    pub async fn open_batches(&mut self) -> Result<Vec<BatchRecord>, StoreError> {
+        overview::open_batches(&mut self.connection).await
+    }
+
+    /// Every target that the daemon has noted. No target makes more than 6000 calls a minute, so
+    /// that many are read.
+    pub async fn targets(&mut self, now: UtcMillis) -> Result<Vec<TargetNote>, StoreError> {
+        overview::targets(&mut self.connection, now).await
+    }
+}
+
+// Writing.
+impl QueueClient {
+    /// Inserts requests and returns their ids in the same order. With `if_absent`, a request whose
+    /// key exists is not inserted, and the id of the one that has it is returned in its place; the
+    /// second value says how many those are.
+    ///
+    /// # Errors
+    /// `Refused` names the first server that the schema refuses; nothing is inserted then.
+    pub async fn enqueue(
+        &mut self,
+        requests: &[NewRequest],
+        if_absent: bool,
+    ) -> Result<(Vec<i64>, usize), StoreError> {
+        write::enqueue(&mut self.connection, requests, if_absent).await
+    }
+
+    /// Cancels those of `ids` that are queued.
+    ///
+    /// # Errors
+    /// `NoSuchRequest`: nothing is cancelled then.
+    pub async fn cancel(&mut self, ids: &[i64]) -> Result<Cancelled, StoreError> {
+        write::cancel(&mut self.connection, ids).await
+    }
+
+    /// Cancels what is queued with this label; what is on its way is kept, and listed.
+    pub async fn cancel_label(&mut self, label: &str) -> Result<Cancelled, StoreError> {
+        write::cancel_label(&mut self.connection, label).await
+    }
+
+    /// Inserts a new request for each that the filter finds and that `skip` has no reason against.
+    /// Server, action, target, priority and label are copied.
+    ///
+    /// # Errors
+    /// `NoSuchRequest` for an unknown id: nothing is inserted then.
+    pub async fn retry(
+        &mut self,
+        filter: &RetryFilter,
+        requested_by: Option<&str>,
+        skip: impl Fn(&RetryCandidate) -> Option<String>,
+    ) -> Result<Retried, StoreError> {
+        write::retry(&mut self.connection, filter, requested_by, skip).await
+    }
+
+    /// Puts an operator's hold. False if the same one stood already.
+    pub async fn pause(&mut self, hold: &Hold) -> Result<bool, StoreError> {
+        write::pause(&mut self.connection, hold).await
+    }
+
+    /// Removes the operator's hold on exactly this `target`, `action` and `label` (none: the one on
+    /// all of them). Returns how many that were.
+    pub async fn resume(
+        &mut self,
+        target: Option<&TargetName>,
+        action: Option<PowerAction>,
+        label: Option<&str>,
+    ) -> Result<u64, StoreError> {
+        write::resume(&mut self.connection, target, action, label).await
+    }
+
+    /// Removes every hold of an operator. Returns how many.
+    pub async fn resume_all(&mut self) -> Result<u64, StoreError> {
+        write::resume_all(&mut self.connection).await
+    }
+}
+
+// Refused keys.
+impl QueueClient {
+    /// Keys that were refused last, one for each secret.
+    pub async fn refused_keys(&mut self) -> Result<Vec<RefusedKey>, StoreError> {
+        refused_keys::refused_keys(&mut self.connection).await
+    }
+
+    /// Counts a refusal, so that the daemon's next start knows of it.
+    pub async fn note_refused_key(&mut self, refused: &RefusedKey) -> Result<(), StoreError> {
+        refused_keys::note_refused_key(&mut self.connection, refused).await
+    }
+}
+
+// What the `db` commands do.
+impl QueueClient {
+    /// Writes a consistent copy to `to`, checks it, and puts it in place in one step: mode 0600,
+    /// marked as a copy, so that a daemon that is started on it puts its requests on hold. Nobody
+    /// waits for it.
+    ///
+    /// # Errors
+    /// `Unusable` when the copy cannot be written; `Corrupt` when the queue is damaged; `Refused`
+    /// when `to` is the queue itself. No copy is left then.
+    pub async fn backup(&mut self, to: &Path, now: UtcMillis) -> Result<(), StoreError> {
+        backup::backup(&mut self.connection, &self.path, to, now).await
+    }
+
+    /// When the batch was made that came last. None if there is none, or its time does not read.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn last_intent(&mut self) -> Result<Option<UtcMillis>, StoreError> {
+        backup::last_intent(&mut self.connection).await
+    }
+
+    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn prune(
+        &mut self,
+        so_far: Prune,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<Prune, StoreError> {
+        backup::prune(&mut self.connection, so_far, cutoff, now).await
+    }
+
+    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns
+    /// how many requests were cancelled; none if there is no such hold.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn release(&mut self, drop: bool) -> Result<Option<u64>, StoreError> {
+        backup::release(&mut self.connection, drop).await
+    }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::FromRow;
+use sqlx::sqlite::SqliteConnection;
 
-use super::{BatchRecord, QueueClient};
+use super::BatchRecord;
 use crate::model::UtcMillis;
 use crate::store::StoreError;
 use crate::store::sqlite::text;
@@ -65,7 +66,7 @@ pub struct TargetNote {
     pub updated_at: String,
 }
 
-/// How many requests stand or ended in one way.
+/// How many requests are in one state, or ended in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct OutcomeCount {
     /// State.
@@ -74,58 +75,61 @@ pub struct OutcomeCount {
     pub evidence: Option<String>,
     /// The cloud's code or ours.
     pub error_code: Option<String>,
-    /// So many.
+    /// How many.
     pub count: i64,
     /// The first of them.
     pub first_id: i64,
 }
 
-impl QueueClient {
-    /// Unfinished requests by target, action and state.
-    pub async fn overview(&mut self) -> Result<Vec<OverviewCount>, StoreError> {
-        Ok(sqlx::query_as(
+pub(super) async fn overview(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<OverviewCount>, StoreError> {
+    Ok(
+        sqlx::query_as(
             "SELECT target, action, state, count, oldest_created_at FROM queue_overview",
         )
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
+        .fetch_all(&mut *connection)
+        .await?,
+    )
+}
 
-    /// The oldest request that could go, for each target and action that has one. Holds are not
-    /// looked at.
-    pub async fn oldest_ready(&mut self) -> Result<Vec<OldestReady>, StoreError> {
-        let mut ready: Vec<OldestReady> = sqlx::query_as(
-            "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
-             FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
-                   WHERE gate = 'ready' GROUP BY target, action) oldest
-             JOIN power_requests r ON r.id = oldest.id",
-        )
-        .fetch_all(&mut self.connection)
-        .await?;
-        ready.sort_unstable_by_key(|ready| ready.id);
-        Ok(ready)
-    }
+pub(super) async fn oldest_ready(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<OldestReady>, StoreError> {
+    let mut ready: Vec<OldestReady> = sqlx::query_as(
+        "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
+         FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
+               WHERE gate = 'ready' GROUP BY target, action) oldest
+         JOIN power_requests r ON r.id = oldest.id",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    ready.sort_unstable_by_key(|ready| ready.id);
+    Ok(ready)
+}
 
-    /// Batches that are not done, the next to be looked at first.
-    pub async fn open_batches(&mut self) -> Result<Vec<BatchRecord>, StoreError> {
-        Ok(
-            sqlx::query_as("SELECT * FROM batches WHERE state <> 'done' ORDER BY next_look_at")
-                .fetch_all(&mut self.connection)
-                .await?,
-        )
-    }
+pub(super) async fn open_batches(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<BatchRecord>, StoreError> {
+    Ok(
+        sqlx::query_as("SELECT * FROM batches WHERE state <> 'done' ORDER BY next_look_at")
+            .fetch_all(&mut *connection)
+            .await?,
+    )
+}
 
-    /// Every target that the daemon has noted. No target makes more than 6000 calls a minute, so
-    /// that many are read.
-    pub async fn targets(&mut self, now: UtcMillis) -> Result<Vec<TargetNote>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
-                    (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
-                                           ORDER BY b.id DESC LIMIT 6000)
-                     WHERE intent_at > ?) AS calls_last_minute, t.updated_at
-             FROM targets t ORDER BY t.target",
-        )
-        .bind(text(now.before(Duration::from_secs(60))))
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
+pub(super) async fn targets(
+    connection: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<Vec<TargetNote>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
+                (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
+                                       ORDER BY b.id DESC LIMIT 6000)
+                 WHERE intent_at > ?) AS calls_last_minute, t.updated_at
+         FROM targets t ORDER BY t.target",
+    )
+    .bind(text(now.before(Duration::from_secs(60))))
+    .fetch_all(&mut *connection)
+    .await?)
 }

@@ -6,12 +6,10 @@ use std::collections::BTreeMap;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 
-use super::{
-    AttemptRecord, BatchRecord, HoldRecord, OutcomeCount, ProducerNote, QueueClient, RequestRecord,
-    id_list,
-};
+use super::{AttemptRecord, BatchRecord, HoldRecord, OutcomeCount, ProducerNote, RequestRecord};
 use crate::model::{RequestState, UtcMillis};
 use crate::store::StoreError;
+use crate::store::sqlite::rows::list;
 use crate::store::sqlite::text;
 
 /// Which requests to list; an absent or empty field leaves nothing out.
@@ -25,7 +23,7 @@ pub struct Filter {
     pub label: Option<String>,
     /// For this server; compared without case.
     pub server: Option<String>,
-    /// At most so many.
+    /// At most this many.
     pub limit: u32,
 }
 
@@ -42,223 +40,225 @@ pub struct Labelled {
 const UNFINISHED: &str = "SELECT id FROM power_requests WHERE in_line = 1 AND finished_at IS NULL
      UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL";
 
-impl QueueClient {
-    /// Requests that match, newest first.
-    pub async fn list(&mut self, filter: &Filter) -> Result<Vec<RequestRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM power_requests WHERE 1");
-        if !filter.states.is_empty() {
-            push_states(&mut query, &filter.states);
+pub(super) async fn list_requests(
+    connection: &mut SqliteConnection,
+    filter: &Filter,
+) -> Result<Vec<RequestRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM power_requests WHERE 1");
+    if !filter.states.is_empty() {
+        push_states(&mut query, &filter.states);
+    }
+    if let Some(target) = &filter.target {
+        query.push(" AND target = ").push_bind(target.clone());
+    }
+    if let Some(label) = &filter.label {
+        query.push(" AND label = ").push_bind(label.clone());
+    }
+    if let Some(server) = &filter.server {
+        // Each third has an index of its own.
+        let thirds = [
+            " AND id IN (SELECT id FROM power_requests WHERE in_line = 1 AND server_id = ",
+            " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND server_id = ",
+            " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NULL AND server_id = ",
+        ];
+        for third in thirds {
+            query.push(third).push_bind(server.clone());
         }
-        if let Some(target) = &filter.target {
-            query.push(" AND target = ").push_bind(target.clone());
-        }
-        if let Some(label) = &filter.label {
-            query.push(" AND label = ").push_bind(label.clone());
-        }
-        if let Some(server) = &filter.server {
-            // Each third has an index of its own.
-            let thirds = [
-                " AND id IN (SELECT id FROM power_requests WHERE in_line = 1 AND server_id = ",
-                " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND server_id = ",
-                " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NULL AND server_id = ",
-            ];
-            for third in thirds {
-                query.push(third).push_bind(server.clone());
-            }
-            query.push(")");
-        }
-        query
-            .push(" ORDER BY id DESC LIMIT ")
-            .push_bind(i64::from(filter.limit));
-        Ok(query
-            .build_query_as()
-            .fetch_all(&mut self.connection)
-            .await?)
+        query.push(")");
     }
+    query
+        .push(" ORDER BY id DESC LIMIT ")
+        .push_bind(i64::from(filter.limit));
+    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
+}
 
-    /// One request.
-    ///
-    /// # Errors
-    /// `NoSuchRequest`.
-    pub async fn request(&mut self, id: i64) -> Result<RequestRecord, StoreError> {
-        let found = sqlx::query_as("SELECT * FROM power_requests WHERE id = ?").bind(id);
-        found
-            .fetch_optional(&mut self.connection)
-            .await?
-            .ok_or(StoreError::NoSuchRequest(id))
-    }
+pub(super) async fn request(
+    connection: &mut SqliteConnection,
+    id: i64,
+) -> Result<RequestRecord, StoreError> {
+    let found = sqlx::query_as("SELECT * FROM power_requests WHERE id = ?").bind(id);
+    found
+        .fetch_optional(&mut *connection)
+        .await?
+        .ok_or(StoreError::NoSuchRequest(id))
+}
 
-    /// Those of `ids` that have not succeeded (yet), in the order of their ids.
-    pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT * FROM power_requests
-             WHERE id IN (SELECT value FROM json_each(?)) AND state <> 'succeeded' ORDER BY id",
-        )
-        .bind(id_list(ids))
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
+pub(super) async fn not_succeeded(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<RequestRecord>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT * FROM power_requests
+         WHERE id IN (SELECT value FROM json_each(?)) AND state <> 'succeeded' ORDER BY id",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *connection)
+    .await?)
+}
 
-    /// What a request was carried by, oldest first.
-    pub async fn attempts(&mut self, request: i64) -> Result<Vec<AttemptRecord>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
-             FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id WHERE a.request_id = ? ORDER BY a.batch_id",
-        )
-        .bind(request)
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
+pub(super) async fn attempts(
+    connection: &mut SqliteConnection,
+    request: i64,
+) -> Result<Vec<AttemptRecord>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
+         FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id WHERE a.request_id = ? ORDER BY a.batch_id",
+    )
+    .bind(request)
+    .fetch_all(&mut *connection)
+    .await?)
+}
 
-    /// One batch.
-    pub async fn batch(&mut self, id: i64) -> Result<Option<BatchRecord>, StoreError> {
-        Ok(sqlx::query_as("SELECT * FROM batches WHERE id = ?")
-            .bind(id)
-            .fetch_optional(&mut self.connection)
-            .await?)
-    }
-
-    /// The reason that `power_waiting` gives; none if the request is not queued.
-    pub async fn waiting_reason(&mut self, id: i64) -> Result<Option<String>, StoreError> {
-        // As bytes: the reason of a hold may be anybody's text.
-        let reason: Option<Vec<u8>> =
-            sqlx::query_scalar("SELECT CAST(reason AS BLOB) FROM power_waiting WHERE id = ?")
-                .bind(id)
-                .fetch_optional(&mut self.connection)
-                .await?;
-        Ok(reason.map(|reason| String::from_utf8_lossy(&reason).into_owned()))
-    }
-
-    /// All holds whose time has not passed.
-    pub async fn holds(&mut self, now: UtcMillis) -> Result<Vec<HoldRecord>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT target, action, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
-        )
-        .bind(text(now))
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
-
-    /// Refuses a list of ids of which one is unknown.
-    ///
-    /// # Errors
-    /// `NoSuchRequest` for the first such id.
-    pub async fn require_ids(&mut self, ids: &[i64]) -> Result<(), StoreError> {
-        require_ids(&mut self.connection, ids).await
-    }
-
-    /// All requests that are unfinished now or were inserted at `since` or later.
-    pub async fn to_follow(&mut self, since: Option<&str>) -> Result<Vec<i64>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE ");
-        match since {
-            Some(since) => query
-                .push("(gate IS NOT NULL OR created_at >= ")
-                .push_bind(since.to_owned())
-                .push(")"),
-            // Found by the index of what is unfinished, however much has ended.
-            None => query.push("id IN (").push(UNFINISHED).push(")"),
-        };
-        query.push(" ORDER BY id");
-        Ok(query
-            .build_query_scalar()
-            .fetch_all(&mut self.connection)
-            .await?)
-    }
-
-    /// The requests with this label: those to wait for, which are all that are unfinished, and
-    /// those that count, which are the newest ones of each server. What ended before `since` is in
-    /// neither. None if no request has the label.
-    pub async fn labelled(
-        &mut self,
-        label: &str,
-        since: Option<&str>,
-    ) -> Result<Option<Labelled>, StoreError> {
-        let found: Vec<(i64, bool, bool, bool)> = sqlx::query_as(
-            "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
-                    ifnull(r.finished_at < ?2, 0)
-             FROM power_requests r WHERE r.label = ?1 ORDER BY r.id",
-        )
-        .bind(label)
-        .bind(since)
-        .fetch_all(&mut self.connection)
-        .await?;
-        if found.is_empty() {
-            return Ok(None);
-        }
-        let mut labelled = Labelled::default();
-        for (id, is_open, is_newest, is_before) in found {
-            if is_open {
-                labelled.open.push(id);
-            }
-            if is_newest && !is_before {
-                labelled.newest.push(id);
-            }
-        }
-        Ok(Some(labelled))
-    }
-
-    /// How many requests of the same target and action go before this one; none if it is not ready
-    /// to go.
-    pub async fn place_in_lane(&mut self, id: i64) -> Result<Option<i64>, StoreError> {
-        Ok(sqlx::query_scalar(
-            "SELECT (SELECT count(*) FROM power_requests o WHERE o.gate = 'ready' AND o.target = r.target
-                     AND o.action = r.action AND (o.priority, -o.id) > (r.priority, -r.id))
-             FROM power_requests r WHERE r.id = ? AND r.gate = 'ready'",
-        )
+pub(super) async fn batch(
+    connection: &mut SqliteConnection,
+    id: i64,
+) -> Result<Option<BatchRecord>, StoreError> {
+    Ok(sqlx::query_as("SELECT * FROM batches WHERE id = ?")
         .bind(id)
-        .fetch_optional(&mut self.connection)
+        .fetch_optional(&mut *connection)
         .await?)
-    }
+}
 
-    /// Those of `ids` that have not ended.
-    pub async fn unfinished(&mut self, ids: &[i64]) -> Result<Vec<i64>, StoreError> {
-        Ok(sqlx::query_scalar(
-            "SELECT r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
-        )
-        .bind(id_list(ids))
-        .fetch_all(&mut self.connection)
+pub(super) async fn waiting_reason(
+    connection: &mut SqliteConnection,
+    id: i64,
+) -> Result<Option<String>, StoreError> {
+    // As bytes: the reason of a hold may be anybody's text.
+    let reason: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT CAST(reason AS BLOB) FROM power_waiting WHERE id = ?")
+            .bind(id)
+            .fetch_optional(&mut *connection)
+            .await?;
+    Ok(reason.map(|reason| String::from_utf8_lossy(&reason).into_owned()))
+}
+
+pub(super) async fn holds(
+    connection: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<Vec<HoldRecord>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT target, action, label, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
+    )
+    .bind(text(now))
+    .fetch_all(&mut *connection)
+    .await?)
+}
+
+pub(super) async fn to_follow(
+    connection: &mut SqliteConnection,
+    since: Option<&str>,
+) -> Result<Vec<i64>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE ");
+    match since {
+        Some(since) => query
+            .push("(gate IS NOT NULL OR created_at >= ")
+            .push_bind(since.to_owned())
+            .push(")"),
+        // Found by the index of what is unfinished, however much has ended.
+        None => query.push("id IN (").push(UNFINISHED).push(")"),
+    };
+    query.push(" ORDER BY id");
+    Ok(query
+        .build_query_scalar()
+        .fetch_all(&mut *connection)
         .await?)
-    }
+}
 
-    /// What the producers of `ids` wrote beside them, by id; those that are gone are left out.
-    pub async fn producer_notes(
-        &mut self,
-        ids: &[i64],
-    ) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
-        let found: Vec<ProducerNote> = sqlx::query_as(
-            "SELECT r.id, CAST(r.label AS BLOB) AS label, CAST(r.requested_by AS BLOB) AS requested_by
-             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
-        )
-        .bind(id_list(ids))
-        .fetch_all(&mut self.connection)
-        .await?;
-        Ok(found.into_iter().map(|note| (note.id, note)).collect())
+pub(super) async fn labelled(
+    connection: &mut SqliteConnection,
+    label: &str,
+    since: Option<&str>,
+) -> Result<Option<Labelled>, StoreError> {
+    let found: Vec<(i64, bool, bool, bool)> = sqlx::query_as(
+        "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
+                ifnull(r.finished_at < ?2, 0)
+         FROM power_requests r WHERE r.label = ?1 ORDER BY r.id",
+    )
+    .bind(label)
+    .bind(since)
+    .fetch_all(&mut *connection)
+    .await?;
+    if found.is_empty() {
+        return Ok(None);
     }
+    let mut labelled = Labelled::default();
+    for (id, is_open, is_newest, is_before) in found {
+        if is_open {
+            labelled.open.push(id);
+        }
+        if is_newest && !is_before {
+            labelled.newest.push(id);
+        }
+    }
+    Ok(Some(labelled))
+}
 
-    /// How many of `ids` stand or ended in which way.
-    pub async fn outcome_counts(&mut self, ids: &[i64]) -> Result<Vec<OutcomeCount>, StoreError> {
-        Ok(sqlx::query_as(
-            "SELECT r.state, r.evidence, r.error_code, count(*) AS count, min(r.id) AS first_id
-             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
-             GROUP BY r.state, r.evidence, r.error_code ORDER BY count(*) DESC, min(r.id)",
-        )
-        .bind(id_list(ids))
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
+pub(super) async fn place_in_lane(
+    connection: &mut SqliteConnection,
+    id: i64,
+) -> Result<Option<i64>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT (SELECT count(*) FROM power_requests o WHERE o.gate = 'ready' AND o.target = r.target
+                 AND o.action = r.action AND (o.priority, -o.id) > (r.priority, -r.id))
+         FROM power_requests r WHERE r.id = ? AND r.gate = 'ready'",
+    )
+    .bind(id)
+    .fetch_optional(&mut *connection)
+    .await?)
+}
 
-    /// A time as a producer may write it, in the queue's own form; none if the schema would refuse
-    /// it.
-    pub async fn read_time(&mut self, time: &str) -> Result<Option<String>, StoreError> {
-        let found: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-             AND date(julianday(substr(?1, 1, 10))) = substr(?1, 1, 10)",
-        )
-        .bind(time)
-        .fetch_optional(&mut self.connection)
-        .await?;
-        Ok(found.flatten())
-    }
+pub(super) async fn unfinished(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<i64>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *connection)
+    .await?)
+}
+
+pub(super) async fn producer_notes(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
+    let found: Vec<ProducerNote> = sqlx::query_as(
+        "SELECT r.id, CAST(r.label AS BLOB) AS label, CAST(r.requested_by AS BLOB) AS requested_by
+         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(found.into_iter().map(|note| (note.id, note)).collect())
+}
+
+pub(super) async fn outcome_counts(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<OutcomeCount>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT r.state, r.evidence, r.error_code, count(*) AS count, min(r.id) AS first_id
+         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
+         GROUP BY r.state, r.evidence, r.error_code ORDER BY count(*) DESC, min(r.id)",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *connection)
+    .await?)
+}
+
+pub(super) async fn read_time(
+    connection: &mut SqliteConnection,
+    time: &str,
+) -> Result<Option<String>, StoreError> {
+    let found: Option<Option<String>> = sqlx::query_scalar(
+        "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+         AND date(julianday(substr(?1, 1, 10))) = substr(?1, 1, 10)",
+    )
+    .bind(time)
+    .fetch_optional(&mut *connection)
+    .await?;
+    Ok(found.flatten())
 }
 
 pub(super) async fn require_ids(
@@ -268,7 +268,7 @@ pub(super) async fn require_ids(
     let unknown: Option<i64> = sqlx::query_scalar(
         "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = j.value) LIMIT 1",
     )
-    .bind(id_list(ids))
+    .bind(list(ids))
     .fetch_optional(connection)
     .await?;
     unknown.map_or(Ok(()), |id| Err(StoreError::NoSuchRequest(id)))
@@ -281,9 +281,9 @@ fn push_states(query: &mut QueryBuilder<Sqlite>, states: &[RequestState]) {
         query.push(" AND id IN (").push(UNFINISHED).push(")");
     }
     query.push(" AND state IN (");
-    let mut list = query.separated(", ");
+    let mut listed = query.separated(", ");
     for state in states {
-        list.push_bind(state.as_str());
+        listed.push_bind(state.as_str());
     }
     query.push(")");
 }

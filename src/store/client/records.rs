@@ -1,146 +1,59 @@
-//! Rows as they stand in the file, for people and for JSON. Judges no value: what does not read is
+//! Rows as they are in the file, for people and for JSON. Judges no value: what does not read is
 //! shown as it goes.
 
 use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
-/// One row of `power_requests`: the columns of the contract, in its order.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the fields are the columns, which the contract and the schema describe"
-)]
-pub struct RequestRecord {
-    pub id: i64,
-    pub server_id: String,
-    pub action: String,
-    pub target: String,
-    pub priority: i64,
-    pub not_before: Option<String>,
-    pub expires_at: Option<String>,
-    pub after_id: Option<i64>,
-    pub request_key: Option<String>,
-    pub label: Option<String>,
-    pub requested_by: Option<String>,
-    pub created_at: String,
-    pub state: String,
-    pub batch_id: Option<i64>,
-    pub attempts: i64,
-    pub retry_at: Option<String>,
-    pub evidence: Option<String>,
-    pub error_code: Option<String>,
-    pub error_message: Option<String>,
-    pub submitted_at: Option<String>,
-    pub finished_at: Option<String>,
+use crate::store::sqlite::rows::lossy;
+
+/// A value that a column is read as, whatever its type there.
+trait Column: Sized {
+    fn read(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error>;
 }
 
-/// One row of `batches`, as far as the contract goes.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the fields are the columns, which the contract and the schema describe"
-)]
-pub struct BatchRecord {
-    pub id: i64,
-    pub target: String,
-    pub service: String,
-    pub endpoint: String,
-    pub project_id: String,
-    pub action: String,
-    pub state: String,
-    pub server_count: i64,
-    pub job_id: Option<String>,
-    pub intent_at: String,
-    pub submitted_at: Option<String>,
-    pub next_look_at: Option<String>,
-    pub looks: i64,
-    pub look_cause: Option<String>,
-    pub look_until: Option<String>,
-    pub finished_at: Option<String>,
-    pub error_code: Option<String>,
-    pub error_message: Option<String>,
-    pub read_error: Option<String>,
-}
-
-/// One row of `request_attempts`, with the job that carried it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the fields are the columns, which the contract and the schema describe"
-)]
-pub struct AttemptRecord {
-    pub request_id: i64,
-    pub batch_id: i64,
-    pub job_id: Option<String>,
-    pub result: Option<String>,
-    pub error_code: Option<String>,
-    pub error_message: Option<String>,
-    pub started_at: String,
-    pub finished_at: Option<String>,
-}
-
-/// Who asked for a request, and what for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the fields are the columns, which the contract and the schema describe"
-)]
-pub struct ProducerNote {
-    pub id: i64,
-    pub label: Option<String>,
-    pub requested_by: Option<String>,
-}
-
-/// One row of `holds`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the fields are the columns, which the contract and the schema describe"
-)]
-pub struct HoldRecord {
-    pub target: Option<String>,
-    pub action: Option<String>,
-    pub label: Option<String>,
-    pub kind: String,
-    pub reason: String,
-    pub since: String,
-    pub until: Option<String>,
-}
-
-impl HoldRecord {
-    /// True if it is about this target and action, whether or not its time has passed.
-    pub fn covers(&self, target: &str, action: &str) -> bool {
-        self.target.as_deref().is_none_or(|held| held == target)
-            && self.action.as_deref().is_none_or(|held| held == action)
+/// Bytes that are no UTF-8 are replaced, numbers are written out.
+impl Column for Option<String> {
+    fn read(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
+        let bytes: Option<Vec<u8>> = row.try_get_unchecked(column)?;
+        Ok(bytes.map(lossy))
     }
 }
 
-/// A column's text whatever its type: bytes that are no UTF-8 are replaced, numbers are written
-/// out.
-pub(super) fn maybe_text(row: &SqliteRow, column: &str) -> Result<Option<String>, sqlx::Error> {
-    let bytes: Option<Vec<u8>> = row.try_get_unchecked(column)?;
-    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+/// NULL reads as an empty text.
+impl Column for String {
+    fn read(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
+        Ok(Option::read(row, column)?.unwrap_or_default())
+    }
 }
 
-/// Like [`maybe_text`]; NULL reads as an empty text.
-pub(super) fn text(row: &SqliteRow, column: &str) -> Result<String, sqlx::Error> {
-    Ok(maybe_text(row, column)?.unwrap_or_default())
+/// As SQLite converts it.
+impl Column for Option<i64> {
+    fn read(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
+        row.try_get_unchecked(column)
+    }
 }
 
-/// A column's whole number whatever its type, as SQLite converts it.
-pub(super) fn maybe_whole(row: &SqliteRow, column: &str) -> Result<Option<i64>, sqlx::Error> {
-    row.try_get_unchecked(column)
+/// NULL reads as 0.
+impl Column for i64 {
+    fn read(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
+        Ok(Option::read(row, column)?.unwrap_or_default())
+    }
 }
 
-/// Like [`maybe_whole`]; NULL reads as 0.
-pub(super) fn whole(row: &SqliteRow, column: &str) -> Result<i64, sqlx::Error> {
-    Ok(maybe_whole(row, column)?.unwrap_or_default())
-}
+/// A row whose fields are read from the columns of their names.
+macro_rules! record {
+    ($(#[$doc:meta])* pub struct $record:ident { $($field:ident: $type:ty),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+        #[expect(
+            missing_docs,
+            reason = "the fields are the columns, which the contract and the schema describe"
+        )]
+        pub struct $record {
+            $(pub $field: $type),+
+        }
 
-/// Reads each field from the column of its name, by the named function.
-macro_rules! from_columns {
-    ($record:ident { $($field:ident: $read:ident),+ $(,)? }) => {
         impl $record {
             /// The columns with their values, in the order of the table.
             pub fn columns(&self) -> Vec<(&'static str, serde_json::Value)> {
@@ -150,84 +63,107 @@ macro_rules! from_columns {
 
         impl FromRow<'_, SqliteRow> for $record {
             fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
-                Ok(Self { $($field: $read(row, stringify!($field))?),+ })
+                Ok(Self { $($field: Column::read(row, stringify!($field))?),+ })
             }
         }
     };
 }
 
-from_columns!(RequestRecord {
-    id: whole,
-    server_id: text,
-    action: text,
-    target: text,
-    priority: whole,
-    not_before: maybe_text,
-    expires_at: maybe_text,
-    after_id: maybe_whole,
-    request_key: maybe_text,
-    label: maybe_text,
-    requested_by: maybe_text,
-    created_at: text,
-    state: text,
-    batch_id: maybe_whole,
-    attempts: whole,
-    retry_at: maybe_text,
-    evidence: maybe_text,
-    error_code: maybe_text,
-    error_message: maybe_text,
-    submitted_at: maybe_text,
-    finished_at: maybe_text,
-});
+record! {
+    /// One row of `power_requests`: the columns of the contract, in its order.
+    pub struct RequestRecord {
+        id: i64,
+        server_id: String,
+        action: String,
+        target: String,
+        priority: i64,
+        not_before: Option<String>,
+        expires_at: Option<String>,
+        after_id: Option<i64>,
+        request_key: Option<String>,
+        label: Option<String>,
+        requested_by: Option<String>,
+        created_at: String,
+        state: String,
+        batch_id: Option<i64>,
+        attempts: i64,
+        retry_at: Option<String>,
+        evidence: Option<String>,
+        error_code: Option<String>,
+        error_message: Option<String>,
+        submitted_at: Option<String>,
+        finished_at: Option<String>,
+    }
+}
 
-from_columns!(ProducerNote {
-    id: whole,
-    label: maybe_text,
-    requested_by: maybe_text
-});
+record! {
+    /// One row of `batches`, as far as the contract goes.
+    pub struct BatchRecord {
+        id: i64,
+        target: String,
+        service: String,
+        endpoint: String,
+        project_id: String,
+        action: String,
+        state: String,
+        server_count: i64,
+        job_id: Option<String>,
+        intent_at: String,
+        submitted_at: Option<String>,
+        next_look_at: Option<String>,
+        looks: i64,
+        look_cause: Option<String>,
+        look_until: Option<String>,
+        finished_at: Option<String>,
+        error_code: Option<String>,
+        error_message: Option<String>,
+        read_error: Option<String>,
+    }
+}
 
-from_columns!(BatchRecord {
-    id: whole,
-    target: text,
-    service: text,
-    endpoint: text,
-    project_id: text,
-    action: text,
-    state: text,
-    server_count: whole,
-    job_id: maybe_text,
-    intent_at: text,
-    submitted_at: maybe_text,
-    next_look_at: maybe_text,
-    looks: whole,
-    look_cause: maybe_text,
-    look_until: maybe_text,
-    finished_at: maybe_text,
-    error_code: maybe_text,
-    error_message: maybe_text,
-    read_error: maybe_text,
-});
+record! {
+    /// One row of `request_attempts`, with the job that carried it.
+    pub struct AttemptRecord {
+        request_id: i64,
+        batch_id: i64,
+        job_id: Option<String>,
+        result: Option<String>,
+        error_code: Option<String>,
+        error_message: Option<String>,
+        started_at: String,
+        finished_at: Option<String>,
+    }
+}
 
-from_columns!(AttemptRecord {
-    request_id: whole,
-    batch_id: whole,
-    job_id: maybe_text,
-    result: maybe_text,
-    error_code: maybe_text,
-    error_message: maybe_text,
-    started_at: text,
-    finished_at: maybe_text,
-});
+record! {
+    /// Who asked for a request, and what for.
+    pub struct ProducerNote {
+        id: i64,
+        label: Option<String>,
+        requested_by: Option<String>,
+    }
+}
 
-from_columns!(HoldRecord {
-    target: maybe_text,
-    action: maybe_text,
-    label: maybe_text,
-    kind: text,
-    reason: text,
-    since: text,
-    until: maybe_text,
-});
+record! {
+    /// One row of `holds`.
+    pub struct HoldRecord {
+        target: Option<String>,
+        action: Option<String>,
+        label: Option<String>,
+        kind: String,
+        reason: String,
+        since: String,
+        until: Option<String>,
+    }
+}
+
+impl HoldRecord {
+    /// True if it is about this target and action, whether or not its time has passed.
+    pub fn covers(&self, target: &str, action: &str) -> bool {
+        self.target.as_deref().is_none_or(|held| held == target)
+            && self.action.as_deref().is_none_or(|held| held == action)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! What commands write: new requests, cancellations, an operator's holds. Each method is one
+//! What commands write: new requests, cancellations, an operator's holds. Each function is one
 //! transaction, all or nothing.
 
 use std::collections::BTreeMap;
@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
-use super::{QueueClient, id_list, read};
+use super::read;
 use crate::model::{Hold, HoldKind, PowerAction, RequestState, TargetName};
 use crate::store::StoreError;
 use crate::store::sqlite::holds;
+use crate::store::sqlite::rows::list;
 
 /// Rows inserted by one statement.
 const CHUNK: usize = 500;
@@ -79,170 +80,156 @@ pub struct Retried {
     pub skipped: Vec<(i64, String)>,
 }
 
-impl QueueClient {
-    /// Inserts requests and returns their ids in the same order. With `if_absent`, a request whose
-    /// key exists is not inserted, and the id of the one that has it is returned in its place; the
-    /// second value says how many those are.
-    ///
-    /// # Errors
-    /// `Refused` names the first server that the schema refuses; nothing is inserted then.
-    pub async fn enqueue(
-        &mut self,
-        requests: &[NewRequest],
-        if_absent: bool,
-    ) -> Result<(Vec<i64>, usize), StoreError> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let requests = &as_keyed_before(&mut tx, requests).await?;
-        let taken = if if_absent {
-            ids_by_key(&mut tx, requests).await?
-        } else {
-            BTreeMap::new()
-        };
-        let old = |request: &NewRequest| {
-            request
-                .request_key
-                .as_ref()
-                .and_then(|key| taken.get(key))
-                .copied()
-        };
-        let absent: Vec<NewRequest> = requests
-            .iter()
-            .filter(|request| old(request).is_none())
-            .cloned()
-            .collect();
-        let mut inserted = Vec::with_capacity(absent.len());
-        for chunk in absent.chunks(CHUNK) {
-            match insert(&mut tx, chunk).await {
-                Ok(new) => inserted.extend(new),
-                Err(StoreError::Refused(reason)) => {
-                    return Err(name_refused(&mut tx, chunk, reason).await?);
-                }
-                Err(error) => return Err(error),
+pub(super) async fn enqueue(
+    connection: &mut SqliteConnection,
+    requests: &[NewRequest],
+    if_absent: bool,
+) -> Result<(Vec<i64>, usize), StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let requests = &as_keyed_before(&mut tx, requests).await?;
+    let taken = if if_absent {
+        ids_by_key(&mut tx, requests).await?
+    } else {
+        BTreeMap::new()
+    };
+    let absent: Vec<NewRequest> = requests
+        .iter()
+        .filter(|request| id_of_key(request, &taken).is_none())
+        .cloned()
+        .collect();
+    let mut inserted = Vec::with_capacity(absent.len());
+    for chunk in absent.chunks(CHUNK) {
+        match insert(&mut tx, chunk).await {
+            Ok(new) => inserted.extend(new),
+            Err(StoreError::Refused(reason)) => {
+                return Err(name_refused(&mut tx, chunk, reason).await?);
             }
+            Err(error) => return Err(error),
         }
-        tx.commit().await?;
-        let mut new = inserted.into_iter();
-        let ids = requests
-            .iter()
-            .filter_map(|request| old(request).or_else(|| new.next()))
-            .collect();
-        Ok((ids, requests.len() - absent.len()))
     }
+    tx.commit().await?;
+    let mut new = inserted.into_iter();
+    let ids = requests
+        .iter()
+        .filter_map(|request| id_of_key(request, &taken).or_else(|| new.next()))
+        .collect();
+    Ok((ids, requests.len() - absent.len()))
+}
 
-    /// Cancels those of `ids` that are queued.
-    ///
-    /// # Errors
-    /// `NoSuchRequest`: nothing is cancelled then.
-    pub async fn cancel(&mut self, ids: &[i64]) -> Result<Cancelled, StoreError> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        read::require_ids(&mut tx, ids).await?;
-        let kept = sqlx::query_as(
-            "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state <> 'queued'",
-        )
-        .bind(id_list(ids))
-        .fetch_all(&mut *tx)
-        .await?;
-        let cancelled = sqlx::query_scalar(
-            "UPDATE power_requests SET state = 'cancelled'
-             WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued' RETURNING id",
-        )
-        .bind(id_list(ids))
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(Cancelled { cancelled, kept })
-    }
+pub(super) async fn cancel(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Cancelled, StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    read::require_ids(&mut tx, ids).await?;
+    let kept = sqlx::query_as(
+        "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state <> 'queued'",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *tx)
+    .await?;
+    let cancelled = sqlx::query_scalar(
+        "UPDATE power_requests SET state = 'cancelled'
+         WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued' RETURNING id",
+    )
+    .bind(list(ids))
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(Cancelled { cancelled, kept })
+}
 
-    /// Cancels what is queued with this label; what is on its way is kept, and listed.
-    pub async fn cancel_label(&mut self, label: &str) -> Result<Cancelled, StoreError> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let kept =
-            sqlx::query_as("SELECT id, state FROM power_requests WHERE label = ? AND state = 'running' ORDER BY id")
-                .bind(label)
-                .fetch_all(&mut *tx)
-                .await?;
-        let cancelled = sqlx::query_scalar(
-            "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued' RETURNING id",
-        )
-        .bind(label)
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(Cancelled { cancelled, kept })
-    }
+pub(super) async fn cancel_label(
+    connection: &mut SqliteConnection,
+    label: &str,
+) -> Result<Cancelled, StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let kept = sqlx::query_as(
+        "SELECT id, state FROM power_requests WHERE label = ? AND state = 'running' ORDER BY id",
+    )
+    .bind(label)
+    .fetch_all(&mut *tx)
+    .await?;
+    let cancelled = sqlx::query_scalar(
+        "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued' RETURNING id",
+    )
+    .bind(label)
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(Cancelled { cancelled, kept })
+}
 
-    /// Inserts a new request for each that the filter finds and that `skip` has no reason against.
-    /// Server, action, target, priority and label are copied.
-    ///
-    /// # Errors
-    /// `NoSuchRequest` for an unknown id: nothing is inserted then.
-    pub async fn retry(
-        &mut self,
-        filter: &RetryFilter,
-        requested_by: Option<&str>,
-        skip: impl Fn(&RetryCandidate) -> Option<String>,
-    ) -> Result<Retried, StoreError> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        read::require_ids(&mut tx, &filter.ids).await?;
-        let mut retried = Retried::default();
-        let mut again = Vec::new();
-        for candidate in retry_candidates(&mut tx, filter).await? {
-            match skip(&candidate) {
-                Some(reason) => retried.skipped.push((candidate.id, reason)),
-                None => again.push(candidate.id),
-            }
+pub(super) async fn retry(
+    connection: &mut SqliteConnection,
+    filter: &RetryFilter,
+    requested_by: Option<&str>,
+    skip: impl Fn(&RetryCandidate) -> Option<String>,
+) -> Result<Retried, StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    read::require_ids(&mut tx, &filter.ids).await?;
+    let mut retried = Retried::default();
+    let mut again = Vec::new();
+    for candidate in retry_candidates(&mut tx, filter).await? {
+        match skip(&candidate) {
+            Some(reason) => retried.skipped.push((candidate.id, reason)),
+            None => again.push(candidate.id),
         }
-        let new = copy(&mut tx, &again, requested_by).await?;
-        retried.inserted = again.into_iter().zip(new).collect();
-        tx.commit().await?;
-        Ok(retried)
     }
+    let new = copy(&mut tx, &again, requested_by).await?;
+    retried.inserted = again.into_iter().zip(new).collect();
+    tx.commit().await?;
+    Ok(retried)
+}
 
-    /// Puts an operator's hold. False if the same one stood already.
-    pub async fn pause(&mut self, hold: &Hold) -> Result<bool, StoreError> {
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let stood: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND label IS ? AND until IS NULL)",
-        )
-        .bind(HoldKind::Operator.as_str())
-        .bind(hold.target.as_ref().map(|target| &target.0))
-        .bind(hold.action.map(PowerAction::as_str))
-        .bind(&hold.label)
-        .fetch_one(&mut *tx)
-        .await?;
-        if !stood {
-            holds::put_hold(&mut tx, hold).await?;
-        }
-        tx.commit().await?;
-        Ok(!stood)
+pub(super) async fn pause(
+    connection: &mut SqliteConnection,
+    hold: &Hold,
+) -> Result<bool, StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let stood: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND label IS ? AND until IS NULL)",
+    )
+    .bind(HoldKind::Operator.as_str())
+    .bind(hold.target.as_ref().map(|target| &target.0))
+    .bind(hold.action.map(PowerAction::as_str))
+    .bind(&hold.label)
+    .fetch_one(&mut *tx)
+    .await?;
+    if !stood {
+        holds::put_hold(&mut tx, hold).await?;
     }
+    tx.commit().await?;
+    Ok(!stood)
+}
 
-    /// Removes the operator's hold on exactly this `target`, `action` and `label` (none: the one on
-    /// all of them). Returns how many that were.
-    pub async fn resume(
-        &mut self,
-        target: Option<&TargetName>,
-        action: Option<PowerAction>,
-        label: Option<&str>,
-    ) -> Result<u64, StoreError> {
-        let removed = sqlx::query(
-            "DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3 AND label IS ?4",
-        )
-        .bind(HoldKind::Operator.as_str())
-        .bind(target.map(|target| &target.0))
-        .bind(action.map(PowerAction::as_str))
-        .bind(label)
-        .execute(&mut self.connection)
-        .await?;
-        Ok(removed.rows_affected())
-    }
+pub(super) async fn resume(
+    connection: &mut SqliteConnection,
+    target: Option<&TargetName>,
+    action: Option<PowerAction>,
+    label: Option<&str>,
+) -> Result<u64, StoreError> {
+    let removed = sqlx::query(
+        "DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3 AND label IS ?4",
+    )
+    .bind(HoldKind::Operator.as_str())
+    .bind(target.map(|target| &target.0))
+    .bind(action.map(PowerAction::as_str))
+    .bind(label)
+    .execute(&mut *connection)
+    .await?;
+    Ok(removed.rows_affected())
+}
 
-    /// Removes every hold of an operator. Returns how many.
-    pub async fn resume_all(&mut self) -> Result<u64, StoreError> {
-        let removed =
-            sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
-        Ok(removed.execute(&mut self.connection).await?.rows_affected())
-    }
+pub(super) async fn resume_all(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let removed = sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
+    Ok(removed.execute(&mut *connection).await?.rows_affected())
+}
+
+/// The request that has this one's key already.
+fn id_of_key(request: &NewRequest, taken: &BTreeMap<String, i64>) -> Option<i64> {
+    let key = request.request_key.as_ref()?;
+    taken.get(key).copied()
 }
 
 /// The ids of those requests that have one of these keys already.
@@ -344,7 +331,7 @@ async fn retry_candidates(
     } else {
         query
             .push(" AND r.id IN (SELECT value FROM json_each(")
-            .push_bind(id_list(&filter.ids))
+            .push_bind(list(&filter.ids))
             .push("))");
     }
     if let Some(label) = &filter.label {
@@ -370,7 +357,7 @@ async fn copy(
          SELECT server_id, action, target, priority, label, ?2 FROM power_requests
          WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id RETURNING id",
     )
-    .bind(id_list(ids))
+    .bind(list(ids))
     .bind(requested_by)
     .fetch_all(tx)
     .await?;

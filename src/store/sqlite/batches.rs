@@ -2,6 +2,7 @@
 //! tell.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
@@ -18,7 +19,7 @@ use crate::model::{
 pub struct DueTarget {
     /// Which; a stranger's bytes that are no UTF-8 are replaced.
     pub target: TargetName,
-    /// As it stands in the row.
+    /// As it is in the row.
     key: Vec<u8>,
     /// When the first of them is due.
     pub at: UtcMillis,
@@ -29,9 +30,20 @@ impl DueTarget {
         Self {
             target: TargetName(rows::lossy(key.clone())),
             key,
-            at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
+            at: time_or_long_ago(at),
         }
     }
+}
+
+/// Which open batches of a target are wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct DueFilter<'a> {
+    /// Of the kinds that can be followed at this moment.
+    pub hands: Hands,
+    /// Without these: their calls are being made.
+    pub except: &'a BTreeSet<BatchId>,
+    /// At most this many.
+    pub limit: u32,
 }
 
 /// What a target's batches can be followed by at this moment.
@@ -43,231 +55,224 @@ pub struct Hands {
     pub looks: bool,
 }
 
-impl Store {
-    /// A target's open batches in the order in which their next steps are due, at most `limit`, of
-    /// the kinds for which there is a `hand`, without those in `except`.
-    pub async fn due_batches(
-        &self,
-        due: &DueTarget,
-        hands: Hands,
-        except: &BTreeSet<BatchId>,
-        limit: u32,
-    ) -> Result<Vec<DueBatch>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, String, bool, String)> = sqlx::query_as(
-            "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
-             FROM batches
-             WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
-               AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
-             ORDER BY next_look_at LIMIT 0 + ?5",
-        )
-        .bind(&due.key)
-        .bind(serde_json::to_string(except).unwrap_or_default())
-        .bind(hands.jobs)
-        .bind(hands.looks)
-        .bind(limit)
-        .fetch_all(&mut *writer)
-        .await?;
-        let batch = |(id, state, by_servers, at): (i64, String, bool, String)| {
-            Ok(DueBatch {
-                id: BatchId(id),
-                target: due.target.clone(),
-                state: rows::word(&state)?,
-                by_servers,
-                at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
-            })
-        };
-        found.into_iter().map(batch).collect()
+pub(in crate::store) async fn due_batches(
+    connection: &mut SqliteConnection,
+    due: &DueTarget,
+    filter: &DueFilter<'_>,
+) -> Result<Vec<DueBatch>, StoreError> {
+    let found: Vec<(i64, String, bool, String)> = sqlx::query_as(
+        "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
+         FROM batches
+         WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
+           AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
+         ORDER BY next_look_at LIMIT 0 + ?5",
+    )
+    .bind(&due.key)
+    .bind(serde_json::to_string(filter.except).unwrap_or_default())
+    .bind(filter.hands.jobs)
+    .bind(filter.hands.looks)
+    .bind(filter.limit)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut batches = Vec::with_capacity(found.len());
+    for (id, state, by_servers, at) in found {
+        batches.push(DueBatch {
+            id: BatchId(id),
+            target: due.target.clone(),
+            state: rows::word(&state)?,
+            by_servers,
+            at: time_or_long_ago(at),
+        });
     }
+    Ok(batches)
+}
 
-    /// The batch with those of its requests that are not settled, and where it was sent. None if it
-    /// is done.
-    pub async fn load_batch(&self, id: BatchId) -> Result<Option<(Batch, Origin)>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let Some(row) = batch_row(&mut writer, id).await? else {
-            return Ok(None);
-        };
-        let kept = row.is_told_by_job().then(|| self.own().claimed.take(id));
-        let members = match kept.flatten() {
-            Some(members) => members,
-            None => members(&mut writer, &row).await?,
-        };
-        row.into_batch(members).map(Some)
-    }
+pub(in crate::store) async fn load_batch(
+    store: &Store,
+    connection: &mut SqliteConnection,
+    id: BatchId,
+) -> Result<Option<(Batch, Origin)>, StoreError> {
+    let Some(row) = batch_row(connection, id).await? else {
+        return Ok(None);
+    };
+    let kept = if row.is_told_by_job() {
+        store.take_members(id)
+    } else {
+        None
+    };
+    let members = match kept {
+        Some(members) => members,
+        None => read_members(connection, &row).await?,
+    };
+    row.into_batch(members).map(Some)
+}
 
-    /// Calls since `since` that may have had an effect (not those that were not sent, or refused):
-    /// when, and for how many servers. One that is dated later than `now`, by a clock that was
-    /// ahead, was made before the next one that is not; if there is none, its date stays.
-    pub async fn spent(
-        &self,
-        target: &TargetName,
-        action: PowerAction,
-        since: UtcMillis,
-        now: UtcMillis,
-    ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let next: Option<String> = sqlx::query_scalar(
-            "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
-                 SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
-        )
-        .bind(&target.0)
-        .bind(action.as_str())
-        .bind(text(now))
-        .fetch_optional(&mut *writer)
-        .await?;
-        let next = rows::readable_time(next);
-        let calls: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT intent_at, server_count FROM batches
-             WHERE target = ? AND action = ? AND intent_at > ?
-               AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
-        )
-        .bind(&target.0)
-        .bind(action.as_str())
-        .bind(text(since))
-        .fetch_all(&mut *writer)
-        .await?;
-        let call = |(at, servers): (String, i64)| {
-            let at = rows::readable_time(Some(at))?;
-            let at = if at > now { next.unwrap_or(at) } else { at };
-            Some((at, u32::try_from(servers).unwrap_or(u32::MAX)))
+pub(in crate::store) async fn spent(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    action: PowerAction,
+    period: Range<UtcMillis>,
+) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
+    let next: Option<String> = sqlx::query_scalar(
+        "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
+         SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .bind(text(period.end))
+    .fetch_optional(&mut *connection)
+    .await?;
+    let next = rows::readable_time(next);
+    let calls: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT intent_at, server_count FROM batches
+         WHERE target = ? AND action = ? AND intent_at > ?
+           AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .bind(text(period.start))
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut spent = Vec::with_capacity(calls.len());
+    for (at, servers) in calls {
+        let Some(mut at) = rows::readable_time(Some(at)) else {
+            continue;
         };
-        Ok(calls.into_iter().filter_map(call).collect())
-    }
-
-    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second
-    /// tries, and holds that end by themselves. A producer's `not_before` and an operator's pause
-    /// stay.
-    pub async fn move_waits(&self, by_ms: i64) -> Result<(), StoreError> {
-        const OTHER_TIMES: [&str; 4] = [
-            "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
-             WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
-            "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
-             WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
-            "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
-             WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
-            "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
-             WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
-        ];
-        let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        for statement in OTHER_TIMES {
-            sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
+        if at > period.end {
+            at = next.unwrap_or(at);
         }
-        sqlx::query(
-            "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, ?1)
-             WHERE state <> 'done' AND strftime('%s', next_look_at, ?1) IS NOT NULL",
-        )
-        .bind(&by)
-        .execute(&mut *tx)
+        spent.push((at, u32::try_from(servers).unwrap_or(u32::MAX)));
+    }
+    Ok(spent)
+}
+
+pub(in crate::store) async fn move_waits(
+    tx: &mut SqliteConnection,
+    by_ms: i64,
+) -> Result<(), StoreError> {
+    const OTHER_TIMES: [&str; 4] = [
+        "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
+         WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
+        "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
+         WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
+        "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
+         WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
+        "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
+         WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
+    ];
+    let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
+    for statement in OTHER_TIMES {
+        sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
+    }
+    sqlx::query(
+        "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, ?1)
+         WHERE state <> 'done' AND strftime('%s', next_look_at, ?1) IS NOT NULL",
+    )
+    .bind(&by)
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+pub(in crate::store) async fn open_batch_ids(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<BatchId>, StoreError> {
+    let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM batches WHERE state <> 'done'")
+        .fetch_all(&mut *connection)
         .await?;
-        tx.commit().await
-    }
+    Ok(ids.into_iter().map(BatchId).collect())
+}
 
-    /// The batches that are not done.
-    pub async fn open_batch_ids(&self) -> Result<Vec<BatchId>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM batches WHERE state <> 'done'")
-            .fetch_all(&mut *writer)
-            .await?;
-        Ok(ids.into_iter().map(BatchId).collect())
-    }
+pub(in crate::store) async fn last_written_at(
+    connection: &mut SqliteConnection,
+) -> Result<Option<UtcMillis>, StoreError> {
+    let times: Vec<Option<Vec<u8>>> = sqlx::query_scalar(
+        "SELECT CAST((SELECT intent_at FROM batches WHERE id = (SELECT max(id) FROM batches)) AS BLOB)
+         UNION ALL SELECT CAST(updated_at AS BLOB) FROM targets
+         UNION ALL SELECT CAST(since AS BLOB) FROM holds INDEXED BY holds_that_matter
+             WHERE (kind <> 'unknown_target' OR target IS NULL) AND kind IN ('breaker', 'budget', 'credentials')",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(times
+        .into_iter()
+        .filter_map(|time| rows::readable_time(time.map(rows::lossy)))
+        .max())
+}
 
-    /// The latest time that a daemon is known to have written; a clock that shows less was set back
-    /// since.
-    pub async fn last_written_at(&self) -> Result<Option<UtcMillis>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let times: Vec<Option<Vec<u8>>> = sqlx::query_scalar(
-            "SELECT CAST((SELECT intent_at FROM batches WHERE id = (SELECT max(id) FROM batches)) AS BLOB)
-             UNION ALL SELECT CAST(updated_at AS BLOB) FROM targets
-             UNION ALL SELECT CAST(since AS BLOB) FROM holds INDEXED BY holds_that_matter
-                 WHERE (kind <> 'unknown_target' OR target IS NULL) AND kind IN ('breaker', 'budget', 'credentials')",
-        )
-        .fetch_all(&mut *writer)
-        .await?;
-        Ok(times
-            .into_iter()
-            .filter_map(|time| rows::readable_time(time.map(rows::lossy)))
-            .max())
-    }
-
-    /// Makes the next looks of a target's open batches due.
-    pub async fn look_at_once(
-        &self,
-        target: &TargetName,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
+pub(in crate::store) async fn look_at_once(
+    tx: &mut SqliteConnection,
+    target: &TargetName,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
             .bind(text(now))
             .bind(&target.0)
             .execute(&mut *tx)
             .await?;
-        tx.commit().await
-    }
+    Ok(())
+}
 
-    /// How many batches are open, by target.
-    pub async fn unfinished_batches(&self) -> Result<Vec<(TargetName, i64)>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        // The condition on next_look_at leads to the index of open batches, and away from reading
-        // all that ever were.
-        let targets: Vec<Vec<u8>> = sqlx::query_scalar(
-            "SELECT CAST(target AS BLOB) FROM batches WHERE state <> 'done' AND next_look_at >= ''",
-        )
-        .fetch_all(&mut *writer)
-        .await?;
-        let mut counts: BTreeMap<TargetName, i64> = BTreeMap::new();
-        targets
-            .into_iter()
-            .for_each(|target| *counts.entry(TargetName(rows::lossy(target))).or_default() += 1);
-        Ok(counts.into_iter().collect())
-    }
+pub(in crate::store) async fn unfinished_batches(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<(TargetName, i64)>, StoreError> {
+    // The condition on next_look_at leads to the index of open batches, and away from reading
+    // all that ever were.
+    let targets: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT CAST(target AS BLOB) FROM batches WHERE state <> 'done' AND next_look_at >= ''",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut counts: BTreeMap<TargetName, i64> = BTreeMap::new();
+    targets
+        .into_iter()
+        .for_each(|target| *counts.entry(TargetName(rows::lossy(target))).or_default() += 1);
+    Ok(counts.into_iter().collect())
+}
 
-    /// How long the last jobs of this target and action took, newest first, at most twenty.
-    pub async fn job_history(
-        &self,
-        target: &TargetName,
-        action: PowerAction,
-    ) -> Result<Vec<Duration>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let took: Vec<i64> = sqlx::query_scalar(
-            "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
-        )
-        .bind(&target.0)
-        .bind(action.as_str())
-        .fetch_all(&mut *writer)
-        .await?;
-        Ok(took
-            .into_iter()
-            .map(|ms| Duration::from_millis(ms.max(0) as u64))
-            .collect())
-    }
+pub(in crate::store) async fn job_history(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    action: PowerAction,
+) -> Result<Vec<Duration>, StoreError> {
+    let took: Vec<i64> = sqlx::query_scalar(
+        "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(took
+        .into_iter()
+        .map(|ms| Duration::from_millis(ms.max(0) as u64))
+        .collect())
+}
 
-    /// When the last `count` submit calls of a target were over, in the order in which they were
-    /// made. One whose answer is not known may have arrived only just now.
-    pub async fn recent_calls(
-        &self,
-        target: &TargetName,
-        count: u32,
-        now: UtcMillis,
-    ) -> Result<Vec<UtcMillis>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let calls: Vec<String> = sqlx::query_scalar(
-            "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
-             FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT 0 + ?2",
-        )
-        .bind(&target.0)
-        .bind(count)
-        .bind(text(now))
-        .fetch_all(&mut *writer)
-        .await?;
-        Ok(calls
-            .into_iter()
-            .rev()
-            .filter_map(|call| rows::readable_time(Some(call)))
-            .collect())
-    }
+pub(in crate::store) async fn recent_calls(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    count: u32,
+    now: UtcMillis,
+) -> Result<Vec<UtcMillis>, StoreError> {
+    let calls: Vec<String> = sqlx::query_scalar(
+        "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
+         FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT 0 + ?2",
+    )
+    .bind(&target.0)
+    .bind(count)
+    .bind(text(now))
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(calls
+        .into_iter()
+        .rev()
+        .filter_map(|call| rows::readable_time(Some(call)))
+        .collect())
+}
+
+/// A time that does not read is one long ago: what it bounds is over.
+fn time_or_long_ago(text: String) -> UtcMillis {
+    rows::readable_time(Some(text)).unwrap_or(UtcMillis(0))
 }
 
 /// A row as anybody may have written it: the schema checks its words and the form of its times, not
@@ -317,8 +322,6 @@ impl OpenBatchRow {
     }
 
     fn into_batch(self, members: Vec<Member>) -> Result<(Batch, Origin), StoreError> {
-        // A time that does not read is one long ago: what it bounds is over.
-        let time = |text: String| rows::readable_time(Some(text)).unwrap_or(UtcMillis(0));
         let origin = Origin {
             service: rows::word(&self.service)?,
             endpoint: rows::lossy(self.endpoint),
@@ -339,14 +342,14 @@ impl OpenBatchRow {
             action: rows::word(&self.action)?,
             state: rows::word(&self.state)?,
             job: self.job_id.map(rows::lossy).map(JobId),
-            intent_at: time(self.intent_at),
+            intent_at: time_or_long_ago(self.intent_at),
             submitted_at: rows::readable_time(self.submitted_at),
             looks: rows::count(self.looks),
             doubts: rows::count(self.doubts),
             from_copy: self.from_copy != 0,
             server_count: rows::count(self.server_count),
             look_cause: self.look_cause.as_deref().map(rows::word).transpose()?,
-            look_until: self.look_until.map(time),
+            look_until: self.look_until.map(time_or_long_ago),
             complaint,
             read_error: self.read_error.map(rows::lossy),
             members,
@@ -359,11 +362,11 @@ impl OpenBatchRow {
 /// Documented jobs take minutes; nobody says what the longest is.
 pub(super) const SHADOW: Duration = Duration::from_secs(24 * 3600);
 
-async fn members(
+async fn read_members(
     connection: &mut SqliteConnection,
     batch: &OpenBatchRow,
 ) -> Result<Vec<Member>, StoreError> {
-    // Asked only where it matters: of reboots, and not while a job tells.
+    // SnapshotQuery only where it matters: of reboots, and not while a job tells.
     let leaves_no_mark = rows::word::<PowerAction>(&batch.action)?.leaves_no_mark();
     let shadows_since = if leaves_no_mark && !batch.is_told_by_job() {
         rows::readable_time(Some(batch.intent_at.clone()))

@@ -20,36 +20,33 @@ use super::StoreError;
 use crate::model::UtcMillis;
 
 /// Device and inode.
-pub(super) type Identity = (u64, u64);
+pub(super) type FileId = (u64, u64);
 
 /// Creates the file with mode 0660 before SQLite opens it, if it is missing. SQLite itself would
 /// create 0640 under a 0007 umask, and give the same mode to `-wal` and `-shm`.
 pub(super) fn create(path: &Path) -> Result<(), StoreError> {
-    let unusable = |source| StoreError::Unusable {
-        path: path.to_owned(),
-        source,
-    };
-    match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o660)
-        .open(path)
-    {
-        // The umask took bits away; this gives them back.
-        Ok(file) => file
-            .set_permissions(Permissions::from_mode(0o660))
-            .map_err(unusable),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(unusable(error)),
+    match create_new(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(StoreError::unusable(path, error))
+        }
+        _ => Ok(()),
     }
 }
 
+fn create_new(path: &Path) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o660)
+        .open(path)?;
+    // The umask took bits away; this gives them back.
+    file.set_permissions(Permissions::from_mode(0o660))
+}
+
 /// Device and inode, by path: opening the file by hand would drop SQLite's locks.
-pub(in crate::store) fn identity(path: &Path) -> Result<Identity, StoreError> {
-    let meta = std::fs::metadata(path).map_err(|source| StoreError::Unusable {
-        path: path.to_owned(),
-        source,
-    })?;
+pub(in crate::store) fn id_of(path: &Path) -> Result<FileId, StoreError> {
+    let meta = std::fs::metadata(path).map_err(|error| StoreError::unusable(path, error))?;
     Ok((meta.dev(), meta.ino()))
 }
 
@@ -62,28 +59,28 @@ struct Handle {
 
 /// All of them. Each try for a lock is made while nobody else of this process makes one: they share
 /// the handle.
-static HANDLES: Mutex<BTreeMap<Identity, Handle>> = Mutex::new(BTreeMap::new());
+static HANDLES: Mutex<BTreeMap<FileId, Handle>> = Mutex::new(BTreeMap::new());
 
-fn handles() -> MutexGuard<'static, BTreeMap<Identity, Handle>> {
+fn handles() -> MutexGuard<'static, BTreeMap<FileId, Handle>> {
     HANDLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The handle on the file at `path`, opened if there is none yet.
 fn handle_of<'a>(
-    handles: &'a mut BTreeMap<Identity, Handle>,
+    handles: &'a mut BTreeMap<FileId, Handle>,
     path: &Path,
-) -> std::io::Result<(Identity, &'a mut Handle)> {
+) -> std::io::Result<(FileId, &'a mut Handle)> {
     // Nothing has a file open that is gone, or it does not matter any more.
     handles.retain(|_, handle| {
         handle.locks || handle.file.metadata().is_ok_and(|meta| meta.nlink() > 0)
     });
     let meta = std::fs::metadata(path)?;
-    let mut identity = (meta.dev(), meta.ino());
-    if !handles.contains_key(&identity) {
+    let mut id = (meta.dev(), meta.ino());
+    if !handles.contains_key(&id) {
         let file = File::open(path)?;
         let meta = file.metadata()?;
-        identity = (meta.dev(), meta.ino());
-        match handles.entry(identity) {
+        id = (meta.dev(), meta.ino());
+        match handles.entry(id) {
             // Another file has come to this place at this moment, and is known: this handle must
             // not be closed either.
             Entry::Occupied(_) => std::mem::forget(file),
@@ -96,8 +93,8 @@ fn handle_of<'a>(
         }
     }
     handles
-        .get_mut(&identity)
-        .map(|handle| (identity, handle))
+        .get_mut(&id)
+        .map(|handle| (id, handle))
         .ok_or_else(|| std::io::Error::other("the file was replaced just now"))
 }
 
@@ -110,7 +107,7 @@ pub(super) fn kept_handle(path: &Path) -> std::io::Result<Arc<File>> {
 /// Held for as long as a daemon runs on a queue.
 #[derive(Debug)]
 pub struct QueueLock {
-    identity: Identity,
+    id: FileId,
     /// Says who has the lock, if that could be written.
     note: Option<File>,
     since: UtcMillis,
@@ -135,7 +132,7 @@ pub enum Running {
     Yes(Option<DaemonInfo>),
     /// None does.
     No,
-    /// Whoever asks may not read the queue.
+    /// This user may not read the queue.
     CannotTell,
 }
 
@@ -172,15 +169,12 @@ impl QueueLock {
     /// `DaemonRuns` if somebody has it.
     pub fn take(path: &Path, now: UtcMillis) -> Result<Self, StoreError> {
         create(path)?;
-        let unusable = |source| StoreError::Unusable {
-            path: path.to_owned(),
-            source,
-        };
         // A `status` command holds a shared lock for an instant; a daemon holds its own for good.
         for _ in 0..20 {
-            if let Some(identity) = try_to_take(path).map_err(unusable)? {
+            let taken = try_to_take(path).map_err(|error| StoreError::unusable(path, error))?;
+            if let Some(id) = taken {
                 let mut lock = Self {
-                    identity,
+                    id,
                     note: open_note(path),
                     since: now,
                 };
@@ -196,8 +190,8 @@ impl QueueLock {
         })
     }
 
-    /// Notes beside the queue who runs on it and what it waits for. Whoever cannot read that still
-    /// sees the lock.
+    /// Notes beside the queue who runs on it and what it waits for. Somebody who cannot read
+    /// that still sees the lock.
     pub fn say(&mut self, waits: Option<&str>) {
         let info = DaemonInfo {
             pid: std::process::id(),
@@ -216,16 +210,16 @@ impl QueueLock {
 }
 
 /// Which file it was, if the lock was free.
-fn try_to_take(path: &Path) -> std::io::Result<Option<Identity>> {
+fn try_to_take(path: &Path) -> std::io::Result<Option<FileId>> {
     let mut handles = handles();
-    let (identity, handle) = handle_of(&mut handles, path)?;
+    let (id, handle) = handle_of(&mut handles, path)?;
     if handle.locks {
         return Ok(None);
     }
     match handle.file.try_lock() {
         Ok(()) => {
             handle.locks = true;
-            Ok(Some(identity))
+            Ok(Some(id))
         }
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
@@ -253,7 +247,7 @@ impl Drop for QueueLock {
             // An empty note says that nobody runs.
             let _ = note.set_len(0);
         }
-        if let Some(handle) = handles().get_mut(&self.identity) {
+        if let Some(handle) = handles().get_mut(&self.id) {
             // If it fails, the lock goes with the process.
             let _ = handle.file.unlock();
             handle.locks = false;
@@ -262,9 +256,9 @@ impl Drop for QueueLock {
 }
 
 /// The handle by which a daemon of this process has locked this file.
-pub(super) fn locked_handle(identity: Identity) -> Option<Arc<File>> {
+pub(super) fn locked_handle(id: FileId) -> Option<Arc<File>> {
     handles()
-        .get(&identity)
+        .get(&id)
         .filter(|handle| handle.locks)
         .map(|handle| Arc::clone(&handle.file))
 }
@@ -298,10 +292,17 @@ fn lock_path(path: &Path) -> PathBuf {
     beside(&real(path), ".lock")
 }
 
-/// Where the path leads to: what stands beside a queue stands beside the file, whatever link was
+/// Where the path leads to: what is beside a queue is beside the file itself, whatever link was
 /// named.
 pub(super) fn real(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The folder that the file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// The path with an ending.

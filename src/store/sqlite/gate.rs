@@ -1,11 +1,11 @@
-//! Who stands where: the only author of gates in Rust. A row arrives ready, in its lane and in the
-//! line of its server; here the claim parks what cannot go, and what ends a reason lets out, set by
-//! set.
+//! Gates and lines: the only place in Rust that writes them. A row arrives ready, in its lane and
+//! in the line of its server; here the claim parks what cannot go, and what ends a reason releases,
+//! set by set.
 //!
 //! Of one server, the first unfinished row of its line goes first. Those behind it are parked by
 //! the claim that meets them, each once, and come forward one at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::sqlite::SqliteConnection;
 
@@ -13,6 +13,9 @@ use super::rows::{self, list};
 use super::{StoreError, text};
 use crate::lifecycle::{Outcome, Return};
 use crate::model::{BatchId, OwnCode, RequestState, ServerId, TargetName, UtcMillis};
+
+/// Held requests looked at in one transaction.
+const HELD_CHUNK: i64 = 1000;
 
 /// Servers of one target, for the next of each to come forward.
 type Freed = BTreeMap<TargetName, Vec<ServerId>>;
@@ -31,8 +34,19 @@ pub(super) async fn is_anything_parked(
     .await?)
 }
 
+/// True if any request is held by its label.
+pub(in crate::store) async fn is_anything_held(
+    connection: &mut SqliteConnection,
+) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'held')";
+    Ok(sqlx::query_scalar(sql).fetch_one(connection).await?)
+}
+
 /// Parks these requests, which are ready: earlier ones of their servers go first.
-pub(super) async fn park_behind(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+pub(super) async fn park_behind(
+    tx: &mut SqliteConnection,
+    ids: &BTreeSet<i64>,
+) -> Result<(), StoreError> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -48,7 +62,10 @@ pub(super) async fn park_behind(tx: &mut SqliteConnection, ids: &[i64]) -> Resul
 
 /// Takes these requests out of their lanes: their labels hold them. They go on to hold up their
 /// servers.
-pub(super) async fn park_held(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+pub(super) async fn park_held(
+    tx: &mut SqliteConnection,
+    ids: &BTreeSet<i64>,
+) -> Result<(), StoreError> {
     if ids.is_empty() {
         return Ok(());
     }
@@ -64,12 +81,11 @@ pub(super) async fn park_held(tx: &mut SqliteConnection, ids: &[i64]) -> Result<
 /// How far a walk through held requests has come: target, action and id of the last one.
 pub type HeldPlace = (String, String, i64);
 
-/// Looks at the next held requests behind `after`, at most `limit`: those that nothing of their label
+/// Looks at the next held requests behind `after`, a chunk: those that nothing of their label
 /// holds any more are in their lanes again. Returns the last one looked at; none at the end.
-pub(super) async fn release_held(
+pub(in crate::store) async fn release_held(
     tx: &mut SqliteConnection,
     after: &HeldPlace,
-    limit: i64,
     now: UtcMillis,
 ) -> Result<Option<HeldPlace>, StoreError> {
     let (target, action, id) = after;
@@ -87,7 +103,7 @@ pub(super) async fn release_held(
     .bind(target)
     .bind(action)
     .bind(id)
-    .bind(limit)
+    .bind(HELD_CHUNK)
     .bind(text(now))
     .fetch_all(&mut *tx)
     .await?;
@@ -98,12 +114,12 @@ pub(super) async fn release_held(
     .bind(list(free.map(|(_, _, id, _)| id)))
     .execute(tx)
     .await?;
-    let is_over = i64::try_from(found.len()).unwrap_or(i64::MAX) < limit;
+    let is_over = i64::try_from(found.len()).unwrap_or(i64::MAX) < HELD_CHUNK;
     let last = found.into_iter().next_back().filter(|_| !is_over);
     Ok(last.map(|(target, action, id, _)| (rows::lossy(target), action, id)))
 }
 
-/// Lets requests wait that stand ready: a JSON list of their ids, each with a time and a reason.
+/// Lets requests wait that are ready: a JSON list of their ids, each with a time and a reason.
 pub(super) async fn put_off(tx: &mut SqliteConnection, waits: &str) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = ?2,
@@ -138,23 +154,24 @@ pub(super) async fn take(
     Ok(())
 }
 
-/// Requests that a batch carries.
+/// Requests that leave a batch.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Members<'a> {
+pub(super) struct Leaving<'a> {
     pub(super) batch: BatchId,
-    /// Those in this JSON list; none: all of them.
+    /// Those in this JSON list; none: all that the batch carries.
     pub(super) ids: Option<&'a str>,
+    /// The call does not count as one of their attempts.
+    pub(super) is_call_taken_back: bool,
 }
 
 /// They have ended. They stay in the line of their servers until a quiet moment: see `leave_line`.
 pub(super) async fn end(
     tx: &mut SqliteConnection,
-    members: Members<'_>,
+    leaving: Leaving<'_>,
     outcome: &Outcome,
-    taken_back: i64,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    let sql = match members.ids {
+    let sql = match leaving.ids {
         None => {
             "UPDATE power_requests SET state = ?2, evidence = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''),
                  finished_at = ?6, gate = NULL, attempts = max(0, attempts - ?7)
@@ -167,14 +184,14 @@ pub(super) async fn end(
         }
     };
     let query = sqlx::query(sql)
-        .bind(members.batch.0)
+        .bind(leaving.batch.0)
         .bind(outcome.state.as_str())
         .bind(outcome.evidence.as_str())
         .bind(&outcome.code)
         .bind(&outcome.message)
         .bind(text(now))
-        .bind(taken_back);
-    let query = match members.ids {
+        .bind(i64::from(leaving.is_call_taken_back));
+    let query = match leaving.ids {
         None => query,
         Some(ids) => query.bind(ids),
     };
@@ -185,11 +202,10 @@ pub(super) async fn end(
 /// They go back to the queue, at once or after a wait.
 pub(super) async fn give_back(
     tx: &mut SqliteConnection,
-    members: Members<'_>,
+    leaving: Leaving<'_>,
     back: &Return,
-    taken_back: i64,
 ) -> Result<(), StoreError> {
-    let sql = match members.ids {
+    let sql = match leaving.ids {
         None => {
             "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?2,
                  gate = CASE WHEN ?2 IS NULL THEN 'ready' ELSE 'retry' END,
@@ -206,13 +222,13 @@ pub(super) async fn give_back(
         }
     };
     let query = sqlx::query(sql)
-        .bind(members.batch.0)
+        .bind(leaving.batch.0)
         .bind(back.retry_at.map(text))
         .bind(back.group)
-        .bind(taken_back)
+        .bind(i64::from(leaving.is_call_taken_back))
         .bind(&back.code)
         .bind(&back.message);
-    let query = match members.ids {
+    let query = match leaving.ids {
         None => query,
         Some(ids) => query.bind(ids),
     };
@@ -236,7 +252,7 @@ pub(super) struct EndedRow {
     pub(super) action: String,
 }
 
-/// Those of `ids` that are queued have ended, and whoever waits for them or behind them hears of it.
+/// Those of `ids` that are queued have ended, and those that wait for them or behind them are told.
 pub(super) async fn end_queued(
     tx: &mut SqliteConnection,
     ids: &[i64],
@@ -290,22 +306,22 @@ async fn after_ends(tx: &mut SqliteConnection, ended: &[EndedRow]) -> Result<(),
         .iter()
         .map(|row| (Some(row.target.clone()), Some(row.server_id.clone())));
     for (target, servers) in freed(servers) {
-        bring_forward(tx, &target, &servers).await?;
+        bring_forward(tx, &target, servers.iter()).await?;
     }
     Ok(())
 }
 
 /// Requests of these servers have ended, or gone back to the queue, or left the line: of each, the
-/// first that waits behind comes forward, unless an earlier one stands in the line, or one runs.
-pub(super) async fn bring_forward(
+/// first that waits behind comes forward, unless an earlier one is in the line, or one runs.
+pub(super) async fn bring_forward<'a>(
     tx: &mut SqliteConnection,
     target: &TargetName,
-    servers: &[ServerId],
+    servers: impl Iterator<Item = &'a ServerId>,
 ) -> Result<(), StoreError> {
-    if servers.is_empty() || !is_anything_parked(tx, target).await? {
+    let names: Vec<&str> = servers.map(|server| server.0.as_str()).collect();
+    if names.is_empty() || !is_anything_parked(tx, target).await? {
         return Ok(());
     }
-    let names: Vec<&str> = servers.iter().map(|server| server.0.as_str()).collect();
     let forward: Vec<i64> = sqlx::query_scalar(
         "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END, in_line = 1
          WHERE id IN (
@@ -341,7 +357,7 @@ async fn leave_before(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), Stor
     Ok(())
 }
 
-/// These requests have ended: whoever waits for one of them hears of it in the next round.
+/// These requests have ended: those that wait for one of them are told in the next round.
 pub(super) async fn note_awaited(tx: &mut SqliteConnection, ids: &str) -> Result<(), StoreError> {
     let anybody_waits: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL AND after_id IS NOT NULL)",
@@ -407,7 +423,7 @@ pub(super) async fn let_out(
     }
     let firsts: Vec<i64> = firsts.into_values().collect();
     let all: Vec<i64> = due.iter().map(|(id, _, _)| *id).collect();
-    // First all of them stand behind, then the first of each server comes forward if nobody is
+    // First all of them are behind, then the first of each server comes forward if nobody is
     // before it.
     sqlx::query("UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each(?1)) AND gate = 'later'")
         .bind(list(&all))
@@ -442,7 +458,7 @@ struct NoteRow {
 /// each.
 pub(super) async fn follow_notes(
     tx: &mut SqliteConnection,
-    (code, now): (&str, UtcMillis),
+    now: UtcMillis,
     chunk: i64,
 ) -> Result<Vec<(Vec<u8>, String)>, StoreError> {
     let noted: Vec<NoteRow> = sqlx::query_as(
@@ -479,14 +495,14 @@ pub(super) async fn follow_notes(
     )
     .bind(&ids)
     .bind(chunk)
-    .bind(code)
+    .bind(OwnCode::Dependency.as_str())
     .bind(text(now))
     .fetch_all(&mut *tx)
     .await?;
     note_awaited(tx, &list(cancelled.iter().map(|(id, _, _)| id))).await?;
     let servers = noted.into_iter().map(|note| (note.target, note.server_id));
     for (target, servers) in freed(servers) {
-        bring_forward(tx, &target, &servers).await?;
+        bring_forward(tx, &target, servers.iter()).await?;
     }
     sqlx::query(
         "DELETE FROM round_notes WHERE request_id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (
@@ -518,7 +534,7 @@ fn freed(rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>) -> Free
 
 /// Requests of batches that are done leave the line: of about `rows_max` in one transaction.
 /// Returns how many batches have left.
-pub(super) async fn leave_line(
+pub(in crate::store) async fn leave_line(
     tx: &mut SqliteConnection,
     rows_max: i64,
 ) -> Result<u64, StoreError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::rows::{list, names};
-use super::{Store, StoreError, rows, text};
+use super::{StoreError, rows, text};
 use crate::model::{Hold, HoldKind, Origin, PowerAction, TargetName, UtcMillis};
 
 /// What is remembered of a target's pace over restarts.
@@ -19,258 +19,236 @@ pub struct NotedPace {
     pub reads_until: Option<UtcMillis>,
 }
 
-impl Store {
-    /// Removes the holds whose time has passed, as far as they may concern a configured target.
-    pub async fn end_past_holds(&self, now: UtcMillis) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let over: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM holds INDEXED BY holds_that_matter
-             WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
-        )
-        .bind(text(now))
-        .fetch_all(&mut *writer)
-        .await?;
-        self.delete_holds(&mut writer, &over).await
-    }
+pub(in crate::store) async fn find_past_holds(
+    connection: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<Vec<i64>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM holds INDEXED BY holds_that_matter
+         WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
+    )
+    .bind(text(now))
+    .fetch_all(connection)
+    .await?)
+}
 
-    /// Puts a hold, or renews the one of the same target, action and kind; its `since` stays.
-    pub async fn put_hold(&self, hold: &Hold) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        put_hold(&mut tx, hold).await?;
-        tx.commit().await
-    }
-
-    /// Removes the holds of this kind on a target. False if there was none.
-    pub async fn lift_hold(&self, target: &TargetName, kind: HoldKind) -> Result<bool, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let is_held: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE target = ? AND kind = ?)")
-                .bind(&target.0)
-                .bind(kind.as_str())
-                .fetch_one(&mut *writer)
-                .await?;
-        if !is_held {
-            return Ok(false);
-        }
-        let mut tx = self.begin(&mut writer).await?;
-        let lifted = sqlx::query("DELETE FROM holds WHERE target = ? AND kind = ?")
+pub(in crate::store) async fn is_held(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    kind: HoldKind,
+) -> Result<bool, StoreError> {
+    Ok(
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE target = ? AND kind = ?)")
             .bind(&target.0)
             .bind(kind.as_str())
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(lifted.rows_affected() > 0)
-    }
+            .fetch_one(connection)
+            .await?,
+    )
+}
 
-    /// Removes the hold of a budget that is looked at again; one that still binds is put again by
-    /// the next try.
-    pub async fn lift_budget(
-        &self,
-        target: &TargetName,
-        action: PowerAction,
-    ) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        sqlx::query("DELETE FROM holds WHERE ifnull(target, '') = ? AND ifnull(action, '') = ? AND ifnull(label, '') = '' AND kind = 'budget'")
+pub(in crate::store) async fn lift_hold(
+    tx: &mut SqliteConnection,
+    target: &TargetName,
+    kind: HoldKind,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM holds WHERE target = ? AND kind = ?")
+        .bind(&target.0)
+        .bind(kind.as_str())
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+pub(in crate::store) async fn lift_budget(
+    tx: &mut SqliteConnection,
+    target: &TargetName,
+    action: PowerAction,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM holds WHERE ifnull(target, '') = ? AND ifnull(action, '') = ? AND ifnull(label, '') = '' AND kind = 'budget'")
             .bind(&target.0)
             .bind(action.as_str())
             .execute(&mut *tx)
             .await?;
-        tx.commit().await
-    }
+    Ok(())
+}
 
-    /// Keys that were refused last, one for each secret. A row that a stranger spoilt says nothing.
-    pub async fn refused_keys(&self) -> Result<Vec<RefusedKey>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let found: Vec<RefusedKeyRecord> =
-            sqlx::query_as(REFUSED_KEYS).fetch_all(&mut *writer).await?;
-        Ok(found
-            .into_iter()
-            .filter_map(RefusedKeyRecord::into_key)
-            .collect())
-    }
-
-    /// Remembers that a key was refused, in place of what was known of it with this secret.
-    pub async fn note_refused_key(&self, refused: &RefusedKey) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        note_refused_key(&mut tx, refused).await?;
-        tx.commit().await
-    }
-
-    /// What was known of a key with this secret says nothing any more.
-    pub async fn forget_refused_key(&self, key: &str, secret: &str) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        sqlx::query("DELETE FROM refused_keys WHERE key = ? AND secret = ?")
-            .bind(key)
-            .bind(secret)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await
-    }
-
-    /// Holds these targets, which the config does not have. Returns those that were not held yet.
-    pub async fn hold_unknown_targets(
-        &self,
-        unknown: &[TargetName],
-        now: UtcMillis,
-    ) -> Result<Vec<TargetName>, StoreError> {
-        if unknown.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut writer = self.writer.lock().await;
-        let new: Vec<TargetName> = sqlx::query_scalar(
-            "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (
-                 SELECT 1 FROM holds h WHERE ifnull(h.target, '') = j.value AND ifnull(h.action, '') = ''
-                 AND ifnull(h.label, '') = '' AND h.kind = 'unknown_target')",
-        )
-        .bind(names(unknown))
-        .fetch_all(&mut *writer)
-        .await?
+pub(in crate::store) async fn refused_keys(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<RefusedKey>, StoreError> {
+    let found: Vec<RefusedKeyRecord> = sqlx::query_as(REFUSED_KEYS)
+        .fetch_all(&mut *connection)
+        .await?;
+    Ok(found
         .into_iter()
-        .map(TargetName)
-        .collect();
-        if new.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut tx = self.begin(&mut writer).await?;
-        sqlx::query(
-            "INSERT INTO holds (target, kind, reason, since)
-             SELECT j.value, 'unknown_target', 'the config has no [targets.' || j.value || ']', ?2 FROM json_each(?1) j",
-        )
-        .bind(names(&new))
-        .bind(text(now))
+        .filter_map(RefusedKeyRecord::into_key)
+        .collect())
+}
+
+pub(in crate::store) async fn forget_refused_key(
+    tx: &mut SqliteConnection,
+    key: &str,
+    secret: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM refused_keys WHERE key = ? AND secret = ?")
+        .bind(key)
+        .bind(secret)
         .execute(&mut *tx)
         .await?;
-        tx.commit().await?;
-        Ok(new)
-    }
+    Ok(())
+}
 
-    /// Looks at the next `limit` holds of unknown targets behind the one with id `after`: lets go
-    /// those whose target is among `configured`, or named by no unfinished request any more.
-    /// Returns the last id looked at; none at the end.
-    pub async fn lift_unknown_targets(
-        &self,
-        configured: &[TargetName],
-        after: i64,
-        limit: u32,
-    ) -> Result<Option<i64>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, bool)> = sqlx::query_as(
-            "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
-                    AND (h.target IN (SELECT value FROM json_each(?1))
-                         OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
-                                 OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
-                                            AND r.target = h.target)
-                                 OR EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'held' AND r.target = h.target)))
-             FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
-        )
-        .bind(names(configured))
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&mut *writer)
+pub(in crate::store) async fn not_yet_held(
+    connection: &mut SqliteConnection,
+    unknown: &[TargetName],
+) -> Result<Vec<TargetName>, StoreError> {
+    let new: Vec<String> = sqlx::query_scalar(
+        "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (
+         SELECT 1 FROM holds h WHERE ifnull(h.target, '') = j.value AND ifnull(h.action, '') = ''
+         AND ifnull(h.label, '') = '' AND h.kind = 'unknown_target')",
+    )
+    .bind(names(unknown))
+    .fetch_all(connection)
+    .await?;
+    Ok(new.into_iter().map(TargetName).collect())
+}
+
+pub(in crate::store) async fn hold_unknown_targets(
+    tx: &mut SqliteConnection,
+    new: &[TargetName],
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO holds (target, kind, reason, since)
+         SELECT j.value, 'unknown_target', 'the config has no [targets.' || j.value || ']', ?2 FROM json_each(?1) j",
+    )
+    .bind(names(new))
+    .bind(text(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Some holds of unknown targets.
+pub(in crate::store) struct UnknownTargetsPage {
+    /// Those that nothing needs any more.
+    pub(in crate::store) needless: Vec<i64>,
+    /// The last hold that was looked at; none at the end.
+    pub(in crate::store) last: Option<i64>,
+}
+
+pub(in crate::store) async fn page_of_unknown_targets(
+    connection: &mut SqliteConnection,
+    configured: &[TargetName],
+    after: i64,
+    limit: u32,
+) -> Result<UnknownTargetsPage, StoreError> {
+    let found: Vec<(i64, bool)> = sqlx::query_as(
+        "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
+                AND (h.target IN (SELECT value FROM json_each(?1))
+                     OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
+                             OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
+                                        AND r.target = h.target)
+                             OR EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'held' AND r.target = h.target)))
+         FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
+    )
+    .bind(names(configured))
+    .bind(after)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    let is_full = found.len() as u64 == u64::from(limit);
+    let last = found.last().map(|(id, _)| *id);
+    let needless = found.into_iter().filter(|(_, is_needless)| *is_needless);
+    Ok(UnknownTargetsPage {
+        needless: needless.map(|(id, _)| id).collect(),
+        last: last.filter(|_| is_full),
+    })
+}
+
+pub(in crate::store) async fn delete_holds(
+    tx: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
+        .bind(list(ids))
+        .execute(tx)
         .await?;
-        let over: Vec<i64> = found
-            .iter()
-            .filter(|(_, over)| *over)
-            .map(|(id, _)| *id)
-            .collect();
-        self.delete_holds(&mut writer, &over).await?;
-        Ok(found
-            .last()
-            .map(|(id, _)| *id)
-            .filter(|_| found.len() as u64 == u64::from(limit)))
-    }
+    Ok(())
+}
 
-    /// Removes the holds with these ids, if there are any.
-    async fn delete_holds(
-        &self,
-        writer: &mut SqliteConnection,
-        ids: &[i64],
-    ) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let mut tx = self.begin(writer).await?;
-        sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
-            .bind(list(ids))
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await
-    }
+pub(in crate::store) async fn note_target(
+    tx: &mut SqliteConnection,
+    status: &TargetStatus<'_>,
+) -> Result<(), StoreError> {
+    let news = status.news;
+    sqlx::query(
+        "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
+             reads_until, updated_at, budget_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
+             pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10",
+    )
+    .bind(&status.target.0)
+    .bind(status.origin.service.as_str())
+    .bind(&status.origin.endpoint)
+    .bind(&status.origin.project_id)
+    .bind(news.configured)
+    .bind(news.pace.rate)
+    .bind(news.pace.throttles)
+    .bind(news.pace.reads_until.map(text))
+    .bind(text(status.now))
+    .bind(news.budget_span.map(|span| i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
 
-    /// Stores what is known of a configured target, for `status`, for a prune and for the next
-    /// start.
-    pub async fn note_target(
-        &self,
-        target: &TargetName,
-        origin: &Origin,
-        news: TargetNews,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        sqlx::query(
-            "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
-                 reads_until, updated_at, budget_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-             ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
-                 pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10",
-        )
+pub(in crate::store) async fn noted_pace(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    origin: &Origin,
+) -> Result<Option<NotedPace>, StoreError> {
+    let sql = "SELECT CAST(pace_per_minute AS INTEGER), CAST(throttles AS INTEGER), CAST(reads_until AS BLOB)
+                   FROM targets WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
+    let found: Option<(i64, i64, Option<Vec<u8>>)> = sqlx::query_as(sql)
         .bind(&target.0)
         .bind(origin.service.as_str())
         .bind(&origin.endpoint)
         .bind(&origin.project_id)
-        .bind(news.configured)
-        .bind(news.pace.rate)
-        .bind(news.pace.throttles)
-        .bind(news.pace.reads_until.map(text))
-        .bind(text(now))
-        .bind(news.budget_span.map(|span| i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
-        .execute(&mut *tx)
+        .fetch_optional(&mut *connection)
         .await?;
-        tx.commit().await
-    }
-
-    /// What an earlier run had learned of this target's pace; none if it was another service,
-    /// endpoint or project then.
-    pub async fn noted_pace(
-        &self,
-        target: &TargetName,
-        origin: &Origin,
-    ) -> Result<Option<NotedPace>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let sql = "SELECT CAST(pace_per_minute AS INTEGER), CAST(throttles AS INTEGER), CAST(reads_until AS BLOB)
-                   FROM targets WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
-        let found: Option<(i64, i64, Option<Vec<u8>>)> = sqlx::query_as(sql)
-            .bind(&target.0)
-            .bind(origin.service.as_str())
-            .bind(&origin.endpoint)
-            .bind(&origin.project_id)
-            .fetch_optional(&mut *writer)
-            .await?;
-        Ok(found.map(|(rate, throttles, reads_until)| NotedPace {
-            rate: rows::count(rate),
-            throttles: rows::count(throttles),
-            reads_until: rows::readable_time(reads_until.map(rows::lossy)),
-        }))
-    }
-
-    /// Forgets targets that the config no longer has.
-    pub async fn forget_targets_except(&self, names: &[TargetName]) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        sqlx::query("DELETE FROM targets WHERE target NOT IN (SELECT value FROM json_each(?))")
-            .bind(serde_json::to_string(names).unwrap_or_default())
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await
-    }
+    Ok(found.map(|(rate, throttles, reads_until)| NotedPace {
+        rate: rows::count(rate),
+        throttles: rows::count(throttles),
+        reads_until: rows::readable_time(reads_until.map(rows::lossy)),
+    }))
 }
 
-/// What there is to note of a configured target.
+pub(in crate::store) async fn forget_targets_except(
+    tx: &mut SqliteConnection,
+    names: &[TargetName],
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM targets WHERE target NOT IN (SELECT value FROM json_each(?))")
+        .bind(serde_json::to_string(names).unwrap_or_default())
+        .execute(&mut *tx)
+        .await?;
+    Ok(())
+}
+
+/// A configured target, and what there is to note of it.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetStatus<'a> {
+    /// Its name.
+    pub target: &'a TargetName,
+    /// Where its calls are sent.
+    pub origin: &'a Origin,
+    /// What may have changed.
+    pub news: TargetNews,
+    /// When it is noted.
+    pub now: UtcMillis,
+}
+
+/// What may change of a configured target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetNews {
     /// Submit calls a minute, as configured.
@@ -436,22 +414,26 @@ impl HoldRow {
     /// Without a known action or kind it holds nothing, while odd times leave it in force; a sentence
     /// on either goes to `unreadable`.
     pub(super) fn into_hold(self, now: UtcMillis, unreadable: &mut Vec<String>) -> Option<Hold> {
-        let id = self.id;
-        let mut note = |what: &str, error: StoreError| {
-            unreadable.push(format!("row {id} of holds: {what}: {error}"));
+        let row = format!("row {} of holds", self.id);
+        let words = rows::word(&self.kind).and_then(|kind| {
+            let action = self.action.as_deref().map(rows::word).transpose()?;
+            Ok((kind, action))
+        });
+        let (kind, action) = match words {
+            Ok(words) => words,
+            Err(error) => {
+                unreadable.push(format!("{row}: it is ignored: {error}"));
+                return None;
+            }
         };
-        let ignored = "it is ignored";
-        let kind = rows::word(&self.kind)
-            .map_err(|error| note(ignored, error))
-            .ok()?;
-        let action = self.action.map(|action| rows::word(&action)).transpose();
-        let action = action.map_err(|error| note(ignored, error)).ok()?;
         let since = rows::time(&self.since).unwrap_or_else(|error| {
-            note("it is in force, since an unknown time", error);
+            unreadable.push(format!(
+                "{row}: it is in force, since an unknown time: {error}"
+            ));
             now
         });
         let until = rows::maybe_time(self.until).unwrap_or_else(|error| {
-            note("it is in force without an end", error);
+            unreadable.push(format!("{row}: it is in force without an end: {error}"));
             None
         });
         Some(Hold {
@@ -470,7 +452,7 @@ impl HoldRow {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::Asked;
+    use super::super::{SnapshotQuery, Store};
     use super::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
@@ -495,7 +477,7 @@ mod tests {
             .execute(&mut *store.writer.lock().await)
             .await
             .expect("inserted");
-        let asked = Asked {
+        let asked = SnapshotQuery {
             default_ttl: None,
             targets: &[],
             except: &BTreeSet::new(),

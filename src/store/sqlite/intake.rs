@@ -1,20 +1,18 @@
-//! What becomes due, what expires, what waited in vain, and what is rejected. Who stands where is
-//! `gate`'s, what may go `claim`'s.
+//! Queued requests that become due, expire, waited in vain or are rejected. Which gate each is at
+//! is decided in `gate`, which may be sent in `claim`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::gate::{EndedRow, HeldPlace, QueuedEnd};
-use super::{Store, StoreError, gate, rows, text};
+use super::gate::{EndedRow, QueuedEnd};
+use super::{StoreError, gate, rows, text};
 use crate::model::{OwnCode, PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
 /// Rows moved in one transaction, so that ours stay under a few milliseconds whatever waits: a
 /// producer that finds the queue locked sleeps for longer each time.
 const CHUNK: i64 = 200;
-/// Held requests looked at in one transaction.
-const HELD_CHUNK: i64 = 1000;
 
 /// How many requests ended without an answer of the cloud: by target, action, state and why.
 pub type EndedCounts = BTreeMap<(TargetName, PowerAction, RequestState, OwnCode), u64>;
@@ -36,155 +34,111 @@ pub struct TakenIn {
     pub next_at: Option<UtcMillis>,
 }
 
-impl Store {
-    /// Lets the next held requests behind `after` into their lanes that nothing of their label holds
-    /// any more: a chunk. Returns the last one looked at; none at the end.
-    pub async fn release_held(
-        &self,
-        after: &HeldPlace,
-        now: UtcMillis,
-    ) -> Result<Option<HeldPlace>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let is_any: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'held')")
-                .fetch_one(&mut *writer)
-                .await?;
-        if !is_any {
-            return Ok(None);
-        }
-        let mut tx = self.begin(&mut writer).await?;
-        let last = gate::release_held(&mut tx, after, HELD_CHUNK, now).await?;
-        tx.commit().await?;
-        Ok(last)
-    }
-
-    /// Lets out what is due, expires what is too old, cancels what waited in vain: one chunk of
-    /// each.
-    pub async fn take_in(
-        &self,
-        default_ttl: Option<Duration>,
-        now: UtcMillis,
-    ) -> Result<TakenIn, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let next_at = next_due_at(&mut writer, default_ttl).await?;
-        if next_at.is_none_or(|at| at > now) {
-            return Ok(TakenIn {
-                next_at,
-                ..TakenIn::default()
-            });
-        }
-        let mut tx = self.begin(&mut writer).await?;
-        let expired = expire(&mut tx, default_ttl, now).await?;
-        let code = OwnCode::Dependency;
-        let cancelled = gate::follow_notes(&mut tx, (code.as_str(), now), CHUNK).await?;
-        let mut cancelled = count(cancelled, RequestState::Cancelled, code);
-        let retried = gate::end_retry_waits(&mut tx, now, CHUNK).await?;
-        let let_out = gate::let_out(&mut tx, now, CHUNK).await?;
-        // What was expired or cancelled may have been awaited in turn.
-        let next_at = next_due_at(&mut tx, default_ttl).await?;
-        tx.commit().await?;
-        let total = |ended: &EndedCounts| ended.values().sum();
-        let (expired_count, cancelled_count) = (total(&expired), total(&cancelled));
-        let mut ended = expired;
-        ended.append(&mut cancelled);
-        Ok(TakenIn {
-            due: retried + let_out,
-            expired: expired_count,
-            cancelled: cancelled_count,
-            ended,
-            more: next_at.is_some_and(|at| at <= now),
-            next_at,
-        })
-    }
-
-    /// Ends requests on their way that no open batch carries: somebody wrote into the ledgers, and
-    /// nobody would ever ask what became of them. Returns how many that were.
-    pub async fn end_stranded(&self, now: UtcMillis) -> Result<EndedCounts, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        let stranded = gate::end_stranded(&mut tx, now).await?;
-        tx.commit().await?;
-        Ok(counted(stranded, RequestState::Unknown, OwnCode::Orphaned))
-    }
-
-    /// Rejects what is queued to stop or reboot one of `protected`. Returns how many requests that
-    /// were.
-    pub async fn reject_protected(
-        &self,
-        target: &TargetName,
-        protected: &[ServerId],
-        now: UtcMillis,
-    ) -> Result<EndedCounts, StoreError> {
-        let servers = serde_json::to_string(protected).unwrap_or_default();
-        let mut writer = self.writer.lock().await;
-        let found: Vec<i64> = sqlx::query_scalar(
-            "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
-             ON r.in_line = 1 AND r.server_id = j.value AND r.target = ?2
-             WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4))
-             UNION ALL
-             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
-             ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = ?2 AND r.server_id = j.value
-             WHERE r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
-        )
-        .bind(&servers)
-        .bind(&target.0)
-        .bind(CHUNK)
-        .bind(rows::actions(PowerAction::interrupts))
-        .fetch_all(&mut *writer)
-        .await?;
-        if found.is_empty() {
-            return Ok(EndedCounts::new());
-        }
-        let mut tx = self.begin(&mut writer).await?;
-        let end = QueuedEnd {
-            state: RequestState::Rejected,
-            code: OwnCode::Protected,
-            message: "the config protects this server from stop and reboot",
-        };
-        let rejected = gate::end_queued(&mut tx, &found, &end, now).await?;
-        tx.commit().await?;
-        Ok(counted(
-            rejected,
-            RequestState::Rejected,
-            OwnCode::Protected,
-        ))
-    }
-
-    /// The next targets that requests name which are ready or parked, behind `after` in the order of
-    /// names; at most `limit`.
-    pub async fn targets_after(
-        &self,
-        after: &str,
-        limit: u32,
-    ) -> Result<Vec<TargetName>, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let names: Vec<Vec<u8>> = sqlx::query_scalar(
-            "WITH RECURSIVE used(target, number) AS (
-                 SELECT (SELECT min(first.target) FROM (
-                     SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > ?1
-                     UNION ALL
-                     SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > ?1
-                 ) first), 1
-                 UNION ALL
-                 SELECT (SELECT min(next.target) FROM (
-                     SELECT (SELECT min(n.target) FROM power_requests n WHERE n.gate = 'ready' AND n.target > used.target) AS target
-                     UNION ALL
-                     SELECT (SELECT min(n.target) FROM power_requests n
-                             WHERE n.in_line IS NULL AND n.gate IS NOT NULL AND n.target > used.target)
-                 ) next), used.number + 1
-                 FROM used WHERE used.target IS NOT NULL AND used.number < ?2
-             )
-             SELECT CAST(target AS BLOB) FROM used WHERE target IS NOT NULL",
-        )
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&mut *writer)
-        .await?;
-        Ok(names.into_iter().map(rows::lossy).map(TargetName).collect())
-    }
+/// One chunk of each.
+pub(in crate::store) async fn take_in(
+    tx: &mut SqliteConnection,
+    default_ttl: Option<Duration>,
+    now: UtcMillis,
+) -> Result<TakenIn, StoreError> {
+    let expired = expire(tx, default_ttl, now).await?;
+    let cancelled = gate::follow_notes(tx, now, CHUNK).await?;
+    let cancelled = count(cancelled, RequestState::Cancelled, OwnCode::Dependency);
+    let retried = gate::end_retry_waits(tx, now, CHUNK).await?;
+    let let_out = gate::let_out(tx, now, CHUNK).await?;
+    // What was expired or cancelled may have been awaited in turn.
+    let next_at = next_due_at(tx, default_ttl).await?;
+    Ok(TakenIn {
+        due: retried + let_out,
+        expired: expired.values().sum(),
+        cancelled: cancelled.values().sum(),
+        ended: expired.into_iter().chain(cancelled).collect(),
+        more: next_at.is_some_and(|at| at <= now),
+        next_at,
+    })
 }
 
-async fn next_due_at(
+pub(in crate::store) async fn end_stranded(
+    tx: &mut SqliteConnection,
+    now: UtcMillis,
+) -> Result<EndedCounts, StoreError> {
+    let stranded = gate::end_stranded(tx, now).await?;
+    Ok(counted(stranded, RequestState::Unknown, OwnCode::Orphaned))
+}
+
+/// One chunk of the requests that are queued to stop or reboot one of `protected`.
+pub(in crate::store) async fn find_protected(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    protected: &[ServerId],
+) -> Result<Vec<i64>, StoreError> {
+    let servers = serde_json::to_string(protected).unwrap_or_default();
+    Ok(sqlx::query_scalar(
+        "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+         ON r.in_line = 1 AND r.server_id = j.value AND r.target = ?2
+         WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4))
+         UNION ALL
+         SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+         ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = ?2 AND r.server_id = j.value
+         WHERE r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
+    )
+    .bind(&servers)
+    .bind(&target.0)
+    .bind(CHUNK)
+    .bind(rows::actions(PowerAction::interrupts))
+    .fetch_all(connection)
+    .await?)
+}
+
+pub(in crate::store) async fn reject_protected(
+    tx: &mut SqliteConnection,
+    found: &[i64],
+    now: UtcMillis,
+) -> Result<EndedCounts, StoreError> {
+    let end = QueuedEnd {
+        state: RequestState::Rejected,
+        code: OwnCode::Protected,
+        message: "the config protects this server from stop and reboot",
+    };
+    let rejected = gate::end_queued(tx, found, &end, now).await?;
+    Ok(counted(
+        rejected,
+        RequestState::Rejected,
+        OwnCode::Protected,
+    ))
+}
+
+pub(in crate::store) async fn targets_after(
+    connection: &mut SqliteConnection,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<TargetName>, StoreError> {
+    let names: Vec<Vec<u8>> = sqlx::query_scalar(
+        "WITH RECURSIVE used(target, number) AS (
+             SELECT (SELECT min(first.target) FROM (
+                 SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > ?1
+                 UNION ALL
+                 SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > ?1
+             ) first), 1
+             UNION ALL
+             SELECT (SELECT min(next.target) FROM (
+                 SELECT (SELECT min(n.target) FROM power_requests n WHERE n.gate = 'ready' AND n.target > used.target) AS target
+                 UNION ALL
+                 SELECT (SELECT min(n.target) FROM power_requests n
+                         WHERE n.in_line IS NULL AND n.gate IS NOT NULL AND n.target > used.target)
+             ) next), used.number + 1
+             FROM used WHERE used.target IS NOT NULL AND used.number < ?2
+         )
+         SELECT CAST(target AS BLOB) FROM used WHERE target IS NOT NULL",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(names.into_iter().map(rows::lossy).map(TargetName).collect())
+}
+
+/// When a take-in has something to do; none: no time is known.
+pub(in crate::store) async fn next_due_at(
     connection: &mut SqliteConnection,
     default_ttl: Option<Duration>,
 ) -> Result<Option<UtcMillis>, StoreError> {
@@ -217,8 +171,8 @@ pub(super) struct NextTimes {
 }
 
 impl NextTimes {
-    /// The first of them. A time that a stranger spoilt tells nothing: whoever it belongs to waits,
-    /// and the others go on.
+    /// The first of them. A time that a stranger spoilt tells nothing: its request waits, and the
+    /// others go on.
     pub(super) fn next(self, default_ttl: Option<Duration>) -> Option<UtcMillis> {
         if self.noted {
             return Some(UtcMillis(0));

@@ -19,39 +19,41 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 
 use super::StoreError;
-use crate::model::UtcMillis;
-use claimed::Claimed;
-use hand::Hand;
-use note::Note;
-use place::{Place, PlaceState, StampPage};
+use crate::model::{Batch, BatchId, Member, UtcMillis};
+use claimed_members::ClaimedMembers;
+use epoch_file::{EpochFile, HighWater};
+use identity::{IdentityState, QueueIdentity, StampPage};
+use write_guard::WriteGuard;
 
-mod batches;
-mod claim;
-mod claimed;
+pub(super) mod batches;
+mod changes;
+pub(super) mod claim;
+mod claimed_members;
+pub(super) mod epoch;
+mod epoch_file;
 pub(super) mod file;
-mod gate;
-pub(super) mod hand;
+pub(super) mod gate;
 pub(super) mod holds;
-mod intake;
-mod note;
-mod place;
-mod record;
+mod identity;
+pub(super) mod intake;
+pub(super) mod record;
 pub(super) mod rows;
 pub(super) mod schema;
-mod snapshot;
+pub(super) mod snapshot;
 pub(super) mod upkeep;
-mod wake;
+pub(super) mod write_guard;
 
-pub use batches::{DueTarget, Hands};
-pub use claim::Which;
-pub(crate) use file::beside;
+pub use batches::{DueFilter, DueTarget, Hands};
+pub use changes::Changes;
+pub use claim::{Claim, Which};
+pub use epoch::Restored;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
+pub(crate) use file::{beside, folder_of};
 pub use gate::HeldPlace;
-pub use holds::{NotedPace, RefusedKey, TargetNews};
+pub use holds::{NotedPace, RefusedKey, TargetNews, TargetStatus};
 pub use intake::{EndedCounts, TakenIn};
-pub use snapshot::{Asked, Snapshot};
-pub use upkeep::{Prune, Restored};
-pub use wake::Changes;
+pub use snapshot::{Snapshot, SnapshotQuery};
+pub use upkeep::Prune;
 
 /// The `-wal` is cut back to this after a checkpoint, in bytes.
 const WAL_SIZE_LIMIT: u64 = 64 << 20;
@@ -72,7 +74,7 @@ pub struct StoreOptions {
     pub busy_timeout: Duration,
     /// Waits until a commit is on the disk. Without it a power failure loses intents.
     pub synced: bool,
-    /// Asked before each commit; one that it does not allow is rolled back, and fails as if the
+    /// SnapshotQuery before each commit; one that it does not allow is rolled back, and fails as if the
     /// queue were locked. A simulation counts commits this way, and ends a daemon just before one
     /// of them.
     pub allow_commit: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
@@ -115,21 +117,21 @@ pub struct Store {
 #[derive(Debug)]
 struct Own {
     mark: Mark,
-    place: Place,
-    note: Note,
+    identity: QueueIdentity,
+    high_water: HighWater,
     /// None until an epoch has begun: a simulation has none.
-    noted_by: Option<note::Writer>,
+    epoch_file: Option<EpochFile>,
     /// The members of batches whose jobs have not been asked for yet.
-    claimed: Claimed,
-    /// Notes of claims are on the disk before anything leaves.
+    claimed_members: ClaimedMembers,
+    /// The epoch file is on the disk before anything leaves.
     synced: bool,
-    /// Why the note beside the queue is not what it should be: no call leaves then.
-    unnoted: Option<std::io::Error>,
+    /// Why the epoch file is not what it should be: no call leaves then.
+    epoch_file_error: Option<std::io::Error>,
 }
 
 /// What each transaction finds in the queue, or else is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Mark {
+pub(super) struct Mark {
     token: String,
     epoch: i64,
 }
@@ -150,7 +152,7 @@ impl Store {
     /// As `open`.
     pub async fn open_with(path: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
         file::create(path)?;
-        schema::refuse_strangers(path).await?;
+        schema::refuse_foreign(path).await?;
         let mut writer = connect_writer(path, options).await?;
         if let Err(error) = schema::migrate(&mut writer, path).await {
             return Err(closed(writer, error).await);
@@ -169,12 +171,12 @@ impl Store {
         };
         let own = Own {
             mark,
-            place: Place::new(path, file::identity(path)?),
-            note: Note::default(),
-            noted_by: None,
-            claimed: Claimed::default(),
+            identity: QueueIdentity::new(path, file::id_of(path)?),
+            high_water: HighWater::default(),
+            epoch_file: None,
+            claimed_members: ClaimedMembers::default(),
             synced: options.synced,
-            unnoted: None,
+            epoch_file_error: None,
         };
         Ok(Self {
             writer: Mutex::new(writer),
@@ -213,13 +215,20 @@ impl Store {
     /// `Replaced` if the file, its `-wal` or its `-shm` is another one or was written over:
     /// producers write elsewhere, or what is known of the queue does not hold. `TakenOver` if
     /// another daemon or another copy has come in its place.
-    pub async fn check_place(&self) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock().await;
-        self.look_at_place(&mut writer).await?;
-        if read_mark(&mut writer).await? != Some(self.mark()) {
-            return Err(StoreError::TakenOver(self.path.clone()));
+    pub async fn check_identity(&self) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        self.require_same_files(&mut writer).await?;
+        let found = read_mark(&mut writer).await?;
+        self.require_mark(&found.unwrap_or_default())
+    }
+
+    /// Refuses a queue that is another daemon's.
+    pub(super) fn require_mark(&self, found: &Mark) -> Result<(), StoreError> {
+        if *found == self.mark() {
+            Ok(())
+        } else {
+            Err(StoreError::TakenOver(self.path.clone()))
         }
-        Ok(())
     }
 
     /// Why the queue reads as damaged: perhaps somebody has exchanged or cut its files between two
@@ -228,30 +237,38 @@ impl Store {
         if !matches!(error, StoreError::Damaged) {
             return error;
         }
-        match self.check_place().await {
+        match self.check_identity().await {
             Err(replaced @ StoreError::Replaced(_)) => replaced,
             _ => error,
         }
     }
 
-    async fn look_at_place(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
-        let standing = self.own().place.look();
+    pub(super) async fn require_same_files(
+        &self,
+        writer: &mut SqliteConnection,
+    ) -> Result<(), StoreError> {
+        let standing = self.own().identity.look();
         match standing {
-            PlaceState::Same => Ok(()),
-            PlaceState::Another => Err(StoreError::Replaced(self.path.clone())),
-            PlaceState::Moved => {
+            IdentityState::Same => Ok(()),
+            IdentityState::Another => Err(StoreError::Replaced(self.path.clone())),
+            IdentityState::Moved => {
                 let now = match stamp_page(writer).await {
                     Err(StoreError::Busy) => return Err(StoreError::Busy),
                     found => found.ok(),
                 };
                 let mut own = self.own();
-                match now.filter(|now| Some(*now) != own.place.stamp_page()) {
-                    Some(page) => own.place.stamp_moved(page),
+                match now.filter(|now| Some(*now) != own.identity.stamp_page()) {
+                    Some(page) => own.identity.stamp_moved(page),
                     None => return Err(StoreError::Replaced(self.path.clone())),
                 }
                 Ok(())
             }
         }
+    }
+
+    /// The one connection that writes, once nobody else uses it.
+    pub(super) async fn writer(&self) -> tokio::sync::MutexGuard<'_, SqliteConnection> {
+        self.writer.lock().await
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
@@ -262,28 +279,70 @@ impl Store {
         self.own().mark.clone()
     }
 
+    pub(super) fn high_water(&self) -> HighWater {
+        self.own().high_water
+    }
+
+    /// The epoch file is to know of this claim before its call leaves.
+    ///
+    /// # Errors
+    /// `EpochFile`.
+    pub(super) fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
+        let requests = batch.members.iter().map(|member| member.request.0);
+        let last_id = requests.max().unwrap_or(0);
+        self.own().high_water.reach(last_id, batch.id.0);
+        self.require_epoch_file()
+    }
+
+    /// Keeps the members of a batch that was claimed for its first question.
+    pub(super) fn keep_members(&self, batch: &Batch) {
+        self.own()
+            .claimed_members
+            .keep(batch.id, batch.members.clone());
+    }
+
+    /// The members of this batch are no longer as its claim has left them.
+    pub(super) fn forget_members(&self, batch: BatchId) {
+        self.own().claimed_members.forget(batch);
+    }
+
+    fn take_members(&self, batch: BatchId) -> Option<Vec<Member>> {
+        self.own().claimed_members.take(batch)
+    }
+
     /// A transaction of ours has raised the epoch, and is committed.
     fn went_to(&self, epoch: i64) {
         let mut own = self.own();
         own.mark.epoch = epoch;
-        own.note.epoch = epoch;
-        own.write_note(false);
+        own.high_water.epoch = epoch;
+        own.write_epoch_file(false);
     }
 
-    /// Writes the note beside the queue, unless it is as it should be, and waits until it is on the
+    /// Tries again to write an epoch file that could not be written.
+    ///
+    /// # Errors
+    /// `EpochFile`.
+    pub(super) fn retry_epoch_file(&self) -> Result<(), StoreError> {
+        if self.own().epoch_file_error.is_some() {
+            self.require_epoch_file()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the epoch file, unless it is as it should be, and waits until it is on the
     /// disk.
     ///
     /// # Errors
-    /// `Unnoted`.
-    fn require_note(&self) -> Result<(), StoreError> {
+    /// `EpochFile`.
+    fn require_epoch_file(&self) -> Result<(), StoreError> {
         let mut own = self.own();
-        own.write_note(true);
-        match own.unnoted.take() {
+        own.write_epoch_file(true);
+        match own.epoch_file_error.take() {
             None => Ok(()),
             Some(source) => {
-                own.unnoted = Some(std::io::Error::new(source.kind(), source.to_string()));
-                Err(StoreError::Unnoted {
-                    path: note::path_of(&file::real(&self.path)),
+                own.epoch_file_error = Some(std::io::Error::new(source.kind(), source.to_string()));
+                Err(StoreError::EpochFile {
+                    path: epoch_file::path_of(&file::real(&self.path)),
                     source,
                 })
             }
@@ -295,8 +354,8 @@ impl Store {
     /// # Errors
     /// Also `Replaced`: SQLite maps the `-shm`, so that reading one that was cut ends the process.
     pub async fn data_version(&self) -> Result<i64, StoreError> {
-        let mut writer = self.writer.lock().await;
-        self.look_at_place(&mut writer).await?;
+        let mut writer = self.writer().await;
+        self.require_same_files(&mut writer).await?;
         Ok(sqlx::query_scalar("PRAGMA data_version")
             .fetch_one(&mut *writer)
             .await?)
@@ -307,34 +366,37 @@ impl Store {
         Ok(self.writer.into_inner().close().await?)
     }
 
-    /// Begins a transaction that writes, with the daemon's hand.
+    /// Begins a transaction that writes, with the write guard.
     ///
-    /// On a full disk or an I/O error SQLite rolls a transaction back by itself. sqlx then still
+    /// On a full disk or an I/O error SQLite rolls a transaction back on its own. sqlx then still
     /// counts it as open, and would begin no other on this connection for ever: the connection is
     /// replaced.
     ///
     /// # Errors
-    /// Those of `check_place`.
-    async fn begin<'c>(&'c self, writer: &'c mut SqliteConnection) -> Result<Hand<'c>, StoreError> {
+    /// Those of `check_identity`.
+    pub(super) async fn begin<'c>(
+        &'c self,
+        writer: &'c mut SqliteConnection,
+    ) -> Result<WriteGuard<'c>, StoreError> {
         if writer.is_in_transaction() {
             // A transaction that was dropped is rolled back in the background; this waits for it.
             writer.ping().await?;
         }
-        self.look_at_place(writer).await?;
+        self.require_same_files(writer).await?;
         if writer.is_in_transaction() {
             let former =
                 std::mem::replace(writer, connect_writer(&self.path, &self.options).await?);
             // It has nothing left to do; a failure to close it is none of this transaction.
             let _ = former.close().await;
         }
-        Hand::take(writer.begin_with("BEGIN IMMEDIATE").await?, self).await
+        WriteGuard::take(writer.begin_with("BEGIN IMMEDIATE").await?, self).await
     }
 }
 
 impl Own {
-    fn write_note(&mut self, synced: bool) {
-        if let Some(writer) = &mut self.noted_by {
-            self.unnoted = writer.write(self.note, synced && self.synced).err();
+    fn write_epoch_file(&mut self, synced: bool) {
+        if let Some(writer) = &mut self.epoch_file {
+            self.epoch_file_error = writer.write(self.high_water, synced && self.synced).err();
         }
     }
 }
@@ -409,7 +471,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::model::{Lane, LaneKind, Origin, PowerAction, Service, TargetName};
+    use crate::model::{Lane, Origin, PowerAction, Service, TargetName};
 
     #[tokio::test]
     async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {
@@ -433,29 +495,32 @@ mod tests {
             .expect("a row");
         let now = UtcMillis(4_000_000_000_000);
         let target = TargetName("default".into());
-        let (lane, origin) = (
-            Lane {
-                target,
-                action: PowerAction::Stop,
-                kind: LaneKind::default(),
-                head_priority: 0,
-                head_id: 1,
-                ready: 1,
-                oldest_eligible_at: now,
-            },
-            Origin {
-                service: Service::Bms,
-                endpoint: String::new(),
-                project_id: String::new(),
-            },
-        );
+        let lane = Lane {
+            target,
+            action: PowerAction::Stop,
+            kind: crate::model::LaneKind::default(),
+            head_priority: 0,
+            head_id: 1,
+            ready: 1,
+            oldest_eligible_at: now,
+        };
+        let origin = Origin {
+            service: Service::Bms,
+            endpoint: String::new(),
+            project_id: String::new(),
+        };
+        let claim = Claim {
+            lane: &lane,
+            origin: &origin,
+            which: Which::First(10),
+            barred: &[],
+            now,
+        };
         refuse.store(true, Ordering::SeqCst);
-        let failed = store
-            .claim(&lane, &origin, Which::First(10), &[], now)
-            .await;
+        let failed = store.claim(&claim).await;
         assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
         let claimed = store
-            .claim(&lane, &origin, Which::First(10), &[], now)
+            .claim(&claim)
             .await
             .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));

@@ -4,60 +4,39 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::{Store, StoreError, gate, text};
+use super::gate::{self, Leaving};
+use super::{StoreError, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, Batch, BatchId, BatchState, JobId, LookCause, RequestId, RequestState, ServerId,
-    UtcMillis,
+    AttemptResult, Batch, BatchState, JobId, LookCause, RequestId, RequestState, UtcMillis,
 };
 
-impl Store {
-    /// Stores what follows from one answer, in one synced transaction.
-    pub async fn record(
-        &self,
-        batch: &Batch,
-        step: &Step,
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        self.record_all(&[(batch, step)], now).await
-    }
+/// What follows for one batch.
+pub(in crate::store) async fn record(
+    tx: &mut SqliteConnection,
+    batch: &Batch,
+    step: &Step,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    let record = Record {
+        batch,
+        step,
+        now,
+        moved: step.moves.iter().map(|(request, _)| *request).collect(),
+    };
+    record.move_requests(tx).await?;
+    record.remember_moving(tx).await?;
+    record.move_batch(tx).await
+}
 
-    /// Stores what follows from several answers, each about a batch of its own: all of it in one
-    /// synced transaction, or none.
-    pub async fn record_all(
-        &self,
-        steps: &[(&Batch, &Step)],
-        now: UtcMillis,
-    ) -> Result<(), StoreError> {
-        for (batch, step) in steps {
-            check_moves(batch, step)?;
-        }
-        let mut writer = self.writer.lock().await;
-        let mut tx = self.begin(&mut writer).await?;
-        for (batch, step) in steps {
-            move_requests(&mut tx, batch, step, now).await?;
-            remember_moving(&mut tx, batch.id, &step.seen_moving, now).await?;
-            move_batch(&mut tx, batch, step, now).await?;
-        }
-        tx.commit().await?;
-        for (batch, step) in steps {
-            self.note_members(batch, step);
-        }
-        Ok(())
-    }
-
-    /// The members of a batch that was only accepted are still as its claim has left them.
-    fn note_members(&self, batch: &Batch, step: &Step) {
-        let is_accepted = matches!(step.batch, BatchNext::Track { .. });
-        let is_as_claimed = is_accepted && step.moves.is_empty() && step.seen_moving.is_empty();
-        if !is_as_claimed {
-            self.own().claimed.forget(batch.id);
-        }
-    }
+/// True of a batch that was only accepted: its members are still as its claim has left them.
+pub(in crate::store) fn leaves_members_as_claimed(step: &Step) -> bool {
+    let is_accepted = matches!(step.batch, BatchNext::Track { .. });
+    is_accepted && step.moves.is_empty() && step.seen_moving.is_empty()
 }
 
 /// The schema refuses illegal moves too; this names the request and the event.
-fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
+pub(in crate::store) fn check_moves(batch: &Batch, step: &Step) -> Result<(), StoreError> {
     let members: BTreeSet<RequestId> = batch.members.iter().map(|member| member.request).collect();
     for (request, event) in &step.moves {
         if !members.contains(request) {
@@ -77,6 +56,15 @@ fn is_counted(batch: &Batch) -> bool {
         || batch.look_cause == Some(LookCause::Lost)
 }
 
+/// True if the call counts no longer as one of the request's attempts.
+fn is_call_taken_back(batch: &Batch, event: &Event) -> bool {
+    match event {
+        Event::Claimed => false,
+        Event::Ended(outcome) => was_settled_by_the_answer(batch, outcome),
+        Event::Returned(back) => had_no_effect(batch, back),
+    }
+}
+
 /// True if the answer to the call itself ended the request: then the call has switched nothing.
 fn was_settled_by_the_answer(batch: &Batch, outcome: &Outcome) -> bool {
     let did_nothing = matches!(
@@ -86,16 +74,15 @@ fn was_settled_by_the_answer(batch: &Batch, outcome: &Outcome) -> bool {
     batch.state == BatchState::Submitting && did_nothing
 }
 
-/// True if the call counts no longer, now that the request goes back. Busy, refused and unsent ones
-/// are taken back, but for a reboot that the cloud had accepted before its own task called the
-/// server busy: that is bounded by the attempts.
-fn is_taken_back(batch: &Batch, back: &Return) -> bool {
+/// Busy, refused and unsent calls are taken back, but for a reboot that the cloud had accepted
+/// before its own task called the server busy: that is bounded by the attempts.
+fn had_no_effect(batch: &Batch, back: &Return) -> bool {
     let did_nothing = matches!(
         back.result,
         AttemptResult::Busy | AttemptResult::Refused | AttemptResult::NotSent
     );
-    let was_taken_up = batch.action.leaves_no_mark() && batch.submitted_at.is_some();
-    did_nothing && is_counted(batch) && !was_taken_up
+    let was_accepted = batch.action.leaves_no_mark() && batch.submitted_at.is_some();
+    did_nothing && is_counted(batch) && !was_accepted
 }
 
 /// Requests to which the same happens, so that one statement moves them all: a step rarely has more
@@ -111,151 +98,154 @@ fn groups(step: &Step) -> Vec<(&Event, String)> {
         .collect()
 }
 
-async fn move_requests(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    step: &Step,
+/// A step of a batch that is being stored.
+struct Record<'a> {
+    batch: &'a Batch,
+    step: &'a Step,
     now: UtcMillis,
-) -> Result<(), StoreError> {
-    let groups = groups(step);
-    // What happens to all of them alike needs no list.
-    let is_alike = groups.len() == 1 && step.moves.len() == batch.members.len();
-    for (event, ids) in groups {
-        let members = gate::Members {
-            batch: batch.id,
-            ids: (!is_alike).then_some(ids.as_str()),
-        };
-        match event {
-            Event::Claimed => {}
-            Event::Ended(outcome) => {
-                let taken_back = i64::from(was_settled_by_the_answer(batch, outcome));
-                gate::end(tx, members, outcome, taken_back, now).await?;
-                gate::note_awaited(tx, &ids).await?;
-            }
-            Event::Returned(back) => {
-                keep_attempts(tx, batch, &ids, back, now).await?;
-                let taken_back = i64::from(is_taken_back(batch, back));
-                gate::give_back(tx, members, back, taken_back).await?;
+    /// The requests that the step moves.
+    moved: BTreeSet<RequestId>,
+}
+
+impl Record<'_> {
+    async fn move_requests(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+        let groups = groups(self.step);
+        // What happens to all of them alike needs no list.
+        let is_alike = groups.len() == 1 && self.moved.len() == self.batch.members.len();
+        for (event, ids) in groups {
+            let leaving = Leaving {
+                batch: self.batch.id,
+                ids: (!is_alike).then_some(ids.as_str()),
+                is_call_taken_back: is_call_taken_back(self.batch, event),
+            };
+            match event {
+                Event::Claimed => {}
+                Event::Ended(outcome) => {
+                    gate::end(tx, leaving, outcome, self.now).await?;
+                    gate::note_awaited(tx, &ids).await?;
+                }
+                Event::Returned(back) => {
+                    self.keep_attempts(tx, &ids, back).await?;
+                    gate::give_back(tx, leaving, back).await?;
+                }
             }
         }
+        let members = self.batch.members.iter();
+        let moved = members.filter(|member| self.moved.contains(&member.request));
+        gate::bring_forward(tx, &self.batch.target, moved.map(|member| &member.server)).await
     }
-    gate::bring_forward(tx, &batch.target, &servers_that_moved(batch, step)).await
-}
 
-fn servers_that_moved(batch: &Batch, step: &Step) -> Vec<ServerId> {
-    let moved: BTreeSet<RequestId> = step.moves.iter().map(|(request, _)| *request).collect();
-    batch
-        .members
-        .iter()
-        .filter(|member| moved.contains(&member.request))
-        .map(|member| member.server.clone())
-        .collect()
-}
-
-/// The ledger of the calls before the one that comes next.
-async fn keep_attempts(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    ids: &str,
-    back: &Return,
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO earlier_attempts (request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline,
-             seen_since)
-         SELECT r.id, r.batch_id, ?3, nullif(?4, ''), nullif(?5, ''), ifnull(r.submitted_at, ?6), ?6, r.baseline, r.seen_since
-         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value WHERE +r.batch_id = ?2 AND +r.state = 'running'",
-    )
-    .bind(ids)
-    .bind(batch.id.0)
-    .bind(back.result.as_str())
-    .bind(&back.code)
-    .bind(&back.message)
-    .bind(text(now))
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn remember_moving(
-    tx: &mut SqliteConnection,
-    batch: BatchId,
-    moving: &[RequestId],
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    if moving.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
-        "UPDATE power_requests SET seen_since = ?3
-         WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running' AND seen_since IS NULL",
-    )
-    .bind(serde_json::to_string(moving).unwrap_or_default())
-    .bind(batch.0)
-    .bind(text(now))
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn move_batch(
-    tx: &mut SqliteConnection,
-    batch: &Batch,
-    step: &Step,
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    let gone: BTreeSet<RequestId> = step.moves.iter().map(|(request, _)| *request).collect();
-    let stay = batch
-        .members
-        .iter()
-        .filter(|member| !gone.contains(&member.request));
-    let stay: Vec<i64> = stay.map(|member| member.request.0).collect();
-    let next = if stay.is_empty() {
-        &BatchNext::Done
-    } else {
-        &step.batch
-    };
-    let more = counted_more(batch, next);
-    if more != 0 {
+    /// The ledger of the calls before the one that comes next.
+    async fn keep_attempts(
+        &self,
+        tx: &mut SqliteConnection,
+        ids: &str,
+        back: &Return,
+    ) -> Result<(), StoreError> {
         sqlx::query(
-            "UPDATE power_requests SET attempts = max(0, attempts + ?2) WHERE id IN (SELECT value FROM json_each(?1))",
+            "INSERT INTO earlier_attempts (request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline,
+                 seen_since)
+             SELECT r.id, r.batch_id, ?3, nullif(?4, ''), nullif(?5, ''), ifnull(r.submitted_at, ?6), ?6, r.baseline, r.seen_since
+             FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value WHERE +r.batch_id = ?2 AND +r.state = 'running'",
         )
-        .bind(serde_json::to_string(&stay).unwrap_or_default())
-        .bind(more)
+        .bind(ids)
+        .bind(self.batch.id.0)
+        .bind(back.result.as_str())
+        .bind(&back.code)
+        .bind(&back.message)
+        .bind(text(self.now))
+        .execute(tx)
+        .await?;
+        Ok(())
+    }
+
+    async fn remember_moving(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+        if self.step.seen_moving.is_empty() {
+            return Ok(());
+        }
+        sqlx::query(
+            "UPDATE power_requests SET seen_since = ?3
+             WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running' AND seen_since IS NULL",
+        )
+        .bind(serde_json::to_string(&self.step.seen_moving).unwrap_or_default())
+        .bind(self.batch.id.0)
+        .bind(text(self.now))
+        .execute(tx)
+        .await?;
+        Ok(())
+    }
+
+    async fn move_batch(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+        let batch = self.batch;
+        let step = self.step;
+        let staying = self.staying();
+        let next = if staying.is_empty() {
+            &BatchNext::Done
+        } else {
+            &step.batch
+        };
+        let more = counted_more(batch, next);
+        if more != 0 {
+            count_attempts(tx, &staying, more).await?;
+        }
+        let change = Change::of(batch, next, self.now);
+        let is_done = change.state == BatchState::Done;
+        let complaint = step.complaint.as_ref();
+        sqlx::query(
+            "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
+                 looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
+                 finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
+                 job_ms = ifnull(job_ms, ?13), read_error = ?14
+             WHERE id = ?1 AND state <> 'done'",
+        )
+        .bind(batch.id.0)
+        .bind(change.state.as_str())
+        .bind(change.job.map(|job| job.0))
+        .bind(change.submitted_at.map(text))
+        .bind(change.next_look_at.map(text))
+        .bind(i64::from(batch.state != BatchState::Submitting))
+        .bind(change.doubts)
+        .bind(change.look.map(|(cause, _)| cause.as_str()))
+        .bind(change.look.map(|(_, until)| text(until)))
+        .bind(is_done.then(|| text(self.now)))
+        .bind(complaint.map(|complaint| complaint.code.as_str()).filter(|code| !code.is_empty()))
+        .bind(complaint.map(|complaint| complaint.message.as_str()))
+        .bind(step.job_ms)
+        .bind(&step.read_error)
         .execute(&mut *tx)
         .await?;
-    }
-    let change = Change::of(batch, next, now);
-    let complaint = step.complaint.as_ref();
-    sqlx::query(
-        "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
-             looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
-             finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
-             job_ms = ifnull(job_ms, ?13), read_error = ?14
-         WHERE id = ?1 AND state <> 'done'",
-    )
-    .bind(batch.id.0)
-    .bind(change.state.as_str())
-    .bind(change.job.map(|job| job.0))
-    .bind(change.submitted_at.map(text))
-    .bind(change.next_look_at.map(text))
-    .bind(i64::from(batch.state != BatchState::Submitting))
-    .bind(change.doubts)
-    .bind(change.look.map(|(cause, _)| cause.as_str()))
-    .bind(change.look.map(|(_, until)| text(until)))
-    .bind((change.state == BatchState::Done).then(|| text(now)))
-    .bind(complaint.map(|complaint| complaint.code.as_str()).filter(|code| !code.is_empty()))
-    .bind(complaint.map(|complaint| complaint.message.as_str()))
-    .bind(step.job_ms)
-    .bind(&step.read_error)
-    .execute(&mut *tx)
-    .await?;
-    if change.state == BatchState::Done {
-        sqlx::query("INSERT INTO lingering_batches (batch_id) VALUES (?) ON CONFLICT DO NOTHING")
+        if is_done {
+            sqlx::query(
+                "INSERT INTO lingering_batches (batch_id) VALUES (?) ON CONFLICT DO NOTHING",
+            )
             .bind(batch.id.0)
             .execute(tx)
             .await?;
+        }
+        Ok(())
     }
+
+    /// The requests that the batch goes on with.
+    fn staying(&self) -> Vec<RequestId> {
+        let requests = self.batch.members.iter().map(|member| member.request);
+        requests
+            .filter(|request| !self.moved.contains(request))
+            .collect()
+    }
+}
+
+async fn count_attempts(
+    tx: &mut SqliteConnection,
+    requests: &[RequestId],
+    more: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE power_requests SET attempts = max(0, attempts + ?2) WHERE id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(serde_json::to_string(requests).unwrap_or_default())
+    .bind(more)
+    .execute(tx)
+    .await?;
     Ok(())
 }
 

@@ -94,23 +94,24 @@ pub(in crate::store) fn baseline_text(baseline: Baseline) -> Option<String> {
     Some(format!("{} {status}", operation.action))
 }
 
-/// Reads `baseline_text` back; whatever else stands there says nothing.
+/// Reads `baseline_text` back; anything else tells nothing.
 pub(in crate::store) fn baseline(text: Option<String>) -> Baseline {
-    let read = |text: &str| {
-        let (action, state) = text.split_once(' ')?;
-        let (status, _) = OPERATION_STATES.iter().find(|(_, word)| *word == state)?;
-        Some(Operation {
-            action: action.parse().ok()?,
-            status: *status,
-        })
-    };
     match text.as_deref() {
         Some("none") => Baseline::Known(None),
-        Some(text) => read(text).map_or(Baseline::Unknown, |operation| {
+        Some(text) => operation(text).map_or(Baseline::Unknown, |operation| {
             Baseline::Known(Some(operation))
         }),
         None => Baseline::Unknown,
     }
+}
+
+fn operation(text: &str) -> Option<Operation> {
+    let (action, state) = text.split_once(' ')?;
+    let (status, _) = OPERATION_STATES.iter().find(|(_, word)| *word == state)?;
+    Some(Operation {
+        action: action.parse().ok()?,
+        status: *status,
+    })
 }
 
 const OPERATION_STATES: [(JobStatus, &str); 3] = [

@@ -7,7 +7,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::{StoreError, hand};
+use super::{StoreError, write_guard};
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
@@ -24,13 +24,13 @@ pub(super) async fn migrate(
         SchemaState::Current => Ok(()),
         SchemaState::Empty => run(connection, path).await,
         SchemaState::Older => {
-            hand::borrow(connection).await?;
+            write_guard::acquire(connection).await?;
             run(connection, path).await
         }
     }
 }
 
-/// The list of migrations is written by the daemon's hand only: the first one leaves it taken.
+/// The list of migrations is written with the write guard only: the first one leaves it taken.
 async fn run(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
     MIGRATOR
         .run(&mut *connection)
@@ -39,12 +39,12 @@ async fn run(connection: &mut SqliteConnection, path: &Path) -> Result<(), Store
             sqlx::migrate::MigrateError::Execute(error) => StoreError::opening(path, error),
             other => StoreError::Unreadable(other.to_string()),
         })?;
-    hand::give_back(connection).await
+    write_guard::release(connection).await
 }
 
 /// Refuses a foreign or newer file before anything is done that would change it, as switching to
 /// WAL does. What cannot be opened only for reading is judged when it is opened for good.
-pub(super) async fn refuse_strangers(path: &Path) -> Result<(), StoreError> {
+pub(super) async fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)
@@ -74,21 +74,23 @@ pub(in crate::store) async fn require_current(
 }
 
 /// True for what a daemon leaves behind that was killed while it made the queue: the list of
-/// migrations is made first, by itself, and is still empty.
+/// migrations is made first, alone, and is still empty.
 async fn is_barely_begun(
     connection: &mut SqliteConnection,
     objects: &[String],
 ) -> Result<bool, sqlx::Error> {
-    let only_the_list = |name: &String| {
-        name == "_sqlx_migrations" || name.starts_with("sqlite_autoindex__sqlx_migrations")
-    };
-    if !objects.iter().all(only_the_list) {
+    if !objects.iter().all(|name| is_of_the_list(name)) {
         return Ok(false);
     }
     let applied: i64 = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations")
         .fetch_one(connection)
         .await?;
     Ok(applied == 0)
+}
+
+/// True for the list of migrations and its index.
+fn is_of_the_list(name: &str) -> bool {
+    name == "_sqlx_migrations" || name.starts_with("sqlite_autoindex__sqlx_migrations")
 }
 
 enum SchemaState {
@@ -98,41 +100,50 @@ enum SchemaState {
 }
 
 async fn state(connection: &mut SqliteConnection, path: &Path) -> Result<SchemaState, StoreError> {
-    let opening = |error| StoreError::opening(path, error);
-    let objects: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master")
-        .fetch_all(&mut *connection)
+    let found = find(connection)
         .await
-        .map_err(opening)?;
-    if objects.is_empty()
-        || is_barely_begun(connection, &objects)
-            .await
-            .map_err(opening)?
-    {
-        return Ok(SchemaState::Empty);
-    }
-    let id: i64 = sqlx::query_scalar("PRAGMA application_id")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(opening)?;
-    if id != APPLICATION_ID {
-        return Err(StoreError::Foreign(path.to_owned()));
-    }
-    let applied: i64 = sqlx::query_scalar(
-        "SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success",
-    )
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(opening)?;
-    let newest = MIGRATOR
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or(0);
-    match applied.cmp(&newest) {
+        .map_err(|error| StoreError::opening(path, error))?;
+    let applied = match found {
+        FileContent::Nothing => return Ok(SchemaState::Empty),
+        FileContent::Foreign => return Err(StoreError::Foreign(path.to_owned())),
+        FileContent::Migrated(version) => version,
+    };
+    let versions = MIGRATOR.iter().map(|migration| migration.version);
+    match applied.cmp(&versions.max().unwrap_or(0)) {
         std::cmp::Ordering::Less => Ok(SchemaState::Older),
         std::cmp::Ordering::Equal => Ok(SchemaState::Current),
         std::cmp::Ordering::Greater => Err(StoreError::Newer(path.to_owned())),
     }
+}
+
+/// What is in a file.
+enum FileContent {
+    Nothing,
+    /// Another program's tables.
+    Foreign,
+    /// Ours; the last migration.
+    Migrated(i64),
+}
+
+async fn find(connection: &mut SqliteConnection) -> Result<FileContent, sqlx::Error> {
+    let objects: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master")
+        .fetch_all(&mut *connection)
+        .await?;
+    if objects.is_empty() || is_barely_begun(connection, &objects).await? {
+        return Ok(FileContent::Nothing);
+    }
+    let id: i64 = sqlx::query_scalar("PRAGMA application_id")
+        .fetch_one(&mut *connection)
+        .await?;
+    if id != APPLICATION_ID {
+        return Ok(FileContent::Foreign);
+    }
+    let applied = sqlx::query_scalar(
+        "SELECT CAST(ifnull(max(version), 0) AS INTEGER) FROM _sqlx_migrations WHERE success",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(FileContent::Migrated(applied))
 }
 
 #[cfg(test)]

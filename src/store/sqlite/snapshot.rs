@@ -7,9 +7,9 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::batches::DueTarget;
+use super::epoch_file::HighWater;
 use super::holds::{HoldRow, in_force};
-use super::note::Note;
-use super::{Mark, Store, StoreError, intake, rows, upkeep};
+use super::{Mark, StoreError, intake, rows, upkeep};
 use crate::model::{BatchId, Hold, Lane, LaneKind, PowerAction, TargetName, UtcMillis};
 
 /// Lanes of one target and action that are read at once; those beyond come when the first of these
@@ -18,7 +18,7 @@ const LANES_MAX: i64 = 1000;
 
 /// What a round asks about.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct SnapshotQuery<'a> {
     /// Requests without a time of expiry expire after this.
     pub default_ttl: Option<Duration>,
     /// Whose lanes are read: targets, each with the most servers that one call may carry. Lanes are
@@ -46,43 +46,14 @@ pub struct Snapshot {
     pub order_count: i64,
     /// The targets of open batches, each with the time at which its first one is due.
     pub open: Vec<DueTarget>,
-    /// Changes with every write to the queue, whoever makes it.
+    /// Changes with every write to the queue, by anybody.
     pub change_mark: (i64, i64),
-    /// Batches whose requests still stand in the line, up to a bound.
-    pub(super) lingering: i64,
+    /// Batches whose requests are still in the line, up to a bound.
+    pub(in crate::store) lingering: i64,
     /// The last ids, as SQLite keeps them.
-    pub(super) last: Note,
-    mark: Mark,
-}
-
-impl Store {
-    /// Makes sure that this is still the queue that was opened, and still this daemon's, and reads
-    /// what a round needs.
-    ///
-    /// # Errors
-    /// Those of `check_place`.
-    pub async fn snapshot(
-        &self,
-        asked: &Asked<'_>,
-        now: UtcMillis,
-    ) -> Result<Snapshot, StoreError> {
-        let mut writer = self.writer.lock().await;
-        self.look_at_place(&mut writer).await?;
-        let snapshot = read(&mut writer, asked, now).await?;
-        if snapshot.mark != self.mark() {
-            return Err(StoreError::TakenOver(self.path.clone()));
-        }
-        Ok(snapshot)
-    }
-
-    /// As `snapshot`, of a queue that may be another daemon's.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn peek(&self, asked: &Asked<'_>, now: UtcMillis) -> Result<Snapshot, StoreError> {
-        let mut writer = self.writer.lock().await;
-        read(&mut writer, asked, now).await
-    }
+    pub(in crate::store) last: HighWater,
+    /// Whose the queue is.
+    pub(in crate::store) mark: Mark,
 }
 
 #[derive(sqlx::FromRow)]
@@ -109,9 +80,10 @@ struct SnapshotRow {
 /// the longest-waiting of them could go.
 type LaneRow = (String, String, i64, i64, i64, i64, Option<String>);
 
-async fn read(
+/// All of it in one statement.
+pub(in crate::store) async fn read(
     connection: &mut SqliteConnection,
-    asked: &Asked<'_>,
+    asked: &SnapshotQuery<'_>,
     now: UtcMillis,
 ) -> Result<Snapshot, StoreError> {
     let row: SnapshotRow = sqlx::query_as(
@@ -201,7 +173,11 @@ fn wanted(targets: &[(TargetName, u32)]) -> String {
 }
 
 impl SnapshotRow {
-    fn into_snapshot(self, asked: &Asked<'_>, now: UtcMillis) -> Result<Snapshot, StoreError> {
+    fn into_snapshot(
+        self,
+        asked: &SnapshotQuery<'_>,
+        now: UtcMillis,
+    ) -> Result<Snapshot, StoreError> {
         let times = intake::NextTimes {
             noted: self.noted,
             later: self.later,
@@ -232,11 +208,11 @@ impl SnapshotRow {
             change_mark: (self.own_changes, self.data_version),
             lingering: self.lingering,
             order_count: self.order_count,
-            last: Note {
+            last: HighWater {
                 epoch: self.epoch,
                 last_id: self.last_id,
                 last_batch_id: self.last_batch_id,
-                ..Note::default()
+                ..HighWater::default()
             },
             mark: Mark {
                 token: rows::lossy(self.token),

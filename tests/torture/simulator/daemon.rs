@@ -13,7 +13,7 @@ use super::wire::{Cloud, SimWire};
 use super::{Broken, store_options};
 use poweryard::cloud::auth::{AccessKeys, Password};
 use poweryard::cloud::{self, Clock, Credentials, PowerCloud};
-use poweryard::daemon::{Dispatcher, Reload, ReloadError, Stop, Turns};
+use poweryard::daemon::{Dispatcher, LoopPolicy, Reload, ReloadError, Stop};
 use poweryard::model::{TargetName, UtcMillis};
 use poweryard::settings::{AuthSettings, Settings};
 use poweryard::sim::scenario;
@@ -22,7 +22,7 @@ use poweryard::store::{Prune, QueueLock, Store, StoreError, StoreOptions};
 /// A daemon that lives.
 pub(super) struct Daemon {
     pub(super) dispatcher: Dispatcher,
-    pub(super) turns: Turns,
+    pub(super) policy: LoopPolicy,
     /// It was asked to stop.
     pub(super) stop: Option<Stop>,
     store: Arc<Store>,
@@ -67,7 +67,7 @@ impl Daemon {
         match made {
             Ok(dispatcher) => Ok(Self {
                 dispatcher,
-                turns: Turns::default(),
+                policy: LoopPolicy::default(),
                 stop: None,
                 store,
                 lock,

@@ -54,18 +54,12 @@ impl Plan {
                 + waits
                 + SLACK * 6
         };
-        let of = |target: &TargetSettings| rules::TargetLimits {
-            submits_per_minute: target.submits_per_minute,
-            batch_servers_max: target.batch_servers_max,
-            budgets: target.budgets.clone(),
-            protected: target.protected.clone(),
-        };
         rules::Limits {
             targets: self
                 .settings
                 .targets
                 .iter()
-                .map(|target| (target.name.clone(), of(target)))
+                .map(|target| (target.name.clone(), limits_of(target)))
                 .collect(),
             attempts_max: self.settings.batch.attempts_max.get(),
             default_ttl: self.settings.queue.default_ttl,
@@ -125,7 +119,6 @@ impl Plan {
     fn is_watched(&self, target: &TargetSettings, look: Duration) -> bool {
         let way = Duration::from_millis(self.rough.way_max_ms);
         let submit = Duration::from_millis(self.scenario.latency.submit_ms.max_ms) + way * 2;
-        let is_slow = |fault: &Fault| matches!(fault.kind, FaultKind::Slow { .. });
         self.rough.lock == 0
             && submit + look < longest_gap(target.settle_time)
             && !self.scenario.faults.iter().any(is_slow)
@@ -139,36 +132,6 @@ impl Plan {
                 .faults
                 .iter()
                 .filter(|f| f.when.service.is_none_or(|own| own == target.service))
-        };
-        let is_read = |fault: &Fault| {
-            let on = &fault.when.on;
-            on.is_empty()
-                || on
-                    .iter()
-                    .any(|call| matches!(call, Call::Job | Call::List | Call::Show))
-        };
-        let by_chance =
-            |fault: &Fault| fault.when.chance.is_some() || fault.when.servers.is_empty();
-        let spoils = |fault: &Fault| match fault.kind {
-            FaultKind::OddAnswer { .. } | FaultKind::ActsAnyway { .. } => false,
-            FaultKind::OperationNeverEnds => true,
-            ref kind => {
-                is_of_calls(kind)
-                    && is_read(fault)
-                    && by_chance(fault)
-                    && fault.when.limit_above.is_none()
-            }
-        };
-        let hides_reboots = |fault: &Fault| {
-            matches!(
-                fault.kind,
-                FaultKind::JobVanishes
-                    | FaultKind::JobNeverEnds
-                    | FaultKind::SubJobLeftOut
-                    | FaultKind::SubJobWithoutId
-                    | FaultKind::SubJobFails { .. }
-                    | FaultKind::OperationFails { .. }
-            ) || !fault.when.jobs.is_empty()
         };
         let rates = scenario.rates;
         let latest = [
@@ -184,10 +147,7 @@ impl Plan {
             .unwrap_or_default();
         // The client gives a show that hangs less time than this, but by the real clock, which does
         // not move here.
-        let hangs = |fault: &Fault| {
-            matches!(fault.kind, FaultKind::Slow { .. }) && fault.when.on.contains(&Call::Show)
-        };
-        let hanging = if faults().any(hangs) {
+        let hanging = if faults().any(hangs_a_show) {
             target.request_timeout
         } else {
             Duration::ZERO
@@ -207,7 +167,7 @@ impl Plan {
             rates.shows_per_minute,
         ] == [0; 3]
             && keeps_up
-            && !faults().any(spoils)
+            && !faults().any(spoils_looks)
             && slowest < target.request_timeout
             && longest < target.look_time_limit
             && longest < target.job_time_limit;
@@ -222,11 +182,9 @@ impl Plan {
                 (tells, tells && shows && slowest < Duration::from_secs(4))
             }
         };
-        let of_one =
-            |fault: &&Fault| is_of_calls(&fault.kind) && is_read(fault) && !by_chance(fault);
         let ids = scenario.server_ids(target.service);
         let hidden = faults()
-            .filter(of_one)
+            .filter(|fault| hides_servers(fault))
             .flat_map(|fault| &fault.when.servers)
             .filter_map(|server| match server {
                 ServerRef::Number(number) => ids.get(number.checked_sub(1)?).cloned(),
@@ -246,11 +204,8 @@ impl Plan {
 
 /// The longest that the cloud asks callers to wait.
 fn longest_retry_after(scenario: &Scenario) -> Duration {
-    let of = |fault: &Fault| match fault.kind {
-        FaultKind::Throttle { retry_after_s, .. } => retry_after_s,
-        _ => None,
-    };
-    let longest_s = scenario.faults.iter().filter_map(of).max().unwrap_or(0);
+    let waits_s = scenario.faults.iter().filter_map(retry_after_s);
+    let longest_s = waits_s.max().unwrap_or(0);
     Duration::from_secs(u64::from(longest_s.max(scenario.rates.retry_after_s)))
 }
 
@@ -462,14 +417,6 @@ fn late_acts(
     scenario: &mut Scenario,
     delay_max_ms: u64,
 ) -> Vec<Fault> {
-    let by_chance = |kind, on: &[Call], percent: u64| Fault {
-        kind,
-        when: When {
-            on: on.to_vec(),
-            chance: Some(Chance::clamped(percent as f64 / 100.0)),
-            ..When::default()
-        },
-    };
     let submit = [Call::Submit];
     let delay_ms = rng.between(delay_max_ms / 2, delay_max_ms);
     let message = || "late by the scenario".to_owned();
@@ -631,13 +578,12 @@ fn scenario(rng: &mut Rng, servers: usize) -> Scenario {
             ])
             .unwrap_or(&MissingShow::Error),
     };
-    let late = |rng: &mut Rng| span(0, *rng.pick(&[0, 100, 3_000, 12_000]).unwrap_or(&0));
     let latency = Latency {
-        submit_ms: late(rng),
-        job_ms: late(rng),
-        list_ms: late(rng),
-        show_ms: late(rng),
-        token_ms: late(rng),
+        submit_ms: latency(rng),
+        job_ms: latency(rng),
+        list_ms: latency(rng),
+        show_ms: latency(rng),
+        token_ms: latency(rng),
     };
     let clouddc = clouddc(rng, &bms);
     let mut scenario = Scenario {
@@ -726,7 +672,6 @@ fn faults(rng: &mut Rng) -> Vec<Fault> {
 /// call their own reboot a busy server.
 fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let chance = |rng: &mut Rng| Some(Chance::clamped(rng.between(5, 40) as f64 / 100.0));
     if rng.permille(200) {
         let refusal = match rng.between(0, 5) {
             0 => Some(FaultKind::Conflict { message: None }),
@@ -748,7 +693,7 @@ fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
         let on = vec![Call::Submit];
         let when = When {
             on,
-            chance: chance(rng),
+            chance: small_chance(rng),
             ..When::default()
         };
         faults.extend(refusal.map(|kind| Fault { kind, when }));
@@ -784,7 +729,7 @@ fn denials(rng: &mut Rng, delay_max_ms: u64) -> Vec<Fault> {
         faults.push(Fault {
             kind,
             when: When {
-                chance: chance(rng),
+                chance: small_chance(rng),
                 ..When::default()
             },
         });
@@ -895,13 +840,11 @@ fn kinds(rng: &mut Rng) -> Vec<FaultKind> {
         "BMS.0040",
         "Common.9999",
     ];
-    let word = |rng: &mut Rng, among: &[&str]| (*rng.pick(among).unwrap_or(&"BMS.0212")).to_owned();
-    let any_5xx = |rng: &mut Rng| *rng.pick(&[500, 502, 503, 504]).unwrap_or(&502);
-    let (refusal, sub_job) = (word(rng, &refusals), word(rng, &sub_jobs));
+    let (refusal, sub_job) = (pick_code(rng, &refusals), pick_code(rng, &sub_jobs));
     let (before, after) = (any_5xx(rng), any_5xx(rng));
     let longest_s = *rng.pick(&[90, 90, 90, 3_600, 259_200]).unwrap_or(&90);
     let retry_after_s = rng.permille(500).then(|| rng.between(1, longest_s) as u32);
-    let token = word(rng, &["APIGW.0301", "APIGW.0307"]);
+    let token = pick_code(rng, &["APIGW.0301", "APIGW.0307"]);
     vec![
         FaultKind::Throttle {
             retry_after_s,
@@ -1008,11 +951,6 @@ fn target(
     auth: &AuthSettings,
     scenario: &Scenario,
 ) -> Result<TargetSettings, Broken> {
-    let seconds = |rng: &mut Rng, low: u64, high: u64| rng.millis(low * 1000, high * 1000);
-    let budget = |rng: &mut Rng| Budget {
-        servers: rng.between(1, 6) as u32,
-        span: rng.millis(5_000, 90_000),
-    };
     let mut budgets = Vec::new();
     for action in PowerAction::ALL {
         if rng.permille(80) {
@@ -1060,4 +998,109 @@ fn span(min_ms: u64, max_ms: u64) -> Span {
 
 fn either<T>(rng: &mut Rng, one: T, other: T) -> T {
     if rng.permille(500) { one } else { other }
+}
+
+fn limits_of(target: &TargetSettings) -> rules::TargetLimits {
+    rules::TargetLimits {
+        submits_per_minute: target.submits_per_minute,
+        batch_servers_max: target.batch_servers_max,
+        budgets: target.budgets.clone(),
+        protected: target.protected.clone(),
+    }
+}
+
+fn is_slow(fault: &Fault) -> bool {
+    matches!(fault.kind, FaultKind::Slow { .. })
+}
+
+fn concerns_reads(fault: &Fault) -> bool {
+    let on = &fault.when.on;
+    let mut reads = on
+        .iter()
+        .filter(|call| matches!(call, Call::Job | Call::List | Call::Show));
+    on.is_empty() || reads.next().is_some()
+}
+
+fn strikes_by_chance(fault: &Fault) -> bool {
+    fault.when.chance.is_some() || fault.when.servers.is_empty()
+}
+
+/// True if looks may fail by it.
+fn spoils_looks(fault: &Fault) -> bool {
+    match fault.kind {
+        FaultKind::OddAnswer { .. } | FaultKind::ActsAnyway { .. } => false,
+        FaultKind::OperationNeverEnds => true,
+        ref kind => {
+            is_of_calls(kind)
+                && concerns_reads(fault)
+                && strikes_by_chance(fault)
+                && fault.when.limit_above.is_none()
+        }
+    }
+}
+
+fn hides_reboots(fault: &Fault) -> bool {
+    matches!(
+        fault.kind,
+        FaultKind::JobVanishes
+            | FaultKind::JobNeverEnds
+            | FaultKind::SubJobLeftOut
+            | FaultKind::SubJobWithoutId
+            | FaultKind::SubJobFails { .. }
+            | FaultKind::OperationFails { .. }
+    ) || !fault.when.jobs.is_empty()
+}
+
+/// True if it strikes the reads of some servers every time.
+fn hides_servers(fault: &Fault) -> bool {
+    is_of_calls(&fault.kind) && concerns_reads(fault) && !strikes_by_chance(fault)
+}
+
+fn hangs_a_show(fault: &Fault) -> bool {
+    is_slow(fault) && fault.when.on.contains(&Call::Show)
+}
+
+fn retry_after_s(fault: &Fault) -> Option<u32> {
+    match fault.kind {
+        FaultKind::Throttle { retry_after_s, .. } => retry_after_s,
+        _ => None,
+    }
+}
+
+fn by_chance(kind: FaultKind, on: &[Call], percent: u64) -> Fault {
+    Fault {
+        kind,
+        when: When {
+            on: on.to_vec(),
+            chance: Some(Chance::clamped(percent as f64 / 100.0)),
+            ..When::default()
+        },
+    }
+}
+
+fn latency(rng: &mut Rng) -> Span {
+    span(0, *rng.pick(&[0, 100, 3_000, 12_000]).unwrap_or(&0))
+}
+
+fn small_chance(rng: &mut Rng) -> Option<Chance> {
+    Some(Chance::clamped(rng.between(5, 40) as f64 / 100.0))
+}
+
+fn pick_code(rng: &mut Rng, among: &[&str]) -> String {
+    (*rng.pick(among).unwrap_or(&"BMS.0212")).to_owned()
+}
+
+fn any_5xx(rng: &mut Rng) -> u16 {
+    *rng.pick(&[500, 502, 503, 504]).unwrap_or(&502)
+}
+
+fn seconds(rng: &mut Rng, low: u64, high: u64) -> Duration {
+    rng.millis(low * 1000, high * 1000)
+}
+
+fn budget(rng: &mut Rng) -> Budget {
+    Budget {
+        servers: rng.between(1, 6) as u32,
+        span: rng.millis(5_000, 90_000),
+    }
 }

@@ -196,7 +196,7 @@ impl<'a> Machine<'a> {
         }
         let outcome = self.run_to_the_end().await;
         if outcome.is_err() && self.trace.is_some() {
-            self.describe_queue().await?;
+            ending::describe_queue(self).await?;
         }
         outcome
     }
@@ -213,8 +213,8 @@ impl<'a> Machine<'a> {
             rules::check_bounds(&self.facts, self.moment())?;
             rules::check_prompt(&self.facts, self.moment())?;
         }
-        self.check_remains().await?;
-        Ok(self.sum_up())
+        ending::check_remains(self).await?;
+        Ok(ending::sum_up(self))
     }
 
     /// Ends the daemon; the file may go.
@@ -277,10 +277,10 @@ impl<'a> Machine<'a> {
             self.set_clock();
         }
         if self.rng.permille(rough.operators) && self.act_at.is_some() {
-            self.operate().await?;
+            operators::operate(self).await?;
         }
         if self.rng.permille(rough.crash) && self.daemon.is_some() {
-            self.crash("between two steps").await?;
+            calls::crash(self, "between two steps").await?;
         }
         if self.rng.permille(rough.crash_in_step) && self.daemon.is_some() {
             let more = self.rng.between(0, 5);
@@ -361,11 +361,11 @@ impl<'a> Machine<'a> {
         let chosen = self.rng.index(events.len());
         match events.swap_remove(chosen) {
             Event::Round => self.round().await,
-            Event::Flight(index) => self.fly(index).await,
+            Event::Flight(index) => calls::fly(self, index).await,
             Event::Act => self.act().await,
             Event::Late => {
                 self.cloud.act_late();
-                self.attribute(None)
+                calls::attribute(self, None)
             }
             Event::Unlock => {
                 self.say(|| "the queue is unlocked".to_owned());
@@ -381,7 +381,7 @@ impl<'a> Machine<'a> {
             return self.start().await;
         }
         if self.is_stopping() {
-            return self.go_on_stopping().await;
+            return operators::go_on_stopping(self).await;
         }
         let Some(daemon) = self.daemon.as_mut() else {
             return Ok(());
@@ -394,16 +394,16 @@ impl<'a> Machine<'a> {
         let round = daemon.dispatcher.round(self.cloud.moment()).await;
         self.learn().await?;
         if self.fuse.is_blown() {
-            return self.crash("before a commit, in a round").await;
+            return calls::crash(self, "before a commit, in a round").await;
         }
         if self.is_halting {
             // At the latest now: between the round and the calls that it asks for.
-            self.halt();
+            operators::halt(self);
         }
         let progress = self.fuse.commits() > before || !round.tasks.is_empty();
         self.after_round(round, progress, now)?;
         if self.is_halting {
-            self.begin_stop();
+            operators::begin_stop(self);
         }
         Ok(())
     }
@@ -429,8 +429,8 @@ impl<'a> Machine<'a> {
             None => self.wake_after(wake_at),
             Some(error) => {
                 self.say(|| format!("the daemon waits: {error}"));
-                let turns = self.daemon.as_mut().map(|daemon| &mut daemon.turns);
-                let wait = turns.and_then(|turns| turns.after_failed_round(&error));
+                let policy = self.daemon.as_mut().map(|daemon| &mut daemon.policy);
+                let wait = policy.and_then(|policy| policy.after_failed_round(&error));
                 let gives_up = || Broken(format!("the daemon gives up: {error}"));
                 Some(now + wait.ok_or_else(gives_up)?)
             }
@@ -439,15 +439,15 @@ impl<'a> Machine<'a> {
         self.say(|| format!("round: {} tasks, next {wake_at:?}", tasks.len()));
         tasks
             .into_iter()
-            .try_for_each(|task| self.launch(task, now))
+            .try_for_each(|task| calls::launch(self, task, now))
     }
 
     /// When the round after a good one comes, if nothing happens before.
     fn wake_after(&mut self, due_at: Option<UtcMillis>) -> Option<UtcMillis> {
         let now = self.now();
         let utc = self.cloud.moment().utc;
-        let turns = self.daemon.as_mut().map(|daemon| &mut daemon.turns)?;
-        let wait = turns.after_round(due_at, utc);
+        let policy = self.daemon.as_mut().map(|daemon| &mut daemon.policy)?;
+        let wait = policy.after_round(due_at, utc);
         if wait == SAFETY_INTERVAL && !self.rng.permille(SAFETY_ROUNDS) {
             due_at.map(|at| self.cloud.true_time(at).max(now))
         } else {
@@ -457,7 +457,7 @@ impl<'a> Machine<'a> {
 
     /// False while a round comes before the next answer.
     fn takes_answers(&self) -> bool {
-        let takes = |daemon: &Daemon| daemon.stop.is_some() || daemon.turns.takes_answers();
+        let takes = |daemon: &Daemon| daemon.stop.is_some() || daemon.policy.takes_answers();
         self.daemon.as_ref().is_none_or(takes)
     }
 
@@ -482,7 +482,9 @@ impl<'a> Machine<'a> {
                 self.daemon = Some(daemon);
                 self.facts.reloaded(&self.plan.limits());
             }
-            Err(_) if self.fuse.is_blown() => self.crash("before a commit, while starting").await?,
+            Err(_) if self.fuse.is_blown() => {
+                calls::crash(self, "before a commit, while starting").await?
+            }
             Err(error) if error.is_passing() => {
                 self.say(|| format!("the start waits: {error}"));
                 self.wake_at = Some(self.now() + START_AGAIN);
@@ -496,8 +498,8 @@ impl<'a> Machine<'a> {
         let now = self.now();
         if self.producers.left == 0 && self.secrets == Secrets::Wrong {
             // Somebody notices, before the producers are done.
-            self.set_secrets(Secrets::Right);
-            self.reload().await?;
+            operators::set_secrets(self, Secrets::Right);
+            operators::reload(self).await?;
             self.act_at = Some(now + SAFETY_INTERVAL);
             return Ok(());
         }
@@ -507,7 +509,7 @@ impl<'a> Machine<'a> {
             return Ok(());
         }
         if self.producers.left == 0 {
-            self.release().await?;
+            copies::release(self).await?;
             self.producers
                 .resume_all(&mut self.connection, &mut self.facts)
                 .await?;

@@ -1,5 +1,5 @@
 //! The proof by simulation: runs the real dispatcher, the decisions of the real loop
-//! (`daemon::Turns`, `daemon::Stop`) and the real store under a virtual clock against the simulated
+//! (`daemon::LoopPolicy`, `daemon::Stop`) and the real store under a virtual clock against the simulated
 //! cloud, in process, and checks the promises of the contract after every step.
 //!
 //! ```text

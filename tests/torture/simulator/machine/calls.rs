@@ -14,212 +14,210 @@ use poweryard::model::Batch;
 use poweryard::model::{CallError, Fault};
 use poweryard::model::{ServerId, Tracking, UtcMillis};
 
-impl Machine<'_> {
-    pub(super) fn launch(&mut self, task: Task, now: UtcMillis) -> Result<(), Broken> {
-        let task = match task.begin(self.is_halted()) {
-            Begun::Leaves(task) => task,
-            Begun::Stays(batch) => {
-                self.flights.push(Flight {
-                    at: now,
-                    stage: Stage::Unsent(batch),
-                    orphaned: false,
-                });
-                return Ok(());
-            }
-        };
-        if let Task::Submit { batch, .. } = &task {
-            let members: BTreeMap<i64, ServerId> = batch
-                .members
-                .iter()
-                .map(|member| (member.request.0, member.server.clone()))
-                .collect();
-            let (id, action, target) = (batch.id.0, batch.action, &batch.target);
-            self.say(|| {
-                format!(
-                    "submit of batch {id} to {target} leaves: {action} {:?}",
-                    members.keys()
-                )
+pub(super) fn launch(machine: &mut Machine<'_>, task: Task, now: UtcMillis) -> Result<(), Broken> {
+    let task = match task.begin(super::operators::is_halted(machine)) {
+        Begun::Leaves(task) => task,
+        Begun::Stays(batch) => {
+            machine.flights.push(Flight {
+                at: now,
+                stage: Stage::Unsent(batch),
+                orphaned: false,
             });
-            let moment = self.moment();
-            self.facts.departs(
-                &Departure {
-                    batch: id,
-                    target,
-                    action,
-                    members: &members,
-                },
-                moment,
-            )?;
+            return Ok(());
         }
-        let at = now + self.rng.millis(0, self.plan.rough.way_max_ms);
-        self.flights.push(Flight {
-            at,
-            stage: Stage::Out(task),
-            orphaned: false,
+    };
+    if let Task::Submit { batch, .. } = &task {
+        let members: BTreeMap<i64, ServerId> = batch
+            .members
+            .iter()
+            .map(|member| (member.request.0, member.server.clone()))
+            .collect();
+        let (id, action, target) = (batch.id.0, batch.action, &batch.target);
+        machine.say(|| {
+            format!(
+                "submit of batch {id} to {target} leaves: {action} {:?}",
+                members.keys()
+            )
         });
-        Ok(())
+        let moment = machine.moment();
+        machine.facts.departs(
+            &Departure {
+                batch: id,
+                target,
+                action,
+                members: &members,
+            },
+            moment,
+        )?;
     }
+    let at = now + machine.rng.millis(0, machine.plan.rough.way_max_ms);
+    machine.flights.push(Flight {
+        at,
+        stage: Stage::Out(task),
+        orphaned: false,
+    });
+    Ok(())
+}
 
-    pub(super) async fn fly(&mut self, index: usize) -> Result<(), Broken> {
-        let flight = self.flights.swap_remove(index);
-        match flight.stage {
-            Stage::Out(task) => self.carry_out(task, flight.orphaned).await,
-            Stage::Back(finished) => self.deliver(finished).await,
-            Stage::Unsent(batch) => self.return_unsent(batch).await,
+pub(super) async fn fly(machine: &mut Machine<'_>, index: usize) -> Result<(), Broken> {
+    let flight = machine.flights.swap_remove(index);
+    match flight.stage {
+        Stage::Out(task) => carry_out(machine, task, flight.orphaned).await,
+        Stage::Back(finished) => deliver(machine, finished).await,
+        Stage::Unsent(batch) => return_unsent(machine, batch).await,
+    }
+}
+
+/// A call reaches the cloud.
+async fn carry_out(machine: &mut Machine<'_>, task: Task, orphaned: bool) -> Result<(), Broken> {
+    machine.calls += 1;
+    if machine.end_at == Some(Point::Call(machine.calls)) {
+        return crash(machine, "before a call arrives").await;
+    }
+    let now = machine.moment();
+    let batch = match &task {
+        Task::Submit { batch, .. } => {
+            machine.facts.arrives(&batch.target, now)?;
+            Some(batch.id.0)
+        }
+        Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } => None,
+    };
+    let finished = task.run().await;
+    let delay = machine.cloud.take_delay();
+    machine.say(|| format!("at the cloud: {}", describe(&finished)));
+    machine.summary.submits += u64::from(batch.is_some());
+    attribute(machine, batch)?;
+    if orphaned {
+        return Ok(());
+    }
+    let at = machine.now() + delay + machine.rng.millis(0, machine.plan.rough.way_max_ms);
+    machine.flights.push(Flight {
+        at,
+        stage: Stage::Back(finished),
+        orphaned,
+    });
+    if machine.end_at == Some(Point::Answer(machine.calls)) {
+        crash(machine, "between a call and its answer").await?;
+    }
+    Ok(())
+}
+
+/// Takes what the cloud has begun since the last time, and what it will, each for the batch
+/// whose call it was: `batch` for what has not been heard of yet.
+pub(super) fn attribute(machine: &mut Machine<'_>, batch: Option<i64>) -> Result<(), Broken> {
+    let mut denied: BTreeSet<ServerId> = BTreeSet::new();
+    for act in machine.cloud.late_acts(machine.late_seen) {
+        if let (Entry::Vacant(call), Some(batch)) = (machine.called.entry(act.batch.clone()), batch)
+        {
+            call.insert(batch);
+        }
+        if machine.called.get(&act.batch).copied() == batch {
+            denied.insert(act.server_id);
         }
     }
-
-    /// A call reaches the cloud.
-    async fn carry_out(&mut self, task: Task, orphaned: bool) -> Result<(), Broken> {
-        self.calls += 1;
-        if self.end_at == Some(Point::Call(self.calls)) {
-            return self.crash("before a call arrives").await;
-        }
-        let now = self.moment();
-        let batch = match &task {
-            Task::Submit { batch, .. } => {
-                self.facts.arrives(&batch.target, now)?;
-                Some(batch.id.0)
-            }
-            Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } => None,
+    machine.late_seen = machine.cloud.acted_late();
+    if let Some(batch) = batch {
+        machine.facts.denied(batch, &denied);
+    }
+    let mut done: BTreeMap<i64, BTreeSet<ServerId>> = BTreeMap::new();
+    for entry in machine.cloud.ledger_from(machine.ledger_seen) {
+        machine.ledger_seen += 1;
+        machine.say(|| format!("the cloud begins {} of {}", entry.action, entry.server_id));
+        let of = machine.called.get(&entry.batch).copied().or(batch);
+        let Some(of) = of else {
+            return Err(Broken(format!(
+                "the cloud acted on {} and nobody asked for it",
+                entry.server_id
+            )));
         };
-        let finished = task.run().await;
-        let delay = self.cloud.take_delay();
-        self.say(|| format!("at the cloud: {}", describe(&finished)));
-        self.summary.submits += u64::from(batch.is_some());
-        self.attribute(batch)?;
-        if orphaned {
-            return Ok(());
-        }
-        let at = self.now() + delay + self.rng.millis(0, self.plan.rough.way_max_ms);
-        self.flights.push(Flight {
-            at,
-            stage: Stage::Back(finished),
-            orphaned,
-        });
-        if self.end_at == Some(Point::Answer(self.calls)) {
-            self.crash("between a call and its answer").await?;
-        }
-        Ok(())
+        machine.called.insert(entry.batch, of);
+        done.entry(of).or_default().insert(entry.server_id);
     }
+    done.iter()
+        .try_for_each(|(batch, servers)| machine.facts.carried_out(*batch, servers))
+}
 
-    /// Takes what the cloud has begun since the last time, and what it will, each for the batch
-    /// whose call it was: `batch` for what has not been heard of yet.
-    pub(super) fn attribute(&mut self, batch: Option<i64>) -> Result<(), Broken> {
-        let mut denied: BTreeSet<ServerId> = BTreeSet::new();
-        for act in self.cloud.late_acts(self.late_seen) {
-            if let (Entry::Vacant(call), Some(batch)) =
-                (self.called.entry(act.batch.clone()), batch)
-            {
-                call.insert(batch);
-            }
-            if self.called.get(&act.batch).copied() == batch {
-                denied.insert(act.server_id);
-            }
-        }
-        self.late_seen = self.cloud.acted_late();
-        if let Some(batch) = batch {
-            self.facts.denied(batch, &denied);
-        }
-        let mut done: BTreeMap<i64, BTreeSet<ServerId>> = BTreeMap::new();
-        for entry in self.cloud.ledger_from(self.ledger_seen) {
-            self.ledger_seen += 1;
-            self.say(|| format!("the cloud begins {} of {}", entry.action, entry.server_id));
-            let of = self.called.get(&entry.batch).copied().or(batch);
-            let Some(of) = of else {
-                return Err(Broken(format!(
-                    "the cloud acted on {} and nobody asked for it",
-                    entry.server_id
-                )));
-            };
-            self.called.insert(entry.batch, of);
-            done.entry(of).or_default().insert(entry.server_id);
-        }
-        done.iter()
-            .try_for_each(|(batch, servers)| self.facts.carried_out(*batch, servers))
+/// An answer reaches the daemon; as in `daemon::run`, a round follows.
+async fn deliver(machine: &mut Machine<'_>, finished: Finished) -> Result<(), Broken> {
+    machine.say(|| format!("answer: {}", describe(&finished)));
+    if is_about_key(&finished) {
+        // Nobody asks before the key has rested.
+        machine.facts.disturbed();
     }
+    let mut asked_to_wait = None;
+    if let Finished::Submitted { batch, answer, .. } = &finished {
+        machine.facts.told(batch.id.0, answer);
+        asked_to_wait = Some((batch.id.0, retry_after(answer)));
+    }
+    let Some(daemon) = machine.daemon.as_mut() else {
+        return Ok(());
+    };
+    let outcome = daemon
+        .dispatcher
+        .finish(finished, machine.cloud.moment())
+        .await;
+    daemon.policy.answer_taken();
+    machine.learn().await?;
+    if machine.fuse.is_blown() {
+        return crash(machine, "before a commit, after an answer").await;
+    }
+    if let Err(error) = outcome {
+        return Err(Broken(format!("an answer ends the daemon: {error}")));
+    }
+    machine.idle_rounds = 0;
+    machine.wake_at = Some(machine.cloud.now());
+    if let Some((batch, wait)) = asked_to_wait {
+        let is_plain = machine.cloud.clock() == 0 && machine.plan.rough.lock == 0;
+        machine
+            .facts
+            .asked_to_wait(batch, wait.filter(|_| is_plain), machine.moment());
+    }
+    Ok(())
+}
 
-    /// An answer reaches the daemon; as in `daemon::run`, a round follows.
-    async fn deliver(&mut self, finished: Finished) -> Result<(), Broken> {
-        self.say(|| format!("answer: {}", describe(&finished)));
-        if is_about_key(&finished) {
-            // Nobody asks before the key has rested.
-            self.facts.disturbed();
-        }
-        let mut asked_to_wait = None;
-        if let Finished::Submitted { batch, answer, .. } = &finished {
-            self.facts.told(batch.id.0, answer);
-            asked_to_wait = Some((batch.id.0, retry_after(answer)));
-        }
-        let Some(daemon) = self.daemon.as_mut() else {
-            return Ok(());
-        };
-        let outcome = daemon
-            .dispatcher
-            .finish(finished, self.cloud.moment())
-            .await;
-        daemon.turns.answer_taken();
-        self.learn().await?;
-        if self.fuse.is_blown() {
-            return self.crash("before a commit, after an answer").await;
-        }
-        if let Err(error) = outcome {
-            return Err(Broken(format!("an answer ends the daemon: {error}")));
-        }
-        self.idle_rounds = 0;
-        self.wake_at = Some(self.cloud.now());
-        if let Some((batch, wait)) = asked_to_wait {
-            let is_plain = self.cloud.clock() == 0 && self.plan.rough.lock == 0;
-            self.facts
-                .asked_to_wait(batch, wait.filter(|_| is_plain), self.moment());
-        }
-        Ok(())
+/// The daemon learns of a call that it has not begun.
+async fn return_unsent(machine: &mut Machine<'_>, batch: Batch) -> Result<(), Broken> {
+    machine.say(|| format!("not begun: batch {}", batch.id));
+    machine.facts.not_sent(batch.id.0);
+    let now = machine.cloud.moment();
+    let Some(daemon) = machine.daemon.as_mut() else {
+        return Ok(());
+    };
+    daemon.dispatcher.not_begun(batch, now);
+    let outcome = daemon.dispatcher.save_new(now).await;
+    machine.learn().await?;
+    if machine.fuse.is_blown() {
+        return crash(machine, "before a commit, with a call not begun").await;
     }
+    machine.wake_at = Some(machine.cloud.now());
+    outcome.map_err(|error| Broken(format!("a call not begun ends the daemon: {error}")))
+}
 
-    /// The daemon learns of a call that it has not begun.
-    async fn return_unsent(&mut self, batch: Batch) -> Result<(), Broken> {
-        self.say(|| format!("not begun: batch {}", batch.id));
-        self.facts.not_sent(batch.id.0);
-        let now = self.cloud.moment();
-        let Some(daemon) = self.daemon.as_mut() else {
-            return Ok(());
-        };
-        daemon.dispatcher.not_begun(batch, now);
-        let outcome = daemon.dispatcher.save_new(now).await;
-        self.learn().await?;
-        if self.fuse.is_blown() {
-            return self.crash("before a commit, with a call not begun").await;
+/// The daemon is gone from one moment to the next. A call that has left may still arrive.
+pub(super) async fn crash(machine: &mut Machine<'_>, how: &str) -> Result<(), Broken> {
+    machine.say(|| format!("the daemon dies {how}"));
+    machine.summary.crashes += 1;
+    machine.learn().await?;
+    machine.facts.crashed();
+    for mut flight in std::mem::take(&mut machine.flights) {
+        let is_submit = matches!(flight.stage, Stage::Out(Task::Submit { .. }));
+        if is_submit && (flight.orphaned || machine.rng.permille(500)) {
+            flight.orphaned = true;
+            machine.flights.push(flight);
         }
-        self.wake_at = Some(self.cloud.now());
-        outcome.map_err(|error| Broken(format!("a call not begun ends the daemon: {error}")))
     }
-
-    /// The daemon is gone from one moment to the next. A call that has left may still arrive.
-    pub(super) async fn crash(&mut self, how: &str) -> Result<(), Broken> {
-        self.say(|| format!("the daemon dies {how}"));
-        self.summary.crashes += 1;
-        self.learn().await?;
-        self.facts.crashed();
-        for mut flight in std::mem::take(&mut self.flights) {
-            let is_submit = matches!(flight.stage, Stage::Out(Task::Submit { .. }));
-            if is_submit && (flight.orphaned || self.rng.permille(500)) {
-                flight.orphaned = true;
-                self.flights.push(flight);
-            }
-        }
-        if let Some(daemon) = self.daemon.take() {
-            daemon.end().await;
-        }
-        self.fuse.replace();
-        self.is_halting = false;
-        let pause = if self.rng.permille(700) {
-            0
-        } else {
-            self.rng.between(0, 20_000)
-        };
-        self.wake_at = Some(self.now() + Duration::from_millis(pause));
-        self.copy_or_restore().await
+    if let Some(daemon) = machine.daemon.take() {
+        daemon.end().await;
     }
+    machine.fuse.replace();
+    machine.is_halting = false;
+    let pause = if machine.rng.permille(700) {
+        0
+    } else {
+        machine.rng.between(0, 20_000)
+    };
+    machine.wake_at = Some(machine.now() + Duration::from_millis(pause));
+    super::copies::copy_or_restore(machine).await
 }
 
 /// True if the cloud refused the key of this call.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::file::{self, Identity};
+use super::file::{self, FileId};
 
 /// A checkpoint of somebody else may be writing the page that is being read.
 const READS: u32 = 3;
@@ -25,17 +25,17 @@ const DIGITS: usize = 20;
 
 /// What was there when the daemon began.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct QueueIdentity {
     path: PathBuf,
-    main: Identity,
-    sidecars: Vec<(PathBuf, Identity)>,
+    main: FileId,
+    sidecars: Vec<(PathBuf, FileId)>,
     log: Option<LogReader>,
     stamp: Option<StampReader>,
 }
 
 /// What is there now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PlaceState {
+pub(super) enum IdentityState {
     /// The same.
     Same,
     /// Something else, or nothing.
@@ -44,9 +44,9 @@ pub(super) enum PlaceState {
     Moved,
 }
 
-impl Place {
+impl QueueIdentity {
     /// Takes note of the file at `path`.
-    pub(super) fn new(path: &Path, main: Identity) -> Self {
+    pub(super) fn new(path: &Path, main: FileId) -> Self {
         Self {
             path: path.to_owned(),
             main,
@@ -63,7 +63,7 @@ impl Place {
         let found = ["-wal", "-shm"].map(|ending| file::beside(&real, ending));
         let known = found
             .into_iter()
-            .filter_map(|path| file::identity(&path).ok().map(|identity| (path, identity)));
+            .filter_map(|path| file::id_of(&path).ok().map(|id| (path, id)));
         self.sidecars = known.collect();
         self.log = LogReader::open(&real);
         self.stamp = file::locked_handle(self.main).map(|file| StampReader {
@@ -75,20 +75,16 @@ impl Place {
     }
 
     /// Compares.
-    pub(super) fn look(&mut self) -> PlaceState {
-        let same =
-            |path: &Path, was: Identity| file::identity(path).is_ok_and(|identity| identity == was);
-        let in_place = same(&self.path, self.main)
-            && self
-                .sidecars
-                .iter()
-                .all(|(path, identity)| same(path, *identity));
+    pub(super) fn look(&mut self) -> IdentityState {
+        let mut sidecars = self.sidecars.iter();
+        let in_place = is_same_file(&self.path, self.main)
+            && sidecars.all(|(path, was)| is_same_file(path, *was));
         if !in_place || self.log.as_ref().is_some_and(|log| !log.is_whole()) {
-            return PlaceState::Another;
+            return IdentityState::Another;
         }
         self.stamp
             .as_mut()
-            .map_or(PlaceState::Same, StampReader::look)
+            .map_or(IdentityState::Same, StampReader::look)
     }
 
     /// Where the stamp is looked for.
@@ -105,8 +101,12 @@ impl Place {
     }
 }
 
-/// Compares the `-wal` with what the `-shm` says of it: whoever cut it, or wrote another over it,
-/// took committed rows.
+fn is_same_file(path: &Path, was: FileId) -> bool {
+    file::id_of(path).is_ok_and(|id| id == was)
+}
+
+/// Compares the `-wal` with what the `-shm` says of it: somebody who cut it, or wrote another
+/// over it, took committed rows.
 #[derive(Debug)]
 struct LogReader {
     wal: Arc<File>,
@@ -124,10 +124,9 @@ struct LogExtent {
 
 impl LogReader {
     fn open(queue: &Path) -> Option<Self> {
-        let open = |ending| file::kept_handle(&file::beside(queue, ending)).ok();
         Some(Self {
-            wal: open("-wal")?,
-            shm: open("-shm")?,
+            wal: file::kept_handle(&file::beside(queue, "-wal")).ok()?,
+            shm: file::kept_handle(&file::beside(queue, "-shm")).ok()?,
         })
     }
 
@@ -200,20 +199,20 @@ struct StampReader {
 }
 
 impl StampReader {
-    fn look(&mut self) -> PlaceState {
+    fn look(&mut self) -> IdentityState {
         for read in 1..=READS {
             match (self.read(), self.seen) {
                 (Some(epoch), seen) if seen.is_none_or(|seen| epoch >= seen) => {
                     self.seen = Some(epoch);
-                    return PlaceState::Same;
+                    return IdentityState::Same;
                 }
-                (None, None) => return PlaceState::Same,
+                (None, None) => return IdentityState::Same,
                 // An earlier epoch of our own: a copy was written over the file.
-                (Some(_), Some(_)) if read == READS => return PlaceState::Another,
+                (Some(_), Some(_)) if read == READS => return IdentityState::Another,
                 _ => std::thread::sleep(READ_PAUSE),
             }
         }
-        PlaceState::Moved
+        IdentityState::Moved
     }
 
     fn read(&self) -> Option<i64> {
@@ -227,16 +226,18 @@ impl StampReader {
 
 /// The highest epoch behind `key` on a page. Rests of earlier rows may stand beside the row.
 fn newest(page: &[u8], key: &[u8]) -> Option<i64> {
-    let epoch = |at: usize| {
-        let digits = page.get(at + key.len()..at + key.len() + DIGITS)?;
-        std::str::from_utf8(digits).ok()?.parse::<i64>().ok()
-    };
-    let places = page
-        .windows(key.len())
-        .enumerate()
-        .filter(|(_, bytes)| *bytes == key)
-        .map(|(at, _)| at);
-    places.filter_map(epoch).max()
+    let mut newest = None;
+    for (at, bytes) in page.windows(key.len()).enumerate() {
+        if bytes == key {
+            newest = newest.max(epoch_at(page, at + key.len()));
+        }
+    }
+    newest
+}
+
+fn epoch_at(page: &[u8], start: usize) -> Option<i64> {
+    let digits = page.get(start..start + DIGITS)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub struct UnknownWord {
     pub(super) allowed: String,
 }
 
-macro_rules! words {
+macro_rules! stored_enum {
     ($(#[$meta:meta])* $name:ident, $what:literal { $($(#[$vmeta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -50,9 +50,9 @@ macro_rules! words {
     };
 }
 
-pub(super) use words;
+pub(super) use stored_enum;
 
-words! {
+stored_enum! {
     /// What an operator asks for; stored in `power_requests.action`.
     PowerAction, "an action" {
         /// Power on.
@@ -64,7 +64,7 @@ words! {
     }
 }
 
-words! {
+stored_enum! {
     /// Where a request is; stored in `power_requests.state`.
     RequestState, "a state" {
         /// Waiting; `power_waiting` says for what.
@@ -81,7 +81,7 @@ words! {
         Expired = "expired",
         /// Refused by this daemon's own rules.
         Rejected = "rejected",
-        /// Nobody can tell whether it happened; never sent again by itself.
+        /// Nobody can tell whether it happened; never sent again automatically.
         Unknown = "unknown",
     }
 }
@@ -93,7 +93,7 @@ impl RequestState {
     }
 }
 
-words! {
+stored_enum! {
     /// How we know how a request ended; stored in `power_requests.evidence`.
     Evidence, "a kind of evidence" {
         /// The cloud's task said so.
@@ -109,7 +109,7 @@ words! {
     }
 }
 
-words! {
+stored_enum! {
     /// Where a batch is; stored in `batches.state`.
     BatchState, "a batch state" {
         /// The intent is stored; the call may or may not have left.
@@ -123,7 +123,7 @@ words! {
     }
 }
 
-words! {
+stored_enum! {
     /// Why a batch's servers are looked at; stored in `batches.look_cause`.
     LookCause, "a cause for looking" {
         /// The call was refused as a whole; the states explain which server is to blame.
@@ -141,7 +141,7 @@ words! {
     }
 }
 
-words! {
+stored_enum! {
     /// What became of one request in one batch; stored in `request_attempts.result`.
     AttemptResult, "an attempt's result" {
         /// Carried out.
@@ -163,7 +163,7 @@ words! {
     }
 }
 
-words! {
+stored_enum! {
     /// Why a target, or one action of it, is not going out; stored in `holds.kind`.
     HoldKind, "a kind of hold" {
         /// An operator paused it.
@@ -187,7 +187,7 @@ words! {
     }
 }
 
-words! {
+stored_enum! {
     /// Which API a target speaks.
     Service, "a service" {
         /// Bare Metal Server, API v1: at most 1000 servers a call, followed by job.

@@ -1,4 +1,4 @@
-//! The daemon's hand: only a transaction that has taken it may write what is the daemon's. The
+//! The write guard: only a transaction that has taken it may write what is the daemon's. The
 //! schema's triggers see to that.
 //!
 //! The daemon takes it for its own token and the epoch that it left, so that a second daemon, or a
@@ -12,14 +12,14 @@ use sqlx::{Sqlite, Transaction};
 use super::{Store, StoreError};
 
 /// A transaction of the daemon. Dropped, it is rolled back.
-pub(super) struct Hand<'c> {
+pub(in crate::store) struct WriteGuard<'c> {
     tx: Transaction<'c, Sqlite>,
     store: &'c Store,
     epoch: i64,
 }
 
-impl<'c> Hand<'c> {
-    /// Takes the hand for the daemon of `store`.
+impl<'c> WriteGuard<'c> {
+    /// Takes the guard for the daemon of `store`.
     ///
     /// # Errors
     /// `TakenOver` if token or epoch are not those that this daemon left.
@@ -45,22 +45,22 @@ impl<'c> Hand<'c> {
         })
     }
 
-    /// Commits, and notes the new epoch beside the queue. The note need not have reached the disk
+    /// Commits, and writes the new epoch to the epoch file, which need not have reached the disk
     /// yet.
-    pub(super) async fn commit(mut self) -> Result<(), StoreError> {
-        give_back(&mut self.tx).await?;
+    pub(in crate::store) async fn commit(mut self) -> Result<(), StoreError> {
+        release(&mut self.tx).await?;
         self.tx.commit().await?;
         self.store.went_to(self.epoch);
         Ok(())
     }
 
     /// Undoes what was done.
-    pub(super) async fn rollback(self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn rollback(self) -> Result<(), StoreError> {
         Ok(self.tx.rollback().await?)
     }
 }
 
-impl Deref for Hand<'_> {
+impl Deref for WriteGuard<'_> {
     type Target = SqliteConnection;
 
     fn deref(&self) -> &SqliteConnection {
@@ -68,25 +68,23 @@ impl Deref for Hand<'_> {
     }
 }
 
-impl DerefMut for Hand<'_> {
+impl DerefMut for WriteGuard<'_> {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         &mut self.tx
     }
 }
 
-/// Takes the hand for a command, inside its transaction. The epoch stays: a daemon that runs goes
+/// Takes the guard for a command, inside its transaction. The epoch stays: a daemon that runs goes
 /// on.
-pub(in crate::store) async fn borrow(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+pub(in crate::store) async fn acquire(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query("UPDATE queue_mark SET writing = token WHERE id = 1")
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// Lays the hand down, before the commit.
-pub(in crate::store) async fn give_back(
-    connection: &mut SqliteConnection,
-) -> Result<(), StoreError> {
+/// Gives the guard back, before the commit.
+pub(in crate::store) async fn release(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query("UPDATE queue_mark SET writing = NULL WHERE id = 1")
         .execute(connection)
         .await?;

@@ -1,8 +1,8 @@
 //! The members of batches that this daemon has claimed, kept from the claim to the first question
 //! about their job: reading them back costs as much as half of storing their outcomes.
 //!
-//! Only the daemon's hand moves requests that are running, so that they are still as the claim has
-//! left them until one of its own steps moves them. Then, and after a restart, they are read from
+//! Only the daemon moves requests that are running, so that they are still as the claim has left
+//! them until one of its own steps moves them. Then, and after a restart, they are read from
 //! the queue.
 
 use std::collections::VecDeque;
@@ -14,13 +14,13 @@ const MEMBERS_MAX: usize = 20_000;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Claimed {
+pub(super) struct ClaimedMembers {
     /// The oldest first.
     batches: VecDeque<(BatchId, Vec<Member>)>,
     members: usize,
 }
 
-impl Claimed {
+impl ClaimedMembers {
     /// Keeps the members of a batch. The oldest batches go where there are too many.
     pub(super) fn keep(&mut self, batch: BatchId, members: Vec<Member>) {
         self.members += members.len();
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn members_are_given_once_and_the_oldest_go_first() {
-        let mut claimed = Claimed::default();
+        let mut claimed = ClaimedMembers::default();
         for batch in 1..=21 {
             claimed.keep(BatchId(batch), members(1000));
         }
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(claimed.take(BatchId(3)), None);
         assert_eq!(claimed.members, 18_000);
         claimed.keep(BatchId(99), members(30_000));
-        assert_eq!(claimed.take(BatchId(99)), None, "it is too large by itself");
+        assert_eq!(claimed.take(BatchId(99)), None, "it is too large alone");
         assert_eq!(claimed.members, 0);
     }
 }

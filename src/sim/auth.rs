@@ -18,7 +18,7 @@ const LOCK: Duration = Duration::from_secs(5 * 60);
 
 /// Tokens and the record of bad signatures.
 #[derive(Debug, Clone)]
-pub(super) struct Gate {
+pub(super) struct Auth {
     credentials: Credentials,
     token_lifetime: Duration,
     tokens: HashMap<String, Token>,
@@ -44,7 +44,7 @@ pub(super) enum Denied {
     WrongProject,
 }
 
-impl Gate {
+impl Auth {
     pub(super) fn new(credentials: Credentials, token_lifetime: Duration) -> Self {
         Self {
             credentials,
@@ -215,8 +215,8 @@ pub(super) mod tests {
     const DATE: &str = "20240102T030405Z";
     const PROJECT: &str = "bbf1946d374b44a0a2a95533562ba954";
 
-    fn gate() -> Gate {
-        Gate::new(Scenario::default().credentials, Duration::from_secs(60))
+    fn auth() -> Auth {
+        Auth::new(Scenario::default().credentials, Duration::from_secs(60))
     }
 
     /// A job query signed with this secret.
@@ -244,8 +244,8 @@ pub(super) mod tests {
     const ALGORITHM: &str = "SDK-HMAC-SHA256";
     const SECRET: &str = "poweryard-sim-secret-key";
 
-    fn admit(gate: &mut Gate, now: UtcMillis, secret: &str) -> Result<(), Denied> {
-        gate.admit(now, &signed(secret, DATE), PROJECT)
+    fn admit(auth: &mut Auth, now: UtcMillis, secret: &str) -> Result<(), Denied> {
+        auth.admit(now, &signed(secret, DATE), PROJECT)
     }
 
     fn reason(denied: Result<(), Denied>) -> String {
@@ -257,38 +257,38 @@ pub(super) mod tests {
 
     #[test]
     fn a_good_signature_comes_in_and_a_bad_one_does_not() {
-        assert_eq!(admit(&mut gate(), NOW, SECRET), Ok(()));
+        assert_eq!(admit(&mut auth(), NOW, SECRET), Ok(()));
         assert!(
-            reason(admit(&mut gate(), NOW, "another-secret"))
+            reason(admit(&mut auth(), NOW, "another-secret"))
                 .contains("verify aksk signature fail")
         );
     }
 
     #[test]
     fn five_bad_signatures_in_a_row_lock_the_key_for_five_minutes() {
-        let mut gate = gate();
+        let mut auth = auth();
         for _ in 0..4 {
-            reason(admit(&mut gate, NOW, "bad"));
+            reason(admit(&mut auth, NOW, "bad"));
         }
         assert_eq!(
-            admit(&mut gate, NOW, SECRET),
+            admit(&mut auth, NOW, SECRET),
             Ok(()),
             "a good one ends the row"
         );
         for _ in 0..5 {
-            reason(admit(&mut gate, NOW, "bad"));
+            reason(admit(&mut auth, NOW, "bad"));
         }
         assert!(
-            reason(admit(&mut gate, NOW, SECRET)).contains("AK access failed to reach the limit")
+            reason(admit(&mut auth, NOW, SECRET)).contains("AK access failed to reach the limit")
         );
         let later = |ms| NOW + Duration::from_millis(ms);
-        assert!(reason(admit(&mut gate, later(299_999), SECRET)).contains("forbidden"));
-        assert_eq!(admit(&mut gate, later(300_000), SECRET), Ok(()));
+        assert!(reason(admit(&mut auth, later(299_999), SECRET)).contains("forbidden"));
+        assert_eq!(admit(&mut auth, later(300_000), SECRET), Ok(()));
     }
 
     #[test]
     fn a_date_more_than_fifteen_minutes_off_is_refused_either_way() {
-        let at = |seconds: i64| admit(&mut gate(), UtcMillis(NOW.0 + seconds * 1000), SECRET);
+        let at = |seconds: i64| admit(&mut auth(), UtcMillis(NOW.0 + seconds * 1000), SECRET);
         assert_eq!((at(900), at(-900)), (Ok(()), Ok(())));
         assert!(
             reason(at(901)).contains("signature expired")
@@ -300,39 +300,39 @@ pub(super) mod tests {
     fn a_temporary_key_needs_its_security_token() {
         let mut credentials = Scenario::default().credentials;
         credentials.security_token = "temporary".into();
-        let mut gate = Gate::new(credentials, Duration::from_secs(60));
-        assert!(reason(admit(&mut gate, NOW, SECRET)).contains("security token"));
+        let mut auth = Auth::new(credentials, Duration::from_secs(60));
+        assert!(reason(admit(&mut auth, NOW, SECRET)).contains("security token"));
         let mut request = signed(SECRET, DATE);
         request
             .headers
             .push(("x-security-token".into(), "temporary".into()));
-        assert_eq!(gate.admit(NOW, &request, PROJECT), Ok(()));
+        assert_eq!(auth.admit(NOW, &request, PROJECT), Ok(()));
     }
 
     #[test]
     fn a_token_comes_in_until_it_expires() {
-        let mut gate = gate();
-        gate.remember(NOW, "t".into(), true);
+        let mut auth = auth();
+        auth.remember(NOW, "t".into(), true);
         let mut request = signed(SECRET, DATE);
         request.headers = vec![("x-auth-token".into(), "t".into())];
-        assert_eq!(gate.admit(NOW, &request, PROJECT), Ok(()));
+        assert_eq!(auth.admit(NOW, &request, PROJECT), Ok(()));
         assert_eq!(
-            gate.admit(NOW, &request, "other"),
+            auth.admit(NOW, &request, "other"),
             Err(Denied::WrongProject)
         );
-        let late = gate.admit(NOW + Duration::from_secs(60), &request, PROJECT);
+        let late = auth.admit(NOW + Duration::from_secs(60), &request, PROJECT);
         assert_eq!(
             reason(late),
             "token expires, expires_at: 2024-01-02T03:05:05.000000Z"
         );
         request.headers = vec![("x-auth-token".into(), "other".into())];
         assert_eq!(
-            reason(gate.admit(NOW, &request, PROJECT)),
+            reason(auth.admit(NOW, &request, PROJECT)),
             "decrypt token fail"
         );
         request.headers.clear();
         assert_eq!(
-            reason(gate.admit(NOW, &request, PROJECT)),
+            reason(auth.admit(NOW, &request, PROJECT)),
             "x-auth-token not found"
         );
     }

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
-use super::Store;
+use super::{Store, file};
 
 /// Looks after a notification. Later ones cover slow disks; the daemon's safety interval covers the
 /// rest.
@@ -38,6 +38,13 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Starts watching.
+    pub(in crate::store) fn watch(store: Arc<Store>) -> Self {
+        let notify = Arc::new(Notify::new());
+        let watcher = tokio::spawn(watch(store, Arc::clone(&notify)));
+        Self { notify, watcher }
+    }
+
     /// Resolves once for any number of commits since it last did.
     pub async fn changed(&mut self) {
         self.notify.notified().await;
@@ -48,15 +55,6 @@ impl Changes {
         self.watcher.abort();
         // An aborted task is an error here, and what is wanted.
         let _ = self.watcher.await;
-    }
-}
-
-impl Store {
-    /// Starts watching the file for other programs' commits.
-    pub fn changes(self: &Arc<Self>) -> Changes {
-        let notify = Arc::new(Notify::new());
-        let watcher = tokio::spawn(watch(Arc::clone(self), Arc::clone(&notify)));
-        Changes { notify, watcher }
     }
 }
 
@@ -76,13 +74,8 @@ async fn watch(store: Arc<Store>, told: Arc<Notify>) {
 /// Returns only with an error.
 async fn follow_notifications(store: &Store, notify: &Notify) -> std::io::Result<()> {
     let inotify = Inotify::init()?;
-    let folder = store
-        .path()
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(std::path::Path::new("."));
     inotify.watches().add(
-        folder,
+        file::folder_of(store.path()),
         WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO,
     )?;
     let file = store.path().file_name().unwrap_or_default().to_owned();

@@ -17,16 +17,16 @@ const TROUBLE_WAIT: Duration = Duration::from_millis(250);
 /// How long a stop waits for answers that cannot be stored.
 const UNSAVED_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The turns of a loop that serves: a round, a wait for news, a round.
+/// The loop of a daemon that serves: a round, a wait for news, a round.
 #[derive(Debug, Default)]
-pub struct Turns {
+pub struct LoopPolicy {
     /// The present wait, while the database fails.
     trouble: Option<Duration>,
     /// Answers taken in since the last round.
     answers: usize,
 }
 
-impl Turns {
+impl LoopPolicy {
     /// How long to wait for news after a round that was begun at `now`: until `wake_at`, if a time
     /// is known, and never for longer than [`SAFETY_INTERVAL`].
     pub fn after_round(&mut self, wake_at: Option<UtcMillis>, now: UtcMillis) -> Duration {
@@ -135,39 +135,39 @@ mod tests {
 
     #[test]
     fn a_wait_ends_when_something_is_due_and_after_five_seconds_at_the_latest() {
-        let mut turns = Turns::default();
-        assert_eq!(turns.after_round(Some(NOW + seconds(2)), NOW), seconds(2));
-        assert_eq!(turns.after_round(Some(NOW + seconds(9)), NOW), seconds(5));
-        assert_eq!(turns.after_round(None, NOW), seconds(5));
+        let mut policy = LoopPolicy::default();
+        assert_eq!(policy.after_round(Some(NOW + seconds(2)), NOW), seconds(2));
+        assert_eq!(policy.after_round(Some(NOW + seconds(9)), NOW), seconds(5));
+        assert_eq!(policy.after_round(None, NOW), seconds(5));
         let past = NOW.before(seconds(1));
-        assert_eq!(turns.after_round(Some(past), NOW), Duration::ZERO);
+        assert_eq!(policy.after_round(Some(past), NOW), Duration::ZERO);
     }
 
     #[test]
     fn trouble_is_waited_out_for_longer_each_time_until_it_ends() {
-        let mut turns = Turns::default();
+        let mut policy = LoopPolicy::default();
         let waits: Vec<u128> = (0..7)
-            .filter_map(|_| turns.after_failed_round(&StoreError::Busy))
+            .filter_map(|_| policy.after_failed_round(&StoreError::Busy))
             .map(|wait| wait.as_millis())
             .collect();
         assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000, 5_000, 5_000]);
-        assert!(turns.is_in_trouble());
-        turns.after_round(None, NOW);
-        assert!(!turns.is_in_trouble());
-        let again = turns.after_failed_round(&StoreError::Busy);
+        assert!(policy.is_in_trouble());
+        policy.after_round(None, NOW);
+        assert!(!policy.is_in_trouble());
+        let again = policy.after_failed_round(&StoreError::Busy);
         assert_eq!(again, Some(Duration::from_millis(250)));
     }
 
     #[test]
     fn after_four_answers_a_round_has_its_turn() {
-        let mut turns = Turns::default();
+        let mut policy = LoopPolicy::default();
         for _ in 0..4 {
-            assert!(turns.takes_answers());
-            turns.answer_taken();
+            assert!(policy.takes_answers());
+            policy.answer_taken();
         }
-        assert!(!turns.takes_answers());
-        turns.after_round(None, NOW);
-        assert!(turns.takes_answers());
+        assert!(!policy.takes_answers());
+        policy.after_round(None, NOW);
+        assert!(policy.takes_answers());
     }
 
     #[test]

@@ -3,10 +3,10 @@
 //! metrics.
 
 /// The media type of that format.
-pub(super) const KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The same metrics, but HELP and TYPE carry the names of the series.
-pub(super) fn classic(open_metrics: &str) -> String {
+pub(super) fn from_open_metrics(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len() + 1024);
     let mut help = None;
     for line in open_metrics.lines() {
@@ -37,6 +37,6 @@ mod tests {
     fn a_counters_family_is_named_as_its_series() {
         let given = "# HELP a_b Some words.\n# TYPE a_b counter\na_b_total{x=\"y\"} 1\n# HELP c Other.\n# TYPE c gauge\nc 2\n";
         let wanted = "# HELP a_b_total Some words.\n# TYPE a_b_total counter\na_b_total{x=\"y\"} 1\n# HELP c Other.\n# TYPE c gauge\nc 2\n";
-        assert_eq!(classic(given), wanted);
+        assert_eq!(from_open_metrics(given), wanted);
     }
 }

@@ -19,12 +19,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Site, classic, say};
+use super::{Site, prometheus_text, say};
 use crate::meter::TargetFacts;
 use crate::model::{HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
 use crate::store::client::{Access, HoldRecord, OldestReady, OverviewCount};
-use crate::store::{QueueClient, StoreError, beside};
+use crate::store::{QueueClient, StoreError, beside, folder_of};
 
 /// The label of a hold on everything; no target can have this name.
 const ALL: &str = "(all)";
@@ -59,7 +59,11 @@ pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
     }
     // Writing to a String cannot fail.
     let _ = encode_registry(&mut text, &sheet.0);
-    say(StatusCode::OK, classic::KIND, classic::classic(&text))
+    say(
+        StatusCode::OK,
+        prometheus_text::MEDIA_TYPE,
+        prometheus_text::from_open_metrics(&text),
+    )
 }
 
 fn now() -> UtcMillis {
@@ -146,36 +150,30 @@ impl Sheet {
     }
 
     fn targets(&mut self, targets: &BTreeMap<TargetName, TargetFacts>) {
-        let of = |value: fn(&TargetFacts) -> f64| {
-            targets
-                .iter()
-                .map(move |(name, facts)| (target(&name.0), value(facts)))
-        };
         let help =
             "Submit calls a second allowed at present: 429s lower it, quiet time raises it again";
         self.fractions(
             "pace_calls_per_second",
             help,
-            of(|facts| f64::from(facts.pace) / 60.0),
+            each_target(targets, |facts| f64::from(facts.pace) / 60.0),
         );
         let help = "Submit calls a second allowed by submits_per_minute";
         self.fractions(
             "pace_configured_calls_per_second",
             help,
-            of(|facts| f64::from(facts.configured) / 60.0),
+            each_target(targets, |facts| f64::from(facts.configured) / 60.0),
         );
-        let of = |value: fn(&TargetFacts) -> i64| {
-            targets
-                .iter()
-                .map(move |(name, facts)| (target(&name.0), value(facts)))
-        };
         let help = "1 from a throttled or failed submit call until one is answered";
-        self.counts("breaker_open", help, of(|facts| facts.breaker.into()));
+        self.counts(
+            "breaker_open",
+            help,
+            each_target(targets, |facts| facts.breaker.into()),
+        );
         let help = "How often in a row the cloud refused the key of this target; after more than five it locks the key";
         self.counts(
             "credentials_refusals",
             help,
-            of(|facts| facts.refusals.into()),
+            each_target(targets, |facts| facts.refusals.into()),
         );
     }
 
@@ -208,10 +206,7 @@ impl Sheet {
             help,
             [(vec![], file_size(&beside(database, "-wal")))],
         );
-        let folder = database
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let folder = folder_of(database);
         if let Ok(disk) = rustix::fs::statvfs(folder) {
             let bytes = |blocks: u64| {
                 i64::try_from(blocks.saturating_mul(disk.f_frsize)).unwrap_or(i64::MAX)
@@ -321,6 +316,15 @@ fn waited(ready: &OldestReady, now: UtcMillis) -> Duration {
 
 fn label(name: &'static str, value: &str) -> Labels {
     vec![(name, value.to_owned())]
+}
+
+fn each_target<T>(
+    targets: &BTreeMap<TargetName, TargetFacts>,
+    value: fn(&TargetFacts) -> T,
+) -> impl Iterator<Item = (Labels, T)> {
+    targets
+        .iter()
+        .map(move |(name, facts)| (target(&name.0), value(facts)))
 }
 
 fn target(name: &str) -> Labels {

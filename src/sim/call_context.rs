@@ -56,7 +56,7 @@ impl<'a> About<'a> {
 }
 
 /// What the code that carries out a call gets.
-pub(super) struct Turn<'a> {
+pub(super) struct CallContext<'a> {
     pub(super) now: UtcMillis,
     /// Its number among those of its kind and service, from 1.
     pub(super) nth: u64,
@@ -103,7 +103,7 @@ impl Chances {
     }
 }
 
-impl Turn<'_> {
+impl CallContext<'_> {
     /// For a submit, together with the parts of the world that it needs.
     pub(super) fn surroundings<'b>(
         &'b self,
@@ -112,7 +112,7 @@ impl Turn<'_> {
         ledger: &'b mut Vec<LedgerEntry>,
         late: &'b mut Vec<LateAct>,
     ) -> Surroundings<'b> {
-        let Turn {
+        let CallContext {
             now,
             nth,
             struck,

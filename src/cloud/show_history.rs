@@ -26,7 +26,7 @@ const FULL_PATIENCE_EVERY: u32 = 8;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
+pub(super) struct ShowHistory {
     looks: u64,
     servers: HashMap<ServerId, Turn>,
 }
@@ -39,7 +39,7 @@ struct Turn {
     failures: u32,
 }
 
-impl Asked {
+impl ShowHistory {
     /// Puts those first who have waited longest, and those who failed behind others; otherwise
     /// keeps the order.
     pub(super) fn order(&mut self, servers: &mut [ServerId]) {
@@ -103,13 +103,13 @@ mod tests {
 
     #[test]
     fn everyone_has_a_turn_where_a_look_asks_for_a_few() {
-        let mut asked = Asked::default();
+        let mut history = ShowHistory::default();
         let mut turns = Vec::new();
         for _ in 0..3 {
             let mut servers = ids(&["a", "b", "c", "d"]);
-            asked.order(&mut servers);
+            history.order(&mut servers);
             for server in &servers[..2] {
-                asked.note(server, false);
+                history.note(server, false);
                 turns.push(server.0.clone());
             }
         }
@@ -118,23 +118,23 @@ mod tests {
 
     #[test]
     fn a_server_that_fails_goes_last_and_is_given_less_time() {
-        let mut asked = Asked::default();
+        let mut history = ShowHistory::default();
         let mut servers = ids(&["bad", "good"]);
-        asked.order(&mut servers);
-        asked.note(&servers[0], true);
-        asked.note(&servers[1], false);
-        asked.order(&mut servers);
+        history.order(&mut servers);
+        history.note(&servers[0], true);
+        history.note(&servers[1], false);
+        history.order(&mut servers);
         assert_eq!(servers, ids(&["good", "bad"]));
         assert_eq!(
-            [true, false].map(|alone| asked.patience(&servers[0], alone)),
+            [true, false].map(|alone| history.patience(&servers[0], alone)),
             [None, Some(PATIENCE)]
         );
         assert_eq!(
-            [true, false].map(|alone| asked.patience(&servers[1], alone)),
+            [true, false].map(|alone| history.patience(&servers[1], alone)),
             [Some(PATIENCE_AFTER_FAILURE); 2]
         );
-        assert!(asked.has_failed(&servers[1]));
-        asked.note(&servers[1], false);
-        assert!(!asked.has_failed(&servers[1]));
+        assert!(history.has_failed(&servers[1]));
+        history.note(&servers[1], false);
+        assert!(!history.has_failed(&servers[1]));
     }
 }

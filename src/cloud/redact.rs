@@ -16,7 +16,7 @@ use super::auth::aksk::percent_encode;
 use crate::model::{CallError, CodeClass, Complaint, JobReport, Sighting, Tracking};
 
 /// What replaces a secret.
-const BLOT: &str = "***";
+const REDACTED: &str = "***";
 
 /// A secret is also known by its first characters, because texts are cut; at least this many.
 const PREFIX_CHARS_MIN: usize = 8;
@@ -32,12 +32,12 @@ const SIGNATURE_DIGITS: usize = 64;
 const TOKENS_MAX: usize = 4;
 
 /// The secrets of one target.
-pub(super) struct Blots {
+pub(super) struct Redactor {
     secrets: Vec<SecretString>,
     tokens: Mutex<VecDeque<SecretString>>,
 }
 
-impl Blots {
+impl Redactor {
     pub(super) fn new(credentials: &Credentials) -> Self {
         let secrets = match credentials {
             Credentials::AkSk(keys) => {
@@ -109,57 +109,57 @@ impl Blots {
 }
 
 /// The result of a call, with texts from the cloud.
-pub(super) trait Discreet {
+pub(super) trait Redact {
     /// Removes our own secrets from its texts.
-    fn blot(&mut self, blots: &Blots);
+    fn redact(&mut self, redactor: &Redactor);
 }
 
-impl Discreet for () {
-    fn blot(&mut self, _: &Blots) {}
+impl Redact for () {
+    fn redact(&mut self, _: &Redactor) {}
 }
 
 /// A job's id is needed as it is.
-impl Discreet for Tracking {
-    fn blot(&mut self, _: &Blots) {}
+impl Redact for Tracking {
+    fn redact(&mut self, _: &Redactor) {}
 }
 
-impl Discreet for CallError {
-    fn blot(&mut self, blots: &Blots) {
-        self.message = blots.clean(&self.message);
-        self.request_id = self.request_id.as_deref().map(|id| blots.clean(id));
+impl Redact for CallError {
+    fn redact(&mut self, redactor: &Redactor) {
+        self.message = redactor.clean(&self.message);
+        self.request_id = self.request_id.as_deref().map(|id| redactor.clean(id));
         // A documented code is not a secret, even if a user has that name.
         if crate::model::cloud_codes::class(&self.code) == CodeClass::Other {
-            self.code = blots.clean(&self.code);
+            self.code = redactor.clean(&self.code);
         }
     }
 }
 
-impl Discreet for JobReport {
-    fn blot(&mut self, blots: &Blots) {
+impl Redact for JobReport {
+    fn redact(&mut self, redactor: &Redactor) {
         let errors = self
             .sub_jobs
             .iter_mut()
             .filter_map(|sub_job| sub_job.error.as_mut());
         errors
             .chain(self.error.as_mut())
-            .for_each(|complaint| blots.clean_complaint(complaint));
+            .for_each(|complaint| redactor.clean_complaint(complaint));
     }
 }
 
-impl Discreet for Observed {
-    fn blot(&mut self, blots: &Blots) {
+impl Redact for Observed {
+    fn redact(&mut self, redactor: &Redactor) {
         for sighting in self.sightings.values_mut() {
             if let Sighting::Present(view) = sighting
                 && let Some(complaint) = &mut view.error
             {
-                complaint.message = blots.clean(&complaint.message);
-                complaint.code = blots.clean(&complaint.code);
+                complaint.message = redactor.clean(&complaint.message);
+                complaint.code = redactor.clean(&complaint.code);
             }
         }
         self.failures
             .values_mut()
             .chain(self.ended_by.as_mut())
-            .for_each(|error| error.blot(blots));
+            .for_each(|error| error.redact(redactor));
     }
 }
 
@@ -189,7 +189,7 @@ fn without(text: &str, secret: &str, head_chars: usize) -> String {
                 .sum::<usize>();
         let is_part = short && (ends_in_word(&text[..start]) || begins_with_word(&text[end..]));
         clean.push_str(&text[done..start]);
-        clean.push_str(if is_part { &text[start..end] } else { BLOT });
+        clean.push_str(if is_part { &text[start..end] } else { REDACTED });
         done = end;
     }
     clean.push_str(&text[done..]);
@@ -218,7 +218,7 @@ fn without_signatures(text: &str) -> String {
         let named = clean.to_ascii_lowercase();
         let is_named = named.ends_with("signature=") || named.ends_with("signature%3d");
         let is_signature = end >= SIGNATURE_DIGITS || (is_named && end >= PREFIX_CHARS_MIN);
-        clean.push_str(if is_signature { BLOT } else { &run[..end] });
+        clean.push_str(if is_signature { REDACTED } else { &run[..end] });
         rest = &run[end..];
     }
     clean.push_str(rest);
@@ -230,8 +230,8 @@ mod tests {
     use super::*;
     use crate::cloud::auth::{AccessKeys, Password};
 
-    fn keys() -> Blots {
-        Blots::new(&Credentials::AkSk(AccessKeys {
+    fn keys() -> Redactor {
+        Redactor::new(&Credentials::AkSk(AccessKeys {
             access_key: "EXAMPLEAK00000000001".to_owned(),
             secret_key: "Example/Secret+Key=000000000000000000001".into(),
             security_token: Some("gQpjbi1ub3J0aC0x+SECURITY=TOKEN==".into()),
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn keys_are_blotted_whole_encoded_and_cut_short() {
-        let blots = keys();
+        let redactor = keys();
         for (text, clean) in [
             (
                 "the key EXAMPLEAK00000000001 is frozen",
@@ -261,19 +261,19 @@ mod tests {
             ),
             ("EXAMPLE is no key", "EXAMPLE is no key"),
         ] {
-            assert_eq!(blots.clean(text), clean);
+            assert_eq!(redactor.clean(text), clean);
         }
         let header = format!(
             "SDK-HMAC-SHA256 Access=EXAMPLEAK00000000001, Signature={}",
             "0a".repeat(32)
         );
         assert_eq!(
-            blots.clean(&header),
+            redactor.clean(&header),
             "SDK-HMAC-SHA256 Access=***, Signature=***"
         );
-        assert_eq!(blots.clean("Signature=0a0a0a0a0a0a…"), "Signature=***…");
+        assert_eq!(redactor.clean("Signature=0a0a0a0a0a0a…"), "Signature=***…");
         assert_eq!(
-            blots.clean("request 616fb98f46ca475e917e2563e5a8cd19"),
+            redactor.clean("request 616fb98f46ca475e917e2563e5a8cd19"),
             "request 616fb98f46ca475e917e2563e5a8cd19"
         );
     }
@@ -285,9 +285,9 @@ mod tests {
             secret_key: "examplekey-secret-long-tail".into(),
             security_token: None,
         };
-        let blots = Blots::new(&Credentials::AkSk(keys));
-        let clean =
-            blots.clean("AK EXAMPLEKEY-A-00, SK examplekey-secret-long-tail, or examplekey-sec…");
+        let redactor = Redactor::new(&Credentials::AkSk(keys));
+        let clean = redactor
+            .clean("AK EXAMPLEKEY-A-00, SK examplekey-secret-long-tail, or examplekey-sec…");
         assert_eq!(clean, "AK ***, SK ***, or ***…");
     }
 
@@ -298,18 +298,18 @@ mod tests {
             username: "ops".into(),
             password: "pa ss".into(),
         };
-        let blots = Blots::new(&Credentials::Password(user));
+        let redactor = Redactor::new(&Credentials::Password(user));
         assert_eq!(
-            blots.clean("user ops of acme-corp-eu: stops, ops."),
+            redactor.clean("user ops of acme-corp-eu: stops, ops."),
             "user *** of ***: stops, ***."
         );
         assert_eq!(
-            blots.clean("password 'pa ss' or pa%20ss"),
+            redactor.clean("password 'pa ss' or pa%20ss"),
             "password '***' or ***"
         );
-        blots.remember(&HeaderValue::from_static("short-token-1"));
+        redactor.remember(&HeaderValue::from_static("short-token-1"));
         assert_eq!(
-            blots.clean("no such token: short-token-1"),
+            redactor.clean("no such token: short-token-1"),
             "no such token: ***"
         );
     }
@@ -325,7 +325,7 @@ mod tests {
             retry_after: None,
         };
         let mut echoed = error("X.EXAMPLEAK00000000001");
-        echoed.blot(&keys());
+        echoed.redact(&keys());
         assert_eq!(
             echoed.to_string(),
             "HTTP 403, X.***: *** (request id r-***)"
@@ -336,7 +336,7 @@ mod tests {
             username: "BMS".into(),
             password: "x".into(),
         };
-        documented.blot(&Blots::new(&Credentials::Password(user)));
+        documented.redact(&Redactor::new(&Credentials::Password(user)));
         assert_eq!(documented.code, "BMS.0040");
     }
 }

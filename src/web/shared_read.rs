@@ -12,17 +12,17 @@ const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The last value, and the right to read the next.
-pub(super) struct Single<T> {
-    last: Arc<Mutex<Option<Found<T>>>>,
+pub(super) struct SharedRead<T> {
+    last: Arc<Mutex<Option<LastRead<T>>>>,
     patience: Duration,
 }
 
-struct Found<T> {
+struct LastRead<T> {
     at: Instant,
     value: Arc<T>,
 }
 
-impl<T> Default for Single<T> {
+impl<T> Default for SharedRead<T> {
     fn default() -> Self {
         Self {
             last: Arc::default(),
@@ -31,7 +31,7 @@ impl<T> Default for Single<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Single<T> {
+impl<T: Send + Sync + 'static> SharedRead<T> {
     /// The value, not older than a second. `read` makes a new one in a task of its own, which
     /// continues if the caller goes away.
     ///
@@ -49,7 +49,7 @@ impl<T: Send + Sync + 'static> Single<T> {
             }
             let reading = tokio::spawn(async move {
                 let value = Arc::new(read.await.map_err(|error| error.to_string())?);
-                *last = Some(Found {
+                *last = Some(LastRead {
                     at: Instant::now(),
                     value: Arc::clone(&value),
                 });
@@ -77,17 +77,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_hundred_who_ask_at_once_cost_one_reading() {
-        let single = Arc::new(Single::default());
+        let shared = Arc::new(SharedRead::default());
         let readings = Arc::new(AtomicUsize::new(0));
         let ask = || {
-            let single = Arc::clone(&single);
+            let shared = Arc::clone(&shared);
             let readings = Arc::clone(&readings);
             tokio::spawn(async move {
                 let read = async move {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     Ok::<_, String>(readings.fetch_add(1, Ordering::SeqCst))
                 };
-                single.get(read).await
+                shared.get(read).await
             })
         };
         for asked in (0..100).map(|_| ask()).collect::<Vec<_>>() {
@@ -97,9 +97,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_reading_that_hangs_is_not_begun_again_by_those_who_give_up() {
-        let single = Single {
+        let shared = SharedRead {
             patience: Duration::from_millis(20),
-            ..Single::<()>::default()
+            ..SharedRead::<()>::default()
         };
         let begun = Arc::new(AtomicUsize::new(0));
         for _ in 0..3 {
@@ -109,7 +109,7 @@ mod tests {
                 std::future::pending::<Result<(), String>>().await
             };
             assert!(
-                single
+                shared
                     .get(read)
                     .await
                     .is_err_and(|why| why.contains("20ms"))

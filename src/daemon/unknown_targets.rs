@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::target::Targets;
 use super::task::Round;
-use crate::model::{Steady, TargetName, UtcMillis};
+use crate::model::{Steady, TargetName, UtcMillis, counted};
 use crate::store::{Snapshot, Store, StoreError};
 
 /// Targets, and holds, looked at in one round.
@@ -23,7 +23,7 @@ const NAMED_MAX: usize = 5;
 
 /// How far the walk has come. The default begins it anew.
 #[derive(Debug, Default)]
-pub(super) struct Strangers {
+pub(super) struct UnknownTargets {
     /// How the queue stood when the walk began; none: it is to begin anew.
     begun_at: Option<(i64, i64)>,
     /// The last target looked at; none: all have been.
@@ -36,7 +36,7 @@ pub(super) struct Strangers {
     own_after: Steady,
 }
 
-impl Strangers {
+impl UnknownTargets {
     /// One chunk of the walk, if there is anything new.
     ///
     /// # Errors
@@ -121,7 +121,8 @@ fn warn_of(new: &[TargetName]) {
     if others > 0 {
         warn!(
             targets.unknown = others,
-            "requests name {others} more targets that are not in the config; they are held"
+            "also held: {} that requests name and the config lacks",
+            counted(others, "more target")
         );
     }
 }
