@@ -54,8 +54,9 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<DueBatch>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let found: Vec<(i64, String, bool, String)> = sqlx::query_as(
-            "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
+        let found: Vec<DueRow> = sqlx::query_as(
+            "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL) AS by_servers, next_look_at, action,
+                    coalesce(submitted_at, intent_at) AS accepted_at, looks
              FROM batches
              WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
                AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
@@ -68,16 +69,50 @@ impl Store {
         .bind(limit)
         .fetch_all(&mut *writer)
         .await?;
-        let batch = |(id, state, by_servers, at): (i64, String, bool, String)| {
-            Ok(DueBatch {
-                id: BatchId(id),
-                target: due.target.clone(),
-                state: rows::word(&state)?,
-                by_servers,
-                at: rows::readable_time(Some(at)).unwrap_or(UtcMillis(0)),
-            })
-        };
-        found.into_iter().map(batch).collect()
+        found
+            .into_iter()
+            .map(|row| row.into_due(&due.target))
+            .collect()
+    }
+
+    /// The batches of this target and action whose jobs are followed, and asked for later than
+    /// `now`.
+    pub async fn waiting_jobs(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+        now: UtcMillis,
+    ) -> Result<Vec<DueBatch>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let found: Vec<DueRow> = sqlx::query_as(
+            "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_at, intent_at) AS accepted_at, looks
+             FROM batches
+             WHERE state <> 'done' AND target = ?1 AND next_look_at > ?2 AND state = 'tracking' AND job_id IS NOT NULL AND action = ?3",
+        )
+        .bind(&target.0)
+        .bind(text(now))
+        .bind(action.as_str())
+        .fetch_all(&mut *writer)
+        .await?;
+        found.into_iter().map(|row| row.into_due(target)).collect()
+    }
+
+    /// Moves the next looks at these open batches, all in one transaction. Losing it to a crash costs
+    /// no more than a look at another time.
+    pub async fn move_looks(&self, looks: &[(BatchId, UtcMillis)]) -> Result<(), StoreError> {
+        if looks.is_empty() {
+            return Ok(());
+        }
+        let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
+        let looks: Vec<(i64, String)> = looks.iter().map(|(id, at)| (id.0, text(*at))).collect();
+        sqlx::query(
+            "UPDATE batches SET next_look_at = j.value ->> 1 FROM json_each(?1) j WHERE batches.id = j.value ->> 0 AND state <> 'done'",
+        )
+        .bind(serde_json::to_string(&looks).unwrap_or_default())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
     }
 
     /// The batch with those of its requests that are not settled, and where it was sent. None if it
@@ -224,18 +259,21 @@ impl Store {
         Ok(counts.into_iter().collect())
     }
 
-    /// How long the last jobs of this target and action took, newest first, at most twenty.
+    /// How long the last jobs of this target and action took, newest first, at most `limit`.
     pub async fn job_history(
         &self,
         target: &TargetName,
         action: PowerAction,
+        limit: usize,
     ) -> Result<Vec<Duration>, StoreError> {
         let mut writer = self.writer.lock().await;
         let took: Vec<i64> = sqlx::query_scalar(
-            "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
+            "SELECT CAST(job_ms AS INTEGER) FROM batches WHERE target = ?1 AND action = ?2 AND job_ms IS NOT NULL
+             ORDER BY id DESC LIMIT 0 + ?3",
         )
         .bind(&target.0)
         .bind(action.as_str())
+        .bind(limit as i64)
         .fetch_all(&mut *writer)
         .await?;
         Ok(took
@@ -267,6 +305,33 @@ impl Store {
             .rev()
             .filter_map(|call| rows::readable_time(Some(call)))
             .collect())
+    }
+}
+
+/// An open batch, as a round asks for those that are due.
+#[derive(sqlx::FromRow)]
+struct DueRow {
+    id: i64,
+    state: String,
+    by_servers: bool,
+    next_look_at: String,
+    action: String,
+    accepted_at: String,
+    looks: i64,
+}
+
+impl DueRow {
+    fn into_due(self, target: &TargetName) -> Result<DueBatch, StoreError> {
+        Ok(DueBatch {
+            id: BatchId(self.id),
+            target: target.clone(),
+            state: rows::word(&self.state)?,
+            action: rows::word(&self.action)?,
+            accepted_at: rows::readable_time(Some(self.accepted_at)).unwrap_or(UtcMillis(0)),
+            looks: u32::try_from(self.looks).unwrap_or(0),
+            by_servers: self.by_servers,
+            at: rows::readable_time(Some(self.next_look_at)).unwrap_or(UtcMillis(0)),
+        })
     }
 }
 
