@@ -102,7 +102,7 @@ impl FollowPass<'_> {
                 let job = open_job(&due, self.clocks, now);
                 let planned = job.age + due.at.since(now);
                 let learned = target.learned(action);
-                if let Some(age) = learned.brought_forward(job, planned, seed(&due)) {
+                if let Some(age) = learned.brought_forward(job, planned) {
                     looks.push((due.id, now + age.saturating_sub(job.age)));
                 }
             }
@@ -150,9 +150,7 @@ impl FollowPass<'_> {
         let target = self.targets.get(&due.target)?;
         let job = open_job(due, self.clocks, now);
         let learned = target.learned(due.action);
-        let age = learned
-            .put_off(job, seed(due))?
-            .min(target.rules().job_time_limit);
+        let age = learned.put_off(job)?.min(target.rules().job_time_limit);
         (age > job.age).then(|| now + (age - job.age))
     }
 
@@ -333,9 +331,4 @@ fn open_job(due: &DueBatch, clocks: &Clocks, now: UtcMillis) -> OpenJob {
         age: now.since(accepted_at),
         looks: due.looks,
     }
-}
-
-/// Looks at different batches are not made at the same time.
-fn seed(due: &DueBatch) -> u64 {
-    due.id.0 as u64
 }

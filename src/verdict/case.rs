@@ -93,7 +93,7 @@ fn speaks_of_a_busy_server(complaint: &Complaint) -> bool {
 impl Case<'_> {
     /// The first look after the call was accepted.
     pub(super) fn first_look_at(self) -> UtcMillis {
-        let mut wait = self.learned.first_wait(self.batch.seed());
+        let mut wait = self.learned.first_wait(self.batch.id);
         if self.batch.may_pass_unseen() {
             wait = wait.min(pace::CLOSE_INTERVAL);
         }
@@ -107,7 +107,7 @@ impl Case<'_> {
             age: self.now.since(self.batch.accepted_at()),
             looks: self.batch.looks + 1,
         };
-        let wait = self.learned.next_wait(job, self.batch.seed());
+        let wait = self.learned.next_wait(job);
         BatchNext::Again {
             next_look_at: (self.now + wait).min(latest),
             doubts: 0,
