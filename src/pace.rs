@@ -281,7 +281,7 @@ impl Reads {
 pub struct LookTimes {
     /// From the submit to the first look, without history.
     pub first: Duration,
-    /// Looks are at most this far apart.
+    /// Looks at a job that takes longer than expected are at most this far apart.
     pub interval_max: Duration,
 }
 

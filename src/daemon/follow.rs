@@ -95,21 +95,21 @@ impl FollowPass<'_> {
             return Ok(());
         };
         let now = self.round.now.utc;
-        for action in target.take_news_of_jobs() {
-            let waiting = self.store.waiting_jobs(name, action, now).await?;
+        for action in target.actions_with_news() {
+            let learned = target.learned(action);
             let mut looks = Vec::new();
-            for due in waiting {
+            for due in self.store.waiting_jobs(name, action, now).await? {
                 let job = open_job(&due, self.clocks, now);
                 let planned = job.age + due.at.since(now);
-                let learned = target.learned(action);
                 if let Some(age) = learned.brought_forward(job, planned) {
-                    looks.push((due.id, now + age.saturating_sub(job.age)));
+                    looks.push((due.id, now + (age - job.age)));
                 }
             }
+            self.store.move_looks(&looks).await?;
+            target.news_applied(action);
             if !looks.is_empty() {
                 self.round.wake_now();
             }
-            self.store.move_looks(&looks).await?;
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ const MARGIN: f64 = 0.015;
 const SCATTER_SHARE: f64 = 0.015;
 /// So many jobs that have lasted longer are enough to wait for: one or two may hang.
 const LEADERS: usize = 4;
+/// Of their steps the least share; with as much of it by chance they are hardly longer than the step.
+const LEADERS_LEAST: f64 = 0.65;
 /// How long jobs are expected to last that have outlasted all ended ones, as a multiple of how long
 /// the leaders were seen to run; and without any ended one.
 const LASTS_WITH_HISTORY: f64 = 1.25;
@@ -167,10 +169,15 @@ impl LearnedTimes {
         }
     }
 
-    /// True once after something was learned because of which open jobs may have to be looked at
-    /// sooner than was planned.
-    pub fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.is_news)
+    /// True if something was learned because of which open jobs may have to be looked at sooner than
+    /// was planned.
+    pub fn has_news(&self) -> bool {
+        self.is_news
+    }
+
+    /// The looks at open jobs are planned as is known now.
+    pub fn news_applied(&mut self) {
+        self.is_news = false;
     }
 
     fn ended_job(&self, took: Took, seen: Duration) -> EndedJob {
@@ -253,7 +260,14 @@ impl LearnedTimes {
     /// The wait to the next look at a job that was seen running just now, and noted.
     pub fn next_wait(&self, job: OpenJob) -> Duration {
         let wait = self.look_at(job).saturating_sub(job.age);
-        jittered(wait.max(self.times.step_min()), seed(job.id, job.looks))
+        let wait = wait.max(self.times.step_min());
+        let seed = seed(job.id, job.looks);
+        if self.leads(self.seen_running(job.id)) {
+            // Not in step with the other leaders: so they show an end sooner.
+            jittered_by(wait.mul_f64(LEADERS_LEAST), LEADERS_LEAST, seed)
+        } else {
+            jittered(wait, seed)
+        }
     }
 
     /// The age to which a look that is due now is put off, as it would show nothing before; none: it
@@ -283,13 +297,8 @@ impl LearnedTimes {
     fn look_at(&self, job: OpenJob) -> Duration {
         let seen = self.seen_running(job.id);
         let is_led = self.is_led(seen);
-        let is_within_history = if seen.is_zero() {
-            !self.ended.is_empty()
-        } else {
-            seen.as_secs_f64() < self.plan.longest
-        };
         let planned = self.plan.next(seen.as_secs_f64());
-        match planned.filter(|_| is_led || is_within_history) {
+        match planned.filter(|_| !self.leads(seen)) {
             None if seen.is_zero() => self.times.first,
             None => seen + self.step(seen),
             // It takes longer than expected, and nobody else shows how long.
@@ -303,7 +312,7 @@ impl LearnedTimes {
     /// A step for a job of which nothing tells how long it lasts: a share of the time waited.
     fn step(&self, seen: Duration) -> Duration {
         let share = if self.ended.is_empty() {
-            seen / 6
+            seen / 5
         } else {
             seen / 10
         };
@@ -314,6 +323,16 @@ impl LearnedTimes {
     fn longest_wait(&self, age: Duration) -> Duration {
         let known = Duration::from_secs_f64(self.plan.longest * (1.0 + MARGIN));
         (2 * age).max(2 * self.first_span()).max(known)
+    }
+
+    /// True if neither ended jobs nor others that run show how long such a job lasts.
+    fn leads(&self, seen: Duration) -> bool {
+        let is_within_history = if seen.is_zero() {
+            !self.ended.is_empty()
+        } else {
+            seen.as_secs_f64() < self.plan.longest
+        };
+        !is_within_history && !self.is_led(seen)
     }
 
     /// True if enough jobs that have lasted longer are known to run: those are looked at.

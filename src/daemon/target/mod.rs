@@ -448,11 +448,16 @@ impl Target {
     }
 
     /// The actions of which open jobs may have to be looked at sooner than was planned, because of
-    /// what was learned since this was last asked.
-    pub(super) fn take_news_of_jobs(&mut self) -> Vec<PowerAction> {
+    /// what was learned since.
+    pub(super) fn actions_with_news(&self) -> Vec<PowerAction> {
         let mut actions = PowerAction::ALL.to_vec();
-        actions.retain(|action| self.learned.of_mut(*action).take_news());
+        actions.retain(|action| self.learned(*action).has_news());
         actions
+    }
+
+    /// The looks at open jobs of this action are planned as is known now.
+    pub(super) fn news_applied(&mut self, action: PowerAction) {
+        self.learned.of_mut(action).news_applied();
     }
 
     /// An answer told of a batch's job.
