@@ -312,7 +312,7 @@ impl LearnedTimes {
     /// A step for a job of which nothing tells how long it lasts: a share of the time waited.
     fn step(&self, seen: Duration) -> Duration {
         let share = if self.ended.is_empty() {
-            seen / 5
+            seen / 6
         } else {
             seen / 10
         };
