@@ -229,8 +229,16 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH batches USING INDEX batches_due (target=?)"],
         ),
         (
-            "SELECT job_ms",
+            "SELECT CAST(job_ms AS INTEGER)",
             &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"],
+        ),
+        (
+            "SELECT id, state, 0 AS by_servers",
+            &["SEARCH batches USING INDEX batches_due (target=? AND next_look_at>?)"],
+        ),
+        (
+            "UPDATE batches SET next_look_at = j.value ->> 1",
+            &["SEARCH batches USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
             "SELECT CASE state WHEN",
