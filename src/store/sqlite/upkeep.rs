@@ -139,7 +139,8 @@ async fn prune_batches(
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM earlier_attempts a WHERE a.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM targets t WHERE t.target = batches.target
-                            AND julianday(batches.intent_at) > julianday(?2) - t.budget_ms / 86400000.0)",
+                            AND julianday(batches.intent_at) > julianday(?2) - t.budget_ms / 86400000.0)
+            AND julianday(coalesce(submitted_at, finished_at, intent_at)) < julianday(?2, '-2 minutes')",
     )
     .bind(ids)
     .bind(text(now))
