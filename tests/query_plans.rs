@@ -203,8 +203,8 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             ],
         ),
         (
-            "SET in_line = NULL WHERE finished_at IS NOT NULL AND in_line = 1",
-            &["SEARCH power_requests USING INDEX power_requests_batch (batch_id=?)"],
+            "SELECT r.id, l.batch_id",
+            &["SEARCH r USING INDEX power_requests_batch (batch_id=?)"],
         ),
         (
             "SET seen_since = ?3",

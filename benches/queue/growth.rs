@@ -4,9 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 use crate::common::far::{FarSide, Manner};
@@ -79,7 +77,8 @@ pub(crate) async fn measure(many: usize) {
 /// Two requests of each server, one after the other: half of each batch must be parked.
 fn pairs(count: usize) -> String {
     // The servers are in no order.
-    let server = "printf('%08x-%04x-4000-8000-%012x', (i / 2 * 2654435761) & 4294967295, i & 65534, i / 2)";
+    let server =
+        "printf('%08x-%04x-4000-8000-%012x', (i / 2 * 2654435761) & 4294967295, i & 65534, i / 2)";
     format!(
         "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {count})
          INSERT INTO power_requests (server_id, action) SELECT {server}, 'stop' FROM n"
@@ -220,6 +219,7 @@ async fn fill_finished(path: &Path, count: usize) {
     for (_, _, sql) in &aside {
         done(&mut writer, sql).await;
     }
+    done(&mut writer, "PRAGMA journal_mode = WAL").await;
     writer.close().await.expect("closed");
 }
 

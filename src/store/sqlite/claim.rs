@@ -12,9 +12,12 @@ use crate::model::{
     ServerId, UtcMillis,
 };
 
-/// A claim that has parked so many goes with those that it has found by then: the transaction stays
-/// short whatever stands in the lane.
+/// A claim that has parked so many goes with those that it has found by then.
 const PARKED_MAX: usize = 2000;
+/// So many are parked in one transaction, which stays short whatever stands in the lane.
+const PARKED_AT_ONCE: usize = 500;
+/// So many are parked in the transaction of the claim itself; before more, it is made anew.
+const PARKED_BESIDE: usize = 100;
 
 /// Which requests of a lane are claimed.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +38,6 @@ impl Store {
             let (mut go, behind) = part(read_first(&mut writer, lane, each, true).await?);
             if !behind.is_empty() {
                 let mut tx = self.begin(&mut writer).await?;
-                gate::park_behind(&mut tx, &behind).await?;
                 let more = pick_first(&mut tx, lane, each, true).await?;
                 tx.commit().await?;
                 go = more.go;
@@ -136,13 +138,31 @@ impl Store {
         Ok(Some(batch))
     }
 
-    /// The claim's transaction. With `looks`, it parks those who cannot go.
+    /// With `looks`, those who cannot go are parked, in transactions before that of the claim.
     async fn try_claim(
         &self,
         writer: &mut SqliteConnection,
         wanted: &Wanted<'_>,
         looks: bool,
     ) -> Result<Option<(BatchId, Vec<Member>)>, StoreError> {
+        let mut parked = 0;
+        loop {
+            match self.try_once(writer, wanted, looks, parked).await? {
+                Tried::Claimed(batch, members) => return Ok(Some((batch, members))),
+                Tried::Nobody => return Ok(None),
+                Tried::Parked(more) => parked += more,
+            }
+        }
+    }
+
+    /// One transaction of a claim that has parked `parked` before.
+    async fn try_once(
+        &self,
+        writer: &mut SqliteConnection,
+        wanted: &Wanted<'_>,
+        looks: bool,
+        parked: usize,
+    ) -> Result<Tried, StoreError> {
         let Wanted { lane, now, .. } = *wanted;
         let mut tx = self.begin(writer).await?;
         let holds = holds::read(&mut tx, now).await?;
@@ -151,30 +171,35 @@ impl Store {
             .any(|hold| hold.covers(&lane.target, lane.action, now))
         {
             tx.rollback().await?;
-            return Ok(None);
+            return Ok(Tried::Nobody);
         }
         let picked = match wanted.which {
             Which::First(most) => pick_first(&mut tx, lane, most, looks).await?,
             Which::These(heads) => pick_these(&mut tx, lane, heads, looks).await?,
         };
+        if picked.parked > PARKED_BESIDE && parked + picked.parked < PARKED_MAX {
+            tx.commit().await?;
+            return Ok(Tried::Parked(picked.parked));
+        }
         let barred: HashSet<&ServerId> = wanted.barred.iter().collect();
         let is_barred = |candidate: &Candidate| barred.contains(&candidate.server);
         if picked.go.iter().any(is_barred) || (picked.go.is_empty() && picked.parked == 0) {
             tx.rollback().await?;
-            return Ok(None);
+            return Ok(Tried::Nobody);
         }
         if picked.go.is_empty() {
             tx.commit().await?;
-            return Ok(None);
+            return Ok(Tried::Nobody);
         }
         let claimed = claim_picked(&mut tx, wanted, picked.go).await;
         if claimed.is_err() {
             // What the schema refuses may be claimed in another way, on this connection.
             tx.rollback().await?;
-            return claimed.map(Some);
+        } else {
+            tx.commit().await?;
         }
-        tx.commit().await?;
-        claimed.map(Some)
+        let (batch, members) = claimed?;
+        Ok(Tried::Claimed(batch, members))
     }
 
     fn note_claim(&self, batch: &Batch) -> Result<(), StoreError> {
@@ -201,6 +226,15 @@ struct Wanted<'a> {
     which: Which<'a>,
     barred: &'a [ServerId],
     now: UtcMillis,
+}
+
+/// How one transaction of a claim ended.
+enum Tried {
+    Claimed(BatchId, Vec<Member>),
+    /// There is nobody to claim.
+    Nobody,
+    /// So many were parked, and there may be more.
+    Parked(usize),
 }
 
 /// A request that stands ready, as the claim reads it.
@@ -260,7 +294,7 @@ fn part(candidates: Vec<Candidate>) -> (Vec<Candidate>, Vec<i64>) {
 }
 
 /// The first requests of a lane that may go, at most `most`. Those that are met on the way and may
-/// not are parked; each is met once.
+/// not are parked, each once, at most [`PARKED_AT_ONCE`].
 async fn pick_first(
     tx: &mut SqliteConnection,
     lane: &Lane,
@@ -272,12 +306,12 @@ async fn pick_first(
         parked: 0,
     };
     loop {
-        let (go, behind) = part(read_first(tx, lane, most, looks).await?);
+        let (go, mut behind) = part(read_first(tx, lane, most, looks).await?);
+        behind.truncate(PARKED_AT_ONCE - picked.parked);
         gate::park_behind(tx, &behind).await?;
         picked.go = go;
         picked.parked += behind.len();
-        let is_enough = picked.parked >= PARKED_MAX;
-        if behind.is_empty() || is_enough {
+        if behind.is_empty() || picked.parked == PARKED_AT_ONCE {
             return Ok(picked);
         }
     }

@@ -139,16 +139,15 @@ async fn move_requests(
             }
         }
     }
-    gate::bring_forward(tx, &batch.target, &servers_that_moved(batch, step)).await
+    gate::bring_forward_after(tx, &batch.target, &moved(batch, step)).await
 }
 
-fn servers_that_moved(batch: &Batch, step: &Step) -> Vec<ServerId> {
+fn moved(batch: &Batch, step: &Step) -> Vec<(RequestId, ServerId)> {
     let moved: BTreeSet<RequestId> = step.moves.iter().map(|(request, _)| *request).collect();
-    batch
-        .members
-        .iter()
+    let members = batch.members.iter();
+    members
         .filter(|member| moved.contains(&member.request))
-        .map(|member| member.server.clone())
+        .map(|member| (member.request, member.server.clone()))
         .collect()
 }
 

@@ -21,10 +21,9 @@ use crate::model::{Hold, HoldKind, PowerAction, UtcMillis};
 const CHUNK: i64 = 300;
 /// Batches whose requests still stand in the line, before they leave it beside other work.
 pub(super) const LINGERING_MAX: i64 = 256;
-/// Requests that leave the line in one transaction then.
-const LEAVING_MAX: i64 = 3000;
-/// The same in a quiet moment: what is committed meanwhile hardly waits for it.
-const LEAVING_QUIETLY: i64 = 500;
+/// Requests that leave the line in one transaction: each touches pages of its own in two indexes,
+/// and what is committed meanwhile waits for it.
+const LEAVING_MAX: i64 = 500;
 /// Free pages given back to the file system after each chunk.
 const VACUUM_PAGES: &str = "PRAGMA incremental_vacuum(512)";
 /// Ids left out after a restore: more than anybody inserts between two notes of the last one.
@@ -299,17 +298,15 @@ impl Store {
     /// # Errors
     /// Those of the store.
     pub async fn leave_line(&self, seen: &Snapshot, is_quiet: bool) -> Result<bool, StoreError> {
-        let rows_max = match (seen.lingering, is_quiet) {
-            (0, _) => return Ok(false),
-            (LINGERING_MAX, _) => LEAVING_MAX,
-            (_, true) => LEAVING_QUIETLY,
-            (_, false) => return Ok(false),
-        };
+        let are_many = seen.lingering >= LINGERING_MAX;
+        if seen.lingering == 0 || !(is_quiet || are_many) {
+            return Ok(false);
+        }
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        let left = gate::leave_line(&mut tx, rows_max).await?;
+        let have_left = gate::leave_line(&mut tx, LEAVING_MAX).await?;
         tx.commit().await?;
-        Ok(left > 0)
+        Ok(have_left)
     }
 
     /// Looks at one chunk more of what ended before `cutoff`.
