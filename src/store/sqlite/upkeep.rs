@@ -19,8 +19,9 @@ use crate::model::{Hold, HoldKind, PowerAction, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short.
 const CHUNK: i64 = 300;
-/// Batches whose requests still stand in the line, before they leave it beside other work.
-pub(super) const LINGERING_MAX: i64 = 256;
+/// Batches whose requests still stand in the line, before they leave it beside other work: a
+/// million requests. A drain is not slowed down by what can be done after it.
+pub(super) const LINGERING_MAX: i64 = 1024;
 /// Requests that leave the line in one transaction: each touches pages of its own in two indexes,
 /// and what is committed meanwhile waits for it.
 const LEAVING_MAX: i64 = 500;
