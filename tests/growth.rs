@@ -54,9 +54,9 @@ async fn a_take_in_touches_as_many_rows_however_many_are_due() {
     let soon = ", datetime('now', '+1 hour')";
     let shapes = [
         ("'s' || i", ", not_before", soon, 3),
-        ("'s' || i % 50", ", not_before", soon, 3),
+        ("'s' || (i % 50)", ", not_before", soon, 3),
         ("'s' || i", ", expires_at", soon, 3),
-        ("'s' || i % 50", ", expires_at", soon, 3),
+        ("'s' || (i % 50)", ", expires_at", soon, 3),
     ];
     for (server, columns, values, each) in shapes {
         for count in [300, 3000] {
@@ -127,7 +127,7 @@ async fn a_claim_parks_a_bounded_number_and_then_nobody_again() {
 #[tokio::test]
 async fn those_behind_a_batch_that_ends_come_forward_some_at_a_time() {
     let mut queue = Queue::new().await;
-    queue.sql(&many(600, "'s' || i % 300", "", "")).await;
+    queue.sql(&many(600, "'s' || (i % 300)", "", "")).await;
     let batches = queue.claim_all(wall()).await;
     assert_eq!(queue::ids(&batches), (1..=300).collect::<Vec<i64>>());
     queue.end(&batches[0], &succeeded(), wall()).await;
