@@ -187,7 +187,7 @@ async fn what_has_ended_is_put_away_and_deleted_a_chunk_at_a_time() {
         let later = wall() + HOUR;
         prune = queue.store.prune(prune, later, later).await.expect("run");
         let touched = rows_touched(&queue).await - before;
-        assert!(touched <= 310, "{touched}");
+        assert!(touched <= 110, "{touched}");
     }
     assert_eq!(prune.requests, 2500);
 }
