@@ -175,8 +175,8 @@ impl QueueClient {
     ) -> Result<Option<Labelled>, StoreError> {
         let found: Vec<(i64, bool, bool, bool)> = sqlx::query_as(
             "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
-                    ifnull(r.finished_at < $2, 0)
-             FROM power_requests r WHERE r.label = $1 ORDER BY r.id",
+                    ifnull(r.finished_at < ?2, 0)
+             FROM power_requests r WHERE r.label = ?1 ORDER BY r.id",
         )
         .bind(label)
         .bind(since)
@@ -251,8 +251,8 @@ impl QueueClient {
     /// it.
     pub async fn read_time(&mut self, time: &str) -> Result<Option<String>, StoreError> {
         let found: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday($1)) WHERE $1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-             AND date(julianday(substr($1, 1, 10))) = substr($1, 1, 10)",
+            "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+             AND date(julianday(substr(?1, 1, 10))) = substr(?1, 1, 10)",
         )
         .bind(time)
         .fetch_optional(&mut self.connection)

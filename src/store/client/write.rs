@@ -224,7 +224,7 @@ impl QueueClient {
         action: Option<PowerAction>,
     ) -> Result<u64, StoreError> {
         let removed =
-            sqlx::query("DELETE FROM holds WHERE kind = $1 AND target IS $2 AND action IS $3")
+            sqlx::query("DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3")
                 .bind(HoldKind::Operator.as_str())
                 .bind(target.map(|target| &target.0))
                 .bind(action.map(PowerAction::as_str))
@@ -290,14 +290,14 @@ async fn as_keyed_before(
     let keyed =
         serde_json::to_string(&keyed).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let found: Vec<(i64, String)> = sqlx::query_as(
-        "SELECT j.value ->> 0, r.request_key FROM json_each($1) j CROSS JOIN power_requests r
+        "SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
              ON r.in_line IS NULL AND r.gate IS NULL AND r.server_id = j.value ->> 1
              AND r.request_key = (j.value ->> 3) || r.server_id
          UNION ALL
-         SELECT j.value ->> 0, r.request_key FROM json_each($1) j CROSS JOIN power_requests r
+         SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
              ON r.in_line = 1 AND r.server_id = j.value ->> 1 AND r.request_key = (j.value ->> 3) || r.server_id
          UNION ALL
-         SELECT j.value ->> 0, r.request_key FROM json_each($1) j CROSS JOIN power_requests r
+         SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
              ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = j.value ->> 2 AND r.server_id = j.value ->> 1
              AND r.request_key = (j.value ->> 3) || r.server_id",
     )
@@ -363,8 +363,8 @@ async fn copy(
 ) -> Result<Vec<i64>, StoreError> {
     let mut new: Vec<i64> = sqlx::query_scalar(
         "INSERT INTO power_requests (server_id, action, target, priority, label, requested_by)
-         SELECT server_id, action, target, priority, label, $2 FROM power_requests
-         WHERE id IN (SELECT value FROM json_each($1)) ORDER BY id RETURNING id",
+         SELECT server_id, action, target, priority, label, ?2 FROM power_requests
+         WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id RETURNING id",
     )
     .bind(id_list(ids))
     .bind(requested_by)

@@ -57,9 +57,9 @@ impl Store {
         let found: Vec<(i64, String, bool, String)> = sqlx::query_as(
             "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
              FROM batches
-             WHERE state <> 'done' AND target = CAST($1 AS TEXT) AND id NOT IN (SELECT value FROM json_each($2))
-               AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN $3 WHEN state = 'submitting' THEN 1 ELSE $4 END
-             ORDER BY next_look_at LIMIT 0 + $5",
+             WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
+               AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
+             ORDER BY next_look_at LIMIT 0 + ?5",
         )
         .bind(&due.key)
         .bind(serde_json::to_string(except).unwrap_or_default())
@@ -107,8 +107,8 @@ impl Store {
     ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
         let mut writer = self.writer.lock().await;
         let next: Option<String> = sqlx::query_scalar(
-            "SELECT intent_at FROM batches WHERE intent_at <= $3 AND id > (
-                 SELECT max(id) FROM batches WHERE target = $1 AND action = $2 AND intent_at > $3) ORDER BY id LIMIT 1",
+            "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
+                 SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
         )
         .bind(&target.0)
         .bind(action.as_str())
@@ -139,14 +139,14 @@ impl Store {
     /// stay.
     pub async fn move_waits(&self, by_ms: i64) -> Result<(), StoreError> {
         const OTHER_TIMES: [&str; 4] = [
-            "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, $1)
-             WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, $1) IS NOT NULL",
-            "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, $1)
-             WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, $1) IS NOT NULL",
-            "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, $1)
-             WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, $1) IS NOT NULL",
-            "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, $1)
-             WHERE strftime('%s', reads_until, $1) IS NOT NULL",
+            "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
+             WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
+            "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
+             WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
+            "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
+             WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
+            "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
+             WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
         ];
         let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
         let mut writer = self.writer.lock().await;
@@ -155,8 +155,8 @@ impl Store {
             sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
         }
         sqlx::query(
-            "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, $1)
-             WHERE state <> 'done' AND strftime('%s', next_look_at, $1) IS NOT NULL",
+            "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, ?1)
+             WHERE state <> 'done' AND strftime('%s', next_look_at, ?1) IS NOT NULL",
         )
         .bind(&by)
         .execute(&mut *tx)
@@ -199,7 +199,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
-        sqlx::query("UPDATE batches SET next_look_at = $1 WHERE state <> 'done' AND next_look_at > $1 AND target = $2")
+        sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
             .bind(text(now))
             .bind(&target.0)
             .execute(&mut *tx)
@@ -254,8 +254,8 @@ impl Store {
     ) -> Result<Vec<UtcMillis>, StoreError> {
         let mut writer = self.writer.lock().await;
         let calls: Vec<String> = sqlx::query_scalar(
-            "SELECT CASE state WHEN 'submitting' THEN $3 ELSE coalesce(submitted_at, finished_at, intent_at) END
-             FROM batches WHERE target = $1 ORDER BY id DESC LIMIT 0 + $2",
+            "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
+             FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT 0 + ?2",
         )
         .bind(&target.0)
         .bind(count)
@@ -378,17 +378,17 @@ async fn members(
                 CASE WHEN r.travel_group = 0 THEN 0
                      ELSE (SELECT count(*) FROM earlier_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END,
                 r.seen_since IS NOT NULL, CAST(r.baseline AS TEXT),
-                $2 IS NOT NULL AND (EXISTS (
+                ?2 IS NOT NULL AND (EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.in_line IS NULL AND e.gate IS NULL
-                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > $2
-                    AND e.action IN (SELECT value FROM json_each($3))
+                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2
+                    AND e.action IN (SELECT value FROM json_each(?3))
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))
                   OR EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.in_line = 1
-                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > $2 AND e.id < r.id
-                    AND e.action IN (SELECT value FROM json_each($3))
+                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2 AND e.id < r.id
+                    AND e.action IN (SELECT value FROM json_each(?3))
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))))) AS BLOB)
-         FROM power_requests r WHERE r.state = 'running' AND r.batch_id = $1",
+         FROM power_requests r WHERE r.state = 'running' AND r.batch_id = ?1",
     )
     .bind(batch.id)
     .bind(shadows_since)

@@ -327,14 +327,14 @@ async fn pick_these(
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
                 r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT),
-                CASE WHEN $5 THEN
+                CASE WHEN ?5 THEN
                     EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id
                             AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
                     OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
                                AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)
                 ELSE 0 END)) AS BLOB)
-         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
-         WHERE r.gate = 'ready' AND r.target = $2 AND r.action = $3 AND r.travel_group = $4",
+         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
+         WHERE r.gate = 'ready' AND r.target = ?2 AND r.action = ?3 AND r.travel_group = ?4",
     )
     .bind(list(heads.iter().map(|(request, _)| &request.0)))
     .bind(&lane.target.0)
@@ -363,15 +363,15 @@ async fn read_first(
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(json_array(
                 r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT),
-                CASE WHEN $5 THEN
+                CASE WHEN ?5 THEN
                     EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id
                             AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
                     OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
                                AND p.target = r.target AND p.server_id = r.server_id AND p.id < r.id)
                 ELSE 0 END)) AS BLOB)
          FROM (SELECT id, server_id, target, attempts, eligible_at, created_at FROM power_requests
-               WHERE gate = 'ready' AND target = $1 AND action = $2 AND travel_group = $3
-               ORDER BY priority DESC, id LIMIT 0 + $4) r",
+               WHERE gate = 'ready' AND target = ?1 AND action = ?2 AND travel_group = ?3
+               ORDER BY priority DESC, id LIMIT 0 + ?4) r",
     )
     .bind(&lane.target.0)
     .bind(lane.action.as_str())
@@ -442,7 +442,7 @@ async fn claim_members(
         0 => Vec::new(),
         _ => {
             sqlx::query_as(
-                "SELECT a.request_id, count(*) FROM json_each($1) j
+                "SELECT a.request_id, count(*) FROM json_each(?1) j
                  JOIN earlier_attempts a ON a.request_id = j.value AND a.result = 'busy' GROUP BY a.request_id",
             )
             .bind(&ids)
@@ -486,8 +486,8 @@ async fn note_baselines(
         return Ok(());
     }
     sqlx::query(
-        "UPDATE power_requests SET baseline = j.value ->> 1 FROM json_each($1) j
-         WHERE power_requests.id = j.value ->> 0 AND +batch_id = $2",
+        "UPDATE power_requests SET baseline = j.value ->> 1 FROM json_each(?1) j
+         WHERE power_requests.id = j.value ->> 0 AND +batch_id = ?2",
     )
     .bind(serde_json::to_string(&known).unwrap_or_default())
     .bind(batch.0)

@@ -138,7 +138,7 @@ impl Store {
         let mut tx = self.begin(&mut writer).await?;
         sqlx::query(
             "INSERT INTO holds (target, kind, reason, since)
-             SELECT j.value, 'unknown_target', 'the config has no [targets.' || j.value || ']', $2 FROM json_each($1) j",
+             SELECT j.value, 'unknown_target', 'the config has no [targets.' || j.value || ']', ?2 FROM json_each(?1) j",
         )
         .bind(names(&new))
         .bind(text(now))
@@ -160,11 +160,11 @@ impl Store {
         let mut writer = self.writer.lock().await;
         let found: Vec<(i64, bool)> = sqlx::query_as(
             "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
-                    AND (h.target IN (SELECT value FROM json_each($1))
+                    AND (h.target IN (SELECT value FROM json_each(?1))
                          OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
                                  OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
                                             AND r.target = h.target)))
-             FROM holds h WHERE h.id > $2 ORDER BY h.id LIMIT 0 + $3",
+             FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
         )
         .bind(names(configured))
         .bind(after)
@@ -214,9 +214,9 @@ impl Store {
         sqlx::query(
             "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
                  reads_until, updated_at, budget_ms)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-             ON CONFLICT (target) DO UPDATE SET service = $2, endpoint = $3, project_id = $4, submits_per_minute = $5,
-                 pace_per_minute = $6, throttles = $7, reads_until = $8, updated_at = $9, budget_ms = $10",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+             ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
+                 pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10",
         )
         .bind(&target.0)
         .bind(origin.service.as_str())
@@ -351,8 +351,8 @@ pub(in crate::store) async fn note_refused_key(
 ) -> Result<(), StoreError> {
     let recent: Vec<String> = refused.recent.iter().map(|at| text(*at)).collect();
     sqlx::query(
-        "INSERT INTO refused_keys (key, secret, target, refusals, until, reason, recent) VALUES ($1, $2, $3, $4, $5, $6, $7)
-         ON CONFLICT (key, secret) DO UPDATE SET target = $3, refusals = $4, until = $5, reason = $6, recent = $7",
+        "INSERT INTO refused_keys (key, secret, target, refusals, until, reason, recent) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (key, secret) DO UPDATE SET target = ?3, refusals = ?4, until = ?5, reason = ?6, recent = ?7",
     )
     .bind(&refused.key)
     .bind(&refused.secret)
@@ -403,8 +403,8 @@ pub(in crate::store) async fn put_hold(
     hold: &Hold,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO holds (target, action, kind, reason, since, until) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), kind) DO UPDATE SET reason = $4, until = $6",
+        "INSERT INTO holds (target, action, kind, reason, since, until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), kind) DO UPDATE SET reason = ?4, until = ?6",
     )
     .bind(hold.target.as_ref().map(|target| &target.0))
     .bind(hold.action.map(|action| action.as_str()))

@@ -95,13 +95,13 @@ impl Store {
         let servers = serde_json::to_string(protected).unwrap_or_default();
         let mut writer = self.writer.lock().await;
         let found: Vec<i64> = sqlx::query_scalar(
-            "SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r
-             ON r.in_line = 1 AND r.server_id = j.value AND r.target = $2
-             WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each($4))
+            "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+             ON r.in_line = 1 AND r.server_id = j.value AND r.target = ?2
+             WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4))
              UNION ALL
-             SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r
-             ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = $2 AND r.server_id = j.value
-             WHERE r.action IN (SELECT value FROM json_each($4)) LIMIT 0 + $3",
+             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+             ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = ?2 AND r.server_id = j.value
+             WHERE r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
         )
         .bind(&servers)
         .bind(&target.0)
@@ -138,9 +138,9 @@ impl Store {
         let names: Vec<Vec<u8>> = sqlx::query_scalar(
             "WITH RECURSIVE used(target, number) AS (
                  SELECT (SELECT min(first.target) FROM (
-                     SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > $1
+                     SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > ?1
                      UNION ALL
-                     SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > $1
+                     SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > ?1
                  ) first), 1
                  UNION ALL
                  SELECT (SELECT min(next.target) FROM (
@@ -149,7 +149,7 @@ impl Store {
                      SELECT (SELECT min(n.target) FROM power_requests n
                              WHERE n.in_line IS NULL AND n.gate IS NOT NULL AND n.target > used.target)
                  ) next), used.number + 1
-                 FROM used WHERE used.target IS NOT NULL AND used.number < $2
+                 FROM used WHERE used.target IS NOT NULL AND used.number < ?2
              )
              SELECT CAST(target AS BLOB) FROM used WHERE target IS NOT NULL",
         )
@@ -219,11 +219,11 @@ async fn expire(
     now: UtcMillis,
 ) -> Result<EndedCounts, StoreError> {
     let due: Vec<i64> = sqlx::query_scalar(
-        "SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= $1
-                         LIMIT 0 + $3)
+        "SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1
+                         LIMIT 0 + ?3)
          UNION ALL
          SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
-                         AND ifnull(eligible_at, created_at) <= $2 LIMIT 0 + $3)",
+                         AND ifnull(eligible_at, created_at) <= ?2 LIMIT 0 + ?3)",
     )
     .bind(text(now))
     .bind(ttl_edge(ttl, now))

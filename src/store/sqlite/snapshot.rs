@@ -120,7 +120,7 @@ async fn read(
             (SELECT min(expires_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL) AS expiry,
             (SELECT min(ifnull(eligible_at, created_at)) FROM power_requests
              WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL) AS oldest,
-            (SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + $4)) AS lingering,
+            (SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + ?4)) AS lingering,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'power_requests'), 0) AS last_id,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'batches'), 0) AS last_batch_id,
             (SELECT CAST(json_group_array(json_array(
@@ -132,13 +132,13 @@ async fn read(
                  SELECT j.value ->> 0, j.value ->> 1, j.value ->> 2,
                         (SELECT r.travel_group FROM power_requests r WHERE r.gate = 'ready' AND r.target = j.value ->> 0
                          AND r.action = j.value ->> 1 ORDER BY r.travel_group LIMIT 1), 1
-                 FROM json_each($1) j
+                 FROM json_each(?1) j
                  UNION ALL
                  SELECT head.target, head.action, head.servers_max,
                         (SELECT n.travel_group FROM power_requests n WHERE n.gate = 'ready' AND n.target = head.target
                          AND n.action = head.action AND n.travel_group > head.travel_group ORDER BY n.travel_group LIMIT 1),
                         head.number + 1
-                 FROM head WHERE head.travel_group IS NOT NULL AND head.number < $2
+                 FROM head WHERE head.travel_group IS NOT NULL AND head.number < ?2
              )
              SELECT CAST(json_group_array(json_array(
                  lane.target, lane.action, lane.travel_group, p.priority, p.id, lane.ready,
@@ -150,7 +150,7 @@ async fn read(
                           CASE head.travel_group WHEN 0 THEN
                               min(head.servers_max, (SELECT count(*) FROM (SELECT 1 FROM power_requests c WHERE c.gate = 'ready'
                                   AND c.target = head.target AND c.action = head.action AND c.travel_group = 0
-                                  LIMIT 0 + $5))) ELSE 1 END AS ready
+                                  LIMIT 0 + ?5))) ELSE 1 END AS ready
                    FROM head WHERE head.travel_group IS NOT NULL) lane
              CROSS JOIN power_requests p ON p.id = (
                  SELECT f.id FROM power_requests f WHERE f.gate = 'ready' AND f.target = lane.target
@@ -165,7 +165,7 @@ async fn read(
              SELECT CAST(json_group_array(json_array(hex(used.target), CAST(f.next_look_at AS TEXT))) AS BLOB)
              FROM used CROSS JOIN batches f ON f.id = (
                  SELECT d.id FROM batches d WHERE d.state <> 'done' AND d.target = used.target
-                 AND d.id NOT IN (SELECT value FROM json_each($3)) ORDER BY d.next_look_at LIMIT 1)
+                 AND d.id NOT IN (SELECT value FROM json_each(?3)) ORDER BY d.next_look_at LIMIT 1)
              WHERE used.target IS NOT NULL) AS open
          FROM queue_mark m, pragma_data_version v WHERE m.id = 1",
     )

@@ -68,13 +68,13 @@ pub(in crate::store) async fn prune_chunk(
     let ended = match so_far.requests_done {
         false => {
             "SELECT finished_at, id FROM power_requests
-             WHERE finished_at IS NOT NULL AND finished_at < $1 AND (finished_at, id) > ($2, $3)
-             ORDER BY finished_at, id LIMIT 0 + $4"
+             WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
+             ORDER BY finished_at, id LIMIT 0 + ?4"
         }
         true => {
             "SELECT finished_at, id FROM batches
-             WHERE finished_at IS NOT NULL AND finished_at < $1 AND (finished_at, id) > ($2, $3)
-             ORDER BY finished_at, id LIMIT 0 + $4"
+             WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
+             ORDER BY finished_at, id LIMIT 0 + ?4"
         }
     };
     let found: Vec<(String, i64)> = sqlx::query_as(ended)
@@ -113,9 +113,9 @@ async fn prune_requests(
 ) -> Result<u64, StoreError> {
     // A reboot that may still be under way casts doubt on what is seen of its server.
     let deleted = sqlx::query(
-        "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each($1)) AND finished_at IS NOT NULL
+        "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = power_requests.id AND w.gate IS NOT NULL)
-            AND NOT (finished_at > $2 AND action IN (SELECT value FROM json_each($3))
+            AND NOT (finished_at > ?2 AND action IN (SELECT value FROM json_each(?3))
                      AND (state = 'unknown' OR (state = 'failed' AND evidence = 'job')))",
     )
     .bind(ids)
@@ -124,7 +124,7 @@ async fn prune_requests(
     .execute(&mut *tx)
     .await?;
     sqlx::query(
-        "DELETE FROM earlier_attempts WHERE request_id IN (SELECT value FROM json_each($1))
+        "DELETE FROM earlier_attempts WHERE request_id IN (SELECT value FROM json_each(?1))
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
     )
     .bind(ids)
@@ -140,18 +140,18 @@ async fn prune_batches(
 ) -> Result<u64, StoreError> {
     // Requests that somebody else has deleted leave their attempts behind.
     sqlx::query(
-        "DELETE FROM earlier_attempts WHERE batch_id IN (SELECT value FROM json_each($1))
+        "DELETE FROM earlier_attempts WHERE batch_id IN (SELECT value FROM json_each(?1))
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
     )
     .bind(ids)
     .execute(&mut *tx)
     .await?;
     let deleted = sqlx::query(
-        "DELETE FROM batches WHERE id IN (SELECT value FROM json_each($1)) AND state = 'done'
+        "DELETE FROM batches WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done'
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM earlier_attempts a WHERE a.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM targets t WHERE t.target = batches.target
-                            AND julianday(batches.intent_at) > julianday($2) - t.budget_ms / 86400000.0)",
+                            AND julianday(batches.intent_at) > julianday(?2) - t.budget_ms / 86400000.0)",
     )
     .bind(ids)
     .bind(text(now))
@@ -218,7 +218,7 @@ impl Store {
         let note = note.unwrap_or_default();
         mend_sequences(&mut tx, note).await?;
         let epoch = epoch.max(note.epoch) + 1;
-        sqlx::query("UPDATE queue_mark SET epoch = $1, token = $2, writing = $2, copied_at = NULL")
+        sqlx::query("UPDATE queue_mark SET epoch = ?1, token = ?2, writing = ?2, copied_at = NULL")
             .bind(epoch)
             .bind(&token)
             .execute(&mut *tx)
