@@ -519,15 +519,14 @@ impl Store {
     /// # Errors
     /// Those of the store.
     pub async fn leave_line(&self, seen: &Snapshot, is_quiet: bool) -> Result<bool, StoreError> {
-        let rows_max = upkeep::leaving_rows(seen.lingering, is_quiet);
-        if rows_max == 0 {
+        if !upkeep::may_leave_line(seen.lingering, is_quiet) {
             return Ok(false);
         }
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
-        let left = gate::leave_line(&mut tx, rows_max).await?;
+        let have_left = gate::leave_line(&mut tx).await?;
         tx.commit().await?;
-        Ok(left > 0)
+        Ok(have_left)
     }
 
     /// Looks at one chunk more of what ended before `cutoff`.
