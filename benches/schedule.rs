@@ -21,8 +21,8 @@ use poweryard::cloud::auth::AccessKeys;
 use poweryard::cloud::{Credentials, Key, Observed, PowerCloud};
 use poweryard::daemon::{Dispatcher, Round, Task};
 use poweryard::model::{
-    CallError, Fault, JobId, JobReport, JobStatus, Now, PowerAction, ServerId, Steady, SubJob,
-    TargetName, Tracking, UtcMillis,
+    CallError, Fault, JobId, JobReport, JobStatus, Now, PowerAction, ServerEnds, ServerId, Steady,
+    SubJob, TargetName, Tracking, UtcMillis,
 };
 use poweryard::settings::Settings;
 use poweryard::store::{Store, StoreOptions};
@@ -319,6 +319,10 @@ impl Cloud {
             error: None,
             sub_jobs: vec![sub_job],
             duration: is_over.then_some(job.takes),
+            server_ends: is_over.then_some(ServerEnds {
+                half: job.takes,
+                most: job.takes,
+            }),
         }
     }
 

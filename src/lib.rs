@@ -150,9 +150,10 @@
 //!
 //! **One look a target, for all batches.** A list call shows a thousand servers, no matter which
 //! batch needs it. So one task at a time looks at a target's servers, for every batch that needs
-//! it. A job query covers its whole batch; when to ask is learned from what earlier jobs of that
-//! target and action took, and the next time is stored in the row, so that a restart neither
-//! forgets a look nor makes all at once. Each target can make two job queries at a time, and up to
+//! it. A job query covers its whole batch; when to ask is learned from how long jobs of that target
+//! and action took, and from those that have lasted longest and still run. The next time is stored
+//! in the row, so that a restart neither forgets a look nor makes all at once; it is moved when
+//! other jobs show that it is too early, which costs no call, or too late. Each target can make two job queries at a time, and up to
 //! eight while fewer than 32 are open in all: an answer can be a quarter of a megabyte, and a
 //! target whose answers never arrive must not stop the others.
 //!

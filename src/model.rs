@@ -190,6 +190,17 @@ pub struct JobReport {
     pub sub_jobs: Vec<SubJob>,
     /// The cloud's own `end_time - begin_time`, once both are readable.
     pub duration: Option<Duration>,
+    /// When its servers had ended, once the job is over and has told so of each.
+    pub server_ends: Option<ServerEnds>,
+}
+
+/// When the servers of a job had ended, by the cloud's own times: counted from its `begin_time`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerEnds {
+    /// Half of them.
+    pub half: Duration,
+    /// Nine in ten.
+    pub most: Duration,
 }
 
 /// One server's part of a job.

@@ -11,6 +11,10 @@ use backoff::backoff::Backoff;
 
 use crate::model::{SPLITMIX_STEP, UtcMillis, splitmix};
 
+mod looks;
+
+pub use looks::{ENDED_MAX, LearnedTimes, OpenJob, Took};
+
 /// The span that `submits_per_minute` speaks of.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Without a named wait: after the first throttled call, and at most. Source: the contract; vendor
@@ -274,40 +278,32 @@ impl Reads {
 pub struct LookTimes {
     /// From the submit to the first look, without history.
     pub first: Duration,
-    /// Looks are at most this far apart.
+    /// Looks at a job that takes longer than expected are at most this far apart.
     pub interval_max: Duration,
 }
 
 impl LookTimes {
-    /// The wait before the first look at a job, from how long earlier jobs of this target and
-    /// action took.
-    ///
-    /// With at least three of them: when nine in ten had ended, because one look too early costs as
-    /// much as one too late and covers the whole batch. Never later than `interval_max` after the
-    /// usual first look.
-    pub fn first_look(&self, history: &[Duration], seed: u64) -> Duration {
-        if history.len() < 3 {
-            return jittered(self.first, seed);
-        }
-        let mut sorted = history.to_vec();
-        sorted.sort_unstable();
-        let typical = sorted[sorted.len() * 9 / 10];
-        // A job lasts as long as its slowest server; the others must not wait an hour for their
-        // outcomes because of it.
-        jittered(typical.min(self.first + self.interval_max), seed)
+    /// The wait after the look number `looks` (1 is the first), without history: a fraction of the
+    /// time already waited, so that a job of an hour is not asked for every two seconds, growing
+    /// from a quarter of the first look's wait to `interval_max`.
+    pub fn next_look(&self, looks: u32, seed: u64) -> Duration {
+        jittered(self.step(looks), seed)
     }
 
-    /// The wait after the look number `looks` (1 is the first): a fraction of the time already
-    /// waited, so that a job of an hour is not asked for every two seconds, growing from a quarter
-    /// of the first look's wait to `interval_max`.
-    pub fn next_look(&self, looks: u32, seed: u64) -> Duration {
-        let start = (self.first / 4)
-            .max(Duration::from_millis(20))
-            .min(self.interval_max);
-        jittered(
-            exponential(start, 1.5, self.interval_max, looks.saturating_sub(1)),
-            seed,
+    fn step(&self, looks: u32) -> Duration {
+        exponential(
+            self.step_min(),
+            1.5,
+            self.interval_max,
+            looks.saturating_sub(1),
         )
+    }
+
+    /// The shortest wait between two looks.
+    fn step_min(&self) -> Duration {
+        (self.first / 4)
+            .max(Duration::from_millis(20))
+            .min(self.interval_max)
     }
 }
 
@@ -379,9 +375,14 @@ fn exponential(initial: Duration, multiplier: f64, max: Duration, steps: u32) ->
 
 /// `span` plus up to a tenth of it, decided by `seed`.
 fn jittered(span: Duration, seed: u64) -> Duration {
+    jittered_by(span, 0.1, seed)
+}
+
+/// `span` plus up to `most` of it, decided by `seed`.
+fn jittered_by(span: Duration, most: f64, seed: u64) -> Duration {
     let z = splitmix(seed.wrapping_add(SPLITMIX_STEP));
     let share = (z >> 40) as f64 / (1u64 << 24) as f64;
-    span.mul_f64(1.0 + share / 10.0)
+    span.mul_f64(1.0 + share * most)
 }
 
 #[cfg(test)]
@@ -469,34 +470,6 @@ mod tests {
         assert_eq!((pace.rate(), pace.wait(T0)), (10, Some(until)));
         assert_eq!(pace.wait(after(3600 * 2)), None);
         assert_eq!(pace.rate(), 50);
-    }
-
-    #[test]
-    fn history_moves_the_first_look_to_where_jobs_end() {
-        let times = LookTimes {
-            first: Duration::from_secs(2),
-            interval_max: Duration::from_secs(30),
-        };
-        assert!(times.first_look(&[], 1) < Duration::from_secs(3));
-        let history = [20, 21, 19, 22].map(Duration::from_secs);
-        let wait = times.first_look(&history, 1);
-        assert!(
-            wait >= Duration::from_secs(20) && wait <= Duration::from_secs(25),
-            "{wait:?}"
-        );
-    }
-
-    #[test]
-    fn jobs_that_one_slow_server_drew_out_do_not_keep_the_others_waiting() {
-        let times = LookTimes {
-            first: Duration::from_secs(2),
-            interval_max: Duration::from_secs(30),
-        };
-        let wait = times.first_look(&[Duration::from_secs(3600); 5], 1);
-        assert!(
-            wait >= Duration::from_secs(30) && wait <= Duration::from_secs(36),
-            "{wait:?}"
-        );
     }
 
     proptest! {
@@ -649,16 +622,7 @@ mod tests {
             first: seconds(2.0),
             interval_max: seconds(30.0),
         };
-        let history: Vec<_> = (1..=20).map(|n| seconds(f64::from(n))).collect();
         for (name, wait, least) in [
-            ("first look", times.first_look(&[], 1), 2.0),
-            (
-                "two jobs tell little",
-                times.first_look(&history[18..], 1),
-                2.0,
-            ),
-            ("three tell", times.first_look(&history[17..], 1), 20.0),
-            ("nine in ten", times.first_look(&history, 1), 19.0),
             ("next look", times.next_look(1, 1), 0.5),
             ("third look", times.next_look(2, 1), 0.75),
             ("retry", retry_delay(0, 1), 10.0),

@@ -1,49 +1,13 @@
 //! The daemon's statements and the views find their rows by an index, whatever waits in the queue.
-//! The statements are read out of the store's own source, so that none can be forgotten; nothing is
-//! run.
+//! Nothing is run.
 
 #[path = "common/queue.rs"]
 mod queue;
+#[path = "common/statements.rs"]
+mod statements;
 
 use queue::Queue;
-
-const SOURCES: [&str; 10] = [
-    include_str!("../src/store/sqlite/snapshot.rs"),
-    include_str!("../src/store/sqlite/gate.rs"),
-    include_str!("../src/store/sqlite/intake.rs"),
-    include_str!("../src/store/sqlite/claim.rs"),
-    include_str!("../src/store/sqlite/record.rs"),
-    include_str!("../src/store/sqlite/batches.rs"),
-    include_str!("../src/store/sqlite/holds.rs"),
-    include_str!("../src/store/sqlite/upkeep.rs"),
-    include_str!("../src/store/sqlite/epoch.rs"),
-    // What /metrics, the status page and the hooks read.
-    include_str!("../src/store/client/overview.rs"),
-];
-
-/// The string literals of the sources that are SQL; their own tests may do what they like.
-fn statements() -> Vec<&'static str> {
-    let own = SOURCES
-        .iter()
-        .map(|source| source.split("#[cfg(test)]").next().unwrap_or_default());
-    let literals = own.flat_map(|source| source.split('"').skip(1).step_by(2));
-    let sql = |text: &&str| {
-        ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "]
-            .iter()
-            .any(|word| text.starts_with(word))
-    };
-    literals.filter(sql).collect()
-}
-
-/// The one statement that contains this.
-fn statement(part: &str) -> &'static str {
-    let found: Vec<&str> = statements()
-        .into_iter()
-        .filter(|sql| sql.contains(part))
-        .collect();
-    assert_eq!(found.len(), 1, "statements with {part}: {found:?}");
-    found[0]
-}
+use statements::{statement, statements};
 
 async fn plan(queue: &mut Queue, sql: &str) -> Vec<String> {
     let rows = queue.sql(&format!("EXPLAIN QUERY PLAN {sql}")).await;
@@ -172,9 +136,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
         ),
         (
             "SELECT count(*) FROM (SELECT 1 FROM power_requests c",
-            &[
-                "SEARCH c USING INDEX power_requests_ready (target=? AND action=? AND <expr>=?)",
-            ],
+            &["SEARCH c USING INDEX power_requests_ready (target=? AND action=? AND <expr>=?)"],
         ),
         (
             "min(n.target) FROM power_requests",
@@ -232,8 +194,16 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH batches USING INDEX batches_due (target=?)"],
         ),
         (
-            "SELECT job_ms",
+            "SELECT CAST(job_ms AS INTEGER)",
             &["SEARCH batches USING INDEX batches_history (target=? AND action=?)"],
+        ),
+        (
+            "SELECT id, state, 0 AS by_servers",
+            &["SEARCH batches USING INDEX batches_due (target=? AND next_look_at>?)"],
+        ),
+        (
+            "UPDATE batches SET next_look_at = j.value ->> 1",
+            &["SEARCH batches USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
             "SELECT CASE state WHEN",
@@ -248,8 +218,8 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             ],
         ),
         (
-            "SET in_line = NULL WHERE finished_at IS NOT NULL AND in_line = 1",
-            &["SEARCH power_requests USING INDEX power_requests_batch (batch_id=?)"],
+            "SELECT r.id, l.batch_id",
+            &["SEARCH r USING INDEX power_requests_batch (batch_id=?)"],
         ),
         (
             "SET seen_since = ?3",

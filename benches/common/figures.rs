@@ -25,6 +25,10 @@ impl Figures {
         self.0.is_empty()
     }
 
+    pub(crate) fn sum(&self) -> f64 {
+        self.0.iter().sum()
+    }
+
     pub(crate) fn median(&self) -> f64 {
         self.at(0.5)
     }

@@ -6,6 +6,7 @@
 pub(crate) mod far;
 pub(crate) mod figures;
 pub(crate) mod ids;
+pub(crate) mod lock;
 pub(crate) mod one_index;
 pub(crate) mod process;
 pub(crate) mod steps;

@@ -21,6 +21,15 @@ pub(crate) struct Yard {
     dir: TempDir,
 }
 
+/// What a config has beside its usual lines.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct More {
+    /// Targets beside `default`, named `target-1` and so on.
+    pub(crate) targets: usize,
+    /// How long finished requests are kept.
+    pub(crate) retention: Option<&'static str>,
+}
+
 impl Yard {
     /// An empty queue whose target is the far side at `base_url`. Calls leave as fast as the config
     /// allows, and nothing lingers; jobs are first looked at after `first_look`.
@@ -32,21 +41,36 @@ impl Yard {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode set");
         }
         let yard = Self { dir };
-        let first_look = first_look.as_millis().max(1);
-        let dir = yard.dir.path().display();
-        let config = format!(
-            "[queue]\ndatabase = \"{dir}/queue.db\"\n[batch]\nlinger = \"0ms\"\n\
-             [targets.default]\nservice = \"bms\"\nendpoint = \"{base_url}\"\nproject_id = \"{PROJECT}\"\n\
-             allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\n\
-             [targets.default.auth]\nkind = \"aksk\"\n\
-             access_key_file = \"{dir}/access_key\"\nsecret_key_file = \"{dir}/secret_key\"\n"
-        );
-        fs::write(yard.config(), config).expect("written");
+        yard.configure(base_url, first_look, More::default());
         let store = poweryard::store::Store::open(&yard.database())
             .await
             .expect("a queue");
         store.close().await.expect("closed");
         yard
+    }
+
+    /// Writes the config anew, as `new` does, with more in it.
+    pub(crate) fn configure(&self, base_url: &str, first_look: Duration, more: More) {
+        let first_look = first_look.as_millis().max(1);
+        let dir = self.dir.path().display();
+        let retention = more.retention.unwrap_or("90d");
+        let mut config = format!(
+            "[queue]\ndatabase = \"{dir}/queue.db\"\nretention = \"{retention}\"\n[batch]\nlinger = \"0ms\"\n"
+        );
+        let mut targets = vec![("default".to_owned(), PROJECT.to_owned())];
+        for number in 1..=more.targets {
+            targets.push((format!("target-{number}"), format!("{number:032x}")));
+        }
+        for (name, project) in targets {
+            let target = format!(
+                "[targets.{name}]\nservice = \"bms\"\nendpoint = \"{base_url}\"\nproject_id = \"{project}\"\n\
+                 allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\n\
+                 [targets.{name}.auth]\nkind = \"aksk\"\n\
+                 access_key_file = \"{dir}/access_key\"\nsecret_key_file = \"{dir}/secret_key\"\n"
+            );
+            config.push_str(&target);
+        }
+        fs::write(self.config(), config).expect("written");
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -162,11 +162,6 @@ impl AnswerPass<'_> {
     ) -> Result<(), StoreError> {
         let now = self.now.utc;
         self.call_ended(&mut batch, answer.is_ok());
-        let history = self
-            .store
-            .job_history(&batch.target, batch.action)
-            .await
-            .unwrap_or_default();
         let Some(target) = self.targets.get_mut(&batch.target) else {
             return Ok(());
         };
@@ -180,13 +175,17 @@ impl AnswerPass<'_> {
         };
         self.learn_of_key(call).await;
         self.learn_from_submit(call, &batch).await;
+        let Some(target) = self.targets.get(&batch.target) else {
+            return Ok(());
+        };
         let case = Case {
             batch: &batch,
             watch: self.batches.watch(batch.id),
             rules: &rules,
+            learned: target.learned(batch.action),
             now,
         };
-        let step = verdict::after_submit(case, answer, &history);
+        let step = verdict::after_submit(case, answer);
         self.take(Answered { batch, step, error });
         Ok(())
     }
@@ -213,13 +212,18 @@ impl AnswerPass<'_> {
         self.learn_of_key(call).await;
         self.learn_from_read(call).await;
         let watch = self.batches.watch(batch.id);
+        let Some(target) = self.targets.get_mut(&batch.target) else {
+            return Ok(());
+        };
         if let Ok(job) = &answer {
             watch.note_busy(verdict::busy_reboots(&batch, job));
+            target.learn_from_report(&batch, job, now);
         }
         let case = Case {
             batch: &batch,
             watch,
             rules: &rules,
+            learned: target.learned(batch.action),
             now,
         };
         let step = match &answer {
@@ -249,14 +253,18 @@ impl AnswerPass<'_> {
         self.learn_of_key(call).await;
         self.learn_from_read(call).await;
         for batch in batches {
-            let step = self.after_look(&batch, &ended);
+            let Some(step) = self.after_look(&batch, &ended) else {
+                return Ok(());
+            };
             let error = answer.as_ref().err().cloned();
             self.take(Answered { batch, step, error });
         }
         Ok(())
     }
 
-    fn after_look(&mut self, batch: &Batch, ended: &EndedLook<'_>) -> Step {
+    /// None if the target is gone.
+    fn after_look(&mut self, batch: &Batch, ended: &EndedLook<'_>) -> Option<Step> {
+        let target = self.targets.get_mut(&batch.target)?;
         let rules = &ended.rules;
         let watch = self.batches.watch(batch.id);
         match ended.answer {
@@ -274,15 +282,18 @@ impl AnswerPass<'_> {
             batch,
             watch,
             rules,
+            learned: target.learned(batch.action),
             now: self.now.utc,
         };
-        match ended.answer {
+        let step = match ended.answer {
             Ok(observed) => {
                 let step = verdict::after_look(case, &observed.sightings);
                 verdict::name_failures(batch, step, &observed.failures)
             }
             Err(error) => verdict::after_failed_look(case, error),
-        }
+        };
+        target.learn_from_look(batch, &step, self.now.utc);
+        Some(step)
     }
 
     fn call_ended(&mut self, batch: &mut Batch, is_accepted: bool) {
@@ -291,6 +302,9 @@ impl AnswerPass<'_> {
     }
 
     fn take(&mut self, answered: Answered) {
+        if let Some(target) = self.targets.get_mut(&answered.batch.target) {
+            target.note_step(&answered.batch, &answered.step);
+        }
         self.batches.note_step(&answered.batch, &answered.step);
         self.ledger.take(answered);
     }

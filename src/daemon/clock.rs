@@ -123,12 +123,17 @@ impl Clocks {
     /// A batch as it was just read from the queue, with its times as the present clock would have
     /// shown them.
     pub(super) fn correct_loaded(&self, batch: &mut Batch) {
-        let by_ms = self.off.get(&batch.id).copied().unwrap_or(0);
-        batch.intent_at = batch.intent_at.moved(by_ms);
-        batch.submitted_at = batch.submitted_at.map(|at| at.moved(by_ms));
+        batch.intent_at = self.corrected_of(batch.id, batch.intent_at);
+        batch.submitted_at = batch.submitted_at.map(|at| self.corrected_of(batch.id, at));
     }
 
-    /// The same for a batch whose call has ended. One that is accepted only now is stamped by the
+    /// A time of a batch as it was just read from the queue, as the present clock would have shown
+    /// it.
+    pub(super) fn corrected_of(&self, id: BatchId, at: UtcMillis) -> UtcMillis {
+        at.moved(self.off.get(&id).copied().unwrap_or(0))
+    }
+
+    /// Corrects the times of a batch whose call has ended. One that is accepted only now is stamped by the
     /// present clock.
     pub(super) fn correct_returned(&mut self, batch: &mut Batch, accepted: bool) {
         let by_ms = self.stale.remove(&batch.id).unwrap_or(0);

@@ -14,7 +14,7 @@ use super::target::{self, Target, Targets};
 use super::task::Round;
 use crate::lifecycle::Step;
 use crate::model::{Batch, BatchState, DueBatch, JobId, Origin, TargetName, UtcMillis};
-use crate::pace;
+use crate::pace::{self, OpenJob};
 use crate::store::{DueFilter, DueTarget, Hands, Snapshot, Store, StoreError};
 use crate::verdict::{self, Case, Watch};
 
@@ -82,7 +82,76 @@ impl FollowPass<'_> {
                 self.gather_of(target).await?;
             }
         }
+        for target in &self.seen.open {
+            self.bring_looks_forward(&target.target).await?;
+        }
         Ok(())
+    }
+
+    /// Moves the looks at a target's jobs that may have ended sooner than was thought when they were
+    /// planned.
+    async fn bring_looks_forward(&mut self, name: &TargetName) -> Result<(), StoreError> {
+        let Some(target) = self.targets.get_mut(name) else {
+            return Ok(());
+        };
+        let now = self.round.now.utc;
+        for action in target.actions_with_news() {
+            let learned = target.learned(action);
+            let mut looks = Vec::new();
+            for due in self.store.waiting_jobs(name, action, now).await? {
+                let job = open_job(&due, self.clocks, now);
+                let planned = job.age + due.at.since(now);
+                if let Some(age) = learned.brought_forward(job, planned) {
+                    looks.push((due.id, now + (age - job.age)));
+                }
+            }
+            self.store.move_looks(&looks).await?;
+            target.news_applied(action);
+            if !looks.is_empty() {
+                self.round.wake_now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts off the looks that would show nothing, since other jobs have lasted longer and still
+    /// run. Returns those that are left.
+    async fn put_off_looks(&mut self, due: Vec<DueBatch>) -> Result<Vec<DueBatch>, StoreError> {
+        let now = self.round.now.utc;
+        let mut left = Vec::with_capacity(due.len());
+        let mut looks = Vec::new();
+        for batch in due {
+            let until = if batch.at <= now {
+                self.put_off_until(&batch)
+            } else {
+                None
+            };
+            match until {
+                Some(until) => {
+                    self.round.wake(until);
+                    looks.push((batch.id, until));
+                }
+                None => left.push(batch),
+            }
+        }
+        self.store.move_looks(&looks).await?;
+        if !looks.is_empty() {
+            // More may be due than were read.
+            self.round.wake_now();
+        }
+        Ok(left)
+    }
+
+    fn put_off_until(&self, due: &DueBatch) -> Option<UtcMillis> {
+        if due.by_servers || due.state != BatchState::Tracking {
+            return None;
+        }
+        let now = self.round.now.utc;
+        let target = self.targets.get(&due.target)?;
+        let job = open_job(due, self.clocks, now);
+        let learned = target.learned(due.action);
+        let age = learned.put_off(job)?.min(target.rules().job_time_limit);
+        (age > job.age).then(|| now + (age - job.age))
     }
 
     async fn gather_of(&mut self, due: &DueTarget) -> Result<(), StoreError> {
@@ -94,7 +163,7 @@ impl FollowPass<'_> {
             limit: CONSIDERED_MAX,
         };
         let due_batches = self.store.due_batches(due, &filter).await?;
-        for due in due_batches {
+        for due in self.put_off_looks(due_batches).await? {
             match self.turn_of(&due) {
                 When::Now => self.consider(&due).await?,
                 When::Later => {}
@@ -206,6 +275,7 @@ impl FollowPass<'_> {
             batch,
             watch: self.batches.watch_of(batch.id).unwrap_or(&no_looks),
             rules: &target.rules(),
+            learned: target.learned(batch.action),
             now: self.round.now.utc,
         };
         if batch.state == BatchState::Submitting {
@@ -247,7 +317,20 @@ impl FollowPass<'_> {
             error: None,
         };
         self.ledger.record(&answered, self.round.now.utc).await?;
+        if let Some(target) = self.targets.get_mut(&answered.batch.target) {
+            target.note_step(&answered.batch, &answered.step);
+        }
         self.batches.note_step(&answered.batch, &answered.step);
         Ok(())
+    }
+}
+
+/// The job of a batch, at `now`.
+fn open_job(due: &DueBatch, clocks: &Clocks, now: UtcMillis) -> OpenJob {
+    let accepted_at = clocks.corrected_of(due.id, due.accepted_at);
+    OpenJob {
+        id: due.id,
+        age: now.since(accepted_at),
+        looks: due.looks,
     }
 }

@@ -138,6 +138,12 @@ pub struct DueBatch {
     pub target: TargetName,
     /// What its next step is about.
     pub state: BatchState,
+    /// What was asked for.
+    pub action: PowerAction,
+    /// When the cloud had accepted it; when its intent was stored, if that is not known.
+    pub accepted_at: UtcMillis,
+    /// Looks so far.
+    pub looks: u32,
     /// Followed by the servers' own states, not by a job.
     pub by_servers: bool,
     /// Since or from when.

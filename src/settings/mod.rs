@@ -107,7 +107,8 @@ pub struct TargetSettings {
     /// Time from a submit to its first look, while there is no history to learn from. Default 2 s,
     /// or `look_interval_max` if that is less.
     pub first_look: Duration,
-    /// Longest time between two looks. Default 30 s.
+    /// Longest time between two looks at a job that takes longer than those before it, unless others
+    /// that have run even longer are looked at. Default 30 s.
     pub look_interval_max: Duration,
     /// For the TCP and TLS handshakes. Default 10 s, or `request_timeout` if that is less.
     pub connect_timeout: Duration,

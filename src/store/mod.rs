@@ -245,6 +245,29 @@ impl Store {
         batches::due_batches(&mut *self.writer().await, due, filter).await
     }
 
+    /// The batches of this target and action whose jobs are followed, and asked for later than
+    /// `now`.
+    pub async fn waiting_jobs(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+        now: UtcMillis,
+    ) -> Result<Vec<DueBatch>, StoreError> {
+        batches::waiting_jobs(&mut *self.writer().await, target, action, now).await
+    }
+
+    /// Moves the next looks at these open batches, all in one transaction. Losing it to a crash costs
+    /// no more than a look at another time.
+    pub async fn move_looks(&self, looks: &[(BatchId, UtcMillis)]) -> Result<(), StoreError> {
+        if looks.is_empty() {
+            return Ok(());
+        }
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        batches::move_looks(&mut tx, looks).await?;
+        tx.commit().await
+    }
+
     /// The batch with those of its requests that are not settled, and where it was sent. None if it
     /// is done.
     pub async fn load_batch(&self, id: BatchId) -> Result<Option<(Batch, Origin)>, StoreError> {
@@ -303,13 +326,14 @@ impl Store {
         batches::unfinished_batches(&mut *self.writer().await).await
     }
 
-    /// How long the last jobs of this target and action took, newest first, at most twenty.
+    /// How long the last jobs of this target and action took, newest first, at most `limit`.
     pub async fn job_history(
         &self,
         target: &TargetName,
         action: PowerAction,
+        limit: usize,
     ) -> Result<Vec<Duration>, StoreError> {
-        batches::job_history(&mut *self.writer().await, target, action).await
+        batches::job_history(&mut *self.writer().await, target, action, limit).await
     }
 
     /// When the last `count` submit calls of a target were over, in the order in which they were
@@ -517,15 +541,14 @@ impl Store {
     /// # Errors
     /// Those of the store.
     pub async fn leave_line(&self, seen: &Snapshot, is_quiet: bool) -> Result<bool, StoreError> {
-        let rows_max = upkeep::leaving_rows(seen.lingering, is_quiet);
-        if rows_max == 0 {
+        if !upkeep::may_leave_line(seen.lingering, is_quiet) {
             return Ok(false);
         }
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
-        let left = gate::leave_line(&mut tx, rows_max).await?;
+        let have_left = gate::leave_line(&mut tx).await?;
         tx.commit().await?;
-        Ok(left > 0)
+        Ok(have_left)
     }
 
     /// Looks at one chunk more of what ended before `cutoff`.

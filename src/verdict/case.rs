@@ -11,7 +11,7 @@ use crate::model::{
     AttemptResult, Batch, BatchState, CodeClass, Complaint, Evidence, LookCause, Member,
     PowerAction, UtcMillis,
 };
-use crate::pace::{self, LookTimes};
+use crate::pace::{self, LearnedTimes, LookTimes, OpenJob};
 
 /// The limits that verdicts keep to; from the target's settings.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,8 @@ pub struct Case<'a> {
     pub watch: &'a Watch,
     /// The limits.
     pub rules: &'a Rules,
+    /// What other jobs of its target and action have shown, and this answer of its own.
+    pub learned: &'a LearnedTimes,
     /// When the answer was there.
     pub now: UtcMillis,
 }
@@ -89,13 +91,26 @@ fn speaks_of_a_busy_server(complaint: &Complaint) -> bool {
 }
 
 impl Case<'_> {
-    /// The first look after the call was accepted. `history`: how long earlier jobs took.
-    pub(super) fn first_look_at(self, history: &[Duration]) -> UtcMillis {
-        let wait = self.rules.looks.first_look(history, self.batch.seed());
+    /// The first look after the call was accepted.
+    pub(super) fn first_look_at(self) -> UtcMillis {
+        let mut wait = self.learned.first_wait(self.batch.id);
         if self.batch.may_pass_unseen() {
-            self.now + wait.min(pace::CLOSE_INTERVAL)
-        } else {
-            self.now + wait
+            wait = wait.min(pace::CLOSE_INTERVAL);
+        }
+        self.now + wait.min(self.rules.job_time_limit)
+    }
+
+    /// Another look at a job that runs, when it may have ended, and no later than `latest`.
+    pub(super) fn look_when_ended(self, latest: UtcMillis) -> BatchNext {
+        let job = OpenJob {
+            id: self.batch.id,
+            age: self.now.since(self.batch.accepted_at()),
+            looks: self.batch.looks + 1,
+        };
+        let wait = self.learned.next_wait(job);
+        BatchNext::Again {
+            next_look_at: (self.now + wait).min(latest),
+            doubts: 0,
         }
     }
 
@@ -240,6 +255,7 @@ mod tests {
             batch,
             watch: &Watch::default(),
             rules: &rules(),
+            learned: &LearnedTimes::new(rules().looks, &[]),
             now: NOW,
         };
         match case.look_again(0) {

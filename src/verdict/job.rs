@@ -36,7 +36,7 @@ pub fn after_job(case: Case<'_>, report: &JobReport) -> Step {
     let next = if sorted.untold.is_empty() && !sorted.some_run {
         BatchNext::Done
     } else if !is_over {
-        ask_again(case)
+        ask_when_ended(case)
     } else if sorted.some_run {
         doubtful(case, cause)
     } else {
@@ -281,7 +281,18 @@ fn nameless_failure() -> Complaint {
     }
 }
 
-/// The job is asked for later, within its time limit; after that its servers are looked at.
+/// The job runs: it is asked for when it may have ended, within its time limit; after that its
+/// servers are looked at.
+fn ask_when_ended(case: Case<'_>) -> BatchNext {
+    let ends = case.tracking_ends();
+    if case.now >= ends {
+        case.look_at_servers(LookCause::TimeLimit)
+    } else {
+        case.look_when_ended(ends)
+    }
+}
+
+/// It could not be asked for: it is asked for later, within the same limit.
 fn ask_again(case: Case<'_>) -> BatchNext {
     let ends = case.tracking_ends();
     if case.now >= ends {
@@ -343,6 +354,7 @@ mod tests {
             error: None,
             sub_jobs,
             duration: None,
+            server_ends: None,
         }
     }
 

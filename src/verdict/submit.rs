@@ -14,20 +14,15 @@ const NO_SUCH_SERVER: &str = "BMS.0040";
 /// As long as a job may take by default.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// What follows from the answer to a submit call. `history`: how long earlier jobs of this target
-/// and action took.
+/// What follows from the answer to a submit call.
 ///
 /// Accepted: track. Certainly not carried out: every request back to the queue, in its place. Lost,
 /// or a refusal that does not say that nothing was done: look. Refused: look at the servers'
 /// states, for which of them is the reason and whether it is true; a start or stop that was alone
 /// in its call has its outcome at once.
-pub fn after_submit(
-    case: Case<'_>,
-    answer: Result<Tracking, CallError>,
-    history: &[Duration],
-) -> Step {
+pub fn after_submit(case: Case<'_>, answer: Result<Tracking, CallError>) -> Step {
     match answer {
-        Ok(tracking) => accepted(case, tracking, history),
+        Ok(tracking) => accepted(case, tracking),
         Err(error) => not_accepted(case, error),
     }
 }
@@ -63,14 +58,14 @@ pub fn orphaned_target(batch: &Batch, now: UtcMillis) -> Step {
     Step::done(moves)
 }
 
-fn accepted(case: Case<'_>, tracking: Tracking, history: &[Duration]) -> Step {
+fn accepted(case: Case<'_>, tracking: Tracking) -> Step {
     let job = match tracking {
         Tracking::Job(job) => Some(job),
         Tracking::ServerState => None,
     };
     Step::only(BatchNext::Track {
         job,
-        next_look_at: case.first_look_at(history),
+        next_look_at: case.first_look_at(),
     })
 }
 
@@ -184,7 +179,7 @@ mod tests {
     }
 
     fn submitted(batch: &Batch, answer: Result<Tracking, CallError>) -> Step {
-        verdict_at(NOW, batch, |case| after_submit(case, answer, &[]))
+        verdict_at(NOW, batch, |case| after_submit(case, answer))
     }
 
     fn refused_with(code: &str, class: CodeClass, action: PowerAction, servers: u32) -> Step {

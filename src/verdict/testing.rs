@@ -9,7 +9,7 @@ use crate::model::{
     Baseline, Batch, BatchId, BatchState, CallError, CodeClass, Complaint, JobId, Member, Now,
     PowerAction, RequestId, ServerId, Service, Sighting, Steady, TargetName, UtcMillis,
 };
-use crate::pace::LookTimes;
+use crate::pace::{LearnedTimes, LookTimes};
 
 pub(super) const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
 
@@ -33,6 +33,10 @@ pub(super) fn rules() -> Rules {
             interval_max: Duration::from_secs(30),
         },
     }
+}
+
+pub(super) fn unlearned() -> LearnedTimes {
+    LearnedTimes::new(rules().looks, &[])
 }
 
 pub(super) fn batch(action: PowerAction, state: BatchState, servers: u32) -> Batch {
@@ -77,6 +81,7 @@ pub(super) fn verdict_at(
         batch,
         watch: &Watch::default(),
         rules: &rules(),
+        learned: &unlearned(),
         now,
     })
 }
@@ -127,6 +132,7 @@ impl Looked {
             batch: &self.batch,
             watch: &self.watch,
             rules: &rules,
+            learned: &unlearned(),
             now: at(ended).utc,
         };
         let step = after_look(case, sightings);
@@ -142,6 +148,7 @@ impl Looked {
             batch: &self.batch,
             watch: &self.watch,
             rules: &rules,
+            learned: &unlearned(),
             now: at(second).utc,
         };
         let step = after_failed_look(case, error);

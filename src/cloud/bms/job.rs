@@ -12,8 +12,8 @@ use crate::cloud::complaint::job_complaint;
 use crate::cloud::objects::each_object;
 use crate::cloud::text::Text;
 use crate::model::{
-    CallError, CodeClass, Complaint, Fault, JobId, JobReport, JobStatus, ServerId, SubJob,
-    UtcMillis,
+    CallError, CodeClass, Complaint, Fault, JobId, JobReport, JobStatus, ServerEnds, ServerId,
+    SubJob, UtcMillis,
 };
 
 /// The job of an accepted submit call.
@@ -91,7 +91,24 @@ fn report(body: &JobBody<'_>, status: JobStatus) -> JobReport {
         error,
         sub_jobs,
         duration: body.duration(),
+        server_ends: server_ends(body),
     }
+}
+
+/// None unless the job is over and each of its tasks has an end.
+fn server_ends(body: &JobBody<'_>) -> Option<ServerEnds> {
+    body.end_time.time()?;
+    let begin = body.begin_time.time()?;
+    let mut ends = Vec::with_capacity(body.entities.sub_jobs.0.len());
+    for sub_job in &body.entities.sub_jobs.0 {
+        ends.push(sub_job.end_time.time()?.since(begin));
+    }
+    ends.sort_unstable();
+    let last = ends.len().checked_sub(1)?;
+    Some(ServerEnds {
+        half: ends[last / 2],
+        most: ends[last * 9 / 10],
+    })
 }
 
 fn sub_job(body: &SubJobBody<'_>) -> SubJob {
@@ -143,6 +160,8 @@ impl JobBody<'_> {
 struct SubJobBody<'a> {
     #[serde(borrow, default)]
     status: Text<'a>,
+    #[serde(borrow, default)]
+    end_time: Text<'a>,
     #[serde(borrow, default)]
     entities: Entities<'a>,
     #[serde(borrow, default)]

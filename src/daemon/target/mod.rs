@@ -9,21 +9,24 @@ use std::time::Duration;
 
 use super::task::Task;
 use crate::cloud::{Key, KeyName, Observed, PowerCloud};
+use crate::lifecycle::Step;
 use crate::meter::TargetFacts;
 use crate::model::{
-    Baseline, Batch, Budget, CallError, Head, HoldKind, JobId, Lane, Now, Origin, PowerAction,
-    RequestId, ServerId, Steady, TargetName, UtcMillis,
+    Baseline, Batch, Budget, CallError, Head, HoldKind, JobId, JobReport, Lane, Now, Origin,
+    PowerAction, RequestId, ServerId, Steady, TargetName, UtcMillis,
 };
-use crate::pace::{LookTimes, Pace};
+use crate::pace::{LearnedTimes, LookTimes, Pace};
 use crate::settings::TargetSettings;
 use crate::store::{Store, StoreError, TargetNews, TargetStatus};
 use crate::verdict::Rules;
 use baselines::Baselines;
 use health::Health;
+use learned::Learned;
 
 mod baselines;
 mod health;
 pub(super) mod keys;
+mod learned;
 pub(crate) mod refusals;
 
 pub(super) use health::Consequence;
@@ -48,6 +51,8 @@ pub(super) struct Target {
     origin: Origin,
     cloud: Arc<dyn PowerCloud>,
     rules: Rules,
+    /// What the jobs of each action have shown.
+    learned: Learned,
     health: Health,
     /// The cloud has accepted the key, and has not refused it since.
     key_accepted: bool,
@@ -128,11 +133,13 @@ impl Target {
             store.lift_hold(name, HoldKind::Breaker).await?;
         }
         let pace = Pace::new(rate, calls, now);
+        let rules = rules(settings, configured.attempts_max);
         Ok(Self {
             origin,
             settings: settings.clone(),
             cloud: Arc::clone(configured.cloud),
-            rules: rules(settings, configured.attempts_max),
+            rules,
+            learned: Learned::load(store, name, rules.looks).await?,
             health: Health::new(name.clone(), pace, noted),
             key_accepted: false,
             readiness: Readiness::Unknown,
@@ -152,6 +159,7 @@ impl Target {
         let settings = configured.settings;
         self.health.reconfigure(settings.submits_per_minute);
         self.rules = rules(settings, configured.attempts_max);
+        self.learned.reconfigure(self.rules.looks);
         self.settings = settings.clone();
         self.cloud = Arc::clone(configured.cloud);
         self.noted = None;
@@ -429,6 +437,44 @@ impl Target {
     pub(super) fn look_ended(&mut self, now: Now) -> Now {
         self.call_closes();
         self.looking_since.take().unwrap_or(now)
+    }
+}
+
+// Its jobs.
+impl Target {
+    /// What the jobs of this action have shown.
+    pub(super) fn learned(&self, action: PowerAction) -> &LearnedTimes {
+        self.learned.of(action)
+    }
+
+    /// The actions of which open jobs may have to be looked at sooner than was planned, because of
+    /// what was learned since.
+    pub(super) fn actions_with_news(&self) -> Vec<PowerAction> {
+        let mut actions = PowerAction::ALL.to_vec();
+        actions.retain(|action| self.learned(*action).has_news());
+        actions
+    }
+
+    /// The looks at open jobs of this action are planned as is known now.
+    pub(super) fn news_applied(&mut self, action: PowerAction) {
+        self.learned.of_mut(action).news_applied();
+    }
+
+    /// An answer told of a batch's job.
+    pub(super) fn learn_from_report(&mut self, batch: &Batch, report: &JobReport, now: UtcMillis) {
+        self.learned.note_report(batch, report, now);
+    }
+
+    /// The servers of a batch without a job were looked at, and this follows.
+    pub(super) fn learn_from_look(&mut self, batch: &Batch, step: &Step, now: UtcMillis) {
+        if step.job_ms.is_some() {
+            self.learned.note_servers(batch, now);
+        }
+    }
+
+    /// This follows for a batch.
+    pub(super) fn note_step(&mut self, batch: &Batch, step: &Step) {
+        self.learned.note_step(batch, step);
     }
 }
 

@@ -60,8 +60,9 @@ pub(in crate::store) async fn due_batches(
     due: &DueTarget,
     filter: &DueFilter<'_>,
 ) -> Result<Vec<DueBatch>, StoreError> {
-    let found: Vec<(i64, String, bool, String)> = sqlx::query_as(
-        "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL), next_look_at
+    let found: Vec<DueRow> = sqlx::query_as(
+        "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL) AS by_servers, next_look_at, action,
+                coalesce(submitted_at, intent_at) AS accepted_at, looks
          FROM batches
          WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
            AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
@@ -74,17 +75,70 @@ pub(in crate::store) async fn due_batches(
     .bind(filter.limit)
     .fetch_all(&mut *connection)
     .await?;
-    let mut batches = Vec::with_capacity(found.len());
-    for (id, state, by_servers, at) in found {
-        batches.push(DueBatch {
-            id: BatchId(id),
-            target: due.target.clone(),
-            state: rows::word(&state)?,
-            by_servers,
-            at: time_or_long_ago(at),
-        });
+    found
+        .into_iter()
+        .map(|row| row.into_due(&due.target))
+        .collect()
+}
+
+pub(in crate::store) async fn waiting_jobs(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    action: PowerAction,
+    now: UtcMillis,
+) -> Result<Vec<DueBatch>, StoreError> {
+    let found: Vec<DueRow> = sqlx::query_as(
+        "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_at, intent_at) AS accepted_at, looks
+         FROM batches
+         WHERE state <> 'done' AND target = ?1 AND next_look_at > ?2 AND state = 'tracking' AND job_id IS NOT NULL AND action = ?3",
+    )
+    .bind(&target.0)
+    .bind(text(now))
+    .bind(action.as_str())
+    .fetch_all(connection)
+    .await?;
+    found.into_iter().map(|row| row.into_due(target)).collect()
+}
+
+pub(in crate::store) async fn move_looks(
+    tx: &mut SqliteConnection,
+    looks: &[(BatchId, UtcMillis)],
+) -> Result<(), StoreError> {
+    let looks: Vec<(i64, String)> = looks.iter().map(|(id, at)| (id.0, text(*at))).collect();
+    sqlx::query(
+        "UPDATE batches SET next_look_at = j.value ->> 1 FROM json_each(?1) j WHERE batches.id = j.value ->> 0 AND state <> 'done'",
+    )
+    .bind(serde_json::to_string(&looks).unwrap_or_default())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// An open batch, as a round asks for those that are due.
+#[derive(sqlx::FromRow)]
+struct DueRow {
+    id: i64,
+    state: String,
+    by_servers: bool,
+    next_look_at: String,
+    action: String,
+    accepted_at: String,
+    looks: i64,
+}
+
+impl DueRow {
+    fn into_due(self, target: &TargetName) -> Result<DueBatch, StoreError> {
+        Ok(DueBatch {
+            id: BatchId(self.id),
+            target: target.clone(),
+            state: rows::word(&self.state)?,
+            action: rows::word(&self.action)?,
+            accepted_at: time_or_long_ago(self.accepted_at),
+            looks: u32::try_from(self.looks).unwrap_or(0),
+            by_servers: self.by_servers,
+            at: time_or_long_ago(self.next_look_at),
+        })
     }
-    Ok(batches)
 }
 
 pub(in crate::store) async fn load_batch(
@@ -234,12 +288,15 @@ pub(in crate::store) async fn job_history(
     connection: &mut SqliteConnection,
     target: &TargetName,
     action: PowerAction,
+    limit: usize,
 ) -> Result<Vec<Duration>, StoreError> {
     let took: Vec<i64> = sqlx::query_scalar(
-        "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT 20",
+        "SELECT CAST(job_ms AS INTEGER) FROM batches WHERE target = ?1 AND action = ?2 AND job_ms IS NOT NULL
+         ORDER BY id DESC LIMIT 0 + ?3",
     )
     .bind(&target.0)
     .bind(action.as_str())
+    .bind(limit as i64)
     .fetch_all(&mut *connection)
     .await?;
     Ok(took

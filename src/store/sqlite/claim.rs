@@ -12,9 +12,12 @@ use crate::model::{
     ServerId, UtcMillis,
 };
 
-/// A claim that has parked this many goes with those that it has found by then: the transaction
-/// stays short whatever is in the lane.
+/// A claim that has parked so many goes with those that it has found by then.
 const PARKED_MAX: usize = 2000;
+/// So many are parked in one transaction, which stays short whatever is in the lane.
+const PARKED_AT_ONCE: usize = 500;
+/// So many are parked in the transaction of the claim itself; before more, it is made anew.
+const PARKED_BESIDE: usize = 100;
 
 /// What is claimed, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -174,39 +177,83 @@ pub(in crate::store) async fn claim(
     }
 }
 
-/// The claim's transaction. With `looks`, it parks those who cannot go.
+/// With `looks`, those who cannot go are parked, if they are many in transactions before that of the
+/// claim.
 async fn try_claim(
     store: &Store,
     writer: &mut SqliteConnection,
     claim: &Claim<'_>,
     looks: bool,
 ) -> Result<Option<Batch>, StoreError> {
-    let mut tx = store.begin(writer).await?;
-    if is_held(&mut tx, claim).await? {
-        tx.rollback().await?;
-        return Ok(None);
+    let mut parked = 0;
+    loop {
+        let mut tx = store.begin(writer).await?;
+        match claim_once(&mut tx, claim, looks, PARKED_MAX - parked).await {
+            Ok(Tried::Claimed(batch)) => {
+                tx.commit().await?;
+                return Ok(Some(*batch));
+            }
+            Ok(Tried::Parked { count, is_last }) => {
+                tx.commit().await?;
+                if is_last {
+                    return Ok(None);
+                }
+                parked += count;
+            }
+            Ok(Tried::Nothing) => {
+                tx.rollback().await?;
+                return Ok(None);
+            }
+            Err(error) => {
+                // What the schema refuses may be claimed in another way, on this connection.
+                tx.rollback().await?;
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// What one transaction of a claim came to.
+enum Tried {
+    Claimed(Box<Batch>),
+    /// Requests were parked. Unless this is the last one, the claim is tried again.
+    Parked {
+        count: usize,
+        is_last: bool,
+    },
+    /// Nothing was written.
+    Nothing,
+}
+
+/// One transaction of a claim, which parks no more than about `parked_max` from now on.
+async fn claim_once(
+    tx: &mut SqliteConnection,
+    claim: &Claim<'_>,
+    looks: bool,
+    parked_max: usize,
+) -> Result<Tried, StoreError> {
+    if is_held(tx, claim).await? {
+        return Ok(Tried::Nothing);
     }
     let picked = match claim.which {
-        Which::First(most) => pick_first(&mut tx, claim.lane, most, (looks, claim.now)).await?,
-        Which::These(heads) => pick_these(&mut tx, claim.lane, heads, (looks, claim.now)).await?,
+        Which::First(most) => pick_first(tx, claim.lane, most, (looks, claim.now)).await?,
+        Which::These(heads) => pick_these(tx, claim.lane, heads, (looks, claim.now)).await?,
     };
-    let is_idle = picked.go.is_empty() && picked.parked == 0;
+    let count = picked.parked;
+    if count > PARKED_BESIDE && count < parked_max {
+        let is_last = false;
+        return Ok(Tried::Parked { count, is_last });
+    }
+    let is_idle = picked.go.is_empty() && count == 0;
     if is_idle || claim.bars_one_of(&picked.go) {
-        tx.rollback().await?;
-        return Ok(None);
+        return Ok(Tried::Nothing);
     }
     if picked.go.is_empty() {
-        tx.commit().await?;
-        return Ok(None);
+        let is_last = true;
+        return Ok(Tried::Parked { count, is_last });
     }
-    let claimed = claim_picked(&mut tx, claim, picked.go).await;
-    if claimed.is_err() {
-        // What the schema refuses may be claimed in another way, on this connection.
-        tx.rollback().await?;
-        return claimed.map(Some);
-    }
-    tx.commit().await?;
-    claimed.map(Some)
+    let batch = claim_picked(tx, claim, picked.go).await?;
+    Ok(Tried::Claimed(Box::new(batch)))
 }
 
 async fn is_held(tx: &mut SqliteConnection, claim: &Claim<'_>) -> Result<bool, StoreError> {
@@ -216,7 +263,7 @@ async fn is_held(tx: &mut SqliteConnection, claim: &Claim<'_>) -> Result<bool, S
 }
 
 /// The first requests of a lane that may go, at most `most`. Those that are met on the way and may
-/// not are parked; each is met once.
+/// not are parked, each once, and no more are looked for after `PARKED_AT_ONCE`.
 async fn pick_first(
     tx: &mut SqliteConnection,
     lane: &Lane,
@@ -228,7 +275,7 @@ async fn pick_first(
         let candidates = read_first(tx, lane, most).await?;
         let picked = park_others(tx, candidates, (looks, now)).await?;
         parked += picked.parked;
-        if picked.parked == 0 || parked >= PARKED_MAX {
+        if picked.parked == 0 || parked >= PARKED_AT_ONCE {
             return Ok(Pick {
                 go: picked.go,
                 parked,
@@ -289,7 +336,7 @@ async fn read_first(
 }
 
 /// Parks those of `candidates` that their labels hold; and, with `looks`, those that are behind
-/// another one.
+/// another one. Of very many only the first are parked: the others are met again.
 async fn park_others(
     tx: &mut SqliteConnection,
     mut candidates: Vec<Candidate>,
@@ -298,15 +345,17 @@ async fn park_others(
     let mut parked = 0;
     if looks {
         let behind = find_behind(tx, &candidates).await?;
-        gate::park_behind(tx, &behind).await?;
+        let first: BTreeSet<i64> = behind.iter().take(PARKED_AT_ONCE).copied().collect();
+        gate::park_behind(tx, &first).await?;
         candidates.retain(|candidate| !behind.contains(&candidate.id));
-        parked = behind.len();
+        parked = first.len();
     }
     let held = find_held(tx, &candidates, now).await?;
     if !held.is_empty() {
-        gate::park_held(tx, &held).await?;
+        let first: BTreeSet<i64> = held.iter().take(PARKED_AT_ONCE).copied().collect();
+        gate::park_held(tx, &first).await?;
         candidates.retain(|candidate| !held.contains(&candidate.id));
-        parked += held.len();
+        parked += first.len();
     }
     Ok(Pick {
         go: candidates,

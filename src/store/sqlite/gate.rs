@@ -12,7 +12,17 @@ use sqlx::sqlite::SqliteConnection;
 use super::rows::{self, list};
 use super::{StoreError, text};
 use crate::lifecycle::{Outcome, Return};
-use crate::model::{BatchId, OwnCode, RequestState, ServerId, TargetName, UtcMillis};
+use crate::model::{BatchId, Member, OwnCode, RequestState, ServerId, TargetName, UtcMillis};
+
+/// Batches whose requests leave the line in one transaction: those that have left already are read
+/// again for nothing.
+const LEAVING_TOGETHER: i64 = 4;
+/// Requests that leave the line in one transaction: each touches pages of its own in two indexes,
+/// and what is committed meanwhile waits for it.
+const LEAVING_MAX: i64 = 500;
+/// Servers whose next requests come forward in the transaction that frees them; the others do in
+/// the next rounds. Each of them touches pages of its own in several indexes.
+const FORWARD_AT_ONCE: usize = 200;
 
 /// Held requests looked at in one transaction.
 const HELD_CHUNK: i64 = 1000;
@@ -311,6 +321,34 @@ async fn after_ends(tx: &mut SqliteConnection, ended: &[EndedRow]) -> Result<(),
     Ok(())
 }
 
+/// These requests of a target have ended or gone back to the queue: of each server, the first that
+/// waits behind comes forward, if there are many some in the next rounds.
+pub(super) async fn bring_forward_after(
+    tx: &mut SqliteConnection,
+    target: &TargetName,
+    moved: &[&Member],
+) -> Result<(), StoreError> {
+    if moved.is_empty() || !is_anything_parked(tx, target).await? {
+        return Ok(());
+    }
+    let (first, others) = moved.split_at(moved.len().min(FORWARD_AT_ONCE));
+    bring_forward(tx, target, first.iter().map(|member| &member.server)).await?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO round_notes (request_id, target, server_id)
+         SELECT e.id, e.target, e.server_id FROM json_each(?1) j CROSS JOIN power_requests e ON e.id = j.value
+         WHERE EXISTS (SELECT 1 FROM power_requests m WHERE m.in_line IS NULL AND m.gate = 'behind'
+                       AND m.target = e.target AND m.server_id = e.server_id)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(list(others.iter().map(|member| &member.request.0)))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Requests of these servers have ended, or gone back to the queue, or left the line: of each, the
 /// first that waits behind comes forward, unless an earlier one is in the line, or one runs.
 pub(super) async fn bring_forward<'a>(
@@ -532,41 +570,34 @@ fn freed(rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>) -> Free
     freed
 }
 
-/// Requests of batches that are done leave the line: of about `rows_max` in one transaction.
-/// Returns how many batches have left.
-pub(in crate::store) async fn leave_line(
-    tx: &mut SqliteConnection,
-    rows_max: i64,
-) -> Result<u64, StoreError> {
-    let lingering: Vec<(i64, i64)> = sqlx::query_as(
-        "SELECT l.batch_id, ifnull(b.server_count, 1) FROM lingering_batches l LEFT JOIN batches b ON b.id = l.batch_id
-         ORDER BY l.batch_id LIMIT 0 + ?",
+/// Requests of batches that are done leave the line, some at a time. False if there was nothing left
+/// to do.
+pub(in crate::store) async fn leave_line(tx: &mut SqliteConnection) -> Result<bool, StoreError> {
+    let standing: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT r.id, l.batch_id FROM (SELECT batch_id FROM lingering_batches ORDER BY batch_id LIMIT 0 + ?1) l
+         CROSS JOIN power_requests r ON r.batch_id = l.batch_id
+         WHERE r.finished_at IS NOT NULL AND r.in_line = 1 LIMIT 0 + ?2",
     )
-    .bind(rows_max)
+    .bind(LEAVING_TOGETHER)
+    .bind(LEAVING_MAX)
     .fetch_all(&mut *tx)
     .await?;
-    let mut rows = 0;
-    let mut leaving = Vec::new();
-    for (batch, server_count) in lingering {
-        if rows >= rows_max {
-            break;
-        }
-        rows += server_count.max(1);
-        leaving.push(batch);
-    }
-    let batches = list(&leaving);
     sqlx::query(
-        "UPDATE power_requests SET in_line = NULL WHERE finished_at IS NOT NULL AND in_line = 1
-         AND batch_id IN (SELECT value FROM json_each(?1))",
+        "UPDATE power_requests SET in_line = NULL WHERE id IN (SELECT value FROM json_each(?1))",
     )
-    .bind(&batches)
+    .bind(list(standing.iter().map(|(request, _)| request)))
     .execute(&mut *tx)
     .await?;
-    sqlx::query(
-        "DELETE FROM lingering_batches WHERE batch_id IN (SELECT value FROM json_each(?1))",
+    // Of the last one there may be more.
+    let is_full = standing.len() as i64 == LEAVING_MAX;
+    let first_left = standing.last().filter(|_| is_full);
+    let emptied = sqlx::query(
+        "DELETE FROM lingering_batches WHERE batch_id < ?2
+         AND batch_id IN (SELECT batch_id FROM lingering_batches ORDER BY batch_id LIMIT 0 + ?1)",
     )
-    .bind(&batches)
+    .bind(LEAVING_TOGETHER)
+    .bind(first_left.map_or(i64::MAX, |(_, batch)| *batch))
     .execute(tx)
     .await?;
-    Ok(leaving.len() as u64)
+    Ok(!standing.is_empty() || emptied.rows_affected() > 0)
 }

@@ -8,7 +8,7 @@ use super::gate::{self, Leaving};
 use super::{StoreError, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
-    AttemptResult, Batch, BatchState, JobId, LookCause, RequestId, RequestState, UtcMillis,
+    AttemptResult, Batch, BatchState, JobId, LookCause, Member, RequestId, RequestState, UtcMillis,
 };
 
 /// What follows for one batch.
@@ -131,8 +131,10 @@ impl Record<'_> {
             }
         }
         let members = self.batch.members.iter();
-        let moved = members.filter(|member| self.moved.contains(&member.request));
-        gate::bring_forward(tx, &self.batch.target, moved.map(|member| &member.server)).await
+        let moved: Vec<&Member> = members
+            .filter(|member| self.moved.contains(&member.request))
+            .collect();
+        gate::bring_forward_after(tx, &self.batch.target, &moved).await
     }
 
     /// The ledger of the calls before the one that comes next.

@@ -355,3 +355,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_finished_job_tells_when_its_servers_had_ended() {
+    let with_ends = |ends: [&str; 4], end: &str| {
+        let sub_jobs = ends.map(|end| format!(r#"{{"status":"SUCCESS","end_time":"{end}"}}"#));
+        let sub_jobs = sub_jobs.join(",");
+        job(&format!(
+            r#"{{"status":"SUCCESS","begin_time":"2024-01-02T03:04:00Z","end_time":"{end}","entities":{{"sub_jobs":[{sub_jobs}]}}}}"#
+        ))
+    };
+    let [a, b, c, d] = [10, 20, 30, 50].map(|second| format!("2024-01-02T03:04:{second}Z"));
+    let ends = ServerEnds {
+        half: Duration::from_secs(20),
+        most: Duration::from_secs(30),
+    };
+    let all = [d.as_str(), &a, &c, &b];
+    assert_eq!(with_ends(all, &d).server_ends, Some(ends));
+    assert_eq!(with_ends(all, "").server_ends, None, "it still runs");
+    assert_eq!(with_ends([&d, &a, &c, ""], &d).server_ends, None);
+    assert_eq!(job(r#"{"status":"SUCCESS"}"#).server_ends, None);
+}

@@ -8,6 +8,7 @@
 //! | `producer` | a producer's single INSERTs, alone and beside a daemon at work |
 //! | `claim` | claim, acceptance and outcomes of 1,000 beside few and many rows that wait, ready and parked |
 //! | `look` | one look at a queue in which everything becomes due, expires or is cancelled at once; the overview |
+//! | `growth` | how long a daemon at work holds the write lock at a time, and its memory, however much there is of anything |
 //!
 //! Server ids are random. KB are what the disk was given to write, checkpoints included.
 
@@ -20,8 +21,9 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 
-#[path = "common/mod.rs"]
+#[path = "../common/mod.rs"]
 mod common;
+mod growth;
 
 use common::far::{FarSide, Manner, utc_now};
 use common::figures::{Figures, ratio};
@@ -58,6 +60,7 @@ enum Part {
     Producer,
     Claim,
     Look,
+    Growth,
 }
 
 fn main() {
@@ -86,6 +89,9 @@ fn main() {
         }
         if wanted(Part::Look) {
             look(rows / 10).await;
+        }
+        if wanted(Part::Growth) {
+            growth::measure(rows).await;
         }
     });
 }
