@@ -21,8 +21,8 @@ use poweryard::cloud::auth::AccessKeys;
 use poweryard::cloud::{Credentials, Key, Observed, PowerCloud};
 use poweryard::daemon::{Dispatcher, Round, Task};
 use poweryard::model::{
-    CallError, Fault, JobId, JobReport, JobStatus, Now, PowerAction, ServerId, Steady, SubJob,
-    TargetName, Tracking, UtcMillis,
+    CallError, Fault, JobId, JobReport, JobStatus, Listing, Now, PowerAction, ServerId, Steady,
+    SubJob, TargetName, Tracking, UtcMillis,
 };
 use poweryard::settings::Settings;
 use poweryard::store::{Store, StoreOptions};
@@ -418,6 +418,10 @@ impl PowerCloud for ModelCloud {
             servers.len()
         );
     }
+
+    fn list(&self, _calls_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
+        panic!("nobody wants an inventory");
+    }
 }
 
 /// A call that is being made, first answered first.
@@ -517,7 +521,7 @@ impl Drive {
                     answered: now,
                     is_refused: false,
                 },
-                Task::Look { .. } => panic!("no job is in doubt"),
+                Task::Look { .. } | Task::List { .. } => panic!("no job is in doubt"),
             };
             self.launched += 1;
             let number = self.launched;

@@ -37,7 +37,7 @@ impl Yard {
         let config = format!(
             "[queue]\ndatabase = \"{dir}/queue.db\"\n[batch]\nlinger = \"0ms\"\n\
              [targets.default]\nservice = \"bms\"\nendpoint = \"{base_url}\"\nproject_id = \"{PROJECT}\"\n\
-             allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\n\
+             allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\ninventory_interval = \"off\"\n\
              [targets.default.auth]\nkind = \"aksk\"\n\
              access_key_file = \"{dir}/access_key\"\nsecret_key_file = \"{dir}/secret_key\"\n"
         );

@@ -13,7 +13,9 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Observed;
 use super::auth::Credentials;
 use super::auth::aksk::percent_encode;
-use crate::model::{CallError, CodeClass, Complaint, JobReport, Sighting, Tracking};
+use crate::model::{
+    CallError, CodeClass, Complaint, Extent, JobReport, Listing, Sighting, Tracking,
+};
 
 /// What replaces a secret.
 const BLOT: &str = "***";
@@ -160,6 +162,18 @@ impl Discreet for Observed {
             .values_mut()
             .chain(self.ended_by.as_mut())
             .for_each(|error| error.blot(blots));
+        if let Some(listing) = &mut self.listing {
+            listing.blot(blots);
+        }
+    }
+}
+
+/// Names are the servers' own.
+impl Discreet for Listing {
+    fn blot(&mut self, blots: &Blots) {
+        if let Extent::CutShort(error) = &mut self.extent {
+            error.blot(blots);
+        }
     }
 }
 

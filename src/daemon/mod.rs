@@ -35,6 +35,7 @@ mod follow;
 mod held;
 mod holds;
 mod intake;
+mod inventory;
 mod ledger;
 mod open_batches;
 mod reload;

@@ -109,6 +109,9 @@ pub struct TargetSettings {
     pub first_look: Duration,
     /// Longest time between two looks. Default 30 s.
     pub look_interval_max: Duration,
+    /// The list of servers is read at least this often, for their names; none: it is not read for
+    /// them. Default 10 min.
+    pub inventory_interval: Option<Duration>,
     /// For the TCP and TLS handshakes. Default 10 s, or `request_timeout` if that is less.
     pub connect_timeout: Duration,
     /// For a whole call, body included. Default 60 s.

@@ -16,7 +16,7 @@ pub use client::QueueClient;
 pub use error::StoreError;
 pub(crate) use sqlite::beside;
 pub use sqlite::{
-    Asked, Changes, DaemonInfo, DueTarget, EndedCounts, Hands, HeldPlace, NotedPace, Prune,
-    QueueLock, RefusedKey, Restored, Running, Snapshot, Store, StoreOptions, TakenIn, TargetNews,
-    Which, daemon_on,
+    Asked, Changes, DaemonInfo, DueTarget, EndedCounts, GoneChunk, Hands, HeldPlace, InventoryNote,
+    InventorySync, NotedPace, Prune, QueueLock, RefusedKey, Restored, Running, SEEN_AT_AGE_MAX,
+    SERVERS_CHUNK, Snapshot, Store, StoreOptions, TakenIn, TargetNews, Which, daemon_on,
 };

@@ -1,0 +1,205 @@
+//! The table `servers`, and the wishes for a fresh inventory. The only place that writes them.
+//!
+//! A row is written again only where something has changed or its `seen_at` has become old, so that
+//! a quiet fleet of ten thousand costs little.
+
+use std::time::Duration;
+
+use super::{Store, StoreError, rows, text};
+use crate::model::{ListedServer, TargetName, UtcMillis};
+
+/// Servers that one transaction writes or looks at. It has to end within a few milliseconds.
+pub const SERVERS_CHUNK: usize = 250;
+
+/// Servers that a walk looks at at once.
+const WALK_CHUNK: usize = 1000;
+
+/// How old `servers.seen_at` may be while lists show the server.
+pub const SEEN_AT_AGE_MAX: Duration = Duration::from_secs(3600);
+
+/// How long wishes that came true are kept.
+const SYNCS_KEPT_FOR: Duration = Duration::from_secs(3600);
+
+/// What the queue knows of a target's inventory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InventoryNote {
+    /// When the list was last read in full.
+    pub read_at: Option<UtcMillis>,
+    /// Why the last try to read it failed; none once one succeeds.
+    pub error: Option<String>,
+}
+
+/// A wish for a fresh inventory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InventorySync {
+    /// Its row.
+    pub id: i64,
+    /// Whose list; none: those of all targets.
+    pub target: Option<TargetName>,
+}
+
+/// One chunk of a walk through the servers of a target.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GoneChunk {
+    /// Those that are gone.
+    pub gone: Vec<String>,
+    /// Behind which server the walk goes on; none: it has ended.
+    pub next: Option<String>,
+}
+
+impl Store {
+    /// What is known of the target's inventory.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn inventory_of(&self, target: &TargetName) -> Result<InventoryNote, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let found: Option<(Option<Vec<u8>>, Option<Vec<u8>>)> = sqlx::query_as(
+            "SELECT CAST(inventory_at AS BLOB), CAST(inventory_error AS BLOB) FROM targets WHERE target = ?",
+        )
+        .bind(&target.0)
+        .fetch_optional(&mut *writer)
+        .await?;
+        Ok(
+            found.map_or_else(InventoryNote::default, |(at, error)| InventoryNote {
+                read_at: rows::readable_time(at.map(rows::lossy)),
+                error: error.map(rows::lossy),
+            }),
+        )
+    }
+
+    /// Stores what a list showed at `at` of these servers, which are one chunk of it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn note_servers(
+        &self,
+        target: &TargetName,
+        servers: &[ListedServer],
+        at: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let listed: Vec<[&str; 4]> = servers
+            .iter()
+            .map(|server| {
+                [
+                    server.id.0.as_str(),
+                    &server.name,
+                    server.power.as_str(),
+                    &server.status,
+                ]
+            })
+            .collect();
+        let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
+        sqlx::query(
+            "INSERT INTO servers (target, server_id, name, power, status, seen_at)
+             SELECT ?1, j.value ->> 0, j.value ->> 1, j.value ->> 2, j.value ->> 3, ?3 FROM json_each(?2) j WHERE 1
+             ON CONFLICT (target, server_id) DO UPDATE SET name = excluded.name, power = excluded.power,
+                 status = excluded.status, seen_at = excluded.seen_at, gone_at = NULL
+             WHERE name IS NOT excluded.name OR power IS NOT excluded.power OR status IS NOT excluded.status
+                 OR gone_at IS NOT NULL OR seen_at <= ?4",
+        )
+        .bind(&target.0)
+        .bind(serde_json::to_string(&listed).unwrap_or_default())
+        .bind(text(at))
+        .bind(text(at.before(SEEN_AT_AGE_MAX)))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
+    }
+
+    /// Marks the servers behind `after` that a whole list lacked at `at`: those for whose ids
+    /// `is_listed` is false. A chunk at a time; begin with an empty `after`. What was first seen
+    /// after `at` is left alone.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn mark_gone(
+        &self,
+        target: &TargetName,
+        after: &str,
+        at: UtcMillis,
+        is_listed: impl Fn(&str) -> bool,
+    ) -> Result<GoneChunk, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let present: Vec<String> = sqlx::query_scalar(
+            "SELECT server_id FROM servers WHERE target = ?1 AND server_id > ?2 AND gone_at IS NULL AND seen_at <= ?3
+             ORDER BY server_id LIMIT ?4",
+        )
+        .bind(&target.0)
+        .bind(after)
+        .bind(text(at))
+        .bind(i64::try_from(WALK_CHUNK).unwrap_or(i64::MAX))
+        .fetch_all(&mut *writer)
+        .await?;
+        let next = (present.len() >= WALK_CHUNK)
+            .then(|| present.last().cloned())
+            .flatten();
+        let gone: Vec<String> = present
+            .into_iter()
+            .filter(|server| !is_listed(server))
+            .collect();
+        if gone.is_empty() {
+            return Ok(GoneChunk { gone, next });
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        // Lists have shown them up to the one before, even if their rows were not written again.
+        sqlx::query(
+            "UPDATE servers SET gone_at = ?3,
+                 seen_at = max(seen_at, ifnull((SELECT inventory_at FROM targets WHERE target = ?1), ''))
+             WHERE target = ?1 AND server_id IN (SELECT value FROM json_each(?2))",
+        )
+        .bind(&target.0)
+        .bind(serde_json::to_string(&gone).unwrap_or_default())
+        .bind(text(at))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(GoneChunk { gone, next })
+    }
+
+    /// Stores when the target's list was last read in full, and why the last try failed.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn note_inventory(
+        &self,
+        target: &TargetName,
+        note: &InventoryNote,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
+        sqlx::query("UPDATE targets SET inventory_at = ?2, inventory_error = ?3 WHERE target = ?1")
+            .bind(&target.0)
+            .bind(note.read_at.map(text))
+            .bind(&note.error)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await
+    }
+
+    /// A wish came true, or did not, because of `error`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn end_sync(
+        &self,
+        id: i64,
+        error: Option<&str>,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock().await;
+        let mut tx = self.begin(&mut writer).await?;
+        sqlx::query("UPDATE inventory_syncs SET done_at = ?2, error = ?3 WHERE id = ?1")
+            .bind(id)
+            .bind(text(now))
+            .bind(error)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM inventory_syncs WHERE done_at < ?")
+            .bind(text(now.before(SYNCS_KEPT_FOR)))
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await
+    }
+}
