@@ -69,6 +69,21 @@ impl ServerId {
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     }
 
+    /// True for a UUID, with its dashes or without.
+    pub fn is_uuid(text: &str) -> bool {
+        let stored = Self::as_stored(text);
+        let mut parts = stored.split('-');
+        let is_part = |length: usize, part: Option<&str>| {
+            part.is_some_and(|part| {
+                part.len() == length && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+            })
+        };
+        [8, 4, 4, 4, 12]
+            .into_iter()
+            .all(|length| is_part(length, parts.next()))
+            && parts.next().is_none()
+    }
+
     /// The id as the queue stores it: a UUID without its dashes gets them, anything else stays as
     /// it is. The schema does the same with `power_requests.server_id`.
     pub fn as_stored(text: &str) -> String {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::cli::output;
 use crate::cli::pause::resume_command;
+use crate::cli::servers;
 use crate::model::{
     BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis,
 };
@@ -64,7 +65,11 @@ impl Facts {
             .unwrap_or_default();
         format!(
             "Request {}: {} server {} on target {}; inserted at {}{who}.",
-            request.id, request.action, request.server_id, request.target, request.created_at
+            request.id,
+            request.action,
+            servers::shown(&request.server_id, request.name.as_deref()),
+            request.target,
+            request.created_at
         )
     }
 

@@ -14,14 +14,18 @@ use super::sqlite::{BUSY_TIMEOUT, schema};
 
 mod backup;
 mod keys;
+mod names;
 mod overview;
 mod read;
 mod records;
 mod write;
 
+pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use read::{Filter, Labelled};
-pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};
+pub use records::{
+    AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord, ServerRecord,
+};
 pub use write::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
 
 /// What a command means to do with the queue.

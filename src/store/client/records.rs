@@ -5,7 +5,8 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
-/// One row of `power_requests`: the columns of the contract, in its order.
+/// One row of `power_requests`: the columns of the contract, in its order, and the server's name
+/// as lists have shown it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[expect(
     missing_docs,
@@ -14,6 +15,7 @@ use sqlx::{FromRow, Row};
 pub struct RequestRecord {
     pub id: i64,
     pub server_id: String,
+    pub name: Option<String>,
     pub action: String,
     pub target: String,
     pub priority: i64,
@@ -108,6 +110,22 @@ pub struct HoldRecord {
     pub until: Option<String>,
 }
 
+/// One row of `servers`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[expect(
+    missing_docs,
+    reason = "the fields are the columns, which the contract and the schema describe"
+)]
+pub struct ServerRecord {
+    pub target: String,
+    pub server_id: String,
+    pub name: String,
+    pub power: String,
+    pub status: String,
+    pub seen_at: String,
+    pub gone_at: Option<String>,
+}
+
 impl HoldRecord {
     /// True if it is about this target and action, whether or not its time has passed.
     pub fn covers(&self, target: &str, action: &str) -> bool {
@@ -159,6 +177,7 @@ macro_rules! from_columns {
 from_columns!(RequestRecord {
     id: whole,
     server_id: text,
+    name: maybe_text,
     action: text,
     target: text,
     priority: whole,
@@ -217,6 +236,16 @@ from_columns!(AttemptRecord {
     error_message: maybe_text,
     started_at: text,
     finished_at: maybe_text,
+});
+
+from_columns!(ServerRecord {
+    target: text,
+    server_id: text,
+    name: text,
+    power: text,
+    status: text,
+    seen_at: text,
+    gone_at: maybe_text,
 });
 
 from_columns!(HoldRecord {
