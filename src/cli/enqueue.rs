@@ -166,7 +166,12 @@ fn listed(text: &str, file: &str) -> Vec<Word> {
 
 fn without_comment(line: &str) -> &str {
     let mut hashes = line.match_indices('#').map(|(at, _)| at);
-    let begins_comment = |at: &usize| line[..*at].chars().next_back().is_none_or(char::is_whitespace);
+    let begins_comment = |at: &usize| {
+        line[..*at]
+            .chars()
+            .next_back()
+            .is_none_or(char::is_whitespace)
+    };
     match hashes.find(begins_comment) {
         Some(at) => &line[..at],
         None => line,
@@ -250,7 +255,10 @@ mod tests {
         let text = "\u{feff}# rack 7\r\n\r\nserver-1\r\n  rack#7 left  # the noisy one\n";
         assert_eq!(
             listed(text, "f"),
-            [Word::line("server-1", "f", 3), Word::line("rack#7 left", "f", 4)]
+            [
+                Word::line("server-1", "f", 3),
+                Word::line("rack#7 left", "f", 4)
+            ]
         );
     }
 }

@@ -162,6 +162,15 @@ async fn sync(context: &Context, args: SyncArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Write).await?;
     require_daemon(&client)?;
     let target = args.target.as_deref();
+    if let Some(target) = target
+        && let Some(warning) = args::stranger(context, &args.queue, &mut client, target).await?
+    {
+        output::note(&warning);
+        return Err(Failure::Usage(format!(
+            "there is no list of servers to read for target {}",
+            visible(target)
+        )));
+    }
     let wish = client.wish_for_inventory(target).await?;
     let end = Instant::now().checked_add(args.timeout);
     let error = loop {

@@ -65,7 +65,8 @@ pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failu
 fn table(requests: &[RequestRecord]) -> String {
     let mut table = Table::new(
         &[
-            "ID", "TARGET", "SERVER", "NAME", "ACTION", "STATE", "EVIDENCE", "ERROR", "LABEL", "CREATED",
+            "ID", "TARGET", "SERVER", "NAME", "ACTION", "STATE", "EVIDENCE", "ERROR", "LABEL",
+            "CREATED",
         ],
         &[0],
     );

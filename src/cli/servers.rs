@@ -272,7 +272,10 @@ fn ambiguity(servers: &[ServerRecord]) -> String {
 
 fn unknown(target: Option<&str>, hints: &Hints) -> String {
     let mut sentence = match target {
-        Some(target) => format!("is neither the id nor the name of a server of target {}", visible(target)),
+        Some(target) => format!(
+            "is neither the id nor the name of a server of target {}",
+            visible(target)
+        ),
         None => "is neither the id nor the name of a server".to_owned(),
     };
     if let Some(gone) = &hints.gone {

@@ -204,7 +204,9 @@ pub(super) fn summary(followed: &Followed) -> String {
     let mut text = outcome_table(followed);
     if !followed.others.is_empty() {
         let mut others = Table::new(
-            &["ID", "SERVER", "NAME", "ACTION", "STATE", "ERROR", "MESSAGE"],
+            &[
+                "ID", "SERVER", "NAME", "ACTION", "STATE", "ERROR", "MESSAGE",
+            ],
             &[0],
         );
         for request in followed.others.iter().take(NAMED_MAX) {

@@ -206,11 +206,12 @@ impl QueueClient {
 
     /// How that wish has ended: with this error, if with any. None while it has not.
     pub async fn wish_end(&mut self, id: i64) -> Result<Option<Option<String>>, StoreError> {
-        let found: Option<Option<String>> =
-            sqlx::query_scalar("SELECT error FROM inventory_syncs WHERE id = ? AND done_at IS NOT NULL")
-                .bind(id)
-                .fetch_optional(&mut self.connection)
-                .await?;
+        let found: Option<Option<String>> = sqlx::query_scalar(
+            "SELECT error FROM inventory_syncs WHERE id = ? AND done_at IS NOT NULL",
+        )
+        .bind(id)
+        .fetch_optional(&mut self.connection)
+        .await?;
         Ok(found)
     }
 
