@@ -419,7 +419,7 @@ impl PowerCloud for ModelCloud {
         );
     }
 
-    fn list(&self, _calls_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
+    fn list(&self, _pages_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
         panic!("nobody wants an inventory");
     }
 }

@@ -168,10 +168,10 @@ impl PowerCloud for CloudDc {
         })
     }
 
-    fn list(&self, calls_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
+    fn list(&self, pages_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
         Box::pin(async move {
             self.session
-                .discreet(self.looking.read_list(self, calls_max).await)
+                .discreet(self.looking.read_list(self, pages_max).await)
         })
     }
 }

@@ -85,15 +85,15 @@ pub struct Page<P> {
 enum Goal<'a> {
     /// Until all of these have been seen.
     See(&'a HashSet<&'a ServerId>),
-    /// To its end, or so many calls.
-    ReadAll { calls_max: usize },
+    /// To its end, or so many pages.
+    ReadAll { pages_max: usize },
 }
 
 impl Goal<'_> {
-    fn calls_max(&self) -> usize {
+    fn pages_max(&self) -> usize {
         match self {
             Self::See(_) => PAGES_MAX,
-            Self::ReadAll { calls_max } => *calls_max,
+            Self::ReadAll { pages_max } => *pages_max,
         }
     }
 
@@ -350,22 +350,22 @@ impl Looking {
         look.end(servers)
     }
 
-    /// Reads the list with at most `calls_max` calls: see `PowerCloud::list`.
+    /// Reads at most `pages_max` pages of the list: see `PowerCloud::list`.
     ///
     /// # Errors
     /// See `PowerCloud::list`.
     pub(crate) async fn read_list(
         &self,
         reader: &impl ServerReader,
-        calls_max: usize,
+        pages_max: usize,
     ) -> Result<Listing, CallError> {
         let mut look = LookSoFar::default();
-        self.list(reader, Goal::ReadAll { calls_max }, &mut look)
+        self.list(reader, Goal::ReadAll { pages_max }, &mut look)
             .await;
         let mut listing = look
             .listing()
             .ok_or_else(|| look.list_failure.unwrap_or_else(not_asked))?;
-        if listing.extent == Extent::Part && calls_max >= PAGES_MAX {
+        if listing.extent == Extent::Part && pages_max >= PAGES_MAX {
             listing.extent = Extent::CutShort(no_end());
         }
         Ok(listing)
@@ -386,17 +386,22 @@ impl Looking {
             (Instant::now(), PageSizes::begin(before), HashSet::new());
         let mut place = Some(reader.first_page());
         let mut calls = 0;
+        let mut pages = 0;
         let mut skipped = 0;
         let mut failure = None;
         let mut hole = None;
         look.was_listed = true;
-        while let Some(here) = place.take().filter(|_| calls < goal.calls_max()) {
+        while calls < PAGES_MAX
+            && pages < goal.pages_max()
+            && let Some(here) = place.take()
+        {
             calls += 1;
             let asked_at = Instant::now();
             match reader.page(here.clone(), sizes.limit()).await {
                 Ok(page) => {
                     look.slowest = look.slowest.max(asked_at.elapsed());
                     sizes.page_read();
+                    pages += 1;
                     failure = None;
                     let known_before = known.len();
                     known.extend(page.servers.iter().map(|entry| entry.id.clone()));

@@ -37,8 +37,8 @@ pub use bms::Bms;
 pub use clouddc::CloudDc;
 use http::Wire;
 
-/// Calls that are enough for any list that `PowerCloud::list` reads to its end.
-pub const LIST_CALLS_MAX: usize = looking::PAGES_MAX;
+/// Pages of the longest list that `PowerCloud::list` reads to its end.
+pub const LIST_PAGES_MAX: usize = looking::PAGES_MAX;
 
 /// Tells the time, for signatures and for the life of tokens; tests fix it.
 pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
@@ -167,12 +167,12 @@ pub trait PowerCloud: Send + Sync {
     fn observe<'a>(&'a self, servers: &'a [ServerId])
     -> BoxFuture<'a, Result<Observed, CallError>>;
 
-    /// Reads the list of servers, to its end if `calls_max` calls suffice. What was read before a
-    /// failure counts.
+    /// Reads the list of servers, to its end if it has no more than `pages_max` pages. What was read
+    /// before a failure counts.
     ///
     /// # Errors
     /// Only where no page at all could be read.
-    fn list(&self, calls_max: usize) -> BoxFuture<'_, Result<Listing, CallError>>;
+    fn list(&self, pages_max: usize) -> BoxFuture<'_, Result<Listing, CallError>>;
 }
 
 /// What a look showed, server by server.

@@ -119,16 +119,16 @@ impl AnswerPass<'_> {
         };
         target.list_ended();
         let is_former = *target.origin() != wish.origin;
+        let failure = inventory::what_failed(&answer);
+        let is_refused = failure.is_some_and(|error| error.fault == Fault::Credentials);
         let call = SignedCall {
             target: &wish.target,
             signed,
-            error: inventory::what_failed(&answer),
+            // A page that was read shows that the key is accepted.
+            error: failure.filter(|_| is_refused || answer.is_err()),
         };
         self.learn_of_key(call).await;
-        if call
-            .error
-            .is_some_and(|error| error.fault == Fault::Credentials)
-        {
+        if is_refused {
             self.learn_from_read(call).await;
         }
         if let Some(target) = self.targets.get(&wish.target).filter(|_| !is_former) {

@@ -15,7 +15,7 @@ use super::holds::Holds;
 use super::target::keys::{self, RefusedKeys};
 use super::target::{Target, Targets};
 use super::task::Round;
-use crate::cloud::LIST_CALLS_MAX;
+use crate::cloud::LIST_PAGES_MAX;
 use crate::model::{CallError, Extent, HoldKind, Listing, Now, Steady, TargetName, UtcMillis};
 use crate::store::{InventorySync, Snapshot, Store, StoreError};
 use stock::{Arrival, Stock, Write};
@@ -312,13 +312,13 @@ impl InventoryPass<'_> {
             return;
         }
         // Calls wait while the first one shows whether the key is accepted: it has to be short.
-        let calls_max = if target.is_key_accepted() {
-            LIST_CALLS_MAX
+        let pages_max = if target.is_key_accepted() {
+            LIST_PAGES_MAX
         } else {
             1
         };
         if let Some(target) = self.targets.get_mut(name) {
-            self.round.tasks.push(target.list(calls_max, now));
+            self.round.tasks.push(target.list(pages_max, now));
         }
     }
 }

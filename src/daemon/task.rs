@@ -100,8 +100,8 @@ pub struct ListWish {
     pub origin: Origin,
     /// When the reading begins.
     pub began: Steady,
-    /// Most calls that are made.
-    pub calls_max: usize,
+    /// Most pages that are read.
+    pub pages_max: usize,
 }
 
 /// A task at the moment of its beginning.
@@ -244,7 +244,7 @@ impl Task {
                 }
             }
             Self::List { wish, cloud } => {
-                let answer = cloud.list(wish.calls_max).await;
+                let answer = cloud.list(wish.pages_max).await;
                 Finished::Listed {
                     wish,
                     answer,

@@ -320,9 +320,9 @@ async fn servers_that_never_answer_keep_a_look_within_what_proofs_allow() {
     }
 }
 
-async fn read_list(project: &Project, calls_max: usize) -> Result<Listing, CallError> {
+async fn read_list(project: &Project, pages_max: usize) -> Result<Listing, CallError> {
     Looking::new(SETTLE_TIME)
-        .read_list(project, calls_max)
+        .read_list(project, pages_max)
         .await
 }
 
@@ -362,6 +362,13 @@ async fn a_list_that_was_not_read_in_full_says_so() {
         (listing.servers.len(), listing.extent),
         (1_000, Extent::Part)
     );
+    let small_pages = Project {
+        listed: 3_000,
+        limit_max: Some(300),
+        ..Project::default()
+    };
+    let listing = read_list(&small_pages, 1).await.expect("one page");
+    assert_eq!((listing.servers.len(), listing.extent), (250, Extent::Part));
     let endless = Project {
         listed: usize::MAX,
         ..Project::default()

@@ -445,7 +445,7 @@ impl Target {
     }
 
     /// The call that reads the list of its servers.
-    pub(super) fn list(&mut self, calls_max: usize, now: Now) -> Task {
+    pub(super) fn list(&mut self, pages_max: usize, now: Now) -> Task {
         self.is_listing = true;
         self.call_opens(now.steady);
         Task::List {
@@ -453,7 +453,7 @@ impl Target {
                 target: self.settings.name.clone(),
                 origin: self.origin.clone(),
                 began: now.steady,
-                calls_max,
+                pages_max,
             },
             cloud: Arc::clone(&self.cloud),
         }
