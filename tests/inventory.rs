@@ -215,6 +215,91 @@ async fn without_a_daemon_no_list_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_vanished_while_no_daemon_ran_is_marked_at_the_next_start() {
+    let scene = Scene::new(&servers(3), &[ONCE]).await;
+    let Scene {
+        yard,
+        daemon,
+        mut producer,
+    } = scene;
+    wait_for(&mut producer, READ_IN_FULL, "1").await;
+    daemon.stop().await;
+    yard.cloud.set_missing(&id(&yard, 2), true);
+    let daemon = yard.start();
+    wait_for(&mut producer, PRESENT, "2").await;
+    let order = "SELECT seen_at < gone_at FROM servers WHERE gone_at IS NOT NULL";
+    assert_eq!(text(&mut producer, order).await, "1");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_lets_submits_go_first_and_does_not_hold_them_up() {
+    let scenario = "[latency]\nlist_ms = [60000, 60000]\n[bms]\nservers = 4\nrunning = 1.0\n\
+                    operation_ms = [100, 200]\n";
+    let scene = Scene::new(scenario, &[OFF]).await;
+    let Scene {
+        mut yard,
+        daemon,
+        mut producer,
+    } = scene;
+    daemon.stop().await;
+    let first: Vec<String> = vec![yard.server(1), yard.server(2)];
+    common::insert_many(&mut producer, &first, "reboot").await;
+    yard.set(ONCE);
+    let daemon = yard.start();
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
+        "0",
+    )
+    .await;
+    let calls = yard.cloud.calls();
+    assert_eq!(calls[0].call, Call::Submit, "{calls:?}");
+    // The list is being read now, for a minute.
+    process::until("the list was asked for", || {
+        yard.cloud
+            .calls()
+            .iter()
+            .any(|call| call.call == Call::List)
+    })
+    .await;
+    let second: Vec<String> = vec![yard.server(3), yard.server(4)];
+    common::insert_many(&mut producer, &second, "reboot").await;
+    common::outcomes(&mut producer).await;
+    assert_eq!(text(&mut producer, READ_IN_FULL).await, "0");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_key_costs_one_refusal_and_says_so() {
+    let yard = {
+        let mut yard = Yard::new(&servers(2)).await;
+        yard.set(EVERY_SECOND);
+        yard
+    };
+    let settings = yard.settings();
+    common::secret(
+        yard.dir.path(),
+        "secret-key",
+        "another-secret-key-of-somebody",
+    );
+    let daemon = yard.start_with(settings);
+    let mut producer = yard.producer().await;
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM holds WHERE kind = 'credentials'",
+        "1",
+    )
+    .await;
+    let sync = said(&yard, &["inventory", "sync"]).await;
+    assert_eq!(sync.status.code(), Some(1), "{sync:?}");
+    assert!(err(&sync).contains("refuses the credentials"), "{sync:?}");
+    let bad = scene::bad_signatures(&yard);
+    assert!(bad <= 2, "{bad} bad signatures");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_servers_are_ten_pages() {
     let mut scene = Scene::new(&servers(9_999), &[ONCE]).await;
     scene.wait_for(READ_IN_FULL, "1").await;

@@ -248,7 +248,7 @@ impl LookSoFar {
             return None;
         }
         let extent = match &self.list_failure {
-            Some(error) => Extent::CutShort(error.clone()),
+            Some(error) => Extent::CutShort(Box::new(error.clone())),
             None if !self.end_was_read => Extent::Part,
             None if self.is_filtered => Extent::Filtered,
             None => Extent::Whole,
@@ -366,7 +366,7 @@ impl Looking {
             .listing()
             .ok_or_else(|| look.list_failure.unwrap_or_else(not_asked))?;
         if listing.extent == Extent::Part && pages_max >= PAGES_MAX {
-            listing.extent = Extent::CutShort(no_end());
+            listing.extent = Extent::CutShort(Box::new(no_end()));
         }
         Ok(listing)
     }

@@ -142,8 +142,8 @@ pub(super) fn what_failed(answer: &Result<Listing, CallError>) -> Option<&CallEr
         Ok(Listing {
             extent: Extent::CutShort(error),
             ..
-        })
-        | Err(error) => Some(error),
+        }) => Some(error),
+        Err(error) => Some(error),
         Ok(_) => None,
     }
 }

@@ -34,7 +34,7 @@ pub enum Extent {
     /// As far as was wanted.
     Part,
     /// Something ended it before.
-    CutShort(CallError),
+    CutShort(Box<CallError>),
 }
 
 impl Extent {

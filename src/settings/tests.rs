@@ -217,7 +217,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        5 + 20 + 3 + 2 + 1 + 4 + 4 + 3 + 2,
+        5 + 21 + 3 + 2 + 1 + 4 + 4 + 3 + 2,
         "{messages}"
     );
     for key in known

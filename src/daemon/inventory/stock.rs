@@ -474,7 +474,7 @@ mod tests {
         for extent in [
             Extent::Part,
             Extent::Filtered,
-            Extent::CutShort(error(Fault::Unavailable)),
+            Extent::CutShort(Box::new(error(Fault::Unavailable))),
         ] {
             stock.take(own(3, extent, at(1)), INTERVAL, at(1));
             assert_eq!(write_all(&mut stock), (0, 0));

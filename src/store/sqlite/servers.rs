@@ -47,6 +47,13 @@ pub struct GoneChunk {
     pub next: Option<String>,
 }
 
+/// An `InventoryNote` as the queue has it.
+#[derive(sqlx::FromRow)]
+struct NoteRow {
+    read_at: Option<Vec<u8>>,
+    error: Option<Vec<u8>>,
+}
+
 impl Store {
     /// What is known of the target's inventory.
     ///
@@ -54,16 +61,17 @@ impl Store {
     /// Those of the store.
     pub async fn inventory_of(&self, target: &TargetName) -> Result<InventoryNote, StoreError> {
         let mut writer = self.writer.lock().await;
-        let found: Option<(Option<Vec<u8>>, Option<Vec<u8>>)> = sqlx::query_as(
-            "SELECT CAST(inventory_at AS BLOB), CAST(inventory_error AS BLOB) FROM targets WHERE target = ?",
+        let found: Option<NoteRow> = sqlx::query_as(
+            "SELECT CAST(inventory_at AS BLOB) AS read_at, CAST(inventory_error AS BLOB) AS error FROM targets
+             WHERE target = ?",
         )
         .bind(&target.0)
         .fetch_optional(&mut *writer)
         .await?;
         Ok(
-            found.map_or_else(InventoryNote::default, |(at, error)| InventoryNote {
-                read_at: rows::readable_time(at.map(rows::lossy)),
-                error: error.map(rows::lossy),
+            found.map_or_else(InventoryNote::default, |row| InventoryNote {
+                read_at: rows::readable_time(row.read_at.map(rows::lossy)),
+                error: row.error.map(rows::lossy),
             }),
         )
     }

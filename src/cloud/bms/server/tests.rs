@@ -64,13 +64,13 @@ fn the_documented_list_and_details_are_read() {
             Listed {
                 id: id("b544be62-1b3b-4982-ad98-572b002ac23b"),
                 view: Some(RUNNING),
-                name: "NAME1".to_owned(),
+                name: "bms-test1".to_owned(),
                 status: "ACTIVE".to_owned(),
             },
             Listed {
                 id: id("a1541cfc-8ac3-43e9-a70d-b8d4b395b256"),
                 view: Some(STOPPED),
-                name: "NAME2".to_owned(),
+                name: "bms_test2".to_owned(),
                 status: "SHUTOFF".to_owned(),
             },
         ]

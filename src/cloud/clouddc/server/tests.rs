@@ -134,7 +134,7 @@ fn every_example_is_read_as_expected() {
             servers: vec![Listed {
                 id: id(ID),
                 view: Some(running),
-                name: "NAME".to_owned(),
+                name: "rack07-node12".to_owned(),
                 status: "power-on-succeed".to_owned(),
             }],
             next: Some(ID.to_owned()),
