@@ -106,8 +106,8 @@ fn key(server: ServerRecord) -> (String, String) {
     (server.target, server.server_id)
 }
 
-/// A row is not written each time that a list shows its server unchanged: whoever is not gone was
-/// in the list that was read last.
+/// A row is not written each time that a list shows its server unchanged: a server that is not gone
+/// was in the list that was read last.
 fn show_age(server: &mut ServerRecord, summaries: &[InventorySummary]) {
     let read_at = summaries
         .iter()

@@ -308,7 +308,7 @@ fn not_asked() -> CallError {
 }
 
 fn no_end() -> CallError {
-    let what = format!("the list of servers does not end within {PAGES_MAX} pages");
+    let what = format!("the list of servers has no end, or more than {PAGES_MAX} pages");
     not_sent(Fault::Unavailable, what)
 }
 
