@@ -247,10 +247,11 @@ async fn find(
     let mut query = QueryBuilder::<Sqlite>::new("SELECT j.key AS word, s.* FROM json_each(");
     query
         .push_bind(serde_json::to_string(&words).unwrap_or_default())
-        .push(") j CROSS JOIN servers s ON ");
+        .push(") j CROSS JOIN servers s ");
     query.push(match column {
-        Column::Id => "s.server_id = j.value",
-        Column::Name => "s.name = j.value AND s.gone_at IS NULL",
+        Column::Id => "ON s.server_id = j.value",
+        // SQLite would rather walk through all servers of the target for each word.
+        Column::Name => "INDEXED BY servers_name ON s.name = j.value AND s.gone_at IS NULL",
     });
     if let Some(target) = target {
         query.push(" AND s.target = ").push_bind(target.to_owned());
