@@ -21,8 +21,8 @@ use poweryard::cloud::auth::AccessKeys;
 use poweryard::cloud::{Credentials, Key, Observed, PowerCloud};
 use poweryard::daemon::{Dispatcher, Round, Task};
 use poweryard::model::{
-    CallError, Fault, JobId, JobReport, JobStatus, Now, PowerAction, ServerEnds, ServerId, Steady,
-    SubJob, TargetName, Tracking, UtcMillis,
+    CallError, Fault, JobId, JobReport, JobStatus, Listing, Now, PowerAction, ServerEnds, ServerId,
+    Steady, SubJob, TargetName, Tracking, UtcMillis,
 };
 use poweryard::settings::Settings;
 use poweryard::store::{Store, StoreOptions};
@@ -422,6 +422,10 @@ impl PowerCloud for ModelCloud {
             servers.len()
         );
     }
+
+    fn list(&self, _pages_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
+        panic!("nobody wants an inventory");
+    }
 }
 
 /// A call that is being made, first answered first.
@@ -521,7 +525,7 @@ impl Drive {
                     answered: now,
                     is_refused: false,
                 },
-                Task::Look { .. } => panic!("no job is in doubt"),
+                Task::Look { .. } | Task::List { .. } => panic!("no job is in doubt"),
             };
             self.launched += 1;
             let number = self.launched;
@@ -564,7 +568,7 @@ fn settings(dir: &Path, limit: Limit) -> Settings {
     let text = format!(
         "[queue]\ndatabase = \"{dir}/queue.db\"\n[batch]\nlinger = \"0ms\"\n\
          [targets.default]\nservice = \"bms\"\nendpoint = \"https://bms.example.com\"\nproject_id = \"p\"\n\
-         batch_servers_max = 1\nsubmits_per_minute = {submits}\nsubmits_open_max = {OPEN_MAX}\n\
+         batch_servers_max = 1\nsubmits_per_minute = {submits}\nsubmits_open_max = {OPEN_MAX}\ninventory_interval = \"off\"\n\
          [targets.default.auth]\nkind = \"aksk\"\naccess_key_file = \"{dir}/a\"\nsecret_key_file = \"{dir}/s\"\n"
     );
     Settings::parse(&text, Path::new("bench.toml")).expect("valid")

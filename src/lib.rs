@@ -157,6 +157,13 @@
 //! eight while fewer than 32 are open in all: an answer can be a quarter of a megabyte, and a
 //! target whose answers never arrive must not stop the others.
 //!
+//! **Names are kept from lists.** Each list that is read, for whatever reason, is compared with a
+//! hash of what the table `servers` has of each server, and only what differs is written, a chunk a
+//! round. The daemon's own lists come last: when no look is being made, and while it is not known
+//! whether the key is accepted only one page. That a list cannot be read holds nothing back. Names
+//! become ids in the commands, before anything is inserted, so that a request always means the same
+//! server.
+//!
 //! **Holds.** The reasons why a target or action is not sent are in a table of their own
 //! (`operator`, `budget`, `credentials`, `breaker`, `unknown_target`): never a write to a million
 //! rows. A refused key holds every target that uses it for longer than the cloud's own lock of five

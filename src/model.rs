@@ -17,6 +17,7 @@ pub mod cloud_codes;
 mod codes;
 mod counted;
 mod fault;
+mod inventory;
 mod queue;
 mod service;
 mod splitmix;
@@ -27,6 +28,7 @@ pub use batch::{Batch, Member};
 pub use codes::OwnCode;
 pub use counted::counted;
 pub use fault::{CallError, Fault};
+pub use inventory::{Extent, ListedServer, Listing};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
@@ -67,6 +69,21 @@ impl ServerId {
     pub fn is_valid(text: &str) -> bool {
         (1..=64).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    }
+
+    /// True for a UUID, with its dashes or without.
+    pub fn is_uuid(text: &str) -> bool {
+        let stored = Self::as_stored(text);
+        let mut parts = stored.split('-');
+        let is_part = |length: usize, part: Option<&str>| {
+            part.is_some_and(|part| {
+                part.len() == length && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+            })
+        };
+        [8, 4, 4, 4, 12]
+            .into_iter()
+            .all(|length| is_part(length, parts.next()))
+            && parts.next().is_none()
     }
 
     /// The id as the queue stores it: a UUID without its dashes gets them, anything else stays as

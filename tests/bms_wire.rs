@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use poweryard::cloud::{Bms, Clock, PowerCloud, connect};
+use poweryard::cloud::{Bms, Clock, LIST_PAGES_MAX, PowerCloud, connect};
 use poweryard::model::{
-    Activity, CallError, CodeClass, Fault, JobId, JobStatus, Power, PowerAction, ServerId,
+    Activity, CallError, CodeClass, Extent, Fault, JobId, JobStatus, Power, PowerAction, ServerId,
     ServerView, Service, Sighting, Tracking, UtcMillis,
 };
 use poweryard::settings::TargetSettings;
@@ -271,6 +271,33 @@ async fn a_cloud_that_refuses_the_project_filter_is_listed_without_it() {
         );
     }
     assert_eq!(cloud.received().len(), 3, "the refusal is remembered");
+}
+
+#[tokio::test]
+async fn a_list_without_projects_that_the_key_may_not_see_is_filtered() {
+    for (status, refusal, extent) in [
+        (
+            403,
+            r#"{"error_code":"APIGW.0302","error_msg":"not authorized"}"#,
+            Extent::Filtered,
+        ),
+        (
+            400,
+            r#"{"error":{"code":"BMS.0018","message":"invalid"}}"#,
+            Extent::Whole,
+        ),
+    ] {
+        let cloud = Cloud::start(move |request, _| {
+            if request.target.contains("enterprise_project_id") {
+                Reply::Http(status, vec![], refusal.to_owned())
+            } else {
+                ok(json!({ "servers": [running("s1")] }).to_string())
+            }
+        })
+        .await;
+        let listing = client(&cloud).list(LIST_PAGES_MAX).await.expect("listed");
+        assert_eq!((listing.servers.len(), listing.extent), (1, extent));
+    }
 }
 
 #[tokio::test]

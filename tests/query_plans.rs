@@ -39,6 +39,9 @@ fn is_small(step: &str) -> bool {
         "SCAN oldest",
         "SCAN t",
         "SCAN orders",
+        // Wishes for a fresh inventory are kept for an hour.
+        "SCAN inventory_syncs",
+        "SCAN s",
         "SCAN c",
         "SCAN first",
         "SCAN next",

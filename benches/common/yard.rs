@@ -64,7 +64,7 @@ impl Yard {
         for (name, project) in targets {
             let target = format!(
                 "[targets.{name}]\nservice = \"bms\"\nendpoint = \"{base_url}\"\nproject_id = \"{project}\"\n\
-                 allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\n\
+                 allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\ninventory_interval = \"off\"\n\
                  [targets.{name}.auth]\nkind = \"aksk\"\n\
                  access_key_file = \"{dir}/access_key\"\nsecret_key_file = \"{dir}/secret_key\"\n"
             );

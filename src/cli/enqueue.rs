@@ -1,14 +1,14 @@
 //! `enqueue`: one request per server, all of them or none. Checks what the schema would refuse
 //! without saying which argument or line is wrong.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::args::{self, QueueArgs};
+use super::servers::{self, Reading, Word};
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
-use crate::model::{PowerAction, RequestId, ServerId, counted};
+use crate::model::{PowerAction, RequestId, counted};
 use crate::store::client::{Access, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
@@ -27,13 +27,16 @@ pub(super) struct EnqueueArgs {
     /// soft ones.
     #[arg(value_parser = args::actions())]
     action: PowerAction,
-    /// The servers' ids. A server may be named only once.
+    /// Ids, names, or globs over names ('gpu-*') of servers. A server may be named only once.
     #[arg(value_name = "SERVER")]
     servers: Vec<String>,
-    /// Read more server ids from a file, one per line; `-` reads stdin. Blank lines and # comments
+    /// Read more servers from a file, one per line; `-` reads stdin. Blank lines and # comments
     /// are skipped.
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
+    /// Take every SERVER as an id, whatever the inventory says.
+    #[arg(long)]
+    ids: bool,
     /// A target of the daemon's config, [targets.NAME].
     #[arg(long, value_name = "NAME", default_value = "default")]
     target: String,
@@ -76,8 +79,13 @@ pub(super) struct EnqueueArgs {
 }
 
 pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Failure> {
-    let servers = servers(&args)?;
+    let words = words(&args)?;
     let mut client = args.queue.open(context, Access::Write).await?;
+    let reading = Reading {
+        target: &args.target,
+        only_ids: args.ids,
+    };
+    let servers = servers::ids(&mut client, &words, reading).await?;
     let times = Times::read(&mut client, &args).await?;
     let requests = requests(&args, &times, servers);
     let (ids, skipped) = client
@@ -104,34 +112,22 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     Ok(followed.exit())
 }
 
-/// The servers that were named, each once.
-fn servers(args: &EnqueueArgs) -> Result<Vec<String>, Failure> {
-    for server in &args.servers {
-        check_server(server, "")?;
-    }
-    let mut servers: Vec<String> = args
+/// The words that name servers, on the command line and in the file.
+fn words(args: &EnqueueArgs) -> Result<Vec<Word>, Failure> {
+    let mut words: Vec<Word> = args
         .servers
         .iter()
-        .map(|server| ServerId::as_stored(server))
+        .map(|server| Word::argument(server))
         .collect();
     if let Some(file) = &args.from_file {
-        servers.extend(listed(&read(file)?, &shown(file))?);
+        words.extend(listed(&read(file)?, &shown(file)));
     }
-    if servers.is_empty() {
+    if words.is_empty() {
         return Err(Failure::Usage(
-            "no server given; name server ids, or use --from-file".to_owned(),
+            "no server given; name servers, or use --from-file".to_owned(),
         ));
     }
-    let mut seen = BTreeSet::new();
-    match servers
-        .iter()
-        .find(|server| !seen.insert(ServerId((*server).clone())))
-    {
-        Some(twice) => Err(Failure::Usage(format!(
-            "server {twice} is named twice; one call inserts one request per server"
-        ))),
-        None => Ok(servers),
-    }
+    Ok(words)
 }
 
 fn shown(file: &Path) -> String {
@@ -155,28 +151,30 @@ fn read(file: &Path) -> Result<String, Failure> {
     })
 }
 
-/// One id per line; `#` begins a comment.
-fn listed(text: &str, file: &str) -> Result<Vec<String>, Failure> {
-    let mut servers = Vec::new();
+/// One server per line; `#` begins a comment, at the beginning or behind a blank.
+fn listed(text: &str, file: &str) -> Vec<Word> {
+    let mut words = Vec::new();
     // Editors on Windows leave a byte order mark in front.
     for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let id = line.split('#').next().unwrap_or_default().trim();
-        if !id.is_empty() {
-            check_server(id, &format!("{file}:{}: ", number + 1))?;
-            servers.push(ServerId::as_stored(id));
+        let word = without_comment(line).trim();
+        if !word.is_empty() {
+            words.push(Word::line(word, file, number + 1));
         }
     }
-    Ok(servers)
+    words
 }
 
-fn check_server(id: &str, place: &str) -> Result<(), Failure> {
-    if ServerId::is_valid(id) {
-        Ok(())
-    } else {
-        Err(Failure::Usage(format!(
-            "{place}'{}' is not a server id; use 1 to 64 characters of A-Z a-z 0-9 and -",
-            output::visible(id)
-        )))
+fn without_comment(line: &str) -> &str {
+    let mut hashes = line.match_indices('#').map(|(at, _)| at);
+    let begins_comment = |at: &usize| {
+        line[..*at]
+            .chars()
+            .next_back()
+            .is_none_or(char::is_whitespace)
+    };
+    match hashes.find(begins_comment) {
+        Some(at) => &line[..at],
+        None => line,
     }
 }
 
@@ -257,19 +255,13 @@ mod tests {
 
     #[test]
     fn a_list_may_have_comments_blanks_and_foreign_line_ends() {
-        let text = "\u{feff}# rack 7\r\n\r\nserver-1\r\n  server-2  # the noisy one\n";
+        let text = "\u{feff}# rack 7\r\n\r\nserver-1\r\n  rack#7 left  # the noisy one\n";
         assert_eq!(
-            listed(text, "f").expect("two servers"),
-            ["server-1", "server-2"]
-        );
-    }
-
-    #[test]
-    fn a_bad_line_is_named_by_file_and_number() {
-        let error = listed("server-1\nserver 2\n", "rack.txt").expect_err("a blank inside");
-        assert!(
-            error.to_string().starts_with("rack.txt:2: 'server 2'"),
-            "{error}"
+            listed(text, "f"),
+            [
+                Word::line("server-1", "f", 3),
+                Word::line("rack#7 left", "f", 4)
+            ]
         );
     }
 }

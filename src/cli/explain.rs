@@ -40,6 +40,8 @@ pub(super) async fn run(context: &Context, args: ExplainArgs) -> Result<Exit, Fa
     }
     output::json(&json!({
         "id": facts.request.id,
+        "server_id": facts.request.server_id,
+        "name": facts.request.name,
         "state": facts.request.state,
         "reason": facts.reason,
         "explanation": sentences,

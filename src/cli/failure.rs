@@ -61,6 +61,12 @@ pub enum Failure {
         /// The daemon's process id.
         pid: String,
     },
+    /// What was asked for is done by a daemon, and none runs.
+    #[error("no daemon runs on {}", path.display())]
+    NoDaemon {
+        /// The queue.
+        path: PathBuf,
+    },
     /// The config file was not accepted.
     #[error("{source}{}", no_config_hint(source))]
     Settings {
@@ -105,6 +111,7 @@ impl Failure {
             Self::Settings { .. } | Self::Connect(_) | Self::Listen { .. } => Exit::Config,
             Self::Output(_) | Self::Runtime(_) => Exit::Otherwise,
             Self::StopFirst { .. } => Exit::DaemonRuns,
+            Self::NoDaemon { .. } => Exit::Database,
             Self::Store { source, .. } => match source {
                 StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,
                 StoreError::DaemonRuns { .. } => Exit::DaemonRuns,

@@ -2,8 +2,8 @@
 
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell};
-use super::{Context, Exit, Failure};
-use crate::model::{RequestState, ServerId};
+use super::{Context, Exit, Failure, servers};
+use crate::model::RequestState;
 use crate::store::client::{Access, Filter, RequestRecord};
 
 /// List requests, newest first.
@@ -11,6 +11,7 @@ use crate::store::client::{Access, Filter, RequestRecord};
 #[command(after_help = "\
 Examples:
   poweryard list --state queued,running --target default
+  poweryard list --server 'gpu-*' --state failed
   poweryard list --label patch-day --limit 1000 --json")]
 pub(super) struct ListArgs {
     /// Only requests in these states, separated by commas.
@@ -22,9 +23,12 @@ pub(super) struct ListArgs {
     /// Only requests with exactly this label.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Only requests for this server.
-    #[arg(long, value_name = "ID")]
+    /// Only requests for this server: an id, a name, or a glob over names.
+    #[arg(long, value_name = "SERVER")]
     server: Option<String>,
+    /// Take --server as an id, whatever the inventory says.
+    #[arg(long, requires = "server")]
+    ids: bool,
     /// Show at most this many.
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
@@ -36,11 +40,16 @@ pub(super) struct ListArgs {
 
 pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Read).await?;
+    let target = args.target.as_deref();
+    let servers = match &args.server {
+        Some(word) => Some(servers::filter(&mut client, word, target, args.ids).await?),
+        None => None,
+    };
     let filter = Filter {
         states: args.state,
         target: args.target,
         label: args.label,
-        server: args.server.as_deref().map(ServerId::as_stored),
+        servers,
         limit: args.limit,
     };
     let found = client.list(&filter).await?;
@@ -56,7 +65,8 @@ pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failu
 fn table(requests: &[RequestRecord]) -> String {
     let mut table = Table::new(
         &[
-            "ID", "TARGET", "SERVER", "ACTION", "STATE", "EVIDENCE", "ERROR", "LABEL", "CREATED",
+            "ID", "TARGET", "SERVER", "NAME", "ACTION", "STATE", "EVIDENCE", "ERROR", "LABEL",
+            "CREATED",
         ],
         &[0],
     );
@@ -65,6 +75,7 @@ fn table(requests: &[RequestRecord]) -> String {
             request.id.to_string(),
             request.target.clone(),
             request.server_id.clone(),
+            cell(&request.name),
             request.action.clone(),
             request.state.clone(),
             cell(&request.evidence),

@@ -21,11 +21,13 @@ mod enqueue;
 mod explain;
 mod failure;
 mod generate;
+mod inventory;
 mod list;
 mod output;
 mod pause;
 mod retry;
 mod serve;
+mod servers;
 mod show;
 mod simulate;
 mod status;
@@ -87,6 +89,7 @@ enum Command {
     Show(show::ShowArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    Inventory(inventory::InventoryArgs),
     Wait(wait::WaitArgs),
     Cancel(cancel::CancelArgs),
     Retry(retry::RetryArgs),
@@ -152,6 +155,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Show(args) => show::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
+        Command::Inventory(args) => inventory::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Cancel(args) => cancel::run(context, args).await,
         Command::Retry(args) => retry::run(context, args).await,

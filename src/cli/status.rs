@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell, visible, wrapped};
 use super::pause::pause_scope;
-use super::{Context, Exit, Failure};
+use super::{Context, Exit, Failure, servers};
 use crate::model::HoldKind;
 use crate::store::client::{
     Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote,
@@ -149,7 +149,10 @@ impl Status {
             let since = oldest.eligible_at.as_ref().unwrap_or(&oldest.created_at);
             let line = format!(
                 "oldest request that can be sent: {}, {} {} on {}, since {since}",
-                oldest.id, oldest.action, oldest.server_id, oldest.target
+                oldest.id,
+                oldest.action,
+                servers::shown(&oldest.server_id, oldest.name.as_deref()),
+                oldest.target
             );
             text.push_str(&format!("{}\n", visible(&line)));
         }
@@ -179,6 +182,19 @@ impl Status {
             "no daemon has run on this queue yet",
             self.target_table(),
         );
+        for target in &self.targets {
+            if let Some(error) = &target.note.inventory_error {
+                let age = match &target.note.inventory_at {
+                    Some(at) => format!("as of {at}"),
+                    None => "not known".to_owned(),
+                };
+                let name = &target.note.target;
+                let line = format!(
+                    "the servers of {name} are {age}; the last try to list them failed: {error}"
+                );
+                text.push_str(&wrapped(&visible(&line), "  ", REASON_WIDTH));
+            }
+        }
         text
     }
 

@@ -204,13 +204,16 @@ pub(super) fn summary(followed: &Followed) -> String {
     let mut text = outcome_table(followed);
     if !followed.others.is_empty() {
         let mut others = Table::new(
-            &["ID", "SERVER", "ACTION", "STATE", "ERROR", "MESSAGE"],
+            &[
+                "ID", "SERVER", "NAME", "ACTION", "STATE", "ERROR", "MESSAGE",
+            ],
             &[0],
         );
         for request in followed.others.iter().take(NAMED_MAX) {
             others.row([
                 request.id.to_string(),
                 request.server_id.clone(),
+                cell(&request.name),
                 request.action.clone(),
                 request.state.clone(),
                 cell(&request.error_code),

@@ -20,8 +20,8 @@ use super::looking::{Looking, Page, ServerReader};
 use super::session::{ApiCall, Session};
 use super::{ClientError, Clock, Observed, PowerCloud, check_batch, not_sent};
 use crate::model::{
-    CallError, CodeClass, Fault, JobId, JobReport, PowerAction, ServerId, Service, Sighting,
-    Tracking,
+    CallError, CodeClass, Fault, JobId, JobReport, Listing, PowerAction, ServerId, Service,
+    Sighting, Tracking,
 };
 use crate::settings::TargetSettings;
 
@@ -37,6 +37,9 @@ pub struct Bms {
     /// Whether the list is asked for servers of all enterprise projects; false once the cloud has
     /// refused that.
     all_projects: AtomicBool,
+    /// It was refused for want of a permission: then the list lacks servers of other projects. A
+    /// cloud that does not know the parameter lists all that it has.
+    is_filtered: AtomicBool,
 }
 
 impl Bms {
@@ -70,6 +73,7 @@ impl Bms {
             session,
             looking: Looking::new(target.settle_time),
             all_projects: AtomicBool::new(true),
+            is_filtered: AtomicBool::new(false),
         }
     }
 
@@ -121,6 +125,8 @@ impl Bms {
         }
         let again = self.get_page(page, limit, false).await;
         if again.is_ok() {
+            let lacks_permission = matches!(&first, Err(error) if error.fault == Fault::Permission);
+            self.is_filtered.store(lacks_permission, Ordering::Relaxed);
             self.all_projects.store(false, Ordering::Relaxed);
         }
         again
@@ -161,6 +167,7 @@ impl ServerReader for Bms {
         Ok(Page {
             servers: entries.servers,
             next,
+            is_filtered: self.is_filtered.load(Ordering::Relaxed),
         })
     }
 
@@ -212,6 +219,13 @@ impl PowerCloud for Bms {
         Box::pin(async {
             self.session
                 .redacted(self.looking.observe(self, servers).await)
+        })
+    }
+
+    fn list(&self, pages_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
+        Box::pin(async move {
+            self.session
+                .redacted(self.looking.read_list(self, pages_max).await)
         })
     }
 }

@@ -17,8 +17,8 @@ use super::looking::{Looking, Page, ServerReader};
 use super::session::{ApiCall, Session};
 use super::{ClientError, Clock, Observed, PowerCloud, check_batch, not_sent};
 use crate::model::{
-    CallError, CodeClass, Fault, JobId, JobReport, PowerAction, ServerId, Service, Sighting,
-    Tracking,
+    CallError, CodeClass, Fault, JobId, JobReport, Listing, PowerAction, ServerId, Service,
+    Sighting, Tracking,
 };
 use crate::settings::TargetSettings;
 
@@ -111,6 +111,7 @@ impl ServerReader for CloudDc {
         Ok(Page {
             servers: page.servers,
             next: next.map(Some),
+            is_filtered: page.is_filtered,
         })
     }
 
@@ -164,6 +165,13 @@ impl PowerCloud for CloudDc {
         Box::pin(async {
             self.session
                 .redacted(self.looking.observe(self, servers).await)
+        })
+    }
+
+    fn list(&self, pages_max: usize) -> BoxFuture<'_, Result<Listing, CallError>> {
+        Box::pin(async move {
+            self.session
+                .redacted(self.looking.read_list(self, pages_max).await)
         })
     }
 }

@@ -15,10 +15,12 @@ use futures_util::stream::FuturesUnordered;
 use super::page_sizes::{PageSizes, Remembered};
 use super::show_history::ShowHistory;
 use super::{Observed, not_sent};
-use crate::model::{CallError, Fault, ServerId, ServerView, Sighting};
+use crate::model::{
+    CallError, Extent, Fault, ListedServer, Listing, ServerId, ServerView, Sighting,
+};
 
 /// The list is read up to this many pages; servers that are not found by then are read by id.
-const PAGES_MAX: usize = 100;
+pub(super) const PAGES_MAX: usize = 100;
 
 /// Up to this many servers are read one by one even if the list has a single page: a page of 1000
 /// takes longer.
@@ -54,8 +56,18 @@ const SERVICE_UNAVAILABLE: u16 = 503;
 /// Pages of the smallest size that may be left out of one listing.
 const PAGES_SKIPPED_MAX: usize = 3;
 
-/// An entry of a list; without a view if the list calls the server deleted.
-pub type Listed = (ServerId, Option<ServerView>);
+/// An entry of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Whose it is.
+    pub id: ServerId,
+    /// Its state; none if the list calls the server deleted.
+    pub view: Option<ServerView>,
+    /// Its name, see `ListedServer`.
+    pub name: String,
+    /// The cloud's own word for its state.
+    pub status: String,
+}
 
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +76,41 @@ pub struct Page<P> {
     pub servers: Vec<Listed>,
     /// Where the next page is; none: this was the last.
     pub next: Option<P>,
+    /// The cloud leaves servers out that this key may not list.
+    pub is_filtered: bool,
+}
+
+/// What a list is read for.
+#[derive(Clone, Copy)]
+enum Goal<'a> {
+    /// Until all of these have been seen.
+    See(&'a HashSet<&'a ServerId>),
+    /// To its end, or so many pages.
+    ReadAll { pages_max: usize },
+}
+
+impl Goal<'_> {
+    fn pages_max(&self) -> usize {
+        match self {
+            Self::See(_) => PAGES_MAX,
+            Self::ReadAll { pages_max } => *pages_max,
+        }
+    }
+
+    fn is_reached(&self, look: &LookSoFar) -> bool {
+        match self {
+            Self::See(wanted) => look.observed.sightings.len() == wanted.len(),
+            Self::ReadAll { .. } => false,
+        }
+    }
+
+    /// The wanted server with this id, as it was asked for.
+    fn wanted(&self, id: &ServerId) -> Option<&ServerId> {
+        match self {
+            Self::See(wanted) => wanted.get(id).copied(),
+            Self::ReadAll { .. } => None,
+        }
+    }
 }
 
 /// A service whose servers can be read from a list or shown one by one.
@@ -116,6 +163,12 @@ struct LookSoFar {
     was_listed: bool,
     /// True once a page was read.
     list_was_read: bool,
+    /// What the list showed, asked for or not.
+    listed: Vec<ListedServer>,
+    /// The last page that was read was the last one of the list.
+    end_was_read: bool,
+    /// A page lacked what this key may not list.
+    is_filtered: bool,
     /// How long the slowest answer took.
     slowest: Duration,
 }
@@ -166,6 +219,40 @@ impl LookSoFar {
             && self.observed.failures.values().any(leaves_hope_for_list)
     }
 
+    fn saw_page(&mut self, servers: Vec<Listed>, goal: Goal<'_>) {
+        for entry in servers {
+            let Some(view) = entry.view else {
+                continue;
+            };
+            self.listed.push(ListedServer {
+                id: entry.id.clone(),
+                name: entry.name,
+                power: view.power,
+                status: entry.status,
+            });
+            if let Some(asked) = goal.wanted(&entry.id) {
+                self.saw(asked.clone(), Sighting::Present(view));
+            }
+        }
+    }
+
+    /// What the list showed; none if no page of it was read.
+    fn listing(&mut self) -> Option<Listing> {
+        if !self.list_was_read {
+            return None;
+        }
+        let extent = match &self.list_failure {
+            Some(error) => Extent::CutShort(Box::new(error.clone())),
+            None if !self.end_was_read => Extent::Part,
+            None if self.is_filtered => Extent::Filtered,
+            None => Extent::Whole,
+        };
+        Some(Listing {
+            servers: std::mem::take(&mut self.listed),
+            extent,
+        })
+    }
+
     /// The result. An error only where nothing could be read, and for a reason that is not one
     /// server's own.
     fn end(mut self, servers: &[ServerId]) -> Result<Observed, CallError> {
@@ -174,6 +261,7 @@ impl LookSoFar {
         {
             return Err(error);
         }
+        self.observed.listing = self.listing();
         let why = self
             .observed
             .ended_by
@@ -224,6 +312,11 @@ fn not_asked() -> CallError {
     not_sent(Fault::Unavailable, "it is read in the next look".to_owned())
 }
 
+fn no_end() -> CallError {
+    let what = format!("the list of servers has no end, or more than {PAGES_MAX} pages");
+    not_sent(Fault::Unavailable, what)
+}
+
 impl Looking {
     /// `settle_time`: the target's proofs need looks without long gaps for this time.
     pub(crate) fn new(settle_time: Duration) -> Self {
@@ -253,59 +346,78 @@ impl Looking {
                 .any(|server| memory.show_history.has_failed(server))
         };
         if list_first {
-            self.list(reader, &wanted, &mut look).await;
+            self.list(reader, Goal::See(&wanted), &mut look).await;
         }
         if !look.is_over() {
             self.show(reader, servers, &mut look).await;
         }
         if look.needs_the_list() {
-            self.list(reader, &wanted, &mut look).await;
+            self.list(reader, Goal::See(&wanted), &mut look).await;
         }
         look.end(servers)
+    }
+
+    /// Reads at most `pages_max` pages of the list: see `PowerCloud::list`.
+    ///
+    /// # Errors
+    /// See `PowerCloud::list`.
+    pub(crate) async fn read_list(
+        &self,
+        reader: &impl ServerReader,
+        pages_max: usize,
+    ) -> Result<Listing, CallError> {
+        let mut look = LookSoFar::default();
+        self.list(reader, Goal::ReadAll { pages_max }, &mut look)
+            .await;
+        let mut listing = look
+            .listing()
+            .ok_or_else(|| look.list_failure.unwrap_or_else(not_asked))?;
+        if listing.extent == Extent::Part && pages_max >= PAGES_MAX {
+            listing.extent = Extent::CutShort(Box::new(no_end()));
+        }
+        Ok(listing)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the list until every wanted server has been seen, or to its end. A page that cannot be
+    /// Reads the list until its goal is reached, or to its end. A page that cannot be
     /// read is asked for in smaller pages; what was read before a failure counts.
     ///
     /// The end is a page that names no next one, or one without anything new: a list that goes in
     /// circles ends too.
-    async fn list(
-        &self,
-        reader: &impl ServerReader,
-        wanted: &HashSet<&ServerId>,
-        look: &mut LookSoFar,
-    ) {
+    async fn list(&self, reader: &impl ServerReader, goal: Goal<'_>, look: &mut LookSoFar) {
         let before = self.memory().page_sizes;
         let (began, mut sizes, mut known) =
             (Instant::now(), PageSizes::begin(before), HashSet::new());
         let mut place = Some(reader.first_page());
         let mut calls = 0;
+        let mut pages = 0;
         let mut skipped = 0;
         let mut failure = None;
         let mut hole = None;
         look.was_listed = true;
-        while let Some(here) = place.take().filter(|_| calls < PAGES_MAX) {
+        while calls < PAGES_MAX
+            && pages < goal.pages_max()
+            && let Some(here) = place.take()
+        {
             calls += 1;
             let asked_at = Instant::now();
             match reader.page(here.clone(), sizes.limit()).await {
                 Ok(page) => {
                     look.slowest = look.slowest.max(asked_at.elapsed());
                     sizes.page_read();
+                    pages += 1;
                     failure = None;
                     let known_before = known.len();
-                    for (server, view) in page.servers {
-                        if let (Some(asked), Some(view)) = (wanted.get(&server), view) {
-                            look.saw((*asked).clone(), Sighting::Present(view));
-                        }
-                        known.insert(server);
-                    }
+                    known.extend(page.servers.iter().map(|entry| entry.id.clone()));
+                    look.end_was_read = page.next.is_none();
+                    look.is_filtered |= page.is_filtered;
+                    look.saw_page(page.servers, goal);
                     place = page.next.filter(|_| known.len() > known_before);
                     self.memory().learn_pages(calls, place.is_none());
-                    if look.observed.sightings.len() == wanted.len() {
+                    if goal.is_reached(look) {
                         break;
                     }
                 }

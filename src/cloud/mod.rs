@@ -11,8 +11,8 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
 use crate::model::{
-    CallError, CodeClass, Fault, JobId, JobReport, PowerAction, ServerId, Service, Sighting,
-    Tracking, UtcMillis,
+    CallError, CodeClass, Fault, JobId, JobReport, Listing, PowerAction, ServerId, Service,
+    Sighting, Tracking, UtcMillis,
 };
 use crate::settings::TargetSettings;
 
@@ -36,6 +36,9 @@ pub use auth::{Credentials, Key, KeyName, Signed};
 pub use bms::Bms;
 pub use clouddc::CloudDc;
 use http::Wire;
+
+/// Pages of the longest list that `PowerCloud::list` reads to its end.
+pub const LIST_PAGES_MAX: usize = looking::PAGES_MAX;
 
 /// Tells the time, for signatures and for the life of tokens; tests fix it.
 pub type Clock = Arc<dyn Fn() -> UtcMillis + Send + Sync>;
@@ -163,6 +166,13 @@ pub trait PowerCloud: Send + Sync {
     /// credentials, an endpoint that cannot be reached, throttling before the first answer.
     fn observe<'a>(&'a self, servers: &'a [ServerId])
     -> BoxFuture<'a, Result<Observed, CallError>>;
+
+    /// Reads the list of servers, to its end if it has no more than `pages_max` pages. What was read
+    /// before a failure counts.
+    ///
+    /// # Errors
+    /// Only where no page at all could be read.
+    fn list(&self, pages_max: usize) -> BoxFuture<'_, Result<Listing, CallError>>;
 }
 
 /// What a look showed, server by server.
@@ -175,6 +185,8 @@ pub struct Observed {
     /// What ended the look before all had been asked for, if anything did: throttling, refused
     /// credentials, or no connection. It concerns the whole target.
     pub ended_by: Option<CallError>,
+    /// What the list showed of these and of other servers, if it was read.
+    pub listing: Option<Listing>,
 }
 
 /// Refuses a batch that is empty or larger than `service` takes in one call.

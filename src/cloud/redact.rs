@@ -13,7 +13,9 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Observed;
 use super::auth::Credentials;
 use super::auth::aksk::percent_encode;
-use crate::model::{CallError, CodeClass, Complaint, JobReport, Sighting, Tracking};
+use crate::model::{
+    CallError, CodeClass, Complaint, Extent, JobReport, Listing, Sighting, Tracking,
+};
 
 /// What replaces a secret.
 const REDACTED: &str = "***";
@@ -160,6 +162,18 @@ impl Redact for Observed {
             .values_mut()
             .chain(self.ended_by.as_mut())
             .for_each(|error| error.redact(redactor));
+        if let Some(listing) = &mut self.listing {
+            listing.redact(redactor);
+        }
+    }
+}
+
+/// Names are the servers' own.
+impl Redact for Listing {
+    fn redact(&mut self, redactor: &Redactor) {
+        if let Extent::CutShort(error) = &mut self.extent {
+            error.redact(redactor);
+        }
     }
 }
 

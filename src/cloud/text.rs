@@ -12,6 +12,9 @@ use crate::model::UtcMillis;
 /// The most characters that we keep of a cloud's text.
 pub(crate) const MESSAGE_CHARS_MAX: usize = 500;
 
+/// The most characters that we keep of a server's name.
+const NAME_CHARS_MAX: usize = 255;
+
 /// Runs of token-like characters longer than this are cut out: a cloud may quote the token that it
 /// refuses.
 const WORD_CHARS_MAX: usize = 120;
@@ -111,6 +114,21 @@ pub(crate) fn tidy(text: &str) -> String {
         }
     }
     cap(&tidy, MESSAGE_CHARS_MAX)
+}
+
+/// A server's name, or its state in the cloud's own word, as it is kept: at most 255 characters.
+/// Nothing else is changed but NUL, at which SQLite ends a text that it compares.
+pub(crate) fn kept_word(text: &Text<'_>) -> String {
+    let chars = text.get().unwrap_or_default().chars().take(NAME_CHARS_MAX);
+    chars
+        .map(|c| {
+            if c == '\0' {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 /// The first `chars_max` characters of `text`, ending in `…` if something was cut off.

@@ -9,15 +9,18 @@ use tracing::{debug, warn};
 
 use super::clock::Clocks;
 use super::holds::Holds;
+use super::inventory::{self, Inventory};
 use super::ledger::{Answered, Ledger};
 use super::open_batches::OpenBatches;
 use super::target::keys::{RefusedKeys, SignedCall};
 use super::target::refusals::RefusedCall;
 use super::target::{self, Consequence, Preparation, Targets};
-use super::task::Finished;
+use super::task::{Finished, ListWish};
 use crate::cloud::{Observed, Signed};
 use crate::lifecycle::Step;
-use crate::model::{Batch, CallError, Fault, Hold, HoldKind, JobReport, Now, TargetName, Tracking};
+use crate::model::{
+    Batch, CallError, Fault, Hold, HoldKind, JobReport, Listing, Now, TargetName, Tracking,
+};
 use crate::store::{Store, StoreError};
 use crate::verdict::{self, Case, Look, Rules};
 
@@ -30,6 +33,7 @@ pub(super) struct AnswerPass<'a> {
     pub(super) clocks: &'a mut Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a mut Ledger,
+    pub(super) inventory: &'a mut Inventory,
     pub(super) now: Now,
 }
 
@@ -68,9 +72,10 @@ impl AnswerPass<'_> {
             Finished::Looked {
                 target,
                 mut batches,
-                answer,
+                mut answer,
                 signed,
             } => {
+                self.take_listing(&target, &mut answer);
                 for batch in &mut batches {
                     self.call_ended(batch, false);
                 }
@@ -81,6 +86,54 @@ impl AnswerPass<'_> {
                 };
                 self.looked(call, batches, &answer).await
             }
+            Finished::Listed {
+                wish,
+                answer,
+                signed,
+            } => {
+                self.listed(&wish, answer, &signed).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// A look that is about to be taken in has perhaps read the list.
+    fn take_listing(&mut self, name: &TargetName, answer: &mut Result<Observed, CallError>) {
+        if let (Some(target), Ok(observed)) = (self.targets.get(name), answer) {
+            let began = target.looking_since().map(|began| began.steady);
+            let listing = observed.listing.take();
+            self.inventory.take_in(target, listing, began, self.now);
+        }
+    }
+
+    /// The list of servers was read for the inventory. That it cannot be read holds nothing back;
+    /// only what it shows of the key counts.
+    async fn listed(
+        &mut self,
+        wish: &ListWish,
+        answer: Result<Listing, CallError>,
+        signed: &Signed,
+    ) {
+        let Some(target) = self.targets.get_mut(&wish.target) else {
+            return;
+        };
+        target.list_ended();
+        let is_former = *target.origin() != wish.origin;
+        let failure = inventory::what_failed(&answer);
+        let is_refused = failure.is_some_and(|error| error.fault == Fault::Credentials);
+        let call = SignedCall {
+            target: &wish.target,
+            signed,
+            // A page that was read shows that the key is accepted.
+            error: failure.filter(|_| is_refused || answer.is_err()),
+        };
+        self.learn_of_key(call).await;
+        if is_refused {
+            self.learn_from_read(call).await;
+        }
+        if let Some(target) = self.targets.get(&wish.target).filter(|_| !is_former) {
+            self.inventory
+                .list_ended(target, answer, wish.began, self.now);
         }
     }
 
@@ -106,12 +159,18 @@ impl AnswerPass<'_> {
         result: Result<Observed, CallError>,
         signed: &Signed,
     ) -> Result<(), StoreError> {
-        let result = without_refused_credentials(result);
+        let mut result = without_refused_credentials(result);
         let Some(target) = self.targets.get_mut(name) else {
             return Ok(());
         };
         let preparation = target.preparation_ended(result.is_ok(), self.now);
         let has_read = !preparation.heads.is_empty();
+        if let Ok(observed) = &mut result
+            && has_read
+        {
+            let listing = observed.listing.take();
+            self.inventory.take_in(target, listing, None, self.now);
+        }
         let mut call = SignedCall {
             target: name,
             signed,

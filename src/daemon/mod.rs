@@ -35,6 +35,7 @@ mod follow;
 mod held;
 mod holds;
 mod intake;
+mod inventory;
 mod ledger;
 mod loop_policy;
 mod open_batches;

@@ -184,6 +184,7 @@ impl Dispatcher {
         self.submits.apply(settings.batch.linger);
         self.intake.apply(settings.queue.default_ttl);
         self.upkeep.apply(settings.queue.retention);
+        self.inventory.apply(&self.targets, reload.is_asked_for);
         self.ledger.apply(settings.notify.as_ref());
     }
 

@@ -17,6 +17,7 @@ use super::follow::{FollowPass, Picked};
 use super::held::HeldWalk;
 use super::holds::Holds;
 use super::intake::Intake;
+use super::inventory::{Inventory, InventoryPass};
 use super::ledger::{Ledger, Observers};
 use super::open_batches::OpenBatches;
 use super::submit::{SubmitPass, Submits};
@@ -45,6 +46,7 @@ pub struct Dispatcher {
     pub(super) submits: Submits,
     pub(super) unknown_targets: UnknownTargets,
     pub(super) upkeep: Upkeep,
+    pub(super) inventory: Inventory,
     pub(super) ledger: Ledger,
     clocks: Clocks,
     batches: OpenBatches,
@@ -80,6 +82,7 @@ impl Dispatcher {
             submits: Submits::new(settings.batch.linger),
             unknown_targets: UnknownTargets::default(),
             upkeep: Upkeep::new(settings.queue.retention),
+            inventory: Inventory::new(Arc::clone(&store)),
             ledger: Ledger::new(Arc::clone(&store)),
             clocks,
             batches: OpenBatches::default(),
@@ -217,7 +220,7 @@ impl Dispatcher {
         self.holds.review(seen, round).await?;
         self.held.pass(&self.store, seen, round).await?;
         let chosen = self.submit_pass(round).choose(with_room, seen).await?;
-        let others = self.other_passes(seen, round).await;
+        let others = self.other_passes(seen, chosen.is_some(), round).await;
         match chosen {
             Some(chosen) => self.submit_pass(round).claim(chosen, others).await,
             None => others,
@@ -240,7 +243,12 @@ impl Dispatcher {
         self.store.snapshot(&asked, now.utc).await
     }
 
-    async fn other_passes(&mut self, seen: &Snapshot, round: &mut Round) -> Result<(), StoreError> {
+    async fn other_passes(
+        &mut self,
+        seen: &Snapshot,
+        is_claiming: bool,
+        round: &mut Round,
+    ) -> Result<(), StoreError> {
         self.follow_pass(seen, round).run().await?;
         // A prune asks them for how long the budgets remember.
         target::store_news(&mut self.targets, &self.store, round.now.utc).await?;
@@ -248,6 +256,16 @@ impl Dispatcher {
         if self.store.leave_line(seen, is_quiet).await? {
             round.wake(round.now.utc + LEAVE_PAUSE);
         }
+        let inventory_pass = InventoryPass {
+            inventory: &mut self.inventory,
+            targets: &mut self.targets,
+            holds: &self.holds,
+            keys: &self.keys,
+            seen,
+            round,
+            is_claiming,
+        };
+        inventory_pass.run().await?;
         self.upkeep.pass(&self.store, round).await
     }
 
@@ -288,6 +306,7 @@ impl Dispatcher {
             clocks: &mut self.clocks,
             batches: &mut self.batches,
             ledger: &mut self.ledger,
+            inventory: &mut self.inventory,
             now,
         }
     }

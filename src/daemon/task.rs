@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 
+use super::inventory;
 use crate::cloud::{Observed, PowerCloud, Signed};
 use crate::meter::Call;
 use crate::model::{
-    Batch, CallError, Fault, JobId, JobReport, Now, ServerId, TargetName, Tracking, UtcMillis,
+    Batch, CallError, Fault, JobId, JobReport, Listing, Now, Origin, ServerId, Steady, TargetName,
+    Tracking, UtcMillis,
 };
 use crate::store::StoreError;
 
@@ -80,6 +82,26 @@ pub enum Task {
         /// Where.
         cloud: Arc<dyn PowerCloud>,
     },
+    /// Read the list of a target's servers, for the inventory.
+    List {
+        /// What for.
+        wish: ListWish,
+        /// Where.
+        cloud: Arc<dyn PowerCloud>,
+    },
+}
+
+/// A list to be read for the inventory.
+#[derive(Debug)]
+pub struct ListWish {
+    /// Whose servers.
+    pub target: TargetName,
+    /// Where they are.
+    pub origin: Origin,
+    /// When the reading begins.
+    pub began: Steady,
+    /// Most pages that are read.
+    pub pages_max: usize,
 }
 
 /// A task at the moment of its beginning.
@@ -132,6 +154,15 @@ pub enum Finished {
         /// What the call was made with.
         signed: Signed,
     },
+    /// A list was read, or was not.
+    Listed {
+        /// What for.
+        wish: ListWish,
+        /// What came.
+        answer: Result<Listing, CallError>,
+        /// What the call was made with.
+        signed: Signed,
+    },
 }
 
 impl Finished {
@@ -145,6 +176,10 @@ impl Finished {
             Self::Submitted { batch, answer, .. } => (&batch.target, Call::Submit, fault(answer)),
             Self::Tracked { batch, answer, .. } => (&batch.target, Call::Track, fault(answer)),
             Self::Looked { target, answer, .. } => (target, Call::Look, fault(answer)),
+            Self::Listed { wish, answer, .. } => {
+                let failure = inventory::what_failed(answer).map(|error| &error.fault);
+                (&wish.target, Call::List, failure)
+            }
         }
     }
 }
@@ -204,6 +239,14 @@ impl Task {
                 Finished::Looked {
                     target,
                     batches,
+                    answer,
+                    signed: cloud.key().signed(),
+                }
+            }
+            Self::List { wish, cloud } => {
+                let answer = cloud.list(wish.pages_max).await;
+                Finished::Listed {
+                    wish,
                     answer,
                     signed: cloud.key().signed(),
                 }

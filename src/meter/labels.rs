@@ -117,6 +117,7 @@ impl CallEnd {
             Call::Submit => "submit",
             Call::Track => "track",
             Call::Look => "look",
+            Call::List => "list",
         };
         let result = match fault {
             None => "ok",

@@ -115,6 +115,8 @@ pub enum Call {
     Track,
     /// The servers' states.
     Look,
+    /// The list of servers, for the inventory.
+    List,
 }
 
 /// The hooks that there can be.

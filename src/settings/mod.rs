@@ -110,6 +110,9 @@ pub struct TargetSettings {
     /// Longest time between two looks at a job that takes longer than those before it, unless others
     /// that have run even longer are looked at. Default 30 s.
     pub look_interval_max: Duration,
+    /// The list of servers is read at least this often, for their names; none: it is not read for
+    /// them. Default 10 min.
+    pub inventory_interval: Option<Duration>,
     /// For the TCP and TLS handshakes. Default 10 s, or `request_timeout` if that is less.
     pub connect_timeout: Duration,
     /// For a whole call, body included. Default 60 s.

@@ -41,6 +41,12 @@ pub(super) fn read(
     let proxy_password_file = proxy_password_file(section, proxy.as_ref());
     let auth = auth(section, allow_http);
     let budgets = budgets(section);
+    let inventory_interval = section
+        .read(
+            "inventory_interval",
+            parse::duration_or("off", SECOND..=30 * DAY),
+        )
+        .unwrap_or(Some(10 * MINUTE));
     let protected = protected(section, credentials);
     section.refuse_unknown(|_| None);
     Some(TargetSettings {
@@ -56,6 +62,7 @@ pub(super) fn read(
         settle_time: limits.settle_time,
         first_look: limits.first_look,
         look_interval_max: limits.look_interval_max,
+        inventory_interval,
         connect_timeout: limits.connect_timeout,
         request_timeout: limits.request_timeout,
         ca_file,

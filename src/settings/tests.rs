@@ -89,6 +89,7 @@ fn every_absent_key_takes_its_default() {
             settle_time: Duration::from_secs(60),
             first_look: Duration::from_secs(2),
             look_interval_max: Duration::from_secs(30),
+            inventory_interval: Some(Duration::from_secs(600)),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(60),
             ca_file: None,
@@ -216,7 +217,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        5 + 20 + 3 + 2 + 1 + 4 + 4 + 3 + 2,
+        5 + 21 + 3 + 2 + 1 + 4 + 4 + 3 + 2,
         "{messages}"
     );
     for key in known

@@ -1,6 +1,7 @@
 //! What a call gets back: a value with status, headers, body and what the network does to it. Sends
 //! nothing itself.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -44,6 +45,16 @@ pub enum Delivery {
         /// Blanks after the body.
         bytes: usize,
     },
+}
+
+/// A text as it stands between the quotes of a JSON string.
+pub(super) fn in_quotes(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| !c.is_control() && c != '"' && c != '\\';
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let quoted = Value::from(text).to_string();
+    Cow::Owned(quoted[1..quoted.len() - 1].to_owned())
 }
 
 const JSON: &str = "application/json;charset=utf-8";

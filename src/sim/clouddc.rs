@@ -297,6 +297,20 @@ impl CloudDc {
         )
     }
 
+    /// Gives the server another name; nothing if there is none with this id.
+    pub(super) fn rename(&mut self, id: &ServerId, name: &str) {
+        if let Some(&index) = self.by_id.get(id) {
+            self.servers[index].name = name.to_owned();
+        }
+    }
+
+    /// Has the server vanish or return; nothing if there is none with this id.
+    pub(super) fn set_missing(&mut self, id: &ServerId, is_missing: bool) {
+        if let Some(&index) = self.by_id.get(id) {
+            self.servers[index].is_missing = is_missing;
+        }
+    }
+
     /// The servers that exist, as they are at `now`.
     pub(super) fn summaries(&mut self, now: UtcMillis) -> Vec<ServerSummary> {
         let mut summaries = Vec::with_capacity(self.servers.len());

@@ -89,6 +89,16 @@ impl SimCloud {
         lock(&self.world).server_ids(service)
     }
 
+    /// Gives a server another name.
+    pub fn rename(&self, id: &ServerId, name: &str) {
+        lock(&self.world).rename(id, name);
+    }
+
+    /// Has a server vanish or return.
+    pub fn set_missing(&self, id: &ServerId, is_missing: bool) {
+        lock(&self.world).set_missing(id, is_missing);
+    }
+
     /// Every call that arrived, in order.
     pub fn calls(&self) -> Vec<CallRecord> {
         lock(&self.world).calls().to_vec()

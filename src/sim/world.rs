@@ -234,6 +234,18 @@ impl World {
         self.scenario.server_ids(service)
     }
 
+    /// Gives a server another name: any text, since somebody may have chosen it.
+    pub fn rename(&mut self, id: &ServerId, name: &str) {
+        self.bms.rename(id, name);
+        self.clouddc.rename(id, name);
+    }
+
+    /// Has a server vanish or return.
+    pub fn set_missing(&mut self, id: &ServerId, is_missing: bool) {
+        self.bms.set_missing(id, is_missing);
+        self.clouddc.set_missing(id, is_missing);
+    }
+
     /// Every call that arrived, in order.
     pub fn calls(&self) -> &[CallRecord] {
         &self.calls

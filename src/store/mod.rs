@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use crate::lifecycle::Step;
 use crate::model::{
-    Batch, BatchId, DueBatch, Head, Hold, HoldKind, Lane, Origin, PowerAction, RequestId, ServerId,
-    TargetName, UtcMillis,
+    Batch, BatchId, DueBatch, Head, Hold, HoldKind, Lane, ListedServer, Origin, PowerAction,
+    RequestId, ServerId, TargetName, UtcMillis,
 };
-use sqlite::{batches, claim, epoch, gate, holds, intake, record, snapshot, upkeep};
+use sqlite::{batches, claim, epoch, gate, holds, intake, record, servers, snapshot, upkeep};
 
 pub mod client;
 mod error;
@@ -28,9 +28,10 @@ mod sqlite;
 pub use client::QueueClient;
 pub use error::StoreError;
 pub use sqlite::{
-    Changes, Claim, DaemonInfo, DueFilter, DueTarget, EndedCounts, Hands, HeldPlace, NotedPace,
-    Prune, QueueLock, RefusedKey, Restored, Running, Snapshot, SnapshotQuery, Store, StoreOptions,
-    TakenIn, TargetNews, TargetStatus, Which, daemon_on,
+    Changes, Claim, DaemonInfo, DueFilter, DueTarget, EndedCounts, GoneChunk, Hands, HeldPlace,
+    InventoryNote, InventorySync, NotedPace, Prune, QueueLock, RefusedKey, Restored, Running,
+    SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot, SnapshotQuery, Store, StoreOptions, TakenIn,
+    TargetNews, TargetStatus, Which, daemon_on,
 };
 pub(crate) use sqlite::{beside, folder_of};
 
@@ -479,6 +480,88 @@ impl Store {
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
         holds::forget_targets_except(&mut tx, names).await?;
+        tx.commit().await
+    }
+}
+
+// The inventory of servers.
+impl Store {
+    /// What is known of the target's inventory.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn inventory_of(&self, target: &TargetName) -> Result<InventoryNote, StoreError> {
+        servers::inventory_of(&mut *self.writer().await, target).await
+    }
+
+    /// Stores what a list showed at `at` of these servers, which are one chunk of it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn note_servers(
+        &self,
+        target: &TargetName,
+        listed: &[ListedServer],
+        at: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        servers::note_servers(&mut tx, target, listed, at).await?;
+        tx.commit().await
+    }
+
+    /// Marks the servers behind `after` that a whole list lacked at `at`: those for whose ids
+    /// `is_listed` is false. A chunk at a time; begin with an empty `after`. What was first seen
+    /// after `at` is left alone.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn mark_gone(
+        &self,
+        target: &TargetName,
+        after: &str,
+        at: UtcMillis,
+        is_listed: impl Fn(&str) -> bool,
+    ) -> Result<GoneChunk, StoreError> {
+        let mut writer = self.writer().await;
+        let chunk = servers::find_gone(&mut writer, target, after, at, is_listed).await?;
+        if chunk.gone.is_empty() {
+            return Ok(chunk);
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        servers::mark_gone(&mut tx, target, &chunk.gone, at).await?;
+        tx.commit().await?;
+        Ok(chunk)
+    }
+
+    /// Stores when the target's list was last read in full, and why the last try failed.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn note_inventory(
+        &self,
+        target: &TargetName,
+        note: &InventoryNote,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        servers::note_inventory(&mut tx, target, note).await?;
+        tx.commit().await
+    }
+
+    /// A wish came true, or did not, because of `error`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn end_sync(
+        &self,
+        id: i64,
+        error: Option<&str>,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        servers::end_sync(&mut tx, id, error, now).await?;
         tx.commit().await
     }
 }

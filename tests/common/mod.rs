@@ -57,7 +57,8 @@ impl Yard {
             .expect("a free port");
         let dir = tempfile::tempdir().expect("a folder");
         let target_lines = "submits_per_minute = 6000\nfirst_look = \"20ms\"\nlook_interval_max = \"100ms\"\n\
-                            settle_time = \"1s\"\nlook_time_limit = \"10s\"\n";
+                            settle_time = \"1s\"\nlook_time_limit = \"10s\"\n\
+                            inventory_interval = \"off\"\n";
         Self {
             dir,
             cloud,

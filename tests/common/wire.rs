@@ -211,6 +211,7 @@ pub(crate) fn target(service: Service, port: u16) -> TargetSettings {
         settle_time: Duration::from_secs(60),
         first_look: Duration::from_secs(2),
         look_interval_max: Duration::from_secs(30),
+        inventory_interval: None,
         connect_timeout: Duration::from_secs(10),
         request_timeout: Duration::from_secs(60),
         ca_file: None,

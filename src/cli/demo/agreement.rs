@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::cli::servers;
 use crate::model::{Power, PowerAction, ServerId, Service};
 use crate::sim::{LedgerEntry, OnOff, ServerSummary};
 use crate::store::client::RequestRecord;
@@ -37,7 +38,10 @@ pub(super) fn disagreements(
         if let Some(wrong) = wrong {
             disagreements.push(format!(
                 "request {} ({} of {}) is {}, but {wrong}",
-                row.id, row.action, row.server_id, row.state
+                row.id,
+                row.action,
+                servers::shown(&row.server_id, row.name.as_deref()),
+                row.state
             ));
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cli::pause::resume_command;
+use crate::cli::servers;
 use crate::model::{
     BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis, counted,
 };
@@ -63,7 +64,11 @@ impl Facts {
             .unwrap_or_default();
         format!(
             "Request {}: {} server {} on target {}; inserted at {}{who}.",
-            request.id, request.action, request.server_id, request.target, request.created_at
+            request.id,
+            request.action,
+            servers::shown(&request.server_id, request.name.as_deref()),
+            request.target,
+            request.created_at
         )
     }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::cloud::answer::{Answer, CallKind};
 use crate::cloud::looking::Listed;
 use crate::cloud::objects::each_object;
-use crate::cloud::text::Text;
+use crate::cloud::text::{Text, kept_word};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
     Activity, CallError, CodeClass, Fault, Power, ServerId, ServerView, Sighting, UtcMillis,
@@ -37,11 +37,14 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Entries, CallError> 
     let Some(page) = answer.success::<ListBody<'_>>() else {
         return Err(answer.error(CallKind::Read, now));
     };
-    let listed = page
-        .servers
-        .listed
-        .iter()
-        .filter_map(|body| Some((ServerId(body.id.get()?.to_owned()), body.view())));
+    let listed = page.servers.listed.iter().filter_map(|body| {
+        Some(Listed {
+            id: ServerId(body.id.get()?.to_owned()),
+            view: body.view(),
+            name: kept_word(&body.name),
+            status: kept_word(&body.status),
+        })
+    });
     Ok(Entries {
         servers: listed.collect(),
         count: page.servers.count,
@@ -105,6 +108,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for CountedServers<'a> {
 struct BmsServerBody<'a> {
     #[serde(borrow, default)]
     id: Text<'a>,
+    #[serde(borrow, default)]
+    name: Text<'a>,
     #[serde(borrow, default)]
     status: Text<'a>,
     #[serde(borrow, default, rename = "OS-EXT-STS:vm_state")]

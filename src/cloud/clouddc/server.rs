@@ -12,7 +12,7 @@ use crate::cloud::complaint::server_complaint;
 use crate::cloud::lenient;
 use crate::cloud::looking::{Listed, Page};
 use crate::cloud::objects::{an_object, each_object};
-use crate::cloud::text::Text;
+use crate::cloud::text::{Text, kept_word};
 use crate::model::cloud_codes::{self, CodeOrigin};
 use crate::model::{
     Activity, CallError, CodeClass, Complaint, Fault, JobStatus, Operation, Power, PowerAction,
@@ -38,6 +38,7 @@ pub fn read_list(answer: &Answer, now: UtcMillis) -> Result<Page<String>, CallEr
     Ok(Page {
         servers: page.servers.0,
         next: page.page_info.next_marker.get().and_then(marker::find),
+        is_filtered: false,
     })
 }
 
@@ -100,11 +101,12 @@ impl<'de> Deserialize<'de> for Servers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut servers = Vec::new();
         each_object(deserializer, |body: CloudDcServerBody<'de>| {
-            servers.extend(
-                body.id
-                    .get()
-                    .map(|id| (ServerId(id.to_owned()), Some(body.view()))),
-            );
+            servers.extend(body.id.get().map(|id| Listed {
+                id: ServerId(id.to_owned()),
+                view: Some(body.view()),
+                name: kept_word(&body.name),
+                status: kept_word(body.status()),
+            }));
         })?;
         Ok(Self(servers))
     }
@@ -128,6 +130,8 @@ struct CloudDcServerBody<'a> {
     #[serde(borrow, default)]
     id: Text<'a>,
     #[serde(borrow, default)]
+    name: Text<'a>,
+    #[serde(borrow, default)]
     power_state: Text<'a>,
     #[serde(borrow, default)]
     operation_state: Text<'a>,
@@ -135,12 +139,21 @@ struct CloudDcServerBody<'a> {
     error: ServerError<'a>,
 }
 
-impl CloudDcServerBody<'_> {
+impl<'a> CloudDcServerBody<'a> {
     /// True if it shows this server, or does not say which one it shows.
     fn may_be_about(&self, server: &ServerId) -> bool {
         self.id
             .get()
             .is_none_or(|id| id.eq_ignore_ascii_case(&server.0))
+    }
+
+    /// The word that tells most: its last operation, or else its power.
+    fn status(&self) -> &Text<'a> {
+        if self.operation_state.get().is_some() {
+            &self.operation_state
+        } else {
+            &self.power_state
+        }
     }
 
     fn says_something(&self) -> bool {

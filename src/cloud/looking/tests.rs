@@ -19,6 +19,7 @@ struct Project {
     shows_allowed: Option<usize>,
     pages: Mutex<Vec<(usize, usize)>>,
     shows: AtomicUsize,
+    is_filtered: bool,
     hangs: Vec<ServerId>,
 }
 
@@ -60,6 +61,15 @@ fn servers(range: std::ops::Range<usize>) -> Vec<ServerId> {
     range.map(server).collect()
 }
 
+fn listed(n: usize) -> Listed {
+    Listed {
+        id: server(n),
+        view: Some(RUNNING),
+        name: format!("name-{n}"),
+        status: "ACTIVE".to_owned(),
+    }
+}
+
 /// Numbered places, as BMS has them.
 impl ServerReader for Project {
     type Place = usize;
@@ -82,10 +92,11 @@ impl ServerReader for Project {
             return Err(failure(fault));
         }
         let end = (place + limit).min(self.listed);
-        let servers: Vec<Listed> = (place..end).map(|n| (server(n), Some(RUNNING))).collect();
+        let servers: Vec<Listed> = (place..end).map(listed).collect();
         Ok(Page {
             next: (servers.len() == limit).then_some(place + limit),
             servers,
+            is_filtered: self.is_filtered,
         })
     }
 
@@ -307,4 +318,93 @@ async fn servers_that_never_answer_keep_a_look_within_what_proofs_allow() {
                 .all(|server| seen.failures.contains_key(server))
         );
     }
+}
+
+async fn read_list(project: &Project, pages_max: usize) -> Result<Listing, CallError> {
+    Looking::new(SETTLE_TIME)
+        .read_list(project, pages_max)
+        .await
+}
+
+#[tokio::test]
+async fn a_list_of_ten_pages_is_read_to_its_end_and_no_further() {
+    for (servers, pages) in [(0, 1), (999, 1), (1000, 2), (9_999, 10)] {
+        let project = Project {
+            listed: servers,
+            ..Project::default()
+        };
+        let listing = read_list(&project, PAGES_MAX).await.expect("readable");
+        assert_eq!(listing.servers.len(), servers);
+        assert_eq!(listing.extent, Extent::Whole);
+        assert_eq!(project.pages().len(), pages);
+        assert_eq!(project.shows(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_was_not_read_in_full_says_so() {
+    let broken = Project {
+        listed: 3_000,
+        breaks_at: Some(2_000),
+        ..Project::default()
+    };
+    let listing = read_list(&broken, PAGES_MAX).await.expect("two pages");
+    assert_eq!(listing.servers.len(), 2_000);
+    assert!(
+        matches!(&listing.extent, Extent::CutShort(error) if error.fault == Fault::Unavailable)
+    );
+    let large = Project {
+        listed: 3_000,
+        ..Project::default()
+    };
+    let listing = read_list(&large, 1).await.expect("one page");
+    assert_eq!(
+        (listing.servers.len(), listing.extent),
+        (1_000, Extent::Part)
+    );
+    let small_pages = Project {
+        listed: 3_000,
+        limit_max: Some(300),
+        ..Project::default()
+    };
+    let listing = read_list(&small_pages, 1).await.expect("one page");
+    assert_eq!((listing.servers.len(), listing.extent), (250, Extent::Part));
+    let endless = Project {
+        listed: usize::MAX,
+        ..Project::default()
+    };
+    let listing = read_list(&endless, PAGES_MAX).await.expect("many pages");
+    assert!(matches!(listing.extent, Extent::CutShort(_)));
+    let filtered = Project {
+        listed: 3,
+        is_filtered: true,
+        ..Project::default()
+    };
+    let listing = read_list(&filtered, PAGES_MAX).await.expect("one page");
+    assert_eq!(listing.extent, Extent::Filtered);
+    let dead = Project {
+        list_fault: Some(Fault::Unreachable),
+        ..Project::default()
+    };
+    assert!(read_list(&dead, PAGES_MAX).await.is_err());
+}
+
+#[tokio::test]
+async fn a_look_shows_what_its_list_had_on_it() {
+    let project = Project {
+        listed: 1_500,
+        ..Project::default()
+    };
+    let looking = Looking::new(SETTLE_TIME);
+    for (wanted, seen, extent) in [
+        (0..5, 1_000, Extent::Part),
+        (1_400..1_405, 1_500, Extent::Whole),
+    ] {
+        let observed = looking.observe(&project, &servers(wanted)).await;
+        let listing = observed.expect("readable").listing.expect("listed");
+        assert_eq!((listing.servers.len(), listing.extent), (seen, extent));
+        assert_eq!(listing.servers[7].name, "name-7");
+    }
+    let shown = looking.observe(&project, &servers(0..1)).await;
+    assert_eq!(shown.expect("readable").listing, None);
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::task::Task;
+use super::task::{ListWish, Task};
 use crate::cloud::{Key, KeyName, Observed, PowerCloud};
 use crate::lifecycle::Step;
 use crate::meter::TargetFacts;
@@ -63,6 +63,8 @@ pub(super) struct Target {
     baselines: Baselines,
     /// Since when its servers are being looked at.
     looking_since: Option<Now>,
+    /// The list of its servers is being read.
+    is_listing: bool,
     /// Submit calls being made.
     submitting: usize,
     /// Jobs being asked for.
@@ -146,6 +148,7 @@ impl Target {
             heads: Vec::new(),
             baselines: Baselines::default(),
             looking_since: None,
+            is_listing: false,
             submitting: 0,
             tracking: 0,
             open: 0,
@@ -202,6 +205,11 @@ impl Target {
     /// Most servers in one call.
     pub(super) fn batch_servers_max(&self) -> u32 {
         self.settings.batch_servers_max
+    }
+
+    /// How often the list of its servers is read at least; none: it is not.
+    pub(super) fn inventory_interval(&self) -> Option<Duration> {
+        self.settings.inventory_interval
     }
 
     pub(super) fn budget_of(&self, action: PowerAction) -> Option<Budget> {
@@ -431,6 +439,38 @@ impl Target {
             batches,
             cloud: Arc::clone(&self.cloud),
         }
+    }
+
+    /// When the look at its servers began, if there is one.
+    pub(super) fn looking_since(&self) -> Option<Now> {
+        self.looking_since
+    }
+
+    /// True while a call of its own may be reading the list of servers.
+    pub(super) fn is_reading_servers(&self) -> bool {
+        let is_preparing = matches!(self.readiness, Readiness::Preparing(_));
+        self.is_listing || self.is_looking() || (is_preparing && !self.heads.is_empty())
+    }
+
+    /// The call that reads the list of its servers.
+    pub(super) fn list(&mut self, pages_max: usize, now: Now) -> Task {
+        self.is_listing = true;
+        self.call_opens(now.steady);
+        Task::List {
+            wish: ListWish {
+                target: self.settings.name.clone(),
+                origin: self.origin.clone(),
+                began: now.steady,
+                pages_max,
+            },
+            cloud: Arc::clone(&self.cloud),
+        }
+    }
+
+    /// That call has ended.
+    pub(super) fn list_ended(&mut self) {
+        self.is_listing = false;
+        self.call_closes();
     }
 
     /// That look has ended. Returns when it began.

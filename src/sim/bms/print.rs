@@ -7,6 +7,7 @@ use std::fmt::{self, Write as _};
 
 use super::server::{Server, Shown};
 use crate::model::UtcMillis;
+use crate::sim::answer::in_quotes;
 use crate::sim::scenario::Unset;
 
 /// [`CREATED`](super::server::CREATED) as it is printed, without its zone.
@@ -57,7 +58,7 @@ impl Printer {
 
 fn write_identity(out: &mut String, server: &Server) -> fmt::Result {
     let id = &server.id;
-    let name = &server.name;
+    let name = in_quotes(&server.name);
     let number = server.index + 1;
     let high = (server.index >> 8) & 0xff;
     let low = server.index & 0xff;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::server::{Failure, Server, Shown};
 use crate::model::UtcMillis;
+use crate::sim::answer::in_quotes;
 use crate::sim::scenario::clouddc::LockedShows;
 use crate::sim::scenario::{CloudDcScenario, Unset};
 
@@ -94,7 +95,8 @@ fn error(failure: &Failure) -> Value {
 }
 
 fn write_identity(out: &mut String, server: &Server, project: &str) -> fmt::Result {
-    let Server { id, name, .. } = server;
+    let id = &server.id;
+    let name = in_quotes(&server.name);
     write!(
         out,
         r#"{{"id":"{id}","name":"{name}","project_id":"{project}","#

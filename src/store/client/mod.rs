@@ -16,15 +16,19 @@ use crate::model::{Hold, PowerAction, TargetName, UtcMillis};
 use std::collections::BTreeMap;
 
 mod backup;
+mod names;
 mod overview;
 mod read;
 mod records;
 mod refused_keys;
 mod write;
 
+pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use read::{Filter, Labelled};
-pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};
+pub use records::{
+    AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord, ServerRecord,
+};
 pub use write::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
 
 /// What a command means to do with the queue.
@@ -117,6 +121,16 @@ impl QueueClient {
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
     pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
         read::not_succeeded(&mut self.connection, ids).await
+    }
+
+    /// True if any request is about this server, whatever the target.
+    pub async fn has_requests_for(&mut self, server: &str) -> Result<bool, StoreError> {
+        let filter = Filter {
+            servers: Some(vec![server.to_owned()]),
+            limit: 1,
+            ..Filter::default()
+        };
+        Ok(!self.list(&filter).await?.is_empty())
     }
 
     /// What a request was carried by, oldest first.
@@ -216,6 +230,56 @@ impl QueueClient {
     /// that many are read.
     pub async fn targets(&mut self, now: UtcMillis) -> Result<Vec<TargetNote>, StoreError> {
         overview::targets(&mut self.connection, now).await
+    }
+}
+
+// Servers and their names.
+impl QueueClient {
+    /// True if a list has shown any server of this target; none: of any target.
+    pub async fn knows_servers(&mut self, target: Option<&str>) -> Result<bool, StoreError> {
+        names::knows_servers(&mut self.connection, target).await
+    }
+
+    /// What each of the words stands for, within this target or, without one, within all.
+    pub async fn meanings(
+        &mut self,
+        target: Option<&str>,
+        words: &[String],
+    ) -> Result<Vec<Meaning>, StoreError> {
+        names::meanings(&mut self.connection, target, words).await
+    }
+
+    /// What may have been meant by a word that stands for nothing.
+    pub async fn hints(&mut self, target: Option<&str>, word: &str) -> Result<Hints, StoreError> {
+        names::hints(&mut self.connection, target, word).await
+    }
+
+    /// All servers that lists have shown, those that are gone included, by target and name.
+    pub async fn servers(&mut self, target: Option<&str>) -> Result<Vec<ServerRecord>, StoreError> {
+        names::servers(&mut self.connection, target).await
+    }
+
+    /// The inventory of each target that the daemon has noted, or of one.
+    pub async fn inventory(
+        &mut self,
+        target: Option<&str>,
+    ) -> Result<Vec<InventorySummary>, StoreError> {
+        names::inventory(&mut self.connection, target).await
+    }
+
+    /// Asks the daemon for a fresh inventory of this target, or of all. Returns the wish's id.
+    pub async fn wish_for_inventory(&mut self, target: Option<&str>) -> Result<i64, StoreError> {
+        names::wish_for_inventory(&mut self.connection, target).await
+    }
+
+    /// How that wish has ended: with this error, if with any. None while it has not.
+    pub async fn wish_end(&mut self, id: i64) -> Result<Option<Option<String>>, StoreError> {
+        names::wish_end(&mut self.connection, id).await
+    }
+
+    /// Withdraws a wish that nobody waits for any more.
+    pub async fn withdraw_wish(&mut self, id: i64) -> Result<(), StoreError> {
+        names::withdraw_wish(&mut self.connection, id).await
     }
 }
 

@@ -37,6 +37,8 @@ pub struct OldestReady {
     pub action: String,
     /// Its server.
     pub server_id: String,
+    /// The server's name, if a list has shown it.
+    pub name: Option<String>,
     /// When it was inserted.
     pub created_at: String,
     /// Since when it could go.
@@ -62,6 +64,10 @@ pub struct TargetNote {
     pub throttles: i64,
     /// Submit calls of the last 60 s.
     pub calls_last_minute: i64,
+    /// When the list of its servers was last read in full.
+    pub inventory_at: Option<String>,
+    /// Why the last try to read it failed.
+    pub inventory_error: Option<String>,
     /// When the daemon noted it.
     pub updated_at: String,
 }
@@ -97,7 +103,8 @@ pub(super) async fn oldest_ready(
     connection: &mut SqliteConnection,
 ) -> Result<Vec<OldestReady>, StoreError> {
     let mut ready: Vec<OldestReady> = sqlx::query_as(
-        "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at
+        "SELECT r.id, r.target, r.action, r.server_id, r.created_at, r.eligible_at,
+                (SELECT n.name FROM servers n WHERE n.target = r.target AND n.server_id = r.server_id) AS name
          FROM (SELECT min(id) AS id FROM power_requests INDEXED BY power_requests_ready
                WHERE gate = 'ready' GROUP BY target, action) oldest
          JOIN power_requests r ON r.id = oldest.id",
@@ -126,7 +133,7 @@ pub(super) async fn targets(
         "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
                 (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
                                        ORDER BY b.id DESC LIMIT 6000)
-                 WHERE intent_at > ?) AS calls_last_minute, t.updated_at
+                 WHERE intent_at > ?) AS calls_last_minute, t.inventory_at, t.inventory_error, t.updated_at
          FROM targets t ORDER BY t.target",
     )
     .bind(text(now.before(Duration::from_secs(60))))

@@ -21,8 +21,8 @@ pub struct Filter {
     pub target: Option<String>,
     /// With exactly this label.
     pub label: Option<String>,
-    /// For this server; compared without case.
-    pub server: Option<String>,
+    /// For one of these servers; ids are compared without case. None: for any.
+    pub servers: Option<Vec<String>>,
     /// At most this many.
     pub limit: u32,
 }
@@ -36,6 +36,10 @@ pub struct Labelled {
     pub newest: Vec<i64>,
 }
 
+/// Requests with the names of their servers, where lists have shown them.
+const REQUESTS: &str = "SELECT r.*, (SELECT n.name FROM servers n WHERE n.target = r.target AND n.server_id = r.server_id) AS name
+     FROM power_requests r WHERE ";
+
 /// What is unfinished, by the indexes of the line and of what is parked.
 const UNFINISHED: &str = "SELECT id FROM power_requests WHERE in_line = 1 AND finished_at IS NULL
      UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL";
@@ -44,7 +48,8 @@ pub(super) async fn list_requests(
     connection: &mut SqliteConnection,
     filter: &Filter,
 ) -> Result<Vec<RequestRecord>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM power_requests WHERE 1");
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query.push("1");
     if !filter.states.is_empty() {
         push_states(&mut query, &filter.states);
     }
@@ -54,17 +59,19 @@ pub(super) async fn list_requests(
     if let Some(label) = &filter.label {
         query.push(" AND label = ").push_bind(label.clone());
     }
-    if let Some(server) = &filter.server {
+    if let Some(servers) = &filter.servers {
+        let servers = serde_json::to_string(servers)
+            .map_err(|error| StoreError::Unreadable(error.to_string()))?;
         // Each third has an index of its own.
         let thirds = [
-            " AND id IN (SELECT id FROM power_requests WHERE in_line = 1 AND server_id = ",
-            " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND server_id = ",
-            " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NULL AND server_id = ",
+            " AND id IN (SELECT id FROM power_requests WHERE in_line = 1 AND server_id IN (SELECT value FROM json_each(",
+            ")) UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND server_id IN (SELECT value FROM json_each(",
+            ")) UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NULL AND server_id IN (SELECT value FROM json_each(",
         ];
         for third in thirds {
-            query.push(third).push_bind(server.clone());
+            query.push(third).push_bind(servers.clone());
         }
-        query.push(")");
+        query.push(")))");
     }
     query
         .push(" ORDER BY id DESC LIMIT ")
@@ -76,8 +83,10 @@ pub(super) async fn request(
     connection: &mut SqliteConnection,
     id: i64,
 ) -> Result<RequestRecord, StoreError> {
-    let found = sqlx::query_as("SELECT * FROM power_requests WHERE id = ?").bind(id);
-    found
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query.push("id = ").push_bind(id);
+    query
+        .build_query_as()
         .fetch_optional(&mut *connection)
         .await?
         .ok_or(StoreError::NoSuchRequest(id))
@@ -87,13 +96,12 @@ pub(super) async fn not_succeeded(
     connection: &mut SqliteConnection,
     ids: &[i64],
 ) -> Result<Vec<RequestRecord>, StoreError> {
-    Ok(sqlx::query_as(
-        "SELECT * FROM power_requests
-         WHERE id IN (SELECT value FROM json_each(?)) AND state <> 'succeeded' ORDER BY id",
-    )
-    .bind(list(ids))
-    .fetch_all(&mut *connection)
-    .await?)
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query
+        .push("id IN (SELECT value FROM json_each(")
+        .push_bind(list(ids))
+        .push(")) AND state <> 'succeeded' ORDER BY id");
+    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
 }
 
 pub(super) async fn attempts(

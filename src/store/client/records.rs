@@ -70,10 +70,12 @@ macro_rules! record {
 }
 
 record! {
-    /// One row of `power_requests`: the columns of the contract, in its order.
+    /// One row of `power_requests`: the columns of the contract, in its order, and the server's name
+    /// as lists have shown it.
     pub struct RequestRecord {
         id: i64,
         server_id: String,
+        name: Option<String>,
         action: String,
         target: String,
         priority: i64,
@@ -154,6 +156,19 @@ record! {
         reason: String,
         since: String,
         until: Option<String>,
+    }
+}
+
+record! {
+    /// One row of `servers`.
+    pub struct ServerRecord {
+        target: String,
+        server_id: String,
+        name: String,
+        power: String,
+        status: String,
+        seen_at: String,
+        gone_at: Option<String>,
     }
 }
 

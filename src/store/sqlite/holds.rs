@@ -186,7 +186,8 @@ pub(in crate::store) async fn note_target(
              reads_until, updated_at, budget_ms)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
          ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
-             pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10",
+             pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10,
+             inventory_at = CASE WHEN service = ?2 AND endpoint = ?3 AND project_id = ?4 THEN inventory_at END",
     )
     .bind(&status.target.0)
     .bind(status.origin.service.as_str())

@@ -39,6 +39,7 @@ pub(super) mod intake;
 pub(super) mod record;
 pub(super) mod rows;
 pub(super) mod schema;
+pub(super) mod servers;
 pub(super) mod snapshot;
 pub(super) mod upkeep;
 pub(super) mod write_guard;
@@ -52,6 +53,7 @@ pub(crate) use file::{beside, folder_of};
 pub use gate::HeldPlace;
 pub use holds::{NotedPace, RefusedKey, TargetNews, TargetStatus};
 pub use intake::{EndedCounts, TakenIn};
+pub use servers::{GoneChunk, InventoryNote, InventorySync, SEEN_AT_AGE_MAX, SERVERS_CHUNK};
 pub use snapshot::{Snapshot, SnapshotQuery};
 pub use upkeep::Prune;
 

@@ -9,12 +9,16 @@ use sqlx::sqlite::SqliteConnection;
 use super::batches::DueTarget;
 use super::epoch_file::HighWater;
 use super::holds::{HoldRow, in_force};
+use super::servers::InventorySync;
 use super::{Mark, StoreError, intake, rows, upkeep};
 use crate::model::{BatchId, Hold, Lane, LaneKind, PowerAction, TargetName, UtcMillis};
 
 /// Lanes of one target and action that are read at once; those beyond come when the first of these
 /// have left.
 const LANES_MAX: i64 = 1000;
+
+/// Wishes for a fresh inventory that are read at once.
+const SYNCS_MAX: i64 = 100;
 
 /// What a round asks about.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +48,8 @@ pub struct Snapshot {
     pub lanes: Vec<Lane>,
     /// How many orders with waves the queue knows.
     pub order_count: i64,
+    /// Wishes for a fresh inventory that have not come true.
+    pub syncs: Vec<InventorySync>,
     /// The targets of open batches, each with the time at which its first one is due.
     pub open: Vec<DueTarget>,
     /// Changes with every write to the queue, by anybody.
@@ -69,6 +75,7 @@ struct SnapshotRow {
     oldest: Option<String>,
     lingering: i64,
     order_count: i64,
+    syncs: Vec<u8>,
     last_id: i64,
     last_batch_id: i64,
     holds: Vec<u8>,
@@ -97,6 +104,8 @@ pub(in crate::store) async fn read(
              WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL) AS oldest,
             (SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + ?4)) AS lingering,
             (SELECT count(*) FROM orders) AS order_count,
+            (SELECT CAST(json_group_array(json_array(s.id, CAST(s.target AS TEXT))) AS BLOB)
+             FROM (SELECT id, target FROM inventory_syncs WHERE done_at IS NULL ORDER BY id LIMIT 0 + ?6) s) AS syncs,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'power_requests'), 0) AS last_id,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'batches'), 0) AS last_batch_id,
             (SELECT CAST(json_group_array(json_array(
@@ -156,6 +165,7 @@ pub(in crate::store) async fn read(
     .bind(serde_json::to_string(asked.except).unwrap_or_default())
     .bind(upkeep::LINGERING_MAX)
     .bind(asked.targets.iter().map(|(_, most)| *most).max())
+    .bind(SYNCS_MAX)
     .fetch_one(connection)
     .await?;
     row.into_snapshot(asked, now)
@@ -195,6 +205,7 @@ impl SnapshotRow {
         let holds = in_force(all_holds, now);
         let lanes: Vec<LaneRow> = rows::json(self.lanes)?;
         let open: Vec<(String, String)> = rows::json(self.open)?;
+        let syncs: Vec<(i64, Option<String>)> = rows::json(self.syncs)?;
         Ok(Snapshot {
             due_at: times.next(asked.default_ttl),
             has_past_holds: holds.len() < count,
@@ -208,6 +219,13 @@ impl SnapshotRow {
             change_mark: (self.own_changes, self.data_version),
             lingering: self.lingering,
             order_count: self.order_count,
+            syncs: syncs
+                .into_iter()
+                .map(|(id, target)| InventorySync {
+                    id,
+                    target: target.map(TargetName),
+                })
+                .collect(),
             last: HighWater {
                 epoch: self.epoch,
                 last_id: self.last_id,

@@ -976,6 +976,7 @@ fn target(
         settle_time: rng.millis(1_000, 20_000),
         first_look: rng.millis(50, 4_000),
         look_interval_max: seconds(rng, 4, 30),
+        inventory_interval: None,
         connect_timeout: Duration::from_secs(5),
         request_timeout: seconds(rng, 2, 20),
         ca_file: None,

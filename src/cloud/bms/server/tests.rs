@@ -61,8 +61,18 @@ fn the_documented_list_and_details_are_read() {
     assert_eq!(
         listed,
         [
-            (id("b544be62-1b3b-4982-ad98-572b002ac23b"), Some(RUNNING)),
-            (id("a1541cfc-8ac3-43e9-a70d-b8d4b395b256"), Some(STOPPED)),
+            Listed {
+                id: id("b544be62-1b3b-4982-ad98-572b002ac23b"),
+                view: Some(RUNNING),
+                name: "bms-test1".to_owned(),
+                status: "ACTIVE".to_owned(),
+            },
+            Listed {
+                id: id("a1541cfc-8ac3-43e9-a70d-b8d4b395b256"),
+                view: Some(STOPPED),
+                name: "bms_test2".to_owned(),
+                status: "SHUTOFF".to_owned(),
+            },
         ]
     );
     for (body, asked) in [
@@ -84,7 +94,7 @@ fn a_list_without_states_proves_nothing() {
     let listed = read_list(&answer(200, example!("nova-server-list")), NOW)
         .expect("a list")
         .servers;
-    let view = listed[0].1.as_ref().expect("not deleted");
+    let view = listed[0].view.as_ref().expect("not deleted");
     assert_eq!(
         (view.power, view.activity),
         (Power::Unclear, Activity::Idle)

@@ -131,8 +131,14 @@ fn every_example_is_read_as_expected() {
     assert_eq!(
         page,
         Page {
-            servers: vec![(id(ID), Some(running))],
-            next: Some(ID.to_owned())
+            servers: vec![Listed {
+                id: id(ID),
+                view: Some(running),
+                name: "rack07-node12".to_owned(),
+                status: "power-on-succeed".to_owned(),
+            }],
+            next: Some(ID.to_owned()),
+            is_filtered: false,
         }
     );
 }
@@ -371,7 +377,8 @@ fn a_page_names_the_next_one_or_is_the_last() {
         list(r#"{"servers":null}"#),
         Page {
             servers: vec![],
-            next: None
+            next: None,
+            is_filtered: false,
         }
     );
 }
@@ -391,10 +398,12 @@ fn an_unreadable_list_shows_nobody_missing() {
     let odd = r#"{"servers":[null,3,{"power_state":"on"},{"id":{}},{"id":"a","power_state":{}}]}"#;
     assert_eq!(
         list(odd).servers,
-        [(
-            id("a"),
-            Some(ServerView::of(Power::Unclear, Activity::Other))
-        )]
+        [Listed {
+            id: id("a"),
+            view: Some(ServerView::of(Power::Unclear, Activity::Other)),
+            name: String::new(),
+            status: String::new(),
+        }]
     );
 }
 

@@ -80,7 +80,7 @@ async fn carry_out(machine: &mut Machine<'_>, task: Task, orphaned: bool) -> Res
             machine.facts.arrives(&batch.target, now)?;
             Some(batch.id.0)
         }
-        Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } => None,
+        Task::Prepare { .. } | Task::Track { .. } | Task::Look { .. } | Task::List { .. } => None,
     };
     let finished = task.run().await;
     let delay = machine.cloud.take_delay();
@@ -233,6 +233,7 @@ fn is_about_key(finished: &Finished) -> bool {
             answer.as_ref().err().map(|error| error.fault.clone())
         }
         Finished::Tracked { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
+        Finished::Listed { answer, .. } => answer.as_ref().err().map(|error| error.fault.clone()),
     };
     matches!(fault, Some(Fault::Credentials | Fault::Permission))
 }
@@ -276,6 +277,13 @@ fn describe(finished: &Finished) -> String {
             let ids: Vec<i64> = batches.iter().map(|batch| batch.id.0).collect();
             format!(
                 "look for batches {ids:?}: {}",
+                outcome(answer.as_ref().err())
+            )
+        }
+        Finished::Listed { wish, answer, .. } => {
+            format!(
+                "list of {}: {}",
+                wish.target,
                 outcome(answer.as_ref().err())
             )
         }
