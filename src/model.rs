@@ -25,7 +25,7 @@ mod words;
 pub use batch::{Batch, Member};
 pub use codes::OwnCode;
 pub use fault::{CallError, Fault};
-pub use queue::{Budget, DueBatch, Head, Hold, Lane, LaneKind, Origin};
+pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use scatter::{SCATTER_STEP, scattered};
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{

@@ -7,7 +7,7 @@ use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
     AttemptResult, Batch, Evidence, JobId, Lane, Origin, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Asked, Snapshot, Store, Which};
+use poweryard::store::{Asked, ClaimLimits, Snapshot, Store, Which};
 
 /// Requests in a batch.
 pub(crate) const BATCH: u32 = 1000;
@@ -38,7 +38,7 @@ pub(crate) async fn claim(store: &Store, lane: &Lane, now: UtcMillis) -> Option<
         project_id: "p".into(),
     };
     store
-        .claim(lane, &origin, Which::First(BATCH), &[], now)
+        .claim(lane, &origin, Which::First(BATCH), ClaimLimits::default(), now)
         .await
         .expect("claimed")
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::clock::Clocks;
+use super::guards::GuardWatch;
 use super::holds::Holds;
 use super::ledger::Ledger;
 use super::open_batches::OpenBatches;
@@ -16,7 +17,7 @@ use super::target::{Room, Targets};
 use super::task::Round;
 use crate::model::{Budget, Head, Hold, HoldKind, Lane, PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
-use crate::store::{Snapshot, Store, StoreError, Which};
+use crate::store::{ClaimLimits, Snapshot, Store, StoreError, Which};
 
 /// Servers read at once before their requests leave: a page of the list.
 const HEADS_MAX: usize = 1000;
@@ -59,6 +60,7 @@ pub(super) struct SubmitPass<'a> {
     pub(super) store: &'a Store,
     pub(super) targets: &'a mut Targets,
     pub(super) holds: &'a mut Holds,
+    pub(super) guards: &'a GuardWatch,
     pub(super) clocks: &'a Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a Ledger,
@@ -335,10 +337,13 @@ impl SubmitPass<'_> {
         let which = heads
             .as_deref()
             .map_or(Which::First(chosen.servers_max), Which::These);
-        let barred = target.barred_from(lane.action);
+        let limits = ClaimLimits {
+            barred: target.barred_from(lane.action),
+            guard: self.guards.limit(&lane),
+        };
         let Some(batch) = self
             .store
-            .claim(&lane, target.origin(), which, barred, now.utc)
+            .claim(&lane, target.origin(), which, limits, now.utc)
             .await?
         else {
             // Held, cancelled or protected at this very moment: the next round sees which.

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use super::document::Section;
 use super::secrets;
 use super::values::{self, Parsed, show};
-use super::{AuthSettings, TargetSettings};
+use super::{AuthSettings, TargetSettings, window};
 use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -41,6 +41,8 @@ pub(super) fn read(
     let proxy_password_file = proxy_password_file(section, proxy.as_ref());
     let auth = auth(section, allow_http);
     let budgets = budgets(section);
+    let guards = window::guards(section);
+    let windows = window::windows(section);
     let protected = protected(section, credentials);
     section.refuse_unknown(|_| None);
     Some(TargetSettings {
@@ -64,6 +66,8 @@ pub(super) fn read(
         allow_http,
         auth: auth?,
         budgets,
+        guards,
+        windows,
         protected,
     })
 }

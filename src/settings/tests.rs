@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::Budget;
+use crate::plan::windows::Windows;
 
 const FILE: &str = "/etc/poweryard/poweryard.toml";
 const UNIT: &str = include_str!("../../config/poweryard.service");
@@ -101,6 +102,8 @@ fn every_absent_key_takes_its_default() {
                 security_token_file: None,
             },
             budgets: vec![],
+            guards: vec![],
+            windows: Windows::default(),
             protected: vec![],
         }
     );

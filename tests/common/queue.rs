@@ -11,7 +11,7 @@ use poweryard::lifecycle::{BatchNext, Event, Outcome, Return, Step};
 use poweryard::model::{
     AttemptResult, Batch, Evidence, JobId, Lane, Origin, RequestId, Service, TargetName, UtcMillis,
 };
-use poweryard::store::{Asked, Snapshot, Store, TakenIn, Which};
+use poweryard::store::{Asked, ClaimLimits, Snapshot, Store, TakenIn, Which};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tempfile::TempDir;
@@ -191,7 +191,7 @@ impl Queue {
         now: UtcMillis,
     ) -> Option<Batch> {
         self.store
-            .claim(lane, &origin(), Which::First(servers_max), &[], now)
+            .claim(lane, &origin(), Which::First(servers_max), ClaimLimits::default(), now)
             .await
             .expect("claim")
     }

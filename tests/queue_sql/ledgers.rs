@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use poweryard::model::{Batch, PowerAction, RequestState, TargetName, UtcMillis};
-use poweryard::store::{NotedPace, Prune, Store, StoreError, TargetNews};
+use poweryard::store::{ClaimLimits, NotedPace, Prune, Store, StoreError, TargetNews};
 
 use crate::queue::{HOUR, Queue, failed, ids, origin, succeeded, wall};
 
@@ -487,6 +487,7 @@ async fn a_prune_keeps_what_a_budget_still_counts() {
         reads_until: None,
     };
     let news = |span| TargetNews {
+        default_ttl: None,
         configured: 50,
         pace,
         budget_span: span,
@@ -571,7 +572,7 @@ async fn a_daemon_whose_queue_was_taken_over_stores_nothing() {
     let which = poweryard::store::Which::First(10);
     let claimed = queue
         .store
-        .claim(&lanes[0], &origin(), which, &[], wall())
+        .claim(&lanes[0], &origin(), which, ClaimLimits::default(), wall())
         .await;
     assert!(
         matches!(claimed, Err(StoreError::TakenOver(_))),
@@ -610,7 +611,7 @@ async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() 
         let which = poweryard::store::Which::First(10);
         let claimed = queue
             .store
-            .claim(&lanes[0], &origin(), which, &[], wall())
+            .claim(&lanes[0], &origin(), which, ClaimLimits::default(), wall())
             .await;
         assert!(
             matches!(claimed, Err(StoreError::Unnoted { .. })),

@@ -43,6 +43,45 @@ pub struct Hands {
     pub looks: bool,
 }
 
+/// A call that budgets and guards count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountedCall {
+    /// Its batch.
+    pub batch: BatchId,
+    /// When its intent was stored.
+    pub at: UtcMillis,
+    /// How many servers it carried.
+    pub servers: u32,
+}
+
+/// Calls from their rows (id, time and servers), as [`Store::spent`] dates them.
+pub(super) async fn counted_calls(
+    connection: &mut SqliteConnection,
+    (target, action): (&TargetName, PowerAction),
+    found: Vec<(i64, String, i64)>,
+    now: UtcMillis,
+) -> Result<Vec<CountedCall>, StoreError> {
+    let next: Option<String> = sqlx::query_scalar(
+        "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
+             SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .bind(text(now))
+    .fetch_optional(connection)
+    .await?;
+    let next = rows::readable_time(next);
+    let call = |(id, at, servers): (i64, String, i64)| {
+        let at = rows::readable_time(Some(at))?;
+        Some(CountedCall {
+            batch: BatchId(id),
+            at: if at > now { next.unwrap_or(at) } else { at },
+            servers: u32::try_from(servers).unwrap_or(u32::MAX),
+        })
+    };
+    Ok(found.into_iter().filter_map(call).collect())
+}
+
 impl Store {
     /// A target's open batches in the order in which their next steps are due, at most `limit`, of
     /// the kinds for which there is a `hand`, without those in `except`.
@@ -106,18 +145,8 @@ impl Store {
         now: UtcMillis,
     ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
         let mut writer = self.writer.lock().await;
-        let next: Option<String> = sqlx::query_scalar(
-            "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
-                 SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
-        )
-        .bind(&target.0)
-        .bind(action.as_str())
-        .bind(text(now))
-        .fetch_optional(&mut *writer)
-        .await?;
-        let next = rows::readable_time(next);
-        let calls: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT intent_at, server_count FROM batches
+        let found = sqlx::query_as(
+            "SELECT id, intent_at, server_count FROM batches
              WHERE target = ? AND action = ? AND intent_at > ?
                AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
         )
@@ -126,12 +155,11 @@ impl Store {
         .bind(text(since))
         .fetch_all(&mut *writer)
         .await?;
-        let call = |(at, servers): (String, i64)| {
-            let at = rows::readable_time(Some(at))?;
-            let at = if at > now { next.unwrap_or(at) } else { at };
-            Some((at, u32::try_from(servers).unwrap_or(u32::MAX)))
-        };
-        Ok(calls.into_iter().filter_map(call).collect())
+        let calls = counted_calls(&mut writer, (target, action), found, now).await?;
+        Ok(calls
+            .into_iter()
+            .map(|call| (call.at, call.servers))
+            .collect())
     }
 
     /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use sqlx::sqlite::SqliteConnection;
 
 use super::rows::list;
-use super::{Store, StoreError, gate, holds, rows, text};
+use super::guard::GuardLimit;
+use super::{Store, StoreError, gate, holds, overrides, rows, text};
 use crate::lifecycle::{self, Event, Step};
 use crate::model::{
     Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, RequestId, RequestState,
@@ -23,6 +24,15 @@ pub enum Which<'a> {
     First(u32),
     /// These, as far as they still stand in it, each with what its server's last operation is.
     These(&'a [(RequestId, Baseline)]),
+}
+
+/// What keeps a claim back at its own moment, whatever the plan knew.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClaimLimits<'a> {
+    /// Servers that are not to be switched.
+    pub barred: &'a [ServerId],
+    /// How many unapproved requests may be due; none: any number.
+    pub guard: Option<&'a GuardLimit>,
 }
 
 impl Store {
@@ -76,8 +86,8 @@ impl Store {
     /// this returns.
     ///
     /// Those of them that cannot go, because an earlier request of their server is not over, are
-    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` stands among
-    /// them: a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
+    /// parked. `None` if nobody is left, if the lane is held, if one of `limits.barred` stands among
+    /// them, or if its guard is exceeded: a pause, or rows of strangers, may have come in at this very moment. The batch's own next
     /// step, should the daemon die before the call's answer is stored, is due at once. Before this
     /// returns, the note beside the queue knows of the claim, and the queue is still the one that
     /// was begun.
@@ -90,7 +100,7 @@ impl Store {
         lane: &Lane,
         origin: &Origin,
         which: Which<'_>,
-        barred: &[ServerId],
+        limits: ClaimLimits<'_>,
         now: UtcMillis,
     ) -> Result<Option<Batch>, StoreError> {
         if self.own().unnoted.is_some() {
@@ -104,7 +114,7 @@ impl Store {
             lane,
             origin,
             which,
-            barred,
+            limits,
             now,
         };
         let claimed = match self.try_claim(&mut writer, &wanted, looks).await {
@@ -160,11 +170,17 @@ impl Store {
             tx.rollback().await?;
             return Ok(None);
         }
+        if let Some(guard) = wanted.limits.guard
+            && guard.is_exceeded(&mut tx, lane).await?
+        {
+            tx.rollback().await?;
+            return Ok(None);
+        }
         let picked = match wanted.which {
             Which::First(most) => pick_first(&mut tx, lane, most, looks, now).await?,
             Which::These(heads) => pick_these(&mut tx, lane, heads, looks, now).await?,
         };
-        let barred: HashSet<&ServerId> = wanted.barred.iter().collect();
+        let barred: HashSet<&ServerId> = wanted.limits.barred.iter().collect();
         let is_barred = |candidate: &Candidate| barred.contains(&candidate.server);
         if picked.go.iter().any(is_barred) || (picked.go.is_empty() && picked.parked == 0) {
             tx.rollback().await?;
@@ -174,7 +190,10 @@ impl Store {
             tx.commit().await?;
             return Ok(None);
         }
-        let claimed = claim_picked(&mut tx, wanted, picked.go).await;
+        let is_outside_window = holds
+            .iter()
+            .any(|hold| hold.is_overridden_by(lane, now));
+        let claimed = claim_picked(&mut tx, wanted, picked.go, is_outside_window).await;
         if claimed.is_err() {
             // What the schema refuses may be claimed in another way, on this connection.
             tx.rollback().await?;
@@ -206,7 +225,7 @@ struct Wanted<'a> {
     lane: &'a Lane,
     origin: &'a Origin,
     which: Which<'a>,
-    barred: &'a [ServerId],
+    limits: ClaimLimits<'a>,
     now: UtcMillis,
 }
 
@@ -431,9 +450,13 @@ async fn claim_picked(
     tx: &mut SqliteConnection,
     wanted: &Wanted<'_>,
     go: Vec<Candidate>,
+    is_outside_window: bool,
 ) -> Result<(BatchId, Vec<Member>), StoreError> {
     let batch = insert_batch(tx, wanted.lane, wanted.origin, go.len(), wanted.now).await?;
     let members = claim_members(tx, wanted, batch, go).await?;
+    if is_outside_window {
+        overrides::note(tx, batch, wanted.now).await?;
+    }
     Ok((batch, members))
 }
 

@@ -30,10 +30,12 @@ mod claim;
 mod claimed;
 pub(super) mod file;
 mod gate;
+mod guard;
 pub(super) mod hand;
 pub(super) mod holds;
 mod intake;
 mod note;
+mod overrides;
 mod place;
 mod record;
 pub(super) mod rows;
@@ -42,11 +44,12 @@ mod snapshot;
 pub(super) mod upkeep;
 mod wake;
 
-pub use batches::{DueTarget, Hands};
-pub use claim::Which;
+pub use batches::{CountedCall, DueTarget, Hands};
+pub use claim::{ClaimLimits, Which};
 pub(crate) use file::beside;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub use gate::HeldPlace;
+pub use guard::{GuardLimit, Unapproved};
 pub use holds::{NotedPace, RefusedKey, TargetNews};
 pub use intake::{EndedCounts, TakenIn};
 pub use snapshot::{Asked, Snapshot};
@@ -451,11 +454,11 @@ mod tests {
         );
         refuse.store(true, Ordering::SeqCst);
         let failed = store
-            .claim(&lane, &origin, Which::First(10), &[], now)
+            .claim(&lane, &origin, Which::First(10), ClaimLimits::default(), now)
             .await;
         assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
         let claimed = store
-            .claim(&lane, &origin, Which::First(10), &[], now)
+            .claim(&lane, &origin, Which::First(10), ClaimLimits::default(), now)
             .await
             .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
