@@ -218,6 +218,8 @@ CREATE INDEX batches_ended ON batches (finished_at) WHERE finished_at IS NOT NUL
 CREATE INDEX batches_due ON batches (target, next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_pace ON batches (target, id);
 CREATE INDEX batches_spent ON batches (target, action, intent_at);
+-- What guards count.
+CREATE INDEX batches_unapproved ON batches (target, action, intent_at) WHERE approved = 0;
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
 
 -- What a request's earlier calls came to. Of the last one the request itself tells: see the view request_attempts.

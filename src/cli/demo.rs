@@ -170,6 +170,7 @@ fn requests(cloud: &SimCloud, (target, service): &(&str, Service)) -> Vec<NewReq
         request_key: None,
         label: Some("demo".to_owned()),
         requested_by: Some("demo".to_owned()),
+        override_reason: None,
     };
     cloud
         .server_ids(*service)

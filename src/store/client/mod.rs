@@ -12,6 +12,7 @@ use sqlx::{ConnectOptions, Connection};
 use super::StoreError;
 use super::sqlite::{BUSY_TIMEOUT, schema};
 
+mod approve;
 mod backup;
 mod keys;
 mod overview;
@@ -19,6 +20,7 @@ mod read;
 mod records;
 mod write;
 
+pub use approve::{Approval, ApprovalCount, Approver, Selection};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use read::{Filter, Labelled};
 pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};

@@ -132,11 +132,32 @@ impl QueueClient {
     /// All holds whose time has not passed.
     pub async fn holds(&mut self, now: UtcMillis) -> Result<Vec<HoldRecord>, StoreError> {
         Ok(sqlx::query_as(
-            "SELECT target, action, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
+            "SELECT target, action, label, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
         )
         .bind(text(now))
         .fetch_all(&mut self.connection)
         .await?)
+    }
+
+    /// When a request of this target and label that is due at `due_at` expires, if it has no time of
+    /// its own; none: never, or no daemon has noted it.
+    pub async fn usual_expiry(
+        &mut self,
+        target: &str,
+        label: Option<&str>,
+        due_at: UtcMillis,
+    ) -> Result<Option<UtcMillis>, StoreError> {
+        let found: Option<(Option<String>, Option<i64>)> = sqlx::query_as(
+            "SELECT (SELECT expires_at FROM orders WHERE label = ?2),
+                    (SELECT CAST(default_ttl_ms AS INTEGER) FROM targets WHERE target = ?1)",
+        )
+        .bind(target)
+        .bind(label)
+        .fetch_optional(&mut self.connection)
+        .await?;
+        let (of_order, ttl_ms) = found.unwrap_or_default();
+        let of_order = of_order.and_then(|at| at.parse().ok());
+        Ok(of_order.or(ttl_ms.map(|ms| due_at.moved(ms))))
     }
 
     /// Refuses a list of ids of which one is unknown.

@@ -5,6 +5,8 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
+use crate::model::HoldKind;
+
 /// One row of `power_requests`: the columns of the contract, in its order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[expect(
@@ -23,6 +25,8 @@ pub struct RequestRecord {
     pub request_key: Option<String>,
     pub label: Option<String>,
     pub requested_by: Option<String>,
+    pub override_reason: Option<String>,
+    pub approved_by: Option<String>,
     pub created_at: String,
     pub state: String,
     pub batch_id: Option<i64>,
@@ -114,6 +118,19 @@ impl HoldRecord {
         self.target.as_deref().is_none_or(|held| held == target)
             && self.action.as_deref().is_none_or(|held| held == action)
     }
+
+    /// True if it keeps this request back, whether or not its time has passed.
+    pub fn is_about(&self, request: &RequestRecord) -> bool {
+        let is_exempt = match self.kind.parse() {
+            Ok(HoldKind::Approval) => request.approved_by.is_some(),
+            Ok(HoldKind::Window) => request.override_reason.is_some(),
+            _ => false,
+        };
+        let label = self.label.as_deref();
+        !is_exempt
+            && self.covers(&request.target, &request.action)
+            && label.is_none_or(|held| request.label.as_deref() == Some(held))
+    }
 }
 
 /// A column's text whatever its type: bytes that are no UTF-8 are replaced, numbers are written
@@ -168,6 +185,8 @@ from_columns!(RequestRecord {
     request_key: maybe_text,
     label: maybe_text,
     requested_by: maybe_text,
+    override_reason: maybe_text,
+    approved_by: maybe_text,
     created_at: text,
     state: text,
     batch_id: maybe_whole,
@@ -242,5 +261,33 @@ mod tests {
             ..HoldRecord::default()
         };
         assert!(stops.covers("default", "stop") && !stops.covers("default", "start"));
+    }
+
+    #[test]
+    fn approval_and_a_reason_exempt_a_request_from_their_holds_alone() {
+        let plain = RequestRecord {
+            label: Some("a".to_owned()),
+            ..RequestRecord::default()
+        };
+        let approved = RequestRecord {
+            approved_by: Some("alice".to_owned()),
+            ..plain.clone()
+        };
+        let excused = RequestRecord {
+            override_reason: Some("fire".to_owned()),
+            ..plain.clone()
+        };
+        let held_by = |kind: &str, label: Option<&str>| {
+            let hold = HoldRecord {
+                kind: kind.to_owned(),
+                label: label.map(str::to_owned),
+                ..HoldRecord::default()
+            };
+            [&plain, &approved, &excused].map(|request| hold.is_about(request))
+        };
+        assert_eq!(held_by("approval", None), [true, false, true]);
+        assert_eq!(held_by("window", None), [true, true, false]);
+        assert_eq!(held_by("operator", Some("a")), [true; 3]);
+        assert_eq!(held_by("operator", Some("b")), [false; 3]);
     }
 }

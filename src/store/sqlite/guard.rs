@@ -62,7 +62,7 @@ impl Store {
     ) -> Result<Vec<CountedCall>, StoreError> {
         let mut writer = self.writer.lock().await;
         let found = sqlx::query_as(
-            "SELECT id, intent_at, server_count FROM batches
+            "SELECT id, intent_at, server_count FROM batches INDEXED BY batches_unapproved
              WHERE target = ? AND action = ? AND intent_at > ? AND approved = 0
                AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
         )
