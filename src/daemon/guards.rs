@@ -154,25 +154,8 @@ impl GuardWatch {
                 });
             }
         }
-        let due = around.store.count_unapproved(wanted, COUNT_MAX).await?;
-        let crowds = around.store.unapproved_crowds(wanted, ASKED_MAX).await?;
-        let waiting = Waiting {
-            target: look.target,
-            action: look.action,
-            due,
-            is_more: due >= COUNT_MAX,
-            left,
-            crowds: &crowds,
-        };
-        let hold = Hold {
-            target: Some(look.target.clone()),
-            action: Some(look.action),
-            label: None,
-            kind: HoldKind::Approval,
-            reason: guard::reason(look.guard, &waiting),
-            since: old.map_or(now.utc, |old| old.since),
-            until: None,
-        };
+        let since = old.map_or(now.utc, |old| old.since);
+        let hold = look.hold(around.store, (wanted, left), since).await?;
         self.told_at.insert(key, now.steady);
         Ok(Found {
             hold: Some(hold),
@@ -200,10 +183,68 @@ impl Found {
 
 /// One guard.
 #[derive(Clone, Copy)]
-struct Look<'a> {
-    target: &'a TargetName,
-    action: PowerAction,
-    guard: Budget,
+pub(super) struct Look<'a> {
+    pub(super) target: &'a TargetName,
+    pub(super) action: PowerAction,
+    pub(super) guard: Budget,
+}
+
+impl Look<'_> {
+    /// The hold that a daemon would put at `now`, if one has to be.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(super) async fn at(
+        &self,
+        store: &Store,
+        now: UtcMillis,
+    ) -> Result<Option<Hold>, StoreError> {
+        let since = now.before(self.guard.span);
+        let found = store
+            .unapproved_calls(self.target, self.action, since, now)
+            .await?;
+        let times: Vec<GuardedCall> = found.iter().map(|call| (call.at.min(now), call.servers)).collect();
+        let left = guard::left(self.guard, &times, now);
+        let counted: Vec<i64> = found.iter().map(|call| call.batch.0).collect();
+        let wanted = Unapproved {
+            target: self.target,
+            action: self.action,
+            counted: &counted,
+        };
+        let most = u64::from(self.guard.servers) + 1;
+        let due = store.count_unapproved(wanted, most).await?;
+        match guard::judge(self.guard, due, &times, now) {
+            GuardVerdict::LetsGo => Ok(None),
+            GuardVerdict::Holds { .. } => Ok(Some(self.hold(store, (wanted, left), now).await?)),
+        }
+    }
+
+    async fn hold(
+        &self,
+        store: &Store,
+        (wanted, left): (Unapproved<'_>, u64),
+        since: UtcMillis,
+    ) -> Result<Hold, StoreError> {
+        let due = store.count_unapproved(wanted, COUNT_MAX).await?;
+        let crowds = store.unapproved_crowds(wanted, ASKED_MAX).await?;
+        let waiting = Waiting {
+            target: self.target,
+            action: self.action,
+            due,
+            is_more: due >= COUNT_MAX,
+            left,
+            crowds: &crowds,
+        };
+        Ok(Hold {
+            target: Some(self.target.clone()),
+            action: Some(self.action),
+            label: None,
+            kind: HoldKind::Approval,
+            reason: guard::reason(self.guard, &waiting),
+            since,
+            until: None,
+        })
+    }
 }
 
 /// The calls of a guard's span.

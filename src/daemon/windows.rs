@@ -52,19 +52,8 @@ impl WindowWatch {
                 let Some(state) = self.state(target, *action, now) else {
                     continue;
                 };
-                let until = state.until();
-                until.iter().for_each(|at| round.wake(*at));
-                if let WindowState::Closed { why, .. } = state {
-                    closed.push(Hold {
-                        target: Some(name.clone()),
-                        action: Some(*action),
-                        label: None,
-                        kind: HoldKind::Window,
-                        reason: why,
-                        since: now,
-                        until,
-                    });
-                }
+                state.until().iter().for_each(|at| round.wake(*at));
+                closed.extend(hold(name, *action, state, now));
             }
         }
         holds.exchange(HoldKind::Window, closed).await
@@ -92,4 +81,25 @@ impl WindowWatch {
         self.known.insert(key, known);
         Some(state)
     }
+}
+
+/// The hold of a closed window; none while it is open.
+pub(super) fn hold(
+    target: &TargetName,
+    action: PowerAction,
+    state: WindowState,
+    now: UtcMillis,
+) -> Option<Hold> {
+    let WindowState::Closed { until, why } = state else {
+        return None;
+    };
+    Some(Hold {
+        target: Some(target.clone()),
+        action: Some(action),
+        label: None,
+        kind: HoldKind::Window,
+        reason: why,
+        since: now,
+        until,
+    })
 }

@@ -120,6 +120,7 @@ fn the_shipped_file_parses_and_its_defaults_are_the_codes() {
         "start",
         "stop",
         "reboot",
+        "freeze",
         "servers",
         "servers_file",
     ];
@@ -209,7 +210,7 @@ fn the_shipped_file_shows_every_key() {
         with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[listen]\nx = 1")
     );
     let probes = format!(
-        "{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.protect]\nx = 1\n"
+        "{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.guard]\nx = 1\n[targets.default.window]\nx = 1\n[targets.default.protect]\nx = 1\n"
     );
     let messages = mistakes(&probes);
     let known: Vec<&str> = messages
@@ -219,7 +220,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        5 + 20 + 3 + 2 + 1 + 4 + 4 + 3 + 2,
+        5 + 22 + 3 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2,
         "{messages}"
     );
     for key in known
