@@ -58,7 +58,9 @@ fn said(output: &Output) -> String {
 async fn ten_thousand_rows_wait_until_exactly_those_are_approved() {
     let many = "[bms]\nservers = 10000\nrunning = 1.0\noperation_ms = [10, 50]\n";
     let mut scene = Scene::new(many, &["guard = { stop = \"200/1h\" }"]).await;
-    scene.ask(Stop, 1..=10_000).await;
+    let servers = scene.yard.cloud.server_ids(scene.yard.service);
+    let servers: Vec<String> = servers.into_iter().map(|server| server.0).collect();
+    insert_many(&mut scene.producer, &servers, "stop").await;
     sql(
         &mut scene,
         "UPDATE power_requests SET label = 'evac' WHERE id > 9000",
@@ -67,12 +69,19 @@ async fn ten_thousand_rows_wait_until_exactly_those_are_approved() {
     scene.wait_for(HELD, "stop").await;
     scene.a_round_passes().await;
     assert_eq!(scene.submits(), 0, "nothing has left");
-    let said_all = "SELECT reason LIKE '10000 requests to stop, more than guard stop = \"200/1h\" lets go%'
+    let said_all =
+        "SELECT reason LIKE '10000 requests to stop, more than guard stop = \"200/1h\" lets go%'
                             AND reason LIKE '%evac%' FROM holds WHERE kind = 'approval'";
     scene.wait_for(said_all, "1").await;
     let reason = scene.text(REASON).await;
-    assert!(reason.contains("9000 without a label, 1000 with label evac"), "{reason}");
-    assert!(reason.contains("`poweryard approve --target default --action stop`"), "{reason}");
+    assert!(
+        reason.contains("9000 without a label, 1000 with label evac"),
+        "{reason}"
+    );
+    assert!(
+        reason.contains("`poweryard approve --target default --action stop`"),
+        "{reason}"
+    );
 
     let done = approve(&scene, &["--label", "evac", "--yes", "1000"]).await;
     assert!(done.status.success(), "{}", said(&done));
@@ -87,7 +96,8 @@ async fn ten_thousand_rows_wait_until_exactly_those_are_approved() {
     scene.a_round_passes().await;
     assert_eq!(scene.carried_out(), 1000);
     assert_eq!(scene.text(QUEUED).await, "9001");
-    let noted = "SELECT who || '|' || action || '|' || what || '|' || requests FROM operator_actions";
+    let noted =
+        "SELECT who || '|' || action || '|' || what || '|' || requests FROM operator_actions";
     assert_eq!(scene.text(noted).await, "alice|approve|--label evac|1000");
     scene.daemon.stop().await;
 }
@@ -97,23 +107,30 @@ async fn one_by_one_they_go_until_the_number_is_reached() {
     let mut scene = guarded("3/1h").await;
     for number in 1..=3 {
         scene.ask(Stop, [number]).await;
-        scene
-            .wait_for(DONE, &number.to_string())
-            .await;
+        scene.wait_for(DONE, &number.to_string()).await;
     }
     scene.ask(Stop, [4]).await;
     scene.wait_for(HELD, "stop").await;
     let reason = scene.text("SELECT reason FROM power_waiting").await;
     assert!(
-        reason.starts_with("held: 1 request to stop after 3 in the last 1h, more than guard stop = \"3/1h\""),
+        reason.starts_with(
+            "held: 1 request to stop after 3 in the last 1h, more than guard stop = \"3/1h\""
+        ),
         "{reason}"
     );
     // A guard is about its action only.
     scene.ask(Reboot, [5]).await;
     scene
-        .wait_for("SELECT state FROM power_requests WHERE action = 'reboot'", "succeeded")
+        .wait_for(
+            "SELECT state FROM power_requests WHERE action = 'reboot'",
+            "succeeded",
+        )
         .await;
-    sql(&mut scene, "UPDATE power_requests SET approved_by = 'bob' WHERE state = 'queued'").await;
+    sql(
+        &mut scene,
+        "UPDATE power_requests SET approved_by = 'bob' WHERE state = 'queued'",
+    )
+    .await;
     assert_eq!(scene.outcomes().await, "5 succeeded/job");
     scene.wait_for(HELD, "").await;
     // What was approved does not count: nor does it free anything.
@@ -149,7 +166,11 @@ async fn an_approval_that_is_taken_back_holds_them_again() {
     scene.command(&["resume"]).await;
     scene.a_round_passes().await;
     assert_eq!(scene.submits(), 0);
-    sql(&mut scene, "UPDATE power_requests SET state = 'cancelled' WHERE id = 1").await;
+    sql(
+        &mut scene,
+        "UPDATE power_requests SET state = 'cancelled' WHERE id = 1",
+    )
+    .await;
     // Two may leave.
     scene.wait_for(DONE, "2").await;
     scene.daemon.stop().await;
@@ -166,7 +187,9 @@ async fn a_restart_changes_nothing_and_a_reload_adds_or_removes_guards() {
     scene.daemon = daemon;
     scene.a_round_passes().await;
     assert_eq!(
-        scene.text("SELECT since FROM holds WHERE kind = 'approval'").await,
+        scene
+            .text("SELECT since FROM holds WHERE kind = 'approval'")
+            .await,
         since
     );
     assert_eq!(scene.submits(), 0);
@@ -188,12 +211,11 @@ async fn a_restart_changes_nothing_and_a_reload_adds_or_removes_guards() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_try_again_is_no_new_request_and_retry_inserts_unapproved_ones() {
     // The first call is lost and not carried out.
-    let lost = fault("error_before", "on = [\"submit\"]\ncalls = [1]\nstatus = 500");
-    let mut scene = Scene::new(
-        &format!("{QUICK}{lost}"),
-        &["guard = { stop = \"3/1h\" }"],
-    )
-    .await;
+    let lost = fault(
+        "error_before",
+        "on = [\"submit\"]\ncalls = [1]\nstatus = 500",
+    );
+    let mut scene = Scene::new(&format!("{QUICK}{lost}"), &["guard = { stop = \"3/1h\" }"]).await;
     scene.ask(Stop, 1..=3).await;
     assert_eq!(
         scene.outcomes().await,
@@ -202,7 +224,12 @@ async fn a_try_again_is_no_new_request_and_retry_inserts_unapproved_ones() {
     );
     scene.command(&["retry", "2", "--state", "succeeded"]).await;
     scene.wait_for(HELD, "stop").await;
-    assert_eq!(scene.text("SELECT count(*) FROM power_requests WHERE approved_by IS NULL").await, "4");
+    assert_eq!(
+        scene
+            .text("SELECT count(*) FROM power_requests WHERE approved_by IS NULL")
+            .await,
+        "4"
+    );
     scene.daemon.stop().await;
 }
 
@@ -228,13 +255,15 @@ async fn protected_rows_do_not_count_and_a_budget_still_rations_approved_ones() 
     );
     scene.ask(Stop, 5..=8).await;
     scene.wait_for(HELD, "stop").await;
-    sql(&mut scene, "UPDATE power_requests SET approved_by = 'bob' WHERE state = 'queued'").await;
+    sql(
+        &mut scene,
+        "UPDATE power_requests SET approved_by = 'bob' WHERE state = 'queued'",
+    )
+    .await;
     scene
         .wait_for("SELECT group_concat(kind) FROM holds", "budget")
         .await;
-    scene
-        .wait_for(DONE, "4")
-        .await;
+    scene.wait_for(DONE, "4").await;
     assert_eq!(scene.text(QUEUED).await, "3");
     scene.daemon.stop().await;
 }
@@ -242,15 +271,25 @@ async fn protected_rows_do_not_count_and_a_budget_still_rations_approved_ones() 
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_of_a_refused_batch_keep_their_approval() {
     let locked = fault("locked", "servers = [3]");
-    let mut scene = Scene::new(&format!("{QUICK}{locked}"), &["guard = { stop = \"2/1h\" }"]).await;
+    let mut scene = Scene::new(
+        &format!("{QUICK}{locked}"),
+        &["guard = { stop = \"2/1h\" }"],
+    )
+    .await;
     scene.ask(Stop, 1..=6).await;
     scene.wait_for(HELD, "stop").await;
-    let done = approve(&scene, &["--target", "default", "--action", "stop", "--yes", "6"]).await;
+    let done = approve(
+        &scene,
+        &["--target", "default", "--action", "stop", "--yes", "6"],
+    )
+    .await;
     assert!(done.status.success(), "{}", said(&done));
     let outcomes = scene.outcomes().await;
     assert!(outcomes.ends_with("5 succeeded/job"), "{outcomes}");
     assert_eq!(
-        scene.text("SELECT count(*) FROM batches WHERE approved = 0").await,
+        scene
+            .text("SELECT count(*) FROM batches WHERE approved = 0")
+            .await,
         "0"
     );
     scene.daemon.stop().await;
@@ -268,7 +307,10 @@ async fn those_behind_another_of_their_server_are_due_too() {
     scene.wait_for(HELD, "stop").await;
     scene.command(&["resume"]).await;
     scene
-        .wait_for("SELECT state FROM power_requests WHERE action = 'start'", "succeeded")
+        .wait_for(
+            "SELECT state FROM power_requests WHERE action = 'start'",
+            "succeeded",
+        )
         .await;
     let done = approve(&scene, &["1", "--yes", "1"]).await;
     assert!(done.status.success(), "{}", said(&done));
@@ -293,7 +335,9 @@ async fn what_is_not_due_yet_is_not_counted_but_can_be_approved() {
     let done = approve(&scene, &["--label", "night", "--yes", "2"]).await;
     assert!(done.status.success(), "{}", said(&done));
     assert_eq!(
-        scene.text("SELECT count(*) FROM power_requests WHERE approved_by = 'alice'").await,
+        scene
+            .text("SELECT count(*) FROM power_requests WHERE approved_by = 'alice'")
+            .await,
         "2"
     );
     scene.daemon.stop().await;
@@ -305,13 +349,23 @@ async fn explain_and_status_say_who_is_held_and_which_command_approves() {
     scene.ask(Stop, [1, 2]).await;
     scene.wait_for(HELD, "stop").await;
     let mut explain = poweryard();
-    explain.args(["explain", "2", "--database"]).arg(scene.yard.database());
+    explain
+        .args(["explain", "2", "--database"])
+        .arg(scene.yard.database());
     let explain = said(&explain.output().expect("it runs"));
-    assert!(explain.contains("`poweryard approve 2 --yes 1` approves this one alone"), "{explain}");
+    assert!(
+        explain.contains("`poweryard approve 2 --yes 1` approves this one alone"),
+        "{explain}"
+    );
     let mut status = poweryard();
-    status.args(["status", "--database"]).arg(scene.yard.database());
+    status
+        .args(["status", "--database"])
+        .arg(scene.yard.database());
     let status = said(&status.output().expect("it runs"));
-    assert!(status.contains("approval") && status.contains("poweryard approve"), "{status}");
+    assert!(
+        status.contains("approval") && status.contains("poweryard approve"),
+        "{status}"
+    );
     scene.daemon.stop().await;
 }
 
@@ -322,7 +376,10 @@ async fn another_number_no_terminal_or_nothing_to_approve_is_exit_2() {
     scene.ask(Stop, 1..=3).await;
     for (args, words) in [
         (&["--label", "none", "--yes", "0"][..], "nothing to approve"),
-        (&["--target", "default", "--action", "stop", "--yes", "2"], "3 requests are waiting"),
+        (
+            &["--target", "default", "--action", "stop", "--yes", "2"],
+            "3 requests are waiting",
+        ),
         (&["--target", "default", "--action", "stop"], "--yes 3"),
         (&["1", "99", "--yes", "1"], "99"),
         (&["--target", "default", "--yes", "3"], "--action"),
@@ -335,7 +392,10 @@ async fn another_number_no_terminal_or_nothing_to_approve_is_exit_2() {
     }
     let touched = "SELECT count(*) FROM power_requests WHERE approved_by IS NOT NULL";
     assert_eq!(scene.text(touched).await, "0");
-    assert_eq!(scene.text("SELECT count(*) FROM operator_actions").await, "0");
+    assert_eq!(
+        scene.text("SELECT count(*) FROM operator_actions").await,
+        "0"
+    );
     scene.daemon.stop().await;
 }
 
@@ -370,7 +430,9 @@ async fn an_approved_lane_is_no_business_of_the_guard() {
     let approved = queue.insert("a", &[]).await;
     queue.insert("b", &[]).await;
     queue
-        .sql(&format!("UPDATE power_requests SET approved_by = 'alice' WHERE id = {approved}"))
+        .sql(&format!(
+            "UPDATE power_requests SET approved_by = 'alice' WHERE id = {approved}"
+        ))
         .await;
     let none = GuardLimit {
         due_max: 0,
@@ -408,8 +470,13 @@ async fn a_hundred_thousand_requests_are_approved_at_once() {
         .arg(queue.path());
     let done = command.output().expect("it runs");
     assert!(done.status.success(), "{}", said(&done));
-    assert!(said(&done).contains("100000 requests, in at least 100 calls"), "{}", said(&done));
-    let approved = "SELECT count(*) FROM power_requests WHERE approved_by = 'alice' AND gate = 'ready'";
+    assert!(
+        said(&done).contains("100000 requests, in at least 100 calls"),
+        "{}",
+        said(&done)
+    );
+    let approved =
+        "SELECT count(*) FROM power_requests WHERE approved_by = 'alice' AND gate = 'ready'";
     assert_eq!(queue.row(approved).await, "100000");
 }
 

@@ -201,7 +201,13 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
     };
     let which = poweryard::store::Which::First(10);
     let claimed = store
-        .claim(&lane, &origin, which, poweryard::store::ClaimLimits::default(), daemon::now().utc)
+        .claim(
+            &lane,
+            &origin,
+            which,
+            poweryard::store::ClaimLimits::default(),
+            daemon::now().utc,
+        )
         .await
         .expect("no failure");
     assert_eq!(claimed, None);

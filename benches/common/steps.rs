@@ -38,7 +38,13 @@ pub(crate) async fn claim(store: &Store, lane: &Lane, now: UtcMillis) -> Option<
         project_id: "p".into(),
     };
     store
-        .claim(lane, &origin, Which::First(BATCH), ClaimLimits::default(), now)
+        .claim(
+            lane,
+            &origin,
+            Which::First(BATCH),
+            ClaimLimits::default(),
+            now,
+        )
         .await
         .expect("claimed")
 }

@@ -234,7 +234,10 @@ mod tests {
             requests,
         };
         let said = text(&[count(None, 1), count(Some("evac"), 1200)], 2);
-        assert!(said.ends_with("1201 requests, in at least 2 calls\n"), "{said}");
+        assert!(
+            said.ends_with("1201 requests, in at least 2 calls\n"),
+            "{said}"
+        );
         assert!(said.contains("evac") && said.contains("1200"), "{said}");
     }
 }

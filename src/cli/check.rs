@@ -141,7 +141,11 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     let keys = Keys::read(database).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
-        findings.extend(windows::findings(target, settings.queue.default_ttl, args::now()));
+        findings.extend(windows::findings(
+            target,
+            settings.queue.default_ttl,
+            args::now(),
+        ));
         // With --online the finding about the call that is not made says so.
         if !online {
             findings.extend(refusal_finding(target, &rules, &keys));

@@ -122,11 +122,10 @@ impl GuardWatch {
         let verdict = guard::judge(guard, due, &calls.times, now.utc);
         let found = match verdict {
             GuardVerdict::LetsGo => Found::default(),
-            GuardVerdict::Holds { until } => {
-                self.hold(around, look, (wanted, left), round)
-                    .await?
-                    .again_by(until)
-            }
+            GuardVerdict::Holds { until } => self
+                .hold(around, look, (wanted, left), round)
+                .await?
+                .again_by(until),
         };
         self.limits
             .insert((look.target.clone(), look.action), limit);
@@ -203,7 +202,10 @@ impl Look<'_> {
         let found = store
             .unapproved_calls(self.target, self.action, since, now)
             .await?;
-        let times: Vec<GuardedCall> = found.iter().map(|call| (call.at.min(now), call.servers)).collect();
+        let times: Vec<GuardedCall> = found
+            .iter()
+            .map(|call| (call.at.min(now), call.servers))
+            .collect();
         let left = guard::left(self.guard, &times, now);
         let counted: Vec<i64> = found.iter().map(|call| call.batch.0).collect();
         let wanted = Unapproved {
@@ -255,11 +257,7 @@ struct Calls {
 
 impl<'a> Look<'a> {
     /// The calls that count, with their times by the present clock.
-    async fn calls(
-        &self,
-        around: &Surroundings<'_>,
-        round: &Round,
-    ) -> Result<Calls, StoreError> {
+    async fn calls(&self, around: &Surroundings<'_>, round: &Round) -> Result<Calls, StoreError> {
         let now = round.now;
         let allowance = around.clocks.allowance(self.guard.span, now.steady);
         let since = now.utc.before(self.guard.span + allowance);

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use tracing::warn;
 
 use super::connect::Clouds;
+use super::guards::GuardWatch;
 use super::report;
 use super::round::Dispatcher;
-use super::guards::GuardWatch;
 use super::strangers::Strangers;
 use super::target::keys::Renewal;
 use super::target::{Configured, Target, Targets};

@@ -260,11 +260,7 @@ impl Dispatcher {
         self.upkeep.pass(&self.store, round).await
     }
 
-    async fn guard_pass(
-        &mut self,
-        seen: &Snapshot,
-        round: &mut Round,
-    ) -> Result<(), StoreError> {
+    async fn guard_pass(&mut self, seen: &Snapshot, round: &mut Round) -> Result<(), StoreError> {
         let around = Surroundings {
             store: &self.store,
             targets: &self.targets,

@@ -70,7 +70,9 @@ pub struct Waiting<'a> {
 
 /// Why requests wait for approval: how many, whose, and the command that approves them.
 pub fn reason(guard: Budget, waiting: &Waiting<'_>) -> String {
-    let Waiting { action, due, left, .. } = *waiting;
+    let Waiting {
+        action, due, left, ..
+    } = *waiting;
     let span = humantime::format_duration(guard.span);
     let more = if waiting.is_more { "more than " } else { "" };
     let noun = if due == 1 { "request" } else { "requests" };
@@ -110,8 +112,14 @@ fn whose(waiting: &Waiting<'_>) -> String {
 /// The command that approves all of them.
 fn command(waiting: &Waiting<'_>) -> String {
     let all: u64 = waiting.crowds.iter().map(|crowd| crowd.requests).sum();
-    let first = waiting.crowds.first().and_then(|crowd| crowd.label.as_ref());
-    let is_one = waiting.crowds.iter().all(|crowd| crowd.label.as_ref() == first);
+    let first = waiting
+        .crowds
+        .first()
+        .and_then(|crowd| crowd.label.as_ref());
+    let is_one = waiting
+        .crowds
+        .iter()
+        .all(|crowd| crowd.label.as_ref() == first);
     match first {
         Some(label) if is_one && all >= waiting.due && is_plain(label) => {
             format!("poweryard approve --label {label}")
@@ -162,7 +170,10 @@ mod tests {
         assert_eq!(verdict(200, &[(ago(60), 150)]), GuardVerdict::LetsGo);
         let until = ago(50) + GUARD.span;
         let calls = [(ago(10), 50), (ago(50), 150)];
-        assert_eq!(verdict(100, &calls), GuardVerdict::Holds { until: Some(until) });
+        assert_eq!(
+            verdict(100, &calls),
+            GuardVerdict::Holds { until: Some(until) }
+        );
         assert_eq!(judge(GUARD, 100, &calls, until), GuardVerdict::LetsGo);
     }
 
@@ -199,9 +210,18 @@ mod tests {
             151,
             50,
         );
-        assert!(said.starts_with("151 requests to stop after 50 in the last 1h, more"), "{said}");
-        assert!(said.contains("150 with label evac, 1 without a label by bob;"), "{said}");
-        assert!(said.contains("`poweryard approve --target eu --action stop`"), "{said}");
+        assert!(
+            said.starts_with("151 requests to stop after 50 in the last 1h, more"),
+            "{said}"
+        );
+        assert!(
+            said.contains("150 with label evac, 1 without a label by bob;"),
+            "{said}"
+        );
+        assert!(
+            said.contains("`poweryard approve --target eu --action stop`"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -214,7 +234,9 @@ mod tests {
 
     #[test]
     fn many_groups_are_cut_to_the_largest() {
-        let crowds: Vec<Crowd> = (0..5).map(|n| crowd(Some(&format!("l{n}")), None, 100)).collect();
+        let crowds: Vec<Crowd> = (0..5)
+            .map(|n| crowd(Some(&format!("l{n}")), None, 100))
+            .collect();
         let said = told(&crowds, 500, 0);
         assert!(said.contains("100 with label l2, and others;"), "{said}");
     }

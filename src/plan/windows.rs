@@ -148,7 +148,9 @@ impl Windows {
             return format!("{closed}, and no window opens within a year");
         };
         let spans = self.spans.get(&action).into_iter().flatten();
-        let opening = spans.filter(|span| span.contains(until)).map(|span| &span.zone);
+        let opening = spans
+            .filter(|span| span.contains(until))
+            .map(|span| &span.zone);
         let zone = opening.chain(freeze.map(|days| &days.zone)).next();
         let local = zone
             .map(|zone| format!(" ({})", zone.show(until)))

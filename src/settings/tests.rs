@@ -796,13 +796,34 @@ fn windows_and_guards_are_read_with_the_target_and_refused_with_key_and_line() {
     let guarded: Vec<PowerAction> = target.guards.iter().map(|(action, _)| *action).collect();
     assert_eq!(guarded, [PowerAction::Stop, PowerAction::Reboot]);
     for (lines, words) in [
-        ("[targets.default.window]\nstop = []", "targets.default.window.stop: is empty"),
-        ("[targets.default.window]\nstop = \"20:00-06:00\"", "targets.default.window.stop: must be a list"),
-        ("[targets.default.window]\nstop = [\"20:00-06:00\",\n\"Mun 1:00-2:00\"]", "targets.default.window.stop: \"Mun\" is not a day"),
-        ("[targets.default.window]\nstart = [\"20:00-06:00 Mars\"]", "targets.default.window.start: \"Mars\" is not a time zone"),
-        ("[targets.default.window]\nfreeze = [\"2026-02-30\"]", "targets.default.window.freeze: \"2026-02-30\" is not a date"),
-        ("[targets.default.window]\nstopp = [\"20:00-06:00\"]", "unknown key"),
-        ("[targets.default.guard]\nstop = \"0/1h\"", "targets.default.guard.stop: "),
+        (
+            "[targets.default.window]\nstop = []",
+            "targets.default.window.stop: is empty",
+        ),
+        (
+            "[targets.default.window]\nstop = \"20:00-06:00\"",
+            "targets.default.window.stop: must be a list",
+        ),
+        (
+            "[targets.default.window]\nstop = [\"20:00-06:00\",\n\"Mun 1:00-2:00\"]",
+            "targets.default.window.stop: \"Mun\" is not a day",
+        ),
+        (
+            "[targets.default.window]\nstart = [\"20:00-06:00 Mars\"]",
+            "targets.default.window.start: \"Mars\" is not a time zone",
+        ),
+        (
+            "[targets.default.window]\nfreeze = [\"2026-02-30\"]",
+            "targets.default.window.freeze: \"2026-02-30\" is not a date",
+        ),
+        (
+            "[targets.default.window]\nstopp = [\"20:00-06:00\"]",
+            "unknown key",
+        ),
+        (
+            "[targets.default.guard]\nstop = \"0/1h\"",
+            "targets.default.guard.stop: ",
+        ),
         ("[targets.default.guard]\nsotp = \"1/1h\"", "unknown key"),
     ] {
         let said = mistakes(&format!("{LEAST}{lines}\n"));

@@ -16,7 +16,7 @@ pub use client::QueueClient;
 pub use error::StoreError;
 pub(crate) use sqlite::beside;
 pub use sqlite::{
-    Asked, Changes, ClaimLimits, CountedCall, DaemonInfo, DueTarget, EndedCounts, GuardLimit, Hands,
-    HeldPlace, NotedPace, Prune, QueueLock, RefusedKey, Restored, Running, Snapshot, Store,
+    Asked, Changes, ClaimLimits, CountedCall, DaemonInfo, DueTarget, EndedCounts, GuardLimit,
+    Hands, HeldPlace, NotedPace, Prune, QueueLock, RefusedKey, Restored, Running, Snapshot, Store,
     StoreOptions, TakenIn, TargetNews, Unapproved, Which, daemon_on,
 };

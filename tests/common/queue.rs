@@ -191,7 +191,13 @@ impl Queue {
         now: UtcMillis,
     ) -> Option<Batch> {
         self.store
-            .claim(lane, &origin(), Which::First(servers_max), ClaimLimits::default(), now)
+            .claim(
+                lane,
+                &origin(),
+                Which::First(servers_max),
+                ClaimLimits::default(),
+                now,
+            )
             .await
             .expect("claim")
     }

@@ -21,7 +21,12 @@ pub(super) fn findings(
         findings.extend(rare_opening(&subject, target, *action, default_ttl, now));
     }
     for freeze in &target.windows.freezes {
-        findings.push(frozen(&format!("{subject}.window.freeze"), freeze, default_ttl, now));
+        findings.push(frozen(
+            &format!("{subject}.window.freeze"),
+            freeze,
+            default_ttl,
+            now,
+        ));
     }
     for (action, guard) in &target.guards {
         let finding = format!(
@@ -36,12 +41,7 @@ pub(super) fn findings(
 }
 
 /// When an action is sent, and what is the case now.
-fn window(
-    target: &TargetSettings,
-    action: PowerAction,
-    spans: &[Span],
-    now: UtcMillis,
-) -> String {
+fn window(target: &TargetSettings, action: PowerAction, spans: &[Span], now: UtcMillis) -> String {
     let spans: Vec<String> = spans.iter().map(Span::to_string).collect();
     let state = match target.windows.state(action, now) {
         WindowState::Open { until: None } => "open now".to_owned(),
@@ -61,7 +61,11 @@ fn rare_opening(
 ) -> Option<Finding> {
     if let WindowState::Closed { until: None, .. } = target.windows.state(action, now) {
         let fix = "correct the spans or the freeze";
-        return Some(Finding::warning(subject, "it does not open within a year", fix));
+        return Some(Finding::warning(
+            subject,
+            "it does not open within a year",
+            fix,
+        ));
     }
     let ttl = default_ttl?;
     let (from, lasts) = target.windows.longest_closure(action, now)?;
@@ -85,11 +89,17 @@ fn frozen(
     }
     let expire = match default_ttl {
         Some(ttl) if freeze.length() >= ttl => {
-            format!("; requests without expires_at expire after {}, even in it", span(ttl))
+            format!(
+                "; requests without expires_at expire after {}, even in it",
+                span(ttl)
+            )
         }
         _ => String::new(),
     };
-    Finding::ok(subject, format!("no stop and no reboot is sent on {freeze}{expire}"))
+    Finding::ok(
+        subject,
+        format!("no stop and no reboot is sent on {freeze}{expire}"),
+    )
 }
 
 #[cfg(test)]
@@ -120,16 +130,30 @@ mod tests {
             "[targets.default.window]\nstop = [\"20:00-06:00 Europe/Berlin\"]\n[targets.default.guard]\nstop = \"200/1h\"\n",
         );
         assert_eq!(said.len(), 2, "{said:?}");
-        assert!(said.iter().all(|(level, _)| *level == Level::Ok), "{said:?}");
-        assert!(said[0].1.contains("stop is sent only 20:00-06:00 Europe/Berlin; closed now: "), "{said:?}");
-        assert!(said[1].1.contains("more than 200 requests to stop"), "{said:?}");
+        assert!(
+            said.iter().all(|(level, _)| *level == Level::Ok),
+            "{said:?}"
+        );
+        assert!(
+            said[0]
+                .1
+                .contains("stop is sent only 20:00-06:00 Europe/Berlin; closed now: "),
+            "{said:?}"
+        );
+        assert!(
+            said[1].1.contains("more than 200 requests to stop"),
+            "{said:?}"
+        );
     }
 
     #[test]
     fn a_window_that_opens_too_rarely_is_warned_about() {
         for (spans, part) in [
             ("Sat 20:00-24:00", "it is closed for 6days 20h from"),
-            ("00:00-24:00\"]\nfreeze = [\"2026-01-01..2028-12-31", "does not open within a year"),
+            (
+                "00:00-24:00\"]\nfreeze = [\"2026-01-01..2028-12-31",
+                "does not open within a year",
+            ),
         ] {
             let said = found(&format!("[targets.default.window]\nstop = [\"{spans}\"]\n"));
             assert_eq!(said[1].0, Level::Warning, "{said:?}");
@@ -139,8 +163,13 @@ mod tests {
 
     #[test]
     fn a_freeze_that_is_over_is_to_be_removed() {
-        let said = found("[targets.default.window]\nfreeze = [\"2026-11-25\", \"2026-11-26..2026-11-28\"]\n");
+        let said = found(
+            "[targets.default.window]\nfreeze = [\"2026-11-25\", \"2026-11-26..2026-11-28\"]\n",
+        );
         assert_eq!(said[0].0, Level::Warning);
-        assert!(said[1].1.contains("expire after 1day, even in it"), "{said:?}");
+        assert!(
+            said[1].1.contains("expire after 1day, even in it"),
+            "{said:?}"
+        );
     }
 }

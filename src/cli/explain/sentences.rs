@@ -70,7 +70,11 @@ impl Facts {
 
     fn queued(&self, said: &mut Vec<String>) {
         said.push(self.why_queued());
-        said.extend(self.holds.iter().map(|hold| hold_sentence(hold, &self.request)));
+        said.extend(
+            self.holds
+                .iter()
+                .map(|hold| hold_sentence(hold, &self.request)),
+        );
         said.extend(self.place());
         if self.request.retry_at.is_some() || self.request.attempts > 0 {
             said.push(self.last_try());

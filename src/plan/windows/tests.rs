@@ -59,12 +59,18 @@ fn spans_that_touch_are_one_window_and_days_wrap() {
     let weekend = stops(&["Fri 22:00-24:00", "Sat,Sun 00:00-24:00"]);
     assert_eq!(
         changes(&weekend, "2026-11-27T00:00:00Z", 2),
-        ["closed until 2026-11-27T22:00Z", "open until 2026-11-30T00:00Z"]
+        [
+            "closed until 2026-11-27T22:00Z",
+            "open until 2026-11-30T00:00Z"
+        ]
     );
     let wrapped = stops(&["Fri..Mon 00:00-24:00"]);
     assert_eq!(
         changes(&wrapped, "2026-11-26T12:00:00Z", 2),
-        ["closed until 2026-11-27T00:00Z", "open until 2026-12-01T00:00Z"]
+        [
+            "closed until 2026-11-27T00:00Z",
+            "open until 2026-12-01T00:00Z"
+        ]
     );
 }
 
@@ -79,7 +85,10 @@ fn an_hour_that_is_skipped_never_comes_and_one_that_is_repeated_comes_twice() {
     let across = stops(&["01:00-02:30 Europe/Berlin"]);
     assert_eq!(
         changes(&across, "2027-03-27T23:30:00Z", 2),
-        ["closed until 2027-03-28T00:00Z", "open until 2027-03-28T01:00Z"],
+        [
+            "closed until 2027-03-28T00:00Z",
+            "open until 2027-03-28T01:00Z"
+        ],
         "the clock goes from two to three"
     );
     let autumn = stops(&["02:15-02:45 Europe/Berlin"]);
@@ -110,13 +119,19 @@ fn new_york_and_the_half_hour_of_lord_howe_are_known() {
     let lord_howe = stops(&["02:10-02:40 Australia/Lord_Howe"]);
     assert_eq!(
         changes(&lord_howe, "2026-10-03T12:00:00Z", 2),
-        ["closed until 2026-10-03T15:30Z", "open until 2026-10-03T15:40Z"]
+        [
+            "closed until 2026-10-03T15:30Z",
+            "open until 2026-10-03T15:40Z"
+        ]
     );
 }
 
 #[test]
 fn a_freeze_is_about_stops_and_reboots_and_lasts_whole_days() {
-    let frozen = windows(&["20:00-06:00 Europe/Berlin"], &["2026-12-20..2027-01-03 Europe/Berlin"]);
+    let frozen = windows(
+        &["20:00-06:00 Europe/Berlin"],
+        &["2026-12-20..2027-01-03 Europe/Berlin"],
+    );
     assert_eq!(
         changes(&frozen, "2026-12-19T20:00:00Z", 3),
         [
@@ -201,7 +216,10 @@ fn what_does_not_read_is_named_in_a_sentence() {
         ("20-06", "\"20\" is not a time"),
         ("24:00-06:00", "begins at the end of the day"),
         ("20:00-20:00", "begins and ends at the same time"),
-        ("20:00-06:00 Europe/Berln", "\"Europe/Berln\" is not a time zone"),
+        (
+            "20:00-06:00 Europe/Berln",
+            "\"Europe/Berln\" is not a time zone",
+        ),
         ("20:00-06:00 +01:00", "\"+01:00\" is not a time zone"),
         ("20:00-06:00 UTC now", "\"now\" is too much"),
     ] {
@@ -248,7 +266,12 @@ fn by_minutes(span: &str, now: UtcMillis) -> (bool, Option<UtcMillis>) {
             .expect("a zone");
         let time = local.strftime("%H:%M").to_string();
         let day = local.strftime("%a").to_string();
-        let before = local.date().yesterday().expect("a date").strftime("%a").to_string();
+        let before = local
+            .date()
+            .yesterday()
+            .expect("a date")
+            .strftime("%a")
+            .to_string();
         let begins_today = days.contains(&day.as_str()) && time.as_str() >= from;
         if from < to {
             return begins_today && time.as_str() < to;

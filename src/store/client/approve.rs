@@ -141,7 +141,12 @@ fn push_selection(query: &mut QueryBuilder<Sqlite>, which: &Selection) {
                 .push(" AND state = 'queued' AND approved_by IS NULL");
         }
         Selection::Lane { target, action } => {
-            let parts = ["gate = 'ready'", "in_line IS NULL AND gate IS NOT NULL", "gate = 'held'", "gate = 'retry'"];
+            let parts = [
+                "gate = 'ready'",
+                "in_line IS NULL AND gate IS NOT NULL",
+                "gate = 'held'",
+                "gate = 'retry'",
+            ];
             for (at, part) in parts.iter().enumerate() {
                 if at > 0 {
                     query.push(" UNION ALL ");

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::rows::list;
 use super::guard::GuardLimit;
+use super::rows::list;
 use super::{Store, StoreError, gate, holds, overrides, rows, text};
 use crate::lifecycle::{self, Event, Step};
 use crate::model::{
@@ -190,9 +190,7 @@ impl Store {
             tx.commit().await?;
             return Ok(None);
         }
-        let is_outside_window = holds
-            .iter()
-            .any(|hold| hold.is_overridden_by(lane, now));
+        let is_outside_window = holds.iter().any(|hold| hold.is_overridden_by(lane, now));
         let claimed = claim_picked(&mut tx, wanted, picked.go, is_outside_window).await;
         if claimed.is_err() {
             // What the schema refuses may be claimed in another way, on this connection.

@@ -454,11 +454,23 @@ mod tests {
         );
         refuse.store(true, Ordering::SeqCst);
         let failed = store
-            .claim(&lane, &origin, Which::First(10), ClaimLimits::default(), now)
+            .claim(
+                &lane,
+                &origin,
+                Which::First(10),
+                ClaimLimits::default(),
+                now,
+            )
             .await;
         assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
         let claimed = store
-            .claim(&lane, &origin, Which::First(10), ClaimLimits::default(), now)
+            .claim(
+                &lane,
+                &origin,
+                Which::First(10),
+                ClaimLimits::default(),
+                now,
+            )
             .await
             .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
