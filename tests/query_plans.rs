@@ -66,6 +66,8 @@ fn is_small(step: &str) -> bool {
         "SCAN v VIRTUAL TABLE",
         "SCAN l",
         "SCAN head",
+        "SCAN kinds",
+        "SCAN waiting",
         "SCAN used",
         "SCAN e",
         "SCAN CONSTANT ROW",

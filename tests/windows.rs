@@ -7,6 +7,7 @@ mod process;
 #[path = "common/scene.rs"]
 mod scene;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Output;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use common::{Yard, insert, insert_many, reload, text};
 use jiff::{Timestamp, ToSpan};
 use poweryard::daemon::{self, Dispatcher};
 use poweryard::model::PowerAction::{Start, Stop};
-use poweryard::model::{Now, Steady, UtcMillis};
+use poweryard::model::{Now, PowerAction, SCATTER_STEP, Steady, UtcMillis, scattered};
+use poweryard::plan::windows::WindowState;
 use poweryard::settings::SecretRules;
 use poweryard::store::Store;
 use process::poweryard;
@@ -36,7 +38,11 @@ struct Night {
 
 impl Night {
     async fn new(lines: &str, begin: &str) -> Self {
-        let mut yard = Yard::new(QUICK).await;
+        Self::in_cloud(QUICK, lines, begin).await
+    }
+
+    async fn in_cloud(scenario: &str, lines: &str, begin: &str) -> Self {
+        let mut yard = Yard::new(scenario).await;
         yard.target_lines.push_str(lines);
         let mut settings = yard.settings();
         // Rows are dated by the machine's clock, not by the test's.
@@ -74,6 +80,12 @@ impl Night {
         self.now.utc = then;
     }
 
+    /// So much time passes.
+    fn pass(&mut self, span: Duration) {
+        self.now.steady = Steady(self.now.steady.0 + span);
+        self.now.utc = self.now.utc + span;
+    }
+
     /// Somebody sets the clock.
     fn set_clock(&mut self, time: &str) {
         self.now.utc = at(time);
@@ -81,7 +93,7 @@ impl Night {
 
     /// Rounds at this very moment, until nothing more is to be done at it.
     async fn rounds(&mut self) {
-        for _ in 0..50 {
+        for _ in 0..500 {
             let round = self.dispatcher.round(self.now).await;
             assert!(round.trouble.is_none(), "{:?}", round.trouble);
             let is_over = round.tasks.is_empty()
@@ -484,4 +496,138 @@ async fn a_window_that_does_not_read_ends_with_78_and_names_its_line() {
             said(&done)
         );
     }
+}
+
+/// Numbers that look drawn by chance, the same ones for the same seed.
+struct Dice {
+    seed: u64,
+    thrown: u64,
+}
+
+impl Dice {
+    /// From 0 on, less than `sides`.
+    fn throw(&mut self, sides: u64) -> u64 {
+        self.thrown += 1;
+        let number = scattered(
+            self.seed
+                .wrapping_add(SCATTER_STEP.wrapping_mul(self.thrown)),
+        );
+        number % sides
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.throw(from.len() as u64) as usize]
+    }
+}
+
+/// No call outside a window without a reason.
+async fn audit_windows(night: &mut Night, what: &str) {
+    let windows = night.yard.settings().targets[0].windows.clone();
+    let calls: Vec<(String, String, i64)> = sqlx::query_as(
+        "SELECT b.action, b.intent_at, count(*) FROM batches b JOIN request_attempts a ON a.batch_id = b.id
+         JOIN power_requests r ON r.id = a.request_id WHERE r.override_reason IS NULL GROUP BY b.id",
+    )
+    .fetch_all(&mut night.producer)
+    .await
+    .expect("readable");
+    for (action, intent_at, servers) in calls {
+        let action: PowerAction = action.parse().expect("an action");
+        let state = windows.state(action, at(&intent_at));
+        assert!(
+            matches!(state, WindowState::Open { .. }),
+            "{what}: {action} of {servers} at {intent_at}: {state:?}"
+        );
+    }
+}
+
+/// Of no span do more unapproved requests leave than the guard lets go; one that is tried again
+/// counts once.
+async fn audit_guard(night: &mut Night, what: &str) {
+    let guards = night.yard.settings().targets[0].guards.clone();
+    let (_, guard) = guards[0];
+    let left: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT b.intent_at, a.request_id FROM batches b JOIN request_attempts a ON a.batch_id = b.id
+         WHERE b.approved = 0 AND b.action = 'stop' AND (b.submitted_at IS NOT NULL OR b.look_cause = 'lost')",
+    )
+    .fetch_all(&mut night.producer)
+    .await
+    .expect("readable");
+    for (last, _) in &left {
+        let in_span = |time: &str| at(time) <= at(last) && at(last).since(at(time)) < guard.span;
+        let requests: BTreeSet<i64> = left
+            .iter()
+            .filter(|(time, _)| in_span(time))
+            .map(|(_, request)| *request)
+            .collect();
+        assert!(
+            requests.len() <= guard.servers as usize,
+            "{what}: {} unapproved stops left up to {last}",
+            requests.len()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drawn_nights_keep_to_windows_and_guards_and_say_why_something_waits() {
+    let nights = [
+        ("Europe/Berlin", "2027-03-27T21:00:00Z"),
+        ("America/New_York", "2027-03-14T03:00:00Z"),
+        ("Australia/Lord_Howe", "2027-04-03T11:00:00Z"),
+        ("UTC", "2027-01-01T20:00:00Z"),
+    ];
+    let mut sent = 0;
+    let mut held = 0;
+    for seed in 0..12 {
+        let mut dice = Dice { seed, thrown: 0 };
+        let (zone, begin) = nights[seed as usize % nights.len()];
+        let clock = |dice: &mut Dice| format!("{:02}:{:02}", dice.throw(6), dice.throw(60));
+        let spans: Vec<String> = (0..3)
+            .map(|_| format!("\"{}-{} {zone}\"", clock(&mut dice), clock(&mut dice)))
+            .filter(|span| span[1..6] != span[7..12])
+            .collect();
+        let (number, minutes) = (1 + dice.throw(6), 10 + dice.throw(60));
+        let lines = format!(
+            "window = {{ stop = [{}] }}\nguard = {{ stop = \"{number}/{minutes}m\" }}\n",
+            spans.join(", ")
+        );
+        let lost =
+            "[[faults]]\nkind = \"error_before\"\non = [\"submit\"]\nchance = 0.1\nstatus = 500\n";
+        let mut night = Night::in_cloud(&format!("{QUICK}{lost}"), &lines, begin).await;
+        for step in 0..25 {
+            let what = format!("seed {seed}, step {step}, {lines}");
+            for _ in 0..dice.throw(4) {
+                let action = *dice.pick(&["stop", "stop", "stop", "reboot", "start"]);
+                let id = night.ask(action, 1 + dice.throw(40) as usize).await;
+                if dice.throw(8) == 0 {
+                    let why = format!(
+                        "UPDATE power_requests SET override_reason = 'why' WHERE id = {id}"
+                    );
+                    sql(&mut night.producer, &why).await;
+                }
+            }
+            let act = match dice.throw(6) {
+                0 => "UPDATE power_requests SET approved_by = 'bob' WHERE state = 'queued'",
+                1 => {
+                    "UPDATE power_requests SET approved_by = NULL WHERE state = 'queued' AND id % 2"
+                }
+                2 => {
+                    "UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued' AND id % 5 = 0"
+                }
+                _ => "SELECT 1",
+            };
+            sql(&mut night.producer, act).await;
+            night.rounds().await;
+            let unheld =
+                "SELECT group_concat(id || ' ' || reason) FROM power_waiting WHERE reason = 'next'";
+            assert_eq!(night.text(unheld).await, "", "{what}");
+            let waits =
+                "SELECT count(*) FROM power_waiting WHERE reason LIKE 'held: stop is outside%'";
+            held += night.text(waits).await.parse::<usize>().expect("a number");
+            night.pass(Duration::from_millis(1 + dice.throw(20 * 60_000)));
+        }
+        audit_windows(&mut night, &lines).await;
+        audit_guard(&mut night, &lines).await;
+        sent += night.sent().await.parse::<usize>().expect("a number");
+    }
+    assert!(sent > 100 && held > 100, "{sent} sent, {held} held");
 }
