@@ -13,7 +13,8 @@ use std::process::Output;
 use common::{Yard, insert, insert_many, reload};
 use poweryard::model::PowerAction::{Reboot, Start, Stop};
 use poweryard::settings::Settings;
-use poweryard::store::{ClaimLimits, GuardLimit, Which};
+use poweryard::store::client::{Access, Approval, Approver, Selection};
+use poweryard::store::{ClaimLimits, GuardLimit, QueueClient, Which};
 use process::poweryard;
 use queue::{Queue, origin, wall};
 use scene::{Scene, fault};
@@ -478,6 +479,44 @@ async fn a_hundred_thousand_requests_are_approved_at_once() {
     let approved =
         "SELECT count(*) FROM power_requests WHERE approved_by = 'alice' AND gate = 'ready'";
     assert_eq!(queue.row(approved).await, "100000");
+}
+
+#[tokio::test]
+async fn what_comes_after_it_was_shown_is_not_approved_with_it() {
+    let mut queue = Queue::new().await;
+    let label = [("label", "'evac'")];
+    let first = queue.insert("a", &label).await;
+    queue.insert("b", &label).await;
+    let mut client = QueueClient::open(queue.path(), Access::Write)
+        .await
+        .expect("a queue");
+    let which = Selection::Label("evac".into());
+    let seen = client.unapproved(&which).await.expect("readable");
+    let late = queue.insert("c", &label).await;
+    let by = Approver {
+        who: "alice",
+        what: "--label evac",
+    };
+    let done = client.approve(&which, &seen, by).await;
+    assert_eq!(done.expect("approved"), Approval::Done);
+    let unapproved = "SELECT group_concat(id) FROM power_requests WHERE approved_by IS NULL";
+    assert_eq!(queue.row(unapproved).await, late.to_string());
+
+    // One that was shown and has gone since: nothing is approved.
+    let all = Selection::Ids(vec![first, late]);
+    queue
+        .sql("UPDATE power_requests SET approved_by = NULL")
+        .await;
+    let seen = client.unapproved(&all).await.expect("readable");
+    queue
+        .sql(&format!("UPDATE power_requests SET state = 'cancelled' WHERE id = {first}"))
+        .await;
+    let done = client.approve(&all, &seen, by).await;
+    assert_eq!(done.expect("no failure"), Approval::Another(1));
+    assert_eq!(
+        queue.row("SELECT count(*) FROM power_requests WHERE approved_by IS NOT NULL").await,
+        "0"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use super::{Context, Exit, Failure};
 use crate::model::{PowerAction, RequestId, Service};
 use crate::settings::Settings;
 use crate::store::QueueClient;
-use crate::store::client::{Access, Approval, ApprovalCount, Approver, Selection};
+use crate::store::client::{Access, Approval, ApprovalCount, Approver, Selection, Unapproved};
 
 /// Approve queued requests, so that a guard of the config no longer holds them.
 ///
@@ -53,16 +53,16 @@ pub(super) struct ApproveArgs {
 pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Failure> {
     let which = selection(&args);
     let mut client = args.queue.open(context, Access::Write).await?;
-    let counts = client.unapproved(&which).await?;
-    let waiting = total(&counts);
+    let seen = client.unapproved(&which).await?;
+    let waiting = seen.requests();
     if waiting == 0 {
         return Err(Failure::Usage(format!(
             "nothing to approve: no queued request of {} is unapproved",
             visible(&given(&which))
         )));
     }
-    let calls = calls(context, &args, &mut client, &counts).await?;
-    let shown = text(&counts, calls);
+    let calls = calls(context, &args, &mut client, &seen.counts).await?;
+    let shown = text(&seen, calls);
     if !args.json.json {
         output::print(&shown)?;
     }
@@ -78,13 +78,13 @@ pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Fa
         who: &who,
         what: &given(&which),
     };
-    let approval = client.approve(&which, number, by).await?;
+    let approval = client.approve(&which, &seen, by).await?;
     client.close().await?;
     match approval {
-        // Some have come or gone since they were shown.
+        // Some have gone since they were shown.
         Approval::Another(waiting) => Err(another(number, waiting)),
         Approval::Done if args.json.json => {
-            output::json(&json!({ "approved": number, "by": who, "counts": counts }))?;
+            output::json(&json!({ "approved": number, "by": who, "counts": seen.counts }))?;
             Ok(Exit::Done)
         }
         Approval::Done => {
@@ -118,11 +118,6 @@ fn given(which: &Selection) -> String {
             ids.join(" ")
         }
     }
-}
-
-fn total(counts: &[ApprovalCount]) -> u64 {
-    let each = counts.iter().map(|count| u64::try_from(count.requests));
-    each.map(|requests| requests.unwrap_or(0)).sum()
 }
 
 /// The number that is typed at the terminal.
@@ -193,9 +188,9 @@ async fn calls(
     Ok(of_lane.sum())
 }
 
-fn text(counts: &[ApprovalCount], calls: u64) -> String {
+fn text(seen: &Unapproved, calls: u64) -> String {
     let mut table = Table::new(&["TARGET", "ACTION", "LABEL", "REQUESTS"], &[3]);
-    for count in counts {
+    for count in &seen.counts {
         table.row([
             count.target.clone(),
             count.action.clone(),
@@ -203,7 +198,7 @@ fn text(counts: &[ApprovalCount], calls: u64) -> String {
             count.requests.to_string(),
         ]);
     }
-    let requests = usize::try_from(total(counts)).unwrap_or(usize::MAX);
+    let requests = usize::try_from(seen.requests()).unwrap_or(usize::MAX);
     format!(
         "{}{}, in at least {}\n",
         table.render(),
@@ -233,7 +228,11 @@ mod tests {
             label: label.map(str::to_owned),
             requests,
         };
-        let said = text(&[count(None, 1), count(Some("evac"), 1200)], 2);
+        let seen = Unapproved {
+            counts: vec![count(None, 1), count(Some("evac"), 1200)],
+            last_id: 1201,
+        };
+        let said = text(&seen, 2);
         assert!(
             said.ends_with("1201 requests, in at least 2 calls\n"),
             "{said}"

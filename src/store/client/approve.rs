@@ -37,6 +37,24 @@ pub struct ApprovalCount {
     pub requests: i64,
 }
 
+/// What is queued and unapproved of a selection at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unapproved {
+    /// By target, action and label.
+    pub counts: Vec<ApprovalCount>,
+    /// Requests with a greater id have come later.
+    pub last_id: i64,
+}
+
+impl Unapproved {
+    /// How many they are.
+    pub fn requests(&self) -> u64 {
+        let each = self.counts.iter().map(|count| count.requests);
+        each.map(|requests| u64::try_from(requests).unwrap_or(0))
+            .sum()
+    }
+}
+
 /// Who approves what, as it is noted in `operator_actions`.
 #[derive(Debug, Clone, Copy)]
 pub struct Approver<'a> {
@@ -49,9 +67,9 @@ pub struct Approver<'a> {
 /// What an approval came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Approval {
-    /// All of the selection is approved.
+    /// All that was seen is approved.
     Done,
-    /// Nothing is approved: the selection has so many requests.
+    /// Nothing is approved: so many of those that were seen are left.
     Another(u64),
 }
 
@@ -60,50 +78,59 @@ impl QueueClient {
     ///
     /// # Errors
     /// `NoSuchRequest`.
-    pub async fn unapproved(
-        &mut self,
-        which: &Selection,
-    ) -> Result<Vec<ApprovalCount>, StoreError> {
+    pub async fn unapproved(&mut self, which: &Selection) -> Result<Unapproved, StoreError> {
         require(&mut self.connection, which).await?;
         let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT target, action, CAST(label AS BLOB), count(*) FROM power_requests WHERE id IN (",
+            "SELECT target, action, CAST(label AS BLOB), count(*), max(id) FROM power_requests WHERE id IN (",
         );
         push_selection(&mut query, which);
         query.push(") GROUP BY target, action, label ORDER BY target, action, label");
-        let found: Vec<(String, String, Option<Vec<u8>>, i64)> = query
+        let found: Vec<(String, String, Option<Vec<u8>>, i64, i64)> = query
             .build_query_as()
             .fetch_all(&mut self.connection)
             .await?;
-        let count = |(target, action, label, requests): (_, _, Option<Vec<u8>>, _)| ApprovalCount {
-            target,
-            action,
-            label: label.map(rows::lossy),
-            requests,
-        };
-        Ok(found.into_iter().map(count).collect())
+        let mut unapproved = Unapproved::default();
+        for (target, action, label, requests, last_id) in found {
+            unapproved.last_id = unapproved.last_id.max(last_id);
+            unapproved.counts.push(ApprovalCount {
+                target,
+                action,
+                label: label.map(rows::lossy),
+                requests,
+            });
+        }
+        Ok(unapproved)
     }
 
-    /// Approves the selection, if it has exactly so many requests.
+    /// Approves what was `seen` of the selection, if all of it is still queued and unapproved.
     ///
     /// # Errors
-    /// `NoSuchRequest`, `Refused`: nothing is approved then.
+    /// `Refused`: nothing is approved then.
     pub async fn approve(
         &mut self,
         which: &Selection,
-        requests: u64,
+        seen: &Unapproved,
         by: Approver<'_>,
     ) -> Result<Approval, StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        require(&mut tx, which).await?;
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT count(*) FROM (");
+        push_selection(&mut query, which);
+        query.push(") WHERE id <= ").push_bind(seen.last_id);
+        let waiting: i64 = query.build_query_scalar().fetch_one(&mut *tx).await?;
+        let waiting = u64::try_from(waiting).unwrap_or(0);
+        if waiting != seen.requests() {
+            tx.rollback().await?;
+            return Ok(Approval::Another(waiting));
+        }
         let mut query = QueryBuilder::<Sqlite>::new("UPDATE power_requests SET approved_by = ");
-        query.push_bind(by.who.to_owned()).push(" WHERE id IN (");
+        query
+            .push_bind(by.who.to_owned())
+            .push(" WHERE id <= ")
+            .push_bind(seen.last_id)
+            .push(" AND id IN (");
         push_selection(&mut query, which);
         query.push(")");
         let approved = query.build().execute(&mut *tx).await?.rows_affected();
-        if approved != requests || approved == 0 {
-            tx.rollback().await?;
-            return Ok(Approval::Another(approved));
-        }
         sqlx::query(
             "INSERT INTO operator_actions (who, action, what, requests) VALUES (?, 'approve', ?, ?)",
         )

@@ -20,7 +20,7 @@ mod read;
 mod records;
 mod write;
 
-pub use approve::{Approval, ApprovalCount, Approver, Selection};
+pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use read::{Filter, Labelled};
 pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};
