@@ -509,12 +509,16 @@ async fn what_comes_after_it_was_shown_is_not_approved_with_it() {
         .await;
     let seen = client.unapproved(&all).await.expect("readable");
     queue
-        .sql(&format!("UPDATE power_requests SET state = 'cancelled' WHERE id = {first}"))
+        .sql(&format!(
+            "UPDATE power_requests SET state = 'cancelled' WHERE id = {first}"
+        ))
         .await;
     let done = client.approve(&all, &seen, by).await;
     assert_eq!(done.expect("no failure"), Approval::Another(1));
     assert_eq!(
-        queue.row("SELECT count(*) FROM power_requests WHERE approved_by IS NOT NULL").await,
+        queue
+            .row("SELECT count(*) FROM power_requests WHERE approved_by IS NOT NULL")
+            .await,
         "0"
     );
 }

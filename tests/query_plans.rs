@@ -270,8 +270,18 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
-            "SELECT intent_at, server_count",
+            "SELECT id, intent_at, server_count FROM batches\n",
             &["SEARCH batches USING INDEX batches_spent (target=? AND action=? AND intent_at>?)"],
+        ),
+        (
+            "FROM batches INDEXED BY batches_unapproved",
+            &[
+                "SEARCH batches USING INDEX batches_unapproved (target=? AND action=? AND intent_at>?)",
+            ],
+        ),
+        (
+            "SELECT 1 FROM kinds CROSS JOIN",
+            &["SEARCH c USING INDEX power_requests_ready (target=? AND action=? AND <expr>=?)"],
         ),
     ] {
         let sql = statement(part);
