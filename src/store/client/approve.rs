@@ -73,6 +73,9 @@ pub enum Approval {
     Another(u64),
 }
 
+/// Target, action, label as bytes, how many, and the greatest id.
+type CountRow = (String, String, Option<Vec<u8>>, i64, i64);
+
 impl QueueClient {
     /// What an approval of this selection would approve, by target, action and label.
     ///
@@ -85,7 +88,7 @@ impl QueueClient {
         );
         push_selection(&mut query, which);
         query.push(") GROUP BY target, action, label ORDER BY target, action, label");
-        let found: Vec<(String, String, Option<Vec<u8>>, i64, i64)> = query
+        let found: Vec<CountRow> = query
             .build_query_as()
             .fetch_all(&mut self.connection)
             .await?;
