@@ -111,9 +111,11 @@ CREATE TABLE power_requests (
 );
 
 -- What may be claimed, in the order of the claim. Parked rows are not in it. The third column is the number of the lane:
--- approved requests may leave while a guard holds the others, and those with a reason to may leave outside windows.
+-- approved requests may leave while a guard holds the others, and those with a reason to may leave outside windows. The
+-- last one is for the guard, which counts without reading the rows.
 CREATE INDEX power_requests_ready ON power_requests
-    (target, action, travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL), priority DESC, id) WHERE gate = 'ready';
+    (target, action, travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL), priority DESC, id, batch_id)
+    WHERE gate = 'ready';
 -- Each request that has not ended is in exactly one of the next two; ended ones move from the first to the third some time
 -- after, many at once.
 CREATE INDEX power_requests_line ON power_requests (server_id, target) WHERE in_line = 1;
@@ -124,7 +126,7 @@ CREATE INDEX power_requests_parked_count ON power_requests (target, action, id) 
 CREATE INDEX power_requests_held ON power_requests (label, priority DESC, id) WHERE gate = 'held';
 CREATE INDEX power_requests_held_count ON power_requests (target, action, id) WHERE gate = 'held';
 -- Due and unapproved, besides those that are ready.
-CREATE INDEX power_requests_unapproved ON power_requests (target, action)
+CREATE INDEX power_requests_unapproved ON power_requests (target, action, batch_id)
     WHERE approved_by IS NULL AND (gate = 'retry' OR gate = 'held' OR gate = 'behind');
 CREATE INDEX power_requests_later ON power_requests (eligible_at) WHERE gate = 'later';
 CREATE INDEX power_requests_retry ON power_requests (retry_at) WHERE gate = 'retry';
@@ -216,6 +218,8 @@ CREATE INDEX batches_ended ON batches (finished_at) WHERE finished_at IS NOT NUL
 CREATE INDEX batches_due ON batches (target, next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_pace ON batches (target, id);
 CREATE INDEX batches_spent ON batches (target, action, intent_at);
+-- What guards count.
+CREATE INDEX batches_unapproved ON batches (target, action, intent_at) WHERE approved = 0;
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
 
 -- What a request's earlier calls came to. Of the last one the request itself tells: see the view request_attempts.

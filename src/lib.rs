@@ -31,7 +31,7 @@
 //! | --- | --- | --- |
 //! | [`model`] | the nouns: ids, words, batches, lanes, holds, faults, codes | everything else |
 //! | [`lifecycle`] | which state may follow which; `Step`, what follows for a batch | SQL, time |
-//! | [`plan`] | lanes, limits, budgets and holds → what is sent next | SQL, HTTP, clocks |
+//! | [`plan`] | lanes, limits, budgets, guards, windows and holds → what is sent next | SQL, HTTP, clocks |
 //! | [`verdict`] | an answer or a server's state → what we know, and how | SQL, HTTP, clocks |
 //! | [`pace`] | how fast to submit, when to look; the only user of `backoff` | SQL, HTTP |
 //! | [`settings`] | the config file → checked, finished values | SQL, HTTP |
@@ -165,14 +165,24 @@
 //! server.
 //!
 //! **Holds.** The reasons why a target or action is not sent are in a table of their own
-//! (`operator`, `budget`, `credentials`, `breaker`, `unknown_target`): never a write to a million
-//! rows. A refused key holds every target that uses it for longer than the cloud's own lock of five
-//! minutes, and how often it was refused in a row is kept in the queue by its fingerprint, so that
-//! neither restarts nor `check --online` add up to five bad signatures. After a call that did not
-//! arrive, the next one carries one server, so that an outage does not fill the ledger with
-//! thousands of rows. Holds stop submits; jobs are still followed, except while the credentials are
-//! held, when reads would only prolong the lock. Budgets and protected servers are in the config,
-//! because anybody who can write the database could remove them there.
+//! (`operator`, `budget`, `approval`, `window`, `credentials`, `breaker`, `unknown_target`): never
+//! a write to a million rows. A refused key holds every target that uses it for longer than the
+//! cloud's own lock of five minutes, and how often it was refused in a row is kept in the queue by
+//! its fingerprint, so that neither restarts nor `check --online` add up to five bad signatures.
+//! After a call that did not arrive, the next one carries one server, so that an outage does not
+//! fill the ledger with thousands of rows. Holds stop submits; jobs are still followed, except
+//! while the credentials are held, when reads would only prolong the lock. Budgets, guards, windows
+//! and protected servers are in the config, because anybody who can write the database could remove
+//! them there.
+//!
+//! **Windows and guards.** A window is a question about the clock on the wall of its zone at one
+//! instant; when the answer changes is found by asking again at each mark of that clock and at each
+//! clock change, so that no rule about skipped and repeated hours is needed. A guard counts what is
+//! due and unapproved, and what left unapproved within its span; a request that left and came back
+//! is counted with its batch alone, so that a try again needs no approval of its own. The plan puts
+//! the hold, and the claim counts again in its own transaction, since rows arrive in between. Both
+//! hold lanes by what their requests have in common, and so an approval or an opening moves no row
+//! that it is not about.
 //!
 //! **Wake-up.** inotify on the folder, since the `-wal` comes and goes. The notification comes
 //! before the commit can be seen, so the queue is checked at once and again after 1, 2, 4, 8 and 25

@@ -29,7 +29,7 @@ pub use codes::OwnCode;
 pub use counted::counted;
 pub use fault::{CallError, Fault};
 pub use inventory::{Extent, ListedServer, Listing};
-pub use queue::{Budget, DueBatch, Head, Hold, Lane, LaneKind, Origin};
+pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,

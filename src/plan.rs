@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use crate::model::{Budget, Hold, Lane, TargetName, UtcMillis};
 
+pub mod guard;
+pub mod windows;
+
 /// What a target's batches must keep to.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

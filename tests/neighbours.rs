@@ -204,6 +204,7 @@ async fn a_pause_that_was_stored_before_the_claim_stops_it() {
         origin: &origin,
         which: poweryard::store::Which::First(10),
         barred: &[],
+        guard: None,
         now: daemon::now().utc,
     };
     let claimed = store.claim(&claim).await.expect("no failure");

@@ -42,6 +42,7 @@ pub(crate) async fn claim(store: &Store, lane: &Lane, now: UtcMillis) -> Option<
         origin: &origin,
         which: Which::First(BATCH),
         barred: &[],
+        guard: None,
         now,
     };
     store.claim(&claim).await.expect("claimed")

@@ -23,6 +23,7 @@ use crate::store::{QueueClient, Running, StoreError, daemon_on};
 mod files;
 mod online;
 mod sqlite;
+mod windows;
 
 use online::Keys;
 
@@ -142,6 +143,11 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     let keys = Keys::read(database).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
+        findings.extend(windows::findings(
+            target,
+            settings.queue.default_ttl,
+            args::now(),
+        ));
         // With --online the finding about the call that is not made says so.
         if !online {
             findings.extend(refusal_finding(target, &rules, &keys));

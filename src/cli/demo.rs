@@ -177,6 +177,7 @@ fn request(target: &str, server: ServerId, action: PowerAction) -> NewRequest {
         request_key: None,
         label: Some("demo".to_owned()),
         requested_by: Some("demo".to_owned()),
+        override_reason: None,
     }
 }
 

@@ -8,7 +8,9 @@ use super::args::{self, QueueArgs};
 use super::servers::{self, Reading, Word};
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
-use crate::model::{PowerAction, RequestId, counted};
+use crate::model::{HoldKind, PowerAction, RequestId, UtcMillis, counted};
+use crate::plan::windows::WindowState;
+use crate::settings::Settings;
 use crate::store::client::{Access, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
@@ -71,6 +73,9 @@ pub(super) struct EnqueueArgs {
     /// Who asks for this; by default the login user (SUDO_USER, USER or LOGNAME).
     #[arg(long, value_name = "TEXT")]
     requested_by: Option<String>,
+    /// Send the requests outside windows and freezes, too; the reason is noted in the queue.
+    #[arg(long, value_name = "TEXT")]
+    override_reason: Option<String>,
     /// Wait until the requests have ended, and exit as `wait` does; the summary goes to stderr.
     #[arg(long)]
     wait: bool,
@@ -93,6 +98,9 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
         .await
         .map_err(in_options)?;
     if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
+        output::note(&warning);
+    }
+    if let Some(warning) = early_expiry(context, &args, &times, &mut client).await? {
         output::note(&warning);
     }
     if skipped > 0 {
@@ -196,6 +204,7 @@ fn in_options(error: StoreError) -> StoreError {
         ("request_key must", "--key with the server must"),
         ("requested_by", "--requested-by"),
         ("label must", "--label must"),
+        ("override_reason must", "--override-reason must"),
         ("target must", "--target must"),
     ] {
         sentence = sentence.replace(column, option);
@@ -229,6 +238,70 @@ impl Times {
     }
 }
 
+/// A warning if the requests expire before the window of their action opens.
+async fn early_expiry(
+    context: &Context,
+    args: &EnqueueArgs,
+    times: &Times,
+    client: &mut QueueClient,
+) -> Result<Option<String>, Failure> {
+    if args.override_reason.is_some() {
+        return Ok(None);
+    }
+    let now = args::now();
+    let settings = config(context, args);
+    let time = |text: &Option<String>| text.as_ref().and_then(|text| text.parse().ok());
+    let due_at = time(&times.not_before).map_or(now, |at: UtcMillis| at.max(now));
+    let expires_at = match time(&times.expires_at) {
+        Some(at) => Some(at),
+        None => client
+            .usual_expiry(&args.target, args.label.as_deref(), due_at)
+            .await?
+            .or_else(|| Some(due_at + settings.as_ref()?.queue.default_ttl?)),
+    };
+    let Some(expires_at) = expires_at else {
+        return Ok(None);
+    };
+    let closed = match window_in_config(settings.as_ref(), args, due_at) {
+        Some(WindowState::Open { .. }) => None,
+        Some(WindowState::Closed { until, why }) => Some((until, why)),
+        // Without the config, what the daemon holds now is known.
+        None => client
+            .holds(now)
+            .await?
+            .into_iter()
+            .filter(|hold| hold.kind == HoldKind::Window.as_str())
+            .find(|hold| hold.covers(&args.target, args.action.as_str()))
+            .map(|hold| (time(&hold.until), hold.reason)),
+    };
+    let closed = closed.filter(|(until, _)| until.is_none_or(|until| until >= expires_at));
+    Ok(closed.map(|(_, why)| {
+        output::visible(&format!(
+            "warning: these requests expire at {expires_at}, before they can be sent: {why}; with --expires-at they wait longer, \
+             with --override-reason they are sent anyway"
+        ))
+    }))
+}
+
+/// The config, if this user can read it and the queue is not named without it.
+fn config(context: &Context, args: &EnqueueArgs) -> Option<Settings> {
+    if args.queue.is_named() {
+        return None;
+    }
+    Settings::load(&context.config).ok()
+}
+
+/// What the config says of the target's window at a time.
+fn window_in_config(
+    settings: Option<&Settings>,
+    args: &EnqueueArgs,
+    at: UtcMillis,
+) -> Option<WindowState> {
+    let mut targets = settings?.targets.iter();
+    let target = targets.find(|target| target.name.0 == args.target)?;
+    Some(target.windows.state(args.action, at))
+}
+
 fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
     let requested_by = args.requested_by.clone().or_else(args::login_user);
     let mut requests = Vec::with_capacity(servers.len());
@@ -243,6 +316,7 @@ fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewR
             request_key: args.key.as_ref().map(|key| format!("{key}:{server_id}")),
             label: args.label.clone(),
             requested_by: requested_by.clone(),
+            override_reason: args.override_reason.clone(),
             server_id,
         });
     }

@@ -58,7 +58,7 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
     let request = client.request(args.id.0).await?;
     let reason = client.waiting_reason(request.id).await?;
     let mut holds = client.holds(now).await?;
-    holds.retain(|hold| hold.covers(&request.target, &request.action));
+    holds.retain(|hold| hold.is_about(&request));
     let batch = match request.batch_id {
         Some(id) => client.batch(id).await?,
         None => None,

@@ -12,6 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::logging::{self, LogFormat};
 
+mod approve;
 mod args;
 mod cancel;
 mod check;
@@ -92,6 +93,7 @@ enum Command {
     Inventory(inventory::InventoryArgs),
     Wait(wait::WaitArgs),
     Cancel(cancel::CancelArgs),
+    Approve(approve::ApproveArgs),
     Retry(retry::RetryArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -158,6 +160,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Inventory(args) => inventory::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Cancel(args) => cancel::run(context, args).await,
+        Command::Approve(args) => approve::run(context, args).await,
         Command::Retry(args) => retry::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,

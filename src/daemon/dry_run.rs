@@ -10,7 +10,9 @@ use tracing::info;
 
 use super::DaemonError;
 use super::clock_check::now;
-use crate::model::{Hold, Lane, TargetName, UtcMillis, counted};
+use super::guards::Look;
+use super::windows;
+use crate::model::{Hold, Lane, PowerAction, TargetName, UtcMillis, counted};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::{SnapshotQuery, Store, StoreError};
@@ -69,20 +71,25 @@ async fn lines(
         except: &BTreeSet::new(),
     };
     let seen = store.peek(&asked, now).await?;
+    let mut holds = seen.holds.clone();
+    holds.extend(own_holds(store, settings, now).await?);
     let mut lines = Vec::new();
     for target in &settings.targets {
         let lanes = seen.lanes.iter();
         let lanes = lanes.filter(|lane| lane.target == target.name).cloned();
-        let (leaving, held) = split(target, lanes.collect(), &seen.holds, now);
+        let (leaving, held) = split(target, lanes.collect(), &holds, now);
         for lane in leaving {
             lines.push(line(store, target, &lane, now).await?);
         }
         for lane in held {
             let servers = servers(lane.ready);
             let name = &target.name;
+            let why = holds.iter().find(|hold| hold.covers(&lane, now));
+            let why = why.map(|hold| format!(": {}", hold.reason));
             lines.push(format!(
-                "held: {} of {servers} on target \"{name}\"",
-                lane.action
+                "held: {} of {servers} on target \"{name}\"{}",
+                lane.action,
+                why.unwrap_or_default()
             ));
         }
     }
@@ -91,6 +98,30 @@ async fn lines(
         lines.push("nothing would be sent".to_owned());
     }
     Ok(lines)
+}
+
+/// The holds that a daemon with these settings would put at this moment.
+async fn own_holds(
+    store: &Store,
+    settings: &Settings,
+    now: UtcMillis,
+) -> Result<Vec<Hold>, StoreError> {
+    let mut holds = Vec::new();
+    for target in &settings.targets {
+        for action in PowerAction::ALL {
+            let state = target.windows.state(*action, now);
+            holds.extend(windows::hold(&target.name, *action, state, now));
+        }
+        for (action, guard) in &target.guards {
+            let look = Look {
+                target: &target.name,
+                action: *action,
+                guard: *guard,
+            };
+            holds.extend(look.at(store, now).await?);
+        }
+    }
+    Ok(holds)
 }
 
 /// The lanes that would leave, in that order, and those that are held.

@@ -104,6 +104,41 @@ impl Holds {
         Ok(())
     }
 
+    /// Of the kind `kind` exactly these hold, from now on; what is known of them already stays.
+    ///
+    /// # Errors
+    /// Those of the store; then nothing has changed.
+    pub(super) async fn exchange(
+        &mut self,
+        kind: HoldKind,
+        wanted: Vec<Hold>,
+    ) -> Result<(), StoreError> {
+        let (old, others): (Vec<Hold>, Vec<Hold>) = std::mem::take(&mut self.present)
+            .into_iter()
+            .partition(|hold| hold.kind == kind && hold.label.is_none());
+        let over: Vec<Hold> = old
+            .iter()
+            .filter(|hold| !wanted.iter().any(|new| new.has_place_of(hold)))
+            .cloned()
+            .collect();
+        let put: Vec<Hold> = wanted
+            .iter()
+            .filter(|new| !old.iter().any(|hold| new.says_the_same_as(hold)))
+            .cloned()
+            .collect();
+        let exchanged = if put.is_empty() && over.is_empty() {
+            Ok(())
+        } else {
+            self.store.exchange_holds(&put, &over).await
+        };
+        self.present = others;
+        self.present.extend(match exchanged {
+            Ok(()) => wanted,
+            Err(_) => old,
+        });
+        exchanged
+    }
+
     /// The target answers: what kept calls back is over.
     pub(super) async fn lift_breaker(&self, target: &TargetName) {
         match self.store.lift_hold(target, HoldKind::Breaker).await {

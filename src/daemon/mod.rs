@@ -32,6 +32,7 @@ mod clock_check;
 mod connect;
 mod dry_run;
 mod follow;
+mod guards;
 mod held;
 mod holds;
 mod intake;
@@ -48,6 +49,7 @@ mod target;
 mod task;
 mod unknown_targets;
 mod upkeep;
+mod windows;
 
 pub use clock_check::{beyond as clock_doubt, now};
 pub use connect::{Clouds, ConnectError, connect, connect_all, key_of};

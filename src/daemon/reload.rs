@@ -6,11 +6,13 @@ use std::collections::BTreeSet;
 use tracing::warn;
 
 use super::connect::Clouds;
+use super::guards::GuardWatch;
 use super::report;
 use super::round::Dispatcher;
 use super::target::keys::Renewal;
 use super::target::{Configured, Target, Targets};
 use super::unknown_targets::UnknownTargets;
+use super::windows::WindowWatch;
 use crate::model::{HoldKind, TargetName, UtcMillis};
 use crate::settings::{Settings, TargetSettings};
 use crate::store::StoreError;
@@ -181,6 +183,8 @@ impl Dispatcher {
         }
         self.targets = targets;
         self.unknown_targets = UnknownTargets::default();
+        self.windows = WindowWatch::default();
+        self.guards = GuardWatch::default();
         self.submits.apply(settings.batch.linger);
         self.intake.apply(settings.queue.default_ttl);
         self.upkeep.apply(settings.queue.retention);
@@ -213,6 +217,7 @@ fn configured<'a>(reload: &'a Reload, settings: &'a TargetSettings) -> Option<Co
     Some(Configured {
         settings,
         attempts_max: reload.settings.batch.attempts_max.get(),
+        default_ttl: reload.settings.queue.default_ttl,
         cloud: reload.clouds.get(&settings.name)?,
     })
 }

@@ -14,6 +14,7 @@ use super::answers::AnswerPass;
 use super::clock::{ClockStep, Clocks};
 use super::connect::Clouds;
 use super::follow::{FollowPass, Picked};
+use super::guards::{GuardWatch, Surroundings};
 use super::held::HeldWalk;
 use super::holds::Holds;
 use super::intake::Intake;
@@ -26,6 +27,7 @@ use super::target::{self, Configured, Target, Targets};
 use super::task::{Finished, Round};
 use super::unknown_targets::UnknownTargets;
 use super::upkeep::Upkeep;
+use super::windows::WindowWatch;
 use crate::model::{Batch, Now, TargetName, UtcMillis, counted};
 use crate::settings::Settings;
 use crate::store::{EndedCounts, Snapshot, SnapshotQuery, Store, StoreError};
@@ -41,6 +43,8 @@ pub struct Dispatcher {
     pub(super) targets: Targets,
     pub(super) holds: Holds,
     held: HeldWalk,
+    pub(super) windows: WindowWatch,
+    pub(super) guards: GuardWatch,
     pub(super) keys: RefusedKeys,
     pub(super) intake: Intake,
     pub(super) submits: Submits,
@@ -78,6 +82,8 @@ impl Dispatcher {
             keys,
             holds: Holds::new(Arc::clone(&store)),
             held: HeldWalk::default(),
+            windows: WindowWatch::default(),
+            guards: GuardWatch::default(),
             intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
             submits: Submits::new(settings.batch.linger),
             unknown_targets: UnknownTargets::default(),
@@ -218,6 +224,10 @@ impl Dispatcher {
             .look(&self.store, seen, &self.targets, round)
             .await?;
         self.holds.review(seen, round).await?;
+        self.windows
+            .pass(&self.targets, &mut self.holds, round)
+            .await?;
+        self.guard_pass(seen, round).await?;
         self.held.pass(&self.store, seen, round).await?;
         let chosen = self.submit_pass(round).choose(with_room, seen).await?;
         let others = self.other_passes(seen, chosen.is_some(), round).await;
@@ -269,11 +279,22 @@ impl Dispatcher {
         self.upkeep.pass(&self.store, round).await
     }
 
+    async fn guard_pass(&mut self, seen: &Snapshot, round: &mut Round) -> Result<(), StoreError> {
+        let around = Surroundings {
+            store: &self.store,
+            targets: &self.targets,
+            clocks: &self.clocks,
+            holds: &mut self.holds,
+        };
+        self.guards.pass(around, seen, round).await
+    }
+
     fn submit_pass<'a>(&'a mut self, round: &'a mut Round) -> SubmitPass<'a> {
         SubmitPass {
             store: &self.store,
             targets: &mut self.targets,
             holds: &mut self.holds,
+            guards: &self.guards,
             clocks: &self.clocks,
             batches: &mut self.batches,
             ledger: &self.ledger,
@@ -362,6 +383,7 @@ async fn load_targets(
             let configured = Configured {
                 settings: target,
                 attempts_max: settings.batch.attempts_max.get(),
+                default_ttl: settings.queue.default_ttl,
                 cloud,
             };
             let loaded = Target::load(store, &configured, now).await?;

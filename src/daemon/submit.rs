@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::clock::Clocks;
+use super::guards::GuardWatch;
 use super::holds::Holds;
 use super::ledger::Ledger;
 use super::open_batches::OpenBatches;
@@ -59,6 +60,7 @@ pub(super) struct SubmitPass<'a> {
     pub(super) store: &'a Store,
     pub(super) targets: &'a mut Targets,
     pub(super) holds: &'a mut Holds,
+    pub(super) guards: &'a GuardWatch,
     pub(super) clocks: &'a Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a Ledger,
@@ -339,6 +341,7 @@ impl SubmitPass<'_> {
                 .as_deref()
                 .map_or(Which::First(chosen.servers_max), Which::These),
             barred: target.barred_from(lane.action),
+            guard: self.guards.limit(&lane),
             now: now.utc,
         };
         let Some(batch) = self.store.claim(&claim).await? else {

@@ -102,6 +102,27 @@ impl Hold {
             && self.until.is_none_or(|until| until > now)
     }
 
+    /// True if this lane leaves in spite of this hold because its requests have a reason to.
+    pub fn is_overridden_by(&self, lane: &Lane, now: UtcMillis) -> bool {
+        self.kind == HoldKind::Window
+            && lane.kind.has_override
+            && self.is_about(&lane.target, lane.action)
+            && self.until.is_none_or(|until| until > now)
+    }
+
+    /// True if both are of one kind and about the same: of two such holds the queue keeps one.
+    pub fn has_place_of(&self, other: &Self) -> bool {
+        self.kind == other.kind
+            && self.target == other.target
+            && self.action == other.action
+            && self.label == other.label
+    }
+
+    /// True if the other one in its place needs no change.
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        self.has_place_of(other) && self.reason == other.reason && self.until == other.until
+    }
+
     /// True if its target and action are these, or all.
     pub fn is_about(&self, target: &TargetName, action: PowerAction) -> bool {
         self.target.as_ref().is_none_or(|held| held == target)
@@ -116,6 +137,17 @@ pub struct Budget {
     pub servers: u32,
     /// In how long.
     pub span: Duration,
+}
+
+/// Requests that wait for approval and have label and requester in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crowd {
+    /// Their label.
+    pub label: Option<String>,
+    /// Who asked for them.
+    pub requested_by: Option<String>,
+    /// How many they are.
+    pub requests: u64,
 }
 
 /// Where a batch was sent: it can be asked for only while the config still says the same.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
+use crate::plan::windows::Windows;
 
 mod check;
 mod document;
@@ -19,6 +20,7 @@ mod parse;
 mod secret_digest;
 mod secrets;
 mod target;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -129,6 +131,10 @@ pub struct TargetSettings {
     pub auth: AuthSettings,
     /// `[targets.NAME.budget]`: most servers per rolling span, by action.
     pub budgets: Vec<(PowerAction, Budget)>,
+    /// `[targets.NAME.guard]`: most servers per rolling span that nobody has approved, by action.
+    pub guards: Vec<(PowerAction, Budget)>,
+    /// `[targets.NAME.window]`: when actions may be sent.
+    pub windows: Windows,
     /// `[targets.NAME.protect]`: stop and reboot of these are rejected.
     pub protected: Vec<ServerId>,
 }

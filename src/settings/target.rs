@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use super::document::Section;
 use super::parse::{self, Parsed, show};
 use super::secrets;
-use super::{AuthSettings, TargetSettings};
+use super::{AuthSettings, TargetSettings, window};
 use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -47,6 +47,8 @@ pub(super) fn read(
             parse::duration_or("off", SECOND..=30 * DAY),
         )
         .unwrap_or(Some(10 * MINUTE));
+    let guards = window::guards(section);
+    let windows = window::windows(section);
     let protected = protected(section, credentials);
     section.refuse_unknown(|_| None);
     Some(TargetSettings {
@@ -71,6 +73,8 @@ pub(super) fn read(
         allow_http,
         auth: auth?,
         budgets,
+        guards,
+        windows,
         protected,
     })
 }

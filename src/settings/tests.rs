@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::Budget;
+use crate::plan::windows::Windows;
 
 const FILE: &str = "/etc/poweryard/poweryard.toml";
 const UNIT: &str = include_str!("../../config/poweryard.service");
@@ -102,6 +103,8 @@ fn every_absent_key_takes_its_default() {
                 security_token_file: None,
             },
             budgets: vec![],
+            guards: vec![],
+            windows: Windows::default(),
             protected: vec![],
         }
     );
@@ -118,6 +121,7 @@ fn the_shipped_file_parses_and_its_defaults_are_the_codes() {
         "start",
         "stop",
         "reboot",
+        "freeze",
         "servers",
         "servers_file",
     ];
@@ -207,7 +211,7 @@ fn the_shipped_file_shows_every_key() {
         with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[listen]\nx = 1")
     );
     let probes = format!(
-        "{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.protect]\nx = 1\n"
+        "{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.guard]\nx = 1\n[targets.default.window]\nx = 1\n[targets.default.protect]\nx = 1\n"
     );
     let messages = mistakes(&probes);
     let known: Vec<&str> = messages
@@ -217,7 +221,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        5 + 21 + 3 + 2 + 1 + 4 + 4 + 3 + 2,
+        5 + 23 + 3 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2,
         "{messages}"
     );
     for key in known
@@ -777,5 +781,53 @@ proptest! {
                 prop_assert!(line.starts_with(FILE) && line.matches(": ").count() >= 2, "{line}");
             }
         }
+    }
+}
+
+#[test]
+fn windows_and_guards_are_read_with_the_target_and_refused_with_key_and_line() {
+    let read = |lines: &str| parse(&format!("{LEAST}{lines}\n"));
+    let settings = read(
+        "[targets.default.window]\nstop = [\"Mon..Fri 20:00-06:00 Europe/Berlin\", \"Sat,Sun 00:00-24:00\"]\n\
+         freeze = [\"2026-12-20..2027-01-03\"]\n[targets.default.guard]\nstop = \"200/1h\"\nreboot = \"50/1h\"",
+    );
+    let target = &settings.unwrap().targets[0];
+    assert_eq!(target.windows.spans[&PowerAction::Stop].len(), 2);
+    assert_eq!(target.windows.freezes.len(), 1);
+    let guarded: Vec<PowerAction> = target.guards.iter().map(|(action, _)| *action).collect();
+    assert_eq!(guarded, [PowerAction::Stop, PowerAction::Reboot]);
+    for (lines, words) in [
+        (
+            "[targets.default.window]\nstop = []",
+            "targets.default.window.stop: is empty",
+        ),
+        (
+            "[targets.default.window]\nstop = \"20:00-06:00\"",
+            "targets.default.window.stop: must be a list",
+        ),
+        (
+            "[targets.default.window]\nstop = [\"20:00-06:00\",\n\"Mun 1:00-2:00\"]",
+            "targets.default.window.stop: \"Mun\" is not a day",
+        ),
+        (
+            "[targets.default.window]\nstart = [\"20:00-06:00 Mars\"]",
+            "targets.default.window.start: \"Mars\" is not a time zone",
+        ),
+        (
+            "[targets.default.window]\nfreeze = [\"2026-02-30\"]",
+            "targets.default.window.freeze: \"2026-02-30\" is not a date",
+        ),
+        (
+            "[targets.default.window]\nstopp = [\"20:00-06:00\"]",
+            "unknown key",
+        ),
+        (
+            "[targets.default.guard]\nstop = \"0/1h\"",
+            "targets.default.guard.stop: ",
+        ),
+        ("[targets.default.guard]\nsotp = \"1/1h\"", "unknown key"),
+    ] {
+        let said = mistakes(&format!("{LEAST}{lines}\n"));
+        assert!(said.contains(words), "{lines}: {said}");
     }
 }

@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use crate::lifecycle::Step;
 use crate::model::{
-    Batch, BatchId, DueBatch, Head, Hold, HoldKind, Lane, ListedServer, Origin, PowerAction,
+    Batch, BatchId, Crowd, DueBatch, Head, Hold, HoldKind, Lane, ListedServer, Origin, PowerAction,
     RequestId, ServerId, TargetName, UtcMillis,
 };
-use sqlite::{batches, claim, epoch, gate, holds, intake, record, servers, snapshot, upkeep};
+use sqlite::{
+    batches, claim, epoch, gate, guard, holds, intake, record, servers, snapshot, upkeep,
+};
 
 pub mod client;
 mod error;
@@ -28,10 +30,10 @@ mod sqlite;
 pub use client::QueueClient;
 pub use error::StoreError;
 pub use sqlite::{
-    Changes, Claim, DaemonInfo, DueFilter, DueTarget, EndedCounts, GoneChunk, Hands, HeldPlace,
-    InventoryNote, InventorySync, NotedPace, Prune, QueueLock, RefusedKey, Restored, Running,
-    SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot, SnapshotQuery, Store, StoreOptions, TakenIn,
-    TargetNews, TargetStatus, Which, daemon_on,
+    Changes, Claim, CountedCall, DaemonInfo, DueFilter, DueTarget, EndedCounts, GoneChunk,
+    GuardLimit, Hands, HeldPlace, InventoryNote, InventorySync, NotedPace, Prune, QueueLock,
+    RefusedKey, Restored, Running, SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot, SnapshotQuery, Store,
+    StoreOptions, TakenIn, TargetNews, TargetStatus, Unapproved, Which, daemon_on,
 };
 pub(crate) use sqlite::{beside, folder_of};
 
@@ -175,8 +177,8 @@ impl Store {
     /// this returns.
     ///
     /// Those of them that cannot go, because an earlier request of their server is not over, are
-    /// parked. `None` if nobody is left, if the lane is held, or if one of `barred` is among them:
-    /// a pause, or a row of a stranger, may have come in at this very moment. The batch's own next
+    /// parked. `None` if nobody is left, if the lane is held, if one of `barred` is among them, or if
+    /// its guard is exceeded: a pause, or rows of a stranger, may have come in at this very moment. The batch's own next
     /// step, should the daemon die before the call's answer is stored, is due at once. Before this
     /// returns, the epoch file knows of the claim, and the queue is still the one that was begun.
     ///
@@ -289,6 +291,35 @@ impl Store {
         batches::spent(&mut *self.writer().await, target, action, period).await
     }
 
+    /// Calls since `period` began that a guard counts: those that carried unapproved requests and
+    /// may have had an effect. `period` ends now; dated as `spent` dates them.
+    pub async fn unapproved_calls(
+        &self,
+        target: &TargetName,
+        action: PowerAction,
+        period: Range<UtcMillis>,
+    ) -> Result<Vec<CountedCall>, StoreError> {
+        batches::unapproved_calls(&mut *self.writer().await, target, action, period).await
+    }
+
+    /// How many requests are due and unapproved, counted up to `most`.
+    pub async fn count_unapproved(
+        &self,
+        wanted: Unapproved<'_>,
+        most: u64,
+    ) -> Result<u64, StoreError> {
+        guard::count_due(&mut *self.writer().await, wanted, most).await
+    }
+
+    /// Whose the first `most` of them are, the largest groups first.
+    pub async fn unapproved_crowds(
+        &self,
+        wanted: Unapproved<'_>,
+        most: u64,
+    ) -> Result<Vec<Crowd>, StoreError> {
+        guard::crowds(&mut *self.writer().await, wanted, most).await
+    }
+
     /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second
     /// tries, and holds that end automatically. A producer's `not_before` and an operator's pause
     /// stay.
@@ -371,6 +402,14 @@ impl Store {
         tx.commit().await
     }
 
+    /// Puts and renews some holds and removes others, together.
+    pub async fn exchange_holds(&self, put: &[Hold], over: &[Hold]) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        holds::exchange_holds(&mut tx, put, over).await?;
+        tx.commit().await
+    }
+
     /// Removes the holds of this kind on a target. False if there was none.
     pub async fn lift_hold(&self, target: &TargetName, kind: HoldKind) -> Result<bool, StoreError> {
         let mut writer = self.writer().await;
@@ -392,7 +431,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
-        holds::lift_budget(&mut tx, target, action).await?;
+        holds::lift(&mut tx, Some(target), Some(action), HoldKind::Budget).await?;
         tx.commit().await
     }
 

@@ -204,6 +204,7 @@ impl Queue {
             origin: &origin(),
             which: Which::First(servers_max),
             barred: &[],
+            guard: None,
             now,
         };
         self.store.claim(&claim).await

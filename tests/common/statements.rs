@@ -1,6 +1,6 @@
 //! The daemon's statements, read out of the store's own source, so that none can be forgotten.
 
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 12] = [
     include_str!("../../src/store/sqlite/snapshot.rs"),
     include_str!("../../src/store/sqlite/gate.rs"),
     include_str!("../../src/store/sqlite/intake.rs"),
@@ -10,6 +10,8 @@ const SOURCES: [&str; 10] = [
     include_str!("../../src/store/sqlite/holds.rs"),
     include_str!("../../src/store/sqlite/upkeep.rs"),
     include_str!("../../src/store/sqlite/epoch.rs"),
+    include_str!("../../src/store/sqlite/guard.rs"),
+    include_str!("../../src/store/sqlite/overrides.rs"),
     // What /metrics, the status page and the hooks read.
     include_str!("../../src/store/client/overview.rs"),
 ];

@@ -12,6 +12,7 @@ use std::time::Duration;
 use poweryard::cloud::auth::{AccessKeys, Password};
 use poweryard::cloud::{Clock, Credentials, Observed};
 use poweryard::model::{CallError, Fault, ServerId, Service, Sighting, TargetName, UtcMillis};
+use poweryard::plan::windows::Windows;
 use poweryard::settings::{AuthSettings, TargetSettings};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -224,6 +225,8 @@ pub(crate) fn target(service: Service, port: u16) -> TargetSettings {
             security_token_file: None,
         },
         budgets: vec![],
+        guards: vec![],
+        windows: Windows::default(),
         protected: vec![],
     }
 }

@@ -490,6 +490,7 @@ async fn a_prune_keeps_what_a_budget_still_counts() {
         configured: 50,
         pace,
         budget_span: Some(24 * HOUR),
+        default_ttl: None,
     };
     queue
         .store

@@ -74,7 +74,11 @@ impl Facts {
 
     fn queued(&self, said: &mut Vec<String>) {
         said.push(self.why_queued());
-        said.extend(self.holds.iter().map(hold_sentence));
+        said.extend(
+            self.holds
+                .iter()
+                .map(|hold| hold_sentence(hold, &self.request)),
+        );
         said.extend(self.place());
         if self.request.retry_at.is_some() || self.request.attempts > 0 {
             said.push(self.last_try());
@@ -360,7 +364,7 @@ fn looking(batch: &BatchRecord) -> String {
     )
 }
 
-fn hold_sentence(hold: &HoldRecord) -> String {
+fn hold_sentence(hold: &HoldRecord, request: &RequestRecord) -> String {
     let fix = match hold.kind.parse() {
         Ok(HoldKind::Operator) => {
             return format!("{}: `{}` ends it.", held(hold), resume_command(hold));
@@ -373,7 +377,13 @@ fn hold_sentence(hold: &HoldRecord) -> String {
         }
         Ok(HoldKind::Breaker) => "the daemon tries again automatically",
         Ok(HoldKind::UnknownTarget) => "add the target to the config, or cancel the request",
-        Ok(HoldKind::Approval) => "`poweryard approve` with its id or label lets it go",
+        Ok(HoldKind::Approval) => {
+            return format!(
+                "{}: `poweryard approve {} --yes 1` approves this one alone.",
+                held(hold),
+                request.id
+            );
+        }
         Ok(HoldKind::Window) => {
             "it is sent automatically when the window opens; an override_reason lets it go before"
         }

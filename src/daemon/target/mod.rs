@@ -16,6 +16,7 @@ use crate::model::{
     PowerAction, RequestId, ServerId, Steady, TargetName, UtcMillis,
 };
 use crate::pace::{LearnedTimes, LookTimes, Pace};
+use crate::plan::windows::Windows;
 use crate::settings::TargetSettings;
 use crate::store::{Store, StoreError, TargetNews, TargetStatus};
 use crate::verdict::Rules;
@@ -48,6 +49,8 @@ pub(super) type Targets = BTreeMap<TargetName, Target>;
 /// See the module.
 pub(super) struct Target {
     settings: TargetSettings,
+    /// How long its requests without a time of expiry may wait.
+    default_ttl: Option<Duration>,
     origin: Origin,
     cloud: Arc<dyn PowerCloud>,
     rules: Rules,
@@ -82,6 +85,8 @@ pub(super) struct Configured<'a> {
     pub(super) settings: &'a TargetSettings,
     /// How many calls may carry one request.
     pub(super) attempts_max: u32,
+    /// How long a request without a time of expiry may wait; none: for ever.
+    pub(super) default_ttl: Option<Duration>,
     pub(super) cloud: &'a Arc<dyn PowerCloud>,
 }
 
@@ -139,6 +144,7 @@ impl Target {
         Ok(Self {
             origin,
             settings: settings.clone(),
+            default_ttl: configured.default_ttl,
             cloud: Arc::clone(configured.cloud),
             rules,
             learned: Learned::load(store, name, rules.looks).await?,
@@ -164,6 +170,7 @@ impl Target {
         self.rules = rules(settings, configured.attempts_max);
         self.learned.reconfigure(self.rules.looks);
         self.settings = settings.clone();
+        self.default_ttl = configured.default_ttl;
         self.cloud = Arc::clone(configured.cloud);
         self.noted = None;
     }
@@ -219,6 +226,16 @@ impl Target {
             .map(|(_, budget)| *budget)
     }
 
+    /// How many requests of an action may leave unapproved.
+    pub(super) fn guards(&self) -> &[(PowerAction, Budget)] {
+        &self.settings.guards
+    }
+
+    /// When its actions may be sent.
+    pub(super) fn windows(&self) -> &Windows {
+        &self.settings.windows
+    }
+
     /// Servers that are neither stopped nor rebooted.
     pub(super) fn protected(&self) -> &[ServerId] {
         &self.settings.protected
@@ -244,11 +261,13 @@ impl Target {
     }
 
     fn news(&self) -> TargetNews {
-        let budgets = self.settings.budgets.iter();
+        let guards = self.settings.guards.iter();
+        let counted = self.settings.budgets.iter().chain(guards);
         TargetNews {
             configured: self.settings.submits_per_minute,
             pace: self.health.noted(),
-            budget_span: budgets.map(|(_, budget)| budget.span).max(),
+            budget_span: counted.map(|(_, budget)| budget.span).max(),
+            default_ttl: self.default_ttl,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::{Prune, RefusedKey, StoreError};
 use crate::model::{Hold, PowerAction, TargetName, UtcMillis};
 use std::collections::BTreeMap;
 
+mod approve;
 mod backup;
 mod names;
 mod overview;
@@ -23,6 +24,7 @@ mod records;
 mod refused_keys;
 mod write;
 
+pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use read::{Filter, Labelled};
@@ -151,6 +153,17 @@ impl QueueClient {
     /// All holds whose time has not passed.
     pub async fn holds(&mut self, now: UtcMillis) -> Result<Vec<HoldRecord>, StoreError> {
         read::holds(&mut self.connection, now).await
+    }
+
+    /// When a request of this target and label that is due at `due_at` expires, if it has no time of
+    /// its own; none: never, or no daemon has noted it.
+    pub async fn usual_expiry(
+        &mut self,
+        target: &str,
+        label: Option<&str>,
+        due_at: UtcMillis,
+    ) -> Result<Option<UtcMillis>, StoreError> {
+        read::usual_expiry(&mut self.connection, target, label, due_at).await
     }
 
     /// Refuses a list of ids of which one is unknown.
@@ -324,6 +337,27 @@ impl QueueClient {
         skip: impl Fn(&RetryCandidate) -> Option<String>,
     ) -> Result<Retried, StoreError> {
         write::retry(&mut self.connection, filter, requested_by, skip).await
+    }
+
+    /// What an approval of this selection would approve, by target, action and label.
+    ///
+    /// # Errors
+    /// `NoSuchRequest`.
+    pub async fn unapproved(&mut self, which: &Selection) -> Result<Unapproved, StoreError> {
+        approve::unapproved(&mut self.connection, which).await
+    }
+
+    /// Approves what was `seen` of the selection, if all of it is still queued and unapproved.
+    ///
+    /// # Errors
+    /// `Refused`: nothing is approved then.
+    pub async fn approve(
+        &mut self,
+        which: &Selection,
+        seen: &Unapproved,
+        by: Approver<'_>,
+    ) -> Result<Approval, StoreError> {
+        approve::approve(&mut self.connection, which, seen, by).await
     }
 
     /// Puts an operator's hold. False if the same one stood already.

@@ -5,6 +5,7 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
+use crate::model::HoldKind;
 use crate::store::sqlite::rows::lossy;
 
 /// A value that a column is read as, whatever its type there.
@@ -85,6 +86,8 @@ record! {
         request_key: Option<String>,
         label: Option<String>,
         requested_by: Option<String>,
+        override_reason: Option<String>,
+        approved_by: Option<String>,
         created_at: String,
         state: String,
         batch_id: Option<i64>,
@@ -178,6 +181,19 @@ impl HoldRecord {
         self.target.as_deref().is_none_or(|held| held == target)
             && self.action.as_deref().is_none_or(|held| held == action)
     }
+
+    /// True if it keeps this request back, whether or not its time has passed.
+    pub fn is_about(&self, request: &RequestRecord) -> bool {
+        let is_exempt = match self.kind.parse() {
+            Ok(HoldKind::Approval) => request.approved_by.is_some(),
+            Ok(HoldKind::Window) => request.override_reason.is_some(),
+            _ => false,
+        };
+        let label = self.label.as_deref();
+        !is_exempt
+            && self.covers(&request.target, &request.action)
+            && label.is_none_or(|held| request.label.as_deref() == Some(held))
+    }
 }
 
 #[cfg(test)]
@@ -193,5 +209,33 @@ mod tests {
             ..HoldRecord::default()
         };
         assert!(stops.covers("default", "stop") && !stops.covers("default", "start"));
+    }
+
+    #[test]
+    fn approval_and_a_reason_exempt_a_request_from_their_holds_alone() {
+        let plain = RequestRecord {
+            label: Some("a".to_owned()),
+            ..RequestRecord::default()
+        };
+        let approved = RequestRecord {
+            approved_by: Some("alice".to_owned()),
+            ..plain.clone()
+        };
+        let excused = RequestRecord {
+            override_reason: Some("fire".to_owned()),
+            ..plain.clone()
+        };
+        let held_by = |kind: &str, label: Option<&str>| {
+            let hold = HoldRecord {
+                kind: kind.to_owned(),
+                label: label.map(str::to_owned),
+                ..HoldRecord::default()
+            };
+            [&plain, &approved, &excused].map(|request| hold.is_about(request))
+        };
+        assert_eq!(held_by("approval", None), [true, false, true]);
+        assert_eq!(held_by("window", None), [true, true, false]);
+        assert_eq!(held_by("operator", Some("a")), [true; 3]);
+        assert_eq!(held_by("operator", Some("b")), [false; 3]);
     }
 }

@@ -32,6 +32,7 @@ pub struct NewRequest {
     pub request_key: Option<String>,
     pub label: Option<String>,
     pub requested_by: Option<String>,
+    pub override_reason: Option<String>,
 }
 
 /// What a cancellation did.
@@ -374,10 +375,10 @@ async fn insert(
         .map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let mut ids: Vec<i64> = sqlx::query_scalar(
         "INSERT INTO power_requests (server_id, action, target, priority, not_before, expires_at, after_id, request_key,
-                                     label, requested_by)
+                                     label, requested_by, override_reason)
          SELECT j.value ->> 'server_id', j.value ->> 'action', j.value ->> 'target', j.value ->> 'priority',
                 j.value ->> 'not_before', j.value ->> 'expires_at', j.value ->> 'after_id', j.value ->> 'request_key',
-                j.value ->> 'label', j.value ->> 'requested_by'
+                j.value ->> 'label', j.value ->> 'requested_by', j.value ->> 'override_reason'
          FROM json_each(?) j ORDER BY j.key RETURNING id",
     )
     .bind(rows)

@@ -55,6 +55,17 @@ pub struct Hands {
     pub looks: bool,
 }
 
+/// A call that budgets and guards count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountedCall {
+    /// Its batch.
+    pub batch: BatchId,
+    /// When its intent was stored.
+    pub at: UtcMillis,
+    /// How many servers it carried.
+    pub servers: u32,
+}
+
 pub(in crate::store) async fn due_batches(
     connection: &mut SqliteConnection,
     due: &DueTarget,
@@ -167,18 +178,8 @@ pub(in crate::store) async fn spent(
     action: PowerAction,
     period: Range<UtcMillis>,
 ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
-    let next: Option<String> = sqlx::query_scalar(
-        "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
-         SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
-    )
-    .bind(&target.0)
-    .bind(action.as_str())
-    .bind(text(period.end))
-    .fetch_optional(&mut *connection)
-    .await?;
-    let next = rows::readable_time(next);
-    let calls: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT intent_at, server_count FROM batches
+    let found = sqlx::query_as(
+        "SELECT id, intent_at, server_count FROM batches
          WHERE target = ? AND action = ? AND intent_at > ?
            AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
     )
@@ -187,17 +188,64 @@ pub(in crate::store) async fn spent(
     .bind(text(period.start))
     .fetch_all(&mut *connection)
     .await?;
-    let mut spent = Vec::with_capacity(calls.len());
-    for (at, servers) in calls {
+    let calls = date_calls(connection, target, action, (found, period.end)).await?;
+    Ok(calls.iter().map(|call| (call.at, call.servers)).collect())
+}
+
+pub(in crate::store) async fn unapproved_calls(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    action: PowerAction,
+    period: Range<UtcMillis>,
+) -> Result<Vec<CountedCall>, StoreError> {
+    let found = sqlx::query_as(
+        "SELECT id, intent_at, server_count FROM batches INDEXED BY batches_unapproved
+         WHERE target = ? AND action = ? AND intent_at > ? AND approved = 0
+           AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .bind(text(period.start))
+    .fetch_all(&mut *connection)
+    .await?;
+    date_calls(connection, target, action, (found, period.end)).await
+}
+
+/// Id, time of the intent, servers.
+type CallRow = (i64, String, i64);
+
+/// Calls from their rows, at the time `now`. A row without a readable time is left out.
+async fn date_calls(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+    action: PowerAction,
+    (found, now): (Vec<CallRow>, UtcMillis),
+) -> Result<Vec<CountedCall>, StoreError> {
+    let next: Option<String> = sqlx::query_scalar(
+        "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
+         SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
+    )
+    .bind(&target.0)
+    .bind(action.as_str())
+    .bind(text(now))
+    .fetch_optional(connection)
+    .await?;
+    let next = rows::readable_time(next);
+    let mut calls = Vec::with_capacity(found.len());
+    for (id, at, servers) in found {
         let Some(mut at) = rows::readable_time(Some(at)) else {
             continue;
         };
-        if at > period.end {
+        if at > now {
             at = next.unwrap_or(at);
         }
-        spent.push((at, u32::try_from(servers).unwrap_or(u32::MAX)));
+        calls.push(CountedCall {
+            batch: BatchId(id),
+            at,
+            servers: u32::try_from(servers).unwrap_or(u32::MAX),
+        });
     }
-    Ok(spent)
+    Ok(calls)
 }
 
 pub(in crate::store) async fn move_waits(

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::sqlite::SqliteConnection;
 
+use super::guard::GuardLimit;
 use super::rows::list;
-use super::{Store, StoreError, gate, holds, rows, text};
+use super::{Store, StoreError, gate, holds, overrides, rows, text};
 use crate::lifecycle::{self, Event};
 use crate::model::{
     Baseline, Batch, BatchId, BatchState, Head, Lane, Member, Origin, RequestId, RequestState,
@@ -30,6 +31,8 @@ pub struct Claim<'a> {
     pub which: Which<'a>,
     /// Nothing is claimed if one of these servers is among them.
     pub barred: &'a [ServerId],
+    /// How many unapproved requests may be due; none: any number.
+    pub guard: Option<&'a GuardLimit>,
     /// The time of the intent.
     pub now: UtcMillis,
 }
@@ -232,7 +235,9 @@ async fn claim_once(
     looks: bool,
     parked_max: usize,
 ) -> Result<Tried, StoreError> {
-    if is_held(tx, claim).await? {
+    let holds = holds::read(tx, claim.now).await?;
+    let is_held = holds.iter().any(|hold| hold.covers(claim.lane, claim.now));
+    if is_held || is_guard_exceeded(tx, claim).await? {
         return Ok(Tried::Nothing);
     }
     let picked = match claim.which {
@@ -253,13 +258,21 @@ async fn claim_once(
         return Ok(Tried::Parked { count, is_last });
     }
     let batch = claim_picked(tx, claim, picked.go).await?;
+    let mut overridden = holds.iter();
+    if overridden.any(|hold| hold.is_overridden_by(claim.lane, claim.now)) {
+        overrides::note(tx, batch.id, claim.now).await?;
+    }
     Ok(Tried::Claimed(Box::new(batch)))
 }
 
-async fn is_held(tx: &mut SqliteConnection, claim: &Claim<'_>) -> Result<bool, StoreError> {
-    let holds = holds::read(tx, claim.now).await?;
-    let lane = claim.lane;
-    Ok(holds.iter().any(|hold| hold.covers(lane, claim.now)))
+async fn is_guard_exceeded(
+    tx: &mut SqliteConnection,
+    claim: &Claim<'_>,
+) -> Result<bool, StoreError> {
+    match claim.guard {
+        Some(guard) => guard.is_exceeded(tx, claim.lane).await,
+        None => Ok(false),
+    }
 }
 
 /// The first requests of a lane that may go, at most `most`. Those that are met on the way and may

@@ -59,16 +59,35 @@ pub(in crate::store) async fn lift_hold(
     Ok(())
 }
 
-pub(in crate::store) async fn lift_budget(
+/// Removes the hold of this kind on exactly this target and action, for every label.
+pub(in crate::store) async fn lift(
     tx: &mut SqliteConnection,
-    target: &TargetName,
-    action: PowerAction,
+    target: Option<&TargetName>,
+    action: Option<PowerAction>,
+    kind: HoldKind,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM holds WHERE ifnull(target, '') = ? AND ifnull(action, '') = ? AND ifnull(label, '') = '' AND kind = 'budget'")
-            .bind(&target.0)
-            .bind(action.as_str())
-            .execute(&mut *tx)
-            .await?;
+    sqlx::query(
+        "DELETE FROM holds WHERE ifnull(target, '') = ?1 AND ifnull(action, '') = ?2 AND ifnull(label, '') = '' AND kind = ?3",
+    )
+    .bind(target.map_or("", |target| target.0.as_str()))
+    .bind(action.map_or("", PowerAction::as_str))
+    .bind(kind.as_str())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+pub(in crate::store) async fn exchange_holds(
+    tx: &mut SqliteConnection,
+    put: &[Hold],
+    over: &[Hold],
+) -> Result<(), StoreError> {
+    for hold in over {
+        lift(tx, hold.target.as_ref(), hold.action, hold.kind).await?;
+    }
+    for hold in put {
+        put_hold(tx, hold).await?;
+    }
     Ok(())
 }
 
@@ -183,10 +202,10 @@ pub(in crate::store) async fn note_target(
     let news = status.news;
     sqlx::query(
         "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
-             reads_until, updated_at, budget_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+             reads_until, updated_at, budget_ms, default_ttl_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
          ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
-             pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10,
+             pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10, default_ttl_ms = ?11,
              inventory_at = CASE WHEN service = ?2 AND endpoint = ?3 AND project_id = ?4 THEN inventory_at END",
     )
     .bind(&status.target.0)
@@ -198,7 +217,8 @@ pub(in crate::store) async fn note_target(
     .bind(news.pace.throttles)
     .bind(news.pace.reads_until.map(text))
     .bind(text(status.now))
-    .bind(news.budget_span.map(|span| i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    .bind(news.budget_span.map(rows::millis))
+    .bind(news.default_ttl.map(rows::millis))
     .execute(&mut *tx)
     .await?;
     Ok(())
@@ -256,8 +276,10 @@ pub struct TargetNews {
     pub configured: u32,
     /// What the next start goes on with.
     pub pace: NotedPace,
-    /// The longest span of its budgets: its batches are kept for as long.
+    /// The longest span of its budgets and guards: its batches are kept for as long.
     pub budget_span: Option<Duration>,
+    /// Its requests without a time of expiry expire after this; none: never.
+    pub default_ttl: Option<Duration>,
 }
 
 /// What is known of a key that was refused with one of its secrets.

@@ -33,9 +33,11 @@ pub(super) mod epoch;
 mod epoch_file;
 pub(super) mod file;
 pub(super) mod gate;
+pub(super) mod guard;
 pub(super) mod holds;
 mod identity;
 pub(super) mod intake;
+mod overrides;
 pub(super) mod record;
 pub(super) mod rows;
 pub(super) mod schema;
@@ -44,13 +46,14 @@ pub(super) mod snapshot;
 pub(super) mod upkeep;
 pub(super) mod write_guard;
 
-pub use batches::{DueFilter, DueTarget, Hands};
+pub use batches::{CountedCall, DueFilter, DueTarget, Hands};
 pub use changes::Changes;
 pub use claim::{Claim, Which};
 pub use epoch::Restored;
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
 pub(crate) use file::{beside, folder_of};
 pub use gate::HeldPlace;
+pub use guard::{GuardLimit, Unapproved};
 pub use holds::{NotedPace, RefusedKey, TargetNews, TargetStatus};
 pub use intake::{EndedCounts, TakenIn};
 pub use servers::{GoneChunk, InventoryNote, InventorySync, SEEN_AT_AGE_MAX, SERVERS_CHUNK};
@@ -515,6 +518,7 @@ mod tests {
             origin: &origin,
             which: Which::First(10),
             barred: &[],
+            guard: None,
             now,
         };
         refuse.store(true, Ordering::SeqCst);

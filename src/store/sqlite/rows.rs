@@ -76,6 +76,11 @@ pub(in crate::store) fn count(number: i64) -> u32 {
     number.clamp(0, i64::from(i32::MAX)) as u32
 }
 
+/// A span in milliseconds, as stored.
+pub(in crate::store) fn millis(span: std::time::Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// A time that a stranger may have spoilt: then none, since the pass must go on.
 pub(in crate::store) fn readable_time(text: Option<String>) -> Option<UtcMillis> {
     text.and_then(|text| text.parse().ok())

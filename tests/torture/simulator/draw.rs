@@ -12,6 +12,7 @@ use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
 use poweryard::model::{Budget, PowerAction, Service, TargetName};
+use poweryard::plan::windows::Windows;
 use poweryard::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
 use poweryard::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use poweryard::sim::scenario::{
@@ -985,6 +986,8 @@ fn target(
         allow_http: true,
         auth: auth.clone(),
         budgets,
+        guards: Vec::new(),
+        windows: Windows::default(),
         protected,
     })
 }
