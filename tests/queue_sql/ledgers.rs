@@ -60,13 +60,18 @@ async fn nobody_but_the_daemon_writes_into_the_ledgers() {
 async fn what_only_the_daemon_knows_is_closed_to_producers() {
     let mut queue = Queue::new().await;
     for sql in [
-        "INSERT INTO targets VALUES ('t', 'bms', 'e', 'p', 1, 1, 0, NULL, '2026-01-01T00:00:00.000Z', NULL)",
+        "INSERT INTO targets VALUES ('t', 'bms', 'e', 'p', 1, 1, 0, NULL, '2026-01-01T00:00:00.000Z', NULL, NULL, NULL, NULL)",
         "INSERT INTO refused_keys VALUES ('k', 's', 't', 1, '2026-01-01T00:00:00.000Z', 'refused', '')",
         "INSERT INTO holds (kind, reason, since) VALUES ('budget', 'spent', '2026-01-01T00:00:00.000Z')",
         "INSERT INTO round_notes (request_id) VALUES (7)",
         "INSERT INTO lingering_batches VALUES (7)",
         "INSERT INTO earlier_attempts (request_id, batch_id, result, started_at, finished_at)
          VALUES (1, 9, 'busy', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
+        "INSERT INTO servers VALUES ('t', 's', 'n', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL)",
+        "INSERT INTO order_servers (label, target, server_id) VALUES ('l', 't', 's')",
+        "INSERT INTO orders (label, waves) VALUES ('l', '1')",
+        "UPDATE orders SET begun_at = '2026-01-01T00:00:00.000Z', state = 'held'",
+        "INSERT INTO operator_actions (who, action, what, requests) VALUES ('w', 'cancel', '7', 1)",
     ] {
         queue.by_hand(sql).await;
     }
@@ -103,13 +108,32 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         "UPDATE holds SET until = '2026-01-01T00:00:00.000Z'",
         "INSERT INTO holds (kind, reason, since) VALUES ('restored', 'x', '2026-01-01T00:00:00.000Z')",
         "INSERT OR REPLACE INTO holds (id, kind, reason, since) SELECT id, 'operator', 'mine', since FROM holds",
+        "INSERT INTO servers VALUES ('t', 'r', 'n', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL)",
+        "UPDATE servers SET power = 'off'",
+        "DELETE FROM servers",
+        "REPLACE INTO servers SELECT * FROM servers",
+        "INSERT INTO order_servers (label, target, server_id) VALUES ('l', 't', 'r')",
+        "UPDATE order_servers SET wave = 7",
+        "DELETE FROM order_servers",
+        "REPLACE INTO order_servers SELECT * FROM order_servers",
+        "UPDATE orders SET waves = '100%'",
+        "UPDATE OR REPLACE orders SET failures_max = '100%'",
+        "UPDATE orders SET state = 'open'",
+        "UPDATE orders SET begun_at = NULL",
+        "UPDATE orders SET label = 'm'",
+        "DELETE FROM orders",
+        "INSERT OR REPLACE INTO orders (label, waves) VALUES ('l', '100%')",
+        "UPDATE operator_actions SET who = 'me'",
+        "DELETE FROM operator_actions",
+        "INSERT OR REPLACE INTO operator_actions (id, who, action, what, requests) VALUES (1, 'me', 'cancel', '7', 1)",
     ] {
         queue.refused(sql).await;
     }
     assert_eq!(queue.row("SELECT * FROM queue_mark").await, mark);
     assert_eq!(
         queue
-            .row("SELECT count(*) FROM holds, targets, refused_keys, round_notes, lingering_batches, earlier_attempts")
+            .row("SELECT count(*) FROM holds, targets, refused_keys, round_notes, lingering_batches, earlier_attempts,
+                      servers, order_servers, orders, operator_actions")
             .await,
         "1"
     );

@@ -194,6 +194,9 @@ async fn terms_change_while_a_request_is_queued_and_not_after() {
         "not_before = '2089-01-01'",
         "expires_at = '2090-01-01'",
         "label = 'night'",
+        "override_reason = 'the night shift asked for it'",
+        "approved_by = 'alice'",
+        "approved_by = NULL, override_reason = NULL",
         "priority = -100, label = NULL",
     ];
     let queued = request_in(&mut queue, "queued").await;
@@ -221,12 +224,20 @@ async fn terms_change_while_a_request_is_queued_and_not_after() {
             "label = x'00'",
             "label must be text of at most 256 characters",
         ),
+        (
+            "approved_by = ''",
+            "approved_by must be text of 1 to 256 characters: who approves it",
+        ),
+        (
+            "override_reason = x'00'",
+            "override_reason must be text of 1 to 256 characters",
+        ),
     ] {
         let sql = format!("UPDATE OR IGNORE power_requests SET {change} WHERE id = {queued}");
         assert_eq!(queue.refused(&sql).await, sentence);
     }
     let running = request_in(&mut queue, "running").await;
-    for change in &changes[..4] {
+    for change in &changes[..6] {
         let complaint = queue
             .refused(&format!(
                 "UPDATE power_requests SET {change} WHERE id = {running}"
@@ -234,7 +245,7 @@ async fn terms_change_while_a_request_is_queued_and_not_after() {
             .await;
         assert_eq!(
             complaint,
-            "priority, not_before, expires_at and label can be changed only while a request is queued"
+            "priority, not_before, expires_at, label, override_reason and approved_by can be changed only while a request is queued"
         );
     }
 }
