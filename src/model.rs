@@ -16,6 +16,7 @@ mod batch;
 pub mod cloud_codes;
 mod codes;
 mod fault;
+mod order;
 mod queue;
 mod scatter;
 mod service;
@@ -25,12 +26,13 @@ mod words;
 pub use batch::{Batch, Member};
 pub use codes::OwnCode;
 pub use fault::{CallError, Fault};
+pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use scatter::{SCATTER_STEP, scattered};
 pub use time::{NotATime, Now, Steady, UtcMillis};
 pub use words::{
-    AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,
-    UnknownWord,
+    AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OrderState, PowerAction,
+    RequestState, Service, UnknownWord,
 };
 
 /// One row of `power_requests`: one server, one action. Never reused; the order of arrival.

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use crate::model::{Budget, Hold, Lane, TargetName, UtcMillis};
 
+pub mod waves;
+
 /// What a target's batches must keep to.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

@@ -14,7 +14,7 @@ use super::hand;
 use super::holds::put_hold;
 use super::note::{self, MOST, Note};
 use super::snapshot::Snapshot;
-use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, gate, rows, stamp_page, text};
+use super::{Mark, Store, StoreError, WAL_SIZE_LIMIT, file, gate, orders, rows, stamp_page, text};
 use crate::model::{Hold, HoldKind, PowerAction, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short.
@@ -37,6 +37,8 @@ pub struct Prune {
     pub requests: u64,
     /// Batches deleted.
     pub batches: u64,
+    /// Rows of orders deleted.
+    pub orders: u64,
     /// Everything older has been looked at.
     pub done: bool,
     requests_done: bool,
@@ -47,7 +49,11 @@ pub struct Prune {
 impl Prune {
     /// True if more has been deleted than in `earlier`.
     pub(super) fn deleted_since(&self, earlier: &Self) -> bool {
-        self.requests + self.batches > earlier.requests + earlier.batches
+        self.deleted() > earlier.deleted()
+    }
+
+    fn deleted(&self) -> u64 {
+        self.requests + self.batches + self.orders
     }
 }
 
@@ -90,6 +96,9 @@ pub(in crate::store) async fn prune_chunk(
     }
     let walked = found.len() < CHUNK as usize;
     so_far.done = walked && so_far.requests_done;
+    if so_far.done {
+        so_far.orders += orders::prune(tx, cutoff).await?;
+    }
     so_far.requests_done |= walked;
     so_far.cursor = found
         .into_iter()
