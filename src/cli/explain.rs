@@ -45,6 +45,7 @@ pub(super) async fn run(context: &Context, args: ExplainArgs) -> Result<Exit, Fa
         "explanation": sentences,
         "holds": facts.holds,
         "batch": facts.batch,
+        "order": facts.order,
         "daemon": { "running": facts.daemon_runs },
     }))?;
     Ok(Exit::Done)
@@ -56,7 +57,7 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
     let request = client.request(args.id.0).await?;
     let reason = client.waiting_reason(request.id).await?;
     let mut holds = client.holds(now).await?;
-    holds.retain(|hold| hold.covers(&request.target, &request.action));
+    holds.retain(|hold| hold.covers_request(&request));
     let batch = match request.batch_id {
         Some(id) => client.batch(id).await?,
         None => None,
@@ -64,6 +65,10 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
     let after = match request.after_id {
         // It may have been pruned.
         Some(id) => client.request(id).await.ok(),
+        None => None,
+    };
+    let order = match &request.label {
+        Some(label) => client.order(label).await?,
         None => None,
     };
     let attempts = client.attempts(request.id).await?;
@@ -80,6 +85,7 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
         holds,
         batch,
         after,
+        order,
         attempts,
         ahead,
         daemon_runs,

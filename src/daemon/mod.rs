@@ -37,6 +37,7 @@ mod holds;
 mod intake;
 mod ledger;
 mod open_batches;
+mod orders;
 mod reload;
 mod report;
 mod round;
@@ -55,7 +56,7 @@ pub use ledger::Observers;
 pub use reload::{Reload, ReloadError};
 pub use round::Dispatcher;
 pub(crate) use target::refusals;
-pub use task::{Begun, Finished, Round, Task};
+pub use task::{Begun, Finished, GateCall, GateSaid, Round, Task};
 pub use turn::{SAFETY_INTERVAL, Stop, StopStep, Turns, Unsaved};
 
 /// Why the daemon ended other than by being asked to.
@@ -217,6 +218,7 @@ enum TaskEnd {
     Finished(Finished),
     /// The intent of this call is stored, and a stop was asked for before it began.
     NotBegun(Batch),
+    GateSaid(GateSaid),
 }
 
 async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> TaskEnd {
@@ -314,6 +316,7 @@ impl Loop {
             }
         };
         round.tasks.into_iter().for_each(|task| self.start(task));
+        round.gates.into_iter().for_each(|gate| self.ask(gate));
         let pause = match round.trouble {
             None => {
                 if self.turns.is_in_trouble() {
@@ -362,6 +365,12 @@ impl Loop {
         }
     }
 
+    /// A stop does not wait for its answer.
+    fn ask(&mut self, gate: GateCall) {
+        let asked = async { TaskEnd::GateSaid(gate.run().await) };
+        self.followers.push(self.tasks.spawn(asked));
+    }
+
     /// Stores what has ended: this one, and a few more that have, together.
     async fn finish_tasks(
         &mut self,
@@ -372,6 +381,7 @@ impl Loop {
             match ended {
                 Ok(TaskEnd::Finished(finished)) => self.dispatcher.take_in(finished, now()).await?,
                 Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now()),
+                Ok(TaskEnd::GateSaid(said)) => self.dispatcher.gate_said(said, now()),
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}

@@ -185,6 +185,7 @@ impl Dispatcher {
         self.intake.apply(settings.queue.default_ttl);
         self.upkeep.apply(settings.queue.retention);
         self.ledger.apply(settings.notify.as_ref());
+        self.orders.apply(&settings.waves);
     }
 
     async fn renew_keys(&mut self, renewal: &Renewal, now: UtcMillis) -> Result<(), StoreError> {

@@ -19,11 +19,12 @@ use super::holds::Holds;
 use super::intake::Intake;
 use super::ledger::{Ledger, Observers};
 use super::open_batches::OpenBatches;
+use super::orders::Orders;
 use super::strangers::Strangers;
 use super::submit::{SubmitPass, Submits};
 use super::target::keys::RefusedKeys;
 use super::target::{self, Configured, Target, Targets};
-use super::task::{Finished, Round};
+use super::task::{Finished, GateSaid, Round};
 use super::upkeep::Upkeep;
 use crate::model::{Batch, Now, TargetName, UtcMillis};
 use crate::settings::Settings;
@@ -40,6 +41,7 @@ pub struct Dispatcher {
     pub(super) targets: Targets,
     pub(super) holds: Holds,
     held: HeldWalk,
+    pub(super) orders: Orders,
     pub(super) keys: RefusedKeys,
     pub(super) intake: Intake,
     pub(super) submits: Submits,
@@ -76,6 +78,7 @@ impl Dispatcher {
             keys,
             holds: Holds::new(Arc::clone(&store)),
             held: HeldWalk::default(),
+            orders: Orders::new(settings.waves.clone()),
             intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
             submits: Submits::new(settings.batch.linger),
             strangers: Strangers::default(),
@@ -170,6 +173,11 @@ impl Dispatcher {
         self.answer_pass(now).take_in(finished).await
     }
 
+    /// The gate has answered: the next round acts on it.
+    pub fn gate_said(&mut self, said: GateSaid, now: Now) {
+        self.orders.gate_said(said, now);
+    }
+
     /// Gives back a batch whose intent is stored and whose call was not begun, since a stop was
     /// asked for at this moment. `save_new` stores that.
     pub fn not_begun(&mut self, batch: Batch, now: Now) {
@@ -215,7 +223,9 @@ impl Dispatcher {
             .look(&self.store, seen, &self.targets, round)
             .await?;
         self.holds.review(seen, round).await?;
-        self.held.pass(&self.store, seen, round).await?;
+        self.orders.pass(&self.store, seen, round).await?;
+        let vanished = self.orders.vanished();
+        self.held.pass(&self.store, seen, vanished, round).await?;
         let chosen = self.submit_pass(round).choose(with_room, seen).await?;
         let others = self.other_passes(seen, round).await;
         match chosen {
@@ -320,6 +330,7 @@ impl Dispatcher {
         }
         self.keys.move_times(by_ms);
         self.upkeep.move_times(by_ms);
+        self.orders.move_times(by_ms);
         let way = if by_ms > 0 { "ahead" } else { "back" };
         let size = Duration::from_millis(by_ms.unsigned_abs());
         warn!(

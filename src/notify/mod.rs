@@ -24,7 +24,7 @@ use crate::settings::NotifySettings;
 use crate::store::QueueClient;
 use crate::store::client::Access;
 
-mod command;
+pub(crate) mod command;
 mod webhook;
 
 use webhook::Webhook;

@@ -164,11 +164,7 @@ enum Obstacle<'a> {
     Failures,
     Pause(&'a str, UtcMillis),
     Unreadable,
-    Gate {
-        said: Option<&'a str>,
-        is_due: bool,
-        again_at: Option<UtcMillis>,
-    },
+    Gate { said: Option<&'a str>, is_due: bool },
 }
 
 impl Order {
@@ -223,17 +219,14 @@ impl Order {
             Gate::Unasked => Some(Obstacle::Gate {
                 said: None,
                 is_due: true,
-                again_at: None,
             }),
             Gate::Asked(said) => Some(Obstacle::Gate {
                 said: said.as_deref(),
                 is_due: false,
-                again_at: None,
             }),
             Gate::No(said, at) => Some(Obstacle::Gate {
                 said: Some(said),
                 is_due: *at <= now,
-                again_at: Some(*at),
             }),
         }
     }

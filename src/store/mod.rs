@@ -16,7 +16,7 @@ pub use client::QueueClient;
 pub use error::StoreError;
 pub(crate) use sqlite::beside;
 pub use sqlite::{
-    Asked, Changes, DaemonInfo, DueTarget, EndedCounts, Hands, HeldPlace, KnownOrder, NewWave, NotedPace, Prune,
-    QueueLock, RefusedKey, Restored, Running, Snapshot, Store, StoreOptions, TakenIn, TargetNews,
-    Which, daemon_on,
+    Asked, Changes, DaemonInfo, DueTarget, EndedCounts, Hands, HeldPlace, KnownOrder, NewWave,
+    NotedPace, Prune, QueueLock, RefusedKey, Restored, Running, Snapshot, Store, StoreOptions,
+    TakenIn, TargetNews, Which, daemon_on,
 };

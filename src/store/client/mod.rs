@@ -14,11 +14,13 @@ use super::sqlite::{BUSY_TIMEOUT, schema};
 
 mod backup;
 mod keys;
+mod orders;
 mod overview;
 mod read;
 mod records;
 mod write;
 
+pub use orders::{Lets, NewOrder, OrderRecord};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use read::{Filter, Labelled};
 pub use records::{AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord};

@@ -132,7 +132,7 @@ impl QueueClient {
     /// All holds whose time has not passed.
     pub async fn holds(&mut self, now: UtcMillis) -> Result<Vec<HoldRecord>, StoreError> {
         Ok(sqlx::query_as(
-            "SELECT target, action, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
+            "SELECT target, action, label, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
         )
         .bind(text(now))
         .fetch_all(&mut self.connection)

@@ -5,6 +5,8 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
+use crate::model::HoldKind;
+
 /// One row of `power_requests`: the columns of the contract, in its order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[expect(
@@ -33,6 +35,8 @@ pub struct RequestRecord {
     pub error_message: Option<String>,
     pub submitted_at: Option<String>,
     pub finished_at: Option<String>,
+    /// The wave of its order that has let it go.
+    pub wave: Option<i64>,
 }
 
 /// One row of `batches`, as far as the contract goes.
@@ -109,8 +113,20 @@ pub struct HoldRecord {
 }
 
 impl HoldRecord {
-    /// True if it is about this target and action, whether or not its time has passed.
+    /// True if it is about all requests of this target and action, whether or not its time has
+    /// passed.
     pub fn covers(&self, target: &str, action: &str) -> bool {
+        self.label.is_none() && self.is_about(target, action)
+    }
+
+    /// True if it is about this request, whether or not its time has passed.
+    pub fn covers_request(&self, request: &RequestRecord) -> bool {
+        let is_of_label = self.label.is_none() || self.label == request.label;
+        let is_let_go = self.kind == HoldKind::Wave.as_str() && request.wave.is_some();
+        is_of_label && !is_let_go && self.is_about(&request.target, &request.action)
+    }
+
+    fn is_about(&self, target: &str, action: &str) -> bool {
         self.target.as_deref().is_none_or(|held| held == target)
             && self.action.as_deref().is_none_or(|held| held == action)
     }
@@ -178,6 +194,7 @@ from_columns!(RequestRecord {
     error_message: maybe_text,
     submitted_at: maybe_text,
     finished_at: maybe_text,
+    wave: maybe_whole,
 });
 
 from_columns!(ProducerNote {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
-use super::{QueueClient, id_list, read};
+use super::{NewOrder, QueueClient, id_list, orders, read};
 use crate::model::{Hold, HoldKind, PowerAction, RequestState, TargetName};
 use crate::store::StoreError;
 use crate::store::sqlite::holds;
@@ -91,7 +91,24 @@ impl QueueClient {
         requests: &[NewRequest],
         if_absent: bool,
     ) -> Result<(Vec<i64>, usize), StoreError> {
+        self.enqueue_in(None, requests, if_absent).await
+    }
+
+    /// As `enqueue`; the order that the requests belong to is written first, unless the same one
+    /// exists.
+    ///
+    /// # Errors
+    /// As `enqueue`, and `Refused` for the order.
+    pub async fn enqueue_in(
+        &mut self,
+        order: Option<&NewOrder>,
+        requests: &[NewRequest],
+        if_absent: bool,
+    ) -> Result<(Vec<i64>, usize), StoreError> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        if let Some(order) = order {
+            orders::insert(&mut tx, order).await?;
+        }
         let requests = &as_keyed_before(&mut tx, requests).await?;
         let taken = if if_absent {
             ids_by_key(&mut tx, requests).await?

@@ -294,7 +294,10 @@ impl OrderRow {
 impl KnownOrder {
     /// True if its wave is over and others wait for the next one.
     fn is_over_and_due(&self) -> bool {
-        !self.is_unread && self.order.wave_size > 0 && self.order.has_due && !self.order.is_on_its_way
+        !self.is_unread
+            && self.order.wave_size > 0
+            && self.order.has_due
+            && !self.order.is_on_its_way
     }
 }
 
@@ -395,7 +398,11 @@ impl Reading {
         .await?
         .rows_affected();
         if self.is_opened {
-            let turns: Vec<i64> = found.iter().filter(|(_, had_turn)| *had_turn).map(|(id, _)| *id).collect();
+            let turns: Vec<i64> = found
+                .iter()
+                .filter(|(_, had_turn)| *had_turn)
+                .map(|(id, _)| *id)
+                .collect();
             self.note_turns(tx, &list(&turns)).await?;
             gate::let_turns_go(tx, &ids, self.wave).await?;
         }
@@ -563,10 +570,7 @@ async fn lift_hold(tx: &mut SqliteConnection, id: OrderId) -> Result<(), StoreEr
 
 /// Deletes orders that ended before `cutoff` and of whose requests none is left: a chunk. Returns
 /// how many rows have gone.
-pub(super) async fn prune(
-    tx: &mut SqliteConnection,
-    cutoff: UtcMillis,
-) -> Result<u64, StoreError> {
+pub(super) async fn prune(tx: &mut SqliteConnection, cutoff: UtcMillis) -> Result<u64, StoreError> {
     let servers = sqlx::query(
         "DELETE FROM order_servers WHERE id IN (
              SELECT s.id FROM orders w INDEXED BY orders_done

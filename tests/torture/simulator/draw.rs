@@ -982,6 +982,7 @@ fn settings(rng: &mut Rng, services: &[Service], scenario: &Scenario) -> Result<
         },
         targets,
         listen: None,
+        waves: WavesSettings::default(),
         notify: None,
     })
 }
