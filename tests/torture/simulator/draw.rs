@@ -12,7 +12,9 @@ use super::facts::SLACK;
 use super::rng::Rng;
 use super::{Broken, rules};
 use poweryard::model::{Budget, PowerAction, Service, TargetName};
-use poweryard::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
+use poweryard::settings::{
+    AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings, WavesSettings,
+};
 use poweryard::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use poweryard::sim::scenario::{
     BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Rates, Refusals,
