@@ -148,7 +148,7 @@ async fn failures_in_the_second_wave_stop_there_and_resume_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_successful_retry_counts_and_leaves_at_once() {
+async fn a_retry_leaves_at_once_and_a_newcomer_waits() {
     let mut scene = begin(QUICK, |_, _| {}).await;
     let broken = scene.yard.server(1);
     // As failed as can be: the cloud does not know it.
@@ -170,6 +170,24 @@ async fn a_successful_retry_counts_and_leaves_at_once() {
     assert_eq!(scene.text(SENT).await, "3");
     let failed = scene.text(HOLD).await;
     assert!(failed.contains("failed for 1 of 2 servers"), "{failed}");
+    scene.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successful_retry_lets_the_next_wave_go() {
+    // Only what the first call carries fails.
+    let once =
+        "servers = [1]\ncalls = [1]\non = [\"submit\"]\ncode = \"BMS.3037\"\nmessage = \"broken\"";
+    let scenario = format!("{QUICK}{}", fault("sub_job_fails", once));
+    let mut scene = begin(&scenario, |_, _| {}).await;
+    order(&mut scene, "waves", "'2'", 1..=3).await;
+    scene.wait_for(STATE, "held 1").await;
+    scene.command(&["retry", "--label", "x"]).await;
+    assert_eq!(
+        scene.outcomes().await,
+        "1 failed/job/BMS.3037, 3 succeeded/job"
+    );
+    scene.wait_for(STATE, "done 2").await;
     scene.daemon.stop().await;
 }
 
@@ -512,7 +530,11 @@ async fn an_order_is_written_before_its_first_request_leaves() {
     )
     .await;
     assert!(late.contains("have been sent already"), "{late}");
-    sql(&mut scene.producer, "UPDATE power_requests SET label = label; INSERT INTO orders (label, waves) VALUES ('y', '1')").await;
+    sql(
+        &mut scene.producer,
+        "INSERT INTO orders (label, waves) VALUES ('y', '1')",
+    )
+    .await;
     sql(
         &mut scene.producer,
         &format!(

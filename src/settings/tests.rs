@@ -620,7 +620,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
         ),
         (
             "[que]",
-            "9: que: unknown key; known here: queue, batch, targets, listen, notify",
+            "9: que: unknown key; known here: queue, batch, targets, listen, notify, waves",
         ),
         (
             "[queue]\nretention = 90d",
@@ -776,5 +776,32 @@ proptest! {
                 prop_assert!(line.starts_with(FILE) && line.matches(": ").count() >= 2, "{line}");
             }
         }
+    }
+}
+
+#[test]
+fn a_gate_is_read_with_its_times_and_its_mistakes_are_named() {
+    let waves = |lines: &str| format!("{LEAST}[waves]\n{lines}\n");
+    let read = parse(&waves(
+        "gate = [\"/bin/gate\", \"x\"]\ngate_timeout = \"5s\"",
+    ))
+    .unwrap();
+    assert_eq!(read.waves.gate, ["/bin/gate", "x"]);
+    assert_eq!(read.waves.gate_timeout, Duration::from_secs(5));
+    assert_eq!(read.waves.gate_interval, Duration::from_secs(60));
+    assert!(parse(LEAST).unwrap().waves.gate.is_empty());
+    for (lines, words) in [
+        ("gate = [\"gate\"]", "is not an absolute path"),
+        ("gate = []", "must begin with a program, such as"),
+        ("gate = \"/bin/gate\"", "must be a list"),
+        ("gate_timeout = \"5s\"", "has no gate"),
+        (
+            "gate = [\"/bin/gate\"]\ngate_interval = \"0s\"",
+            "out of range",
+        ),
+        ("gates = []", "unknown key"),
+    ] {
+        let said = mistakes(&waves(lines));
+        assert!(said.contains(words), "{lines}: {said}");
     }
 }

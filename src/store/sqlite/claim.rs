@@ -55,6 +55,22 @@ impl Store {
         Ok(heads)
     }
 
+    /// How many of the first `most` requests of a lane their labels do not hold. Moves nobody.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn count_free(
+        &self,
+        lane: &Lane,
+        most: u32,
+        now: UtcMillis,
+    ) -> Result<u32, StoreError> {
+        let mut writer = self.writer.lock().await;
+        let first = read_first(&mut writer, lane, most, false, now).await?;
+        let free = first.iter().filter(|candidate| !candidate.is_held).count();
+        Ok(u32::try_from(free).unwrap_or(u32::MAX))
+    }
+
     /// Lets requests wait, each until a time of its own and for a reason: their servers are busy
     /// with something else, or could not be read.
     pub async fn put_off(&self, waits: &[(RequestId, UtcMillis, &str)]) -> Result<(), StoreError> {
