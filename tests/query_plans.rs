@@ -236,7 +236,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             "FROM orders w INDEXED BY orders_open",
             &[
                 "SEARCH r USING COVERING INDEX power_requests_label (label=? AND rowid>? AND rowid<?)",
-                "SEARCH r USING INDEX power_requests_held (label=? AND wave=?)",
+                "SEARCH r USING COVERING INDEX power_requests_held (label=? AND wave=?)",
                 "SEARCH r USING INDEX power_requests_not_due (label=?)",
                 "SEARCH r USING COVERING INDEX power_requests_wave (label=? AND state=? AND wave=? AND rowid>?)",
             ],

@@ -177,7 +177,7 @@ async fn a_retry_leaves_at_once_and_a_newcomer_waits() {
 async fn a_successful_retry_lets_the_next_wave_go() {
     // Only what the first call carries fails.
     let once =
-        "servers = [1]\ncalls = [1]\non = [\"submit\"]\ncode = \"BMS.3037\"\nmessage = \"broken\"";
+        "servers = [1]\ncalls = [1]\ncode = \"BMS.3037\"\nmessage = \"broken\"";
     let scenario = format!("{QUICK}{}", fault("sub_job_fails", once));
     let mut scene = begin(&scenario, |_, _| {}).await;
     order(&mut scene, "waves", "'2'", 1..=3).await;

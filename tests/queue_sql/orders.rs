@@ -1,5 +1,6 @@
 //! Orders with waves: what a producer may write, and what only the daemon does.
 
+use crate::old_sqlite;
 use crate::queue::Queue;
 
 const WAVES: &str = "waves must be sizes such as 1, 5%, 25%: numbers of servers from 1, or shares above 0 up to 100%";
@@ -162,14 +163,13 @@ async fn an_order_that_goes_takes_along_what_the_daemon_knew_of_it() {
 #[tokio::test]
 async fn the_old_library_writes_an_order_with_its_requests() {
     let mut queue = Queue::new().await;
-    queue
-        .sql("BEGIN IMMEDIATE; INSERT INTO orders (label, waves) VALUES ('x', '1, 5%');
-            INSERT INTO power_requests (server_id, action, label) VALUES ('a', 'stop', 'x'); COMMIT")
-        .await;
-    assert_eq!(
-        queue
-            .row("SELECT group_concat(ifnull(size, share)) FROM order_waves")
-            .await,
-        "1,5.0"
-    );
+    let sql = "BEGIN IMMEDIATE; INSERT INTO orders (label, waves, failures_max, pause) VALUES ('x', '1, 5%', '2%', '10m');
+        INSERT INTO power_requests (server_id, action, label) VALUES ('a', 'stop', 'x'); COMMIT;
+        UPDATE orders SET expires_at = '2090-01-31';";
+    old_sqlite::run(queue.path(), sql).expect("accepted by 3.26");
+    let row = "SELECT (SELECT group_concat(ifnull(size, share)) FROM order_waves) || ' ' || expires_at FROM orders";
+    assert_eq!(queue.row(row).await, "1,5.0 2090-01-31T00:00:00.000Z");
+    let bad = "INSERT INTO orders (label, waves) VALUES ('y', '0');";
+    assert!(old_sqlite::run(queue.path(), bad).is_err_and(|said| said.contains(WAVES)));
+    old_sqlite::run(queue.path(), "DELETE FROM orders;").expect("it has not begun");
 }
