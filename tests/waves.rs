@@ -10,10 +10,14 @@ mod scene;
 use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
-use common::{Yard, outcomes, text, wait_for};
-use poweryard::settings::Settings;
+use common::{Yard, outcomes, reload, text, wait_for};
+use poweryard::daemon::{self, Dispatcher};
+use poweryard::settings::{SecretRules, Settings};
+use poweryard::store::{Store, StoreOptions};
 use process::{Daemon, Dice, run};
 use scene::{Scene, fault};
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -176,8 +180,7 @@ async fn a_retry_leaves_at_once_and_a_newcomer_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successful_retry_lets_the_next_wave_go() {
     // Only what the first call carries fails.
-    let once =
-        "servers = [1]\ncalls = [1]\ncode = \"BMS.3037\"\nmessage = \"broken\"";
+    let once = "servers = [1]\ncalls = [1]\ncode = \"BMS.3037\"\nmessage = \"broken\"";
     let scenario = format!("{QUICK}{}", fault("sub_job_fails", once));
     let mut scene = begin(&scenario, |_, _| {}).await;
     order(&mut scene, "waves", "'2'", 1..=3).await;
@@ -653,4 +656,117 @@ async fn a_kill_at_any_moment_changes_nothing_of_the_waves() {
     assert_eq!(text(&mut producer, SIZES).await, "1 4 8 7");
     assert_eq!(text(&mut producer, OVERLAPS).await, "0");
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_in_the_middle_changes_nothing_of_the_waves() {
+    let yard = Yard::new(SLOW).await;
+    let (reloads, daemon) = yard.start_reloading(yard.settings());
+    let mut scene = Scene {
+        producer: yard.producer().await,
+        yard,
+        daemon,
+    };
+    order(&mut scene, "waves", "'1, 2'", 1..=5).await;
+    scene.wait_for(SENT, "1").await;
+    assert!(reload(&reloads, scene.yard.settings()).await);
+    scene.wait_for(SENT, "3").await;
+    assert!(reload(&reloads, scene.yard.settings()).await);
+    assert_eq!(scene.outcomes().await, "5 succeeded/job");
+    assert_eq!(scene.text(SIZES).await, "1 2 2");
+    assert_eq!(scene.text(OVERLAPS).await, "0");
+    scene.daemon.stop().await;
+}
+
+/// A daemon that dies before a commit: nothing of it is stored from then on.
+struct Mortal {
+    store: Arc<Store>,
+    dispatcher: Dispatcher,
+}
+
+impl Mortal {
+    /// None if it dies while it begins. `commits_left` counts down.
+    async fn begin(settings: &Settings, commits_left: &Arc<AtomicI64>) -> Option<Self> {
+        let counted = Arc::clone(commits_left);
+        let options = StoreOptions {
+            synced: false,
+            allow_commit: Some(Arc::new(move || counted.fetch_sub(1, Ordering::SeqCst) > 0)),
+            ..StoreOptions::default()
+        };
+        let path = &settings.queue.database;
+        let store = Arc::new(Store::open_with(path, &options).await.ok()?);
+        store.begin_epoch(daemon::now().utc).await.ok()?;
+        let rules = SecretRules::new(path, None);
+        let clouds = daemon::connect_all(settings, &rules).expect("secrets");
+        let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds, daemon::now()).await;
+        let dispatcher = dispatcher.ok()?;
+        Some(Self { store, dispatcher })
+    }
+
+    /// Works until everything has ended, or until it dies.
+    async fn work(mut self, producer: &mut SqliteConnection, commits_left: &AtomicI64) {
+        let ends = Instant::now() + Duration::from_secs(30);
+        while commits_left.load(Ordering::SeqCst) >= 0 && text(producer, STATE).await != "done 3" {
+            assert!(Instant::now() < ends, "{}", common::dump(producer).await);
+            let round = self.dispatcher.round(daemon::now()).await;
+            for task in round.tasks {
+                let finished = task.run().await;
+                if self
+                    .dispatcher
+                    .finish(finished, daemon::now())
+                    .await
+                    .is_err()
+                {
+                    break;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        drop(self.dispatcher);
+        if let Some(store) = Arc::into_inner(self.store) {
+            store.close().await.expect("closed");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_at_every_commit_lets_no_server_go_too_early() {
+    let mut died = 0;
+    for commits in 1.. {
+        let yard = Yard::new("[bms]\nservers = 5\nrunning = 1.0\noperation_ms = [5, 20]\n").await;
+        let settings = yard.settings();
+        let path = &settings.queue.database;
+        Store::open(path)
+            .await
+            .expect("a queue")
+            .close()
+            .await
+            .expect("closed");
+        let mut producer = yard.producer().await;
+        let rows = rows(&yard, 1..=5, "stop");
+        let all = format!(
+            "BEGIN IMMEDIATE; INSERT INTO orders (label, waves) VALUES ('x', '1, 2'); {rows}; COMMIT"
+        );
+        sql(&mut producer, &all).await;
+        let left = Arc::new(AtomicI64::new(commits));
+        if let Some(first) = Mortal::begin(&settings, &left).await {
+            first.work(&mut producer, &left).await;
+        }
+        let is_dead = left.load(Ordering::SeqCst) < 0;
+        let forever = Arc::new(AtomicI64::new(i64::MAX));
+        let second = Mortal::begin(&settings, &forever).await;
+        second
+            .expect("it begins")
+            .work(&mut producer, &forever)
+            .await;
+        let ended = "SELECT count(*) FROM power_requests WHERE state = 'succeeded'";
+        assert_eq!(text(&mut producer, ended).await, "5", "{commits}");
+        assert_eq!(text(&mut producer, SIZES).await, "1 2 2", "{commits}");
+        assert_eq!(text(&mut producer, OVERLAPS).await, "0", "{commits}");
+        if !is_dead {
+            break;
+        }
+        died += 1;
+    }
+    assert!(died > 15, "{died}");
 }

@@ -203,7 +203,9 @@ fn hooks_are_named_in_full_and_not_called_in_the_clear() {
 fn the_shipped_file_shows_every_key() {
     let probes = format!(
         "x = 1\n{}",
-        with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[waves]\nx = 1\n[listen]\nx = 1")
+        with(
+            "x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[waves]\nx = 1\n[listen]\nx = 1"
+        )
     );
     let probes = format!(
         "{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.protect]\nx = 1\n"
