@@ -18,6 +18,8 @@ use crate::store::{KnownOrder, NewWave, Snapshot, Store, StoreError};
 
 /// Orders whose news are stored in one round.
 const NEWS_MAX: usize = 10;
+/// The steady clock and the time of day may differ by so much about when a wait is over.
+const TICK: Duration = Duration::from_millis(1);
 /// Between two walks through the orders that are done.
 const DONE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -172,6 +174,10 @@ impl Orders {
         Ok(())
     }
 
+    fn look_again_at(&mut self, at: UtcMillis) {
+        self.again_at = Some(self.again_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
     fn look_again_now(&mut self, round: &mut Round) {
         self.looked_at = None;
         round.wake_now();
@@ -234,7 +240,11 @@ impl Orders {
             return Ok(Did::Chunk);
         }
         let now = round.now;
-        match waves::next(&known.order, &self.gate(known, now), now.utc) {
+        let gate = self.gate(known, now);
+        if let Gate::No(_, again_at) = gate {
+            self.look_again_at(again_at.max(now.utc + TICK));
+        }
+        match waves::next(&known.order, &gate, now.utc) {
             Next::Done => {
                 store.end_order(known.id, now.utc).await?;
                 self.known.remove(&known.id);
@@ -279,11 +289,8 @@ impl Orders {
     ) -> Result<Did, StoreError> {
         let now = round.now;
         let news = &wait.news;
-        let gate_at = self.gate_again_at(known.id);
-        for at in [news.until, gate_at].into_iter().flatten() {
-            if at > now.utc {
-                self.again_at = Some(self.again_at.map_or(at, |earlier| earlier.min(at)));
-            }
+        if let Some(at) = news.until {
+            self.look_again_at(at.max(now.utc + TICK));
         }
         if wait.asks_gate {
             round.gates.push(self.ask_gate(known));
@@ -319,11 +326,6 @@ impl Orders {
             Some(line) => Gate::No(line.clone(), now.utc + left),
             None => Gate::Unasked,
         }
-    }
-
-    fn gate_again_at(&self, id: OrderId) -> Option<UtcMillis> {
-        let (at, is_yes) = self.talks.get(&id)?.answer?;
-        (!is_yes).then(|| at.utc + self.settings.gate_interval)
     }
 
     fn ask_gate(&mut self, known: &KnownOrder) -> GateCall {
