@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::{Yard, outcomes, reload, text, wait_for};
 use poweryard::daemon::{self, Dispatcher};
+use poweryard::model::{Budget, PowerAction, ServerId, Service, TargetName};
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::store::{Store, StoreOptions};
 use process::{Daemon, Dice, run};
@@ -319,7 +320,7 @@ async fn a_gate_that_hangs_is_killed_and_means_not_yet() {
         "{reason}"
     );
     // Meanwhile others are not held up.
-    scene.ask(poweryard::model::PowerAction::Stop, [9]).await;
+    scene.ask(PowerAction::Stop, [9]).await;
     scene
         .wait_for(
             "SELECT count(*) FROM power_requests WHERE label IS NULL AND state = 'succeeded'",
@@ -490,8 +491,8 @@ async fn an_order_that_was_done_goes_on_in_its_last_wave() {
 async fn an_order_in_two_targets_is_one_order() {
     let mut scene = begin("[bms]\nservers = 5\nrunning = 1.0\noperation_ms = [10, 50]\n[clouddc]\nservers = 5\nrunning = 1.0\noperation_ms = [10, 50]\n", |_, settings| {
         let mut other = settings.targets[0].clone();
-        other.name = poweryard::model::TargetName("other".into());
-        other.service = poweryard::model::Service::CloudDc;
+        other.name = TargetName("other".into());
+        other.service = Service::CloudDc;
         other.batch_servers_max = 50;
         settings.targets.push(other);
     })
@@ -499,7 +500,7 @@ async fn an_order_in_two_targets_is_one_order() {
     let other: Vec<String> = scene
         .yard
         .cloud
-        .server_ids(poweryard::model::Service::CloudDc)
+        .server_ids(Service::CloudDc)
         .iter()
         .take(4)
         .map(ToString::to_string)
@@ -656,6 +657,72 @@ async fn a_kill_at_any_moment_changes_nothing_of_the_waves() {
     assert_eq!(text(&mut producer, SIZES).await, "1 4 8 7");
     assert_eq!(text(&mut producer, OVERLAPS).await, "0");
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_batch_is_split_within_its_wave() {
+    let locked = fault("locked", "servers = [3]");
+    let mut scene = begin(&format!("{QUICK}{locked}"), |_, _| {}).await;
+    order(&mut scene, "waves, failures_max", "'1, 5', '1'", 1..=8).await;
+    let ended = "1 failed/observed/poweryard.locked, 7 succeeded/job";
+    assert_eq!(scene.outcomes().await, ended);
+    scene.wait_for(STATE, "done 3").await;
+    assert_eq!(scene.text(SIZES).await, "1 5 2");
+    assert_eq!(scene.text(OVERLAPS).await, "0");
+    scene.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protected_server_is_neither_a_success_nor_a_failure() {
+    let mut scene = begin(QUICK, |yard, settings| {
+        settings.targets[0].protected = vec![ServerId(yard.server(1))];
+    })
+    .await;
+    order(&mut scene, "waves", "'2'", 1..=4).await;
+    let ended = "1 rejected/none/poweryard.protected, 3 succeeded/job";
+    assert_eq!(scene.outcomes().await, ended);
+    scene.wait_for(STATE, "done 2").await;
+    assert_eq!(scene.text(SIZES).await, "2 1");
+    scene.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_rations_a_wave_and_the_next_one_waits_for_all_of_it() {
+    let mut scene = begin(QUICK, |_, settings| {
+        let budget = Budget {
+            servers: 2,
+            span: Duration::from_secs(1),
+        };
+        settings.targets[0].budgets = vec![(PowerAction::Stop, budget)];
+    })
+    .await;
+    order(&mut scene, "waves", "'5, 1'", 1..=6).await;
+    assert_eq!(scene.outcomes().await, "6 succeeded/job");
+    assert_eq!(scene.text(SIZES).await, "5 1");
+    assert_eq!(scene.text(OVERLAPS).await, "0");
+    scene.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_on_a_paused_target_waits_and_goes_on() {
+    let mut scene = begin(QUICK, |_, _| {}).await;
+    scene.command(&["pause", "--target", "default"]).await;
+    order(&mut scene, "waves", "'1, 2'", 1..=4).await;
+    scene.wait_for("SELECT wave_taken FROM orders", "1").await;
+    let reason = "SELECT reason FROM power_waiting WHERE id = 1";
+    assert!(scene.text(reason).await.contains("paused by"));
+    sql(
+        &mut scene.producer,
+        "UPDATE power_requests SET state = 'cancelled' WHERE id = 4",
+    )
+    .await;
+    scene.command(&["resume", "--target", "default"]).await;
+    assert_eq!(
+        scene.outcomes().await,
+        "1 cancelled/none/poweryard.cancelled, 3 succeeded/job"
+    );
+    scene.wait_for(STATE, "done 2").await;
+    scene.daemon.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

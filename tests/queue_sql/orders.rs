@@ -1,7 +1,9 @@
 //! Orders with waves: what a producer may write, and what only the daemon does.
 
+use poweryard::store::Prune;
+
 use crate::old_sqlite;
-use crate::queue::Queue;
+use crate::queue::{Queue, wall};
 
 const WAVES: &str = "waves must be sizes such as 1, 5%, 25%: numbers of servers from 1, or shares above 0 up to 100%";
 const FAILURES: &str =
@@ -172,4 +174,27 @@ async fn the_old_library_writes_an_order_with_its_requests() {
     let bad = "INSERT INTO orders (label, waves) VALUES ('y', '0');";
     assert!(old_sqlite::run(queue.path(), bad).is_err_and(|said| said.contains(WAVES)));
     old_sqlite::run(queue.path(), "DELETE FROM orders;").expect("it has not begun");
+}
+
+#[tokio::test]
+async fn an_order_is_pruned_once_none_of_its_requests_is_left() {
+    let mut queue = Queue::new().await;
+    queue
+        .sql("INSERT INTO orders (label, waves) VALUES ('old', '1'), ('kept', '1'), ('open', '1')")
+        .await;
+    queue.insert("a", &[("label", "'kept'")]).await;
+    queue
+        .by_hand(
+            "UPDATE orders SET state = 'done', finished_at = '2026-01-01T00:00:00.000Z', begun_at = created_at WHERE label <> 'open';
+             INSERT INTO order_servers (label, target, server_id) VALUES ('old', 'default', 'a'), ('kept', 'default', 'a')",
+        )
+        .await;
+    let mut prune = Prune::default();
+    while !prune.done {
+        let next = queue.store.prune(prune, wall(), wall()).await;
+        prune = next.expect("pruned");
+    }
+    let left = "SELECT group_concat(label, ' ') FROM (SELECT label FROM orders ORDER BY label)";
+    assert_eq!(queue.row(left).await, "kept open");
+    assert_eq!(queue.row("SELECT label FROM order_servers").await, "kept");
 }
