@@ -1059,6 +1059,14 @@ BEGIN
     INSERT INTO written_times (order_label, expires_at, expiry_is_new) VALUES (NEW.label, NEW.expires_at, 1);
 END;
 
+-- Requests that have the order's time go along with it.
+CREATE TRIGGER orders_expiry AFTER UPDATE OF expires_at ON orders
+WHEN NEW.expires_at IS NOT OLD.expires_at AND OLD.expires_at GLOB '????-??-??T??:??:??.???Z'
+BEGIN
+    UPDATE power_requests SET expires_at = (SELECT expires_at FROM orders WHERE label = NEW.label)
+    WHERE label = NEW.label AND state = 'queued' AND expires_at = OLD.expires_at;
+END;
+
 CREATE TRIGGER orders_check_delete BEFORE DELETE ON orders
 WHEN OLD.begun_at IS NOT NULL AND (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN

@@ -198,3 +198,31 @@ async fn an_order_is_pruned_once_none_of_its_requests_is_left() {
     assert_eq!(queue.row(left).await, "kept open");
     assert_eq!(queue.row("SELECT label FROM order_servers").await, "kept");
 }
+
+#[tokio::test]
+async fn requests_that_have_the_orders_time_go_along_with_it() {
+    let mut queue = Queue::new().await;
+    queue
+        .sql("INSERT INTO orders (label, waves, expires_at) VALUES ('x', '1', '2090-01-31')")
+        .await;
+    let filled = queue
+        .insert("a", &[("label", "'x'"), ("expires_at", "'2090-01-31'")])
+        .await;
+    let own = queue
+        .insert("b", &[("label", "'x'"), ("expires_at", "'2090-03-01'")])
+        .await;
+    for (time, stored) in [
+        ("'2090-02-01 22:00'", "2090-02-01T22:00:00.000Z"),
+        ("'2090-02-02T00:00:00.000Z'", "2090-02-02T00:00:00.000Z"),
+    ] {
+        queue
+            .sql(&format!("UPDATE orders SET expires_at = {time}"))
+            .await;
+        let row = format!(
+            "SELECT (SELECT expires_at FROM orders) || ' ' || expires_at FROM power_requests WHERE id = {filled}"
+        );
+        assert_eq!(queue.row(&row).await, format!("{stored} {stored}"));
+    }
+    let row = format!("SELECT expires_at FROM power_requests WHERE id = {own}");
+    assert_eq!(queue.row(&row).await, "2090-03-01T00:00:00.000Z");
+}

@@ -345,7 +345,7 @@ impl Reading {
     async fn open_again(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
         sqlx::query(
             "UPDATE orders SET state = 'open', finished_at = NULL, wave_size = 0, wave_taken = 0, wave_over_at = NULL, let_go = NULL,
-                 read_id = 0
+                 begun_id = NULL, read_id = 0
              WHERE id = ?",
         )
         .bind(self.id)
