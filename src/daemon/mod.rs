@@ -6,9 +6,9 @@
 //! the two. A timer, a new row and a restart after `kill -9` all run the same round, so there is no
 //! code that only runs after a crash. Knows no wire formats and no SQL.
 //!
-//! `round` has the order of the passes: the take-in (`intake`), the claim (`submit`), the calls that
-//! ask what became of batches (`follow`), the queue's upkeep. What follows from an ended call is in
-//! `answers`. Both kinds of passes work over values that know nothing of them: `target` (is it well?
+//! `round` has the order of the passes: the take-in (`intake`), orders with waves (`orders`), the
+//! claim (`submit`), the calls that ask what became of batches (`follow`), the queue's upkeep. What
+//! follows from an ended call is in `answers`. Both kinds of passes work over values that know nothing of them: `target` (is it well?
 //! is its key accepted?), `holds`, `ledger` (what is stored and told), `open_batches`.
 
 use std::path::PathBuf;

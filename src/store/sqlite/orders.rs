@@ -259,7 +259,6 @@ impl Store {
 
 impl OrderRow {
     fn into_known(self, now: UtcMillis) -> KnownOrder {
-        let number = |number: i64| u64::try_from(number).unwrap_or(0);
         let expiry = rows::readable_time(self.expires_at.clone());
         let order = Order {
             label: rows::lossy(self.label),
@@ -267,12 +266,12 @@ impl OrderRow {
             failures_max: rows::lossy(self.failures_max).trim().to_owned(),
             pause: self.pause.map(rows::lossy),
             state: self.state.parse().unwrap_or(OrderState::Open),
-            wave: number(self.wave).max(1),
-            wave_size: number(self.wave_size),
-            wave_taken: number(self.wave_taken),
+            wave: whole(self.wave).max(1),
+            wave_size: whole(self.wave_size),
+            wave_taken: whole(self.wave_taken),
             over_at: rows::readable_time(self.over_at),
             let_go: self.let_go.and_then(|word| word.parse::<LetGo>().ok()),
-            servers: number(self.servers),
+            servers: whole(self.servers),
             is_unfinished: self.has_due || self.is_parked || self.is_let_go || self.is_unread,
             is_on_its_way: self.is_on_its_way,
             has_due: self.has_due,
@@ -324,8 +323,16 @@ async fn count_failed(
     .bind(id.0)
     .fetch_one(connection)
     .await?;
-    let number = |number: i64| u64::try_from(number).unwrap_or(0);
-    Ok((number(failed), number(in_wave)))
+    Ok((whole(failed), whole(in_wave)))
+}
+
+/// A number that a stranger may have written.
+fn whole(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn stored(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// How far an order has been read.
@@ -410,7 +417,7 @@ impl Reading {
         sqlx::query("UPDATE orders SET read_id = ?2, servers = servers + ?3 WHERE id = ?1")
             .bind(self.id)
             .bind(last)
-            .bind(i64::try_from(new).unwrap_or(0))
+            .bind(stored(new))
             .execute(tx)
             .await?;
         Ok(())
@@ -438,15 +445,14 @@ async fn open_wave(
     new: NewWave,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     sqlx::query(
         "UPDATE orders SET state = 'open', wave = ?2, wave_size = ?3, wave_taken = 0, wave_over_at = NULL,
              let_go = nullif(let_go, 'wave'), begun_at = ifnull(begun_at, ?4), begun_id = ifnull(begun_id, read_id)
          WHERE id = ?1",
     )
     .bind(id.0)
-    .bind(number(new.wave))
-    .bind(number(new.size))
+    .bind(stored(new.wave))
+    .bind(stored(new.size))
     .bind(text(now))
     .execute(tx)
     .await?;
