@@ -58,8 +58,8 @@ CREATE TABLE power_requests (
     -- 1 while it stands in the line of its server: ready, retry, held or flight, and for some time after the end. It does not
     -- change while a request is claimed and ends, so that neither writes to an index in the order of servers.
     in_line      INTEGER DEFAULT 1,
-    -- the latest of created_at, not_before and the end of after_id, where that is not created_at; NULL also while that end
-    -- is not known (gate 'after')
+    -- the latest of created_at, not_before, the end of after_id, and when its wave let it go, where that is not created_at;
+    -- NULL also while that end is not known (gate 'after')
     eligible_at  TEXT,
     -- 0: fresh. Else the part of a refused batch that this request belongs to; groups never share a batch
     travel_group INTEGER DEFAULT 0,

@@ -218,7 +218,7 @@ impl Orders {
         };
         let (joined, last) = store.joined_orders(after, seen).await?;
         for order in joined {
-            store.read_order(order, seen).await?;
+            store.read_order(order, seen, now.utc).await?;
             self.look_again_now(round);
         }
         self.done.after = last;
@@ -236,7 +236,7 @@ impl Orders {
         round: &mut Round,
     ) -> Result<Did, StoreError> {
         if known.is_unread {
-            store.read_order(known.id, seen).await?;
+            store.read_order(known.id, seen, round.now.utc).await?;
             return Ok(Did::Chunk);
         }
         let now = round.now;

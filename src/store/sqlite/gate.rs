@@ -81,18 +81,21 @@ pub(super) async fn hold_for_wave(
     Ok(())
 }
 
-/// A wave lets these requests go, a JSON list of ids: those that are held are in their lanes again.
+/// A wave lets these requests go, a JSON list of ids: those that are held are in their lanes again,
+/// and could go from now on. So those that follow in the next rounds travel with them.
 pub(super) async fn let_wave_go(
     tx: &mut SqliteConnection,
     ids: &str,
-    wave: i64,
+    (wave, now): (i64, UtcMillis),
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END
+        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
+             eligible_at = CASE gate WHEN 'held' THEN ?3 ELSE eligible_at END
          WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND +wave IS NULL",
     )
     .bind(ids)
     .bind(wave)
+    .bind(text(now))
     .execute(tx)
     .await?;
     Ok(())
@@ -103,16 +106,18 @@ pub(super) async fn let_wave_go(
 pub(super) async fn let_turns_go(
     tx: &mut SqliteConnection,
     ids: &str,
-    wave: i64,
+    (wave, now): (i64, UtcMillis),
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END
+        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
+             eligible_at = CASE gate WHEN 'held' THEN ?3 ELSE eligible_at END
          WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND +wave IS NULL AND EXISTS (
              SELECT 1 FROM order_servers s WHERE s.label = power_requests.label AND s.target = power_requests.target
              AND s.server_id = power_requests.server_id AND s.wave IS NOT NULL)",
     )
     .bind(ids)
     .bind(wave)
+    .bind(text(now))
     .execute(tx)
     .await?;
     Ok(())

@@ -154,7 +154,12 @@ impl Store {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn read_order(&self, id: OrderId, seen: &Snapshot) -> Result<(), StoreError> {
+    pub async fn read_order(
+        &self,
+        id: OrderId,
+        seen: &Snapshot,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
         let mut tx = self.begin(&mut writer).await?;
         let reading: Option<Reading> = sqlx::query_as(
@@ -174,7 +179,7 @@ impl Store {
         } else if reading.read_id == 0 && reading.has_servers {
             reading.forget_servers(&mut tx).await?;
         } else {
-            reading.read(&mut tx, seen.last.last_id).await?;
+            reading.read(&mut tx, seen.last.last_id, now).await?;
         }
         tx.commit().await
     }
@@ -206,7 +211,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(0);
         }
-        let taken = take(&mut tx, id, wave, &due).await?;
+        let taken = take(&mut tx, id, (wave, now), &due).await?;
         tx.commit().await?;
         Ok(taken)
     }
@@ -378,7 +383,12 @@ impl Reading {
         Ok(())
     }
 
-    async fn read(&self, tx: &mut SqliteConnection, upto: i64) -> Result<(), StoreError> {
+    async fn read(
+        &self,
+        tx: &mut SqliteConnection,
+        upto: i64,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
         let found: Vec<(i64, bool)> = sqlx::query_as(
             "SELECT r.id, r.wave IS NOT NULL AND r.id > ?4 FROM power_requests r
              WHERE r.label = (SELECT w.label FROM orders w WHERE w.id = ?1) AND r.id > ?2 AND r.id <= ?3
@@ -411,7 +421,7 @@ impl Reading {
                 .map(|(id, _)| *id)
                 .collect();
             self.note_turns(tx, &list(&turns)).await?;
-            gate::let_turns_go(tx, &ids, self.wave).await?;
+            gate::let_turns_go(tx, &ids, (self.wave, now)).await?;
         }
         gate::hold_for_wave(tx, &ids, self.id).await?;
         sqlx::query("UPDATE orders SET read_id = ?2, servers = servers + ?3 WHERE id = ?1")
@@ -499,7 +509,7 @@ async fn due_servers(
 async fn take(
     tx: &mut SqliteConnection,
     id: OrderId,
-    wave: i64,
+    (wave, now): (i64, UtcMillis),
     due: &BTreeSet<Server>,
 ) -> Result<u64, StoreError> {
     let servers = serde_json::to_string(due).unwrap_or_default();
@@ -516,7 +526,7 @@ async fn take(
     .bind(&servers)
     .fetch_all(&mut *tx)
     .await?;
-    gate::let_wave_go(tx, &list(&ids), wave).await?;
+    gate::let_wave_go(tx, &list(&ids), (wave, now)).await?;
     let before: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM json_each(?2) j CROSS JOIN order_servers s ON s.label = (SELECT w.label FROM orders w WHERE w.id = ?1)
              AND s.target = j.value ->> 0 AND s.server_id = j.value ->> 1 AND s.wave IS NOT NULL",
