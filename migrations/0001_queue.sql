@@ -58,8 +58,8 @@ CREATE TABLE power_requests (
     -- 1 while it is in the line of its server: ready, retry, held or flight, and for some time after the end. It does not
     -- change while a request is claimed and ends, so that neither writes to an index in the order of servers.
     in_line      INTEGER DEFAULT 1,
-    -- the latest of created_at, not_before and the end of after_id, where that is not created_at; NULL also while that end
-    -- is not known (gate 'after')
+    -- the latest of created_at, not_before, the end of after_id, and when its wave let it go, where that is not created_at;
+    -- NULL also while that end is not known (gate 'after')
     eligible_at  TEXT,
     -- 0: fresh. Else the part of a refused batch that this request belongs to; groups never share a batch
     travel_group INTEGER DEFAULT 0,
@@ -122,8 +122,8 @@ CREATE INDEX power_requests_line ON power_requests (server_id, target) WHERE in_
 CREATE INDEX power_requests_parked ON power_requests (target, server_id, gate, id) WHERE in_line IS NULL AND gate IS NOT NULL;
 CREATE INDEX power_requests_past ON power_requests (server_id, target, finished_at) WHERE in_line IS NULL AND gate IS NULL;
 CREATE INDEX power_requests_parked_count ON power_requests (target, action, id) WHERE in_line IS NULL AND gate IS NOT NULL;
--- What its label holds back, in the order of the claim; and counted.
-CREATE INDEX power_requests_held ON power_requests (label, priority DESC, id) WHERE gate = 'held';
+-- What its label holds back, in the order of the claim: first what no wave has let go. And counted.
+CREATE INDEX power_requests_held ON power_requests (label, wave, priority DESC, id) WHERE gate = 'held';
 CREATE INDEX power_requests_held_count ON power_requests (target, action, id) WHERE gate = 'held';
 -- Due and unapproved, besides those that are ready.
 CREATE INDEX power_requests_unapproved ON power_requests (target, action, batch_id)
@@ -141,6 +141,9 @@ CREATE INDEX power_requests_running ON power_requests (batch_id) WHERE state = '
 CREATE INDEX power_requests_ended ON power_requests (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX power_requests_label ON power_requests (label) WHERE label IS NOT NULL;
 CREATE INDEX power_requests_wave ON power_requests (label, state, wave) WHERE wave IS NOT NULL;
+-- What is not due of an order, or behind others.
+CREATE INDEX power_requests_not_due ON power_requests (label)
+    WHERE wave IS NULL AND label IS NOT NULL AND (gate = 'later' OR gate = 'after' OR gate = 'behind' OR gate = 'retry');
 -- Not partial, so that ON CONFLICT (request_key) finds it.
 CREATE UNIQUE INDEX power_requests_key ON power_requests (request_key);
 
@@ -914,7 +917,8 @@ GROUP BY target, action, state) c;
 -- An order is all requests of one label, in any target. Its row is written before its requests, or with them in one
 -- transaction.
 CREATE TABLE orders (
-    label        TEXT NOT NULL PRIMARY KEY CONSTRAINT order_label_form CHECK (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    label        TEXT NOT NULL UNIQUE CONSTRAINT order_label_form CHECK (
                      typeof(label) = 'text' AND length(label) BETWEEN 1 AND 256 AND length(CAST(label AS BLOB)) <= 1024),
 
     -- what the producer asks for
@@ -931,7 +935,8 @@ CREATE TABLE orders (
 
     -- internal
     begun_at     TEXT,                  -- when its first requests were let go; NULL: not yet
-    begun_id     INTEGER,               -- requests with a greater id joined after that
+    begun_id     INTEGER,               -- requests with a greater id joined after that: they come last
+    done_id      INTEGER DEFAULT 0,     -- requests up to this id had ended when it was done last: their servers' turns are over
     read_id      INTEGER DEFAULT 0,     -- its requests up to this id are known to the daemon
     servers      INTEGER DEFAULT 0,     -- how many it has
     wave_size    INTEGER DEFAULT 0,     -- of the present wave, in servers; 0: it has not been opened
@@ -942,13 +947,16 @@ CREATE TABLE orders (
 
     CONSTRAINT order_told_in_form CHECK (
         (wave IS NULL OR typeof(wave) = 'integer')
-        AND (read_id IS NULL OR typeof(read_id) = 'integer') AND typeof(begun_id) IN ('integer', 'null')
+        AND (read_id IS NULL OR typeof(read_id) = 'integer') AND (done_id IS NULL OR typeof(done_id) = 'integer')
+        AND typeof(begun_id) IN ('integer', 'null')
         AND (servers IS NULL OR (typeof(servers) = 'integer' AND servers >= 0))
         AND (wave_size IS NULL OR (typeof(wave_size) = 'integer' AND wave_size >= 0))
         AND (wave_taken IS NULL OR (typeof(wave_taken) = 'integer' AND wave_taken >= 0))
         AND typeof(begun_at) IN ('text', 'null') AND typeof(wave_over_at) IN ('text', 'null')
         AND typeof(finished_at) IN ('text', 'null'))
 );
+CREATE INDEX orders_open ON orders (id) WHERE state IS NOT 'done';
+CREATE INDEX orders_done ON orders (id) WHERE state = 'done';
 
 -- The sizes of each order, one a row: `size` servers, or `share` percent of them; both NULL where the text does not read.
 CREATE VIEW order_waves AS
@@ -978,7 +986,8 @@ BEGIN
         WHEN typeof(NEW.waves) <> 'text' OR length(NEW.waves) NOT BETWEEN 1 AND 1024
             THEN RAISE(ABORT, 'waves must be sizes such as 1, 5%, 25%: numbers of servers from 1, or shares above 0 up to 100%')
         WHEN (NEW.state IS NOT NULL AND NEW.state <> 'open') OR (NEW.wave IS NOT NULL AND NEW.wave <> 1)
-             OR NEW.finished_at IS NOT NULL OR NEW.begun_at IS NOT NULL OR NEW.begun_id IS NOT NULL
+             OR NEW.finished_at IS NOT NULL OR NEW.begun_at IS NOT NULL OR NEW.begun_id IS NOT NULL OR NEW.id IS NOT -1
+             OR (NEW.done_id IS NOT NULL AND NEW.done_id <> 0)
              OR (NEW.read_id IS NOT NULL AND NEW.read_id <> 0) OR (NEW.servers IS NOT NULL AND NEW.servers <> 0)
              OR (NEW.wave_size IS NOT NULL AND NEW.wave_size <> 0) OR (NEW.wave_taken IS NOT NULL AND NEW.wave_taken <> 0)
              OR NEW.wave_over_at IS NOT NULL OR NEW.let_go IS NOT NULL
@@ -993,7 +1002,8 @@ BEGIN
         failures_max = ifnull(failures_max, '0'),
         expires_at = ifnull(expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+7 days')),
         created_at = ifnull(created_at, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-        state = ifnull(state, 'open'), wave = ifnull(wave, 1), read_id = ifnull(read_id, 0), servers = ifnull(servers, 0),
+        state = ifnull(state, 'open'), wave = ifnull(wave, 1), done_id = ifnull(done_id, 0), read_id = ifnull(read_id, 0),
+        servers = ifnull(servers, 0),
         wave_size = ifnull(wave_size, 0), wave_taken = ifnull(wave_taken, 0)
     WHERE label = NEW.label;
     INSERT INTO checked_orders (label, expires_at) VALUES (NEW.label, NEW.expires_at);
@@ -1031,6 +1041,7 @@ BEGIN
             THEN RAISE(ABORT, 'this order has begun; its row can no longer be changed')
         WHEN (OLD.state IS NOT NULL AND NEW.state IS NOT OLD.state) OR (OLD.wave IS NOT NULL AND NEW.wave IS NOT OLD.wave)
              OR NEW.finished_at IS NOT OLD.finished_at OR NEW.begun_at IS NOT OLD.begun_at OR NEW.begun_id IS NOT OLD.begun_id
+             OR NEW.id IS NOT OLD.id OR (OLD.done_id IS NOT NULL AND NEW.done_id IS NOT OLD.done_id)
              OR (OLD.read_id IS NOT NULL AND NEW.read_id IS NOT OLD.read_id)
              OR (OLD.servers IS NOT NULL AND NEW.servers IS NOT OLD.servers)
              OR (OLD.wave_size IS NOT NULL AND NEW.wave_size IS NOT OLD.wave_size)
@@ -1053,6 +1064,14 @@ BEGIN
     INSERT INTO written_times (order_label, expires_at, expiry_is_new) VALUES (NEW.label, NEW.expires_at, 1);
 END;
 
+-- Requests that have the order's time go along with it.
+CREATE TRIGGER orders_expiry AFTER UPDATE OF expires_at ON orders
+WHEN NEW.expires_at IS NOT OLD.expires_at AND OLD.expires_at GLOB '????-??-??T??:??:??.???Z'
+BEGIN
+    UPDATE power_requests SET expires_at = (SELECT expires_at FROM orders WHERE label = NEW.label)
+    WHERE label = NEW.label AND state = 'queued' AND expires_at = OLD.expires_at;
+END;
+
 CREATE TRIGGER orders_check_delete BEFORE DELETE ON orders
 WHEN OLD.begun_at IS NOT NULL AND (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN
@@ -1061,13 +1080,13 @@ END;
 
 -- The servers of each order with waves, as far as the daemon has read its requests.
 CREATE TABLE order_servers (
+    id        INTEGER PRIMARY KEY,
     label     TEXT NOT NULL,
     target    TEXT NOT NULL,
     server_id TEXT NOT NULL COLLATE NOCASE,
-    is_late   INTEGER NOT NULL DEFAULT 0,   -- 1: it joined after the order had begun: it comes last
-    wave      INTEGER,                      -- the wave that let it go; NULL: none yet
-    PRIMARY KEY (label, target, server_id)
-) WITHOUT ROWID;
+    wave      INTEGER,                      -- the wave that let it go; NULL: its turn has not come
+    UNIQUE (label, target, server_id)
+);
 
 CREATE TRIGGER order_servers_check_insert BEFORE INSERT ON order_servers WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN
@@ -1082,6 +1101,16 @@ END;
 CREATE TRIGGER order_servers_check_delete BEFORE DELETE ON order_servers WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes order_servers');
+END;
+
+-- Only an order that has not begun, or one that nobody asks for any more, goes: nothing of it holds anybody then. What stands
+-- held is let out by the daemon.
+CREATE TRIGGER orders_deleted AFTER DELETE ON orders
+BEGIN
+    UPDATE queue_mark SET writing = 'change' WHERE id = 1 AND writing IS NULL;
+    DELETE FROM order_servers WHERE label = OLD.label;
+    DELETE FROM holds WHERE label = OLD.label AND kind = 'wave';
+    UPDATE queue_mark SET writing = NULL WHERE id = 1 AND writing = 'change';
 END;
 
 -- A request whose label changes leaves its order and joins another: both are read again, and nothing of the old one holds it.

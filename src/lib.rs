@@ -137,6 +137,13 @@
 //! reason lets them out, set by set. All gates are written in one place, `store::sqlite::gate`; a
 //! producer's cancel or new `not_before` leaves a note that the next round follows.
 //!
+//! **Orders and waves.** What a label holds back (a pause, a wave that has not come) is held row by
+//! row: the gate `held` takes a row out of its lane, and leaves it in the line of its server. An order
+//! is read a chunk a round into `order_servers`, which can be read anew at any time; a wave lets
+//! servers go by writing its number into their rows. So what has left is in the rows themselves, and
+//! a kill changes nothing. Whether the next wave leaves is decided in `plan::waves`, from a few
+//! questions that indexes answer whatever the order's size; the gate of the config is asked in a task.
+//!
 //! **The line of a server.** Of one server, the first unfinished row in its line goes, in the order
 //! of arrival and regardless of priority. The schema lets no other one run, so that at most one is
 //! running. A row stays in the line while it is claimed and ends, and leaves it later, many at

@@ -18,6 +18,7 @@ mod codes;
 mod counted;
 mod fault;
 mod inventory;
+mod order;
 mod queue;
 mod service;
 mod splitmix;
@@ -29,11 +30,12 @@ pub use codes::OwnCode;
 pub use counted::counted;
 pub use fault::{CallError, Fault};
 pub use inventory::{Extent, ListedServer, Listing};
+pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
-    AttemptResult, BatchState, Evidence, HoldKind, LookCause, PowerAction, RequestState, Service,
-    UnknownWord,
+    AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OrderState, PowerAction,
+    RequestState, Service, UnknownWord,
 };
 pub use time::{NotATime, Now, Steady, UtcMillis};
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::model::{Budget, Hold, Lane, TargetName, UtcMillis};
 
 pub mod guard;
+pub mod waves;
 pub mod windows;
 
 /// What a target's batches must keep to.

@@ -271,6 +271,34 @@ async fn what_the_daemon_does_can_be_read_and_promtool_has_nothing_to_say() {
     assert_eq!(daemon.stop().await, Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_counted_until_it_is_done() {
+    let port = free_port().await;
+    let yard = Yard::new(QUICK).await;
+    let daemon = Daemon::start(&listening(&yard, port));
+    let mut producer = yard.producer().await;
+    let order = "BEGIN IMMEDIATE; INSERT INTO orders (label, waves) VALUES ('x', '1');
+        INSERT INTO power_requests (server_id, action, label) VALUES ('nobody', 'stop', 'x'), ('no-one', 'stop', 'x'); COMMIT";
+    sqlx::raw_sql(order)
+        .execute(&mut producer)
+        .await
+        .expect("accepted");
+    wait_for(&mut producer, "SELECT state FROM orders", "held").await;
+    let held = "poweryard_orders{state=\"held\"}";
+    assert_eq!(value(&metrics(port).await, held), Some(1.0));
+    sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE state = 'queued'")
+        .execute(&mut producer)
+        .await
+        .expect("accepted");
+    wait_for(&mut producer, "SELECT state FROM orders", "done").await;
+    let ends = Instant::now() + PATIENCE;
+    while value(&metrics(port).await, held) != Some(0.0) {
+        assert!(Instant::now() < ends, "it is counted for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(daemon.stop().await, Some(0));
+}
+
 #[test]
 fn the_alert_rules_fire_when_they_should_and_not_before() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

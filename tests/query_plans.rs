@@ -62,6 +62,10 @@ fn is_head_of_an_index(step: &str) -> bool {
         "SCAN power_requests USING INDEX power_requests_parked_count",
         "SCAN power_requests USING INDEX power_requests_retry",
         "SCAN b USING INDEX batches_due",
+        // Orders that are not done are few; the done ones are walked along once a prune.
+        "SCAN w USING INDEX orders_open",
+        "SCAN orders USING INDEX orders_open",
+        "SCAN w USING INDEX orders_done",
         "SCAN power_requests USING COVERING INDEX power_requests_held",
         "SCAN power_requests USING COVERING INDEX power_requests_held_count",
     ]
@@ -195,6 +199,31 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &[
                 "SEARCH m USING INDEX power_requests_parked (target=? AND server_id=? AND gate=?)",
                 "SEARCH f USING INDEX power_requests_line (server_id=? AND target=?)",
+            ],
+        ),
+        (
+            "r.wave IS NOT NULL AND r.id > ?4",
+            &["SEARCH r USING INDEX power_requests_label (label=? AND rowid>? AND rowid<?)"],
+        ),
+        (
+            "+r.id <= w.begun_id",
+            &["SEARCH r USING INDEX power_requests_held (label=? AND wave=?)"],
+        ),
+        (
+            "FROM orders w INDEXED BY orders_open",
+            &[
+                "SEARCH r USING COVERING INDEX power_requests_label (label=? AND rowid>? AND rowid<?)",
+                "SEARCH r USING COVERING INDEX power_requests_held (label=? AND wave=?)",
+                "SEARCH r USING INDEX power_requests_not_due (label=?)",
+                "SEARCH r USING COVERING INDEX power_requests_wave (label=? AND state=? AND wave=? AND rowid>?)",
+            ],
+        ),
+        (
+            "sum(f.wave = w.wave)",
+            &[
+                "SEARCH f USING INDEX power_requests_wave (label=? AND state=? AND wave>?)",
+                "SEARCH n USING INDEX power_requests_line (server_id=? AND target=? AND rowid>?)",
+                "SEARCH n USING INDEX power_requests_past (server_id=? AND target=?)",
             ],
         ),
         (

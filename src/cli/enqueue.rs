@@ -11,7 +11,7 @@ use super::{Context, Exit, Failure, output};
 use crate::model::{HoldKind, PowerAction, RequestId, UtcMillis, counted};
 use crate::plan::windows::WindowState;
 use crate::settings::Settings;
-use crate::store::client::{Access, NewRequest};
+use crate::store::client::{Access, NewOrder, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
 /// Insert one request for each server, all in one transaction; print their ids, one per line.
@@ -23,6 +23,7 @@ If a call with --key was interrupted, repeat it with --if-absent.
 Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
   poweryard enqueue reboot --from-file rack7.txt --label patch --not-before +8h --expires-at +11h
+  poweryard enqueue reboot --from-file fleet.txt --label kernel --waves 1,5%,25% --failures-max 2% --pause 10m
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct EnqueueArgs {
     /// What to do: start, stop or reboot. Stop and reboot are always forced; the clouds have no
@@ -70,6 +71,16 @@ pub(super) struct EnqueueArgs {
     /// Free text by which the requests can be found.
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
+    /// Send in waves of so many servers, numbers or shares, of which the last repeats; the requests of
+    /// the label are then an order.
+    #[arg(long, value_name = "SIZES", requires = "label")]
+    waves: Option<String>,
+    /// The next wave does not leave if more servers of the order failed: a number or a share.
+    #[arg(long, value_name = "N", requires = "waves")]
+    failures_max: Option<String>,
+    /// How long the next wave waits after the end of one, such as 90s or 10m.
+    #[arg(long, value_name = "SPAN", requires = "waves")]
+    pause: Option<String>,
     /// Who asks for this; by default the login user (SUDO_USER, USER or LOGNAME).
     #[arg(long, value_name = "TEXT")]
     requested_by: Option<String>,
@@ -93,8 +104,9 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     let servers = servers::ids(&mut client, &words, reading).await?;
     let times = Times::read(&mut client, &args).await?;
     let requests = requests(&args, &times, servers);
+    let order = order(&args, &times);
     let (ids, skipped) = client
-        .enqueue(&requests, args.if_absent)
+        .enqueue_in(order.as_ref(), &requests, args.if_absent)
         .await
         .map_err(in_options)?;
     if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
@@ -118,6 +130,17 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     let followed = Followed::to_the_end(&mut client, ids.clone(), ids, None).await?;
     output::note(wait::summary(&followed).trim_end());
     Ok(followed.exit())
+}
+
+/// The order of a call with waves.
+fn order(args: &EnqueueArgs, times: &Times) -> Option<NewOrder> {
+    Some(NewOrder {
+        label: args.label.clone()?,
+        waves: args.waves.clone()?,
+        failures_max: args.failures_max.clone(),
+        pause: args.pause.clone(),
+        expires_at: times.expires_at.clone(),
+    })
 }
 
 /// The words that name servers, on the command line and in the file.
@@ -206,6 +229,9 @@ fn in_options(error: StoreError) -> StoreError {
         ("label must", "--label must"),
         ("override_reason must", "--override-reason must"),
         ("target must", "--target must"),
+        ("waves must", "--waves must"),
+        ("failures_max must", "--failures-max must"),
+        ("pause must", "--pause must"),
     ] {
         sentence = sentence.replace(column, option);
     }

@@ -47,6 +47,7 @@ pub(super) async fn run(context: &Context, args: ExplainArgs) -> Result<Exit, Fa
         "explanation": sentences,
         "holds": facts.holds,
         "batch": facts.batch,
+        "order": facts.order,
         "daemon": { "running": facts.daemon_runs },
     }))?;
     Ok(Exit::Done)
@@ -68,6 +69,10 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
         Some(id) => client.request(id).await.ok(),
         None => None,
     };
+    let order = match &request.label {
+        Some(label) => client.order(label).await?,
+        None => None,
+    };
     let attempts = client.attempts(request.id).await?;
     let ahead = client
         .place_in_lane(request.id)
@@ -82,6 +87,7 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
         holds,
         batch,
         after,
+        order,
         attempts,
         ahead,
         daemon_runs,

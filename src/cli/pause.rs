@@ -3,8 +3,8 @@
 use super::args::{self, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
-use crate::model::{Hold, HoldKind, PowerAction, TargetName, counted};
-use crate::store::client::{Access, HoldRecord};
+use crate::model::{Hold, HoldKind, LetGo, PowerAction, TargetName, counted};
+use crate::store::client::{Access, HoldRecord, Lets};
 
 /// Hold requests: nothing new is sent; the daemon still follows what is running.
 #[derive(Debug, clap::Args)]
@@ -24,13 +24,15 @@ pub(super) struct PauseArgs {
     queue: QueueArgs,
 }
 
-/// End a pause.
+/// End a pause, or let the next wave of an order go.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Ends only the pause that was made with the same --target, --action and --label. Other pauses stay and are listed.
+If the label is not paused, but its order has a wave that is held, --label lets that wave go in spite of what holds it.
 
 Examples:
   poweryard resume --target default --action stop
+  poweryard resume --label kernel
   poweryard resume --all")]
 pub(super) struct ResumeArgs {
     #[command(flatten)]
@@ -38,6 +40,9 @@ pub(super) struct ResumeArgs {
     /// End all pauses, also those of other people.
     #[arg(long, conflicts_with_all = ["target", "action", "label"])]
     all: bool,
+    /// Of the label's order let all waves go that remain.
+    #[arg(long, requires = "label", conflicts_with_all = ["target", "action", "all"])]
+    rest: bool,
     #[command(flatten)]
     queue: QueueArgs,
 }
@@ -55,7 +60,18 @@ struct Scope {
     label: Option<String>,
 }
 
+impl ResumeArgs {
+    fn what(&self) -> LetGo {
+        if self.rest { LetGo::Rest } else { LetGo::Wave }
+    }
+}
+
 impl Scope {
+    /// True if it is about a label and nothing else.
+    fn is_whole_label(&self) -> bool {
+        self.label.is_some() && self.target.is_none() && self.action.is_none()
+    }
+
     fn name(&self) -> String {
         scope_name(
             self.target.as_deref(),
@@ -152,9 +168,17 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
             .resume(target.as_ref(), args.scope.action, label)
             .await?
     };
+    let lets = match &args.scope.label {
+        Some(label) if ended == 0 && args.scope.is_whole_label() => {
+            Some(client.let_go(label, args.what()).await?)
+        }
+        _ => None,
+    };
     let holds = client.holds(args::now()).await?;
     client.close().await?;
+    let order = lets.and_then(|lets| said_of_order(&lets, &args));
     let mut text = match (ended, args.all) {
+        (0, false) if order.is_some() => order.unwrap_or_default(),
         (0, true) => "nothing was paused\n".to_owned(),
         (0, false) => format!(
             "nothing to resume: there is no pause for {}\n",
@@ -171,6 +195,23 @@ pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, 
     );
     output::print(&text)?;
     Ok(Exit::Done)
+}
+
+/// What became of the waves of an order; none without one.
+fn said_of_order(lets: &Lets, args: &ResumeArgs) -> Option<String> {
+    let label = args.scope.label.as_deref().unwrap_or_default();
+    let said = match lets {
+        Lets::NoOrder => return None,
+        Lets::Done => format!("nothing to resume: order '{label}' is done"),
+        Lets::OnItsWay(wave) => format!(
+            "nothing to resume: wave {wave} of order '{label}' has not ended, and nothing else holds the next one"
+        ),
+        Lets::Goes(wave) if args.rest => {
+            format!("let go: all that remains of order '{label}', from wave {wave} on")
+        }
+        Lets::Goes(wave) => format!("let go: wave {wave} of order '{label}'"),
+    };
+    Some(format!("{}\n", output::visible(&said)))
 }
 
 /// A line for a pause that stays.

@@ -11,7 +11,7 @@ use super::pause::pause_scope;
 use super::{Context, Exit, Failure, servers};
 use crate::model::HoldKind;
 use crate::store::client::{
-    Access, BatchRecord, HoldRecord, OldestReady, OverviewCount, TargetNote,
+    Access, BatchRecord, HoldRecord, OldestReady, OrderRecord, OverviewCount, TargetNote,
 };
 use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
@@ -38,6 +38,7 @@ struct Status {
     oldest_ready: Option<OldestReady>,
     batches: Vec<BatchRecord>,
     holds: Vec<HoldRecord>,
+    orders: Vec<OrderRecord>,
     targets: Vec<TargetHealth>,
 }
 
@@ -91,6 +92,7 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
         queue: client.overview().await?,
         oldest_ready,
         batches: client.open_batches().await?,
+        orders: client.open_orders().await?,
         targets: targets.collect(),
         holds,
     };
@@ -118,6 +120,7 @@ impl Status {
             "oldest_ready": self.oldest_ready,
             "batches": self.batches,
             "holds": self.holds,
+            "orders": self.orders,
             "targets": self.targets,
         })
     }
@@ -175,6 +178,9 @@ impl Status {
                 format!("{place}: {}", hold.reason)
             };
             text.push_str(&wrapped(&visible(&reason), "  ", REASON_WIDTH));
+        }
+        if let Some(table) = self.order_table() {
+            section(&mut text, "orders", "", Some(table));
         }
         section(
             &mut text,
@@ -255,6 +261,27 @@ impl Status {
             ]);
         }
         (!self.holds.is_empty()).then_some(table)
+    }
+
+    /// None without orders, which most queues do not have.
+    fn order_table(&self) -> Option<Table> {
+        let head = [
+            "ORDER", "STATE", "WAVE", "SENT", "SIZE", "SERVERS", "WAVES", "EXPIRES",
+        ];
+        let mut table = Table::new(&head, &[2, 3, 4, 5]);
+        for order in &self.orders {
+            table.row([
+                order.label.clone(),
+                order.state.clone(),
+                order.wave.to_string(),
+                order.wave_servers.to_string(),
+                order.wave_size.to_string(),
+                order.servers.to_string(),
+                order.waves.clone(),
+                cell(&order.expires_at),
+            ]);
+        }
+        (!self.orders.is_empty()).then_some(table)
     }
 
     fn target_table(&self) -> Option<Table> {

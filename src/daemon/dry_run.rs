@@ -78,8 +78,20 @@ async fn lines(
         let lanes = seen.lanes.iter();
         let lanes = lanes.filter(|lane| lane.target == target.name).cloned();
         let (leaving, held) = split(target, lanes.collect(), &holds, now);
-        for lane in leaving {
-            lines.push(line(store, target, &lane, now).await?);
+        for mut lane in leaving {
+            let waiting = lane.ready;
+            let most = target.batch_servers_max;
+            lane.ready = waiting.min(store.count_free(&lane, most, now).await?);
+            if lane.ready > 0 {
+                lines.push(line(store, target, &lane, now).await?);
+            }
+            if lane.ready < waiting {
+                let held = counted(waiting - lane.ready, "server");
+                lines.push(format!(
+                    "held: {} of {held} on target \"{}\": the label is paused, or the order's wave has not come",
+                    lane.action, target.name
+                ));
+            }
         }
         for lane in held {
             let servers = servers(lane.ready);

@@ -10,8 +10,9 @@ use crate::store::{HeldPlace, Snapshot, Store, StoreError};
 pub(super) struct HeldWalk {
     /// Behind the last request that was looked at; none: no walk is on.
     after: Option<HeldPlace>,
-    /// What held labels when the last walk was begun; none: there was no walk yet.
-    begun_with: Option<(Vec<Hold>, i64)>,
+    /// The pauses of labels, and how many orders had vanished, when the last walk was begun; none:
+    /// there was no walk yet.
+    begun_with: Option<(Vec<Hold>, u64)>,
 }
 
 impl HeldWalk {
@@ -23,9 +24,10 @@ impl HeldWalk {
         &mut self,
         store: &Store,
         seen: &Snapshot,
+        vanished_orders: u64,
         round: &mut Round,
     ) -> Result<(), StoreError> {
-        let holding = (pauses_of_labels(&seen.holds), seen.order_count);
+        let holding = (pauses_of_labels(&seen.holds), vanished_orders);
         if self.begun_with.as_ref() != Some(&holding) {
             self.begun_with = Some(holding);
             self.after = Some(HeldPlace::default());

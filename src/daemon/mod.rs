@@ -6,9 +6,9 @@
 //! the two. A timer, a new row and a restart after `kill -9` all run the same round, so there is no
 //! code that only runs after a crash. Knows no wire formats and no SQL.
 //!
-//! `round` has the order of the passes: the take-in (`intake`), the claim (`submit`), the calls that
-//! ask what became of batches (`follow`), the queue's upkeep. What follows from an ended call is in
-//! `answers`. Both kinds of passes work over values that know nothing of them: `target` (is it well?
+//! `round` has the order of the passes: the take-in (`intake`), orders with waves (`orders`), the
+//! claim (`submit`), the calls that ask what became of batches (`follow`), the queue's upkeep. What
+//! follows from an ended call is in `answers`. Both kinds of passes work over values that know nothing of them: `target` (is it well?
 //! is its key accepted?), `holds`, `ledger` (what is stored and told), `open_batches`.
 
 use std::path::PathBuf;
@@ -40,6 +40,7 @@ mod inventory;
 mod ledger;
 mod loop_policy;
 mod open_batches;
+mod orders;
 mod reload;
 mod report;
 mod round;
@@ -59,7 +60,7 @@ pub use loop_policy::{LoopPolicy, SAFETY_INTERVAL, Stop, StopStep, Unsaved};
 pub use reload::{Reload, ReloadError};
 pub use round::Dispatcher;
 pub(crate) use target::refusals;
-pub use task::{Begun, Finished, Round, Task};
+pub use task::{Begun, Finished, GateCall, GateSaid, Round, Task};
 
 /// Why the daemon ended other than by being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -220,6 +221,7 @@ enum TaskEnd {
     Finished(Finished),
     /// The intent of this call is stored, and a stop was asked for before it began.
     NotBegun(Batch),
+    GateSaid(GateSaid),
 }
 
 async fn carry_out(task: Task, halt: Arc<AtomicBool>) -> TaskEnd {
@@ -317,6 +319,7 @@ impl Loop {
             }
         };
         round.tasks.into_iter().for_each(|task| self.start(task));
+        round.gates.into_iter().for_each(|gate| self.ask(gate));
         let pause = match round.trouble {
             None => {
                 if self.policy.is_in_trouble() {
@@ -365,6 +368,12 @@ impl Loop {
         }
     }
 
+    /// A stop does not wait for its answer.
+    fn ask(&mut self, gate: GateCall) {
+        let asked = async { TaskEnd::GateSaid(gate.run().await) };
+        self.followers.push(self.tasks.spawn(asked));
+    }
+
     /// Stores what has ended: this one, and a few more that have, together.
     async fn finish_tasks(
         &mut self,
@@ -375,6 +384,7 @@ impl Loop {
             match ended {
                 Ok(TaskEnd::Finished(finished)) => self.dispatcher.take_in(finished, now()).await?,
                 Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now()),
+                Ok(TaskEnd::GateSaid(said)) => self.dispatcher.gate_said(said, now()),
                 // A panicking task ends the process, so that systemd sees it.
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_cut_short) => {}

@@ -190,6 +190,7 @@ impl Dispatcher {
         self.upkeep.apply(settings.queue.retention);
         self.inventory.apply(&self.targets, reload.is_asked_for);
         self.ledger.apply(settings.notify.as_ref());
+        self.orders.apply(&settings.waves);
     }
 
     async fn renew_keys(&mut self, renewal: &Renewal, now: UtcMillis) -> Result<(), StoreError> {

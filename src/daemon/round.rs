@@ -21,10 +21,11 @@ use super::intake::Intake;
 use super::inventory::{Inventory, InventoryPass};
 use super::ledger::{Ledger, Observers};
 use super::open_batches::OpenBatches;
+use super::orders::Orders;
 use super::submit::{SubmitPass, Submits};
 use super::target::keys::RefusedKeys;
 use super::target::{self, Configured, Target, Targets};
-use super::task::{Finished, Round};
+use super::task::{Finished, GateSaid, Round};
 use super::unknown_targets::UnknownTargets;
 use super::upkeep::Upkeep;
 use super::windows::WindowWatch;
@@ -45,6 +46,7 @@ pub struct Dispatcher {
     held: HeldWalk,
     pub(super) windows: WindowWatch,
     pub(super) guards: GuardWatch,
+    pub(super) orders: Orders,
     pub(super) keys: RefusedKeys,
     pub(super) intake: Intake,
     pub(super) submits: Submits,
@@ -84,6 +86,7 @@ impl Dispatcher {
             held: HeldWalk::default(),
             windows: WindowWatch::default(),
             guards: GuardWatch::default(),
+            orders: Orders::new(settings.waves.clone()),
             intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
             submits: Submits::new(settings.batch.linger),
             unknown_targets: UnknownTargets::default(),
@@ -179,6 +182,11 @@ impl Dispatcher {
         self.answer_pass(now).take_in(finished).await
     }
 
+    /// The gate has answered: the next round acts on it.
+    pub fn gate_said(&mut self, said: GateSaid, now: Now) {
+        self.orders.gate_said(said, now);
+    }
+
     /// Gives back a batch whose intent is stored and whose call was not begun, since a stop was
     /// asked for at this moment. `save_new` stores that.
     pub fn not_begun(&mut self, batch: Batch, now: Now) {
@@ -224,11 +232,13 @@ impl Dispatcher {
             .look(&self.store, seen, &self.targets, round)
             .await?;
         self.holds.review(seen, round).await?;
+        self.orders.pass(&self.store, seen, round).await?;
         self.windows
             .pass(&self.targets, &mut self.holds, round)
             .await?;
         self.guard_pass(seen, round).await?;
-        self.held.pass(&self.store, seen, round).await?;
+        let vanished = self.orders.vanished();
+        self.held.pass(&self.store, seen, vanished, round).await?;
         let chosen = self.submit_pass(round).choose(with_room, seen).await?;
         let others = self.other_passes(seen, chosen.is_some(), round).await;
         match chosen {
@@ -361,6 +371,7 @@ impl Dispatcher {
         }
         self.keys.move_times(by_ms);
         self.upkeep.move_times(by_ms);
+        self.orders.move_times(by_ms);
         let way = if by_ms > 0 { "ahead" } else { "back" };
         let size = Duration::from_millis(by_ms.unsigned_abs());
         warn!(

@@ -2,20 +2,24 @@
 //! answer is decided and stored by the dispatcher.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::inventory;
 use crate::cloud::{Observed, PowerCloud, Signed};
 use crate::meter::Call;
 use crate::model::{
-    Batch, CallError, Fault, JobId, JobReport, Listing, Now, Origin, ServerId, Steady, TargetName,
-    Tracking, UtcMillis,
+    Batch, CallError, Fault, JobId, JobReport, Listing, Now, OrderId, Origin, ServerId, Steady,
+    TargetName, Tracking, UtcMillis,
 };
+use crate::notify::command;
 use crate::store::StoreError;
 
 /// What a round asks for.
 pub struct Round {
     /// To be started now.
     pub tasks: Vec<Task>,
+    /// Programs to be asked now.
+    pub gates: Vec<GateCall>,
     /// When the next round is due if nothing happens before; none: no time is known.
     pub wake_at: Option<UtcMillis>,
     /// Why the round ended early. What it had claimed and picked up by then is in `tasks` anyway.
@@ -28,6 +32,7 @@ impl Round {
     pub(super) fn new(now: Now) -> Self {
         Self {
             tasks: Vec::new(),
+            gates: Vec::new(),
             wake_at: None,
             trouble: None,
             now,
@@ -42,6 +47,39 @@ impl Round {
     /// The next round is due at once.
     pub(super) fn wake_now(&mut self) {
         self.wake(self.now.utc);
+    }
+}
+
+/// The gate of the config is asked whether an order's next wave may leave.
+#[derive(Debug)]
+pub struct GateCall {
+    pub(super) order: OrderId,
+    /// The wave that is over.
+    pub(super) wave: u64,
+    pub(super) command: Vec<String>,
+    /// The order, as JSON.
+    pub(super) text: String,
+    pub(super) timeout: Duration,
+}
+
+/// What the gate has said.
+#[derive(Debug)]
+pub struct GateSaid {
+    pub(super) order: OrderId,
+    pub(super) wave: u64,
+    /// Why not yet, if so.
+    pub(super) answer: Result<(), String>,
+}
+
+impl GateCall {
+    /// Runs the program, for no longer than its time limit.
+    pub async fn run(self) -> GateSaid {
+        let answer = command::ask(&self.command, &self.text, self.timeout).await;
+        GateSaid {
+            order: self.order,
+            wave: self.wave,
+            answer,
+        }
     }
 }
 

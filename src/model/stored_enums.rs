@@ -188,6 +188,28 @@ stored_enum! {
 }
 
 stored_enum! {
+    /// Where an order with waves is; stored in `orders.state`.
+    OrderState, "a state of an order" {
+        /// Its waves leave.
+        Open = "open",
+        /// Its next wave does not leave, until somebody or something lets it.
+        Held = "held",
+        /// All of its requests have ended.
+        Done = "done",
+    }
+}
+
+stored_enum! {
+    /// What an operator lets go in spite of all; stored in `orders.let_go`.
+    LetGo, "what is let go" {
+        /// The next wave.
+        Wave = "wave",
+        /// All that remain.
+        Rest = "rest",
+    }
+}
+
+stored_enum! {
     /// Which API a target speaks.
     Service, "a service" {
         /// Bare Metal Server, API v1: at most 1000 servers a call, followed by job.

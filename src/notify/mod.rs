@@ -26,7 +26,7 @@ use crate::settings::NotifySettings;
 use crate::store::QueueClient;
 use crate::store::client::Access;
 
-mod command;
+pub(crate) mod command;
 mod webhook;
 
 use webhook::Webhook;

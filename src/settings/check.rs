@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::document::{Report, Section};
 use super::error::SettingsError;
 use super::{
-    BatchSettings, QueueSettings, Settings, TargetSettings, notify, parse, secrets, target,
+    BatchSettings, QueueSettings, Settings, TargetSettings, notify, parse, secrets, target, waves,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -101,6 +101,7 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
     };
     listen.refuse_unknown(|_| None);
     let notify = notify::read(root);
+    let waves = waves::read(root);
     root.refuse_unknown(|_| None);
     Some(Settings {
         queue,
@@ -108,6 +109,7 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
         targets,
         listen: address,
         notify,
+        waves,
     })
 }
 

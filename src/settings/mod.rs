@@ -20,6 +20,7 @@ mod parse;
 mod secret_digest;
 mod secrets;
 mod target;
+mod waves;
 mod window;
 
 #[cfg(test)]
@@ -45,6 +46,20 @@ pub struct Settings {
     pub listen: Option<std::net::SocketAddr>,
     /// `[notify]`; none: no hooks.
     pub notify: Option<NotifySettings>,
+    /// `[waves]`.
+    pub waves: WavesSettings,
+}
+
+/// `[waves]`: what is asked before the next wave of an order leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WavesSettings {
+    /// A program by its absolute path, and its arguments; empty: nothing is asked.
+    pub gate: Vec<String>,
+    /// For one run of it; one that takes longer is killed, and has not let the wave go. Default
+    /// 60 s.
+    pub gate_timeout: Duration,
+    /// After this it is asked again. Default 60 s.
+    pub gate_interval: Duration,
 }
 
 /// `[notify]`: what is notified when requests fail or end `unknown`. At least one of the two hooks

@@ -18,18 +18,7 @@ const URL_EXAMPLE: &str = "\"https://alerts.example.com/poweryard\"";
 pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
     let section = root.section("notify");
     let has_command = section.has("command");
-    let command = section.read_list("command", argument);
-    if let Some(program) = command.first().filter(|program| !program.starts_with('/')) {
-        section.mistake(
-            "command",
-            format!("{program:?} is not an absolute path; write one that begins with /"),
-        );
-    } else if section.has_empty_list("command") {
-        section.mistake(
-            "command",
-            "must begin with a program, such as [\"/usr/local/bin/tell\", \"power\"]".to_owned(),
-        );
-    }
+    let command = program(&section, "command", "[\"/usr/local/bin/tell\", \"power\"]");
     let url = section.read("url", url);
     let timeout = section
         .read("timeout", parse::duration(TIMEOUT_LEAST..=TIMEOUT_MOST))
@@ -57,6 +46,20 @@ pub(super) fn read(root: &Section<'_>) -> Option<NotifySettings> {
         timeout,
         allow_http,
     })
+}
+
+/// A program by its absolute path, and its arguments; empty if the key is absent.
+pub(super) fn program(section: &Section<'_>, key: &'static str, example: &str) -> Vec<String> {
+    let command = section.read_list(key, argument);
+    if let Some(program) = command.first().filter(|program| !program.starts_with('/')) {
+        section.mistake(
+            key,
+            format!("{program:?} is not an absolute path; write one that begins with /"),
+        );
+    } else if section.has_empty_list(key) {
+        section.mistake(key, format!("must begin with a program, such as {example}"));
+    }
+    command
 }
 
 fn argument(value: &DeValue<'_>) -> Parsed<String> {

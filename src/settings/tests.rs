@@ -208,7 +208,9 @@ fn hooks_are_named_in_full_and_not_called_in_the_clear() {
 fn the_shipped_file_shows_every_key() {
     let probes = format!(
         "x = 1\n{}",
-        with("x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[listen]\nx = 1")
+        with(
+            "x = 1\n[queue]\nx = 1\n[batch]\nx = 1\n[notify]\nx = 1\n[waves]\nx = 1\n[listen]\nx = 1"
+        )
     );
     let probes = format!(
         "{probes}x = 1\n[targets.default.budget]\nx = 1\n[targets.default.guard]\nx = 1\n[targets.default.window]\nx = 1\n[targets.default.protect]\nx = 1\n"
@@ -221,7 +223,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        5 + 23 + 3 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2,
+        6 + 23 + 3 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2 + 3,
         "{messages}"
     );
     for key in known
@@ -625,7 +627,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
         ),
         (
             "[que]",
-            "9: que: unknown key; known here: queue, batch, targets, listen, notify",
+            "9: que: unknown key; known here: queue, batch, targets, listen, notify, waves",
         ),
         (
             "[queue]\nretention = 90d",
@@ -828,6 +830,33 @@ fn windows_and_guards_are_read_with_the_target_and_refused_with_key_and_line() {
         ("[targets.default.guard]\nsotp = \"1/1h\"", "unknown key"),
     ] {
         let said = mistakes(&format!("{LEAST}{lines}\n"));
+        assert!(said.contains(words), "{lines}: {said}");
+    }
+}
+
+#[test]
+fn a_gate_is_read_with_its_times_and_its_mistakes_are_named() {
+    let waves = |lines: &str| format!("{LEAST}[waves]\n{lines}\n");
+    let read = parse(&waves(
+        "gate = [\"/bin/gate\", \"x\"]\ngate_timeout = \"5s\"",
+    ))
+    .unwrap();
+    assert_eq!(read.waves.gate, ["/bin/gate", "x"]);
+    assert_eq!(read.waves.gate_timeout, Duration::from_secs(5));
+    assert_eq!(read.waves.gate_interval, Duration::from_secs(60));
+    assert!(parse(LEAST).unwrap().waves.gate.is_empty());
+    for (lines, words) in [
+        ("gate = [\"gate\"]", "is not an absolute path"),
+        ("gate = []", "must begin with a program, such as"),
+        ("gate = \"/bin/gate\"", "must be a list"),
+        ("gate_timeout = \"5s\"", "has no gate"),
+        (
+            "gate = [\"/bin/gate\"]\ngate_interval = \"0s\"",
+            "out of range",
+        ),
+        ("gates = []", "unknown key"),
+    ] {
+        let said = mistakes(&waves(lines));
         assert!(said.contains(words), "{lines}: {said}");
     }
 }

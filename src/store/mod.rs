@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use crate::lifecycle::Step;
 use crate::model::{
-    Batch, BatchId, Crowd, DueBatch, Head, Hold, HoldKind, Lane, ListedServer, Origin, PowerAction,
-    RequestId, ServerId, TargetName, UtcMillis,
+    Batch, BatchId, Crowd, DueBatch, Head, Hold, HoldKind, Lane, ListedServer, OrderId, OrderNews,
+    Origin, PowerAction, RequestId, ServerId, TargetName, UtcMillis,
 };
 use sqlite::{
-    batches, claim, epoch, gate, guard, holds, intake, record, servers, snapshot, upkeep,
+    batches, claim, epoch, gate, guard, holds, intake, orders, record, servers, snapshot, upkeep,
 };
 
 pub mod client;
@@ -31,9 +31,10 @@ pub use client::QueueClient;
 pub use error::StoreError;
 pub use sqlite::{
     Changes, Claim, CountedCall, DaemonInfo, DueFilter, DueTarget, EndedCounts, GoneChunk,
-    GuardLimit, Hands, HeldPlace, InventoryNote, InventorySync, NotedPace, Prune, QueueLock,
-    RefusedKey, Restored, Running, SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot, SnapshotQuery, Store,
-    StoreOptions, TakenIn, TargetNews, TargetStatus, Unapproved, Which, daemon_on,
+    GuardLimit, Hands, HeldPlace, InventoryNote, InventorySync, KnownOrder, NewWave, NotedPace,
+    Prune, QueueLock, RefusedKey, Restored, Running, SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot,
+    SnapshotQuery, Store, StoreOptions, TakenIn, TargetNews, TargetStatus, Unapproved, Which,
+    daemon_on,
 };
 pub(crate) use sqlite::{beside, folder_of};
 
@@ -162,6 +163,19 @@ impl Store {
             heads.extend(claim::heads(self, &mut writer, lane, each, now).await?);
         }
         Ok(heads)
+    }
+
+    /// How many of the first `most` requests of a lane their labels do not hold. Moves nobody.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn count_free(
+        &self,
+        lane: &Lane,
+        most: u32,
+        now: UtcMillis,
+    ) -> Result<u32, StoreError> {
+        claim::count_free(&mut *self.writer().await, lane, most, now).await
     }
 
     /// Lets requests wait, each until a time of its own and for a reason: their servers are busy
@@ -519,6 +533,108 @@ impl Store {
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
         holds::forget_targets_except(&mut tx, names).await?;
+        tx.commit().await
+    }
+}
+
+// Orders with waves.
+impl Store {
+    /// The orders that are not done, in the order of their rows, as far as the snapshot knows of
+    /// requests.
+    ///
+    /// A request that waits for one of a later wave does not keep its own wave from being over:
+    /// otherwise both would wait for ever.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn open_orders(
+        &self,
+        seen: &Snapshot,
+        now: UtcMillis,
+    ) -> Result<Vec<KnownOrder>, StoreError> {
+        orders::open_orders(&mut *self.writer().await, seen.last_id(), now).await
+    }
+
+    /// The orders that are done and have got more requests, among the next ones behind `after`, and
+    /// the last one looked at; none at the end.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn joined_orders(
+        &self,
+        after: OrderId,
+        seen: &Snapshot,
+    ) -> Result<(Vec<OrderId>, Option<OrderId>), StoreError> {
+        orders::joined_orders(&mut *self.writer().await, after, seen.last_id()).await
+    }
+
+    /// Reads a chunk of an order's requests: its servers are noted, requests without a time of
+    /// expiry get the order's, those that may not leave yet are taken out of their lanes, and those
+    /// of servers that have had their turn leave. An order that was done is open again.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn read_order(
+        &self,
+        id: OrderId,
+        seen: &Snapshot,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        if orders::read_order(&mut tx, id, seen.last_id(), now).await? {
+            tx.commit().await
+        } else {
+            tx.rollback().await
+        }
+    }
+
+    /// Opens a wave, if `new` is given, and lets servers of the order go, as far as its wave has
+    /// room: a chunk. Each goes with all of its requests of the order. Returns how many servers left
+    /// of it; nothing is opened for nobody.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn let_servers_go(
+        &self,
+        id: OrderId,
+        new: Option<NewWave>,
+        now: UtcMillis,
+    ) -> Result<u64, StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        let Some(taken) = orders::let_servers_go(&mut tx, id, new, now).await? else {
+            tx.rollback().await?;
+            return Ok(0);
+        };
+        tx.commit().await?;
+        Ok(taken)
+    }
+
+    /// Stores what is known of an order that waits, with the hold that says why, or without one.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn note_order(
+        &self,
+        id: OrderId,
+        news: &OrderNews,
+        now: UtcMillis,
+    ) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        orders::note_order(&mut tx, id, news, now).await?;
+        tx.commit().await
+    }
+
+    /// All requests of an order have ended.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn end_order(&self, id: OrderId, now: UtcMillis) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        let mut tx = self.begin(&mut writer).await?;
+        orders::end_order(&mut tx, id, now).await?;
         tx.commit().await
     }
 }

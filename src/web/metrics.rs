@@ -21,9 +21,9 @@ use prometheus_client::registry::Registry;
 
 use super::{Site, prometheus_text, say};
 use crate::meter::TargetFacts;
-use crate::model::{HoldKind, PowerAction, RequestState, TargetName, UtcMillis};
+use crate::model::{HoldKind, OrderState, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
-use crate::store::client::{Access, HoldRecord, OldestReady, OverviewCount};
+use crate::store::client::{Access, HoldRecord, OldestReady, OrderRecord, OverviewCount};
 use crate::store::{QueueClient, StoreError, beside, folder_of};
 
 /// The label of a hold on everything; no target can have this name.
@@ -38,6 +38,7 @@ pub(super) struct Reading {
     overview: Vec<OverviewCount>,
     ready: Vec<OldestReady>,
     holds: Vec<HoldRecord>,
+    orders: Vec<OrderRecord>,
 }
 
 pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
@@ -76,11 +77,13 @@ impl Reading {
         let holds = client.holds(now()).await?;
         let ready = client.oldest_ready().await?;
         let overview = client.overview().await?;
+        let orders = client.open_orders().await?;
         client.close().await?;
         Ok(Self {
             overview,
             ready,
             holds,
+            orders,
         })
     }
 }
@@ -303,6 +306,21 @@ impl Sheet {
             "holds",
             "Holds: reasons why requests are not sent, by kind",
             zeros.chain(holds),
+        );
+        self.orders(&reading.orders);
+    }
+
+    fn orders(&mut self, orders: &[OrderRecord]) {
+        let states = [OrderState::Open, OrderState::Held];
+        let zeros = states.map(|state| (label("state", state.as_str()), 0));
+        let counts = orders.iter().filter_map(|order| {
+            let state: OrderState = order.state.parse().ok()?;
+            Some((label("state", state.as_str()), 1))
+        });
+        self.counts(
+            "orders",
+            "Orders with waves that are not done, by state",
+            zeros.into_iter().chain(counts),
         );
     }
 }

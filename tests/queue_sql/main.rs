@@ -12,6 +12,7 @@ mod inserting;
 mod keys;
 mod ledgers;
 mod order;
+mod orders;
 mod states;
 mod times;
 mod views;

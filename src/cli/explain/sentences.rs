@@ -8,7 +8,7 @@ use crate::model::{
     BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis, counted,
 };
 use crate::plan;
-use crate::store::client::{AttemptRecord, BatchRecord, HoldRecord, RequestRecord};
+use crate::store::client::{AttemptRecord, BatchRecord, HoldRecord, OrderRecord, RequestRecord};
 
 /// What is known of a request and its surroundings.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(super) struct Facts {
     pub(super) batch: Option<BatchRecord>,
     /// The request that it waits for.
     pub(super) after: Option<RequestRecord>,
+    /// The order with waves that it belongs to.
+    pub(super) order: Option<OrderRecord>,
     pub(super) attempts: Vec<AttemptRecord>,
     /// How many requests of its target and action go first, while it could go but for a hold.
     pub(super) ahead: Option<u64>,
@@ -43,6 +45,7 @@ impl Facts {
     /// Why it is where it is, then what comes next.
     pub(super) fn sentences(&self) -> Vec<String> {
         let mut said = vec![self.wish()];
+        said.extend(self.order.as_ref().map(|order| self.turn(order)));
         match self.request.state.parse() {
             Ok(RequestState::Queued) => self.queued(&mut said),
             Ok(RequestState::Running) => self.on_its_way(&mut said),
@@ -69,6 +72,25 @@ impl Facts {
             servers::shown(&request.server_id, request.name.as_deref()),
             request.target,
             request.created_at
+        )
+    }
+
+    /// Where it is in its order.
+    fn turn(&self, order: &OrderRecord) -> String {
+        let turn = match self.request.wave {
+            Some(wave) => format!("it was let go in wave {wave}"),
+            None if order.wave_size == 0 => "no wave has left yet".to_owned(),
+            None => format!(
+                "wave {} has left, and its own turn has not come",
+                order.wave
+            ),
+        };
+        format!(
+            "It belongs to order '{}' (waves {}; {}), which is {}: {turn}.",
+            order.label,
+            order.waves,
+            counted(order.servers, "server"),
+            order.state
         )
     }
 
@@ -387,9 +409,8 @@ fn hold_sentence(hold: &HoldRecord, request: &RequestRecord) -> String {
         Ok(HoldKind::Window) => {
             "it is sent automatically when the window opens; an override_reason lets it go before"
         }
-        Ok(HoldKind::Wave) => {
-            "the next wave is sent automatically when it may; `poweryard resume --label` lets it go in spite of that"
-        }
+        // Its reason says what ends it.
+        Ok(HoldKind::Wave) => return format!("{}.", held(hold)),
         Ok(HoldKind::Restored) => {
             "`poweryard db release` releases it, `poweryard db release --drop` cancels it"
         }

@@ -12,12 +12,13 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::sqlite::{BUSY_TIMEOUT, schema};
 use super::{Prune, RefusedKey, StoreError};
-use crate::model::{Hold, PowerAction, TargetName, UtcMillis};
+use crate::model::{Hold, LetGo, PowerAction, TargetName, UtcMillis};
 use std::collections::BTreeMap;
 
 mod approve;
 mod backup;
 mod names;
+mod orders;
 mod overview;
 mod read;
 mod records;
@@ -26,10 +27,11 @@ mod write;
 
 pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
+pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use read::{Filter, Labelled};
 pub use records::{
-    AttemptRecord, BatchRecord, HoldRecord, ProducerNote, RequestRecord, ServerRecord,
+    AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
 pub use write::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
 
@@ -296,6 +298,24 @@ impl QueueClient {
     }
 }
 
+// Orders with waves.
+impl QueueClient {
+    /// The orders that are not done.
+    pub async fn open_orders(&mut self) -> Result<Vec<OrderRecord>, StoreError> {
+        orders::open_orders(&mut self.connection).await
+    }
+
+    /// The order with this label, if there is one.
+    pub async fn order(&mut self, label: &str) -> Result<Option<OrderRecord>, StoreError> {
+        orders::order(&mut self.connection, label).await
+    }
+
+    /// Lets the next wave of an order go in spite of what holds it, or all that remain of it.
+    pub async fn let_go(&mut self, label: &str, what: LetGo) -> Result<Lets, StoreError> {
+        orders::let_go(&mut self.connection, label, what).await
+    }
+}
+
 // Writing.
 impl QueueClient {
     /// Inserts requests and returns their ids in the same order. With `if_absent`, a request whose
@@ -309,7 +329,21 @@ impl QueueClient {
         requests: &[NewRequest],
         if_absent: bool,
     ) -> Result<(Vec<i64>, usize), StoreError> {
-        write::enqueue(&mut self.connection, requests, if_absent).await
+        self.enqueue_in(None, requests, if_absent).await
+    }
+
+    /// As `enqueue`; the order that the requests belong to is written first, unless the same one
+    /// exists.
+    ///
+    /// # Errors
+    /// As `enqueue`, and `Refused` for the order.
+    pub async fn enqueue_in(
+        &mut self,
+        order: Option<&NewOrder>,
+        requests: &[NewRequest],
+        if_absent: bool,
+    ) -> Result<(Vec<i64>, usize), StoreError> {
+        write::enqueue_in(&mut self.connection, order, requests, if_absent).await
     }
 
     /// Cancels those of `ids` that are queued.

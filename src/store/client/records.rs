@@ -44,7 +44,7 @@ impl Column for i64 {
 
 /// A row whose fields are read from the columns of their names.
 macro_rules! record {
-    ($(#[$doc:meta])* pub struct $record:ident { $($field:ident: $type:ty),+ $(,)? }) => {
+    ($(#[$doc:meta])* pub struct $record:ident { $($(#[$about:meta])* $field:ident: $type:ty),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
         #[expect(
@@ -52,7 +52,7 @@ macro_rules! record {
             reason = "the fields are the columns, which the contract and the schema describe"
         )]
         pub struct $record {
-            $(pub $field: $type),+
+            $($(#[$about])* pub $field: $type),+
         }
 
         impl $record {
@@ -98,6 +98,31 @@ record! {
         error_message: Option<String>,
         submitted_at: Option<String>,
         finished_at: Option<String>,
+        /// The wave of its order that has let it go.
+        wave: Option<i64>,
+    }
+}
+
+record! {
+    /// One row of `orders`, as far as it concerns people.
+    pub struct OrderRecord {
+        label: String,
+        waves: String,
+        failures_max: String,
+        pause: Option<String>,
+        expires_at: Option<String>,
+        state: String,
+        wave: i64,
+        created_at: String,
+        finished_at: Option<String>,
+        /// How many servers it has.
+        servers: i64,
+        /// How many servers the present wave may let go; 0: it has let none go yet.
+        wave_size: i64,
+        /// How many it has let go.
+        wave_servers: i64,
+        /// What an operator lets go in spite of all.
+        let_go: Option<String>,
     }
 }
 
@@ -176,10 +201,10 @@ record! {
 }
 
 impl HoldRecord {
-    /// True if it is about this target and action, whether or not its time has passed.
+    /// True if it is about all requests of this target and action, whether or not its time has
+    /// passed.
     pub fn covers(&self, target: &str, action: &str) -> bool {
-        self.target.as_deref().is_none_or(|held| held == target)
-            && self.action.as_deref().is_none_or(|held| held == action)
+        self.label.is_none() && self.is_about_lane(target, action)
     }
 
     /// True if it keeps this request back, whether or not its time has passed.
@@ -187,12 +212,16 @@ impl HoldRecord {
         let is_exempt = match self.kind.parse() {
             Ok(HoldKind::Approval) => request.approved_by.is_some(),
             Ok(HoldKind::Window) => request.override_reason.is_some(),
+            Ok(HoldKind::Wave) => request.wave.is_some(),
             _ => false,
         };
-        let label = self.label.as_deref();
-        !is_exempt
-            && self.covers(&request.target, &request.action)
-            && label.is_none_or(|held| request.label.as_deref() == Some(held))
+        let is_of_label = self.label.is_none() || self.label == request.label;
+        !is_exempt && is_of_label && self.is_about_lane(&request.target, &request.action)
+    }
+
+    fn is_about_lane(&self, target: &str, action: &str) -> bool {
+        self.target.as_deref().is_none_or(|held| held == target)
+            && self.action.as_deref().is_none_or(|held| held == action)
     }
 }
 
@@ -212,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn approval_and_a_reason_exempt_a_request_from_their_holds_alone() {
+    fn approval_reason_and_wave_exempt_a_request_from_their_holds_alone() {
         let plain = RequestRecord {
             label: Some("a".to_owned()),
             ..RequestRecord::default()
@@ -225,17 +254,22 @@ mod tests {
             override_reason: Some("fire".to_owned()),
             ..plain.clone()
         };
+        let let_go = RequestRecord {
+            wave: Some(1),
+            ..plain.clone()
+        };
         let held_by = |kind: &str, label: Option<&str>| {
             let hold = HoldRecord {
                 kind: kind.to_owned(),
                 label: label.map(str::to_owned),
                 ..HoldRecord::default()
             };
-            [&plain, &approved, &excused].map(|request| hold.is_about(request))
+            [&plain, &approved, &excused, &let_go].map(|request| hold.is_about(request))
         };
-        assert_eq!(held_by("approval", None), [true, false, true]);
-        assert_eq!(held_by("window", None), [true, true, false]);
-        assert_eq!(held_by("operator", Some("a")), [true; 3]);
-        assert_eq!(held_by("operator", Some("b")), [false; 3]);
+        assert_eq!(held_by("approval", None), [true, false, true, true]);
+        assert_eq!(held_by("window", None), [true, true, false, true]);
+        assert_eq!(held_by("operator", Some("a")), [true; 4]);
+        assert_eq!(held_by("wave", Some("a")), [true, true, true, false]);
+        assert_eq!(held_by("operator", Some("b")), [false; 4]);
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
-use super::read;
+use super::{NewOrder, orders, read};
 use crate::model::{Hold, HoldKind, PowerAction, RequestState, TargetName};
 use crate::store::StoreError;
 use crate::store::sqlite::holds;
@@ -81,12 +81,16 @@ pub struct Retried {
     pub skipped: Vec<(i64, String)>,
 }
 
-pub(super) async fn enqueue(
+pub(super) async fn enqueue_in(
     connection: &mut SqliteConnection,
+    order: Option<&NewOrder>,
     requests: &[NewRequest],
     if_absent: bool,
 ) -> Result<(Vec<i64>, usize), StoreError> {
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    if let Some(order) = order {
+        orders::insert(&mut tx, order).await?;
+    }
     let requests = &as_keyed_before(&mut tx, requests).await?;
     let taken = if if_absent {
         ids_by_key(&mut tx, requests).await?

@@ -252,13 +252,15 @@ pub(in crate::store) async fn move_waits(
     tx: &mut SqliteConnection,
     by_ms: i64,
 ) -> Result<(), StoreError> {
-    const OTHER_TIMES: [&str; 4] = [
+    const OTHER_TIMES: [&str; 5] = [
         "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
          WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
         "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
          WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
         "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
          WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
+        "UPDATE orders SET wave_over_at = strftime('%Y-%m-%dT%H:%M:%fZ', wave_over_at, ?1)
+         WHERE state IS NOT 'done' AND strftime('%s', wave_over_at, ?1) IS NOT NULL",
         "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
          WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
     ];

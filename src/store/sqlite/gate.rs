@@ -88,6 +88,68 @@ pub(super) async fn park_held(
     Ok(())
 }
 
+/// Requests of an order that were read, a JSON list of ids: those that no wave has let go are taken
+/// out of their lanes, and those without a time of expiry get the order's.
+pub(super) async fn hold_for_wave(
+    tx: &mut SqliteConnection,
+    ids: &str,
+    order: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE power_requests SET expires_at = ifnull(expires_at, (SELECT w.expires_at FROM orders w WHERE w.id = ?2)),
+             gate = CASE WHEN gate = 'ready' AND wave IS NULL THEN 'held' ELSE gate END
+         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued'
+           AND (+expires_at IS NULL OR (+gate = 'ready' AND +wave IS NULL))",
+    )
+    .bind(ids)
+    .bind(order)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A wave lets these requests go, a JSON list of ids: those that are held are in their lanes again,
+/// and could go from now on. So those that follow in the next rounds travel with them.
+pub(super) async fn let_wave_go(
+    tx: &mut SqliteConnection,
+    ids: &str,
+    (wave, now): (i64, UtcMillis),
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
+             eligible_at = CASE gate WHEN 'held' THEN ?3 ELSE eligible_at END
+         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND +wave IS NULL",
+    )
+    .bind(ids)
+    .bind(wave)
+    .bind(text(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Those of these requests, a JSON list of ids, whose servers have had their turn in their order go
+/// with its present wave.
+pub(super) async fn let_turns_go(
+    tx: &mut SqliteConnection,
+    ids: &str,
+    (wave, now): (i64, UtcMillis),
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
+             eligible_at = CASE gate WHEN 'held' THEN ?3 ELSE eligible_at END
+         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND +wave IS NULL AND EXISTS (
+             SELECT 1 FROM order_servers s WHERE s.label = power_requests.label AND s.target = power_requests.target
+             AND s.server_id = power_requests.server_id AND s.wave IS NOT NULL)",
+    )
+    .bind(ids)
+    .bind(wave)
+    .bind(text(now))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// How far a walk through held requests has come: target, action and id of the last one.
 pub type HeldPlace = (String, String, i64);
 
@@ -361,7 +423,11 @@ pub(super) async fn bring_forward<'a>(
         return Ok(());
     }
     let forward: Vec<i64> = sqlx::query_scalar(
-        "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END, in_line = 1
+        "UPDATE power_requests SET in_line = 1, gate = CASE
+             WHEN retry_at IS NOT NULL THEN 'retry'
+             WHEN wave IS NULL AND label IS NOT NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = power_requests.label)
+                 THEN 'held'
+             ELSE 'ready' END
          WHERE id IN (
              SELECT b.id FROM json_each(?2) j CROSS JOIN power_requests b ON b.id = (
                  SELECT min(m.id) FROM power_requests m
@@ -424,7 +490,10 @@ pub(super) async fn end_retry_waits(
     chunk: i64,
 ) -> Result<u64, StoreError> {
     let ready = sqlx::query(
-        "UPDATE power_requests SET gate = 'ready', retry_at = NULL
+        "UPDATE power_requests SET retry_at = NULL, gate = CASE
+             WHEN wave IS NULL AND label IS NOT NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = power_requests.label)
+                 THEN 'held'
+             ELSE 'ready' END
          WHERE id IN (SELECT id FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1 ORDER BY retry_at LIMIT 0 + ?2)",
     )
     .bind(text(now))
@@ -468,7 +537,11 @@ pub(super) async fn let_out(
         .execute(&mut *tx)
         .await?;
     sqlx::query(
-        "UPDATE power_requests SET gate = CASE WHEN retry_at IS NULL THEN 'ready' ELSE 'retry' END, in_line = 1
+        "UPDATE power_requests SET in_line = 1, gate = CASE
+             WHEN retry_at IS NOT NULL THEN 'retry'
+             WHEN wave IS NULL AND label IS NOT NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = power_requests.label)
+                 THEN 'held'
+             ELSE 'ready' END
          WHERE id IN (
              SELECT b.id FROM json_each(?1) j CROSS JOIN power_requests b ON b.id = j.value
              WHERE (SELECT f.id < b.id OR f.state = 'running' FROM power_requests f

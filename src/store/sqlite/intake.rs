@@ -195,12 +195,24 @@ async fn expire(
     ttl: Option<Duration>,
     now: UtcMillis,
 ) -> Result<EndedCounts, StoreError> {
+    // What an order with waves has is to live as long as the order says, also before it is read.
+    sqlx::query(
+        "UPDATE power_requests SET expires_at = (SELECT w.expires_at FROM orders w WHERE w.label = power_requests.label)
+         WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
+                      AND ifnull(eligible_at, created_at) <= ?1 LIMIT 0 + ?2)
+           AND EXISTS (SELECT 1 FROM orders w WHERE w.label = power_requests.label AND w.expires_at IS NOT NULL)",
+    )
+    .bind(ttl_edge(ttl, now))
+    .bind(CHUNK)
+    .execute(&mut *tx)
+    .await?;
     let due: Vec<i64> = sqlx::query_scalar(
         "SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1
                          LIMIT 0 + ?3)
          UNION ALL
-         SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
-                         AND ifnull(eligible_at, created_at) <= ?2 LIMIT 0 + ?3)",
+         SELECT c.id FROM (SELECT id, label FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
+                           AND ifnull(eligible_at, created_at) <= ?2 LIMIT 0 + ?3) c
+         WHERE NOT EXISTS (SELECT 1 FROM orders w WHERE w.label = c.label AND w.expires_at IS NOT NULL)",
     )
     .bind(text(now))
     .bind(ttl_edge(ttl, now))

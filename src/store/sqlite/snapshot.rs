@@ -62,6 +62,13 @@ pub struct Snapshot {
     pub(in crate::store) mark: Mark,
 }
 
+impl Snapshot {
+    /// The last request that was inserted.
+    pub(in crate::store) fn last_id(&self) -> i64 {
+        self.last.last_id
+    }
+}
+
 #[derive(sqlx::FromRow)]
 struct SnapshotRow {
     token: Vec<u8>,

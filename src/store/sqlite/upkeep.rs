@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::batches::SHADOW;
-use super::{Store, StoreError, WAL_SIZE_LIMIT, file, rows, text};
+use super::{Store, StoreError, WAL_SIZE_LIMIT, file, orders, rows, text};
 use crate::model::{PowerAction, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short: beside ten million others, 300 of them
@@ -26,6 +26,8 @@ pub struct Prune {
     pub requests: u64,
     /// Batches deleted.
     pub batches: u64,
+    /// Rows of orders deleted.
+    pub orders: u64,
     /// Everything older has been looked at.
     pub done: bool,
     requests_done: bool,
@@ -36,7 +38,11 @@ pub struct Prune {
 impl Prune {
     /// True if more has been deleted than in `earlier`.
     pub(in crate::store) fn deleted_since(&self, earlier: &Self) -> bool {
-        self.requests + self.batches > earlier.requests + earlier.batches
+        self.deleted() > earlier.deleted()
+    }
+
+    fn deleted(&self) -> u64 {
+        self.requests + self.batches + self.orders
     }
 }
 
@@ -77,6 +83,9 @@ pub(in crate::store) async fn prune_chunk(
     }
     let walked = found.len() < CHUNK as usize;
     so_far.done = walked && so_far.requests_done;
+    if so_far.done {
+        so_far.orders += orders::prune(tx, cutoff).await?;
+    }
     so_far.requests_done |= walked;
     so_far.cursor = found
         .into_iter()

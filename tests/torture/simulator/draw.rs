@@ -13,7 +13,9 @@ use super::rng::Rng;
 use super::{Broken, rules};
 use poweryard::model::{Budget, PowerAction, Service, TargetName};
 use poweryard::plan::windows::Windows;
-use poweryard::settings::{AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings};
+use poweryard::settings::{
+    AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings, WavesSettings,
+};
 use poweryard::sim::faults::{Fault, FaultKind, Oddity, ServerRef, When};
 use poweryard::sim::scenario::{
     BmsScenario, Chance, CloudDcScenario, Latency, MissingShow, ParentOnFailure, Rates, Refusals,
@@ -926,6 +928,7 @@ fn settings(rng: &mut Rng, services: &[Service], scenario: &Scenario) -> Result<
         },
         targets,
         listen: None,
+        waves: WavesSettings::default(),
         notify: None,
     })
 }
