@@ -334,6 +334,14 @@ fn jobs_that_take_no_time_are_looked_at_at_once() {
     assert_eq!(learned(&[0.0; 5]).first_wait(BatchId(1)), Duration::ZERO);
 }
 
+#[test]
+fn a_young_leader_is_looked_at_no_sooner_than_allowed() {
+    let mut learned = learned(&[]);
+    let job = open(43, 1.932, 58);
+    learned.note_running(job);
+    assert!(learned.next_wait(job) >= TIMES.step_min());
+}
+
 proptest! {
     #[test]
     fn every_job_is_seen_to_end_whatever_the_others_did(
