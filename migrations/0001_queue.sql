@@ -1103,7 +1103,7 @@ BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes order_servers');
 END;
 
--- Only an order that has not begun, or one that nobody asks for any more, goes: nothing of it holds anybody then. What stands
+-- Only an order that has not begun, or one that nobody asks for any more, goes: nothing of it holds anybody then. What is
 -- held is let out by the daemon.
 CREATE TRIGGER orders_deleted AFTER DELETE ON orders
 BEGIN

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use common::{Yard, outcomes, reload, text, wait_for};
 use poweryard::daemon::{self, Dispatcher};
 use poweryard::model::{Budget, PowerAction, ServerId, Service, TargetName};
+use poweryard::plan::windows::Freeze;
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::store::{Store, StoreOptions};
 use process::{Daemon, Dice, run};
@@ -742,6 +743,87 @@ async fn a_reload_in_the_middle_changes_nothing_of_the_waves() {
     assert_eq!(scene.outcomes().await, "5 succeeded/job");
     assert_eq!(scene.text(SIZES).await, "1 2 2");
     assert_eq!(scene.text(OVERLAPS).await, "0");
+    scene.daemon.stop().await;
+}
+
+/// At most two servers an hour are stopped that nobody has approved.
+fn guard(settings: &mut Settings) {
+    let two = Budget {
+        servers: 2,
+        span: Duration::from_secs(3600),
+    };
+    settings.targets[0].guards = vec![(PowerAction::Stop, two)];
+}
+
+const SUCCEEDED: &str = "SELECT count(*) FROM power_requests WHERE state = 'succeeded'";
+const FOR_APPROVAL: &str = "SELECT count(*) FROM holds WHERE kind = 'approval'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_counts_all_of_an_order_and_its_approval_lets_waves_go() {
+    let mut scene = begin(QUICK, |_, settings| guard(settings)).await;
+    order(&mut scene, "waves", "'1, 2'", 1..=5).await;
+    scene.wait_for(FOR_APPROVAL, "1").await;
+    scene.a_round_passes().await;
+    assert_eq!(scene.text(SENT).await, "0");
+    let reason = scene.text("SELECT reason FROM holds WHERE kind = 'approval'");
+    assert!(reason.await.starts_with("5 requests to stop"));
+
+    scene
+        .command(&["approve", "--label", "x", "--yes", "5"])
+        .await;
+    scene.wait_for(STATE, "done 3").await;
+    assert_eq!(scene.text(SUCCEEDED).await, "5");
+    assert_eq!(scene.text(SIZES).await, "1 2 2");
+    assert_eq!(scene.text(OVERLAPS).await, "0");
+    assert_eq!(scene.text(FOR_APPROVAL).await, "0");
+
+    // What joins later was not approved.
+    let newcomers = rows(&scene.yard, 6..=8, "stop");
+    sql(&mut scene.producer, &newcomers).await;
+    scene.wait_for(FOR_APPROVAL, "1").await;
+    scene.a_round_passes().await;
+    assert_eq!(scene.text(SENT).await, "5");
+    scene.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waves_that_left_are_counted_by_the_guard_with_those_that_wait() {
+    let mut scene = begin(QUICK, |_, settings| guard(settings)).await;
+    order(&mut scene, "waves", "'1'", 1..=2).await;
+    assert_eq!(scene.outcomes().await, "2 succeeded/job");
+    let third = rows(&scene.yard, [3], "stop");
+    sql(&mut scene.producer, &third).await;
+    scene.wait_for(FOR_APPROVAL, "1").await;
+    scene.a_round_passes().await;
+    assert_eq!(scene.text(SENT).await, "2");
+    scene
+        .command(&["approve", "--label", "x", "--yes", "1"])
+        .await;
+    scene.wait_for(SUCCEEDED, "3").await;
+    scene.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_waits_for_its_window_and_a_reason_sends_its_waves() {
+    let always = Freeze::parse("2020-01-01..2099-12-31").expect("a freeze");
+    let mut scene = begin(QUICK, |_, settings| {
+        settings.targets[0].windows.freezes = vec![always];
+    })
+    .await;
+    order(&mut scene, "waves", "'1, 2'", 1..=3).await;
+    scene.wait_for("SELECT wave_taken FROM orders", "1").await;
+    scene.a_round_passes().await;
+    assert_eq!(scene.text(SENT).await, "0");
+
+    let excuse = "UPDATE power_requests SET override_reason = 'fire' WHERE label = 'x'";
+    sql(&mut scene.producer, excuse).await;
+    scene.wait_for(STATE, "done 2").await;
+    assert_eq!(scene.text(SUCCEEDED).await, "3");
+    assert_eq!(scene.text(SIZES).await, "1 2");
+    assert_eq!(scene.text(OVERLAPS).await, "0");
+    let noted =
+        "SELECT sum(requests) FROM operator_actions WHERE action = 'override' AND reason = 'fire'";
+    assert_eq!(scene.text(noted).await, "3");
     scene.daemon.stop().await;
 }
 

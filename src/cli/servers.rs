@@ -114,7 +114,7 @@ pub(super) async fn filter(
     Ok(found.into_iter().map(|server| server.server_id).collect())
 }
 
-/// The servers that the words stand for, as the inventory knows them. With `with_strangers`, ids
+/// The servers that the words stand for, as the inventory knows them. With `with_unlisted`, ids
 /// that only requests know are among them.
 ///
 /// # Errors
@@ -123,7 +123,7 @@ pub(super) async fn matching(
     client: &mut QueueClient,
     words: &[String],
     target: Option<&str>,
-    with_strangers: bool,
+    with_unlisted: bool,
 ) -> Result<Vec<ServerRecord>, Failure> {
     let mut servers = Vec::new();
     for (word, meaning) in words.iter().zip(client.meanings(target, words).await?) {
@@ -138,7 +138,7 @@ pub(super) async fn matching(
             Meaning::Ambiguous(found) => return Err(written.mistake(&ambiguity(&found))),
             Meaning::UnlistedId(_) | Meaning::Nothing => {
                 let id = ServerId::as_stored(word);
-                if !with_strangers || !client.has_requests_for(&id).await? {
+                if !with_unlisted || !client.has_requests_for(&id).await? {
                     let hints = client.hints(target, word).await?;
                     return Err(written.mistake(&unknown(target, &hints)));
                 }

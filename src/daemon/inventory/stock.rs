@@ -13,7 +13,7 @@ use crate::store::{GoneChunk, InventoryNote, SEEN_AT_AGE_MAX, SERVERS_CHUNK};
 
 /// After a failure the list is tried again after this, doubling, and no later than usual.
 const RETRY_FIRST: Duration = Duration::from_secs(30);
-/// Where the list is not read by itself, one that failed is not tried again before this.
+/// Where the list is not read automatically, one that failed is not tried again before this.
 const INTERVAL_WITHOUT: Duration = Duration::from_secs(600);
 /// Lists that are read for looks tell the queue this often that the inventory is fresh.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ pub(super) struct Stock {
     /// The last one whose results are.
     ended: Option<Attempt>,
     failures: u32,
-    /// The list is not read by itself before this.
+    /// The list is not read automatically before this.
     due_at: Steady,
     /// The cloud wants to be left alone until then.
     throttled_until: Steady,
@@ -111,7 +111,7 @@ impl Stock {
         self.origin == *origin
     }
 
-    /// The time from which on the list is read by itself.
+    /// The time from which on the list is read automatically.
     pub(super) fn due_at(&self) -> Steady {
         self.due_at.max(self.throttled_until)
     }
@@ -146,10 +146,10 @@ impl Stock {
             .is_some_and(|ending| ending.began >= since)
     }
 
-    /// A list was read, or a part of one. `interval`: how often it is read by itself.
+    /// A list was read, or a part of one. `interval`: how often it is read automatically.
     ///
     /// What looks have seen of a list that was never read in full is no inventory: most servers
-    /// would be strangers to it.
+    /// would be missing in it.
     pub(super) fn take(&mut self, arrival: Arrival, interval: Option<Duration>, now: Now) {
         let Arrival {
             listing,

@@ -83,7 +83,7 @@ pub(super) async fn let_go(
     Ok(Lets::Goes(wave + 1))
 }
 
-/// Writes an order, unless the same one stands there already.
+/// Writes an order, unless the same one exists already.
 pub(super) async fn insert(tx: &mut SqliteConnection, order: &NewOrder) -> Result<(), StoreError> {
     let same: Option<bool> = sqlx::query_scalar(
         "SELECT waves = ?2 AND failures_max = ifnull(?3, '0') AND pause IS ?4 FROM orders WHERE label = ?1",
