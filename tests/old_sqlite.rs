@@ -158,7 +158,7 @@ async fn an_old_producer_is_refused_in_the_same_words() {
         ),
         (
             "UPDATE power_requests SET label = 'x' WHERE id = 1",
-            "priority, not_before, expires_at and label can be changed only while a request is queued",
+            "priority, not_before, expires_at, label, override_reason and approved_by can be changed only while a request is queued",
         ),
         (
             "UPDATE power_requests SET not_before = '22:00' WHERE id = 2",

@@ -8,8 +8,9 @@
 //!
 //! `round` has the order of the passes: the take-in (`intake`), orders with waves (`orders`), the
 //! claim (`submit`), the calls that ask what became of batches (`follow`), the queue's upkeep. What
-//! follows from an ended call is in `answers`. Both kinds of passes work over values that know nothing of them: `target` (is it well?
-//! is its key accepted?), `holds`, `ledger` (what is stored and told), `open_batches`.
+//! follows from an ended call is in `answers`. Both kinds of passes work over values that know
+//! nothing of them: `target` (is it well? is its key accepted?), `holds`, `guards`, `windows`,
+//! `ledger` (what is stored and told), `open_batches`.
 
 use std::path::PathBuf;
 use std::pin::Pin;
