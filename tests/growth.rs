@@ -250,6 +250,7 @@ async fn what_a_round_reads_goes_round_as_often_however_many_wait() {
                 "'[]'",
                 "256",
                 "100",
+                "100",
             ],
         ),
         with_values(
