@@ -268,7 +268,8 @@ impl LearnedTimes {
         let seed = seed(job.id, job.looks);
         if self.leads(self.seen_running(job.id)) {
             // Not in step with the other leaders: so they show an end sooner.
-            jittered_by(wait.mul_f64(LEADERS_LEAST), LEADERS_LEAST, seed)
+            let wait = jittered_by(wait.mul_f64(LEADERS_LEAST), LEADERS_LEAST, seed);
+            wait.max(self.times.step_min())
         } else {
             jittered(wait, seed)
         }

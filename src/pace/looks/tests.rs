@@ -390,6 +390,14 @@ fn one_long_job_that_is_remembered_does_not_delay_the_others() {
     assert!(late < 300.0, "four slow ones run: {late} s");
 }
 
+#[test]
+fn a_young_leader_is_looked_at_no_sooner_than_allowed() {
+    let mut learned = learned(&[]);
+    let job = open(43, 1.932, 58);
+    learned.note_running(job);
+    assert!(learned.next_wait(job) >= TIMES.step_min());
+}
+
 proptest! {
     #[test]
     fn every_job_is_seen_to_end_whatever_the_others_did(
