@@ -376,13 +376,17 @@ pub(super) fn in_force(holds: Vec<Hold>, now: UtcMillis) -> Vec<Hold> {
 
 /// Inserts a hold or renews its reason and end. Takes any connection, so that commands put holds
 /// the same way.
+///
+/// A breaker that is to hold for longer stays: what the cloud asked for outlasts a restart, which
+/// forgets it, and a shorter wait that another call asks for afterwards.
 pub(in crate::store) async fn put_hold(
     connection: &mut SqliteConnection,
     hold: &Hold,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO holds (target, action, kind, reason, since, until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), kind) DO UPDATE SET reason = ?4, until = ?6",
+         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), kind) DO UPDATE SET reason = ?4, until = ?6
+         WHERE kind <> 'breaker' OR ifnull(until, '') < ?6",
     )
     .bind(hold.target.as_ref().map(|target| &target.0))
     .bind(hold.action.map(|action| action.as_str()))
@@ -452,6 +456,34 @@ mod tests {
     use super::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
+
+    async fn until_of_breaker(store: &Store, until: UtcMillis) -> String {
+        let hold = Hold {
+            target: Some(TargetName("a".into())),
+            action: None,
+            kind: HoldKind::Breaker,
+            reason: "throttled".to_owned(),
+            since: NOW,
+            until: Some(until),
+        };
+        store.put_hold(&hold).await.expect("put");
+        sqlx::query_scalar("SELECT until FROM holds")
+            .fetch_one(&mut *store.writer.lock().await)
+            .await
+            .expect("one hold")
+    }
+
+    #[tokio::test]
+    async fn a_breaker_becomes_longer_and_not_shorter() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&dir.path().join("queue.db"))
+            .await
+            .expect("a queue");
+        let (soon, late) = (NOW.moved(14_000), NOW.moved(86_400_000));
+        assert_eq!(until_of_breaker(&store, soon).await, text(soon));
+        assert_eq!(until_of_breaker(&store, late).await, text(late));
+        assert_eq!(until_of_breaker(&store, soon).await, text(late));
+    }
 
     #[tokio::test]
     async fn a_strangers_row_neither_hides_the_other_holds_nor_ends_the_pass() {
