@@ -94,8 +94,9 @@ impl FollowPass<'_> {
         let Some(target) = self.targets.get(name) else {
             return Ok(());
         };
+        let actions = target.actions_with_news();
         // Looks that a hold has put off stay where they are; what is new is not forgotten.
-        if self.reads_held(target).is_some() {
+        if actions.is_empty() || self.reads_held(target).is_some() {
             return Ok(());
         }
         let Some(target) = self.targets.get_mut(name) else {
@@ -103,7 +104,7 @@ impl FollowPass<'_> {
         };
         let now = self.round.now.utc;
         let limit = target.rules().job_time_limit;
-        for action in target.actions_with_news() {
+        for action in actions {
             let learned = target.learned(action);
             let mut looks = Vec::new();
             for due in self.store.waiting_jobs(name, action, now).await? {
