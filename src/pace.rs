@@ -85,10 +85,8 @@ impl Pace {
         self.throttles = throttles;
     }
 
-    /// Takes a new configured rate, after a reload. Somebody has perhaps fixed what kept calls
-    /// back: a call finds out.
+    /// Takes a new configured rate, after a reload.
     pub fn reconfigure(&mut self, configured: u32) {
-        self.blocked_until = None;
         if self.rate == self.configured {
             self.rate = configured;
         }
@@ -179,6 +177,11 @@ impl Pace {
     /// True while nothing leaves.
     pub fn is_blocked(&self, now: UtcMillis) -> bool {
         self.blocked_until.is_some_and(|until| until > now)
+    }
+
+    /// Somebody has perhaps fixed what kept calls back: a call finds out.
+    pub fn unblock(&mut self) {
+        self.blocked_until = None;
     }
 
     /// The service answered a call: it can be reached.
@@ -593,7 +596,7 @@ mod tests {
         assert_eq!(pace.wait(T0), Some(until));
         assert_eq!(pace.wait(until), None);
         pace.hold_back(until, None);
-        pace.reconfigure(50);
+        pace.unblock();
         assert_eq!(pace.wait(until), None);
         pace.answered();
         assert_eq!(pace.throttles(), 0);

@@ -92,13 +92,11 @@ async fn nothing_is_lost_or_rebooted_twice_by_twenty_five_kills() {
         let daemon = Daemon::start(&config);
         insert_some(&mut producer, &servers, &mut dice).await;
         tokio::time::sleep(Duration::from_millis(20 + dice.roll(240))).await;
+        if dice.roll(3) == 0 {
+            wait_for_an_open_call(&mut producer).await;
+        }
         daemon.kill();
-        let submitting = text(
-            &mut producer,
-            "SELECT count(*) FROM batches WHERE state = 'submitting'",
-        )
-        .await;
-        open_calls += submitting.parse::<u64>().expect("a number");
+        open_calls += calls_open(&mut producer).await;
     }
     assert!(
         open_calls >= 5,
@@ -113,6 +111,19 @@ async fn nothing_is_lost_or_rebooted_twice_by_twenty_five_kills() {
         begin.elapsed()
     );
     judge(&yard, &mut producer).await;
+}
+
+async fn calls_open(producer: &mut SqliteConnection) -> u64 {
+    let open = "SELECT count(*) FROM batches WHERE state = 'submitting'";
+    text(producer, open).await.parse().expect("a number")
+}
+
+/// Until a call is open, or for half a second: perhaps nothing can be sent now.
+async fn wait_for_an_open_call(producer: &mut SqliteConnection) {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(500) && calls_open(producer).await == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 async fn judge(yard: &Yard, producer: &mut SqliteConnection) {

@@ -2,6 +2,8 @@
 //! away.
 
 mod common;
+#[path = "common/process.rs"]
+mod process;
 
 use std::fs;
 use std::sync::Arc;
@@ -12,7 +14,8 @@ use poweryard::daemon::{self, DaemonError, Dispatcher, Finished};
 use poweryard::model::{Now, PowerAction, UtcMillis};
 use poweryard::settings::SecretRules;
 use poweryard::store::{Store, StoreError};
-use sqlx::AssertSqlSafe;
+use process::Daemon;
+use sqlx::{AssertSqlSafe, Connection};
 
 const SLOW_JOB: &str = "[bms]\nservers = 4\nrunning = 1.0\noperation_ms = [300, 300]\n";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -217,15 +220,8 @@ async fn rows_committed_after_wal_or_shm_were_removed_are_not_lost() {
 
 /// Whoever reads next would find no rows, or only errors.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wal_or_shm_that_was_cut_or_written_over_ends_the_daemon() {
-    let cut = |path: &std::path::Path, to: u64| {
-        fs::OpenOptions::new()
-            .write(true)
-            .open(path)
-            .and_then(|file| file.set_len(to))
-            .expect("cut");
-    };
-    for how in ["cut", "halved", "zeroed", "shm cut"] {
+async fn a_wal_that_was_cut_or_written_over_ends_the_daemon() {
+    for how in ["cut", "halved", "zeroed"] {
         let yard = Yard::new(SLOW_JOB).await;
         let daemon = begin(&yard);
         let mut producer = yard.producer().await;
@@ -244,19 +240,49 @@ async fn a_wal_or_shm_that_was_cut_or_written_over_ends_the_daemon() {
         match how {
             "cut" => cut(&wal, 0),
             "halved" => cut(&wal, length / 2),
-            "zeroed" => {
+            _ => {
                 let mut file = fs::OpenOptions::new()
                     .write(true)
                     .open(&wal)
                     .expect("opened");
                 std::io::Write::write_all(&mut file, &[0; 64]).expect("written");
             }
-            _ => cut(&beside(&yard, "-shm"), 0),
         }
         let source = why_it_ended(daemon).await;
         assert!(matches!(source, StoreError::Replaced(_)), "{how}: {source}");
         assert_eq!(yard.cloud.ledger().len(), 1, "{how}");
     }
+}
+
+fn cut(path: &std::path::Path, to: u64) {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.set_len(to))
+        .expect("cut");
+}
+
+/// SQLite has the `-shm` in its memory: if it looks there before the daemon has noticed the cut, the
+/// kernel ends the process (SIGBUS). So the daemon is one of its own here, and nobody else has the
+/// queue open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shm_that_was_cut_ends_the_daemon_and_repeats_nothing() {
+    let yard = Yard::new(SLOW_JOB).await;
+    let config = yard.write_config();
+    let mut daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "reboot").await;
+    assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    producer.close().await.expect("closed");
+    cut(&beside(&yard, "-shm"), 0);
+    let code = daemon.exit_code().await;
+    assert!(matches!(code, Some(3) | None), "{code:?}");
+    let daemon = Daemon::start(&config);
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(2), "reboot").await;
+    assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
+    assert_eq!(daemon.stop().await, Some(0));
+    assert_eq!(yard.cloud.ledger().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

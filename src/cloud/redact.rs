@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_blotted_whole_encoded_and_cut_short() {
+    fn keys_are_redacted_whole_encoded_and_cut_short() {
         let redactor = keys();
         for (text, clean) in [
             (
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn two_secrets_that_begin_alike_are_each_blotted_to_the_end() {
+    fn two_secrets_that_begin_alike_are_each_redacted_to_the_end() {
         let keys = AccessKeys {
             access_key: "EXAMPLEKEY-A-00".to_owned(),
             secret_key: "examplekey-secret-long-tail".into(),
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn names_passwords_and_tokens_are_blotted_as_words() {
+    fn names_passwords_and_tokens_are_redacted_as_words() {
         let user = Password {
             domain: "acme-corp-eu".into(),
             username: "ops".into(),

@@ -133,8 +133,8 @@ impl Clocks {
         at.moved(self.off.get(&id).copied().unwrap_or(0))
     }
 
-    /// Corrects the times of a batch whose call has ended. One that is accepted only now is stamped by the
-    /// present clock.
+    /// Corrects the times of a batch whose call has ended. One that is accepted only now is stamped
+    /// by the present clock.
     pub(super) fn correct_returned(&mut self, batch: &mut Batch, accepted: bool) {
         let by_ms = self.stale.remove(&batch.id).unwrap_or(0);
         batch.intent_at = batch.intent_at.moved(by_ms);

@@ -91,17 +91,29 @@ impl FollowPass<'_> {
     /// Moves the looks at a target's jobs that may have ended sooner than was thought when they were
     /// planned.
     async fn bring_looks_forward(&mut self, name: &TargetName) -> Result<(), StoreError> {
+        let Some(target) = self.targets.get(name) else {
+            return Ok(());
+        };
+        let actions = target.actions_with_news();
+        // Looks that a hold has put off stay where they are; what is new is not forgotten.
+        if actions.is_empty() || self.reads_held(target).is_some() {
+            return Ok(());
+        }
         let Some(target) = self.targets.get_mut(name) else {
             return Ok(());
         };
         let now = self.round.now.utc;
-        for action in target.actions_with_news() {
+        let limit = target.rules().job_time_limit;
+        for action in actions {
             let learned = target.learned(action);
             let mut looks = Vec::new();
             for due in self.store.waiting_jobs(name, action, now).await? {
                 let job = open_job(&due, self.clocks, now);
                 let planned = job.age + due.at.since(now);
-                if let Some(age) = learned.brought_forward(job, planned) {
+                let sooner = learned.brought_forward(job, planned).unwrap_or(planned);
+                // The limit may be lower than when it was planned.
+                let age = sooner.min(limit).max(job.age);
+                if age < planned {
                     looks.push((due.id, now + (age - job.age)));
                 }
             }
@@ -143,10 +155,12 @@ impl FollowPass<'_> {
     }
 
     fn put_off_until(&self, due: &DueBatch) -> Option<UtcMillis> {
-        if due.by_servers || due.state != BatchState::Tracking {
+        let now = self.round.now.utc;
+        let is_dated_ahead = self.clocks.corrected_of(due.id, due.accepted_at) > now;
+        let is_followed = due.state == BatchState::Tracking && !due.by_servers;
+        if !is_followed || !due.is_plain || is_dated_ahead {
             return None;
         }
-        let now = self.round.now.utc;
         let target = self.targets.get(&due.target)?;
         let job = open_job(due, self.clocks, now);
         let learned = target.learned(due.action);

@@ -248,6 +248,12 @@ struct Loop {
     is_announced: bool,
 }
 
+/// Why no further task was taken in.
+enum TakeInError {
+    Store(StoreError),
+    Panicked(Box<dyn std::any::Any + Send>),
+}
+
 impl Loop {
     async fn run(
         mut self,
@@ -375,19 +381,40 @@ impl Loop {
         self.followers.push(self.tasks.spawn(asked));
     }
 
-    /// Stores what has ended: this one, and a few more that have, together.
+    /// Stores what has ended: this one, and a few more that have, together. What was taken in before
+    /// something went wrong is stored all the same.
     async fn finish_tasks(
         &mut self,
         ended: Result<TaskEnd, tokio::task::JoinError>,
     ) -> Result<(), StoreError> {
+        let taken_in = self.take_in_tasks(ended).await;
+        let stored = self.dispatcher.save_new(now()).await;
+        self.watchdog.feed();
+        match taken_in {
+            // A panicking task ends the process, so that systemd sees it.
+            Err(TakeInError::Panicked(panic)) => std::panic::resume_unwind(panic),
+            Err(TakeInError::Store(error)) => Err(error),
+            Ok(()) => stored,
+        }
+    }
+
+    async fn take_in_tasks(
+        &mut self,
+        ended: Result<TaskEnd, tokio::task::JoinError>,
+    ) -> Result<(), TakeInError> {
         let mut next = Some(ended);
         while let Some(ended) = next {
             match ended {
-                Ok(TaskEnd::Finished(finished)) => self.dispatcher.take_in(finished, now()).await?,
+                Ok(TaskEnd::Finished(finished)) => self
+                    .dispatcher
+                    .take_in(finished, now())
+                    .await
+                    .map_err(TakeInError::Store)?,
                 Ok(TaskEnd::NotBegun(batch)) => self.dispatcher.not_begun(batch, now()),
                 Ok(TaskEnd::GateSaid(said)) => self.dispatcher.gate_said(said, now()),
-                // A panicking task ends the process, so that systemd sees it.
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(error) if error.is_panic() => {
+                    return Err(TakeInError::Panicked(error.into_panic()));
+                }
                 Err(_cut_short) => {}
             }
             // Behind a lock each of them may take seconds.
@@ -399,8 +426,6 @@ impl Loop {
                 None
             };
         }
-        self.dispatcher.save_new(now()).await?;
-        self.watchdog.feed();
         Ok(())
     }
 

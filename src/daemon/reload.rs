@@ -70,12 +70,19 @@ impl Dispatcher {
             is_asked_for: reload.is_asked_for,
         };
         for name in &names {
-            // Budgets may have changed; those that still bind are found again at once. And
-            // somebody who reloads has fixed something: a call finds out.
+            // Budgets may have changed; those that still bind are found again at once.
             self.store.lift_hold(name, HoldKind::Budget).await?;
-            self.store.lift_hold(name, HoldKind::Breaker).await?;
+            // Somebody who reloads has fixed something: a call finds out. A secret that was replaced
+            // does not end what the cloud has asked for.
+            if reload.is_asked_for {
+                self.store.lift_hold(name, HoldKind::Breaker).await?;
+            }
         }
-        let throttled = self.throttled_targets(&new, &names, now);
+        let mut throttled = Vec::new();
+        if reload.is_asked_for {
+            throttled = self.throttled_targets(&new, &names, now);
+            self.targets.values_mut().for_each(Target::try_again);
+        }
         self.apply(&reload, new);
         for name in throttled {
             // Its looks were put off to the end of the throttling.

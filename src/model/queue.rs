@@ -176,6 +176,9 @@ pub struct DueBatch {
     pub accepted_at: UtcMillis,
     /// Looks so far.
     pub looks: u32,
+    /// The last answers said what is expected of a job that runs: its next look is planned like
+    /// that of any other.
+    pub is_plain: bool,
     /// Followed by the servers' own states, not by a job.
     pub by_servers: bool,
     /// Since or from when.

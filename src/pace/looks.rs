@@ -36,6 +36,8 @@ const LASTS_WITHOUT_HISTORY: f64 = 2.0;
 const SAMPLED: u64 = 16;
 /// One in so many first looks is made after a quarter of the time: the cloud may have become faster.
 const EARLY: u64 = 64;
+/// A first look, or a next one, is clearly sooner with this share of what was planned.
+const SOONER: f64 = 0.8;
 /// A look that is due is put off if it would be later by this share at least.
 const WORTH_A_WRITE: f64 = 0.05;
 /// The shares of a job's servers that have ended at `ServerEnds::half`, between that and `most`, and
@@ -148,11 +150,13 @@ impl LearnedTimes {
         let seen = self.running.remove(&id).unwrap_or_default();
         let job = self.ended_job(took, seen);
         let is_longest = job.whole > self.plan.longest;
+        let next_before = self.plan.next(seen.as_secs_f64());
         self.ended.push_front(job);
         self.ended.truncate(ENDED_MAX);
         self.plan_again();
         let first = self.first_look();
-        let is_sooner = first < self.planned.mul_f64(0.8);
+        let is_sooner =
+            first < self.planned.mul_f64(SOONER) || self.looks_sooner(seen, next_before);
         // Open jobs may be waiting for a later end, or as ones that last longer than all others.
         if is_longest || is_sooner {
             self.is_news = true;
@@ -306,7 +310,7 @@ impl LearnedTimes {
             Some(at) if !seen.is_zero() && !is_led && seen >= self.first_look() => {
                 at.min(seen + self.times.interval_max)
             }
-            Some(at) => at.min(self.longest_wait(job.age)),
+            Some(at) => at.min(self.longest_wait(seen)),
         }
     }
 
@@ -320,10 +324,28 @@ impl LearnedTimes {
         share.clamp(self.times.step_min(), self.times.interval_max)
     }
 
-    /// Beyond all history a job is looked at before it is twice as old, whatever the others do.
-    fn longest_wait(&self, age: Duration) -> Duration {
-        let known = Duration::from_secs_f64(self.plan.longest * (1.0 + MARGIN));
-        (2 * age).max(2 * self.first_span()).max(known)
+    /// A job is looked at before it is four times as old as when it was last seen, whatever the others
+    /// do; one that was never seen, when all ended ones had ended.
+    fn longest_wait(&self, seen: Duration) -> Duration {
+        let known = if seen.is_zero() {
+            Duration::from_secs_f64(self.plan.longest * (1.0 + MARGIN))
+        } else {
+            Duration::ZERO
+        };
+        (4 * seen).max(4 * self.first_span()).max(known)
+    }
+
+    /// True if the plan has a clearly sooner look now at jobs that were last seen as old as the one
+    /// that has just ended: others of them may have ended too.
+    fn looks_sooner(&self, seen: Duration, next_before: Option<Duration>) -> bool {
+        let Some(next) = self
+            .plan
+            .next(seen.as_secs_f64())
+            .filter(|_| !seen.is_zero())
+        else {
+            return false;
+        };
+        next_before.is_none_or(|before| next < before.mul_f64(SOONER))
     }
 
     /// True if neither ended jobs nor others that run show how long such a job lasts.

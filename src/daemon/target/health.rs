@@ -116,10 +116,14 @@ impl Health {
         self.pace.call_ended(now);
     }
 
-    /// Applies a new configured rate. Somebody who reloads has perhaps had a limit raised: a call
-    /// finds out.
+    /// Applies a new configured rate.
     pub(super) fn reconfigure(&mut self, submits_per_minute: u32) {
         self.pace.reconfigure(submits_per_minute);
+    }
+
+    /// Somebody has perhaps had a limit raised: a call and a read find out.
+    pub(super) fn try_again(&mut self) {
+        self.pace.unblock();
         self.reads = Reads::default();
     }
 

@@ -175,6 +175,11 @@ impl Target {
         self.noted = None;
     }
 
+    /// Somebody has perhaps fixed what kept calls and reads back.
+    pub(super) fn try_again(&mut self) {
+        self.health.try_again();
+    }
+
     /// Where `settings` send their batches.
     pub(super) fn origin_of(settings: &TargetSettings) -> Origin {
         let endpoint = settings.endpoint.as_str().trim_end_matches('/').to_owned();

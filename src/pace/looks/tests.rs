@@ -334,6 +334,62 @@ fn jobs_that_take_no_time_are_looked_at_at_once() {
     assert_eq!(learned(&[0.0; 5]).first_wait(BatchId(1)), Duration::ZERO);
 }
 
+/// As the daemon learns it: of 64 jobs of 10 s one took 3000 s because of one slow server.
+fn learn_of_one_slow_server(lane: &mut Lane) {
+    for number in 0..64 {
+        let whole = if number == 60 { 3000.0 } else { 10.0 };
+        let servers = ServerEnds {
+            half: seconds(9.9),
+            most: seconds(10.0),
+        };
+        let took = Took {
+            servers: Some(servers),
+            ..took(whole, whole + 0.2)
+        };
+        lane.learned.note_ended(BatchId(100_000 + number), took);
+    }
+    lane.learned.news_applied();
+}
+
+#[test]
+fn behind_jobs_that_hang_another_one_is_asked_for_in_time() {
+    for hanging in [1, 3, 4, 8] {
+        for others in 0..12 {
+            let history: Vec<f64> = (0..64).map(|n| 9.5 + 0.01 * f64::from(n)).collect();
+            let mut durations = vec![7200.0; hanging];
+            durations.extend(vec![9.8; others]);
+            durations.push(10.6);
+            let cost = Lane::new(&history, 5.0, durations).run();
+            let late = cost.delays[hanging + others] * 10.6;
+            assert!(late < 300.0, "{hanging} hang, {others} others: {late} s");
+
+            let mut durations = vec![7200.0; hanging + others];
+            durations.push(100.0);
+            let cost = Lane::new(&[], 1.2, durations).run();
+            let late = cost.delays[hanging + others] * 100.0;
+            assert!(late < 300.0, "without history, {hanging} hang: {late} s");
+        }
+    }
+}
+
+#[test]
+fn one_long_job_that_is_remembered_does_not_delay_the_others() {
+    let mut lane = Lane::new(&[], 0.5, vec![12.0; 200]);
+    learn_of_one_slow_server(&mut lane);
+    let cost = lane.run();
+    let worst = cost.delays.iter().copied().fold(0.0, f64::max) * 12.0;
+    assert!(worst < 120.0, "the cloud became slower: {worst} s");
+
+    let mut durations = vec![2900.0; 4];
+    durations.extend(vec![9.9; 60]);
+    durations.push(10.6);
+    let mut lane = Lane::new(&[], 5.0, durations);
+    learn_of_one_slow_server(&mut lane);
+    let cost = lane.run();
+    let late = cost.delays[64] * 10.6;
+    assert!(late < 300.0, "four slow ones run: {late} s");
+}
+
 #[test]
 fn a_young_leader_is_looked_at_no_sooner_than_allowed() {
     let mut learned = learned(&[]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::sqlite::{BUSY_TIMEOUT, schema};
+use super::sqlite::{BUSY_TIMEOUT, holds, schema};
 use super::{Prune, RefusedKey, StoreError};
 use crate::model::{Hold, LetGo, PowerAction, TargetName, UtcMillis};
 use std::collections::BTreeMap;
@@ -22,7 +22,6 @@ mod orders;
 mod overview;
 mod read;
 mod records;
-mod refused_keys;
 mod write;
 
 pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
@@ -420,12 +419,12 @@ impl QueueClient {
 impl QueueClient {
     /// Keys that were refused last, one for each secret.
     pub async fn refused_keys(&mut self) -> Result<Vec<RefusedKey>, StoreError> {
-        refused_keys::refused_keys(&mut self.connection).await
+        holds::refused_keys(&mut self.connection).await
     }
 
     /// Counts a refusal, so that the daemon's next start knows of it.
     pub async fn note_refused_key(&mut self, refused: &RefusedKey) -> Result<(), StoreError> {
-        refused_keys::note_refused_key(&mut self.connection, refused).await
+        write::note_refused_key(&mut self.connection, refused).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! What commands write: new requests, cancellations, an operator's holds. Each function is one
+//! What commands write: new requests, cancellations, an operator's holds, refused keys. Each function is one
 //! transaction, all or nothing.
 
 use std::collections::BTreeMap;
@@ -8,9 +8,9 @@ use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
 use super::{NewOrder, orders, read};
 use crate::model::{Hold, HoldKind, PowerAction, RequestState, TargetName};
-use crate::store::StoreError;
-use crate::store::sqlite::holds;
 use crate::store::sqlite::rows::list;
+use crate::store::sqlite::{holds, write_guard};
+use crate::store::{RefusedKey, StoreError};
 
 /// Rows inserted by one statement.
 const CHUNK: usize = 500;
@@ -229,6 +229,17 @@ pub(super) async fn resume(
 pub(super) async fn resume_all(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
     let removed = sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
     Ok(removed.execute(&mut *connection).await?.rows_affected())
+}
+
+pub(super) async fn note_refused_key(
+    connection: &mut SqliteConnection,
+    refused: &RefusedKey,
+) -> Result<(), StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    write_guard::acquire(&mut tx).await?;
+    holds::note_refused_key(&mut tx, refused).await?;
+    write_guard::release(&mut tx).await?;
+    Ok(tx.commit().await?)
 }
 
 /// The request that has this one's key already.

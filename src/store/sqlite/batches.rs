@@ -73,7 +73,7 @@ pub(in crate::store) async fn due_batches(
 ) -> Result<Vec<DueBatch>, StoreError> {
     let found: Vec<DueRow> = sqlx::query_as(
         "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL) AS by_servers, next_look_at, action,
-                coalesce(submitted_at, intent_at) AS accepted_at, looks
+                coalesce(submitted_at, intent_at) AS accepted_at, looks, doubts = 0 AND read_error IS NULL AS is_plain
          FROM batches
          WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
            AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
@@ -99,9 +99,10 @@ pub(in crate::store) async fn waiting_jobs(
     now: UtcMillis,
 ) -> Result<Vec<DueBatch>, StoreError> {
     let found: Vec<DueRow> = sqlx::query_as(
-        "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_at, intent_at) AS accepted_at, looks
+        "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_at, intent_at) AS accepted_at, looks,
+                1 AS is_plain
          FROM batches
-         WHERE state <> 'done' AND target = ?1 AND next_look_at > ?2 AND state = 'tracking' AND job_id IS NOT NULL AND action = ?3",
+         WHERE state <> 'done' AND doubts = 0 AND read_error IS NULL AND target = ?1 AND next_look_at > ?2 AND state = 'tracking' AND job_id IS NOT NULL AND action = ?3",
     )
     .bind(&target.0)
     .bind(text(now))
@@ -135,6 +136,7 @@ struct DueRow {
     action: String,
     accepted_at: String,
     looks: i64,
+    is_plain: bool,
 }
 
 impl DueRow {
@@ -146,6 +148,7 @@ impl DueRow {
             action: rows::word(&self.action)?,
             accepted_at: time_or_long_ago(self.accepted_at),
             looks: u32::try_from(self.looks).unwrap_or(0),
+            is_plain: self.is_plain,
             by_servers: self.by_servers,
             at: time_or_long_ago(self.next_look_at),
         })

@@ -219,8 +219,9 @@ async fn try_claim(
                 return Ok(None);
             }
             Err(error) => {
-                // What the schema refuses may be claimed in another way, on this connection.
-                tx.rollback().await?;
+                // What the schema refuses may be claimed in another way, on this connection. After
+                // an error of the disk there may be nothing left to roll back.
+                let _ = tx.rollback().await;
                 return Err(error);
             }
         }

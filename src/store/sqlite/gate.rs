@@ -394,7 +394,7 @@ pub(super) async fn bring_forward_after(
         return Ok(());
     }
     let (first, others) = moved.split_at(moved.len().min(FORWARD_AT_ONCE));
-    bring_forward(tx, target, first.iter().map(|member| &member.server)).await?;
+    move_forward(tx, target, first.iter().map(|member| &member.server)).await?;
     if others.is_empty() {
         return Ok(());
     }
@@ -418,10 +418,19 @@ pub(super) async fn bring_forward<'a>(
     target: &TargetName,
     servers: impl Iterator<Item = &'a ServerId>,
 ) -> Result<(), StoreError> {
-    let names: Vec<&str> = servers.map(|server| server.0.as_str()).collect();
-    if names.is_empty() || !is_anything_parked(tx, target).await? {
-        return Ok(());
+    if is_anything_parked(tx, target).await? {
+        move_forward(tx, target, servers).await?;
     }
+    Ok(())
+}
+
+/// The same, where something is parked.
+async fn move_forward<'a>(
+    tx: &mut SqliteConnection,
+    target: &TargetName,
+    servers: impl Iterator<Item = &'a ServerId>,
+) -> Result<(), StoreError> {
+    let names: Vec<&str> = servers.map(|server| server.0.as_str()).collect();
     let forward: Vec<i64> = sqlx::query_scalar(
         "UPDATE power_requests SET in_line = 1, gate = CASE
              WHEN retry_at IS NOT NULL THEN 'retry'

@@ -311,14 +311,14 @@ impl RefusedKey {
 }
 
 /// Casts, because anybody may have written anything here.
-pub(in crate::store) const REFUSED_KEYS: &str =
+const REFUSED_KEYS: &str =
     "SELECT CAST(key AS BLOB) AS key, CAST(secret AS BLOB) AS secret, CAST(target AS BLOB) AS target,
     CAST(refusals AS INTEGER) AS refusals, CAST(until AS BLOB) AS until, CAST(reason AS BLOB) AS reason,
     CAST(recent AS BLOB) AS recent FROM refused_keys";
 
 /// A row as anybody may have written it.
 #[derive(sqlx::FromRow)]
-pub(in crate::store) struct RefusedKeyRecord {
+struct RefusedKeyRecord {
     key: Vec<u8>,
     secret: Vec<u8>,
     target: Vec<u8>,
@@ -329,7 +329,7 @@ pub(in crate::store) struct RefusedKeyRecord {
 }
 
 impl RefusedKeyRecord {
-    pub(in crate::store) fn into_key(self) -> Option<RefusedKey> {
+    fn into_key(self) -> Option<RefusedKey> {
         let recent = String::from_utf8_lossy(&self.recent).into_owned();
         Some(RefusedKey {
             key: String::from_utf8(self.key).ok()?,

@@ -417,9 +417,9 @@ impl Facts {
                 }
             }
         };
-        let from = waited
-            .max(request.wish.inserted_at.utc)
-            .max(request.wish.not_before.unwrap_or(waited));
+        // Of a request that has waited for another one the daemon takes the latest of all times.
+        // SQLite's own clock, which dates the insert, is not the one that is drawn here.
+        let from = waited.max(request.wish.not_before.unwrap_or(waited));
         self.limits.default_ttl.map(|ttl| from + ttl)
     }
 
