@@ -15,22 +15,20 @@ CREATE TABLE power_requests (
     -- are not NOT NULL for that alone: OR IGNORE would drop such a row without a word. An AFTER trigger fills them.
 
     -- what the producer asks for
-    server_id    TEXT NOT NULL COLLATE NOCASE CONSTRAINT server_id_form CHECK (
-                     server_id GLOB '[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f]-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]'
-                     OR (length(server_id) BETWEEN 1 AND 64 AND server_id NOT GLOB '*[^A-Za-z0-9-]*')),
+    server_id    TEXT NOT NULL COLLATE NOCASE CONSTRAINT server_id_form CHECK (length(server_id) BETWEEN 1 AND 64),
     action       TEXT NOT NULL CONSTRAINT action_known CHECK (action = 'start' OR action = 'stop' OR action = 'reboot'),
     target       TEXT DEFAULT 'default' CONSTRAINT target_form CHECK (
                      target = 'default' OR (length(target) BETWEEN 1 AND 64 AND target NOT GLOB '*[^A-Za-z0-9._-]*')),
     priority     INTEGER DEFAULT 0 CONSTRAINT priority_range CHECK (priority BETWEEN -100 AND 100),
-    not_before   TEXT CONSTRAINT not_before_form CHECK (not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
-    expires_at   TEXT CONSTRAINT expires_at_form CHECK (expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
-    after_id     INTEGER CONSTRAINT after_id_earlier CHECK (after_id < id),
+    not_before   TEXT CONSTRAINT not_before_form CHECK (not_before IS NULL OR not_before GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
+    expires_at   TEXT CONSTRAINT expires_at_form CHECK (expires_at IS NULL OR expires_at GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'),
+    after_id     INTEGER CONSTRAINT after_id_earlier CHECK (after_id IS NULL OR after_id < id),
     -- in characters; a text with a NUL counts only up to that, so that its bytes are bounded too
-    request_key  TEXT CONSTRAINT request_key_form CHECK (length(request_key) <= 256 AND length(CAST(request_key AS BLOB)) <= 1024),
-    label        TEXT CONSTRAINT label_form CHECK (length(label) <= 256 AND length(CAST(label AS BLOB)) <= 1024),
-    requested_by TEXT CONSTRAINT requested_by_form CHECK (length(requested_by) <= 256 AND length(CAST(requested_by AS BLOB)) <= 1024),
-    override_reason TEXT CONSTRAINT override_reason_form CHECK (length(override_reason) BETWEEN 1 AND 256 AND length(CAST(override_reason AS BLOB)) <= 1024),
-    approved_by  TEXT CONSTRAINT approved_by_form CHECK (length(approved_by) BETWEEN 1 AND 256 AND length(CAST(approved_by AS BLOB)) <= 1024),
+    request_key  TEXT CONSTRAINT request_key_form CHECK (request_key IS NULL OR (length(request_key) <= 256 AND length(CAST(request_key AS BLOB)) <= 1024)),
+    label        TEXT CONSTRAINT label_form CHECK (label IS NULL OR (length(label) <= 256 AND length(CAST(label AS BLOB)) <= 1024)),
+    requested_by TEXT CONSTRAINT requested_by_form CHECK (requested_by IS NULL OR (length(requested_by) <= 256 AND length(CAST(requested_by AS BLOB)) <= 1024)),
+    override_reason TEXT CONSTRAINT override_reason_form CHECK (override_reason IS NULL OR (length(override_reason) BETWEEN 1 AND 256 AND length(CAST(override_reason AS BLOB)) <= 1024)),
+    approved_by  TEXT CONSTRAINT approved_by_form CHECK (approved_by IS NULL OR (length(approved_by) BETWEEN 1 AND 256 AND length(CAST(approved_by AS BLOB)) <= 1024)),
     created_at   TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
 
     -- what the daemon tells
@@ -573,7 +571,8 @@ WHEN CASE WHEN NEW.id IS -1 AND typeof(NEW.server_id) = 'text'
       AND (NEW.requested_by IS NULL OR (typeof(NEW.requested_by) = 'text' AND length(NEW.requested_by) <= 256
            AND length(CAST(NEW.requested_by AS BLOB)) <= 1024))
       AND NEW.override_reason IS NULL AND NEW.approved_by IS NULL AND NEW.wave IS NULL
-      AND NEW.created_at IS strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND NEW.created_at > '2024' AND NEW.created_at < '2099'
+      AND julianday(NEW.created_at) = julianday('now') AND NEW.created_at GLOB '20??-??-??T??:??:??.???Z'
+      AND NEW.created_at > '2024' AND NEW.created_at < '2099'
       AND NEW.state IS 'queued' AND NEW.batch_id IS NULL AND NEW.attempts IS 0 AND NEW.retry_at IS NULL AND NEW.evidence IS NULL
       AND NEW.error_code IS NULL AND NEW.error_message IS NULL AND NEW.submitted_at IS NULL AND NEW.finished_at IS NULL
       AND NEW.gate IS 'ready' AND NEW.in_line IS 1 AND NEW.eligible_at IS NULL AND NEW.travel_group IS 0

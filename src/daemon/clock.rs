@@ -4,7 +4,7 @@
 //! What the daemon remembers by the time of day then moves along: a wait of a minute stays a
 //! minute. Reads no clock and no row.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -15,7 +15,7 @@ use crate::model::{Batch, BatchId, Now, Steady, UtcMillis};
 /// Between two looks at the clocks a difference of more than this was set by somebody, and is no
 /// correction.
 const STEP_MIN_MS: i64 = 2000;
-/// Steps ahead that are remembered, for what was stamped before them.
+/// Steps that are remembered, for what was stamped before them.
 const STEPS_MAX: usize = 8;
 
 /// Somebody has set the clock.
@@ -27,14 +27,39 @@ pub(super) struct ClockStep {
     pub(super) at: Now,
 }
 
+/// What the clock showed between two steps.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    /// None: whatever it showed before.
+    from: Option<UtcMillis>,
+    to: UtcMillis,
+    /// By how much the clock has been set since, in milliseconds.
+    off_ms: i64,
+}
+
+impl Stretch {
+    fn showed(&self, at: UtcMillis) -> bool {
+        self.from.is_none_or(|from| from <= at) && at <= self.to
+    }
+
+    /// A clock that is back where it was is not off.
+    fn off_ms(&self) -> i64 {
+        if self.off_ms.saturating_abs() < STEP_MIN_MS {
+            0
+        } else {
+            self.off_ms
+        }
+    }
+}
+
 /// The two clocks as they were last seen, and the steps since the start.
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
     last: Option<Now>,
-    /// The time of day just before each step ahead, and its size in milliseconds.
-    ahead: Vec<(UtcMillis, i64)>,
-    /// The sizes of the steps back in milliseconds, all below zero.
-    back: Vec<i64>,
+    /// What the clock showed before each step.
+    stretches: VecDeque<Stretch>,
+    /// The first time that it showed after the last step.
+    stepped_to: Option<UtcMillis>,
     stepped_at: Option<Steady>,
     /// The time of day when the clock was last found to have been set back, or at the start.
     right_since: Option<UtcMillis>,
@@ -108,16 +133,23 @@ impl Clocks {
             .filter(|_| by_ms > 0)
             .map(|at| at.moved(by_ms));
         self.right_since = Some(right_since.unwrap_or(now.utc));
-        if by_ms > 0 {
-            self.ahead.push((now.utc.moved(-by_ms), by_ms));
-            forget_oldest(&mut self.ahead);
-        } else {
-            // Set back to where it was: what was stamped before both is right again.
-            self.ahead
-                .pop_if(|(_, ahead_ms)| ahead_ms.saturating_add(by_ms).abs() < STEP_MIN_MS);
-            self.back.push(by_ms);
-            forget_oldest(&mut self.back);
+        self.stretches.push_back(Stretch {
+            from: self.stepped_to,
+            to: now.utc.moved(-by_ms),
+            off_ms: 0,
+        });
+        if self.stretches.len() > STEPS_MAX {
+            self.stretches.pop_front();
+            if let Some(oldest) = self.stretches.front_mut() {
+                oldest.from = None;
+            }
         }
+        for stretch in &mut self.stretches {
+            stretch.off_ms = stretch.off_ms.saturating_add(by_ms);
+        }
+        // The clock may have been set just after the last look at it.
+        let stepped_to = self.last.map(|last| last.utc.moved(by_ms));
+        self.stepped_to = Some(stepped_to.unwrap_or(now.utc));
     }
 
     /// A batch as it was just read from the queue, with its times as the present clock would have
@@ -145,52 +177,33 @@ impl Clocks {
         }
     }
 
-    /// What was stamped `at`, as the present clock would have shown it, as far as that can be told:
-    /// steps ahead leave no doubt; what lies ahead of `now` was stamped before the clock was set
-    /// back, by this run or an earlier one.
+    /// What was stamped `at`, as the present clock would have shown it: if it may have been stamped
+    /// before or after a step, then after it. What no clock of this run can have shown was stamped by
+    /// an earlier run if it lies ahead of `now`, and stays as it is otherwise.
     pub(super) fn corrected(&self, at: UtcMillis, now: UtcMillis) -> UtcMillis {
-        if at <= now {
-            return self.moved_ahead(at).min(now);
-        }
-        let mut at = at;
-        for by_ms in self.back.iter().rev() {
-            if at > now {
-                at = at.moved(*by_ms);
-            }
-        }
-        if at > now {
-            self.right_since.unwrap_or(now).min(now)
+        let is_shown_now = at <= now && self.stepped_to.is_none_or(|from| from <= at);
+        let before = self.stretches.iter().filter(|stretch| stretch.showed(at));
+        let moved = before.map(|stretch| at.moved(stretch.off_ms()));
+        let newest = moved.chain(is_shown_now.then_some(at)).max();
+        let otherwise = if at > now {
+            self.right_since.unwrap_or(now)
         } else {
             at
-        }
+        };
+        newest.unwrap_or(otherwise).min(now)
     }
 
-    fn moved_ahead(&self, at: UtcMillis) -> UtcMillis {
-        let mut at = at;
-        for (before, by_ms) in &self.ahead {
-            if at <= *before {
-                at = at.moved(*by_ms);
-            }
-        }
-        at
-    }
-
-    /// How much longer than `span` ago something may have been stamped by a clock that has stepped
+    /// How much longer than `span` ago something may have been stamped by a clock that has been set
     /// ahead within `span`.
     pub(super) fn allowance(&self, span: Duration, steady: Steady) -> Duration {
         let recent = self.stepped_at.is_some_and(|at| steady.since(at) < span);
-        let ahead_ms: i64 = self.ahead.iter().map(|(_, by_ms)| by_ms).sum();
+        let ahead_ms = self.stretches.iter().map(Stretch::off_ms).max();
         if recent {
-            Duration::from_millis(u64::try_from(ahead_ms).unwrap_or(0))
+            Duration::from_millis(u64::try_from(ahead_ms.unwrap_or(0)).unwrap_or(0))
         } else {
             Duration::ZERO
         }
     }
-}
-
-fn forget_oldest<T>(steps: &mut Vec<T>) {
-    let surplus = steps.len().saturating_sub(STEPS_MAX);
-    steps.drain(..surplus);
 }
 
 #[cfg(test)]
@@ -377,7 +390,22 @@ mod tests {
             clocks.stepped(step(-60_000, at(-60, 0)), &[], &BTreeSet::new());
         }
         let now = at(-50, 10).utc;
-        assert_eq!(clocks.corrected(now.moved(60_000), now), now);
+        assert_eq!(clocks.corrected(BEGIN, now), at(-60, 0).utc);
+    }
+
+    #[test]
+    fn what_was_stamped_before_steps_both_ways_is_moved_by_all_of_them() {
+        let mut clocks = Clocks::default();
+        clocks.seen(at(0, 0));
+        clocks.stepped(step(-7_200_000, at(-7198, 2)), &[], &BTreeSet::new());
+        clocks.seen(at(-7198, 2));
+        clocks.stepped(step(3000, at(-7187, 10)), &[], &BTreeSet::new());
+        clocks.seen(at(-7187, 10));
+        clocks.stepped(step(-600_000, at(-7784, 13)), &[], &BTreeSet::new());
+        let now = at(-7777, 20).utc;
+        assert_eq!(clocks.corrected(at(1, 0).utc, now), at(-7796, 0).utc);
+        assert_eq!(clocks.corrected(at(-7195, 0).utc, now), at(-7792, 0).utc);
+        assert_eq!(clocks.corrected(at(-7186, 0).utc, now), at(-7786, 0).utc);
     }
 
     #[test]
