@@ -29,7 +29,8 @@ impl<'a> Case<'a> {
     ///
     /// A server that remembers its last operation still shows another one than a reboot: that is a
     /// mark. Without one there must be no moment since the call at which it could have passed
-    /// unseen. A server that has never shown an operation may not show this one either.
+    /// unseen. A server that has never shown an operation may not show this one either, and one that
+    /// shows a reboot by now may show this one.
     pub(super) fn can_be_disproved(self, member: &Member) -> bool {
         if member.seen_moving || self.batch.from_copy || !self.watch.may_have_been_refused() {
             return false;
@@ -40,7 +41,11 @@ impl<'a> Case<'a> {
         }
         match member.baseline {
             Baseline::Unknown | Baseline::Known(None) => false,
-            Baseline::Known(Some(_)) => is_covered || !member.shows_old_reboot(),
+            Baseline::Known(Some(_)) => {
+                let shows_reboot =
+                    member.shows_old_reboot() || self.watch.shows_reboot(member.request);
+                is_covered || !shows_reboot
+            }
         }
     }
 

@@ -211,6 +211,20 @@ fn a_mark_that_no_reboot_would_leave_is_proof_after_a_restart_too() {
 }
 
 #[test]
+fn a_reboot_that_may_be_an_earlier_one_leaves_no_proof_that_this_was_refused() {
+    let mut batch = refused_by_clouddc(Reboot, STARTED, 1);
+    batch.members[0].shadowed = true;
+    let sightings = each(&batch, &showing(REBOOTED));
+    let mut restarted = Looked::resumed(batch.clone());
+    assert!(unproved(&look_on(&mut restarted, 5, &sightings).1, 1));
+
+    let sightings = each(&batch, &showing(STARTED));
+    let mut restarted = Looked::resumed(batch);
+    let (_, step) = look_on(&mut restarted, 5, &sightings);
+    assert_eq!(ended(&step, 1).evidence, Evidence::Refused);
+}
+
+#[test]
 fn what_never_showed_an_operation_proves_no_refused_reboot() {
     for baseline in [Baseline::Unknown, Baseline::Known(None)] {
         let mut batch = refused_by_clouddc(Reboot, STARTED, 3);

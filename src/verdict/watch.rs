@@ -123,6 +123,13 @@ impl Watch {
         Some(row.last?.steady.since(row.idle?.since.steady))
     }
 
+    /// True if a server that is idle shows a reboot as its last operation.
+    pub(super) fn shows_reboot(&self, request: RequestId) -> bool {
+        let idle = self.rows.get(&request).and_then(|row| row.idle);
+        idle.and_then(|idle| idle.operation)
+            .is_some_and(|operation| operation.action.leaves_no_mark())
+    }
+
     /// True if every moment since the call began lies in an unbroken row of looks.
     pub(super) fn covers_call(&self, request: RequestId) -> bool {
         self.rows.get(&request).is_some_and(|row| row.since_call)
