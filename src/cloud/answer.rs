@@ -5,6 +5,7 @@
 //! clock. The meaning of a code is in `codes`; what the daemon does about a fault is decided
 //! elsewhere.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
@@ -12,7 +13,7 @@ use serde::Deserialize;
 
 use super::complaint::{FoundComplaint, find_complaint};
 use super::encoding::{self, TooLarge, named_encodings};
-use super::http::doubt;
+use super::http::{Room, doubt};
 use super::lenient;
 use super::text::{MESSAGE_CHARS_MAX, cap, tidy};
 use crate::model::cloud_codes::{self, CodeOrigin};
@@ -38,7 +39,7 @@ pub enum CallKind {
 }
 
 /// A whole HTTP answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
@@ -46,6 +47,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The body, complete.
     pub body: Vec<u8>,
+    /// The room that it takes among the answers in memory; none for one that is not counted.
+    pub room: Option<Arc<Room>>,
 }
 
 impl Answer {

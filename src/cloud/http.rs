@@ -7,11 +7,13 @@
 use std::error::Error;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, Request, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::ClientError;
 use super::answer::{Answer, CallKind};
@@ -22,6 +24,20 @@ use crate::settings::{AuthSettings, TargetSettings};
 
 /// Bodies are read up to this many bytes. A page of 1000 servers takes about 3 MB.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Answers to reads that are in memory at once, of all targets: a page of 1000 servers takes as much
+/// as ten jobs, and a hundred targets may ask for one at the same time.
+static READ_ANSWERS: Semaphore = Semaphore::const_new(24);
+/// Those of one target: others still have room while the answers of a few arrive slowly.
+const READ_ANSWERS_EACH: usize = 2;
+
+/// The room of an answer in memory, given back when it is dropped. Only what has begun to arrive has
+/// one, so that a target that does not answer takes no room.
+#[derive(Debug)]
+pub struct Room {
+    _of_target: OwnedSemaphorePermit,
+    _of_all: SemaphorePermit<'static>,
+}
 
 /// Carries a call to its answer: over the network, or to a simulated cloud in the same process.
 pub trait Wire: Send + Sync {
@@ -62,6 +78,7 @@ impl Wire for Http {
 pub struct Http {
     reads: Client,
     submits: Client,
+    read_answers: Arc<Semaphore>,
     connect_timeout: Duration,
     request_timeout: Duration,
     proxy: Option<String>,
@@ -94,6 +111,7 @@ impl Http {
                 .pool_max_idle_per_host(0)
                 .build()
                 .map_err(ClientError::set_up)?,
+            read_answers: Arc::new(Semaphore::new(READ_ANSWERS_EACH)),
             connect_timeout: target.connect_timeout,
             request_timeout: target.request_timeout,
             proxy: target.proxy.as_ref().map(address),
@@ -112,6 +130,10 @@ impl Http {
             .execute(request)
             .await
             .map_err(|error| self.no_answer(&host, kind, &error))?;
+        let room = match kind {
+            CallKind::Read => self.room().await.map(Arc::new),
+            CallKind::Submit => None,
+        };
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let body = match read_body(response).await {
@@ -119,6 +141,7 @@ impl Http {
                 status,
                 headers,
                 body,
+                room,
             }
             .decoded(BODY_BYTES_MAX)
             .ok_or(BodyFault::TooLarge),
@@ -135,6 +158,15 @@ impl Http {
                 }
             };
             not_answered(kind, Some(status), &message)
+        })
+    }
+
+    /// Waits until an answer may be kept in memory. (No semaphore is ever closed.)
+    async fn room(&self) -> Option<Room> {
+        let of_target = Arc::clone(&self.read_answers).acquire_owned().await.ok()?;
+        Some(Room {
+            _of_target: of_target,
+            _of_all: READ_ANSWERS.acquire().await.ok()?,
         })
     }
 

@@ -179,6 +179,8 @@ impl Session {
         if !may_try_again || !worth_renewing(&refusal) {
             return Err(refusal);
         }
+        // Its room is needed for the next one.
+        drop(answer);
         let (answer, _) = self.counted(self.once(call, Some(&used)).await)?;
         match self.counted(self.accepted(&answer, call.kind)) {
             Ok(()) => {

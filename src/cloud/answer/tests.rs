@@ -30,6 +30,7 @@ fn answer(status: u16, headers: &[(&'static str, &'static str)], body: impl AsRe
         status,
         headers,
         body: body.as_ref().to_vec(),
+        ..Answer::default()
     }
 }
 
@@ -606,6 +607,7 @@ fn what_stands_in_between_is_named_and_no_missing_permission() {
             status,
             headers: map,
             body: body.as_bytes().to_vec(),
+            ..Answer::default()
         }
     };
     const NAMED: &str = "a proxy, firewall or gateway answered, not the cloud";

@@ -232,6 +232,7 @@ mod tests {
             status,
             headers,
             body: body.as_bytes().to_vec(),
+            ..Answer::default()
         }
     }
 

@@ -67,6 +67,7 @@ mod tests {
             status,
             headers: HeaderMap::new(),
             body: body.as_ref().to_vec(),
+            ..Answer::default()
         };
         read_submit(&answer, NOW).map_err(|error| error.fault)
     }

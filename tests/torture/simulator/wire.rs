@@ -188,6 +188,7 @@ fn deliver(answer: sim::Answer, kind: CallKind) -> Result<Answer, CallError> {
         status: answer.status,
         headers,
         body,
+        ..Answer::default()
     }
     .decoded(BODY_BYTES_MAX)
     .ok_or_else(too_large)

@@ -23,6 +23,7 @@ fn answer(status: u16, body: &str) -> Answer {
         status,
         headers: HeaderMap::new(),
         body: body.as_bytes().to_vec(),
+        ..Answer::default()
     }
 }
 
@@ -341,7 +342,7 @@ fn a_job_of_a_thousand_servers_is_read_whole() {
 proptest! {
     #[test]
     fn no_bytes_make_the_readers_panic(status in 200_u16..600, body in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let answer = Answer { status, headers: HeaderMap::new(), body };
+        let answer = Answer { status, body, ..Answer::default() };
         let _ = read_job(&answer, NOW);
         prop_assert!(read_submit(&answer, NOW).is_err());
     }

@@ -22,6 +22,7 @@ fn answer(status: u16, body: &str) -> Answer {
         status,
         headers: HeaderMap::new(),
         body: body.as_bytes().to_vec(),
+        ..Answer::default()
     }
 }
 
@@ -440,7 +441,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 proptest! {
     #[test]
     fn no_bytes_make_the_readers_panic(status in 200_u16..600, body in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let answer = Answer { status, headers: HeaderMap::new(), body };
+        let answer = Answer { status, body, ..Answer::default() };
         let _ = read_list(&answer, NOW);
         prop_assert_ne!(read_show(&answer, &id("s"), NOW), Ok(Sighting::Missing));
     }
