@@ -57,7 +57,7 @@ pub(in crate::store) async fn begin(
     write_mark(&mut tx, &mark).await?;
     let high_water = read_high_water(&mut tx).await?;
     write_guard::release(&mut tx).await?;
-    tx.commit().await?;
+    store.commit(tx).await?;
     // So that the stamp is in the file itself. If a reader is in the way, a later checkpoint
     // brings it there.
     sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")

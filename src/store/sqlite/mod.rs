@@ -15,7 +15,7 @@ use std::time::Duration;
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use super::StoreError;
@@ -80,7 +80,7 @@ pub struct StoreOptions {
     pub busy_timeout: Duration,
     /// Waits until a commit is on the disk. Without it a power failure loses intents.
     pub synced: bool,
-    /// SnapshotQuery before each commit; one that it does not allow is rolled back, and fails as if the
+    /// Asked before each commit; one that it does not allow is rolled back, and fails as if the
     /// queue were locked. A simulation counts commits this way, and ends a daemon just before one
     /// of them.
     pub allow_commit: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
@@ -213,6 +213,20 @@ impl Store {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Commits, if the options allow it. All commits of the daemon are made here.
+    pub(super) async fn commit(&self, tx: Transaction<'_, Sqlite>) -> Result<(), StoreError> {
+        if self
+            .options
+            .allow_commit
+            .as_ref()
+            .is_some_and(|allow| !allow())
+        {
+            tx.rollback().await?;
+            return Err(StoreError::Busy);
+        }
+        Ok(tx.commit().await?)
     }
 
     /// Makes sure that this is still the queue that was opened, and still this daemon's.
@@ -457,14 +471,10 @@ async fn connect_writer(path: &Path, how: &StoreOptions) -> Result<SqliteConnect
             if cfg!(debug_assertions) { "OFF" } else { "ON" },
         )
         .disable_statement_logging();
-    let mut writer = options
+    options
         .connect()
         .await
-        .map_err(|error| StoreError::opening(path, error))?;
-    if let Some(allow) = how.allow_commit.clone() {
-        writer.lock_handle().await?.set_commit_hook(move || allow());
-    }
-    Ok(writer)
+        .map_err(|error| StoreError::opening(path, error))
 }
 
 /// The times of the schema, as text.
@@ -480,7 +490,7 @@ mod tests {
     use crate::model::{Lane, Origin, PowerAction, Service, TargetName};
 
     #[tokio::test]
-    async fn a_transaction_that_sqlite_rolled_back_by_itself_is_not_the_last_one() {
+    async fn a_transaction_that_was_not_committed_is_not_the_last_one() {
         let dir = tempfile::tempdir().expect("a folder");
         let refuse = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&refuse);

@@ -49,7 +49,7 @@ impl<'c> WriteGuard<'c> {
     /// yet.
     pub(in crate::store) async fn commit(mut self) -> Result<(), StoreError> {
         release(&mut self.tx).await?;
-        self.tx.commit().await?;
+        self.store.commit(self.tx).await?;
         self.store.went_to(self.epoch);
         Ok(())
     }
