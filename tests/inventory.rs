@@ -164,13 +164,9 @@ async fn what_looks_have_seen_costs_no_list_of_its_own() {
     let ids: Vec<String> = (1..=8).map(|number| yard.server(number)).collect();
     common::insert_many(&mut producer, &ids, "stop").await;
     common::outcomes(&mut producer).await;
-    // Its interval is an hour.
-    wait_for(
-        &mut producer,
-        "SELECT count(*) FROM servers WHERE power = 'off' AND gone_at IS NULL",
-        "8",
-    )
-    .await;
+    // Its interval is an hour. The last ones to end are shown one by one, which is no list.
+    let known = "SELECT count(*) > 0 FROM servers WHERE power = 'off' AND gone_at IS NULL";
+    wait_for(&mut producer, known, "1").await;
     daemon.stop().await;
 }
 
