@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, Command};
 use jiff::Timestamp;
 
-use super::{Context, Failure, output};
+use super::{COMMON_OPTIONS, Context, Failure, output};
 use crate::model::{PowerAction, RequestId, RequestState, UtcMillis};
 use crate::settings::{QueueSettings, Settings};
 use crate::store::QueueClient;
@@ -21,7 +21,8 @@ use crate::store::client::Access;
 #[derive(Debug, clap::Args)]
 pub(super) struct QueueArgs {
     /// The queue's file. Without it, the config says which file; with it, the config is not read.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    #[arg(help_heading = COMMON_OPTIONS)]
     database: Option<PathBuf>,
 }
 
@@ -149,9 +150,11 @@ pub(super) async fn ahead(
     })
 }
 
-/// A time past: `2h` is two hours ago; anything else is a time as a producer may write it.
+/// A time past: `2h` is two hours ago; anything else is a time as a producer may write it. `option`
+/// is named in the error.
 pub(super) async fn past(
     client: &mut QueueClient,
+    option: &str,
     text: &str,
     now: UtcMillis,
 ) -> Result<String, Failure> {
@@ -160,7 +163,7 @@ pub(super) async fn past(
     }
     client.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         Failure::Usage(format!(
-            "--since {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
+            "{option} {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
             output::visible(text)
         ))
     })

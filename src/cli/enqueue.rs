@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::args::{self, QueueArgs};
 use super::servers::{self, Reading, Word};
-use super::wait::{self, Followed};
-use super::{Context, Exit, Failure, output};
+use super::wait::{self, Followed, Subject};
+use super::{Context, Exit, Failure, output, terminal};
 use crate::model::{HoldKind, PowerAction, RequestId, UtcMillis, counted};
 use crate::plan::windows::WindowState;
 use crate::settings::Settings;
@@ -127,8 +127,8 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
         client.close().await?;
         return Ok(Exit::Done);
     }
-    let followed = Followed::to_the_end(&mut client, ids.clone(), ids, None).await?;
-    output::note(wait::summary(&followed).trim_end());
+    let followed = Followed::to_the_end(&mut client, Subject::Ids(ids), None).await?;
+    output::note(wait::summary(&followed, terminal::of_stderr().as_ref()).trim_end());
     Ok(followed.exit())
 }
 

@@ -12,16 +12,19 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::logging::{self, LogFormat};
 
+mod ages;
 mod approve;
 mod args;
 mod cancel;
 mod check;
+mod complete;
 mod db;
 mod demo;
 mod enqueue;
 mod explain;
 mod failure;
 mod generate;
+mod help;
 mod inventory;
 mod list;
 mod output;
@@ -32,12 +35,18 @@ mod servers;
 mod show;
 mod simulate;
 mod status;
+mod terminal;
 mod wait;
 
+pub use complete::answer_shell;
 pub use failure::{Exit, Failure};
+pub use help::parse;
 
 /// Where the config is unless another file is named.
 const CONFIG: &str = "/etc/poweryard/poweryard.toml";
+
+/// Where help shows what most commands have.
+const COMMON_OPTIONS: &str = "Common options";
 
 /// Carries out queued power requests for bare-metal servers.
 #[derive(Debug, Parser)]
@@ -56,6 +65,7 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "FILE", env = "POWERYARD_CONFIG")]
     #[arg(default_value = CONFIG, value_hint = clap::ValueHint::FilePath)]
     #[arg(value_parser = clap::builder::OsStringValueParser::new().map(config_file))]
+    #[arg(help_heading = COMMON_OPTIONS)]
     config: PathBuf,
 
     /// Format of the log lines on stderr; RUST_LOG sets their level (default info).
@@ -64,7 +74,8 @@ pub struct Cli {
         global = true,
         value_name = "FORMAT",
         value_enum,
-        default_value_t
+        default_value_t,
+        help_heading = COMMON_OPTIONS
     )]
     log_format: LogFormat,
 

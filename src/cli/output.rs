@@ -4,8 +4,15 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthChar;
 
 use super::Failure;
+
+mod csv;
+mod fit;
+
+pub(super) use csv::push_record;
+pub(super) use fit::Fit;
 
 /// Writes results to stdout. Ends quietly when nobody reads them any more.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
@@ -60,13 +67,7 @@ impl Table {
 
     /// The lines, without trailing blanks.
     pub(super) fn render(&self) -> String {
-        let columns = self.rows.first().map_or(0, Vec::len);
-        let mut widths = vec![0; columns];
-        for row in &self.rows {
-            for (widest, cell) in widths.iter_mut().zip(row) {
-                *widest = width(cell).max(*widest);
-            }
-        }
+        let widths = self.widths();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
@@ -88,6 +89,18 @@ impl Table {
         }
         text
     }
+
+    /// The width of each column.
+    fn widths(&self) -> Vec<usize> {
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let mut widths = vec![0; columns];
+        for row in &self.rows {
+            for (widest, cell) in widths.iter_mut().zip(row) {
+                *widest = width(cell).max(*widest);
+            }
+        }
+        widths
+    }
 }
 
 /// A cell as the table shows it: never empty, safe, not too wide.
@@ -101,7 +114,7 @@ fn shown(cell: &str) -> String {
 }
 
 /// The text, or its beginning and `…` if it is wider than `widest`.
-fn cut(text: &str, widest: usize) -> String {
+pub(super) fn cut(text: &str, widest: usize) -> String {
     let mut used = 0;
     let mut room = 0;
     for (at, char) in text.char_indices() {
@@ -117,26 +130,14 @@ fn cut(text: &str, widest: usize) -> String {
 }
 
 /// The width of the text in columns of a terminal.
-fn width(text: &str) -> usize {
+pub(super) fn width(text: &str) -> usize {
     text.chars().map(char_width).sum()
 }
 
-/// Columns of one character: none for marks on the one before, two for East Asian wide forms and
-/// emoji. After Unicode's East Asian Width, by blocks.
+/// Columns of one character. What has no width of its own, such as ESC, is escaped before it is
+/// shown, so that it takes at least one.
 fn char_width(char: char) -> usize {
-    match u32::from(char) {
-        0x0300..=0x036f | 0x200b..=0x200d | 0xfe00..=0xfe0f => 0,
-        0x1100..=0x115f
-        | 0x2e80..=0xa4cf
-        | 0xac00..=0xd7a3
-        | 0xf900..=0xfaff
-        | 0xfe30..=0xfe6f
-        | 0xff00..=0xff60
-        | 0xffe0..=0xffe6
-        | 0x1f300..=0x1faff
-        | 0x20000..=0x3fffd => 2,
-        _ => 1,
-    }
+    char.width().unwrap_or(1)
 }
 
 /// Marks that change the direction of text: they can make it look like another text.

@@ -47,7 +47,7 @@ pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Fail
     let states = wanted_states(&args.state, by_id)?;
     let mut client = args.queue.open(context, Access::Write).await?;
     let since = match &args.since {
-        Some(since) => Some(args::past(&mut client, since, args::now()).await?),
+        Some(since) => Some(args::past(&mut client, "--since", since, args::now()).await?),
         None => None,
     };
     let filter = RetryFilter {

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 
 mod approve;
 mod backup;
+mod candidates;
+mod follow;
 mod names;
 mod orders;
 mod overview;
@@ -25,10 +27,12 @@ mod records;
 mod write;
 
 pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
+pub use candidates::{Meant, NewestText, RequestCandidate};
+pub use follow::{OpenBatch, OpenRequest, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
-pub use read::{Filter, Labelled};
+pub use read::{Filter, Labelled, TextFilter};
 pub use records::{
     AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
@@ -202,6 +206,31 @@ impl QueueClient {
         read::unfinished(&mut self.connection, ids).await
     }
 
+    /// Those of `ids` that have not ended, each with the batch that carries it.
+    pub async fn open_requests(&mut self, ids: &[i64]) -> Result<Vec<OpenRequest>, StoreError> {
+        follow::open_requests(&mut self.connection, ids).await
+    }
+
+    /// Why those of `ids` that are queued are not sent, the most frequent reason first. About 20 µs
+    /// for each id.
+    pub async fn waiting_reasons(&mut self, ids: &[i64]) -> Result<Vec<WaitingReason>, StoreError> {
+        follow::waiting_reasons(&mut self.connection, ids).await
+    }
+
+    /// Those of these batches that are not done, and how long such batches usually take.
+    pub async fn open_batches_among(&mut self, ids: &[i64]) -> Result<Vec<OpenBatch>, StoreError> {
+        follow::open_batches_among(&mut self.connection, ids).await
+    }
+
+    /// How long a batch of this target and action usually takes, in milliseconds.
+    pub async fn usual_ms(
+        &mut self,
+        target: &str,
+        action: &str,
+    ) -> Result<Option<i64>, StoreError> {
+        follow::usual_ms(&mut self.connection, target, action).await
+    }
+
     /// What the producers of `ids` wrote beside them, by id; those that are gone are left out.
     pub async fn producer_notes(
         &mut self,
@@ -294,6 +323,46 @@ impl QueueClient {
     /// Withdraws a wish that nobody waits for any more.
     pub async fn withdraw_wish(&mut self, id: i64) -> Result<(), StoreError> {
         names::withdraw_wish(&mut self.connection, id).await
+    }
+}
+
+// Words that somebody may be typing.
+impl QueueClient {
+    /// Labels that begin like this.
+    pub async fn labels(&mut self, beginning: &str) -> Result<Vec<String>, StoreError> {
+        candidates::labels(&mut self.connection, beginning).await
+    }
+
+    /// Every target that the daemon has noted.
+    pub async fn target_names(&mut self) -> Result<Vec<String>, StoreError> {
+        candidates::target_names(&mut self.connection).await
+    }
+
+    /// Names of servers that begin like this, or else ids; within one target or in all.
+    pub async fn server_names(
+        &mut self,
+        target: Option<&str>,
+        beginning: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        candidates::server_names(&mut self.connection, target, beginning).await
+    }
+
+    /// Of the newest requests those whose ids begin with these digits, the newest first.
+    pub async fn newest_requests(
+        &mut self,
+        meant: Meant,
+        beginning: &str,
+    ) -> Result<Vec<RequestCandidate>, StoreError> {
+        candidates::newest_requests(&mut self.connection, meant, beginning).await
+    }
+
+    /// What the newest requests have in a column and what begins like this.
+    pub async fn newest_texts(
+        &mut self,
+        column: NewestText,
+        beginning: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        candidates::newest_texts(&mut self.connection, column, beginning).await
     }
 }
 
