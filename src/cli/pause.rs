@@ -102,27 +102,6 @@ pub(super) fn pause_scope(hold: &HoldRecord) -> String {
     )
 }
 
-/// The command that ends an operator's hold.
-pub(super) fn resume_command(hold: &HoldRecord) -> String {
-    let mut command = "poweryard resume".to_owned();
-    command.extend(
-        hold.target
-            .iter()
-            .map(|target| format!(" --target {target}")),
-    );
-    command.extend(
-        hold.action
-            .iter()
-            .map(|action| format!(" --action {action}")),
-    );
-    command.extend(
-        hold.label
-            .iter()
-            .map(|label| format!(" --label {}", output::quoted(label))),
-    );
-    command
-}
-
 pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Write).await?;
     let who = args::login_user().unwrap_or_else(|| "an operator".to_owned());
@@ -221,7 +200,7 @@ fn still_paused(hold: &HoldRecord) -> String {
         pause_scope(hold),
         hold.since,
         hold.reason,
-        resume_command(hold)
+        hold.resume_command()
     );
     format!("{}\n", output::visible(&line))
 }
