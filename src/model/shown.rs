@@ -1,4 +1,4 @@
-//! Text from outside, as terminals, pages and shells may have it.
+//! Text from outside, as terminals and pages may have it.
 
 /// The text with its control characters, and marks that turn its direction, spelled out.
 pub fn visible(text: &str) -> String {
@@ -16,13 +16,4 @@ pub fn visible(text: &str) -> String {
 /// Marks that change the direction of text: they can make it look like another text.
 fn turns_direction(char: char) -> bool {
     matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// A word as a shell takes it.
-pub fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@%+=".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
