@@ -10,7 +10,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Ask for something",
         &[
-            "enqueue", "cancel", "retry", "undo", "approve", "pause", "resume",
+            "enqueue", "cancel", "retry", "undo", "approve", "override", "pause", "resume",
         ],
     ),
     (

@@ -49,10 +49,11 @@ pub(super) struct ListArgs {
     /// Only what this person or program asked for.
     #[arg(long, value_name = "TEXT")]
     requested_by: Option<String>,
-    /// Leave out what ended before this time: a UTC time, or 2h for two hours ago.
+    /// Only what ended then or later, or was inserted then and has not ended: a UTC time, or 2h for
+    /// two hours ago.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Leave out what was inserted after this time: a UTC time, or 2h for two hours ago.
+    /// Only what ended before then, or was inserted before it and has not ended.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
     /// Show at most this many.

@@ -28,6 +28,7 @@ mod help;
 mod inventory;
 mod list;
 mod output;
+mod override_windows;
 mod pause;
 mod retry;
 mod serve;
@@ -36,6 +37,7 @@ mod show;
 mod simulate;
 mod status;
 mod terminal;
+mod top;
 mod wait;
 
 pub use complete::answer_shell;
@@ -101,11 +103,13 @@ enum Command {
     Show(show::ShowArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
     Inventory(inventory::InventoryArgs),
     Wait(wait::WaitArgs),
     Cancel(cancel::CancelArgs),
     Approve(approve::ApproveArgs),
     Retry(retry::RetryArgs),
+    Override(override_windows::OverrideArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
     Check(check::CheckArgs),
@@ -134,14 +138,7 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
-    // The demo shows a progress bar and a table; log lines about its deliberate faults would hide
-    // them.
-    let level = if matches!(cli.command, Command::Demo(_)) {
-        LevelFilter::ERROR
-    } else {
-        LevelFilter::INFO
-    };
-    logging::init(cli.log_format, level)?;
+    logging::init(cli.log_format, log_level(&cli.command))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -158,6 +155,16 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
         })
 }
 
+/// Log lines would be written over what some commands draw.
+fn log_level(command: &Command) -> LevelFilter {
+    match command {
+        // It shows bars and a table; log lines about its deliberate faults would hide them.
+        Command::Demo(_) => LevelFilter::ERROR,
+        Command::Top(_) => LevelFilter::OFF,
+        _ => LevelFilter::INFO,
+    }
+}
+
 async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Serve(args) => serve::run(context, args).await,
@@ -168,11 +175,13 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Show(args) => show::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
+        Command::Top(args) => top::run(context, args).await,
         Command::Inventory(args) => inventory::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Cancel(args) => cancel::run(context, args).await,
         Command::Approve(args) => approve::run(context, args).await,
         Command::Retry(args) => retry::run(context, args).await,
+        Command::Override(args) => override_windows::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,
         Command::Check(args) => check::run(context, args).await,

@@ -5,11 +5,9 @@ use sqlx::FromRow;
 use sqlx::sqlite::SqliteConnection;
 
 use super::BatchRecord;
+use super::glance::usual_ms;
 use crate::store::StoreError;
 use crate::store::sqlite::rows::list;
-
-/// So many of the newest batches of a target and action tell how long one usually takes.
-const USUAL_BATCHES: i64 = 16;
 
 /// A request that has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
@@ -38,7 +36,7 @@ pub struct WaitingReason {
 pub struct OpenBatch {
     /// The batch.
     pub batch: BatchRecord,
-    /// What half of the last ones took, in milliseconds; none if none has ended with its job.
+    /// What the middle one of the last jobs took, in milliseconds; none if none has ended.
     pub usual_ms: Option<i64>,
 }
 
@@ -96,23 +94,4 @@ pub(super) async fn open_batches_among(
         open.push(OpenBatch { batch, usual_ms });
     }
     Ok(open)
-}
-
-/// What half of the last batches of a target and action took; none if none has ended with its job.
-pub(super) async fn usual_ms(
-    connection: &mut SqliteConnection,
-    target: &str,
-    action: &str,
-) -> Result<Option<i64>, StoreError> {
-    let mut took: Vec<i64> = sqlx::query_scalar(
-        "SELECT CAST(job_ms AS INTEGER) FROM batches WHERE target = ?1 AND action = ?2 AND job_ms IS NOT NULL
-         ORDER BY id DESC LIMIT 0 + ?3",
-    )
-    .bind(target)
-    .bind(action)
-    .bind(USUAL_BATCHES)
-    .fetch_all(&mut *connection)
-    .await?;
-    took.sort_unstable();
-    Ok(took.get(took.len() / 2).copied())
 }

@@ -30,9 +30,9 @@ pub struct Filter {
     pub error_code: Option<TextFilter>,
     /// Asked for by this person or program.
     pub requested_by: Option<TextFilter>,
-    /// Not ended before this time, in the queue's own form.
+    /// Ended at this time or later, or inserted then and not ended. In the queue's own form.
     pub since: Option<String>,
-    /// Not inserted after this time, in the queue's own form.
+    /// Ended before this time, or inserted before it and not ended.
     pub until: Option<String>,
     /// At most this many.
     pub limit: u32,
@@ -148,6 +148,19 @@ pub(super) async fn request(
         .fetch_optional(&mut *connection)
         .await?
         .ok_or(StoreError::NoSuchRequest(id))
+}
+
+/// Those of `ids` that are there, in any order.
+pub(super) async fn requests(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<RequestRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query
+        .push("id IN (SELECT value FROM json_each(")
+        .push_bind(list(ids))
+        .push("))");
+    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
 }
 
 pub(super) async fn not_succeeded(
@@ -367,10 +380,13 @@ fn push_times(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
             .push_bind(since.clone())
             .push(" UNION ALL ")
             .push(UNFINISHED)
-            .push(")");
+            .push(") AND ifnull(finished_at, created_at) >= ")
+            .push_bind(since.clone());
     }
     if let Some(until) = &filter.until {
-        query.push(" AND created_at <= ").push_bind(until.clone());
+        query
+            .push(" AND ifnull(finished_at, created_at) < ")
+            .push_bind(until.clone());
     }
 }
 

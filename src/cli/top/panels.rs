@@ -1,0 +1,446 @@
+//! The tables of `top`: what is in their columns, for the pages and for the overview. Draws nothing.
+
+use std::time::Duration;
+
+use ratatui::layout::Constraint;
+
+use super::app::{App, Tab, idle_holds};
+use crate::cli::ages::{Times, short_span};
+use crate::cli::output::{cell, visible};
+use crate::cli::pause::pause_scope;
+use crate::cli::terminal::Tone;
+use crate::model::{RequestState, UtcMillis};
+use crate::store::client::{Glance, RequestRecord, grouped};
+
+/// A table: its heads, and rows of as many cells.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(super) struct Panel {
+    /// The first one is the name of the panel.
+    pub(super) heads: Vec<&'static str>,
+    /// How wide each column is.
+    pub(super) widths: Vec<Constraint>,
+    /// The cells, safe for a terminal.
+    pub(super) rows: Vec<Vec<Cell>>,
+    /// What is said if there are no rows.
+    pub(super) empty: &'static str,
+}
+
+/// A text with its tone.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Cell {
+    /// What it says.
+    pub(super) text: String,
+    /// How.
+    pub(super) tone: Tone,
+}
+
+impl Cell {
+    fn plain(text: impl AsRef<str>) -> Self {
+        Self::toned(text, Tone::Plain)
+    }
+
+    /// A word whose tone is that of a state.
+    fn state(word: &str) -> Self {
+        Self::toned(word, Tone::of(word))
+    }
+
+    fn toned(text: impl AsRef<str>, tone: Tone) -> Self {
+        Self {
+            text: visible(text.as_ref()),
+            tone,
+        }
+    }
+
+    /// A number; zero is not worth a colour.
+    fn number(number: i64, tone: Tone) -> Self {
+        if number == 0 {
+            Self::plain("-")
+        } else {
+            Self::toned(grouped(number), tone)
+        }
+    }
+}
+
+/// What is on a page; the overview has several.
+pub(super) fn of_tab(app: &App, tab: Tab, now: UtcMillis) -> Panel {
+    let Some(glance) = &app.glance else {
+        return Panel {
+            empty: "reading the queue",
+            ..Panel::default()
+        };
+    };
+    match tab {
+        Tab::Overview => queue(glance, now),
+        Tab::Requests => requests(&app.requests, "REQUEST", now),
+        Tab::Waiting => waiting(glance, now),
+        Tab::Batches => batches(glance, now),
+        Tab::Failures => requests(&glance.ended.newest_failures, "FAILED", now),
+        Tab::Targets => targets(glance, now),
+        Tab::Orders => orders(glance, now),
+    }
+}
+
+/// Unfinished requests, and what became of others in the last hour, by target and action.
+pub(super) fn queue(glance: &Glance, now: UtcMillis) -> Panel {
+    let mut lanes: Vec<(String, String)> = Vec::new();
+    let unfinished = glance
+        .queue
+        .iter()
+        .map(|count| (&count.target, &count.action));
+    let ended = glance
+        .ended
+        .hour
+        .iter()
+        .map(|count| (&count.target, &count.action));
+    for (target, action) in unfinished.chain(ended) {
+        let lane = (target.clone(), action.clone());
+        if !lanes.contains(&lane) {
+            lanes.push(lane);
+        }
+    }
+    let times = Times::Ages(now);
+    let mut rows = Vec::with_capacity(lanes.len());
+    for (target, action) in &lanes {
+        let of_lane = |state: RequestState| {
+            let counts = glance.queue.iter().filter(|count| {
+                count.target == *target && count.action == *action && count.state == state.as_str()
+            });
+            counts.map(|count| count.count).sum::<i64>()
+        };
+        let ended = |is_meant: fn(&str) -> bool| {
+            let counts = glance.ended.hour.iter().filter(|count| {
+                count.target == *target && count.action == *action && is_meant(&count.state)
+            });
+            counts.map(|count| count.count).sum::<i64>()
+        };
+        let oldest = glance
+            .queue
+            .iter()
+            .filter(|count| count.target == *target && count.action == *action)
+            .filter_map(|count| count.oldest_created_at.clone())
+            .min();
+        rows.push(vec![
+            Cell::plain(target),
+            Cell::plain(action),
+            Cell::number(of_lane(RequestState::Queued), Tone::Plain),
+            Cell::number(of_lane(RequestState::Running), Tone::Busy),
+            Cell::number(ended(is_good), Tone::Good),
+            Cell::number(ended(is_bad), Tone::Bad),
+            Cell::plain(times.show_some(oldest.as_ref())),
+        ]);
+    }
+    Panel {
+        heads: vec![
+            "QUEUE",
+            "ACTION",
+            "QUEUED",
+            "RUNNING",
+            "DONE/1H",
+            "FAILED/1H",
+            "OLDEST",
+        ],
+        widths: vec![
+            Constraint::Fill(1),
+            Constraint::Length(7),
+            Constraint::Length(9),
+            Constraint::Length(9),
+            Constraint::Length(9),
+            Constraint::Length(9),
+            Constraint::Length(10),
+        ],
+        rows,
+        empty: "nothing is waiting or running, and nothing has ended in the last hour",
+    }
+}
+
+fn is_good(state: &str) -> bool {
+    state == RequestState::Succeeded.as_str()
+}
+
+fn is_bad(state: &str) -> bool {
+    !is_good(state) && state != RequestState::Cancelled.as_str()
+}
+
+/// Why requests wait, and the holds that hold nothing now.
+pub(super) fn waiting(glance: &Glance, now: UtcMillis) -> Panel {
+    let times = Times::Ages(now);
+    let mut rows = Vec::new();
+    for group in &glance.waiting {
+        let tone = if group.kind == "next" {
+            Tone::Plain
+        } else {
+            Tone::Doubtful
+        };
+        rows.push(vec![
+            Cell::plain(grouped(group.count)),
+            Cell::plain(place(
+                group.target.as_deref(),
+                group.action.as_deref(),
+                group.label.as_deref(),
+            )),
+            Cell::toned(&group.kind, tone),
+            Cell::plain(times.show_some(group.until.as_ref())),
+            Cell::plain(&group.reason),
+        ]);
+    }
+    for hold in idle_holds(glance) {
+        rows.push(vec![
+            Cell::plain("-"),
+            Cell::plain(pause_scope(hold)),
+            Cell::toned(&hold.kind, Tone::Doubtful),
+            Cell::plain(times.show_some(hold.until.as_ref())),
+            Cell::plain(&hold.reason),
+        ]);
+    }
+    Panel {
+        heads: vec!["WAITING", "OF", "KIND", "ENDS", "WHY"],
+        widths: vec![
+            Constraint::Length(8),
+            Constraint::Fill(2),
+            Constraint::Length(11),
+            Constraint::Length(9),
+            Constraint::Fill(5),
+        ],
+        rows,
+        empty: "nothing waits, nothing is held",
+    }
+}
+
+/// Such as `stop eu`, or `label kernel`.
+fn place(target: Option<&str>, action: Option<&str>, label: Option<&str>) -> String {
+    let parts = [
+        action.map(str::to_owned),
+        target.map(str::to_owned),
+        label.map(|label| format!("label {label}")),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        "all".to_owned()
+    } else {
+        parts.join(" ")
+    }
+}
+
+/// Batches on their way, and how far they are.
+pub(super) fn batches(glance: &Glance, now: UtcMillis) -> Panel {
+    let mut rows = Vec::new();
+    for open in &glance.batches {
+        let batch = &open.batch;
+        let lasts = span_since(&batch.intent_at, now);
+        let usual = open
+            .usual_ms
+            .and_then(|ms| u64::try_from(ms).ok())
+            .map(Duration::from_millis);
+        let is_late = lasts
+            .zip(usual)
+            .is_some_and(|(lasts, usual)| lasts > usual * 2);
+        let time = match (lasts, usual) {
+            (Some(lasts), Some(usual)) => format!("{} of {}", short_span(lasts), short_span(usual)),
+            (Some(lasts), None) => short_span(lasts),
+            (None, _) => String::new(),
+        };
+        let tone = if is_late { Tone::Doubtful } else { Tone::Plain };
+        rows.push(vec![
+            Cell::plain(batch.id.to_string()),
+            Cell::plain(&batch.target),
+            Cell::plain(&batch.action),
+            match &batch.read_error {
+                Some(_) => Cell::toned("look failed", Tone::Bad),
+                None => Cell::state(&batch.state),
+            },
+            Cell::plain(format!("{}/{}", open.known, batch.server_count)),
+            Cell::toned(bar(open.known, batch.server_count), Tone::Busy),
+            Cell::toned(time, tone),
+        ]);
+    }
+    Panel {
+        heads: vec!["BATCH", "TARGET", "ACTION", "STATE", "KNOWN", "", "TIME"],
+        widths: vec![
+            Constraint::Length(8),
+            Constraint::Fill(1),
+            Constraint::Length(7),
+            Constraint::Length(11),
+            Constraint::Length(10),
+            Constraint::Length(BAR as u16),
+            Constraint::Length(14),
+        ],
+        rows,
+        empty: "no batch is on its way",
+    }
+}
+
+/// The width of a batch's bar.
+const BAR: usize = 12;
+
+fn bar(known: i64, all: i64) -> String {
+    let width = BAR as i64;
+    let full = if all > 0 { known * width / all } else { 0 };
+    let full = usize::try_from(full.clamp(0, width)).unwrap_or(0);
+    format!("{}{}", "█".repeat(full), "░".repeat(BAR - full))
+}
+
+fn span_since(time: &str, now: UtcMillis) -> Option<Duration> {
+    let at: UtcMillis = time.parse().ok()?;
+    Some(now.since(at))
+}
+
+/// Failures of the last day by error.
+pub(super) fn errors(glance: &Glance) -> Panel {
+    let mut rows = Vec::new();
+    for error in &glance.ended.errors {
+        rows.push(vec![
+            Cell::plain(grouped(error.count)),
+            Cell::state(&error.state),
+            Cell::plain(cell(&error.error_code)),
+            Cell::plain(cell(&error.message)),
+        ]);
+    }
+    Panel {
+        heads: vec!["ERRORS/24H", "STATE", "CODE", "THE NEWEST SAYS"],
+        widths: vec![
+            Constraint::Length(10),
+            Constraint::Length(9),
+            Constraint::Length(20),
+            Constraint::Fill(1),
+        ],
+        rows,
+        empty: "nothing has failed in the last day",
+    }
+}
+
+fn requests(requests: &[RequestRecord], name: &'static str, now: UtcMillis) -> Panel {
+    let times = Times::Ages(now);
+    let mut rows = Vec::new();
+    for request in requests {
+        let server = match &request.name {
+            Some(name) if !name.is_empty() => name,
+            _ => &request.server_id,
+        };
+        let at = request.finished_at.as_ref().unwrap_or(&request.created_at);
+        rows.push(vec![
+            Cell::plain(request.id.to_string()),
+            Cell::plain(server),
+            Cell::plain(&request.action),
+            Cell::state(&request.state),
+            Cell::plain(cell(&request.error_code)),
+            Cell::plain(cell(&request.label)),
+            Cell::plain(times.show(at)),
+        ]);
+    }
+    Panel {
+        heads: vec![
+            name, "SERVER", "ACTION", "STATE", "ERROR", "LABEL", "CHANGED",
+        ],
+        widths: vec![
+            Constraint::Length(9),
+            Constraint::Fill(2),
+            Constraint::Length(7),
+            Constraint::Length(10),
+            Constraint::Fill(1),
+            Constraint::Fill(1),
+            Constraint::Length(10),
+        ],
+        rows,
+        empty: "no request matches",
+    }
+}
+
+/// Targets, their pace and their health.
+pub(super) fn targets(glance: &Glance, now: UtcMillis) -> Panel {
+    let times = Times::Ages(now);
+    let mut rows = Vec::new();
+    for target in &glance.targets {
+        let note = &target.note;
+        let pace = format!("{}/{}", note.pace_per_minute, note.submits_per_minute);
+        let is_slowed = note.pace_per_minute < note.submits_per_minute;
+        let tone = if is_slowed {
+            Tone::Doubtful
+        } else {
+            Tone::Plain
+        };
+        let health = |is_held: bool| match is_held {
+            true => Cell::toned("held", Tone::Bad),
+            false => Cell::toned("ok", Tone::Good),
+        };
+        rows.push(vec![
+            Cell::plain(&note.target),
+            Cell::plain(&note.service),
+            Cell::plain(note.calls_last_minute.to_string()),
+            Cell::toned(pace, tone),
+            health(target.breaker.is_some()),
+            health(target.credentials.is_some()),
+            match &note.inventory_error {
+                Some(_) => Cell::toned("list failed", Tone::Doubtful),
+                None => Cell::plain(times.show_some(note.inventory_at.as_ref())),
+            },
+        ]);
+    }
+    Panel {
+        heads: vec![
+            "TARGET",
+            "SERVICE",
+            "CALLS/60S",
+            "PACE",
+            "BREAKER",
+            "KEY",
+            "LISTED",
+        ],
+        widths: vec![
+            Constraint::Fill(1),
+            Constraint::Length(8),
+            Constraint::Length(9),
+            Constraint::Length(9),
+            Constraint::Length(8),
+            Constraint::Length(5),
+            Constraint::Length(11),
+        ],
+        rows,
+        empty: "no daemon has noted a target yet",
+    }
+}
+
+/// Orders with waves.
+pub(super) fn orders(glance: &Glance, now: UtcMillis) -> Panel {
+    let times = Times::Ages(now);
+    let mut rows = Vec::new();
+    for note in &glance.orders {
+        let order = &note.order;
+        let in_state = |state: RequestState| {
+            let counts = note
+                .requests
+                .iter()
+                .filter(|count| count.state == state.as_str());
+            counts.map(|count| count.count).sum::<i64>()
+        };
+        let failed = in_state(RequestState::Failed) + in_state(RequestState::Unknown);
+        rows.push(vec![
+            Cell::plain(&order.label),
+            Cell::state(&order.state),
+            Cell::plain(order.wave.to_string()),
+            Cell::plain(format!("{}/{}", order.wave_servers, order.wave_size)),
+            Cell::plain(grouped(order.servers)),
+            Cell::number(in_state(RequestState::Succeeded), Tone::Good),
+            Cell::number(failed, Tone::Bad),
+            Cell::plain(times.show_some(order.expires_at.as_ref())),
+            Cell::plain(note.hold.as_ref().map_or("", |hold| hold.reason.as_str())),
+        ]);
+    }
+    Panel {
+        heads: vec![
+            "ORDER", "STATE", "WAVE", "SENT", "SERVERS", "DONE", "FAILED", "EXPIRES", "HELD",
+        ],
+        widths: vec![
+            Constraint::Fill(1),
+            Constraint::Length(6),
+            Constraint::Length(5),
+            Constraint::Length(10),
+            Constraint::Length(8),
+            Constraint::Length(7),
+            Constraint::Length(7),
+            Constraint::Length(8),
+            Constraint::Fill(1),
+        ],
+        rows,
+        empty: "there is no order with waves",
+    }
+}
