@@ -3,7 +3,7 @@
 
 use clap::{Command, CommandFactory, FromArgMatches};
 
-use super::Cli;
+use super::{COMMON_OPTIONS, Cli};
 
 /// The commands in the order in which people meet them.
 const GROUPS: [(&str, &[&str]); 4] = [
@@ -52,7 +52,9 @@ fn grouped(command: Command) -> Command {
             template.push_str(&format!("  {literal}{name:<10}{literal:#} {about}\n"));
         }
     }
-    template.push_str("\n{options}{after-help}");
+    template.push_str(&format!(
+        "\n{heading}{COMMON_OPTIONS}:{heading:#}\n{{options}}{{after-help}}"
+    ));
     command.help_template(template)
 }
 
@@ -89,5 +91,16 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part} in\n{page}");
         }
+    }
+
+    #[test]
+    fn a_commands_own_options_stand_apart_from_the_common_ones() {
+        let mut command = Cli::command();
+        command.build();
+        let list = command.find_subcommand_mut("list").expect("a command");
+        let page = list.render_help().to_string();
+        let common = page.find("Common options:").expect("a heading");
+        let at = |option: &str| page.find(option).expect("an option");
+        assert!(at("--label") < common && common < at("--config"), "{page}");
     }
 }

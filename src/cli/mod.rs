@@ -24,11 +24,14 @@ mod enqueue;
 mod explain;
 mod failure;
 mod generate;
+#[cfg(test)]
+mod glance_for_tests;
 mod help;
 mod inventory;
 mod list;
 mod output;
 mod override_windows;
+mod panels;
 mod pause;
 mod retry;
 mod serve;

@@ -62,8 +62,13 @@ impl Table {
 
     /// Adds a row; an empty cell is shown as `-`.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.push(cells);
+    }
+
+    /// As `row`, for as many cells as there are heads.
+    pub(super) fn push(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows
-            .push(cells.iter().map(|cell| shown(cell)).collect());
+            .push(cells.into_iter().map(|cell| shown(&cell)).collect());
     }
 
     /// The lines, without trailing blanks.

@@ -8,14 +8,19 @@ use serde_json::json;
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell, visible, wrapped};
 use super::pause::pause_scope;
-use super::{Context, Exit, Failure, servers};
+use super::{Context, Exit, Failure, servers, terminal};
 use crate::model::HoldKind;
 use crate::store::client::{
-    Access, BatchRecord, HoldRecord, OldestReady, OrderRecord, OverviewCount, TargetNote,
+    Access, BatchRecord, Glance, Glancer, HoldRecord, OldestReady, OrderRecord, OverviewCount,
+    TargetNote,
 };
 use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
-/// Show the daemon, the queue's counts, running batches, holds, and each target's pace.
+mod screen;
+
+/// Show the daemon, what has ended lately, what waits for what, running batches, holds, targets.
+///
+/// On a terminal it fits one screen; elsewhere it is complete.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The exit code is 0 even if no daemon is running.
@@ -53,10 +58,13 @@ struct TargetHealth {
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Failure> {
     let status = read(args.queue.open(context, Access::Read).await?).await?;
-    if args.json.json {
-        output::json(&status.object())?
-    } else {
-        output::print(&status.text())?
+    let now = args::now();
+    let mut glancer = Glancer::new(&args.queue.path(context)?);
+    let glance = glancer.read(now).await?.glance(None);
+    match terminal::of_stdout() {
+        _ if args.json.json => output::json(&status.object(&glance))?,
+        Some(size) => output::print(&screen::text(&glance, now, &size))?,
+        None => output::print(&status.text(Some(&glance.headline)))?,
     }
     Ok(Exit::Done)
 }
@@ -65,7 +73,7 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Fai
 pub(super) async fn text_of(path: &Path) -> Result<String, StoreError> {
     Ok(read(QueueClient::open(path, Access::Read).await?)
         .await?
-        .text())
+        .text(None))
 }
 
 async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
@@ -108,8 +116,14 @@ fn about(holds: &[HoldRecord], target: &str, kind: HoldKind) -> Option<HoldRecor
 }
 
 impl Status {
-    fn object(&self) -> serde_json::Value {
+    fn object(&self, glance: &Glance) -> serde_json::Value {
         json!({
+            "headline": glance.headline,
+            "ended": {
+                "hour": glance.ended.hour,
+                "day": glance.ended.day,
+                "errors": glance.ended.errors,
+            },
             "daemon": {
                 "running": self.daemon.known(),
                 "pid": self.daemon.info().map(|daemon| daemon.pid),
@@ -125,7 +139,7 @@ impl Status {
         })
     }
 
-    fn text(&self) -> String {
+    fn text(&self, headline: Option<&str>) -> String {
         let mut text = match &self.daemon {
             Running::Yes(Some(daemon)) => {
                 let waits = daemon
@@ -142,6 +156,9 @@ impl Status {
             Running::No => "daemon: not running\n".to_owned(),
             Running::CannotTell => "daemon: cannot tell whether one is running\n".to_owned(),
         };
+        if let Some(headline) = headline {
+            text.push_str(&wrapped(&visible(headline), "", REASON_WIDTH));
+        }
         section(
             &mut text,
             "queue",

@@ -25,7 +25,6 @@ use crate::store::{QueueClient, StoreError};
 mod app;
 mod draw;
 mod filter;
-mod panels;
 mod screen;
 
 use app::{App, Deed, Dialog, Wish};

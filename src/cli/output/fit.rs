@@ -170,7 +170,7 @@ mod tests {
             shown(&table, 40, false)[1],
             "17  616fb98f-46ca-475e-9…  failed  a lo…"
         );
-        assert_eq!(shown(&table, 22, false)[1], "17  616fb98f…  failed");
+        assert_eq!(shown(&table, 22, false)[1], "17  616fb98f-…  failed");
         assert_eq!(shown(&table, 8, false)[1], "17  616…");
     }
 

@@ -4,6 +4,7 @@
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::filter::Words;
+use crate::cli::panels::idle_holds;
 use crate::model::PowerAction;
 use crate::store::client::{Glance, RequestRecord, Selection};
 
@@ -492,16 +493,6 @@ impl App {
         self.dialog = Some(Dialog::Choose { deed, scopes, at });
         None
     }
-}
-
-/// Holds that no waiting request is counted under, so that each reason is shown once.
-pub(super) fn idle_holds(
-    glance: &Glance,
-) -> impl Iterator<Item = &crate::store::client::HoldRecord> {
-    glance.holds.iter().filter(|hold| {
-        let mut groups = glance.waiting.iter();
-        !groups.any(|group| group.kind == hold.kind && group.reason.contains(&hold.reason))
-    })
 }
 
 /// The longest text that is typed here, as the queue takes it.

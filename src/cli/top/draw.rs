@@ -7,8 +7,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableState, Wrap};
 
 use super::app::{App, Deed, Dialog, Tab};
-use super::panels::{self, Panel};
 use crate::cli::output::{visible, width};
+use crate::cli::panels::{self, Panel, shared};
 use crate::cli::terminal::Tone;
 use crate::model::UtcMillis;
 use crate::store::client::{Glance, Selection, scope_name};
@@ -55,7 +55,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App, look: Look) {
     draw_tabs(frame, tabs, app, look);
     draw_foot(frame, foot, app, look);
     match (&app.glance, app.tab) {
-        (Some(glance), Tab::Overview) => draw_overview(frame, body, app, glance, look),
+        (Some(glance), Tab::Overview) => draw_overview(frame, body, glance, look),
         (Some(glance), Tab::Failures) => draw_failures(frame, body, app, glance, look),
         _ => draw_page(frame, body, app, look),
     }
@@ -119,7 +119,7 @@ fn draw_foot(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
 }
 
 /// Several tables that share the room by what they need.
-fn draw_overview(frame: &mut Frame<'_>, area: Rect, app: &App, glance: &Glance, look: Look) {
+fn draw_overview(frame: &mut Frame<'_>, area: Rect, glance: &Glance, look: Look) {
     let sentence = visible(&glance.headline);
     let lines = lines_of(&sentence, area.width).min(HEADLINE_MAX);
     let [head, body] =
@@ -132,7 +132,7 @@ fn draw_overview(frame: &mut Frame<'_>, area: Rect, app: &App, glance: &Glance, 
         .style(style)
         .wrap(Wrap { trim: true });
     frame.render_widget(headline, head);
-    let queue = panels::of_tab(app, Tab::Overview, look.now);
+    let queue = panels::queue(glance, look.now);
     let waiting = panels::waiting(glance, look.now);
     let batches = panels::batches(glance, look.now);
     let errors = panels::errors(glance);
@@ -169,16 +169,13 @@ fn stack(frame: &mut Frame<'_>, area: Rect, panels: &[&Panel], chart: Option<&Gl
         (Some(_), 18..30) => 3,
         (Some(_), _) => 6,
     };
-    let wanted: Vec<u16> = panels
-        .iter()
-        .map(|panel| u16::try_from(panel.rows.len().max(1)).unwrap_or(u16::MAX))
-        .collect();
-    let heads = u16::try_from(panels.len()).unwrap_or(u16::MAX);
-    let room = area.height.saturating_sub(chart_height + heads);
-    let rows = shared(&wanted, room);
+    let wanted: Vec<usize> = panels.iter().map(|panel| panel.rows.len().max(1)).collect();
+    let room = usize::from(area.height.saturating_sub(chart_height));
+    let rows = shared(&wanted, room.saturating_sub(panels.len()));
     let mut y = area.y;
     for (panel, rows) in panels.iter().zip(rows) {
-        let height = (rows + 1).min(area.bottom().saturating_sub(y));
+        let rows = u16::try_from(rows).unwrap_or(u16::MAX);
+        let height = rows.saturating_add(1).min(area.bottom().saturating_sub(y));
         draw_panel(
             frame,
             Rect::new(area.x, y, area.width, height),
@@ -199,26 +196,6 @@ fn stack(frame: &mut Frame<'_>, area: Rect, panels: &[&Panel], chart: Option<&Gl
             look,
         );
     }
-}
-
-/// Gives each its wish, or else all the same, what the modest leave going to the others.
-fn shared(wanted: &[u16], room: u16) -> Vec<u16> {
-    let mut given = vec![0; wanted.len()];
-    let mut left = room;
-    while left > 0 {
-        let mut is_any_given = false;
-        for (has, wants) in given.iter_mut().zip(wanted) {
-            if left > 0 && *has < *wants {
-                *has += 1;
-                left -= 1;
-                is_any_given = true;
-            }
-        }
-        if !is_any_given {
-            break;
-        }
-    }
-    given
 }
 
 /// How much ended in each minute of the last hour.
@@ -266,12 +243,12 @@ fn draw_failures(frame: &mut Frame<'_>, area: Rect, app: &App, glance: &Glance, 
     let [above, below] =
         Layout::vertical([Constraint::Length(height), Constraint::Min(1)]).areas(area);
     draw_panel(frame, above, &errors, None, look);
-    let failures = panels::of_tab(app, Tab::Failures, look.now);
+    let failures = panel_of(app, Tab::Failures, look.now);
     draw_panel(frame, below, &failures, Some(app.row()), look);
 }
 
 fn draw_page(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
-    let panel = panels::of_tab(app, app.tab, look.now);
+    let panel = panel_of(app, app.tab, look.now);
     if app.tab != Tab::Requests || app.words.text().is_empty() {
         draw_panel(frame, area, &panel, Some(app.row()), look);
         return;
@@ -280,6 +257,25 @@ fn draw_page(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
     let text = format!("only: {}", visible(app.words.text()));
     frame.render_widget(Line::styled(text, look.style(Tone::Doubtful)), filter);
     draw_panel(frame, rest, &panel, Some(app.row()), look);
+}
+
+/// The table of a page.
+fn panel_of(app: &App, tab: Tab, now: UtcMillis) -> Panel {
+    let Some(glance) = &app.glance else {
+        return Panel {
+            empty: "reading the queue",
+            ..Panel::default()
+        };
+    };
+    match tab {
+        Tab::Overview => panels::queue(glance, now),
+        Tab::Requests => panels::requests(&app.requests, "REQUEST", now),
+        Tab::Waiting => panels::waiting(glance, now),
+        Tab::Batches => panels::batches(glance, now),
+        Tab::Failures => panels::requests(&glance.ended.newest_failures, "FAILED", now),
+        Tab::Targets => panels::targets(glance, now),
+        Tab::Orders => panels::orders(glance, now),
+    }
 }
 
 fn draw_panel(frame: &mut Frame<'_>, area: Rect, panel: &Panel, row: Option<usize>, look: Look) {

@@ -1,16 +1,16 @@
-//! The tables of `top`: what is in their columns, for the pages and for the overview. Draws nothing.
+//! The tables that show the queue at a glance, for `top` and `status`: what is in their columns. Draws
+//! nothing.
 
 use std::time::Duration;
 
 use ratatui::layout::Constraint;
 
-use super::app::{App, Tab, idle_holds};
-use crate::cli::ages::{Times, short_span};
-use crate::cli::output::{cell, visible};
-use crate::cli::pause::pause_scope;
-use crate::cli::terminal::Tone;
+use super::ages::{Times, short_span};
+use super::output::{cell, visible};
+use super::pause::pause_scope;
+use super::terminal::Tone;
 use crate::model::{RequestState, UtcMillis};
-use crate::store::client::{Glance, RequestRecord, grouped};
+use crate::store::client::{Glance, HoldRecord, RequestRecord, grouped};
 
 /// A table: its heads, and rows of as many cells.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -58,25 +58,6 @@ impl Cell {
         } else {
             Self::toned(grouped(number), tone)
         }
-    }
-}
-
-/// What is on a page; the overview has several.
-pub(super) fn of_tab(app: &App, tab: Tab, now: UtcMillis) -> Panel {
-    let Some(glance) = &app.glance else {
-        return Panel {
-            empty: "reading the queue",
-            ..Panel::default()
-        };
-    };
-    match tab {
-        Tab::Overview => queue(glance, now),
-        Tab::Requests => requests(&app.requests, "REQUEST", now),
-        Tab::Waiting => waiting(glance, now),
-        Tab::Batches => batches(glance, now),
-        Tab::Failures => requests(&glance.ended.newest_failures, "FAILED", now),
-        Tab::Targets => targets(glance, now),
-        Tab::Orders => orders(glance, now),
     }
 }
 
@@ -206,6 +187,14 @@ pub(super) fn waiting(glance: &Glance, now: UtcMillis) -> Panel {
     }
 }
 
+/// Holds that no waiting request is counted under, so that each reason is shown once.
+pub(super) fn idle_holds(glance: &Glance) -> impl Iterator<Item = &HoldRecord> {
+    glance.holds.iter().filter(|hold| {
+        let mut groups = glance.waiting.iter();
+        !groups.any(|group| group.kind == hold.kind && group.reason.contains(&hold.reason))
+    })
+}
+
 /// Such as `stop eu`, or `label kernel`.
 fn place(target: Option<&str>, action: Option<&str>, label: Option<&str>) -> String {
     let parts = [
@@ -308,7 +297,8 @@ pub(super) fn errors(glance: &Glance) -> Panel {
     }
 }
 
-fn requests(requests: &[RequestRecord], name: &'static str, now: UtcMillis) -> Panel {
+/// Requests; `name` is what they are.
+pub(super) fn requests(requests: &[RequestRecord], name: &'static str, now: UtcMillis) -> Panel {
     let times = Times::Ages(now);
     let mut rows = Vec::new();
     for request in requests {
@@ -442,5 +432,39 @@ pub(super) fn orders(glance: &Glance, now: UtcMillis) -> Panel {
         ],
         rows,
         empty: "there is no order with waves",
+    }
+}
+
+/// Rows for each of several tables: what it wishes, or else all the same, and what the modest leave goes
+/// to the others.
+pub(super) fn shared(wanted: &[usize], room: usize) -> Vec<usize> {
+    let mut given = vec![0; wanted.len()];
+    let mut left = room;
+    while left > 0 {
+        let mut is_any_given = false;
+        for (has, wants) in given.iter_mut().zip(wanted) {
+            if left > 0 && *has < *wants {
+                *has += 1;
+                left -= 1;
+                is_any_given = true;
+            }
+        }
+        if !is_any_given {
+            break;
+        }
+    }
+    given
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_shared_and_the_modest_leave_theirs_to_others() {
+        assert_eq!(shared(&[1, 10, 3], 20), [1, 10, 3]);
+        assert_eq!(shared(&[1, 10, 3], 8), [1, 4, 3]);
+        assert_eq!(shared(&[5, 5], 0), [0, 0]);
+        assert_eq!(shared(&[], 7), Vec::<usize>::new());
     }
 }
