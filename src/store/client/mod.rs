@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 mod actions;
 mod approve;
 mod backup;
+mod label;
 mod names;
 mod orders;
 mod overview;
@@ -29,6 +30,7 @@ mod write;
 
 pub use actions::{Actor, Done, RequestResult};
 pub use approve::{Approval, ApprovalCount, Unapproved};
+pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
@@ -127,6 +129,14 @@ impl QueueClient {
         read::request(&mut self.connection, id).await
     }
 
+    /// Those of `ids` that exist, in the order of their ids.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn requests(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
+        read::requests(&mut self.connection, ids).await
+    }
+
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
     pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
         read::not_succeeded(&mut self.connection, ids).await
@@ -195,6 +205,20 @@ impl QueueClient {
         since: Option<&str>,
     ) -> Result<Option<Labelled>, StoreError> {
         read::labelled(&mut self.connection, label, since).await
+    }
+
+    /// What became of a label, within the `targets` that may be seen (none: all). None if no request
+    /// has it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn label_view(
+        &mut self,
+        label: &str,
+        targets: Option<&[String]>,
+        now: UtcMillis,
+    ) -> Result<Option<LabelView>, StoreError> {
+        label::view(&mut self.connection, label, targets, now).await
     }
 
     /// How many requests of the same target and action go before this one; none if it is not ready
