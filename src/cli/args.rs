@@ -155,12 +155,22 @@ pub(super) async fn past(
     text: &str,
     now: UtcMillis,
 ) -> Result<String, Failure> {
+    past_of(client, "--since", text, now).await
+}
+
+/// As `past`; `option` is named in the error.
+pub(super) async fn past_of(
+    client: &mut QueueClient,
+    option: &str,
+    text: &str,
+    now: UtcMillis,
+) -> Result<String, Failure> {
     if let Ok(ago) = span(text) {
         return Ok(now.before(ago).to_string());
     }
     client.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         Failure::Usage(format!(
-            "--since {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
+            "{option} {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
             output::visible(text)
         ))
     })

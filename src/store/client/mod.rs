@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::sqlite::{BUSY_TIMEOUT, holds, schema};
-use super::{Prune, RefusedKey, StoreError};
+use super::sqlite::{BUSY_TIMEOUT, export, holds, schema};
+use super::{
+    ExportChunk, ExportNote, ExportPlace, ExportSpan, Prune, RefusedKey, StoreError, write_export,
+};
 use crate::model::{LetGo, UtcMillis};
 use std::collections::BTreeMap;
 
@@ -20,6 +22,7 @@ mod approve;
 mod backup;
 mod label;
 mod names;
+mod new_file;
 mod orders;
 mod overview;
 mod pauses;
@@ -32,6 +35,7 @@ pub use actions::{Actor, Done, RequestResult};
 pub use approve::{Approval, ApprovalCount, Unapproved};
 pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
+pub use new_file::NewFile;
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use pauses::{Paused, Resumed, scope_name};
@@ -525,16 +529,55 @@ impl QueueClient {
         backup::last_intent(&mut self.connection).await
     }
 
-    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`.
+    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`. What the chunk
+    /// deletes is first appended to the file of the day in `export_to`, if it is given.
     ///
     /// # Errors
-    /// Those of the store.
+    /// Those of the store; `Unusable` if the file cannot be written: nothing more is deleted then.
     pub async fn prune(
         &mut self,
         so_far: Prune,
         cutoff: UtcMillis,
         now: UtcMillis,
+        export_to: Option<&Path>,
     ) -> Result<Prune, StoreError> {
-        backup::prune(&mut self.connection, so_far, cutoff, now).await
+        let Some(dir) = export_to else {
+            return backup::prune(&mut self.connection, so_far, cutoff, now, None).await;
+        };
+        let exported = export::before_prune(&mut self.connection, &so_far, cutoff, now).await?;
+        write_export(dir, &exported, now)?;
+        backup::prune(&mut self.connection, so_far, cutoff, now, Some(&exported)).await
+    }
+
+    /// What the daemon has noted of writing what it deletes.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_note(&mut self) -> Result<ExportNote, StoreError> {
+        export::read_note(&mut self.connection).await
+    }
+
+    /// Some lines of what came in this span behind `after`: outcomes with their attempts.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_outcomes(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::outcomes(&mut self.connection, span, after).await
+    }
+
+    /// Some lines of what people did in this span, behind `after`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_actions(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::actions(&mut self.connection, span, after).await
     }
 }
