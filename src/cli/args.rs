@@ -150,9 +150,17 @@ pub(super) async fn ahead(
     })
 }
 
-/// A time past: `2h` is two hours ago; anything else is a time as a producer may write it. `option`
-/// is named in the error.
+/// A time past: `2h` is two hours ago; anything else is a time as a producer may write it.
 pub(super) async fn past(
+    client: &mut QueueClient,
+    text: &str,
+    now: UtcMillis,
+) -> Result<String, Failure> {
+    past_of(client, "--since", text, now).await
+}
+
+/// As `past`; `option` is named in the error.
+pub(super) async fn past_of(
     client: &mut QueueClient,
     option: &str,
     text: &str,

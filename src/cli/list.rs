@@ -101,11 +101,11 @@ async fn filter(client: &mut QueueClient, args: &ListArgs) -> Result<Filter, Fai
     };
     let now = args::now();
     let since = match &args.since {
-        Some(since) => Some(args::past(client, "--since", since, now).await?),
+        Some(since) => Some(args::past_of(client, "--since", since, now).await?),
         None => None,
     };
     let until = match &args.until {
-        Some(until) => Some(args::past(client, "--until", until, now).await?),
+        Some(until) => Some(args::past_of(client, "--until", until, now).await?),
         None => None,
     };
     let text = |text: &Option<String>| text.as_deref().map(TextFilter::read);

@@ -33,6 +33,7 @@ mod output;
 mod override_windows;
 mod panels;
 mod pause;
+mod report;
 mod retry;
 mod serve;
 mod servers;
@@ -107,6 +108,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
     Top(top::TopArgs),
+    Report(report::ReportArgs),
     Inventory(inventory::InventoryArgs),
     Wait(wait::WaitArgs),
     Cancel(cancel::CancelArgs),
@@ -179,6 +181,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Explain(args) => explain::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
         Command::Top(args) => top::run(context, args).await,
+        Command::Report(args) => report::run(context, args).await,
         Command::Inventory(args) => inventory::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Cancel(args) => cancel::run(context, args).await,

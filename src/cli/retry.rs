@@ -46,7 +46,7 @@ pub(super) struct RetryArgs {
 pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Write).await?;
     let since = match &args.since {
-        Some(since) => Some(args::past(&mut client, "--since", since, args::now()).await?),
+        Some(since) => Some(args::past(&mut client, since, args::now()).await?),
         None => None,
     };
     let which = Selection {

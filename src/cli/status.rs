@@ -8,13 +8,13 @@ use serde_json::json;
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell, visible, wrapped};
 use super::pause::pause_scope;
-use super::{Context, Exit, Failure, servers, terminal};
+use super::{Context, Exit, Failure, report, servers, terminal};
 use crate::model::HoldKind;
 use crate::store::client::{
     Access, BatchRecord, Glance, Glancer, HoldRecord, OldestReady, OrderRecord, OverviewCount,
     TargetNote,
 };
-use crate::store::{QueueClient, Running, StoreError, daemon_on};
+use crate::store::{ExportNote, QueueClient, Running, StoreError, daemon_on};
 
 mod screen;
 
@@ -23,10 +23,15 @@ mod screen;
 /// On a terminal it fits one screen; elsewhere it is complete.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit code is 0 even if no daemon is running.
+The exit code is 0 even if no daemon is running. With --label: what became of its servers so far; 2 if no request has it.
 
-Example: poweryard status --json")]
+Examples:
+  poweryard status --json
+  poweryard status --label evac")]
 pub(super) struct StatusArgs {
+    /// Only what became of this label; `report` has it server by server.
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
     #[command(flatten)]
     json: JsonArg,
     #[command(flatten)]
@@ -45,6 +50,7 @@ struct Status {
     holds: Vec<HoldRecord>,
     orders: Vec<OrderRecord>,
     targets: Vec<TargetHealth>,
+    export: ExportNote,
 }
 
 /// What is known of a target, with the holds that are about its health.
@@ -57,6 +63,9 @@ struct TargetHealth {
 }
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Failure> {
+    if let Some(label) = &args.label {
+        return run_label(context, &args, label).await;
+    }
     let status = read(args.queue.open(context, Access::Read).await?).await?;
     let now = args::now();
     let mut glancer = Glancer::new(&args.queue.path(context)?);
@@ -65,6 +74,18 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Fai
         _ if args.json.json => output::json(&status.object(&glance))?,
         Some(size) => output::print(&screen::text(&glance, now, &size))?,
         None => output::print(&status.text(Some(&glance.headline)))?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn run_label(context: &Context, args: &StatusArgs, label: &str) -> Result<Exit, Failure> {
+    let mut client = args.queue.open(context, Access::Read).await?;
+    let view = report::view(&mut client, label).await?;
+    client.close().await?;
+    if args.json.json {
+        output::json(&view)?
+    } else {
+        output::print(&report::text(&view))?
     }
     Ok(Exit::Done)
 }
@@ -102,6 +123,7 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
         batches: client.open_batches().await?,
         orders: client.open_orders().await?,
         targets: targets.collect(),
+        export: client.export_note().await?,
         holds,
     };
     client.close().await?;
@@ -136,6 +158,7 @@ impl Status {
             "holds": self.holds,
             "orders": self.orders,
             "targets": self.targets,
+            "export": self.export,
         })
     }
 
@@ -217,6 +240,14 @@ impl Status {
                 );
                 text.push_str(&wrapped(&visible(&line), "  ", REASON_WIDTH));
             }
+        }
+        if let Some(error) = &self.export.error {
+            let since = cell(&self.export.failed_at);
+            let line = format!(
+                "old requests are not deleted, because they cannot be written down first (tried at {since}): {error}"
+            );
+            text.push('\n');
+            text.push_str(&wrapped(&visible(&line), "", REASON_WIDTH));
         }
         text
     }

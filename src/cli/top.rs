@@ -286,7 +286,7 @@ async fn requests(client: &mut QueueClient, words: &Words) -> Result<Vec<Request
         filter.servers = Some(servers::filter(client, word, target.as_deref(), false).await?);
     }
     if let Some(since) = words.since() {
-        filter.since = Some(args::past(client, "since:", since, args::now()).await?);
+        filter.since = Some(args::past_of(client, "since:", since, args::now()).await?);
     }
     Ok(client.list(&filter).await?)
 }

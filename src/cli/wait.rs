@@ -62,7 +62,7 @@ pub(super) struct WaitArgs {
 pub(super) async fn run(context: &Context, args: WaitArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Read).await?;
     let since = match &args.since {
-        Some(since) => Some(args::past(&mut client, "--since", since, args::now()).await?),
+        Some(since) => Some(args::past(&mut client, since, args::now()).await?),
         None => None,
     };
     let subject = match args.label {

@@ -12,7 +12,7 @@ use super::reasons::{self, Situation};
 use super::view::View;
 use crate::cli::terminal::{self, Screen};
 use crate::cli::{args, output};
-use crate::store::client::{OpenBatch, OpenRequest, WaitingReason};
+use crate::store::client::{OpenBatch, OpenRequest, UnsentReason};
 use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
 /// Lines follow each other no faster than this.
@@ -30,7 +30,7 @@ pub(super) struct Progress {
     shown_at: Option<Instant>,
     /// The queue has changed since it was read.
     is_outdated: bool,
-    waiting: Vec<WaitingReason>,
+    waiting: Vec<UnsentReason>,
     batches: Vec<OpenBatch>,
 }
 

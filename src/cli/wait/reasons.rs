@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::ages::short_span;
 use crate::model::UtcMillis;
-use crate::store::client::{OpenBatch, WaitingReason};
+use crate::store::client::{OpenBatch, UnsentReason};
 
 /// Different sentences that are shown.
 const SHOWN_MAX: usize = 3;
@@ -31,7 +31,7 @@ pub(super) struct Situation<'a> {
     /// No daemon runs.
     pub(super) is_without_daemon: bool,
     /// The reasons of the queued requests that were looked at.
-    pub(super) waiting: &'a [WaitingReason],
+    pub(super) waiting: &'a [UnsentReason],
     /// How many requests are queued; more than were looked at if there are very many.
     pub(super) queued: i64,
     /// The batches that carry the others.
@@ -160,8 +160,8 @@ mod tests {
     use super::*;
     use crate::store::client::BatchRecord;
 
-    fn waiting(reason: &str, count: i64) -> WaitingReason {
-        WaitingReason {
+    fn waiting(reason: &str, count: i64) -> UnsentReason {
+        UnsentReason {
             reason: reason.to_owned(),
             target: "default".to_owned(),
             action: "stop".to_owned(),
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    fn situation<'a>(waiting: &'a [WaitingReason], batches: &'a [OpenBatch]) -> Situation<'a> {
+    fn situation<'a>(waiting: &'a [UnsentReason], batches: &'a [OpenBatch]) -> Situation<'a> {
         Situation {
             is_without_daemon: false,
             waiting,

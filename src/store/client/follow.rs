@@ -20,7 +20,7 @@ pub struct OpenRequest {
 
 /// A reason why requests of one target and action are not sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WaitingReason {
+pub struct UnsentReason {
     /// The sentence of `power_waiting`.
     pub reason: String,
     /// Target.
@@ -56,7 +56,7 @@ pub(super) async fn open_requests(
 pub(super) async fn waiting_reasons(
     connection: &mut SqliteConnection,
     ids: &[i64],
-) -> Result<Vec<WaitingReason>, StoreError> {
+) -> Result<Vec<UnsentReason>, StoreError> {
     // As bytes: the reason of a hold may be anybody's text.
     let found: Vec<(Vec<u8>, String, String, i64)> = sqlx::query_as(
         "SELECT CAST(w.reason AS BLOB), w.target, w.action, count(*)
@@ -68,7 +68,7 @@ pub(super) async fn waiting_reasons(
     .await?;
     let mut reasons = Vec::with_capacity(found.len());
     for (reason, target, action, count) in found {
-        reasons.push(WaitingReason {
+        reasons.push(UnsentReason {
             reason: String::from_utf8_lossy(&reason).into_owned(),
             target,
             action,

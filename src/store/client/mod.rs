@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::sqlite::{BUSY_TIMEOUT, holds, schema};
-use super::{Prune, RefusedKey, StoreError};
+use super::sqlite::{BUSY_TIMEOUT, export, holds, schema};
+use super::{
+    ExportChunk, ExportNote, ExportPlace, ExportSpan, Prune, RefusedKey, StoreError, write_export,
+};
 use crate::model::{LetGo, UtcMillis};
 use std::collections::BTreeMap;
 
@@ -21,7 +23,9 @@ mod backup;
 mod candidates;
 mod follow;
 mod glance;
+mod label;
 mod names;
+mod new_file;
 mod orders;
 mod overview;
 mod pauses;
@@ -33,12 +37,14 @@ mod write;
 pub use actions::{Actor, Done, RequestResult};
 pub use approve::{Approval, ApprovalCount, Unapproved};
 pub use candidates::{Meant, NewestText, RequestCandidate};
-pub use follow::{OpenBatch, OpenRequest, WaitingReason};
+pub use follow::{OpenBatch, OpenRequest, UnsentReason};
 pub use glance::{
     BatchNote, DaemonNote, Ended, EndedCount, ErrorCount, Glance, Glancer, OrderNote, OutcomeSlot,
     Reading, StateCount, TargetHealth, WaitingGroup, grouped,
 };
+pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
+pub use new_file::NewFile;
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use pauses::{Paused, Resumed, scope_name};
@@ -136,6 +142,14 @@ impl QueueClient {
         read::request(&mut self.connection, id).await
     }
 
+    /// Those of `ids` that exist, in the order of their ids.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn requests(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
+        read::requests(&mut self.connection, ids).await
+    }
+
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
     pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
         read::not_succeeded(&mut self.connection, ids).await
@@ -206,6 +220,20 @@ impl QueueClient {
         read::labelled(&mut self.connection, label, since).await
     }
 
+    /// What became of a label, within the `targets` that may be seen (none: all). None if no request
+    /// has it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn label_view(
+        &mut self,
+        label: &str,
+        targets: Option<&[String]>,
+        now: UtcMillis,
+    ) -> Result<Option<LabelView>, StoreError> {
+        label::view(&mut self.connection, label, targets, now).await
+    }
+
     /// How many requests of the same target and action go before this one; none if it is not ready
     /// to go.
     pub async fn place_in_lane(&mut self, id: i64) -> Result<Option<i64>, StoreError> {
@@ -224,7 +252,7 @@ impl QueueClient {
 
     /// Why those of `ids` that are queued are not sent, the most frequent reason first. About 20 µs
     /// for each id.
-    pub async fn waiting_reasons(&mut self, ids: &[i64]) -> Result<Vec<WaitingReason>, StoreError> {
+    pub async fn waiting_reasons(&mut self, ids: &[i64]) -> Result<Vec<UnsentReason>, StoreError> {
         follow::waiting_reasons(&mut self.connection, ids).await
     }
 
@@ -575,16 +603,55 @@ impl QueueClient {
         backup::last_intent(&mut self.connection).await
     }
 
-    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`.
+    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`. What the chunk
+    /// deletes is first appended to the file of the day in `export_to`, if it is given.
     ///
     /// # Errors
-    /// Those of the store.
+    /// Those of the store; `Unusable` if the file cannot be written: nothing more is deleted then.
     pub async fn prune(
         &mut self,
         so_far: Prune,
         cutoff: UtcMillis,
         now: UtcMillis,
+        export_to: Option<&Path>,
     ) -> Result<Prune, StoreError> {
-        backup::prune(&mut self.connection, so_far, cutoff, now).await
+        let Some(dir) = export_to else {
+            return backup::prune(&mut self.connection, so_far, cutoff, now, None).await;
+        };
+        let exported = export::before_prune(&mut self.connection, &so_far, cutoff, now).await?;
+        write_export(dir, &exported, now)?;
+        backup::prune(&mut self.connection, so_far, cutoff, now, Some(&exported)).await
+    }
+
+    /// What the daemon has noted of writing what it deletes.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_note(&mut self) -> Result<ExportNote, StoreError> {
+        export::read_note(&mut self.connection).await
+    }
+
+    /// Some lines of what came in this span behind `after`: outcomes with their attempts.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_outcomes(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::outcomes(&mut self.connection, span, after).await
+    }
+
+    /// Some lines of what people did in this span, behind `after`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_actions(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::actions(&mut self.connection, span, after).await
     }
 }
