@@ -34,10 +34,10 @@ pub(super) struct ApproveArgs {
     #[arg(value_name = "ID")]
     ids: Vec<RequestId>,
     /// All requests with exactly this label.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
     /// All requests of this target and --action.
-    #[arg(long, value_name = "NAME", requires = "action")]
+    #[arg(long, short, value_name = "NAME", requires = "action")]
     target: Option<String>,
     /// start, stop or reboot; with --target.
     #[arg(long, value_name = "ACTION", value_parser = args::actions(), requires = "target")]

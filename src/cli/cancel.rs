@@ -22,7 +22,7 @@ pub(super) struct CancelArgs {
     #[arg(value_name = "ID")]
     ids: Vec<RequestId>,
     /// All queued requests with exactly this label.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
     #[command(flatten)]
     reason: ReasonArg,

@@ -41,7 +41,7 @@ pub(super) struct EnqueueArgs {
     #[arg(long)]
     ids: bool,
     /// A target of the daemon's config, [targets.NAME].
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    #[arg(long, short, value_name = "NAME", default_value = "default")]
     target: String,
     /// -100 to 100; higher goes first.
     #[arg(
@@ -69,7 +69,7 @@ pub(super) struct EnqueueArgs {
     #[arg(long, requires = "key")]
     if_absent: bool,
     /// Free text by which the requests can be found.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
     /// Send in waves of so many servers, numbers or shares, of which the last repeats; the requests of
     /// the label are then an order.

@@ -173,7 +173,7 @@ fn csv(requests: &[RequestRecord]) -> String {
                 other => other.to_string(),
             })
             .collect();
-        output::push_record(&mut text, fields.iter().map(String::as_str));
+        output::push_record(&mut text, fields);
     }
     text
 }

@@ -32,6 +32,8 @@ pub(super) struct Cell {
     pub(super) text: String,
     /// How.
     pub(super) tone: Tone,
+    /// Numbers are right-aligned, and so are their heads.
+    pub(super) is_number: bool,
 }
 
 impl Cell {
@@ -48,15 +50,26 @@ impl Cell {
         Self {
             text: visible(text.as_ref()),
             tone,
+            is_number: false,
         }
     }
 
     /// A number; zero is not worth a colour.
     fn number(number: i64, tone: Tone) -> Self {
-        if number == 0 {
+        let mut cell = if number == 0 {
             Self::plain("-")
         } else {
             Self::toned(grouped(number), tone)
+        };
+        cell.is_number = true;
+        cell
+    }
+
+    /// An id, which has no blanks or commas.
+    fn id(id: i64) -> Self {
+        Self {
+            is_number: true,
+            ..Self::plain(id.to_string())
         }
     }
 }
@@ -153,7 +166,7 @@ pub(super) fn waiting(glance: &Glance, now: UtcMillis) -> Panel {
             Tone::Doubtful
         };
         rows.push(vec![
-            Cell::plain(grouped(group.count)),
+            Cell::number(group.count, Tone::Plain),
             Cell::plain(place(
                 group.target.as_deref(),
                 group.action.as_deref(),
@@ -166,7 +179,7 @@ pub(super) fn waiting(glance: &Glance, now: UtcMillis) -> Panel {
     }
     for hold in idle_holds(glance) {
         rows.push(vec![
-            Cell::plain("-"),
+            Cell::number(0, Tone::Plain),
             Cell::plain(pause_scope(hold)),
             Cell::toned(&hold.kind, Tone::Doubtful),
             Cell::plain(times.show_some(hold.until.as_ref())),
@@ -230,7 +243,7 @@ pub(super) fn batches(glance: &Glance, now: UtcMillis) -> Panel {
         };
         let tone = if is_late { Tone::Doubtful } else { Tone::Plain };
         rows.push(vec![
-            Cell::plain(batch.id.to_string()),
+            Cell::id(batch.id),
             Cell::plain(&batch.target),
             Cell::plain(&batch.action),
             match &batch.read_error {
@@ -278,7 +291,7 @@ pub(super) fn errors(glance: &Glance) -> Panel {
     let mut rows = Vec::new();
     for error in &glance.ended.errors {
         rows.push(vec![
-            Cell::plain(grouped(error.count)),
+            Cell::number(error.count, Tone::Plain),
             Cell::state(&error.state),
             Cell::plain(cell(&error.error_code)),
             Cell::plain(cell(&error.message)),
@@ -308,7 +321,7 @@ pub(super) fn requests(requests: &[RequestRecord], name: &'static str, now: UtcM
         };
         let at = request.finished_at.as_ref().unwrap_or(&request.created_at);
         rows.push(vec![
-            Cell::plain(request.id.to_string()),
+            Cell::id(request.id),
             Cell::plain(server),
             Cell::plain(&request.action),
             Cell::state(&request.state),
@@ -335,6 +348,14 @@ pub(super) fn requests(requests: &[RequestRecord], name: &'static str, now: UtcM
     }
 }
 
+/// Why it is held is among what waits.
+fn health(hold: Option<&HoldRecord>) -> Cell {
+    match hold {
+        Some(_) => Cell::toned("held", Tone::Bad),
+        None => Cell::toned("ok", Tone::Good),
+    }
+}
+
 /// Targets, their pace and their health.
 pub(super) fn targets(glance: &Glance, now: UtcMillis) -> Panel {
     let times = Times::Ages(now);
@@ -348,17 +369,13 @@ pub(super) fn targets(glance: &Glance, now: UtcMillis) -> Panel {
         } else {
             Tone::Plain
         };
-        let health = |is_held: bool| match is_held {
-            true => Cell::toned("held", Tone::Bad),
-            false => Cell::toned("ok", Tone::Good),
-        };
         rows.push(vec![
             Cell::plain(&note.target),
             Cell::plain(&note.service),
-            Cell::plain(note.calls_last_minute.to_string()),
+            Cell::number(note.calls_last_minute, Tone::Plain),
             Cell::toned(pace, tone),
-            health(target.breaker.is_some()),
-            health(target.credentials.is_some()),
+            health(target.breaker.as_ref()),
+            health(target.credentials.as_ref()),
             match &note.inventory_error {
                 Some(_) => Cell::toned("list failed", Tone::Doubtful),
                 None => Cell::plain(times.show_some(note.inventory_at.as_ref())),
@@ -406,18 +423,18 @@ pub(super) fn orders(glance: &Glance, now: UtcMillis) -> Panel {
         rows.push(vec![
             Cell::plain(&order.label),
             Cell::state(&order.state),
-            Cell::plain(order.wave.to_string()),
+            Cell::id(order.wave),
             Cell::plain(format!("{}/{}", order.wave_servers, order.wave_size)),
-            Cell::plain(grouped(order.servers)),
+            Cell::number(order.servers, Tone::Plain),
             Cell::number(in_state(RequestState::Succeeded), Tone::Good),
             Cell::number(failed, Tone::Bad),
             Cell::plain(times.show_some(order.expires_at.as_ref())),
-            Cell::plain(note.hold.as_ref().map_or("", |hold| hold.reason.as_str())),
+            Cell::plain(&order.waves),
         ]);
     }
     Panel {
         heads: vec![
-            "ORDER", "STATE", "WAVE", "SENT", "SERVERS", "DONE", "FAILED", "EXPIRES", "HELD",
+            "ORDER", "STATE", "WAVE", "SENT", "SERVERS", "DONE", "FAILED", "EXPIRES", "WAVES",
         ],
         widths: vec![
             Constraint::Fill(1),

@@ -51,13 +51,13 @@ pub(super) struct ResumeArgs {
 #[derive(Debug, clap::Args)]
 struct Scope {
     /// Only this target.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, short, value_name = "NAME")]
     target: Option<String>,
     /// Only this action: start, stop or reboot.
     #[arg(long, value_name = "ACTION", value_parser = args::actions())]
     action: Option<PowerAction>,
     /// Only requests with exactly this label.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
 }
 

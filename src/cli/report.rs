@@ -33,7 +33,7 @@ Examples:
   poweryard report --label evac --by error")]
 pub(super) struct ReportArgs {
     /// Requests with exactly this label.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: String,
     /// One line for each group instead of one for each server.
     #[arg(long, value_name = "WHAT", value_enum)]
@@ -232,11 +232,11 @@ const COLUMNS: [(&str, fn(&RequestRecord) -> String); 13] = [
 ];
 
 async fn csv(client: &mut QueueClient, ids: &[i64]) -> Result<(), Failure> {
-    let head = COLUMNS.map(|(name, _)| name.to_owned());
-    let mut lines = csv_line(&head);
+    let mut lines = String::new();
+    output::push_record(&mut lines, COLUMNS.map(|(name, _)| name));
     for chunk in ids.chunks(CHUNK) {
         for request in client.requests(chunk).await? {
-            lines.push_str(&csv_line(&COLUMNS.map(|(_, read)| read(&request))));
+            output::push_record(&mut lines, COLUMNS.map(|(_, read)| read(&request)));
         }
         if !write(&lines)? {
             return Ok(());
@@ -256,25 +256,6 @@ fn write(text: &str) -> Result<bool, Failure> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::Output(error)),
     }
-}
-
-/// By RFC 4180. A spreadsheet takes a text that begins like a formula for one, and anybody may have
-/// written it: it gets an apostrophe in front.
-fn csv_line(cells: &[String]) -> String {
-    let cells: Vec<String> = cells.iter().map(|cell| csv_cell(cell)).collect();
-    format!("{}\r\n", cells.join(","))
-}
-
-fn csv_cell(cell: &str) -> String {
-    let cell = if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) {
-        format!("'{cell}")
-    } else {
-        cell.to_owned()
-    };
-    if cell.contains(['"', ',', '\r', '\n']) {
-        return format!("\"{}\"", cell.replace('"', "\"\""));
-    }
-    cell
 }
 
 /// How many servers there are of each state in a group.
@@ -310,9 +291,10 @@ async fn groups(
         return output::json(&groups);
     }
     if args.csv {
-        let mut lines = csv_line(&[by, "state", "servers"].map(str::to_owned));
+        let mut lines = String::new();
+        output::push_record(&mut lines, [by, "state", "servers"]);
         for ((group, state), servers) in rows {
-            lines.push_str(&csv_line(&[group, state, servers.to_string()]));
+            output::push_record(&mut lines, [group, state, servers.to_string()]);
         }
         return output::print(&lines);
     }
@@ -322,24 +304,4 @@ async fn groups(
         table.row([group, state, servers.to_string()]);
     }
     output::print(&table.render())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cells_with_commas_quotes_and_line_ends_are_quoted() {
-        let cells = ["a", "b,c", "say \"no\"", "two\nlines", ""].map(str::to_owned);
-        assert_eq!(
-            csv_line(&cells),
-            "a,\"b,c\",\"say \"\"no\"\"\",\"two\nlines\",\r\n"
-        );
-    }
-
-    #[test]
-    fn no_cell_is_a_formula_to_a_spreadsheet() {
-        assert_eq!(csv_cell("=HYPERLINK(1)"), "'=HYPERLINK(1)");
-        assert_eq!(csv_cell("@x,y"), "\"'@x,y\"");
-    }
 }

@@ -27,7 +27,7 @@ pub(super) struct RetryArgs {
     #[arg(value_name = "ID", conflicts_with_all = ["label", "since"])]
     ids: Vec<RequestId>,
     /// Requests with exactly this label.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
     /// The states to try again, separated by commas; by default `failed`.
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = args::states())]

@@ -30,7 +30,7 @@ Examples:
   poweryard status --label evac")]
 pub(super) struct StatusArgs {
     /// Only what became of this label; `report` has it server by server.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
     #[command(flatten)]
     json: JsonArg,

@@ -44,10 +44,21 @@ impl Pane {
         );
         std::fs::write(&start, script).expect("written");
         let size = (columns.to_string(), rows.to_string());
-        let shell = format!("exec bash --norc --noprofile --rcfile '{0}' -i", start.display());
+        let shell = format!(
+            "exec bash --norc --noprofile --rcfile '{0}' -i",
+            start.display()
+        );
         let shell = shell.replace("--norc ", "");
         pane.tmux(&[
-            "-f", "/dev/null", "new-session", "-d", "-x", &size.0, "-y", &size.1, &shell,
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            &size.0,
+            "-y",
+            &size.1,
+            &shell,
         ]);
         pane.tmux(&["set", "-g", "status", "off"]);
         pane.tmux(&["resize-window", "-x", &size.0, "-y", &size.1]);
@@ -115,7 +126,10 @@ impl Pane {
             if holds(&screen) {
                 return screen;
             }
-            assert!(begun.elapsed() < PATIENCE, "{what:?} does not appear on\n{screen}");
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{what:?} does not appear on\n{screen}"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -126,7 +140,11 @@ impl Pane {
             screen.trim_end().ends_with("ready$") && self.value("alternate_on") == "0"
         });
         assert_eq!(self.value("cursor_flag"), "1", "the cursor is seen");
-        assert_eq!(self.value("mouse_any_flag"), "0", "the mouse is the terminal's");
+        assert_eq!(
+            self.value("mouse_any_flag"),
+            "0",
+            "the mouse is the terminal's"
+        );
         self.enter("clear; stty -a | tr -s ' ;' '\\n' | grep -x -e echo -e icanon -e isig | tr '\\n' ,; echo .");
         self.shows("isig,icanon,echo,.");
     }

@@ -116,7 +116,7 @@ fn sections(glance: &Glance, now: UtcMillis) -> Vec<Section> {
         section(
             panels::orders(glance, now),
             &[2, 4, 5, 6],
-            &[(8, 12), (0, 8)],
+            &[(8, 8), (0, 8)],
             &[8, 7, 3],
             &[1],
         ),

@@ -290,17 +290,29 @@ fn draw_panel(frame: &mut Frame<'_>, area: Rect, panel: &Panel, row: Option<usiz
         return;
     }
     let shown = usize::from(area.height.saturating_sub(1));
+    let aligned = |text: Span<'_>, is_number: bool| {
+        let line = Line::from(text.content.into_owned()).style(text.style);
+        if is_number {
+            line.right_aligned()
+        } else {
+            line
+        }
+    };
     let rows = panel.rows.iter().map(|cells| {
-        let cells = cells
-            .iter()
-            .map(|cell| Span::styled(cell.text.as_str(), look.style(cell.tone)));
-        Row::new(cells.map(Line::from))
+        let cells = cells.iter().map(|cell| {
+            let text = Span::styled(cell.text.as_str(), look.style(cell.tone));
+            aligned(text, cell.is_number)
+        });
+        Row::new(cells)
     });
-    let mut heads: Vec<String> = panel.heads.iter().map(|head| (*head).to_owned()).collect();
     let hidden = panel.rows.len().saturating_sub(shown);
-    if hidden > 0 && row.is_none() {
-        heads[0] = format!("{} +{hidden}", heads[0]);
-    }
+    let heads = panel.heads.iter().enumerate().map(|(column, head)| {
+        let is_number = panel.rows[0].get(column).is_some_and(|cell| cell.is_number);
+        if column == 0 && hidden > 0 && row.is_none() {
+            return Line::from(format!("{head} +{hidden}"));
+        }
+        aligned(Span::raw(*head), is_number)
+    });
     let table = Table::new(rows, &panel.widths)
         .header(Row::new(heads).style(heading))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
