@@ -293,3 +293,70 @@ fn completed(words: &[&str]) -> String {
     assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
     String::from_utf8_lossy(&said.stdout).into_owned()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_filtered_and_exported_whole() {
+    let mut scene = busy_scene().await;
+    scene.ask(PowerAction::Stop, 1..=4).await;
+    scene
+        .wait_for("SELECT count(*) FROM power_outcomes", "4")
+        .await;
+    scene
+        .command(&[
+            "enqueue",
+            "start",
+            "bms-0001",
+            "bms-0002",
+            "--label",
+            "night",
+            "--not-before",
+            "+1h",
+            "--requested-by",
+            "=carol",
+        ])
+        .await;
+    let queue = scene.yard.database().display().to_string();
+    let ids = |args: &[&str]| {
+        let said = process::run(&[&["list", "--json", "--database", &queue], args].concat());
+        assert!(said.status.success(), "{args:?}: {said:?}");
+        let rows: serde_json::Value = serde_json::from_slice(&said.stdout).expect("JSON");
+        let ids = rows.as_array().expect("an array").iter();
+        ids.map(|row| row["id"].as_i64().expect("an id"))
+            .collect::<Vec<_>>()
+    };
+    for (args, wanted) in [
+        (&["--error", "BMS.0040"][..], &[3][..]),
+        (&["-e", "BMS.*", "-s", "failed"], &[3]),
+        (&["--action", "start"], &[6, 5]),
+        (&["--action", "start,stop", "-n", "2"], &[6, 5]),
+        (&["-l", "ni*"], &[6, 5]),
+        (&["-l", "ni"], &[]),
+        (&["--requested-by", "=carol"], &[6, 5]),
+        (&["--server", "bms-000[23]", "-t", "default"], &[6, 3, 2]),
+        (&["--since", "1h"], &[6, 5, 4, 3, 2, 1]),
+        (
+            &["--since", "1h", "--until", "2090-01-01", "-s", "succeeded"],
+            &[4, 2, 1],
+        ),
+        (&["--until", "1h"], &[]),
+    ] {
+        assert_eq!(ids(args), wanted, "{args:?}");
+    }
+    let said = process::run(&["list", "--csv", "--label", "night", "--database", &queue]);
+    let text = String::from_utf8(said.stdout).expect("UTF-8");
+    let lines: Vec<&str> = text.split("\r\n").collect();
+    assert!(lines[0].starts_with("id,server_id,name,action,"), "{text}");
+    assert!(
+        lines[1].starts_with("6,") && lines[1].contains(",bms-0002,start,default,0,"),
+        "{text}"
+    );
+    assert!(lines[1].contains(",night,'=carol,"), "{text}");
+    assert_eq!(lines.len(), 4, "a head, two rows, the end");
+    let wrong = process::run(&["list", "--until", "soon", "--database", &queue]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&wrong.stderr).contains("--until soon"),
+        "{wrong:?}"
+    );
+    scene.daemon.stop().await;
+}

@@ -9,6 +9,7 @@ use clap::{Arg, Command, CommandFactory};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
 
+use super::output::visible;
 use super::{Cli, config_file};
 use crate::settings::QueueSettings;
 use crate::store::client::{Access, Meant, NewestText};
@@ -89,7 +90,7 @@ fn candidates(kind: Kind, current: &OsStr) -> Vec<CompletionCandidate> {
     safe.map(|(word, help)| {
         // The other shells do it themselves.
         let word = if is_bash { escaped(&word) } else { word };
-        CompletionCandidate::new(word).help(help.map(Into::into))
+        CompletionCandidate::new(word).help(help.map(|help| visible(&help).into()))
     })
     .collect()
 }

@@ -42,6 +42,8 @@ pub(super) fn note(text: &str) {
 
 /// The widest cell, in columns of the terminal; longer ones end in `…`. JSON has the whole text.
 const CELL_MAX: usize = 60;
+/// The same, where the table is made to fit the terminal.
+const FITTED_CELL_MAX: usize = 240;
 
 /// A table with a head and aligned columns, two blanks apart.
 #[derive(Debug)]
@@ -62,13 +64,15 @@ impl Table {
 
     /// Adds a row; an empty cell is shown as `-`.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.push(cells);
+        self.rows
+            .push(cells.iter().map(|cell| shown(cell, CELL_MAX)).collect());
     }
 
-    /// As `row`, for as many cells as there are heads.
+    /// As `row`, in a table that will fit the terminal: its cells may be as wide as that is.
     pub(super) fn push(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells = cells.into_iter();
         self.rows
-            .push(cells.into_iter().map(|cell| shown(&cell)).collect());
+            .push(cells.map(|cell| shown(&cell, FITTED_CELL_MAX)).collect());
     }
 
     /// The lines, without trailing blanks.
@@ -110,13 +114,13 @@ impl Table {
 }
 
 /// A cell as the table shows it: never empty, safe, not too wide.
-fn shown(cell: &str) -> String {
+fn shown(cell: &str, widest: usize) -> String {
     if cell.is_empty() {
         return "-".to_owned();
     }
     // Cut first: escaping makes a long text even longer.
-    let cell = visible(&cut(cell, CELL_MAX));
-    cut(&cell, CELL_MAX)
+    let cell = visible(&cut(cell, widest));
+    cut(&cell, widest)
 }
 
 /// The text, or its beginning and `…` if it is wider than `widest`.

@@ -66,14 +66,18 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Fai
     if let Some(label) = &args.label {
         return run_label(context, &args, label).await;
     }
-    let status = read(args.queue.open(context, Access::Read).await?).await?;
     let now = args::now();
     let mut glancer = Glancer::new(&args.queue.path(context)?);
     let glance = glancer.read(now).await?.glance(None);
-    match terminal::of_stdout() {
-        _ if args.json.json => output::json(&status.object(&glance))?,
-        Some(size) => output::print(&screen::text(&glance, now, &size))?,
-        None => output::print(&status.text(Some(&glance.headline)))?,
+    if let Some(size) = terminal::of_stdout().filter(|_| !args.json.json) {
+        output::print(&screen::text(&glance, now, &size))?;
+        return Ok(Exit::Done);
+    }
+    let status = read(args.queue.open(context, Access::Read).await?).await?;
+    if args.json.json {
+        output::json(&status.object(&glance))?
+    } else {
+        output::print(&status.text(Some(&glance.headline)))?
     }
     Ok(Exit::Done)
 }
