@@ -40,7 +40,7 @@ pub(super) fn short_span(span: Duration) -> String {
     match (seconds, hours) {
         (0..60, _) => format!("{seconds}s"),
         (_, 0) => format!("{minutes}m"),
-        (_, 1..10) if minutes % 60 == 0 => format!("{hours}h"),
+        (_, 1..10) if minutes.is_multiple_of(60) => format!("{hours}h"),
         (_, 1..10) => format!("{hours}h{}m", minutes % 60),
         (_, 10..48) => format!("{hours}h"),
         _ => format!("{}d", hours / 24),

@@ -174,16 +174,20 @@ pub(super) fn waiting(glance: &Glance, now: UtcMillis) -> Panel {
             )),
             Cell::toned(&group.kind, tone),
             Cell::plain(times.show_some(group.until.as_ref())),
-            Cell::plain(&group.reason),
+            Cell::plain(without_place(&group.reason, glance)),
         ]);
     }
     for hold in idle_holds(glance) {
         rows.push(vec![
             Cell::number(0, Tone::Plain),
-            Cell::plain(pause_scope(hold)),
+            Cell::plain(place(
+                hold.target.as_deref(),
+                hold.action.as_deref(),
+                hold.label.as_deref(),
+            )),
             Cell::toned(&hold.kind, Tone::Doubtful),
             Cell::plain(times.show_some(hold.until.as_ref())),
-            Cell::plain(&hold.reason),
+            Cell::plain(without_place(&hold.reason, glance)),
         ]);
     }
     Panel {
@@ -198,6 +202,13 @@ pub(super) fn waiting(glance: &Glance, now: UtcMillis) -> Panel {
         rows,
         empty: "nothing waits, nothing is held",
     }
+}
+
+/// The reason of a pause begins with its place, which has a column of its own.
+fn without_place<'a>(reason: &'a str, glance: &Glance) -> &'a str {
+    let mut holds = glance.holds.iter();
+    let rest = holds.find_map(|hold| reason.strip_prefix(pause_scope(hold).as_str()));
+    rest.map_or(reason, str::trim_start)
 }
 
 /// Holds that no waiting request is counted under, so that each reason is shown once.

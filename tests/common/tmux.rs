@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -27,6 +28,7 @@ pub(crate) fn is_there() -> bool {
 /// A terminal. Its tmux ends with it.
 pub(crate) struct Pane {
     dir: TempDir,
+    runs: AtomicUsize,
 }
 
 impl Pane {
@@ -34,6 +36,7 @@ impl Pane {
     pub(crate) fn open(columns: u16, rows: u16, queue: &Path) -> Self {
         let pane = Self {
             dir: tempfile::tempdir().expect("a folder"),
+            runs: AtomicUsize::new(0),
         };
         let start = pane.dir.path().join("start.sh");
         let program = env!("CARGO_BIN_EXE_poweryard");
@@ -83,6 +86,17 @@ impl Pane {
     pub(crate) fn enter(&self, line: &str) {
         self.tmux(&["send-keys", "-l", line]);
         self.key("Enter");
+    }
+
+    /// Runs a command to its end on an empty screen, and returns what is there then, without the
+    /// prompt.
+    pub(crate) fn run(&self, line: &str) -> String {
+        let number = self.runs.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("ended-{number}");
+        self.enter(&format!("clear; {line}; echo {mark}"));
+        let screen = self.until(&mark, |screen| screen.lines().any(|line| line == mark));
+        let lines = screen.lines().take_while(|line| *line != mark);
+        lines.map(|line| format!("{line}\n")).collect()
     }
 
     /// Types text.
@@ -145,8 +159,9 @@ impl Pane {
             "0",
             "the mouse is the terminal's"
         );
-        self.enter("clear; stty -a | tr -s ' ;' '\\n' | grep -x -e echo -e icanon -e isig | tr '\\n' ,; echo .");
-        self.shows("isig,icanon,echo,.");
+        let modes =
+            self.run("stty -a | tr -s ' ;' '\\n' | grep -x -e echo -e icanon -e isig | xargs");
+        assert_eq!(modes, "isig icanon echo\n");
     }
 }
 

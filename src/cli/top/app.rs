@@ -95,7 +95,7 @@ pub(super) enum Dialog {
         /// Pause or resume.
         deed: Deed,
         /// What.
-        scope: Selection,
+        scope: Box<Selection>,
         /// What has been typed.
         typed: String,
     },
@@ -130,7 +130,7 @@ pub(super) enum Wish {
     /// The explanation of a request.
     Explain(i64),
     /// A deed, with its reason.
-    Do(Deed, Selection, String),
+    Do(Deed, Box<Selection>, String),
 }
 
 /// All that is on the screen.
@@ -483,7 +483,7 @@ impl App {
             KeyCode::Enter => {
                 self.dialog = Some(Dialog::Reason {
                     deed,
-                    scope: scopes.swap_remove(at),
+                    scope: Box::new(scopes.swap_remove(at)),
                     typed: String::new(),
                 });
                 return None;

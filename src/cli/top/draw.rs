@@ -11,7 +11,7 @@ use crate::cli::output::{visible, width};
 use crate::cli::panels::{self, Panel, shared};
 use crate::cli::terminal::Tone;
 use crate::model::UtcMillis;
-use crate::store::client::{Glance, Selection, scope_name};
+use crate::store::client::{Glance, OutcomeSlot, Selection, scope_name};
 
 /// From this width on the overview has two columns.
 const WIDE: u16 = 140;
@@ -143,31 +143,26 @@ fn draw_overview(frame: &mut Frame<'_>, area: Rect, glance: &Glance, look: Look)
             Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)])
                 .spacing(2)
                 .areas(body);
-        stack(
-            frame,
-            left,
-            &[&queue, &waiting, &orders, &targets],
-            None,
-            look,
-        );
-        stack(frame, right, &[&batches, &errors], Some(glance), look);
+        let lists = [&queue, &waiting, &orders, &targets];
+        stack(frame, left, &lists, &Chart::of_day(glance), look);
+        let lists = [&batches, &errors];
+        stack(frame, right, &lists, &Chart::of_hour(glance), look);
     } else {
         let mut all = vec![&queue, &waiting, &batches, &errors];
         if !glance.orders.is_empty() {
             all.push(&orders);
         }
         all.push(&targets);
-        stack(frame, body, &all, Some(glance), look);
+        stack(frame, body, &all, &Chart::of_hour(glance), look);
     }
 }
 
-/// Tables one below the other, and the chart below them.
-fn stack(frame: &mut Frame<'_>, area: Rect, panels: &[&Panel], chart: Option<&Glance>, look: Look) {
-    let chart_height = match (chart, area.height) {
-        (None, _) => 0,
-        (Some(_), 0..18) => 2,
-        (Some(_), 18..30) => 3,
-        (Some(_), _) => 6,
+/// Tables one below the other, and a chart below them.
+fn stack(frame: &mut Frame<'_>, area: Rect, panels: &[&Panel], chart: &Chart<'_>, look: Look) {
+    let chart_height = match area.height {
+        0..18 => 2,
+        18..30 => 3,
+        _ => 6,
     };
     let wanted: Vec<usize> = panels.iter().map(|panel| panel.rows.len().max(1)).collect();
     let room = usize::from(area.height.saturating_sub(chart_height));
@@ -185,53 +180,79 @@ fn stack(frame: &mut Frame<'_>, area: Rect, panels: &[&Panel], chart: Option<&Gl
         );
         y += height;
     }
-    if let Some(glance) = chart {
-        let height = area.bottom().saturating_sub(y).min(chart_height);
-        // At the bottom, where it stays while the tables grow.
-        let top = area.bottom().saturating_sub(height);
-        draw_chart(
-            frame,
-            Rect::new(area.x, top, area.width, height),
-            glance,
-            look,
-        );
+    // At the bottom, where it stays while the tables grow.
+    let height = area.bottom().saturating_sub(y).min(chart_height);
+    let top = area.bottom().saturating_sub(height);
+    draw_chart(
+        frame,
+        Rect::new(area.x, top, area.width, height),
+        chart,
+        look,
+    );
+}
+
+/// What ended in each minute or hour.
+struct Chart<'a> {
+    slots: &'a [OutcomeSlot],
+    /// The heads of the good ones and the bad ones.
+    heads: [&'static str; 2],
+    span: &'static str,
+}
+
+impl<'a> Chart<'a> {
+    fn of_hour(glance: &'a Glance) -> Self {
+        Self {
+            slots: &glance.ended.minutes,
+            heads: ["DONE/MIN", "FAILED/MIN"],
+            span: "the last hour",
+        }
+    }
+
+    fn of_day(glance: &'a Glance) -> Self {
+        Self {
+            slots: &glance.ended.hours,
+            heads: ["DONE/H", "FAILED/H"],
+            span: "the last day",
+        }
     }
 }
 
-/// How much ended in each minute of the last hour.
-fn draw_chart(frame: &mut Frame<'_>, area: Rect, glance: &Glance, look: Look) {
+fn draw_chart(frame: &mut Frame<'_>, area: Rect, chart: &Chart<'_>, look: Look) {
     if area.height < 2 {
         return;
     }
-    let minutes = &glance.ended.minutes;
     let number = |count: i64| u64::try_from(count).unwrap_or(0);
-    let good: Vec<u64> = minutes.iter().map(|slot| number(slot.succeeded)).collect();
-    let bad: Vec<u64> = minutes
+    let good: Vec<u64> = chart
+        .slots
+        .iter()
+        .map(|slot| number(slot.succeeded))
+        .collect();
+    let bad: Vec<u64> = chart
+        .slots
         .iter()
         .map(|slot| number(slot.failed + slot.unknown))
         .collect();
     let halves = Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)])
         .spacing(2)
         .areas::<2>(area);
-    for (half, (name, data, tone)) in halves.into_iter().zip([
-        ("DONE/MIN", good, Tone::Good),
-        ("FAILED/MIN", bad, Tone::Bad),
-    ]) {
-        let [head, chart] =
+    let [good_head, bad_head] = chart.heads;
+    let series = [(good_head, good, Tone::Good), (bad_head, bad, Tone::Bad)];
+    for (half, (name, data, tone)) in halves.into_iter().zip(series) {
+        let [head, line] =
             Layout::vertical([Constraint::Length(1), Constraint::Min(1)]).areas(half);
         let most = data.iter().copied().max().unwrap_or(0);
-        let newest = data.len().saturating_sub(usize::from(chart.width));
+        let newest = data.len().saturating_sub(usize::from(line.width));
         frame.render_widget(
             Line::styled(
-                format!("{name}  the last hour, up to {most}"),
+                format!("{name}  {}, up to {most}", chart.span),
                 look.style(Tone::Heading),
             ),
             head,
         );
-        let line = Sparkline::default()
+        let bars = Sparkline::default()
             .data(&data[newest..])
             .style(look.style(tone));
-        frame.render_widget(line, chart);
+        frame.render_widget(bars, line);
     }
 }
 

@@ -88,6 +88,8 @@ fn a_large_screen_shows_whole_reasons_beside_each_other() {
         "the budget of stop on target eu is used",
         "753/998",
         "failed to stop the BMS",
+        "DONE/H",
+        "FAILED/MIN",
     ] {
         assert!(screen.contains(part), "{part} in\n{screen}");
     }
@@ -172,7 +174,7 @@ fn a_pause_asks_what_and_why_and_says_as_whom() {
     let scope = Selection::of_lane("eu", PowerAction::Stop);
     assert_eq!(
         press(&mut app, KeyCode::Enter),
-        Some(Wish::Do(Deed::Pause, scope, "move".to_owned()))
+        Some(Wish::Do(Deed::Pause, Box::new(scope), "move".to_owned()))
     );
     assert_eq!(app.dialog, None);
 }
@@ -187,7 +189,7 @@ fn a_resume_offers_the_pauses_and_held_waves_that_are_there() {
         press(&mut app, KeyCode::Enter),
         Some(Wish::Do(
             Deed::Resume,
-            Selection::of_label("kernel"),
+            Box::new(Selection::of_label("kernel")),
             String::new()
         ))
     );
