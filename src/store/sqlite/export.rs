@@ -57,7 +57,7 @@ pub(in crate::store) async fn outcomes(
     let found: Vec<(String, i64)> = sqlx::query_as(
         "SELECT finished_at, id FROM power_requests
          WHERE finished_at IS NOT NULL AND finished_at >= ?1 AND finished_at < ?2 AND (finished_at, id) > (?3, ?4)
-         ORDER BY finished_at, id LIMIT ?5",
+         ORDER BY finished_at, id LIMIT 0 + ?5",
     )
     .bind(span.since.map(text).unwrap_or_default())
     .bind(text(span.until))
@@ -82,7 +82,7 @@ pub(in crate::store) async fn actions(
 ) -> Result<ExportChunk, StoreError> {
     let found: Vec<SqliteRow> = sqlx::query(
         "SELECT id, at, who, action, what, requests, reason FROM operator_actions
-         WHERE at >= ?1 AND at < ?2 AND (at, id) > (?3, ?4) ORDER BY at, id LIMIT ?5",
+         WHERE at >= ?1 AND at < ?2 AND (at, id) > (?3, ?4) ORDER BY at, id LIMIT 0 + ?5",
     )
     .bind(span.since.map(text).unwrap_or_default())
     .bind(text(span.until))
@@ -153,7 +153,7 @@ async fn lines_of(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Stri
     }
     let outcomes: Vec<SqliteRow> = sqlx::query(
         "SELECT o.*, (SELECT n.name FROM servers n WHERE n.target = o.target AND n.server_id = o.server_id) AS name
-         FROM json_each(?) j CROSS JOIN power_outcomes o ON o.id = j.value ORDER BY j.key",
+         FROM json_each(?) j CROSS JOIN power_outcomes o ON o.id = j.value",
     )
     .bind(rows::list(ids))
     .fetch_all(&mut *connection)
