@@ -161,21 +161,24 @@ async fn lines_of(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Stri
     let attempts: Vec<SqliteRow> = sqlx::query(
         "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
          FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id
-         WHERE a.request_id IN (SELECT value FROM json_each(?)) ORDER BY a.request_id, a.batch_id",
+         WHERE a.request_id IN (SELECT value FROM json_each(?))",
     )
     .bind(rows::list(ids))
     .fetch_all(connection)
     .await?;
-    let mut of_request: Vec<(i64, &SqliteRow)> = Vec::with_capacity(attempts.len());
+    let mut sorted: Vec<(i64, i64, &SqliteRow)> = Vec::with_capacity(attempts.len());
     for attempt in &attempts {
-        of_request.push((attempt.try_get_unchecked("request_id")?, attempt));
+        let request = attempt.try_get_unchecked("request_id")?;
+        let batch = attempt.try_get_unchecked("batch_id")?;
+        sorted.push((request, batch, attempt));
     }
+    sorted.sort_unstable_by_key(|(request, batch, _)| (*request, *batch));
     for outcome in &outcomes {
         push_line(&mut lines, "outcome", outcome)?;
         let id: i64 = outcome.try_get_unchecked("id")?;
-        let first = of_request.partition_point(|(request, _)| *request < id);
-        let own = of_request[first..].iter();
-        for (_, attempt) in own.take_while(|(request, _)| *request == id) {
+        let first = sorted.partition_point(|(request, ..)| *request < id);
+        let own = sorted[first..].iter();
+        for (.., attempt) in own.take_while(|(request, ..)| *request == id) {
             push_line(&mut lines, "attempt", attempt)?;
         }
     }
