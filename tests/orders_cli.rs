@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use common::{Yard, insert, outcomes, text, wait_for};
 use poweryard::model::PowerAction;
-use poweryard::store::Prune;
+use poweryard::store::{Prune, write_export};
 use process::poweryard;
 use queue::{HOUR, Queue, failed, step, succeeded, wall};
 use scene::Scene;
@@ -504,6 +504,17 @@ async fn a_prune_deletes_only_what_was_written() {
         .await
         .expect("readable");
     assert_eq!(lines(&exported.lines).len(), 9);
+    // A crash after it was written: it is written once more, and nothing is lost.
+    let dir = tempfile::tempdir().expect("a folder");
+    for _ in 0..2 {
+        write_export(dir.path(), &exported, later).expect("written");
+    }
+    let files: Vec<_> = fs::read_dir(dir.path()).expect("readable").collect();
+    let file = files[0].as_ref().expect("a file").path();
+    assert_eq!(
+        lines(&fs::read_to_string(file).expect("readable")).len(),
+        18
+    );
     // One more has ended by now, and is not in the file.
     queue
         .sql("UPDATE power_requests SET state = 'cancelled' WHERE id = 4")

@@ -48,6 +48,13 @@ pub struct Exported {
     pub(super) orphans: Vec<(i64, i64)>,
 }
 
+impl Exported {
+    /// True if attempts are among it whose requests are gone: their deletion is worth a commit.
+    pub(in crate::store) fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+}
+
 /// Outcomes that came in this span, in the order of their ends, each with its attempts.
 pub(in crate::store) async fn outcomes(
     connection: &mut SqliteConnection,
