@@ -43,7 +43,7 @@ follow each other without gap, give --until a time that is a minute past.
 
 Examples:
   poweryard db export /var/backups/poweryard/2026-01.jsonl --since 2026-01-01 --until 2026-02-01
-  poweryard db export - --since 24h | jq 'select(.state == \"failed\")'")]
+  poweryard db export - --since 24h")]
 struct ExportArgs {
     /// The file to write; `-`: stdout.
     #[arg(value_name = "FILE")]

@@ -807,16 +807,7 @@ impl Store {
         cutoff: UtcMillis,
         now: UtcMillis,
     ) -> Result<Prune, StoreError> {
-        let mut writer = self.writer().await;
-        let mut tx = self.begin(&mut writer).await?;
-        let next = upkeep::prune_chunk(&mut tx, so_far.clone(), cutoff, now, None).await?;
-        if next.deleted_since(&so_far) {
-            tx.commit().await?;
-            upkeep::shrink(&mut writer).await?;
-        } else {
-            tx.rollback().await?;
-        }
-        Ok(next)
+        self.prune_chunk(so_far, cutoff, now, None).await
     }
 
     /// As `prune`, of what was `exported` before, and is on the disk.
@@ -830,11 +821,27 @@ impl Store {
         exported: &Exported,
         now: UtcMillis,
     ) -> Result<Prune, StoreError> {
+        self.prune_chunk(so_far, cutoff, now, Some(exported)).await
+    }
+
+    async fn prune_chunk(
+        &self,
+        so_far: Prune,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+        exported: Option<&Exported>,
+    ) -> Result<Prune, StoreError> {
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
-        let next = upkeep::prune_chunk(&mut tx, so_far, cutoff, now, Some(exported)).await?;
-        tx.commit().await?;
-        upkeep::shrink(&mut writer).await?;
+        let next = upkeep::prune_chunk(&mut tx, so_far.clone(), cutoff, now, exported).await?;
+        // What is written and not deleted would be written again by each walk.
+        let has_orphans = exported.is_some_and(Exported::has_orphans);
+        if next.deleted_since(&so_far) || has_orphans {
+            tx.commit().await?;
+            upkeep::shrink(&mut writer).await?;
+        } else {
+            tx.rollback().await?;
+        }
         Ok(next)
     }
 

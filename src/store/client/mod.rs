@@ -32,6 +32,7 @@ mod pauses;
 mod read;
 mod records;
 mod selection;
+mod undo;
 mod write;
 
 pub use actions::{Actor, Done, RequestResult};
@@ -53,7 +54,8 @@ pub use records::{
     AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
 pub use selection::{Allowed, SelectedCount, Selection};
-pub use write::NewRequest;
+pub use undo::{Undo, undo_label};
+pub use write::{Cycle, NewRequest};
 
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -447,6 +449,21 @@ impl QueueClient {
     ) -> Result<(Vec<i64>, usize), StoreError> {
         write::enqueue_in(&mut self.connection, order, requests, if_absent).await
     }
+
+    /// As `enqueue_in`, a stop and a start for each server: the start waits for its stop. The ids are
+    /// those of the stop and the start of the first server, then of the second; the second value says
+    /// how many servers were skipped because both of their keys exist.
+    ///
+    /// # Errors
+    /// As `enqueue_in`; `Refused` if only one of the two keys exists.
+    pub async fn enqueue_cycles(
+        &mut self,
+        order: Option<&NewOrder>,
+        cycles: &[Cycle],
+        if_absent: bool,
+    ) -> Result<(Vec<i64>, usize), StoreError> {
+        write::enqueue_cycles(&mut self.connection, order, cycles, if_absent).await
+    }
 }
 
 // What people do. Each also writes one row into `operator_actions`, in the same transaction.
@@ -495,6 +512,28 @@ impl QueueClient {
         which: &Selection,
     ) -> Result<Done, StoreError> {
         actions::override_windows(&mut self.connection, actor, which).await
+    }
+
+    /// What an undo of this label would do now.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn undo_preview(&mut self, label: &str) -> Result<Undo, StoreError> {
+        undo::preview(&mut self.connection, label).await
+    }
+
+    /// Inserts the opposite of what this label has really switched, as requests of the label
+    /// `undo L`. `seen`: as many servers as were shown must still be to be switched.
+    ///
+    /// # Errors
+    /// `Refused`: nothing is inserted then.
+    pub async fn undo(
+        &mut self,
+        actor: Actor<'_>,
+        label: &str,
+        seen: Option<u64>,
+    ) -> Result<Undo, StoreError> {
+        undo::undo(&mut self.connection, actor, label, seen).await
     }
 
     /// What an approval of this selection would approve, by target, action and label.

@@ -48,6 +48,13 @@ pub struct Exported {
     pub(super) orphans: Vec<(i64, i64)>,
 }
 
+impl Exported {
+    /// True if attempts are among it whose requests are gone: their deletion is worth a commit.
+    pub(in crate::store) fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+}
+
 /// Outcomes that came in this span, in the order of their ends, each with its attempts.
 pub(in crate::store) async fn outcomes(
     connection: &mut SqliteConnection,
@@ -57,7 +64,7 @@ pub(in crate::store) async fn outcomes(
     let found: Vec<(String, i64)> = sqlx::query_as(
         "SELECT finished_at, id FROM power_requests
          WHERE finished_at IS NOT NULL AND finished_at >= ?1 AND finished_at < ?2 AND (finished_at, id) > (?3, ?4)
-         ORDER BY finished_at, id LIMIT ?5",
+         ORDER BY finished_at, id LIMIT 0 + ?5",
     )
     .bind(span.since.map(text).unwrap_or_default())
     .bind(text(span.until))
@@ -82,7 +89,7 @@ pub(in crate::store) async fn actions(
 ) -> Result<ExportChunk, StoreError> {
     let found: Vec<SqliteRow> = sqlx::query(
         "SELECT id, at, who, action, what, requests, reason FROM operator_actions
-         WHERE at >= ?1 AND at < ?2 AND (at, id) > (?3, ?4) ORDER BY at, id LIMIT ?5",
+         WHERE at >= ?1 AND at < ?2 AND (at, id) > (?3, ?4) ORDER BY at, id LIMIT 0 + ?5",
     )
     .bind(span.since.map(text).unwrap_or_default())
     .bind(text(span.until))
@@ -153,7 +160,7 @@ async fn lines_of(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Stri
     }
     let outcomes: Vec<SqliteRow> = sqlx::query(
         "SELECT o.*, (SELECT n.name FROM servers n WHERE n.target = o.target AND n.server_id = o.server_id) AS name
-         FROM json_each(?) j CROSS JOIN power_outcomes o ON o.id = j.value ORDER BY j.key",
+         FROM json_each(?) j CROSS JOIN power_outcomes o ON o.id = j.value",
     )
     .bind(rows::list(ids))
     .fetch_all(&mut *connection)
@@ -161,21 +168,24 @@ async fn lines_of(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Stri
     let attempts: Vec<SqliteRow> = sqlx::query(
         "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
          FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id
-         WHERE a.request_id IN (SELECT value FROM json_each(?)) ORDER BY a.request_id, a.batch_id",
+         WHERE a.request_id IN (SELECT value FROM json_each(?))",
     )
     .bind(rows::list(ids))
     .fetch_all(connection)
     .await?;
-    let mut of_request: Vec<(i64, &SqliteRow)> = Vec::with_capacity(attempts.len());
+    let mut sorted: Vec<(i64, i64, &SqliteRow)> = Vec::with_capacity(attempts.len());
     for attempt in &attempts {
-        of_request.push((attempt.try_get_unchecked("request_id")?, attempt));
+        let request = attempt.try_get_unchecked("request_id")?;
+        let batch = attempt.try_get_unchecked("batch_id")?;
+        sorted.push((request, batch, attempt));
     }
+    sorted.sort_unstable_by_key(|(request, batch, _)| (*request, *batch));
     for outcome in &outcomes {
         push_line(&mut lines, "outcome", outcome)?;
         let id: i64 = outcome.try_get_unchecked("id")?;
-        let first = of_request.partition_point(|(request, _)| *request < id);
-        let own = of_request[first..].iter();
-        for (_, attempt) in own.take_while(|(request, _)| *request == id) {
+        let first = sorted.partition_point(|(request, ..)| *request < id);
+        let own = sorted[first..].iter();
+        for (.., attempt) in own.take_while(|(request, ..)| *request == id) {
             push_line(&mut lines, "attempt", attempt)?;
         }
     }

@@ -143,8 +143,7 @@ pub(super) async fn deletable(
          WHERE r.finished_at IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = r.id AND w.gate IS NOT NULL)
             AND NOT (r.finished_at > ?2 AND r.action IN (SELECT value FROM json_each(?3))
-                     AND (r.state = 'unknown' OR (r.state = 'failed' AND r.evidence = 'job')))
-         ORDER BY j.key",
+                     AND (r.state = 'unknown' OR (r.state = 'failed' AND r.evidence = 'job')))",
     )
     .bind(rows::list(ids))
     .bind(text(now.before(SHADOW)))
