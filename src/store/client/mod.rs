@@ -22,6 +22,7 @@ mod glance;
 mod names;
 mod orders;
 mod overview;
+mod pages;
 mod pauses;
 mod read;
 mod records;
@@ -37,6 +38,7 @@ pub use glance::{
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
+pub use pages::{Cursor, NotACursor, Page};
 pub use pauses::{Paused, Resumed, scope_name};
 pub use read::{Filter, Labelled};
 pub use records::{
@@ -230,6 +232,46 @@ impl QueueClient {
     /// it.
     pub async fn read_time(&mut self, time: &str) -> Result<Option<String>, StoreError> {
         read::read_time(&mut self.connection, time).await
+    }
+}
+
+// For pages and search.
+impl QueueClient {
+    /// One page of what the selection finds; an empty selection finds everything.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn page(
+        &mut self,
+        which: &Selection,
+        before: Option<&Cursor>,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        pages::page(&mut self.connection, which, before, limit).await
+    }
+
+    /// Servers with exactly this id or name, of any target, those that are gone included.
+    pub async fn servers_called(&mut self, word: &str) -> Result<Vec<ServerRecord>, StoreError> {
+        pages::servers_called(&mut self.connection, word).await
+    }
+
+    /// Servers whose id or name contains the word, or whose name matches it as a glob.
+    pub async fn servers_like(
+        &mut self,
+        word: &str,
+        limit: u32,
+    ) -> Result<Vec<ServerRecord>, StoreError> {
+        pages::servers_like(&mut self.connection, word, limit).await
+    }
+
+    /// Labels that begin with the word, or match it as a glob that does not begin with a wildcard.
+    pub async fn labels_like(&mut self, word: &str, limit: u32) -> Result<Vec<String>, StoreError> {
+        pages::labels_like(&mut self.connection, word, limit).await
+    }
+
+    /// The targets of the requests with this label.
+    pub async fn targets_of_label(&mut self, label: &str) -> Result<Vec<String>, StoreError> {
+        pages::targets_of_label(&mut self.connection, label).await
     }
 }
 

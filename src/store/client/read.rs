@@ -37,7 +37,7 @@ pub struct Labelled {
 }
 
 /// Requests with the names of their servers, where lists have shown them.
-const REQUESTS: &str = "SELECT r.*, (SELECT n.name FROM servers n WHERE n.target = r.target AND n.server_id = r.server_id) AS name
+pub(super) const REQUESTS: &str = "SELECT r.*, (SELECT n.name FROM servers n WHERE n.target = r.target AND n.server_id = r.server_id) AS name
      FROM power_requests r WHERE ";
 
 /// What is unfinished, by the indexes of the line and of what is parked.
