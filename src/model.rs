@@ -20,6 +20,7 @@ mod fault;
 mod inventory;
 mod order;
 mod queue;
+mod role;
 mod service;
 mod splitmix;
 mod stored_enums;
@@ -32,6 +33,7 @@ pub use fault::{CallError, Fault};
 pub use inventory::{Extent, ListedServer, Listing};
 pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
+pub use role::Role;
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OrderState, PowerAction,
