@@ -25,6 +25,7 @@ mod generate;
 mod inventory;
 mod list;
 mod output;
+mod override_windows;
 mod pause;
 mod retry;
 mod serve;
@@ -95,6 +96,7 @@ enum Command {
     Cancel(cancel::CancelArgs),
     Approve(approve::ApproveArgs),
     Retry(retry::RetryArgs),
+    Override(override_windows::OverrideArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
     Check(check::CheckArgs),
@@ -162,6 +164,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Cancel(args) => cancel::run(context, args).await,
         Command::Approve(args) => approve::run(context, args).await,
         Command::Retry(args) => retry::run(context, args).await,
+        Command::Override(args) => override_windows::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,
         Command::Check(args) => check::run(context, args).await,

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::Failure;
+pub(super) use crate::model::visible;
 
 /// Writes results to stdout. Ends quietly when nobody reads them any more.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
@@ -139,11 +140,6 @@ fn char_width(char: char) -> usize {
     }
 }
 
-/// Marks that change the direction of text: they can make it look like another text.
-fn turns_direction(char: char) -> bool {
-    matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 /// Breaks text at blanks into lines of at most `widest` columns, each after `indent`.
 pub(super) fn wrapped(text: &str, indent: &str, widest: usize) -> String {
     let mut lines = String::new();
@@ -160,28 +156,6 @@ pub(super) fn wrapped(text: &str, indent: &str, widest: usize) -> String {
     }
     lines.push_str(&format!("{indent}{line}\n"));
     lines
-}
-
-/// Text from outside, made safe for a terminal: control characters are escaped.
-pub(super) fn visible(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() || turns_direction(char) {
-            safe.extend(char.escape_default());
-        } else {
-            safe.push(char);
-        }
-    }
-    safe
-}
-
-/// A word as a shell takes it.
-pub(super) fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@%+=".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// An absent value as an empty cell.

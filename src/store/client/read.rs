@@ -92,6 +92,19 @@ pub(super) async fn request(
         .ok_or(StoreError::NoSuchRequest(id))
 }
 
+/// Those of `ids` that are there, in any order.
+pub(super) async fn requests(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<RequestRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query
+        .push("id IN (SELECT value FROM json_each(")
+        .push_bind(list(ids))
+        .push("))");
+    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
+}
+
 pub(super) async fn not_succeeded(
     connection: &mut SqliteConnection,
     ids: &[i64],
