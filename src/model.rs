@@ -21,6 +21,7 @@ mod inventory;
 mod order;
 mod queue;
 mod quoted;
+mod role;
 mod service;
 mod shown;
 mod splitmix;
@@ -36,6 +37,7 @@ pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use quoted::quoted;
 pub use shown::visible;
+pub use role::Role;
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OperatorAction, OrderState,

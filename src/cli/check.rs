@@ -247,7 +247,7 @@ fn clock_finding(now: UtcMillis) -> Option<Finding> {
 /// Whether the address of `[listen]` is free. If a daemon runs on this queue, it uses the address,
 /// and nothing is checked.
 fn listen_finding(settings: &Settings) -> Option<Finding> {
-    let address = settings.listen?;
+    let address = settings.listen.as_ref()?.address;
     if daemon_on(&settings.queue.database).known() == Some(true) {
         return None;
     }
