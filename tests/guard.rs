@@ -395,7 +395,9 @@ async fn another_number_no_terminal_or_nothing_to_approve_is_exit_2() {
     let touched = "SELECT count(*) FROM power_requests WHERE approved_by IS NOT NULL";
     assert_eq!(scene.text(touched).await, "0");
     assert_eq!(
-        scene.text("SELECT count(*) FROM operator_actions").await,
+        scene
+            .text("SELECT count(*) FROM operator_actions WHERE action = 'approve'")
+            .await,
         "0"
     );
     scene.daemon.stop().await;

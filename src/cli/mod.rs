@@ -27,6 +27,7 @@ mod list;
 mod output;
 mod override_windows;
 mod pause;
+mod report;
 mod retry;
 mod serve;
 mod servers;
@@ -91,6 +92,7 @@ enum Command {
     Show(show::ShowArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    Report(report::ReportArgs),
     Inventory(inventory::InventoryArgs),
     Wait(wait::WaitArgs),
     Cancel(cancel::CancelArgs),
@@ -159,6 +161,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Show(args) => show::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
+        Command::Report(args) => report::run(context, args).await,
         Command::Inventory(args) => inventory::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Cancel(args) => cancel::run(context, args).await,

@@ -19,6 +19,7 @@ mod actions;
 mod approve;
 mod backup;
 mod glance;
+mod label;
 mod names;
 mod orders;
 mod overview;
@@ -35,6 +36,7 @@ pub use glance::{
     BatchNote, DaemonNote, Ended, EndedCount, ErrorCount, Glance, Glancer, OrderNote, OutcomeSlot,
     Reading, StateCount, TargetHealth, WaitingGroup, grouped,
 };
+pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
@@ -134,6 +136,14 @@ impl QueueClient {
         read::request(&mut self.connection, id).await
     }
 
+    /// Those of `ids` that exist, in the order of their ids.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn requests(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
+        read::requests(&mut self.connection, ids).await
+    }
+
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
     pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
         read::not_succeeded(&mut self.connection, ids).await
@@ -202,6 +212,20 @@ impl QueueClient {
         since: Option<&str>,
     ) -> Result<Option<Labelled>, StoreError> {
         read::labelled(&mut self.connection, label, since).await
+    }
+
+    /// What became of a label, within the `targets` that may be seen (none: all). None if no request
+    /// has it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn label_view(
+        &mut self,
+        label: &str,
+        targets: Option<&[String]>,
+        now: UtcMillis,
+    ) -> Result<Option<LabelView>, StoreError> {
+        label::view(&mut self.connection, label, targets, now).await
     }
 
     /// How many requests of the same target and action go before this one; none if it is not ready

@@ -9,9 +9,8 @@ use std::str::FromStr;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 
-use super::read::REQUESTS;
 use super::selection::texts;
-use super::{RequestRecord, Selection, ServerRecord};
+use super::{RequestRecord, Selection, ServerRecord, read};
 use crate::model::RequestState;
 use crate::store::StoreError;
 use crate::store::sqlite::rows::{list, lossy};
@@ -250,12 +249,7 @@ async fn in_order(
     connection: &mut SqliteConnection,
     ids: &[i64],
 ) -> Result<Vec<RequestRecord>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
-    query
-        .push("id IN (SELECT value FROM json_each(")
-        .push_bind(list(ids))
-        .push("))");
-    let mut found: Vec<RequestRecord> = query.build_query_as().fetch_all(connection).await?;
+    let mut found = read::requests(connection, ids).await?;
     let place = |request: &RequestRecord| ids.iter().position(|id| *id == request.id);
     found.sort_by_cached_key(place);
     Ok(found)

@@ -37,7 +37,7 @@ pub struct Labelled {
 }
 
 /// Requests with the names of their servers, where lists have shown them.
-pub(super) const REQUESTS: &str = "SELECT r.*, (SELECT n.name FROM servers n WHERE n.target = r.target AND n.server_id = r.server_id) AS name
+const REQUESTS: &str = "SELECT r.*, (SELECT n.name FROM servers n WHERE n.target = r.target AND n.server_id = r.server_id) AS name
      FROM power_requests r WHERE ";
 
 /// What is unfinished, by the indexes of the line and of what is parked.
@@ -92,19 +92,6 @@ pub(super) async fn request(
         .ok_or(StoreError::NoSuchRequest(id))
 }
 
-/// Those of `ids` that are there, in any order.
-pub(super) async fn requests(
-    connection: &mut SqliteConnection,
-    ids: &[i64],
-) -> Result<Vec<RequestRecord>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
-    query
-        .push("id IN (SELECT value FROM json_each(")
-        .push_bind(list(ids))
-        .push("))");
-    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
-}
-
 pub(super) async fn not_succeeded(
     connection: &mut SqliteConnection,
     ids: &[i64],
@@ -114,6 +101,18 @@ pub(super) async fn not_succeeded(
         .push("id IN (SELECT value FROM json_each(")
         .push_bind(list(ids))
         .push(")) AND state <> 'succeeded' ORDER BY id");
+    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
+}
+
+pub(super) async fn requests(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<RequestRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query
+        .push("id IN (SELECT value FROM json_each(")
+        .push_bind(list(ids))
+        .push(")) ORDER BY id");
     Ok(query.build_query_as().fetch_all(&mut *connection).await?)
 }
 
