@@ -11,14 +11,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
-use super::{Context, Exit, Failure, args, status};
+use super::{Context, Exit, Failure, args, explain};
 use crate::daemon::{self, Links, Observers, Reload, systemd};
 use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
 use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings};
 use crate::store::{Running, StoreError, daemon_on};
-use crate::web::{Entrance, EntranceError, StatusText, Web};
+use crate::web::{Entrance, EntranceError, Explain, Web};
 
 /// A changed secret is noticed within this time, without a signal.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
@@ -47,7 +47,7 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
         &settings,
         &rules,
         Arc::clone(&meter),
-        status_of(&settings.queue.database),
+        explain_of(context, &settings.queue.database),
     );
     let secrets = Secrets::take(&settings, &rules);
     let clouds = daemon::connect_all(&settings, &rules)?;
@@ -90,12 +90,11 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-fn status_of(database: &Path) -> StatusText {
+/// What the pages say of a single request.
+fn explain_of(context: &Context, database: &Path) -> Explain {
+    let config = context.config.clone();
     let database = database.to_owned();
-    Arc::new(move || {
-        let database = database.clone();
-        Box::pin(async move { status::text_of(&database).await })
-    })
+    Arc::new(move |id| Box::pin(explain::for_page(config.clone(), database.clone(), id)))
 }
 
 /// Who may come in by `[listen]`.

@@ -1,7 +1,5 @@
 //! `status`: the queue at a glance; ten million finished rows do not slow it down.
 
-use std::path::Path;
-
 use serde::Serialize;
 use serde_json::json;
 
@@ -79,13 +77,6 @@ async fn run_label(context: &Context, args: &StatusArgs, label: &str) -> Result<
         output::print(&report::text(&view))?
     }
     Ok(Exit::Done)
-}
-
-/// What the command prints about the queue at `path`.
-pub(super) async fn text_of(path: &Path) -> Result<String, StoreError> {
-    Ok(read(QueueClient::open(path, Access::Read).await?)
-        .await?
-        .text())
 }
 
 async fn read(mut client: QueueClient) -> Result<Status, StoreError> {

@@ -23,10 +23,10 @@ use tracing::{error, info};
 
 use crate::meter::Meter;
 use crate::settings::{SecretRules, Settings, TargetSettings};
-use crate::store::StoreError;
 
 mod access;
 mod api;
+mod glance;
 mod health;
 mod metrics;
 mod page;
@@ -36,11 +36,13 @@ mod shared_read;
 
 use access::Access;
 pub use access::{CertificateError, Entrance, EntranceError, ServerCertificate};
+use glance::SharedGlance;
 use metrics::Reading;
 use shared_read::SharedRead;
 
-/// What `poweryard status` prints, read when it is called.
-pub type StatusText = Arc<dyn Fn() -> BoxFuture<'static, Result<String, StoreError>> + Send + Sync>;
+/// What `poweryard explain` says of a request; `Err`: why it says nothing.
+pub type Explain =
+    Arc<dyn Fn(i64) -> BoxFuture<'static, Result<Vec<String>, String>> + Send + Sync>;
 
 /// The server and where it listens. Ends when dropped.
 pub struct Web {
@@ -57,11 +59,11 @@ struct Serving {
 struct Site {
     meter: Arc<Meter>,
     database: PathBuf,
-    status: StatusText,
+    explain: Explain,
     /// The targets whose secrets' age is shown.
     targets: Mutex<(Vec<TargetSettings>, SecretRules)>,
     reading: SharedRead<Reading>,
-    page: SharedRead<String>,
+    glance: SharedGlance,
     /// Who may come in; none while it does not listen.
     entrance: RwLock<Option<Arc<Entrance>>>,
     access: Access,
@@ -88,15 +90,15 @@ impl Web {
         settings: &Settings,
         rules: &SecretRules,
         meter: Arc<Meter>,
-        status: StatusText,
+        explain: Explain,
     ) -> Self {
         let site = Site {
             meter,
             database: settings.queue.database.clone(),
-            status,
+            explain,
             targets: Mutex::new((settings.targets.clone(), rules.clone())),
             reading: SharedRead::default(),
-            page: SharedRead::default(),
+            glance: SharedGlance::new(&settings.queue.database),
             entrance: RwLock::default(),
             access: Access::default(),
         };
@@ -178,7 +180,6 @@ impl Drop for Web {
 
 fn routes(site: Arc<Site>) -> Router {
     Router::new()
-        .route("/", get(page::answer))
         .route("/metrics", get(metrics::answer))
         .route("/healthz", get(health::moves))
         .route("/readyz", get(health::ready))
@@ -186,6 +187,7 @@ fn routes(site: Arc<Site>) -> Router {
         .route("/login/style.css", get(access::style))
         .route("/logout", post(access::sign_out))
         .nest("/api/v1", api::routes())
+        .merge(page::routes())
         .layer(from_fn_with_state(Arc::clone(&site), access::guard))
         .with_state(site)
 }

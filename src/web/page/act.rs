@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Form, Query, State};
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::Uri;
 use axum::response::Response;
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -60,14 +62,18 @@ impl Deed {
     /// What it does, in a sentence.
     fn sentence(self) -> &'static str {
         match self {
-            Self::Cancel => "Requests that are queued are withdrawn; those that have been sent are kept.",
+            Self::Cancel => {
+                "Requests that are queued are withdrawn; those that have been sent are kept."
+            }
             Self::Retry => {
                 "For each request that has failed, a new one is inserted. Servers with a later request are left alone."
             }
             Self::Approve => {
                 "Requests that are queued and not yet approved may leave in spite of the guard; none that come later."
             }
-            Self::Pause => "Nothing new is sent until somebody ends the pause; what runs is still followed.",
+            Self::Pause => {
+                "Nothing new is sent until somebody ends the pause; what runs is still followed."
+            }
             Self::Resume => {
                 "Ends the pause with exactly these words; of a label without a pause, lets the order's next wave go."
             }
@@ -177,30 +183,38 @@ async fn affected(
             requests,
         });
     }
-    let counts = match client.selected(&narrowed(deed, which)).await {
-        // A pause of everything selects no requests in particular.
-        Err(_) if !deed.is_about_requests() => Vec::new(),
-        found => found?,
+    let counts = match narrowed(deed, which) {
+        Some(which) => match client.selected(&which).await {
+            // A pause of everything selects no requests in particular.
+            Err(_) if !deed.is_about_requests() => Vec::new(),
+            found => found?,
+        },
+        None => Vec::new(),
     };
-    let all = counts.iter().map(|count| u64::try_from(count.requests).unwrap_or(0));
+    let all = counts
+        .iter()
+        .map(|count| u64::try_from(count.requests).unwrap_or(0));
     Ok(Affected {
         requests: all.sum(),
         counts,
     })
 }
 
-/// Without states that it leaves alone anyway; a filter that names states means those.
-fn narrowed(deed: Deed, which: &Selection) -> Selection {
+/// Without states that it leaves alone anyway; none if it leaves all of them alone. A filter that
+/// names states means those.
+fn narrowed(deed: Deed, which: &Selection) -> Option<Selection> {
+    let names_some = !which.states.is_empty() || which.ids.is_some();
     let states = match deed {
-        Deed::Retry if which.states.is_empty() && which.ids.is_none() => vec![RequestState::Failed],
-        Deed::Cancel if which.states.is_empty() && which.ids.is_none() => vec![RequestState::Queued],
-        Deed::Pause | Deed::Resume => vec![RequestState::Queued],
-        _ => which.states.clone(),
+        Deed::Retry if names_some => which.states.clone(),
+        Deed::Retry => vec![RequestState::Failed],
+        Deed::Cancel if which.ids.is_some() => which.states.clone(),
+        Deed::Cancel if names_some && !which.states.contains(&RequestState::Queued) => return None,
+        _ => vec![RequestState::Queued],
     };
-    Selection {
+    Some(Selection {
         states,
         ..which.clone()
-    }
+    })
 }
 
 /// The page that asks.
@@ -237,7 +251,8 @@ fn question(
 }
 
 fn subject(deed: Deed, filter: &Filter) -> Markup {
-    let given = |value: &'static str, text: &str| (!text.is_empty()).then(|| (value, text.to_owned()));
+    let given =
+        |value: &'static str, text: &str| (!text.is_empty()).then(|| (value, text.to_owned()));
     let of = |name: &'static str, text: &str| given(name, text).map(|(_, text)| text);
     html! {
         @if deed.is_about_requests() {
@@ -308,34 +323,35 @@ struct Outcome {
     results: Vec<RequestResult>,
 }
 
-pub(super) async fn perform(
-    State(site): State<Arc<Site>>,
-    caller: Caller,
-    Form(fields): Form<Vec<(String, String)>>,
-) -> Answer {
+pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form: Bytes) -> Answer {
     caller.require(Role::Operator)?;
     let now = now();
-    let (ordered, filter) = read(fields)?;
+    let (ordered, filter) = read(&form)?;
     let mut client = open(&site, Access::Write).await?;
     let which = meant(&filter, &mut client, &caller, now).await?;
     let affected = affected(&mut client, ordered.deed, &which).await?;
     if let Some(remark) = ordered.why_ask_again(&affected) {
-        return Ok(question(ordered.deed, &filter, &affected, &caller, now, Some(&remark)));
+        return Ok(question(
+            ordered.deed,
+            &filter,
+            &affected,
+            &caller,
+            now,
+            Some(&remark),
+        ));
     }
     let outcome = ordered.perform(&mut client, &which, &caller, now).await?;
     client.close().await?;
     Ok(told(ordered.deed, &filter, &outcome, &caller))
 }
 
-/// A form's fields may come in any order, and the filter's are among them.
-fn read(fields: Vec<(String, String)>) -> Result<(Ordered, Filter), Trouble> {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    query.extend_pairs(fields.iter());
-    let address = format!("/act?{}", query.finish());
-    let wrong = |_| Trouble::bad_request("the form is not one of this page");
-    let address: axum::http::Uri = address.parse().map_err(|_| Trouble::bad_request("the form is not one of this page"))?;
-    let Query(ordered) = Query::try_from_uri(&address).map_err(wrong)?;
-    let Query(filter) = Query::try_from_uri(&address).map_err(wrong)?;
+/// What a form says is written as in an address.
+fn read(form: &Bytes) -> Result<(Ordered, Filter), Trouble> {
+    let wrong = || Trouble::bad_request("the form is not one of this page");
+    let fields = std::str::from_utf8(form).map_err(|_| wrong())?;
+    let address: Uri = format!("/act?{fields}").parse().map_err(|_| wrong())?;
+    let Query(ordered) = Query::try_from_uri(&address).map_err(|_| wrong())?;
+    let Query(filter) = Query::try_from_uri(&address).map_err(|_| wrong())?;
     Ok((ordered, filter))
 }
 
@@ -351,8 +367,12 @@ impl Ordered {
             Some(known) if known == affected.requests => None,
             // Some have left meanwhile, as they do; fewer were seen than are there is another thing.
             Some(known) if known > affected.requests && self.deed != Deed::Approve => None,
-            Some(known) => Some(format!("Nothing was done: you confirmed {known}, and it is {now} now.")),
-            None => Some(format!("Nothing was done: type the number of requests; it is {now} now.")),
+            Some(known) => Some(format!(
+                "Nothing was done: you confirmed {known}, and it is {now} now."
+            )),
+            None => Some(format!(
+                "Nothing was done: type the number of requests; it is {now} now."
+            )),
         }
     }
 
@@ -374,14 +394,22 @@ impl Ordered {
             Deed::Approve => self.approve(client, which, actor).await?,
             Deed::Pause => {
                 let paused = client.pause(actor, which, now).await?;
-                let word = if paused.is_new { "Paused" } else { "It was paused already" };
+                let word = if paused.is_new {
+                    "Paused"
+                } else {
+                    "It was paused already"
+                };
                 Outcome {
                     sentence: format!("{word}: {}.", counted(paused.requests, "queued request")),
                     results: Vec::new(),
                 }
             }
             Deed::Resume => {
-                let what = if self.rest.is_empty() { LetGo::Wave } else { LetGo::Rest };
+                let what = if self.rest.is_empty() {
+                    LetGo::Wave
+                } else {
+                    LetGo::Rest
+                };
                 let resumed = client.resume(actor, which, what).await?;
                 Outcome {
                     sentence: said_of_resume(resumed.pauses, resumed.lets.as_ref()),
@@ -415,7 +443,10 @@ fn of_requests(done: Done, word: &str) -> Outcome {
     let left = done.left_alone().count();
     let left = match left {
         0 => String::new(),
-        left => format!("; {} left alone", counted(u64::try_from(left).unwrap_or(u64::MAX), "request")),
+        left => format!(
+            "; {} left alone",
+            counted(u64::try_from(left).unwrap_or(u64::MAX), "request")
+        ),
     };
     Outcome {
         sentence: format!("{} {word}{left}.", counted(done.done, "request")),
@@ -427,7 +458,9 @@ fn said_of_resume(pauses: u64, lets: Option<&Lets>) -> String {
     match (pauses, lets) {
         (0, Some(Lets::Goes(wave))) => format!("Let go: from wave {wave}."),
         (0, Some(Lets::OnItsWay(wave))) => {
-            format!("Nothing to resume: wave {wave} has not ended, and nothing else holds the next one.")
+            format!(
+                "Nothing to resume: wave {wave} has not ended, and nothing else holds the next one."
+            )
         }
         (0, Some(Lets::Done)) => "Nothing to resume: the order is done.".to_owned(),
         (0, Some(Lets::NoOrder) | None) => {
@@ -497,11 +530,13 @@ mod tests {
 
     #[test]
     fn a_form_holds_the_deed_and_the_filter() {
-        let fields = [("label", "patch day"), ("deed", "retry"), ("requests", "3"), ("form_token", "x")];
-        let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let (ordered, filter) = read(fields.to_vec()).expect("a form");
-        assert_eq!((ordered.deed, ordered.requests.as_str()), (Deed::Retry, "3"));
+        let form = Bytes::from("label=patch+day&deed=retry&requests=3&form_token=x");
+        let (ordered, filter) = read(&form).expect("a form");
+        assert_eq!(
+            (ordered.deed, ordered.requests.as_str()),
+            (Deed::Retry, "3")
+        );
         assert_eq!(filter, Filter::of_label("patch day"));
-        assert!(read(vec![("deed".to_owned(), "erase".to_owned())]).is_err());
+        assert!(read(&Bytes::from("deed=erase")).is_err());
     }
 }

@@ -52,7 +52,11 @@ impl Chart<'_> {
         let count = i64::try_from(self.slots.len()).unwrap_or(1).max(1);
         let base = HEIGHT * up_max / all;
         // Even one failure among thousands is to be seen.
-        let base = if down_max > 0 { base.min(HEIGHT - 6) } else { base.max(1) };
+        let base = if down_max > 0 {
+            base.min(HEIGHT - 6)
+        } else {
+            base.max(1)
+        };
         html! {
             @for (place, slot) in (0_i64..).zip(self.slots) {
                 @let x = WIDTH * place / count;
@@ -111,7 +115,11 @@ impl Chart<'_> {
                 html! { (number(slot.other)) },
             ]
         });
-        table("The newest first; what has no row had no end", &columns, rows.collect())
+        table(
+            "The newest first; what has no row had no end",
+            &columns,
+            rows.collect(),
+        )
     }
 
     fn slot_label(&self, slot: Option<&OutcomeSlot>) -> String {
@@ -168,7 +176,10 @@ mod tests {
         };
         let drawn = chart.draw().into_string();
         assert_eq!(drawn.matches("<rect class=\"bad\"").count(), 1);
-        assert!(drawn.contains("4,010 succeeded (upwards), 1 failed"), "{drawn}");
+        assert!(
+            drawn.contains("4,010 succeeded (upwards), 1 failed"),
+            "{drawn}"
+        );
         assert!(drawn.contains("Most at 00:00: 4,000."), "{drawn}");
     }
 
@@ -177,7 +188,10 @@ mod tests {
         for (most, room) in [(1, 60), (1_000_000, 60), (3, 1), (5, 0)] {
             for count in [0, 1, most] {
                 let height = height(count, most, room);
-                assert!((0..=room).contains(&height), "{count} of {most} in {room}: {height}");
+                assert!(
+                    (0..=room).contains(&height),
+                    "{count} of {most} in {room}: {height}"
+                );
             }
         }
     }

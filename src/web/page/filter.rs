@@ -65,7 +65,9 @@ impl Filter {
             ("since", &self.since),
             ("until", &self.until),
         ];
-        all.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+        all.into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -91,7 +93,9 @@ impl Filter {
     /// The fields in words.
     pub(super) fn words(&self) -> String {
         let fields = self.fields().into_iter();
-        let words: Vec<String> = fields.map(|(name, value)| format!("{name} {}", text(value))).collect();
+        let words: Vec<String> = fields
+            .map(|(name, value)| format!("{name} {}", text(value)))
+            .collect();
         words.join(", ")
     }
 
@@ -145,12 +149,17 @@ where
     if value.is_empty() {
         return Ok(None);
     }
-    let parsed = value.parse().map_err(|error: T::Err| Trouble::bad_request(error.to_string()))?;
+    let parsed = value
+        .parse()
+        .map_err(|error: T::Err| Trouble::bad_request(error.to_string()))?;
     Ok(Some(parsed))
 }
 
 fn states(value: &str) -> Result<Vec<RequestState>, Trouble> {
-    let words = value.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let words = value
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
     let states: Result<Vec<Option<RequestState>>, Trouble> = words.map(word).collect();
     Ok(states?.into_iter().flatten().collect())
 }
@@ -159,7 +168,10 @@ fn ids(value: &str) -> Result<Option<Vec<i64>>, Trouble> {
     if value.is_empty() {
         return Ok(None);
     }
-    let words = value.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let words = value
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
     let ids: Result<Vec<i64>, _> = words.map(str::parse).collect();
     let wrong = |_| Trouble::bad_request("id must be numbers, separated by commas");
     ids.map(Some).map_err(wrong)
@@ -228,6 +240,10 @@ mod tests {
         let Err(Trouble(refusal)) = states("failed,broken") else {
             panic!("taken");
         };
-        assert!(refusal.sentence.contains("'broken'"), "{}", refusal.sentence);
+        assert!(
+            refusal.sentence.contains("'broken'"),
+            "{}",
+            refusal.sentence
+        );
     }
 }

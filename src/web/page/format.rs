@@ -82,8 +82,20 @@ pub(super) fn number(number: i64) -> String {
 /// A state as a word in its colour.
 pub(super) fn state(word: &str) -> Markup {
     let known = [
-        "queued", "running", "succeeded", "failed", "cancelled", "expired", "rejected", "unknown",
-        "submitting", "tracking", "looking", "done", "open", "held",
+        "queued",
+        "running",
+        "succeeded",
+        "failed",
+        "cancelled",
+        "expired",
+        "rejected",
+        "unknown",
+        "submitting",
+        "tracking",
+        "looking",
+        "done",
+        "open",
+        "held",
     ];
     let class = if known.contains(&word) { word } else { "other" };
     html! { span class={ "state " (class) } { (text(word)) } }
@@ -169,7 +181,10 @@ mod tests {
     #[test]
     fn spans_are_said_in_the_largest_units() {
         let said = [350, 12_000, 300_000, 7_800_000, 7_200_000, 260_000_000].map(span);
-        assert_eq!(said, ["350 ms", "12 s", "5 min", "2 h 10 min", "2 h", "3 d"]);
+        assert_eq!(
+            said,
+            ["350 ms", "12 s", "5 min", "2 h 10 min", "2 h", "3 d"]
+        );
     }
 
     #[test]
@@ -183,8 +198,14 @@ mod tests {
             time(evil, UtcMillis(0)).into_string(),
             sentence(evil).into_string(),
         ] {
-            assert!(!shown.contains("<script") && !shown.contains('\u{202e}'), "{shown}");
-            assert!(!shown.contains('\u{1b}') && !shown.contains('\n'), "{shown}");
+            assert!(
+                !shown.contains("<script") && !shown.contains('\u{202e}'),
+                "{shown}"
+            );
+            assert!(
+                !shown.contains('\u{1b}') && !shown.contains('\n'),
+                "{shown}"
+            );
         }
         assert_eq!(segment("../a b?c#d/é"), "..%2Fa%20b%3Fc%23d%2F%C3%A9");
     }

@@ -10,8 +10,8 @@ use super::act::{Deed, link};
 use super::chart::Chart;
 use super::filter::Filter;
 use super::format::{
-    dash, label, number, parameter, request, sentence, span_of, state, text, text_or_dash,
-    time, time_or_dash,
+    dash, label, number, parameter, request, sentence, span_of, state, text, text_or_dash, time,
+    time_or_dash,
 };
 use super::layout::Layout;
 use super::table::{numbers, table, texts};
@@ -24,7 +24,11 @@ use crate::web::Site;
 use crate::web::access::Caller;
 
 pub(super) async fn show(State(site): State<Arc<Site>>, caller: Caller) -> Answer {
-    let reading = site.glance.get().await.map_err(|why| Trouble::unreadable(&why))?;
+    let reading = site
+        .glance
+        .get()
+        .await
+        .map_err(|why| Trouble::unreadable(&why))?;
     let glance = reading.glance(caller.targets());
     let layout = Layout {
         title: "Overview",
@@ -121,10 +125,18 @@ fn lanes(glance: &Glance) -> BTreeMap<(&str, &str), Lane> {
         }
     }
     for count in &glance.ended.hour {
-        lanes.entry((&count.target, &count.action)).or_default().hour.add(count);
+        lanes
+            .entry((&count.target, &count.action))
+            .or_default()
+            .hour
+            .add(count);
     }
     for count in &glance.ended.day {
-        lanes.entry((&count.target, &count.action)).or_default().day.add(count);
+        lanes
+            .entry((&count.target, &count.action))
+            .or_default()
+            .day
+            .add(count);
     }
     lanes
 }
@@ -209,7 +221,11 @@ fn waiting(glance: &Glance, may_act: bool) -> Markup {
             html! { (sentence(&group.ends)) @if may_act { (way_out(group)) } },
         ]
     });
-    table("Requests that wait for the same reason", &columns, rows.collect())
+    table(
+        "Requests that wait for the same reason",
+        &columns,
+        rows.collect(),
+    )
 }
 
 /// What an operator can do about it here.
@@ -242,8 +258,15 @@ fn orders(glance: &Glance, may_act: bool) -> Markup {
         texts("What holds it"),
         texts("Expires"),
     ];
-    let rows = glance.orders.iter().map(|note| order(note, glance.as_of, may_act));
-    table("Orders that are not done, or were done in the last day", &columns, rows.collect())
+    let rows = glance
+        .orders
+        .iter()
+        .map(|note| order(note, glance.as_of, may_act));
+    table(
+        "Orders that are not done, or were done in the last day",
+        &columns,
+        rows.collect(),
+    )
 }
 
 fn order(note: &OrderNote, now: UtcMillis, may_act: bool) -> Vec<Markup> {
@@ -300,7 +323,10 @@ fn batch(note: &BatchNote, now: UtcMillis) -> Vec<Markup> {
     let of = format!("{} of {}", number(note.known), number(batch.server_count));
     let time_so_far = match note.usual_ms {
         Some(usual) => format!("{} of about {}", span_of(note.elapsed_ms), span_of(usual)),
-        None => format!("{}; the usual time is not known yet", span_of(note.elapsed_ms)),
+        None => format!(
+            "{}; the usual time is not known yet",
+            span_of(note.elapsed_ms)
+        ),
     };
     vec![
         html! { (batch.id) },
@@ -401,7 +427,10 @@ fn holds(glance: &Glance, may_act: bool) -> Markup {
         texts("Since"),
         texts("Until"),
     ];
-    let rows = glance.holds.iter().map(|hold| hold_row(hold, glance.as_of, may_act));
+    let rows = glance
+        .holds
+        .iter()
+        .map(|hold| hold_row(hold, glance.as_of, may_act));
     html! {
         (table("Why requests are not sent", &columns, rows.collect()))
         @if may_act { p { (link(Deed::Pause, &Filter::default(), "Pause everything")) } }
@@ -418,8 +447,12 @@ fn hold_row(hold: &HoldRecord, now: UtcMillis, may_act: bool) -> Vec<Markup> {
     let is_pause = hold.kind == HoldKind::Operator.as_str();
     vec![
         html! { (text(&hold.kind)) },
-        hold.target.as_deref().map_or_else(|| html! { "all" }, |target| html! { (text(target)) }),
-        hold.action.as_deref().map_or_else(|| html! { "all" }, |action| html! { (text(action)) }),
+        hold.target
+            .as_deref()
+            .map_or_else(|| html! { "all" }, |target| html! { (text(target)) }),
+        hold.action
+            .as_deref()
+            .map_or_else(|| html! { "all" }, |action| html! { (text(action)) }),
         hold.label.as_deref().map_or_else(dash, label),
         html! {
             (text(&hold.reason))
@@ -445,7 +478,10 @@ fn targets(glance: &Glance, may_act: bool) -> Markup {
         texts("Servers listed"),
         texts("Noted"),
     ];
-    let rows = glance.targets.iter().map(|target| target_row(target, glance.as_of, may_act));
+    let rows = glance
+        .targets
+        .iter()
+        .map(|target| target_row(target, glance.as_of, may_act));
     table("Each target's pace and health", &columns, rows.collect())
 }
 
@@ -479,4 +515,3 @@ fn health(hold: Option<&HoldRecord>) -> Markup {
         }
     }
 }
-

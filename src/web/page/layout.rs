@@ -31,7 +31,11 @@ impl Layout<'_> {
     /// The whole page around its content.
     pub(super) fn page(&self, content: Markup) -> Markup {
         let trouble = self.trouble.map(|trouble| format!("({trouble}) "));
-        let title = format!("{}{} - poweryard", trouble.unwrap_or_default(), text(self.title));
+        let title = format!(
+            "{}{} - poweryard",
+            trouble.unwrap_or_default(),
+            text(self.title)
+        );
         html! {
             (DOCTYPE)
             html lang="en" {

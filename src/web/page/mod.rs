@@ -99,7 +99,11 @@ impl IntoResponse for Trouble {
             sentence,
             retry_after,
         } = self.0;
-        let mut response = say(status, HTML, layout::trouble(status, &sentence).into_string());
+        let mut response = say(
+            status,
+            HTML,
+            layout::trouble(status, &sentence).into_string(),
+        );
         if let Some(seconds) = retry_after {
             response
                 .headers_mut()

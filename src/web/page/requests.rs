@@ -8,12 +8,14 @@ use serde::Deserialize;
 
 use super::act::{self, Deed};
 use super::filter::Filter;
-use super::format::{command, dash, label, request, server, state, text, text_or_dash, time, time_or_dash};
+use super::format::{
+    command, dash, label, request, server, state, text, text_or_dash, time, time_or_dash,
+};
 use super::layout::Layout;
 use super::table::{Column, numbers, table, texts};
 use super::{Answer, Trouble, html as answer, open};
 use crate::model::{PowerAction, RequestState, Role, UtcMillis};
-use crate::store::client::{Access, Page, RequestRecord};
+use crate::store::client::{Access, Cursor, Page, RequestRecord};
 use crate::web::Site;
 use crate::web::access::Caller;
 use crate::web::glance::now;
@@ -28,6 +30,16 @@ pub(super) struct Place {
     before: String,
 }
 
+impl Place {
+    pub(super) fn cursor(&self) -> Result<Option<Cursor>, Trouble> {
+        if self.before.is_empty() {
+            return Ok(None);
+        }
+        let wrong = |_| Trouble::bad_request("before is not one that a page has given");
+        self.before.parse().map(Some).map_err(wrong)
+    }
+}
+
 pub(super) async fn show(
     State(site): State<Arc<Site>>,
     caller: Caller,
@@ -35,10 +47,7 @@ pub(super) async fn show(
     Query(place): Query<Place>,
 ) -> Answer {
     let now = now();
-    let before = match place.before.as_str() {
-        "" => None,
-        text => Some(text.parse().map_err(|_| Trouble::bad_request("before is not one that a page has given"))?),
-    };
+    let before = place.cursor()?;
     let mut client = open(&site, Access::Read).await?;
     let which = filter.selection(&mut client, &caller, now).await?;
     let page = client.page(&which, before.as_ref(), LIMIT).await?;
