@@ -12,7 +12,6 @@ use super::format::{
     time_or_dash,
 };
 use super::layout::Layout;
-use super::table::{numbers, table, texts};
 use super::{Answer, Trouble, html as answer, open};
 use crate::model::{RequestState, Role, UtcMillis};
 use crate::store::client::{Access, AttemptRecord, RequestRecord};
@@ -89,8 +88,6 @@ impl Story {
             @for said in &self.sentences { p { (sentence(said)) } }
             h2 { "Step by step" }
             (self.steps())
-            h2 { "Calls that carried it" }
-            (self.calls())
             h2 { "What it says" }
             (self.facts())
             h2 { "Commands" }
@@ -139,11 +136,14 @@ impl Story {
     }
 
     fn step(&self, attempt: &AttemptRecord) -> Markup {
+        // How its last call ended is how the request ended.
+        let is_end = attempt.finished_at == self.request.finished_at;
         html! {
             li {
                 (time(&attempt.started_at, self.now)) " sent in batch " (attempt.batch_id)
                 @if let Some(job) = &attempt.job_id { ", job " code { (text(job)) } }
                 @match &attempt.result {
+                    Some(_) if is_end => {}
                     Some(result) => {
                         "; it came back as " (text(result))
                         @if let Some(code) = &attempt.error_code { ": " strong { (text(code)) } }
@@ -154,33 +154,6 @@ impl Story {
                 }
             }
         }
-    }
-
-    fn calls(&self) -> Markup {
-        if self.attempts.is_empty() {
-            return html! { p.nothing { "It has not been sent." } };
-        }
-        let columns = [
-            numbers("Batch"),
-            texts("Job"),
-            texts("Result"),
-            texts("Error"),
-            texts("Message"),
-            texts("Started"),
-            texts("Ended"),
-        ];
-        let rows = self.attempts.iter().map(|attempt| {
-            vec![
-                html! { (attempt.batch_id) },
-                text_or_dash(attempt.job_id.as_deref()),
-                text_or_dash(attempt.result.as_deref()),
-                text_or_dash(attempt.error_code.as_deref()),
-                text_or_dash(attempt.error_message.as_deref()),
-                time(&attempt.started_at, self.now),
-                time_or_dash(attempt.finished_at.as_deref(), self.now),
-            ]
-        });
-        table("The first one first", &columns, rows.collect())
     }
 
     fn facts(&self) -> Markup {

@@ -43,7 +43,7 @@ pub(super) fn table(caption: &str, columns: &[Column], rows: Vec<Vec<Markup>>) -
                 @for row in rows {
                     tr role="row" {
                         @for (column, cell) in columns.iter().zip(row) {
-                            td role="cell" data-head=(column.head) .number[column.is_number] { (cell) }
+                            td role="cell" data-head=(column.head) .number[column.is_number] { div { (cell) } }
                         }
                     }
                 }
