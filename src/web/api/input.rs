@@ -5,6 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -145,14 +146,12 @@ impl JsonText {
     }
 }
 
-async fn read(mut body: Body) -> Result<Bytes, Problem> {
+async fn read(body: Body) -> Result<Bytes, Problem> {
+    let mut frames = body.into_data_stream();
     let mut bytes = Vec::new();
     let mut length = 0_usize;
-    while let Some(frame) = next_frame(&mut body).await {
-        let frame = frame.map_err(|_| Problem::bad_request("the body broke off"))?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
+    while let Some(data) = frames.next().await {
+        let data = data.map_err(|_| Problem::bad_request("the body broke off"))?;
         length += data.len();
         if length <= BODY_BYTES_MAX {
             bytes.extend_from_slice(&data);
@@ -164,9 +163,4 @@ async fn read(mut body: Body) -> Result<Bytes, Problem> {
         return Err(too_large().into());
     }
     Ok(bytes.into())
-}
-
-async fn next_frame(body: &mut Body) -> Option<Result<hyper::body::Frame<Bytes>, axum::Error>> {
-    use hyper::body::Body as _;
-    std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context)).await
 }

@@ -1,5 +1,7 @@
 //! What is only read: the queue at a glance, orders, servers.
 
+#![expect(unused_qualifications, reason = "utoipa's macros write some")]
+
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -95,7 +97,6 @@ pub(super) async fn orders(
 }
 
 /// Servers as lists have shown them.
-#[expect(unused_qualifications, reason = "the macro writes some")]
 #[utoipa::path(
     get, path = "/servers", params(ServerParams),
     responses((status = 200, description = "One page", body = ServerPage))

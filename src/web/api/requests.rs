@@ -1,5 +1,7 @@
 //! Requests: inserted, listed, and one with all that is known of it.
 
+#![expect(unused_qualifications, reason = "utoipa's macros write some")]
+
 use std::sync::Arc;
 
 use axum::Json;
@@ -166,7 +168,6 @@ pub(super) async fn insert(
 }
 
 /// List requests, the newest first.
-#[expect(unused_qualifications, reason = "the macro writes some")]
 #[utoipa::path(
     get, path = "/requests", params(ListParams),
     responses((status = 200, description = "One page", body = RequestPage))
