@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{Yard, secret};
+use common::{Yard, secret, text, wait_for};
 use process::{Daemon, PATIENCE};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 20]\n";
@@ -267,4 +268,563 @@ async fn without_tokens_everybody_may_read_and_nobody_may_do_anything() {
         .client
         .request(Method::POST, format!("{}/login", server.base));
     assert_eq!(status(forms.body("token=x")).await, StatusCode::SEE_OTHER);
+}
+
+/// A token that may stop servers of target `other` alone.
+const NARROW: &str = "narrow-token-0123456789";
+
+fn narrow_token(yard: &Yard) -> String {
+    let file = secret(yard.dir.path(), "narrow", NARROW)
+        .display()
+        .to_string();
+    format!(
+        "[[listen.tokens]]\nname = \"narrow-1\"\nrole = \"operator\"\ntargets = [\"other\"]\nactions = [\"stop\"]\ntoken_file = \"{file}\"\n"
+    )
+}
+
+impl Server {
+    /// With a second target, `other`, and the narrow token.
+    async fn with_two_targets() -> Self {
+        let yard = Yard::new(QUICK).await;
+        let port = free_port().await;
+        let config = fs::read_to_string(yard.write_config()).expect("written");
+        let (_, target) = config.split_once("[targets.default]").expect("a target");
+        let other = format!("[targets.other]{target}")
+            .replace("[targets.default.auth]", "[targets.other.auth]")
+            .replace(common::PROJECT, "0123456789abcdef0123456789abcdef");
+        let (tokens, narrow) = (tokens(&yard), narrow_token(&yard));
+        let lines = format!("{other}[listen]\naddress = \"127.0.0.1:{port}\"\n{tokens}{narrow}");
+        Self::with_lines(yard, port, &lines).await
+    }
+
+    async fn call(&self, path: &str, token: &str, body: &Value) -> (StatusCode, Value) {
+        let text = serde_json::to_vec(body).expect("text");
+        let request = self.post(path).bearer_auth(token).body(text);
+        read(request.header("content-type", "application/json")).await
+    }
+
+    async fn read(&self, path: &str, token: &str) -> (StatusCode, Value) {
+        read(self.get(path).bearer_auth(token)).await
+    }
+}
+
+/// An answer as JSON. Every error is a problem with its own status and a sentence.
+async fn read(request: RequestBuilder) -> (StatusCode, Value) {
+    let answer = request.send().await.expect("an answer");
+    let status = answer.status();
+    let kind = header(&answer, "content-type");
+    let value: Value =
+        serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON");
+    if status.is_success() {
+        assert_eq!(kind, "application/json");
+    } else {
+        assert_eq!(kind, "application/problem+json", "{value}");
+        assert_eq!(value["status"], status.as_u16());
+        assert!(
+            value["detail"].as_str().is_some_and(|said| said.len() > 10),
+            "{value}"
+        );
+    }
+    (status, value)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_inserted_together_and_their_ids_come_in_their_order() {
+    let server = Server::start("").await;
+    let mut producer = server.yard.producer().await;
+    let rows = json!([
+        {"server_id": server.yard.server(3), "action": "reboot", "label": "x", "priority": 5},
+        {"server": server.yard.server(1), "action": "stop", "request_key": "k-1"},
+        {"server": server.yard.server(2), "action": "stop", "request_key": "k-2", "not_before": "2036-01-01"},
+    ]);
+    let (status, value) = server.call("/api/v1/requests", PRODUCER, &rows).await;
+    assert_eq!(
+        (status, &value["ids"]),
+        (StatusCode::CREATED, &json!([1, 2, 3]))
+    );
+    let who = "SELECT group_concat(DISTINCT requested_by) FROM power_requests";
+    assert_eq!(text(&mut producer, who).await, "producer-1");
+    // Again: only what has no key is new.
+    let (status, value) = server.call("/api/v1/requests", PRODUCER, &rows).await;
+    assert_eq!(
+        (status, &value["ids"]),
+        (StatusCode::CREATED, &json!([4, 2, 3]))
+    );
+    let (status, value) = server
+        .call("/api/v1/requests", PRODUCER, &json!([rows[1], rows[2]]))
+        .await;
+    assert_eq!((status, &value["ids"]), (StatusCode::OK, &json!([2, 3])));
+    let other =
+        json!([rows[1], {"server": server.yard.server(9), "action": "stop", "request_key": "k-2"}]);
+    let (status, value) = server.call("/api/v1/requests", PRODUCER, &other).await;
+    assert_eq!(
+        (status, &value["errors"][0]["index"]),
+        (StatusCode::CONFLICT, &json!(1))
+    );
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM power_requests WHERE state = 'succeeded'",
+        "3",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_bad_row_is_named_and_none_is_inserted() {
+    let server = Server::start("").await;
+    let mut producer = server.yard.producer().await;
+    let rows = json!([
+        {"server_id": "a", "action": "stop"},
+        {"server_id": "no server", "action": "stop"},
+        {"server_id": "b", "action": "start", "priority": 1000},
+        {"server_id": "c", "action": "start", "not_before": "22:00"},
+        {"server_id": "d", "action": "start", "after_id": 4711},
+        {"server_id": "e", "action": "off"},
+    ]);
+    let (status, value) = server.call("/api/v1/requests", PRODUCER, &rows).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let errors = value["errors"].as_array().expect("errors");
+    let rows: Vec<_> = errors.iter().map(|error| error["index"].clone()).collect();
+    assert_eq!(rows, [1, 2, 3, 4, 5].map(Value::from), "{value}");
+    assert!(
+        errors[1]["message"]
+            .as_str()
+            .is_some_and(|said| said.contains("priority")),
+        "the schema's sentence: {value}"
+    );
+    for (body, wanted) in [
+        (json!({}), StatusCode::BAD_REQUEST),
+        (json!([{"server": "a"}]), StatusCode::UNPROCESSABLE_ENTITY),
+        (
+            json!([{"server": "a", "action": "stop", "state": "queued"}]),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
+            json!([{"server": "a", "action": "stop", "approved_by": "me"}]),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
+            json!([{"server": "a", "action": "stop", "requested_by": "me"}]),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
+            json!([{"server": "a", "action": "stop", "override_reason": "now"}]),
+            StatusCode::FORBIDDEN,
+        ),
+    ] {
+        assert_eq!(
+            server.call("/api/v1/requests", PRODUCER, &body).await.0,
+            wanted,
+            "{body}"
+        );
+    }
+    let many = vec![json!({"server_id": "a", "action": "stop"}); 10_001];
+    let (status, _) = server
+        .call("/api/v1/requests", PRODUCER, &many.into())
+        .await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    let broken = server
+        .post("/api/v1/requests")
+        .bearer_auth(PRODUCER)
+        .body("[{");
+    let (status, _) = read(broken.header("content-type", "application/json")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let form = server
+        .post("/api/v1/requests")
+        .bearer_auth(PRODUCER)
+        .body("[]");
+    assert_eq!(read(form).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(
+        text(&mut producer, "SELECT count(*) FROM power_requests").await,
+        "0"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_too_large_is_refused_with_an_answer() {
+    let server = Server::start("").await;
+    for length in [8 * 1024 * 1024 + 1, 20 * 1024 * 1024] {
+        let request = server.post("/api/v1/requests").bearer_auth(PRODUCER);
+        let request = request.header("content-type", "application/json");
+        let (status, _) = read(request.body(vec![b' '; length])).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_stand_for_servers_as_they_do_in_commands() {
+    let mut yard = Yard::new(QUICK).await;
+    yard.set("inventory_interval = \"10m\"");
+    let server = Server::start_in(yard, "").await;
+    let mut producer = server.yard.producer().await;
+    wait_for(&mut producer, "SELECT count(*) FROM servers", "100").await;
+    let name = text(&mut producer, "SELECT min(name) FROM servers").await;
+    let unlisted = "00000000-0000-4000-8000-000000000000";
+    let rows = json!([
+        {"server": name, "action": "stop", "not_before": "2036-01-01"},
+        {"server": unlisted, "action": "stop", "not_before": "2036-01-01"},
+        {"server": format!("{}?", &name[..name.len() - 1]), "action": "start", "not_before": "2036-01-01"},
+    ]);
+    let (status, value) = server.call("/api/v1/requests", PRODUCER, &rows).await;
+    assert_eq!(status, StatusCode::CREATED, "{value}");
+    assert_eq!(value["warnings"][0]["index"], 1, "{value}");
+    assert!(
+        value["ids"].as_array().is_some_and(|ids| ids.len() > 5),
+        "the glob: {value}"
+    );
+    let rows = json!([{"server": name, "action": "stop"}, {"server": "nobody", "action": "stop"}]);
+    let (status, value) = server.call("/api/v1/requests", PRODUCER, &rows).await;
+    assert_eq!(
+        (status, &value["errors"][0]["index"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!(1))
+    );
+    let (_, page) = server
+        .read(
+            &format!("/api/v1/requests?server={name}&state=queued&action=stop"),
+            READER,
+        )
+        .await;
+    assert_eq!(page["requests"].as_array().map(Vec::len), Some(1), "{page}");
+    let (_, page) = server.read("/api/v1/servers?limit=60", READER).await;
+    assert_eq!(page["servers"].as_array().map(Vec::len), Some(60));
+    let next = page["next"].as_str().expect("a cursor");
+    let (_, page) = server
+        .read(&format!("/api/v1/servers?limit=60&cursor={next}"), READER)
+        .await;
+    assert_eq!(
+        (page["servers"].as_array().map(Vec::len), &page["next"]),
+        (Some(40), &Value::Null)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_requests_are_complete_and_tagged() {
+    let server = Server::start("").await;
+    let rows: Vec<Value> = (1..=25)
+        .map(|number| json!({"server_id": format!("s-{number}"), "action": "stop", "label": "x", "not_before": "2036-01-01"}))
+        .collect();
+    server
+        .call("/api/v1/requests", PRODUCER, &rows.into())
+        .await;
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let (status, page) = server
+            .read(
+                &format!("/api/v1/requests?label=x&limit=10{cursor}"),
+                READER,
+            )
+            .await;
+        assert_eq!(status, StatusCode::OK);
+        seen.extend(
+            page["requests"]
+                .as_array()
+                .expect("rows")
+                .iter()
+                .map(|row| row["id"].clone()),
+        );
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, (1..=25).rev().map(Value::from).collect::<Vec<_>>());
+    let ask = |tag: &str| {
+        let request = server
+            .get("/api/v1/requests?label=x&limit=1")
+            .bearer_auth(READER);
+        request.header("if-none-match", tag).send()
+    };
+    let first = ask("\"none\"").await.expect("an answer");
+    let tag = header(&first, "etag");
+    assert_eq!(
+        ask(&tag).await.expect("an answer").status(),
+        StatusCode::NOT_MODIFIED
+    );
+    server
+        .call(
+            "/api/v1/requests",
+            PRODUCER,
+            &json!([{"server_id": "z", "action": "stop", "label": "x"}]),
+        )
+        .await;
+    assert_eq!(ask(&tag).await.expect("an answer").status(), StatusCode::OK);
+    for wrong in [
+        "limit=0",
+        "limit=x",
+        "cursor=x",
+        "state=gone",
+        "since=22:00",
+        "colour=red",
+        "label=x&label=y",
+    ] {
+        let (status, _) = server
+            .read(&format!("/api/v1/requests?{wrong}"), READER)
+            .await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    let (status, detail) = server.read("/api/v1/requests/1", READER).await;
+    assert_eq!(
+        (status, &detail["request"]["server_id"]),
+        (StatusCode::OK, &json!("s-1"))
+    );
+    assert!(
+        detail["waiting"]
+            .as_str()
+            .is_some_and(|why| why.starts_with("not due until")),
+        "{detail}"
+    );
+    assert_eq!(
+        server.read("/api/v1/requests/4711", READER).await.0,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(
+        server.read("/api/v1/requests/x", READER).await.0,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(
+        server.read("/api/v1/nothing", READER).await.0,
+        StatusCode::NOT_FOUND
+    );
+    let wrong = server
+        .client
+        .delete(format!("{}/api/v1/requests", server.base))
+        .bearer_auth(READER);
+    let wrong = wrong.send().await.expect("an answer");
+    assert_eq!(wrong.status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert!(header(&wrong, "allow").contains("POST"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_do_what_it_is_for_and_is_named_where_it_may_not() {
+    let server = Server::start("").await;
+    let queued =
+        json!([{"server_id": "a", "action": "stop", "label": "x", "not_before": "2036-01-01"}]);
+    server.call("/api/v1/requests", OPERATOR, &queued).await;
+    server.call("/api/v1/requests", PRODUCER, &queued).await;
+    let label = json!({"label": "x"});
+    for (path, body, least) in [
+        ("/api/v1/requests", &queued, "producer"),
+        ("/api/v1/cancel", &label, "producer"),
+        ("/api/v1/retry", &label, "operator"),
+        (
+            "/api/v1/approve",
+            &json!({"label": "x", "requests": 1}),
+            "operator",
+        ),
+        ("/api/v1/pause", &label, "operator"),
+        ("/api/v1/resume", &label, "operator"),
+    ] {
+        let (status, value) = server.call(path, READER, body).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path}");
+        let said = value["detail"].as_str().unwrap_or_default();
+        assert!(said.contains(least) && said.contains("reader"), "{said}");
+        if least == "operator" {
+            assert_eq!(
+                server.call(path, PRODUCER, body).await.0,
+                StatusCode::FORBIDDEN,
+                "{path}"
+            );
+        }
+    }
+    // A producer cancels what it asked for itself, and nothing else.
+    let (status, done) = server
+        .call("/api/v1/cancel", PRODUCER, &json!({"ids": [1, 2]}))
+        .await;
+    assert_eq!(
+        (status, &done["done"]),
+        (StatusCode::OK, &json!(1)),
+        "{done}"
+    );
+    assert_eq!(done["results"][0]["ok"], false, "{done}");
+    let (_, done) = server
+        .call(
+            "/api/v1/cancel",
+            OPERATOR,
+            &json!({"ids": [1], "reason": "wrong rack"}),
+        )
+        .await;
+    assert_eq!(done["done"], 1, "{done}");
+    let mut producer = server.yard.producer().await;
+    let who = "SELECT group_concat(who || ' ' || action || ' ' || requests || ' ' || ifnull(reason, '-'), '; ') FROM operator_actions WHERE action = 'cancel'";
+    assert_eq!(
+        text(&mut producer, who).await,
+        "producer-1 cancel 1 -; operator-1 cancel 1 wrong rack"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_operators_do_from_elsewhere_is_done_as_by_the_commands() {
+    let server = Server::start("").await;
+    let mut producer = server.yard.producer().await;
+    let pause = json!({"target": "default", "action": "stop", "reason": "rack 7"});
+    let (status, _) = server.call("/api/v1/pause", OPERATOR, &pause).await;
+    assert_eq!(status, StatusCode::OK);
+    let hold = "SELECT reason FROM holds WHERE kind = 'operator'";
+    assert_eq!(
+        text(&mut producer, hold).await,
+        "stop on target default paused by operator-1: rack 7"
+    );
+    let rows = json!([{"server_id": "a", "action": "stop", "label": "x"}, {"server_id": "b", "action": "stop", "label": "x"}]);
+    server.call("/api/v1/requests", OPERATOR, &rows).await;
+    let (status, value) = server
+        .call(
+            "/api/v1/approve",
+            OPERATOR,
+            &json!({"label": "x", "requests": 3}),
+        )
+        .await;
+    assert_eq!(status, StatusCode::CONFLICT, "{value}");
+    let (_, done) = server
+        .call(
+            "/api/v1/approve",
+            OPERATOR,
+            &json!({"label": "x", "requests": 2}),
+        )
+        .await;
+    assert_eq!(
+        (&done["done"], done["results"].as_array().map(Vec::len)),
+        (&json!(2), Some(2))
+    );
+    let by = "SELECT group_concat(DISTINCT approved_by) FROM power_requests";
+    assert_eq!(text(&mut producer, by).await, "operator-1");
+    assert_eq!(
+        server
+            .call("/api/v1/resume", OPERATOR, &json!({"target": "default"}))
+            .await
+            .0,
+        StatusCode::CONFLICT
+    );
+    let (status, _) = server
+        .call(
+            "/api/v1/resume",
+            OPERATOR,
+            &json!({"target": "default", "action": "stop"}),
+        )
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    // Servers that the cloud does not know.
+    wait_for(
+        &mut producer,
+        "SELECT count(*) FROM power_requests WHERE state = 'failed'",
+        "2",
+    )
+    .await;
+    let (_, done) = server
+        .call("/api/v1/retry", OPERATOR, &json!({"label": "x"}))
+        .await;
+    assert_eq!(
+        (&done["done"], &done["results"][0]["new_id"]),
+        (&json!(2), &json!(3)),
+        "{done}"
+    );
+    for (path, body, wanted) in [
+        (
+            "/api/v1/cancel",
+            json!({}),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
+            "/api/v1/cancel",
+            json!({"ids": [4711]}),
+            StatusCode::NOT_FOUND,
+        ),
+        ("/api/v1/pause", json!({}), StatusCode::UNPROCESSABLE_ENTITY),
+        (
+            "/api/v1/pause",
+            json!({"everything": true, "label": "x"}),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
+            "/api/v1/retry",
+            json!({"label": "x", "colour": "red"}),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
+            "/api/v1/approve",
+            json!({"label": "x"}),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+    ] {
+        assert_eq!(
+            server.call(path, OPERATOR, &body).await.0,
+            wanted,
+            "{path} {body}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_sees_and_touches_its_own_targets_and_actions_alone() {
+    let server = Server::with_two_targets().await;
+    let of = |target: &str, action: &str| json!([{"server_id": "a", "target": target, "action": action, "label": "x", "not_before": "2036-01-01"}]);
+    server
+        .call("/api/v1/requests", OPERATOR, &of("default", "stop"))
+        .await;
+    let (status, _) = server
+        .call("/api/v1/requests", NARROW, &of("other", "stop"))
+        .await;
+    assert_eq!(status, StatusCode::CREATED);
+    server
+        .call("/api/v1/requests", OPERATOR, &of("other", "start"))
+        .await;
+    for (target, action) in [("default", "stop"), ("other", "start"), ("other", "reboot")] {
+        let (status, _) = server
+            .call("/api/v1/requests", NARROW, &of(target, action))
+            .await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{target} {action}");
+    }
+    let (_, page) = server.read("/api/v1/requests", NARROW).await;
+    let ids: Vec<_> = page["requests"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| row["id"].clone())
+        .collect();
+    assert_eq!(ids, [json!(3), json!(2)]);
+    assert_eq!(
+        server.read("/api/v1/requests/1", NARROW).await.0,
+        StatusCode::NOT_FOUND
+    );
+    let (_, status) = server.read("/api/v1/status", NARROW).await;
+    assert!(!status.to_string().contains("\"default\""), "{status}");
+    assert_eq!(
+        status["targets"].as_array().map(Vec::len),
+        Some(1),
+        "{status}"
+    );
+    // What waits for another target's request, or shares a label with one.
+    let after = json!([{"server_id": "b", "target": "other", "action": "stop", "after_id": 1}]);
+    assert_eq!(
+        server.call("/api/v1/requests", NARROW, &after).await.0,
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
+    assert_eq!(
+        server
+            .call("/api/v1/cancel", NARROW, &json!({"ids": [1]}))
+            .await
+            .0,
+        StatusCode::NOT_FOUND
+    );
+    let (_, done) = server
+        .call("/api/v1/cancel", NARROW, &json!({"label": "x"}))
+        .await;
+    assert_eq!(done["done"], 1, "{done}");
+    for scope in [
+        json!({"everything": true}),
+        json!({"target": "default", "action": "stop"}),
+        json!({"target": "other"}),
+        json!({"label": "x"}),
+    ] {
+        assert_eq!(
+            server.call("/api/v1/pause", NARROW, &scope).await.0,
+            StatusCode::FORBIDDEN,
+            "{scope}"
+        );
+    }
+    let own = json!({"target": "other", "action": "stop"});
+    assert_eq!(
+        server.call("/api/v1/pause", NARROW, &own).await.0,
+        StatusCode::OK
+    );
 }

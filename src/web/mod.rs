@@ -10,7 +10,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -36,6 +36,7 @@ mod shared_read;
 
 use access::Access;
 pub use access::{CertificateError, Entrance, EntranceError, ServerCertificate};
+use api::{Followers, Turns, Views};
 use glance::SharedGlance;
 use metrics::Reading;
 use shared_read::SharedRead;
@@ -67,7 +68,13 @@ struct Site {
     /// Who may come in; none while it does not listen.
     entrance: RwLock<Option<Arc<Entrance>>>,
     access: Access,
+    turns: Turns,
+    views: Views,
+    followers: Followers,
 }
+
+/// For those who would otherwise keep a server that has ended.
+type SiteLink = Weak<Site>;
 
 impl Site {
     fn entrance(&self) -> Option<Arc<Entrance>> {
@@ -98,9 +105,12 @@ impl Web {
             explain,
             targets: Mutex::new((settings.targets.clone(), rules.clone())),
             reading: SharedRead::default(),
-            glance: SharedGlance::new(&settings.queue.database),
             entrance: RwLock::default(),
             access: Access::default(),
+            glance: SharedGlance::new(&settings.queue.database),
+            turns: Turns::default(),
+            views: Views::default(),
+            followers: Followers::default(),
         };
         Self {
             site: Arc::new(site),

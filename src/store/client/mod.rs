@@ -28,6 +28,8 @@ mod pauses;
 mod read;
 mod records;
 mod selection;
+mod submission;
+mod watch;
 mod write;
 
 pub use actions::{Actor, Done, RequestResult};
@@ -37,7 +39,9 @@ pub use glance::{
     Reading, StateCount, TargetHealth, WaitingGroup, grouped,
 };
 pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
-pub use names::{Hints, InventorySummary, Meaning, is_glob};
+pub use names::{
+    Hints, InventorySummary, Meaning, ServersWanted, ambiguous_name, is_glob, unknown_name,
+};
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use pages::{Cursor, NotACursor, Page};
@@ -47,6 +51,8 @@ pub use records::{
     AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
 pub use selection::{Allowed, SelectedCount, Selection};
+pub use submission::{Submitted, WrongRow};
+pub use watch::QueueWatch;
 pub use write::NewRequest;
 
 /// What a command means to do with the queue.
@@ -350,6 +356,15 @@ impl QueueClient {
         names::servers(&mut self.connection, target).await
     }
 
+    /// Up to `limit` of the servers that are wanted, by target and id.
+    pub async fn servers_page(
+        &mut self,
+        which: &ServersWanted<'_>,
+        limit: u32,
+    ) -> Result<Vec<ServerRecord>, StoreError> {
+        names::servers_page(&mut self.connection, which, limit).await
+    }
+
     /// The inventory of each target that the daemon has noted, or of one.
     pub async fn inventory(
         &mut self,
@@ -415,6 +430,23 @@ impl QueueClient {
         if_absent: bool,
     ) -> Result<(Vec<i64>, usize), StoreError> {
         write::enqueue_in(&mut self.connection, order, requests, if_absent).await
+    }
+}
+
+// Rows from elsewhere.
+impl QueueClient {
+    /// Inserts all of these rows or none, and names every one that is wrong. A row whose
+    /// `request_key` exists for the same server, action and target is that request. `allowed`: whose
+    /// requests an `after_id` may name.
+    ///
+    /// # Errors
+    /// Those of the store; what is wrong with rows is no error.
+    pub async fn submit(
+        &mut self,
+        rows: &[NewRequest],
+        allowed: &Allowed,
+    ) -> Result<Submitted, StoreError> {
+        submission::submit(&mut self.connection, rows, allowed).await
     }
 }
 

@@ -345,7 +345,7 @@ impl Allowed {
         }
     }
 
-    fn push_targets(&self, query: &mut QueryBuilder<Sqlite>) {
+    pub(super) fn push_targets(&self, query: &mut QueryBuilder<Sqlite>) {
         if let Some(targets) = &self.targets {
             push_among(query, "target", &texts(targets));
         }

@@ -11,6 +11,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 
 use super::caller::{Caller, Refusal};
 use super::entrance::Entrance;
@@ -30,6 +31,8 @@ const OPEN_PATHS: [&str; 5] = [
 const API: &str = "/api/";
 /// Of a request's body.
 const BODY_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Of what nobody wants.
+const DRAINED_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Of a form that a page sends.
 const FORM_BYTES_MAX: usize = 1024 * 1024;
 /// In a header or as a field of a form.
@@ -48,13 +51,33 @@ pub(in crate::web) async fn guard(
     next: Next,
 ) -> Response {
     let is_api = request.uri().path().starts_with(API);
-    let mut response = match admit(&site, request).await {
-        Ok(request) => next.run(request).await,
-        Err(refused) if is_api => api::problem(refused.refusal, refused.way_in),
-        Err(refused) => refused.page(),
+    let (mut parts, body) = request.into_parts();
+    let mut response = match admit(&site, &mut parts).await {
+        Ok(None) => next.run(Request::from_parts(parts, body)).await,
+        Ok(Some(form_token)) => match check_form(parts, body, &form_token).await {
+            Ok(request) => next.run(request).await,
+            Err(refusal) => Refused::from(refusal).answer(is_api),
+        },
+        Err(refused) => {
+            drain(body).await;
+            refused.answer(is_api)
+        }
     };
     add_headers(response.headers_mut());
     response
+}
+
+/// Takes what is still being sent, within limits: a client would otherwise see a broken connection
+/// in place of the answer.
+async fn drain(body: Body) {
+    let mut frames = body.into_data_stream();
+    let mut length = 0;
+    while let Some(Ok(data)) = frames.next().await {
+        length += data.len();
+        if length > DRAINED_BYTES_MAX {
+            return;
+        }
+    }
 }
 
 /// Why a request goes no further.
@@ -77,7 +100,10 @@ impl From<Refusal> for Refused {
 }
 
 impl Refused {
-    fn page(self) -> Response {
+    fn answer(self, is_api: bool) -> Response {
+        if is_api {
+            return api::problem(self.refusal, self.way_in);
+        }
         if let Some(login) = self.login {
             return super::login::redirect(login);
         }
@@ -112,27 +138,24 @@ fn add_headers(headers: &mut HeaderMap) {
         .or_insert(HeaderValue::from_static("no-store"));
 }
 
-async fn admit(site: &Site, request: Request) -> Result<Request, Refused> {
+/// Notes who asks. Returns what a form has to carry, if the body has to be one.
+async fn admit(site: &Site, parts: &mut Parts) -> Result<Option<String>, Refused> {
     let closed = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending");
     let entrance = site.entrance().ok_or_else(closed)?;
-    let (mut parts, body) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().copied();
     let peer = peer.ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "nobody asks"))?;
-    check_name(&entrance, peer, &parts)?;
-    check_origin(&parts)?;
-    check_size(&parts)?;
+    check_name(&entrance, peer, parts)?;
+    check_origin(parts)?;
+    check_size(parts)?;
     parts.extensions.insert(Arc::clone(&entrance));
     if OPEN_PATHS.contains(&parts.uri.path()) {
-        return Ok(Request::from_parts(parts, body));
+        return Ok(None);
     }
     let address = address_of(&entrance, peer, &parts.headers);
-    let caller = caller_of(&site.access, &entrance, address, &parts).await?;
+    let caller = caller_of(&site.access, &entrance, address, parts).await?;
     let form_token = caller.form_token().map(str::to_owned);
     parts.extensions.insert(caller);
-    match form_token {
-        Some(expected) if !parts.method.is_safe() => Ok(check_form(parts, body, &expected).await?),
-        _ => Ok(Request::from_parts(parts, body)),
-    }
+    Ok(form_token.filter(|_| !parts.method.is_safe()))
 }
 
 /// Refuses a name that is not ours: a foreign page may have made the browser ask.

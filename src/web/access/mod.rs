@@ -17,7 +17,7 @@ mod tokens;
 pub(super) use caller::{Caller, Refusal};
 pub use certificate::{CertificateError, ServerCertificate};
 pub use entrance::{Entrance, EntranceError};
-pub(super) use guard::{CHALLENGE, guard};
+pub(super) use guard::{CHALLENGE, guard, too_large};
 pub(super) use login::{show_form, sign_in, sign_out, style};
 use sessions::Sessions;
 use slowdown::Slowdown;
