@@ -33,6 +33,18 @@ impl Default for Turns {
     }
 }
 
+impl Turns {
+    /// Waits for the caller's turn to open the queue; none: it does not come in time.
+    pub(in crate::web) async fn take(&self, access: Access) -> Option<SemaphorePermit<'_>> {
+        let turns = match access {
+            Access::Read => &self.readers,
+            Access::Write => &self.writers,
+        };
+        let turn = tokio::time::timeout(PATIENCE, turns.acquire()).await;
+        turn.ok()?.ok()
+    }
+}
+
 /// A connection, for as long as it is the caller's turn.
 pub(super) struct Door<'a> {
     pub(super) client: QueueClient,
@@ -48,15 +60,8 @@ impl Door<'_> {
 
 /// Opens the queue for reading or writing, when it is the caller's turn.
 pub(super) async fn open(site: &Site, access: Access) -> Result<Door<'_>, Problem> {
-    let turns = match access {
-        Access::Read => &site.turns.readers,
-        Access::Write => &site.turns.writers,
-    };
     let late = || Problem::busy("too many others ask for the queue at present");
-    let turn = tokio::time::timeout(PATIENCE, turns.acquire())
-        .await
-        .map_err(|_| late())?
-        .map_err(|_| late())?;
+    let turn = site.turns.take(access).await.ok_or_else(late)?;
     Ok(Door {
         client: QueueClient::open(&site.database, access).await?,
         _turn: turn,
@@ -64,7 +69,7 @@ pub(super) async fn open(site: &Site, access: Access) -> Result<Door<'_>, Proble
 }
 
 /// What this caller sees.
-pub(super) fn seen_by(caller: &Caller) -> Allowed {
+pub(in crate::web) fn seen_by(caller: &Caller) -> Allowed {
     let targets = caller.targets();
     Allowed {
         targets: targets.map(|targets| targets.iter().map(|name| name.0.clone()).collect()),
@@ -73,7 +78,7 @@ pub(super) fn seen_by(caller: &Caller) -> Allowed {
 }
 
 /// What this caller may change.
-pub(super) fn allowed_to(caller: &Caller) -> Allowed {
+pub(in crate::web) fn allowed_to(caller: &Caller) -> Allowed {
     Allowed {
         actions: caller.actions().map(<[_]>::to_vec),
         ..seen_by(caller)

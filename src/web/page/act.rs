@@ -22,6 +22,7 @@ use crate::store::client::{
 };
 use crate::web::Site;
 use crate::web::access::Caller;
+use crate::web::api::allowed_to;
 use crate::web::glance::now;
 
 /// Results that are listed one by one; the counts are of all of them.
@@ -145,10 +146,11 @@ pub(super) async fn confirm(
 ) -> Answer {
     caller.require(Role::Operator)?;
     let now = now();
-    let mut client = open(&site, Access::Read).await?;
-    let which = meant(&filter, &mut client, &caller, now).await?;
-    let affected = affected(&mut client, asked.deed, &which).await?;
-    client.close().await?;
+    let mut door = open(&site, Access::Read).await?;
+    let client = &mut door.client;
+    let which = meant(&filter, client, &caller, now).await?;
+    let affected = affected(client, asked.deed, &which).await?;
+    door.close().await?;
     Ok(question(asked.deed, &filter, &affected, &caller, now, None))
 }
 
@@ -160,7 +162,7 @@ async fn meant(
     now: UtcMillis,
 ) -> Result<Selection, Trouble> {
     let mut which = filter.selection(client, caller, now).await?;
-    which.allowed.actions = caller.actions().map(<[_]>::to_vec);
+    which.allowed = allowed_to(caller);
     Ok(which)
 }
 
@@ -327,9 +329,10 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
     caller.require(Role::Operator)?;
     let now = now();
     let (ordered, filter) = read(&form)?;
-    let mut client = open(&site, Access::Write).await?;
-    let which = meant(&filter, &mut client, &caller, now).await?;
-    let affected = affected(&mut client, ordered.deed, &which).await?;
+    let mut door = open(&site, Access::Write).await?;
+    let client = &mut door.client;
+    let which = meant(&filter, client, &caller, now).await?;
+    let affected = affected(client, ordered.deed, &which).await?;
     if let Some(remark) = ordered.why_ask_again(&affected) {
         return Ok(question(
             ordered.deed,
@@ -340,8 +343,8 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
             Some(&remark),
         ));
     }
-    let outcome = ordered.perform(&mut client, &which, &caller, now).await?;
-    client.close().await?;
+    let outcome = ordered.perform(client, &which, &caller, now).await?;
+    door.close().await?;
     Ok(told(ordered.deed, &filter, &outcome, &caller))
 }
 

@@ -4,12 +4,13 @@ use axum::http::StatusCode;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::Trouble;
 use super::format::{parameter, text};
-use super::{Trouble, seen_by};
 use crate::model::{PowerAction, RequestState, UtcMillis, quoted};
 use crate::store::QueueClient;
 use crate::store::client::{Meaning, Selection};
 use crate::web::access::{Caller, Refusal};
+use crate::web::api::seen_by;
 
 /// Each field as a person or a link has written it; an empty one leaves nothing out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

@@ -12,11 +12,12 @@ use super::format::{
 };
 use super::layout::Layout;
 use super::table::{numbers, table, texts};
-use super::{Answer, Trouble, html as answer, open, requests, seen_by};
+use super::{Answer, Trouble, html as answer, open, requests};
 use crate::model::{RequestState, Role, UtcMillis, counted, quoted};
 use crate::store::client::{Access, LabelView, OrderRecord, Page, Selection};
 use crate::web::Site;
 use crate::web::access::Caller;
+use crate::web::api::seen_by;
 use crate::web::glance::now;
 
 /// Of the newest that did not succeed.
@@ -29,7 +30,8 @@ pub(super) async fn show(
 ) -> Answer {
     let now = now();
     let allowed = seen_by(&caller);
-    let mut client = open(&site, Access::Read).await?;
+    let mut door = open(&site, Access::Read).await?;
+    let client = &mut door.client;
     let view = client
         .label_view(&wanted, allowed.targets.as_deref(), now)
         .await?;
@@ -51,7 +53,7 @@ pub(super) async fn show(
         ..Selection::default()
     };
     let newest = client.page(&bad, None, LIMIT).await?;
-    client.close().await?;
+    door.close().await?;
     let title = format!("Label {}", shown_label(&wanted));
     let trouble = trouble(&view);
     let layout = Layout {

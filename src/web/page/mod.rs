@@ -13,10 +13,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use maud::Markup;
+use tokio::sync::SemaphorePermit;
 
-use super::access::{Caller, Refusal};
+use super::access::Refusal;
 use super::{Site, say};
-use crate::store::client::{Access, Allowed};
+use crate::store::client::Access;
 use crate::store::{QueueClient, StoreError};
 
 mod act;
@@ -121,16 +122,24 @@ async fn nothing_here() -> Trouble {
     Trouble::not_found("there is no such page")
 }
 
-/// A connection for one page; what waits longer than the server's patience is dropped with it.
-async fn open(site: &Site, access: Access) -> Result<QueueClient, Trouble> {
-    Ok(QueueClient::open(&site.database, access).await?)
+/// A connection for one page, for as long as it is its turn.
+struct Door<'a> {
+    client: QueueClient,
+    _turn: SemaphorePermit<'a>,
 }
 
-/// What this caller may see.
-fn seen_by(caller: &Caller) -> Allowed {
-    let targets = caller.targets();
-    Allowed {
-        targets: targets.map(|targets| targets.iter().map(|name| name.0.clone()).collect()),
-        ..Allowed::default()
+impl Door<'_> {
+    async fn close(self) -> Result<(), Trouble> {
+        Ok(self.client.close().await?)
     }
+}
+
+/// Opens the queue when it is the page's turn.
+async fn open(site: &Site, access: Access) -> Result<Door<'_>, Trouble> {
+    let late = || Trouble::unreadable("too many others read it at present");
+    let turn = site.turns.take(access).await.ok_or_else(late)?;
+    Ok(Door {
+        client: QueueClient::open(&site.database, access).await?,
+        _turn: turn,
+    })
 }

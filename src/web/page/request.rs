@@ -35,7 +35,8 @@ pub(super) async fn show(
 ) -> Answer {
     let unknown = || Trouble::not_found(format!("there is no request {}", text(&id)));
     let id: i64 = id.parse().map_err(|_| unknown())?;
-    let mut client = open(&site, Access::Read).await?;
+    let mut door = open(&site, Access::Read).await?;
+    let client = &mut door.client;
     let found = client.request(id).await?;
     if !caller.sees(&found.target) {
         return Err(unknown());
@@ -47,7 +48,7 @@ pub(super) async fn show(
         sentences: explained.map_err(|why| Trouble::unreadable(&why))?,
         now: now(),
     };
-    client.close().await?;
+    door.close().await?;
     let title = format!("Request {id}");
     let layout = Layout {
         title: &title,

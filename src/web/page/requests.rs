@@ -48,10 +48,11 @@ pub(super) async fn show(
 ) -> Answer {
     let now = now();
     let before = place.cursor()?;
-    let mut client = open(&site, Access::Read).await?;
-    let which = filter.selection(&mut client, &caller, now).await?;
+    let mut door = open(&site, Access::Read).await?;
+    let client = &mut door.client;
+    let which = filter.selection(client, &caller, now).await?;
     let page = client.page(&which, before.as_ref(), LIMIT).await?;
-    client.close().await?;
+    door.close().await?;
     let title = if filter.is_empty() {
         "Requests".to_owned()
     } else {

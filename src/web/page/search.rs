@@ -45,9 +45,10 @@ pub(super) async fn show(
     let hits = if word.is_empty() {
         None
     } else {
-        let mut client = open(&site, Access::Read).await?;
-        let hits = Hits::find(&mut client, &caller, &word).await?;
-        client.close().await?;
+        let mut door = open(&site, Access::Read).await?;
+        let client = &mut door.client;
+        let hits = Hits::find(client, &caller, &word).await?;
+        door.close().await?;
         Some(hits)
     };
     if let Some(only) = hits.as_ref().and_then(|hits| hits.only(&word)) {

@@ -10,11 +10,12 @@ use super::format::{dash, state, text, time, time_or_dash};
 use super::layout::Layout;
 use super::requests::{self, Place};
 use super::table::{table, texts};
-use super::{Answer, Trouble, html as answer, open, seen_by};
+use super::{Answer, Trouble, html as answer, open};
 use crate::model::UtcMillis;
 use crate::store::client::{Access, Selection, ServerRecord};
 use crate::web::Site;
 use crate::web::access::Caller;
+use crate::web::api::seen_by;
 use crate::web::glance::now;
 
 const LIMIT: u32 = 100;
@@ -27,7 +28,8 @@ pub(super) async fn show(
 ) -> Answer {
     let now = now();
     let before = place.cursor()?;
-    let mut client = open(&site, Access::Read).await?;
+    let mut door = open(&site, Access::Read).await?;
+    let client = &mut door.client;
     let mut known = client.servers_called(&word).await?;
     known.retain(|server| caller.sees(&server.target));
     let mut ids: Vec<String> = known
@@ -43,7 +45,7 @@ pub(super) async fn show(
         ..Selection::default()
     };
     let page = client.page(&which, before.as_ref(), LIMIT).await?;
-    client.close().await?;
+    door.close().await?;
     if known.is_empty() && page.requests.is_empty() {
         let sentence = format!(
             "no list has shown a server with the id or name '{}', and no request is about one",
