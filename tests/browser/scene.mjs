@@ -1,11 +1,12 @@
 // A simulated cloud, the real daemon on a fresh queue, and producers: what the tests look at.
-import { spawn, execFileSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { mkdtempSync, writeFileSync, rmSync, chmodSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 const PROGRAM = process.env.POWERYARD ?? "target/debug/poweryard";
+/** One for each role. */
 export const TOKENS = {
   operator: "an-operators-token-of-the-browser-test",
   reader: "a-readers-token-of-the-browser-test",
@@ -111,7 +112,11 @@ ${token("operator")}${token("reader")}`;
 
   /** Runs a command of the program to its end; its output. */
   run(...args) {
-    return execFileSync(PROGRAM, ["--config", this.config, ...args], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
+    const ended = spawnSync(PROGRAM, ["--config", this.config, ...args], { encoding: "utf8", maxBuffer: 64 << 20 });
+    if (ended.status !== 0) {
+      throw new Error(`poweryard ${args.slice(0, 2).join(" ")}: ${ended.status}\n${ended.stderr}`);
+    }
+    return ended.stdout;
   }
 
   json(...args) {

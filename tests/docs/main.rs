@@ -80,6 +80,7 @@ pages! {
     install_does_what_it_says: "docs/install.md",
     monitor_does_what_it_says: "docs/monitor.md",
     operate_does_what_it_says: "docs/operate.md",
+    page_does_what_it_says: "docs/page.md",
     performance_does_what_it_says: "docs/performance.md",
     producers_does_what_it_says: "docs/producers.md",
     simulator_does_what_it_says: "docs/simulator.md",
