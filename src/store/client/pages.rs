@@ -122,11 +122,11 @@ impl Way {
             }
             Self::Label => {
                 query
-                    .push("SELECT id FROM power_requests WHERE label = ")
+                    .push("SELECT id FROM power_requests INDEXED BY power_requests_label WHERE label = ")
                     .push_bind(which.label.clone());
             }
             Self::Servers => push_servers(query, which.servers.as_deref().unwrap_or_default()),
-            Self::Open => push_open(query, &which.states),
+            Self::Open => push_open(query, which),
             Self::Ended | Self::All => {
                 query.push("SELECT id FROM power_requests WHERE 1");
             }
@@ -135,7 +135,21 @@ impl Way {
         if let Some(before) = before {
             query.push(" AND id < ").push_bind(before.id);
         }
-        query.push(" ORDER BY id DESC");
+        query.push(match self {
+            // An index of many parts is not in the order of the ids; if they were to come in that
+            // order, SQLite would read the whole table for a part.
+            Self::Servers | Self::Open => " ORDER BY id + 0 DESC",
+            Self::Ids | Self::Label | Self::Ended | Self::All => " ORDER BY id DESC",
+        });
+    }
+
+    /// How many candidates a page looks at.
+    fn looked_at_max(self) -> i64 {
+        match self {
+            // They are sorted first, which is quick for few.
+            Self::Open => 1_000,
+            Self::Ids | Self::Label | Self::Servers | Self::Ended | Self::All => LOOKED_AT_MAX,
+        }
     }
 }
 
@@ -165,9 +179,9 @@ fn push_ended(query: &mut QueryBuilder<Sqlite>, which: &Selection, before: Optio
 /// Each third has an index of its own.
 fn push_servers(query: &mut QueryBuilder<Sqlite>, servers: &[String]) {
     let thirds = [
-        "SELECT id FROM power_requests WHERE in_line = 1",
-        " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL",
-        " UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NULL",
+        "SELECT id FROM power_requests INDEXED BY power_requests_line WHERE in_line = 1",
+        " UNION ALL SELECT id FROM power_requests INDEXED BY power_requests_parked WHERE in_line IS NULL AND gate IS NOT NULL",
+        " UNION ALL SELECT id FROM power_requests INDEXED BY power_requests_past WHERE in_line IS NULL AND gate IS NULL",
     ];
     for third in thirds {
         query
@@ -178,20 +192,38 @@ fn push_servers(query: &mut QueryBuilder<Sqlite>, servers: &[String]) {
     }
 }
 
-fn push_open(query: &mut QueryBuilder<Sqlite>, states: &[RequestState]) {
-    let queued = "SELECT id FROM power_requests WHERE gate = 'ready'
-             UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL
-             UNION ALL SELECT id FROM power_requests WHERE gate = 'held'
-             UNION ALL SELECT id FROM power_requests WHERE gate = 'retry'";
-    let running = "SELECT id FROM power_requests WHERE state = 'running'";
-    match (
-        states.contains(&RequestState::Queued),
-        states.contains(&RequestState::Running),
-    ) {
-        (true, false) => query.push(queued),
-        (false, _) => query.push(running),
-        (true, true) => query.push(queued).push(" UNION ALL ").push(running),
-    };
+/// What waits and what runs, each by an index that begins with what the selection may name.
+fn push_open(query: &mut QueryBuilder<Sqlite>, which: &Selection) {
+    let waiting = [
+        ("power_requests_ready", "gate = 'ready'"),
+        (
+            "power_requests_parked_count",
+            "in_line IS NULL AND gate IS NOT NULL",
+        ),
+        ("power_requests_held_count", "gate = 'held'"),
+        ("power_requests_retry", "gate = 'retry'"),
+    ];
+    let running = [("power_requests_running", "state = 'running'")];
+    let parts = waiting
+        .iter()
+        .filter(|_| which.states.contains(&RequestState::Queued))
+        .chain(
+            running
+                .iter()
+                .filter(|_| which.states.contains(&RequestState::Running)),
+        );
+    for (number, (index, condition)) in parts.enumerate() {
+        let union = if number == 0 { "" } else { " UNION ALL " };
+        query.push(format!(
+            "{union}SELECT id FROM power_requests INDEXED BY {index} WHERE {condition}"
+        ));
+        if let Some(target) = &which.target {
+            query.push(" AND target = ").push_bind(target.clone());
+        }
+        if let Some(action) = which.action {
+            query.push(" AND action = ").push_bind(action.as_str());
+        }
+    }
 }
 
 pub(super) async fn page(
@@ -205,7 +237,7 @@ pub(super) async fn page(
     way.push(&mut query, which, before);
     query
         .push(" LIMIT 0 + ")
-        .push_bind(LOOKED_AT_MAX)
+        .push_bind(way.looked_at_max())
         .push(") way CROSS JOIN power_requests r ON r.id = way.id WHERE 1");
     which.push_conditions(&mut query, &which.states);
     query.push(" LIMIT 0 + ").push_bind(i64::from(limit) + 1);
@@ -239,7 +271,7 @@ async fn last_looked_at(
     way.push(&mut query, which, before);
     query
         .push(" LIMIT 1 OFFSET 0 + ")
-        .push_bind(LOOKED_AT_MAX - 1);
+        .push_bind(way.looked_at_max() - 1);
     let found: Option<(i64, Option<String>)> =
         query.build_query_as().fetch_optional(connection).await?;
     Ok(found.map(|(id, ended_at)| Cursor { id, ended_at }))

@@ -216,7 +216,7 @@ fn waiting(glance: &Glance, may_act: bool) -> Markup {
             text_or_dash(group.target.as_deref()),
             text_or_dash(group.action.as_deref()),
             group.label.as_deref().map_or_else(dash, label),
-            html! { (text(&group.reason)) },
+            html! { (sentence(&group.reason)) },
             time_or_dash(group.until.as_deref(), glance.as_of),
             html! { (sentence(&group.ends)) @if may_act { (way_out(group)) } },
         ]
@@ -286,7 +286,7 @@ fn order(note: &OrderNote, now: UtcMillis, may_act: bool) -> Vec<Markup> {
             ul.counts { @for count in &note.requests { li { (number(count.count)) " " (state(&count.state)) } } }
         },
         html! {
-            (text_or_dash(hold.map(|hold| hold.reason.as_str())))
+            @match hold { Some(hold) => (sentence(&hold.reason)), None => (dash()) }
             @if may_act && hold.is_some() {
                 " " (link(Deed::Resume, &Filter::of_label(&order.label), "Let the next wave go"))
             }
@@ -455,7 +455,7 @@ fn hold_row(hold: &HoldRecord, now: UtcMillis, may_act: bool) -> Vec<Markup> {
             .map_or_else(|| html! { "all" }, |action| html! { (text(action)) }),
         hold.label.as_deref().map_or_else(dash, label),
         html! {
-            (text(&hold.reason))
+            (sentence(&hold.reason))
             @if is_pause && may_act { " " (link(Deed::Resume, &filter, "End this pause")) }
         },
         time(&hold.since, now),
