@@ -13,7 +13,8 @@ use common::{Yard, secret, text, wait_for};
 use process::{Daemon, PATIENCE};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 20]\n";
 const READER: &str = "reader-token-0123456789";
@@ -826,5 +827,356 @@ async fn a_token_sees_and_touches_its_own_targets_and_actions_alone() {
     assert_eq!(
         server.call("/api/v1/pause", NARROW, &own).await.0,
         StatusCode::OK
+    );
+}
+
+/// The next event that follows.
+async fn next_event(answer: &mut Response, rest: &mut String) -> Option<(String, Value)> {
+    let next = async {
+        loop {
+            if let Some((event, more)) = rest.split_once("\n\n") {
+                let event = event.to_owned();
+                *rest = more.to_owned();
+                let name = event.lines().find_map(|line| line.strip_prefix("event: "));
+                let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+                if let Some((name, data)) = name.zip(data) {
+                    let data = serde_json::from_str(data).expect("JSON");
+                    return Some((name.to_owned(), data));
+                }
+                continue;
+            }
+            let chunk = answer.chunk().await.ok()??;
+            rest.push_str(&String::from_utf8_lossy(&chunk));
+        }
+    };
+    tokio::time::timeout(PATIENCE, next)
+        .await
+        .expect("an event")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_tell_what_changed_to_those_who_may_see_it() {
+    let server = Server::with_two_targets().await;
+    let follow = |token: &'static str| server.get("/api/v1/events").bearer_auth(token).send();
+    let mut all = follow(READER).await.expect("an answer");
+    assert_eq!(header(&all, "content-type"), "text/event-stream");
+    let mut narrow = follow(NARROW).await.expect("an answer");
+    let (mut of_all, mut of_narrow) = (String::new(), String::new());
+    let (name, snapshot) = next_event(&mut all, &mut of_all).await.expect("one");
+    assert_eq!(
+        (name.as_str(), snapshot["targets"].as_array().map(Vec::len)),
+        ("snapshot", Some(2))
+    );
+    let (_, snapshot) = next_event(&mut narrow, &mut of_narrow).await.expect("one");
+    assert_eq!(snapshot["targets"].as_array().map(Vec::len), Some(1));
+    for target in ["default", "other"] {
+        let rows = json!([{"server_id": "a", "target": target, "action": "stop", "not_before": "2036-01-01"}]);
+        server.call("/api/v1/requests", OPERATOR, &rows).await;
+    }
+    loop {
+        let (name, change) = next_event(&mut all, &mut of_all).await.expect("one");
+        assert_eq!(name, "change");
+        if change["queue"]
+            .as_array()
+            .is_some_and(|lanes| lanes.len() == 2)
+        {
+            break;
+        }
+    }
+    loop {
+        let (_, change) = next_event(&mut narrow, &mut of_narrow).await.expect("one");
+        assert!(!change.to_string().contains("\"default\""), "{change}");
+        if change["queue"][0]["target"] == "other" {
+            break;
+        }
+    }
+    // Whoever is let in by other settings than those in force has to come again.
+    server.daemon.signal("-HUP");
+    let mut ends = async || loop {
+        if next_event(&mut all, &mut of_all).await.is_none() {
+            return;
+        }
+        let rows = json!([{"server_id": "b", "action": "stop", "not_before": "2036-01-01"}]);
+        server.call("/api/v1/requests", OPERATOR, &rows).await;
+    };
+    ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_taken_away_ends_its_sessions_too() {
+    let server = Server::start("").await;
+    let cookie = server.sign_in(READER).await;
+    let by_cookie = || status(server.get("/metrics").header("cookie", &cookie));
+    assert_eq!(by_cookie().await, StatusCode::OK);
+    secret(server.yard.dir.path(), "reader", "another-token-0123456789");
+    server.daemon.signal("-HUP");
+    let ends = Instant::now() + PATIENCE;
+    while by_cookie().await == StatusCode::OK {
+        assert!(Instant::now() < ends, "the session stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let right = server
+        .get("/metrics")
+        .bearer_auth("another-token-0123456789");
+    assert_eq!(status(right).await, StatusCode::OK);
+    let old = server.get("/metrics").bearer_auth(READER);
+    assert_eq!(status(old).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_queue_is_said_to_be_locked() {
+    let server = Server::start("").await;
+    let mut producer = server.yard.producer().await;
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut producer)
+        .await
+        .expect("the lock");
+    let request = server.post("/api/v1/requests").bearer_auth(PRODUCER);
+    let request = request.header("content-type", "application/json");
+    let answer = request
+        .body(r#"[{"server_id": "a", "action": "stop"}]"#)
+        .send()
+        .await;
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!header(&answer, "retry-after").is_empty());
+    assert_eq!(
+        server.read("/api/v1/requests", READER).await.0,
+        StatusCode::OK
+    );
+    sqlx::query("ROLLBACK")
+        .execute(&mut producer)
+        .await
+        .expect("the lock is free");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_open_connections_do_not_keep_anybody_away() {
+    let server = Server::start("").await;
+    let address = server.base.trim_start_matches("http://").to_owned();
+    let mut idle = Vec::new();
+    for number in 0..600 {
+        let mut stream = TcpStream::connect(&address).await.expect("connected");
+        if number % 2 == 0 {
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: 127")
+                .await
+                .expect("sent");
+        }
+        idle.push(stream);
+    }
+    let begun = Instant::now();
+    assert_eq!(status(server.get("/healthz")).await, StatusCode::OK);
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_never_reads_is_dropped() {
+    let server = Server::start("").await;
+    let rows: Vec<Value> = (1..=2000)
+        .map(|number| json!({"server_id": format!("s-{number}"), "action": "stop", "not_before": "2036-01-01"}))
+        .collect();
+    server
+        .call("/api/v1/requests", PRODUCER, &rows.into())
+        .await;
+    let address = server.base.trim_start_matches("http://").to_owned();
+    let mut stream = TcpStream::connect(&address).await.expect("connected");
+    let ask = format!(
+        "GET /api/v1/requests?limit=1000 HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {READER}\r\n\r\n"
+    );
+    stream
+        .write_all(ask.repeat(60).as_bytes())
+        .await
+        .expect("sent");
+    // The server notices nothing but that its bytes are not taken.
+    tokio::time::sleep(Duration::from_secs(22)).await;
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    assert!(read.is_ok(), "the connection is still open");
+    let answers = String::from_utf8_lossy(&bytes)
+        .matches("HTTP/1.1 200")
+        .count();
+    assert!(answers < 60, "all {answers} were sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_in_does_not_become_a_header() {
+    let server = Server::start("").await;
+    for path in [
+        "/%0d%0ax-evil:%201",
+        "/api/v1/requests?label=%0d%0ax-evil:%201",
+        "/api/v1/requests?%0d%0ax-evil:1=2",
+        "/login?next=%0d%0ax-evil:%201",
+    ] {
+        let answer = server
+            .get(path)
+            .bearer_auth(READER)
+            .send()
+            .await
+            .expect("an answer");
+        assert!(answer.headers().get("x-evil").is_none(), "{path}");
+    }
+    let cookie = server
+        .get("/")
+        .header("cookie", "poweryard_session=a; poweryard_session=b; =; ;;");
+    assert_eq!(status(cookie).await, StatusCode::UNAUTHORIZED);
+}
+
+/// A certificate for this machine that ends after so many days, with its key, beside the config.
+fn write_certificate(yard: &Yard, days: i64) -> String {
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let mut params = rcgen::CertificateParams::new(names).expect("names");
+    let now = jiff::Timestamp::now();
+    let date = (now + jiff::SignedDuration::from_hours(24 * days))
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .date();
+    let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
+    params.not_after = rcgen::date_time_ymd(date.year().into(), month, day);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("signed").pem();
+    secret(yard.dir.path(), "key.pem", &key.serialize_pem());
+    secret(yard.dir.path(), "cert.pem", &certificate);
+    certificate
+}
+
+fn tls_lines(yard: &Yard) -> String {
+    let dir = yard.dir.path().display();
+    format!("tls_cert_file = \"{dir}/cert.pem\"\ntls_key_file = \"{dir}/key.pem\"\n")
+}
+
+fn trusting(certificate: &str) -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).expect("PEM");
+    Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .timeout(PATIENCE)
+        .pool_max_idle_per_host(0)
+        .tls_certs_only([certificate])
+        .build()
+        .expect("a client")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_served_and_a_new_certificate_is_taken_up_by_a_reload() {
+    let yard = Yard::new(QUICK).await;
+    let port = free_port().await;
+    let first = write_certificate(&yard, 100);
+    let (lines, tokens) = (tls_lines(&yard), tokens(&yard));
+    let config = yard.write_config();
+    let text = fs::read_to_string(&config).expect("written");
+    let listen = format!("[listen]\naddress = \"127.0.0.1:{port}\"\n{lines}{tokens}");
+    fs::write(&config, format!("{text}{listen}")).expect("written");
+    let server = Server {
+        daemon: Daemon::start(&config),
+        yard,
+        base: format!("https://127.0.0.1:{port}"),
+        client: trusting(&first),
+    };
+    server.until_ready().await;
+    assert_eq!(
+        status(server.get("/metrics").bearer_auth(READER)).await,
+        StatusCode::OK
+    );
+    let signed_in = server.post("/login").body(format!("token={READER}"));
+    let signed_in = signed_in.send().await.expect("an answer");
+    assert!(header(&signed_in, "set-cookie").ends_with("; Secure"));
+    let plain = client()
+        .get(format!("http://127.0.0.1:{port}/healthz"))
+        .send()
+        .await;
+    assert!(plain.is_err());
+    let metrics = server
+        .get("/metrics")
+        .bearer_auth(READER)
+        .send()
+        .await
+        .expect("an answer");
+    let metrics = metrics.text().await.expect("text");
+    let left = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("poweryard_certificate_remaining_seconds{} "));
+    let left: f64 = left.and_then(|left| left.parse().ok()).expect("the metric");
+    assert!((98.0..100.0).contains(&(left / 86_400.0)), "{left}");
+
+    let second = write_certificate(&server.yard, 10);
+    server.daemon.signal("-HUP");
+    let ends = Instant::now() + PATIENCE;
+    let by_second = trusting(&second);
+    let health = format!("{}/healthz", server.base);
+    while by_second.get(&health).send().await.is_err() {
+        assert!(Instant::now() < ends, "the old certificate stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let said = check(&config);
+    assert!(
+        said.contains("warning  listen.tls_cert_file: the certificate is valid only until"),
+        "{said}"
+    );
+
+    // A certificate that cannot be used leaves the one before in force.
+    secret(server.yard.dir.path(), "cert.pem", "no certificate");
+    server.daemon.signal("-HUP");
+    assert!(check(&config).contains("error    listen.tls_cert_file"));
+    assert_eq!(
+        by_second
+            .get(&health)
+            .send()
+            .await
+            .expect("an answer")
+            .status(),
+        StatusCode::OK
+    );
+}
+
+/// What `check` says.
+fn check(config: &std::path::Path) -> String {
+    let said = process::poweryard()
+        .arg("--config")
+        .arg(config)
+        .arg("check")
+        .output()
+        .expect("it runs");
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_good_certificate_or_token_the_daemon_does_not_start() {
+    let yard = Yard::new(QUICK).await;
+    let config = yard.write_config();
+    let text = fs::read_to_string(&config).expect("written");
+    let lines = format!(
+        "{text}[listen]\naddress = \"127.0.0.1:{}\"\n{}{}",
+        free_port().await,
+        tls_lines(&yard),
+        tokens(&yard)
+    );
+    fs::write(&config, &lines).expect("written");
+    let ends_with_78 = async || {
+        let mut daemon = Daemon::start(&config);
+        assert_eq!(daemon.exit_code().await, Some(78));
+    };
+    ends_with_78().await;
+    write_certificate(&yard, -1);
+    ends_with_78().await;
+    assert!(
+        check(&config).contains("error    listen.tls_cert_file: the certificate was valid until")
+    );
+    write_certificate(&yard, 100);
+    secret(yard.dir.path(), "reader", "short");
+    ends_with_78().await;
+    secret(yard.dir.path(), "reader", PRODUCER);
+    ends_with_78().await;
+    let readable = secret(yard.dir.path(), "reader", READER);
+    fs::set_permissions(
+        &readable,
+        std::os::unix::fs::PermissionsExt::from_mode(0o644),
+    )
+    .expect("mode set");
+    ends_with_78().await;
+    let said = check(&config);
+    assert!(
+        said.contains("error    listen.tokens (reader-1): token_file") && !said.contains(READER),
+        "{said}"
     );
 }

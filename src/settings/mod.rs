@@ -26,6 +26,8 @@ mod waves;
 mod window;
 
 #[cfg(test)]
+mod listen_tests;
+#[cfg(test)]
 mod tests;
 
 pub use error::{Mistake, SettingsError};

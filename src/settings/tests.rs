@@ -223,7 +223,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        6 + 23 + 3 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2 + 3,
+        6 + 23 + 3 + 2 + 6 + 4 + 4 + 3 + 3 + 4 + 2 + 3,
         "{messages}"
     );
     for key in known

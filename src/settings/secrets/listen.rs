@@ -52,13 +52,7 @@ impl ListenSecrets {
     pub fn load(settings: &ListenSettings, rules: &SecretRules) -> Result<Self, SecretError> {
         let mut tokens: Vec<SecretString> = Vec::with_capacity(settings.tokens.len());
         for token in &settings.tokens {
-            let secret = load_token(token, rules)?;
-            let is_known = tokens
-                .iter()
-                .any(|other| other.expose_secret() == secret.expose_secret());
-            if is_known {
-                return Err(malformed(token, rules, SAME));
-            }
+            let secret = load_other_token(token, &tokens, rules)?;
             tokens.push(secret);
         }
         let tls = settings
@@ -68,6 +62,36 @@ impl ListenSecrets {
             .transpose()?;
         Ok(Self { tokens, tls })
     }
+
+    /// Every problem that the files have; none if [`ListenSecrets::load`] would succeed.
+    pub fn problems(settings: &ListenSettings, rules: &SecretRules) -> Vec<SecretError> {
+        let mut tokens: Vec<SecretString> = Vec::new();
+        let mut problems = Vec::new();
+        for token in &settings.tokens {
+            match load_other_token(token, &tokens, rules) {
+                Ok(secret) => tokens.push(secret),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if let Some(files) = &settings.tls {
+            problems.extend(load_tls(files, rules).err());
+        }
+        problems
+    }
+}
+
+/// A token that is none of the others.
+fn load_other_token(
+    token: &TokenSettings,
+    others: &[SecretString],
+    rules: &SecretRules,
+) -> Result<SecretString, SecretError> {
+    let secret = load_token(token, rules)?;
+    let mut others = others.iter();
+    if others.any(|other| other.expose_secret() == secret.expose_secret()) {
+        return Err(malformed(token, rules, SAME));
+    }
+    Ok(secret)
 }
 
 fn load_token(token: &TokenSettings, rules: &SecretRules) -> Result<SecretString, SecretError> {

@@ -121,7 +121,7 @@ impl Caller {
         if self.may(wanted) {
             return Ok(());
         }
-        let sentence = if self.is_known {
+        let sentence = if self.is_known() {
             format!(
                 "this needs a token of the role {wanted}; the token {} has the role {}",
                 self.name(),

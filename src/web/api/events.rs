@@ -158,12 +158,10 @@ async fn await_news(watch: &mut Option<QueueWatch>) {
     let Some(watching) = watch else {
         return;
     };
-    match tokio::time::timeout(WITHOUT_NEWS, watching.changed()).await {
-        Ok(Err(why)) => {
-            debug!("the queue's folder is watched no more: {why}");
-            *watch = None;
-        }
-        Ok(Ok(())) | Err(_) => {}
+    let news = tokio::time::timeout(WITHOUT_NEWS, watching.changed()).await;
+    if let Ok(Err(why)) = news {
+        debug!("the queue's folder is watched no more: {why}");
+        *watch = None;
     }
 }
 
