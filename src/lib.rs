@@ -41,7 +41,7 @@
 //! | [`logging`] | how log lines look | |
 //! | [`meter`] | the daemon's counters | SQL, HTTP |
 //! | [`notify`] | hooks: who is notified about failures; bounded, in tasks of their own | decisions |
-//! | [`web`] | `/metrics`, health and the status page | decisions, writing |
+//! | [`web`] | who may come in; `/metrics`, health, the page and the API | decisions, SQL |
 //! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
 //! | [`cli`] | one file per command: arguments, wording, exit codes | SQL, decisions about power |
 //!
@@ -211,6 +211,14 @@
 //! group, sticky so that no producer can delete the queue. After that nothing in this process opens
 //! the database by hand: closing such a handle drops SQLite's locks, and the next producer that
 //! closes the file would delete the live `-wal`. The daemon's own lock is on a file of its own.
+//!
+//! **Everybody who asks by HTTP passes one guard.** It checks the name by which the server was
+//! called, the page that asks, and the token or session; what it does not name as open needs a token,
+//! so that a new path cannot be forgotten. What a token allows is one value, `Caller`, that page and
+//! API share, and it becomes the `Allowed` of a selection, so that SQL itself leaves out what somebody
+//! may not see. The queue is used through the same door as the commands', over connections of its
+//! own, a few at a time. One reading serves all who look, and events are sent when the folder says
+//! that somebody has written.
 //!
 //! **Time is an argument.** Decisions take `now`; the edges ask the clocks. If the time of day
 //! moves differently from the steady clock, somebody has set it, and the daemon moves its own

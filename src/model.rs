@@ -21,6 +21,7 @@ mod inventory;
 mod order;
 mod queue;
 mod quoted;
+mod role;
 mod service;
 mod shown;
 mod splitmix;
@@ -35,6 +36,7 @@ pub use inventory::{Extent, ListedServer, Listing};
 pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use quoted::quoted;
+pub use role::Role;
 pub use shown::visible;
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{

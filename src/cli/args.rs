@@ -17,8 +17,8 @@ use crate::settings::{QueueSettings, Settings};
 use crate::store::QueueClient;
 use crate::store::client::{Access, Actor};
 
-/// Which queue a command uses.
-#[derive(Debug, clap::Args)]
+/// Which queue a command uses; by default the one of the config.
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct QueueArgs {
     /// The queue's file. Without it, the config says which file; with it, the config is not read.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]

@@ -1,6 +1,9 @@
 //! `explain`: why a request is where it is, and what comes next. Collects the facts; the sentences
 //! are in `sentences`.
 
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs};
@@ -68,6 +71,28 @@ pub(super) async fn sentences_of(
     id: i64,
 ) -> Result<Vec<String>, Failure> {
     Ok(facts_of(context, queue, client, id).await?.sentences())
+}
+
+/// What `explain` says of a request, for the daemon's pages.
+///
+/// # Errors
+/// A sentence.
+pub(super) async fn for_page(
+    config: PathBuf,
+    database: PathBuf,
+    id: i64,
+) -> Result<Vec<String>, String> {
+    let context = Context {
+        config,
+        queue: OnceLock::from(database.clone()),
+    };
+    let sentence = |failure: Failure| failure.sentence();
+    let client = QueueClient::open(&database, Access::Read).await;
+    let mut client = client.map_err(|error| sentence(error.into()))?;
+    let said = sentences_of(&context, &QueueArgs::default(), &mut client, id).await;
+    let closed = client.close().await;
+    closed.map_err(|error| sentence(error.into()))?;
+    said.map_err(sentence)
 }
 
 async fn facts_of(

@@ -1,7 +1,5 @@
 //! `status`: the queue at a glance; ten million finished rows do not slow it down.
 
-use std::path::Path;
-
 use serde::Serialize;
 use serde_json::json;
 
@@ -77,7 +75,7 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Fai
     if args.json.json {
         output::json(&status.object(&glance))?
     } else {
-        output::print(&status.text(Some(&glance.headline)))?
+        output::print(&status.text(&glance.headline))?
     }
     Ok(Exit::Done)
 }
@@ -92,13 +90,6 @@ async fn run_label(context: &Context, args: &StatusArgs, label: &str) -> Result<
         output::print(&report::text(&view))?
     }
     Ok(Exit::Done)
-}
-
-/// What the command prints about the queue at `path`.
-pub(super) async fn text_of(path: &Path) -> Result<String, StoreError> {
-    Ok(read(QueueClient::open(path, Access::Read).await?)
-        .await?
-        .text(None))
 }
 
 async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
@@ -166,7 +157,7 @@ impl Status {
         })
     }
 
-    fn text(&self, headline: Option<&str>) -> String {
+    fn text(&self, headline: &str) -> String {
         let mut text = match &self.daemon {
             Running::Yes(Some(daemon)) => {
                 let waits = daemon
@@ -183,9 +174,7 @@ impl Status {
             Running::No => "daemon: not running\n".to_owned(),
             Running::CannotTell => "daemon: cannot tell whether one is running\n".to_owned(),
         };
-        if let Some(headline) = headline {
-            text.push_str(&wrapped(&visible(headline), "", REASON_WIDTH));
-        }
+        text.push_str(&wrapped(&visible(headline), "", REASON_WIDTH));
         section(
             &mut text,
             "queue",

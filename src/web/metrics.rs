@@ -54,6 +54,7 @@ pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
     sheet.process(&site);
     sheet.targets(&targets);
     sheet.secrets(&site);
+    sheet.certificate(&site);
     sheet.files(&site.database);
     sheet.readable(reading.is_ok());
     if let Ok(reading) = reading {
@@ -197,6 +198,15 @@ impl Sheet {
             .collect();
         let help = "Time since the newest of the target's secret files changed; systemd writes its copies at every start";
         self.fractions("credentials_age_seconds", help, ages);
+    }
+
+    fn certificate(&mut self, site: &Site) {
+        let entrance = site.entrance();
+        let ends_at = entrance.and_then(|entrance| entrance.certificate_ends_at());
+        // The difference of two times in milliseconds is exact as a fraction.
+        let left = ends_at.map(|at| (vec![], (at.0 - now().0) as f64 / 1000.0));
+        let help = "Time until the certificate of [listen] ends; negative once it has ended";
+        self.fractions("certificate_remaining_seconds", help, left);
     }
 
     /// By path: a handle of our own on the database would drop SQLite's locks when closed.

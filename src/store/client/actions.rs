@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
+use utoipa::ToSchema;
 
 use super::Selection;
 use crate::model::{OperatorAction, PowerAction, RequestState};
@@ -30,7 +31,7 @@ pub struct Actor<'a> {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct Done {
     /// How many requests it was done to.
     pub done: u64,
@@ -40,7 +41,7 @@ pub struct Done {
 }
 
 /// What came of it for one request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RequestResult {
     /// Which.
     pub id: i64,

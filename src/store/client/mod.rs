@@ -28,11 +28,14 @@ mod names;
 mod new_file;
 mod orders;
 mod overview;
+mod pages;
 mod pauses;
 mod read;
 mod records;
 mod selection;
+mod submission;
 mod undo;
+mod watch;
 mod write;
 
 pub use actions::{Actor, Done, RequestResult};
@@ -44,17 +47,22 @@ pub use glance::{
     Reading, StateCount, TargetHealth, WaitingGroup, grouped,
 };
 pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
-pub use names::{Hints, InventorySummary, Meaning, is_glob};
+pub use names::{
+    Hints, InventorySummary, Meaning, ServersWanted, ambiguous_name, is_glob, unknown_name,
+};
 pub use new_file::NewFile;
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
+pub use pages::{Cursor, NotACursor, Page};
 pub use pauses::{Paused, Resumed, scope_name};
 pub use read::{Filter, Labelled, TextFilter};
 pub use records::{
     AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
 pub use selection::{Allowed, SelectedCount, Selection};
+pub use submission::{Submitted, WrongRow};
 pub use undo::{Undo, undo_label};
+pub use watch::QueueWatch;
 pub use write::{Cycle, NewRequest};
 
 /// What a command means to do with the queue.
@@ -292,6 +300,46 @@ impl QueueClient {
     }
 }
 
+// For pages and search.
+impl QueueClient {
+    /// One page of what the selection finds; an empty selection finds everything.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn page(
+        &mut self,
+        which: &Selection,
+        before: Option<&Cursor>,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        pages::page(&mut self.connection, which, before, limit).await
+    }
+
+    /// Servers with exactly this id or name, of any target, those that are gone included.
+    pub async fn servers_called(&mut self, word: &str) -> Result<Vec<ServerRecord>, StoreError> {
+        pages::servers_called(&mut self.connection, word).await
+    }
+
+    /// Servers whose id or name contains the word, or whose name matches it as a glob.
+    pub async fn servers_like(
+        &mut self,
+        word: &str,
+        limit: u32,
+    ) -> Result<Vec<ServerRecord>, StoreError> {
+        pages::servers_like(&mut self.connection, word, limit).await
+    }
+
+    /// Labels that begin with the word, or match it as a glob that does not begin with a wildcard.
+    pub async fn labels_like(&mut self, word: &str, limit: u32) -> Result<Vec<String>, StoreError> {
+        pages::labels_like(&mut self.connection, word, limit).await
+    }
+
+    /// The targets of the requests with this label.
+    pub async fn targets_of_label(&mut self, label: &str) -> Result<Vec<String>, StoreError> {
+        pages::targets_of_label(&mut self.connection, label).await
+    }
+}
+
 // The queue as a whole.
 impl QueueClient {
     /// Unfinished requests by target, action and state.
@@ -341,6 +389,15 @@ impl QueueClient {
     /// All servers that lists have shown, those that are gone included, by target and name.
     pub async fn servers(&mut self, target: Option<&str>) -> Result<Vec<ServerRecord>, StoreError> {
         names::servers(&mut self.connection, target).await
+    }
+
+    /// Up to `limit` of the servers that are wanted, by target and id.
+    pub async fn servers_page(
+        &mut self,
+        which: &ServersWanted<'_>,
+        limit: u32,
+    ) -> Result<Vec<ServerRecord>, StoreError> {
+        names::servers_page(&mut self.connection, which, limit).await
     }
 
     /// The inventory of each target that the daemon has noted, or of one.
@@ -463,6 +520,23 @@ impl QueueClient {
         if_absent: bool,
     ) -> Result<(Vec<i64>, usize), StoreError> {
         write::enqueue_cycles(&mut self.connection, order, cycles, if_absent).await
+    }
+}
+
+// Rows from elsewhere.
+impl QueueClient {
+    /// Inserts all of these rows or none, and names every one that is wrong. A row whose
+    /// `request_key` exists for the same server, action and target is that request. `allowed`: whose
+    /// requests an `after_id` may name.
+    ///
+    /// # Errors
+    /// Those of the store; what is wrong with rows is no error.
+    pub async fn submit(
+        &mut self,
+        rows: &[NewRequest],
+        allowed: &Allowed,
+    ) -> Result<Submitted, StoreError> {
+        submission::submit(&mut self.connection, rows, allowed).await
     }
 }
 

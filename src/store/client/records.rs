@@ -46,7 +46,7 @@ impl Column for i64 {
 macro_rules! record {
     ($(#[$doc:meta])* pub struct $record:ident { $($(#[$about:meta])* $field:ident: $type:ty),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, utoipa::ToSchema)]
         #[expect(
             missing_docs,
             reason = "the fields are the columns, which the contract and the schema describe"

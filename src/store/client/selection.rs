@@ -218,8 +218,18 @@ impl Selection {
     ) {
         query.push("SELECT r.id FROM (");
         self.push_way(query, states);
-        // The unary plus keeps SQLite from choosing another way.
         query.push(") way CROSS JOIN power_requests r ON r.id = way.id WHERE 1");
+        self.push_conditions(query, states);
+        query.push(more);
+    }
+
+    /// Appends conditions on the row `r`, each with AND in front. The unary plus keeps SQLite from
+    /// choosing another way to the rows than the caller's.
+    pub(super) fn push_conditions(
+        &self,
+        query: &mut QueryBuilder<Sqlite>,
+        states: &[RequestState],
+    ) {
         if let Some(label) = &self.label {
             query.push(" AND +r.label = ").push_bind(label.clone());
         }
@@ -249,7 +259,6 @@ impl Selection {
                 .push_bind(until.clone());
         }
         self.allowed.push(query);
-        query.push(more);
     }
 
     /// The ids among which the selected ones are, by the index that leads to the fewest.
@@ -336,7 +345,7 @@ impl Allowed {
         }
     }
 
-    fn push_targets(&self, query: &mut QueryBuilder<Sqlite>) {
+    pub(super) fn push_targets(&self, query: &mut QueryBuilder<Sqlite>) {
         if let Some(targets) = &self.targets {
             push_among(query, "target", &texts(targets));
         }
@@ -354,7 +363,7 @@ fn push_among(query: &mut QueryBuilder<Sqlite>, column: &'static str, values: &s
 }
 
 /// Words for `json_each`.
-fn texts<T: Serialize>(words: &[T]) -> String {
+pub(super) fn texts<T: Serialize>(words: &[T]) -> String {
     serde_json::to_string(words).unwrap_or_default()
 }
 

@@ -11,7 +11,7 @@ use crate::store::sqlite::{holds, overrides, write_guard};
 use crate::store::{RefusedKey, StoreError};
 
 /// Rows inserted by one statement.
-const CHUNK: usize = 500;
+pub(super) const CHUNK: usize = 500;
 
 /// A request to be inserted; the fields are the producer's columns.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -161,7 +161,7 @@ pub(super) async fn insert_all(
 }
 
 /// The ids of those that may leave outside windows.
-fn with_reason(requests: &[NewRequest], ids: &[i64]) -> Vec<i64> {
+pub(super) fn with_reason(requests: &[NewRequest], ids: &[i64]) -> Vec<i64> {
     let each = requests.iter().zip(ids);
     each.filter(|(request, _)| request.override_reason.is_some())
         .map(|(_, id)| *id)
@@ -248,7 +248,7 @@ async fn as_keyed_before(
     Ok(requests)
 }
 
-async fn insert(
+pub(super) async fn insert(
     tx: &mut SqliteConnection,
     requests: &[NewRequest],
 ) -> Result<Vec<i64>, StoreError> {

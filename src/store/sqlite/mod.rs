@@ -26,7 +26,7 @@ use identity::{IdentityState, QueueIdentity, StampPage};
 use write_guard::WriteGuard;
 
 pub(super) mod batches;
-mod changes;
+pub(in crate::store) mod changes;
 pub(super) mod claim;
 mod claimed_members;
 pub(super) mod epoch;

@@ -10,8 +10,10 @@ use crate::model::{HoldKind, OwnCode, PowerAction, RequestState, UtcMillis};
 pub(super) fn headline(glance: &Glance) -> String {
     let mut parts = vec![ended(glance)];
     let running = glance.count_in(RequestState::Running);
-    if running > 0 {
-        parts.push(format!("{} on their way", grouped(running)));
+    match running {
+        0 => {}
+        1 => parts.push("1 on its way".to_owned()),
+        running => parts.push(format!("{} on their way", grouped(running))),
     }
     parts.push(waiting(glance));
     let line = parts.join("; ");

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
+use utoipa::ToSchema;
 
 use super::{
     Access, BatchRecord, HoldRecord, OldestReady, OrderRecord, OverviewCount, QueueClient,
@@ -48,7 +49,7 @@ const ORDERS_MAX: usize = 50;
 const LEARNED_FROM: usize = 21;
 
 /// The queue at a glance, as far as somebody may see it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Glance {
     /// When it was read.
     pub as_of: UtcMillis,
@@ -81,7 +82,7 @@ pub struct Glance {
 }
 
 /// What is known of the daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DaemonNote {
     /// True, false, or none if nobody can tell.
     pub running: Option<bool>,
@@ -94,7 +95,7 @@ pub struct DaemonNote {
 }
 
 /// An order with waves, and how far it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct OrderNote {
     /// Its row.
     #[serde(flatten)]
@@ -108,7 +109,7 @@ pub struct OrderNote {
 }
 
 /// How many requests are in a state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema, sqlx::FromRow)]
 pub struct StateCount {
     /// The state.
     pub state: String,
@@ -117,7 +118,7 @@ pub struct StateCount {
 }
 
 /// An open batch, and how far it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BatchNote {
     /// Its row.
     #[serde(flatten)]
@@ -132,7 +133,7 @@ pub struct BatchNote {
 }
 
 /// What ended in the last day.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Ended {
     /// From when on it is counted. Later than a day ago: more ended before it, and is not counted
     /// yet.
@@ -153,7 +154,7 @@ pub struct Ended {
 }
 
 /// How many requests ended in one way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct EndedCount {
     /// Their target.
     pub target: String,
@@ -168,7 +169,7 @@ pub struct EndedCount {
 }
 
 /// What ended in a minute or an hour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct OutcomeSlot {
     /// When it begins.
     pub at: UtcMillis,
@@ -183,7 +184,7 @@ pub struct OutcomeSlot {
 }
 
 /// Failures with the same error.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ErrorCount {
     /// How they ended.
     pub state: String,
@@ -198,7 +199,7 @@ pub struct ErrorCount {
 }
 
 /// What is known of a target, with the holds that are about its health.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TargetHealth {
     /// What the daemon noted.
     #[serde(flatten)]

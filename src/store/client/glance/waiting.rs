@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
+use utoipa::ToSchema;
 
 use super::ending;
 use super::tally::OTHER;
@@ -21,7 +22,7 @@ const GROUPS_MAX: usize = 300;
 const HELD_ROWS_MAX: i64 = 50_000;
 
 /// Requests that wait for the same reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct WaitingGroup {
     /// Their target; none: of several.
     pub target: Option<String>,
