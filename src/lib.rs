@@ -41,7 +41,7 @@
 //! | [`logging`] | how log lines look | |
 //! | [`meter`] | the daemon's counters | SQL, HTTP |
 //! | [`notify`] | hooks: who is notified about failures; bounded, in tasks of their own | decisions |
-//! | [`web`] | `/metrics`, health and the status page | decisions, writing |
+//! | [`web`] | who may come in; `/metrics`, health, the page and the API | decisions, SQL |
 //! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
 //! | [`cli`] | one file per command: arguments, wording, exit codes | SQL, decisions about power |
 //!
@@ -182,6 +182,15 @@
 //! and protected servers are in the config, because anybody who can write the database could remove
 //! them there.
 //!
+//! **What people do is in one place.** Commands, page and API select requests with one type and call the
+//! same functions of `store::client`, each of which writes its row of `operator_actions` in its own
+//! transaction. A reason to leave outside windows is noted once: the ids of noted requests are in a
+//! table of their own, so that a producer's reason in plain SQL is noted when it lets something go,
+//! and a command's is not noted again for each batch.
+//!
+//! **What is deleted is on the disk first.** With `export_before_prune`, a chunk is read, written and
+//! synced without a transaction, by a thread that nobody waits for; then just those rows are deleted.
+//!
 //! **Windows and guards.** A window is a question about the clock on the wall of its zone at one
 //! instant; when the answer changes is found by asking again at each mark of that clock and at each
 //! clock change, so that no rule about skipped and repeated hours is needed. A guard counts what is
@@ -202,6 +211,14 @@
 //! group, sticky so that no producer can delete the queue. After that nothing in this process opens
 //! the database by hand: closing such a handle drops SQLite's locks, and the next producer that
 //! closes the file would delete the live `-wal`. The daemon's own lock is on a file of its own.
+//!
+//! **Everybody who asks by HTTP passes one guard.** It checks the name by which the server was
+//! called, the page that asks, and the token or session; what it does not name as open needs a token,
+//! so that a new path cannot be forgotten. What a token allows is one value, `Caller`, that page and
+//! API share, and it becomes the `Allowed` of a selection, so that SQL itself leaves out what somebody
+//! may not see. The queue is used through the same door as the commands', over connections of its
+//! own, a few at a time. One reading serves all who look, and events are sent when the folder says
+//! that somebody has written.
 //!
 //! **Time is an argument.** Decisions take `now`; the edges ask the clocks. If the time of day
 //! moves differently from the steady clock, somebody has set it, and the daemon moves its own

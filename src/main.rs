@@ -1,11 +1,11 @@
-//! The `poweryard` program: parses the command line, starts logging, runs the command, ends with
-//! its exit code.
+//! The `poweryard` program: answers a shell that asks for completions; otherwise parses the command
+//! line, starts logging, runs the command, ends with its exit code.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use poweryard::cli::{self, Cli};
+use poweryard::cli;
 
 fn main() -> ExitCode {
-    cli::main(Cli::parse())
+    cli::answer_shell();
+    cli::main(cli::parse())
 }

@@ -1,7 +1,6 @@
 //! `check`: what would keep the daemon from working, before it is started. Changes nothing; the
 //! config is read as `serve` reads it.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use crate::store::client::Access;
 use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
 mod files;
+mod listen;
 mod online;
 mod sqlite;
 mod windows;
@@ -137,9 +137,12 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     )];
     findings.extend(clock_finding(args::now()));
     findings.extend(files::findings(database));
+    if let Some(dir) = &settings.queue.export_before_prune {
+        findings.push(files::export_finding(dir));
+    }
     findings.extend(sqlite::findings().await);
     queue(&settings, &mut findings).await;
-    findings.extend(listen_finding(&settings));
+    findings.extend(listen::findings(&settings, &rules, args::now()));
     let keys = Keys::read(database).await;
     for target in &settings.targets {
         findings.extend(target_findings(target, &rules));
@@ -242,27 +245,6 @@ fn clock_finding(now: UtcMillis) -> Option<Finding> {
         doubt,
         "set the clock, for example with `timedatectl set-ntp true`",
     ))
-}
-
-/// Whether the address of `[listen]` is free. If a daemon runs on this queue, it uses the address,
-/// and nothing is checked.
-fn listen_finding(settings: &Settings) -> Option<Finding> {
-    let address = settings.listen?;
-    if daemon_on(&settings.queue.database).known() == Some(true) {
-        return None;
-    }
-    Some(match TcpListener::bind(address) {
-        Ok(_) => Finding::ok("listen.address", format!("{address} is free")),
-        Err(error) => {
-            let fix = "stop the program that uses it, or choose another address or port";
-            Finding::error(
-                Exit::Config,
-                "listen.address",
-                format!("cannot listen on {address} ({error})"),
-                fix,
-            )
-        }
-    })
 }
 
 /// A key that the cloud refused and that the daemon does not use at present.

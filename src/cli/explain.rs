@@ -1,6 +1,9 @@
 //! `explain`: why a request is where it is, and what comes next. Collects the facts; the sentences
 //! are in `sentences`.
 
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs};
@@ -9,7 +12,7 @@ use super::{Context, Exit, Failure};
 use crate::model::RequestId;
 use crate::settings::{QueueSettings, Settings};
 use crate::store::client::{Access, RequestRecord};
-use crate::store::{Running, daemon_on};
+use crate::store::{QueueClient, Running, daemon_on};
 
 mod sentences;
 
@@ -54,9 +57,52 @@ pub(super) async fn run(context: &Context, args: ExplainArgs) -> Result<Exit, Fa
 }
 
 async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> {
-    let now = args::now();
     let mut client = args.queue.open(context, Access::Read).await?;
-    let request = client.request(args.id.0).await?;
+    let facts = facts_of(context, &args.queue, &mut client, args.id.0).await?;
+    client.close().await?;
+    Ok(facts)
+}
+
+/// What `explain` says of a request.
+pub(super) async fn sentences_of(
+    context: &Context,
+    queue: &QueueArgs,
+    client: &mut QueueClient,
+    id: i64,
+) -> Result<Vec<String>, Failure> {
+    Ok(facts_of(context, queue, client, id).await?.sentences())
+}
+
+/// What `explain` says of a request, for the daemon's pages.
+///
+/// # Errors
+/// A sentence.
+pub(super) async fn for_page(
+    config: PathBuf,
+    database: PathBuf,
+    id: i64,
+) -> Result<Vec<String>, String> {
+    let context = Context {
+        config,
+        queue: OnceLock::from(database.clone()),
+    };
+    let sentence = |failure: Failure| failure.sentence();
+    let client = QueueClient::open(&database, Access::Read).await;
+    let mut client = client.map_err(|error| sentence(error.into()))?;
+    let said = sentences_of(&context, &QueueArgs::default(), &mut client, id).await;
+    let closed = client.close().await;
+    closed.map_err(|error| sentence(error.into()))?;
+    said.map_err(sentence)
+}
+
+async fn facts_of(
+    context: &Context,
+    queue: &QueueArgs,
+    client: &mut QueueClient,
+    id: i64,
+) -> Result<Facts, Failure> {
+    let now = args::now();
+    let request = client.request(id).await?;
     let reason = client.waiting_reason(request.id).await?;
     let mut holds = client.holds(now).await?;
     holds.retain(|hold| hold.is_about(&request));
@@ -79,8 +125,7 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
         .await?
         .and_then(|ahead| u64::try_from(ahead).ok());
     let daemon_runs = daemon_on(client.path()) != Running::No;
-    client.close().await?;
-    let rules = rules(context, args, &request);
+    let rules = rules(context, queue, &request);
     Ok(Facts {
         request,
         reason,
@@ -96,8 +141,8 @@ async fn facts(context: &Context, args: &ExplainArgs) -> Result<Facts, Failure> 
 }
 
 /// What the config says, if this user can read it; nothing with `--database`.
-fn rules(context: &Context, args: &ExplainArgs, request: &RequestRecord) -> TargetRules {
-    if args.queue.is_named() {
+fn rules(context: &Context, queue: &QueueArgs, request: &RequestRecord) -> TargetRules {
+    if queue.is_named() {
         return TargetRules::default();
     }
     let settings = Settings::load(&context.config).ok();

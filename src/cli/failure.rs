@@ -12,6 +12,7 @@ use crate::daemon::{ConnectError, DaemonError};
 use crate::logging::LoggingError;
 use crate::settings::SettingsError;
 use crate::store::{StoreError, folder_of};
+use crate::web::EntranceError;
 
 /// The exit codes of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +77,9 @@ pub enum Failure {
     /// A secret is missing or unsafe, or no client can be made from the settings.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// Nobody can be let in by `[listen]`: a token or the certificate cannot be used.
+    #[error(transparent)]
+    Entrance(#[from] EntranceError),
     /// The address of `[listen]` is taken, or is not one of this machine.
     #[error("cannot listen on {address} (listen.address in the config)")]
     Listen {
@@ -108,12 +112,16 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) | Self::Logging(_) | Self::File { .. } => Exit::Usage,
-            Self::Settings { .. } | Self::Connect(_) | Self::Listen { .. } => Exit::Config,
+            Self::Settings { .. } | Self::Connect(_) | Self::Entrance(_) | Self::Listen { .. } => {
+                Exit::Config
+            }
             Self::Output(_) | Self::Runtime(_) => Exit::Otherwise,
             Self::StopFirst { .. } => Exit::DaemonRuns,
             Self::NoDaemon { .. } => Exit::Database,
             Self::Store { source, .. } => match source {
-                StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,
+                StoreError::Refused(_)
+                | StoreError::NotAllowed(_)
+                | StoreError::NoSuchRequest(_) => Exit::Usage,
                 StoreError::DaemonRuns { .. } => Exit::DaemonRuns,
                 StoreError::Missing(_)
                 | StoreError::Foreign(_)

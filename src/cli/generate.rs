@@ -4,10 +4,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Command, CommandFactory, ValueHint};
-use clap_complete::Shell;
+use clap::CommandFactory;
+use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 
-use super::{Cli, Exit, Failure};
+use super::{Cli, Exit, Failure, complete};
 
 /// What the first page says beyond the options.
 const FIRST_PAGE_END: &str = r#".SH "EXIT STATUS"
@@ -50,24 +50,14 @@ pub(super) fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
 }
 
 fn write_all(dir: &Path) -> io::Result<()> {
-    for (folder, shell) in [
-        ("bash", Shell::Bash),
-        ("zsh", Shell::Zsh),
-        ("fish", Shell::Fish),
+    for (folder, file, shell) in [
+        ("bash", "poweryard.bash", &Bash as &dyn EnvCompleter),
+        ("zsh", "_poweryard", &Zsh),
+        ("fish", "poweryard.fish", &Fish),
     ] {
         let folder = dir.join(folder);
         fs::create_dir_all(&folder)?;
-        let path = clap_complete::generate_to(
-            shell,
-            &mut offering_no_files(Cli::command()),
-            "poweryard",
-            &folder,
-        )?;
-        if shell == Shell::Bash {
-            // Otherwise it would offer file names for every other value.
-            let script = fs::read_to_string(&path)?.replace(" -o bashdefault -o default", "");
-            fs::write(&path, script)?;
-        }
+        fs::write(folder.join(file), script(shell)?)?;
     }
     let folder = dir.join("man");
     fs::create_dir_all(&folder)?;
@@ -78,13 +68,26 @@ fn write_all(dir: &Path) -> io::Result<()> {
     first.write_all(FIRST_PAGE_END.as_bytes())
 }
 
-/// Labels, targets, ids and times are not file names.
-fn offering_no_files(command: Command) -> Command {
-    let command = command.mut_args(|arg| match arg.get_value_hint() {
-        ValueHint::Unknown if arg.get_action().takes_values() => arg.value_hint(ValueHint::Other),
-        _ => arg,
-    });
-    command.mut_subcommands(offering_no_files)
+/// A script that asks the program for completions, so that it knows the queue.
+fn script(shell: &dyn EnvCompleter) -> io::Result<String> {
+    let mut script = Vec::new();
+    shell.write_registration(
+        complete::VARIABLE,
+        "poweryard",
+        "poweryard",
+        "poweryard",
+        &mut script,
+    )?;
+    let script = String::from_utf8(script).map_err(io::Error::other)?;
+    Ok(match shell.name() {
+        // Where nothing fits, file names do not either.
+        "bash" => script.replace(" -o bashdefault", ""),
+        // Read for the first time because somebody has pressed the key: that is to be answered, too.
+        "zsh" => format!(
+            "{script}if [ \"$funcstack[1]\" = _poweryard ]; then\n    _clap_dynamic_completer_poweryard \"$@\"\nfi\n"
+        ),
+        _ => script,
+    })
 }
 
 #[cfg(test)]
@@ -101,11 +104,8 @@ mod tests {
             "fish/poweryard.fish",
         ] {
             let text = fs::read_to_string(dir.path().join(file)).expect(file);
-            assert!(text.contains("enqueue"), "{file}");
-            assert!(
-                !text.contains("-o default") && !text.contains(":_default"),
-                "{file} offers file names"
-            );
+            assert!(text.contains(complete::VARIABLE), "{file}");
+            assert!(!text.contains("default"), "{file} offers file names");
         }
         for page in ["poweryard", "poweryard-serve", "poweryard-db-migrate"] {
             assert!(dir.path().join(format!("man/{page}.1")).exists(), "{page}");

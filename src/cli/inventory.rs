@@ -36,7 +36,7 @@ pub(super) struct InventoryArgs {
     #[arg(value_name = "PATTERN")]
     patterns: Vec<String>,
     /// Only servers of this target.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, short, value_name = "NAME")]
     target: Option<String>,
     #[command(flatten)]
     json: JsonArg,
@@ -57,7 +57,7 @@ Exit code: 0 the lists were read; 1 a list cannot be read; 3 no daemon runs; 4 t
 Example: poweryard inventory sync --target default")]
 struct SyncArgs {
     /// Only the list of this target.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, short, value_name = "NAME")]
     target: Option<String>,
     /// Stop waiting after this time, such as 90s or 5m.
     #[arg(long, value_name = "SPAN", value_parser = args::span, default_value = "2m")]

@@ -12,32 +12,48 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::logging::{self, LogFormat};
 
+mod ages;
 mod approve;
 mod args;
 mod cancel;
 mod check;
+mod complete;
 mod db;
 mod demo;
 mod enqueue;
 mod explain;
 mod failure;
 mod generate;
+#[cfg(test)]
+mod glance_for_tests;
+mod help;
 mod inventory;
 mod list;
 mod output;
+mod override_windows;
+mod panels;
 mod pause;
+mod report;
 mod retry;
 mod serve;
 mod servers;
 mod show;
 mod simulate;
 mod status;
+mod terminal;
+mod top;
+mod undo;
 mod wait;
 
+pub use complete::answer_shell;
 pub use failure::{Exit, Failure};
+pub use help::parse;
 
 /// Where the config is unless another file is named.
 const CONFIG: &str = "/etc/poweryard/poweryard.toml";
+
+/// Where help shows what most commands have.
+const COMMON_OPTIONS: &str = "Common options";
 
 /// Carries out queued power requests for bare-metal servers.
 #[derive(Debug, Parser)]
@@ -56,6 +72,7 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "FILE", env = "POWERYARD_CONFIG")]
     #[arg(default_value = CONFIG, value_hint = clap::ValueHint::FilePath)]
     #[arg(value_parser = clap::builder::OsStringValueParser::new().map(config_file))]
+    #[arg(help_heading = COMMON_OPTIONS)]
     config: PathBuf,
 
     /// Format of the log lines on stderr; RUST_LOG sets their level (default info).
@@ -64,7 +81,8 @@ pub struct Cli {
         global = true,
         value_name = "FORMAT",
         value_enum,
-        default_value_t
+        default_value_t,
+        help_heading = COMMON_OPTIONS
     )]
     log_format: LogFormat,
 
@@ -90,11 +108,15 @@ enum Command {
     Show(show::ShowArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
+    Report(report::ReportArgs),
     Inventory(inventory::InventoryArgs),
     Wait(wait::WaitArgs),
     Cancel(cancel::CancelArgs),
     Approve(approve::ApproveArgs),
     Retry(retry::RetryArgs),
+    Undo(undo::UndoArgs),
+    Override(override_windows::OverrideArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
     Check(check::CheckArgs),
@@ -123,14 +145,7 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<Exit, Failure> {
-    // The demo shows a progress bar and a table; log lines about its deliberate faults would hide
-    // them.
-    let level = if matches!(cli.command, Command::Demo(_)) {
-        LevelFilter::ERROR
-    } else {
-        LevelFilter::INFO
-    };
-    logging::init(cli.log_format, level)?;
+    logging::init(cli.log_format, log_level(&cli.command))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -147,6 +162,16 @@ fn start(cli: Cli) -> Result<Exit, Failure> {
         })
 }
 
+/// Log lines would be written over what some commands draw.
+fn log_level(command: &Command) -> LevelFilter {
+    match command {
+        // It shows bars and a table; log lines about its deliberate faults would hide them.
+        Command::Demo(_) => LevelFilter::ERROR,
+        Command::Top(_) => LevelFilter::OFF,
+        _ => LevelFilter::INFO,
+    }
+}
+
 async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Serve(args) => serve::run(context, args).await,
@@ -157,11 +182,15 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Show(args) => show::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
+        Command::Top(args) => top::run(context, args).await,
+        Command::Report(args) => report::run(context, args).await,
         Command::Inventory(args) => inventory::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Cancel(args) => cancel::run(context, args).await,
         Command::Approve(args) => approve::run(context, args).await,
         Command::Retry(args) => retry::run(context, args).await,
+        Command::Undo(args) => undo::run(context, args).await,
+        Command::Override(args) => override_windows::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,
         Command::Check(args) => check::run(context, args).await,

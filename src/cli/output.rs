@@ -4,8 +4,16 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthChar;
 
 use super::Failure;
+pub(super) use crate::model::visible;
+
+mod csv;
+mod fit;
+
+pub(super) use csv::push_record;
+pub(super) use fit::Fit;
 
 /// Writes results to stdout. Ends quietly when nobody reads them any more.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
@@ -34,6 +42,8 @@ pub(super) fn note(text: &str) {
 
 /// The widest cell, in columns of the terminal; longer ones end in `…`. JSON has the whole text.
 const CELL_MAX: usize = 60;
+/// The same, where the table is made to fit the terminal.
+const FITTED_CELL_MAX: usize = 240;
 
 /// A table with a head and aligned columns, two blanks apart.
 #[derive(Debug)]
@@ -55,18 +65,19 @@ impl Table {
     /// Adds a row; an empty cell is shown as `-`.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows
-            .push(cells.iter().map(|cell| shown(cell)).collect());
+            .push(cells.iter().map(|cell| shown(cell, CELL_MAX)).collect());
+    }
+
+    /// As `row`, in a table that will fit the terminal: its cells may be as wide as that is.
+    pub(super) fn push(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells = cells.into_iter();
+        self.rows
+            .push(cells.map(|cell| shown(&cell, FITTED_CELL_MAX)).collect());
     }
 
     /// The lines, without trailing blanks.
     pub(super) fn render(&self) -> String {
-        let columns = self.rows.first().map_or(0, Vec::len);
-        let mut widths = vec![0; columns];
-        for row in &self.rows {
-            for (widest, cell) in widths.iter_mut().zip(row) {
-                *widest = width(cell).max(*widest);
-            }
-        }
+        let widths = self.widths();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
@@ -88,20 +99,32 @@ impl Table {
         }
         text
     }
+
+    /// The width of each column.
+    fn widths(&self) -> Vec<usize> {
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let mut widths = vec![0; columns];
+        for row in &self.rows {
+            for (widest, cell) in widths.iter_mut().zip(row) {
+                *widest = width(cell).max(*widest);
+            }
+        }
+        widths
+    }
 }
 
 /// A cell as the table shows it: never empty, safe, not too wide.
-fn shown(cell: &str) -> String {
+fn shown(cell: &str, widest: usize) -> String {
     if cell.is_empty() {
         return "-".to_owned();
     }
     // Cut first: escaping makes a long text even longer.
-    let cell = visible(&cut(cell, CELL_MAX));
-    cut(&cell, CELL_MAX)
+    let cell = visible(&cut(cell, widest));
+    cut(&cell, widest)
 }
 
 /// The text, or its beginning and `…` if it is wider than `widest`.
-fn cut(text: &str, widest: usize) -> String {
+pub(super) fn cut(text: &str, widest: usize) -> String {
     let mut used = 0;
     let mut room = 0;
     for (at, char) in text.char_indices() {
@@ -117,31 +140,14 @@ fn cut(text: &str, widest: usize) -> String {
 }
 
 /// The width of the text in columns of a terminal.
-fn width(text: &str) -> usize {
+pub(super) fn width(text: &str) -> usize {
     text.chars().map(char_width).sum()
 }
 
-/// Columns of one character: none for marks on the one before, two for East Asian wide forms and
-/// emoji. After Unicode's East Asian Width, by blocks.
+/// Columns of one character. What has no width of its own, such as ESC, is escaped before it is
+/// shown, so that it takes at least one.
 fn char_width(char: char) -> usize {
-    match u32::from(char) {
-        0x0300..=0x036f | 0x200b..=0x200d | 0xfe00..=0xfe0f => 0,
-        0x1100..=0x115f
-        | 0x2e80..=0xa4cf
-        | 0xac00..=0xd7a3
-        | 0xf900..=0xfaff
-        | 0xfe30..=0xfe6f
-        | 0xff00..=0xff60
-        | 0xffe0..=0xffe6
-        | 0x1f300..=0x1faff
-        | 0x20000..=0x3fffd => 2,
-        _ => 1,
-    }
-}
-
-/// Marks that change the direction of text: they can make it look like another text.
-fn turns_direction(char: char) -> bool {
-    matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    char.width().unwrap_or(1)
 }
 
 /// Breaks text at blanks into lines of at most `widest` columns, each after `indent`.
@@ -160,28 +166,6 @@ pub(super) fn wrapped(text: &str, indent: &str, widest: usize) -> String {
     }
     lines.push_str(&format!("{indent}{line}\n"));
     lines
-}
-
-/// Text from outside, made safe for a terminal: control characters are escaped.
-pub(super) fn visible(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() || turns_direction(char) {
-            safe.extend(char.escape_default());
-        } else {
-            safe.push(char);
-        }
-    }
-    safe
-}
-
-/// A word as a shell takes it.
-pub(super) fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@%+=".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// An absent value as an empty cell.

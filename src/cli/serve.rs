@@ -11,14 +11,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
-use super::{Context, Exit, Failure, status};
+use super::{Context, Exit, Failure, args, explain};
 use crate::daemon::{self, Links, Observers, Reload, systemd};
 use crate::meter::Meter;
 use crate::model::TargetName;
 use crate::notify::Notifier;
 use crate::settings::{SecretContent, SecretRules, SecretStamp, Settings};
 use crate::store::{Running, StoreError, daemon_on};
-use crate::web::{StatusText, Web};
+use crate::web::{Entrance, EntranceError, Explain, Web};
 
 /// A changed secret is noticed within this time, without a signal.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(30);
@@ -47,10 +47,11 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
         &settings,
         &rules,
         Arc::clone(&meter),
-        status_of(&settings.queue.database),
+        explain_of(context, &settings.queue.database),
     );
     let secrets = Secrets::take(&settings, &rules);
     let clouds = daemon::connect_all(&settings, &rules)?;
+    let entrance = entrance(&settings, &rules)?;
     // Checked before anything is served: the page of a daemon that cannot start would be
     // misleading.
     if let running @ Running::Yes(_) = daemon_on(&settings.queue.database) {
@@ -61,7 +62,7 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
         }
         .into());
     }
-    if let Err(source) = web.listen(settings.listen).await {
+    if let Err(source) = web.listen(entrance) {
         return Err(cannot_listen(&settings, source));
     }
     let (sender, reloads) = mpsc::channel(1);
@@ -89,18 +90,26 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-fn status_of(database: &Path) -> StatusText {
+/// What the pages say of a single request.
+fn explain_of(context: &Context, database: &Path) -> Explain {
+    let config = context.config.clone();
     let database = database.to_owned();
-    Arc::new(move || {
-        let database = database.clone();
-        Box::pin(async move { status::text_of(&database).await })
-    })
+    Arc::new(move |id| Box::pin(explain::for_page(config.clone(), database.clone(), id)))
+}
+
+/// Who may come in by `[listen]`.
+fn entrance(settings: &Settings, rules: &SecretRules) -> Result<Option<Entrance>, EntranceError> {
+    let Some(listen) = &settings.listen else {
+        return Ok(None);
+    };
+    Entrance::load(listen, rules, args::now()).map(Some)
 }
 
 /// Most likely another daemon on the same queue uses the address; then that is the error to report.
 fn cannot_listen(settings: &Settings, source: io::Error) -> Failure {
     let database = &settings.queue.database;
-    match (daemon_on(database), settings.listen) {
+    let address = settings.listen.as_ref().map(|listen| listen.address);
+    match (daemon_on(database), address) {
         (running @ Running::Yes(_), _) => StoreError::DaemonRuns {
             path: database.clone(),
             pid: running.pid(),
@@ -158,10 +167,14 @@ impl Reloader {
     /// is not a new secret.
     async fn look_at_secrets(&mut self) {
         let rules = SecretRules::from_env(&self.settings.queue.database);
+        self.look_at_entrance(&rules);
         if Secrets::stamps(&self.settings, &rules) == self.secrets.stamps {
             return;
         }
-        let secrets = Secrets::take(&self.settings, &rules);
+        let secrets = Secrets {
+            entrance: self.secrets.entrance.clone(),
+            ..Secrets::take(&self.settings, &rules)
+        };
         if secrets.contents == self.secrets.contents
             && daemon::connect_all(&self.settings, &rules).is_ok()
         {
@@ -170,6 +183,27 @@ impl Reloader {
         }
         info!("a secret file has changed; using the new secret");
         self.hand_over(self.settings.clone(), false).await;
+    }
+
+    /// Applies tokens and a certificate whose files have changed. The daemon's loop has nothing to do
+    /// with them.
+    fn look_at_entrance(&mut self, rules: &SecretRules) {
+        let stamp = Secrets::entrance_stamp(&self.settings, rules);
+        if stamp == self.secrets.entrance {
+            return;
+        }
+        self.secrets.entrance = stamp;
+        match entrance(&self.settings, rules) {
+            Ok(entrance) => {
+                info!("a token file or the certificate has changed; using the new one");
+                self.web.take_up(&self.settings, rules, entrance);
+            }
+            Err(error) => {
+                error!(
+                    "the new token files or certificate are refused; the old ones stay in use: {error}"
+                );
+            }
+        }
     }
 
     /// Reads the config again. True if the daemon uses it now.
@@ -201,6 +235,13 @@ impl Reloader {
                 return false;
             }
         };
+        let entrance = match entrance(&settings, &rules) {
+            Ok(entrance) => entrance,
+            Err(error) => {
+                error!("the new config is refused; the old one stays in force: {error}");
+                return false;
+            }
+        };
         let (accepted, answer) = oneshot::channel();
         let reload = Reload {
             settings: settings.clone(),
@@ -210,7 +251,7 @@ impl Reloader {
         };
         let goes_on = self.sender.send(reload).await.is_ok() && answer.await.is_ok();
         if goes_on {
-            self.web.take_up(&settings, &rules).await;
+            self.web.take_up(&settings, &rules, entrance);
             self.settings = settings;
             self.secrets = secrets;
         }
@@ -223,17 +264,29 @@ impl Reloader {
 struct Secrets {
     stamps: BTreeMap<TargetName, SecretStamp>,
     contents: BTreeMap<TargetName, SecretContent>,
+    /// The metadata of the files that `[listen]` names.
+    entrance: Option<SecretStamp>,
 }
 
 impl Secrets {
     /// The metadata is read before the content, so that a change in between is noticed.
     fn take(settings: &Settings, rules: &SecretRules) -> Self {
         let stamps = Self::stamps(settings, rules);
+        let entrance = Self::entrance_stamp(settings, rules);
         let mut contents = BTreeMap::new();
         for target in &settings.targets {
             contents.insert(target.name.clone(), SecretContent::take(target, rules));
         }
-        Self { stamps, contents }
+        Self {
+            stamps,
+            contents,
+            entrance,
+        }
+    }
+
+    fn entrance_stamp(settings: &Settings, rules: &SecretRules) -> Option<SecretStamp> {
+        let listen = settings.listen.as_ref()?;
+        Some(SecretStamp::take_of_listen(listen, rules))
     }
 
     fn stamps(settings: &Settings, rules: &SecretRules) -> BTreeMap<TargetName, SecretStamp> {

@@ -7,7 +7,7 @@ use super::Failure;
 use super::output::{self, visible};
 use crate::model::ServerId;
 use crate::store::QueueClient;
-use crate::store::client::{Hints, Meaning, ServerRecord, is_glob};
+use crate::store::client::{Meaning, ServerRecord, ambiguous_name, is_glob, unknown_name};
 
 /// Servers that are named one by one in a sentence.
 const NAMED_MAX: usize = 3;
@@ -85,10 +85,10 @@ pub(super) async fn ids(
                 let what = format!("matches no server of target {}", visible(reading.target));
                 return Err(word.mistake(&what));
             }
-            Meaning::Ambiguous(servers) => return Err(word.mistake(&ambiguity(&servers))),
+            Meaning::Ambiguous(servers) => return Err(word.mistake(&ambiguous_name(&servers))),
             Meaning::Nothing => {
                 let hints = client.hints(Some(reading.target), &word.text).await?;
-                return Err(word.mistake(&unknown(Some(reading.target), &hints)));
+                return Err(word.mistake(&unknown_name(Some(reading.target), &hints)));
             }
         }
     }
@@ -135,12 +135,12 @@ pub(super) async fn matching(
             Meaning::Id(server) | Meaning::Name(server) => servers.push(server),
             Meaning::Glob(found) if !found.is_empty() => servers.extend(found),
             Meaning::Glob(_) => return Err(written.mistake("matches no server")),
-            Meaning::Ambiguous(found) => return Err(written.mistake(&ambiguity(&found))),
+            Meaning::Ambiguous(found) => return Err(written.mistake(&ambiguous_name(&found))),
             Meaning::UnlistedId(_) | Meaning::Nothing => {
                 let id = ServerId::as_stored(word);
                 if !with_unlisted || !client.has_requests_for(&id).await? {
                     let hints = client.hints(target, word).await?;
-                    return Err(written.mistake(&unknown(target, &hints)));
+                    return Err(written.mistake(&unknown_name(target, &hints)));
                 }
                 servers.push(ServerRecord {
                     server_id: id,
@@ -256,46 +256,6 @@ fn some_of(ids: &[String]) -> Option<String> {
         )),
         _ => Some(named.join(", ")),
     }
-}
-
-fn ambiguity(servers: &[ServerRecord]) -> String {
-    let ids: Vec<String> = servers
-        .iter()
-        .map(|server| format!("{} on target {}", server.server_id, visible(&server.target)))
-        .collect();
-    format!(
-        "is the name of {} servers: {}; name the id",
-        servers.len(),
-        ids.join(", ")
-    )
-}
-
-fn unknown(target: Option<&str>, hints: &Hints) -> String {
-    let mut sentence = match target {
-        Some(target) => format!(
-            "is neither the id nor the name of a server of target {}",
-            visible(target)
-        ),
-        None => "is neither the id nor the name of a server".to_owned(),
-    };
-    if let Some(gone) = &hints.gone {
-        let since = gone.gone_at.as_deref().unwrap_or_default();
-        sentence.push_str(&format!(
-            "; server {} had that name, and is gone since {since}",
-            gone.server_id
-        ));
-    }
-    if let Some(elsewhere) = &hints.elsewhere {
-        sentence.push_str(&format!(
-            "; there is one on target {}",
-            visible(&elsewhere.target)
-        ));
-    }
-    if !hints.similar.is_empty() {
-        let names: Vec<String> = hints.similar.iter().map(|name| visible(name)).collect();
-        sentence.push_str(&format!("; similar names: {}", names.join(", ")));
-    }
-    sentence
 }
 
 /// A server for a sentence: its id, and its name if it has one.

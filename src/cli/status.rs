@@ -1,27 +1,35 @@
 //! `status`: the queue at a glance; ten million finished rows do not slow it down.
 
-use std::path::Path;
-
 use serde::Serialize;
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell, visible, wrapped};
 use super::pause::pause_scope;
-use super::{Context, Exit, Failure, servers};
+use super::{Context, Exit, Failure, report, servers, terminal};
 use crate::model::HoldKind;
 use crate::store::client::{
-    Access, BatchRecord, HoldRecord, OldestReady, OrderRecord, OverviewCount, TargetNote,
+    Access, BatchRecord, Glance, Glancer, HoldRecord, OldestReady, OrderRecord, OverviewCount,
+    TargetNote,
 };
-use crate::store::{QueueClient, Running, StoreError, daemon_on};
+use crate::store::{ExportNote, QueueClient, Running, StoreError, daemon_on};
 
-/// Show the daemon, the queue's counts, running batches, holds, and each target's pace.
+mod screen;
+
+/// Show the daemon, what has ended lately, what waits for what, running batches, holds, targets.
+///
+/// On a terminal it fits one screen; elsewhere it is complete.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit code is 0 even if no daemon is running.
+The exit code is 0 even if no daemon is running. With --label: what became of its servers so far; 2 if no request has it.
 
-Example: poweryard status --json")]
+Examples:
+  poweryard status --json
+  poweryard status --label evac")]
 pub(super) struct StatusArgs {
+    /// Only what became of this label; `report` has it server by server.
+    #[arg(long, short, value_name = "TEXT")]
+    label: Option<String>,
     #[command(flatten)]
     json: JsonArg,
     #[command(flatten)]
@@ -40,6 +48,7 @@ struct Status {
     holds: Vec<HoldRecord>,
     orders: Vec<OrderRecord>,
     targets: Vec<TargetHealth>,
+    export: ExportNote,
 }
 
 /// What is known of a target, with the holds that are about its health.
@@ -52,20 +61,35 @@ struct TargetHealth {
 }
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Failure> {
+    if let Some(label) = &args.label {
+        return run_label(context, &args, label).await;
+    }
+    let now = args::now();
+    let mut glancer = Glancer::new(&args.queue.path(context)?);
+    let glance = glancer.read(now).await?.glance(None);
+    if let Some(size) = terminal::of_stdout().filter(|_| !args.json.json) {
+        output::print(&screen::text(&glance, now, &size))?;
+        return Ok(Exit::Done);
+    }
     let status = read(args.queue.open(context, Access::Read).await?).await?;
     if args.json.json {
-        output::json(&status.object())?
+        output::json(&status.object(&glance))?
     } else {
-        output::print(&status.text())?
+        output::print(&status.text(&glance.headline))?
     }
     Ok(Exit::Done)
 }
 
-/// What the command prints about the queue at `path`.
-pub(super) async fn text_of(path: &Path) -> Result<String, StoreError> {
-    Ok(read(QueueClient::open(path, Access::Read).await?)
-        .await?
-        .text())
+async fn run_label(context: &Context, args: &StatusArgs, label: &str) -> Result<Exit, Failure> {
+    let mut client = args.queue.open(context, Access::Read).await?;
+    let view = report::view(&mut client, label).await?;
+    client.close().await?;
+    if args.json.json {
+        output::json(&view)?
+    } else {
+        output::print(&report::text(&view))?
+    }
+    Ok(Exit::Done)
 }
 
 async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
@@ -94,6 +118,7 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
         batches: client.open_batches().await?,
         orders: client.open_orders().await?,
         targets: targets.collect(),
+        export: client.export_note().await?,
         holds,
     };
     client.close().await?;
@@ -108,8 +133,14 @@ fn about(holds: &[HoldRecord], target: &str, kind: HoldKind) -> Option<HoldRecor
 }
 
 impl Status {
-    fn object(&self) -> serde_json::Value {
+    fn object(&self, glance: &Glance) -> serde_json::Value {
         json!({
+            "headline": glance.headline,
+            "ended": {
+                "hour": glance.ended.hour,
+                "day": glance.ended.day,
+                "errors": glance.ended.errors,
+            },
             "daemon": {
                 "running": self.daemon.known(),
                 "pid": self.daemon.info().map(|daemon| daemon.pid),
@@ -122,10 +153,11 @@ impl Status {
             "holds": self.holds,
             "orders": self.orders,
             "targets": self.targets,
+            "export": self.export,
         })
     }
 
-    fn text(&self) -> String {
+    fn text(&self, headline: &str) -> String {
         let mut text = match &self.daemon {
             Running::Yes(Some(daemon)) => {
                 let waits = daemon
@@ -142,6 +174,7 @@ impl Status {
             Running::No => "daemon: not running\n".to_owned(),
             Running::CannotTell => "daemon: cannot tell whether one is running\n".to_owned(),
         };
+        text.push_str(&wrapped(&visible(headline), "", REASON_WIDTH));
         section(
             &mut text,
             "queue",
@@ -200,6 +233,14 @@ impl Status {
                 );
                 text.push_str(&wrapped(&visible(&line), "  ", REASON_WIDTH));
             }
+        }
+        if let Some(error) = &self.export.error {
+            let since = cell(&self.export.failed_at);
+            let line = format!(
+                "old requests are not deleted, because they cannot be written down first (tried at {since}): {error}"
+            );
+            text.push('\n');
+            text.push_str(&wrapped(&visible(&line), "", REASON_WIDTH));
         }
         text
     }

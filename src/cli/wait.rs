@@ -1,19 +1,25 @@
 //! `wait`: follows requests until they are terminal, and sums up how they ended. Polls the file;
 //! changes nothing.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::args::{self, JsonArg, QueueArgs};
-use super::output::{self, Table, cell};
+use super::output::{self, Fit, Table, cell};
+use super::terminal::{self, Screen};
 use super::{Context, Exit, Failure};
 use crate::model::{RequestId, RequestState};
 use crate::store::QueueClient;
-use crate::store::client::{Access, OutcomeCount, RequestRecord};
+use crate::store::client::{Access, OpenRequest, OutcomeCount, RequestRecord};
 
+mod forecast;
 mod progress;
+mod reasons;
+mod view;
 
 use progress::Progress;
 
@@ -28,7 +34,8 @@ const NAMED_MAX: usize = 20;
 /// one counts, even if it ended before. With neither: all requests that are unfinished now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-While it waits, it says on stderr how many requests are in which state each time that changes, and why nothing moves.
+While it waits, it says on stderr how many requests are in which state, and why nothing moves: on a terminal as a live table
+with the rate and the end that is expected, elsewhere one line each time that the counts or the reasons change.
 Exit code: 0 all succeeded, or there was nothing to wait for; 1 some did not succeed; 2 no request has the label; 4 timed out.
 
 Example: poweryard wait --label patch-day --since 2h --timeout 30m")]
@@ -37,7 +44,7 @@ pub(super) struct WaitArgs {
     #[arg(value_name = "ID", conflicts_with_all = ["label", "since"])]
     ids: Vec<RequestId>,
     /// Requests with exactly this label.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
     /// A UTC time, or 2h for two hours ago. With --label: requests that ended before it do not
     /// count. Without: requests inserted since then count even if they have ended.
@@ -58,38 +65,78 @@ pub(super) async fn run(context: &Context, args: WaitArgs) -> Result<Exit, Failu
         Some(since) => Some(args::past(&mut client, since, args::now()).await?),
         None => None,
     };
-    let (open, counted) = match &args.label {
-        Some(label) => of_label(&mut client, label, since.as_deref()).await?,
-        None if args.ids.is_empty() => all(client.to_follow(since.as_deref()).await?),
-        None => all(named(&mut client, &args.ids).await?),
+    let subject = match args.label {
+        Some(label) => Subject::Label { label, since },
+        None if args.ids.is_empty() => Subject::Ids(client.to_follow(since.as_deref()).await?),
+        None => Subject::Ids(named(&mut client, &args.ids).await?),
     };
-    let followed = Followed::to_the_end(&mut client, open, counted, args.timeout).await?;
+    let followed = Followed::to_the_end(&mut client, subject, args.timeout).await?;
     client.close().await?;
     if args.json.json {
         output::json(&followed)?
     } else {
-        output::print(&summary(&followed))?
+        output::print(&summary(&followed, terminal::of_stdout().as_ref()))?
     }
     Ok(followed.exit())
 }
 
-/// The requests to wait for, and those that count.
-async fn of_label(
-    client: &mut QueueClient,
-    label: &str,
-    since: Option<&str>,
-) -> Result<(Vec<i64>, Vec<i64>), Failure> {
-    match client.labelled(label, since).await? {
-        Some(found) => Ok((found.open, found.newest)),
-        None => Err(Failure::Usage(format!(
-            "no request has the label {:?}",
-            output::visible(label)
-        ))),
+/// What is waited for.
+#[derive(Debug)]
+pub(super) enum Subject {
+    /// These requests; all of them count.
+    Ids(Vec<i64>),
+    /// All requests of a label, also those that join it meanwhile; of each server the newest counts.
+    Label {
+        /// The label.
+        label: String,
+        /// What ended before this time does not count.
+        since: Option<String>,
+    },
+}
+
+/// How a subject is at a moment.
+#[derive(Debug, Default)]
+struct Present {
+    /// What has not ended.
+    open: Vec<OpenRequest>,
+    /// Those that count.
+    counted: Vec<i64>,
+}
+
+impl Subject {
+    /// Reads it; `before` is how it was last.
+    async fn read(
+        &self,
+        client: &mut QueueClient,
+        before: Option<Present>,
+    ) -> Result<Present, Failure> {
+        let (open, counted) = match (self, before) {
+            (Self::Label { label, since }, before) => {
+                let found = client.labelled(label, since.as_deref()).await?;
+                match (found, before) {
+                    (Some(found), _) => (found.open, found.newest),
+                    // All of it was deleted meanwhile, so all of it had ended.
+                    (None, Some(before)) => (Vec::new(), before.counted),
+                    (None, None) => return Err(no_such_label(label)),
+                }
+            }
+            (Self::Ids(ids), None) => (ids.clone(), ids.clone()),
+            // What has ended stays ended.
+            (Self::Ids(_), Some(before)) => (
+                before.open.iter().map(|open| open.id).collect(),
+                before.counted,
+            ),
+        };
+        let open = client.open_requests(&open).await?;
+        Ok(Present { open, counted })
     }
 }
 
-fn all(ids: Vec<i64>) -> (Vec<i64>, Vec<i64>) {
-    (ids.clone(), ids)
+fn no_such_label(label: &str) -> Failure {
+    Failure::Usage(format!(
+        "no request has the label {:?}",
+        output::visible(label)
+    ))
 }
 
 /// Ids from the command line, each once; all of them exist.
@@ -114,38 +161,41 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    /// Waits until all of `ids` are terminal or the time is up; `counted` are summed up.
+    /// Waits until all requests of the subject are terminal or the time is up.
     pub(super) async fn to_the_end(
         client: &mut QueueClient,
-        ids: Vec<i64>,
-        counted: Vec<i64>,
+        subject: Subject,
         timeout: Option<Duration>,
     ) -> Result<Self, Failure> {
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut progress = Progress::start(ids.len());
+        let mut progress = Progress::start();
         // Read before the requests, so that a change between the two is noticed.
         let mut version = client.data_version().await?;
-        let mut open = client.unfinished(&ids).await?;
-        progress.show(client, &open, &counted).await?;
-        while !open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
+        let mut present = subject.read(client, None).await?;
+        progress
+            .show(client, &present.open, &present.counted)
+            .await?;
+        while !present.open.is_empty() && end.is_none_or(|end| Instant::now() < end) {
             // Reading very many requests takes longer; then it is done less often, and leaves the
             // disk to the daemon.
             let looked = Instant::now();
             let changed = client.data_version().await?;
             if changed != version {
                 version = changed;
-                open = client.unfinished(&open).await?;
+                present = subject.read(client, Some(present)).await?;
                 progress.queue_changed();
             }
-            progress.show(client, &open, &counted).await?;
+            progress
+                .show(client, &present.open, &present.counted)
+                .await?;
             let pause = POLL_INTERVAL.max(looked.elapsed() * 4);
             sleep(end.map_or(pause, |end| {
                 pause.min(end.saturating_duration_since(Instant::now()))
             }))
             .await;
         }
-        progress.end();
-        Self::sum_up(client, &counted, !open.is_empty()).await
+        progress.end(client, &present.counted).await?;
+        Self::sum_up(client, &present.counted, !present.open.is_empty()).await
     }
 
     async fn sum_up(
@@ -179,7 +229,7 @@ impl Followed {
 }
 
 /// How many ended in which way.
-pub(super) fn outcome_table(followed: &Followed) -> String {
+fn outcome_table(followed: &Followed) -> Table {
     let mut outcomes = Table::new(
         &["STATE", "EVIDENCE", "ERROR", "COUNT", "FIRST ID"],
         &[3, 4],
@@ -193,23 +243,39 @@ pub(super) fn outcome_table(followed: &Followed) -> String {
             outcome.first_id.to_string(),
         ]);
     }
-    outcomes.render()
+    outcomes
 }
 
-/// The table of outcomes, and the first of those that did not succeed.
-pub(super) fn summary(followed: &Followed) -> String {
+/// The columns of `outcome_table`.
+const OUTCOMES_FIT: Fit = Fit {
+    cut: &[(2, 12)],
+    drop: &[],
+    states: &[0],
+};
+
+/// The columns of the table of those that did not succeed: id, server, name, action, state, error,
+/// message.
+const OTHERS_FIT: Fit = Fit {
+    cut: &[(6, 20), (1, 9), (2, 12), (5, 12), (6, 8)],
+    drop: &[2, 5, 1],
+    states: &[4],
+};
+
+/// The table of outcomes, and some of each kind that did not succeed.
+pub(super) fn summary(followed: &Followed, screen: Option<&Screen>) -> String {
     if followed.requests == 0 {
         return "nothing to wait for\n".to_owned();
     }
-    let mut text = outcome_table(followed);
-    if !followed.others.is_empty() {
+    let mut text = outcome_table(followed).render_on(screen, &OUTCOMES_FIT);
+    let shown = some_of_each_kind(&followed.others);
+    if !shown.is_empty() {
         let mut others = Table::new(
             &[
                 "ID", "SERVER", "NAME", "ACTION", "STATE", "ERROR", "MESSAGE",
             ],
             &[0],
         );
-        for request in followed.others.iter().take(NAMED_MAX) {
+        for request in &shown {
             others.row([
                 request.id.to_string(),
                 request.server_id.clone(),
@@ -220,13 +286,77 @@ pub(super) fn summary(followed: &Followed) -> String {
                 cell(&request.error_message),
             ]);
         }
-        text.push_str(&format!("\n{}", others.render()));
+        text.push_str(&format!("\n{}", others.render_on(screen, &OTHERS_FIT)));
     }
-    if followed.others.len() > NAMED_MAX {
-        text.push_str(&format!("and {} more\n", followed.others.len() - NAMED_MAX));
+    if followed.others.len() > shown.len() {
+        text.push_str(&format!(
+            "and {} more\n",
+            followed.others.len() - shown.len()
+        ));
     }
     if followed.timed_out {
         text.push_str("timed out; the daemon continues with the unfinished requests\n");
     }
     text
+}
+
+/// At most `NAMED_MAX`, the same number of each state and error, so that one frequent error does not
+/// hide the others.
+fn some_of_each_kind(others: &[RequestRecord]) -> Vec<&RequestRecord> {
+    let mut kinds: BTreeMap<(&str, &Option<String>), Vec<&RequestRecord>> = BTreeMap::new();
+    for request in others {
+        let kind = (request.state.as_str(), &request.error_code);
+        kinds.entry(kind).or_default().push(request);
+    }
+    let mut kinds: Vec<Vec<&RequestRecord>> = kinds.into_values().collect();
+    kinds.sort_by_key(|kind| (Reverse(kind.len()), kind[0].id));
+    kinds.truncate(NAMED_MAX);
+    // The rare ones first: what they leave is for the frequent ones.
+    let mut room = NAMED_MAX;
+    let mut shown = Vec::new();
+    for (left, kind) in kinds.iter().enumerate().rev() {
+        let share = kind.len().min(room / (left + 1));
+        room -= share;
+        shown.splice(0..0, kind[..share].iter().copied());
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn others(code: &str, ids: std::ops::Range<i64>) -> Vec<RequestRecord> {
+        ids.map(|id| RequestRecord {
+            id,
+            state: "failed".to_owned(),
+            error_code: Some(code.to_owned()),
+            ..RequestRecord::default()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_frequent_error_does_not_hide_a_rare_one() {
+        let mut all = others("BMS.0040", 1..300);
+        all.extend(others("BMS.0041", 300..302));
+        all.extend(others("BMS.0042", 302..303));
+        let ids: Vec<i64> = some_of_each_kind(&all)
+            .iter()
+            .map(|other| other.id)
+            .collect();
+        assert_eq!(ids.len(), NAMED_MAX);
+        assert_eq!(ids[..17], (1..18).collect::<Vec<_>>());
+        assert_eq!(ids[17..], [300, 301, 302]);
+    }
+
+    #[test]
+    fn few_are_all_named_and_none_is_no_table() {
+        assert_eq!(some_of_each_kind(&others("a", 1..4)).len(), 3);
+        assert!(some_of_each_kind(&[]).is_empty());
+        let many_kinds: Vec<_> = (0..50)
+            .flat_map(|kind| others(&format!("code {kind:02}"), kind * 2..kind * 2 + 2))
+            .collect();
+        assert_eq!(some_of_each_kind(&many_kinds).len(), NAMED_MAX);
+    }
 }

@@ -18,7 +18,9 @@ pub struct UnknownWord {
 macro_rules! stored_enum {
     ($(#[$meta:meta])* $name:ident, $what:literal { $($(#[$vmeta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+        )]
         pub enum $name { $($(#[$vmeta])* #[serde(rename = $word)] $variant),+ }
 
         impl $name {
@@ -206,6 +208,26 @@ stored_enum! {
         Wave = "wave",
         /// All that remain.
         Rest = "rest",
+    }
+}
+
+stored_enum! {
+    /// What a person did; stored in `operator_actions.action`.
+    OperatorAction, "something that a person does" {
+        /// Withdrew queued requests.
+        Cancel = "cancel",
+        /// Asked again for what had failed.
+        Retry = "retry",
+        /// Let requests go that a guard holds.
+        Approve = "approve",
+        /// Put a hold.
+        Pause = "pause",
+        /// Ended a hold, or let a wave go.
+        Resume = "resume",
+        /// Let go or cancelled what a restore had put on hold.
+        Release = "release",
+        /// Gave a reason to leave outside windows and freezes.
+        Override = "override",
     }
 }
 

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A point in time in whole milliseconds since 1970-01-01 UTC; written `YYYY-MM-DDTHH:MM:SS.mmmZ`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, utoipa::ToSchema)]
+#[schema(value_type = String, format = DateTime)]
 pub struct UtcMillis(pub i64);
 
 /// Text that is not a time in the queue's own form.

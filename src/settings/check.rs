@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::document::{Report, Section};
 use super::error::SettingsError;
 use super::{
-    BatchSettings, QueueSettings, Settings, TargetSettings, notify, parse, secrets, target, waves,
+    BatchSettings, QueueSettings, Settings, TargetSettings, listen, notify, parse, secrets, target,
+    waves,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -68,6 +69,7 @@ impl Default for QueueSettings {
             database: PathBuf::from("/var/lib/poweryard/queue.db"),
             default_ttl: Some(DAY),
             retention: Some(90 * DAY),
+            export_before_prune: None,
         }
     }
 }
@@ -93,13 +95,7 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
     let queue = queue(root);
     let batch = batch(root);
     let targets = targets(root, credentials);
-    let listen = root.section("listen");
-    let address = if listen.is_present() {
-        listen.require("address", "\"127.0.0.1:9642\"", parse::address)
-    } else {
-        None
-    };
-    listen.refuse_unknown(|_| None);
+    let listen = listen::read(root, &targets);
     let notify = notify::read(root);
     let waves = waves::read(root);
     root.refuse_unknown(|_| None);
@@ -107,7 +103,7 @@ fn settings(root: &Section<'_>, credentials: Option<&Path>) -> Option<Settings> 
         queue,
         batch,
         targets,
-        listen: address,
+        listen,
         notify,
         waves,
     })
@@ -126,6 +122,7 @@ fn queue(root: &Section<'_>) -> QueueSettings {
         retention: section
             .read("retention", parse::duration_or("forever", SECOND..=CENTURY))
             .unwrap_or(usual.retention),
+        export_before_prune: section.read("export_before_prune", parse::path),
     };
     section.refuse_unknown(|_| None);
     settings

@@ -120,6 +120,36 @@ impl<'d> Section<'d> {
             .collect()
     }
 
+    /// The tables of a list that is written as `[[NAME.key]]`, in the order of the file; an absent
+    /// one has none.
+    pub(super) fn tables(&self, key: &'static str) -> Vec<Self> {
+        let list = self.read(key, |value| {
+            value.as_array().ok_or_else(|| {
+                format!(
+                    "must be a list of tables, each written as [[{}]]",
+                    self.key(key)
+                )
+            })
+        });
+        let mut tables = Vec::new();
+        for entry in list.into_iter().flat_map(|list| list.iter()) {
+            let offset = entry.span().start;
+            let table = entry.get_ref().as_table();
+            if table.is_none() {
+                let problem = format!("must be a table, written as [[{}]]", self.key(key));
+                self.report.add_at(offset, self.key(key), problem);
+            }
+            tables.push(Self {
+                report: self.report,
+                name: self.key(key),
+                offset,
+                table,
+                known: RefCell::default(),
+            });
+        }
+        tables
+    }
+
     fn child(&self, key: &str) -> Self {
         let entry = self.entry(key);
         let table = entry.and_then(|(_, value)| {

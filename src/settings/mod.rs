@@ -3,18 +3,20 @@
 //! `document` reads tables and keys, `parse` single values, `check` the file as a whole,
 //! `target` one target, `secrets` the files with keys and passwords.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
 
-use crate::model::{Budget, PowerAction, ServerId, Service, TargetName};
+use crate::model::{Budget, PowerAction, Role, ServerId, Service, TargetName};
 use crate::plan::windows::Windows;
 
 mod check;
 mod document;
 mod error;
+mod listen;
 mod notify;
 mod parse;
 mod secret_digest;
@@ -24,13 +26,15 @@ mod waves;
 mod window;
 
 #[cfg(test)]
+mod listen_tests;
+#[cfg(test)]
 mod tests;
 
 pub use error::{Mistake, SettingsError};
 pub(crate) use secret_digest::{process_number, salted_digest};
 pub use secrets::{
-    LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules, SecretStamp,
-    load_proxy_password,
+    ListenSecrets, LoadedSecrets, SecretContent, SecretError, SecretProblem, SecretRules,
+    SecretStamp, TlsPem, load_proxy_password,
 };
 
 /// All settings of the daemon, checked. Each load of the config file makes a new value.
@@ -42,12 +46,51 @@ pub struct Settings {
     pub batch: BatchSettings,
     /// `[targets.*]`, by name; never empty.
     pub targets: Vec<TargetSettings>,
-    /// `[listen] address`; none: no metrics page.
-    pub listen: Option<std::net::SocketAddr>,
+    /// `[listen]`; none: nothing is served.
+    pub listen: Option<ListenSettings>,
     /// `[notify]`; none: no hooks.
     pub notify: Option<NotifySettings>,
     /// `[waves]`.
     pub waves: WavesSettings,
+}
+
+/// `[listen]`: where metrics, page and API are served, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenSettings {
+    /// Where to listen. One that other machines reach needs tokens, and TLS or a proxy.
+    pub address: SocketAddr,
+    /// Names by which it may be called, besides the address itself; in lower case.
+    pub hosts: Vec<String>,
+    /// Certificate and key; none: plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// TLS ends at a proxy in front, which says in `X-Forwarded-For` who is asking. Default false.
+    pub behind_proxy: bool,
+    /// `[[listen.tokens]]`; empty: everybody may read, and nobody may do anything.
+    pub tokens: Vec<TokenSettings>,
+}
+
+/// Where the certificate of `[listen]` is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM file with the certificate, and those that vouch for it.
+    pub cert_file: PathBuf,
+    /// PEM file with its private key; as secret as the other secrets.
+    pub key_file: PathBuf,
+}
+
+/// `[[listen.tokens]]`: who may ask for what. Holds where the token is, never the token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSettings {
+    /// Who: it becomes `requested_by`, `approved_by` and `who`. No two tokens have the same.
+    pub name: String,
+    /// File with the token.
+    pub token_file: PathBuf,
+    /// What it is for.
+    pub role: Role,
+    /// The targets that it sees and may act on; none: all.
+    pub targets: Option<Vec<TargetName>>,
+    /// The actions that it may ask for, cancel and approve; none: all.
+    pub actions: Option<Vec<PowerAction>>,
 }
 
 /// `[waves]`: what is asked before the next wave of an order leaves.
@@ -86,6 +129,8 @@ pub struct QueueSettings {
     pub default_ttl: Option<Duration>,
     /// How long finished requests are kept; none: forever (`"forever"`). Default 90 d.
     pub retention: Option<Duration>,
+    /// The folder where ended requests are written before they are deleted; none: nowhere.
+    pub export_before_prune: Option<PathBuf>,
 }
 
 /// `[batch]`.

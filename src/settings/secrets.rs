@@ -18,10 +18,12 @@ use crate::model::TargetName;
 
 mod change;
 mod content;
+mod listen;
 mod readers;
 
 pub use change::{SecretContent, SecretStamp};
 use content::{SecretKind, judge};
+pub use listen::{ListenSecrets, TlsPem};
 use readers::{check_readers, own_user, shell_quoted};
 
 /// More than any key, token or password.
@@ -236,32 +238,37 @@ fn read_secret(
         })
 }
 
-/// Checks the same open file that it then reads, even if the path is replaced in the meantime.
 fn read_file(
     path: PathBuf,
     kind: SecretKind,
     rules: &SecretRules,
 ) -> Result<SecretString, SecretProblem> {
-    let unreadable = |cause| unreadable(&path, cause);
-    // Opening a pipe would wait for its writer.
-    if !fs::metadata(&path).map_err(unreadable)?.is_file() {
-        return Err(SecretProblem::NotAFile(path));
-    }
-    let file = File::open(&path).map_err(unreadable)?;
-    check_readers(&path, &file.metadata().map_err(unreadable)?, rules)?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(SECRET_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > SECRET_BYTES_MAX {
-        return Err(SecretProblem::TooLarge(path));
-    }
+    let bytes = read_bytes(&path, rules)?;
     match judge(&bytes, kind) {
         Ok("") if rules.is_credential(&path) => Err(SecretProblem::EmptyCredential(path)),
         Ok("") => Err(SecretProblem::Empty(path)),
         Ok(secret) => Ok(SecretString::from(secret)),
         Err(flaw) => Err(SecretProblem::Malformed { file: path, flaw }),
     }
+}
+
+/// Checks the same open file that it then reads, even if the path is replaced in the meantime.
+fn read_bytes(path: &Path, rules: &SecretRules) -> Result<Zeroizing<Vec<u8>>, SecretProblem> {
+    let unreadable = |cause| unreadable(path, cause);
+    // Opening a pipe would wait for its writer.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(SecretProblem::NotAFile(path.to_owned()));
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    check_readers(path, &file.metadata().map_err(unreadable)?, rules)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(SECRET_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > SECRET_BYTES_MAX {
+        return Err(SecretProblem::TooLarge(path.to_owned()));
+    }
+    Ok(bytes)
 }
 
 fn unreadable(path: &Path, cause: io::Error) -> SecretProblem {

@@ -223,7 +223,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        6 + 23 + 3 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2 + 3,
+        6 + 23 + 3 + 2 + 6 + 4 + 4 + 3 + 3 + 4 + 2 + 3,
         "{messages}"
     );
     for key in known
@@ -291,7 +291,9 @@ fn durations_numbers_and_addresses_are_read() {
         (settings.batch.linger, settings.batch.attempts_max.get()),
         (Duration::ZERO, 1)
     );
-    assert_eq!(settings.listen, Some("[::1]:80".parse().unwrap()));
+    let listen = settings.listen.unwrap();
+    assert_eq!(listen.address, "[::1]:80".parse().unwrap());
+    assert!(listen.tokens.is_empty() && listen.tls.is_none() && !listen.behind_proxy);
     assert_eq!(settings.targets[0].look_time_limit, Duration::from_secs(90));
     assert_eq!(settings.targets[0].batch_servers_max, 1);
 }
@@ -602,7 +604,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
         ),
         (
             "[queue]\nttl = \"1h\"",
-            "10: queue.ttl: unknown key; known here: database, default_ttl, retention",
+            "10: queue.ttl: unknown key; known here: database, default_ttl, export_before_prune, retention",
         ),
         (
             "[batch]\nlinger = \"61s\"",

@@ -24,7 +24,7 @@ use crate::meter::TargetFacts;
 use crate::model::{HoldKind, OrderState, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
 use crate::store::client::{Access, HoldRecord, OldestReady, OrderRecord, OverviewCount};
-use crate::store::{QueueClient, StoreError, beside, folder_of};
+use crate::store::{ExportNote, QueueClient, StoreError, beside, folder_of};
 
 /// The label of a hold on everything; no target can have this name.
 const ALL: &str = "(all)";
@@ -39,6 +39,7 @@ pub(super) struct Reading {
     ready: Vec<OldestReady>,
     holds: Vec<HoldRecord>,
     orders: Vec<OrderRecord>,
+    export: ExportNote,
 }
 
 pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
@@ -53,6 +54,7 @@ pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
     sheet.process(&site);
     sheet.targets(&targets);
     sheet.secrets(&site);
+    sheet.certificate(&site);
     sheet.files(&site.database);
     sheet.readable(reading.is_ok());
     if let Ok(reading) = reading {
@@ -78,12 +80,14 @@ impl Reading {
         let ready = client.oldest_ready().await?;
         let overview = client.overview().await?;
         let orders = client.open_orders().await?;
+        let export = client.export_note().await?;
         client.close().await?;
         Ok(Self {
             overview,
             ready,
             holds,
             orders,
+            export,
         })
     }
 }
@@ -194,6 +198,15 @@ impl Sheet {
             .collect();
         let help = "Time since the newest of the target's secret files changed; systemd writes its copies at every start";
         self.fractions("credentials_age_seconds", help, ages);
+    }
+
+    fn certificate(&mut self, site: &Site) {
+        let entrance = site.entrance();
+        let ends_at = entrance.and_then(|entrance| entrance.certificate_ends_at());
+        // The difference of two times in milliseconds is exact as a fraction.
+        let left = ends_at.map(|at| (vec![], (at.0 - now().0) as f64 / 1000.0));
+        let help = "Time until the certificate of [listen] ends; negative once it has ended";
+        self.fractions("certificate_remaining_seconds", help, left);
     }
 
     /// By path: a handle of our own on the database would drop SQLite's locks when closed.
@@ -308,6 +321,9 @@ impl Sheet {
             zeros.chain(holds),
         );
         self.orders(&reading.orders);
+        let help = "1: old requests are not deleted, because they cannot be written down first (queue.export_before_prune)";
+        let failed = reading.export.error.is_some();
+        self.counts("export_failed", help, [(vec![], failed.into())]);
     }
 
     fn orders(&mut self, orders: &[OrderRecord]) {

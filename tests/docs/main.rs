@@ -55,7 +55,7 @@ use world::World;
 
 async fn run_page(name: &str) {
     let page = Page::read(name);
-    let mut world = World::new().await;
+    let mut world = World::new(name == "docs/api.md").await;
     run::every_block(&page, &mut world).await;
 }
 
@@ -75,11 +75,13 @@ macro_rules! pages {
 pages! {
     the_readme_does_what_it_says: "README.md",
     contributing_does_what_it_says: "CONTRIBUTING.md",
+    api_does_what_it_says: "docs/api.md",
     configure_does_what_it_says: "docs/configure.md",
     errors_does_what_it_says: "docs/errors.md",
     install_does_what_it_says: "docs/install.md",
     monitor_does_what_it_says: "docs/monitor.md",
     operate_does_what_it_says: "docs/operate.md",
+    page_does_what_it_says: "docs/page.md",
     performance_does_what_it_says: "docs/performance.md",
     producers_does_what_it_says: "docs/producers.md",
     simulator_does_what_it_says: "docs/simulator.md",

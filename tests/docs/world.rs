@@ -58,7 +58,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) async fn new() -> Self {
+    /// `tokens`: the daemon lets in only those who have the token of the page.
+    pub(crate) async fn new(tokens: bool) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let here = folder.path().display().to_string();
         let scenario = Scenario::from_toml(SCENARIO).expect("a valid scenario");
@@ -86,8 +87,18 @@ impl World {
             "secret_key",
             "poweryard-sim-secret-key",
         );
+        crate::common::secret(
+            &folder.path().join("etc/poweryard"),
+            "token-rack-7",
+            "a-token-of-32-hexadecimal-digits",
+        );
+        let listen_table = listen_table(&here, &listen, tokens);
         let config = folder.path().join("etc/poweryard/poweryard.toml");
-        fs::write(&config, config_text(&here, &cloud.base_url(), &listen)).expect("written");
+        fs::write(
+            &config,
+            config_text(&here, &cloud.base_url(), &listen_table),
+        )
+        .expect("written");
         for (name, script) in STAND_INS {
             let path = folder.path().join("usr/local/bin").join(name);
             fs::write(&path, script).expect("written");
@@ -262,11 +273,20 @@ impl Drop for World {
     }
 }
 
+fn listen_table(here: &str, listen: &str, tokens: bool) -> String {
+    let mut table = format!("[listen]\naddress = \"{listen}\"\n");
+    if tokens {
+        table.push_str(&format!(
+            "[[listen.tokens]]\nname = \"rack-7\"\nrole = \"operator\"\ntoken_file = \"{here}/etc/poweryard/token-rack-7\"\n"
+        ));
+    }
+    table
+}
+
 /// A config such as the pages', for the simulated cloud.
-fn config_text(here: &str, endpoint: &str, listen: &str) -> String {
-    let mut text = format!(
-        "[queue]\ndatabase = \"{here}/var/lib/poweryard/queue.db\"\n[listen]\naddress = \"{listen}\"\n"
-    );
+fn config_text(here: &str, endpoint: &str, listen_table: &str) -> String {
+    let mut text =
+        format!("[queue]\ndatabase = \"{here}/var/lib/poweryard/queue.db\"\n{listen_table}");
     for service in ["bms", "clouddc"] {
         let name = if service == "bms" { "default" } else { service };
         text.push_str(&format!(

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::cli::pause::resume_command;
 use crate::cli::servers;
 use crate::model::{
     BatchState, Budget, Evidence, HoldKind, LookCause, OwnCode, RequestState, UtcMillis, counted,
@@ -389,7 +388,7 @@ fn looking(batch: &BatchRecord) -> String {
 fn hold_sentence(hold: &HoldRecord, request: &RequestRecord) -> String {
     let fix = match hold.kind.parse() {
         Ok(HoldKind::Operator) => {
-            return format!("{}: `{}` ends it.", held(hold), resume_command(hold));
+            return format!("{}: `{}` ends it.", held(hold), hold.resume_command());
         }
         Ok(HoldKind::Budget) => {
             "requests are sent automatically as the budget in the config allows"
@@ -407,7 +406,11 @@ fn hold_sentence(hold: &HoldRecord, request: &RequestRecord) -> String {
             );
         }
         Ok(HoldKind::Window) => {
-            "it is sent automatically when the window opens; an override_reason lets it go before"
+            return format!(
+                "{}: it is sent automatically when the window opens; `poweryard override {} --reason TEXT` lets it go before.",
+                held(hold),
+                request.id
+            );
         }
         // Its reason says what ends it.
         Ok(HoldKind::Wave) => return format!("{}.", held(hold)),

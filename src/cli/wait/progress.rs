@@ -1,59 +1,65 @@
-//! What `wait` shows while it waits: how many requests are in which state, and why the queued ones
-//! are not sent. On a terminal a live table, elsewhere a line on stderr for each change.
+//! What `wait` shows while it waits: how many requests are in which state, and why nothing moves. On
+//! a terminal a live table, elsewhere a line on stderr for each change.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-use crate::cli::output::{self, Table};
-use crate::model::RequestState;
-use crate::store::client::OutcomeCount;
+use super::forecast::{Ends, Left};
+use super::reasons::{self, Situation};
+use super::view::View;
+use crate::cli::terminal::{self, Screen};
+use crate::cli::{args, output};
+use crate::store::client::{OpenBatch, OpenRequest, UnsentReason};
 use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
 /// Lines follow each other no faster than this.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 /// For this many requests the reason is read; a million requests mostly wait for the same thing.
-const REASONS_READ: usize = 50;
-/// Different reasons that are shown.
-const REASONS_SHOWN: usize = 3;
+const REASONS_READ: usize = 1000;
 
 /// Shows how far the followed requests are.
 pub(super) struct Progress {
     bar: ProgressBar,
-    is_terminal: bool,
-    counts: BTreeMap<RequestState, i64>,
-    reasons: Vec<String>,
+    screen: Option<Screen>,
+    view: View,
+    ends: Ends,
+    begun_at: Instant,
     shown_at: Option<Instant>,
-    /// The queue has changed since the counts were read.
+    /// The queue has changed since it was read.
     is_outdated: bool,
+    waiting: Vec<UnsentReason>,
+    batches: Vec<OpenBatch>,
 }
 
 impl Progress {
-    /// `requests` is how many are waited for.
-    pub(super) fn start(requests: usize) -> Self {
-        let is_terminal = std::io::stderr().is_terminal();
-        let target = if is_terminal {
+    /// Nothing is shown yet.
+    pub(super) fn start() -> Self {
+        let screen = terminal::of_stderr();
+        let target = if screen.is_some() {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
         };
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {elapsed}\n{msg}");
-        let bar = ProgressBar::with_draw_target(Some(requests as u64), target)
+        let style = ProgressStyle::with_template("{msg}");
+        let bar = ProgressBar::with_draw_target(None, target)
             .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self {
             bar,
-            is_terminal,
-            counts: BTreeMap::new(),
-            reasons: Vec::new(),
+            screen,
+            view: View::default(),
+            ends: Ends::default(),
+            begun_at: Instant::now(),
             shown_at: None,
             is_outdated: true,
+            waiting: Vec::new(),
+            batches: Vec::new(),
         }
     }
 
-    /// The queue has changed, so the counts are read again before they are shown.
+    /// The queue has changed, so it is read again before anything is shown.
     pub(super) fn queue_changed(&mut self) {
         self.is_outdated = true;
     }
@@ -63,108 +69,130 @@ impl Progress {
     pub(super) async fn show(
         &mut self,
         client: &mut QueueClient,
-        open: &[i64],
+        open: &[OpenRequest],
         counted: &[i64],
     ) -> Result<(), StoreError> {
-        let all = self.bar.length().unwrap_or_default();
-        self.bar.set_position(all.saturating_sub(open.len() as u64));
         let was_shown_just_now = self.shown_at.is_some_and(|at| at.elapsed() < SHOW_INTERVAL);
         if open.is_empty() || was_shown_just_now {
             return Ok(());
         }
-        let mut counts = self.counts.clone();
+        let before = self.view.clone();
         if self.is_outdated {
-            counts = by_state(&client.outcome_counts(counted).await?);
+            self.view.count(&client.outcome_counts(counted).await?);
+            self.batches = client.open_batches_among(&carrying(open)).await?;
             self.is_outdated = false;
         }
-        let reasons = reasons(client, open).await?;
-        if self.is_terminal {
-            self.bar.set_message(table(&counts, &reasons));
-        } else {
-            if counts != self.counts {
-                output::note(&line(&counts));
-            }
-            for reason in reasons.iter().filter(|new| !self.reasons.contains(new)) {
-                output::note(reason);
-            }
+        // A reason may change while the queue does not: what it says depends on the time.
+        self.waiting = client.waiting_reasons(&some_queued(open)).await?;
+        self.look_ahead(client, open).await?;
+        match terminal::of_stderr().or(self.screen) {
+            Some(screen) => self.bar.set_message(self.view.table(&screen)),
+            None => self.write_changes(&before),
         }
-        self.counts = counts;
-        self.reasons = reasons;
         self.shown_at = Some(Instant::now());
         Ok(())
     }
 
-    /// Removes the live table.
-    pub(super) fn end(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-fn by_state(outcomes: &[OutcomeCount]) -> BTreeMap<RequestState, i64> {
-    let mut counts = BTreeMap::new();
-    for outcome in outcomes {
-        // A state that this version does not know is in the summary, by its own name.
-        if let Ok(state) = outcome.state.parse::<RequestState>() {
-            *counts.entry(state).or_default() += outcome.count;
-        }
-    }
-    counts
-}
-
-/// Such as `3 queued, 5 running, 20 succeeded`.
-fn line(counts: &BTreeMap<RequestState, i64>) -> String {
-    let parts: Vec<String> = counts
-        .iter()
-        .map(|(state, count)| format!("{count} {state}"))
-        .collect();
-    parts.join(", ")
-}
-
-fn table(counts: &BTreeMap<RequestState, i64>, reasons: &[String]) -> String {
-    let mut table = Table::new(&["STATE", "COUNT"], &[1]);
-    for (state, count) in counts {
-        table.row([state.to_string(), count.to_string()]);
-    }
-    table.render() + &reasons.join("\n")
-}
-
-/// Why requests are not sent, each reason once; empty if they only wait for their turn.
-async fn reasons(client: &mut QueueClient, open: &[i64]) -> Result<Vec<String>, StoreError> {
-    let mut reasons = Vec::new();
-    if daemon_on(client.path()) == Running::No && !open.is_empty() {
-        reasons.push("no daemon runs on this queue; nothing is sent until one does".to_owned());
-    }
-    for id in open.iter().take(REASONS_READ) {
-        let Some(reason) = client.waiting_reason(*id).await? else {
-            continue;
+    /// Works out why nothing moves, how fast requests end, and when the last will.
+    async fn look_ahead(
+        &mut self,
+        client: &mut QueueClient,
+        open: &[OpenRequest],
+    ) -> Result<(), StoreError> {
+        let now = args::now();
+        let queued = open.iter().filter(|open| open.batch_id.is_none()).count();
+        let situation = Situation {
+            is_without_daemon: daemon_on(client.path()) == Running::No,
+            waiting: &self.waiting,
+            queued: i64::try_from(queued).unwrap_or(i64::MAX),
+            batches: &self.batches,
+            now,
         };
-        let sentence = output::visible(&format!("not sent yet: {reason}"));
-        if reason != "next" && !reasons.contains(&sentence) && reasons.len() < REASONS_SHOWN {
-            reasons.push(sentence);
+        let left = Left {
+            queued: situation.queued,
+            is_all_held: situation.is_without_daemon || situation.is_all_held(),
+            of_batches: reasons::left_of(&self.batches, now),
+            usual: match self.waiting.first() {
+                Some(first) => client.usual_ms(&first.target, &first.action).await?,
+                None => None,
+            }
+            .and_then(|ms| u64::try_from(ms).ok())
+            .map(Duration::from_millis),
+        };
+        self.view.why = situation.sentences();
+        self.view.elapsed = self.begun_at.elapsed();
+        self.ends.note(self.view.elapsed, self.view.ended());
+        self.view.per_minute = self.ends.per_minute();
+        self.view.left = left.expected(self.view.per_minute);
+        Ok(())
+    }
+
+    /// A line if the counts have changed, and one for each new reason.
+    fn write_changes(&self, before: &View) {
+        if self.view.counts != before.counts {
+            output::note(&self.view.line());
+        }
+        for sentence in self.view.why.iter().filter(|new| !before.why.contains(new)) {
+            output::note(&output::visible(sentence));
         }
     }
-    Ok(reasons)
+
+    /// Removes the live table. Elsewhere the last counts are told, if they have changed.
+    pub(super) async fn end(
+        &mut self,
+        client: &mut QueueClient,
+        counted: &[i64],
+    ) -> Result<(), StoreError> {
+        self.bar.finish_and_clear();
+        if self.screen.is_none() && self.shown_at.is_some() {
+            let before = self.view.clone();
+            self.view.count(&client.outcome_counts(counted).await?);
+            self.view.why.clear();
+            self.write_changes(&before);
+        }
+        Ok(())
+    }
+}
+
+/// The batches that carry them.
+fn carrying(open: &[OpenRequest]) -> Vec<i64> {
+    let batches: BTreeSet<i64> = open.iter().filter_map(|open| open.batch_id).collect();
+    batches.into_iter().collect()
+}
+
+/// Queued ones from the whole range.
+fn some_queued(open: &[OpenRequest]) -> Vec<i64> {
+    let queued: Vec<i64> = open
+        .iter()
+        .filter(|open| open.batch_id.is_none())
+        .map(|open| open.id)
+        .collect();
+    let step = queued.len().div_ceil(REASONS_READ).max(1);
+    queued.into_iter().step_by(step).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn open(ids: impl Iterator<Item = i64>, batch_id: Option<i64>) -> Vec<OpenRequest> {
+        ids.map(|id| OpenRequest { id, batch_id }).collect()
+    }
+
     #[test]
-    fn counts_are_summed_by_state_in_the_order_of_a_requests_life() {
-        let outcome = |state: &str, error_code: Option<&str>, count| OutcomeCount {
-            state: state.to_owned(),
-            evidence: None,
-            error_code: error_code.map(str::to_owned),
-            count,
-            first_id: 1,
-        };
-        let counts = by_state(&[
-            outcome("succeeded", None, 20),
-            outcome("queued", None, 3),
-            outcome("failed", Some("BMS.0040"), 1),
-            outcome("failed", Some("BMS.0039"), 2),
-        ]);
-        assert_eq!(line(&counts), "3 queued, 20 succeeded, 3 failed");
+    fn reasons_are_read_from_the_whole_range_of_very_many() {
+        let some = some_queued(&open(0..1_000_000, None));
+        assert_eq!(some.len(), REASONS_READ);
+        assert!(some.last().is_some_and(|id| *id > 990_000), "{some:?}");
+        assert_eq!(some_queued(&open(0..3, None)), [0, 1, 2]);
+        assert!(some_queued(&open(0..3, Some(7))).is_empty());
+    }
+
+    #[test]
+    fn each_batch_is_asked_for_once() {
+        let mut all = open(0..3, Some(7));
+        all.extend(open(3..5, None));
+        all.extend(open(5..6, Some(2)));
+        assert_eq!(carrying(&all), [2, 7]);
     }
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::zeroize::Zeroizing;
 
-use super::{SECRET_BYTES_MAX, SecretRules, paths};
-use crate::settings::TargetSettings;
+use super::{SECRET_BYTES_MAX, SecretRules, listen, paths};
 use crate::settings::secret_digest::salted_digest;
+use crate::settings::{ListenSettings, TargetSettings};
 
 /// The metadata of the files that the secrets were read from: unequal once a file is replaced,
 /// changed, or made readable to others.
@@ -39,6 +39,11 @@ impl SecretStamp {
             target.proxy_password_file.as_deref(),
             rules,
         ))
+    }
+
+    /// Looks at the files that `[listen]` names: tokens, certificate and key.
+    pub fn take_of_listen(settings: &ListenSettings, rules: &SecretRules) -> Self {
+        Self::of(listen::paths(settings, rules))
     }
 
     pub(super) fn of(paths: Vec<PathBuf>) -> Self {

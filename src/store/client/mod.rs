@@ -10,29 +10,60 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::sqlite::{BUSY_TIMEOUT, holds, schema};
-use super::{Prune, RefusedKey, StoreError};
-use crate::model::{Hold, LetGo, PowerAction, TargetName, UtcMillis};
+use super::sqlite::{BUSY_TIMEOUT, export, holds, schema};
+use super::{
+    ExportChunk, ExportNote, ExportPlace, ExportSpan, Prune, RefusedKey, StoreError, write_export,
+};
+use crate::model::{LetGo, UtcMillis};
 use std::collections::BTreeMap;
 
+mod actions;
 mod approve;
 mod backup;
+mod candidates;
+mod follow;
+mod glance;
+mod label;
 mod names;
+mod new_file;
 mod orders;
 mod overview;
+mod pages;
+mod pauses;
 mod read;
 mod records;
+mod selection;
+mod submission;
+mod undo;
+mod watch;
 mod write;
 
-pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
-pub use names::{Hints, InventorySummary, Meaning, is_glob};
+pub use actions::{Actor, Done, RequestResult};
+pub use approve::{Approval, ApprovalCount, Unapproved};
+pub use candidates::{Meant, NewestText, RequestCandidate};
+pub use follow::{OpenBatch, OpenRequest, UnsentReason};
+pub use glance::{
+    BatchNote, DaemonNote, Ended, EndedCount, ErrorCount, Glance, Glancer, OrderNote, OutcomeSlot,
+    Reading, StateCount, TargetHealth, WaitingGroup, grouped,
+};
+pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
+pub use names::{
+    Hints, InventorySummary, Meaning, ServersWanted, ambiguous_name, is_glob, unknown_name,
+};
+pub use new_file::NewFile;
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
-pub use read::{Filter, Labelled};
+pub use pages::{Cursor, NotACursor, Page};
+pub use pauses::{Paused, Resumed, scope_name};
+pub use read::{Filter, Labelled, TextFilter};
 pub use records::{
     AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
-pub use write::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
+pub use selection::{Allowed, SelectedCount, Selection};
+pub use submission::{Submitted, WrongRow};
+pub use undo::{Undo, undo_label};
+pub use watch::QueueWatch;
+pub use write::{Cycle, NewRequest};
 
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +152,14 @@ impl QueueClient {
         read::request(&mut self.connection, id).await
     }
 
+    /// Those of `ids` that exist, in the order of their ids.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn requests(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
+        read::requests(&mut self.connection, ids).await
+    }
+
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
     pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
         read::not_succeeded(&mut self.connection, ids).await
@@ -191,6 +230,20 @@ impl QueueClient {
         read::labelled(&mut self.connection, label, since).await
     }
 
+    /// What became of a label, within the `targets` that may be seen (none: all). None if no request
+    /// has it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn label_view(
+        &mut self,
+        label: &str,
+        targets: Option<&[String]>,
+        now: UtcMillis,
+    ) -> Result<Option<LabelView>, StoreError> {
+        label::view(&mut self.connection, label, targets, now).await
+    }
+
     /// How many requests of the same target and action go before this one; none if it is not ready
     /// to go.
     pub async fn place_in_lane(&mut self, id: i64) -> Result<Option<i64>, StoreError> {
@@ -200,6 +253,31 @@ impl QueueClient {
     /// Those of `ids` that have not ended.
     pub async fn unfinished(&mut self, ids: &[i64]) -> Result<Vec<i64>, StoreError> {
         read::unfinished(&mut self.connection, ids).await
+    }
+
+    /// Those of `ids` that have not ended, each with the batch that carries it.
+    pub async fn open_requests(&mut self, ids: &[i64]) -> Result<Vec<OpenRequest>, StoreError> {
+        follow::open_requests(&mut self.connection, ids).await
+    }
+
+    /// Why those of `ids` that are queued are not sent, the most frequent reason first. About 20 µs
+    /// for each id.
+    pub async fn waiting_reasons(&mut self, ids: &[i64]) -> Result<Vec<UnsentReason>, StoreError> {
+        follow::waiting_reasons(&mut self.connection, ids).await
+    }
+
+    /// Those of these batches that are not done, and how long such batches usually take.
+    pub async fn open_batches_among(&mut self, ids: &[i64]) -> Result<Vec<OpenBatch>, StoreError> {
+        follow::open_batches_among(&mut self.connection, ids).await
+    }
+
+    /// How long a batch of this target and action usually takes, in milliseconds.
+    pub async fn usual_ms(
+        &mut self,
+        target: &str,
+        action: &str,
+    ) -> Result<Option<i64>, StoreError> {
+        glance::usual_ms(&mut self.connection, target, action).await
     }
 
     /// What the producers of `ids` wrote beside them, by id; those that are gone are left out.
@@ -219,6 +297,46 @@ impl QueueClient {
     /// it.
     pub async fn read_time(&mut self, time: &str) -> Result<Option<String>, StoreError> {
         read::read_time(&mut self.connection, time).await
+    }
+}
+
+// For pages and search.
+impl QueueClient {
+    /// One page of what the selection finds; an empty selection finds everything.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn page(
+        &mut self,
+        which: &Selection,
+        before: Option<&Cursor>,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        pages::page(&mut self.connection, which, before, limit).await
+    }
+
+    /// Servers with exactly this id or name, of any target, those that are gone included.
+    pub async fn servers_called(&mut self, word: &str) -> Result<Vec<ServerRecord>, StoreError> {
+        pages::servers_called(&mut self.connection, word).await
+    }
+
+    /// Servers whose id or name contains the word, or whose name matches it as a glob.
+    pub async fn servers_like(
+        &mut self,
+        word: &str,
+        limit: u32,
+    ) -> Result<Vec<ServerRecord>, StoreError> {
+        pages::servers_like(&mut self.connection, word, limit).await
+    }
+
+    /// Labels that begin with the word, or match it as a glob that does not begin with a wildcard.
+    pub async fn labels_like(&mut self, word: &str, limit: u32) -> Result<Vec<String>, StoreError> {
+        pages::labels_like(&mut self.connection, word, limit).await
+    }
+
+    /// The targets of the requests with this label.
+    pub async fn targets_of_label(&mut self, label: &str) -> Result<Vec<String>, StoreError> {
+        pages::targets_of_label(&mut self.connection, label).await
     }
 }
 
@@ -273,6 +391,15 @@ impl QueueClient {
         names::servers(&mut self.connection, target).await
     }
 
+    /// Up to `limit` of the servers that are wanted, by target and id.
+    pub async fn servers_page(
+        &mut self,
+        which: &ServersWanted<'_>,
+        limit: u32,
+    ) -> Result<Vec<ServerRecord>, StoreError> {
+        names::servers_page(&mut self.connection, which, limit).await
+    }
+
     /// The inventory of each target that the daemon has noted, or of one.
     pub async fn inventory(
         &mut self,
@@ -297,6 +424,46 @@ impl QueueClient {
     }
 }
 
+// Words that somebody may be typing.
+impl QueueClient {
+    /// Labels that begin like this.
+    pub async fn labels(&mut self, beginning: &str) -> Result<Vec<String>, StoreError> {
+        candidates::labels(&mut self.connection, beginning).await
+    }
+
+    /// Every target that the daemon has noted.
+    pub async fn target_names(&mut self) -> Result<Vec<String>, StoreError> {
+        candidates::target_names(&mut self.connection).await
+    }
+
+    /// Names of servers that begin like this, or else ids; within one target or in all.
+    pub async fn server_names(
+        &mut self,
+        target: Option<&str>,
+        beginning: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        candidates::server_names(&mut self.connection, target, beginning).await
+    }
+
+    /// Of the newest requests those whose ids begin with these digits, the newest first.
+    pub async fn newest_requests(
+        &mut self,
+        meant: Meant,
+        beginning: &str,
+    ) -> Result<Vec<RequestCandidate>, StoreError> {
+        candidates::newest_requests(&mut self.connection, meant, beginning).await
+    }
+
+    /// What the newest requests have in a column and what begins like this.
+    pub async fn newest_texts(
+        &mut self,
+        column: NewestText,
+        beginning: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        candidates::newest_texts(&mut self.connection, column, beginning).await
+    }
+}
+
 // Orders with waves.
 impl QueueClient {
     /// The orders that are not done.
@@ -307,11 +474,6 @@ impl QueueClient {
     /// The order with this label, if there is one.
     pub async fn order(&mut self, label: &str) -> Result<Option<OrderRecord>, StoreError> {
         orders::order(&mut self.connection, label).await
-    }
-
-    /// Lets the next wave of an order go in spite of what holds it, or all that remain of it.
-    pub async fn let_go(&mut self, label: &str, what: LetGo) -> Result<Lets, StoreError> {
-        orders::let_go(&mut self.connection, label, what).await
     }
 }
 
@@ -345,37 +507,113 @@ impl QueueClient {
         write::enqueue_in(&mut self.connection, order, requests, if_absent).await
     }
 
-    /// Cancels those of `ids` that are queued.
+    /// As `enqueue_in`, a stop and a start for each server: the start waits for its stop. The ids are
+    /// those of the stop and the start of the first server, then of the second; the second value says
+    /// how many servers were skipped because both of their keys exist.
     ///
     /// # Errors
-    /// `NoSuchRequest`: nothing is cancelled then.
-    pub async fn cancel(&mut self, ids: &[i64]) -> Result<Cancelled, StoreError> {
-        write::cancel(&mut self.connection, ids).await
-    }
-
-    /// Cancels what is queued with this label; what is on its way is kept, and listed.
-    pub async fn cancel_label(&mut self, label: &str) -> Result<Cancelled, StoreError> {
-        write::cancel_label(&mut self.connection, label).await
-    }
-
-    /// Inserts a new request for each that the filter finds and that `skip` has no reason against.
-    /// Server, action, target, priority and label are copied.
-    ///
-    /// # Errors
-    /// `NoSuchRequest` for an unknown id: nothing is inserted then.
-    pub async fn retry(
+    /// As `enqueue_in`; `Refused` if only one of the two keys exists.
+    pub async fn enqueue_cycles(
         &mut self,
-        filter: &RetryFilter,
-        requested_by: Option<&str>,
-        skip: impl Fn(&RetryCandidate) -> Option<String>,
-    ) -> Result<Retried, StoreError> {
-        write::retry(&mut self.connection, filter, requested_by, skip).await
+        order: Option<&NewOrder>,
+        cycles: &[Cycle],
+        if_absent: bool,
+    ) -> Result<(Vec<i64>, usize), StoreError> {
+        write::enqueue_cycles(&mut self.connection, order, cycles, if_absent).await
+    }
+}
+
+// Rows from elsewhere.
+impl QueueClient {
+    /// Inserts all of these rows or none, and names every one that is wrong. A row whose
+    /// `request_key` exists for the same server, action and target is that request. `allowed`: whose
+    /// requests an `after_id` may name.
+    ///
+    /// # Errors
+    /// Those of the store; what is wrong with rows is no error.
+    pub async fn submit(
+        &mut self,
+        rows: &[NewRequest],
+        allowed: &Allowed,
+    ) -> Result<Submitted, StoreError> {
+        submission::submit(&mut self.connection, rows, allowed).await
+    }
+}
+
+// What people do. Each also writes one row into `operator_actions`, in the same transaction.
+impl QueueClient {
+    /// How the selected requests are spread over targets, actions and states: what is shown before
+    /// anything is done to them.
+    ///
+    /// # Errors
+    /// `Refused` for a selection of nothing in particular, `NoSuchRequest`.
+    pub async fn selected(&mut self, which: &Selection) -> Result<Vec<SelectedCount>, StoreError> {
+        which.counts(&mut self.connection).await
+    }
+
+    /// Cancels those of the selection that are queued; those that have been sent are kept, and
+    /// named in the result.
+    ///
+    /// # Errors
+    /// `Refused`, `NoSuchRequest`: nothing is cancelled then.
+    pub async fn cancel(
+        &mut self,
+        actor: Actor<'_>,
+        which: &Selection,
+    ) -> Result<Done, StoreError> {
+        actions::cancel(&mut self.connection, actor, which).await
+    }
+
+    /// Inserts a new request for each of the selection that has failed (or is in another of its
+    /// `states`; by ids also for those that are unknown). Server, action, target, priority and label
+    /// are copied. Left alone are servers with a later request, and reboots that may have happened,
+    /// unless they are named by their ids.
+    ///
+    /// # Errors
+    /// `Refused` for states that are no end, `NoSuchRequest`: nothing is inserted then.
+    pub async fn retry(&mut self, actor: Actor<'_>, which: &Selection) -> Result<Done, StoreError> {
+        actions::retry(&mut self.connection, actor, which).await
+    }
+
+    /// Lets those of the selection that are queued leave outside windows and freezes; the actor's
+    /// reason becomes theirs.
+    ///
+    /// # Errors
+    /// `Refused` without a reason, or one that the schema does not take; `NoSuchRequest`.
+    pub async fn override_windows(
+        &mut self,
+        actor: Actor<'_>,
+        which: &Selection,
+    ) -> Result<Done, StoreError> {
+        actions::override_windows(&mut self.connection, actor, which).await
+    }
+
+    /// What an undo of this label would do now.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn undo_preview(&mut self, label: &str) -> Result<Undo, StoreError> {
+        undo::preview(&mut self.connection, label).await
+    }
+
+    /// Inserts the opposite of what this label has really switched, as requests of the label
+    /// `undo L`. `seen`: as many servers as were shown must still be to be switched.
+    ///
+    /// # Errors
+    /// `Refused`: nothing is inserted then.
+    pub async fn undo(
+        &mut self,
+        actor: Actor<'_>,
+        label: &str,
+        seen: Option<u64>,
+    ) -> Result<Undo, StoreError> {
+        undo::undo(&mut self.connection, actor, label, seen).await
     }
 
     /// What an approval of this selection would approve, by target, action and label.
     ///
     /// # Errors
-    /// `NoSuchRequest`.
+    /// `Refused` for a selection of nothing in particular, `NoSuchRequest`.
     pub async fn unapproved(&mut self, which: &Selection) -> Result<Unapproved, StoreError> {
         approve::unapproved(&mut self.connection, which).await
     }
@@ -386,32 +624,61 @@ impl QueueClient {
     /// `Refused`: nothing is approved then.
     pub async fn approve(
         &mut self,
+        actor: Actor<'_>,
         which: &Selection,
         seen: &Unapproved,
-        by: Approver<'_>,
     ) -> Result<Approval, StoreError> {
-        approve::approve(&mut self.connection, which, seen, by).await
+        approve::approve(&mut self.connection, actor, which, seen).await
     }
 
-    /// Puts an operator's hold. False if the same one stood already.
-    pub async fn pause(&mut self, hold: &Hold) -> Result<bool, StoreError> {
-        write::pause(&mut self.connection, hold).await
+    /// Puts an operator's hold on the target, action and label of `scope`; none of them: on
+    /// everything.
+    ///
+    /// # Errors
+    /// `Refused` if anything else is selected, `NotAllowed` for a scope beyond what is allowed.
+    pub async fn pause(
+        &mut self,
+        actor: Actor<'_>,
+        scope: &Selection,
+        now: UtcMillis,
+    ) -> Result<Paused, StoreError> {
+        pauses::pause(&mut self.connection, actor, scope, now).await
     }
 
-    /// Removes the operator's hold on exactly this `target`, `action` and `label` (none: the one on
-    /// all of them). Returns how many that were.
+    /// Ends the operator's hold on exactly the target, action and label of `scope`. If there is
+    /// none, and `scope` is a whole label, its order's next wave goes in spite of what holds it, or
+    /// all that remain.
+    ///
+    /// # Errors
+    /// As `pause`.
     pub async fn resume(
         &mut self,
-        target: Option<&TargetName>,
-        action: Option<PowerAction>,
-        label: Option<&str>,
-    ) -> Result<u64, StoreError> {
-        write::resume(&mut self.connection, target, action, label).await
+        actor: Actor<'_>,
+        scope: &Selection,
+        what: LetGo,
+    ) -> Result<Resumed, StoreError> {
+        pauses::resume(&mut self.connection, actor, scope, what).await
     }
 
-    /// Removes every hold of an operator. Returns how many.
-    pub async fn resume_all(&mut self) -> Result<u64, StoreError> {
-        write::resume_all(&mut self.connection).await
+    /// Ends every hold of an operator.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn resume_all(&mut self, actor: Actor<'_>) -> Result<Resumed, StoreError> {
+        pauses::resume_all(&mut self.connection, actor).await
+    }
+
+    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns
+    /// how many requests that were; none if there is no such hold.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn release(
+        &mut self,
+        actor: Actor<'_>,
+        drop: bool,
+    ) -> Result<Option<u64>, StoreError> {
+        pauses::release(&mut self.connection, actor, drop).await
     }
 }
 
@@ -449,25 +716,55 @@ impl QueueClient {
         backup::last_intent(&mut self.connection).await
     }
 
-    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`.
+    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`. What the chunk
+    /// deletes is first appended to the file of the day in `export_to`, if it is given.
     ///
     /// # Errors
-    /// Those of the store.
+    /// Those of the store; `Unusable` if the file cannot be written: nothing more is deleted then.
     pub async fn prune(
         &mut self,
         so_far: Prune,
         cutoff: UtcMillis,
         now: UtcMillis,
+        export_to: Option<&Path>,
     ) -> Result<Prune, StoreError> {
-        backup::prune(&mut self.connection, so_far, cutoff, now).await
+        let Some(dir) = export_to else {
+            return backup::prune(&mut self.connection, so_far, cutoff, now, None).await;
+        };
+        let exported = export::before_prune(&mut self.connection, &so_far, cutoff, now).await?;
+        write_export(dir, &exported, now)?;
+        backup::prune(&mut self.connection, so_far, cutoff, now, Some(&exported)).await
     }
 
-    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns
-    /// how many requests were cancelled; none if there is no such hold.
+    /// What the daemon has noted of writing what it deletes.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn release(&mut self, drop: bool) -> Result<Option<u64>, StoreError> {
-        backup::release(&mut self.connection, drop).await
+    pub async fn export_note(&mut self) -> Result<ExportNote, StoreError> {
+        export::read_note(&mut self.connection).await
+    }
+
+    /// Some lines of what came in this span behind `after`: outcomes with their attempts.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_outcomes(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::outcomes(&mut self.connection, span, after).await
+    }
+
+    /// Some lines of what people did in this span, behind `after`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_actions(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::actions(&mut self.connection, span, after).await
     }
 }

@@ -1,12 +1,12 @@
 //! The servers that lists have shown, and which of them a word stands for: an id, a name or a glob.
 //!
-//! Owns the order in which a word is read. Wording is left to the commands.
+//! Owns the order in which a word is read, and what is said of one that stands for nothing.
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{FromRow, QueryBuilder, Sqlite};
 
-use super::ServerRecord;
-use crate::model::ServerId;
+use super::{Allowed, ServerRecord};
+use crate::model::{ServerId, visible};
 use crate::store::StoreError;
 
 /// Similar names that are told of a word that names nobody.
@@ -56,6 +56,19 @@ pub struct InventorySummary {
     pub inventory_at: Option<String>,
     /// Why the last try to read it failed.
     pub inventory_error: Option<String>,
+}
+
+/// Which servers to list.
+#[derive(Debug, Clone, Copy)]
+pub struct ServersWanted<'a> {
+    /// Of this target.
+    pub target: Option<&'a str>,
+    /// With this id or name, or with a name that matches this glob.
+    pub word: Option<&'a str>,
+    /// Behind the server of this target with this id.
+    pub after: Option<(&'a str, &'a str)>,
+    /// What the person may see.
+    pub allowed: &'a Allowed,
 }
 
 /// A server that one of several words stands for.
@@ -183,6 +196,40 @@ pub(super) async fn servers(
     .await?)
 }
 
+pub(super) async fn servers_page(
+    connection: &mut SqliteConnection,
+    which: &ServersWanted<'_>,
+    limit: u32,
+) -> Result<Vec<ServerRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM servers r WHERE 1");
+    if let Some(target) = which.target {
+        query.push(" AND target = ").push_bind(target.to_owned());
+    }
+    if let Some(word) = which.word {
+        query
+            .push(" AND (server_id = ")
+            .push_bind(ServerId::as_stored(word))
+            .push(" OR name = ")
+            .push_bind(word.to_owned())
+            .push(" OR name GLOB ")
+            .push_bind(word.to_owned())
+            .push(")");
+    }
+    if let Some((target, id)) = which.after {
+        query
+            .push(" AND (target, server_id) > (")
+            .push_bind(target.to_owned())
+            .push(", ")
+            .push_bind(id.to_owned())
+            .push(")");
+    }
+    which.allowed.push_targets(&mut query);
+    query
+        .push(" ORDER BY target, server_id LIMIT 0 + ")
+        .push_bind(i64::from(limit));
+    Ok(query.build_query_as().fetch_all(connection).await?)
+}
+
 pub(super) async fn inventory(
     connection: &mut SqliteConnection,
     target: Option<&str>,
@@ -281,6 +328,48 @@ fn by_word(words: usize, found: Vec<Found>) -> Vec<Vec<ServerRecord>> {
 /// True for a word that SQLite's GLOB reads as a pattern.
 pub fn is_glob(word: &str) -> bool {
     word.contains(['*', '?', '['])
+}
+
+/// What to say of a name that several servers have, after the name.
+pub fn ambiguous_name(servers: &[ServerRecord]) -> String {
+    let ids: Vec<String> = servers
+        .iter()
+        .map(|server| format!("{} on target {}", server.server_id, visible(&server.target)))
+        .collect();
+    format!(
+        "is the name of {} servers: {}; name the id",
+        servers.len(),
+        ids.join(", ")
+    )
+}
+
+/// What to say of a word that stands for nothing, after the word.
+pub fn unknown_name(target: Option<&str>, hints: &Hints) -> String {
+    let mut sentence = match target {
+        Some(target) => format!(
+            "is neither the id nor the name of a server of target {}",
+            visible(target)
+        ),
+        None => "is neither the id nor the name of a server".to_owned(),
+    };
+    if let Some(gone) = &hints.gone {
+        let since = gone.gone_at.as_deref().unwrap_or_default();
+        sentence.push_str(&format!(
+            "; server {} had that name, and is gone since {since}",
+            gone.server_id
+        ));
+    }
+    if let Some(elsewhere) = &hints.elsewhere {
+        sentence.push_str(&format!(
+            "; there is one on target {}",
+            visible(&elsewhere.target)
+        ));
+    }
+    if !hints.similar.is_empty() {
+        let names: Vec<String> = hints.similar.iter().map(|name| visible(name)).collect();
+        sentence.push_str(&format!("; similar names: {}", names.join(", ")));
+    }
+    sentence
 }
 
 /// The names that are most like the word, upper and lower case alike.

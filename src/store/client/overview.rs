@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::sqlite::SqliteConnection;
+use utoipa::ToSchema;
 
 use super::BatchRecord;
 use crate::model::UtcMillis;
@@ -13,7 +14,7 @@ use crate::store::StoreError;
 use crate::store::sqlite::text;
 
 /// One row of `queue_overview`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema, FromRow)]
 #[expect(
     missing_docs,
     reason = "the fields are the columns, which the contract describes"
@@ -27,7 +28,7 @@ pub struct OverviewCount {
 }
 
 /// The oldest request that could go, of one target and action.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema, FromRow)]
 pub struct OldestReady {
     /// Its id.
     pub id: i64,
@@ -46,7 +47,7 @@ pub struct OldestReady {
 }
 
 /// What the daemon last noted of a configured target, with its calls.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema, FromRow)]
 pub struct TargetNote {
     /// Its name.
     pub target: String,
@@ -73,7 +74,7 @@ pub struct TargetNote {
 }
 
 /// How many requests are in one state, or ended in one way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema, FromRow)]
 pub struct OutcomeCount {
     /// State.
     pub state: String,

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 
+use super::names::is_glob;
 use super::{AttemptRecord, BatchRecord, HoldRecord, OutcomeCount, ProducerNote, RequestRecord};
-use crate::model::{RequestState, UtcMillis};
+use crate::model::{PowerAction, RequestState, UtcMillis};
 use crate::store::StoreError;
 use crate::store::sqlite::rows::list;
 use crate::store::sqlite::text;
@@ -19,12 +20,54 @@ pub struct Filter {
     pub states: Vec<RequestState>,
     /// Of this target.
     pub target: Option<String>,
-    /// With exactly this label.
-    pub label: Option<String>,
+    /// For one of these actions.
+    pub actions: Vec<PowerAction>,
+    /// With this label.
+    pub label: Option<TextFilter>,
     /// For one of these servers; ids are compared without case. None: for any.
     pub servers: Option<Vec<String>>,
+    /// With this error code.
+    pub error_code: Option<TextFilter>,
+    /// Asked for by this person or program.
+    pub requested_by: Option<TextFilter>,
+    /// Ended at this time or later, or inserted then and not ended. In the queue's own form.
+    pub since: Option<String>,
+    /// Ended before this time, or inserted before it and not ended.
+    pub until: Option<String>,
     /// At most this many.
     pub limit: u32,
+}
+
+/// A text that a column has to match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextFilter {
+    /// This text.
+    Is(String),
+    /// A pattern as SQLite's GLOB reads it.
+    Matches(String),
+}
+
+impl TextFilter {
+    /// A word of a user: a pattern if it contains `*`, `?` or `[`.
+    pub fn read(word: &str) -> Self {
+        if is_glob(word) {
+            Self::Matches(word.to_owned())
+        } else {
+            Self::Is(word.to_owned())
+        }
+    }
+
+    fn push(&self, query: &mut QueryBuilder<Sqlite>, column: &str) {
+        let (comparison, text) = match self {
+            Self::Is(text) => (" = ", text),
+            Self::Matches(pattern) => (" GLOB ", pattern),
+        };
+        query
+            .push(" AND ")
+            .push(column)
+            .push(comparison)
+            .push_bind(text.clone());
+    }
 }
 
 /// The requests of a label.
@@ -56,9 +99,24 @@ pub(super) async fn list_requests(
     if let Some(target) = &filter.target {
         query.push(" AND target = ").push_bind(target.clone());
     }
-    if let Some(label) = &filter.label {
-        query.push(" AND label = ").push_bind(label.clone());
+    if !filter.actions.is_empty() {
+        query.push(" AND action IN (");
+        let mut listed = query.separated(", ");
+        for action in &filter.actions {
+            listed.push_bind(action.as_str());
+        }
+        query.push(")");
     }
+    for (text, column) in [
+        (&filter.label, "label"),
+        (&filter.error_code, "error_code"),
+        (&filter.requested_by, "requested_by"),
+    ] {
+        if let Some(text) = text {
+            text.push(&mut query, column);
+        }
+    }
+    push_times(&mut query, filter);
     if let Some(servers) = &filter.servers {
         let servers = serde_json::to_string(servers)
             .map_err(|error| StoreError::Unreadable(error.to_string()))?;
@@ -101,6 +159,18 @@ pub(super) async fn not_succeeded(
         .push("id IN (SELECT value FROM json_each(")
         .push_bind(list(ids))
         .push(")) AND state <> 'succeeded' ORDER BY id");
+    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
+}
+
+pub(super) async fn requests(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<RequestRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query
+        .push("id IN (SELECT value FROM json_each(")
+        .push_bind(list(ids))
+        .push(")) ORDER BY id");
     Ok(query.build_query_as().fetch_all(&mut *connection).await?)
 }
 
@@ -299,6 +369,24 @@ pub(super) async fn require_ids(
     .fetch_optional(connection)
     .await?;
     unknown.map_or(Ok(()), |id| Err(StoreError::NoSuchRequest(id)))
+}
+
+/// What ended since a time is found by the index of the ends, however much ended before.
+fn push_times(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
+    if let Some(since) = &filter.since {
+        query
+            .push(" AND id IN (SELECT id FROM power_requests WHERE finished_at >= ")
+            .push_bind(since.clone())
+            .push(" UNION ALL ")
+            .push(UNFINISHED)
+            .push(") AND ifnull(finished_at, created_at) >= ")
+            .push_bind(since.clone());
+    }
+    if let Some(until) = &filter.until {
+        query
+            .push(" AND ifnull(finished_at, created_at) < ")
+            .push_bind(until.clone());
+    }
 }
 
 /// Unfinished requests are found by the index of those, however many finished ones there are.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
-use crate::model::HoldKind;
+use crate::model::{HoldKind, quoted};
 use crate::store::sqlite::rows::lossy;
 
 /// A value that a column is read as, whatever its type there.
@@ -46,7 +46,7 @@ impl Column for i64 {
 macro_rules! record {
     ($(#[$doc:meta])* pub struct $record:ident { $($(#[$about:meta])* $field:ident: $type:ty),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, utoipa::ToSchema)]
         #[expect(
             missing_docs,
             reason = "the fields are the columns, which the contract and the schema describe"
@@ -217,6 +217,27 @@ impl HoldRecord {
         };
         let is_of_label = self.label.is_none() || self.label == request.label;
         !is_exempt && is_of_label && self.is_about_lane(&request.target, &request.action)
+    }
+
+    /// The command that ends it, if an operator put it.
+    pub fn resume_command(&self) -> String {
+        let mut command = "poweryard resume".to_owned();
+        command.extend(
+            self.target
+                .iter()
+                .map(|target| format!(" --target {target}")),
+        );
+        command.extend(
+            self.action
+                .iter()
+                .map(|action| format!(" --action {action}")),
+        );
+        command.extend(
+            self.label
+                .iter()
+                .map(|label| format!(" --label {}", quoted(label))),
+        );
+        command
     }
 
     fn is_about_lane(&self, target: &str, action: &str) -> bool {

@@ -101,7 +101,7 @@ async fn follow_notifications(store: &Store, notify: &Notify) -> std::io::Result
 }
 
 /// The file itself or its `-wal`; our lock file and foreign files are no news.
-fn concerns(name: Option<&OsStr>, file: &OsStr) -> bool {
+pub(in crate::store) fn concerns(name: Option<&OsStr>, file: &OsStr) -> bool {
     let (Some(name), Some(file)) = (name.and_then(OsStr::to_str), file.to_str()) else {
         return true;
     };
