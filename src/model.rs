@@ -21,6 +21,7 @@ mod inventory;
 mod order;
 mod queue;
 mod service;
+mod share;
 mod splitmix;
 mod stored_enums;
 mod time;
@@ -32,6 +33,7 @@ pub use fault::{CallError, Fault};
 pub use inventory::{Extent, ListedServer, Listing};
 pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
+pub use share::{PowerMix, Share, Standing};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OrderState, PowerAction,

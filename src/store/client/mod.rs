@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 mod approve;
 mod backup;
+mod forecast;
 mod names;
 mod orders;
 mod overview;
@@ -25,6 +26,7 @@ mod records;
 mod write;
 
 pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
+pub use forecast::{AskedFor, LabelCount, OpenBatch, ShareRules, TargetLimits};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};

@@ -197,6 +197,8 @@ record! {
         status: String,
         seen_at: String,
         gone_at: Option<String>,
+        /// 1: the cloud refuses to switch it.
+        locked: i64,
     }
 }
 
