@@ -20,6 +20,7 @@ mod fault;
 mod inventory;
 mod order;
 mod queue;
+mod quoted;
 mod service;
 mod share;
 mod splitmix;
@@ -33,11 +34,12 @@ pub use fault::{CallError, Fault};
 pub use inventory::{Extent, ListedServer, Listing};
 pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
+pub use quoted::quoted;
 pub use share::{PowerMix, Share, Standing};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
-    AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OrderState, PowerAction,
-    RequestState, Service, UnknownWord,
+    AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OperatorAction, OrderState,
+    PowerAction, RequestState, Service, UnknownWord,
 };
 pub use time::{NotATime, Now, Steady, UtcMillis};
 
