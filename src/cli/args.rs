@@ -50,6 +50,14 @@ impl QueueArgs {
     }
 }
 
+/// The config, if this user can read it and the queue is not named without it.
+pub(super) fn settings(context: &Context, queue: &QueueArgs) -> Option<Settings> {
+    if queue.is_named() {
+        return None;
+    }
+    Settings::load(&context.config).ok()
+}
+
 /// `--json`.
 #[derive(Debug, clap::Args)]
 pub(super) struct JsonArg {

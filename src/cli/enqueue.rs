@@ -1,22 +1,25 @@
 //! `enqueue`: one request per server, all of them or none. Checks what the schema would refuse
 //! without saying which argument or line is wrong.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::args::{self, QueueArgs};
+use super::ask::{self, YesArg};
+use super::plan;
 use super::servers::{self, Reading, Word};
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
-use crate::model::{HoldKind, PowerAction, RequestId, UtcMillis, counted};
-use crate::plan::windows::WindowState;
-use crate::settings::Settings;
+use crate::daemon::Outlook;
+use crate::model::{PowerAction, RequestId, counted};
 use crate::store::client::{Access, NewOrder, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
 /// Insert one request for each server, all in one transaction; print their ids, one per line.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+At a terminal it first shows what will become of the requests, and asks above 20 servers.
 Times are UTC unless they have an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
 If a call with --key was interrupted, repeat it with --if-absent.
 
@@ -91,6 +94,8 @@ pub(super) struct EnqueueArgs {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
+    yes: YesArg,
+    #[command(flatten)]
     queue: QueueArgs,
 }
 
@@ -105,6 +110,8 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     let times = Times::read(&mut client, &args).await?;
     let requests = requests(&args, &times, servers);
     let order = order(&args, &times);
+    let new = (order.as_ref(), requests.as_slice());
+    let outlook = preview(context, &args, &mut client, new).await?;
     let (ids, skipped) = client
         .enqueue_in(order.as_ref(), &requests, args.if_absent)
         .await
@@ -112,7 +119,7 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
         output::note(&warning);
     }
-    if let Some(warning) = early_expiry(context, &args, &times, &mut client).await? {
+    if let Some(warning) = plan::expiry_warning(&outlook) {
         output::note(&warning);
     }
     if skipped > 0 {
@@ -264,68 +271,26 @@ impl Times {
     }
 }
 
-/// A warning if the requests expire before the window of their action opens.
-async fn early_expiry(
+/// What will become of the requests, shown to a person before they are inserted.
+async fn preview(
     context: &Context,
     args: &EnqueueArgs,
-    times: &Times,
     client: &mut QueueClient,
-) -> Result<Option<String>, Failure> {
-    if args.override_reason.is_some() {
-        return Ok(None);
+    (order, requests): (Option<&NewOrder>, &[NewRequest]),
+) -> Result<Outlook, Failure> {
+    let absent = if args.if_absent {
+        Some(client.absent(requests).await?)
+    } else {
+        None
+    };
+    let new = absent.as_deref().unwrap_or(requests);
+    let outlook = plan::of_new(context, &args.queue, client, (order, new)).await?;
+    if ask::is_person() && !new.is_empty() {
+        output::note(plan::text(&outlook, &BTreeMap::new()).trim_end());
     }
-    let now = args::now();
-    let settings = config(context, args);
-    let time = |text: &Option<String>| text.as_ref().and_then(|text| text.parse().ok());
-    let due_at = time(&times.not_before).map_or(now, |at: UtcMillis| at.max(now));
-    let expires_at = match time(&times.expires_at) {
-        Some(at) => Some(at),
-        None => client
-            .usual_expiry(&args.target, args.label.as_deref(), due_at)
-            .await?
-            .or_else(|| Some(due_at + settings.as_ref()?.queue.default_ttl?)),
-    };
-    let Some(expires_at) = expires_at else {
-        return Ok(None);
-    };
-    let closed = match window_in_config(settings.as_ref(), args, due_at) {
-        Some(WindowState::Open { .. }) => None,
-        Some(WindowState::Closed { until, why }) => Some((until, why)),
-        // Without the config, what the daemon holds now is known.
-        None => client
-            .holds(now)
-            .await?
-            .into_iter()
-            .filter(|hold| hold.kind == HoldKind::Window.as_str())
-            .find(|hold| hold.covers(&args.target, args.action.as_str()))
-            .map(|hold| (time(&hold.until), hold.reason)),
-    };
-    let closed = closed.filter(|(until, _)| until.is_none_or(|until| until >= expires_at));
-    Ok(closed.map(|(_, why)| {
-        output::visible(&format!(
-            "warning: these requests expire at {expires_at}, before they can be sent: {why}; with --expires-at they wait longer, \
-             with --override-reason they are sent anyway"
-        ))
-    }))
-}
-
-/// The config, if this user can read it and the queue is not named without it.
-fn config(context: &Context, args: &EnqueueArgs) -> Option<Settings> {
-    if args.queue.is_named() {
-        return None;
-    }
-    Settings::load(&context.config).ok()
-}
-
-/// What the config says of the target's window at a time.
-fn window_in_config(
-    settings: Option<&Settings>,
-    args: &EnqueueArgs,
-    at: UtcMillis,
-) -> Option<WindowState> {
-    let mut targets = settings?.targets.iter();
-    let target = targets.find(|target| target.name.0 == args.target)?;
-    Some(target.windows.state(args.action, at))
+    let question = format!("Insert {}?", counted(new.len(), "request"));
+    args.yes.confirm(new.len() as u64, &question)?;
+    Ok(outlook)
 }
 
 fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {

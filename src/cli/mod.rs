@@ -14,6 +14,7 @@ use crate::logging::{self, LogFormat};
 
 mod approve;
 mod args;
+mod ask;
 mod cancel;
 mod check;
 mod db;
@@ -27,6 +28,7 @@ mod list;
 mod output;
 mod override_windows;
 mod pause;
+mod plan;
 mod report;
 mod retry;
 mod serve;
@@ -91,6 +93,7 @@ enum Command {
     List(list::ListArgs),
     Show(show::ShowArgs),
     Explain(explain::ExplainArgs),
+    Plan(plan::PlanArgs),
     Status(status::StatusArgs),
     Report(report::ReportArgs),
     Inventory(inventory::InventoryArgs),
@@ -160,6 +163,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::List(args) => list::run(context, args).await,
         Command::Show(args) => show::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,
+        Command::Plan(args) => plan::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
         Command::Report(args) => report::run(context, args).await,
         Command::Inventory(args) => inventory::run(context, args).await,

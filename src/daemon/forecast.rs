@@ -45,6 +45,8 @@ pub struct NewShare {
     pub requested_by: Option<String>,
     /// Their label.
     pub label: Option<String>,
+    /// The request that all of them wait for.
+    pub after_id: Option<i64>,
     /// Their servers.
     pub servers: Vec<String>,
 }

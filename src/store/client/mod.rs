@@ -174,17 +174,6 @@ impl QueueClient {
         read::holds(&mut self.connection, now).await
     }
 
-    /// When a request of this target and label that is due at `due_at` expires, if it has no time of
-    /// its own; none: never, or no daemon has noted it.
-    pub async fn usual_expiry(
-        &mut self,
-        target: &str,
-        label: Option<&str>,
-        due_at: UtcMillis,
-    ) -> Result<Option<UtcMillis>, StoreError> {
-        read::usual_expiry(&mut self.connection, target, label, due_at).await
-    }
-
     /// Refuses a list of ids of which one is unknown.
     ///
     /// # Errors
@@ -356,6 +345,19 @@ impl QueueClient {
         if_absent: bool,
     ) -> Result<(Vec<i64>, usize), StoreError> {
         self.enqueue_in(None, requests, if_absent).await
+    }
+
+    /// The requests that `retry` would insert at this moment.
+    ///
+    /// # Errors
+    /// As `retry`.
+    pub async fn tried_again(&mut self, which: &Selection) -> Result<Vec<NewRequest>, StoreError> {
+        actions::tried_again(&mut self.connection, which).await
+    }
+
+    /// Those of the requests whose keys no request has.
+    pub async fn absent(&mut self, requests: &[NewRequest]) -> Result<Vec<NewRequest>, StoreError> {
+        write::absent(&mut self.connection, requests).await
     }
 
     /// As `enqueue`; the order that the requests belong to is written first, unless the same one
