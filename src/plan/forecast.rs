@@ -113,6 +113,8 @@ pub struct ActionForecast {
     pub expiring: u64,
     /// Those that nothing but a person lets go.
     pub stuck: u64,
+    /// What holds most of those.
+    pub stuck_reason: Option<String>,
     /// Calls that carry any of them.
     pub calls: u64,
     /// When the first call leaves; none: none does.

@@ -162,11 +162,24 @@ impl About<'_> {
                 .map(|at| format!("; the first expires at {at}"))
                 .unwrap_or_default();
             lines.push(format!(
-                "{} until somebody does something{unless}",
-                verb(action.stuck, "stays", "stay")
+                "{} until somebody does something{unless}{}",
+                verb(action.stuck, "stays", "stay"),
+                self.stuck_reason()
             ));
         }
         lines
+    }
+}
+
+impl About<'_> {
+    /// Why they stay, if that was not said before.
+    fn stuck_reason(&self) -> String {
+        let reason = self.action.stuck_reason.as_ref();
+        let is_said = |reason: &&String| self.waiting().any(|waiting| waiting.reason == **reason);
+        reason
+            .filter(|reason| !is_said(reason))
+            .map(|reason| format!(": {}", reason.trim_end_matches('.')))
+            .unwrap_or_default()
     }
 }
 
@@ -240,6 +253,10 @@ fn sizes(calls: &[&PlannedCall]) -> String {
             Some((_, number)) => *number += 1,
             None => groups.push((call.servers, 1)),
         }
+    }
+    if let [(servers, _)] = groups.as_slice() {
+        let each = counted(*servers, "server");
+        return format!("{} calls with {each} each{others}", calls.len());
     }
     let named: Vec<String> = groups
         .iter()

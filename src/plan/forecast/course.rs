@@ -614,18 +614,51 @@ impl Course<'_> {
             .min();
     }
 
+    /// What has not left when nothing more happens.
     fn note_stuck(&mut self) {
-        let in_lanes = self.stocks.iter().flat_map(Stock::shares);
-        let in_orders = self.orders.iter().flat_map(|order| &order.waiting);
-        let kept = self.kept.iter().map(|kept| &kept.share);
-        let all = in_lanes.chain(in_orders).chain(kept).chain(&self.followers);
-        let stuck: Vec<Share> = all.cloned().collect();
         if self.told.is_cut {
             return;
         }
-        for share in stuck {
+        let mut most: BTreeMap<(TargetName, PowerAction), (u64, String)> = BTreeMap::new();
+        for (share, why) in self.left_over() {
             self.note_unsent(&share, |action| &mut action.stuck);
+            if share.is_asked {
+                let key = (share.target.clone(), share.action);
+                let largest = most.entry(key).or_default();
+                if share.requests > largest.0 {
+                    *largest = (share.requests, why.reason);
+                }
+            }
         }
+        for (key, (_, reason)) in most {
+            if let Some(action) = self.actions.get_mut(&key) {
+                action.stuck_reason = Some(reason);
+            }
+        }
+    }
+
+    /// All that stands somewhere and waits for nothing that is to come.
+    fn left_over(&self) -> Vec<(Share, Why)> {
+        let mut left = Vec::new();
+        for stock in &self.stocks {
+            if let Some(why) = self.why_not(stock) {
+                left.extend(stock.shares().map(|share| (share.clone(), why.clone())));
+            }
+        }
+        for order in &self.orders {
+            let why = order.why_not();
+            left.extend(
+                order
+                    .waiting
+                    .iter()
+                    .map(|share| (share.clone(), why.clone())),
+            );
+        }
+        let kept = self.kept.iter();
+        left.extend(kept.map(|kept| (kept.share.clone(), kept.why.clone())));
+        let followers = self.followers.iter();
+        left.extend(followers.map(|share| (share.clone(), Why::of_follower(share))));
+        left
     }
 
     /// What does not leave at this moment, and why.
@@ -637,23 +670,8 @@ impl Course<'_> {
                 *groups.entry(key).or_default() += share.requests;
             }
         };
-        for stock in &self.stocks {
-            if let Some(why) = self.why_not(stock) {
-                stock.shares().for_each(|share| note(share, why.clone()));
-            }
-        }
-        for order in &self.orders {
-            let why = order.why_not();
-            order
-                .waiting
-                .iter()
-                .for_each(|share| note(share, why.clone()));
-        }
-        for kept in &self.kept {
-            note(&kept.share, kept.why.clone());
-        }
-        for share in &self.followers {
-            note(share, Why::of_follower(share));
+        for (share, why) in self.left_over() {
+            note(&share, why);
         }
         for share in self.question.shares.iter() {
             if share.is_protected && share.action.interrupts() {
@@ -779,6 +797,7 @@ impl ActionForecast {
             protected: 0,
             expiring: 0,
             stuck: 0,
+            stuck_reason: None,
             calls: 0,
             first_leaves_at: None,
             last_leaves_at: None,
