@@ -618,3 +618,42 @@ async fn a_plan_beside_a_running_daemon_counts_what_has_left() {
     assert!(told.forecast.calls[0].at < now + Duration::from_secs(10));
     scene.daemon.stop().await;
 }
+
+/// The SQL of the forecast, out of its own source.
+fn statements() -> Vec<&'static str> {
+    let source = include_str!("../src/store/client/forecast.rs");
+    let literals = source.split('"').skip(1).step_by(2);
+    literals
+        .filter(|text| text.starts_with("SELECT ") || text.starts_with("WITH "))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forecast_reads_nothing_that_has_ended() {
+    let (_yard, mut producer) = quiet(&[]).await;
+    let unfinished = [
+        "ready",
+        "line",
+        "parked_count",
+        "held_count",
+        "retry",
+        "expiry",
+    ];
+    assert!(statements().len() > 10);
+    for statement in statements() {
+        let explain = format!("EXPLAIN QUERY PLAN {statement}");
+        let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(AssertSqlSafe(explain))
+            .fetch_all(&mut producer)
+            .await
+            .unwrap_or_else(|error| panic!("{statement}\n{error}"));
+        for (.., step) in &steps {
+            let is_large = step.starts_with("SCAN power_requests") || step.starts_with("SCAN r ");
+            let is_open = unfinished
+                .iter()
+                .any(|index| step.contains(&format!("INDEX power_requests_{index}")));
+            assert!(!is_large || is_open, "{step}\n{statement}");
+            assert!(!step.contains("AUTOMATIC"), "{step}\n{statement}");
+            assert!(!step.starts_with("SCAN batches USING INDEX batches_ended"));
+        }
+    }
+}

@@ -119,7 +119,7 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
         output::note(&warning);
     }
-    if let Some(warning) = plan::expiry_warning(&outlook) {
+    if let Some(warning) = outlook.as_ref().and_then(plan::expiry_warning) {
         output::note(&warning);
     }
     if skipped > 0 {
@@ -277,16 +277,29 @@ async fn preview(
     args: &EnqueueArgs,
     client: &mut QueueClient,
     (order, requests): (Option<&NewOrder>, &[NewRequest]),
-) -> Result<Outlook, Failure> {
+) -> Result<Option<Outlook>, Failure> {
     let absent = if args.if_absent {
         Some(client.absent(requests).await?)
     } else {
         None
     };
     let new = absent.as_deref().unwrap_or(requests);
-    let outlook = plan::of_new(context, &args.queue, client, (order, new)).await?;
-    if ask::is_person() && !new.is_empty() {
-        output::note(plan::text(&outlook, &BTreeMap::new()).trim_end());
+    let outlook = match plan::of_new(context, &args.queue, client, (order, new)).await {
+        Ok(outlook) => Some(outlook),
+        // What cannot be foretold can be inserted all the same.
+        Err(failure) => {
+            output::note(&format!(
+                "warning: what will become of the requests is not known: {}",
+                failure.sentence()
+            ));
+            None
+        }
+    };
+    if let Some(outlook) = outlook
+        .as_ref()
+        .filter(|_| ask::is_person() && !new.is_empty())
+    {
+        output::note(plan::text(outlook, &BTreeMap::new()).trim_end());
     }
     let question = format!("Insert {}?", counted(new.len(), "request"));
     args.yes.confirm(new.len() as u64, &question)?;
