@@ -41,6 +41,8 @@ pub(super) struct Course<'a> {
     actions: BTreeMap<(TargetName, PowerAction), ActionForecast>,
     told: Forecast,
     calls: usize,
+    /// It goes on, but was not followed any further.
+    is_cut: bool,
 }
 
 /// Requests that a hold keeps one by one.
@@ -124,6 +126,7 @@ impl<'a> Course<'a> {
             actions: BTreeMap::new(),
             told: Forecast::default(),
             calls: 0,
+            is_cut: false,
         };
         for share in &question.shares {
             if share.is_asked {
@@ -151,7 +154,7 @@ impl<'a> Course<'a> {
         self.note_waiting();
         while let Some(at) = self.next_wake() {
             if at > self.question.now + HORIZON || self.calls >= CALLS_MAX {
-                self.told.is_cut = true;
+                self.is_cut = true;
                 break;
             }
             self.now = at;
@@ -200,7 +203,7 @@ impl Course<'_> {
             return;
         }
         match share.standing {
-            Standing::After | Standing::Behind => return self.followers.push_back(share),
+            Standing::After | Standing::Behind => return self.follow(share),
             Standing::Later(at) | Standing::Retry(at) if at > self.now => {
                 return self.coming.entry(at).or_default().push(share);
             }
@@ -228,6 +231,13 @@ impl Course<'_> {
             }
             None => self.join_lane(share),
         }
+    }
+
+    /// Those that arrived first are released first.
+    fn follow(&mut self, share: Share) {
+        let followers = &mut self.followers;
+        let at = followers.partition_point(|other| other.first_id <= share.first_id);
+        followers.insert(at, share);
     }
 
     fn join_lane(&mut self, share: Share) {
@@ -320,7 +330,7 @@ impl Course<'_> {
                 .partition(|share| leaving.precedes(share));
         let released = take_first(&mut next, most);
         self.followers = others;
-        self.followers.extend(next);
+        next.into_iter().for_each(|share| self.follow(share));
         for mut share in released {
             share.has_turn |= leaving.label.is_some();
             if let Some(order) = self.order_of(&share)
@@ -616,11 +626,14 @@ impl Course<'_> {
 
     /// What has not left when nothing more happens.
     fn note_stuck(&mut self) {
-        if self.told.is_cut {
-            return;
-        }
+        let coming = self.coming.values().flatten();
+        self.told.is_cut = self.is_cut && coming.into_iter().any(|share| share.is_asked);
         let mut most: BTreeMap<(TargetName, PowerAction), (u64, String)> = BTreeMap::new();
         for (share, why) in self.left_over() {
+            if self.is_cut && why.until.is_some() {
+                self.told.is_cut |= share.is_asked;
+                continue;
+            }
             self.note_unsent(&share, |action| &mut action.stuck);
             if share.is_asked {
                 let key = (share.target.clone(), share.action);

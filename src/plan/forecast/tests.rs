@@ -515,6 +515,43 @@ fn a_guard_counts_what_waits_for_its_wave() {
 }
 
 #[test]
+fn what_is_due_in_years_does_not_hide_what_is_stuck() {
+    let far = Share {
+        standing: Standing::Later(NOW + Duration::from_secs(3 * 366 * 86_400)),
+        is_asked: false,
+        ..stops(1)
+    };
+    let lost = Share {
+        target: TargetName("tpyo".to_owned()),
+        ..stops(4)
+    };
+    let told = forecast(&question(vec![far.clone(), lost], outlook()));
+    assert_eq!((only(&told).stuck, told.is_cut), (4, false));
+    let asked = Share {
+        is_asked: true,
+        ..far
+    };
+    let told = forecast(&question(vec![asked], outlook()));
+    assert_eq!((only(&told).stuck, told.is_cut), (0, true));
+}
+
+#[test]
+fn of_those_behind_the_first_to_arrive_goes_first() {
+    let behind = |first_id, action| Share {
+        first_id,
+        action,
+        standing: Standing::Behind,
+        ..stops(2)
+    };
+    let last = behind(9, PowerAction::Start);
+    let next = behind(5, PowerAction::Reboot);
+    let told = forecast(&question(vec![last, stops(2), next], outlook()));
+    let actions: Vec<PowerAction> = told.calls.iter().map(|call| call.action).collect();
+    let order = [PowerAction::Stop, PowerAction::Reboot, PowerAction::Start];
+    assert_eq!(actions, order);
+}
+
+#[test]
 fn a_course_that_never_ends_is_cut_and_says_so() {
     let mut narrow = outlook();
     narrow.batch_servers_max = 1;

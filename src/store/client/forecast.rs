@@ -9,10 +9,12 @@ use std::time::Duration;
 use sqlx::FromRow;
 use sqlx::sqlite::SqliteConnection;
 
+use super::{OpenBatch, TargetLimits};
 use crate::model::{
     Crowd, Hold, LaneKind, Order, PowerAction, PowerMix, ServerId, Share, Standing, TargetName,
     UtcMillis,
 };
+
 use crate::store::sqlite::rows::{self, list};
 use crate::store::sqlite::{CountedCall, Unapproved, batches, guard, holds, orders};
 use crate::store::{QueueClient, StoreError};
@@ -48,34 +50,6 @@ pub struct ShareRules {
     pub protected: Vec<(TargetName, ServerId)>,
     /// Batches that guards count.
     pub counted: Vec<i64>,
-}
-
-/// A batch that runs, with its requests that have not ended.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct OpenBatch {
-    /// Whose cloud project.
-    pub target: String,
-    /// What was asked for.
-    pub action: String,
-    /// How many have not ended.
-    pub requests: i64,
-    /// Since when.
-    pub since: String,
-}
-
-/// What the daemon has noted of a target for those who cannot read its config.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct TargetLimits {
-    /// Its name.
-    pub target: String,
-    /// Which API.
-    pub service: String,
-    /// Calls a minute at present.
-    pub pace_per_minute: i64,
-    /// Throttled or failed calls in a row.
-    pub throttles: i64,
-    /// How long a request without a time of expiry may wait; none: for ever.
-    pub default_ttl_ms: Option<i64>,
 }
 
 /// Requests that leave with the next calls from one lane, by label.

@@ -31,7 +31,7 @@ mod write;
 
 pub use actions::{Actor, Done, RequestResult};
 pub use approve::{Approval, ApprovalCount, Unapproved};
-pub use forecast::{AskedFor, LabelCount, OpenBatch, ShareRules, TargetLimits};
+pub use forecast::{AskedFor, LabelCount, ShareRules};
 pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use orders::{Lets, NewOrder};
@@ -39,7 +39,8 @@ pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use pauses::{Paused, Resumed, scope_name};
 pub use read::{Filter, Labelled};
 pub use records::{
-    AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
+    AttemptRecord, BatchRecord, HoldRecord, OpenBatch, OrderRecord, ProducerNote, RequestRecord,
+    ServerRecord, TargetLimits,
 };
 pub use selection::{Allowed, SelectedCount, Selection};
 pub use write::NewRequest;

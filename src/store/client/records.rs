@@ -202,6 +202,31 @@ record! {
     }
 }
 
+record! {
+    /// A batch that runs.
+    pub struct OpenBatch {
+        target: String,
+        action: String,
+        /// Those that have not ended.
+        requests: i64,
+        since: String,
+    }
+}
+
+record! {
+    /// What the daemon has noted of a target, for those who cannot read its config.
+    pub struct TargetLimits {
+        target: String,
+        service: String,
+        /// Calls a minute at present.
+        pace_per_minute: i64,
+        /// Throttled or failed calls in a row.
+        throttles: i64,
+        /// How long a request without a time of expiry may wait; none: for ever.
+        default_ttl_ms: Option<i64>,
+    }
+}
+
 impl HoldRecord {
     /// True if it is about all requests of this target and action, whether or not its time has
     /// passed.
