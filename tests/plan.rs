@@ -411,7 +411,10 @@ async fn above_twenty_servers_a_person_is_asked_before_anything_is_inserted() {
             ),
             "{shown}"
         );
-        assert!(shown.contains("Insert 21 requests? [y/N]"), "{shown}");
+        assert!(
+            shown.contains("Insert 21 requests for 21 servers? [y/N]"),
+            "{shown}"
+        );
     }
     assert_eq!(text(&mut producer, ROWS).await, "0");
     let (code, out, _) = at_terminal(&yard, &ask, "yes").await;
@@ -656,4 +659,54 @@ async fn a_forecast_reads_nothing_that_has_ended() {
             assert!(!step.starts_with("SCAN batches USING INDEX batches_ended"));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cycle_is_asked_about_by_servers_and_its_starts_come_later() {
+    let (yard, mut producer) = quiet(&[]).await;
+    let many = servers(&yard, 21);
+    let mut ask = vec!["enqueue", "power-cycle", "--label", "cycle"];
+    ask.extend(many.iter().map(String::as_str));
+    let (code, _, shown) = at_terminal(&yard, &ask, "n").await;
+    assert_eq!(code, Some(2), "{shown}");
+    assert!(
+        shown.contains("Insert 42 requests for 21 servers?"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("start on default: 21 requests nothing leaves now 21 wait (after)"),
+        "{shown}"
+    );
+    let (code, out, _) = at_terminal(&yard, &ask[..24], "").await;
+    assert_eq!((code, out.lines().count()), (Some(0), 40));
+    let told = plan(&yard, &["--label", "cycle"]).await;
+    let calls: Vec<&Value> = told["actions"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|action| &action["calls"])
+        .collect();
+    assert_eq!(calls, [1, 1]);
+    sql(
+        &mut producer,
+        "UPDATE power_requests SET state = 'cancelled' WHERE action = 'stop'",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_is_kept_with_the_names_and_told() {
+    let locked = format!("{QUICK}{}", scene::fault("locked", "servers = [2, 5]"));
+    let mut scene = scene::Scene::new(&locked, &["inventory_interval = \"1h\""]).await;
+    scene
+        .wait_for("SELECT count(*) FROM servers WHERE locked = 1", "2")
+        .await;
+    scene.command(&["pause"]).await;
+    scene.ask(PowerAction::Stop, 1..=5).await;
+    let mix = &plan(&scene.yard, &[]).await["actions"][0]["servers"];
+    assert_eq!(
+        (&mix["on"], &mix["locked"]),
+        (&Value::from(5), &Value::from(2))
+    );
+    scene.daemon.stop().await;
 }

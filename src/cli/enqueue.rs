@@ -1,11 +1,11 @@
 //! `enqueue`: one request per server, all of them or none. Checks what the schema would refuse
 //! without saying which argument or line is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::args::{self, QueueArgs};
+use super::args::{self, Asked, QueueArgs};
 use super::ask::{self, YesArg};
 use super::plan;
 use super::servers::{self, Reading, Word};
@@ -13,7 +13,7 @@ use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
 use crate::daemon::Outlook;
 use crate::model::{PowerAction, RequestId, counted};
-use crate::store::client::{Access, NewOrder, NewRequest};
+use crate::store::client::{Access, Cycle, NewOrder, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
 /// Insert one request for each server, all in one transaction; print their ids, one per line.
@@ -22,6 +22,8 @@ use crate::store::{QueueClient, StoreError};
 At a terminal it first shows what will become of the requests, and asks above 20 servers.
 Times are UTC unless they have an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
 If a call with --key was interrupted, repeat it with --if-absent.
+power-cycle prints the id of the stop, then that of the start, for each server. --after, --not-before and --expires-at are \
+for the stop; the start waits for it. The keys are KEY:stop:SERVER and KEY:start:SERVER.
 
 Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
@@ -29,10 +31,10 @@ Examples:
   poweryard enqueue reboot --from-file fleet.txt --label kernel --waves 1,5%,25% --failures-max 2% --pause 10m
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct EnqueueArgs {
-    /// What to do: start, stop or reboot. Stop and reboot are always forced; the clouds have no
-    /// soft ones.
-    #[arg(value_parser = args::actions())]
-    action: PowerAction,
+    /// What to do: start, stop, reboot, or power-cycle: a stop, and a start once that has succeeded.
+    /// Stop and reboot are always forced; the clouds have no soft ones.
+    #[arg(value_parser = args::asked())]
+    action: Asked,
     /// Ids, names, or globs over names ('gpu-*') of servers. A server may be named only once.
     #[arg(value_name = "SERVER")]
     servers: Vec<String>,
@@ -108,14 +110,25 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     };
     let servers = servers::ids(&mut client, &words, reading).await?;
     let times = Times::read(&mut client, &args).await?;
-    let requests = requests(&args, &times, servers);
     let order = order(&args, &times);
-    let new = (order.as_ref(), requests.as_slice());
-    let outlook = preview(context, &args, &mut client, new).await?;
-    let (ids, skipped) = client
-        .enqueue_in(order.as_ref(), &requests, args.if_absent)
-        .await
-        .map_err(in_options)?;
+    let wish = match args.action {
+        Asked::Action(action) => Wish::Requests(requests(&args, &times, &servers, action)),
+        Asked::PowerCycle => Wish::Cycles(cycles(&args, &times, &servers)),
+    };
+    let outlook = preview(context, &args, &mut client, (order.as_ref(), &wish)).await?;
+    let inserted = match &wish {
+        Wish::Requests(requests) => {
+            client
+                .enqueue_in(order.as_ref(), requests, args.if_absent)
+                .await
+        }
+        Wish::Cycles(cycles) => {
+            client
+                .enqueue_cycles(order.as_ref(), cycles, args.if_absent)
+                .await
+        }
+    };
+    let (ids, skipped) = inserted.map_err(in_options)?;
     if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
         output::note(&warning);
     }
@@ -271,20 +284,41 @@ impl Times {
     }
 }
 
+/// What is to be inserted.
+enum Wish {
+    Requests(Vec<NewRequest>),
+    Cycles(Vec<Cycle>),
+}
+
+impl Wish {
+    /// All of them; the starts of cycles wait for what is not inserted yet.
+    fn requests(&self) -> Vec<NewRequest> {
+        match self {
+            Self::Requests(requests) => requests.clone(),
+            Self::Cycles(cycles) => {
+                let stops = cycles.iter().map(|cycle| cycle.stop.clone());
+                let starts = cycles.iter().map(|cycle| NewRequest {
+                    after_id: Some(plan::NOT_INSERTED),
+                    ..cycle.start.clone()
+                });
+                stops.chain(starts).collect()
+            }
+        }
+    }
+}
+
 /// What will become of the requests, shown to a person before they are inserted.
 async fn preview(
     context: &Context,
     args: &EnqueueArgs,
     client: &mut QueueClient,
-    (order, requests): (Option<&NewOrder>, &[NewRequest]),
+    (order, wish): (Option<&NewOrder>, &Wish),
 ) -> Result<Option<Outlook>, Failure> {
-    let absent = if args.if_absent {
-        Some(client.absent(requests).await?)
-    } else {
-        None
-    };
-    let new = absent.as_deref().unwrap_or(requests);
-    let outlook = match plan::of_new(context, &args.queue, client, (order, new)).await {
+    let mut new = wish.requests();
+    if args.if_absent {
+        new = client.absent(&new).await?;
+    }
+    let outlook = match plan::of_new(context, &args.queue, client, (order, &new)).await {
         Ok(outlook) => Some(outlook),
         // What cannot be foretold can be inserted all the same.
         Err(failure) => {
@@ -301,17 +335,54 @@ async fn preview(
     {
         output::note(plan::text(outlook, &BTreeMap::new()).trim_end());
     }
-    let question = format!("Insert {}?", counted(new.len(), "request"));
-    args.yes.confirm(new.len() as u64, &question)?;
+    let servers: BTreeSet<&str> = new.iter().map(|new| new.server_id.as_str()).collect();
+    let question = format!(
+        "Insert {} for {}?",
+        counted(new.len(), "request"),
+        counted(servers.len(), "server")
+    );
+    args.yes.confirm(servers.len() as u64, &question)?;
     Ok(outlook)
 }
 
-fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
+/// The keys are `K:stop:SERVER` and `K:start:SERVER`. A start waits for its stop and for nothing else,
+/// and has no time of expiry of its own: a server that was switched off is to be switched on again.
+fn cycles(args: &EnqueueArgs, times: &Times, servers: &[String]) -> Vec<Cycle> {
+    let stops = requests(args, times, servers, PowerAction::Stop);
+    let each = stops.into_iter().map(|stop| {
+        let keyed = |action: PowerAction| {
+            let key = args.key.as_ref()?;
+            Some(format!("{key}:{action}:{}", stop.server_id))
+        };
+        let start = NewRequest {
+            action: PowerAction::Start.as_str().to_owned(),
+            request_key: keyed(PowerAction::Start),
+            not_before: None,
+            expires_at: None,
+            after_id: None,
+            ..stop.clone()
+        };
+        let request_key = keyed(PowerAction::Stop);
+        let stop = NewRequest {
+            request_key,
+            ..stop.clone()
+        };
+        Cycle { stop, start }
+    });
+    each.collect()
+}
+
+fn requests(
+    args: &EnqueueArgs,
+    times: &Times,
+    servers: &[String],
+    action: PowerAction,
+) -> Vec<NewRequest> {
     let requested_by = args.requested_by.clone().or_else(args::login_user);
     let mut requests = Vec::with_capacity(servers.len());
     for server_id in servers {
         requests.push(NewRequest {
-            action: args.action.as_str().to_owned(),
+            action: action.as_str().to_owned(),
             target: args.target.clone(),
             priority: args.priority,
             not_before: times.not_before.clone(),
@@ -321,7 +392,7 @@ fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewR
             label: args.label.clone(),
             requested_by: requested_by.clone(),
             override_reason: args.override_reason.clone(),
-            server_id,
+            server_id: server_id.clone(),
         });
     }
     requests

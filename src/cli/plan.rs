@@ -16,6 +16,8 @@ pub(super) use told::{expiry_warning, text};
 
 /// What has not been inserted comes after all that has.
 const FIRST_NEW_ID: i64 = i64::MAX / 2;
+/// Stands for the id of a request that is not inserted yet.
+pub(super) const NOT_INSERTED: i64 = i64::MAX;
 /// How long an order with waves has, where nobody says so: what the schema gives it.
 const ORDER_LIFE: std::time::Duration = std::time::Duration::from_secs(7 * 86_400);
 
@@ -173,7 +175,7 @@ async fn new_share(
 }
 
 async fn waits_for(client: &mut QueueClient, id: i64) -> Result<bool, Failure> {
-    // One that does not exist is refused by the schema.
+    // One that is not inserted yet is waited for, and others that do not exist the schema refuses.
     let before = client.request(id).await.ok();
     Ok(before.is_none_or(|request| request.state != RequestState::Succeeded.as_str()))
 }

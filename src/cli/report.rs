@@ -29,7 +29,7 @@ every server. With --by: how many servers ended or wait in which way.
 
 Examples:
   poweryard report --label evac
-  poweryard report --label evac --csv > evac.csv
+  poweryard report --label evac --csv
   poweryard report --label evac --by error")]
 pub(super) struct ReportArgs {
     /// Requests with exactly this label.

@@ -602,7 +602,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
         ),
         (
             "[queue]\nttl = \"1h\"",
-            "10: queue.ttl: unknown key; known here: database, default_ttl, retention",
+            "10: queue.ttl: unknown key; known here: database, default_ttl, export_before_prune, retention",
         ),
         (
             "[batch]\nlinger = \"61s\"",
