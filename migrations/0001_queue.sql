@@ -1131,6 +1131,7 @@ CREATE TABLE servers (
     status    TEXT NOT NULL,                -- the cloud's own word
     seen_at   TEXT NOT NULL,                -- when a list showed it last
     gone_at   TEXT,                         -- since when lists lack it
+    locked    INTEGER NOT NULL DEFAULT 0,   -- 1: the cloud refuses to switch it
     PRIMARY KEY (target, server_id)
 ) WITHOUT ROWID;
 CREATE INDEX servers_name ON servers (name, target) WHERE gone_at IS NULL;

@@ -31,7 +31,7 @@
 //! | --- | --- | --- |
 //! | [`model`] | the nouns: ids, words, batches, lanes, holds, faults, codes | everything else |
 //! | [`lifecycle`] | which state may follow which; `Step`, what follows for a batch | SQL, time |
-//! | [`plan`] | lanes, limits, budgets, guards, windows and holds → what is sent next | SQL, HTTP, clocks |
+//! | [`plan`] | lanes, limits, budgets, guards, windows and holds → what is sent next, and the forecast of it | SQL, HTTP, clocks |
 //! | [`verdict`] | an answer or a server's state → what we know, and how | SQL, HTTP, clocks |
 //! | [`pace`] | how fast to submit, when to look; the only user of `backoff` | SQL, HTTP |
 //! | [`settings`] | the config file → checked, finished values | SQL, HTTP |
@@ -45,8 +45,8 @@
 //! | [`daemon`] | the rounds, the calls, the wake-up, the stop | wire formats, SQL |
 //! | [`cli`] | one file per command: arguments, wording, exit codes | SQL, decisions about power |
 //!
-//! What several rooms speak of is a noun of `model`. So `lifecycle`, `plan` and `pace` import `model`
-//! alone, `store` also `lifecycle`, and `verdict` also `lifecycle` and `pace`.
+//! What several rooms speak of is a noun of `model`. So `lifecycle` and `pace` import `model` alone,
+//! `plan` also `pace`, `store` also `lifecycle`, and `verdict` also `lifecycle` and `pace`.
 //!
 //! The schema, in `migrations`, belongs to the vocabulary: it checks producers' rows,
 //! refuses moves that `lifecycle` does not have, and a second running request of a server.
@@ -199,6 +199,11 @@
 //! the hold, and the claim counts again in its own transaction, since rows arrive in between. Both
 //! hold lanes by what their requests have in common, and so an approval or an opening moves no row
 //! that it is not about.
+//!
+//! **One forecast.** What `plan`, the dry run and the questions of commands say of the future is not
+//! worked out by rules of its own: `plan::forecast` plays the daemon's decisions through, each at its
+//! time, with counts in place of rows. `daemon::forecast` reads what it needs. A million plain
+//! requests are counted along an index; only those of which more has to be known are read.
 //!
 //! **Wake-up.** inotify on the folder, since the `-wal` comes and goes. The notification comes
 //! before the commit can be seen, so the queue is checked at once and again after 1, 2, 4, 8 and 25

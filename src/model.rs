@@ -24,6 +24,7 @@ mod quoted;
 mod role;
 mod service;
 mod shown;
+mod share;
 mod splitmix;
 mod stored_enums;
 mod time;
@@ -38,6 +39,7 @@ pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use quoted::quoted;
 pub use role::Role;
 pub use shown::visible;
+pub use share::{PowerMix, Share, Standing};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OperatorAction, OrderState,

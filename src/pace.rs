@@ -11,8 +11,10 @@ use backoff::backoff::Backoff;
 
 use crate::model::{SPLITMIX_STEP, UtcMillis, splitmix};
 
+mod durations;
 mod looks;
 
+pub use durations::usual_duration;
 pub use looks::{ENDED_MAX, LearnedTimes, OpenJob, Took};
 
 /// The span that `submits_per_minute` speaks of.

@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
-use crate::model::{Budget, Hold, Lane, TargetName, UtcMillis};
+use crate::model::{Budget, Hold, HoldKind, Lane, PowerAction, TargetName, UtcMillis};
 
+pub mod forecast;
 pub mod guard;
 pub mod waves;
 pub mod windows;
@@ -105,6 +106,26 @@ pub fn allowance(budget: Budget, spent: &[(UtcMillis, u32)], now: UtcMillis) -> 
     }
 }
 
+/// The hold of a budget that is used up, put at the first of these times, until the second.
+pub fn budget_hold(
+    target: &TargetName,
+    action: PowerAction,
+    budget: Budget,
+    (since, until): (UtcMillis, UtcMillis),
+) -> Hold {
+    let span = humantime::format_duration(budget.span);
+    let servers = budget.servers;
+    Hold {
+        target: Some(target.clone()),
+        action: Some(action),
+        label: None,
+        kind: HoldKind::Budget,
+        reason: format!("the budget {action} = \"{servers}/{span}\" is used up until {until}"),
+        since,
+        until: Some(until),
+    }
+}
+
 /// When a request can leave at the earliest under a budget that is used up until `until`, with
 /// `ahead` others before it: of no span do more than the budget's servers leave.
 pub fn earliest_under_budget(budget: Budget, until: UtcMillis, ahead: u64) -> UtcMillis {
@@ -118,7 +139,7 @@ pub fn earliest_under_budget(budget: Budget, until: UtcMillis, ahead: u64) -> Ut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HoldKind, LaneKind, PowerAction};
+    use crate::model::LaneKind;
     use proptest::prelude::*;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);

@@ -207,7 +207,7 @@ async fn a_report_counts_the_newest_request_of_each_server_and_says_why_others_w
     queue.insert("b", &[("label", "'x'")]).await;
     end_all(&queue, |_| succeeded()).await;
     queue
-        .by_hand("INSERT INTO servers VALUES ('default', 'c', '=cmd|\"x\", y', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL)")
+        .by_hand("INSERT INTO servers VALUES ('default', 'c', '=cmd|\"x\", y', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL, 0)")
         .await;
     for server in ["d", "e"] {
         queue.insert(server, &[("label", "'x'")]).await;

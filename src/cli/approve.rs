@@ -2,18 +2,18 @@
 //! nobody approves what nobody has counted.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs, ReasonArg};
 use super::output::{self, Table, visible};
 use super::{Context, Exit, Failure};
+use super::{ask, plan};
 use crate::model::counted;
-use crate::model::{PowerAction, RequestId, Service};
-use crate::settings::Settings;
+use crate::model::{PowerAction, RequestId};
 use crate::store::QueueClient;
-use crate::store::client::{Access, Approval, ApprovalCount, Selection, Unapproved};
+use crate::store::client::{Access, Approval, AskedFor, Selection, Unapproved};
 
 /// Approve queued requests, so that a guard of the config no longer holds them.
 ///
@@ -64,14 +64,12 @@ pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Fa
             visible(&which.words())
         )));
     }
-    let calls = calls(context, &args, &mut client, &seen.counts).await?;
-    let shown = text(&seen, calls);
     if !args.json.json {
-        output::print(&shown)?;
+        output::print(&shown(context, &args, &mut client, &seen).await?)?;
     }
     let number = match args.yes {
         Some(number) => number,
-        None => ask(waiting)?,
+        None => ask_number(waiting)?,
     };
     if number != waiting {
         return Err(another(number, waiting));
@@ -105,24 +103,13 @@ fn selection(args: &ApproveArgs) -> Selection {
 }
 
 /// The number that is typed at the terminal.
-fn ask(waiting: u64) -> Result<u64, Failure> {
+fn ask_number(waiting: u64) -> Result<u64, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(format!(
             "this is no terminal; with --yes {waiting} these requests are approved"
         )));
     }
-    let mut stderr = std::io::stderr();
-    let asked = stderr.write_all(b"Type the number of requests to approve them: ");
-    asked
-        .and_then(|()| stderr.flush())
-        .map_err(Failure::Output)?;
-    let mut line = String::new();
-    std::io::stdin()
-        .read_line(&mut line)
-        .map_err(|source| Failure::File {
-            what: "read the number from the terminal".to_owned(),
-            source,
-        })?;
+    let line = ask::answer("Type the number of requests to approve them: ")?;
     let typed = line.trim();
     typed.parse().map_err(|_| {
         Failure::Usage(format!(
@@ -138,40 +125,33 @@ fn another(number: u64, waiting: u64) -> Failure {
     ))
 }
 
-/// How many calls they take at least, with the servers a call that the config allows, or the
-/// service.
-async fn calls(
+/// What is shown before the question.
+async fn shown(
     context: &Context,
     args: &ApproveArgs,
     client: &mut QueueClient,
-    counts: &[ApprovalCount],
-) -> Result<u64, Failure> {
-    let mut most: BTreeMap<String, u32> = BTreeMap::new();
-    for note in client.targets(args::now()).await? {
-        if let Ok(service) = note.service.parse::<Service>() {
-            most.insert(note.target, service.batch_servers_cap());
-        }
-    }
-    // If this user cannot read the config, the service's own limit counts.
-    if !args.queue.is_named()
-        && let Ok(settings) = Settings::load(&context.config)
-    {
-        for target in settings.targets {
-            most.insert(target.name.0, target.batch_servers_max);
-        }
-    }
-    let mut of_lane: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for count in counts {
-        let lane = (count.target.as_str(), count.action.as_str());
-        *of_lane.entry(lane).or_default() += u64::try_from(count.requests).unwrap_or(0);
-    }
-    let of_lane = of_lane.into_iter().map(|((target, _), requests)| {
-        let usual = Service::Bms.batch_servers_cap();
-        requests.div_ceil(u64::from(most.get(target).copied().unwrap_or(usual)))
-    });
-    Ok(of_lane.sum())
+    seen: &Unapproved,
+) -> Result<String, Failure> {
+    let asked = AskedFor {
+        label: args.label.clone(),
+        target: args.target.clone(),
+        action: args.action,
+        ids: (!args.ids.is_empty()).then(|| args::unique(&args.ids)),
+        is_unapproved: true,
+    };
+    let outlook = plan::as_approved(context, &args.queue, client, asked).await?;
+    let then = plan::text(&outlook, &BTreeMap::new());
+    let calls: u64 = outlook
+        .forecast
+        .actions
+        .iter()
+        .map(|action| action.calls)
+        .sum();
+    let counts = text(seen, calls);
+    Ok(format!("{counts}once approved:\n{then}"))
 }
 
+/// `calls`: those that carry them once they are approved; 0: something else holds them.
 fn text(seen: &Unapproved, calls: u64) -> String {
     let mut table = Table::new(&["TARGET", "ACTION", "LABEL", "REQUESTS"], &[3]);
     for count in &seen.counts {
@@ -183,17 +163,22 @@ fn text(seen: &Unapproved, calls: u64) -> String {
         ]);
     }
     let requests = seen.requests();
+    let in_calls = if calls == 0 {
+        String::new()
+    } else {
+        format!(", in at least {}", counted(calls, "call"))
+    };
     format!(
-        "{}{}, in at least {}\n",
+        "{}{}{in_calls}\n",
         table.render(),
-        counted(requests, "request"),
-        counted(calls, "call")
+        counted(requests, "request")
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::client::ApprovalCount;
 
     #[test]
     fn what_would_be_approved_is_counted_by_target_action_and_label() {

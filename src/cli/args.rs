@@ -51,6 +51,14 @@ impl QueueArgs {
     }
 }
 
+/// The config, if this user can read it and the queue is not named without it.
+pub(super) fn settings(context: &Context, queue: &QueueArgs) -> Option<Settings> {
+    if queue.is_named() {
+        return None;
+    }
+    Settings::load(&context.config).ok()
+}
+
 /// `--json`.
 #[derive(Debug, clap::Args)]
 pub(super) struct JsonArg {
@@ -92,16 +100,6 @@ pub(super) enum Asked {
     Action(PowerAction),
     /// A stop, and a start that waits for it.
     PowerCycle,
-}
-
-impl Asked {
-    /// What happens to the server first.
-    pub(super) fn first(self) -> PowerAction {
-        match self {
-            Self::Action(action) => action,
-            Self::PowerCycle => PowerAction::Stop,
-        }
-    }
 }
 
 /// A parser of our own, because clap suggests the word with the most similar letters, and that may

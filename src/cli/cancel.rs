@@ -3,16 +3,18 @@
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs, ReasonArg};
-use super::output;
+use super::ask::YesArg;
+use super::output::{self, Table};
 use super::{Context, Exit, Failure};
 use crate::model::{RequestId, RequestState, counted};
-use crate::store::client::{Access, Done, Selection};
+use crate::store::QueueClient;
+use crate::store::client::{Access, Done, SelectedCount, Selection};
 
 /// Cancel queued requests.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "label"]))]
 #[command(after_help = "\
-Requests that have been sent are not cancelled. Exit code: 1 if a request named by its id could not be cancelled.
+Requests that have been sent are not cancelled. At a terminal it asks above 20 requests. Exit code: 1 if a request named by its id could not be cancelled.
 
 Examples:
   poweryard cancel 17 18
@@ -24,6 +26,8 @@ pub(super) struct CancelArgs {
     /// All queued requests with exactly this label.
     #[arg(long, short, value_name = "TEXT")]
     label: Option<String>,
+    #[command(flatten)]
+    yes: YesArg,
     #[command(flatten)]
     reason: ReasonArg,
     #[command(flatten)]
@@ -38,6 +42,7 @@ pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Fai
         Some(label) => Selection::of_label(label),
         None => Selection::of_ids(args::unique(&args.ids)),
     };
+    confirm(&mut client, &args.yes, &which).await?;
     let done = client
         .cancel(args.reason.actor(&args::who()), &which)
         .await?;
@@ -64,6 +69,35 @@ pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Fai
     } else {
         Exit::Done
     })
+}
+
+/// Shows a person what would be cancelled, and asks.
+async fn confirm(client: &mut QueueClient, yes: &YesArg, which: &Selection) -> Result<(), Failure> {
+    if !yes.may_ask() {
+        return Ok(());
+    }
+    let mut counts = client.selected(which).await?;
+    counts.retain(|count| count.state == RequestState::Queued.as_str());
+    let queued: i64 = counts.iter().map(|count| count.requests).sum();
+    let queued = u64::try_from(queued).unwrap_or(0);
+    if yes.is_asked_about(queued) {
+        output::note(table(&counts).trim_end());
+    }
+    let question = format!("Cancel {}?", counted(queued, "request"));
+    yes.confirm(queued, &question)
+}
+
+fn table(counts: &[SelectedCount]) -> String {
+    let mut table = Table::new(&["TARGET", "ACTION", "STATE", "REQUESTS"], &[3]);
+    for count in counts {
+        table.row([
+            count.target.clone(),
+            count.action.clone(),
+            count.state.clone(),
+            count.requests.to_string(),
+        ]);
+    }
+    table.render()
 }
 
 fn object(done: &Done) -> serde_json::Value {

@@ -1,22 +1,25 @@
 //! `enqueue`: one request per server, all of them or none. Checks what the schema would refuse
 //! without saying which argument or line is wrong.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::args::{self, Asked, QueueArgs};
+use super::ask::{self, YesArg};
+use super::plan;
 use super::servers::{self, Reading, Word};
 use super::wait::{self, Followed, Subject};
 use super::{Context, Exit, Failure, output, terminal};
-use crate::model::{HoldKind, PowerAction, RequestId, UtcMillis, counted};
-use crate::plan::windows::WindowState;
-use crate::settings::Settings;
+use crate::daemon::Outlook;
+use crate::model::{PowerAction, RequestId, counted};
 use crate::store::client::{Access, Cycle, NewOrder, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
 /// Insert one request for each server, all in one transaction; print their ids, one per line.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+At a terminal it first shows what will become of the requests, and asks above 20 servers.
 Times are UTC unless they have an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
 If a call with --key was interrupted, repeat it with --if-absent.
 power-cycle prints the id of the stop, then that of the start, for each server. --after, --not-before and --expires-at are \
@@ -93,6 +96,8 @@ pub(super) struct EnqueueArgs {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
+    yes: YesArg,
+    #[command(flatten)]
     queue: QueueArgs,
 }
 
@@ -106,17 +111,20 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     let servers = servers::ids(&mut client, &words, reading).await?;
     let times = Times::read(&mut client, &args).await?;
     let order = order(&args, &times);
-    let inserted = match args.action {
-        Asked::Action(action) => {
-            let requests = requests(&args, &times, &servers, action);
+    let wish = match args.action {
+        Asked::Action(action) => Wish::Requests(requests(&args, &times, &servers, action)),
+        Asked::PowerCycle => Wish::Cycles(cycles(&args, &times, &servers)),
+    };
+    let outlook = preview(context, &args, &mut client, (order.as_ref(), &wish)).await?;
+    let inserted = match &wish {
+        Wish::Requests(requests) => {
             client
-                .enqueue_in(order.as_ref(), &requests, args.if_absent)
+                .enqueue_in(order.as_ref(), requests, args.if_absent)
                 .await
         }
-        Asked::PowerCycle => {
-            let cycles = cycles(&args, &times, &servers);
+        Wish::Cycles(cycles) => {
             client
-                .enqueue_cycles(order.as_ref(), &cycles, args.if_absent)
+                .enqueue_cycles(order.as_ref(), cycles, args.if_absent)
                 .await
         }
     };
@@ -124,7 +132,7 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
         output::note(&warning);
     }
-    if let Some(warning) = early_expiry(context, &args, &times, &mut client).await? {
+    if let Some(warning) = outlook.as_ref().and_then(plan::expiry_warning) {
         output::note(&warning);
     }
     if skipped > 0 {
@@ -276,68 +284,65 @@ impl Times {
     }
 }
 
-/// A warning if the requests expire before the window of their action opens.
-async fn early_expiry(
+/// What is to be inserted.
+enum Wish {
+    Requests(Vec<NewRequest>),
+    Cycles(Vec<Cycle>),
+}
+
+impl Wish {
+    /// All of them; the starts of cycles wait for what is not inserted yet.
+    fn requests(&self) -> Vec<NewRequest> {
+        match self {
+            Self::Requests(requests) => requests.clone(),
+            Self::Cycles(cycles) => {
+                let stops = cycles.iter().map(|cycle| cycle.stop.clone());
+                let starts = cycles.iter().map(|cycle| NewRequest {
+                    after_id: Some(plan::NOT_INSERTED),
+                    ..cycle.start.clone()
+                });
+                stops.chain(starts).collect()
+            }
+        }
+    }
+}
+
+/// What will become of the requests, shown to a person before they are inserted.
+async fn preview(
     context: &Context,
     args: &EnqueueArgs,
-    times: &Times,
     client: &mut QueueClient,
-) -> Result<Option<String>, Failure> {
-    if args.override_reason.is_some() {
-        return Ok(None);
+    (order, wish): (Option<&NewOrder>, &Wish),
+) -> Result<Option<Outlook>, Failure> {
+    let mut new = wish.requests();
+    if args.if_absent {
+        new = client.absent(&new).await?;
     }
-    let now = args::now();
-    let settings = config(context, args);
-    let time = |text: &Option<String>| text.as_ref().and_then(|text| text.parse().ok());
-    let due_at = time(&times.not_before).map_or(now, |at: UtcMillis| at.max(now));
-    let expires_at = match time(&times.expires_at) {
-        Some(at) => Some(at),
-        None => client
-            .usual_expiry(&args.target, args.label.as_deref(), due_at)
-            .await?
-            .or_else(|| Some(due_at + settings.as_ref()?.queue.default_ttl?)),
+    let outlook = match plan::of_new(context, &args.queue, client, (order, &new)).await {
+        Ok(outlook) => Some(outlook),
+        // What cannot be foretold can be inserted all the same.
+        Err(failure) => {
+            output::note(&format!(
+                "warning: what will become of the requests is not known: {}",
+                failure.sentence()
+            ));
+            None
+        }
     };
-    let Some(expires_at) = expires_at else {
-        return Ok(None);
-    };
-    let closed = match window_in_config(settings.as_ref(), args, due_at) {
-        Some(WindowState::Open { .. }) => None,
-        Some(WindowState::Closed { until, why }) => Some((until, why)),
-        // Without the config, what the daemon holds now is known.
-        None => client
-            .holds(now)
-            .await?
-            .into_iter()
-            .filter(|hold| hold.kind == HoldKind::Window.as_str())
-            .find(|hold| hold.covers(&args.target, args.action.first().as_str()))
-            .map(|hold| (time(&hold.until), hold.reason)),
-    };
-    let closed = closed.filter(|(until, _)| until.is_none_or(|until| until >= expires_at));
-    Ok(closed.map(|(_, why)| {
-        output::visible(&format!(
-            "warning: these requests expire at {expires_at}, before they can be sent: {why}; with --expires-at they wait longer, \
-             with --override-reason they are sent anyway"
-        ))
-    }))
-}
-
-/// The config, if this user can read it and the queue is not named without it.
-fn config(context: &Context, args: &EnqueueArgs) -> Option<Settings> {
-    if args.queue.is_named() {
-        return None;
+    if let Some(outlook) = outlook
+        .as_ref()
+        .filter(|_| ask::is_person() && !new.is_empty())
+    {
+        output::note(plan::text(outlook, &BTreeMap::new()).trim_end());
     }
-    Settings::load(&context.config).ok()
-}
-
-/// What the config says of the target's window at a time.
-fn window_in_config(
-    settings: Option<&Settings>,
-    args: &EnqueueArgs,
-    at: UtcMillis,
-) -> Option<WindowState> {
-    let mut targets = settings?.targets.iter();
-    let target = targets.find(|target| target.name.0 == args.target)?;
-    Some(target.windows.state(args.action.first(), at))
+    let servers: BTreeSet<&str> = new.iter().map(|new| new.server_id.as_str()).collect();
+    let question = format!(
+        "Insert {} for {}?",
+        counted(new.len(), "request"),
+        counted(servers.len(), "server")
+    );
+    args.yes.confirm(servers.len() as u64, &question)?;
+    Ok(outlook)
 }
 
 /// The keys are `K:stop:SERVER` and `K:start:SERVER`. A start waits for its stop and for nothing else,

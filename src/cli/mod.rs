@@ -15,6 +15,7 @@ use crate::logging::{self, LogFormat};
 mod ages;
 mod approve;
 mod args;
+mod ask;
 mod cancel;
 mod check;
 mod complete;
@@ -33,6 +34,7 @@ mod output;
 mod override_windows;
 mod panels;
 mod pause;
+mod plan;
 mod report;
 mod retry;
 mod serve;
@@ -107,6 +109,7 @@ enum Command {
     List(list::ListArgs),
     Show(show::ShowArgs),
     Explain(explain::ExplainArgs),
+    Plan(plan::PlanArgs),
     Status(status::StatusArgs),
     Top(top::TopArgs),
     Report(report::ReportArgs),
@@ -181,6 +184,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::List(args) => list::run(context, args).await,
         Command::Show(args) => show::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,
+        Command::Plan(args) => plan::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
         Command::Top(args) => top::run(context, args).await,
         Command::Report(args) => report::run(context, args).await,

@@ -1,11 +1,15 @@
 //! `retry`: a new request for each that did not succeed.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs, ReasonArg};
-use super::output;
+use super::ask::{self, YesArg};
 use super::{Context, Exit, Failure};
-use crate::model::{RequestId, RequestState};
+use super::{output, plan};
+use crate::model::{RequestId, RequestState, counted};
+use crate::store::QueueClient;
 use crate::store::client::{Access, Done, Selection};
 
 /// Insert a new request for each failed one.
@@ -16,7 +20,8 @@ use crate::store::client::{Access, Done, Selection};
 #[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "label", "since"]))]
 #[command(after_help = "\
 With ids, failed and unknown requests are tried again, or those in the states that --state names. An unknown reboot \
-may have happened: it is tried again only if you name its id.
+may have happened: it is tried again only if you name its id. At a terminal it first shows what will become of the new \
+requests, and asks above 20 servers.
 
 Examples:
   poweryard retry --label patch-day
@@ -36,6 +41,8 @@ pub(super) struct RetryArgs {
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     #[command(flatten)]
+    yes: YesArg,
+    #[command(flatten)]
     reason: ReasonArg,
     #[command(flatten)]
     json: JsonArg,
@@ -51,11 +58,12 @@ pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Fail
     };
     let which = Selection {
         ids: (!args.ids.is_empty()).then(|| args::unique(&args.ids)),
-        label: args.label,
-        states: args.state,
+        label: args.label.clone(),
+        states: args.state.clone(),
         since,
         ..Selection::default()
     };
+    confirm(context, &args, &mut client, &which).await?;
     let done = client
         .retry(args.reason.actor(&args::who()), &which)
         .await?;
@@ -66,6 +74,26 @@ pub(super) async fn run(context: &Context, args: RetryArgs) -> Result<Exit, Fail
         report(&done)?
     }
     Ok(Exit::Done)
+}
+
+/// Shows a person what will become of the new requests, and asks.
+async fn confirm(
+    context: &Context,
+    args: &RetryArgs,
+    client: &mut QueueClient,
+    which: &Selection,
+) -> Result<(), Failure> {
+    if !ask::is_person() {
+        return Ok(());
+    }
+    let again = client.tried_again(which).await?;
+    if again.is_empty() {
+        return Ok(());
+    }
+    let outlook = plan::of_new(context, &args.queue, client, (None, &again)).await?;
+    output::note(plan::text(&outlook, &BTreeMap::new()).trim_end());
+    let question = format!("Insert {}?", counted(again.len(), "new request"));
+    args.yes.confirm(again.len() as u64, &question)
 }
 
 /// The ids of ended requests, each with the id of its new one.

@@ -1,18 +1,15 @@
 //! `undo`: switches back what a label has switched.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal, Write};
 
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs};
+use super::ask::YesArg;
 use super::output::{self, visible};
 use super::{Context, Exit, Failure};
 use crate::model::counted;
 use crate::store::client::{Access, Actor, Undo};
-
-/// More servers than this are asked for on a terminal.
-const ASKED_ABOVE: u64 = 20;
 
 /// Switch back what a label has really switched: a new request for each such server.
 ///
@@ -29,9 +26,8 @@ pub(super) struct UndoArgs {
     /// Requests with exactly this label.
     #[arg(long, value_name = "TEXT")]
     label: String,
-    /// Do not ask.
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    yes: YesArg,
     #[command(flatten)]
     json: JsonArg,
     #[command(flatten)]
@@ -51,15 +47,9 @@ pub(super) async fn run(context: &Context, args: UndoArgs) -> Result<Exit, Failu
     if seen.done.done == 0 {
         return Ok(Exit::Done);
     }
-    let expected = if must_ask(&args, &seen) {
-        if !is_confirmed()? {
-            output::note("nothing is done");
-            return Ok(Exit::Usage);
-        }
-        Some(seen.done.done)
-    } else {
-        None
-    };
+    let is_asked = args.yes.is_asked_about(seen.done.done);
+    args.yes.confirm(seen.done.done, "Go on?")?;
+    let expected = is_asked.then_some(seen.done.done);
     let who = args::who();
     let actor = Actor {
         who: &who,
@@ -79,26 +69,6 @@ pub(super) async fn run(context: &Context, args: UndoArgs) -> Result<Exit, Failu
         output::print(&lines)?;
     }
     Ok(Exit::Done)
-}
-
-fn must_ask(args: &UndoArgs, seen: &Undo) -> bool {
-    !args.yes && seen.done.done > ASKED_ABOVE && io::stdin().is_terminal()
-}
-
-fn is_confirmed() -> Result<bool, Failure> {
-    let mut stderr = io::stderr();
-    let asked = stderr.write_all(b"Go on? [y/N] ");
-    asked
-        .and_then(|()| stderr.flush())
-        .map_err(Failure::Output)?;
-    let mut line = String::new();
-    io::stdin()
-        .read_line(&mut line)
-        .map_err(|source| Failure::File {
-            what: "read the answer from the terminal".to_owned(),
-            source,
-        })?;
-    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
 /// What will be done, and why not the rest.

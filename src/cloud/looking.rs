@@ -229,6 +229,7 @@ impl LookSoFar {
                 name: entry.name,
                 power: view.power,
                 status: entry.status,
+                locked: view.locked,
             });
             if let Some(asked) = goal.wanted(&entry.id) {
                 self.saw(asked.clone(), Sighting::Present(view));

@@ -182,45 +182,13 @@ impl Found {
 
 /// One guard.
 #[derive(Clone, Copy)]
-pub(super) struct Look<'a> {
-    pub(super) target: &'a TargetName,
-    pub(super) action: PowerAction,
-    pub(super) guard: Budget,
+struct Look<'a> {
+    target: &'a TargetName,
+    action: PowerAction,
+    guard: Budget,
 }
 
 impl Look<'_> {
-    /// The hold that a daemon would put at `now`, if one has to be.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub(super) async fn at(
-        &self,
-        store: &Store,
-        now: UtcMillis,
-    ) -> Result<Option<Hold>, StoreError> {
-        let since = now.before(self.guard.span);
-        let found = store
-            .unapproved_calls(self.target, self.action, since..now)
-            .await?;
-        let times: Vec<GuardedCall> = found
-            .iter()
-            .map(|call| (call.at.min(now), call.servers))
-            .collect();
-        let left = guard::left(self.guard, &times, now);
-        let counted: Vec<i64> = found.iter().map(|call| call.batch.0).collect();
-        let wanted = Unapproved {
-            target: self.target,
-            action: self.action,
-            counted: &counted,
-        };
-        let most = u64::from(self.guard.servers) + 1;
-        let due = store.count_unapproved(wanted, most).await?;
-        match guard::judge(self.guard, due, &times, now) {
-            GuardVerdict::LetsGo => Ok(None),
-            GuardVerdict::Holds { .. } => Ok(Some(self.hold(store, (wanted, left), now).await?)),
-        }
-    }
-
     async fn hold(
         &self,
         store: &Store,
@@ -237,15 +205,7 @@ impl Look<'_> {
             left,
             crowds: &crowds,
         };
-        Ok(Hold {
-            target: Some(self.target.clone()),
-            action: Some(self.action),
-            label: None,
-            kind: HoldKind::Approval,
-            reason: guard::reason(self.guard, &waiting),
-            since,
-            until: None,
-        })
+        Ok(guard::hold(self.guard, &waiting, since))
     }
 }
 

@@ -15,7 +15,7 @@ use super::open_batches::OpenBatches;
 use super::target::keys::{self, ANSWER_PATIENCE};
 use super::target::{Room, Targets};
 use super::task::Round;
-use crate::model::{Budget, Head, Hold, HoldKind, Lane, PowerAction, TargetName, UtcMillis};
+use crate::model::{Budget, Head, Lane, PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::store::{Claim, Snapshot, Store, StoreError, Which};
 
@@ -269,19 +269,8 @@ impl SubmitPass<'_> {
         match plan::allowance(budget, &spent, self.round.now.utc) {
             Allowance::Servers(left) => Ok(Some(left.min(most))),
             Allowance::NoneUntil(until) => {
-                let span = humantime::format_duration(budget.span);
-                let servers = budget.servers;
-                let hold = Hold {
-                    target: Some(name.clone()),
-                    action: Some(action),
-                    label: None,
-                    kind: HoldKind::Budget,
-                    reason: format!(
-                        "the budget {action} = \"{servers}/{span}\" is used up until {until}"
-                    ),
-                    since: self.round.now.utc,
-                    until: Some(until),
-                };
+                let times = (self.round.now.utc, until);
+                let hold = plan::budget_hold(name, action, budget, times);
                 info!(target = %name, hold.until = %until, "target \"{name}\": {}", hold.reason);
                 self.holds.try_put(hold).await?;
                 self.round.wake(until);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::holds::Holds;
 use super::target::{Target, Targets};
 use super::task::Round;
-use crate::model::{Hold, HoldKind, PowerAction, TargetName, UtcMillis};
-use crate::plan::windows::WindowState;
+use crate::model::{HoldKind, PowerAction, TargetName, UtcMillis};
+use crate::plan::windows::{self, WindowState};
 use crate::store::StoreError;
 
 /// What was found out is asked again after this, for windows that do not change within a year.
@@ -53,7 +53,7 @@ impl WindowWatch {
                     continue;
                 };
                 state.until().iter().for_each(|at| round.wake(*at));
-                closed.extend(hold(name, *action, state, now));
+                closed.extend(windows::hold(name, *action, state, now));
             }
         }
         holds.exchange(HoldKind::Window, closed).await
@@ -81,25 +81,4 @@ impl WindowWatch {
         self.known.insert(key, known);
         Some(state)
     }
-}
-
-/// The hold of a closed window; none while it is open.
-pub(super) fn hold(
-    target: &TargetName,
-    action: PowerAction,
-    state: WindowState,
-    now: UtcMillis,
-) -> Option<Hold> {
-    let WindowState::Closed { until, why } = state else {
-        return None;
-    };
-    Some(Hold {
-        target: Some(target.clone()),
-        action: Some(action),
-        label: None,
-        kind: HoldKind::Window,
-        reason: why,
-        since: now,
-        until,
-    })
 }

@@ -13,6 +13,8 @@ pub struct ListedServer {
     pub power: Power,
     /// The cloud's own word for its state; empty if there is none.
     pub status: String,
+    /// Locked servers refuse power actions.
+    pub locked: bool,
 }
 
 /// What a list showed.

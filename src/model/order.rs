@@ -59,3 +59,13 @@ pub struct OrderNews {
     /// It may leave then.
     pub until: Option<UtcMillis>,
 }
+
+impl LetGo {
+    /// True if it is about all waves that remain.
+    pub const fn is_rest(self) -> bool {
+        match self {
+            Self::Wave => false,
+            Self::Rest => true,
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! A guard: whether the requests that nobody has approved are too many to be sent. Pure.
 
-use crate::model::{Budget, Crowd, PowerAction, TargetName, UtcMillis};
+use crate::model::{Budget, Crowd, Hold, HoldKind, PowerAction, TargetName, UtcMillis};
 
 /// What a guard says of the requests of one target and action that nobody has approved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,19 @@ pub struct Waiting<'a> {
     pub left: u64,
     /// Whose they are: the first of them, the largest groups first.
     pub crowds: &'a [Crowd],
+}
+
+/// The hold of requests that wait for approval.
+pub fn hold(guard: Budget, waiting: &Waiting<'_>, since: UtcMillis) -> Hold {
+    Hold {
+        target: Some(waiting.target.clone()),
+        action: Some(waiting.action),
+        label: None,
+        kind: HoldKind::Approval,
+        reason: reason(guard, waiting),
+        since,
+        until: None,
+    }
 }
 
 /// Why requests wait for approval: how many, whose, and the command that approves them.

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
-use crate::model::{PowerAction, UtcMillis};
+use crate::model::{Hold, HoldKind, PowerAction, TargetName, UtcMillis};
 
 const MINUTE_MS: i64 = 60_000;
 const DAY_MS: i64 = 86_400_000;
@@ -54,6 +54,27 @@ impl WindowState {
             Self::Open { until } | Self::Closed { until, .. } => *until,
         }
     }
+}
+
+/// The hold of a closed window; none while it is open.
+pub fn hold(
+    target: &TargetName,
+    action: PowerAction,
+    state: WindowState,
+    now: UtcMillis,
+) -> Option<Hold> {
+    let WindowState::Closed { until, why } = state else {
+        return None;
+    };
+    Some(Hold {
+        target: Some(target.clone()),
+        action: Some(action),
+        label: None,
+        kind: HoldKind::Window,
+        reason: why,
+        since: now,
+        until,
+    })
 }
 
 impl Windows {

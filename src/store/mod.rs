@@ -176,19 +176,6 @@ impl Store {
         Ok(heads)
     }
 
-    /// How many of the first `most` requests of a lane their labels do not hold. Moves nobody.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn count_free(
-        &self,
-        lane: &Lane,
-        most: u32,
-        now: UtcMillis,
-    ) -> Result<u32, StoreError> {
-        claim::count_free(&mut *self.writer().await, lane, most, now).await
-    }
-
     /// Lets requests wait, each until a time of its own and for a reason: their servers are busy
     /// with something else, or could not be read.
     pub async fn put_off(&self, waits: &[(RequestId, UtcMillis, &str)]) -> Result<(), StoreError> {

@@ -67,7 +67,7 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         "INSERT INTO lingering_batches VALUES (7)",
         "INSERT INTO earlier_attempts (request_id, batch_id, result, started_at, finished_at)
          VALUES (1, 9, 'busy', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')",
-        "INSERT INTO servers VALUES ('t', 's', 'n', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL)",
+        "INSERT INTO servers VALUES ('t', 's', 'n', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL, 0)",
         "INSERT INTO order_servers (label, target, server_id) VALUES ('l', 't', 's')",
         "INSERT INTO orders (label, waves) VALUES ('l', '1')",
         "UPDATE orders SET begun_at = '2026-01-01T00:00:00.000Z', state = 'held'",
@@ -109,7 +109,7 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         "UPDATE holds SET until = '2026-01-01T00:00:00.000Z'",
         "INSERT INTO holds (kind, reason, since) VALUES ('restored', 'x', '2026-01-01T00:00:00.000Z')",
         "INSERT OR REPLACE INTO holds (id, kind, reason, since) SELECT id, 'operator', 'mine', since FROM holds",
-        "INSERT INTO servers VALUES ('t', 'r', 'n', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL)",
+        "INSERT INTO servers VALUES ('t', 'r', 'n', 'on', 'ACTIVE', '2026-01-01T00:00:00.000Z', NULL, 0)",
         "UPDATE servers SET power = 'off'",
         "DELETE FROM servers",
         "REPLACE INTO servers SELECT * FROM servers",

@@ -100,6 +100,9 @@ impl Facts {
                 .iter()
                 .map(|hold| hold_sentence(hold, &self.request)),
         );
+        if self.expires_before_that() {
+            said.push("It will expire before that.".to_owned());
+        }
         said.extend(self.place());
         if self.request.retry_at.is_some() || self.request.attempts > 0 {
             said.push(self.last_try());
@@ -118,6 +121,12 @@ impl Facts {
             (None, Some(None)) => "It never expires.".to_owned(),
             (None, None) => "It has no expires_at; the daemon's default_ttl applies.".to_owned(),
         });
+    }
+
+    /// The reason says so, where the sentences of the holds take its place.
+    fn expires_before_that(&self) -> bool {
+        let reason = self.reason.as_deref().unwrap_or_default();
+        !self.holds.is_empty() && reason.ends_with("; it will expire before that")
     }
 
     /// How many requests go first, and the earliest time that a budget allows.
@@ -497,6 +506,25 @@ mod tests {
             "{}",
             said(&held)
         );
+    }
+
+    #[test]
+    fn one_that_expires_before_its_window_opens_says_when_that_is_and_so() {
+        let opens = "2026-01-31T20:00:00.000Z";
+        let reason = format!("stop is outside its window until {opens}");
+        let held = Facts {
+            reason: Some(format!("held: {reason}; it will expire before that")),
+            holds: vec![HoldRecord {
+                kind: "window".to_owned(),
+                reason,
+                until: Some(opens.to_owned()),
+                ..HoldRecord::default()
+            }],
+            ..facts("queued")
+        };
+        let text = said(&held);
+        assert!(text.contains(opens), "{text}");
+        assert!(text.contains("It will expire before that."), "{text}");
     }
 
     #[test]

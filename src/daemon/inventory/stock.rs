@@ -361,7 +361,8 @@ fn key_of(server: &ServerId) -> u64 {
 }
 
 fn content_of(server: &ListedServer) -> u64 {
-    hash_of(&(&server.name, server.power.as_str(), &server.status))
+    let power = server.power.as_str();
+    hash_of(&(&server.name, power, &server.status, server.locked))
 }
 
 fn hash_of(value: &impl Hash) -> u64 {
@@ -399,6 +400,7 @@ mod tests {
             name: format!("name-{number}"),
             power: Power::On,
             status: "ACTIVE".to_owned(),
+            locked: false,
         }
     }
 

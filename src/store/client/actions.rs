@@ -12,11 +12,11 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 use utoipa::ToSchema;
 
-use super::Selection;
+use super::{NewRequest, Selection};
 use crate::model::{OperatorAction, PowerAction, RequestState};
 use crate::store::StoreError;
 use crate::store::sqlite::overrides;
-use crate::store::sqlite::rows::list;
+use crate::store::sqlite::rows::{list, lossy};
 
 /// The longest reason, in characters.
 const REASON_MAX: usize = 1024;
@@ -268,6 +268,52 @@ pub(super) async fn retry(
     .await?;
     tx.commit().await?;
     Ok(done)
+}
+
+/// The requests that `retry` would insert at this moment.
+pub(super) async fn tried_again(
+    connection: &mut SqliteConnection,
+    which: &Selection,
+) -> Result<Vec<NewRequest>, StoreError> {
+    let wanted = wanted_states(which)?;
+    which.require(connection).await?;
+    let found = candidates(connection, which, &wanted).await?;
+    let again = found.iter().filter(|candidate| {
+        candidate
+            .why_skipped(&wanted, which.ids.is_some())
+            .is_none()
+    });
+    let ids = list(again.map(|candidate| &candidate.id));
+    let rows: Vec<AgainRow> = sqlx::query_as(
+        "SELECT r.server_id, r.action, r.target, r.priority, CAST(r.label AS BLOB) AS label
+         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value ORDER BY r.id",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(AgainRow::into_request).collect())
+}
+
+#[derive(FromRow)]
+struct AgainRow {
+    server_id: String,
+    action: String,
+    target: String,
+    priority: i64,
+    label: Option<Vec<u8>>,
+}
+
+impl AgainRow {
+    fn into_request(self) -> NewRequest {
+        NewRequest {
+            server_id: self.server_id,
+            action: self.action,
+            target: self.target,
+            priority: self.priority,
+            label: self.label.map(lossy),
+            ..NewRequest::default()
+        }
+    }
 }
 
 /// By ids also what is unknown, because somebody has looked at each.

@@ -23,6 +23,7 @@ mod backup;
 mod candidates;
 mod follow;
 mod glance;
+mod forecast;
 mod label;
 mod names;
 mod new_file;
@@ -46,6 +47,7 @@ pub use glance::{
     BatchNote, DaemonNote, Ended, EndedCount, ErrorCount, Glance, Glancer, OrderNote, OutcomeSlot,
     Reading, StateCount, TargetHealth, WaitingGroup, grouped,
 };
+pub use forecast::{AskedFor, LabelCount, ShareRules};
 pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{
     Hints, InventorySummary, Meaning, ServersWanted, ambiguous_name, is_glob, unknown_name,
@@ -57,7 +59,8 @@ pub use pages::{Cursor, NotACursor, Page};
 pub use pauses::{Paused, Resumed, scope_name};
 pub use read::{Filter, Labelled, TextFilter};
 pub use records::{
-    AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
+    AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, RunningBatch,
+    ServerRecord, TargetLimits,
 };
 pub use selection::{Allowed, SelectedCount, Selection};
 pub use submission::{Submitted, WrongRow};
@@ -193,17 +196,6 @@ impl QueueClient {
     /// All holds whose time has not passed.
     pub async fn holds(&mut self, now: UtcMillis) -> Result<Vec<HoldRecord>, StoreError> {
         read::holds(&mut self.connection, now).await
-    }
-
-    /// When a request of this target and label that is due at `due_at` expires, if it has no time of
-    /// its own; none: never, or no daemon has noted it.
-    pub async fn usual_expiry(
-        &mut self,
-        target: &str,
-        label: Option<&str>,
-        due_at: UtcMillis,
-    ) -> Result<Option<UtcMillis>, StoreError> {
-        read::usual_expiry(&mut self.connection, target, label, due_at).await
     }
 
     /// Refuses a list of ids of which one is unknown.
@@ -491,6 +483,19 @@ impl QueueClient {
         if_absent: bool,
     ) -> Result<(Vec<i64>, usize), StoreError> {
         self.enqueue_in(None, requests, if_absent).await
+    }
+
+    /// The requests that `retry` would insert at this moment.
+    ///
+    /// # Errors
+    /// As `retry`.
+    pub async fn tried_again(&mut self, which: &Selection) -> Result<Vec<NewRequest>, StoreError> {
+        actions::tried_again(&mut self.connection, which).await
+    }
+
+    /// Those of the requests whose keys no request has.
+    pub async fn absent(&mut self, requests: &[NewRequest]) -> Result<Vec<NewRequest>, StoreError> {
+        write::absent(&mut self.connection, requests).await
     }
 
     /// As `enqueue`; the order that the requests belong to is written first, unless the same one

@@ -222,25 +222,6 @@ pub(super) async fn holds(
     .await?)
 }
 
-pub(super) async fn usual_expiry(
-    connection: &mut SqliteConnection,
-    target: &str,
-    label: Option<&str>,
-    due_at: UtcMillis,
-) -> Result<Option<UtcMillis>, StoreError> {
-    let found: Option<(Option<String>, Option<i64>)> = sqlx::query_as(
-        "SELECT (SELECT expires_at FROM orders WHERE label = ?2),
-                (SELECT CAST(default_ttl_ms AS INTEGER) FROM targets WHERE target = ?1)",
-    )
-    .bind(target)
-    .bind(label)
-    .fetch_optional(connection)
-    .await?;
-    let (of_order, ttl_ms) = found.unwrap_or_default();
-    let of_order = of_order.and_then(|at| at.parse().ok());
-    Ok(of_order.or(ttl_ms.map(|ms| due_at.moved(ms))))
-}
-
 pub(super) async fn to_follow(
     connection: &mut SqliteConnection,
     since: Option<&str>,

@@ -197,6 +197,33 @@ record! {
         status: String,
         seen_at: String,
         gone_at: Option<String>,
+        /// 1: the cloud refuses to switch it.
+        locked: i64,
+    }
+}
+
+record! {
+    /// A batch that runs.
+    pub struct RunningBatch {
+        target: String,
+        action: String,
+        /// Those that have not ended.
+        requests: i64,
+        since: String,
+    }
+}
+
+record! {
+    /// What the daemon has noted of a target, for those who cannot read its config.
+    pub struct TargetLimits {
+        target: String,
+        service: String,
+        /// Calls a minute at present.
+        pace_per_minute: i64,
+        /// Throttled or failed calls in a row.
+        throttles: i64,
+        /// How long a request without a time of expiry may wait; none: for ever.
+        default_ttl_ms: Option<i64>,
     }
 }
 

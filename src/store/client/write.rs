@@ -14,7 +14,7 @@ use crate::store::{RefusedKey, StoreError};
 pub(super) const CHUNK: usize = 500;
 
 /// A request to be inserted; the fields are the producer's columns.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 #[expect(
     missing_docs,
     reason = "the fields are the columns, which the contract and the schema describe"
@@ -166,6 +166,19 @@ pub(super) fn with_reason(requests: &[NewRequest], ids: &[i64]) -> Vec<i64> {
     each.filter(|(request, _)| request.override_reason.is_some())
         .map(|(_, id)| *id)
         .collect()
+}
+
+/// Those of the requests whose keys no request has.
+pub(super) async fn absent(
+    connection: &mut SqliteConnection,
+    requests: &[NewRequest],
+) -> Result<Vec<NewRequest>, StoreError> {
+    let requests = as_keyed_before(connection, requests).await?;
+    let taken = ids_by_key(connection, &requests).await?;
+    let absent = requests.into_iter();
+    Ok(absent
+        .filter(|request| id_of_key(request, &taken).is_none())
+        .collect())
 }
 
 /// The request that has this one's key already.

@@ -155,17 +155,6 @@ pub(in crate::store) async fn heads(
         .collect())
 }
 
-pub(in crate::store) async fn count_free(
-    connection: &mut SqliteConnection,
-    lane: &Lane,
-    most: u32,
-    now: UtcMillis,
-) -> Result<u32, StoreError> {
-    let first = read_first(connection, lane, most).await?;
-    let held = find_held(connection, &first, now).await?;
-    Ok(u32::try_from(first.len() - held.len()).unwrap_or(u32::MAX))
-}
-
 pub(in crate::store) async fn put_off(
     tx: &mut SqliteConnection,
     waits: &[(RequestId, UtcMillis, &str)],

@@ -370,7 +370,7 @@ pub(in crate::store) async fn note_refused_key(
 
 /// The holds in force that may concern a configured target. Takes a connection, so that a claim looks
 /// in its own transaction.
-pub(super) async fn read(
+pub(in crate::store) async fn read(
     connection: &mut SqliteConnection,
     now: UtcMillis,
 ) -> Result<Vec<Hold>, StoreError> {

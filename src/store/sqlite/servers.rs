@@ -81,24 +81,25 @@ pub(in crate::store) async fn note_servers(
     servers: &[ListedServer],
     at: UtcMillis,
 ) -> Result<(), StoreError> {
-    let listed: Vec<[&str; 4]> = servers
+    let listed: Vec<(&str, &str, &str, &str, bool)> = servers
         .iter()
         .map(|server| {
-            [
+            (
                 server.id.0.as_str(),
-                &server.name,
+                server.name.as_str(),
                 server.power.as_str(),
-                &server.status,
-            ]
+                server.status.as_str(),
+                server.locked,
+            )
         })
         .collect();
     sqlx::query(
-        "INSERT INTO servers (target, server_id, name, power, status, seen_at)
-         SELECT ?1, j.value ->> 0, j.value ->> 1, j.value ->> 2, j.value ->> 3, ?3 FROM json_each(?2) j WHERE 1
+        "INSERT INTO servers (target, server_id, name, power, status, locked, seen_at)
+         SELECT ?1, j.value ->> 0, j.value ->> 1, j.value ->> 2, j.value ->> 3, j.value ->> 4, ?3 FROM json_each(?2) j WHERE 1
          ON CONFLICT (target, server_id) DO UPDATE SET name = excluded.name, power = excluded.power,
-             status = excluded.status, seen_at = excluded.seen_at, gone_at = NULL
+             status = excluded.status, locked = excluded.locked, seen_at = excluded.seen_at, gone_at = NULL
          WHERE name IS NOT excluded.name OR power IS NOT excluded.power OR status IS NOT excluded.status
-             OR gone_at IS NOT NULL OR seen_at <= ?4",
+             OR locked IS NOT excluded.locked OR gone_at IS NOT NULL OR seen_at <= ?4",
     )
     .bind(&target.0)
     .bind(serde_json::to_string(&listed).unwrap_or_default())
