@@ -498,7 +498,7 @@ async fn read_members(
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))
                   OR EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.in_line = 1
-                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2 AND e.id < r.id
+                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2
                     AND e.action IN (SELECT value FROM json_each(?3))
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))))) AS BLOB)
          FROM power_requests r WHERE r.state = 'running' AND r.batch_id = ?1",
