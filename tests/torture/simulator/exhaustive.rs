@@ -100,6 +100,9 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         act_gap_max_ms: 1_000,
         meddling: 0,
         copies: 0,
+        orders: if kind == "waves" { 1_000 } else { 0 },
+        staff: 0,
+        gate_no: 0,
     };
     Ok((plan, rng))
 }

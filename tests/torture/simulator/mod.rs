@@ -37,10 +37,15 @@ mod daemon;
 mod draw;
 mod exhaustive;
 mod facts;
+mod guards;
 mod machine;
+mod orders;
 mod producer;
+mod reasons;
 mod rng;
 mod rules;
+mod staff;
+mod windows;
 mod wire;
 
 pub(crate) use exhaustive::KINDS;
@@ -98,6 +103,12 @@ pub(crate) struct Summary {
     pub(crate) restores: u64,
     /// Requests for which there was evidence to be had; none of them ended `unknown`.
     pub(crate) with_evidence: u64,
+    /// Moments at which the reasons of all that waited were checked.
+    pub(crate) quiet: u64,
+    /// Requests that a wave let go.
+    pub(crate) waved: u64,
+    /// Requests that left outside a window for a reason of their own.
+    pub(crate) overridden: u64,
     /// Decided by the whole history: equal for equal runs.
     pub(crate) digest: u64,
 }
@@ -116,6 +127,9 @@ impl Summary {
         self.stops += other.stops;
         self.restores += other.restores;
         self.with_evidence += other.with_evidence;
+        self.quiet += other.quiet;
+        self.waved += other.waved;
+        self.overridden += other.overridden;
         self.digest ^= other.digest;
     }
 }
