@@ -1191,3 +1191,15 @@ CREATE TRIGGER operator_actions_check_delete BEFORE DELETE ON operator_actions W
 BEGIN
     SELECT RAISE(ABORT, 'operator_actions is append-only');
 END;
+
+-- Requests whose override_reason operator_actions has a row for: a command wrote it with the reason, or the daemon once they
+-- left because of it. Anybody may write here; it only spares a second row.
+CREATE TABLE noted_overrides (
+    request_id INTEGER PRIMARY KEY
+);
+
+CREATE TRIGGER power_requests_override AFTER UPDATE OF override_reason ON power_requests
+WHEN NEW.override_reason IS NOT OLD.override_reason AND OLD.override_reason IS NOT NULL
+BEGIN
+    DELETE FROM noted_overrides WHERE request_id = NEW.id;
+END;

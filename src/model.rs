@@ -20,6 +20,7 @@ mod fault;
 mod inventory;
 mod order;
 mod queue;
+mod quoted;
 mod service;
 mod splitmix;
 mod stored_enums;
@@ -32,10 +33,11 @@ pub use fault::{CallError, Fault};
 pub use inventory::{Extent, ListedServer, Listing};
 pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
+pub use quoted::quoted;
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
-    AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OrderState, PowerAction,
-    RequestState, Service, UnknownWord,
+    AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OperatorAction, OrderState,
+    PowerAction, RequestState, Service, UnknownWord,
 };
 pub use time::{NotATime, Now, Steady, UtcMillis};
 

@@ -14,7 +14,7 @@ use common::{Yard, insert, insert_many, reload};
 use poweryard::model::PowerAction::{Reboot, Start, Stop};
 use poweryard::model::{Batch, Lane};
 use poweryard::settings::Settings;
-use poweryard::store::client::{Access, Approval, Approver, Selection};
+use poweryard::store::client::{Access, Actor, Approval, Selection};
 use poweryard::store::{Claim, GuardLimit, QueueClient, Which};
 use process::poweryard;
 use queue::{Queue, origin, wall};
@@ -395,7 +395,9 @@ async fn another_number_no_terminal_or_nothing_to_approve_is_exit_2() {
     let touched = "SELECT count(*) FROM power_requests WHERE approved_by IS NOT NULL";
     assert_eq!(scene.text(touched).await, "0");
     assert_eq!(
-        scene.text("SELECT count(*) FROM operator_actions").await,
+        scene
+            .text("SELECT count(*) FROM operator_actions WHERE action = 'approve'")
+            .await,
         "0"
     );
     scene.daemon.stop().await;
@@ -486,20 +488,23 @@ async fn what_comes_after_it_was_shown_is_not_approved_with_it() {
     let mut client = QueueClient::open(queue.path(), Access::Write)
         .await
         .expect("a queue");
-    let which = Selection::Label("evac".into());
+    let which = Selection::of_label("evac");
     let seen = client.unapproved(&which).await.expect("readable");
     let late = queue.insert("c", &label).await;
-    let by = Approver {
+    let by = Actor {
         who: "alice",
-        what: "--label evac",
+        reason: None,
     };
-    let done = client.approve(&which, &seen, by).await;
-    assert_eq!(done.expect("approved"), Approval::Done);
+    let done = client.approve(by, &which, &seen).await.expect("approved");
+    let Approval::Done(done) = done else {
+        panic!("{done:?}");
+    };
+    assert_eq!(done.done, 2);
     let unapproved = "SELECT group_concat(id) FROM power_requests WHERE approved_by IS NULL";
     assert_eq!(queue.row(unapproved).await, late.to_string());
 
     // One that was shown and has gone since: nothing is approved.
-    let all = Selection::Ids(vec![first, late]);
+    let all = Selection::of_ids(vec![first, late]);
     queue
         .sql("UPDATE power_requests SET approved_by = NULL")
         .await;
@@ -509,7 +514,7 @@ async fn what_comes_after_it_was_shown_is_not_approved_with_it() {
             "UPDATE power_requests SET state = 'cancelled' WHERE id = {first}"
         ))
         .await;
-    let done = client.approve(&all, &seen, by).await;
+    let done = client.approve(by, &all, &seen).await;
     assert_eq!(done.expect("no failure"), Approval::Another(1));
     assert_eq!(
         queue

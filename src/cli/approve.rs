@@ -6,14 +6,14 @@ use std::io::{IsTerminal, Write};
 
 use serde_json::json;
 
-use super::args::{self, JsonArg, QueueArgs};
+use super::args::{self, JsonArg, QueueArgs, ReasonArg};
 use super::output::{self, Table, visible};
 use super::{Context, Exit, Failure};
 use crate::model::counted;
 use crate::model::{PowerAction, RequestId, Service};
 use crate::settings::Settings;
 use crate::store::QueueClient;
-use crate::store::client::{Access, Approval, ApprovalCount, Approver, Selection, Unapproved};
+use crate::store::client::{Access, Approval, ApprovalCount, Selection, Unapproved};
 
 /// Approve queued requests, so that a guard of the config no longer holds them.
 ///
@@ -46,6 +46,8 @@ pub(super) struct ApproveArgs {
     #[arg(long, value_name = "NUMBER")]
     yes: Option<u64>,
     #[command(flatten)]
+    reason: ReasonArg,
+    #[command(flatten)]
     json: JsonArg,
     #[command(flatten)]
     queue: QueueArgs,
@@ -59,7 +61,7 @@ pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Fa
     if waiting == 0 {
         return Err(Failure::Usage(format!(
             "nothing to approve: no queued request of {} is unapproved",
-            visible(&given(&which))
+            visible(&which.words())
         )));
     }
     let calls = calls(context, &args, &mut client, &seen.counts).await?;
@@ -74,21 +76,19 @@ pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Fa
     if number != waiting {
         return Err(another(number, waiting));
     }
-    let who = args::login_user().unwrap_or_else(|| "an operator".to_owned());
-    let by = Approver {
-        who: &who,
-        what: &given(&which),
-    };
-    let approval = client.approve(&which, &seen, by).await?;
+    let who = args::who();
+    let approval = client
+        .approve(args.reason.actor(&who), &which, &seen)
+        .await?;
     client.close().await?;
     match approval {
         // Some have gone since they were shown.
         Approval::Another(waiting) => Err(another(number, waiting)),
-        Approval::Done if args.json.json => {
+        Approval::Done(_) if args.json.json => {
             output::json(&json!({ "approved": number, "by": who, "counts": seen.counts }))?;
             Ok(Exit::Done)
         }
-        Approval::Done => {
+        Approval::Done(_) => {
             let requests = counted(number, "request");
             output::print(&format!("approved {requests}\n"))?;
             Ok(Exit::Done)
@@ -98,26 +98,9 @@ pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Fa
 
 fn selection(args: &ApproveArgs) -> Selection {
     match (&args.label, &args.target, args.action) {
-        (Some(label), ..) => Selection::Label(label.clone()),
-        (None, Some(target), Some(action)) => Selection::Lane {
-            target: target.clone(),
-            action: action.to_string(),
-        },
-        _ => Selection::Ids(args::unique(&args.ids)),
-    }
-}
-
-/// The selection in the words of the command.
-fn given(which: &Selection) -> String {
-    match which {
-        Selection::Label(label) => format!("--label {}", output::quoted(label)),
-        Selection::Lane { target, action } => {
-            format!("--target {} --action {action}", output::quoted(target))
-        }
-        Selection::Ids(ids) => {
-            let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
-            ids.join(" ")
-        }
+        (Some(label), ..) => Selection::of_label(label),
+        (None, Some(target), Some(action)) => Selection::of_lane(target, action),
+        _ => Selection::of_ids(args::unique(&args.ids)),
     }
 }
 
@@ -211,15 +194,6 @@ fn text(seen: &Unapproved, calls: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_selection_is_noted_in_the_words_of_the_command() {
-        assert_eq!(
-            given(&Selection::Label("patch day".to_owned())),
-            "--label 'patch day'"
-        );
-        assert_eq!(given(&Selection::Ids(vec![3, 1])), "3 1");
-    }
 
     #[test]
     fn what_would_be_approved_is_counted_by_target_action_and_label() {

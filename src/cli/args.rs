@@ -15,7 +15,7 @@ use super::{Context, Failure, output};
 use crate::model::{PowerAction, RequestId, RequestState, UtcMillis};
 use crate::settings::{QueueSettings, Settings};
 use crate::store::QueueClient;
-use crate::store::client::Access;
+use crate::store::client::{Access, Actor};
 
 /// Which queue a command uses.
 #[derive(Debug, clap::Args)]
@@ -246,6 +246,29 @@ pub(super) fn login_user() -> Option<String> {
             let users = std::fs::read_to_string("/etc/passwd").ok()?;
             name_of(&users, rustix::process::getuid().as_raw())
         })
+}
+
+/// Who does something, as it is stored.
+pub(super) fn who() -> String {
+    login_user().unwrap_or_else(|| "an operator".to_owned())
+}
+
+/// `--reason`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ReasonArg {
+    /// Why; kept in operator_actions with who did it.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+impl ReasonArg {
+    /// Who does it, and why.
+    pub(super) fn actor<'a>(&'a self, who: &'a str) -> Actor<'a> {
+        Actor {
+            who,
+            reason: self.reason.as_deref(),
+        }
+    }
 }
 
 /// The name of a user id, from the text of /etc/passwd.

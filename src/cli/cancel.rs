@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use super::args::{self, JsonArg, QueueArgs};
+use super::args::{self, JsonArg, QueueArgs, ReasonArg};
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::model::{RequestId, RequestState, counted};
-use crate::store::client::{Access, Cancelled};
+use crate::store::client::{Access, Done, Selection};
 
 /// Cancel queued requests.
 #[derive(Debug, clap::Args)]
@@ -25,6 +25,8 @@ pub(super) struct CancelArgs {
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
     #[command(flatten)]
+    reason: ReasonArg,
+    #[command(flatten)]
     json: JsonArg,
     #[command(flatten)]
     queue: QueueArgs,
@@ -32,15 +34,16 @@ pub(super) struct CancelArgs {
 
 pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Write).await?;
-    let mut done = match &args.label {
-        Some(label) => client.cancel_label(label).await?,
-        None => client.cancel(&args::unique(&args.ids)).await?,
+    let which = match &args.label {
+        Some(label) => Selection::of_label(label),
+        None => Selection::of_ids(args::unique(&args.ids)),
     };
+    let done = client
+        .cancel(args.reason.actor(&args::who()), &which)
+        .await?;
     client.close().await?;
-    done.cancelled.sort_unstable();
     if let Some(label) = &args.label
-        && done.cancelled.is_empty()
-        && done.kept.is_empty()
+        && done.results.is_empty()
     {
         output::note(&format!(
             "note: no request with the label {:?} is queued or running",
@@ -52,11 +55,10 @@ pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Fai
     } else {
         output::print(&text(&done))?;
     }
-    let some_could_not = done
-        .kept
-        .iter()
-        .any(|(_, state)| state != RequestState::Cancelled.as_str());
     let is_by_id = args.label.is_none();
+    let some_could_not = done
+        .left_alone()
+        .any(|kept| kept.state != Some(RequestState::Cancelled));
     Ok(if is_by_id && some_could_not {
         Exit::Otherwise
     } else {
@@ -64,32 +66,28 @@ pub(super) async fn run(context: &Context, args: CancelArgs) -> Result<Exit, Fai
     })
 }
 
-fn object(done: &Cancelled) -> serde_json::Value {
-    let kept: Vec<_> = done
-        .kept
+fn object(done: &Done) -> serde_json::Value {
+    let cancelled: Vec<i64> = done
+        .results
         .iter()
-        .map(|(id, state)| json!({ "id": id, "state": state }))
+        .filter(|result| result.ok)
+        .map(|result| result.id)
         .collect();
-    json!({ "cancelled": done.cancelled, "kept": kept })
+    let kept: Vec<_> = done
+        .left_alone()
+        .map(|kept| json!({ "id": kept.id, "state": kept.state }))
+        .collect();
+    json!({ "cancelled": cancelled, "kept": kept })
 }
 
-fn text(done: &Cancelled) -> String {
-    let mut text = format!("cancelled {}\n", counted(done.cancelled.len(), "request"));
-    for (id, state) in &done.kept {
-        text.push_str(&format!("request {id} {}\n", why_kept(state)));
+fn text(done: &Done) -> String {
+    let mut text = format!("cancelled {}\n", counted(done.done, "request"));
+    for kept in done.left_alone() {
+        text.push_str(&format!(
+            "request {} {}\n",
+            kept.id,
+            output::visible(&kept.message)
+        ));
     }
     text
-}
-
-fn why_kept(state: &str) -> String {
-    match state.parse() {
-        Ok(RequestState::Running) => {
-            "could not be cancelled: it has already been sent to the cloud".to_owned()
-        }
-        Ok(RequestState::Cancelled) => "was already cancelled".to_owned(),
-        _ => format!(
-            "could not be cancelled: it has ended as {}",
-            output::visible(state)
-        ),
-    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::args::{self, QueueArgs};
+use super::args::{self, QueueArgs, ReasonArg};
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::model::counted;
@@ -82,6 +82,8 @@ struct ReleaseArgs {
     #[arg(long)]
     drop: bool,
     #[command(flatten)]
+    reason: ReasonArg,
+    #[command(flatten)]
     queue: QueueArgs,
 }
 
@@ -135,7 +137,9 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
 
 async fn release(context: &Context, args: &ReleaseArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Write).await?;
-    let released = client.release(args.drop).await?;
+    let released = client
+        .release(args.reason.actor(&args::who()), args.drop)
+        .await?;
     client.close().await?;
     output::print(&match (released, args.drop) {
         (None, _) => "nothing is on hold after a restore\n".to_owned(),

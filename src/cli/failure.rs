@@ -113,7 +113,9 @@ impl Failure {
             Self::StopFirst { .. } => Exit::DaemonRuns,
             Self::NoDaemon { .. } => Exit::Database,
             Self::Store { source, .. } => match source {
-                StoreError::Refused(_) | StoreError::NoSuchRequest(_) => Exit::Usage,
+                StoreError::Refused(_)
+                | StoreError::NotAllowed(_)
+                | StoreError::NoSuchRequest(_) => Exit::Usage,
                 StoreError::DaemonRuns { .. } => Exit::DaemonRuns,
                 StoreError::Missing(_)
                 | StoreError::Foreign(_)

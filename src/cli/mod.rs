@@ -25,7 +25,9 @@ mod generate;
 mod inventory;
 mod list;
 mod output;
+mod override_windows;
 mod pause;
+mod report;
 mod retry;
 mod serve;
 mod servers;
@@ -90,11 +92,13 @@ enum Command {
     Show(show::ShowArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    Report(report::ReportArgs),
     Inventory(inventory::InventoryArgs),
     Wait(wait::WaitArgs),
     Cancel(cancel::CancelArgs),
     Approve(approve::ApproveArgs),
     Retry(retry::RetryArgs),
+    Override(override_windows::OverrideArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
     Check(check::CheckArgs),
@@ -157,11 +161,13 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Show(args) => show::run(context, args).await,
         Command::Explain(args) => explain::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
+        Command::Report(args) => report::run(context, args).await,
         Command::Inventory(args) => inventory::run(context, args).await,
         Command::Wait(args) => wait::run(context, args).await,
         Command::Cancel(args) => cancel::run(context, args).await,
         Command::Approve(args) => approve::run(context, args).await,
         Command::Retry(args) => retry::run(context, args).await,
+        Command::Override(args) => override_windows::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,
         Command::Check(args) => check::run(context, args).await,

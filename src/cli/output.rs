@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use super::Failure;
 
+pub(super) use crate::model::quoted;
+
 /// Writes results to stdout. Ends quietly when nobody reads them any more.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
@@ -173,15 +175,6 @@ pub(super) fn visible(text: &str) -> String {
         }
     }
     safe
-}
-
-/// A word as a shell takes it.
-pub(super) fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@%+=".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// An absent value as an empty cell.

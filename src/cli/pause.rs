@@ -1,10 +1,10 @@
 //! `pause` and `resume`: an operator's hold. Nothing new is sent; what runs is still followed.
 
-use super::args::{self, QueueArgs};
+use super::args::{self, QueueArgs, ReasonArg};
 use super::output;
 use super::{Context, Exit, Failure};
-use crate::model::{Hold, HoldKind, LetGo, PowerAction, TargetName, counted};
-use crate::store::client::{Access, HoldRecord, Lets};
+use crate::model::{HoldKind, LetGo, PowerAction, counted};
+use crate::store::client::{Access, HoldRecord, Lets, Selection, scope_name};
 
 /// Hold requests: nothing new is sent; the daemon still follows what is running.
 #[derive(Debug, clap::Args)]
@@ -17,9 +17,8 @@ Examples:
 pub(super) struct PauseArgs {
     #[command(flatten)]
     scope: Scope,
-    /// Why; shown together with the hold.
-    #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
+    #[command(flatten)]
+    reason: ReasonArg,
     #[command(flatten)]
     queue: QueueArgs,
 }
@@ -44,6 +43,8 @@ pub(super) struct ResumeArgs {
     #[arg(long, requires = "label", conflicts_with_all = ["target", "action", "all"])]
     rest: bool,
     #[command(flatten)]
+    reason: ReasonArg,
+    #[command(flatten)]
     queue: QueueArgs,
 }
 
@@ -67,9 +68,13 @@ impl ResumeArgs {
 }
 
 impl Scope {
-    /// True if it is about a label and nothing else.
-    fn is_whole_label(&self) -> bool {
-        self.label.is_some() && self.target.is_none() && self.action.is_none()
+    fn selection(&self) -> Selection {
+        Selection {
+            target: self.target.clone(),
+            action: self.action,
+            label: self.label.clone(),
+            ..Selection::default()
+        }
     }
 
     fn name(&self) -> String {
@@ -78,18 +83,6 @@ impl Scope {
             self.action.map(PowerAction::as_str),
             self.label.as_deref(),
         )
-    }
-}
-
-/// Such as `stop on every target`, or `every action with label kernel on target eu`.
-fn scope_name(target: Option<&str>, action: Option<&str>, label: Option<&str>) -> String {
-    let action = action.unwrap_or("every action");
-    let label = label
-        .map(|label| format!(" with label {label}"))
-        .unwrap_or_default();
-    match target {
-        Some(target) => format!("{action}{label} on target {target}"),
-        None => format!("{action}{label} on every target"),
     }
 }
 
@@ -125,23 +118,24 @@ pub(super) fn resume_command(hold: &HoldRecord) -> String {
 
 pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Write).await?;
-    let who = args::login_user().unwrap_or_else(|| "an operator".to_owned());
-    let hold = Hold {
-        target: args.scope.target.clone().map(TargetName),
-        action: args.scope.action,
-        label: args.scope.label.clone(),
-        kind: HoldKind::Operator,
-        reason: reason(&args.scope, &who, args.reason.as_deref()),
-        since: args::now(),
-        until: None,
-    };
-    let new = client.pause(&hold).await?;
+    let who = args::who();
+    let paused = client
+        .pause(
+            args.reason.actor(&who),
+            &args.scope.selection(),
+            args::now(),
+        )
+        .await?;
     let warning = match &args.scope.target {
         Some(target) => args::stranger(context, &args.queue, &mut client, target).await?,
         None => None,
     };
     client.close().await?;
-    let word = if new { "paused" } else { "already paused" };
+    let word = if paused.is_new {
+        "paused"
+    } else {
+        "already paused"
+    };
     output::print(&format!(
         "{word}: {}; requests that are running are still followed\n",
         args.scope.name()
@@ -152,31 +146,20 @@ pub(super) async fn pause(context: &Context, args: PauseArgs) -> Result<Exit, Fa
     Ok(Exit::Done)
 }
 
-fn reason(scope: &Scope, who: &str, why: Option<&str>) -> String {
-    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-    format!("{} paused by {who}{why}", scope.name())
-}
-
 pub(super) async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit, Failure> {
     let mut client = args.queue.open(context, Access::Write).await?;
-    let ended = if args.all {
-        client.resume_all().await?
+    let who = args::who();
+    let actor = args.reason.actor(&who);
+    let resumed = if args.all {
+        client.resume_all(actor).await?
     } else {
-        let target = args.scope.target.clone().map(TargetName);
-        let label = args.scope.label.as_deref();
-        client
-            .resume(target.as_ref(), args.scope.action, label)
-            .await?
+        let scope = args.scope.selection();
+        client.resume(actor, &scope, args.what()).await?
     };
-    let lets = match &args.scope.label {
-        Some(label) if ended == 0 && args.scope.is_whole_label() => {
-            Some(client.let_go(label, args.what()).await?)
-        }
-        _ => None,
-    };
+    let ended = resumed.pauses;
     let holds = client.holds(args::now()).await?;
     client.close().await?;
-    let order = lets.and_then(|lets| said_of_order(&lets, &args));
+    let order = resumed.lets.and_then(|lets| said_of_order(&lets, &args));
     let mut text = match (ended, args.all) {
         (0, false) if order.is_some() => order.unwrap_or_default(),
         (0, true) => "nothing was paused\n".to_owned(),
@@ -248,23 +231,6 @@ mod tests {
             said.contains("`poweryard resume --target eu --action stop`")
                 && said.contains("bob: move"),
             "{said}"
-        );
-    }
-
-    #[test]
-    fn who_paused_is_stored_with_the_reason() {
-        let stops = Scope {
-            target: None,
-            action: Some(PowerAction::Stop),
-            label: None,
-        };
-        assert_eq!(
-            reason(&stops, "alice", Some("move")),
-            "stop on every target paused by alice: move"
-        );
-        assert_eq!(
-            reason(&stops, "alice", None),
-            "stop on every target paused by alice"
         );
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell, visible, wrapped};
 use super::pause::pause_scope;
-use super::{Context, Exit, Failure, servers};
+use super::{Context, Exit, Failure, report, servers};
 use crate::model::HoldKind;
 use crate::store::client::{
     Access, BatchRecord, HoldRecord, OldestReady, OrderRecord, OverviewCount, TargetNote,
@@ -18,10 +18,15 @@ use crate::store::{QueueClient, Running, StoreError, daemon_on};
 /// Show the daemon, the queue's counts, running batches, holds, and each target's pace.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The exit code is 0 even if no daemon is running.
+The exit code is 0 even if no daemon is running. With --label: what became of its servers so far; 2 if no request has it.
 
-Example: poweryard status --json")]
+Examples:
+  poweryard status --json
+  poweryard status --label evac")]
 pub(super) struct StatusArgs {
+    /// Only what became of this label; `report` has it server by server.
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
     #[command(flatten)]
     json: JsonArg,
     #[command(flatten)]
@@ -52,11 +57,26 @@ struct TargetHealth {
 }
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Failure> {
+    if let Some(label) = &args.label {
+        return run_label(context, &args, label).await;
+    }
     let status = read(args.queue.open(context, Access::Read).await?).await?;
     if args.json.json {
         output::json(&status.object())?
     } else {
         output::print(&status.text())?
+    }
+    Ok(Exit::Done)
+}
+
+async fn run_label(context: &Context, args: &StatusArgs, label: &str) -> Result<Exit, Failure> {
+    let mut client = args.queue.open(context, Access::Read).await?;
+    let view = report::view(&mut client, label).await?;
+    client.close().await?;
+    if args.json.json {
+        output::json(&view)?
+    } else {
+        output::print(&report::text(&view))?
     }
     Ok(Exit::Done)
 }

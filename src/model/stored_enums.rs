@@ -210,6 +210,26 @@ stored_enum! {
 }
 
 stored_enum! {
+    /// What a person did; stored in `operator_actions.action`.
+    OperatorAction, "something that a person does" {
+        /// Withdrew queued requests.
+        Cancel = "cancel",
+        /// Asked again for what had failed.
+        Retry = "retry",
+        /// Let requests go that a guard holds.
+        Approve = "approve",
+        /// Put a hold.
+        Pause = "pause",
+        /// Ended a hold, or let a wave go.
+        Resume = "resume",
+        /// Let go or cancelled what a restore had put on hold.
+        Release = "release",
+        /// Gave a reason to leave outside windows and freezes.
+        Override = "override",
+    }
+}
+
+stored_enum! {
     /// Which API a target speaks.
     Service, "a service" {
         /// Bare Metal Server, API v1: at most 1000 servers a call, followed by job.

@@ -75,6 +75,9 @@ pub enum StoreError {
     /// The schema refused a row: what is wrong with it, in a sentence.
     #[error("{0}")]
     Refused(String),
+    /// This person may not do that; a sentence.
+    #[error("{0}")]
+    NotAllowed(String),
     /// No request has this id.
     #[error("there is no request {0}")]
     NoSuchRequest(i64),

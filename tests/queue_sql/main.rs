@@ -13,6 +13,7 @@ mod keys;
 mod ledgers;
 mod order;
 mod orders;
+mod people;
 mod states;
 mod times;
 mod views;

@@ -4,25 +4,11 @@
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, QueryBuilder, Sqlite};
 
-use super::read;
+use super::actions::{barred, note};
+use super::{Actor, Done, RequestResult, Selection};
+use crate::model::{OperatorAction, RequestState};
 use crate::store::StoreError;
 use crate::store::sqlite::rows;
-
-/// Which of the queued and unapproved requests are meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selection {
-    /// These ids.
-    Ids(Vec<i64>),
-    /// Those with exactly this label.
-    Label(String),
-    /// Those of one target and action.
-    Lane {
-        /// The target.
-        target: String,
-        /// The action.
-        action: String,
-    },
-}
 
 /// How many of them have these in common.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -55,20 +41,11 @@ impl Unapproved {
     }
 }
 
-/// Who approves what, as it is noted in `operator_actions`.
-#[derive(Debug, Clone, Copy)]
-pub struct Approver<'a> {
-    /// Who.
-    pub who: &'a str,
-    /// The selection as it was given.
-    pub what: &'a str,
-}
-
 /// What an approval came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Approval {
     /// All that was seen is approved.
-    Done,
+    Done(Done),
     /// Nothing is approved: so many of those that were seen are left.
     Another(u64),
 }
@@ -80,11 +57,11 @@ pub(super) async fn unapproved(
     connection: &mut SqliteConnection,
     which: &Selection,
 ) -> Result<Unapproved, StoreError> {
-    require(connection, which).await?;
+    which.require(connection).await?;
     let mut query = QueryBuilder::<Sqlite>::new(
         "SELECT target, action, CAST(label AS BLOB), count(*), max(id) FROM power_requests WHERE id IN (",
     );
-    push_selection(&mut query, which);
+    push_unapproved(&mut query, which);
     query.push(") GROUP BY target, action, label ORDER BY target, action, label");
     let found: Vec<CountRow> = query.build_query_as().fetch_all(&mut *connection).await?;
     let mut unapproved = Unapproved::default();
@@ -102,83 +79,84 @@ pub(super) async fn unapproved(
 
 pub(super) async fn approve(
     connection: &mut SqliteConnection,
+    actor: Actor<'_>,
     which: &Selection,
     seen: &Unapproved,
-    by: Approver<'_>,
 ) -> Result<Approval, StoreError> {
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT count(*) FROM (");
-    push_selection(&mut query, which);
-    query.push(") WHERE id <= ").push_bind(seen.last_id);
-    let waiting: i64 = query.build_query_scalar().fetch_one(&mut *tx).await?;
-    let waiting = u64::try_from(waiting).unwrap_or(0);
-    if waiting != seen.requests() {
-        tx.rollback().await?;
-        return Ok(Approval::Another(waiting));
-    }
-    let mut query = QueryBuilder::<Sqlite>::new("UPDATE power_requests SET approved_by = ");
-    query
-        .push_bind(by.who.to_owned())
-        .push(" WHERE id <= ")
-        .push_bind(seen.last_id)
-        .push(" AND id IN (");
-    push_selection(&mut query, which);
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE id <= ");
+    query.push_bind(seen.last_id).push(" AND id IN (");
+    push_unapproved(&mut query, which);
     query.push(")");
-    let approved = query.build().execute(&mut *tx).await?.rows_affected();
+    let waiting: Vec<i64> = query.build_query_scalar().fetch_all(&mut *tx).await?;
+    let count = u64::try_from(waiting.len()).unwrap_or(u64::MAX);
+    if count != seen.requests() {
+        tx.rollback().await?;
+        return Ok(Approval::Another(count));
+    }
     sqlx::query(
-        "INSERT INTO operator_actions (who, action, what, requests) VALUES (?, 'approve', ?, ?)",
+        "UPDATE power_requests SET approved_by = ?2 WHERE id IN (SELECT value FROM json_each(?1))",
     )
-    .bind(by.who)
-    .bind(by.what)
-    .bind(i64::try_from(approved).unwrap_or(i64::MAX))
+    .bind(rows::list(&waiting))
+    .bind(actor.who)
     .execute(&mut *tx)
     .await?;
+    let mut results = left_alone(&mut tx, which, &waiting).await?;
+    for id in waiting {
+        results.push(RequestResult::done(id, "is approved"));
+    }
+    let done = Done::of(results);
+    note(
+        &mut tx,
+        actor,
+        OperatorAction::Approve,
+        &which.words(),
+        done.done,
+    )
+    .await?;
     tx.commit().await?;
-    Ok(Approval::Done)
+    Ok(Approval::Done(done))
 }
 
-async fn require(connection: &mut SqliteConnection, which: &Selection) -> Result<(), StoreError> {
-    match which {
-        Selection::Ids(ids) => read::require_ids(connection, ids).await,
-        Selection::Label(_) | Selection::Lane { .. } => Ok(()),
+/// Those that were named by their ids and did not wait for approval.
+async fn left_alone(
+    tx: &mut SqliteConnection,
+    which: &Selection,
+    waiting: &[i64],
+) -> Result<Vec<RequestResult>, StoreError> {
+    if which.ids.is_none() {
+        return Ok(Vec::new());
     }
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "SELECT id, state FROM power_requests WHERE id NOT IN (SELECT value FROM json_each(",
+    );
+    query.push_bind(rows::list(waiting)).push(")) AND id IN (");
+    which.push_ids(&mut query, &[], "");
+    query.push(") ORDER BY id");
+    let others: Vec<(i64, String)> = query.build_query_as().fetch_all(tx).await?;
+    let found = others
+        .iter()
+        .map(|(id, _)| *id)
+        .chain(waiting.iter().copied());
+    let mut results = barred(which, found);
+    for (id, state) in others {
+        let why = if state == RequestState::Queued.as_str() {
+            "was approved before".to_owned()
+        } else {
+            format!("is {state} and no longer queued")
+        };
+        results.push(RequestResult::left(id, why).in_state(state.parse().ok()));
+    }
+    Ok(results)
 }
 
-/// The ids of those that are queued and unapproved. Each of the parts of what is queued has an index
-/// of its own.
-fn push_selection(query: &mut QueryBuilder<Sqlite>, which: &Selection) {
-    match which {
-        Selection::Ids(ids) => {
-            query
-                .push("SELECT r.id FROM json_each(")
-                .push_bind(rows::list(ids))
-                .push(") j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state = 'queued' AND r.approved_by IS NULL");
-        }
-        Selection::Label(label) => {
-            query
-                .push("SELECT id FROM power_requests WHERE label = ")
-                .push_bind(label.clone())
-                .push(" AND state = 'queued' AND approved_by IS NULL");
-        }
-        Selection::Lane { target, action } => {
-            let parts = [
-                "gate = 'ready'",
-                "in_line IS NULL AND gate IS NOT NULL",
-                "gate = 'held'",
-                "gate = 'retry'",
-            ];
-            for (at, part) in parts.iter().enumerate() {
-                if at > 0 {
-                    query.push(" UNION ALL ");
-                }
-                query
-                    .push("SELECT id FROM power_requests WHERE ")
-                    .push(*part)
-                    .push(" AND approved_by IS NULL AND target = ")
-                    .push_bind(target.clone())
-                    .push(" AND action = ")
-                    .push_bind(action.clone());
-            }
-        }
-    }
+/// The ids of those that are queued and unapproved.
+fn push_unapproved(query: &mut QueryBuilder<Sqlite>, which: &Selection) {
+    let states = which.states_among(&[RequestState::Queued]);
+    // A selection of other states only: nothing of it can be approved.
+    let more = match (states.is_empty(), which.ids.is_some()) {
+        (true, false) => " AND 0",
+        _ => " AND r.state = 'queued' AND r.approved_by IS NULL",
+    };
+    which.push_ids(query, &states, more);
 }

@@ -1,4 +1,4 @@
-//! What the `db` commands do to a queue while a daemon may be running on it: copy, prune, release.
+//! What the `db` commands do to a queue while a daemon may be running on it: copy and prune.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -92,29 +92,6 @@ pub(super) async fn prune(
     tx.commit().await?;
     upkeep::shrink(&mut *connection).await?;
     Ok(next)
-}
-
-pub(super) async fn release(
-    connection: &mut SqliteConnection,
-    drop: bool,
-) -> Result<Option<u64>, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    write_guard::acquire(&mut tx).await?;
-    let lifted = sqlx::query("DELETE FROM holds WHERE kind = 'restored'")
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-    let mut cancelled = 0;
-    if drop && lifted > 0 {
-        let dropped = sqlx::query(
-            "UPDATE power_requests SET state = 'cancelled'
-             WHERE state = 'queued' AND id <= (SELECT restored_last_id FROM queue_mark)",
-        );
-        cancelled = dropped.execute(&mut *tx).await?.rows_affected();
-    }
-    write_guard::release(&mut tx).await?;
-    tx.commit().await?;
-    Ok((lifted > 0).then_some(cancelled))
 }
 
 /// Marks a copy as one, and checks it from end to end.

@@ -12,27 +12,35 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::sqlite::{BUSY_TIMEOUT, holds, schema};
 use super::{Prune, RefusedKey, StoreError};
-use crate::model::{Hold, LetGo, PowerAction, TargetName, UtcMillis};
+use crate::model::{LetGo, UtcMillis};
 use std::collections::BTreeMap;
 
+mod actions;
 mod approve;
 mod backup;
+mod label;
 mod names;
 mod orders;
 mod overview;
+mod pauses;
 mod read;
 mod records;
+mod selection;
 mod write;
 
-pub use approve::{Approval, ApprovalCount, Approver, Selection, Unapproved};
+pub use actions::{Actor, Done, RequestResult};
+pub use approve::{Approval, ApprovalCount, Unapproved};
+pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
+pub use pauses::{Paused, Resumed, scope_name};
 pub use read::{Filter, Labelled};
 pub use records::{
     AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
-pub use write::{Cancelled, NewRequest, Retried, RetryCandidate, RetryFilter};
+pub use selection::{Allowed, SelectedCount, Selection};
+pub use write::NewRequest;
 
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +129,14 @@ impl QueueClient {
         read::request(&mut self.connection, id).await
     }
 
+    /// Those of `ids` that exist, in the order of their ids.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn requests(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
+        read::requests(&mut self.connection, ids).await
+    }
+
     /// Those of `ids` that have not succeeded (yet), in the order of their ids.
     pub async fn not_succeeded(&mut self, ids: &[i64]) -> Result<Vec<RequestRecord>, StoreError> {
         read::not_succeeded(&mut self.connection, ids).await
@@ -189,6 +205,20 @@ impl QueueClient {
         since: Option<&str>,
     ) -> Result<Option<Labelled>, StoreError> {
         read::labelled(&mut self.connection, label, since).await
+    }
+
+    /// What became of a label, within the `targets` that may be seen (none: all). None if no request
+    /// has it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn label_view(
+        &mut self,
+        label: &str,
+        targets: Option<&[String]>,
+        now: UtcMillis,
+    ) -> Result<Option<LabelView>, StoreError> {
+        label::view(&mut self.connection, label, targets, now).await
     }
 
     /// How many requests of the same target and action go before this one; none if it is not ready
@@ -308,11 +338,6 @@ impl QueueClient {
     pub async fn order(&mut self, label: &str) -> Result<Option<OrderRecord>, StoreError> {
         orders::order(&mut self.connection, label).await
     }
-
-    /// Lets the next wave of an order go in spite of what holds it, or all that remain of it.
-    pub async fn let_go(&mut self, label: &str, what: LetGo) -> Result<Lets, StoreError> {
-        orders::let_go(&mut self.connection, label, what).await
-    }
 }
 
 // Writing.
@@ -344,38 +369,60 @@ impl QueueClient {
     ) -> Result<(Vec<i64>, usize), StoreError> {
         write::enqueue_in(&mut self.connection, order, requests, if_absent).await
     }
+}
 
-    /// Cancels those of `ids` that are queued.
+// What people do. Each also writes one row into `operator_actions`, in the same transaction.
+impl QueueClient {
+    /// How the selected requests are spread over targets, actions and states: what is shown before
+    /// anything is done to them.
     ///
     /// # Errors
-    /// `NoSuchRequest`: nothing is cancelled then.
-    pub async fn cancel(&mut self, ids: &[i64]) -> Result<Cancelled, StoreError> {
-        write::cancel(&mut self.connection, ids).await
+    /// `Refused` for a selection of nothing in particular, `NoSuchRequest`.
+    pub async fn selected(&mut self, which: &Selection) -> Result<Vec<SelectedCount>, StoreError> {
+        which.counts(&mut self.connection).await
     }
 
-    /// Cancels what is queued with this label; what is on its way is kept, and listed.
-    pub async fn cancel_label(&mut self, label: &str) -> Result<Cancelled, StoreError> {
-        write::cancel_label(&mut self.connection, label).await
-    }
-
-    /// Inserts a new request for each that the filter finds and that `skip` has no reason against.
-    /// Server, action, target, priority and label are copied.
+    /// Cancels those of the selection that are queued; those that have been sent are kept, and
+    /// named in the result.
     ///
     /// # Errors
-    /// `NoSuchRequest` for an unknown id: nothing is inserted then.
-    pub async fn retry(
+    /// `Refused`, `NoSuchRequest`: nothing is cancelled then.
+    pub async fn cancel(
         &mut self,
-        filter: &RetryFilter,
-        requested_by: Option<&str>,
-        skip: impl Fn(&RetryCandidate) -> Option<String>,
-    ) -> Result<Retried, StoreError> {
-        write::retry(&mut self.connection, filter, requested_by, skip).await
+        actor: Actor<'_>,
+        which: &Selection,
+    ) -> Result<Done, StoreError> {
+        actions::cancel(&mut self.connection, actor, which).await
+    }
+
+    /// Inserts a new request for each of the selection that has failed (or is in another of its
+    /// `states`; by ids also for those that are unknown). Server, action, target, priority and label
+    /// are copied. Left alone are servers with a later request, and reboots that may have happened,
+    /// unless they are named by their ids.
+    ///
+    /// # Errors
+    /// `Refused` for states that are no end, `NoSuchRequest`: nothing is inserted then.
+    pub async fn retry(&mut self, actor: Actor<'_>, which: &Selection) -> Result<Done, StoreError> {
+        actions::retry(&mut self.connection, actor, which).await
+    }
+
+    /// Lets those of the selection that are queued leave outside windows and freezes; the actor's
+    /// reason becomes theirs.
+    ///
+    /// # Errors
+    /// `Refused` without a reason, or one that the schema does not take; `NoSuchRequest`.
+    pub async fn override_windows(
+        &mut self,
+        actor: Actor<'_>,
+        which: &Selection,
+    ) -> Result<Done, StoreError> {
+        actions::override_windows(&mut self.connection, actor, which).await
     }
 
     /// What an approval of this selection would approve, by target, action and label.
     ///
     /// # Errors
-    /// `NoSuchRequest`.
+    /// `Refused` for a selection of nothing in particular, `NoSuchRequest`.
     pub async fn unapproved(&mut self, which: &Selection) -> Result<Unapproved, StoreError> {
         approve::unapproved(&mut self.connection, which).await
     }
@@ -386,32 +433,61 @@ impl QueueClient {
     /// `Refused`: nothing is approved then.
     pub async fn approve(
         &mut self,
+        actor: Actor<'_>,
         which: &Selection,
         seen: &Unapproved,
-        by: Approver<'_>,
     ) -> Result<Approval, StoreError> {
-        approve::approve(&mut self.connection, which, seen, by).await
+        approve::approve(&mut self.connection, actor, which, seen).await
     }
 
-    /// Puts an operator's hold. False if the same one stood already.
-    pub async fn pause(&mut self, hold: &Hold) -> Result<bool, StoreError> {
-        write::pause(&mut self.connection, hold).await
+    /// Puts an operator's hold on the target, action and label of `scope`; none of them: on
+    /// everything.
+    ///
+    /// # Errors
+    /// `Refused` if anything else is selected, `NotAllowed` for a scope beyond what is allowed.
+    pub async fn pause(
+        &mut self,
+        actor: Actor<'_>,
+        scope: &Selection,
+        now: UtcMillis,
+    ) -> Result<Paused, StoreError> {
+        pauses::pause(&mut self.connection, actor, scope, now).await
     }
 
-    /// Removes the operator's hold on exactly this `target`, `action` and `label` (none: the one on
-    /// all of them). Returns how many that were.
+    /// Ends the operator's hold on exactly the target, action and label of `scope`. If there is
+    /// none, and `scope` is a whole label, its order's next wave goes in spite of what holds it, or
+    /// all that remain.
+    ///
+    /// # Errors
+    /// As `pause`.
     pub async fn resume(
         &mut self,
-        target: Option<&TargetName>,
-        action: Option<PowerAction>,
-        label: Option<&str>,
-    ) -> Result<u64, StoreError> {
-        write::resume(&mut self.connection, target, action, label).await
+        actor: Actor<'_>,
+        scope: &Selection,
+        what: LetGo,
+    ) -> Result<Resumed, StoreError> {
+        pauses::resume(&mut self.connection, actor, scope, what).await
     }
 
-    /// Removes every hold of an operator. Returns how many.
-    pub async fn resume_all(&mut self) -> Result<u64, StoreError> {
-        write::resume_all(&mut self.connection).await
+    /// Ends every hold of an operator.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn resume_all(&mut self, actor: Actor<'_>) -> Result<Resumed, StoreError> {
+        pauses::resume_all(&mut self.connection, actor).await
+    }
+
+    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns
+    /// how many requests that were; none if there is no such hold.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn release(
+        &mut self,
+        actor: Actor<'_>,
+        drop: bool,
+    ) -> Result<Option<u64>, StoreError> {
+        pauses::release(&mut self.connection, actor, drop).await
     }
 }
 
@@ -460,14 +536,5 @@ impl QueueClient {
         now: UtcMillis,
     ) -> Result<Prune, StoreError> {
         backup::prune(&mut self.connection, so_far, cutoff, now).await
-    }
-
-    /// Ends the hold of a restore; with `drop`, cancels first what was queued in the copy. Returns
-    /// how many requests were cancelled; none if there is no such hold.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn release(&mut self, drop: bool) -> Result<Option<u64>, StoreError> {
-        backup::release(&mut self.connection, drop).await
     }
 }

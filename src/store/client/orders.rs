@@ -1,6 +1,5 @@
 //! Orders with waves, as commands write and read them.
 
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::OrderRecord;
@@ -53,12 +52,12 @@ pub(super) async fn order(
     Ok(found.fetch_optional(&mut *connection).await?)
 }
 
+/// Lets the next wave of an order go in spite of what holds it, or all that remain of it.
 pub(super) async fn let_go(
-    connection: &mut SqliteConnection,
+    tx: &mut SqliteConnection,
     label: &str,
     what: LetGo,
 ) -> Result<Lets, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let found: Option<(String, i64, bool)> = sqlx::query_as(
         "SELECT ifnull(state, 'open'), ifnull(wave, 1), wave_over_at IS NOT NULL FROM orders WHERE label = ?",
     )
@@ -79,7 +78,6 @@ pub(super) async fn let_go(
         .bind(what.as_str())
         .execute(&mut *tx)
         .await?;
-    tx.commit().await?;
     Ok(Lets::Goes(wave + 1))
 }
 

@@ -104,6 +104,18 @@ pub(super) async fn not_succeeded(
     Ok(query.build_query_as().fetch_all(&mut *connection).await?)
 }
 
+pub(super) async fn requests(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<RequestRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
+    query
+        .push("id IN (SELECT value FROM json_each(")
+        .push_bind(list(ids))
+        .push(")) ORDER BY id");
+    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
+}
+
 pub(super) async fn attempts(
     connection: &mut SqliteConnection,
     request: i64,

@@ -1,15 +1,13 @@
-//! What commands write: new requests, cancellations, an operator's holds, refused keys. Each function is one
+//! What commands write as producers do: new requests, and refused keys. Each function is one
 //! transaction, all or nothing.
 
 use std::collections::BTreeMap;
 
+use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
 
-use super::{NewOrder, orders, read};
-use crate::model::{Hold, HoldKind, PowerAction, RequestState, TargetName};
-use crate::store::sqlite::rows::list;
-use crate::store::sqlite::{holds, write_guard};
+use super::{NewOrder, orders};
+use crate::store::sqlite::{holds, overrides, write_guard};
 use crate::store::{RefusedKey, StoreError};
 
 /// Rows inserted by one statement.
@@ -33,52 +31,6 @@ pub struct NewRequest {
     pub label: Option<String>,
     pub requested_by: Option<String>,
     pub override_reason: Option<String>,
-}
-
-/// What a cancellation did.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Cancelled {
-    /// Requests that were queued and are cancelled now.
-    pub cancelled: Vec<i64>,
-    /// Those asked for that were not queued, with their states.
-    pub kept: Vec<(i64, String)>,
-}
-
-/// Which ended requests are to be tried again.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RetryFilter {
-    /// These, whatever their states; empty: those that the other fields describe.
-    pub ids: Vec<i64>,
-    /// With exactly this label.
-    pub label: Option<String>,
-    /// That ended in one of these states. Not looked at beside `ids`.
-    pub states: Vec<RequestState>,
-    /// That ended at this time or later.
-    pub since: Option<String>,
-}
-
-/// A request that may be tried again.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct RetryCandidate {
-    /// Its id.
-    pub id: i64,
-    /// Its server.
-    pub server_id: String,
-    /// Its action.
-    pub action: String,
-    /// How it ended, or where it is.
-    pub state: String,
-    /// A later request for the same server, if there is one.
-    pub later_id: Option<i64>,
-}
-
-/// What a retry did.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Retried {
-    /// The ids of ended requests, each with the id of its new one.
-    pub inserted: Vec<(i64, i64)>,
-    /// Those that were not tried again, with the reason.
-    pub skipped: Vec<(i64, String)>,
 }
 
 pub(super) async fn enqueue_in(
@@ -112,6 +64,7 @@ pub(super) async fn enqueue_in(
             Err(error) => return Err(error),
         }
     }
+    overrides::note_reasons(&mut tx, &with_reason(&absent, &inserted), None).await?;
     tx.commit().await?;
     let mut new = inserted.into_iter();
     let ids = requests
@@ -119,116 +72,6 @@ pub(super) async fn enqueue_in(
         .filter_map(|request| id_of_key(request, &taken).or_else(|| new.next()))
         .collect();
     Ok((ids, requests.len() - absent.len()))
-}
-
-pub(super) async fn cancel(
-    connection: &mut SqliteConnection,
-    ids: &[i64],
-) -> Result<Cancelled, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    read::require_ids(&mut tx, ids).await?;
-    let kept = sqlx::query_as(
-        "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.state <> 'queued'",
-    )
-    .bind(list(ids))
-    .fetch_all(&mut *tx)
-    .await?;
-    let cancelled = sqlx::query_scalar(
-        "UPDATE power_requests SET state = 'cancelled'
-         WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued' RETURNING id",
-    )
-    .bind(list(ids))
-    .fetch_all(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(Cancelled { cancelled, kept })
-}
-
-pub(super) async fn cancel_label(
-    connection: &mut SqliteConnection,
-    label: &str,
-) -> Result<Cancelled, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let kept = sqlx::query_as(
-        "SELECT id, state FROM power_requests WHERE label = ? AND state = 'running' ORDER BY id",
-    )
-    .bind(label)
-    .fetch_all(&mut *tx)
-    .await?;
-    let cancelled = sqlx::query_scalar(
-        "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued' RETURNING id",
-    )
-    .bind(label)
-    .fetch_all(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(Cancelled { cancelled, kept })
-}
-
-pub(super) async fn retry(
-    connection: &mut SqliteConnection,
-    filter: &RetryFilter,
-    requested_by: Option<&str>,
-    skip: impl Fn(&RetryCandidate) -> Option<String>,
-) -> Result<Retried, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    read::require_ids(&mut tx, &filter.ids).await?;
-    let mut retried = Retried::default();
-    let mut again = Vec::new();
-    for candidate in retry_candidates(&mut tx, filter).await? {
-        match skip(&candidate) {
-            Some(reason) => retried.skipped.push((candidate.id, reason)),
-            None => again.push(candidate.id),
-        }
-    }
-    let new = copy(&mut tx, &again, requested_by).await?;
-    retried.inserted = again.into_iter().zip(new).collect();
-    tx.commit().await?;
-    Ok(retried)
-}
-
-pub(super) async fn pause(
-    connection: &mut SqliteConnection,
-    hold: &Hold,
-) -> Result<bool, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let stood: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND label IS ? AND until IS NULL)",
-    )
-    .bind(HoldKind::Operator.as_str())
-    .bind(hold.target.as_ref().map(|target| &target.0))
-    .bind(hold.action.map(PowerAction::as_str))
-    .bind(&hold.label)
-    .fetch_one(&mut *tx)
-    .await?;
-    if !stood {
-        holds::put_hold(&mut tx, hold).await?;
-    }
-    tx.commit().await?;
-    Ok(!stood)
-}
-
-pub(super) async fn resume(
-    connection: &mut SqliteConnection,
-    target: Option<&TargetName>,
-    action: Option<PowerAction>,
-    label: Option<&str>,
-) -> Result<u64, StoreError> {
-    let removed = sqlx::query(
-        "DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3 AND label IS ?4",
-    )
-    .bind(HoldKind::Operator.as_str())
-    .bind(target.map(|target| &target.0))
-    .bind(action.map(PowerAction::as_str))
-    .bind(label)
-    .execute(&mut *connection)
-    .await?;
-    Ok(removed.rows_affected())
-}
-
-pub(super) async fn resume_all(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let removed = sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
-    Ok(removed.execute(&mut *connection).await?.rows_affected())
 }
 
 pub(super) async fn note_refused_key(
@@ -240,6 +83,14 @@ pub(super) async fn note_refused_key(
     holds::note_refused_key(&mut tx, refused).await?;
     write_guard::release(&mut tx).await?;
     Ok(tx.commit().await?)
+}
+
+/// The ids of those that may leave outside windows.
+fn with_reason(requests: &[NewRequest], ids: &[i64]) -> Vec<i64> {
+    let each = requests.iter().zip(ids);
+    each.filter(|(request, _)| request.override_reason.is_some())
+        .map(|(_, id)| *id)
+        .collect()
 }
 
 /// The request that has this one's key already.
@@ -320,66 +171,6 @@ async fn as_keyed_before(
         }
     }
     Ok(requests)
-}
-
-async fn retry_candidates(
-    tx: &mut SqliteConnection,
-    filter: &RetryFilter,
-) -> Result<Vec<RetryCandidate>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(
-        "SELECT r.id, r.server_id, r.action, r.state,
-                nullif(max(
-                    ifnull((SELECT max(l.id) FROM power_requests l WHERE l.in_line = 1
-                            AND l.server_id = r.server_id AND l.target = r.target AND l.id > r.id), 0),
-                    ifnull((SELECT max(l.id) FROM power_requests l WHERE l.in_line IS NULL AND l.gate IS NOT NULL
-                            AND l.target = r.target AND l.server_id = r.server_id AND l.id > r.id), 0),
-                    ifnull((SELECT max(l.id) FROM power_requests l WHERE l.in_line IS NULL AND l.gate IS NULL
-                            AND l.server_id = r.server_id AND l.target = r.target AND l.id > r.id), 0)), 0) AS later_id
-         FROM power_requests r WHERE 1",
-    );
-    if filter.ids.is_empty() {
-        query.push(" AND r.finished_at IS NOT NULL AND r.state IN (");
-        let mut states = query.separated(", ");
-        for state in &filter.states {
-            states.push_bind(state.as_str());
-        }
-        query.push(")");
-    } else {
-        query
-            .push(" AND r.id IN (SELECT value FROM json_each(")
-            .push_bind(list(&filter.ids))
-            .push("))");
-    }
-    if let Some(label) = &filter.label {
-        query.push(" AND r.label = ").push_bind(label.clone());
-    }
-    if let Some(since) = &filter.since {
-        query
-            .push(" AND r.finished_at >= ")
-            .push_bind(since.clone());
-    }
-    query.push(" ORDER BY r.id");
-    Ok(query.build_query_as().fetch_all(tx).await?)
-}
-
-/// In SQL, so that a label of any bytes arrives as it is.
-async fn copy(
-    tx: &mut SqliteConnection,
-    ids: &[i64],
-    requested_by: Option<&str>,
-) -> Result<Vec<i64>, StoreError> {
-    let mut new: Vec<i64> = sqlx::query_scalar(
-        "INSERT INTO power_requests (server_id, action, target, priority, label, requested_by)
-         SELECT server_id, action, target, priority, label, ?2 FROM power_requests
-         WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id RETURNING id",
-    )
-    .bind(list(ids))
-    .bind(requested_by)
-    .fetch_all(tx)
-    .await?;
-    // Ids are given in the order of insertion; RETURNING promises none.
-    new.sort_unstable();
-    Ok(new)
 }
 
 async fn insert(

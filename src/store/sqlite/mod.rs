@@ -38,7 +38,7 @@ pub(super) mod holds;
 mod identity;
 pub(super) mod intake;
 pub(super) mod orders;
-mod overrides;
+pub(super) mod overrides;
 pub(super) mod record;
 pub(super) mod rows;
 pub(super) mod schema;

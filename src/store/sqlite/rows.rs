@@ -28,6 +28,23 @@ pub(in crate::store) fn list<'a>(ids: impl IntoIterator<Item = &'a i64>) -> Stri
     format!("[{}]", ids.join(","))
 }
 
+/// Ids as they were given; three and more in a row as `17-5016`.
+pub(in crate::store) fn runs(ids: &[i64]) -> String {
+    let mut words = Vec::new();
+    let mut rest = ids;
+    while let Some(&first) = rest.first() {
+        let is_next = |(at, id): (i64, &i64)| first.checked_add(at) == Some(*id);
+        let length = (0..).zip(rest).take_while(|pair| is_next(*pair)).count();
+        let (run, after) = rest.split_at(length.max(1));
+        match run {
+            [_, .., last] if length > 2 => words.push(format!("{first}-{last}")),
+            _ => words.extend(run.iter().map(i64::to_string)),
+        }
+        rest = after;
+    }
+    words.join(" ")
+}
+
 /// Names for `json_each`.
 pub(in crate::store) fn names<'a>(targets: impl IntoIterator<Item = &'a TargetName>) -> String {
     let names: Vec<&str> = targets
@@ -146,5 +163,13 @@ mod tests {
             baseline(Some("explode twice".to_owned())),
             Baseline::Unknown
         );
+    }
+
+    #[test]
+    fn many_ids_in_a_row_are_said_in_short() {
+        assert_eq!(runs(&[3, 1]), "3 1");
+        assert_eq!(runs(&[1, 2, 17, 18, 19, 9]), "1 2 17-19 9");
+        assert_eq!(runs(&[i64::MAX, 5]), format!("{} 5", i64::MAX));
+        assert_eq!(runs(&[]), "");
     }
 }

@@ -152,7 +152,7 @@ mod tests {
 
     use super::super::{StoreOptions, connect_writer};
     use super::*;
-    use crate::model::{HoldKind, OwnCode, PowerAction, Service};
+    use crate::model::{HoldKind, OperatorAction, OwnCode, PowerAction, Service};
 
     const QUEUE: &str = include_str!("../../../migrations/0001_queue.sql");
 
@@ -173,6 +173,11 @@ mod tests {
         }
         let kinds: Vec<&str> = HoldKind::ALL.iter().map(|word| word.as_str()).collect();
         assert_eq!(allowed_by("hold_kind_known"), kinds);
+        let people = OperatorAction::ALL.iter().map(|word| word.as_str());
+        assert_eq!(
+            allowed_by("operator_action_known"),
+            people.collect::<Vec<_>>()
+        );
         let services: Vec<&str> = Service::ALL.iter().map(|word| word.as_str()).collect();
         assert_eq!(allowed_by("batch_service_known"), services);
     }

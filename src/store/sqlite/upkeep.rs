@@ -123,6 +123,12 @@ async fn prune_requests(
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
     )
     .bind(ids)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "DELETE FROM noted_overrides WHERE request_id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(ids)
     .execute(tx)
     .await?;
     Ok(deleted.rows_affected())

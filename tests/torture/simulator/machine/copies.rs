@@ -8,7 +8,7 @@ use super::Machine;
 use crate::simulator::facts::Facts;
 use crate::simulator::{Broken, connect};
 use poweryard::store::QueueClient;
-use poweryard::store::client::Access;
+use poweryard::store::client::{Access, Actor};
 
 /// The queue's file as it was, and what was true then.
 pub(super) struct Copy {
@@ -86,7 +86,11 @@ pub(super) async fn release(machine: &mut Machine<'_>) -> Result<(), Broken> {
     let mut connection = QueueClient::open(&machine.path, Access::Write)
         .await
         .map_err(failed)?;
-    let released = connection.release(dropped).await.map_err(failed)?;
+    let actor = Actor {
+        who: "an operator",
+        reason: None,
+    };
+    let released = connection.release(actor, dropped).await.map_err(failed)?;
     connection.close().await.map_err(failed)?;
     machine.say(|| format!("an operator releases what was restored: {released:?}"));
     machine.acted = true;
