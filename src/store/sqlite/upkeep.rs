@@ -106,10 +106,12 @@ async fn prune_requests(
     ids: &str,
     now: UtcMillis,
 ) -> Result<u64, StoreError> {
-    // A reboot that may still be under way casts doubt on what is seen of its server.
+    // A reboot that may still be under way casts doubt on what is seen of its server. And the next wave
+    // of an order depends on how the requests before it ended.
     let deleted = sqlx::query(
         "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = power_requests.id AND w.gate IS NOT NULL)
+            AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.label = power_requests.label AND o.state IS NOT 'done')
             AND NOT (finished_at > ?2 AND action IN (SELECT value FROM json_each(?3))
                      AND (state = 'unknown' OR (state = 'failed' AND evidence = 'job')))",
     )

@@ -131,7 +131,7 @@ pub(super) struct Facts {
     /// Orders with waves, by label.
     pub(super) orders: BTreeMap<String, OrderFacts>,
     /// Requests that left outside a window for a reason of their own.
-    pub(super) overridden: u64,
+    pub(super) overridden: BTreeSet<i64>,
     /// When the submit calls of the last minute left.
     departures: BTreeMap<TargetName, VecDeque<UtcMillis>>,
     /// When they came to the cloud.
@@ -163,7 +163,7 @@ impl Facts {
             deleted: BTreeSet::new(),
             held: BTreeSet::new(),
             orders: BTreeMap::new(),
-            overridden: 0,
+            overridden: BTreeSet::new(),
             departures: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             digest: 0xcbf2_9ce4_8422_2325,
@@ -204,7 +204,9 @@ impl Facts {
             WINDOW,
             now.real,
         )?;
-        self.overridden += rules::check_window(self, call, now)?;
+        if rules::check_window(self, call, now)? {
+            self.overridden.extend(call.members.keys().copied());
+        }
         let is_approved = self.are_approved(call);
         if let Some(facts) = self.batches.get_mut(&call.batch) {
             (facts.departed, facts.in_hand) = (Some((now, call.target.clone())), true);

@@ -102,12 +102,8 @@ impl OrderFacts {
         amount.map_or(0, |amount| amount.of(servers)).max(1)
     }
 
-    fn has_room(&self, servers: u64) -> bool {
-        let size = match self.let_go {
-            Some(LetGo::Rest) => servers,
-            _ => self.size_of(self.wave, servers).min(self.size.unsigned_abs()),
-        };
-        (self.taken.len() as u64) < size
+    fn has_room(&self) -> bool {
+        (self.taken.len() as u64) < self.size.unsigned_abs()
     }
 }
 
@@ -442,8 +438,9 @@ pub(super) fn is_reason_true(facts: &Facts, id: i64, reason: &str, now: Moment) 
     let servers = standing.servers(false);
     let is_over = standing.on_its_way().is_none();
     if reason.contains("is on its way") {
-        return !is_over && !order.has_room(servers);
+        return !is_over && !order.has_room();
     }
+    // A wave that somebody lets go opens when the one before is over.
     if !is_over || order.let_go.is_some() {
         return false;
     }

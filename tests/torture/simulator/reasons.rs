@@ -55,10 +55,11 @@ pub(super) fn check(facts: &Facts, said: &Said, now: Moment) -> Result<(), Broke
         let is_true = is_true(facts, said, (*id, request), reason, now);
         hold!(
             is_true,
-            "request {id} waits, and that is not true: {reason} ({:?}, wave {:?}, wakes in {:?})",
+            "request {id} waits, and that is not true: {reason} ({:?}, wave {:?}, wakes in {:?}, {:?})",
             request.wish,
             request.wave,
-            said.wakes_in
+            said.wakes_in,
+            request.wish.label.as_ref().and_then(|label| facts.orders.get(label))
         );
     }
     check_guards(facts, said, now)?;
@@ -87,9 +88,10 @@ fn is_true(
         return wish.after == Some(awaited) && state.is_some_and(|state| !state.is_terminal());
     }
     if let Some(other) = reason.strip_prefix("behind request ").and_then(number) {
-        let other = facts.requests.get(&other).filter(|_| other < id);
-        return other.is_some_and(|other| {
-            !other.state.is_terminal() && other.wish.place() == wish.place()
+        let is_earlier = other < id;
+        return facts.requests.get(&other).is_some_and(|other| {
+            let is_before = is_earlier || other.state == RequestState::Running;
+            is_before && !other.state.is_terminal() && other.wish.place() == wish.place()
         });
     }
     if let Some(at) = reason.strip_prefix("not due until ") {

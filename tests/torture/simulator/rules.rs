@@ -172,15 +172,15 @@ pub(super) fn check_departure(
     guards::check(facts, call, limits, now)
 }
 
-/// Nothing leaves outside its window but what has a reason. Returns how many have left for one.
+/// Nothing leaves outside its window but what has a reason. True if this call leaves for that.
 pub(super) fn check_window(
     facts: &Facts,
     call: &Departure<'_>,
     now: Moment,
-) -> Result<u64, Broken> {
+) -> Result<bool, Broken> {
     let calendar = facts.limits.targets.get(call.target).map(|limits| &limits.calendar);
     if calendar.is_none_or(|calendar| calendar.is_open(call.action, now.utc)) {
-        return Ok(0);
+        return Ok(false);
     }
     for id in call.members.keys() {
         let has_reason = facts.requests.get(id).is_some_and(|request| request.wish.has_override);
@@ -190,7 +190,7 @@ pub(super) fn check_window(
             call.action
         );
     }
-    Ok(call.members.len() as u64)
+    Ok(true)
 }
 
 /// Calls that may have had an effect never carry more servers in a budget's span than it allows.
@@ -349,6 +349,12 @@ pub(super) fn check_deleted(facts: &Facts, id: i64, was: &str) -> Result<(), Bro
     hold!(
         waits.is_none(),
         "request {id} was deleted, and request {waits:?} waits for it"
+    );
+    let label = facts.requests.get(&id).and_then(|request| request.wish.label.as_ref());
+    let order = label.and_then(|label| facts.orders.get(label));
+    hold!(
+        order.is_none_or(|order| order.is_done),
+        "request {id} was deleted, and its order {label:?} is not done"
     );
     Ok(())
 }

@@ -13,10 +13,14 @@ use super::rng::Rng;
 use poweryard::model::{LetGo, PowerAction, RequestState, TargetName};
 use poweryard::store::QueueClient;
 use poweryard::store::StoreError;
-use poweryard::store::client::{Access, Lets};
+use poweryard::store::client::{Access, Actor, Approval, Lets, Selection};
 
 /// Requests in one run, with those that operators add.
 const REQUESTS_MAX: usize = 200;
+const BOB: Actor<'static> = Actor {
+    who: "bob",
+    reason: None,
+};
 
 /// Somebody orders in waves: writes the order, its first requests, both, or more of them.
 pub(super) async fn order(
@@ -133,7 +137,8 @@ pub(super) async fn act(
     let label = rng.pick(&labels).cloned();
     let what = rng.between(0, 12);
     match (what, label) {
-        (0..=2, label) => approve(connection, facts, rng, label, Some("alice")).await,
+        (0, label) => approve(connection, facts, rng, label, Some("alice")).await,
+        (1 | 2, label) => approve_by_command(path, facts, rng, label).await,
         (3, label) => approve(connection, facts, rng, label, None).await,
         (4, _) => override_windows(connection, facts, rng).await,
         (5 | 6, Some(label)) => {
@@ -183,6 +188,40 @@ async fn approve(
     Ok(format!("approved by {who:?}: {changed:?}"))
 }
 
+/// As `approve`, with the number that it shows.
+async fn approve_by_command(
+    path: &Path,
+    facts: &mut Facts,
+    rng: &mut Rng,
+    label: Option<String>,
+) -> Result<String, Broken> {
+    let failed = |error: StoreError| Broken(format!("cannot approve: {error}"));
+    let targets: Vec<TargetName> = facts.limits.targets.keys().cloned().collect();
+    let which = match (label.filter(|_| rng.permille(500)), rng.pick(&targets)) {
+        (Some(label), _) => Selection::of_label(label),
+        (None, Some(target)) => Selection::of_lane(target.0.clone(), producer::action(rng)),
+        (None, None) => return Ok(String::new()),
+    };
+    let mut client = QueueClient::open(path, Access::Write)
+        .await
+        .map_err(failed)?;
+    let seen = client.unapproved(&which).await.map_err(failed)?;
+    let done = client.approve(BOB, &which, &seen).await.map_err(failed)?;
+    client.close().await.map_err(failed)?;
+    let Approval::Done(done) = done else {
+        return Err(Broken(format!(
+            "{} requests were seen, and then {done:?}",
+            seen.requests()
+        )));
+    };
+    for result in done.results.iter().filter(|result| result.ok) {
+        if let Some(request) = facts.requests.get_mut(&result.id) {
+            request.wish.is_approved = true;
+        }
+    }
+    Ok(format!("approve {}: {}", which.words(), done.done))
+}
+
 async fn override_windows(
     connection: &mut SqliteConnection,
     facts: &mut Facts,
@@ -227,8 +266,19 @@ async fn let_wave_go(
     let mut client = QueueClient::open(path, Access::Write)
         .await
         .map_err(failed)?;
-    let lets = client.let_go(label, what).await.map_err(failed)?;
+    let which = Selection::of_label(label);
+    let resumed = client.resume(BOB, &which, what).await.map_err(failed)?;
     client.close().await.map_err(failed)?;
+    let pause = (None, None, Some(label.to_owned()));
+    let had_pause = facts.held.remove(&pause);
+    if had_pause != (resumed.pauses > 0) || had_pause != resumed.lets.is_none() {
+        return Err(Broken(format!(
+            "resume --label {label}, paused: {had_pause}, says {resumed:?}"
+        )));
+    }
+    let Some(lets) = resumed.lets else {
+        return Ok(format!("resume --label {label} ends its pause"));
+    };
     let order = facts.orders.get_mut(label);
     let is_plausible = match (&lets, &order) {
         (Lets::NoOrder, order) => order.is_none(),

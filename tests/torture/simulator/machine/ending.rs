@@ -43,7 +43,7 @@ pub(super) async fn check_remains(machine: &mut Machine<'_>) -> Result<(), Broke
     )
     .fetch_one(&mut machine.connection)
     .await?;
-    let overridden = machine.facts.overridden;
+    let overridden = machine.facts.overridden.len() as u64;
     if machine.summary.restores == 0 && noted.unsigned_abs() < overridden {
         return Err(Broken(format!(
             "{overridden} requests left outside their windows for a reason, and {noted} are noted"
@@ -76,7 +76,7 @@ pub(super) fn sum_up(machine: &mut Machine<'_>) -> Summary {
     summary.calls = machine.calls;
     let waved = machine.facts.requests.values();
     summary.waved = waved.filter(|request| request.wave.is_some()).count() as u64;
-    summary.overridden = machine.facts.overridden;
+    summary.overridden = machine.facts.overridden.len() as u64;
     summary.with_evidence = machine.facts.with_evidence();
     summary.digest = machine.facts.digest;
     summary
