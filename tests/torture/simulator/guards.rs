@@ -70,6 +70,25 @@ pub(super) fn count(
     }
 }
 
+/// Left within the span, unapproved, in calls that were refused: a refusal may be disproved, and then
+/// the daemon counts them.
+pub(super) fn count_refused(
+    facts: &Facts,
+    (target, action): (&TargetName, PowerAction),
+    guard: Budget,
+    now: Moment,
+) -> usize {
+    let refused = facts.batches.values().filter(|batch| {
+        let departed = batch.departed.as_ref();
+        let is_in_span = departed.is_some_and(|(at, own)| {
+            own == target && now.real.since(at.real) < guard.span
+        });
+        is_in_span && batch.action == action && !batch.is_approved
+            && !rules::is_spent(batch, (target, action), guard, now)
+    });
+    refused.map(|batch| batch.members.len()).sum()
+}
+
 fn is_waiting(
     facts: &Facts,
     request: &Request,

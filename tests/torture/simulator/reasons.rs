@@ -155,7 +155,8 @@ fn check_guards(facts: &Facts, said: &Said, now: Moment) -> Result<(), Broken> {
                 guard.servers
             );
             let is_plain = facts.stepped == Duration::ZERO && !facts.awaits_release;
-            let may_be = crowd.due + crowd.left + facts.uncertain(target, *action, now);
+            let doubtful = guards::count_refused(facts, (target, *action), *guard, now);
+            let may_be = crowd.due + crowd.left + doubtful + facts.uncertain(target, *action, now);
             hold!(
                 !is_held || !is_plain || may_be > guard.servers as usize,
                 "unapproved requests to {action} at {target} are held for approval: {} due, {} left, of {}",
