@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::audit::{Entry, Move};
-use super::wire::Cloud;
 use super::orders::{self, OrderFacts, Place};
+use super::wire::Cloud;
 use super::{Broken, rules};
 use poweryard::model::{
     AttemptResult, BatchState, CodeClass, Evidence, PowerAction, RequestState, ServerId,
@@ -373,7 +373,10 @@ impl Facts {
         let asked: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
         let label = asked["label"].as_str().unwrap_or_default();
         if let Some(order) = self.orders.get_mut(label) {
-            order.gate_yes = asked["wave"].as_i64().filter(|_| is_yes).map(|wave| (wave, now));
+            order.gate_yes = asked["wave"]
+                .as_i64()
+                .filter(|_| is_yes)
+                .map(|wave| (wave, now));
         }
     }
 
@@ -492,8 +495,8 @@ impl Facts {
             .iter()
             .filter(|(other, request)| **other != id && request.wish.place() == place);
         others.all(|(other, request)| {
-            let has_ended = request.state.is_terminal()
-                && now.real.since(request.since.real) >= INTAKE_MAX;
+            let has_ended =
+                request.state.is_terminal() && now.real.since(request.since.real) >= INTAKE_MAX;
             has_ended || (*other > id && request.state == RequestState::Queued)
         })
     }

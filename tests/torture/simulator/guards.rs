@@ -22,7 +22,10 @@ pub(super) fn check(
     limits: &TargetLimits,
     now: Moment,
 ) -> Result<(), Broken> {
-    let guard = limits.guards.iter().find(|(action, _)| *action == call.action);
+    let guard = limits
+        .guards
+        .iter()
+        .find(|(action, _)| *action == call.action);
     let Some((_, guard)) = guard.filter(|_| !facts.are_approved(call)) else {
         return Ok(());
     };
@@ -80,10 +83,11 @@ pub(super) fn count_refused(
 ) -> usize {
     let refused = facts.batches.values().filter(|batch| {
         let departed = batch.departed.as_ref();
-        let is_in_span = departed.is_some_and(|(at, own)| {
-            own == target && now.real.since(at.real) < guard.span
-        });
-        is_in_span && batch.action == action && !batch.is_approved
+        let is_in_span =
+            departed.is_some_and(|(at, own)| own == target && now.real.since(at.real) < guard.span);
+        is_in_span
+            && batch.action == action
+            && !batch.is_approved
             && !rules::is_spent(batch, (target, action), guard, now)
     });
     refused.map(|batch| batch.members.len()).sum()

@@ -160,7 +160,10 @@ impl<'a> Standing<'a> {
     fn waits_for_later_wave(&self, request: &Request) -> bool {
         let mut request = request;
         loop {
-            let awaited = request.wish.after.and_then(|id| self.facts.requests.get(&id));
+            let awaited = request
+                .wish
+                .after
+                .and_then(|id| self.facts.requests.get(&id));
             let Some(awaited) = awaited.filter(|awaited| !awaited.state.is_terminal()) else {
                 return false;
             };
@@ -188,13 +191,17 @@ impl<'a> Standing<'a> {
                 newest.insert(request.wish.place(), request.state);
             }
         }
-        let failed = newest.values().filter(|state| matches!(state, Failed | Unknown));
+        let failed = newest
+            .values()
+            .filter(|state| matches!(state, Failed | Unknown));
         failed.count() as u64
     }
 
     /// When the last of the present wave ended, in true time.
     fn over_since(&self) -> UtcMillis {
-        let ends = self.present().filter(|(_, request)| request.state.is_terminal());
+        let ends = self
+            .present()
+            .filter(|(_, request)| request.state.is_terminal());
         let last = ends.map(|(_, request)| request.since.real).max();
         last.unwrap_or(UtcMillis(0))
     }
@@ -264,11 +271,7 @@ pub(super) fn moved(facts: &mut Facts, moved: &OrderMove, now: Moment) -> Result
 }
 
 /// A wave opens only when the one before is over and went well enough, or somebody let it go.
-fn check_opening(
-    standing: &Standing<'_>,
-    moved: &OrderMove,
-    now: Moment,
-) -> Result<(), Broken> {
+fn check_opening(standing: &Standing<'_>, moved: &OrderMove, now: Moment) -> Result<(), Broken> {
     let OrderMove { label, wave, .. } = moved;
     let (order, facts) = (standing.order, standing.facts);
     if order.let_go != Some(LetGo::Rest) {
@@ -373,7 +376,10 @@ pub(super) fn check_let_go(
         let Some(request) = facts.requests.get(id) else {
             continue;
         };
-        let (wish, label) = (&request.wish, request.wish.label.clone().unwrap_or_default());
+        let (wish, label) = (
+            &request.wish,
+            request.wish.label.clone().unwrap_or_default(),
+        );
         let Some(standing) = Standing::of(facts, &label) else {
             continue;
         };
@@ -405,11 +411,18 @@ fn check_turn(
         return Ok(());
     };
     let rank = |id: i64, request: &Request| (id > begun_id, -request.wish.priority, id);
-    // Its server may have had its turn by another of its requests.
     let place = request.wish.place();
-    let of_server = standing.requests().filter(|(other, request)| {
-        (let_go.contains(other) || request.wave.is_some()) && request.wish.place() == place
-    });
+    let done_id = standing.order.done_id;
+    let mut of_server = standing
+        .requests()
+        .filter(|(other, request)| request.wish.place() == place && *other > done_id);
+    // A server that has had its turn waits for nobody.
+    if of_server.any(|(other, request)| request.wave.is_some() && !let_go.contains(&other)) {
+        return Ok(());
+    }
+    let of_server = standing
+        .requests()
+        .filter(|(other, request)| let_go.contains(other) && request.wish.place() == place);
     let Some(own) = of_server.map(|(id, request)| rank(id, request)).min() else {
         return Ok(());
     };

@@ -447,7 +447,9 @@ pub(super) async fn set_hold(
 ) -> Result<String, Broken> {
     let (target, action, label) = scope.clone();
     let sql = match facts.held.remove(&scope) {
-        true => "DELETE FROM holds WHERE kind = 'operator' AND target IS ?1 AND action IS ?2 AND label IS ?4",
+        true => {
+            "DELETE FROM holds WHERE kind = 'operator' AND target IS ?1 AND action IS ?2 AND label IS ?4"
+        }
         false => {
             facts.held.insert(scope);
             "INSERT INTO holds (target, action, label, kind, reason, since) VALUES (?1, ?2, ?4, 'operator', 'a test', ?3)"

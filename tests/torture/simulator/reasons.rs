@@ -26,7 +26,8 @@ pub(super) struct HoldFact {
 impl HoldFact {
     fn is_about(&self, request: &Request) -> bool {
         let wish = &request.wish;
-        let is_same = |held: &Option<String>, own: &str| held.as_deref().is_none_or(|held| held == own);
+        let is_same =
+            |held: &Option<String>, own: &str| held.as_deref().is_none_or(|held| held == own);
         is_same(&self.target, &wish.target.0)
             && is_same(&self.action, wish.action.as_str())
             && (self.label.is_none() || self.label == wish.label)
@@ -59,7 +60,11 @@ pub(super) fn check(facts: &Facts, said: &Said, now: Moment) -> Result<(), Broke
             request.wish,
             request.wave,
             said.wakes_in,
-            request.wish.label.as_ref().and_then(|label| facts.orders.get(label))
+            request
+                .wish
+                .label
+                .as_ref()
+                .and_then(|label| facts.orders.get(label))
         );
     }
     check_guards(facts, said, now)?;
@@ -78,9 +83,8 @@ fn is_true(
     let is_ahead = |text: &str| text.parse::<UtcMillis>().is_ok_and(|at| at > now.utc);
     if let Some(held) = reason.strip_prefix("held: ") {
         let holds = said.holds.iter();
-        let mut causes = holds.filter(|hold| {
-            held.starts_with(&hold.reason) && hold.is_about(request)
-        });
+        let mut causes =
+            holds.filter(|hold| held.starts_with(&hold.reason) && hold.is_about(request));
         return causes.any(|cause| is_held(facts, cause, (id, request), now));
     }
     if let Some(awaited) = reason.strip_prefix("waits for request ").and_then(number) {
@@ -124,12 +128,16 @@ fn is_held(facts: &Facts, hold: &HoldFact, (id, request): (i64, &Request), now: 
             !wish.has_override && !calendar.is_open(wish.action, now.utc) && opens
         }
         "approval" => {
-            let guards = limits.map(|limits| limits.guards.as_slice()).unwrap_or_default();
+            let guards = limits
+                .map(|limits| limits.guards.as_slice())
+                .unwrap_or_default();
             let has_guard = guards.iter().any(|(action, _)| *action == wish.action);
             has_guard && !wish.is_approved
         }
         "budget" => {
-            let budgets = limits.map(|limits| limits.budgets.as_slice()).unwrap_or_default();
+            let budgets = limits
+                .map(|limits| limits.budgets.as_slice())
+                .unwrap_or_default();
             is_ahead && budgets.iter().any(|(action, _)| *action == wish.action)
         }
         "wave" => orders::is_reason_true(facts, id, &hold.reason, now),

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::Broken;
 use super::audit::Move;
 use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
+use super::guards;
 use super::windows::Calendar;
 use super::wire::Cloud;
-use super::guards;
 use poweryard::model::Budget;
 use poweryard::model::{
     AttemptResult, BatchState, Evidence, PowerAction, RequestState, ServerId, TargetName, UtcMillis,
@@ -178,12 +178,19 @@ pub(super) fn check_window(
     call: &Departure<'_>,
     now: Moment,
 ) -> Result<bool, Broken> {
-    let calendar = facts.limits.targets.get(call.target).map(|limits| &limits.calendar);
+    let calendar = facts
+        .limits
+        .targets
+        .get(call.target)
+        .map(|limits| &limits.calendar);
     if calendar.is_none_or(|calendar| calendar.is_open(call.action, now.utc)) {
         return Ok(false);
     }
     for id in call.members.keys() {
-        let has_reason = facts.requests.get(id).is_some_and(|request| request.wish.has_override);
+        let has_reason = facts
+            .requests
+            .get(id)
+            .is_some_and(|request| request.wish.has_override);
         hold!(
             has_reason,
             "request {id} leaves outside the window of {}, without a reason",
@@ -350,7 +357,10 @@ pub(super) fn check_deleted(facts: &Facts, id: i64, was: &str) -> Result<(), Bro
         waits.is_none(),
         "request {id} was deleted, and request {waits:?} waits for it"
     );
-    let label = facts.requests.get(&id).and_then(|request| request.wish.label.as_ref());
+    let label = facts
+        .requests
+        .get(&id)
+        .and_then(|request| request.wish.label.as_ref());
     let order = label.and_then(|label| facts.orders.get(label));
     hold!(
         order.is_none_or(|order| order.is_done),
@@ -520,7 +530,10 @@ fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result
         "request {id} goes out although {} or its label is held",
         wish.action
     );
-    let order = wish.label.as_ref().filter(|label| facts.orders.contains_key(*label));
+    let order = wish
+        .label
+        .as_ref()
+        .filter(|label| facts.orders.contains_key(*label));
     hold!(
         order.is_none() || request.wave.is_some(),
         "request {id} goes out before a wave of its order {order:?} has let it go"

@@ -32,7 +32,9 @@ pub(super) async fn order(
 ) -> Result<String, Broken> {
     let known: Vec<String> = facts.orders.keys().cloned().collect();
     let old = rng.pick(&known).filter(|_| rng.permille(500)).cloned();
-    let label = old.clone().unwrap_or_else(|| format!("order-{}", known.len() + 1));
+    let label = old
+        .clone()
+        .unwrap_or_else(|| format!("order-{}", known.len() + 1));
     let mut said = format!("order '{label}'");
     let mut tx = connection.begin().await?;
     let order = large::order(rng, now.utc);
@@ -106,7 +108,11 @@ fn wish(
         expires_at: expires_at.then(|| from + rng.millis(1, 240_000)),
         after: None,
         inserted_at: now,
-        priority: if rng.permille(300) { rng.between(0, 6) as i64 - 3 } else { 0 },
+        priority: if rng.permille(300) {
+            rng.between(0, 6) as i64 - 3
+        } else {
+            0
+        },
         label: Some(label.to_owned()),
         has_override: rng.permille(60),
         is_approved: false,
@@ -248,10 +254,12 @@ async fn override_windows(
 }
 
 async fn cancel(connection: &mut SqliteConnection, label: &str) -> Result<String, Broken> {
-    sqlx::query("UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued'")
-        .bind(label)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "UPDATE power_requests SET state = 'cancelled' WHERE label = ? AND state = 'queued'",
+    )
+    .bind(label)
+    .execute(connection)
+    .await?;
     Ok(format!("cancel --label {label}"))
 }
 

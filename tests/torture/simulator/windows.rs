@@ -89,7 +89,12 @@ impl Span {
             Some((first, last)) => format!("{}..{} ", DAYS[first as usize], DAYS[last as usize]),
         };
         let time = |minutes: i64| format!("{:02}:{:02}", minutes / 60, minutes % 60);
-        format!("{days}{}-{} {}", time(self.from), time(self.to), self.zone.name())
+        format!(
+            "{days}{}-{} {}",
+            time(self.from),
+            time(self.to),
+            self.zone.name()
+        )
     }
 
     fn begins_on(&self, day: i64) -> bool {
@@ -127,7 +132,12 @@ struct Freeze {
 impl Freeze {
     fn text(&self) -> String {
         let date = |day: i64| UtcMillis(day * DAY_MS).to_string()[..10].to_owned();
-        format!("{}..{} {}", date(self.first), date(self.last), self.zone.name())
+        format!(
+            "{}..{} {}",
+            date(self.first),
+            date(self.last),
+            self.zone.name()
+        )
     }
 
     fn contains(&self, at: UtcMillis) -> bool {
@@ -211,5 +221,10 @@ fn span(rng: &mut Rng, begin: UtcMillis, zone: Zone) -> Span {
         3 => Some((0, 4)),
         _ => None,
     };
-    Span { days, from, to, zone }
+    Span {
+        days,
+        from,
+        to,
+        zone,
+    }
 }

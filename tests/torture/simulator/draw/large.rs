@@ -86,7 +86,9 @@ fn guards(rng: &mut Rng) -> Vec<(PowerAction, Budget)> {
     let mut guards = Vec::new();
     for action in PowerAction::ALL {
         if rng.permille(600) {
-            let span = *rng.pick(&[5_000, 60_000, 600_000, HOUR_MS]).unwrap_or(&60_000);
+            let span = *rng
+                .pick(&[5_000, 60_000, 600_000, HOUR_MS])
+                .unwrap_or(&60_000);
             let guard = Budget {
                 servers: rng.between(1, 6) as u32,
                 span: Duration::from_millis(span),
