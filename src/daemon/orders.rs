@@ -247,6 +247,10 @@ impl Orders {
             return Ok(Did::Chunk);
         }
         let now = round.now;
+        if known.order.is_on_its_way {
+            // Whatever the gate has said, it did not know how this ends.
+            self.talks.remove(&known.id);
+        }
         let gate = self.gate(known, now);
         if let Gate::No(_, again_at) = gate {
             self.look_again_at(again_at.max(now.utc + TICK));
