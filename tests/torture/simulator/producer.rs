@@ -95,7 +95,7 @@ impl Producers {
             (0, Some(id)) => cancel(connection, id).await,
             (1, Some(id)) => change_not_before(connection, facts, rng, id, now).await,
             (2, Some(id)) => change_expiry(connection, facts, rng, id, now).await,
-            (3, Some(id)) => change_priority(connection, rng, id).await,
+            (3, Some(id)) => change_priority(connection, facts, rng, id).await,
             _ => hold(connection, facts, rng, now).await,
         };
         done.map_err(|Broken(error)| {
@@ -409,10 +409,14 @@ async fn change_expiry(
 
 async fn change_priority(
     connection: &mut SqliteConnection,
+    facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
 ) -> Result<String, Broken> {
     let priority = rng.between(0, 200) as i64 - 100;
+    if let Some(request) = facts.requests.get_mut(&id) {
+        request.wish.priority = priority;
+    }
     sqlx::query("UPDATE power_requests SET priority = ? WHERE id = ?")
         .bind(priority)
         .bind(id)
