@@ -10,7 +10,7 @@ use poweryard::model::Service;
 use poweryard::sim::Scenario;
 
 /// The kinds of scenarios: what happens to the first submit calls.
-pub(crate) const KINDS: [&str; 11] = [
+pub(crate) const KINDS: [&str; 12] = [
     "accepted",
     "lost",
     "lost before",
@@ -18,6 +18,7 @@ pub(crate) const KINDS: [&str; 11] = [
     "vanished",
     "gap",
     "retry",
+    "waves",
     "clouddc accepted",
     "clouddc lost",
     "clouddc lost before",

@@ -365,11 +365,13 @@ async fn change_not_before(
         return Ok(String::new());
     };
     let at = rng.permille(600).then(|| now.utc + rng.millis(1, 60_000));
-    if request
+    let label = request.wish.label.as_ref();
+    let order = label.and_then(|label| facts.orders.get(label));
+    let end = request
         .wish
         .expires_at
-        .is_some_and(|end| at.is_some_and(|at| end <= at))
-    {
+        .or(order.map(|order| order.expires_at));
+    if end.is_some_and(|end| at.is_some_and(|at| end <= at)) {
         return Ok(format!("not_before of {id} cannot be after its end"));
     }
     request.wish.not_before = at;
