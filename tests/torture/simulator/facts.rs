@@ -144,6 +144,9 @@ pub(super) struct Facts {
     /// An older copy was put back: nothing leaves before somebody has released what is unfinished
     /// in it.
     pub(super) awaits_release: bool,
+    /// The copy that was put back last was older than what daemons had written: the next daemon holds
+    /// also what came before its start.
+    pub(super) is_older: bool,
     /// Batches of which the copies that were put back know nothing.
     forgotten: BTreeSet<i64>,
     /// Servers on which these may have acted: what is seen of them may be theirs.
@@ -169,6 +172,7 @@ impl Facts {
             digest: 0xcbf2_9ce4_8422_2325,
             stepped: Duration::ZERO,
             awaits_release: false,
+            is_older: false,
             forgotten: BTreeSet::new(),
             touched: BTreeSet::new(),
             asked_until: BTreeMap::new(),
@@ -339,6 +343,7 @@ impl Facts {
             request.since = now;
             is_unfinished = true;
         }
+        self.is_older = is_older;
         // What a release let go before may be in this copy too.
         self.awaits_release = is_unfinished && (is_older || then.awaits_release);
         self.disturbed();

@@ -141,7 +141,7 @@ fn is_held(facts: &Facts, hold: &HoldFact, (id, request): (i64, &Request), now: 
             is_ahead && budgets.iter().any(|(action, _)| *action == wish.action)
         }
         "wave" => orders::is_reason_true(facts, id, &hold.reason, now),
-        "restored" => facts.awaits_release,
+        "restored" => facts.awaits_release || facts.is_older,
         "unknown_target" => limits.is_none(),
         "breaker" | "credentials" => is_ahead || hold.until.is_none(),
         _ => false,

@@ -709,8 +709,10 @@ fn check_success(
                 wished(request.wish.action),
                 power(cloud, &request.wish.server),
             );
-            // A call that is in no copy may have changed it since.
-            let by_another = facts.touched.contains(&request.wish.server);
+            // A call that is in no copy may have changed it since, and so may one that the cloud
+            // denied.
+            let by_another = facts.touched.contains(&request.wish.server)
+                || cloud_lies_of(facts, request);
             hold!(
                 power == Some(wished) || by_another,
                 "request {id} succeeded ({evidence:?}), but its power is {power:?}"
