@@ -144,6 +144,10 @@ fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> Exi
         "{:>9} with evidence to be had, and none of them unknown",
         total.with_evidence
     );
+    println!(
+        "{:>9} quiet moments; {} requests let go by waves, {} sent outside a window for a reason",
+        total.quiet, total.waved, total.overridden
+    );
     for (end, count) in &total.ends {
         println!("{count:>9} {end}");
     }

@@ -28,6 +28,8 @@ pub(crate) struct More {
     pub(crate) targets: usize,
     /// How long finished requests are kept.
     pub(crate) retention: Option<&'static str>,
+    /// A line for each target.
+    pub(crate) line: &'static str,
 }
 
 impl Yard {
@@ -54,6 +56,7 @@ impl Yard {
         let first_look = first_look.as_millis().max(1);
         let dir = self.dir.path().display();
         let retention = more.retention.unwrap_or("90d");
+        let line = more.line;
         let mut config = format!(
             "[queue]\ndatabase = \"{dir}/queue.db\"\nretention = \"{retention}\"\n[batch]\nlinger = \"0ms\"\n"
         );
@@ -64,7 +67,7 @@ impl Yard {
         for (name, project) in targets {
             let target = format!(
                 "[targets.{name}]\nservice = \"bms\"\nendpoint = \"{base_url}\"\nproject_id = \"{project}\"\n\
-                 allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\ninventory_interval = \"off\"\n\
+                 allow_http = true\nsubmits_per_minute = 6000\nfirst_look = \"{first_look}ms\"\ninventory_interval = \"off\"\n{line}\n\
                  [targets.{name}.auth]\nkind = \"aksk\"\n\
                  access_key_file = \"{dir}/access_key\"\nsecret_key_file = \"{dir}/secret_key\"\n"
             );

@@ -4,6 +4,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use poweryard::model::RequestState;
+use poweryard::store::QueueClient;
+use poweryard::store::client::{Access, Actor, Approval, Selection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
@@ -71,7 +74,84 @@ pub(crate) async fn measure(many: usize) {
     let what = format!("{} targets that no config has", many / 100);
     let good = rows(BESIDE, Servers::Random, "", "");
     run(&what, 0, &format!("{misspelt}; {good}"), Until::Drained).await;
+    orders_and_guards(tenth).await;
     beside_finished(many * 10).await;
+}
+
+/// Waves and guards of so many requests, and what people do to all of them at once.
+async fn orders_and_guards(count: usize) {
+    let labelled = rows(count, Servers::Random, ", label", ", 'x'");
+    let order = format!("INSERT INTO orders (label, waves) VALUES ('x', '1, 100%'); {labelled}");
+    let what = format!("{count} of an order, all but one in its second wave");
+    run(&what, 0, &order, Until::Drained).await;
+    let far = FarSide::start(AT_ONCE);
+    let guarded = Yard::new(far.base_url(), AT_ONCE.job).await;
+    let more = More {
+        line: "guard = { stop = \"1000000/1h\" }",
+        ..More::default()
+    };
+    guarded.configure(far.base_url(), AT_ONCE.job, more);
+    fill(&guarded, &labelled).await;
+    let what = format!("{count} under a guard that lets them go");
+    watch(&what, &guarded, Until::Drained).await;
+    let held = Yard::new(far.base_url(), AT_ONCE.job).await;
+    let more = More {
+        line: "guard = { stop = \"10/1h\" }",
+        ..More::default()
+    };
+    held.configure(far.base_url(), AT_ONCE.job, more);
+    fill(&held, &labelled).await;
+    let what = format!("{count} held by a guard");
+    let span = Duration::from_secs(10);
+    watch(&what, &held, Until::Passed(span)).await;
+    people(&held, count).await;
+}
+
+/// How long the lock is held while somebody approves, cancels and retries all of them.
+async fn people(yard: &Yard, count: usize) {
+    let actor = Actor {
+        who: "somebody",
+        reason: None,
+    };
+    let which = Selection::of_label("x");
+    let again = Selection {
+        states: vec![RequestState::Cancelled],
+        ..which.clone()
+    };
+    for what in ["approved", "cancelled", "retried"] {
+        let mut client = QueueClient::open(&yard.database(), Access::Write)
+            .await
+            .expect("a queue");
+        let lock = LockWatch::start(&yard.database());
+        let begun = Instant::now();
+        match what {
+            "approved" => {
+                let seen = client.unapproved(&which).await.expect("readable");
+                let done = client.approve(actor, &which, &seen).await;
+                assert!(matches!(done, Ok(Approval::Done(_))));
+            }
+            "cancelled" => {
+                let done = client.cancel(actor, &which).await.expect("taken");
+                assert_eq!(done.done, count as u64);
+            }
+            _ => {
+                let done = client.retry(actor, &again).await.expect("taken");
+                assert_eq!(done.done, count as u64);
+            }
+        }
+        let took = begun.elapsed();
+        let spans = lock.end();
+        client.close().await.expect("closed");
+        println!(
+            "{:<62} longest {:.0}, p99 {:.1}, p50 {:.1} ms, {:.0} % of {:.1} s",
+            format!("{count} {what} at once"),
+            spans.max(),
+            spans.at(0.99),
+            spans.median(),
+            spans.sum() / took.as_secs_f64() / 10.0,
+            took.as_secs_f64()
+        );
+    }
 }
 
 /// Two requests of each server, one after the other: half of each batch must be parked.
@@ -142,6 +222,7 @@ async fn wait_until_drained(reader: &mut SqliteConnection) {
         let is_drained: bool = sqlx::query_scalar(
             "SELECT NOT EXISTS (SELECT 1 FROM power_requests WHERE state = 'running' AND batch_id > 0)
              AND NOT EXISTS (SELECT 1 FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL)
+             AND NOT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'held')
              AND NOT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'ready'
                              AND (target = 'default' OR target GLOB 'target-*'))",
         )

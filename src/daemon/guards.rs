@@ -25,8 +25,16 @@ pub(super) struct GuardWatch {
     /// When and at which state of the queue all of them were looked at.
     looked: Option<Looked>,
     limits: BTreeMap<(TargetName, PowerAction), GuardLimit>,
-    /// When the reason of a hold was last written.
-    told_at: BTreeMap<(TargetName, PowerAction), Steady>,
+    /// What the reason of each hold was last made from.
+    told: BTreeMap<(TargetName, PowerAction), Told>,
+}
+
+/// What a reason was made from, and when.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    change_mark: (i64, i64),
+    left: u64,
+    at: Steady,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,12 +88,12 @@ impl GuardWatch {
                     action: *action,
                     guard: *guard,
                 };
-                let found = self.look(&around, look, round).await?;
+                let found = self.look(&around, look, (seen, round)).await?;
                 until = until.into_iter().chain(found.again_at).min();
                 wanted.extend(found.hold);
             }
         }
-        self.told_at
+        self.told
             .retain(|key, _| wanted.iter().any(|hold| is_about(hold, key)));
         around.holds.exchange(HoldKind::Approval, wanted).await?;
         until.iter().for_each(|until| round.wake(*until));
@@ -106,7 +114,7 @@ impl GuardWatch {
         &mut self,
         around: &Surroundings<'_>,
         look: Look<'_>,
-        round: &Round,
+        (seen, round): (&Snapshot, &Round),
     ) -> Result<Found, StoreError> {
         let now = round.now;
         let Look { guard, .. } = look;
@@ -123,7 +131,7 @@ impl GuardWatch {
         let found = match verdict {
             GuardVerdict::LetsGo => Found::default(),
             GuardVerdict::Holds { until } => self
-                .hold(around, look, (wanted, left), round)
+                .hold(around, look, (wanted, left), (seen, round))
                 .await?
                 .again_by(until),
         };
@@ -138,24 +146,30 @@ impl GuardWatch {
         around: &Surroundings<'_>,
         look: Look<'_>,
         (wanted, left): (Unapproved<'_>, u64),
-        round: &Round,
+        (seen, round): (&Snapshot, &Round),
     ) -> Result<Found, StoreError> {
         let now = round.now;
+        let told = Told {
+            change_mark: seen.change_mark,
+            left,
+            at: now.steady,
+        };
         let key = (look.target.clone(), look.action);
         let mut present = around.holds.present().iter();
         let old = present.find(|hold| hold.kind == HoldKind::Approval && is_about(hold, &key));
-        if let (Some(old), Some(told_at)) = (old, self.told_at.get(&key)) {
-            let fresh_for = RETOLD_AFTER.saturating_sub(now.steady.since(*told_at));
-            if !fresh_for.is_zero() {
+        if let (Some(old), Some(before)) = (old, self.told.get(&key)) {
+            let is_true = (before.change_mark, before.left) == (told.change_mark, left);
+            let fresh_for = RETOLD_AFTER.saturating_sub(now.steady.since(before.at));
+            if is_true || !fresh_for.is_zero() {
                 return Ok(Found {
                     hold: Some(old.clone()),
-                    again_at: Some(now.utc + fresh_for),
+                    again_at: (!is_true).then(|| now.utc + fresh_for),
                 });
             }
         }
         let since = old.map_or(now.utc, |old| old.since);
         let hold = look.hold(around.store, (wanted, left), since).await?;
-        self.told_at.insert(key, now.steady);
+        self.told.insert(key, told);
         Ok(Found {
             hold: Some(hold),
             again_at: None,

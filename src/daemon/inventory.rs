@@ -307,7 +307,7 @@ impl InventoryPass<'_> {
         // The end of what it waits for is followed by a round.
         if target.is_reading_servers()
             || !is_first_in_line
-            || !keys::may_call(self.targets, name, now.steady)
+            || !keys::may_list(self.targets, name, now.steady)
         {
             return;
         }

@@ -142,16 +142,18 @@ impl Orders {
             }
             return Ok(());
         }
+        // Only a look that comes to its end is not made again.
+        self.looked_at = None;
         let mut orders = store.open_orders(seen, now.utc).await?;
-        self.looked_at = Some(seen.change_mark);
         self.again_at = None;
         self.notice_vanished(&orders);
         let served = self.served;
         orders.sort_by_key(|known| (known.id <= served, known.id));
         let mut news_left = NEWS_MAX;
+        let mut is_over = true;
         for known in &orders {
             if news_left == 0 {
-                self.look_again_now(round);
+                is_over = false;
                 break;
             }
             let did = self.serve(store, seen, known, round).await?;
@@ -163,10 +165,15 @@ impl Orders {
                 }
                 Did::Chunk => {
                     self.served = known.id;
-                    self.look_again_now(round);
+                    is_over = false;
                     break;
                 }
             }
+        }
+        if is_over {
+            self.looked_at = Some(seen.change_mark);
+        } else {
+            round.wake_now();
         }
         if let Some(at) = self.again_at {
             round.wake(at);
@@ -240,6 +247,10 @@ impl Orders {
             return Ok(Did::Chunk);
         }
         let now = round.now;
+        if known.order.is_on_its_way {
+            // Whatever the gate has said, it did not know how this ends.
+            self.talks.remove(&known.id);
+        }
         let gate = self.gate(known, now);
         if let Gate::No(_, again_at) = gate {
             self.look_again_at(again_at.max(now.utc + TICK));

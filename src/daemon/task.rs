@@ -72,14 +72,24 @@ pub struct GateSaid {
 }
 
 impl GateCall {
-    /// Runs the program, for no longer than its time limit.
-    pub async fn run(self) -> GateSaid {
-        let answer = command::ask(&self.command, &self.text, self.timeout).await;
+    /// What the program gets to read: the order, as JSON.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What the program has said, or why it said nothing.
+    pub fn answered(self, answer: Result<(), String>) -> GateSaid {
         GateSaid {
             order: self.order,
             wave: self.wave,
             answer,
         }
+    }
+
+    /// Runs the program, for no longer than its time limit.
+    pub async fn run(self) -> GateSaid {
+        let answer = command::ask(&self.command, &self.text, self.timeout).await;
+        self.answered(answer)
     }
 }
 

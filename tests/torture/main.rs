@@ -47,6 +47,9 @@ fn no_seed_breaks_a_promise() {
         total.stops,
         total.restores,
         total.with_evidence,
+        total.quiet,
+        total.waved,
+        total.overridden,
     ];
     assert!(rare.iter().all(|count| *count > 0), "{total:?}");
 }

@@ -98,13 +98,28 @@ pub(in crate::daemon) fn may_call(targets: &Targets, name: &TargetName, now: Ste
     if target.is_key_accepted() {
         return true;
     }
-    let uncertain: Vec<Duration> = sharing_key(targets, target)
-        .filter_map(|(_, other)| other.open_for(now))
-        .filter(|waited| *waited < REFUSAL_PATIENCE)
-        .collect();
+    let uncertain = uncertain_calls(targets, target, now);
     !target.has_open_call()
         && uncertain.len() < UNCERTAIN_CALLS_MAX
         && uncertain.iter().all(|waited| *waited >= ANSWER_PATIENCE)
+}
+
+/// As `may_call`, for a list that nobody waits for: it leaves no signature while the key may still be
+/// refused, however slow the cloud is.
+pub(in crate::daemon) fn may_list(targets: &Targets, name: &TargetName, now: Steady) -> bool {
+    let Some(target) = targets.get(name) else {
+        return true;
+    };
+    may_call(targets, name, now)
+        && (target.is_key_accepted() || uncertain_calls(targets, target, now).is_empty())
+}
+
+/// How long calls have been open that use this target's key and may still be refused.
+fn uncertain_calls(targets: &Targets, target: &Target, now: Steady) -> Vec<Duration> {
+    sharing_key(targets, target)
+        .filter_map(|(_, other)| other.open_for(now))
+        .filter(|waited| *waited < REFUSAL_PATIENCE)
+        .collect()
 }
 
 impl RefusedKeys {

@@ -1,15 +1,19 @@
-//! What people do to requests: cancel, retry, override windows. Each is one transaction that also
-//! writes one row into `operator_actions`, whether it found many requests or none.
+//! What people do to requests: cancel, retry, override windows. Each first finds the requests that
+//! are meant, by a read, and then changes those, some in each transaction, so that producers and the
+//! daemon get the lock in between; what comes later is not touched. The first transaction also writes
+//! the one row into `operator_actions`, whether it found many requests or none, so that nothing is
+//! done that is not noted.
 //!
 //! Commands, the page and the API call the same functions. Pauses are in `pauses`, approval is in
 //! `approve`.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, FromRow, QueryBuilder, Sqlite};
+use sqlx::{Connection, FromRow, QueryBuilder, Sqlite, Transaction};
 use utoipa::ToSchema;
 
 use super::{NewRequest, Selection};
@@ -20,6 +24,10 @@ use crate::store::sqlite::rows::{list, lossy};
 
 /// The longest reason, in characters.
 const REASON_MAX: usize = 1024;
+/// Requests changed in one transaction: a few milliseconds.
+const CHUNK: usize = 200;
+/// Between two of them: a waiting client of SQLite tries again after some milliseconds.
+const CHUNK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Who does something, and why.
 #[derive(Debug, Clone, Copy)]
@@ -128,45 +136,157 @@ pub(super) async fn note(
     Ok(())
 }
 
+/// What somebody does, as it is noted.
+#[derive(Clone, Copy)]
+pub(super) struct Deed<'a> {
+    pub(super) actor: Actor<'a>,
+    pub(super) action: OperatorAction,
+    pub(super) which: &'a Selection,
+}
+
+/// The parts of a deed, each for a transaction of its own; one without any requests if there are none.
+pub(super) struct Chunks<'a> {
+    deed: Deed<'a>,
+    /// How many requests are meant, if they are too many for one transaction.
+    meant: Option<usize>,
+    left: Option<&'a [i64]>,
+    is_first: bool,
+}
+
+impl<'a> Chunks<'a> {
+    pub(super) fn of(deed: Deed<'a>, ids: &'a [i64]) -> Self {
+        Self {
+            deed,
+            meant: (ids.len() > CHUNK).then_some(ids.len()),
+            left: Some(ids),
+            is_first: true,
+        }
+    }
+
+    /// The next requests; none: all have been.
+    pub(super) async fn next(&mut self) -> Option<&'a [i64]> {
+        let left = self.left.take()?;
+        if !self.is_first {
+            tokio::time::sleep(CHUNK_PAUSE).await;
+        }
+        let (chunk, left) = left.split_at(left.len().min(CHUNK));
+        self.left = (!left.is_empty()).then_some(left);
+        Some(chunk)
+    }
+
+    /// Ends the transaction in which `done` of the present requests were changed. The first one notes
+    /// the deed.
+    pub(super) async fn commit(
+        &mut self,
+        mut tx: Transaction<'_, Sqlite>,
+        done: usize,
+    ) -> Result<(), StoreError> {
+        if std::mem::take(&mut self.is_first) {
+            let requests = self.meant.unwrap_or(done);
+            let Deed {
+                actor,
+                action,
+                which,
+            } = self.deed;
+            let requests = u64::try_from(requests).unwrap_or(u64::MAX);
+            note(&mut tx, actor, action, &which.words(), requests).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+}
+
 pub(super) async fn cancel(
     connection: &mut SqliteConnection,
     actor: Actor<'_>,
     which: &Selection,
 ) -> Result<Done, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    which.require(&mut tx).await?;
+    which.require(connection).await?;
     // What is on its way is named, too: somebody may have meant to stop it.
     let states = which.states_among(&[RequestState::Queued, RequestState::Running]);
-    let found = find(&mut tx, which, &states).await?;
+    let mut found = find(connection, which, &states).await?;
     let queued = found.iter().filter(|(_, state)| is_queued(state));
     let queued: Vec<i64> = queued.map(|(id, _)| *id).collect();
-    sqlx::query(
-        "UPDATE power_requests SET state = 'cancelled' WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued'",
-    )
-    .bind(list(&queued))
-    .execute(&mut *tx)
-    .await?;
+    let queued = last_first(connection, &queued).await?;
+    let deed = Deed {
+        actor,
+        action: OperatorAction::Cancel,
+        which,
+    };
+    let mut cancelled = BTreeSet::new();
+    let mut chunks = Chunks::of(deed, &queued);
+    while let Some(ids) = chunks.next().await {
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let some: Vec<i64> = sqlx::query_scalar(
+            "UPDATE power_requests SET state = 'cancelled' WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued'
+             RETURNING id",
+        )
+        .bind(list(ids))
+        .fetch_all(&mut *tx)
+        .await?;
+        chunks.commit(tx, some.len()).await?;
+        cancelled.extend(some);
+    }
+    see_again(connection, &mut found, &cancelled).await?;
     let mut results = barred(which, found.iter().map(|(id, _)| *id));
     for (id, state) in found {
         let known = state.parse().ok();
-        let result = if is_queued(&state) {
-            RequestResult::done(id, "is cancelled")
+        let result = if cancelled.contains(&id) {
+            RequestResult::done(id, "is cancelled").in_state(Some(RequestState::Queued))
         } else {
-            RequestResult::left(id, why_kept(&state, known))
+            RequestResult::left(id, why_kept(&state, known)).in_state(known)
         };
-        results.push(result.in_state(known));
+        results.push(result);
     }
-    let done = Done::of(results);
-    note(
-        &mut tx,
-        actor,
-        OperatorAction::Cancel,
-        &which.words(),
-        done.done,
+    Ok(Done::of(results))
+}
+
+/// These requests in the order in which they are cancelled: the servers as the claim would take them,
+/// and of each server its last request first, since the end of an earlier one lets the later ones go.
+async fn last_first(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+) -> Result<Vec<i64>, StoreError> {
+    if ids.len() <= CHUNK {
+        return Ok(ids.to_vec());
+    }
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM (
+             SELECT r.id, min(-r.priority) OVER server AS priority, min(r.id) OVER server AS first
+             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
+             WINDOW server AS (PARTITION BY r.target, r.server_id))
+         ORDER BY priority, first, id DESC",
     )
+    .bind(list(ids))
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Of those that were queued and were not changed, the states that they have now.
+async fn see_again(
+    connection: &mut SqliteConnection,
+    found: &mut [(i64, String)],
+    changed: &BTreeSet<i64>,
+) -> Result<(), StoreError> {
+    let missed = found
+        .iter()
+        .filter(|(id, state)| is_queued(state) && !changed.contains(id));
+    let missed: Vec<i64> = missed.map(|(id, _)| *id).collect();
+    if missed.is_empty() {
+        return Ok(());
+    }
+    let states: Vec<(i64, String)> = sqlx::query_as(
+        "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
+    )
+    .bind(list(&missed))
+    .fetch_all(connection)
     .await?;
-    tx.commit().await?;
-    Ok(done)
+    let states: BTreeMap<i64, String> = states.into_iter().collect();
+    for (id, state) in found {
+        if let Some(now) = states.get(id) {
+            state.clone_from(now);
+        }
+    }
+    Ok(())
 }
 
 fn is_queued(state: &str) -> bool {
@@ -185,7 +305,7 @@ fn why_kept(state: &str, known: Option<RequestState>) -> Cow<'static, str> {
 
 /// Ids with their states, those of the selection that are in one of `states`; by ids, in any.
 async fn find(
-    tx: &mut SqliteConnection,
+    connection: &mut SqliteConnection,
     which: &Selection,
     states: &[RequestState],
 ) -> Result<Vec<(i64, String)>, StoreError> {
@@ -196,7 +316,7 @@ async fn find(
         QueryBuilder::<Sqlite>::new("SELECT id, state FROM power_requests WHERE id IN (");
     which.push_ids(&mut query, states, "");
     query.push(") ORDER BY id");
-    Ok(query.build_query_as().fetch_all(tx).await?)
+    Ok(query.build_query_as().fetch_all(connection).await?)
 }
 
 /// Of those that were named by id, the ones that are not among `found`: this person may not touch
@@ -235,39 +355,54 @@ pub(super) async fn retry(
     which: &Selection,
 ) -> Result<Done, StoreError> {
     let wanted = wanted_states(which)?;
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    which.require(&mut tx).await?;
-    let mut left = Vec::new();
-    let mut again = Vec::new();
-    let found = candidates(&mut tx, which, &wanted).await?;
-    left.extend(barred(which, found.iter().map(|candidate| candidate.id)));
-    for candidate in found {
-        match candidate.why_skipped(&wanted, which.ids.is_some()) {
-            Some(why) => left.push(
-                RequestResult::left(candidate.id, why).in_state(candidate.state.parse().ok()),
-            ),
-            None => again.push(candidate.id),
-        }
-    }
-    let new = copy(&mut tx, &again, actor.who).await?;
-    let mut results = left;
-    for (id, new_id) in again.into_iter().zip(new) {
-        results.push(RequestResult {
-            new_id: Some(new_id),
-            ..RequestResult::done(id, format!("is tried again by request {new_id}"))
-        });
-    }
-    let done = Done::of(results);
-    note(
-        &mut tx,
+    which.require(connection).await?;
+    let is_by_id = which.ids.is_some();
+    let found = candidates(connection, which, &wanted).await?;
+    let mut results = barred(which, found.iter().map(|candidate| candidate.id));
+    let (again, skipped) = sorted_out(found, &wanted, is_by_id);
+    results.extend(skipped);
+    let deed = Deed {
         actor,
-        OperatorAction::Retry,
-        &which.words(),
-        done.done,
-    )
-    .await?;
-    tx.commit().await?;
-    Ok(done)
+        action: OperatorAction::Retry,
+        which,
+    };
+    let mut chunks = Chunks::of(deed, &again);
+    while let Some(ids) = chunks.next().await {
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        // Somebody else may have tried them again meanwhile.
+        let these = Selection::of_ids(ids.to_vec());
+        let found = candidates(&mut tx, &these, &[]).await?;
+        let (again, skipped) = sorted_out(found, &wanted, is_by_id);
+        results.extend(skipped);
+        let new = copy(&mut tx, &again, actor.who).await?;
+        for (id, new_id) in again.iter().zip(&new) {
+            results.push(RequestResult {
+                new_id: Some(*new_id),
+                ..RequestResult::done(*id, format!("is tried again by request {new_id}"))
+            });
+        }
+        chunks.commit(tx, new.len()).await?;
+    }
+    Ok(Done::of(results))
+}
+
+/// Those that are tried again, and what is said of the others.
+fn sorted_out(
+    found: Vec<Candidate>,
+    wanted: &[RequestState],
+    is_by_id: bool,
+) -> (Vec<i64>, Vec<RequestResult>) {
+    let mut again = Vec::new();
+    let mut skipped = Vec::new();
+    for candidate in found {
+        let Some(why) = candidate.why_skipped(wanted, is_by_id) else {
+            again.push(candidate.id);
+            continue;
+        };
+        let state = candidate.state.parse().ok();
+        skipped.push(RequestResult::left(candidate.id, why).in_state(state));
+    }
+    (again, skipped)
 }
 
 /// The requests that `retry` would insert at this moment.
@@ -362,7 +497,7 @@ impl Candidate {
 }
 
 async fn candidates(
-    tx: &mut SqliteConnection,
+    connection: &mut SqliteConnection,
     which: &Selection,
     states: &[RequestState],
 ) -> Result<Vec<Candidate>, StoreError> {
@@ -379,7 +514,7 @@ async fn candidates(
     );
     which.push_ids(&mut query, states, "");
     query.push(") ORDER BY r.id");
-    Ok(query.build_query_as().fetch_all(tx).await?)
+    Ok(query.build_query_as().fetch_all(connection).await?)
 }
 
 /// In SQL, so that a label of any bytes arrives as it is.
@@ -412,41 +547,44 @@ pub(super) async fn override_windows(
             "requests leave outside windows and freezes only for a reason; give one".to_owned(),
         ));
     };
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    which.require(&mut tx).await?;
+    which.require(connection).await?;
     let states = which.states_among(&[RequestState::Queued]);
-    let found = find(&mut tx, which, &states).await?;
+    let mut found = find(connection, which, &states).await?;
     let queued = found.iter().filter(|(_, state)| is_queued(state));
     let queued: Vec<i64> = queued.map(|(id, _)| *id).collect();
-    sqlx::query(
-        "UPDATE power_requests SET override_reason = ?2 WHERE id IN (SELECT value FROM json_each(?1))",
-    )
-    .bind(list(&queued))
-    .bind(reason)
-    .execute(&mut *tx)
-    .await?;
-    overrides::mark_noted(&mut tx, &queued).await?;
+    let deed = Deed {
+        actor,
+        action: OperatorAction::Override,
+        which,
+    };
+    let mut changed = BTreeSet::new();
+    let mut chunks = Chunks::of(deed, &queued);
+    while let Some(ids) = chunks.next().await {
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let some: Vec<i64> = sqlx::query_scalar(
+            "UPDATE power_requests SET override_reason = ?2 WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'
+             RETURNING id",
+        )
+        .bind(list(ids))
+        .bind(reason)
+        .fetch_all(&mut *tx)
+        .await?;
+        overrides::mark_noted(&mut tx, &some).await?;
+        chunks.commit(tx, some.len()).await?;
+        changed.extend(some);
+    }
+    see_again(connection, &mut found, &changed).await?;
     let mut results = barred(which, found.iter().map(|(id, _)| *id));
     for (id, state) in found {
         let known = state.parse().ok();
-        let result = if is_queued(&state) {
+        let result = if changed.contains(&id) {
             RequestResult::done(id, "leaves outside windows and freezes, too")
         } else {
             RequestResult::left(id, format!("is {state} and no longer queued"))
         };
         results.push(result.in_state(known));
     }
-    let done = Done::of(results);
-    note(
-        &mut tx,
-        actor,
-        OperatorAction::Override,
-        &which.words(),
-        done.done,
-    )
-    .await?;
-    tx.commit().await?;
-    Ok(done)
+    Ok(Done::of(results))
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Approving requests that a guard holds. What is approved is counted in the same transaction, so
-//! that nothing is approved that nobody has seen.
+//! Approving requests that a guard holds. What the person has counted is counted again by the read
+//! that finds the requests; those are approved, some in each transaction, and none that come later.
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, QueryBuilder, Sqlite};
 
-use super::actions::{barred, note};
+use super::actions::{Chunks, Deed, barred};
 use super::{Actor, Done, RequestResult, Selection};
 use crate::model::{OperatorAction, RequestState};
 use crate::store::StoreError;
@@ -83,61 +83,69 @@ pub(super) async fn approve(
     which: &Selection,
     seen: &Unapproved,
 ) -> Result<Approval, StoreError> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM power_requests WHERE id <= ");
     query.push_bind(seen.last_id).push(" AND id IN (");
     push_unapproved(&mut query, which);
-    query.push(")");
-    let waiting: Vec<i64> = query.build_query_scalar().fetch_all(&mut *tx).await?;
+    query.push(") ORDER BY id");
+    let waiting: Vec<i64> = query
+        .build_query_scalar()
+        .fetch_all(&mut *connection)
+        .await?;
     let count = u64::try_from(waiting.len()).unwrap_or(u64::MAX);
     if count != seen.requests() {
-        tx.rollback().await?;
         return Ok(Approval::Another(count));
     }
-    sqlx::query(
-        "UPDATE power_requests SET approved_by = ?2 WHERE id IN (SELECT value FROM json_each(?1))",
-    )
-    .bind(rows::list(&waiting))
-    .bind(actor.who)
-    .execute(&mut *tx)
-    .await?;
-    let mut results = left_alone(&mut tx, which, &waiting).await?;
-    for id in waiting {
+    let deed = Deed {
+        actor,
+        action: OperatorAction::Approve,
+        which,
+    };
+    let mut approved = Vec::with_capacity(waiting.len());
+    let mut chunks = Chunks::of(deed, &waiting);
+    while let Some(ids) = chunks.next().await {
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let some: Vec<i64> = sqlx::query_scalar(
+            "UPDATE power_requests SET approved_by = ?2
+             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued' AND approved_by IS NULL RETURNING id",
+        )
+        .bind(rows::list(ids))
+        .bind(actor.who)
+        .fetch_all(&mut *tx)
+        .await?;
+        chunks.commit(tx, some.len()).await?;
+        approved.extend(some);
+    }
+    let mut results = left_alone(connection, which, &waiting, &approved).await?;
+    for id in approved {
         results.push(RequestResult::done(id, "is approved"));
     }
-    let done = Done::of(results);
-    note(
-        &mut tx,
-        actor,
-        OperatorAction::Approve,
-        &which.words(),
-        done.done,
-    )
-    .await?;
-    tx.commit().await?;
-    Ok(Approval::Done(done))
+    Ok(Approval::Done(Done::of(results)))
 }
 
-/// Those that were named by their ids and did not wait for approval.
+/// Those that were named by their ids and did not wait for approval, and those that no longer did
+/// when it was their turn.
 async fn left_alone(
-    tx: &mut SqliteConnection,
+    connection: &mut SqliteConnection,
     which: &Selection,
     waiting: &[i64],
+    approved: &[i64],
 ) -> Result<Vec<RequestResult>, StoreError> {
-    if which.ids.is_none() {
+    if which.ids.is_none() && waiting.len() == approved.len() {
         return Ok(Vec::new());
     }
+    let missed = Selection::of_ids(waiting.to_vec());
+    let meant = if which.ids.is_some() { which } else { &missed };
     let mut query = QueryBuilder::<Sqlite>::new(
         "SELECT id, state FROM power_requests WHERE id NOT IN (SELECT value FROM json_each(",
     );
-    query.push_bind(rows::list(waiting)).push(")) AND id IN (");
-    which.push_ids(&mut query, &[], "");
+    query.push_bind(rows::list(approved)).push(")) AND id IN (");
+    meant.push_ids(&mut query, &[], "");
     query.push(") ORDER BY id");
-    let others: Vec<(i64, String)> = query.build_query_as().fetch_all(tx).await?;
+    let others: Vec<(i64, String)> = query.build_query_as().fetch_all(connection).await?;
     let found = others
         .iter()
         .map(|(id, _)| *id)
-        .chain(waiting.iter().copied());
+        .chain(approved.iter().copied());
     let mut results = barred(which, found);
     for (id, state) in others {
         let why = if state == RequestState::Queued.as_str() {

@@ -132,7 +132,8 @@ pub(in crate::store) async fn shrink(connection: &mut SqliteConnection) -> Resul
 }
 
 /// Those of `ids` that may be deleted, in the order of their ends: a reboot that may still be under
-/// way casts doubt on what is seen of its server.
+/// way casts doubt on what is seen of its server, and the next wave of an order depends on how the
+/// requests before it ended.
 pub(super) async fn deletable(
     connection: &mut SqliteConnection,
     ids: &[i64],
@@ -142,6 +143,7 @@ pub(super) async fn deletable(
         "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
          WHERE r.finished_at IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = r.id AND w.gate IS NOT NULL)
+            AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.label = r.label AND o.state IS NOT 'done')
             AND NOT (r.finished_at > ?2 AND r.action IN (SELECT value FROM json_each(?3))
                      AND (r.state = 'unknown' OR (r.state = 'failed' AND r.evidence = 'job')))",
     )

@@ -8,7 +8,7 @@ use sqlx::SqliteConnection;
 use super::Broken;
 use poweryard::model::{AttemptResult, BatchState, Evidence, PowerAction, RequestState};
 
-const INSTALL: [&str; 7] = [
+const INSTALL: [&str; 10] = [
     "CREATE TABLE audit (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id INTEGER, batch INTEGER, was TEXT, becomes TEXT,
          evidence TEXT, code TEXT, attempts INTEGER)",
     "CREATE TRIGGER audit_request AFTER UPDATE ON power_requests
@@ -32,6 +32,17 @@ const INSTALL: [&str; 7] = [
      END",
     "CREATE TRIGGER audit_batch_gone AFTER DELETE ON batches BEGIN
          INSERT INTO audit (kind, batch, was) VALUES ('gone', OLD.id, OLD.state);
+     END",
+    "CREATE TRIGGER audit_wave AFTER UPDATE OF wave ON power_requests WHEN NEW.wave IS NOT OLD.wave BEGIN
+         INSERT INTO audit (kind, id, attempts) VALUES ('wave', NEW.id, NEW.wave);
+     END",
+    "CREATE TRIGGER audit_order AFTER UPDATE ON orders
+     WHEN NEW.wave IS NOT OLD.wave OR NEW.wave_size IS NOT OLD.wave_size OR NEW.state IS NOT OLD.state BEGIN
+         INSERT INTO audit (kind, id, batch, was, becomes, attempts)
+         VALUES ('order', NEW.wave, NEW.wave_size, NEW.label, NEW.state, NEW.done_id);
+     END",
+    "CREATE TRIGGER audit_order_gone AFTER DELETE ON orders BEGIN
+         INSERT INTO audit (kind, was) VALUES ('order gone', OLD.label);
      END",
     "CREATE TRIGGER audit_result AFTER INSERT ON earlier_attempts BEGIN
          INSERT INTO audit (kind, id, batch, becomes) VALUES ('result', NEW.request_id, NEW.batch_id, NEW.result);
@@ -71,6 +82,22 @@ pub(super) enum Entry {
         batch: i64,
         result: AttemptResult,
     },
+    /// A wave let a request go.
+    Waved { request: i64, wave: i64 },
+    /// An order moved on.
+    Order(OrderMove),
+    /// An order is gone.
+    OrderGone { label: String },
+}
+
+/// What the row of an order says now.
+#[derive(Debug, Clone)]
+pub(super) struct OrderMove {
+    pub(super) label: String,
+    pub(super) wave: i64,
+    pub(super) size: i64,
+    pub(super) is_done: bool,
+    pub(super) done_id: i64,
 }
 
 /// A request's change of state.
@@ -143,6 +170,20 @@ impl Row {
                 was: word(self.was)?,
             },
             "member" => Entry::Member { request, batch },
+            "wave" => Entry::Waved {
+                request,
+                wave: self.attempts.unwrap_or(0),
+            },
+            "order" => Entry::Order(OrderMove {
+                label: self.was.unwrap_or_default(),
+                wave: request,
+                size: batch,
+                is_done: self.becomes.as_deref() == Some("done"),
+                done_id: self.attempts.unwrap_or(0),
+            }),
+            "order gone" => Entry::OrderGone {
+                label: self.was.unwrap_or_default(),
+            },
             _ => Entry::Result {
                 request,
                 batch,

@@ -10,8 +10,9 @@ use reqwest::Url;
 
 use super::facts::SLACK;
 use super::rng::Rng;
+use super::windows::{Calendar, Zone};
 use super::{Broken, rules};
-use poweryard::model::{Budget, PowerAction, Service, TargetName};
+use poweryard::model::{Budget, PowerAction, Service, TargetName, UtcMillis};
 use poweryard::plan::windows::Windows;
 use poweryard::settings::{
     AuthSettings, BatchSettings, QueueSettings, Settings, TargetSettings, WavesSettings,
@@ -22,6 +23,8 @@ use poweryard::sim::scenario::{
     Span, Unset, clouddc,
 };
 use poweryard::sim::{Call, Scenario};
+
+pub(super) mod large;
 
 /// A service's target, where a run has it.
 fn target_name(service: Service) -> TargetName {
@@ -42,6 +45,12 @@ pub(super) struct Plan {
     pub(super) rough: Roughness,
     /// As it was drawn, by target; what the cloud does late goes by it.
     pub(super) settle_times: Vec<Duration>,
+    /// The windows of each target.
+    pub(super) calendars: Vec<Calendar>,
+    /// Where these are.
+    pub(super) zone: Zone,
+    /// When the run begins.
+    pub(super) begin: UtcMillis,
 }
 
 impl Plan {
@@ -62,8 +71,11 @@ impl Plan {
                 .settings
                 .targets
                 .iter()
-                .map(|target| (target.name.clone(), limits_of(target)))
+                .zip(&self.calendars)
+                .map(|(target, calendar)| (target.name.clone(), limits_of(target, calendar)))
                 .collect(),
+            gate_interval: Some(self.settings.waves.gate_interval)
+                .filter(|_| !self.settings.waves.gate.is_empty()),
             attempts_max: self.settings.batch.attempts_max.get(),
             default_ttl: self.settings.queue.default_ttl,
             flight_max: self
@@ -109,10 +121,13 @@ impl Plan {
                 rough.clock,
                 rough.operators,
                 rough.meddling,
-            ] == [0; 6]
+                rough.staff,
+            ] == [0; 7]
             && self.scenario.rates.submits_per_minute == 0
             && self.scenario.rates.lists_per_minute == 0
-            && target.budgets.is_empty();
+            && target.budgets.is_empty()
+            && target.guards.is_empty()
+            && target.windows == Windows::default();
         let calls = u32::try_from(rough.requests).unwrap_or(u32::MAX);
         let most = SLACK * 3 + Duration::from_secs(60) * calls / target.submits_per_minute;
         is_quiet.then(|| (target.name.clone(), most))
@@ -241,6 +256,12 @@ pub(super) struct Roughness {
     pub(super) meddling: u64,
     /// When a daemon has ended, somebody copies its queue, or puts an earlier copy back.
     pub(super) copies: u64,
+    /// Of a thousand inserts, so many are of an order with waves.
+    pub(super) orders: u64,
+    /// An act is that of somebody who approves, or pauses, resumes, cancels or retries a label.
+    pub(super) staff: u64,
+    /// Of a thousand times, the gate says so often that a wave may not go, or nothing in time.
+    pub(super) gate_no: u64,
 }
 
 /// What the seed decides.
@@ -250,7 +271,9 @@ pub(super) fn plan(rng: &mut Rng) -> Result<Plan, Broken> {
         5..=7 => &[Service::CloudDc],
         _ => &[Service::Bms, Service::CloudDc],
     };
-    plan_for(rng, services)
+    let mut plan = plan_for(rng, services)?;
+    large::add(rng, &mut plan)?;
+    Ok(plan)
 }
 
 /// As `plan`, for these services, each with a target of its own.
@@ -335,6 +358,9 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         } else {
             0
         },
+        orders: 0,
+        staff: 0,
+        gate_no: 0,
     };
     let delay_max_ms = (settle_ms - rough.way_max_ms) * 4 / 5;
     // A settling time is longer than what a server takes until it shows what it does.
@@ -363,6 +389,9 @@ pub(super) fn plan_for(rng: &mut Rng, services: &[Service]) -> Result<Plan, Brok
         .map(|target| target.settle_time)
         .collect();
     Ok(Plan {
+        calendars: vec![Calendar::default(); settings.targets.len()],
+        zone: Zone::Utc,
+        begin: large::BEGIN,
         scenario,
         settings,
         rough,
@@ -1008,12 +1037,14 @@ fn either<T>(rng: &mut Rng, one: T, other: T) -> T {
     if rng.permille(500) { one } else { other }
 }
 
-fn limits_of(target: &TargetSettings) -> rules::TargetLimits {
+fn limits_of(target: &TargetSettings, calendar: &Calendar) -> rules::TargetLimits {
     rules::TargetLimits {
         submits_per_minute: target.submits_per_minute,
         batch_servers_max: target.batch_servers_max,
         budgets: target.budgets.clone(),
         protected: target.protected.clone(),
+        guards: target.guards.clone(),
+        calendar: calendar.clone(),
     }
 }
 

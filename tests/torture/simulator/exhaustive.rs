@@ -10,7 +10,7 @@ use poweryard::model::Service;
 use poweryard::sim::Scenario;
 
 /// The kinds of scenarios: what happens to the first submit calls.
-pub(crate) const KINDS: [&str; 11] = [
+pub(crate) const KINDS: [&str; 12] = [
     "accepted",
     "lost",
     "lost before",
@@ -18,6 +18,7 @@ pub(crate) const KINDS: [&str; 11] = [
     "vanished",
     "gap",
     "retry",
+    "waves",
     "clouddc accepted",
     "clouddc lost",
     "clouddc lost before",
@@ -100,6 +101,9 @@ fn plan(kind: &str, seed: u64) -> Result<(Plan, Rng), Broken> {
         act_gap_max_ms: 1_000,
         meddling: 0,
         copies: 0,
+        orders: if kind == "waves" { 1_000 } else { 0 },
+        staff: 0,
+        gate_no: 0,
     };
     Ok((plan, rng))
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::audit::{Entry, Move};
+use super::orders::{self, OrderFacts, Place};
 use super::wire::Cloud;
 use super::{Broken, rules};
 use poweryard::model::{
@@ -32,7 +33,25 @@ pub(super) struct Wish {
     pub(super) expires_at: Option<UtcMillis>,
     pub(super) after: Option<i64>,
     pub(super) inserted_at: Moment,
+    pub(super) priority: i64,
+    pub(super) label: Option<String>,
+    /// Somebody gave a reason to leave outside windows.
+    pub(super) has_override: bool,
+    /// Somebody approved it.
+    pub(super) is_approved: bool,
+    /// Its `not_before` was changed since.
+    pub(super) is_moved: bool,
 }
+
+impl Wish {
+    /// The server that it is about.
+    pub(super) fn place(&self) -> Place {
+        (self.target.clone(), self.server.clone())
+    }
+}
+
+/// What an operator holds: a target, an action and a label; none: all of them.
+pub(super) type Scope = (Option<TargetName>, Option<PowerAction>, Option<String>);
 
 /// One request and its history.
 #[derive(Debug, Clone)]
@@ -43,6 +62,8 @@ pub(super) struct Request {
     pub(super) since: Moment,
     /// Batches that took it up, oldest first, each with its result once the queue names one.
     pub(super) calls: Vec<(i64, Option<AttemptResult>)>,
+    /// The wave of its order that has let it go.
+    pub(super) wave: Option<i64>,
 }
 
 /// One batch and its history.
@@ -67,6 +88,8 @@ pub(super) struct BatchFacts {
     pub(super) disturbed: bool,
     /// Members that the cloud will act on later, or has, although it said otherwise.
     pub(super) denied: BTreeSet<i64>,
+    /// All of its members were approved when it left.
+    pub(super) is_approved: bool,
 }
 
 impl BatchFacts {
@@ -103,8 +126,12 @@ pub(super) struct Facts {
     pub(super) batches: BTreeMap<i64, BatchFacts>,
     /// Old requests that somebody has pruned.
     pub(super) deleted: BTreeSet<i64>,
-    /// Targets and actions that an operator holds at present; none: all of them.
-    pub(super) held: BTreeSet<(Option<TargetName>, Option<PowerAction>)>,
+    /// What operators hold at present.
+    pub(super) held: BTreeSet<Scope>,
+    /// Orders with waves, by label.
+    pub(super) orders: BTreeMap<String, OrderFacts>,
+    /// Requests that left outside a window for a reason of their own.
+    pub(super) overridden: BTreeSet<i64>,
     /// When the submit calls of the last minute left.
     departures: BTreeMap<TargetName, VecDeque<UtcMillis>>,
     /// When they came to the cloud.
@@ -117,6 +144,9 @@ pub(super) struct Facts {
     /// An older copy was put back: nothing leaves before somebody has released what is unfinished
     /// in it.
     pub(super) awaits_release: bool,
+    /// The copy that was put back last was older than what daemons had written: the next daemon holds
+    /// also what came before its start.
+    pub(super) is_older: bool,
     /// Batches of which the copies that were put back know nothing.
     forgotten: BTreeSet<i64>,
     /// Servers on which these may have acted: what is seen of them may be theirs.
@@ -135,11 +165,14 @@ impl Facts {
             batches: BTreeMap::new(),
             deleted: BTreeSet::new(),
             held: BTreeSet::new(),
+            orders: BTreeMap::new(),
+            overridden: BTreeSet::new(),
             departures: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             digest: 0xcbf2_9ce4_8422_2325,
             stepped: Duration::ZERO,
             awaits_release: false,
+            is_older: false,
             forgotten: BTreeSet::new(),
             touched: BTreeSet::new(),
             asked_until: BTreeMap::new(),
@@ -156,6 +189,7 @@ impl Facts {
             evidence: None,
             since,
             calls: Vec::new(),
+            wave: None,
         };
         match self.requests.insert(id, request) {
             None => Ok(()),
@@ -174,10 +208,21 @@ impl Facts {
             WINDOW,
             now.real,
         )?;
+        if rules::check_window(self, call, now)? {
+            self.overridden.extend(call.members.keys().copied());
+        }
+        let is_approved = self.are_approved(call);
         if let Some(facts) = self.batches.get_mut(&call.batch) {
             (facts.departed, facts.in_hand) = (Some((now, call.target.clone())), true);
+            facts.is_approved = is_approved;
         }
         Ok(())
+    }
+
+    /// True if somebody has approved all that this call carries.
+    pub(super) fn are_approved(&self, call: &Departure<'_>) -> bool {
+        let mut members = call.members.keys().filter_map(|id| self.requests.get(id));
+        members.all(|request| request.wish.is_approved)
     }
 
     /// A submit call reaches the cloud.
@@ -277,6 +322,8 @@ impl Facts {
         self.requests.clone_from(&then.requests);
         self.deleted.clone_from(&then.deleted);
         self.held.clone_from(&then.held);
+        self.orders.clone_from(&then.orders);
+        self.forget_gates();
         for (id, batch) in newer {
             if let Some(known) = self.batches.get_mut(&id) {
                 known.carried = batch.carried;
@@ -296,6 +343,7 @@ impl Facts {
             request.since = now;
             is_unfinished = true;
         }
+        self.is_older = is_older;
         // What a release let go before may be in this copy too.
         self.awaits_release = is_unfinished && (is_older || then.awaits_release);
         self.disturbed();
@@ -321,7 +369,27 @@ impl Facts {
         for facts in self.batches.values_mut() {
             (facts.told, facts.in_hand) = (None, false);
         }
+        self.forget_gates();
         self.disturbed();
+    }
+
+    /// The gate has answered about the order that it got as JSON.
+    pub(super) fn gate_said(&mut self, text: &str, is_yes: bool, now: Moment) {
+        let asked: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+        let label = asked["label"].as_str().unwrap_or_default();
+        if let Some(order) = self.orders.get_mut(label) {
+            order.gate_yes = asked["wave"]
+                .as_i64()
+                .filter(|_| is_yes)
+                .map(|wave| (wave, now));
+        }
+    }
+
+    /// Whatever the gate has said is forgotten.
+    pub(super) fn forget_gates(&mut self) {
+        for order in self.orders.values_mut() {
+            order.gate_yes = None;
+        }
     }
 
     /// Something happened that may have cost the batches on their way their evidence.
@@ -348,6 +416,7 @@ impl Facts {
         now: Moment,
     ) -> Result<(), Broken> {
         self.latest = self.latest.max(now.utc);
+        let mut let_go = BTreeSet::new();
         for entry in entries {
             self.digest = (self.digest ^ fingerprint(&format!("{} {entry:?}", now.real)))
                 .wrapping_mul(0x0100_0000_01b3);
@@ -379,9 +448,62 @@ impl Facts {
                     batch,
                     result,
                 } => self.result(*request, *batch, *result)?,
+                Entry::Waved { request, wave } => {
+                    orders::let_go(self, *request, *wave)?;
+                    let_go.insert(*request);
+                }
+                Entry::Order(moved) => orders::moved(self, moved, now)?,
+                Entry::OrderGone { label } => {
+                    self.orders.remove(label);
+                }
             }
         }
-        Ok(())
+        orders::check_let_go(self, &let_go, now)
+    }
+
+    /// True if its time has come a second ago or more, whatever else holds it.
+    pub(super) fn is_due(&self, request: &Request, now: Moment) -> bool {
+        self.is_due_for(request, INTAKE_MAX, now)
+    }
+
+    /// True if its time has come so long ago.
+    pub(super) fn is_due_for(&self, request: &Request, span: Duration, now: Moment) -> bool {
+        let wish = &request.wish;
+        let is_moved = wish.is_moved || wish.not_before.is_some() || wish.after.is_some();
+        if !is_moved {
+            return wish.inserted_at.utc <= now.utc;
+        }
+        let has_been = |at: UtcMillis| now.utc.since(at) >= span;
+        let awaited = wish.after.map(|id| self.requests.get(&id));
+        let is_free = match awaited {
+            None => true,
+            Some(awaited) => awaited.is_some_and(|awaited| {
+                awaited.state == RequestState::Succeeded
+                    && now.real.since(awaited.since.real) >= span
+                    && has_been(awaited.since.utc)
+            }),
+        };
+        is_free
+            && wish.not_before.is_none_or(has_been)
+            && has_been(wish.inserted_at.utc)
+            && now.real.since(wish.inserted_at.real) >= span
+    }
+
+    /// True if no other request of its server has been before it for a second.
+    pub(super) fn is_first_of_server(&self, id: i64, now: Moment) -> bool {
+        let Some(request) = self.requests.get(&id) else {
+            return false;
+        };
+        let place = request.wish.place();
+        let mut others = self
+            .requests
+            .iter()
+            .filter(|(other, request)| **other != id && request.wish.place() == place);
+        others.all(|(other, request)| {
+            let has_ended =
+                request.state.is_terminal() && now.real.since(request.since.real) >= INTAKE_MAX;
+            has_ended || (*other > id && request.state == RequestState::Queued)
+        })
     }
 
     /// Of the requests that ended, those for which there was evidence to be had.
@@ -403,6 +525,10 @@ impl Facts {
     pub(super) fn expiry(&self, request: &Request) -> Option<UtcMillis> {
         if let Some(at) = request.wish.expires_at {
             return Some(at);
+        }
+        let label = request.wish.label.as_ref();
+        if let Some(order) = label.and_then(|label| self.orders.get(label)) {
+            return Some(order.expires_at);
         }
         let waited = match request.wish.after.map(|id| self.requests.get(&id)) {
             None => request.wish.inserted_at.utc,
@@ -436,6 +562,7 @@ impl Facts {
             carried: BTreeSet::new(),
             disturbed: false,
             denied: BTreeSet::new(),
+            is_approved: false,
         };
         self.batches.insert(batch, facts);
     }
@@ -533,3 +660,6 @@ const LATE_MAX: Duration = Duration::from_secs(1);
 
 /// How long a span is, generously: for bounds that only mean "some day".
 pub(super) const SLACK: Duration = Duration::from_secs(180);
+
+/// What has become due is taken in within this, unless no round succeeds.
+const INTAKE_MAX: Duration = Duration::from_secs(1);

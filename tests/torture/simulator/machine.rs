@@ -15,8 +15,8 @@ use super::facts::{Facts, Moment};
 use super::producer::{self, Producers};
 use super::rng::Rng;
 use super::wire::Cloud;
-use super::{Broken, Summary, audit, connect, rules};
-use poweryard::daemon::{Finished, Round, SAFETY_INTERVAL, Task};
+use super::{Broken, Summary, audit, connect, rules, staff};
+use poweryard::daemon::{Finished, GateCall, Round, SAFETY_INTERVAL, Task};
 use poweryard::model::Batch;
 use poweryard::model::{BatchState, JobId, UtcMillis};
 use poweryard::settings::TargetSettings;
@@ -26,9 +26,8 @@ mod calls;
 mod copies;
 mod ending;
 mod operators;
+mod quiet;
 
-/// 2080-01-01: ahead of any machine's clock.
-const BEGIN: UtcMillis = UtcMillis(3_471_292_800_000);
 /// When producers give up what does not expire by itself.
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// Steps after which a run is called endless.
@@ -71,6 +70,8 @@ enum Stage {
     Back(Finished),
     /// A stop came before the call was begun.
     Unsent(Batch),
+    /// The gate is asked, and this is what it will say.
+    Gate(GateCall, Result<(), String>),
 }
 
 /// What may happen next.
@@ -135,8 +136,9 @@ impl<'a> Machine<'a> {
     ) -> Result<Self, Broken> {
         plan.settings.queue.database = path.to_owned();
         let mut world = World::new(plan.scenario.clone());
+        let begin = plan.begin;
         let listed = world
-            .servers(BEGIN)
+            .servers(begin)
             .into_iter()
             .map(|server| server.server_id)
             .collect();
@@ -154,26 +156,26 @@ impl<'a> Machine<'a> {
         Ok(Self {
             facts: Facts::new(plan.limits().with_listed(&listed)),
             producers: Producers::new(servers, &plan.rough),
-            cloud: Cloud::new(world, BEGIN),
+            cloud: Cloud::new(world, begin),
             connection: connect(path).await?,
             path: path.to_owned(),
             fuse,
             daemon: None,
             flights: Vec::new(),
-            wake_at: Some(BEGIN),
-            act_at: Some(BEGIN),
+            wake_at: Some(begin),
+            act_at: Some(begin),
             locked_until: None,
             end_at,
             calls: 0,
             idle_rounds: 0,
-            idle_since: BEGIN,
+            idle_since: begin,
             seen: (0, 0),
             ledger_seen: 0,
             late_seen: 0,
             called: HashMap::new(),
             steps_of_clock: 0,
             secrets: Secrets::Right,
-            secrets_since: BEGIN,
+            secrets_since: begin,
             wrong_for: Duration::ZERO,
             is_halting: false,
             acted: false,
@@ -238,10 +240,11 @@ impl<'a> Machine<'a> {
 
     fn say(&mut self, what: impl FnOnce() -> String) {
         let now = self.cloud.now();
+        let begin = self.plan.begin;
         if let Some(trace) = self.trace.as_mut() {
             trace.push(format!(
                 "{:>9.3} {}",
-                now.since(BEGIN).as_secs_f64(),
+                now.since(begin).as_secs_f64(),
                 what()
             ));
         }
@@ -400,10 +403,14 @@ impl<'a> Machine<'a> {
             // At the latest now: between the round and the calls that it asks for.
             operators::halt(self);
         }
-        let progress = self.fuse.commits() > before || !round.tasks.is_empty();
+        let asks = !round.tasks.is_empty() || !round.gates.is_empty();
+        let progress = self.fuse.commits() > before || asks;
+        let is_idle = !progress && round.trouble.is_none();
         self.after_round(round, progress, now)?;
         if self.is_halting {
             operators::begin_stop(self);
+        } else if is_idle {
+            quiet::check(self).await?;
         }
         Ok(())
     }
@@ -421,6 +428,7 @@ impl<'a> Machine<'a> {
         }
         let Round {
             tasks,
+            gates,
             wake_at,
             trouble,
             ..
@@ -435,6 +443,9 @@ impl<'a> Machine<'a> {
                 Some(now + wait.ok_or_else(gives_up)?)
             }
         };
+        for gate in gates {
+            calls::ask_gate(self, gate, now);
+        }
         let wake_at = self.wake_at;
         self.say(|| format!("round: {} tasks, next {wake_at:?}", tasks.len()));
         tasks
@@ -510,9 +521,11 @@ impl<'a> Machine<'a> {
         }
         if self.producers.left == 0 {
             copies::release(self).await?;
-            self.producers
-                .resume_all(&mut self.connection, &mut self.facts)
-                .await?;
+            let (producers, facts) = (&mut self.producers, &mut self.facts);
+            producers.resume_all(&mut self.connection, facts).await?;
+            if self.rng.permille(500) {
+                staff::let_all_go(&mut self.connection, &self.path, facts).await?;
+            }
             // Requests that never expire wait for ever behind a server that stays busy for ever:
             // somebody gives them up.
             self.act_at = match self.plan.settings.queue.default_ttl {
@@ -526,7 +539,12 @@ impl<'a> Machine<'a> {
             let moment = self.moment();
             let done = self
                 .producers
-                .act(&mut self.connection, &mut self.facts, &mut self.rng, moment)
+                .act(
+                    (&mut self.connection, &self.path),
+                    &mut self.facts,
+                    &mut self.rng,
+                    moment,
+                )
                 .await?;
             self.say(|| done);
             self.act_at = Some(now + producer::gap(&mut self.rng, self.plan.rough.act_gap_max_ms));

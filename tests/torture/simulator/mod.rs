@@ -15,8 +15,13 @@
 //! between two steps, before any commit, between a call's being carried out and its answer. It also
 //! decides what the cloud does although it denied it, when somebody sets the clock, reloads other
 //! settings or wrong secrets, stops the daemon, prunes, starts a second one, or puts an earlier
-//! copy of the queue back. Virtual time begins far ahead of this machine's, because the schema's
+//! copy of the queue back. Half of the seeds also have orders with waves and their gate, guards,
+//! windows and freezes around a clock change of their zone, and people who approve, override, pause,
+//! resume, cancel and retry. Virtual time begins far ahead of this machine's, because the schema's
 //! triggers ask SQLite for "now". Needs no network and no clock; a failing seed replays exactly.
+//!
+//! Whenever the daemon has nothing left to do, each request that waits must have a reason in
+//! `power_waiting`, and the reason must be true.
 //!
 //! What it takes for granted: a cloud that acts on what it denied begins within the settling time,
 //! and is at it for longer than two looks of a row are apart; a throttle, in disguise too, means
@@ -37,10 +42,15 @@ mod daemon;
 mod draw;
 mod exhaustive;
 mod facts;
+mod guards;
 mod machine;
+mod orders;
 mod producer;
+mod reasons;
 mod rng;
 mod rules;
+mod staff;
+mod windows;
 mod wire;
 
 pub(crate) use exhaustive::KINDS;
@@ -98,6 +108,12 @@ pub(crate) struct Summary {
     pub(crate) restores: u64,
     /// Requests for which there was evidence to be had; none of them ended `unknown`.
     pub(crate) with_evidence: u64,
+    /// Moments at which the reasons of all that waited were checked.
+    pub(crate) quiet: u64,
+    /// Requests that a wave let go.
+    pub(crate) waved: u64,
+    /// Requests that left outside a window for a reason of their own.
+    pub(crate) overridden: u64,
     /// Decided by the whole history: equal for equal runs.
     pub(crate) digest: u64,
 }
@@ -116,6 +132,9 @@ impl Summary {
         self.stops += other.stops;
         self.restores += other.restores;
         self.with_evidence += other.with_evidence;
+        self.quiet += other.quiet;
+        self.waved += other.waved;
+        self.overridden += other.overridden;
         self.digest ^= other.digest;
     }
 }

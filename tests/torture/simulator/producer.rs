@@ -3,14 +3,16 @@
 //! Owns their SQL. The schema takes "now" from this machine's clock, far behind the virtual one;
 //! what it derives from that is set to virtual time in the same transaction.
 
+use std::path::Path;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
-use super::Broken;
 use super::draw::Roughness;
-use super::facts::{Facts, Moment, Wish};
+use super::facts::{Facts, Moment, Scope, Wish};
+use super::orders::Place;
 use super::rng::Rng;
+use super::{Broken, staff};
 use poweryard::model::{PowerAction, RequestState, ServerId, TargetName, UtcMillis};
 
 /// What the producers may name.
@@ -26,6 +28,10 @@ pub(super) struct Producers {
     flood: u64,
     /// Of a thousand requests, so many are reboots, whatever else is drawn.
     reboots: u64,
+    /// Of a thousand inserts, so many are of an order with waves.
+    orders: u64,
+    /// Of a thousand acts, so many are of those who approve and resume.
+    staff: u64,
     inserted: u64,
     patient: bool,
 }
@@ -38,6 +44,8 @@ impl Producers {
             misspelt,
             flood,
             reboots,
+            orders,
+            staff,
             ..
         } = rough;
         Self {
@@ -47,6 +55,8 @@ impl Producers {
             misspelt,
             flood,
             reboots,
+            orders,
+            staff,
             inserted: 0,
             patient: true,
         }
@@ -55,7 +65,7 @@ impl Producers {
     /// One act; what was done, for the trace.
     pub(super) async fn act(
         &mut self,
-        connection: &mut SqliteConnection,
+        (connection, path): (&mut SqliteConnection, &Path),
         facts: &mut Facts,
         rng: &mut Rng,
         now: Moment,
@@ -63,8 +73,15 @@ impl Producers {
         if self.flood > 0 {
             return self.name_many_targets(connection, facts, rng, now).await;
         }
+        if !facts.requests.is_empty() && rng.permille(self.staff) {
+            return staff::act((connection, path), facts, rng, now).await;
+        }
         if facts.requests.is_empty() || !rng.permille(self.meddling) {
             let rows = rng.between(1, 8).min(self.left);
+            if rng.permille(self.orders) {
+                self.left -= rows;
+                return staff::order(self, connection, facts, rng, (rows, now)).await;
+            }
             return self.insert(connection, facts, rng, rows, now).await;
         }
         let queued = facts
@@ -78,7 +95,7 @@ impl Producers {
             (0, Some(id)) => cancel(connection, id).await,
             (1, Some(id)) => change_not_before(connection, facts, rng, id, now).await,
             (2, Some(id)) => change_expiry(connection, facts, rng, id, now).await,
-            (3, Some(id)) => change_priority(connection, rng, id).await,
+            (3, Some(id)) => change_priority(connection, facts, rng, id).await,
             _ => hold(connection, facts, rng, now).await,
         };
         done.map_err(|Broken(error)| {
@@ -132,33 +149,9 @@ impl Producers {
         let mut tx = connection.begin().await?;
         for _ in 0..rows {
             let wish = self.wish(facts, rng, one_action, now);
-            self.inserted += 1;
-            let spelled = if rng.permille(100) {
-                wish.server.0.to_uppercase()
-            } else {
-                wish.server.0.clone()
-            };
-            let priority = if rng.permille(200) {
-                rng.between(0, 20) as i64 - 10
-            } else {
-                0
-            };
             let key = rng.permille(300).then(|| format!("key-{}", self.inserted));
-            let id: i64 = sqlx::query_scalar(
-                "INSERT INTO power_requests (server_id, action, target, priority, not_before, expires_at, after_id, request_key)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-            )
-            .bind(&spelled)
-            .bind(wish.action.as_str())
-            .bind(&wish.target.0)
-            .bind(priority)
-            .bind(wish.not_before.map(|at| at.to_string()))
-            .bind(wish.expires_at.map(|at| at.to_string()))
-            .bind(wish.after)
-            .bind(key)
-            .fetch_one(&mut *tx)
-            .await?;
-            set_eligible(&mut tx, id, now.utc).await?;
+            self.inserted += 1;
+            let id = insert_row(&mut tx, rng, &wish, key).await?;
             said.push_str(&format!(
                 " {id}:{} {}",
                 wish.action,
@@ -169,6 +162,15 @@ impl Producers {
         tx.commit().await?;
         self.left -= rows;
         Ok(said)
+    }
+
+    /// A server that somebody may name, now and then one that is nowhere.
+    pub(super) fn place(&self, rng: &mut Rng) -> Place {
+        let nobody = ServerId(format!("nobody-{}", rng.between(1, 3)));
+        let elsewhere = || (TargetName("default".into()), nobody.clone());
+        let (target, known) = rng.pick(&self.servers).cloned().unwrap_or_else(elsewhere);
+        let server = if rng.permille(20) { nobody } else { known };
+        (target, server)
     }
 
     /// Rows before all others, each for a target of its own that nobody configured: as many lanes,
@@ -209,6 +211,11 @@ impl Producers {
                     expires_at,
                     after: None,
                     inserted_at,
+                    priority: 50,
+                    label: None,
+                    has_override: false,
+                    is_approved: false,
+                    is_moved: false,
                 },
             )?;
         }
@@ -223,10 +230,7 @@ impl Producers {
         one_action: Option<PowerAction>,
         now: Moment,
     ) -> Wish {
-        let nobody = ServerId(format!("nobody-{}", rng.between(1, 3)));
-        let elsewhere = || (TargetName("default".into()), nobody.clone());
-        let (target, known) = rng.pick(&self.servers).cloned().unwrap_or_else(elsewhere);
-        let server = if rng.permille(20) { nobody } else { known };
+        let (target, server) = self.place(rng);
         let not_before = rng.permille(100).then(|| now.utc + rng.millis(1, 120_000));
         let expires_at = rng
             .permille(100)
@@ -252,6 +256,13 @@ impl Producers {
         } else {
             one_action.unwrap_or_else(|| action(rng))
         };
+        let priority = if rng.permille(200) {
+            rng.between(0, 20) as i64 - 10
+        } else {
+            0
+        };
+        let label = rng.permille(self.staff / 2);
+        let label = label.then(|| format!("plain-{}", rng.between(1, 2)));
         Wish {
             target,
             server,
@@ -260,11 +271,49 @@ impl Producers {
             expires_at,
             after,
             inserted_at: now,
+            priority,
+            label,
+            has_override: rng.permille(self.staff / 3),
+            is_approved: false,
+            is_moved: false,
         }
     }
 }
 
-fn action(rng: &mut Rng) -> PowerAction {
+/// Inserts what somebody wishes for, and sets its times.
+pub(super) async fn insert_row(
+    tx: &mut SqliteConnection,
+    rng: &mut Rng,
+    wish: &Wish,
+    key: Option<String>,
+) -> Result<i64, Broken> {
+    let spelled = if rng.permille(100) {
+        wish.server.0.to_uppercase()
+    } else {
+        wish.server.0.clone()
+    };
+    let id: i64 = sqlx::query_scalar(
+        "INSERT INTO power_requests (server_id, action, target, priority, not_before, expires_at, after_id, request_key,
+                                     label, override_reason)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+    )
+    .bind(&spelled)
+    .bind(wish.action.as_str())
+    .bind(&wish.target.0)
+    .bind(wish.priority)
+    .bind(wish.not_before.map(|at| at.to_string()))
+    .bind(wish.expires_at.map(|at| at.to_string()))
+    .bind(wish.after)
+    .bind(key)
+    .bind(&wish.label)
+    .bind(wish.has_override.then_some("a fire"))
+    .fetch_one(&mut *tx)
+    .await?;
+    set_eligible(tx, id, wish.inserted_at.utc).await?;
+    Ok(id)
+}
+
+pub(super) fn action(rng: &mut Rng) -> PowerAction {
     *rng.pick(&[
         PowerAction::Start,
         PowerAction::Stop,
@@ -275,7 +324,7 @@ fn action(rng: &mut Rng) -> PowerAction {
 }
 
 /// What the schema took from this machine's clock, in virtual time.
-async fn set_eligible(
+pub(super) async fn set_eligible(
     connection: &mut SqliteConnection,
     id: i64,
     at: UtcMillis,
@@ -316,14 +365,17 @@ async fn change_not_before(
         return Ok(String::new());
     };
     let at = rng.permille(600).then(|| now.utc + rng.millis(1, 60_000));
-    if request
+    let label = request.wish.label.as_ref();
+    let order = label.and_then(|label| facts.orders.get(label));
+    let end = request
         .wish
         .expires_at
-        .is_some_and(|end| at.is_some_and(|at| end <= at))
-    {
+        .or(order.map(|order| order.expires_at));
+    if end.is_some_and(|end| at.is_some_and(|at| end <= at)) {
         return Ok(format!("not_before of {id} cannot be after its end"));
     }
     request.wish.not_before = at;
+    request.wish.is_moved = true;
     let inserted_at = request.wish.inserted_at.utc;
     let mut tx = connection.begin().await?;
     sqlx::query("UPDATE power_requests SET not_before = ? WHERE id = ?")
@@ -359,10 +411,14 @@ async fn change_expiry(
 
 async fn change_priority(
     connection: &mut SqliteConnection,
+    facts: &mut Facts,
     rng: &mut Rng,
     id: i64,
 ) -> Result<String, Broken> {
     let priority = rng.between(0, 200) as i64 - 100;
+    if let Some(request) = facts.requests.get_mut(&id) {
+        request.wish.priority = priority;
+    }
     sqlx::query("UPDATE power_requests SET priority = ? WHERE id = ?")
         .bind(priority)
         .bind(id)
@@ -385,18 +441,31 @@ async fn hold(
         None
     };
     let action = rng.permille(500).then(|| action(rng));
-    let scope = (target.clone(), action);
+    set_hold(connection, facts, (target, action, None), now).await
+}
+
+/// Pauses, or ends the pause made with the same words.
+pub(super) async fn set_hold(
+    connection: &mut SqliteConnection,
+    facts: &mut Facts,
+    scope: Scope,
+    now: Moment,
+) -> Result<String, Broken> {
+    let (target, action, label) = scope.clone();
     let sql = match facts.held.remove(&scope) {
-        true => "DELETE FROM holds WHERE kind = 'operator' AND target IS ?1 AND action IS ?2",
+        true => {
+            "DELETE FROM holds WHERE kind = 'operator' AND target IS ?1 AND action IS ?2 AND label IS ?4"
+        }
         false => {
             facts.held.insert(scope);
-            "INSERT INTO holds (target, action, kind, reason, since) VALUES (?1, ?2, 'operator', 'a test', ?3)"
+            "INSERT INTO holds (target, action, label, kind, reason, since) VALUES (?1, ?2, ?4, 'operator', 'a test', ?3)"
         }
     };
     sqlx::query(sql)
         .bind(target.as_ref().map(|target| &target.0))
         .bind(action.map(PowerAction::as_str))
         .bind(now.utc.to_string())
+        .bind(label)
         .execute(connection)
         .await?;
     Ok(format!("operators hold {:?}", facts.held))

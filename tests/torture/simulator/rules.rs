@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::Broken;
 use super::audit::Move;
 use super::facts::{BatchFacts, Departure, Facts, Fate, Moment, Request, SLACK};
+use super::guards;
+use super::windows::Calendar;
 use super::wire::Cloud;
 use poweryard::model::Budget;
 use poweryard::model::{
@@ -25,6 +27,8 @@ pub(super) struct Limits {
     pub(super) prompt: BTreeMap<TargetName, Duration>,
     /// What can be seen at each target.
     pub(super) sights: BTreeMap<TargetName, Sight>,
+    /// There is a gate before each wave, and what it says is true for so long.
+    pub(super) gate_interval: Option<Duration>,
 }
 
 impl Limits {
@@ -46,7 +50,10 @@ impl Limits {
             };
             limits.submits_per_minute = limits.submits_per_minute.max(new.submits_per_minute);
             limits.batch_servers_max = new.batch_servers_max;
+            limits.guards.clone_from(&new.guards);
+            limits.calendar.clone_from(&new.calendar);
         }
+        self.gate_interval = other.gate_interval;
     }
 }
 
@@ -73,10 +80,12 @@ pub(super) struct TargetLimits {
     pub(super) batch_servers_max: u32,
     pub(super) budgets: Vec<(PowerAction, Budget)>,
     pub(super) protected: Vec<ServerId>,
+    pub(super) guards: Vec<(PowerAction, Budget)>,
+    pub(super) calendar: Calendar,
 }
 
 impl TargetLimits {
-    fn forbids(&self, action: PowerAction, server: &ServerId) -> bool {
+    pub(super) fn forbids(&self, action: PowerAction, server: &ServerId) -> bool {
         action != PowerAction::Start && self.protected.contains(server)
     }
 }
@@ -88,6 +97,7 @@ macro_rules! hold {
         }
     };
 }
+pub(super) use hold;
 
 /// Intents precede calls: what leaves is a stored batch with these members and no others.
 pub(super) fn check_departure(
@@ -158,7 +168,36 @@ pub(super) fn check_departure(
             "batch {batch} sends {action} of {server}, which is protected"
         );
     }
-    check_budget(facts, call, limits, now)
+    check_budget(facts, call, limits, now)?;
+    guards::check(facts, call, limits, now)
+}
+
+/// Nothing leaves outside its window but what has a reason. True if this call leaves for that.
+pub(super) fn check_window(
+    facts: &Facts,
+    call: &Departure<'_>,
+    now: Moment,
+) -> Result<bool, Broken> {
+    let calendar = facts
+        .limits
+        .targets
+        .get(call.target)
+        .map(|limits| &limits.calendar);
+    if calendar.is_none_or(|calendar| calendar.is_open(call.action, now.utc)) {
+        return Ok(false);
+    }
+    for id in call.members.keys() {
+        let has_reason = facts
+            .requests
+            .get(id)
+            .is_some_and(|request| request.wish.has_override);
+        hold!(
+            has_reason,
+            "request {id} leaves outside the window of {}, without a reason",
+            call.action
+        );
+    }
+    Ok(true)
 }
 
 /// Calls that may have had an effect never carry more servers in a budget's span than it allows.
@@ -175,16 +214,7 @@ fn check_budget(
     else {
         return Ok(());
     };
-    let counts = |batch: &&BatchFacts| {
-        let in_span = |(at, target): &(Moment, TargetName)| {
-            target == call.target
-                && now.utc.since(at.utc) < budget.span
-                && now.real.since(at.real) < budget.span
-        };
-        batch.action == call.action
-            && batch.departed.as_ref().is_some_and(in_span)
-            && !matches!(batch.known_fate(), Fate::NotDone | Fate::Refused)
-    };
+    let counts = |batch: &&BatchFacts| is_spent(batch, (call.target, call.action), *budget, now);
     let spent: usize = facts
         .batches
         .values()
@@ -200,6 +230,23 @@ fn check_budget(
         budget.servers
     );
     Ok(())
+}
+
+/// True if a budget or a guard counts this batch: it left within the span, and may have had an effect.
+pub(super) fn is_spent(
+    batch: &BatchFacts,
+    (target, action): (&TargetName, PowerAction),
+    budget: Budget,
+    now: Moment,
+) -> bool {
+    let in_span = |(at, own): &(Moment, TargetName)| {
+        own == target
+            && now.utc.since(at.utc) < budget.span
+            && now.real.since(at.real) < budget.span
+    };
+    batch.action == action
+        && batch.departed.as_ref().is_some_and(in_span)
+        && !matches!(batch.known_fate(), Fate::NotDone | Fate::Refused)
 }
 
 /// Never more calls in so long than configured, over restarts too.
@@ -310,6 +357,15 @@ pub(super) fn check_deleted(facts: &Facts, id: i64, was: &str) -> Result<(), Bro
         waits.is_none(),
         "request {id} was deleted, and request {waits:?} waits for it"
     );
+    let label = facts
+        .requests
+        .get(&id)
+        .and_then(|request| request.wish.label.as_ref());
+    let order = label.and_then(|label| facts.orders.get(label));
+    hold!(
+        order.is_none_or(|order| order.is_done),
+        "request {id} was deleted, and its order {label:?} is not done"
+    );
     Ok(())
 }
 
@@ -417,6 +473,7 @@ pub(super) fn check_prompt(facts: &Facts, now: Moment) -> Result<(), Broken> {
         let waits = since.min(now.real.since(request.since.real));
         let is_late = request.state == RequestState::Queued
             && wish.after.is_none()
+            && wish.label.is_none()
             && waits > *most
             && is_free_for() > *most;
         hold!(
@@ -468,14 +525,18 @@ fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result
         is_freed(facts, request),
         "request {id} goes out before what it waits for has succeeded"
     );
-    let held = facts.held.iter().any(|(target, action)| {
-        target.as_ref().is_none_or(|target| *target == wish.target)
-            && action.is_none_or(|action| action == wish.action)
-    });
     hold!(
-        !held,
-        "request {id} goes out although {} is held",
+        !is_paused(facts, request),
+        "request {id} goes out although {} or its label is held",
         wish.action
+    );
+    let order = wish
+        .label
+        .as_ref()
+        .filter(|label| facts.orders.contains_key(*label));
+    hold!(
+        order.is_none() || request.wave.is_some(),
+        "request {id} goes out before a wave of its order {order:?} has let it go"
     );
     let reboots = wish.action == PowerAction::Reboot && facts.times_carried(id) > 0;
     hold!(
@@ -506,6 +567,16 @@ fn check_claim(facts: &Facts, id: i64, request: &Request, now: Moment) -> Result
         );
     }
     Ok(())
+}
+
+/// True if an operator holds its target, its action or its label.
+pub(super) fn is_paused(facts: &Facts, request: &Request) -> bool {
+    let wish = &request.wish;
+    facts.held.iter().any(|(target, action, label)| {
+        target.as_ref().is_none_or(|target| *target == wish.target)
+            && action.is_none_or(|action| action == wish.action)
+            && (label.is_none() || *label == wish.label)
+    })
 }
 
 fn is_freed(facts: &Facts, request: &Request) -> bool {
@@ -638,8 +709,10 @@ fn check_success(
                 wished(request.wish.action),
                 power(cloud, &request.wish.server),
             );
-            // A call that is in no copy may have changed it since.
-            let by_another = facts.touched.contains(&request.wish.server);
+            // A call that is in no copy may have changed it since, and so may one that the cloud
+            // denied.
+            let by_another = facts.touched.contains(&request.wish.server)
+                || cloud_lies_of(facts, request);
             hold!(
                 power == Some(wished) || by_another,
                 "request {id} succeeded ({evidence:?}), but its power is {power:?}"

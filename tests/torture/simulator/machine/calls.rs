@@ -9,7 +9,7 @@ use super::{Flight, Machine, Point, Stage};
 use crate::simulator::Broken;
 use crate::simulator::facts::Departure;
 use poweryard::cloud::Observed;
-use poweryard::daemon::{Begun, Finished, Task};
+use poweryard::daemon::{Begun, Finished, GateCall, Task};
 use poweryard::model::Batch;
 use poweryard::model::{CallError, Fault};
 use poweryard::model::{ServerId, Tracking, UtcMillis};
@@ -59,12 +59,49 @@ pub(super) fn launch(machine: &mut Machine<'_>, task: Task, now: UtcMillis) -> R
     Ok(())
 }
 
+/// Somebody is asked about the next wave of an order: says yes or no, nothing in time, or is not
+/// there.
+pub(super) fn ask_gate(machine: &mut Machine<'_>, gate: GateCall, now: UtcMillis) {
+    let rng = &mut machine.rng;
+    let timeout = machine.plan.settings.waves.gate_timeout;
+    let quick = rng.millis(0, 2_000).min(timeout);
+    let (wait, answer) = match rng.between(0, 3) {
+        _ if !rng.permille(machine.plan.rough.gate_no) => (quick, Ok(())),
+        0 => (timeout, Err("took longer than its time".to_owned())),
+        1 => (Duration::ZERO, Err("cannot be started".to_owned())),
+        _ => (quick, Err("not yet".to_owned())),
+    };
+    machine.say(|| format!("the gate is asked about {}: {answer:?}", gate.text()));
+    machine.flights.push(Flight {
+        at: now + wait,
+        stage: Stage::Gate(gate, answer),
+        orphaned: false,
+    });
+}
+
+fn hear_gate(machine: &mut Machine<'_>, gate: GateCall, answer: Result<(), String>) {
+    let now = machine.moment();
+    machine.facts.gate_said(gate.text(), answer.is_ok(), now);
+    machine.say(|| format!("the gate says {answer:?}"));
+    let moment = machine.cloud.moment();
+    if let Some(daemon) = machine.daemon.as_mut() {
+        daemon.dispatcher.gate_said(gate.answered(answer), moment);
+        daemon.policy.answer_taken();
+        machine.wake_at = Some(machine.cloud.now());
+        machine.idle_rounds = 0;
+    }
+}
+
 pub(super) async fn fly(machine: &mut Machine<'_>, index: usize) -> Result<(), Broken> {
     let flight = machine.flights.swap_remove(index);
     match flight.stage {
         Stage::Out(task) => carry_out(machine, task, flight.orphaned).await,
         Stage::Back(finished) => deliver(machine, finished).await,
         Stage::Unsent(batch) => return_unsent(machine, batch).await,
+        Stage::Gate(gate, answer) => {
+            hear_gate(machine, gate, answer);
+            Ok(())
+        }
     }
 }
 

@@ -38,6 +38,17 @@ pub(super) async fn check_remains(machine: &mut Machine<'_>) -> Result<(), Broke
             "{inserted} rows were inserted and not pruned, and {rows} are left; {open} are not ended, {attempts} attempts are open, {ends} ends are not followed"
         )));
     }
+    let noted: i64 = sqlx::query_scalar(
+        "SELECT ifnull(sum(requests), 0) FROM operator_actions WHERE action = 'override'",
+    )
+    .fetch_one(&mut machine.connection)
+    .await?;
+    let overridden = machine.facts.overridden.len() as u64;
+    if machine.summary.restores == 0 && noted.unsigned_abs() < overridden {
+        return Err(Broken(format!(
+            "{overridden} requests left outside their windows for a reason, and {noted} are noted"
+        )));
+    }
     // A life that ends before it has stored a refusal cannot know of it the next time.
     // And a secret that stays wrong is tried now and then: all a daemon can do is to leave the
     // lock's time between tries.
@@ -63,6 +74,9 @@ pub(super) fn sum_up(machine: &mut Machine<'_>) -> Summary {
     }
     summary.commits = machine.fuse.commits();
     summary.calls = machine.calls;
+    let waved = machine.facts.requests.values();
+    summary.waved = waved.filter(|request| request.wave.is_some()).count() as u64;
+    summary.overridden = machine.facts.overridden.len() as u64;
     summary.with_evidence = machine.facts.with_evidence();
     summary.digest = machine.facts.digest;
     summary

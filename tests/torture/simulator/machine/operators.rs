@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::{Machine, Stage};
 use crate::simulator::Broken;
 use crate::simulator::daemon::{Daemon, Secrets};
-use crate::simulator::draw::SETTLE_MORE;
+use crate::simulator::draw::{SETTLE_MORE, large};
 use poweryard::daemon::{Finished, ReloadError, Stop, StopStep, Unsaved};
-use poweryard::settings::{Settings, TargetSettings};
+use poweryard::settings::{Settings, TargetSettings, WavesSettings};
 use poweryard::store::{QueueLock, StoreError};
 
 /// One of these acts.
@@ -28,7 +28,7 @@ pub(super) async fn operate(machine: &mut Machine<'_>) -> Result<(), Broken> {
                     },
                 );
             }
-            vary_settings(machine);
+            vary_settings(machine)?;
             reload(machine).await
         }
         4..=6 => {
@@ -52,7 +52,7 @@ pub(super) fn set_secrets(machine: &mut Machine<'_>, secrets: Secrets) {
 
 /// Limits and times that may change at any moment. No settling time gets shorter: how late the
 /// cloud acts was drawn by it.
-fn vary_settings(machine: &mut Machine<'_>) {
+fn vary_settings(machine: &mut Machine<'_>) -> Result<(), Broken> {
     let mut settings: Settings = machine.plan.settings.clone();
     for (target, drawn) in settings
         .targets
@@ -63,6 +63,31 @@ fn vary_settings(machine: &mut Machine<'_>) {
     }
     settings.batch.linger = machine.rng.millis(0, 300);
     machine.plan.settings = settings;
+    vary_guards(machine)
+}
+
+/// Other numbers for the guards, other windows, another gate or none. A guard's span stays: batches
+/// are kept for as long as it is.
+fn vary_guards(machine: &mut Machine<'_>) -> Result<(), Broken> {
+    let utc = machine.cloud.moment().utc;
+    let (rng, plan) = (&mut machine.rng, &mut machine.plan);
+    for target in &mut plan.settings.targets {
+        for (_, guard) in &mut target.guards {
+            guard.servers = rng.between(1, 8) as u32;
+        }
+    }
+    for index in 0..plan.calendars.len() {
+        if plan.calendars[index].is_any() && rng.permille(300) {
+            large::set_calendar(rng, plan, index, utc)?;
+        }
+    }
+    if plan.rough.orders > 0 && rng.permille(200) {
+        plan.settings.waves = match plan.settings.waves.gate.is_empty() {
+            true => large::gate(rng),
+            false => WavesSettings::default(),
+        };
+    }
+    Ok(())
 }
 
 fn vary(machine: &mut Machine<'_>, target: &mut TargetSettings, drawn: Duration) {
@@ -149,6 +174,7 @@ pub(super) fn begin_stop(machine: &mut Machine<'_>) {
         Stage::Out(task) => task.is_waited_for(),
         Stage::Back(finished) => matches!(finished, Finished::Submitted { .. }),
         Stage::Unsent(_) => true,
+        Stage::Gate(..) => false,
     };
     machine
         .flights
