@@ -39,6 +39,7 @@ pub use access::{CertificateError, Entrance, EntranceError, ServerCertificate};
 use api::{Followers, Turns, Views};
 use glance::SharedGlance;
 use metrics::Reading;
+use page::Labels;
 use shared_read::SharedRead;
 
 /// What `poweryard explain` says of a request; `Err`: why it says nothing.
@@ -65,6 +66,7 @@ struct Site {
     targets: Mutex<(Vec<TargetSettings>, SecretRules)>,
     reading: SharedRead<Reading>,
     glance: SharedGlance,
+    labels: Labels,
     /// Who may come in; none while it does not listen.
     entrance: RwLock<Option<Arc<Entrance>>>,
     access: Access,
@@ -108,6 +110,7 @@ impl Web {
             entrance: RwLock::default(),
             access: Access::default(),
             glance: SharedGlance::new(&settings.queue.database),
+            labels: Labels::default(),
             turns: Turns::default(),
             views: Views::default(),
             followers: Followers::default(),

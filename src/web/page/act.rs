@@ -18,7 +18,7 @@ use super::{Answer, Trouble, html as answer, open};
 use crate::model::{LetGo, RequestState, Role, UtcMillis, counted};
 use crate::store::QueueClient;
 use crate::store::client::{
-    Access, Actor, Approval, Done, Lets, RequestResult, SelectedCount, Selection, scope_name,
+    Access, Actor, Approval, Done, Lets, RequestResult, SelectedCount, Selection,
 };
 use crate::web::Site;
 use crate::web::access::Caller;
@@ -151,7 +151,7 @@ pub(super) async fn confirm(
     let which = meant(&filter, client, &caller, now).await?;
     let affected = affected(client, asked.deed, &which).await?;
     door.close().await?;
-    Ok(question(asked.deed, &filter, &affected, &caller, now, None))
+    Ok(question(asked.deed, &filter, &affected, &caller, None))
 }
 
 /// The selection, limited to what this caller may change.
@@ -225,7 +225,6 @@ fn question(
     filter: &Filter,
     affected: &Affected,
     caller: &Caller,
-    now: UtcMillis,
     remark: Option<&str>,
 ) -> Response {
     let title = format!("{}?", deed.title());
@@ -233,7 +232,8 @@ fn question(
         title: &title,
         trouble: None,
         caller,
-        as_of: Some(now),
+        // It is not read again by itself: somebody is about to confirm what it says.
+        as_of: None,
     };
     let is_about_requests = deed.is_about_requests();
     let is_empty = is_about_requests && affected.requests == 0;
@@ -253,16 +253,11 @@ fn question(
 }
 
 fn subject(deed: Deed, filter: &Filter) -> Markup {
-    let given =
-        |value: &'static str, text: &str| (!text.is_empty()).then(|| (value, text.to_owned()));
-    let of = |name: &'static str, text: &str| given(name, text).map(|(_, text)| text);
     html! {
         @if deed.is_about_requests() {
             "This is about the requests with: " strong { (filter.words()) } "."
         } @else {
-            "This is about: "
-            strong { (text(&scope_name(of("target", &filter.target).as_deref(), of("action", &filter.action).as_deref(), of("label", &filter.label).as_deref()))) }
-            "."
+            "This is about: " strong { (filter.scope()) } "."
         }
     }
 }
@@ -339,7 +334,6 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
             &filter,
             &affected,
             &caller,
-            now,
             Some(&remark),
         ));
     }
@@ -359,14 +353,18 @@ fn read(form: &Bytes) -> Result<(Ordered, Filter), Trouble> {
 }
 
 impl Ordered {
+    /// How many requests the person knows of.
+    fn known(&self) -> Option<u64> {
+        self.requests.trim().replace(',', "").parse().ok()
+    }
+
     /// The number of requests is not the one that the person knows of.
     fn why_ask_again(&self, affected: &Affected) -> Option<String> {
         if !self.deed.is_about_requests() {
             return None;
         }
-        let known: Option<u64> = self.requests.trim().replace(',', "").parse().ok();
         let now = counted(affected.requests, "request");
-        match known {
+        match self.known() {
             Some(known) if known == affected.requests => None,
             // Some have left meanwhile, as they do; fewer were seen than are there is another thing.
             Some(known) if known > affected.requests && self.deed != Deed::Approve => None,
@@ -429,16 +427,21 @@ impl Ordered {
         actor: Actor<'_>,
     ) -> Result<Outcome, Trouble> {
         let seen = client.unapproved(which).await?;
+        if self.known() != Some(seen.requests()) {
+            return Ok(nothing_approved(seen.requests()));
+        }
         Ok(match client.approve(actor, which, &seen).await? {
             Approval::Done(done) => of_requests(done, "approved"),
-            Approval::Another(left) => Outcome {
-                sentence: format!(
-                    "Nothing was approved: meanwhile {} left.",
-                    counted(left, "request")
-                ),
-                results: Vec::new(),
-            },
+            Approval::Another(left) => nothing_approved(left),
         })
+    }
+}
+
+fn nothing_approved(there: u64) -> Outcome {
+    let there = counted(there, "request");
+    Outcome {
+        sentence: format!("Nothing was approved: it is {there} now."),
+        results: Vec::new(),
     }
 }
 

@@ -82,6 +82,11 @@
         stop();
         return;
       }
+      if (answer.status >= 400 && answer.status < 500) {
+        say(`This page can no longer be read (${answer.status}).`, true);
+        stop();
+        return;
+      }
       if (!answer.ok) {
         throw new Error(String(answer.status));
       }
