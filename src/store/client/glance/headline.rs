@@ -29,13 +29,8 @@ pub(super) fn trouble(glance: &Glance) -> Option<String> {
     if glance.daemon.running == Some(false) {
         return Some("no daemon".to_owned());
     }
-    let has = |kind: HoldKind| {
-        let mut waiting = glance.waiting.iter();
-        waiting.any(|group| group.kind == kind.as_str())
-    };
-    let bad = |state: RequestState| sum(&glance.ended.hour, state);
-    let failed = bad(RequestState::Failed);
-    let unknown = bad(RequestState::Unknown);
+    let failed = sum(&glance.ended.hour, RequestState::Failed);
+    let unknown = sum(&glance.ended.hour, RequestState::Unknown);
     match (failed, unknown) {
         (0, 0) => {}
         (failed, 0) => return Some(format!("{} failed", grouped(failed))),
@@ -55,8 +50,16 @@ pub(super) fn trouble(glance: &Glance) -> Option<String> {
         (HoldKind::UnknownTarget, "unknown target"),
         (HoldKind::Approval, "approval wanted"),
     ];
-    let found = words.into_iter().find(|(kind, _)| has(*kind));
+    let found = words
+        .into_iter()
+        .find(|(kind, _)| is_held_by(glance, *kind));
     found.map(|(_, word)| word.to_owned())
+}
+
+/// True if anything waits because of a hold of this kind.
+fn is_held_by(glance: &Glance, kind: HoldKind) -> bool {
+    let mut waiting = glance.waiting.iter();
+    waiting.any(|group| group.kind == kind.as_str())
 }
 
 fn ended(glance: &Glance) -> String {
