@@ -148,7 +148,7 @@ pub(super) async fn confirm(
     let now = now();
     let mut door = open(&site, Access::Read).await?;
     let client = &mut door.client;
-    let which = meant(&filter, client, &caller, now).await?;
+    let which = meant(asked.deed, &filter, client, &caller, now).await?;
     let affected = affected(client, asked.deed, &which).await?;
     door.close().await?;
     Ok(question(asked.deed, &filter, &affected, &caller, None))
@@ -156,11 +156,16 @@ pub(super) async fn confirm(
 
 /// The selection, limited to what this caller may change.
 async fn meant(
+    deed: Deed,
     filter: &Filter,
     client: &mut QueueClient,
     caller: &Caller,
     now: UtcMillis,
 ) -> Result<Selection, Trouble> {
+    if deed.is_about_requests() && filter.is_empty() {
+        let sentence = "nothing is selected; filter the requests first";
+        return Err(Trouble::bad_request(sentence));
+    }
     let mut which = filter.selection(client, caller, now).await?;
     which.allowed = allowed_to(caller);
     Ok(which)
@@ -326,7 +331,7 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
     let (ordered, filter) = read(&form)?;
     let mut door = open(&site, Access::Write).await?;
     let client = &mut door.client;
-    let which = meant(&filter, client, &caller, now).await?;
+    let which = meant(ordered.deed, &filter, client, &caller, now).await?;
     let affected = affected(client, ordered.deed, &which).await?;
     if let Some(remark) = ordered.why_ask_again(&affected) {
         return Ok(question(
