@@ -84,12 +84,13 @@ impl Site {
         entrance.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn let_in_by(&self, entrance: Entrance) {
+    /// None: nobody any more.
+    fn let_in_by(&self, entrance: Option<Entrance>) {
         let mut present = self
             .entrance
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        *present = Some(Arc::new(entrance));
+        *present = entrance.map(Arc::new);
     }
 }
 
@@ -128,6 +129,7 @@ impl Web {
     pub fn listen(&mut self, entrance: Option<Entrance>) -> io::Result<()> {
         let Some(entrance) = entrance else {
             self.stop();
+            self.site.let_in_by(None);
             return Ok(());
         };
         let address = entrance.address;
@@ -137,7 +139,7 @@ impl Web {
             "http"
         };
         if self.serving.as_ref().map(|serving| serving.address) == Some(address) {
-            self.site.let_in_by(entrance);
+            self.site.let_in_by(Some(entrance));
             return Ok(());
         }
         let listener = server::bind(address)?;
@@ -145,7 +147,7 @@ impl Web {
         let actual = listener.local_addr().unwrap_or(address);
         info!(address = %actual, "serving {scheme}://{actual}/ and {scheme}://{actual}/metrics");
         self.stop();
-        self.site.let_in_by(entrance);
+        self.site.let_in_by(Some(entrance));
         let site = Arc::clone(&self.site);
         self.serving = Some(Serving {
             address,
