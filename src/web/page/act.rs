@@ -351,6 +351,10 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
 fn read(form: &Bytes) -> Result<(Ordered, Filter), Trouble> {
     let wrong = || Trouble::bad_request("the form is not one of this page");
     let fields = std::str::from_utf8(form).map_err(|_| wrong())?;
+    // In an address it would end the fields, and a shorter filter selects more.
+    if fields.contains('#') {
+        return Err(wrong());
+    }
     let address: Uri = format!("/act?{fields}").parse().map_err(|_| wrong())?;
     let Query(ordered) = Query::try_from_uri(&address).map_err(|_| wrong())?;
     let Query(filter) = Query::try_from_uri(&address).map_err(|_| wrong())?;
@@ -549,5 +553,6 @@ mod tests {
         );
         assert_eq!(filter, Filter::of_label("patch day"));
         assert!(read(&Bytes::from("deed=erase")).is_err());
+        assert!(read(&Bytes::from("deed=cancel&label=a#b")).is_err());
     }
 }
