@@ -63,7 +63,7 @@ pub(super) fn span(ms: u128) -> String {
         0 => format!("{ms} ms"),
         1..60 => format!("{seconds} s"),
         60..3600 => format!("{} min", seconds / 60),
-        3600..86400 if seconds / 60 % 60 == 0 => format!("{} h", seconds / 3600),
+        3600..86400 if (seconds / 60).is_multiple_of(60) => format!("{} h", seconds / 3600),
         3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
         _ => format!("{} d", seconds / 86400),
     }
