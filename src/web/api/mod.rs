@@ -24,7 +24,7 @@ mod rows;
 mod tagged;
 mod views;
 
-pub(super) use door::Turns;
+pub use door::Turns;
 pub(super) use events::Followers;
 use problem::Problem;
 pub(super) use problem::problem;
