@@ -1187,3 +1187,22 @@ async fn without_a_good_certificate_or_token_the_daemon_does_not_start() {
         "{said}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_leave_the_queue_in_one_file_when_the_daemon_stops() {
+    let server = Server::start("").await;
+    for _ in 0..3 {
+        let (status, _) = server.read("/api/v1/requests", READER).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    let Server { yard, daemon, .. } = server;
+    assert_eq!(daemon.stop().await, Some(0));
+    let left: Vec<_> = fs::read_dir(yard.dir.path())
+        .expect("a folder")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("queue.db-"))
+        .filter(|name| name.ends_with("-wal") || name.ends_with("-shm"))
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
+}

@@ -65,6 +65,7 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     if let Err(source) = web.listen(entrance) {
         return Err(cannot_listen(&settings, source));
     }
+    let turns = web.turns();
     let (sender, reloads) = mpsc::channel(1);
     let reloader = Reloader {
         config: context.config.clone(),
@@ -84,6 +85,7 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> Result<Exit, Fail
     };
     let ended = daemon::run(&settings, clouds, links, told_to_stop()?).await;
     deliveries.finish().await;
+    turns.end().await;
     ended?;
     // The last line: what could not be stored or delivered was said before.
     info!("stopped");

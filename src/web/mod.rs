@@ -36,7 +36,8 @@ mod shared_read;
 
 use access::Access;
 pub use access::{CertificateError, Entrance, EntranceError, ServerCertificate};
-use api::{Followers, Turns, Views};
+pub use api::Turns;
+use api::{Followers, Views};
 use glance::SharedGlance;
 use metrics::Reading;
 use page::Labels;
@@ -120,6 +121,11 @@ impl Web {
             site: Arc::new(site),
             serving: None,
         }
+    }
+
+    /// What holds connections to the queue; they have to be closed when the daemon has ended.
+    pub fn turns(&self) -> Turns {
+        self.site.turns.clone()
     }
 
     /// Listens where `entrance` says from now on, and no longer on the old address; none: on no

@@ -93,12 +93,14 @@ struct Guest {
 #[derive(Debug, Default)]
 pub(super) struct Activity(AtomicU8);
 
-/// Nothing has been asked yet, or all that was asked is answered.
+/// Nothing has been asked yet.
 const SILENT: u8 = 0;
 /// An answer is being made.
 const ASKED: u8 = 1;
 /// It follows events; how many do is limited elsewhere.
 const FOLLOWING: u8 = 2;
+/// All that was asked is answered, and it is kept for more.
+const KEPT: u8 = 3;
 
 impl Activity {
     fn set(&self, to: u8) {
@@ -116,7 +118,7 @@ impl Activity {
 }
 
 /// Drops a connection if the limit is reached: the one that has been silent for longest, else the
-/// oldest that does not follow events.
+/// oldest that waits for nothing, else the oldest that does not follow events.
 fn make_room(guests: &mut VecDeque<Guest>) {
     if guests.len() < CONNECTIONS_MAX {
         return;
@@ -126,7 +128,10 @@ fn make_room(guests: &mut VecDeque<Guest>) {
             .iter()
             .position(|guest| guest.activity.get() == activity)
     };
-    let dropped = place(SILENT).or_else(|| place(ASKED)).unwrap_or(0);
+    let dropped = place(SILENT)
+        .or_else(|| place(KEPT))
+        .or_else(|| place(ASKED))
+        .unwrap_or(0);
     if let Some(guest) = guests.remove(dropped) {
         guest.task.abort();
     }
@@ -183,7 +188,7 @@ where
                 Err(_) => Ok(late().into_response()),
             };
             if activity.get() == ASKED {
-                activity.set(SILENT);
+                activity.set(KEPT);
             }
             response
         }

@@ -1,7 +1,10 @@
 //! How the API gets at the queue: connections of its own, a few at a time, so that any number of
 //! callers cannot take the disk and the lock away from the daemon.
 
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -17,19 +20,45 @@ const READERS_MAX: usize = 4;
 const WRITERS_MAX: usize = 1;
 /// How long a caller waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A connection that nobody needs for so long is closed.
+const IDLE_TIME: Duration = Duration::from_secs(5);
 
-/// Whose turn it is.
-pub(in crate::web) struct Turns {
+/// Whose turn it is, and the connections that wait for the next who reads: to open the queue costs
+/// more than most reads.
+#[derive(Clone)]
+pub struct Turns(Arc<Shared>);
+
+struct Shared {
     readers: Semaphore,
     writers: Semaphore,
+    idle: Mutex<Idle>,
 }
+
+#[derive(Default)]
+struct Idle {
+    clients: Vec<IdleClient>,
+    /// Somebody closes those that nobody takes.
+    is_swept: bool,
+    /// The daemon ends: none is kept any more.
+    is_over: bool,
+}
+
+struct IdleClient {
+    client: QueueClient,
+    file: FileId,
+    since: Instant,
+}
+
+/// Device and inode: an older copy that was put in the queue's place is another file.
+type FileId = (u64, u64);
 
 impl Default for Turns {
     fn default() -> Self {
-        Self {
+        Self(Arc::new(Shared {
             readers: Semaphore::new(READERS_MAX),
             writers: Semaphore::new(WRITERS_MAX),
-        }
+            idle: Mutex::default(),
+        }))
     }
 }
 
@@ -37,35 +66,130 @@ impl Turns {
     /// Waits for the caller's turn to open the queue; none: it does not come in time.
     pub(in crate::web) async fn take(&self, access: Access) -> Option<SemaphorePermit<'_>> {
         let turns = match access {
-            Access::Read => &self.readers,
-            Access::Write => &self.writers,
+            Access::Read => &self.0.readers,
+            Access::Write => &self.0.writers,
         };
         let turn = tokio::time::timeout(PATIENCE, turns.acquire()).await;
         turn.ok()?.ok()
+    }
+
+    /// Closes the connections that nobody uses, and keeps none from now on. SQLite tidies up the
+    /// `-wal` when the last one is closed.
+    pub async fn end(&self) {
+        let clients = {
+            let mut idle = self.0.idle();
+            idle.is_over = true;
+            std::mem::take(&mut idle.clients)
+        };
+        for idle in clients {
+            // What it says has no consequence any more.
+            let _ = idle.client.close().await;
+        }
+    }
+
+    fn idle_client(&self, file: FileId) -> Option<QueueClient> {
+        let mut idle = self.0.idle();
+        let place = idle.clients.iter().position(|idle| idle.file == file)?;
+        Some(idle.clients.swap_remove(place).client)
+    }
+
+    /// Returns it if none is kept any more.
+    fn keep(&self, client: QueueClient, file: FileId) -> Option<QueueClient> {
+        let mut idle = self.0.idle();
+        if idle.is_over {
+            return Some(client);
+        }
+        idle.clients.push(IdleClient {
+            client,
+            file,
+            since: Instant::now(),
+        });
+        if !idle.is_swept {
+            idle.is_swept = true;
+            tokio::spawn(sweep(Arc::clone(&self.0)));
+        }
+        None
+    }
+}
+
+impl Shared {
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out what was idle for too long; none: there is nothing left to wait for.
+    fn outdated(&self) -> Option<Vec<IdleClient>> {
+        let mut idle = self.idle();
+        if idle.clients.is_empty() {
+            idle.is_swept = false;
+            return None;
+        }
+        let (old, young) = std::mem::take(&mut idle.clients)
+            .into_iter()
+            .partition(|idle| idle.since.elapsed() >= IDLE_TIME);
+        idle.clients = young;
+        Some(old)
+    }
+}
+
+async fn sweep(shared: Arc<Shared>) {
+    while let Some(outdated) = shared.outdated() {
+        for idle in outdated {
+            let _ = idle.client.close().await;
+        }
+        tokio::time::sleep(IDLE_TIME).await;
     }
 }
 
 /// A connection, for as long as it is the caller's turn.
 pub(super) struct Door<'a> {
     pub(super) client: QueueClient,
+    turns: &'a Turns,
+    /// None: it writes, and is not kept.
+    file: Option<FileId>,
     _turn: SemaphorePermit<'a>,
 }
 
 impl Door<'_> {
-    /// Closes the connection.
+    /// Gives the connection back. One that is dropped instead, in the middle of something, is not
+    /// used again.
     pub(super) async fn close(self) -> Result<(), Problem> {
-        Ok(self.client.close().await?)
+        let left = match self.file {
+            Some(file) => self.turns.keep(self.client, file),
+            None => Some(self.client),
+        };
+        if let Some(client) = left {
+            client.close().await?;
+        }
+        Ok(())
     }
 }
 
 /// Opens the queue for reading or writing, when it is the caller's turn.
 pub(super) async fn open(site: &Site, access: Access) -> Result<Door<'_>, Problem> {
     let late = || Problem::busy("too many others ask for the queue at present");
-    let turn = site.turns.take(access).await.ok_or_else(late)?;
+    let turns = &site.turns;
+    let turn = turns.take(access).await.ok_or_else(late)?;
+    let file = match access {
+        Access::Read => file_id(&site.database),
+        Access::Write => None,
+    };
+    let client = match file.and_then(|file| turns.idle_client(file)) {
+        Some(client) => client,
+        None => QueueClient::open(&site.database, access).await?,
+    };
     Ok(Door {
-        client: QueueClient::open(&site.database, access).await?,
+        client,
+        turns,
+        file,
         _turn: turn,
     })
+}
+
+/// By its path: a handle of our own would drop SQLite's locks when closed.
+fn file_id(queue: &Path) -> Option<FileId> {
+    let meta = std::fs::metadata(queue).ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 /// What this caller sees.

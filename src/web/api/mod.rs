@@ -24,7 +24,8 @@ mod rows;
 mod tagged;
 mod views;
 
-pub(super) use door::{Turns, allowed_to, seen_by};
+pub use door::Turns;
+pub(super) use door::{allowed_to, seen_by};
 pub(super) use events::Followers;
 use problem::Problem;
 pub(super) use problem::problem;
