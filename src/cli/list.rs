@@ -23,7 +23,7 @@ Examples:
   poweryard list --state queued,running --target default
   poweryard list --state failed --since 2h --error 'BMS.*'
   poweryard list --server 'gpu-*' --action reboot --full-times
-  poweryard list --label patch-day --limit 100000 --csv > patch-day.csv")]
+  poweryard list --label patch-day --limit 100000 --csv")]
 pub(super) struct ListArgs {
     /// Only requests in these states, separated by commas.
     #[arg(long, short, value_name = "STATE", value_delimiter = ',', value_parser = args::states())]
