@@ -65,6 +65,10 @@ pub use undo::{Undo, undo_label};
 pub use watch::QueueWatch;
 pub use write::{Cycle, NewRequest};
 
+/// Page cache of a command that writes, in KiB, taken as it is needed: one that changes a hundred
+/// thousand rows would otherwise write and read many pages again and again, while it holds the lock.
+const WRITE_CACHE: &str = "-32768";
+
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -105,9 +109,10 @@ impl QueueClient {
             .create_if_missing(false)
             .busy_timeout(BUSY_TIMEOUT)
             .disable_statement_logging();
-        if access == Access::Read {
-            options = options.pragma("query_only", "ON");
-        }
+        options = match access {
+            Access::Read => options.pragma("query_only", "ON"),
+            Access::Write => options.pragma("cache_size", WRITE_CACHE),
+        };
         let mut connection = options
             .connect()
             .await
