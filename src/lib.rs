@@ -205,6 +205,13 @@
 //! ms. Every 5 s there is a round without a notification, in case one was missed. An idle daemon
 //! costs next to nothing.
 //!
+//! **One glance for everybody.** The page, the API and `top` show one value, read in one transaction
+//! at a cost that depends on what is unfinished: what waits is counted by the reasons that lanes and
+//! gates already tell apart, and what has ended in the last day minute by minute, each end a few
+//! times at most. One reading serves all who ask at that moment, and what each may see is chosen from
+//! it afterwards. Whatever takes long to read is read less often, so that any number of open
+//! overviews takes a tenth of one core at most.
+//!
 //! **File modes.** SQLite gives `-wal` and `-shm` the mode of the database, and creates that 0640
 //! under the umask 0007; a reader that opens it first would then lock the daemon out. So the file
 //! is made 0660 before SQLite opens it, in a directory of mode 3770: setgid for the producers'

@@ -737,6 +737,11 @@ async fn what_operators_do_from_elsewhere_is_done_as_by_the_commands() {
             StatusCode::UNPROCESSABLE_ENTITY,
         ),
         (
+            "/api/v1/cancel",
+            json!({"label": "x".repeat(257)}),
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        (
             "/api/v1/retry",
             json!({"label": "x", "colour": "red"}),
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -794,6 +799,8 @@ async fn a_token_sees_and_touches_its_own_targets_and_actions_alone() {
         Some(1),
         "{status}"
     );
+    let (_, page) = server.read("/api/v1/servers", NARROW).await;
+    assert_eq!(page["servers"], json!([]));
     // What waits for another target's request, or shares a label with one.
     let after = json!([{"server_id": "b", "target": "other", "action": "stop", "after_id": 1}]);
     assert_eq!(

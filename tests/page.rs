@@ -1,7 +1,18 @@
 //! What is seen at a glance, and the pages that show it.
 
+mod common;
+#[path = "common/process.rs"]
+mod process;
 #[path = "common/queue.rs"]
 mod queue;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{Yard, secret, text};
+use process::{Daemon, PATIENCE};
+use sqlx::AssertSqlSafe;
+use sqlx::sqlite::SqliteConnection;
 
 use poweryard::model::{RequestState, TargetName, UtcMillis};
 use poweryard::store::QueueClient;
@@ -419,4 +430,234 @@ async fn labels_are_found_by_their_beginning_and_by_globs() {
             ""
         ]
     );
+}
+
+const OPERATOR: &str = "an-operators-token-of-the-page";
+const LIMITED: &str = "a-limited-token-of-the-page";
+/// As a stranger would write it who wants to be more than text, with an escape for terminals.
+const EVIL: &str = "\"><img src=x onerror=alert(1)><script>alert(2)</script>\u{1b}[31m";
+
+/// A daemon that sends nothing and serves pages, to all or to the owners of two tokens.
+struct Site {
+    yard: Yard,
+    _daemon: Daemon,
+    base: String,
+    client: reqwest::Client,
+    producer: SqliteConnection,
+}
+
+impl Site {
+    async fn start(with_tokens: bool) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let yard = Yard::new("[bms]\nservers = 10\n").await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = listener.local_addr().expect("an address");
+        drop(listener);
+        let mut lines = format!("[listen]\naddress = \"{address}\"\n");
+        for (name, token, more) in [
+            ("ann", OPERATOR, ""),
+            ("lim", LIMITED, "targets = [\"default\"]\n"),
+        ] {
+            let file = secret(yard.dir.path(), name, token).display().to_string();
+            if with_tokens {
+                lines += &format!(
+                    "[[listen.tokens]]\nname = \"{name}\"\nrole = \"operator\"\ntoken_file = \"{file}\"\n{more}"
+                );
+            }
+        }
+        let config = yard.write_config();
+        let config_text = fs::read_to_string(&config).expect("written");
+        fs::write(&config, config_text + &lines).expect("written");
+        let daemon = Daemon::start(&config);
+        let mut site = Self {
+            producer: yard.producer().await,
+            yard,
+            _daemon: daemon,
+            base: format!("http://{address}"),
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .expect("a client"),
+        };
+        site.sql("INSERT INTO holds (kind, reason, since) VALUES ('operator', 'all paused', '2026-01-31T22:00:00.000Z')")
+            .await;
+        let ends = Instant::now() + PATIENCE;
+        while site
+            .client
+            .get(format!("{}/readyz", site.base))
+            .send()
+            .await
+            .is_err()
+        {
+            assert!(Instant::now() < ends, "it does not serve");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        site
+    }
+
+    async fn sql(&mut self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(&mut self.producer)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    /// Status and text of a page.
+    async fn get(&self, path: &str, token: &str) -> (u16, String) {
+        let asked = self
+            .client
+            .get(format!("{}{path}", self.base))
+            .bearer_auth(token);
+        let answer = asked.send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("text"))
+    }
+
+    async fn post(&self, form: &str, token: &str) -> (u16, String) {
+        let asked = self
+            .client
+            .post(format!("{}/act", self.base))
+            .bearer_auth(token);
+        let answer = asked.body(form.to_owned()).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("text"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_show_what_strangers_wrote_as_text() {
+    let mut site = Site::start(false).await;
+    let word = EVIL.replace('\'', "\'\'");
+    site.sql(&format!(
+        "INSERT INTO power_requests (server_id, action, label, requested_by, request_key) VALUES ('s-1', 'stop', '{word}', '{word}', '{word}')"
+    ))
+    .await;
+    site.sql(&format!(
+        "INSERT INTO holds (label, kind, reason, since) VALUES ('{word}', 'operator', '{word}', '{word}')"
+    ))
+    .await;
+    let as_value: String = form_urlencoded::byte_serialize(EVIL.as_bytes()).collect();
+    let as_segment = as_value.replace('+', "%20");
+    for path in [
+        "/".to_owned(),
+        "/requests".to_owned(),
+        "/request/1".to_owned(),
+        "/server/s-1".to_owned(),
+        format!("/label/{as_segment}"),
+        format!("/requests?label={as_value}"),
+        format!("/requests?state={as_value}"),
+        format!("/search?q={as_value}"),
+        format!("/server/{as_segment}"),
+        format!("/{as_segment}"),
+    ] {
+        let (status, page) = site.get(&path, "").await;
+        assert!([200, 400, 404].contains(&status), "{path}: {status}");
+        assert!(
+            !page.contains("<img") && !page.contains("<script>"),
+            "{path}\n{page}"
+        );
+        // But for the fields of a filter, which have to say what was asked for.
+        let is_filter = path.starts_with("/requests?");
+        assert!(is_filter || !page.contains('\u{1b}'), "{path}");
+    }
+    let shown = site.get("/request/1", "").await.1;
+    assert!(
+        shown.contains("&lt;img src=x onerror=alert(1)&gt;") && shown.contains("\\u{1b}[31m"),
+        "{shown}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_show_a_limited_token_nothing_of_other_targets() {
+    let mut site = Site::start(true).await;
+    site.sql(
+        "INSERT INTO power_requests (server_id, action, target, label) VALUES ('s-here', 'stop', 'default', 'shown'),
+             ('s-covert', 'stop', 'elsewhere', 'covert')",
+    )
+    .await;
+    for path in [
+        "/",
+        "/requests",
+        "/search?q=s-",
+        "/server/s-here",
+        "/label/shown",
+    ] {
+        let (status, page) = site.get(path, LIMITED).await;
+        assert_eq!(status, 200, "{path}");
+        assert!(
+            !page.contains("elsewhere") && !page.contains("covert"),
+            "{path}\n{page}"
+        );
+    }
+    for path in [
+        "/request/2",
+        "/server/s-covert",
+        "/label/covert",
+        "/act?deed=cancel&id=2",
+    ] {
+        assert_eq!(site.get(path, LIMITED).await.0, 404, "{path}");
+    }
+    let (_, found) = site.get("/search?q=cov", LIMITED).await;
+    assert!(found.contains("Nothing was found"), "{found}");
+    let (_, all) = site.get("/requests", OPERATOR).await;
+    assert!(all.contains("elsewhere") && all.contains("covert"));
+    let paused = site.post("deed=pause&target=elsewhere", LIMITED).await;
+    assert_eq!(paused.0, 403, "{}", paused.1);
+    let cancelled = site
+        .post("deed=cancel&state=queued&requests=2", LIMITED)
+        .await;
+    assert_eq!(cancelled.0, 200);
+    let states = "SELECT group_concat(state) FROM (SELECT state FROM power_requests ORDER BY id)";
+    assert_eq!(text(&mut site.producer, states).await, "cancelled,queued");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_on_the_page_is_told_and_noted_once() {
+    let mut site = Site::start(true).await;
+    site.sql(
+        "INSERT INTO power_requests (server_id, action, label) VALUES ('a', 'stop', 'l'), ('b', 'stop', 'l'), ('c', 'stop', 'm')",
+    )
+    .await;
+    let (_, asked) = site.get("/act?deed=cancel&label=l", OPERATOR).await;
+    assert!(asked.contains("Cancel 2 requests"), "{asked}");
+    let (_, fewer) = site.post("deed=cancel&label=l&requests=1", OPERATOR).await;
+    assert!(
+        fewer.contains("you confirmed 1, and it is 2 requests now"),
+        "{fewer}"
+    );
+    let (_, wrong) = site.post("deed=approve&label=l&requests=3", OPERATOR).await;
+    assert!(wrong.contains("Nothing was done"), "{wrong}");
+    let (_, told) = site
+        .post("deed=approve&label=l&requests=2&reason=fire", OPERATOR)
+        .await;
+    assert!(told.contains("2 requests approved"), "{told}");
+    let (_, told) = site.post("deed=cancel&label=l&requests=2", OPERATOR).await;
+    assert!(
+        told.contains("2 requests cancelled") && told.contains("/request/2"),
+        "{told}"
+    );
+    let (_, told) = site
+        .post("deed=retry&label=l&state=cancelled&requests=2", OPERATOR)
+        .await;
+    assert!(told.contains("2 requests tried again"), "{told}");
+    let (_, told) = site.post("deed=pause&label=m&reason=why", OPERATOR).await;
+    assert!(told.contains("Paused: 1 queued request."), "{told}");
+    let (_, told) = site.post("deed=resume&label=m", OPERATOR).await;
+    assert!(told.contains("1 pause ended"), "{told}");
+    for (form, status) in [
+        ("deed=erase", 400),
+        ("", 400),
+        ("deed=cancel", 400),
+        ("deed=cancel&id=99&requests=1", 404),
+    ] {
+        assert_eq!(site.post(form, OPERATOR).await.0, status, "{form}");
+    }
+    let noted = "SELECT group_concat(who || ' ' || action || ' ' || what || ' ' || requests || ifnull(' ' || reason, ''), '; ')
+                 FROM (SELECT * FROM operator_actions ORDER BY id)";
+    assert_eq!(
+        text(&mut site.producer, noted).await,
+        "ann approve --label l 2 fire; ann cancel --label l 2; ann retry --label l --state cancelled 2; \
+         ann pause --label m 1 why; ann resume --label m 1"
+    );
+    assert!(site.yard.cloud.ledger().is_empty());
 }

@@ -221,7 +221,10 @@ impl Reloader {
     /// uses them now.
     async fn hand_over(&mut self, settings: Settings, is_asked_for: bool) -> bool {
         let rules = SecretRules::from_env(&settings.queue.database);
-        let secrets = Secrets::take(&settings, &rules);
+        let mut secrets = Secrets::take(&settings, &rules);
+        if !is_asked_for {
+            secrets.entrance.clone_from(&self.secrets.entrance);
+        }
         let clouds = match daemon::connect_all(&settings, &rules) {
             Ok(clouds) => clouds,
             Err(error) => {
@@ -235,13 +238,18 @@ impl Reloader {
                 return false;
             }
         };
-        let entrance = match entrance(&settings, &rules) {
-            Ok(entrance) => entrance,
-            Err(error) => {
-                error!("the new config is refused; the old one stays in force: {error}");
-                return false;
+        // Tokens and certificate are looked at by themselves if nobody has asked: one that cannot be
+        // used must not keep a target from its new key.
+        let mut news = None;
+        if is_asked_for {
+            match entrance(&settings, &rules) {
+                Ok(entrance) => news = Some(entrance),
+                Err(error) => {
+                    error!("the new config is refused; the old one stays in force: {error}");
+                    return false;
+                }
             }
-        };
+        }
         let (accepted, answer) = oneshot::channel();
         let reload = Reload {
             settings: settings.clone(),
@@ -251,7 +259,9 @@ impl Reloader {
         };
         let goes_on = self.sender.send(reload).await.is_ok() && answer.await.is_ok();
         if goes_on {
-            self.web.take_up(&settings, &rules, entrance);
+            if let Some(entrance) = news {
+                self.web.take_up(&settings, &rules, entrance);
+            }
             self.settings = settings;
             self.secrets = secrets;
         }

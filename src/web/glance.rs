@@ -23,7 +23,7 @@ impl SharedGlance {
         }
     }
 
-    /// A reading that is not older than a second.
+    /// A reading that is as new as `SharedRead` promises.
     ///
     /// # Errors
     /// A sentence: the queue could not be read, or not in time.

@@ -39,6 +39,7 @@ pub use access::{CertificateError, Entrance, EntranceError, ServerCertificate};
 use api::{Followers, Turns, Views};
 use glance::SharedGlance;
 use metrics::Reading;
+use page::Labels;
 use shared_read::SharedRead;
 
 /// What `poweryard explain` says of a request; `Err`: why it says nothing.
@@ -65,6 +66,7 @@ struct Site {
     targets: Mutex<(Vec<TargetSettings>, SecretRules)>,
     reading: SharedRead<Reading>,
     glance: SharedGlance,
+    labels: Labels,
     /// Who may come in; none while it does not listen.
     entrance: RwLock<Option<Arc<Entrance>>>,
     access: Access,
@@ -82,12 +84,13 @@ impl Site {
         entrance.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn let_in_by(&self, entrance: Entrance) {
+    /// None: nobody any more.
+    fn let_in_by(&self, entrance: Option<Entrance>) {
         let mut present = self
             .entrance
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        *present = Some(Arc::new(entrance));
+        *present = entrance.map(Arc::new);
     }
 }
 
@@ -108,6 +111,7 @@ impl Web {
             entrance: RwLock::default(),
             access: Access::default(),
             glance: SharedGlance::new(&settings.queue.database),
+            labels: Labels::default(),
             turns: Turns::default(),
             views: Views::default(),
             followers: Followers::default(),
@@ -125,6 +129,7 @@ impl Web {
     pub fn listen(&mut self, entrance: Option<Entrance>) -> io::Result<()> {
         let Some(entrance) = entrance else {
             self.stop();
+            self.site.let_in_by(None);
             return Ok(());
         };
         let address = entrance.address;
@@ -134,7 +139,7 @@ impl Web {
             "http"
         };
         if self.serving.as_ref().map(|serving| serving.address) == Some(address) {
-            self.site.let_in_by(entrance);
+            self.site.let_in_by(Some(entrance));
             return Ok(());
         }
         let listener = server::bind(address)?;
@@ -142,7 +147,7 @@ impl Web {
         let actual = listener.local_addr().unwrap_or(address);
         info!(address = %actual, "serving {scheme}://{actual}/ and {scheme}://{actual}/metrics");
         self.stop();
-        self.site.let_in_by(entrance);
+        self.site.let_in_by(Some(entrance));
         let site = Arc::clone(&self.site);
         self.serving = Some(Serving {
             address,

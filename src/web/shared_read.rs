@@ -8,6 +8,11 @@ use tokio::sync::Mutex;
 
 /// A value that is younger than this is not read again.
 const FRESH: Duration = Duration::from_secs(1);
+/// Nor one that is younger than so many times as long as it took to read: whatever is asked for, and
+/// by how many, reading takes a tenth of the time at most.
+const REST: u32 = 10;
+/// However long it took, after this it is read again.
+const FRESH_MAX: Duration = Duration::from_secs(15);
 /// How long an answer waits for it.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -19,7 +24,15 @@ pub(super) struct SharedRead<T> {
 
 struct LastRead<T> {
     at: Instant,
+    took: Duration,
     value: Arc<T>,
+}
+
+impl<T> LastRead<T> {
+    fn is_fresh(&self) -> bool {
+        let fresh = self.took.saturating_mul(REST).clamp(FRESH, FRESH_MAX);
+        self.at.elapsed() < fresh
+    }
 }
 
 impl<T> Default for SharedRead<T> {
@@ -32,7 +45,7 @@ impl<T> Default for SharedRead<T> {
 }
 
 impl<T: Send + Sync + 'static> SharedRead<T> {
-    /// The value, not older than a second. `read` makes a new one in a task of its own, which
+    /// The value, not older than a second, or than ten times as long as it takes to read. `read` makes a new one in a task of its own, which
     /// continues if the caller goes away.
     ///
     /// # Errors
@@ -44,13 +57,15 @@ impl<T: Send + Sync + 'static> SharedRead<T> {
         let last = Arc::clone(&self.last);
         let found = async {
             let mut last = last.lock_owned().await;
-            if let Some(found) = last.as_ref().filter(|found| found.at.elapsed() < FRESH) {
+            if let Some(found) = last.as_ref().filter(|found| found.is_fresh()) {
                 return Ok(Arc::clone(&found.value));
             }
             let reading = tokio::spawn(async move {
+                let began = Instant::now();
                 let value = Arc::new(read.await.map_err(|error| error.to_string())?);
                 *last = Some(LastRead {
                     at: Instant::now(),
+                    took: began.elapsed(),
                     value: Arc::clone(&value),
                 });
                 Ok(value)

@@ -139,6 +139,7 @@ pub(crate) fn names() -> Vec<String> {
     paths.sort();
     let pages = paths
         .iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "md"))
         .filter_map(|path| path.file_name())
         .map(|name| format!("docs/{}", name.to_string_lossy()));
     let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];

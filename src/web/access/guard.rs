@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -33,6 +33,7 @@ const API: &str = "/api/";
 const BODY_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Of what nobody wants.
 const DRAINED_BYTES_MAX: usize = 32 * 1024 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Of a form that a page sends.
 const FORM_BYTES_MAX: usize = 1024 * 1024;
 /// In a header or as a field of a form.
@@ -59,7 +60,7 @@ pub(in crate::web) async fn guard(
             Err(refusal) => Refused::from(refusal).answer(is_api),
         },
         Err(refused) => {
-            drain(body).await;
+            let _ = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
             refused.answer(is_api)
         }
     };

@@ -22,6 +22,8 @@ use crate::web::glance::now;
 
 /// Ids of one call.
 const IDS_MAX: usize = 10_000;
+/// Of a label, a target, a code: what is asked for is noted in the queue, word for word.
+const CHARS_MAX: usize = 256;
 
 /// Which requests are meant: those that fit everything that is given. Something has to be given.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -31,8 +33,10 @@ pub(super) struct Chosen {
     #[schema(max_items = 10000)]
     ids: Option<Vec<i64>>,
     /// With exactly this label.
+    #[schema(max_length = 256)]
     label: Option<String>,
     /// Of this target.
+    #[schema(max_length = 256)]
     target: Option<String>,
     /// With this action.
     action: Option<PowerAction>,
@@ -41,6 +45,7 @@ pub(super) struct Chosen {
     #[schema(required = false)]
     states: Vec<RequestState>,
     /// With exactly this code.
+    #[schema(max_length = 256)]
     error_code: Option<String>,
     /// That ended at this time or later, or were inserted then and have not ended.
     since: Option<String>,
@@ -58,10 +63,12 @@ pub(super) struct Chosen {
 #[serde(deny_unknown_fields)]
 pub(super) struct Scope {
     /// Only this target.
+    #[schema(max_length = 256)]
     target: Option<String>,
     /// Only this action.
     action: Option<PowerAction>,
     /// Only requests with exactly this label.
+    #[schema(max_length = 256)]
     label: Option<String>,
     /// Every action on every target; then nothing else is given. To resume: every pause.
     #[serde(default)]
@@ -88,6 +95,9 @@ impl Chosen {
                 "there are more than {IDS_MAX} ids; send them in several calls"
             )));
         }
+        require_short("label", self.label.as_deref())?;
+        require_short("target", self.target.as_deref())?;
+        require_short("error_code", self.error_code.as_deref())?;
         Ok(Selection {
             ids: self.ids.clone(),
             label: self.label.clone(),
@@ -265,6 +275,8 @@ impl Scope {
                 "name a target, an action or a label, or say \"everything\": true",
             ));
         }
+        require_short("label", self.label.as_deref())?;
+        require_short("target", self.target.as_deref())?;
         let allowed = allowed_to(caller);
         if self.everything && !allowed.is_everything() {
             return Err(Problem::new(
@@ -280,6 +292,15 @@ impl Scope {
             ..Selection::default()
         })
     }
+}
+
+fn require_short(name: &str, text: Option<&str>) -> Result<(), Problem> {
+    if text.is_some_and(|text| text.chars().count() > CHARS_MAX) {
+        return Err(Problem::unprocessable(format!(
+            "{name} has at most {CHARS_MAX} characters"
+        )));
+    }
+    Ok(())
 }
 
 fn actor<'a>(caller: &'a Caller, reason: &'a Option<String>) -> Actor<'a> {

@@ -1,7 +1,7 @@
 //! The rows of a POST: read one by one, so that every mistake is named with its row, and resolved
 //! from names to ids before anything is inserted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -337,27 +337,29 @@ async fn meanings(
     client: &mut QueueClient,
     rows: &Rows,
 ) -> Result<BTreeMap<usize, Meaning>, Problem> {
-    let named = rows.0.iter().filter(|row| row.server.is_some());
-    let targets: BTreeSet<&str> = named.map(Row::target).collect();
+    let mut by_target: BTreeMap<&str, Named> = BTreeMap::new();
+    for (number, row) in rows.0.iter().enumerate() {
+        if let Some(word) = &row.server {
+            let named = by_target.entry(row.target()).or_default();
+            named.rows.push(number);
+            named.words.push(word.clone());
+        }
+    }
     let mut meanings = BTreeMap::new();
-    for target in targets {
-        if !client.knows_servers(Some(target)).await? {
-            continue;
+    for (target, named) in by_target {
+        if client.knows_servers(Some(target)).await? {
+            let found = client.meanings(Some(target), &named.words).await?;
+            meanings.extend(named.rows.into_iter().zip(found));
         }
-        let mut numbers = Vec::new();
-        let mut words = Vec::new();
-        for (number, row) in rows.0.iter().enumerate() {
-            if row.target() == target
-                && let Some(word) = &row.server
-            {
-                numbers.push(number);
-                words.push(word.clone());
-            }
-        }
-        let found = client.meanings(Some(target), &words).await?;
-        meanings.extend(numbers.into_iter().zip(found));
     }
     Ok(meanings)
+}
+
+/// Rows of one target, and how they name their servers.
+#[derive(Default)]
+struct Named {
+    rows: Vec<usize>,
+    words: Vec<String>,
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::{Answer, Trouble, html as answer, open};
 use crate::model::{LetGo, RequestState, Role, UtcMillis, counted};
 use crate::store::QueueClient;
 use crate::store::client::{
-    Access, Actor, Approval, Done, Lets, RequestResult, SelectedCount, Selection, scope_name,
+    Access, Actor, Approval, Done, Lets, RequestResult, SelectedCount, Selection,
 };
 use crate::web::Site;
 use crate::web::access::Caller;
@@ -148,19 +148,24 @@ pub(super) async fn confirm(
     let now = now();
     let mut door = open(&site, Access::Read).await?;
     let client = &mut door.client;
-    let which = meant(&filter, client, &caller, now).await?;
+    let which = meant(asked.deed, &filter, client, &caller, now).await?;
     let affected = affected(client, asked.deed, &which).await?;
     door.close().await?;
-    Ok(question(asked.deed, &filter, &affected, &caller, now, None))
+    Ok(question(asked.deed, &filter, &affected, &caller, None))
 }
 
 /// The selection, limited to what this caller may change.
 async fn meant(
+    deed: Deed,
     filter: &Filter,
     client: &mut QueueClient,
     caller: &Caller,
     now: UtcMillis,
 ) -> Result<Selection, Trouble> {
+    if deed.is_about_requests() && filter.is_empty() {
+        let sentence = "nothing is selected; filter the requests first";
+        return Err(Trouble::bad_request(sentence));
+    }
     let mut which = filter.selection(client, caller, now).await?;
     which.allowed = allowed_to(caller);
     Ok(which)
@@ -225,7 +230,6 @@ fn question(
     filter: &Filter,
     affected: &Affected,
     caller: &Caller,
-    now: UtcMillis,
     remark: Option<&str>,
 ) -> Response {
     let title = format!("{}?", deed.title());
@@ -233,7 +237,8 @@ fn question(
         title: &title,
         trouble: None,
         caller,
-        as_of: Some(now),
+        // It is not read again by itself: somebody is about to confirm what it says.
+        as_of: None,
     };
     let is_about_requests = deed.is_about_requests();
     let is_empty = is_about_requests && affected.requests == 0;
@@ -253,16 +258,11 @@ fn question(
 }
 
 fn subject(deed: Deed, filter: &Filter) -> Markup {
-    let given =
-        |value: &'static str, text: &str| (!text.is_empty()).then(|| (value, text.to_owned()));
-    let of = |name: &'static str, text: &str| given(name, text).map(|(_, text)| text);
     html! {
         @if deed.is_about_requests() {
             "This is about the requests with: " strong { (filter.words()) } "."
         } @else {
-            "This is about: "
-            strong { (text(&scope_name(of("target", &filter.target).as_deref(), of("action", &filter.action).as_deref(), of("label", &filter.label).as_deref()))) }
-            "."
+            "This is about: " strong { (filter.scope()) } "."
         }
     }
 }
@@ -331,7 +331,7 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
     let (ordered, filter) = read(&form)?;
     let mut door = open(&site, Access::Write).await?;
     let client = &mut door.client;
-    let which = meant(&filter, client, &caller, now).await?;
+    let which = meant(ordered.deed, &filter, client, &caller, now).await?;
     let affected = affected(client, ordered.deed, &which).await?;
     if let Some(remark) = ordered.why_ask_again(&affected) {
         return Ok(question(
@@ -339,7 +339,6 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
             &filter,
             &affected,
             &caller,
-            now,
             Some(&remark),
         ));
     }
@@ -352,6 +351,10 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
 fn read(form: &Bytes) -> Result<(Ordered, Filter), Trouble> {
     let wrong = || Trouble::bad_request("the form is not one of this page");
     let fields = std::str::from_utf8(form).map_err(|_| wrong())?;
+    // In an address it would end the fields, and a shorter filter selects more.
+    if fields.contains('#') {
+        return Err(wrong());
+    }
     let address: Uri = format!("/act?{fields}").parse().map_err(|_| wrong())?;
     let Query(ordered) = Query::try_from_uri(&address).map_err(|_| wrong())?;
     let Query(filter) = Query::try_from_uri(&address).map_err(|_| wrong())?;
@@ -359,14 +362,18 @@ fn read(form: &Bytes) -> Result<(Ordered, Filter), Trouble> {
 }
 
 impl Ordered {
+    /// How many requests the person knows of.
+    fn known(&self) -> Option<u64> {
+        self.requests.trim().replace(',', "").parse().ok()
+    }
+
     /// The number of requests is not the one that the person knows of.
     fn why_ask_again(&self, affected: &Affected) -> Option<String> {
         if !self.deed.is_about_requests() {
             return None;
         }
-        let known: Option<u64> = self.requests.trim().replace(',', "").parse().ok();
         let now = counted(affected.requests, "request");
-        match known {
+        match self.known() {
             Some(known) if known == affected.requests => None,
             // Some have left meanwhile, as they do; fewer were seen than are there is another thing.
             Some(known) if known > affected.requests && self.deed != Deed::Approve => None,
@@ -429,16 +436,21 @@ impl Ordered {
         actor: Actor<'_>,
     ) -> Result<Outcome, Trouble> {
         let seen = client.unapproved(which).await?;
+        if self.known() != Some(seen.requests()) {
+            return Ok(nothing_approved(seen.requests()));
+        }
         Ok(match client.approve(actor, which, &seen).await? {
             Approval::Done(done) => of_requests(done, "approved"),
-            Approval::Another(left) => Outcome {
-                sentence: format!(
-                    "Nothing was approved: meanwhile {} left.",
-                    counted(left, "request")
-                ),
-                results: Vec::new(),
-            },
+            Approval::Another(left) => nothing_approved(left),
         })
+    }
+}
+
+fn nothing_approved(there: u64) -> Outcome {
+    let there = counted(there, "request");
+    Outcome {
+        sentence: format!("Nothing was approved: it is {there} now."),
+        results: Vec::new(),
     }
 }
 
@@ -541,5 +553,6 @@ mod tests {
         );
         assert_eq!(filter, Filter::of_label("patch day"));
         assert!(read(&Bytes::from("deed=erase")).is_err());
+        assert!(read(&Bytes::from("deed=cancel&label=a#b")).is_err());
     }
 }

@@ -76,11 +76,10 @@ impl Chart<'_> {
     }
 
     fn summary(&self) -> String {
-        let sum = |of: fn(&OutcomeSlot) -> i64| self.slots.iter().map(of).sum::<i64>();
-        let succeeded = sum(|slot| slot.succeeded);
-        let failed = sum(|slot| slot.failed);
-        let unknown = sum(|slot| slot.unknown);
-        let other = sum(|slot| slot.other);
+        let succeeded = self.sum(|slot| slot.succeeded);
+        let failed = self.sum(|slot| slot.failed);
+        let unknown = self.sum(|slot| slot.unknown);
+        let other = self.sum(|slot| slot.other);
         if succeeded + failed + unknown + other == 0 {
             return "Nothing ended.".to_owned();
         }
@@ -95,6 +94,10 @@ impl Chart<'_> {
             number(other),
             number(most)
         )
+    }
+
+    fn sum(&self, of: fn(&OutcomeSlot) -> i64) -> i64 {
+        self.slots.iter().map(of).sum()
     }
 
     fn as_table(&self) -> Markup {

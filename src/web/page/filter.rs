@@ -8,7 +8,7 @@ use super::Trouble;
 use super::format::{parameter, text};
 use crate::model::{PowerAction, RequestState, UtcMillis, quoted};
 use crate::store::QueueClient;
-use crate::store::client::{Meaning, Selection};
+use crate::store::client::{Meaning, Selection, scope_name};
 use crate::web::access::{Caller, Refusal};
 use crate::web::api::seen_by;
 
@@ -98,6 +98,18 @@ impl Filter {
             .map(|(name, value)| format!("{name} {}", text(value)))
             .collect();
         words.join(", ")
+    }
+
+    /// Its target, action and label, in words.
+    pub(super) fn scope(&self) -> String {
+        let target = given(&self.target);
+        let action = given(&self.action);
+        let label = given(&self.label);
+        text(&scope_name(
+            target.as_deref(),
+            action.as_deref(),
+            label.as_deref(),
+        ))
     }
 
     /// The options of `poweryard list`, `cancel` and `retry`.

@@ -79,6 +79,13 @@ pub(super) fn number(number: i64) -> String {
     grouped(number)
 }
 
+/// A number of requests that leads to them, or a dash for none.
+pub(super) fn requests(count: i64, address: &str) -> Markup {
+    html! {
+        @if count == 0 { (dash()) } @else { a href=(address) { (number(count)) } }
+    }
+}
+
 /// A state as a word in its colour.
 pub(super) fn state(word: &str) -> Markup {
     let known = [

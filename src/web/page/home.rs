@@ -10,8 +10,8 @@ use super::act::{Deed, link};
 use super::chart::Chart;
 use super::filter::Filter;
 use super::format::{
-    dash, label, number, parameter, request, sentence, span_of, state, text, text_or_dash, time,
-    time_or_dash,
+    dash, label, number, parameter, request, requests, sentence, span_of, state, text,
+    text_or_dash, time, time_or_dash,
 };
 use super::layout::Layout;
 use super::table::{numbers, table, texts};
@@ -99,17 +99,17 @@ impl Ends {
 
     /// Each number leads to its requests.
     fn cells(&self, lane: &str, since: &str) -> [Markup; 3] {
-        let cell = |count: i64, states: &str| {
-            html! {
-                @if count == 0 { (dash()) }
-                @else { a href={ "/requests?state=" (states) "&since=" (since) "&" (lane) } { (number(count)) } }
-            }
-        };
-        [
-            cell(self.succeeded, "succeeded"),
-            cell(self.failed + self.unknown, "failed,unknown"),
-            cell(self.other, "cancelled,expired,rejected"),
-        ]
+        let kinds = [
+            (self.succeeded, "succeeded"),
+            (self.failed + self.unknown, "failed,unknown"),
+            (self.other, "cancelled,expired,rejected"),
+        ];
+        kinds.map(|(count, states)| {
+            requests(
+                count,
+                &format!("/requests?state={states}&since={since}&{lane}"),
+            )
+        })
     }
 }
 
@@ -161,18 +161,15 @@ fn queue(glance: &Glance) -> Markup {
     ];
     let rows = lanes.into_iter().map(|((target, action), lane)| {
         let parameters = format!("target={}&action={}", parameter(target), parameter(action));
-        let open = |count: i64, state: &str| {
-            html! {
-                @if count == 0 { (dash()) }
-                @else { a href={ "/requests?state=" (state) "&" (parameters) } { (number(count)) } }
-            }
-        };
         let mut row = vec![
             html! { (text(target)) },
             html! { (text(action)) },
-            open(lane.queued, "queued"),
+            requests(lane.queued, &format!("/requests?state=queued&{parameters}")),
             time_or_dash(lane.oldest.as_deref(), glance.as_of),
-            open(lane.running, "running"),
+            requests(
+                lane.running,
+                &format!("/requests?state=running&{parameters}"),
+            ),
         ];
         row.extend(lane.hour.cells(&parameters, "1h"));
         row.extend(lane.day.cells(&parameters, "24h"));

@@ -1,6 +1,7 @@
 //! `/label/L`: what became of an order, of each server the newest request.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Path, State};
 use maud::{Markup, html};
@@ -14,53 +15,64 @@ use super::layout::Layout;
 use super::table::{numbers, table, texts};
 use super::{Answer, Trouble, html as answer, open, requests};
 use crate::model::{RequestState, Role, UtcMillis, counted, quoted};
-use crate::store::client::{Access, LabelView, OrderRecord, Page, Selection};
+use crate::store::client::{Access, Allowed, LabelView, OrderRecord, Page, Selection};
 use crate::web::Site;
 use crate::web::access::Caller;
 use crate::web::api::seen_by;
 use crate::web::glance::now;
+use crate::web::shared_read::SharedRead;
 
 /// Of the newest that did not succeed.
 const LIMIT: u32 = 20;
+/// Labels of which the last reading is kept.
+const LABELS_MAX: usize = 64;
+
+/// What is shown of a label.
+struct Story {
+    view: LabelView,
+    newest: Page,
+}
+
+/// A label, and the targets that somebody sees of it.
+type Key = (String, Option<Vec<String>>);
+
+/// What was read of labels last: a large one takes long, and many may look at the same.
+#[derive(Default)]
+pub(in crate::web) struct Labels(Mutex<BTreeMap<Key, Arc<SharedRead<Option<Story>>>>>);
+
+impl Labels {
+    fn of(&self, key: &Key) -> Arc<SharedRead<Option<Story>>> {
+        let mut labels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if labels.len() >= LABELS_MAX && !labels.contains_key(key) {
+            labels.clear();
+        }
+        Arc::clone(labels.entry(key.clone()).or_default())
+    }
+}
 
 pub(super) async fn show(
     State(site): State<Arc<Site>>,
     caller: Caller,
     Path(wanted): Path<String>,
 ) -> Answer {
-    let now = now();
     let allowed = seen_by(&caller);
-    let mut door = open(&site, Access::Read).await?;
-    let client = &mut door.client;
-    let view = client
-        .label_view(&wanted, allowed.targets.as_deref(), now)
-        .await?;
-    let view = view.ok_or_else(|| {
-        Trouble::not_found(format!(
-            "no request has the label '{}'",
-            shown_label(&wanted)
-        ))
-    })?;
-    let bad = Selection {
-        label: Some(wanted.clone()),
-        states: vec![
-            RequestState::Failed,
-            RequestState::Unknown,
-            RequestState::Rejected,
-            RequestState::Expired,
-        ],
-        allowed,
-        ..Selection::default()
+    let key = (wanted.clone(), allowed.targets.clone());
+    let shared = site.labels.of(&key);
+    let read = Story::read(Arc::clone(&site), wanted.clone(), allowed);
+    let story = shared.get(read).await.map_err(Trouble::later)?;
+    let Some(story) = story.as_ref() else {
+        let shown = shown_label(&wanted);
+        return Err(Trouble::not_found(format!(
+            "no request has the label '{shown}'"
+        )));
     };
-    let newest = client.page(&bad, None, LIMIT).await?;
-    door.close().await?;
     let title = format!("Label {}", shown_label(&wanted));
-    let trouble = trouble(&view);
+    let trouble = trouble(&story.view);
     let layout = Layout {
         title: &title,
         trouble: trouble.as_deref(),
         caller: &caller,
-        as_of: Some(now),
+        as_of: Some(story.view.as_of),
     };
     let filter = Filter::of_label(&wanted);
     let content = html! {
@@ -71,10 +83,44 @@ pub(super) async fn show(
                 "all requests of this label",
             ))
         }
-        section id="label" data-live aria-label="What became of it" { (content(&view, &newest, now)) }
+        section id="label" data-live aria-label="What became of it" {
+            (content(&story.view, &story.newest, story.view.as_of))
+        }
         (commands(&wanted))
     };
     Ok(answer(layout.page(content)))
+}
+
+impl Story {
+    /// None if no request has the label, of those that may be seen.
+    async fn read(
+        site: Arc<Site>,
+        wanted: String,
+        allowed: Allowed,
+    ) -> Result<Option<Self>, Trouble> {
+        let mut door = open(&site, Access::Read).await?;
+        let client = &mut door.client;
+        let view = client
+            .label_view(&wanted, allowed.targets.as_deref(), now())
+            .await?;
+        let Some(view) = view else {
+            return Ok(None);
+        };
+        let bad = Selection {
+            label: Some(wanted),
+            states: vec![
+                RequestState::Failed,
+                RequestState::Unknown,
+                RequestState::Rejected,
+                RequestState::Expired,
+            ],
+            allowed,
+            ..Selection::default()
+        };
+        let newest = client.page(&bad, None, LIMIT).await?;
+        door.close().await?;
+        Ok(Some(Self { view, newest }))
+    }
 }
 
 fn trouble(view: &LabelView) -> Option<String> {

@@ -6,6 +6,7 @@
 //! names say. All text comes from strangers: it is escaped by the template, and its control
 //! characters are spelled out by `format`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
@@ -33,6 +34,8 @@ mod requests;
 mod search;
 mod server;
 mod table;
+
+pub(super) use label::Labels;
 
 const HTML: &str = "text/html; charset=utf-8";
 
@@ -67,11 +70,21 @@ impl Trouble {
 
     /// The queue cannot be read, or not in time.
     fn unreadable(why: &str) -> Self {
-        let sentence = format!("the queue cannot be read: {why}");
+        Self::later(format!("the queue cannot be read: {why}"))
+    }
+
+    /// It is worth another try in a moment.
+    fn later(sentence: String) -> Self {
         Self(Refusal {
             retry_after: Some(2),
             ..Refusal::new(StatusCode::SERVICE_UNAVAILABLE, sentence)
         })
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.sentence)
     }
 }
 

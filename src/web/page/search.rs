@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::format::{label, label_address, segment, server, shown_label, state, text};
 use super::layout::Layout;
 use super::table::{table, texts};
-use super::{Answer, html as answer, open};
+use super::{Answer, Trouble, html as answer, open};
 use crate::store::client::{Access, RequestRecord, ServerRecord};
 use crate::store::{QueueClient, StoreError};
 use crate::web::Site;
@@ -20,6 +20,8 @@ use crate::web::access::Caller;
 const LIMIT: u32 = 50;
 /// Longer words are no names.
 const WORD_MAX: usize = 300;
+/// Each further one may multiply the time that a comparison takes.
+const WILDCARDS_MAX: usize = 4;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -42,6 +44,9 @@ pub(super) async fn show(
     Query(wanted): Query<Wanted>,
 ) -> Answer {
     let word: String = wanted.q.trim().chars().take(WORD_MAX).collect();
+    if word.matches('*').count() > WILDCARDS_MAX {
+        return Err(Trouble::bad_request("a search may have four `*` at most"));
+    }
     let hits = if word.is_empty() {
         None
     } else {

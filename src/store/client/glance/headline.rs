@@ -29,13 +29,8 @@ pub(super) fn trouble(glance: &Glance) -> Option<String> {
     if glance.daemon.running == Some(false) {
         return Some("no daemon".to_owned());
     }
-    let has = |kind: HoldKind| {
-        let mut waiting = glance.waiting.iter();
-        waiting.any(|group| group.kind == kind.as_str())
-    };
-    let bad = |state: RequestState| sum(&glance.ended.hour, state);
-    let failed = bad(RequestState::Failed);
-    let unknown = bad(RequestState::Unknown);
+    let failed = sum(&glance.ended.hour, RequestState::Failed);
+    let unknown = sum(&glance.ended.hour, RequestState::Unknown);
     match (failed, unknown) {
         (0, 0) => {}
         (failed, 0) => return Some(format!("{} failed", grouped(failed))),
@@ -55,8 +50,16 @@ pub(super) fn trouble(glance: &Glance) -> Option<String> {
         (HoldKind::UnknownTarget, "unknown target"),
         (HoldKind::Approval, "approval wanted"),
     ];
-    let found = words.into_iter().find(|(kind, _)| has(*kind));
+    let found = words
+        .into_iter()
+        .find(|(kind, _)| is_held_by(glance, *kind));
     found.map(|(_, word)| word.to_owned())
+}
+
+/// True if anything waits because of a hold of this kind.
+fn is_held_by(glance: &Glance, kind: HoldKind) -> bool {
+    let mut waiting = glance.waiting.iter();
+    waiting.any(|group| group.kind == kind.as_str())
 }
 
 fn ended(glance: &Glance) -> String {
@@ -200,4 +203,126 @@ pub fn grouped(number: i64) -> String {
         text.push(digit);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::client::{DaemonNote, Ended, OverviewCount};
+
+    fn ended(action: &str, state: &str, error_code: Option<&str>, count: i64) -> EndedCount {
+        EndedCount {
+            target: "default".to_owned(),
+            action: action.to_owned(),
+            state: state.to_owned(),
+            error_code: error_code.map(str::to_owned),
+            count,
+        }
+    }
+
+    fn group(kind: &str, until: Option<&str>, count: i64) -> WaitingGroup {
+        WaitingGroup {
+            target: Some("default".to_owned()),
+            action: Some("stop".to_owned()),
+            label: None,
+            kind: kind.to_owned(),
+            reason: String::new(),
+            until: until.map(str::to_owned),
+            ends: String::new(),
+            count,
+        }
+    }
+
+    fn glance(hour: Vec<EndedCount>, waiting: Vec<WaitingGroup>) -> Glance {
+        let queued = waiting.iter().map(|group| group.count).sum();
+        Glance {
+            as_of: UtcMillis(1_769_896_800_000),
+            headline: String::new(),
+            trouble: None,
+            daemon: DaemonNote {
+                running: Some(true),
+                pid: None,
+                since: None,
+                waits: None,
+            },
+            queue: vec![OverviewCount {
+                target: "default".to_owned(),
+                action: "stop".to_owned(),
+                state: "queued".to_owned(),
+                count: queued,
+                oldest_created_at: None,
+            }],
+            oldest_ready: Vec::new(),
+            oldest_waiting_since: None,
+            waiting,
+            holds: Vec::new(),
+            orders: Vec::new(),
+            batches: Vec::new(),
+            batches_left_out: 0,
+            ended: Ended {
+                counted_since: None,
+                hour,
+                day: Vec::new(),
+                minutes: Vec::new(),
+                hours: Vec::new(),
+                errors: Vec::new(),
+                newest_failures: Vec::new(),
+            },
+            targets: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_line_says_what_ended_and_what_waits_for_what() {
+        let glance = glance(
+            vec![
+                ended("stop", "succeeded", None, 4940),
+                ended("stop", "failed", Some("BMS.0040"), 59),
+                ended("stop", "rejected", Some("poweryard.protected"), 1),
+            ],
+            vec![
+                group("credentials", None, 50),
+                group("budget", Some("2026-01-31T22:49:00.000Z"), 280),
+                group("operator", None, 100),
+            ],
+        );
+        assert_eq!(
+            headline(&glance),
+            "In the last hour 4,940 off, 59 failed, 1 protected; \
+             430 waiting: 280 for the budget until 22:49, 100 paused, 50 for a key."
+        );
+        assert_eq!(trouble(&glance).as_deref(), Some("59 failed"));
+    }
+
+    #[test]
+    fn times_of_another_day_have_their_date_and_several_tell_the_first() {
+        let glance = glance(
+            Vec::new(),
+            vec![
+                group("window", Some("2026-02-01T20:00:00.000Z"), 2),
+                group("later", Some("2026-01-31T23:00:00.000Z"), 1),
+            ],
+        );
+        assert_eq!(
+            headline(&glance),
+            "Nothing has ended in the last day; \
+             3 waiting: 2 for a window until 2026-02-01 20:00, 1 not due yet, the first at 23:00."
+        );
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_run_is_the_first_trouble() {
+        let mut gone = glance(vec![ended("stop", "failed", None, 1)], Vec::new());
+        gone.daemon.running = Some(false);
+        assert_eq!(trouble(&gone).as_deref(), Some("no daemon"));
+        let held = glance(Vec::new(), vec![group("credentials", None, 1)]);
+        assert_eq!(trouble(&held).as_deref(), Some("key refused"));
+        assert_eq!(trouble(&glance(Vec::new(), Vec::new())), None);
+    }
+
+    #[test]
+    fn thousands_are_set_apart() {
+        let said = [0, 999, 1000, 1_234_567, -4940].map(grouped);
+        assert_eq!(said, ["0", "999", "1,000", "1,234,567", "-4,940"]);
+    }
 }

@@ -209,14 +209,13 @@ impl Alike {
     fn group(self, holds: &[&HoldRecord], unheld: fn() -> Unheld) -> WaitingGroup {
         let target = self.target.map(lossy);
         let label = self.label.map(lossy);
-        let any = |is_so: bool| is_so.then(String::new);
         let request = RequestRecord {
             target: target.clone().unwrap_or_default(),
             action: self.action.clone().unwrap_or_default(),
             label: label.clone(),
             wave: self.wave,
-            approved_by: any(self.is_approved),
-            override_reason: any(self.is_excused),
+            approved_by: self.is_approved.then(String::new),
+            override_reason: self.is_excused.then(String::new),
             ..RequestRecord::default()
         };
         match holds.iter().find(|hold| hold.is_about(&request)) {

@@ -7,8 +7,12 @@
   // Pages are fetched at most so often, and at least so often, in milliseconds.
   const SOONEST = 1500;
   const LATEST = 15000;
+  // And no sooner than after so many times as long as it took: a page that is hard to make is made less often.
+  const REST = 10;
   // While the server does not answer.
   const AGAIN = 3000;
+  // An answer that takes longer than this is none.
+  const PATIENCE = 30000;
 
   const line = document.getElementById("live");
   if (!line || !document.querySelector("[data-live]")) {
@@ -21,6 +25,7 @@
   let timer = null;
   let timerAt = Infinity;
   let fetchedAt = Date.now();
+  let soonest = SOONEST;
   let isFetching = false;
   let isStale = false;
   let said = "";
@@ -75,10 +80,20 @@
       return;
     }
     isFetching = true;
+    const began = Date.now();
     try {
-      const answer = await fetch(location.href, { cache: "no-store", headers: { accept: "text/html" } });
+      const answer = await fetch(location.href, {
+        cache: "no-store",
+        headers: { accept: "text/html" },
+        signal: AbortSignal.timeout(PATIENCE),
+      });
       if (answer.redirected && new URL(answer.url).pathname === "/login") {
         say("You are signed out; load the page again.", true);
+        stop();
+        return;
+      }
+      if (answer.status >= 400 && answer.status < 500) {
+        say(`This page can no longer be read (${answer.status}).`, true);
         stop();
         return;
       }
@@ -89,6 +104,7 @@
       takeUp(fresh);
       isStale = false;
       fetchedAt = Date.now();
+      soonest = Math.min(LATEST, Math.max(SOONEST, REST * (fetchedAt - began)));
       say("Live.", false);
       listen();
       fetchIn(LATEST);
@@ -113,7 +129,7 @@
   }
 
   function onChange() {
-    fetchIn(Math.max(0, fetchedAt + SOONEST - Date.now()));
+    fetchIn(Math.max(0, fetchedAt + soonest - Date.now()));
   }
 
   function listen() {
