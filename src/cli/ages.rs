@@ -1,4 +1,4 @@
-//! Times for people: how long ago something was, or how far ahead it is. Reads no clock.
+//! ShownTimes for people: how long ago something was, or how far ahead it is. Reads no clock.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use crate::model::UtcMillis;
 
 /// How times of the queue are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Times {
+pub(super) enum ShownTimes {
     /// As they are stored.
     Full,
     /// As seen from this moment: `5m ago`, `in 3h12m`.
     Ages(UtcMillis),
 }
 
-impl Times {
+impl ShownTimes {
     /// A stored time; text that is none is shown as it is.
     pub(super) fn show(self, time: &str) -> String {
         let Self::Ages(now) = self else {
@@ -65,16 +65,16 @@ mod tests {
     fn times_are_seen_from_now_unless_they_are_wanted_in_full() {
         let stored = "2026-01-31T22:00:00.000Z";
         let at: UtcMillis = stored.parse().expect("a time");
-        assert_eq!(Times::Full.show(stored), stored);
+        assert_eq!(ShownTimes::Full.show(stored), stored);
         assert_eq!(
-            Times::Ages(at + Duration::from_secs(300)).show(stored),
+            ShownTimes::Ages(at + Duration::from_secs(300)).show(stored),
             "5m ago"
         );
         assert_eq!(
-            Times::Ages(at.before(Duration::from_secs(300))).show(stored),
+            ShownTimes::Ages(at.before(Duration::from_secs(300))).show(stored),
             "in 5m"
         );
-        assert_eq!(Times::Ages(at).show("yesterday"), "yesterday");
-        assert_eq!(Times::Ages(at).show_some(None), "");
+        assert_eq!(ShownTimes::Ages(at).show("yesterday"), "yesterday");
+        assert_eq!(ShownTimes::Ages(at).show_some(None), "");
     }
 }

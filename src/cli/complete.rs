@@ -33,7 +33,7 @@ pub(super) fn command() -> Command {
 
 /// What an argument stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ArgumentKind {
     Label,
     Target,
     Server,
@@ -53,17 +53,17 @@ fn with_candidates(command: Command) -> Command {
     command.mut_subcommands(with_candidates)
 }
 
-fn kind_of(command: &str, arg: &Arg) -> Option<Kind> {
+fn kind_of(command: &str, arg: &Arg) -> Option<ArgumentKind> {
     if !arg.get_action().takes_values() {
         return None;
     }
     match arg.get_id().as_str() {
-        "label" => Some(Kind::Label),
-        "target" => Some(Kind::Target),
-        "server" | "servers" | "patterns" => Some(Kind::Server),
-        "error" => Some(Kind::Newest(NewestText::ErrorCode)),
-        "requested_by" => Some(Kind::Newest(NewestText::RequestedBy)),
-        "id" | "ids" | "after" => Some(Kind::Request(match command {
+        "label" => Some(ArgumentKind::Label),
+        "target" => Some(ArgumentKind::Target),
+        "server" | "servers" | "patterns" => Some(ArgumentKind::Server),
+        "error" => Some(ArgumentKind::Newest(NewestText::ErrorCode)),
+        "requested_by" => Some(ArgumentKind::Newest(NewestText::RequestedBy)),
+        "id" | "ids" | "after" => Some(ArgumentKind::Request(match command {
             "cancel" | "approve" => Meant::Queued,
             "wait" | "enqueue" => Meant::Unfinished,
             "retry" => Meant::NotSucceeded,
@@ -74,7 +74,7 @@ fn kind_of(command: &str, arg: &Arg) -> Option<Kind> {
 }
 
 /// What may follow; nothing after any error.
-fn candidates(kind: Kind, current: &OsStr) -> Vec<CompletionCandidate> {
+fn candidates(kind: ArgumentKind, current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else {
         return Vec::new();
     };
@@ -96,9 +96,9 @@ fn candidates(kind: Kind, current: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 /// The words, each with what it means, where that helps.
-type Found = Vec<(String, Option<String>)>;
+type FoundWords = Vec<(String, Option<String>)>;
 
-fn found_in_time(kind: Kind, typed: &str, words: &[OsString]) -> Option<Found> {
+fn found_in_time(kind: ArgumentKind, typed: &str, words: &[OsString]) -> Option<FoundWords> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -118,23 +118,23 @@ fn found_in_time(kind: Kind, typed: &str, words: &[OsString]) -> Option<Found> {
 
 async fn ask(
     client: &mut QueueClient,
-    kind: Kind,
+    kind: ArgumentKind,
     typed: &str,
     words: &[OsString],
-) -> Result<Found, StoreError> {
+) -> Result<FoundWords, StoreError> {
     let texts = match kind {
-        Kind::Label => client.labels(typed).await?,
-        Kind::Newest(column) => client.newest_texts(column, typed).await?,
-        Kind::Target => {
+        ArgumentKind::Label => client.labels(typed).await?,
+        ArgumentKind::Newest(column) => client.newest_texts(column, typed).await?,
+        ArgumentKind::Target => {
             let mut names = client.target_names().await?;
             names.retain(|name| name.starts_with(typed));
             names
         }
-        Kind::Server => {
+        ArgumentKind::Server => {
             let target = value_of(words, &["--target", "-t"]);
             client.server_names(target.as_deref(), typed).await?
         }
-        Kind::Request(meant) => {
+        ArgumentKind::Request(meant) => {
             let requests = client.newest_requests(meant, typed).await?;
             let described = requests.into_iter().map(|request| {
                 let help = format!("{} {}, {}", request.action, request.server, request.state);
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn without_a_queue_nothing_is_offered_and_nothing_said() {
         let line = words("poweryard list --database /no/such.db");
-        assert_eq!(found_in_time(Kind::Label, "", &line), None);
+        assert_eq!(found_in_time(ArgumentKind::Label, "", &line), None);
     }
 
     #[test]

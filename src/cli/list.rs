@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::ages::Times;
+use super::ages::ShownTimes;
 use super::args::{self, QueueArgs};
 use super::output::{self, Fit, Table, cell};
 use super::terminal;
@@ -23,7 +23,7 @@ Examples:
   poweryard list --state queued,running --target default
   poweryard list --state failed --since 2h --error 'BMS.*'
   poweryard list --server 'gpu-*' --action reboot --full-times
-  poweryard list --label patch-day --limit 100000 --csv > patch-day.csv")]
+  poweryard list --label patch-day --limit 100000 --csv")]
 pub(super) struct ListArgs {
     /// Only requests in these states, separated by commas.
     #[arg(long, short, value_name = "STATE", value_delimiter = ',', value_parser = args::states())]
@@ -84,9 +84,9 @@ pub(super) async fn run(context: &Context, args: ListArgs) -> Result<Exit, Failu
     } else {
         let screen = terminal::of_stdout();
         let times = if screen.is_some() && !args.full_times {
-            Times::Ages(args::now())
+            ShownTimes::Ages(args::now())
         } else {
-            Times::Full
+            ShownTimes::Full
         };
         output::print(&table(&found, times).render_on(screen.as_ref(), &FIT))?
     }
@@ -131,7 +131,7 @@ const FIT: Fit = Fit {
     states: &[5],
 };
 
-fn table(requests: &[RequestRecord], times: Times) -> Table {
+fn table(requests: &[RequestRecord], times: ShownTimes) -> Table {
     let mut table = Table::new(
         &[
             "ID", "TARGET", "SERVER", "NAME", "ACTION", "STATE", "EVIDENCE", "ERROR", "LABEL",
@@ -210,7 +210,7 @@ mod tests {
             rows: 24,
             has_colours: false,
         };
-        let text = table(&[request()], Times::Ages(now)).render_on(Some(&screen), &FIT);
+        let text = table(&[request()], ShownTimes::Ages(now)).render_on(Some(&screen), &FIT);
         assert!(
             text.lines().all(|line| line.chars().count() <= 80),
             "{text}"
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_file_gets_every_column_with_whole_times() {
-        let text = table(&[request()], Times::Full).render_on(None, &FIT);
+        let text = table(&[request()], ShownTimes::Full).render_on(None, &FIT);
         for word in [
             "616fb98f-46ca-475e-917e-2563e5a8cd19",
             "2026-01-31T22:05:00.000Z",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ratatui::layout::Constraint;
 
-use super::ages::{Times, short_span};
+use super::ages::{ShownTimes, short_span};
 use super::output::{cell, visible};
 use super::pause::pause_scope;
 use super::terminal::Tone;
@@ -92,7 +92,7 @@ pub(super) fn queue(glance: &Glance, now: UtcMillis) -> Panel {
             lanes.push(lane);
         }
     }
-    let times = Times::Ages(now);
+    let times = ShownTimes::Ages(now);
     let mut rows = Vec::with_capacity(lanes.len());
     for (target, action) in &lanes {
         let of_lane = |state: RequestState| {
@@ -157,7 +157,7 @@ fn is_bad(state: &str) -> bool {
 
 /// Why requests wait, and the holds that hold nothing now.
 pub(super) fn waiting(glance: &Glance, now: UtcMillis) -> Panel {
-    let times = Times::Ages(now);
+    let times = ShownTimes::Ages(now);
     let mut rows = Vec::new();
     for group in &glance.waiting {
         let tone = if group.kind == "next" {
@@ -323,7 +323,7 @@ pub(super) fn errors(glance: &Glance) -> Panel {
 
 /// Requests; `name` is what they are.
 pub(super) fn requests(requests: &[RequestRecord], name: &'static str, now: UtcMillis) -> Panel {
-    let times = Times::Ages(now);
+    let times = ShownTimes::Ages(now);
     let mut rows = Vec::new();
     for request in requests {
         let server = match &request.name {
@@ -369,7 +369,7 @@ fn health(hold: Option<&HoldRecord>) -> Cell {
 
 /// Targets, their pace and their health.
 pub(super) fn targets(glance: &Glance, now: UtcMillis) -> Panel {
-    let times = Times::Ages(now);
+    let times = ShownTimes::Ages(now);
     let mut rows = Vec::new();
     for target in &glance.targets {
         let note = &target.note;
@@ -419,7 +419,7 @@ pub(super) fn targets(glance: &Glance, now: UtcMillis) -> Panel {
 
 /// Orders with waves.
 pub(super) fn orders(glance: &Glance, now: UtcMillis) -> Panel {
-    let times = Times::Ages(now);
+    let times = ShownTimes::Ages(now);
     let mut rows = Vec::new();
     for note in &glance.orders {
         let order = &note.order;

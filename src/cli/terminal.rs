@@ -22,6 +22,17 @@ pub(super) struct Screen {
     pub(super) has_colours: bool,
 }
 
+impl Screen {
+    /// The text in this tone, if the terminal has colours.
+    pub(super) fn paint(&self, tone: Tone, text: &str) -> String {
+        if self.has_colours {
+            tone.paint(text)
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
 /// The terminal that stdout goes to; none if it goes to a file or a pipe.
 pub(super) fn of_stdout() -> Option<Screen> {
     screen(&std::io::stdout())

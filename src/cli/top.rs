@@ -27,10 +27,10 @@ mod draw;
 mod filter;
 mod screen;
 
-use app::{App, Deed, Dialog, Wish};
-use draw::Look;
+use app::{App, Dialog, HoldChange, Tab, Wish};
+use draw::Drawing;
 use filter::Words;
-use screen::Screen;
+use screen::TakenTerminal;
 
 /// How often the file is asked whether anything has changed.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -69,13 +69,13 @@ pub(super) async fn run(context: &Context, args: TopArgs) -> Result<Exit, Failur
     }
     let mut client = QueueClient::open(&path, Access::Read).await?;
     let mut app = App::new(path.display().to_string(), args::who());
-    let place = Place {
+    let place = WatchedQueue {
         context,
         queue: &args.queue,
         path: &path,
     };
     let mut signals = Signals::listen().map_err(no_terminal)?;
-    let mut screen = Screen::take().map_err(no_terminal)?;
+    let mut screen = TakenTerminal::take().map_err(no_terminal)?;
     let ended = watch(place, &mut client, &mut app, &mut screen, &mut signals).await;
     drop(screen);
     client.close().await?;
@@ -91,7 +91,7 @@ fn no_terminal(source: std::io::Error) -> Failure {
 
 /// Which queue is watched.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct WatchedQueue<'a> {
     context: &'a Context,
     queue: &'a QueueArgs,
     path: &'a Path,
@@ -123,21 +123,28 @@ impl Signals {
     }
 }
 
+/// What a reading has found.
+struct Seen {
+    glance: Glance,
+    /// The requests that these words choose; none if they were not asked for.
+    requests: Option<(Words, Result<Vec<RequestRecord>, Failure>)>,
+}
+
 /// A reading on its way, with the reader that comes back from it.
-type Reading = Pin<Box<dyn Future<Output = (Glancer, Result<Glance, StoreError>)>>>;
+type PendingReading = Pin<Box<dyn Future<Output = (Glancer, Result<Seen, StoreError>)>>>;
 
 async fn watch(
-    place: Place<'_>,
+    place: WatchedQueue<'_>,
     client: &mut QueueClient,
     app: &mut App,
-    screen: &mut Screen,
+    screen: &mut TakenTerminal,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
     let mut keys = EventStream::new();
     let mut pulse = Pulse::new(Glancer::new(place.path));
     let mut painted_at = None;
     loop {
-        pulse.begin_reading(client).await?;
+        pulse.begin_reading(client, app).await?;
         if painted_at.is_none_or(|at: Instant| at.elapsed() >= PAINT_INTERVAL) {
             paint(app, screen)?;
             painted_at = Some(Instant::now());
@@ -147,6 +154,7 @@ async fn watch(
             () = signals.any() => return Ok(()),
             event = keys.next() => {
                 painted_at = None;
+                let tab = app.tab;
                 let wish = match event {
                     Some(Ok(Event::Key(key))) => app.on_key(key),
                     // The next drawing asks for the size.
@@ -160,39 +168,50 @@ async fn watch(
                         fulfil(place, client, app, wish).await;
                         pulse.hurry();
                     }
+                    None if app.tab != tab => pulse.hurry(),
                     None => {}
                 }
             }
             found = pulse.reading() => {
                 painted_at = None;
-                take_in(client, app, found).await;
+                if !take_in(app, found) {
+                    pulse.hurry();
+                }
             }
             () = tick => {}
         }
     }
 }
 
-/// Takes over what a reading has found.
-async fn take_in(client: &mut QueueClient, app: &mut App, found: Result<Glance, StoreError>) {
-    match found {
-        Ok(glance) => {
-            app.glance = Some(glance);
-            app.trouble = None;
-        }
+/// Takes over what a reading has found. False if other requests are wanted by now.
+fn take_in(app: &mut App, found: Result<Seen, StoreError>) -> bool {
+    let seen = match found {
+        Ok(seen) => seen,
         Err(error) => {
             app.trouble = Some(error.to_string());
-            return;
+            return true;
         }
-    }
-    match requests(client, &app.words).await {
-        Ok(requests) => app.requests = requests,
-        Err(failure) => app.note = Some(failure.to_string()),
+    };
+    app.glance = Some(seen.glance);
+    app.trouble = None;
+    match seen.requests {
+        Some((words, _)) if words != app.words => false,
+        Some((_, Ok(requests))) => {
+            app.requests = requests;
+            true
+        }
+        Some((_, Err(failure))) => {
+            app.requests.clear();
+            app.trouble = Some(failure.to_string());
+            true
+        }
+        None => app.tab != Tab::Requests,
     }
 }
 
 /// Only cells that differ from what is on the screen are written.
-fn paint(app: &App, screen: &mut Screen) -> Result<(), Failure> {
-    let look = Look {
+fn paint(app: &App, screen: &mut TakenTerminal) -> Result<(), Failure> {
+    let look = Drawing {
         has_colours: terminal::wants_colours(),
         now: args::now(),
     };
@@ -204,7 +223,7 @@ fn paint(app: &App, screen: &mut Screen) -> Result<(), Failure> {
 struct Pulse {
     /// None while a reading is on its way.
     glancer: Option<Glancer>,
-    reading: Option<Reading>,
+    reading: Option<PendingReading>,
     version: Option<i64>,
     began_at: Instant,
     next_poll: Instant,
@@ -234,7 +253,7 @@ impl Pulse {
 
     /// Asks whether the queue has changed, and begins a reading if it has and the last one is long
     /// enough ago.
-    async fn begin_reading(&mut self, client: &mut QueueClient) -> Result<(), Failure> {
+    async fn begin_reading(&mut self, client: &mut QueueClient, app: &App) -> Result<(), Failure> {
         let now = Instant::now();
         if now < self.next_poll || self.reading.is_some() {
             return Ok(());
@@ -253,15 +272,19 @@ impl Pulse {
         };
         self.is_stale = false;
         self.began_at = now;
+        // Words may need a walk through the whole queue.
+        let wanted = app.tab == Tab::Requests || app.words == Words::default();
+        let words = wanted.then(|| app.words.clone());
+        let path = client.path().to_owned();
         self.reading = Some(Box::pin(async move {
-            let found = glancer.read(args::now()).await;
-            (glancer, found.map(|reading| reading.glance(None)))
+            let found = read(&mut glancer, &path, words).await;
+            (glancer, found)
         }));
         Ok(())
     }
 
     /// The end of the reading that is on its way; never, if none is.
-    async fn reading(&mut self) -> Result<Glance, StoreError> {
+    async fn reading(&mut self) -> Result<Seen, StoreError> {
         let Some(reading) = &mut self.reading else {
             return std::future::pending().await;
         };
@@ -275,29 +298,47 @@ impl Pulse {
     }
 }
 
+async fn read(
+    glancer: &mut Glancer,
+    path: &Path,
+    words: Option<Words>,
+) -> Result<Seen, StoreError> {
+    let glance = glancer.read(args::now()).await?.glance(None);
+    let requests = match words {
+        Some(words) => {
+            let found = requests(path, &words).await;
+            Some((words, found))
+        }
+        None => None,
+    };
+    Ok(Seen { glance, requests })
+}
+
 /// The requests that the words choose, newest first.
-async fn requests(client: &mut QueueClient, words: &Words) -> Result<Vec<RequestRecord>, Failure> {
+async fn requests(path: &Path, words: &Words) -> Result<Vec<RequestRecord>, Failure> {
+    let mut client = QueueClient::open(path, Access::Read).await?;
     let mut filter = Filter {
         limit: LISTED_MAX,
         ..words.filter().clone()
     };
     if let Some(word) = words.server() {
         let target = filter.target.clone();
-        filter.servers = Some(servers::filter(client, word, target.as_deref(), false).await?);
+        let found = servers::filter(&mut client, word, target.as_deref(), false).await?;
+        filter.servers = Some(found);
     }
     if let Some(since) = words.since() {
-        filter.since = Some(args::past_of(client, "since:", since, args::now()).await?);
+        let since = args::past_of(&mut client, "since:", since, args::now()).await?;
+        filter.since = Some(since);
     }
-    Ok(client.list(&filter).await?)
+    let found = client.list(&filter).await?;
+    client.close().await?;
+    Ok(found)
 }
 
 /// Does what a key asked for, and says what came of it.
-async fn fulfil(place: Place<'_>, client: &mut QueueClient, app: &mut App, wish: Wish) {
+async fn fulfil(place: WatchedQueue<'_>, client: &mut QueueClient, app: &mut App, wish: Wish) {
     let came_of_it = match wish {
-        Wish::Quit => Ok(()),
-        Wish::Read => requests(client, &app.words)
-            .await
-            .map(|found| app.requests = found),
+        Wish::Quit | Wish::Read => Ok(()),
         Wish::Explain(id) => explain::sentences_of(place.context, place.queue, client, id)
             .await
             .map(|lines| {
@@ -318,9 +359,9 @@ async fn fulfil(place: Place<'_>, client: &mut QueueClient, app: &mut App, wish:
 
 /// Pauses or resumes, as the commands do.
 async fn perform(
-    place: Place<'_>,
+    place: WatchedQueue<'_>,
     who: &str,
-    deed: Deed,
+    deed: HoldChange,
     scope: &Selection,
     reason: &str,
 ) -> Result<String, Failure> {
@@ -335,7 +376,7 @@ async fn perform(
     );
     let mut client = QueueClient::open(place.path, Access::Write).await?;
     let said = match deed {
-        Deed::Pause => {
+        HoldChange::Pause => {
             let paused = client.pause(actor, scope, args::now()).await?;
             let word = if paused.is_new {
                 "paused"
@@ -344,7 +385,7 @@ async fn perform(
             };
             format!("{word}: {name}")
         }
-        Deed::Resume => {
+        HoldChange::Resume => {
             let resumed = client.resume(actor, scope, LetGo::Wave).await?;
             match (resumed.pauses, resumed.lets) {
                 (0, Some(Lets::Goes(wave))) => format!("let go: wave {wave}"),

@@ -13,7 +13,7 @@ const WHOLE: &str =
     "shortened to this screen; `poweryard status | less` shows all, `poweryard top` is live";
 
 /// A table with what may give way in it.
-struct Section {
+struct FittedPanel {
     panel: Panel,
     numbers: &'static [usize],
     fit: Fit,
@@ -23,7 +23,7 @@ struct Section {
 pub(super) fn text(glance: &Glance, now: UtcMillis, screen: &Screen) -> String {
     let mut lines = vec![daemon(glance, screen)];
     lines.extend(headline(glance, screen));
-    let sections: Vec<Section> = sections(glance, now)
+    let sections: Vec<FittedPanel> = sections(glance, now)
         .into_iter()
         .filter(|section| !section.panel.rows.is_empty())
         .collect();
@@ -47,14 +47,6 @@ pub(super) fn text(glance: &Glance, now: UtcMillis, screen: &Screen) -> String {
     lines.join("\n") + "\n"
 }
 
-fn paint(screen: &Screen, tone: Tone, text: &str) -> String {
-    if screen.has_colours {
-        tone.paint(text)
-    } else {
-        text.to_owned()
-    }
-}
-
 fn daemon(glance: &Glance, screen: &Screen) -> String {
     let daemon = &glance.daemon;
     let (tone, word) = match daemon.running {
@@ -76,7 +68,7 @@ fn daemon(glance: &Glance, screen: &Screen) -> String {
         &visible(&more),
         screen.columns.saturating_sub(8 + word.len()),
     );
-    format!("daemon: {}{more}", paint(screen, tone, word))
+    format!("daemon: {}{more}", screen.paint(tone, word))
 }
 
 fn headline(glance: &Glance, screen: &Screen) -> Vec<String> {
@@ -87,11 +79,11 @@ fn headline(glance: &Glance, screen: &Screen) -> Vec<String> {
         Tone::Plain
     };
     let lines = text.lines().take(HEADLINE_MAX);
-    lines.map(|line| paint(screen, tone, line)).collect()
+    lines.map(|line| screen.paint(tone, line)).collect()
 }
 
-fn sections(glance: &Glance, now: UtcMillis) -> Vec<Section> {
-    let section = |panel, numbers, cut, drop, states| Section {
+fn sections(glance: &Glance, now: UtcMillis) -> Vec<FittedPanel> {
+    let section = |panel, numbers, cut, drop, states| FittedPanel {
         panel,
         numbers,
         fit: Fit { cut, drop, states },
@@ -124,7 +116,7 @@ fn sections(glance: &Glance, now: UtcMillis) -> Vec<Section> {
     ]
 }
 
-impl Section {
+impl FittedPanel {
     /// The first `rows` rows; the head says how many more there are.
     fn table(&self, rows: usize) -> Table {
         let hidden = self.panel.rows.len().saturating_sub(rows);

@@ -84,7 +84,7 @@ pub(super) enum Dialog {
     /// What is to be paused or resumed is chosen.
     Choose {
         /// Which of the two.
-        deed: Deed,
+        deed: HoldChange,
         /// What can be chosen.
         scopes: Vec<Selection>,
         /// Which one is chosen now.
@@ -93,7 +93,7 @@ pub(super) enum Dialog {
     /// The reason is typed.
     Reason {
         /// Pause or resume.
-        deed: Deed,
+        deed: HoldChange,
         /// What.
         scope: Box<Selection>,
         /// What has been typed.
@@ -103,14 +103,14 @@ pub(super) enum Dialog {
 
 /// What an operator does here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum HoldChange {
     /// Nothing new leaves.
     Pause,
     /// The pause ends, or a held wave goes.
     Resume,
 }
 
-impl Deed {
+impl HoldChange {
     /// The word for it.
     pub(super) const fn verb(self) -> &'static str {
         match self {
@@ -130,7 +130,7 @@ pub(super) enum Wish {
     /// The explanation of a request.
     Explain(i64),
     /// A deed, with its reason.
-    Do(Deed, Box<Selection>, String),
+    Do(HoldChange, Box<Selection>, String),
 }
 
 /// All that is on the screen.
@@ -234,8 +234,8 @@ impl App {
                     typed: self.words.text().to_owned(),
                 });
             }
-            KeyCode::Char('p') => self.offer(Deed::Pause, self.scopes_to_pause()),
-            KeyCode::Char('r') => self.offer(Deed::Resume, self.scopes_to_resume()),
+            KeyCode::Char('p') => self.offer(HoldChange::Pause, self.scopes_to_pause()),
+            KeyCode::Char('r') => self.offer(HoldChange::Resume, self.scopes_to_resume()),
             _ => {}
         }
         None
@@ -301,7 +301,7 @@ impl App {
         None
     }
 
-    fn offer(&mut self, deed: Deed, scopes: Vec<Selection>) {
+    fn offer(&mut self, deed: HoldChange, scopes: Vec<Selection>) {
         if scopes.is_empty() {
             self.note = Some("nothing is paused, and no wave is held".to_owned());
         } else {
@@ -472,7 +472,7 @@ impl App {
 
     fn on_key_of_choice(
         &mut self,
-        deed: Deed,
+        deed: HoldChange,
         mut scopes: Vec<Selection>,
         at: usize,
         key: KeyEvent,

@@ -6,7 +6,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableState, Wrap};
 
-use super::app::{App, Deed, Dialog, Tab};
+use super::app::{App, Dialog, HoldChange, Tab};
 use crate::cli::output::{visible, width};
 use crate::cli::panels::{self, Panel, shared};
 use crate::cli::terminal::Tone;
@@ -20,14 +20,14 @@ const HEADLINE_MAX: u16 = 3;
 
 /// What the drawing depends on beside the data.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Look {
+pub(super) struct Drawing {
     /// False with `NO_COLOR`.
     pub(super) has_colours: bool,
     /// The present time.
     pub(super) now: UtcMillis,
 }
 
-impl Look {
+impl Drawing {
     fn style(self, tone: Tone) -> Style {
         let style = Style::new();
         match (tone, self.has_colours) {
@@ -43,7 +43,7 @@ impl Look {
 }
 
 /// Draws everything.
-pub(super) fn draw(frame: &mut Frame<'_>, app: &App, look: Look) {
+pub(super) fn draw(frame: &mut Frame<'_>, app: &App, look: Drawing) {
     let [title, tabs, body, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
@@ -64,7 +64,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App, look: Look) {
     }
 }
 
-fn draw_title(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
+fn draw_title(frame: &mut Frame<'_>, area: Rect, app: &App, look: Drawing) {
     let daemon = match app.glance.as_ref().map(|glance| &glance.daemon) {
         None => Span::raw(""),
         Some(daemon) => match daemon.running {
@@ -93,7 +93,7 @@ fn draw_title(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
     frame.render_widget(right, right_area);
 }
 
-fn draw_tabs(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
+fn draw_tabs(frame: &mut Frame<'_>, area: Rect, app: &App, look: Drawing) {
     let mut spans = Vec::new();
     for (number, tab) in Tab::ALL.into_iter().enumerate() {
         let text = format!(" {} {} ", number + 1, tab.name());
@@ -107,7 +107,7 @@ fn draw_tabs(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
     frame.render_widget(Line::from(spans), area);
 }
 
-fn draw_foot(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
+fn draw_foot(frame: &mut Frame<'_>, area: Rect, app: &App, look: Drawing) {
     let line = match (&app.note, &app.trouble) {
         (Some(note), _) => Line::styled(visible(note), look.style(Tone::Heading)),
         (None, Some(trouble)) => Line::styled(visible(trouble), look.style(Tone::Bad)),
@@ -119,7 +119,7 @@ fn draw_foot(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
 }
 
 /// Several tables that share the room by what they need.
-fn draw_overview(frame: &mut Frame<'_>, area: Rect, glance: &Glance, look: Look) {
+fn draw_overview(frame: &mut Frame<'_>, area: Rect, glance: &Glance, look: Drawing) {
     let sentence = visible(&glance.headline);
     let lines = lines_of(&sentence, area.width).min(HEADLINE_MAX);
     let [head, body] =
@@ -144,21 +144,27 @@ fn draw_overview(frame: &mut Frame<'_>, area: Rect, glance: &Glance, look: Look)
                 .spacing(2)
                 .areas(body);
         let lists = [&queue, &waiting, &orders, &targets];
-        stack(frame, left, &lists, &Chart::of_day(glance), look);
+        stack(frame, left, &lists, &OutcomeChart::of_day(glance), look);
         let lists = [&batches, &errors];
-        stack(frame, right, &lists, &Chart::of_hour(glance), look);
+        stack(frame, right, &lists, &OutcomeChart::of_hour(glance), look);
     } else {
         let mut all = vec![&queue, &waiting, &batches, &errors];
         if !glance.orders.is_empty() {
             all.push(&orders);
         }
         all.push(&targets);
-        stack(frame, body, &all, &Chart::of_hour(glance), look);
+        stack(frame, body, &all, &OutcomeChart::of_hour(glance), look);
     }
 }
 
 /// Tables one below the other, and a chart below them.
-fn stack(frame: &mut Frame<'_>, area: Rect, panels: &[&Panel], chart: &Chart<'_>, look: Look) {
+fn stack(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    panels: &[&Panel],
+    chart: &OutcomeChart<'_>,
+    look: Drawing,
+) {
     let chart_height = match area.height {
         0..18 => 2,
         18..30 => 3,
@@ -192,14 +198,14 @@ fn stack(frame: &mut Frame<'_>, area: Rect, panels: &[&Panel], chart: &Chart<'_>
 }
 
 /// What ended in each minute or hour.
-struct Chart<'a> {
+struct OutcomeChart<'a> {
     slots: &'a [OutcomeSlot],
     /// The heads of the good ones and the bad ones.
     heads: [&'static str; 2],
     span: &'static str,
 }
 
-impl<'a> Chart<'a> {
+impl<'a> OutcomeChart<'a> {
     fn of_hour(glance: &'a Glance) -> Self {
         Self {
             slots: &glance.ended.minutes,
@@ -217,7 +223,7 @@ impl<'a> Chart<'a> {
     }
 }
 
-fn draw_chart(frame: &mut Frame<'_>, area: Rect, chart: &Chart<'_>, look: Look) {
+fn draw_chart(frame: &mut Frame<'_>, area: Rect, chart: &OutcomeChart<'_>, look: Drawing) {
     if area.height < 2 {
         return;
     }
@@ -257,7 +263,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, chart: &Chart<'_>, look: Look) 
 }
 
 /// Errors above, the newest failures below.
-fn draw_failures(frame: &mut Frame<'_>, area: Rect, app: &App, glance: &Glance, look: Look) {
+fn draw_failures(frame: &mut Frame<'_>, area: Rect, app: &App, glance: &Glance, look: Drawing) {
     let errors = panels::errors(glance);
     let wanted = u16::try_from(errors.rows.len().max(1)).unwrap_or(u16::MAX);
     let height = (wanted + 1).min(area.height / 3);
@@ -268,7 +274,7 @@ fn draw_failures(frame: &mut Frame<'_>, area: Rect, app: &App, glance: &Glance, 
     draw_panel(frame, below, &failures, Some(app.row()), look);
 }
 
-fn draw_page(frame: &mut Frame<'_>, area: Rect, app: &App, look: Look) {
+fn draw_page(frame: &mut Frame<'_>, area: Rect, app: &App, look: Drawing) {
     let panel = panel_of(app, app.tab, look.now);
     if app.tab != Tab::Requests || app.words.text().is_empty() {
         draw_panel(frame, area, &panel, Some(app.row()), look);
@@ -299,7 +305,7 @@ fn panel_of(app: &App, tab: Tab, now: UtcMillis) -> Panel {
     }
 }
 
-fn draw_panel(frame: &mut Frame<'_>, area: Rect, panel: &Panel, row: Option<usize>, look: Look) {
+fn draw_panel(frame: &mut Frame<'_>, area: Rect, panel: &Panel, row: Option<usize>, look: Drawing) {
     if area.is_empty() {
         return;
     }
@@ -311,19 +317,10 @@ fn draw_panel(frame: &mut Frame<'_>, area: Rect, panel: &Panel, row: Option<usiz
         return;
     }
     let shown = usize::from(area.height.saturating_sub(1));
-    let aligned = |text: Span<'_>, is_number: bool| {
-        let line = Line::from(text.content.into_owned()).style(text.style);
-        if is_number {
-            line.right_aligned()
-        } else {
-            line
-        }
-    };
     let rows = panel.rows.iter().map(|cells| {
-        let cells = cells.iter().map(|cell| {
-            let text = Span::styled(cell.text.as_str(), look.style(cell.tone));
-            aligned(text, cell.is_number)
-        });
+        let cells = cells
+            .iter()
+            .map(|cell| aligned(&cell.text, look.style(cell.tone), cell.is_number));
         Row::new(cells)
     });
     let hidden = panel.rows.len().saturating_sub(shown);
@@ -332,7 +329,7 @@ fn draw_panel(frame: &mut Frame<'_>, area: Rect, panel: &Panel, row: Option<usiz
         if column == 0 && hidden > 0 && row.is_none() {
             return Line::from(format!("{head} +{hidden}"));
         }
-        aligned(Span::raw(*head), is_number)
+        aligned(head, heading, is_number)
     });
     let table = Table::new(rows, &panel.widths)
         .header(Row::new(heads).style(heading))
@@ -340,6 +337,16 @@ fn draw_panel(frame: &mut Frame<'_>, area: Rect, panel: &Panel, row: Option<usiz
         .column_spacing(1);
     let mut state = TableState::new().with_selected(row);
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// Numbers go to the right of their column.
+fn aligned(text: &str, style: Style, is_number: bool) -> Line<'_> {
+    let line = Line::styled(text, style);
+    if is_number {
+        line.right_aligned()
+    } else {
+        line
+    }
 }
 
 /// Lines that the text needs at this width.
@@ -359,7 +366,7 @@ fn lines_of(text: &str, columns: u16) -> u16 {
     lines
 }
 
-fn draw_dialog(frame: &mut Frame<'_>, dialog: &Dialog, app: &App, look: Look) {
+fn draw_dialog(frame: &mut Frame<'_>, dialog: &Dialog, app: &App, look: Drawing) {
     let (title, lines, scroll) = match dialog {
         Dialog::Help => ("Keys".to_owned(), help(), 0),
         Dialog::Text {
@@ -397,10 +404,10 @@ fn draw_dialog(frame: &mut Frame<'_>, dialog: &Dialog, app: &App, look: Look) {
                 format!("As {}. Why? {typed}▏", app.who),
                 String::new(),
                 match deed {
-                    Deed::Pause => {
+                    HoldChange::Pause => {
                         "Enter pauses: nothing new is sent, what runs is still followed. Esc leaves."
                     }
-                    Deed::Resume => {
+                    HoldChange::Resume => {
                         "Enter ends this pause. If there is none and a wave of the label is held, it goes in spite of that. Esc leaves."
                     }
                 }

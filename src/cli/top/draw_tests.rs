@@ -23,7 +23,7 @@ fn shown(app: &App, columns: u16, rows: u16) -> Vec<String> {
 
 fn shown_with(app: &App, columns: u16, rows: u16, has_colours: bool) -> Vec<String> {
     let mut terminal = Terminal::new(TestBackend::new(columns, rows)).expect("a screen");
-    let look = Look {
+    let look = Drawing {
         has_colours,
         now: now(),
     };
@@ -174,7 +174,11 @@ fn a_pause_asks_what_and_why_and_says_as_whom() {
     let scope = Selection::of_lane("eu", PowerAction::Stop);
     assert_eq!(
         press(&mut app, KeyCode::Enter),
-        Some(Wish::Do(Deed::Pause, Box::new(scope), "move".to_owned()))
+        Some(Wish::Do(
+            HoldChange::Pause,
+            Box::new(scope),
+            "move".to_owned()
+        ))
     );
     assert_eq!(app.dialog, None);
 }
@@ -188,7 +192,7 @@ fn a_resume_offers_the_pauses_and_held_waves_that_are_there() {
     assert_eq!(
         press(&mut app, KeyCode::Enter),
         Some(Wish::Do(
-            Deed::Resume,
+            HoldChange::Resume,
             Box::new(Selection::of_label("kernel")),
             String::new()
         ))

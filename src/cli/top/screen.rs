@@ -6,12 +6,12 @@ use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 
 /// The screen that `top` draws on. When it is dropped, the terminal is as it was.
-pub(super) struct Screen {
+pub(super) struct TakenTerminal {
     /// To draw on.
     pub(super) terminal: Terminal<CrosstermBackend<Stdout>>,
 }
 
-impl Screen {
+impl TakenTerminal {
     /// Takes the terminal. A panic hook gives it back before anything is said of the panic, also
     /// where a panic aborts.
     pub(super) fn take() -> io::Result<Self> {
@@ -20,7 +20,7 @@ impl Screen {
     }
 }
 
-impl Drop for Screen {
+impl Drop for TakenTerminal {
     fn drop(&mut self) {
         // If the terminal is gone, nothing can be done about it.
         let _ = self.terminal.show_cursor();
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn a_panic_gives_the_terminal_back_before_it_is_told() {
         if std::env::var_os(PANICS).is_some() {
-            let mut screen = Screen::take().expect("a terminal");
+            let mut screen = TakenTerminal::take().expect("a terminal");
             screen
                 .terminal
                 .draw(|frame| frame.render_widget("drawn", frame.area()))

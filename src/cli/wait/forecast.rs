@@ -11,12 +11,12 @@ const RATE_MIN: Duration = Duration::from_secs(5);
 
 /// How many have ended by when.
 #[derive(Debug, Default)]
-pub(super) struct Ends {
+pub(super) struct EndsSoFar {
     /// Time since the start, and how many had ended.
     seen: VecDeque<(Duration, i64)>,
 }
 
-impl Ends {
+impl EndsSoFar {
     /// Notes how many have ended by now.
     pub(super) fn note(&mut self, elapsed: Duration, ended: i64) {
         self.seen.push_back((elapsed, ended));
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn the_rate_is_that_of_the_last_minutes() {
-        let mut ends = Ends::default();
+        let mut ends = EndsSoFar::default();
         ends.note(seconds(0), 0);
         assert_eq!(ends.per_minute(), None);
         ends.note(seconds(60), 120);

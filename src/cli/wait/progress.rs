@@ -7,12 +7,12 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-use super::forecast::{Ends, Left};
+use super::forecast::{EndsSoFar, Left};
 use super::reasons::{self, Situation};
-use super::view::View;
+use super::view::WaitView;
 use crate::cli::terminal::{self, Screen};
 use crate::cli::{args, output};
-use crate::store::client::{OpenBatch, OpenRequest, UnsentReason};
+use crate::store::client::{FollowedBatch, OpenRequest, UnsentReason};
 use crate::store::{QueueClient, Running, StoreError, daemon_on};
 
 /// Lines follow each other no faster than this.
@@ -24,14 +24,14 @@ const REASONS_READ: usize = 1000;
 pub(super) struct Progress {
     bar: ProgressBar,
     screen: Option<Screen>,
-    view: View,
-    ends: Ends,
+    view: WaitView,
+    ends: EndsSoFar,
     begun_at: Instant,
     shown_at: Option<Instant>,
     /// The queue has changed since it was read.
     is_outdated: bool,
     waiting: Vec<UnsentReason>,
-    batches: Vec<OpenBatch>,
+    batches: Vec<FollowedBatch>,
 }
 
 impl Progress {
@@ -49,8 +49,8 @@ impl Progress {
         Self {
             bar,
             screen,
-            view: View::default(),
-            ends: Ends::default(),
+            view: WaitView::default(),
+            ends: EndsSoFar::default(),
             begun_at: Instant::now(),
             shown_at: None,
             is_outdated: true,
@@ -128,7 +128,7 @@ impl Progress {
     }
 
     /// A line if the counts have changed, and one for each new reason.
-    fn write_changes(&self, before: &View) {
+    fn write_changes(&self, before: &WaitView) {
         if self.view.counts != before.counts {
             output::note(&self.view.line());
         }

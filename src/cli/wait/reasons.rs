@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::ages::short_span;
 use crate::model::UtcMillis;
-use crate::store::client::{OpenBatch, UnsentReason};
+use crate::store::client::{FollowedBatch, UnsentReason};
 
 /// Different sentences that are shown.
 const SHOWN_MAX: usize = 3;
@@ -35,7 +35,7 @@ pub(super) struct Situation<'a> {
     /// How many requests are queued; more than were looked at if there are very many.
     pub(super) queued: i64,
     /// The batches that carry the others.
-    pub(super) batches: &'a [OpenBatch],
+    pub(super) batches: &'a [FollowedBatch],
     /// The present time.
     pub(super) now: UtcMillis,
 }
@@ -113,7 +113,7 @@ fn kind_of(reason: &str) -> (String, Option<String>) {
 }
 
 /// What is wrong with a batch on its way.
-fn trouble(open: &OpenBatch, now: UtcMillis) -> Option<String> {
+fn trouble(open: &FollowedBatch, now: UtcMillis) -> Option<String> {
     let batch = &open.batch;
     if let Some(why) = &batch.read_error {
         return Some(format!("batch {}: the last look failed: {why}", batch.id));
@@ -140,7 +140,7 @@ fn trouble(open: &OpenBatch, now: UtcMillis) -> Option<String> {
 
 /// How long these batches will take, if they take as long as usual; none if that is not known of
 /// one of them.
-pub(super) fn left_of(batches: &[OpenBatch], now: UtcMillis) -> Option<Duration> {
+pub(super) fn left_of(batches: &[FollowedBatch], now: UtcMillis) -> Option<Duration> {
     let mut longest = Duration::ZERO;
     for open in batches {
         let begun: UtcMillis = open.batch.intent_at.parse().ok()?;
@@ -150,7 +150,7 @@ pub(super) fn left_of(batches: &[OpenBatch], now: UtcMillis) -> Option<Duration>
 }
 
 /// How long such a batch usually takes.
-fn usual(open: &OpenBatch) -> Option<Duration> {
+fn usual(open: &FollowedBatch) -> Option<Duration> {
     let ms = u64::try_from(open.usual_ms?).ok()?;
     Some(Duration::from_millis(ms))
 }
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    fn situation<'a>(waiting: &'a [UnsentReason], batches: &'a [OpenBatch]) -> Situation<'a> {
+    fn situation<'a>(waiting: &'a [UnsentReason], batches: &'a [FollowedBatch]) -> Situation<'a> {
         Situation {
             is_without_daemon: false,
             waiting,
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_batch_in_trouble_is_named_and_a_usual_one_is_not() {
-        let open = |since: &str, read_error: Option<&str>| OpenBatch {
+        let open = |since: &str, read_error: Option<&str>| FollowedBatch {
             batch: BatchRecord {
                 id: 12,
                 state: "tracking".to_owned(),
@@ -221,7 +221,7 @@ mod tests {
             },
             usual_ms: Some(40_000),
         };
-        let said = |open: OpenBatch| situation(&[], &[open]).sentences();
+        let said = |open: FollowedBatch| situation(&[], &[open]).sentences();
         assert_eq!(
             said(open("05:00", None)),
             ["batch 12 takes longer than usual (40s): in progress since 2026-01-31T22:05:00.000Z"]
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn what_is_left_is_that_of_the_slowest_batch() {
         let now: UtcMillis = "2026-01-31T22:00:30.000Z".parse().expect("a time");
-        let open = |second: u32, usual_ms: Option<i64>| OpenBatch {
+        let open = |second: u32, usual_ms: Option<i64>| FollowedBatch {
             batch: BatchRecord {
                 intent_at: format!("2026-01-31T22:00:{second:02}.000Z"),
                 ..BatchRecord::default()

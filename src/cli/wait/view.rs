@@ -16,7 +16,7 @@ const CODES_MAX: usize = 4;
 
 /// How far the followed requests are.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub(super) struct View {
+pub(super) struct WaitView {
     /// How many are in each state.
     pub(super) counts: BTreeMap<RequestState, i64>,
     /// How many have ended with which code, the most frequent first.
@@ -31,7 +31,7 @@ pub(super) struct View {
     pub(super) why: Vec<String>,
 }
 
-impl View {
+impl WaitView {
     /// Takes over what the queue says of the followed requests.
     pub(super) fn count(&mut self, outcomes: &[OutcomeCount]) {
         self.counts.clear();
@@ -79,23 +79,16 @@ impl View {
 
     /// The table, as high as it has to be; no line is wider than the terminal.
     pub(super) fn table(&self, screen: &Screen) -> String {
-        let paint = |tone: Tone, text: &str| {
-            if screen.has_colours {
-                tone.paint(text)
-            } else {
-                text.to_owned()
-            }
-        };
         let columns = screen.columns.saturating_sub(1);
         let mut lines = vec![cut(&self.head(), columns)];
         for (state, count) in &self.counts {
             let codes = self.codes(*state);
             let word = format!("{:<10}", state.as_str());
             let rest = cut(&format!("{count:>8}  {codes}"), columns.saturating_sub(10));
-            lines.push(paint(Tone::of(state.as_str()), &word) + rest.trim_end());
+            lines.push(screen.paint(Tone::of(state.as_str()), &word) + rest.trim_end());
         }
         for sentence in &self.why {
-            lines.push(paint(Tone::Doubtful, &cut(&visible(sentence), columns)));
+            lines.push(screen.paint(Tone::Doubtful, &cut(&visible(sentence), columns)));
         }
         lines.join("\n")
     }
@@ -161,13 +154,13 @@ mod tests {
         }
     }
 
-    fn view() -> View {
-        let mut view = View {
+    fn view() -> WaitView {
+        let mut view = WaitView {
             elapsed: Duration::from_secs(250),
             per_minute: Some(61.2),
             left: Some(Duration::from_secs(180)),
             why: vec!["280 not sent yet: held: the budget of stop is used up ".repeat(4)],
-            ..View::default()
+            ..WaitView::default()
         };
         view.count(&[
             outcome("succeeded", None, 20),

@@ -33,7 +33,7 @@ pub struct UnsentReason {
 
 /// A batch on its way, and how long those before it took.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenBatch {
+pub struct FollowedBatch {
     /// The batch.
     pub batch: BatchRecord,
     /// What the middle one of the last jobs took, in milliseconds; none if none has ended.
@@ -81,7 +81,7 @@ pub(super) async fn waiting_reasons(
 pub(super) async fn open_batches_among(
     connection: &mut SqliteConnection,
     ids: &[i64],
-) -> Result<Vec<OpenBatch>, StoreError> {
+) -> Result<Vec<FollowedBatch>, StoreError> {
     let batches: Vec<BatchRecord> = sqlx::query_as(
         "SELECT b.* FROM json_each(?) j CROSS JOIN batches b ON b.id = j.value WHERE b.state <> 'done' ORDER BY b.id",
     )
@@ -91,7 +91,7 @@ pub(super) async fn open_batches_among(
     let mut open = Vec::with_capacity(batches.len());
     for batch in batches {
         let usual_ms = usual_ms(connection, &batch.target, &batch.action).await?;
-        open.push(OpenBatch { batch, usual_ms });
+        open.push(FollowedBatch { batch, usual_ms });
     }
     Ok(open)
 }

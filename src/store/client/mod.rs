@@ -42,7 +42,7 @@ mod write;
 pub use actions::{Actor, Done, RequestResult};
 pub use approve::{Approval, ApprovalCount, Unapproved};
 pub use candidates::{Meant, NewestText, RequestCandidate};
-pub use follow::{OpenBatch, OpenRequest, UnsentReason};
+pub use follow::{FollowedBatch, OpenRequest, UnsentReason};
 pub use glance::{
     BatchNote, DaemonNote, Ended, EndedCount, ErrorCount, Glance, Glancer, OrderNote, OutcomeSlot,
     Reading, StateCount, TargetHealth, WaitingGroup, grouped,
@@ -264,7 +264,10 @@ impl QueueClient {
     }
 
     /// Those of these batches that are not done, and how long such batches usually take.
-    pub async fn open_batches_among(&mut self, ids: &[i64]) -> Result<Vec<OpenBatch>, StoreError> {
+    pub async fn open_batches_among(
+        &mut self,
+        ids: &[i64],
+    ) -> Result<Vec<FollowedBatch>, StoreError> {
         follow::open_batches_among(&mut self.connection, ids).await
     }
 
