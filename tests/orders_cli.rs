@@ -626,3 +626,27 @@ async fn a_reason_given_to_many_calls_at_once_is_one_row() {
     assert_eq!(scene.text(rows).await, "alice 1-30 30");
     scene.daemon.stop().await;
 }
+
+#[tokio::test]
+async fn check_finds_a_folder_that_is_not_there() {
+    let yard = Yard::new(QUICK).await;
+    let config = yard.write_config();
+    let folder = yard.dir.path().join("export");
+    let line = format!("[queue]\nexport_before_prune = \"{}\"\n", folder.display());
+    let text = fs::read_to_string(&config).expect("readable");
+    fs::write(&config, text.replacen("[queue]\n", &line, 1)).expect("written");
+    let check = || {
+        let said = poweryard()
+            .arg("--config")
+            .arg(&config)
+            .args(["check", "--json"])
+            .output();
+        let findings = json(&said.expect("it runs"));
+        let mut findings = findings.as_array().expect("a list").clone();
+        findings.retain(|finding| finding["subject"] == folder.display().to_string());
+        findings
+    };
+    assert_eq!(check()[0]["level"], "error");
+    fs::create_dir(&folder).expect("made");
+    assert_eq!(check()[0]["level"], "ok");
+}

@@ -202,13 +202,11 @@ impl Upkeep {
         let (to, lines) = (dir.clone(), Arc::clone(&exported));
         let (tell, written) = oneshot::channel();
         let writing = std::thread::Builder::new().name("export".to_owned());
-        let begun = writing.spawn(move || {
+        // If there is no thread for it, `tell` is dropped, which reads as a thread that has ended.
+        let _ = writing.spawn(move || {
             // Nobody listens any more if the daemon ends.
             let _ = tell.send(write_export(&to, &lines, now));
         });
-        if let Err(source) = begun {
-            return Err(StoreError::Unusable { path: dir, source });
-        }
         self.export = Some(Export {
             dir,
             cutoff,
@@ -262,18 +260,18 @@ impl Upkeep {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let lasted = now.since(export.begun);
+        self.prune_at = Some(now + lasted.clamp(CHUNK_PAUSE, WRITE_TIME));
+        let why = format!(
+            "writing to {} has not ended since {}",
+            export.dir.display(),
+            export.begun
+        );
+        self.export = Some(export);
         let is_known = self.noted.as_ref().is_some_and(|note| note.error.is_some());
         if lasted > WRITE_TIME && !is_known {
-            let why = format!(
-                "writing to {} has not ended since {}",
-                export.dir.display(),
-                export.begun
-            );
             warn!("ended requests are not deleted: {why}");
             self.note(store, Some(why), now).await?;
         }
-        self.prune_at = Some(now + lasted.clamp(CHUNK_PAUSE, WRITE_TIME));
-        self.export = Some(export);
         Ok(())
     }
 
