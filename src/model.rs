@@ -38,8 +38,8 @@ pub use order::{Order, OrderId, OrderNews};
 pub use queue::{Budget, Crowd, DueBatch, Head, Hold, Lane, LaneKind, Origin};
 pub use quoted::quoted;
 pub use role::Role;
+pub use share::{Leader, PowerMix, Share, Standing};
 pub use shown::visible;
-pub use share::{PowerMix, Share, Standing};
 pub use splitmix::{SPLITMIX_STEP, splitmix};
 pub use stored_enums::{
     AttemptResult, BatchState, Evidence, HoldKind, LetGo, LookCause, OperatorAction, OrderState,

@@ -5,7 +5,9 @@ use super::args::{self, JsonArg, QueueArgs};
 use super::output;
 use super::{Context, Exit, Failure};
 use crate::daemon::{self, ForecastQuery, NewShare, Outlook};
-use crate::model::{LaneKind, Order, OrderState, PowerAction, RequestState, Share, Standing};
+use crate::model::{
+    LaneKind, Leader, Order, OrderState, PowerAction, RequestState, Share, Standing,
+};
 use crate::model::{TargetName, UtcMillis};
 use crate::store::QueueClient;
 use crate::store::client::{Access, AskedFor, NewOrder, NewRequest};
@@ -83,6 +85,7 @@ pub(super) async fn of_new(
             None => new.extend(new_share(client, request, order.is_some(), now).await?),
         }
     }
+    lead_new(&mut new);
     for share in &mut new {
         share.share.requests = share.servers.len() as u64;
     }
@@ -142,9 +145,9 @@ async fn new_share(
         Some(order) => time(&order.expires_at),
         None => has_waves.then(|| now + ORDER_LIFE),
     };
-    let standing = match (due_at.filter(|at| *at > now), request.after_id) {
-        (_, Some(id)) if waits_for(client, id).await? => Standing::After,
-        (Some(at), _) => Standing::Later(at),
+    let standing = match (leader(client, request.after_id).await?, due_at) {
+        (Some(leader), _) => Standing::After(leader),
+        (None, Some(at)) if at > now => Standing::Later(at),
         (None, _) => Standing::Ready,
     };
     let share = Share {
@@ -174,10 +177,44 @@ async fn new_share(
     }))
 }
 
-async fn waits_for(client: &mut QueueClient, id: i64) -> Result<bool, Failure> {
+/// What is known of the request that is waited for; none: none is, or it has succeeded.
+async fn leader(client: &mut QueueClient, id: Option<i64>) -> Result<Option<Leader>, Failure> {
+    let Some(id) = id else {
+        return Ok(None);
+    };
     // One that is not inserted yet is waited for, and others that do not exist the schema refuses.
-    let before = client.request(id).await.ok();
-    Ok(before.is_none_or(|request| request.state != RequestState::Succeeded.as_str()))
+    let Ok(before) = client.request(id).await else {
+        return Ok(Some(Leader::default()));
+    };
+    let due_at = before.not_before.and_then(|at| at.parse().ok());
+    let leader = Leader {
+        action: before.action.parse().ok(),
+        due_at,
+    };
+    let is_over = before.state == RequestState::Succeeded.as_str();
+    Ok((!is_over).then_some(leader))
+}
+
+/// Requests that wait for others which are not inserted yet either wait for these.
+fn lead_new(new: &mut [NewShare]) {
+    let mut leaders = new
+        .iter()
+        .filter(|share| share.after_id != Some(NOT_INSERTED));
+    let Some(first) = leaders.next() else {
+        return;
+    };
+    let leader = Leader {
+        action: Some(first.share.action),
+        due_at: match first.share.standing {
+            Standing::Later(at) => Some(at),
+            _ => None,
+        },
+    };
+    for share in new {
+        if share.after_id == Some(NOT_INSERTED) {
+            share.share.standing = Standing::After(leader);
+        }
+    }
 }
 
 /// The order as it will be.

@@ -33,6 +33,15 @@ pub struct Share {
     pub is_asked: bool,
 }
 
+/// What is known of the request that another one waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leader {
+    /// Its action, if it is known.
+    pub action: Option<PowerAction>,
+    /// When it is due; none: it is.
+    pub due_at: Option<UtcMillis>,
+}
+
 /// Where a request stands that has not left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -45,7 +54,7 @@ pub enum Standing {
     /// Another request of its server goes first.
     Behind,
     /// It waits for another request to succeed.
-    After,
+    After(Leader),
     /// It was behind or after another one, which has ended: it may go.
     Follows,
 }
@@ -55,7 +64,7 @@ impl Standing {
     pub fn is_due(self) -> bool {
         match self {
             Self::Ready | Self::Retry(_) | Self::Behind | Self::Follows => true,
-            Self::Later(_) | Self::After => false,
+            Self::Later(_) | Self::After(_) => false,
         }
     }
 
@@ -63,7 +72,7 @@ impl Standing {
     pub fn leads(self) -> bool {
         match self {
             Self::Ready | Self::Retry(_) | Self::Later(_) => true,
-            Self::Behind | Self::After | Self::Follows => false,
+            Self::Behind | Self::After(_) | Self::Follows => false,
         }
     }
 

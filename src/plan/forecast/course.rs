@@ -62,6 +62,7 @@ struct Why {
 /// Requests that leave, for those that wait for them.
 struct Leaving<'a> {
     target: &'a TargetName,
+    action: PowerAction,
     /// That of an order.
     label: Option<&'a String>,
     /// When they have ended.
@@ -69,8 +70,20 @@ struct Leaving<'a> {
 }
 
 impl Leaving<'_> {
-    /// True if such a request may wait for one of these.
-    fn precedes(&self, share: &Share) -> bool {
+    /// True if such a request waits for one of these, as far as is known.
+    fn releases(&self, share: &Share, now: UtcMillis) -> bool {
+        let is_its_leader = match share.standing {
+            Standing::After(leader) => {
+                leader.action.is_none_or(|action| action == self.action)
+                    && leader.due_at.is_none_or(|at| at <= now)
+            }
+            _ => true,
+        };
+        is_its_leader && self.is_like(share)
+    }
+
+    /// True if it may be about the same servers.
+    fn is_like(&self, share: &Share) -> bool {
         let is_of_label =
             share.label.is_none() || self.label.is_none() || share.label.as_ref() == self.label;
         share.target == *self.target && is_of_label
@@ -140,6 +153,7 @@ impl<'a> Course<'a> {
             let ends_at = (batch.since + took).max(question.now + TOOK_UNKNOWN);
             let after = Leaving {
                 target: &batch.target,
+                action: batch.action,
                 label: None,
                 ends_at,
             };
@@ -203,7 +217,7 @@ impl Course<'_> {
             return;
         }
         match share.standing {
-            Standing::After | Standing::Behind => return self.follow(share),
+            Standing::After(_) | Standing::Behind => return self.follow(share),
             Standing::Later(at) | Standing::Retry(at) if at > self.now => {
                 return self.coming.entry(at).or_default().push(share);
             }
@@ -324,10 +338,11 @@ impl Course<'_> {
 
     /// Those that wait for others like these come when these have ended.
     fn release_followers(&mut self, leaving: &Leaving<'_>, most: u64) {
+        let now = self.now;
         let (mut next, others): (VecDeque<Share>, VecDeque<Share>) =
             std::mem::take(&mut self.followers)
                 .into_iter()
-                .partition(|share| leaving.precedes(share));
+                .partition(|share| leaving.releases(share, now));
         let released = take_first(&mut next, most);
         self.followers = others;
         next.into_iter().for_each(|share| self.follow(share));
@@ -350,7 +365,7 @@ impl Course<'_> {
         let all = in_lanes
             .chain(in_orders)
             .chain(self.coming.values().flatten());
-        let leaders = all.filter(|share| share.standing.leads() && leaving.precedes(share));
+        let leaders = all.filter(|share| leaving.is_like(share) && is_in_line(share));
         leaders.map(|share| share.requests).sum()
     }
 
@@ -358,7 +373,7 @@ impl Course<'_> {
         let like = self
             .followers
             .iter()
-            .filter(|share| leaving.precedes(share));
+            .filter(|share| leaving.releases(share, self.now));
         like.map(|share| share.requests).sum()
     }
 }
@@ -471,6 +486,7 @@ impl Course<'_> {
         }
         let leaving = Leaving {
             target: &share.target,
+            action: share.action,
             label: label.as_ref(),
             ends_at,
         };
@@ -731,7 +747,7 @@ impl Course<'_> {
 
     fn why_coming(&self, share: &Share, at: UtcMillis) -> Why {
         let (cause, reason) = match share.standing {
-            Standing::Behind | Standing::After => return Why::of_follower(share),
+            Standing::Behind | Standing::After(_) => return Why::of_follower(share),
             Standing::Retry(_) => (Cause::Retry, "it is tried again later"),
             Standing::Later(_) => (Cause::NotDue, "it is not due yet"),
             Standing::Ready | Standing::Follows => match self.pause_of(share) {
@@ -745,6 +761,11 @@ impl Course<'_> {
             until: Some(at),
         }
     }
+}
+
+/// True for those that hold up others of their servers.
+fn is_in_line(share: &Share) -> bool {
+    matches!(share.standing, Standing::Ready | Standing::Retry(_))
 }
 
 /// Of requests that wait for one reason until different times, the first time is told.
@@ -782,7 +803,7 @@ impl Why {
 
     fn of_follower(share: &Share) -> Self {
         let (cause, reason) = match share.standing {
-            Standing::After => (Cause::After, "it waits for another request to succeed"),
+            Standing::After(_) => (Cause::After, "it waits for another request to succeed"),
             _ => (Cause::Behind, "another request of its server goes first"),
         };
         Self {

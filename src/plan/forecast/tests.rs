@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::model::{LaneKind, LetGo, OrderState, Standing};
+use crate::model::{LaneKind, Leader, LetGo, OrderState, Standing};
 use crate::plan::windows::{Freeze, Span};
 
 const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
@@ -32,6 +32,14 @@ fn stops(requests: u64) -> Share {
         is_counted: false,
         is_asked: true,
     }
+}
+
+/// It waits for a stop that is due then.
+fn after_a_stop(due_at: Option<UtcMillis>) -> Standing {
+    Standing::After(Leader {
+        action: Some(PowerAction::Stop),
+        due_at,
+    })
 }
 
 /// A target without limits, whose jobs take a minute.
@@ -342,7 +350,7 @@ fn what_is_not_due_joins_its_lane_when_it_is() {
 fn what_waits_for_others_follows_when_these_have_ended() {
     let starts = Share {
         action: PowerAction::Start,
-        standing: Standing::After,
+        standing: after_a_stop(None),
         ..stops(30)
     };
     let told = forecast(&question(vec![stops(30), starts.clone()], outlook()));
@@ -356,6 +364,28 @@ fn what_waits_for_others_follows_when_these_have_ended() {
         since: NOW.before(Duration::from_secs(30)),
     }];
     assert_eq!(forecast(&asked).calls[0].at, NOW + Duration::from_secs(30));
+}
+
+#[test]
+fn others_that_leave_release_nobody_who_waits_for_later_ones() {
+    let cycle_stops = Share {
+        standing: Standing::Later(minutes(60)),
+        first_id: 100,
+        ..stops(30)
+    };
+    let cycle_starts = Share {
+        action: PowerAction::Start,
+        standing: after_a_stop(Some(minutes(60))),
+        first_id: 101,
+        ..stops(30)
+    };
+    let reboots = Share {
+        action: PowerAction::Reboot,
+        ..stops(40)
+    };
+    let shares = vec![stops(30), reboots, cycle_stops, cycle_starts];
+    let told = forecast(&question(shares, outlook()));
+    assert_eq!(calls(&told), [(0, 30), (0, 40), (60, 30), (61, 30)]);
 }
 
 #[test]
@@ -466,7 +496,7 @@ fn a_wave_under_way_goes_on_and_a_held_order_waits_for_a_person() {
 fn a_power_cycle_in_waves_is_never_cut_in_half() {
     let starts = Share {
         action: PowerAction::Start,
-        standing: Standing::After,
+        standing: after_a_stop(None),
         first_id: 2,
         ..of_order(10)
     };

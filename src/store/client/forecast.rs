@@ -11,8 +11,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{RunningBatch, TargetLimits};
 use crate::model::{
-    Crowd, Hold, LaneKind, Order, PowerAction, PowerMix, ServerId, Share, Standing, TargetName,
-    UtcMillis,
+    Crowd, Hold, LaneKind, Leader, Order, PowerAction, PowerMix, ServerId, Share, Standing,
+    TargetName, UtcMillis,
 };
 
 use crate::store::sqlite::rows::{self, list};
@@ -242,6 +242,8 @@ struct ReadRow {
     is_protected: bool,
     is_counted: bool,
     is_asked: bool,
+    leader_action: Option<String>,
+    leader_due: Option<String>,
     due_at: Option<String>,
     expires_at: Option<String>,
     since: Option<String>,
@@ -363,12 +365,15 @@ async fn read_closely(
                 CASE r.gate WHEN 'later' THEN substr(r.eligible_at, 1, 16) WHEN 'retry' THEN substr(r.retry_at, 1, 16) END AS due_minute,
                 substr(r.expires_at, 1, 16) AS expiry_minute,
                 CASE WHEN r.expires_at IS NULL THEN substr(ifnull(r.eligible_at, r.created_at), 1, 16) END AS since_minute,
+                CASE r.gate WHEN 'after' THEN (SELECT a.action FROM power_requests a WHERE a.id = r.after_id) END AS leader_action,
+                CASE r.gate WHEN 'after' THEN (SELECT substr(a.eligible_at, 1, 16) || ':00.000Z' FROM power_requests a
+                                               WHERE a.id = r.after_id AND a.gate = 'later') END AS leader_due,
                 min(CASE r.gate WHEN 'later' THEN r.eligible_at WHEN 'retry' THEN r.retry_at END) AS due_at,
                 min(r.expires_at) AS expires_at, min(CASE WHEN r.gate <> 'after' THEN ifnull(r.eligible_at, r.created_at) END) AS since,
                 count(*) AS requests, min(r.id) AS first_id
          FROM close c CROSS JOIN power_requests r ON r.id = c.id
          WHERE r.state = 'queued'
-         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14",
+         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16",
     )
     .bind(serde_json::to_string(&protected).unwrap_or_default())
     .bind(list(&rules.counted))
@@ -398,7 +403,10 @@ impl ReadRow {
             "retry" => Standing::Retry(due_at),
             "later" => Standing::Later(due_at),
             "behind" => Standing::Behind,
-            "after" => Standing::After,
+            "after" => Standing::After(Leader {
+                action: self.leader_action.and_then(|word| word.parse().ok()),
+                due_at: rows::readable_time(self.leader_due),
+            }),
             _ => return None,
         };
         let own_end = rows::readable_time(self.expires_at);
