@@ -35,7 +35,7 @@ mod prometheus_text;
 mod server;
 mod shared_read;
 
-use access::Access;
+use access::GuestBook;
 pub use access::{CertificateError, Entrance, EntranceError, ServerCertificate};
 pub use api::Turns;
 use api::{Followers, Views};
@@ -68,7 +68,7 @@ struct Site {
     page: SharedRead<String>,
     /// Who may come in; none while it does not listen.
     entrance: RwLock<Option<Arc<Entrance>>>,
-    access: Access,
+    access: GuestBook,
     glance: SharedGlance,
     turns: Turns,
     views: Views,
@@ -110,7 +110,7 @@ impl Web {
             reading: SharedRead::default(),
             page: SharedRead::default(),
             entrance: RwLock::default(),
-            access: Access::default(),
+            access: GuestBook::default(),
             glance: SharedGlance::new(&settings.queue.database),
             turns: Turns::default(),
             views: Views::default(),

@@ -26,16 +26,16 @@ const IDLE_TIME: Duration = Duration::from_secs(5);
 /// Whose turn it is, and the connections that wait for the next who reads: to open the queue costs
 /// more than most reads.
 #[derive(Clone)]
-pub struct Turns(Arc<Shared>);
+pub struct Turns(Arc<SharedTurns>);
 
-struct Shared {
+struct SharedTurns {
     readers: Semaphore,
     writers: Semaphore,
-    idle: Mutex<Idle>,
+    idle: Mutex<IdleReaders>,
 }
 
 #[derive(Default)]
-struct Idle {
+struct IdleReaders {
     clients: Vec<IdleClient>,
     /// Somebody closes those that nobody takes.
     is_swept: bool,
@@ -45,16 +45,16 @@ struct Idle {
 
 struct IdleClient {
     client: QueueClient,
-    file: FileId,
+    file: QueueFile,
     since: Instant,
 }
 
 /// Device and inode: an older copy that was put in the queue's place is another file.
-type FileId = (u64, u64);
+type QueueFile = (u64, u64);
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedTurns {
             readers: Semaphore::new(READERS_MAX),
             writers: Semaphore::new(WRITERS_MAX),
             idle: Mutex::default(),
@@ -77,14 +77,14 @@ impl Turns {
         }
     }
 
-    fn take(&self, file: FileId) -> Option<QueueClient> {
+    fn take(&self, file: QueueFile) -> Option<QueueClient> {
         let mut idle = self.0.idle();
         let place = idle.clients.iter().position(|idle| idle.file == file)?;
         Some(idle.clients.swap_remove(place).client)
     }
 
     /// Returns it if none is kept any more.
-    fn keep(&self, client: QueueClient, file: FileId) -> Option<QueueClient> {
+    fn keep(&self, client: QueueClient, file: QueueFile) -> Option<QueueClient> {
         let mut idle = self.0.idle();
         if idle.is_over {
             return Some(client);
@@ -102,8 +102,8 @@ impl Turns {
     }
 }
 
-impl Shared {
-    fn idle(&self) -> MutexGuard<'_, Idle> {
+impl SharedTurns {
+    fn idle(&self) -> MutexGuard<'_, IdleReaders> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,7 +122,7 @@ impl Shared {
     }
 }
 
-async fn sweep(shared: Arc<Shared>) {
+async fn sweep(shared: Arc<SharedTurns>) {
     while let Some(outdated) = shared.outdated() {
         for idle in outdated {
             let _ = idle.client.close().await;
@@ -136,7 +136,7 @@ pub(super) struct Door<'a> {
     pub(super) client: QueueClient,
     turns: &'a Turns,
     /// None: it writes, and is not kept.
-    file: Option<FileId>,
+    file: Option<QueueFile>,
     _turn: SemaphorePermit<'a>,
 }
 
@@ -184,7 +184,7 @@ pub(super) async fn open(site: &Site, access: Access) -> Result<Door<'_>, Proble
 }
 
 /// By its path: a handle of our own would drop SQLite's locks when closed.
-fn file_id(queue: &Path) -> Option<FileId> {
+fn file_id(queue: &Path) -> Option<QueueFile> {
     let meta = std::fs::metadata(queue).ok()?;
     Some((meta.dev(), meta.ino()))
 }
