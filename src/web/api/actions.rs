@@ -55,7 +55,8 @@ pub(super) struct RequestChoice {
     #[schema(max_length = 1024)]
     reason: Option<String>,
     /// To approve: how many requests that are; another number approves nothing.
-    requests: Option<u64>,
+    #[schema(value_type = i64, minimum = 0, maximum = 4_294_967_295_i64, required = false)]
+    requests: Option<u32>,
 }
 
 /// What to hold or to let go: a target, an action, a label, or what they have in common.
@@ -174,7 +175,7 @@ pub(super) async fn approve(
 ) -> Result<Response, Problem> {
     caller.require(Role::Operator)?;
     let chosen: RequestChoice = body.object()?;
-    let Some(number) = chosen.requests else {
+    let Some(number) = chosen.requests.map(u64::from) else {
         return Err(Problem::unprocessable(
             "requests is missing: the number of the requests that are to be approved",
         ));

@@ -77,14 +77,24 @@ impl Turns {
         }
     }
 
-    fn take(&self, file: QueueFile) -> Option<QueueClient> {
+    /// Waits for the caller's turn to open the queue; none: it does not come in time.
+    pub(in crate::web) async fn take(&self, access: Access) -> Option<SemaphorePermit<'_>> {
+        let places = match access {
+            Access::Read => &self.0.readers,
+            Access::Write => &self.0.writers,
+        };
+        let turn = tokio::time::timeout(PATIENCE, places.acquire()).await;
+        turn.ok()?.ok()
+    }
+
+    fn take_idle(&self, file: QueueFile) -> Option<QueueClient> {
         let mut idle = self.0.idle();
         let place = idle.clients.iter().position(|idle| idle.file == file)?;
         Some(idle.clients.swap_remove(place).client)
     }
 
     /// Returns it if none is kept any more.
-    fn keep(&self, client: QueueClient, file: QueueFile) -> Option<QueueClient> {
+    fn keep_idle(&self, client: QueueClient, file: QueueFile) -> Option<QueueClient> {
         let mut idle = self.0.idle();
         if idle.is_over {
             return Some(client);
@@ -145,7 +155,7 @@ impl Door<'_> {
     /// used again.
     pub(super) async fn close(self) -> Result<(), Problem> {
         let left = match self.file {
-            Some(file) => self.turns.keep(self.client, file),
+            Some(file) => self.turns.keep_idle(self.client, file),
             None => Some(self.client),
         };
         if let Some(client) = left {
@@ -158,20 +168,13 @@ impl Door<'_> {
 /// Opens the queue for reading or writing, when it is the caller's turn.
 pub(super) async fn open(site: &Site, access: Access) -> Result<Door<'_>, Problem> {
     let turns = &site.turns;
-    let places = match access {
-        Access::Read => &turns.0.readers,
-        Access::Write => &turns.0.writers,
-    };
     let late = || Problem::busy("too many others ask for the queue at present");
-    let turn = tokio::time::timeout(PATIENCE, places.acquire())
-        .await
-        .map_err(|_| late())?
-        .map_err(|_| late())?;
+    let turn = turns.take(access).await.ok_or_else(late)?;
     let file = match access {
         Access::Read => file_id(&site.database),
         Access::Write => None,
     };
-    let client = match file.and_then(|file| turns.take(file)) {
+    let client = match file.and_then(|file| turns.take_idle(file)) {
         Some(client) => client,
         None => QueueClient::open(&site.database, access).await?,
     };
@@ -190,7 +193,7 @@ fn file_id(queue: &Path) -> Option<QueueFile> {
 }
 
 /// What this caller sees.
-pub(super) fn seen_by(caller: &Caller) -> Allowed {
+pub(in crate::web) fn seen_by(caller: &Caller) -> Allowed {
     let targets = caller.targets();
     Allowed {
         targets: targets.map(|targets| targets.iter().map(|name| name.0.clone()).collect()),
@@ -199,7 +202,7 @@ pub(super) fn seen_by(caller: &Caller) -> Allowed {
 }
 
 /// What this caller may change.
-pub(super) fn allowed_to(caller: &Caller) -> Allowed {
+pub(in crate::web) fn allowed_to(caller: &Caller) -> Allowed {
     Allowed {
         actions: caller.actions().map(<[_]>::to_vec),
         ..seen_by(caller)
