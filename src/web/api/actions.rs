@@ -55,7 +55,7 @@ pub(super) struct RequestChoice {
     #[schema(max_length = 1024)]
     reason: Option<String>,
     /// To approve: how many requests that are; another number approves nothing.
-    #[schema(value_type = i64, minimum = 0, maximum = 4_294_967_295_i64, required = false)]
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 4_294_967_295_i64)]
     requests: Option<u32>,
 }
 
