@@ -34,7 +34,7 @@ mod prometheus_text;
 mod server;
 mod shared_read;
 
-use access::Access;
+use access::GuestBook;
 pub use access::{CertificateError, Entrance, EntranceError, ServerCertificate};
 pub use api::Turns;
 use api::{Followers, Views};
@@ -70,7 +70,7 @@ struct Site {
     labels: Labels,
     /// Who may come in; none while it does not listen.
     entrance: RwLock<Option<Arc<Entrance>>>,
-    access: Access,
+    access: GuestBook,
     turns: Turns,
     views: Views,
     followers: Followers,
@@ -110,7 +110,7 @@ impl Web {
             targets: Mutex::new((settings.targets.clone(), rules.clone())),
             reading: SharedRead::default(),
             entrance: RwLock::default(),
-            access: Access::default(),
+            access: GuestBook::default(),
             glance: SharedGlance::new(&settings.queue.database),
             labels: Labels::default(),
             turns: Turns::default(),

@@ -69,7 +69,7 @@ pub(super) async fn serve(listener: TcpListener, routes: Router, site: Arc<Site>
             Ok((stream, peer)) => {
                 guests.retain(|guest| !guest.task.is_finished());
                 make_room(&mut guests);
-                let activity = Arc::new(Activity::default());
+                let activity = Arc::new(GuestState::default());
                 let site = Arc::clone(&site);
                 let served = welcome(stream, peer, routes.clone(), site, Arc::clone(&activity));
                 let task = tokio::spawn(served).abort_handle();
@@ -86,12 +86,12 @@ pub(super) async fn serve(listener: TcpListener, routes: Router, site: Arc<Site>
 /// A connection being served.
 struct Guest {
     task: AbortHandle,
-    activity: Arc<Activity>,
+    activity: Arc<GuestState>,
 }
 
 /// What a connection is doing at present.
 #[derive(Debug, Default)]
-pub(super) struct Activity(AtomicU8);
+pub(super) struct GuestState(AtomicU8);
 
 /// Nothing has been asked yet.
 const SILENT: u8 = 0;
@@ -102,7 +102,7 @@ const FOLLOWING: u8 = 2;
 /// All that was asked is answered, and it is kept for more.
 const KEPT: u8 = 3;
 
-impl Activity {
+impl GuestState {
     fn set(&self, to: u8) {
         self.0.store(to, Ordering::Relaxed);
     }
@@ -142,7 +142,7 @@ async fn welcome(
     peer: SocketAddr,
     routes: Router,
     site: Arc<Site>,
-    activity: Arc<Activity>,
+    activity: Arc<GuestState>,
 ) {
     let Ok(here) = stream.local_addr() else {
         return;
@@ -170,7 +170,7 @@ async fn welcome(
     }
 }
 
-async fn answer<S>(stream: S, peer: Peer, routes: Router, activity: Arc<Activity>)
+async fn answer<S>(stream: S, peer: Peer, routes: Router, activity: Arc<GuestState>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -211,7 +211,7 @@ fn late() -> Refusal {
 }
 
 /// In a request: what says that its connection follows events.
-pub(super) type ActivityLink = Weak<Activity>;
+pub(super) type GuestLink = Weak<GuestState>;
 
 /// A stream that fails when its reader takes nothing for [`STALL_TIME`].
 struct Impatient<S> {

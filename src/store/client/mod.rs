@@ -22,8 +22,8 @@ mod approve;
 mod backup;
 mod candidates;
 mod follow;
-mod glance;
 mod forecast;
+mod glance;
 mod label;
 mod names;
 mod new_file;
@@ -43,11 +43,11 @@ pub use actions::{Actor, Done, RequestResult};
 pub use approve::{Approval, ApprovalCount, Unapproved};
 pub use candidates::{Meant, NewestText, RequestCandidate};
 pub use follow::{FollowedBatch, OpenRequest, UnsentReason};
+pub use forecast::{AskedFor, LabelCount, ShareRules};
 pub use glance::{
     BatchNote, DaemonNote, Ended, EndedCount, ErrorCount, Glance, Glancer, OrderNote, OutcomeSlot,
     Reading, StateCount, TargetHealth, WaitingGroup, grouped,
 };
-pub use forecast::{AskedFor, LabelCount, ShareRules};
 pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{
     Hints, InventorySummary, Meaning, ServersWanted, ambiguous_name, is_glob, unknown_name,

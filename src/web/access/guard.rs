@@ -17,7 +17,7 @@ use super::caller::{Caller, Refusal};
 use super::entrance::Entrance;
 use super::origin::{host_name, is_own_name, is_same_origin};
 use super::tokens::{digest, is_same};
-use super::{Access, Peer};
+use super::{GuestBook, Peer};
 use crate::web::{Site, api};
 
 /// Of these everybody may know.
@@ -233,7 +233,7 @@ pub(super) fn address_of(entrance: &Entrance, peer: Peer, headers: &HeaderMap) -
 }
 
 async fn caller_of(
-    access: &Access,
+    access: &GuestBook,
     entrance: &Entrance,
     address: IpAddr,
     parts: &Parts,
@@ -270,7 +270,7 @@ async fn caller_of(
 
 /// The caller with this token; a wrong one is answered late.
 async fn by_token(
-    access: &Access,
+    access: &GuestBook,
     entrance: &Entrance,
     address: IpAddr,
     token: &str,
@@ -287,7 +287,7 @@ async fn by_token(
 /// # Errors
 /// 401 after a while, 429 at once.
 pub(super) async fn prove(
-    access: &Access,
+    access: &GuestBook,
     entrance: &Entrance,
     address: IpAddr,
     token: &str,

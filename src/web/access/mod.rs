@@ -24,7 +24,7 @@ use slowdown::Slowdown;
 
 /// What access is decided by, beside the config.
 #[derive(Default)]
-pub(super) struct Access {
+pub(super) struct GuestBook {
     sessions: Sessions,
     slowdown: Slowdown,
 }

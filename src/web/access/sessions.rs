@@ -15,10 +15,10 @@ const SESSIONS_MAX: usize = 1000;
 
 /// All sessions, by a digest of their names: looking one up says nothing about another.
 #[derive(Default)]
-pub(super) struct Sessions(Mutex<BTreeMap<[u8; 32], Session>>);
+pub(super) struct Sessions(Mutex<BTreeMap<[u8; 32], SignedIn>>);
 
 #[derive(Clone)]
-pub(super) struct Session {
+pub(super) struct SignedIn {
     /// The token that it was begun with.
     pub(super) token: TokenDigest,
     /// Every form of the page carries it, so that no other page can send one.
@@ -26,7 +26,7 @@ pub(super) struct Session {
     began: Instant,
 }
 
-impl Session {
+impl SignedIn {
     fn is_over(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.began) >= SESSION_TIME
     }
@@ -37,7 +37,7 @@ impl Sessions {
     /// random numbers.
     pub(super) fn begin(&self, token: TokenDigest, now: Instant) -> Option<String> {
         let name = random_word()?;
-        let session = Session {
+        let session = SignedIn {
             token,
             form_token: random_word()?,
             began: now,
@@ -58,7 +58,7 @@ impl Sessions {
     }
 
     /// The session with this name, if it is not over.
-    pub(super) fn find(&self, name: &str, now: Instant) -> Option<Session> {
+    pub(super) fn find(&self, name: &str, now: Instant) -> Option<SignedIn> {
         let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = sessions.get(&digest(name))?;
         (!session.is_over(now)).then(|| session.clone())

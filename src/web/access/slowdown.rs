@@ -38,7 +38,7 @@ struct Penalty {
 }
 
 /// One answer that is being delayed; dropped when it has been.
-struct Waiting<'a> {
+struct DelayedAnswer<'a> {
     slowdown: &'a Slowdown,
     address: IpAddr,
 }
@@ -67,7 +67,7 @@ impl Slowdown {
         tokio::time::sleep(delay).await;
     }
 
-    fn note_failure(&self, address: IpAddr, now: Instant) -> (Duration, Waiting<'_>) {
+    fn note_failure(&self, address: IpAddr, now: Instant) -> (Duration, DelayedAnswer<'_>) {
         let mut penalties = self.penalties();
         penalties.make_room(now);
         let penalty = penalties.addresses.entry(address).or_insert(Penalty {
@@ -83,7 +83,7 @@ impl Slowdown {
         penalty.last = now;
         let delay = delay_after(penalty.failures);
         penalties.waiting += 1;
-        let waiting = Waiting {
+        let waiting = DelayedAnswer {
             slowdown: self,
             address,
         };
@@ -117,7 +117,7 @@ impl Penalties {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for DelayedAnswer<'_> {
     fn drop(&mut self) {
         let mut penalties = self.slowdown.penalties();
         penalties.waiting = penalties.waiting.saturating_sub(1);

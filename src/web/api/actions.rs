@@ -28,7 +28,7 @@ const CHARS_MAX: usize = 256;
 /// Which requests are meant: those that fit everything that is given. Something has to be given.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Chosen {
+pub(super) struct RequestChoice {
     /// These.
     #[schema(max_items = 10000)]
     ids: Option<Vec<i64>>,
@@ -55,13 +55,14 @@ pub(super) struct Chosen {
     #[schema(max_length = 1024)]
     reason: Option<String>,
     /// To approve: how many requests that are; another number approves nothing.
-    requests: Option<u64>,
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 4_294_967_295_i64)]
+    requests: Option<u32>,
 }
 
 /// What to hold or to let go: a target, an action, a label, or what they have in common.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Scope {
+pub(super) struct PauseScope {
     /// Only this target.
     #[schema(max_length = 256)]
     target: Option<String>,
@@ -83,7 +84,7 @@ pub(super) struct Scope {
     reason: Option<String>,
 }
 
-impl Chosen {
+impl RequestChoice {
     async fn selection(
         &self,
         client: &mut QueueClient,
@@ -115,7 +116,7 @@ impl Chosen {
 
 /// Cancel what is queued. A producer may cancel what it asked for itself.
 #[utoipa::path(
-    post, path = "/cancel", request_body = Chosen,
+    post, path = "/cancel", request_body = RequestChoice,
     responses((status = 200, description = "What came of it", body = Done))
 )]
 pub(super) async fn cancel(
@@ -124,7 +125,7 @@ pub(super) async fn cancel(
     body: JsonText,
 ) -> Result<Response, Problem> {
     caller.require(Role::Producer)?;
-    let chosen: Chosen = body.object()?;
+    let chosen: RequestChoice = body.object()?;
     let mut allowed = allowed_to(&caller);
     if !caller.may(Role::Operator) {
         allowed.requested_by = Some(caller.name().to_owned());
@@ -141,7 +142,7 @@ pub(super) async fn cancel(
 
 /// Insert a new request for each that failed.
 #[utoipa::path(
-    post, path = "/retry", request_body = Chosen,
+    post, path = "/retry", request_body = RequestChoice,
     responses((status = 200, description = "What came of it", body = Done))
 )]
 pub(super) async fn retry(
@@ -150,7 +151,7 @@ pub(super) async fn retry(
     body: JsonText,
 ) -> Result<Response, Problem> {
     caller.require(Role::Operator)?;
-    let chosen: Chosen = body.object()?;
+    let chosen: RequestChoice = body.object()?;
     let mut door = open(&site, Access::Write).await?;
     let Door { client, .. } = &mut door;
     let which = chosen.selection(client, allowed_to(&caller)).await?;
@@ -161,7 +162,7 @@ pub(super) async fn retry(
 
 /// Approve what is queued and unapproved; `requests` is how many those are.
 #[utoipa::path(
-    post, path = "/approve", request_body = Chosen,
+    post, path = "/approve", request_body = RequestChoice,
     responses(
         (status = 200, description = "What came of it", body = Done),
         (status = 409, description = "It is another number of requests; nothing is approved", body = Problem, content_type = "application/problem+json"),
@@ -173,8 +174,8 @@ pub(super) async fn approve(
     body: JsonText,
 ) -> Result<Response, Problem> {
     caller.require(Role::Operator)?;
-    let chosen: Chosen = body.object()?;
-    let Some(number) = chosen.requests else {
+    let chosen: RequestChoice = body.object()?;
+    let Some(number) = chosen.requests.map(u64::from) else {
         return Err(Problem::unprocessable(
             "requests is missing: the number of the requests that are to be approved",
         ));
@@ -206,7 +207,7 @@ fn another(number: u64, waiting: u64) -> Problem {
 
 /// Hold a target, an action or a label: nothing new is sent.
 #[utoipa::path(
-    post, path = "/pause", request_body = Scope,
+    post, path = "/pause", request_body = PauseScope,
     responses((status = 200, description = "How many queued requests it holds", body = Done))
 )]
 pub(super) async fn pause(
@@ -215,7 +216,7 @@ pub(super) async fn pause(
     body: JsonText,
 ) -> Result<Response, Problem> {
     caller.require(Role::Operator)?;
-    let scope: Scope = body.object()?;
+    let scope: PauseScope = body.object()?;
     let which = scope.selection(&caller)?;
     let mut door = open(&site, Access::Write).await?;
     let actor = actor(&caller, &scope.reason);
@@ -226,7 +227,7 @@ pub(super) async fn pause(
 
 /// End a pause that was made with the same words, or let the held wave of an order go.
 #[utoipa::path(
-    post, path = "/resume", request_body = Scope,
+    post, path = "/resume", request_body = PauseScope,
     responses(
         (status = 200, description = "How many queued requests it is about", body = Done),
         (status = 409, description = "There is nothing to resume", body = Problem, content_type = "application/problem+json"),
@@ -238,7 +239,7 @@ pub(super) async fn resume(
     body: JsonText,
 ) -> Result<Response, Problem> {
     caller.require(Role::Operator)?;
-    let scope: Scope = body.object()?;
+    let scope: PauseScope = body.object()?;
     let which = scope.selection(&caller)?;
     let mut door = open(&site, Access::Write).await?;
     let actor = actor(&caller, &scope.reason);
@@ -267,7 +268,7 @@ fn nothing(why: &str) -> Problem {
     Problem::new(StatusCode::CONFLICT, format!("nothing to resume: {why}"))
 }
 
-impl Scope {
+impl PauseScope {
     fn selection(&self, caller: &Caller) -> Result<Selection, Problem> {
         let is_named = self.target.is_some() || self.action.is_some() || self.label.is_some();
         if is_named == self.everything {

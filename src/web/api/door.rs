@@ -26,16 +26,16 @@ const IDLE_TIME: Duration = Duration::from_secs(5);
 /// Whose turn it is, and the connections that wait for the next who reads: to open the queue costs
 /// more than most reads.
 #[derive(Clone)]
-pub struct Turns(Arc<Shared>);
+pub struct Turns(Arc<SharedTurns>);
 
-struct Shared {
+struct SharedTurns {
     readers: Semaphore,
     writers: Semaphore,
-    idle: Mutex<Idle>,
+    idle: Mutex<IdleReaders>,
 }
 
 #[derive(Default)]
-struct Idle {
+struct IdleReaders {
     clients: Vec<IdleClient>,
     /// Somebody closes those that nobody takes.
     is_swept: bool,
@@ -45,16 +45,16 @@ struct Idle {
 
 struct IdleClient {
     client: QueueClient,
-    file: FileId,
+    file: QueueFile,
     since: Instant,
 }
 
 /// Device and inode: an older copy that was put in the queue's place is another file.
-type FileId = (u64, u64);
+type QueueFile = (u64, u64);
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedTurns {
             readers: Semaphore::new(READERS_MAX),
             writers: Semaphore::new(WRITERS_MAX),
             idle: Mutex::default(),
@@ -63,16 +63,6 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Waits for the caller's turn to open the queue; none: it does not come in time.
-    pub(in crate::web) async fn take(&self, access: Access) -> Option<SemaphorePermit<'_>> {
-        let turns = match access {
-            Access::Read => &self.0.readers,
-            Access::Write => &self.0.writers,
-        };
-        let turn = tokio::time::timeout(PATIENCE, turns.acquire()).await;
-        turn.ok()?.ok()
-    }
-
     /// Closes the connections that nobody uses, and keeps none from now on. SQLite tidies up the
     /// `-wal` when the last one is closed.
     pub async fn end(&self) {
@@ -87,14 +77,24 @@ impl Turns {
         }
     }
 
-    fn idle_client(&self, file: FileId) -> Option<QueueClient> {
+    /// Waits for the caller's turn to open the queue; none: it does not come in time.
+    pub(in crate::web) async fn take(&self, access: Access) -> Option<SemaphorePermit<'_>> {
+        let places = match access {
+            Access::Read => &self.0.readers,
+            Access::Write => &self.0.writers,
+        };
+        let turn = tokio::time::timeout(PATIENCE, places.acquire()).await;
+        turn.ok()?.ok()
+    }
+
+    fn take_idle(&self, file: QueueFile) -> Option<QueueClient> {
         let mut idle = self.0.idle();
         let place = idle.clients.iter().position(|idle| idle.file == file)?;
         Some(idle.clients.swap_remove(place).client)
     }
 
     /// Returns it if none is kept any more.
-    fn keep(&self, client: QueueClient, file: FileId) -> Option<QueueClient> {
+    fn keep_idle(&self, client: QueueClient, file: QueueFile) -> Option<QueueClient> {
         let mut idle = self.0.idle();
         if idle.is_over {
             return Some(client);
@@ -112,8 +112,8 @@ impl Turns {
     }
 }
 
-impl Shared {
-    fn idle(&self) -> MutexGuard<'_, Idle> {
+impl SharedTurns {
+    fn idle(&self) -> MutexGuard<'_, IdleReaders> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,7 +132,7 @@ impl Shared {
     }
 }
 
-async fn sweep(shared: Arc<Shared>) {
+async fn sweep(shared: Arc<SharedTurns>) {
     while let Some(outdated) = shared.outdated() {
         for idle in outdated {
             let _ = idle.client.close().await;
@@ -146,7 +146,7 @@ pub(super) struct Door<'a> {
     pub(super) client: QueueClient,
     turns: &'a Turns,
     /// None: it writes, and is not kept.
-    file: Option<FileId>,
+    file: Option<QueueFile>,
     _turn: SemaphorePermit<'a>,
 }
 
@@ -155,7 +155,7 @@ impl Door<'_> {
     /// used again.
     pub(super) async fn close(self) -> Result<(), Problem> {
         let left = match self.file {
-            Some(file) => self.turns.keep(self.client, file),
+            Some(file) => self.turns.keep_idle(self.client, file),
             None => Some(self.client),
         };
         if let Some(client) = left {
@@ -167,14 +167,14 @@ impl Door<'_> {
 
 /// Opens the queue for reading or writing, when it is the caller's turn.
 pub(super) async fn open(site: &Site, access: Access) -> Result<Door<'_>, Problem> {
-    let late = || Problem::busy("too many others ask for the queue at present");
     let turns = &site.turns;
+    let late = || Problem::busy("too many others ask for the queue at present");
     let turn = turns.take(access).await.ok_or_else(late)?;
     let file = match access {
         Access::Read => file_id(&site.database),
         Access::Write => None,
     };
-    let client = match file.and_then(|file| turns.idle_client(file)) {
+    let client = match file.and_then(|file| turns.take_idle(file)) {
         Some(client) => client,
         None => QueueClient::open(&site.database, access).await?,
     };
@@ -187,7 +187,7 @@ pub(super) async fn open(site: &Site, access: Access) -> Result<Door<'_>, Proble
 }
 
 /// By its path: a handle of our own would drop SQLite's locks when closed.
-fn file_id(queue: &Path) -> Option<FileId> {
+fn file_id(queue: &Path) -> Option<QueueFile> {
     let meta = std::fs::metadata(queue).ok()?;
     Some((meta.dev(), meta.ino()))
 }

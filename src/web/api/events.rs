@@ -21,7 +21,7 @@ use super::reads::view;
 use super::views::{Sight, View};
 use crate::store::client::QueueWatch;
 use crate::web::access::{Caller, Entrance};
-use crate::web::server::ActivityLink;
+use crate::web::server::GuestLink;
 use crate::web::{Site, SiteLink};
 
 /// Who follows at a time.
@@ -175,7 +175,7 @@ pub(super) async fn events(
     State(site): State<Arc<Site>>,
     caller: Caller,
     Extension(entrance): Extension<Arc<Entrance>>,
-    Extension(activity): Extension<ActivityLink>,
+    Extension(activity): Extension<GuestLink>,
     params: Params,
 ) -> Result<Response, Problem> {
     params.require_known(&[])?;

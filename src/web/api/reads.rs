@@ -22,9 +22,9 @@ use crate::web::access::Caller;
 /// Servers of one page, if no other number is asked for.
 const USUAL_LIMIT: u32 = 1000;
 
-/// Orders with waves.
+/// OrderList with waves.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Orders {
+pub(super) struct OrderList {
     /// Those that are not done, and those that were done in the last day.
     orders: Vec<OrderNote>,
 }
@@ -79,10 +79,10 @@ pub(super) async fn status(
     Ok(with_tag(&headers, view.body.clone(), &view.tag))
 }
 
-/// Orders with waves, and how far they are.
+/// OrderList with waves, and how far they are.
 #[utoipa::path(
     get, path = "/orders",
-    responses((status = 200, description = "The orders", body = Orders))
+    responses((status = 200, description = "The orders", body = OrderList))
 )]
 pub(super) async fn orders(
     State(site): State<Arc<Site>>,
@@ -93,7 +93,7 @@ pub(super) async fn orders(
     params.require_known(&[])?;
     let reading = site.glance.get().await.map_err(Problem::busy)?;
     let orders = reading.glance(caller.targets()).orders;
-    Ok(tagged(&headers, &Orders { orders }))
+    Ok(tagged(&headers, &OrderList { orders }))
 }
 
 /// Servers as lists have shown them.

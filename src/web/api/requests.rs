@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::door::{Door, open, seen_by};
 use super::input::{JsonText, Params, time, words};
 use super::problem::{Problem, RowNote};
-use super::rows::{Row, Rows, resolve};
+use super::rows::{RequestRow, RequestRows, resolve};
 use super::tagged::tagged;
 use crate::model::{PowerAction, RequestState, Role};
 use crate::store::QueueClient;
@@ -44,7 +44,7 @@ const KNOWN: [&str; 10] = [
 pub(super) struct Inserted {
     /// Their ids, in the order given; for a glob, one for each server that it matches.
     ids: Vec<i64>,
-    /// Rows whose server no list has shown.
+    /// RequestRows whose server no list has shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     warnings: Vec<RowNote>,
@@ -110,7 +110,7 @@ pub(super) struct RequestDetail {
 /// `requested_by` becomes the token's name. A row whose `request_key` exists for the same server,
 /// action and target is that request, and its id is in the answer.
 #[utoipa::path(
-    post, path = "/requests", request_body = Vec<Row>,
+    post, path = "/requests", request_body = Vec<RequestRow>,
     responses(
         (status = 201, description = "They are inserted", body = Inserted),
         (status = 200, description = "All of them were there before", body = Inserted),
@@ -123,7 +123,7 @@ pub(super) async fn insert(
     body: JsonText,
 ) -> Result<Response, Problem> {
     caller.require(Role::Producer)?;
-    let rows = Rows::read(&body.0)?;
+    let rows = RequestRows::read(&body.0)?;
     rows.require_allowed(&caller)?;
     let mut door = open(&site, Access::Read).await?;
     let resolved = resolve(&mut door.client, &rows, &caller).await?;

@@ -18,7 +18,7 @@ use crate::store::client::{
 use crate::web::access::{Caller, Refusal, too_large};
 use axum::http::StatusCode;
 
-/// Rows of one call, and requests that they may become.
+/// RequestRows of one call, and requests that they may become.
 const ROWS_MAX: usize = 10_000;
 /// Words that match many servers; each is looked for by itself.
 const GLOBS_MAX: usize = 100;
@@ -29,7 +29,7 @@ const USUAL_TARGET: &str = "default";
 /// A request as its producer writes it. Either `server` or `server_id` is needed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Row {
+pub(super) struct RequestRow {
     /// The id or the name of a server, or a glob over names.
     server: Option<String>,
     /// The id of a server, whether or not a list has shown it.
@@ -62,7 +62,7 @@ pub(super) struct Row {
     override_reason: Option<String>,
 }
 
-impl Row {
+impl RequestRow {
     fn target(&self) -> &str {
         self.target.as_deref().unwrap_or(USUAL_TARGET)
     }
@@ -70,9 +70,9 @@ impl Row {
 
 /// All rows of a call.
 #[derive(Debug)]
-pub(super) struct Rows(Vec<Row>);
+pub(super) struct RequestRows(Vec<RequestRow>);
 
-impl Rows {
+impl RequestRows {
     /// Reads a body.
     ///
     /// # Errors
@@ -132,8 +132,8 @@ fn refuse(wrong: Vec<RowNote>) -> Result<(), Problem> {
     Err(Problem::unprocessable("nothing is inserted: some rows are wrong").with_errors(wrong))
 }
 
-fn read_row(raw: &RawValue) -> Result<Row, String> {
-    let row: Row = serde_json::from_str(raw.get()).map_err(|error| sentence(&error))?;
+fn read_row(raw: &RawValue) -> Result<RequestRow, String> {
+    let row: RequestRow = serde_json::from_str(raw.get()).map_err(|error| sentence(&error))?;
     match (&row.server, &row.server_id) {
         (Some(_), Some(_)) => Err("has both server and server_id; give one of them".to_owned()),
         (None, None) => Err("has no server; give the id or the name of one".to_owned()),
@@ -209,7 +209,7 @@ impl Resolved {
         self.rows.get(request).copied().unwrap_or(request)
     }
 
-    fn add(&mut self, index: usize, row: &Row, server_id: String, caller: &Caller) {
+    fn add(&mut self, index: usize, row: &RequestRow, server_id: String, caller: &Caller) {
         self.rows.push(index);
         self.requests.push(NewRequest {
             server_id,
@@ -240,7 +240,7 @@ impl Resolved {
 /// 422 with each row whose name stands for nothing, or for one of several servers.
 pub(super) async fn resolve(
     client: &mut QueueClient,
-    rows: &Rows,
+    rows: &RequestRows,
     caller: &Caller,
 ) -> Result<Resolved, Problem> {
     let globs = rows.0.iter().filter_map(|row| row.server.as_deref());
@@ -303,7 +303,7 @@ pub(super) async fn resolve(
 fn add_all(
     resolved: &mut Resolved,
     index: usize,
-    row: &Row,
+    row: &RequestRow,
     servers: Vec<ServerRecord>,
     caller: &Caller,
 ) {
@@ -335,9 +335,9 @@ fn add_all(
 /// What the names of the rows stand for, by row; none for rows of targets without an inventory.
 async fn meanings(
     client: &mut QueueClient,
-    rows: &Rows,
+    rows: &RequestRows,
 ) -> Result<BTreeMap<usize, Meaning>, Problem> {
-    let mut by_target: BTreeMap<&str, Named> = BTreeMap::new();
+    let mut by_target: BTreeMap<&str, NamedServers> = BTreeMap::new();
     for (number, row) in rows.0.iter().enumerate() {
         if let Some(word) = &row.server {
             let named = by_target.entry(row.target()).or_default();
@@ -355,9 +355,9 @@ async fn meanings(
     Ok(meanings)
 }
 
-/// Rows of one target, and how they name their servers.
+/// RequestRows of one target, and how they name their servers.
 #[derive(Default)]
-struct Named {
+struct NamedServers {
     rows: Vec<usize>,
     words: Vec<String>,
 }
@@ -370,7 +370,7 @@ mod tests {
     fn every_row_that_does_not_read_is_named() {
         let text = br#"[{"server": "a", "action": "stop"}, {"action": "stop"}, 7,
             {"server": "a", "action": "stop", "approved_by": "x"}, {"server_id": "a", "server": "b", "action": "stop"}]"#;
-        assert!(Rows::read(text).is_err());
+        assert!(RequestRows::read(text).is_err());
         let rows = raw_rows(text).expect("an array");
         let read: Vec<_> = rows.into_iter().map(read_row).collect();
         assert!(read[0].is_ok());
