@@ -1176,6 +1176,8 @@ CREATE TABLE operator_actions (
                                             AND typeof(reason) IN ('text', 'null'))
 );
 
+CREATE INDEX operator_actions_at ON operator_actions (at);
+
 CREATE TRIGGER operator_actions_check_insert BEFORE INSERT ON operator_actions
 WHEN NEW.id IS NOT -1 AND EXISTS (SELECT 1 FROM operator_actions WHERE id = NEW.id)
 BEGIN
@@ -1202,4 +1204,27 @@ CREATE TRIGGER power_requests_override AFTER UPDATE OF override_reason ON power_
 WHEN NEW.override_reason IS NOT OLD.override_reason AND OLD.override_reason IS NOT NULL
 BEGIN
     DELETE FROM noted_overrides WHERE request_id = NEW.id;
+END;
+
+-- One row: what the daemon notes of deleting old requests, for `status` and `db prune`.
+CREATE TABLE upkeep (
+    id               INTEGER PRIMARY KEY CONSTRAINT upkeep_is_one CHECK (id = 1),
+    export_dir       TEXT,      -- where they are written before; NULL: nowhere
+    export_error     TEXT,      -- why the last try failed: nothing is deleted then. NULL once one succeeds
+    export_failed_at TEXT
+);
+
+CREATE TRIGGER upkeep_check_insert BEFORE INSERT ON upkeep WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes upkeep');
+END;
+
+CREATE TRIGGER upkeep_check_update BEFORE UPDATE ON upkeep WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes upkeep');
+END;
+
+CREATE TRIGGER upkeep_check_delete BEFORE DELETE ON upkeep WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+BEGIN
+    SELECT RAISE(ABORT, 'only the daemon writes upkeep');
 END;

@@ -182,6 +182,15 @@
 //! and protected servers are in the config, because anybody who can write the database could remove
 //! them there.
 //!
+//! **What people do is in one place.** Commands, page and API select requests with one type and call the
+//! same functions of `store::client`, each of which writes its row of `operator_actions` in its own
+//! transaction. A reason to leave outside windows is noted once: the ids of noted requests are in a
+//! table of their own, so that a producer's reason in plain SQL is noted when it lets something go,
+//! and a command's is not noted again for each batch.
+//!
+//! **What is deleted is on the disk first.** With `export_before_prune`, a chunk is read, written and
+//! synced without a transaction, by a thread that nobody waits for; then just those rows are deleted.
+//!
 //! **Windows and guards.** A window is a question about the clock on the wall of its zone at one
 //! instant; when the answer changes is found by asking again at each mark of that clock and at each
 //! clock change, so that no rule about skipped and repeated hours is needed. A guard counts what is

@@ -353,7 +353,7 @@ fn another_word_for_an_action_is_never_hinted_as_another_action() {
         queue
             .run(&["enqueue", "cycle", "server-1"])
             .err
-            .contains("--after")
+            .contains("use power-cycle")
     );
 }
 

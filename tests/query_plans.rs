@@ -79,13 +79,17 @@ async fn no_statement_of_the_daemon_searches_or_sorts_the_queue() {
     for sql in statements() {
         let plan = plan(&mut queue, sql).await;
         for step in &plan {
-            let scan = step.starts_with("SCAN ") && !is_small(step) && !is_head_of_an_index(step);
+            // What a view has found by an index.
+            let is_of_view = step == "SCAN a" && plan[0] == "CO-ROUTINE request_attempts";
+            let scan = step.starts_with("SCAN ")
+                && !is_small(step)
+                && !is_head_of_an_index(step)
+                && !is_of_view;
             // Grouping the members of one batch is no search, nor are the few sums of the overview,
             // nor the first so many that wait for approval.
             let is_small_sort = sql.contains("a.result = 'busy' GROUP BY")
                 || sql.contains("queue_overview")
-                || sql.contains("GROUP BY waiting.label")
-                || sql.contains("GROUP BY r.override_reason");
+                || sql.contains("GROUP BY waiting.label");
             let sort = step.contains("TEMP B-TREE") && !is_small_sort;
             assert!(
                 !scan && !sort && !step.contains("AUTOMATIC"),

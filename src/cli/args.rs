@@ -65,51 +65,94 @@ pub(super) fn now() -> UtcMillis {
 
 /// `start`, `stop` or `reboot`.
 pub(super) fn actions() -> impl TypedValueParser<Value = PowerAction> {
-    ActionParser
+    ActionParser {
+        words: &["start", "stop", "reboot"],
+        read: |word| word.parse().ok(),
+    }
+}
+
+/// What `enqueue` takes.
+pub(super) fn asked() -> impl TypedValueParser<Value = Asked> {
+    ActionParser {
+        words: &["start", "stop", "reboot", POWER_CYCLE],
+        read: |word| match word {
+            POWER_CYCLE => Some(Asked::PowerCycle),
+            _ => word.parse().ok().map(Asked::Action),
+        },
+    }
+}
+
+const POWER_CYCLE: &str = "power-cycle";
+
+/// What is asked of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// One request.
+    Action(PowerAction),
+    /// A stop, and a start that waits for it.
+    PowerCycle,
+}
+
+impl Asked {
+    /// What happens to the server first.
+    pub(super) fn first(self) -> PowerAction {
+        match self {
+            Self::Action(action) => action,
+            Self::PowerCycle => PowerAction::Stop,
+        }
+    }
 }
 
 /// A parser of our own, because clap suggests the word with the most similar letters, and that may
 /// be another action: restart is not start.
 #[derive(Debug, Clone, Copy)]
-struct ActionParser;
+struct ActionParser<T> {
+    words: &'static [&'static str],
+    read: fn(&str) -> Option<T>,
+}
 
-impl TypedValueParser for ActionParser {
-    type Value = PowerAction;
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for ActionParser<T> {
+    type Value = T;
 
     fn parse_ref(
         &self,
         command: &Command,
         _: Option<&Arg>,
         value: &OsStr,
-    ) -> Result<PowerAction, clap::Error> {
+    ) -> Result<T, clap::Error> {
         let word = value.to_string_lossy();
-        word.parse().map_err(|_| {
-            let hint = action_hint(&word)
+        (self.read)(&word).ok_or_else(|| {
+            let hint = action_hint(&word, self.words.contains(&POWER_CYCLE))
                 .map(|hint| format!("; {hint}"))
                 .unwrap_or_default();
             let word = output::visible(&word);
-            let sentence =
-                format!("invalid value '{word}': an action is start, stop or reboot{hint}\n");
+            let known = one_of(self.words);
+            let sentence = format!("invalid value '{word}': an action is {known}{hint}\n");
             clap::Error::raw(ErrorKind::InvalidValue, sentence).with_cmd(command)
         })
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(
-            PowerAction::ALL
-                .iter()
-                .map(|action| PossibleValue::new(action.as_str())),
-        ))
+        Some(Box::new(self.words.iter().copied().map(PossibleValue::new)))
+    }
+}
+
+/// Such as `start, stop or reboot`.
+fn one_of(words: &[&str]) -> String {
+    match words {
+        [all @ .., last] if !all.is_empty() => format!("{} or {last}", all.join(", ")),
+        _ => words.join(", "),
     }
 }
 
 /// The right word for what the user means, never one for another action.
-fn action_hint(word: &str) -> Option<&'static str> {
+fn action_hint(word: &str, knows_cycles: bool) -> Option<&'static str> {
     match word.to_lowercase().replace(['-', '_', ' '], "").as_str() {
         "reboot" | "restart" | "reset" => Some("use reboot"),
         "stop" | "off" | "shutdown" | "halt" | "poweroff" | "down" => Some("use stop"),
         "start" | "on" | "poweron" | "up" => Some("use start"),
-        "cycle" | "powercycle" => Some("a power cycle is a stop, then a start with --after"),
+        "cycle" | "powercycle" if knows_cycles => Some("use power-cycle"),
+        "cycle" | "powercycle" => Some("a power cycle is a stop and a start"),
         _ => None,
     }
 }
@@ -155,12 +198,22 @@ pub(super) async fn past(
     text: &str,
     now: UtcMillis,
 ) -> Result<String, Failure> {
+    past_of(client, "--since", text, now).await
+}
+
+/// As `past`; `option` is named in the error.
+pub(super) async fn past_of(
+    client: &mut QueueClient,
+    option: &str,
+    text: &str,
+    now: UtcMillis,
+) -> Result<String, Failure> {
     if let Ok(ago) = span(text) {
         return Ok(now.before(ago).to_string());
     }
     client.read_time(&sqlite_time(text)).await?.ok_or_else(|| {
         Failure::Usage(format!(
-            "--since {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
+            "{option} {}: write a duration such as 2h (two hours ago), or {TIME_FORMS}",
             output::visible(text)
         ))
     })
@@ -294,13 +347,16 @@ mod tests {
             ("Stop", "stop"),
         ] {
             assert_eq!(
-                action_hint(word),
+                action_hint(word, true),
                 Some(format!("use {hint}").as_str()),
                 "{word}"
             );
         }
-        assert_eq!(action_hint("explode"), None);
-        assert!(action_hint("cycle").is_some_and(|hint| hint.contains("--after")));
+        assert_eq!(action_hint("explode", true), None);
+        assert_eq!(action_hint("cycle", true), Some("use power-cycle"));
+        assert!(
+            action_hint("cycle", false).is_some_and(|hint| hint.contains("a stop and a start"))
+        );
     }
 
     #[test]

@@ -137,6 +137,9 @@ async fn findings(context: &Context, online: bool) -> Vec<Finding> {
     )];
     findings.extend(clock_finding(args::now()));
     findings.extend(files::findings(database));
+    if let Some(dir) = &settings.queue.export_before_prune {
+        findings.push(files::export_finding(dir));
+    }
     findings.extend(sqlite::findings().await);
     queue(&settings, &mut findings).await;
     findings.extend(listen_finding(&settings));

@@ -13,6 +13,8 @@ use crate::settings::QueueSettings;
 use crate::store::client::Access;
 use crate::store::{Prune, Running, Store, daemon_on};
 
+mod export;
+
 /// Pause between two steps of a prune, in which producers can write.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
 
@@ -27,8 +29,33 @@ pub(super) struct DbArgs {
 enum DbCommand {
     Migrate(MigrateArgs),
     Backup(BackupArgs),
+    Export(ExportArgs),
     Prune(PruneArgs),
     Release(ReleaseArgs),
+}
+
+/// Write what has ended, with its attempts, and what people did, as JSON lines.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Each line is an object with its \"type\": first all outcomes in the order of their ends, behind each its attempts; then all \
+actions (operator_actions) in the order of their times. FILE has mode 0600 and is replaced in one step. For exports that \
+follow each other without gap, give --until a time that is a minute past.
+
+Examples:
+  poweryard db export /var/backups/poweryard/2026-01.jsonl --since 2026-01-01 --until 2026-02-01
+  poweryard db export - --since 24h")]
+struct ExportArgs {
+    /// The file to write; `-`: stdout.
+    #[arg(value_name = "FILE")]
+    to: PathBuf,
+    /// What ended or was done at this time or later: a UTC time, or 2h for two hours ago.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// What ended or was done before this time; without it, before now.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    #[command(flatten)]
+    queue: QueueArgs,
 }
 
 /// Create the queue, or bring its schema up to date. Refused while a daemon runs on it.
@@ -60,6 +87,8 @@ struct BackupArgs {
 #[command(after_help = "\
 Without --older-than the config's queue.retention applies, which the daemon also applies automatically. Requests that \
 another one still waits for (after_id) stay, and so do batches that still count in a budget of their target.
+With queue.export_before_prune what is deleted is written down first; exit code 3 if that fails, and the rest stays. With \
+--database the folder is the one that the daemon uses.
 
 Example: poweryard db prune --older-than 30d")]
 struct PruneArgs {
@@ -91,6 +120,7 @@ pub(super) async fn run(context: &Context, args: DbArgs) -> Result<Exit, Failure
     match args.command {
         DbCommand::Migrate(args) => migrate(&args.queue.path(context)?).await,
         DbCommand::Backup(args) => backup(context, &args).await,
+        DbCommand::Export(args) => export::run(context, &args).await,
         DbCommand::Prune(args) => prune(context, &args).await,
         DbCommand::Release(args) => release(context, &args).await,
     }
@@ -105,14 +135,19 @@ async fn backup(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
 }
 
 async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
-    let age = match args.older_than {
-        Some(age) => Some(age),
-        None if args.queue.is_named() => {
+    let settings = if args.queue.is_named() {
+        None
+    } else {
+        Some(QueueSettings::load(&context.config)?)
+    };
+    let age = match (args.older_than, &settings) {
+        (Some(age), _) => Some(age),
+        (None, Some(settings)) => settings.retention,
+        (None, None) => {
             return Err(Failure::Usage(
                 "with --database the config is not read; give --older-than, too".to_owned(),
             ));
         }
-        None => QueueSettings::load(&context.config)?.retention,
     };
     let Some(age) = age else {
         output::print("queue.retention is \"forever\": nothing is deleted\n")?;
@@ -121,16 +156,26 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
     let now = args::now();
     let cutoff = now.before(age);
     let mut client = args.queue.open(context, Access::Write).await?;
+    let export_to = match settings {
+        Some(settings) => settings.export_before_prune,
+        // Without the config, what the daemon does counts.
+        None => client.export_note().await?.dir.map(PathBuf::from),
+    };
     let mut prune = Prune::default();
     while !prune.done {
-        prune = client.prune(prune, cutoff, now).await?;
+        prune = client
+            .prune(prune, cutoff, now, export_to.as_deref())
+            .await?;
         tokio::time::sleep(STEP_PAUSE).await;
     }
     client.close().await?;
     let requests = counted(prune.requests, "request");
     let batches = counted(prune.batches, "batch");
+    let before = export_to
+        .map(|dir| format!("; they were written to {} first", dir.display()))
+        .unwrap_or_default();
     output::print(&format!(
-        "deleted {requests} and {batches} that ended before {cutoff}\n"
+        "deleted {requests} and {batches} that ended before {cutoff}{before}\n"
     ))?;
     Ok(Exit::Done)
 }

@@ -4,14 +4,14 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::args::{self, QueueArgs};
+use super::args::{self, Asked, QueueArgs};
 use super::servers::{self, Reading, Word};
 use super::wait::{self, Followed};
 use super::{Context, Exit, Failure, output};
 use crate::model::{HoldKind, PowerAction, RequestId, UtcMillis, counted};
 use crate::plan::windows::WindowState;
 use crate::settings::Settings;
-use crate::store::client::{Access, NewOrder, NewRequest};
+use crate::store::client::{Access, Cycle, NewOrder, NewRequest};
 use crate::store::{QueueClient, StoreError};
 
 /// Insert one request for each server, all in one transaction; print their ids, one per line.
@@ -19,6 +19,8 @@ use crate::store::{QueueClient, StoreError};
 #[command(after_help = "\
 Times are UTC unless they have an offset: 2026-01-31, '2026-01-31 22:00', 2026-01-31T22:00:00+01:00, or +2h from now.
 If a call with --key was interrupted, repeat it with --if-absent.
+power-cycle prints the id of the stop, then that of the start, for each server. --after, --not-before and --expires-at are \
+for the stop; the start waits for it. The keys are KEY:stop:SERVER and KEY:start:SERVER.
 
 Examples:
   poweryard enqueue stop 616fb98f-46ca-475e-917e-2563e5a8cd19
@@ -26,10 +28,10 @@ Examples:
   poweryard enqueue reboot --from-file fleet.txt --label kernel --waves 1,5%,25% --failures-max 2% --pause 10m
   poweryard enqueue start --from-file - --key wake-2026-02-01 --if-absent --wait < servers.txt")]
 pub(super) struct EnqueueArgs {
-    /// What to do: start, stop or reboot. Stop and reboot are always forced; the clouds have no
-    /// soft ones.
-    #[arg(value_parser = args::actions())]
-    action: PowerAction,
+    /// What to do: start, stop, reboot, or power-cycle: a stop, and a start once that has succeeded.
+    /// Stop and reboot are always forced; the clouds have no soft ones.
+    #[arg(value_parser = args::asked())]
+    action: Asked,
     /// Ids, names, or globs over names ('gpu-*') of servers. A server may be named only once.
     #[arg(value_name = "SERVER")]
     servers: Vec<String>,
@@ -103,12 +105,22 @@ pub(super) async fn run(context: &Context, args: EnqueueArgs) -> Result<Exit, Fa
     };
     let servers = servers::ids(&mut client, &words, reading).await?;
     let times = Times::read(&mut client, &args).await?;
-    let requests = requests(&args, &times, servers);
     let order = order(&args, &times);
-    let (ids, skipped) = client
-        .enqueue_in(order.as_ref(), &requests, args.if_absent)
-        .await
-        .map_err(in_options)?;
+    let inserted = match args.action {
+        Asked::Action(action) => {
+            let requests = requests(&args, &times, &servers, action);
+            client
+                .enqueue_in(order.as_ref(), &requests, args.if_absent)
+                .await
+        }
+        Asked::PowerCycle => {
+            let cycles = cycles(&args, &times, &servers);
+            client
+                .enqueue_cycles(order.as_ref(), &cycles, args.if_absent)
+                .await
+        }
+    };
+    let (ids, skipped) = inserted.map_err(in_options)?;
     if let Some(warning) = args::stranger(context, &args.queue, &mut client, &args.target).await? {
         output::note(&warning);
     }
@@ -297,7 +309,7 @@ async fn early_expiry(
             .await?
             .into_iter()
             .filter(|hold| hold.kind == HoldKind::Window.as_str())
-            .find(|hold| hold.covers(&args.target, args.action.as_str()))
+            .find(|hold| hold.covers(&args.target, args.action.first().as_str()))
             .map(|hold| (time(&hold.until), hold.reason)),
     };
     let closed = closed.filter(|(until, _)| until.is_none_or(|until| until >= expires_at));
@@ -325,15 +337,47 @@ fn window_in_config(
 ) -> Option<WindowState> {
     let mut targets = settings?.targets.iter();
     let target = targets.find(|target| target.name.0 == args.target)?;
-    Some(target.windows.state(args.action, at))
+    Some(target.windows.state(args.action.first(), at))
 }
 
-fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewRequest> {
+/// The keys are `K:stop:SERVER` and `K:start:SERVER`. A start waits for its stop and for nothing else,
+/// and has no time of expiry of its own: a server that was switched off is to be switched on again.
+fn cycles(args: &EnqueueArgs, times: &Times, servers: &[String]) -> Vec<Cycle> {
+    let stops = requests(args, times, servers, PowerAction::Stop);
+    let each = stops.into_iter().map(|stop| {
+        let keyed = |action: PowerAction| {
+            let key = args.key.as_ref()?;
+            Some(format!("{key}:{action}:{}", stop.server_id))
+        };
+        let start = NewRequest {
+            action: PowerAction::Start.as_str().to_owned(),
+            request_key: keyed(PowerAction::Start),
+            not_before: None,
+            expires_at: None,
+            after_id: None,
+            ..stop.clone()
+        };
+        let request_key = keyed(PowerAction::Stop);
+        let stop = NewRequest {
+            request_key,
+            ..stop.clone()
+        };
+        Cycle { stop, start }
+    });
+    each.collect()
+}
+
+fn requests(
+    args: &EnqueueArgs,
+    times: &Times,
+    servers: &[String],
+    action: PowerAction,
+) -> Vec<NewRequest> {
     let requested_by = args.requested_by.clone().or_else(args::login_user);
     let mut requests = Vec::with_capacity(servers.len());
     for server_id in servers {
         requests.push(NewRequest {
-            action: args.action.as_str().to_owned(),
+            action: action.as_str().to_owned(),
             target: args.target.clone(),
             priority: args.priority,
             not_before: times.not_before.clone(),
@@ -343,7 +387,7 @@ fn requests(args: &EnqueueArgs, times: &Times, servers: Vec<String>) -> Vec<NewR
             label: args.label.clone(),
             requested_by: requested_by.clone(),
             override_reason: args.override_reason.clone(),
-            server_id,
+            server_id: server_id.clone(),
         });
     }
     requests

@@ -34,6 +34,7 @@ mod servers;
 mod show;
 mod simulate;
 mod status;
+mod undo;
 mod wait;
 
 pub use failure::{Exit, Failure};
@@ -98,6 +99,7 @@ enum Command {
     Cancel(cancel::CancelArgs),
     Approve(approve::ApproveArgs),
     Retry(retry::RetryArgs),
+    Undo(undo::UndoArgs),
     Override(override_windows::OverrideArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -167,6 +169,7 @@ async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Cancel(args) => cancel::run(context, args).await,
         Command::Approve(args) => approve::run(context, args).await,
         Command::Retry(args) => retry::run(context, args).await,
+        Command::Undo(args) => undo::run(context, args).await,
         Command::Override(args) => override_windows::run(context, args).await,
         Command::Pause(args) => pause::pause(context, args).await,
         Command::Resume(args) => pause::resume(context, args).await,

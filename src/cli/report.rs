@@ -29,7 +29,7 @@ every server. With --by: how many servers ended or wait in which way.
 
 Examples:
   poweryard report --label evac
-  poweryard report --label evac --csv > evac.csv
+  poweryard report --label evac --csv
   poweryard report --label evac --by error")]
 pub(super) struct ReportArgs {
     /// Requests with exactly this label.
@@ -214,8 +214,10 @@ async fn others(client: &mut QueueClient, ids: &[i64]) -> Result<String, Failure
     })
 }
 
-/// The columns of `--csv`, and how each is read.
-const COLUMNS: [(&str, fn(&RequestRecord) -> String); 13] = [
+/// A column of `--csv`: its name, and how it is read.
+type CsvColumn = (&'static str, fn(&RequestRecord) -> String);
+
+const COLUMNS: [CsvColumn; 13] = [
     ("server_id", |request| request.server_id.clone()),
     ("name", |request| cell(&request.name)),
     ("target", |request| request.target.clone()),

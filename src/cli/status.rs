@@ -13,7 +13,7 @@ use crate::model::HoldKind;
 use crate::store::client::{
     Access, BatchRecord, HoldRecord, OldestReady, OrderRecord, OverviewCount, TargetNote,
 };
-use crate::store::{QueueClient, Running, StoreError, daemon_on};
+use crate::store::{ExportNote, QueueClient, Running, StoreError, daemon_on};
 
 /// Show the daemon, the queue's counts, running batches, holds, and each target's pace.
 #[derive(Debug, clap::Args)]
@@ -45,6 +45,7 @@ struct Status {
     holds: Vec<HoldRecord>,
     orders: Vec<OrderRecord>,
     targets: Vec<TargetHealth>,
+    export: ExportNote,
 }
 
 /// What is known of a target, with the holds that are about its health.
@@ -114,6 +115,7 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
         batches: client.open_batches().await?,
         orders: client.open_orders().await?,
         targets: targets.collect(),
+        export: client.export_note().await?,
         holds,
     };
     client.close().await?;
@@ -142,6 +144,7 @@ impl Status {
             "holds": self.holds,
             "orders": self.orders,
             "targets": self.targets,
+            "export": self.export,
         })
     }
 
@@ -220,6 +223,14 @@ impl Status {
                 );
                 text.push_str(&wrapped(&visible(&line), "  ", REASON_WIDTH));
             }
+        }
+        if let Some(error) = &self.export.error {
+            let since = cell(&self.export.failed_at);
+            let line = format!(
+                "old requests are not deleted, because they cannot be written down first (tried at {since}): {error}"
+            );
+            text.push('\n');
+            text.push_str(&wrapped(&visible(&line), "", REASON_WIDTH));
         }
         text
     }

@@ -194,7 +194,7 @@ impl Dispatcher {
         self.guards = GuardWatch::default();
         self.submits.apply(settings.batch.linger);
         self.intake.apply(settings.queue.default_ttl);
-        self.upkeep.apply(settings.queue.retention);
+        self.upkeep.apply(&settings.queue);
         self.inventory.apply(&self.targets, reload.is_asked_for);
         self.ledger.apply(settings.notify.as_ref());
         self.orders.apply(&settings.waves);

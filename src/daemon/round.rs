@@ -90,7 +90,7 @@ impl Dispatcher {
             intake: Intake::new(Arc::clone(&store), settings.queue.default_ttl),
             submits: Submits::new(settings.batch.linger),
             unknown_targets: UnknownTargets::default(),
-            upkeep: Upkeep::new(settings.queue.retention),
+            upkeep: Upkeep::new(&settings.queue),
             inventory: Inventory::new(Arc::clone(&store)),
             ledger: Ledger::new(Arc::clone(&store)),
             clocks,

@@ -68,6 +68,7 @@ impl Default for QueueSettings {
             database: PathBuf::from("/var/lib/poweryard/queue.db"),
             default_ttl: Some(DAY),
             retention: Some(90 * DAY),
+            export_before_prune: None,
         }
     }
 }
@@ -126,6 +127,7 @@ fn queue(root: &Section<'_>) -> QueueSettings {
         retention: section
             .read("retention", parse::duration_or("forever", SECOND..=CENTURY))
             .unwrap_or(usual.retention),
+        export_before_prune: section.read("export_before_prune", parse::path),
     };
     section.refuse_unknown(|_| None);
     settings

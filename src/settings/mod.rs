@@ -86,6 +86,8 @@ pub struct QueueSettings {
     pub default_ttl: Option<Duration>,
     /// How long finished requests are kept; none: forever (`"forever"`). Default 90 d.
     pub retention: Option<Duration>,
+    /// The folder where ended requests are written before they are deleted; none: nowhere.
+    pub export_before_prune: Option<PathBuf>,
 }
 
 /// `[batch]`.

@@ -114,6 +114,7 @@ fn every_absent_key_takes_its_default() {
 fn the_shipped_file_parses_and_its_defaults_are_the_codes() {
     let mut plain = parse(SHIPPED).unwrap();
     let no_default = [
+        "export_before_prune",
         "ca_file",
         "proxy",
         "proxy_password_file",
@@ -223,7 +224,7 @@ fn the_shipped_file_shows_every_key() {
         .collect();
     assert_eq!(
         known.len(),
-        6 + 23 + 3 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2 + 3,
+        6 + 23 + 4 + 2 + 1 + 4 + 4 + 3 + 3 + 4 + 2 + 3,
         "{messages}"
     );
     for key in known
@@ -602,7 +603,7 @@ fn each_wrong_line_outside_targets_gets_its_sentence() {
         ),
         (
             "[queue]\nttl = \"1h\"",
-            "10: queue.ttl: unknown key; known here: database, default_ttl, retention",
+            "10: queue.ttl: unknown key; known here: database, default_ttl, retention, export_before_prune",
         ),
         (
             "[batch]\nlinger = \"61s\"",

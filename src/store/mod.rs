@@ -11,6 +11,7 @@
 //! delete the live `-wal`. The one handle that the lock needs is never closed (`sqlite::file`).
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use crate::model::{
     Origin, PowerAction, RequestId, ServerId, TargetName, UtcMillis,
 };
 use sqlite::{
-    batches, claim, epoch, gate, guard, holds, intake, orders, record, servers, snapshot, upkeep,
+    batches, claim, epoch, export, export_file, gate, guard, holds, intake, orders, record,
+    servers, snapshot, upkeep,
 };
 
 pub mod client;
@@ -30,13 +32,22 @@ mod sqlite;
 pub use client::QueueClient;
 pub use error::StoreError;
 pub use sqlite::{
-    Changes, Claim, CountedCall, DaemonInfo, DueFilter, DueTarget, EndedCounts, GoneChunk,
-    GuardLimit, Hands, HeldPlace, InventoryNote, InventorySync, KnownOrder, NewWave, NotedPace,
-    Prune, QueueLock, RefusedKey, Restored, Running, SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot,
-    SnapshotQuery, Store, StoreOptions, TakenIn, TargetNews, TargetStatus, Unapproved, Which,
-    daemon_on,
+    Changes, Claim, CountedCall, DaemonInfo, DueFilter, DueTarget, EndedCounts, ExportChunk,
+    ExportNote, ExportPlace, ExportSpan, Exported, GoneChunk, GuardLimit, Hands, HeldPlace,
+    InventoryNote, InventorySync, KnownOrder, NewWave, NotedPace, Prune, QueueLock, RefusedKey,
+    Restored, Running, SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot, SnapshotQuery, Store,
+    StoreOptions, TakenIn, TargetNews, TargetStatus, Unapproved, Which, daemon_on,
 };
 pub(crate) use sqlite::{beside, folder_of};
+
+/// Appends what is `exported` to the file of this day in `dir`, and returns once it is on the disk.
+///
+/// # Errors
+/// `Unusable`.
+pub fn write_export(dir: &Path, exported: &Exported, now: UtcMillis) -> Result<(), StoreError> {
+    let path = export_file::path_of(dir, now);
+    export_file::append(&path, &exported.lines).map_err(|error| StoreError::unusable(&path, error))
+}
 
 // What a round reads and moves.
 impl Store {
@@ -796,16 +807,69 @@ impl Store {
         cutoff: UtcMillis,
         now: UtcMillis,
     ) -> Result<Prune, StoreError> {
+        self.prune_chunk(so_far, cutoff, now, None).await
+    }
+
+    /// As `prune`, of what was `exported` before, and is on the disk.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn prune_exported(
+        &self,
+        so_far: Prune,
+        cutoff: UtcMillis,
+        exported: &Exported,
+        now: UtcMillis,
+    ) -> Result<Prune, StoreError> {
+        self.prune_chunk(so_far, cutoff, now, Some(exported)).await
+    }
+
+    async fn prune_chunk(
+        &self,
+        so_far: Prune,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+        exported: Option<&Exported>,
+    ) -> Result<Prune, StoreError> {
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
-        let next = upkeep::prune_chunk(&mut tx, so_far.clone(), cutoff, now).await?;
-        if next.deleted_since(&so_far) {
+        let next = upkeep::prune_chunk(&mut tx, so_far.clone(), cutoff, now, exported).await?;
+        // What is written and not deleted would be written again by each walk.
+        let has_orphans = exported.is_some_and(Exported::has_orphans);
+        if next.deleted_since(&so_far) || has_orphans {
             tx.commit().await?;
             upkeep::shrink(&mut writer).await?;
         } else {
             tx.rollback().await?;
         }
         Ok(next)
+    }
+
+    /// What the next chunk of a prune would delete: to be written down first.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn before_prune(
+        &self,
+        so_far: &Prune,
+        cutoff: UtcMillis,
+        now: UtcMillis,
+    ) -> Result<Exported, StoreError> {
+        export::before_prune(&mut *self.writer().await, so_far, cutoff, now).await
+    }
+
+    /// Notes where ended requests are written before they are deleted, and why that failed.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn note_export(&self, note: &ExportNote) -> Result<(), StoreError> {
+        let mut writer = self.writer().await;
+        if export::read_note(&mut writer).await? == *note {
+            return Ok(());
+        }
+        let mut tx = self.begin(&mut writer).await?;
+        export::write_note(&mut tx, note).await?;
+        tx.commit().await
     }
 
     /// Cuts a `-wal` back that has grown beyond its limit. False if somebody was at work in it,

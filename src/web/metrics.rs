@@ -24,7 +24,7 @@ use crate::meter::TargetFacts;
 use crate::model::{HoldKind, OrderState, PowerAction, RequestState, TargetName, UtcMillis};
 use crate::settings::SecretStamp;
 use crate::store::client::{Access, HoldRecord, OldestReady, OrderRecord, OverviewCount};
-use crate::store::{QueueClient, StoreError, beside, folder_of};
+use crate::store::{ExportNote, QueueClient, StoreError, beside, folder_of};
 
 /// The label of a hold on everything; no target can have this name.
 const ALL: &str = "(all)";
@@ -39,6 +39,7 @@ pub(super) struct Reading {
     ready: Vec<OldestReady>,
     holds: Vec<HoldRecord>,
     orders: Vec<OrderRecord>,
+    export: ExportNote,
 }
 
 pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
@@ -78,12 +79,14 @@ impl Reading {
         let ready = client.oldest_ready().await?;
         let overview = client.overview().await?;
         let orders = client.open_orders().await?;
+        let export = client.export_note().await?;
         client.close().await?;
         Ok(Self {
             overview,
             ready,
             holds,
             orders,
+            export,
         })
     }
 }
@@ -308,6 +311,9 @@ impl Sheet {
             zeros.chain(holds),
         );
         self.orders(&reading.orders);
+        let help = "1: old requests are not deleted, because they cannot be written down first (queue.export_before_prune)";
+        let failed = reading.export.error.is_some();
+        self.counts("export_failed", help, [(vec![], failed.into())]);
     }
 
     fn orders(&mut self, orders: &[OrderRecord]) {

@@ -1,6 +1,6 @@
 //! The daemon's statements, read out of the store's own source, so that none can be forgotten.
 
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     include_str!("../../src/store/sqlite/snapshot.rs"),
     include_str!("../../src/store/sqlite/gate.rs"),
     include_str!("../../src/store/sqlite/intake.rs"),
@@ -13,6 +13,7 @@ const SOURCES: [&str; 14] = [
     include_str!("../../src/store/sqlite/guard.rs"),
     include_str!("../../src/store/sqlite/overrides.rs"),
     include_str!("../../src/store/sqlite/orders.rs"),
+    include_str!("../../src/store/sqlite/export.rs"),
     // What /metrics, the status page and the hooks read.
     include_str!("../../src/store/client/overview.rs"),
     include_str!("../../src/store/client/orders.rs"),

@@ -72,6 +72,7 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         "INSERT INTO orders (label, waves) VALUES ('l', '1')",
         "UPDATE orders SET begun_at = '2026-01-01T00:00:00.000Z', state = 'held'",
         "INSERT INTO operator_actions (who, action, what, requests) VALUES ('w', 'cancel', '7', 1)",
+        "INSERT INTO upkeep (id, export_dir) VALUES (1, '/export')",
     ] {
         queue.by_hand(sql).await;
     }
@@ -125,6 +126,9 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
         "INSERT OR REPLACE INTO orders (label, waves) VALUES ('l', '100%')",
         "UPDATE operator_actions SET who = 'me'",
         "DELETE FROM operator_actions",
+        "UPDATE upkeep SET export_dir = NULL",
+        "DELETE FROM upkeep",
+        "REPLACE INTO upkeep SELECT * FROM upkeep",
         "INSERT OR REPLACE INTO operator_actions (id, who, action, what, requests) VALUES (1, 'me', 'cancel', '7', 1)",
     ] {
         queue.refused(sql).await;
@@ -133,7 +137,7 @@ async fn what_only_the_daemon_knows_is_closed_to_producers() {
     assert_eq!(
         queue
             .row("SELECT count(*) FROM holds, targets, refused_keys, round_notes, lingering_batches, earlier_attempts,
-                      servers, order_servers, orders, operator_actions")
+                      servers, order_servers, orders, operator_actions, upkeep")
             .await,
         "1"
     );

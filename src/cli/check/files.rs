@@ -79,6 +79,22 @@ pub(super) fn findings(database: &Path) -> Vec<Finding> {
     findings
 }
 
+/// Whether old requests can be written down before they are deleted.
+pub(super) fn export_finding(dir: &Path) -> Finding {
+    let fix =
+        "create it, writable by the daemon's user; the unit of systemd needs it in ReadWritePaths=";
+    match fs::metadata(dir) {
+        Err(error) => unreadable(dir, &error, fix),
+        Ok(meta) if !meta.is_dir() => {
+            let finding = "is not a folder (queue.export_before_prune)";
+            Finding::error(Exit::Database, dir.display(), finding, fix)
+        }
+        Ok(_) => judge_access(dir, Access::WRITE_OK | Access::EXEC_OK).unwrap_or_else(|| {
+            Finding::ok(dir.display(), "takes old requests before they are deleted")
+        }),
+    }
+}
+
 /// The user who runs this must be able to write what the daemon writes.
 fn judge_access(path: &Path, wanted: Access) -> Option<Finding> {
     let error = rustix::fs::accessat(rustix::fs::CWD, path, wanted, AtFlags::EACCESS).err()?;

@@ -407,7 +407,11 @@ fn hold_sentence(hold: &HoldRecord, request: &RequestRecord) -> String {
             );
         }
         Ok(HoldKind::Window) => {
-            "it is sent automatically when the window opens; an override_reason lets it go before"
+            return format!(
+                "{}: it is sent automatically when the window opens; `poweryard override {} --reason TEXT` lets it go before.",
+                held(hold),
+                request.id
+            );
         }
         // Its reason says what ends it.
         Ok(HoldKind::Wave) => return format!("{}.", held(hold)),

@@ -8,6 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
 use crate::model::UtcMillis;
+use crate::store::Exported;
 use crate::store::StoreError;
 use crate::store::sqlite::upkeep::{self, Prune};
 use crate::store::sqlite::{file, rows, text, write_guard};
@@ -48,22 +49,18 @@ async fn write_backup(
     put_in_place(partial, to).map_err(|error| StoreError::unusable(to, error))
 }
 
-/// SQLite takes an empty file, and so its mode.
-fn create_private(path: &Path) -> std::io::Result<()> {
+/// An empty file that only its owner reads. SQLite takes it, and so its mode.
+pub(super) fn create_private(path: &Path) -> std::io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut options = OpenOptions::new();
-    options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    Ok(())
+    options.write(true).create_new(true).mode(0o600).open(path)
 }
 
-fn put_in_place(partial: &Path, to: &Path) -> std::io::Result<()> {
+/// Syncs the file and gives it its name in one step.
+pub(super) fn put_in_place(partial: &Path, to: &Path) -> std::io::Result<()> {
     File::open(partial)?.sync_all()?;
     fs::rename(partial, to)?;
     File::open(file::folder_of(to))?.sync_all()
@@ -84,10 +81,11 @@ pub(super) async fn prune(
     so_far: Prune,
     cutoff: UtcMillis,
     now: UtcMillis,
+    exported: Option<&Exported>,
 ) -> Result<Prune, StoreError> {
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     write_guard::acquire(&mut tx).await?;
-    let next = upkeep::prune_chunk(&mut tx, so_far, cutoff, now).await?;
+    let next = upkeep::prune_chunk(&mut tx, so_far, cutoff, now, exported).await?;
     write_guard::release(&mut tx).await?;
     tx.commit().await?;
     upkeep::shrink(&mut *connection).await?;

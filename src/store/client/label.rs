@@ -371,14 +371,7 @@ async fn expected_end(
         .map(|(group, _)| count(group.servers))
         .sum();
     if held > 0 {
-        return Ok(Err(format!(
-            "{} not on the way out",
-            if held == 1 {
-                "one is".to_owned()
-            } else {
-                format!("{held} are")
-            }
-        )));
+        return Ok(Err(format!("held or waiting for something else: {held}")));
     }
     let mut end = None;
     for batch in running(connection, label, targets).await? {

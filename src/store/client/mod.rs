@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::sqlite::{BUSY_TIMEOUT, holds, schema};
-use super::{Prune, RefusedKey, StoreError};
+use super::sqlite::{BUSY_TIMEOUT, export, holds, schema};
+use super::{
+    ExportChunk, ExportNote, ExportPlace, ExportSpan, Prune, RefusedKey, StoreError, write_export,
+};
 use crate::model::{LetGo, UtcMillis};
 use std::collections::BTreeMap;
 
@@ -20,18 +22,21 @@ mod approve;
 mod backup;
 mod label;
 mod names;
+mod new_file;
 mod orders;
 mod overview;
 mod pauses;
 mod read;
 mod records;
 mod selection;
+mod undo;
 mod write;
 
 pub use actions::{Actor, Done, RequestResult};
 pub use approve::{Approval, ApprovalCount, Unapproved};
 pub use label::{LabelCounts, LabelOutcome, LabelView, WaitingReason};
 pub use names::{Hints, InventorySummary, Meaning, is_glob};
+pub use new_file::NewFile;
 pub use orders::{Lets, NewOrder};
 pub use overview::{OldestReady, OutcomeCount, OverviewCount, TargetNote};
 pub use pauses::{Paused, Resumed, scope_name};
@@ -40,7 +45,12 @@ pub use records::{
     AttemptRecord, BatchRecord, HoldRecord, OrderRecord, ProducerNote, RequestRecord, ServerRecord,
 };
 pub use selection::{Allowed, SelectedCount, Selection};
-pub use write::NewRequest;
+pub use undo::{Undo, undo_label};
+pub use write::{Cycle, NewRequest};
+
+/// Page cache of a command that writes, in KiB, taken as it is needed: one that changes a hundred
+/// thousand rows would otherwise write and read many pages again and again, while it holds the lock.
+const WRITE_CACHE: &str = "-32768";
 
 /// What a command means to do with the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,9 +92,10 @@ impl QueueClient {
             .create_if_missing(false)
             .busy_timeout(BUSY_TIMEOUT)
             .disable_statement_logging();
-        if access == Access::Read {
-            options = options.pragma("query_only", "ON");
-        }
+        options = match access {
+            Access::Read => options.pragma("query_only", "ON"),
+            Access::Write => options.pragma("cache_size", WRITE_CACHE),
+        };
         let mut connection = options
             .connect()
             .await
@@ -369,6 +380,21 @@ impl QueueClient {
     ) -> Result<(Vec<i64>, usize), StoreError> {
         write::enqueue_in(&mut self.connection, order, requests, if_absent).await
     }
+
+    /// As `enqueue_in`, a stop and a start for each server: the start waits for its stop. The ids are
+    /// those of the stop and the start of the first server, then of the second; the second value says
+    /// how many servers were skipped because both of their keys exist.
+    ///
+    /// # Errors
+    /// As `enqueue_in`; `Refused` if only one of the two keys exists.
+    pub async fn enqueue_cycles(
+        &mut self,
+        order: Option<&NewOrder>,
+        cycles: &[Cycle],
+        if_absent: bool,
+    ) -> Result<(Vec<i64>, usize), StoreError> {
+        write::enqueue_cycles(&mut self.connection, order, cycles, if_absent).await
+    }
 }
 
 // What people do. Each also writes one row into `operator_actions`, in the same transaction.
@@ -417,6 +443,28 @@ impl QueueClient {
         which: &Selection,
     ) -> Result<Done, StoreError> {
         actions::override_windows(&mut self.connection, actor, which).await
+    }
+
+    /// What an undo of this label would do now.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn undo_preview(&mut self, label: &str) -> Result<Undo, StoreError> {
+        undo::preview(&mut self.connection, label).await
+    }
+
+    /// Inserts the opposite of what this label has really switched, as requests of the label
+    /// `undo L`. `seen`: as many servers as were shown must still be to be switched.
+    ///
+    /// # Errors
+    /// `Refused`: nothing is inserted then.
+    pub async fn undo(
+        &mut self,
+        actor: Actor<'_>,
+        label: &str,
+        seen: Option<u64>,
+    ) -> Result<Undo, StoreError> {
+        undo::undo(&mut self.connection, actor, label, seen).await
     }
 
     /// What an approval of this selection would approve, by target, action and label.
@@ -525,16 +573,55 @@ impl QueueClient {
         backup::last_intent(&mut self.connection).await
     }
 
-    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`.
+    /// Looks at one chunk more of what ended before `cutoff`; see `Store::prune`. What the chunk
+    /// deletes is first appended to the file of the day in `export_to`, if it is given.
     ///
     /// # Errors
-    /// Those of the store.
+    /// Those of the store; `Unusable` if the file cannot be written: nothing more is deleted then.
     pub async fn prune(
         &mut self,
         so_far: Prune,
         cutoff: UtcMillis,
         now: UtcMillis,
+        export_to: Option<&Path>,
     ) -> Result<Prune, StoreError> {
-        backup::prune(&mut self.connection, so_far, cutoff, now).await
+        let Some(dir) = export_to else {
+            return backup::prune(&mut self.connection, so_far, cutoff, now, None).await;
+        };
+        let exported = export::before_prune(&mut self.connection, &so_far, cutoff, now).await?;
+        write_export(dir, &exported, now)?;
+        backup::prune(&mut self.connection, so_far, cutoff, now, Some(&exported)).await
+    }
+
+    /// What the daemon has noted of writing what it deletes.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_note(&mut self) -> Result<ExportNote, StoreError> {
+        export::read_note(&mut self.connection).await
+    }
+
+    /// Some lines of what came in this span behind `after`: outcomes with their attempts.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_outcomes(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::outcomes(&mut self.connection, span, after).await
+    }
+
+    /// Some lines of what people did in this span, behind `after`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn export_actions(
+        &mut self,
+        span: ExportSpan,
+        after: &ExportPlace,
+    ) -> Result<ExportChunk, StoreError> {
+        export::actions(&mut self.connection, span, after).await
     }
 }

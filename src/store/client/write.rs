@@ -54,16 +54,7 @@ pub(super) async fn enqueue_in(
         .filter(|request| id_of_key(request, &taken).is_none())
         .cloned()
         .collect();
-    let mut inserted = Vec::with_capacity(absent.len());
-    for chunk in absent.chunks(CHUNK) {
-        match insert(&mut tx, chunk).await {
-            Ok(new) => inserted.extend(new),
-            Err(StoreError::Refused(reason)) => {
-                return Err(name_refused(&mut tx, chunk, reason).await?);
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    let inserted = insert_all(&mut tx, &absent).await?;
     overrides::note_reasons(&mut tx, &with_reason(&absent, &inserted), None).await?;
     tx.commit().await?;
     let mut new = inserted.into_iter();
@@ -83,6 +74,90 @@ pub(super) async fn note_refused_key(
     holds::note_refused_key(&mut tx, refused).await?;
     write_guard::release(&mut tx).await?;
     Ok(tx.commit().await?)
+}
+
+/// A stop, and a start that waits for it. The start's `after_id` is filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cycle {
+    /// First.
+    pub stop: NewRequest,
+    /// Then.
+    pub start: NewRequest,
+}
+
+pub(super) async fn enqueue_cycles(
+    connection: &mut SqliteConnection,
+    order: Option<&NewOrder>,
+    cycles: &[Cycle],
+    if_absent: bool,
+) -> Result<(Vec<i64>, usize), StoreError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    if let Some(order) = order {
+        orders::insert(&mut tx, order).await?;
+    }
+    let stops: Vec<NewRequest> = cycles.iter().map(|cycle| cycle.stop.clone()).collect();
+    let stops = as_keyed_before(&mut tx, &stops).await?;
+    let starts: Vec<NewRequest> = cycles.iter().map(|cycle| cycle.start.clone()).collect();
+    let mut starts = as_keyed_before(&mut tx, &starts).await?;
+    let mut taken = BTreeMap::new();
+    if if_absent {
+        taken = ids_by_key(&mut tx, &stops).await?;
+        taken.extend(ids_by_key(&mut tx, &starts).await?);
+    }
+    let mut absent = Vec::new();
+    for (stop, start) in stops.iter().zip(&starts) {
+        match (id_of_key(stop, &taken), id_of_key(start, &taken)) {
+            (None, None) => absent.push(stop.clone()),
+            (Some(_), Some(_)) => {}
+            (Some(id), None) | (None, Some(id)) => {
+                return Err(StoreError::Refused(format!(
+                    "server {}: of its stop and its start only request {id} is left; use another key",
+                    stop.server_id
+                )));
+            }
+        }
+    }
+    let mut inserted = insert_all(&mut tx, &absent).await?;
+    let mut stop_ids = inserted.clone().into_iter();
+    let mut then = Vec::with_capacity(absent.len());
+    for start in &mut starts {
+        if id_of_key(start, &taken).is_none() {
+            start.after_id = stop_ids.next();
+            then.push(start.clone());
+        }
+    }
+    let start_ids = insert_all(&mut tx, &then).await?;
+    let mut new = inserted.clone().into_iter().zip(start_ids.clone());
+    absent.extend(then);
+    inserted.extend(start_ids);
+    overrides::note_reasons(&mut tx, &with_reason(&absent, &inserted), None).await?;
+    tx.commit().await?;
+    let mut ids = Vec::with_capacity(cycles.len() * 2);
+    for (stop, start) in stops.iter().zip(&starts) {
+        let old = id_of_key(stop, &taken).zip(id_of_key(start, &taken));
+        if let Some((stop, start)) = old.or_else(|| new.next()) {
+            ids.extend([stop, start]);
+        }
+    }
+    Ok((ids, cycles.len() - inserted.len() / 2))
+}
+
+/// Inserts requests, some at a time; names the one that is refused.
+pub(super) async fn insert_all(
+    tx: &mut SqliteConnection,
+    requests: &[NewRequest],
+) -> Result<Vec<i64>, StoreError> {
+    let mut inserted = Vec::with_capacity(requests.len());
+    for chunk in requests.chunks(CHUNK) {
+        match insert(tx, chunk).await {
+            Ok(new) => inserted.extend(new),
+            Err(StoreError::Refused(reason)) => {
+                return Err(name_refused(tx, chunk, reason).await?);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(inserted)
 }
 
 /// The ids of those that may leave outside windows.

@@ -294,7 +294,7 @@ fn lock_path(path: &Path) -> PathBuf {
 
 /// Where the path leads to: what is beside a queue is beside the file itself, whatever link was
 /// named.
-pub(super) fn real(path: &Path) -> PathBuf {
+pub(in crate::store) fn real(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 

@@ -16,13 +16,14 @@ pub(super) async fn note(
     batch: BatchId,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    let unnoted: Vec<i64> = sqlx::query_scalar(
+    let mut unnoted: Vec<i64> = sqlx::query_scalar(
         "SELECT r.id FROM power_requests r WHERE r.state = 'running' AND r.batch_id = ?1 AND r.override_reason IS NOT NULL
          AND NOT EXISTS (SELECT 1 FROM noted_overrides n WHERE n.request_id = r.id)",
     )
     .bind(batch.0)
     .fetch_all(&mut *tx)
     .await?;
+    unnoted.sort_unstable();
     note_reasons(tx, &unnoted, Some(now)).await
 }
 
@@ -38,7 +39,7 @@ pub(in crate::store) async fn note_reasons(
     let found: Vec<ReasonRow> = sqlx::query_as(
         "SELECT r.id, CAST(r.requested_by AS BLOB) AS requested_by, CAST(r.override_reason AS BLOB) AS reason,
                 CAST(r.label AS BLOB) AS label
-         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.override_reason IS NOT NULL ORDER BY r.id",
+         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.override_reason IS NOT NULL",
     )
     .bind(rows::list(requests))
     .fetch_all(&mut *tx)

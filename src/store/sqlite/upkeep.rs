@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnection;
 
 use super::batches::SHADOW;
-use super::{Store, StoreError, WAL_SIZE_LIMIT, file, orders, rows, text};
+use super::{Exported, Store, StoreError, WAL_SIZE_LIMIT, file, orders, rows, text};
 use crate::model::{PowerAction, UtcMillis};
 
 /// Rows looked at in one transaction, so that it stays short: beside ten million others, 300 of them
@@ -41,6 +41,11 @@ impl Prune {
         self.deleted() > earlier.deleted()
     }
 
+    /// True while the next chunk is about requests, and not about batches.
+    pub(super) fn looks_at_requests(&self) -> bool {
+        !self.requests_done
+    }
+
     fn deleted(&self) -> u64 {
         self.requests + self.batches + self.orders
     }
@@ -48,7 +53,8 @@ impl Prune {
 
 /// Looks at one chunk more, inside a transaction that has the write guard: deletes requests that
 /// ended before `cutoff`, that nobody waits for and that cast no doubt on others, then batches
-/// without requests that no budget needs any more at `now`.
+/// without requests that no budget needs any more at `now`. Of `exported`, if it is given, only what
+/// was written there before.
 ///
 /// It goes by when a row ended. One that ended while the clock was ahead stays until that time has
 /// come and is past.
@@ -57,29 +63,19 @@ pub(in crate::store) async fn prune_chunk(
     mut so_far: Prune,
     cutoff: UtcMillis,
     now: UtcMillis,
+    exported: Option<&Exported>,
 ) -> Result<Prune, StoreError> {
-    let (end, id) = &so_far.cursor;
-    let ended = if so_far.requests_done {
-        "SELECT finished_at, id FROM batches
-         WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
-         ORDER BY finished_at, id LIMIT 0 + ?4"
-    } else {
-        "SELECT finished_at, id FROM power_requests
-         WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
-         ORDER BY finished_at, id LIMIT 0 + ?4"
-    };
-    let found: Vec<(String, i64)> = sqlx::query_as(ended)
-        .bind(text(cutoff))
-        .bind(end)
-        .bind(id)
-        .bind(CHUNK)
-        .fetch_all(&mut *tx)
-        .await?;
-    let ids = rows::list(found.iter().map(|(_, id)| id));
+    let found = next_rows(tx, &so_far, cutoff).await?;
+    let ids: Vec<i64> = found.iter().map(|(_, id)| *id).collect();
     if so_far.requests_done {
-        so_far.batches += prune_batches(tx, &ids, now).await?;
+        let orphans = match exported {
+            Some(exported) => exported.orphans.clone(),
+            None => orphans(tx, &ids).await?,
+        };
+        so_far.batches += prune_batches(tx, &ids, &orphans, now).await?;
     } else {
-        so_far.requests += prune_requests(tx, &ids, now).await?;
+        let ids = exported.map_or(&ids, |exported| &exported.requests);
+        so_far.requests += prune_requests(tx, ids, now).await?;
     }
     let walked = found.len() < CHUNK as usize;
     so_far.done = walked && so_far.requests_done;
@@ -95,58 +91,123 @@ pub(in crate::store) async fn prune_chunk(
     Ok(so_far)
 }
 
+/// The rows that the next chunk looks at.
+pub(super) async fn next_chunk(
+    connection: &mut SqliteConnection,
+    so_far: &Prune,
+    cutoff: UtcMillis,
+) -> Result<Vec<i64>, StoreError> {
+    let found = next_rows(connection, so_far, cutoff).await?;
+    Ok(found.into_iter().map(|(_, id)| id).collect())
+}
+
+async fn next_rows(
+    connection: &mut SqliteConnection,
+    so_far: &Prune,
+    cutoff: UtcMillis,
+) -> Result<Vec<(String, i64)>, StoreError> {
+    let (end, id) = &so_far.cursor;
+    let ended = if so_far.requests_done {
+        "SELECT finished_at, id FROM batches
+         WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
+         ORDER BY finished_at, id LIMIT 0 + ?4"
+    } else {
+        "SELECT finished_at, id FROM power_requests
+         WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
+         ORDER BY finished_at, id LIMIT 0 + ?4"
+    };
+    Ok(sqlx::query_as(ended)
+        .bind(text(cutoff))
+        .bind(end)
+        .bind(id)
+        .bind(CHUNK)
+        .fetch_all(connection)
+        .await?)
+}
+
 /// Gives free pages back to the file system.
 pub(in crate::store) async fn shrink(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query(VACUUM_PAGES).fetch_all(connection).await?;
     Ok(())
 }
 
-async fn prune_requests(
-    tx: &mut SqliteConnection,
-    ids: &str,
+/// Those of `ids` that may be deleted, in the order of their ends: a reboot that may still be under
+/// way casts doubt on what is seen of its server, and the next wave of an order depends on how the
+/// requests before it ended.
+pub(super) async fn deletable(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
     now: UtcMillis,
-) -> Result<u64, StoreError> {
-    // A reboot that may still be under way casts doubt on what is seen of its server. And the next wave
-    // of an order depends on how the requests before it ended.
-    let deleted = sqlx::query(
-        "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = power_requests.id AND w.gate IS NOT NULL)
-            AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.label = power_requests.label AND o.state IS NOT 'done')
-            AND NOT (finished_at > ?2 AND action IN (SELECT value FROM json_each(?3))
-                     AND (state = 'unknown' OR (state = 'failed' AND evidence = 'job')))",
+) -> Result<Vec<i64>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
+         WHERE r.finished_at IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = r.id AND w.gate IS NOT NULL)
+            AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.label = r.label AND o.state IS NOT 'done')
+            AND NOT (r.finished_at > ?2 AND r.action IN (SELECT value FROM json_each(?3))
+                     AND (r.state = 'unknown' OR (r.state = 'failed' AND r.evidence = 'job')))",
     )
-    .bind(ids)
+    .bind(rows::list(ids))
     .bind(text(now.before(SHADOW)))
     .bind(rows::actions(PowerAction::leaves_no_mark))
+    .fetch_all(connection)
+    .await?)
+}
+
+async fn prune_requests(
+    tx: &mut SqliteConnection,
+    ids: &[i64],
+    now: UtcMillis,
+) -> Result<u64, StoreError> {
+    let deletable = rows::list(&deletable(tx, ids, now).await?);
+    let deleted = sqlx::query(
+        "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL",
+    )
+    .bind(deletable)
     .execute(&mut *tx)
     .await?;
+    let ids = rows::list(ids);
     sqlx::query(
         "DELETE FROM earlier_attempts WHERE request_id IN (SELECT value FROM json_each(?1))
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
     )
-    .bind(ids)
+    .bind(&ids)
     .execute(&mut *tx)
     .await?;
     sqlx::query(
         "DELETE FROM noted_overrides WHERE request_id IN (SELECT value FROM json_each(?1))",
     )
-    .bind(ids)
+    .bind(&ids)
     .execute(tx)
     .await?;
     Ok(deleted.rows_affected())
 }
 
+/// Attempts of these batches whose requests somebody else has deleted: request and batch.
+pub(super) async fn orphans(
+    connection: &mut SqliteConnection,
+    batches: &[i64],
+) -> Result<Vec<(i64, i64)>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT a.request_id, a.batch_id FROM json_each(?) j CROSS JOIN earlier_attempts a ON a.batch_id = j.value
+         WHERE NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = a.request_id)",
+    )
+    .bind(rows::list(batches))
+    .fetch_all(connection)
+    .await?)
+}
+
 async fn prune_batches(
     tx: &mut SqliteConnection,
-    ids: &str,
+    ids: &[i64],
+    orphans: &[(i64, i64)],
     now: UtcMillis,
 ) -> Result<u64, StoreError> {
-    // Requests that somebody else has deleted leave their attempts behind.
     sqlx::query(
-        "DELETE FROM earlier_attempts WHERE batch_id IN (SELECT value FROM json_each(?1))
-            AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
+        "DELETE FROM earlier_attempts
+         WHERE (request_id, batch_id) IN (SELECT j.value ->> 0, j.value ->> 1 FROM json_each(?) j)",
     )
-    .bind(ids)
+    .bind(serde_json::to_string(orphans).unwrap_or_default())
     .execute(&mut *tx)
     .await?;
     let deleted = sqlx::query(
@@ -157,7 +218,7 @@ async fn prune_batches(
                             AND julianday(batches.intent_at) > julianday(?2) - t.budget_ms / 86400000.0)
             AND julianday(coalesce(submitted_at, finished_at, intent_at)) < julianday(?2, '-2 minutes')",
     )
-    .bind(ids)
+    .bind(rows::list(ids))
     .bind(text(now))
     .execute(tx)
     .await?;

@@ -950,6 +950,7 @@ fn settings(rng: &mut Rng, services: &[Service], scenario: &Scenario) -> Result<
             database: PathBuf::new(),
             default_ttl,
             retention,
+            export_before_prune: None,
         },
         batch: BatchSettings {
             linger: rng.millis(0, 300),

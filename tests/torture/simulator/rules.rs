@@ -711,8 +711,8 @@ fn check_success(
             );
             // A call that is in no copy may have changed it since, and so may one that the cloud
             // denied.
-            let by_another = facts.touched.contains(&request.wish.server)
-                || cloud_lies_of(facts, request);
+            let by_another =
+                facts.touched.contains(&request.wish.server) || cloud_lies_of(facts, request);
             hold!(
                 power == Some(wished) || by_another,
                 "request {id} succeeded ({evidence:?}), but its power is {power:?}"
