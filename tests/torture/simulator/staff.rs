@@ -298,10 +298,10 @@ async fn let_wave_go(
     if !is_plausible {
         return Err(Broken(format!("resume --label {label} says {lets:?}")));
     }
-    if let (Lets::Goes(_), Some(order)) = (&lets, order) {
-        if order.let_go != Some(LetGo::Rest) {
-            order.let_go = Some(what);
-        }
+    if let (Lets::Goes(_), Some(order)) = (&lets, order)
+        && order.let_go != Some(LetGo::Rest)
+    {
+        order.let_go = Some(what);
     }
     Ok(format!("resume --label {label} ({what}): {lets:?}"))
 }
