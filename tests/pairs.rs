@@ -321,10 +321,14 @@ async fn a_cancel_of_what_is_held_frees_those_behind_it() {
     place
         .sql("INSERT INTO orders (label, waves) VALUES ('x', '1')")
         .await;
-    let nobody =
-        "INSERT INTO power_requests (server_id, action, label) VALUES ('nobody', 'stop', 'x')";
-    place.sql(nobody).await;
-    let held = place.ask("stop", 2, (", label", ", 'x'")).await;
+    // Together: an order whose only request has ended would be done.
+    let server = place.yard.server(2);
+    place
+        .sql(&format!(
+            "INSERT INTO power_requests (server_id, action, label) VALUES ('nobody', 'stop', 'x'), ('{server}', 'stop', 'x')"
+        ))
+        .await;
+    let held = 2;
     let start = place.ask("start", 2, ("", "")).await;
     place.wait_until_held(held, "nobody succeeded").await;
     let cancelled =
