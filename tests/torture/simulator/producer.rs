@@ -79,7 +79,6 @@ impl Producers {
         if facts.requests.is_empty() || !rng.permille(self.meddling) {
             let rows = rng.between(1, 8).min(self.left);
             if rng.permille(self.orders) {
-                self.left -= rows;
                 return staff::order(self, connection, facts, rng, (rows, now)).await;
             }
             return self.insert(connection, facts, rng, rows, now).await;

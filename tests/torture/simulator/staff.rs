@@ -24,7 +24,7 @@ const BOB: Actor<'static> = Actor {
 
 /// Somebody orders in waves: writes the order, its first requests, both, or more of them.
 pub(super) async fn order(
-    producers: &Producers,
+    producers: &mut Producers,
     connection: &mut SqliteConnection,
     facts: &mut Facts,
     rng: &mut Rng,
@@ -61,6 +61,7 @@ pub(super) async fn order(
             return Ok(said);
         }
     }
+    producers.left -= rows;
     let action = producer::action(rng);
     for _ in 0..rows {
         let cycles = rng.permille(200);
