@@ -32,9 +32,14 @@ pub(super) async fn order(
 ) -> Result<String, Broken> {
     let known: Vec<String> = facts.orders.keys().cloned().collect();
     let old = rng.pick(&known).filter(|_| rng.permille(500)).cloned();
-    let label = old
-        .clone()
-        .unwrap_or_else(|| format!("order-{}", known.len() + 1));
+    let label = match &old {
+        Some(label) => label.clone(),
+        None => {
+            // One that was pruned keeps its name.
+            producers.ordered += 1;
+            format!("order-{}", producers.ordered)
+        }
+    };
     let mut said = format!("order '{label}'");
     let mut tx = connection.begin().await?;
     let order = large::order(rng, now.utc);
