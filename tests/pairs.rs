@@ -24,6 +24,8 @@
 mod common;
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/queue.rs"]
+mod queue;
 #[path = "common/scene.rs"]
 mod scene;
 
@@ -36,8 +38,9 @@ use poweryard::daemon::{self, Dispatcher, Reload};
 use poweryard::model::{OperatorAction, RequestState, UtcMillis};
 use poweryard::settings::SecretRules;
 use poweryard::store::client::{Access, Actor, Approval, Selection};
-use poweryard::store::{QueueClient, Store, StoreOptions};
+use poweryard::store::{NewWave, QueueClient, Store, StoreOptions};
 use process::{Daemon, poweryard};
+use queue::{Queue, wall};
 use scene::fault;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use tokio::sync::mpsc;
@@ -318,10 +321,14 @@ async fn a_cancel_of_what_is_held_frees_those_behind_it() {
     place
         .sql("INSERT INTO orders (label, waves) VALUES ('x', '1')")
         .await;
-    let nobody =
-        "INSERT INTO power_requests (server_id, action, label) VALUES ('nobody', 'stop', 'x')";
-    place.sql(nobody).await;
-    let held = place.ask("stop", 2, (", label", ", 'x'")).await;
+    // Together: an order whose only request has ended would be done.
+    let server = place.yard.server(2);
+    place
+        .sql(&format!(
+            "INSERT INTO power_requests (server_id, action, label) VALUES ('nobody', 'stop', 'x'), ('{server}', 'stop', 'x')"
+        ))
+        .await;
+    let held = 2;
     let start = place.ask("start", 2, ("", "")).await;
     place.wait_until_held(held, "nobody succeeded").await;
     let cancelled =
@@ -714,4 +721,47 @@ async fn a_commit_that_fails_once_does_not_leave_an_order_waiting() {
         assert_eq!(text(&mut producer, succeeded).await, "3", "{failing}");
     }
     assert!(failed > 10, "{failed}");
+}
+
+/// Rows that one transaction of an order may touch: a chunk of requests with their servers.
+const ORDER_ROWS_MAX: i64 = 1100;
+
+#[tokio::test]
+async fn an_order_of_many_is_read_and_let_go_a_chunk_at_a_time() {
+    for count in [600_u64, 3000] {
+        let mut queue = Queue::new().await;
+        queue
+            .sql(&format!(
+                "INSERT INTO orders (label, waves) VALUES ('x', '100%');
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+                 INSERT INTO power_requests (server_id, action, label) SELECT 's-' || i, 'stop', 'x' FROM n"
+            ))
+            .await;
+        let mut most = 0;
+        loop {
+            let seen = queue.snapshot(&[], None).await;
+            let orders = queue.store.open_orders(&seen, wall()).await;
+            let orders = orders.expect("readable");
+            let known = &orders[0];
+            if known.is_unread {
+                let read = queue.store.read_order(known.id, &seen, wall()).await;
+                read.expect("stored");
+            } else if known.order.wave_taken < count {
+                let is_new = known.order.wave_size == 0;
+                let wave = is_new.then_some(NewWave {
+                    wave: 1,
+                    size: count,
+                });
+                let taken = queue.store.let_servers_go(known.id, wave, wall()).await;
+                assert!(taken.expect("stored") > 0);
+            } else {
+                break;
+            }
+            let after = queue.snapshot(&[], None).await.change_mark.0;
+            most = most.max(after - seen.change_mark.0);
+        }
+        assert!(most <= ORDER_ROWS_MAX, "{count}: {most}");
+        let gone = "SELECT count(*) FROM power_requests WHERE wave = 1 AND gate = 'ready'";
+        assert_eq!(queue.row(gone).await, count.to_string());
+    }
 }

@@ -49,7 +49,6 @@ fn no_seed_breaks_a_promise() {
         total.with_evidence,
         total.quiet,
         total.waved,
-        total.overridden,
     ];
     assert!(rare.iter().all(|count| *count > 0), "{total:?}");
 }

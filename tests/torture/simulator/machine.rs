@@ -521,7 +521,8 @@ impl<'a> Machine<'a> {
         }
         if self.producers.left == 0 {
             copies::release(self).await?;
-            let (producers, facts) = (&mut self.producers, &mut self.facts);
+            let producers = &mut self.producers;
+            let facts = &mut self.facts;
             producers.resume_all(&mut self.connection, facts).await?;
             if self.rng.permille(500) {
                 staff::let_all_go(&mut self.connection, &self.path, facts).await?;

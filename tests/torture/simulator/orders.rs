@@ -143,7 +143,8 @@ impl<'a> Standing<'a> {
 
     /// Requests of the present wave.
     fn present(&self) -> impl Iterator<Item = (i64, &'a Request)> {
-        let (wave, done_id) = (self.order.wave, self.order.done_id);
+        let wave = self.order.wave;
+        let done_id = self.order.done_id;
         self.requests()
             .filter(move |(id, request)| request.wave == Some(wave) && *id > done_id)
     }
@@ -273,7 +274,8 @@ pub(super) fn moved(facts: &mut Facts, moved: &OrderMove, now: Moment) -> Result
 /// A wave opens only when the one before is over and went well enough, or somebody let it go.
 fn check_opening(standing: &Standing<'_>, moved: &OrderMove, now: Moment) -> Result<(), Broken> {
     let OrderMove { label, wave, .. } = moved;
-    let (order, facts) = (standing.order, standing.facts);
+    let order = standing.order;
+    let facts = standing.facts;
     if order.let_go != Some(LetGo::Rest) {
         let least = order.size_of(*wave, standing.servers(false));
         let most = order.size_of(*wave, standing.servers(true));
@@ -376,10 +378,8 @@ pub(super) fn check_let_go(
         let Some(request) = facts.requests.get(id) else {
             continue;
         };
-        let (wish, label) = (
-            &request.wish,
-            request.wish.label.clone().unwrap_or_default(),
-        );
+        let wish = &request.wish;
+        let label = wish.label.clone().unwrap_or_default();
         let Some(standing) = Standing::of(facts, &label) else {
             continue;
         };

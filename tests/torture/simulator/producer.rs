@@ -32,6 +32,8 @@ pub(super) struct Producers {
     orders: u64,
     /// Of a thousand acts, so many are of those who approve and resume.
     staff: u64,
+    /// Orders written so far.
+    pub(super) ordered: u64,
     inserted: u64,
     patient: bool,
 }
@@ -57,6 +59,7 @@ impl Producers {
             reboots,
             orders,
             staff,
+            ordered: 0,
             inserted: 0,
             patient: true,
         }
@@ -79,7 +82,6 @@ impl Producers {
         if facts.requests.is_empty() || !rng.permille(self.meddling) {
             let rows = rng.between(1, 8).min(self.left);
             if rng.permille(self.orders) {
-                self.left -= rows;
                 return staff::order(self, connection, facts, rng, (rows, now)).await;
             }
             return self.insert(connection, facts, rng, rows, now).await;

@@ -24,7 +24,7 @@ const BOB: Actor<'static> = Actor {
 
 /// Somebody orders in waves: writes the order, its first requests, both, or more of them.
 pub(super) async fn order(
-    producers: &Producers,
+    producers: &mut Producers,
     connection: &mut SqliteConnection,
     facts: &mut Facts,
     rng: &mut Rng,
@@ -32,9 +32,14 @@ pub(super) async fn order(
 ) -> Result<String, Broken> {
     let known: Vec<String> = facts.orders.keys().cloned().collect();
     let old = rng.pick(&known).filter(|_| rng.permille(500)).cloned();
-    let label = old
-        .clone()
-        .unwrap_or_else(|| format!("order-{}", known.len() + 1));
+    let label = match &old {
+        Some(label) => label.clone(),
+        None => {
+            // One that was pruned keeps its name.
+            producers.ordered += 1;
+            format!("order-{}", producers.ordered)
+        }
+    };
     let mut said = format!("order '{label}'");
     let mut tx = connection.begin().await?;
     let order = large::order(rng, now.utc);
@@ -61,6 +66,7 @@ pub(super) async fn order(
             return Ok(said);
         }
     }
+    producers.left -= rows;
     let action = producer::action(rng);
     for _ in 0..rows {
         let cycles = rng.permille(200);

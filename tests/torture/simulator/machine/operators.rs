@@ -70,7 +70,8 @@ fn vary_settings(machine: &mut Machine<'_>) -> Result<(), Broken> {
 /// are kept for as long as it is.
 fn vary_guards(machine: &mut Machine<'_>) -> Result<(), Broken> {
     let utc = machine.cloud.moment().utc;
-    let (rng, plan) = (&mut machine.rng, &mut machine.plan);
+    let rng = &mut machine.rng;
+    let plan = &mut machine.plan;
     for target in &mut plan.settings.targets {
         for (_, guard) in &mut target.guards {
             guard.servers = rng.between(1, 8) as u32;
@@ -82,9 +83,10 @@ fn vary_guards(machine: &mut Machine<'_>) -> Result<(), Broken> {
         }
     }
     if plan.rough.orders > 0 && rng.permille(200) {
-        plan.settings.waves = match plan.settings.waves.gate.is_empty() {
-            true => large::gate(rng),
-            false => WavesSettings::default(),
+        plan.settings.waves = if plan.settings.waves.gate.is_empty() {
+            large::gate(rng)
+        } else {
+            WavesSettings::default()
         };
     }
     Ok(())
