@@ -422,7 +422,9 @@ proptest! {
         let job = open(number, age, looks);
         learned.note_running(job);
         let wait = learned.next_wait(job);
-        prop_assert!(wait <= seconds(33.0), "{wait:?}");
+        // What is not known of the servers of ended jobs counts as ended after this and one interval.
+        let most = if age < TIMES.first.as_secs_f64() { 36.7 } else { 33.0 };
+        prop_assert!(wait <= seconds(most), "{wait:?}");
         prop_assert!(wait >= TIMES.step_min());
     }
 
