@@ -490,7 +490,42 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::model::{Lane, Origin, PowerAction, Service, TargetName};
+    use crate::model::{Lane, LaneKind, Origin, PowerAction, Service, TargetName};
+
+    const NOW: UtcMillis = UtcMillis(4_000_000_000_000);
+
+    async fn run(store: &Store, sql: &'static str) {
+        sqlx::raw_sql(sql)
+            .execute(&mut *store.writer.lock().await)
+            .await
+            .expect(sql);
+    }
+
+    async fn claim(store: &Store, action: PowerAction) -> Result<Option<Batch>, StoreError> {
+        let lane = Lane {
+            target: TargetName("default".into()),
+            action,
+            kind: LaneKind::default(),
+            head_priority: 0,
+            head_id: 1,
+            ready: 1,
+            oldest_eligible_at: NOW,
+        };
+        let origin = Origin {
+            service: Service::Bms,
+            endpoint: String::new(),
+            project_id: String::new(),
+        };
+        let claim = Claim {
+            lane: &lane,
+            origin: &origin,
+            which: Which::First(10),
+            barred: &[],
+            guard: None,
+            now: NOW,
+        };
+        store.claim(&claim).await
+    }
 
     #[tokio::test]
     async fn a_transaction_that_was_not_committed_is_not_the_last_one() {
@@ -507,42 +542,50 @@ mod tests {
         let store = Store::open_with(&dir.path().join("queue.db"), &options)
             .await
             .expect("a queue");
-        let insert = "INSERT INTO power_requests (server_id, action) VALUES ('a', 'stop')";
-        sqlx::query(insert)
-            .execute(&mut *store.writer.lock().await)
-            .await
-            .expect("a row");
-        let now = UtcMillis(4_000_000_000_000);
-        let target = TargetName("default".into());
-        let lane = Lane {
-            target,
-            action: PowerAction::Stop,
-            kind: crate::model::LaneKind::default(),
-            head_priority: 0,
-            head_id: 1,
-            ready: 1,
-            oldest_eligible_at: now,
-        };
-        let origin = Origin {
-            service: Service::Bms,
-            endpoint: String::new(),
-            project_id: String::new(),
-        };
-        let claim = Claim {
-            lane: &lane,
-            origin: &origin,
-            which: Which::First(10),
-            barred: &[],
-            guard: None,
-            now,
-        };
+        run(
+            &store,
+            "INSERT INTO power_requests (server_id, action) VALUES ('a', 'stop')",
+        )
+        .await;
         refuse.store(true, Ordering::SeqCst);
-        let failed = store.claim(&claim).await;
+        let failed = claim(&store, PowerAction::Stop).await;
         assert!(matches!(failed, Err(StoreError::Busy)), "{failed:?}");
-        let claimed = store
-            .claim(&claim)
+        let claimed = claim(&store, PowerAction::Stop)
             .await
             .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_reboot_in_doubt_shadows_one_that_was_inserted_before_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        let store = Store::open(&path).await.expect("a queue");
+        run(
+            &store,
+            "INSERT INTO power_requests (server_id, action, not_before) VALUES ('a', 'reboot', '2098-01-01');
+             INSERT INTO power_requests (server_id, action) VALUES ('a', 'reboot');",
+        )
+        .await;
+        let first = claim(&store, PowerAction::Reboot).await.expect("a claim");
+        assert_eq!(first.expect("the second one").members[0].request.0, 2);
+        run(
+            &store,
+            "UPDATE queue_mark SET writing = token;
+             UPDATE power_requests SET state = 'unknown', evidence = 'none', gate = NULL,
+                    finished_at = '2096-10-02T07:06:39.000Z' WHERE id = 2;
+             UPDATE batches SET state = 'done', finished_at = '2096-10-02T07:06:39.000Z';
+             UPDATE power_requests SET gate = 'ready', in_line = 1 WHERE id = 1;
+             UPDATE queue_mark SET writing = NULL;",
+        )
+        .await;
+        let second = claim(&store, PowerAction::Reboot).await.expect("a claim");
+        let second = second.expect("the first one").id;
+        // As another process reads it.
+        let store = Store::open(&path).await.expect("a queue");
+        let loaded = store.load_batch(second).await.expect("a batch");
+        let (batch, _) = loaded.expect("it is there");
+        assert_eq!(batch.members[0].request.0, 1);
+        assert!(batch.members[0].shadowed);
     }
 }
