@@ -520,10 +520,16 @@ async fn a_dry_run_sends_nothing_of_what_is_held() {
     )
     .await;
     assert_eq!(after, before);
-    for why in ["more than guard", "outside its window", "wave has not come"] {
+    for why in [
+        "more than guard",
+        "outside its window",
+        "wave 2 waits for its end",
+    ] {
         assert!(said.contains(why), "{why}: {said}");
     }
-    assert!(!said.contains("would send"), "{said}");
+    // The first wave.
+    assert_eq!(said.matches("would send").count(), 1, "{said}");
+    assert!(said.contains("would send: start of 1 server "), "{said}");
 }
 
 /// Rows of one label, without a daemon, and a client.
