@@ -8,7 +8,7 @@ use simulator::{KINDS, Simulator, Summary};
 
 mod simulator;
 
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 50;
 
 /// Has `work` done on every core, each with a simulator of its own and every item once.
 fn on_every_core<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
