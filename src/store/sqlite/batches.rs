@@ -476,7 +476,7 @@ async fn read_members(
     connection: &mut SqliteConnection,
     batch: &OpenBatchRow,
 ) -> Result<Vec<Member>, StoreError> {
-    // SnapshotQuery only where it matters: of reboots, and not while a job tells.
+    // Asked only where it matters: of reboots, and not while a job tells.
     let leaves_no_mark = rows::word::<PowerAction>(&batch.action)?.leaves_no_mark();
     let shadows_since = if leaves_no_mark && !batch.is_told_by_job() {
         rows::readable_time(Some(batch.intent_at.clone()))

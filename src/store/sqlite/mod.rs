@@ -555,4 +555,36 @@ mod tests {
             .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
     }
+    #[tokio::test]
+    async fn a_reboot_in_doubt_shadows_one_that_was_inserted_before_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        let store = Store::open(&path).await.expect("a queue");
+        run(
+            &store,
+            "INSERT INTO power_requests (server_id, action, not_before) VALUES ('a', 'reboot', '2098-01-01');
+             INSERT INTO power_requests (server_id, action) VALUES ('a', 'reboot');",
+        )
+        .await;
+        let first = claim(&store, PowerAction::Reboot).await.expect("a claim");
+        assert_eq!(first.expect("the second one").members[0].request.0, 2);
+        run(
+            &store,
+            "UPDATE queue_mark SET writing = token;
+             UPDATE power_requests SET state = 'unknown', evidence = 'none', gate = NULL,
+                    finished_at = '2096-10-02T07:06:39.000Z' WHERE id = 2;
+             UPDATE batches SET state = 'done', next_look_at = NULL, finished_at = '2096-10-02T07:06:39.000Z';
+             UPDATE power_requests SET gate = 'ready', in_line = 1 WHERE id = 1;
+             UPDATE queue_mark SET writing = NULL;",
+        )
+        .await;
+        let second = claim(&store, PowerAction::Reboot).await.expect("a claim");
+        let second = second.expect("the first one").id;
+        // As another process reads it.
+        let store = Store::open(&path).await.expect("a queue");
+        let loaded = store.load_batch(second).await.expect("a batch");
+        let (batch, _) = loaded.expect("it is there");
+        assert_eq!(batch.members[0].request.0, 1);
+        assert!(batch.members[0].shadowed);
+    }
 }
