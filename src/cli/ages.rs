@@ -1,4 +1,4 @@
-//! ShownTimes for people: how long ago something was, or how far ahead it is. Reads no clock.
+//! Times for people: how long ago something was, or how far ahead it is. Reads no clock.
 
 use std::time::Duration;
 

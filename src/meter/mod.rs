@@ -74,7 +74,7 @@ struct State {
     targets: BTreeMap<TargetName, TargetFacts>,
 }
 
-/// LoopProgress of the daemon's loop.
+/// How the daemon's loop gets on.
 #[derive(Debug, Clone, Copy)]
 pub struct LoopProgress {
     /// When the daemon began.
@@ -400,7 +400,7 @@ impl Meter {
         self.dropped.inc_by(events);
     }
 
-    /// LoopProgress of the loop.
+    /// How the loop gets on.
     pub fn progress(&self) -> LoopProgress {
         self.state().progress
     }

@@ -19,6 +19,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::glance::now;
 use super::{Site, prometheus_text, say};
 use crate::meter::TargetFacts;
 use crate::model::{HoldKind, OrderState, PowerAction, RequestState, TargetName, UtcMillis};
@@ -67,10 +68,6 @@ pub(super) async fn answer(State(site): State<Arc<Site>>) -> Response {
         prometheus_text::MEDIA_TYPE,
         prometheus_text::from_open_metrics(&text),
     )
-}
-
-fn now() -> UtcMillis {
-    UtcMillis(jiff::Timestamp::now().as_millisecond())
 }
 
 impl Reading {

@@ -22,7 +22,7 @@ use crate::web::access::Caller;
 /// Servers of one page, if no other number is asked for.
 const USUAL_LIMIT: u32 = 1000;
 
-/// OrderList with waves.
+/// Orders with waves.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct OrderList {
     /// Those that are not done, and those that were done in the last day.
@@ -79,7 +79,7 @@ pub(super) async fn status(
     Ok(with_tag(&headers, view.body.clone(), &view.tag))
 }
 
-/// OrderList with waves, and how far they are.
+/// Orders with waves, and how far they are.
 #[utoipa::path(
     get, path = "/orders",
     responses((status = 200, description = "The orders", body = OrderList))

@@ -44,7 +44,7 @@ const KNOWN: [&str; 10] = [
 pub(super) struct Inserted {
     /// Their ids, in the order given; for a glob, one for each server that it matches.
     ids: Vec<i64>,
-    /// RequestRows whose server no list has shown.
+    /// Rows whose server no list has shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     warnings: Vec<RowNote>,

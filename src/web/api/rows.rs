@@ -18,7 +18,7 @@ use crate::store::client::{
 use crate::web::access::{Caller, Refusal, too_large};
 use axum::http::StatusCode;
 
-/// RequestRows of one call, and requests that they may become.
+/// Rows of one call, and requests that they may become.
 const ROWS_MAX: usize = 10_000;
 /// Words that match many servers; each is looked for by itself.
 const GLOBS_MAX: usize = 100;
@@ -355,7 +355,7 @@ async fn meanings(
     Ok(meanings)
 }
 
-/// RequestRows of one target, and how they name their servers.
+/// Rows of one target, and how they name their servers.
 #[derive(Default)]
 struct NamedServers {
     rows: Vec<usize>,
