@@ -1,16 +1,14 @@
 //! `status`: the queue at a glance; ten million finished rows do not slow it down.
 
-use serde::Serialize;
 use serde_json::json;
 
 use super::args::{self, JsonArg, QueueArgs};
 use super::output::{self, Table, cell, visible, wrapped};
 use super::pause::pause_scope;
 use super::{Context, Exit, Failure, report, servers, terminal};
-use crate::model::HoldKind;
 use crate::store::client::{
     Access, BatchRecord, Glance, Glancer, HoldRecord, OldestReady, OrderRecord, OverviewCount,
-    TargetNote,
+    TargetHealth,
 };
 use crate::store::{ExportNote, QueueClient, Running, StoreError, daemon_on};
 
@@ -49,15 +47,6 @@ struct Status {
     orders: Vec<OrderRecord>,
     targets: Vec<TargetHealth>,
     export: ExportNote,
-}
-
-/// What is known of a target, with the holds that are about its health.
-#[derive(Serialize)]
-struct TargetHealth {
-    #[serde(flatten)]
-    note: TargetNote,
-    breaker: Option<HoldRecord>,
-    credentials: Option<HoldRecord>,
 }
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<Exit, Failure> {
@@ -102,34 +91,18 @@ async fn read(mut client: QueueClient) -> Result<Status, StoreError> {
         !holds.any(|hold| hold.covers(&ready.target, &ready.action))
     });
     let oldest_ready = free.next();
-    let targets = client
-        .targets(now)
-        .await?
-        .into_iter()
-        .map(|note| TargetHealth {
-            breaker: about(&holds, &note.target, HoldKind::Breaker),
-            credentials: about(&holds, &note.target, HoldKind::Credentials),
-            note,
-        });
     let status = Status {
         daemon: running,
         queue: client.overview().await?,
         oldest_ready,
         batches: client.open_batches().await?,
         orders: client.open_orders().await?,
-        targets: targets.collect(),
+        targets: client.target_health(&holds, now).await?,
         export: client.export_note().await?,
         holds,
     };
     client.close().await?;
     Ok(status)
-}
-
-fn about(holds: &[HoldRecord], target: &str, kind: HoldKind) -> Option<HoldRecord> {
-    let mut of_kind = holds.iter().filter(|hold| hold.kind == kind.as_str());
-    of_kind
-        .find(|hold| hold.target.as_deref().is_none_or(|held| held == target))
-        .cloned()
 }
 
 impl Status {

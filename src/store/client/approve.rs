@@ -50,6 +50,13 @@ pub enum Approval {
     Another(u64),
 }
 
+/// Why nothing is approved if somebody names another number of requests than wait.
+pub fn another_number(number: u64, waiting: u64) -> String {
+    format!(
+        "the number is {number}, but {waiting} requests are waiting for approval; nothing is approved"
+    )
+}
+
 /// Target, action, label as bytes, how many, and the greatest id.
 type CountRow = (String, String, Option<Vec<u8>>, i64, i64);
 

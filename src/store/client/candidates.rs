@@ -86,29 +86,30 @@ pub(super) async fn server_names(
     target: Option<&str>,
     beginning: &str,
 ) -> Result<Vec<String>, StoreError> {
-    let mut names: Vec<String> = sqlx::query_scalar(
-        "SELECT DISTINCT name FROM servers WHERE gone_at IS NULL AND name >= ?1 AND name < ?2 AND name <> ''
-         AND (target = ?3 OR ?3 IS NULL) ORDER BY name LIMIT 0 + ?4",
-    )
-    .bind(beginning)
-    .bind(behind(beginning))
-    .bind(target)
-    .bind(OFFERED_MAX)
-    .fetch_all(&mut *connection)
-    .await?;
-    if names.is_empty() && !beginning.is_empty() {
-        names = sqlx::query_scalar(
-            "SELECT DISTINCT server_id FROM servers WHERE server_id >= ?1 AND server_id < ?2
-             AND (target = ?3 OR ?3 IS NULL) ORDER BY server_id LIMIT 0 + ?4",
-        )
+    let names = "SELECT DISTINCT name FROM servers WHERE gone_at IS NULL AND name >= ?1 AND name < ?2 AND name <> ''
+         AND (target = ?3 OR ?3 IS NULL) ORDER BY name LIMIT 0 + ?4";
+    let ids = "SELECT DISTINCT server_id FROM servers WHERE server_id >= ?1 AND server_id < ?2
+         AND (target = ?3 OR ?3 IS NULL) ORDER BY server_id LIMIT 0 + ?4";
+    let found = servers_of(connection, names, target, beginning).await?;
+    if found.is_empty() && !beginning.is_empty() {
+        return servers_of(connection, ids, target, beginning).await;
+    }
+    Ok(found)
+}
+
+async fn servers_of(
+    connection: &mut SqliteConnection,
+    query: &'static str,
+    target: Option<&str>,
+    beginning: &str,
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(query)
         .bind(beginning)
         .bind(behind(beginning))
         .bind(target)
         .bind(OFFERED_MAX)
         .fetch_all(&mut *connection)
-        .await?;
-    }
-    Ok(names)
+        .await?)
 }
 
 pub(super) async fn newest_requests(

@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::BatchRecord;
 use super::glance::usual_ms;
 use crate::store::StoreError;
-use crate::store::sqlite::rows::list;
+use crate::store::sqlite::rows::{list, lossy};
 
 /// A request that has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
@@ -69,7 +69,7 @@ pub(super) async fn waiting_reasons(
     let mut reasons = Vec::with_capacity(found.len());
     for (reason, target, action, count) in found {
         reasons.push(UnsentReason {
-            reason: String::from_utf8_lossy(&reason).into_owned(),
+            reason: lossy(reason),
             target,
             action,
             count,

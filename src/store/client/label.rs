@@ -11,13 +11,11 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{FromRow, QueryBuilder, Sqlite};
 
+use super::glance::{in_order_of_view, usual_ms};
 use super::{HoldRecord, OrderRecord, RequestRecord, orders, read};
 use crate::model::{PowerAction, RequestState, Service, UtcMillis};
 use crate::store::StoreError;
 use crate::store::sqlite::rows;
-
-/// Jobs from which the usual duration is learned, of one target and action.
-const HISTORY: i64 = 64;
 
 /// A label at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -136,7 +134,7 @@ pub(super) async fn view(
     }
     let groups = groups(connection, label, targets).await?;
     let holds = read::holds(connection, now).await?;
-    let waiting = waiting(&groups, &holds, label, now);
+    let waiting = waiting(&groups, &in_order_of_view(&holds), label, now);
     let expected = expected_end(connection, label, targets, &groups, &waiting, now).await?;
     let mut counts = LabelCounts::default();
     for group in &groups {
@@ -279,7 +277,7 @@ enum Why {
 /// Why each of the groups that are queued waits.
 fn waiting<'a>(
     groups: &'a [Group],
-    holds: &[HoldRecord],
+    holds: &[&HoldRecord],
     label: &str,
     now: UtcMillis,
 ) -> Vec<(&'a Group, Why)> {
@@ -293,7 +291,7 @@ fn waiting<'a>(
 
 /// As `power_waiting` decides it. A request that nobody has found to be behind another one yet
 /// counts as held or next.
-fn why(group: &Group, holds: &[HoldRecord], label: &str, now: &str) -> Why {
+fn why(group: &Group, holds: &[&HoldRecord], label: &str, now: &str) -> Why {
     let first_at = group.first_at.clone().filter(|at| at.as_str() > now);
     match (group.gate.as_deref(), first_at) {
         (Some("after"), _) => return Why::Because("waits for another request".to_owned(), None),
@@ -314,11 +312,7 @@ fn why(group: &Group, holds: &[HoldRecord], label: &str, now: &str) -> Why {
         wave: group.is_let_go.then_some(1),
         ..RequestRecord::default()
     };
-    let about = holds.iter().filter(|hold| hold.is_about(&like));
-    // The one that ends last; one without an end is the last of all.
-    let last =
-        about.min_by_key(|hold| (hold.until.is_some(), std::cmp::Reverse(hold.until.clone())));
-    if let Some(hold) = last {
+    if let Some(hold) = holds.iter().find(|hold| hold.is_about(&like)) {
         return Why::Because(format!("held: {}", hold.reason), hold.until.clone());
     }
     match (group.gate.as_deref(), group.first_at.clone()) {
@@ -457,17 +451,8 @@ async fn usual_duration(
     target: &str,
     action: &str,
 ) -> Result<Option<Duration>, StoreError> {
-    let mut took: Vec<i64> = sqlx::query_scalar(
-        "SELECT job_ms FROM batches WHERE target = ? AND action = ? AND job_ms IS NOT NULL ORDER BY id DESC LIMIT ?",
-    )
-    .bind(target)
-    .bind(action)
-    .bind(HISTORY)
-    .fetch_all(connection)
-    .await?;
-    took.sort_unstable();
-    let middle = took.get(took.len() / 2);
-    Ok(middle.map(|ms| Duration::from_millis(count(*ms))))
+    let usual = usual_ms(connection, target, action).await?;
+    Ok(usual.map(|ms| Duration::from_millis(count(ms))))
 }
 
 /// How fast a target's requests leave at best.

@@ -40,7 +40,7 @@ mod watch;
 mod write;
 
 pub use actions::{Actor, Done, RequestResult};
-pub use approve::{Approval, ApprovalCount, Unapproved};
+pub use approve::{Approval, ApprovalCount, Unapproved, another_number};
 pub use candidates::{Meant, NewestText, RequestCandidate};
 pub use follow::{FollowedBatch, OpenRequest, UnsentReason};
 pub use forecast::{AskedFor, LabelCount, ShareRules};
@@ -362,6 +362,15 @@ impl QueueClient {
     /// that many are read.
     pub async fn targets(&mut self, now: UtcMillis) -> Result<Vec<TargetNote>, StoreError> {
         overview::targets(&mut self.connection, now).await
+    }
+
+    /// The same, with those of `holds` that are about a target's health.
+    pub async fn target_health(
+        &mut self,
+        holds: &[HoldRecord],
+        now: UtcMillis,
+    ) -> Result<Vec<TargetHealth>, StoreError> {
+        glance::targets(&mut self.connection, holds, now).await
     }
 }
 

@@ -34,6 +34,23 @@ pub struct Resumed {
     pub requests: u64,
 }
 
+impl Resumed {
+    /// Why nothing came of it, as a clause; none if something did.
+    pub fn why_nothing(&self) -> Option<String> {
+        if self.pauses > 0 {
+            return None;
+        }
+        match self.lets {
+            Some(Lets::Goes(_)) => None,
+            Some(Lets::Done) => Some("the order is done".to_owned()),
+            Some(Lets::OnItsWay(wave)) => Some(format!(
+                "wave {wave} has not ended, and nothing else holds the next one"
+            )),
+            Some(Lets::NoOrder) | None => Some("there is no pause with these words".to_owned()),
+        }
+    }
+}
+
 impl Paused {
     /// As the other things that people do are told.
     pub fn done(&self) -> Done {
@@ -158,7 +175,7 @@ pub(super) async fn resume(
             words.push_str(" --rest");
         }
     }
-    if resumed.pauses > 0 || matches!(resumed.lets, Some(Lets::Goes(_))) {
+    if resumed.why_nothing().is_none() {
         resumed.requests = waiting;
     }
     note(

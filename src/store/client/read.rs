@@ -7,10 +7,11 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::names::is_glob;
+use super::selection::push_of_servers;
 use super::{AttemptRecord, BatchRecord, HoldRecord, OutcomeCount, ProducerNote, RequestRecord};
 use crate::model::{PowerAction, RequestState, UtcMillis};
 use crate::store::StoreError;
-use crate::store::sqlite::rows::list;
+use crate::store::sqlite::rows::{list, lossy};
 use crate::store::sqlite::text;
 
 /// Which requests to list; an absent or empty field leaves nothing out.
@@ -118,18 +119,9 @@ pub(super) async fn list_requests(
     }
     push_times(&mut query, filter);
     if let Some(servers) = &filter.servers {
-        let servers = serde_json::to_string(servers)
-            .map_err(|error| StoreError::Unreadable(error.to_string()))?;
-        // Each third has an index of its own.
-        let thirds = [
-            " AND id IN (SELECT id FROM power_requests WHERE in_line = 1 AND server_id IN (SELECT value FROM json_each(",
-            ")) UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND server_id IN (SELECT value FROM json_each(",
-            ")) UNION ALL SELECT id FROM power_requests WHERE in_line IS NULL AND gate IS NULL AND server_id IN (SELECT value FROM json_each(",
-        ];
-        for third in thirds {
-            query.push(third).push_bind(servers.clone());
-        }
-        query.push(")))");
+        query.push(" AND id IN (");
+        push_of_servers(&mut query, servers);
+        query.push(")");
     }
     query
         .push(" ORDER BY id DESC LIMIT ")
@@ -154,23 +146,29 @@ pub(super) async fn not_succeeded(
     connection: &mut SqliteConnection,
     ids: &[i64],
 ) -> Result<Vec<RequestRecord>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
-    query
-        .push("id IN (SELECT value FROM json_each(")
-        .push_bind(list(ids))
-        .push(")) AND state <> 'succeeded' ORDER BY id");
-    Ok(query.build_query_as().fetch_all(&mut *connection).await?)
+    among(connection, ids, " AND state <> 'succeeded'").await
 }
 
 pub(super) async fn requests(
     connection: &mut SqliteConnection,
     ids: &[i64],
 ) -> Result<Vec<RequestRecord>, StoreError> {
+    among(connection, ids, "").await
+}
+
+/// Those of the requests with these ids that fulfil `more`, a condition with AND in front, or empty.
+async fn among(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+    more: &'static str,
+) -> Result<Vec<RequestRecord>, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new(REQUESTS);
     query
         .push("id IN (SELECT value FROM json_each(")
         .push_bind(list(ids))
-        .push(")) ORDER BY id");
+        .push("))")
+        .push(more)
+        .push(" ORDER BY id");
     Ok(query.build_query_as().fetch_all(&mut *connection).await?)
 }
 
@@ -207,7 +205,7 @@ pub(super) async fn waiting_reason(
             .bind(id)
             .fetch_optional(&mut *connection)
             .await?;
-    Ok(reason.map(|reason| String::from_utf8_lossy(&reason).into_owned()))
+    Ok(reason.map(lossy))
 }
 
 pub(super) async fn holds(

@@ -277,15 +277,7 @@ impl Selection {
             return;
         }
         if let Some(servers) = &self.servers {
-            for (at, part) in OF_SERVERS.iter().enumerate() {
-                query
-                    .push(if at > 0 { " UNION ALL " } else { "" })
-                    .push("SELECT id FROM power_requests WHERE ")
-                    .push(*part)
-                    .push(" AND server_id IN (SELECT value FROM json_each(")
-                    .push_bind(texts(servers))
-                    .push("))");
-            }
+            push_of_servers(query, servers);
             return;
         }
         let wants_open = states.is_empty() || states.iter().any(|state| !state.is_terminal());
@@ -349,6 +341,20 @@ impl Allowed {
         if let Some(targets) = &self.targets {
             push_among(query, "target", &texts(targets));
         }
+    }
+}
+
+/// Appends a query for the ids of all requests of these servers.
+pub(super) fn push_of_servers(query: &mut QueryBuilder<Sqlite>, servers: &[String]) {
+    let servers = texts(servers);
+    for (at, part) in OF_SERVERS.iter().enumerate() {
+        query
+            .push(if at > 0 { " UNION ALL " } else { "" })
+            .push("SELECT id FROM power_requests WHERE ")
+            .push(*part)
+            .push(" AND server_id IN (SELECT value FROM json_each(")
+            .push_bind(servers.clone())
+            .push("))");
     }
 }
 

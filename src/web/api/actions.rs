@@ -15,7 +15,7 @@ use super::input::{JsonText, time};
 use super::problem::Problem;
 use crate::model::{LetGo, PowerAction, RequestState, Role};
 use crate::store::QueueClient;
-use crate::store::client::{Access, Actor, Allowed, Approval, Done, Lets, Selection};
+use crate::store::client::{Access, Actor, Allowed, Approval, Done, Selection, another_number};
 use crate::web::Site;
 use crate::web::access::Caller;
 use crate::web::glance::now;
@@ -197,12 +197,7 @@ pub(super) async fn approve(
 }
 
 fn another(number: u64, waiting: u64) -> Problem {
-    Problem::new(
-        StatusCode::CONFLICT,
-        format!(
-            "the number is {number}, but {waiting} requests are waiting for approval; nothing is approved"
-        ),
-    )
+    Problem::new(StatusCode::CONFLICT, another_number(number, waiting))
 }
 
 /// Hold a target, an action or a label: nothing new is sent.
@@ -250,22 +245,13 @@ pub(super) async fn resume(
         door.client.resume(actor, &which, what).await?
     };
     door.close().await?;
-    match &resumed.lets {
-        _ if resumed.pauses > 0 => {}
-        Some(Lets::Goes(_)) => {}
-        Some(Lets::Done) => return Err(nothing("the order is done")),
-        Some(Lets::OnItsWay(wave)) => {
-            return Err(nothing(&format!(
-                "wave {wave} has not ended, and nothing else holds the next one"
-            )));
-        }
-        Some(Lets::NoOrder) | None => return Err(nothing("there is no such pause")),
+    match resumed.why_nothing() {
+        None => Ok(Json(resumed.done()).into_response()),
+        Some(why) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            format!("nothing to resume: {why}"),
+        )),
     }
-    Ok(Json(resumed.done()).into_response())
-}
-
-fn nothing(why: &str) -> Problem {
-    Problem::new(StatusCode::CONFLICT, format!("nothing to resume: {why}"))
 }
 
 impl PauseScope {

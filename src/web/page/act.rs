@@ -18,7 +18,8 @@ use super::{Answer, Trouble, html as answer, open};
 use crate::model::{LetGo, RequestState, Role, UtcMillis, counted};
 use crate::store::QueueClient;
 use crate::store::client::{
-    Access, Actor, Approval, Done, Lets, RequestResult, SelectedCount, Selection,
+    Access, Actor, Approval, Done, Lets, RequestResult, Resumed, SelectedCount, Selection,
+    Unapproved,
 };
 use crate::web::Site;
 use crate::web::access::Caller;
@@ -133,9 +134,12 @@ pub(super) struct Ordered {
 }
 
 /// The requests that it would be done to.
+#[derive(Default)]
 struct Affected {
     counts: Vec<SelectedCount>,
     requests: u64,
+    /// What is approved, if that is asked about.
+    unapproved: Unapproved,
 }
 
 pub(super) async fn confirm(
@@ -179,15 +183,16 @@ async fn affected(
     if deed == Deed::Approve {
         let unapproved = client.unapproved(which).await?;
         let requests = unapproved.requests();
-        let counts = unapproved.counts.into_iter().map(|count| SelectedCount {
-            target: count.target,
-            action: count.action,
+        let counts = unapproved.counts.iter().map(|count| SelectedCount {
+            target: count.target.clone(),
+            action: count.action.clone(),
             state: RequestState::Queued.as_str().to_owned(),
             requests: count.requests,
         });
         return Ok(Affected {
             counts: counts.collect(),
             requests,
+            unapproved,
         });
     }
     let counts = match narrowed(deed, which) {
@@ -204,6 +209,7 @@ async fn affected(
     Ok(Affected {
         requests: all.sum(),
         counts,
+        unapproved: Unapproved::default(),
     })
 }
 
@@ -342,7 +348,7 @@ pub(super) async fn perform(State(site): State<Arc<Site>>, caller: Caller, form:
             Some(&remark),
         ));
     }
-    let outcome = ordered.perform(client, &which, &caller, now).await?;
+    let outcome = ordered.perform(client, &which, &affected, &caller).await?;
     door.close().await?;
     Ok(told(ordered.deed, &filter, &outcome, &caller))
 }
@@ -390,8 +396,8 @@ impl Ordered {
         &self,
         client: &mut QueueClient,
         which: &Selection,
+        affected: &Affected,
         caller: &Caller,
-        now: UtcMillis,
     ) -> Result<Outcome, Trouble> {
         let reason = self.reason.trim();
         let actor = Actor {
@@ -401,9 +407,12 @@ impl Ordered {
         Ok(match self.deed {
             Deed::Cancel => of_requests(client.cancel(actor, which).await?, "cancelled"),
             Deed::Retry => of_requests(client.retry(actor, which).await?, "tried again"),
-            Deed::Approve => self.approve(client, which, actor).await?,
+            Deed::Approve => match client.approve(actor, which, &affected.unapproved).await? {
+                Approval::Done(done) => of_requests(done, "approved"),
+                Approval::Another(left) => nothing_approved(left),
+            },
             Deed::Pause => {
-                let paused = client.pause(actor, which, now).await?;
+                let paused = client.pause(actor, which, now()).await?;
                 let word = if paused.is_new {
                     "Paused"
                 } else {
@@ -422,26 +431,10 @@ impl Ordered {
                 };
                 let resumed = client.resume(actor, which, what).await?;
                 Outcome {
-                    sentence: said_of_resume(resumed.pauses, resumed.lets.as_ref()),
+                    sentence: said_of_resume(&resumed),
                     results: Vec::new(),
                 }
             }
-        })
-    }
-
-    async fn approve(
-        &self,
-        client: &mut QueueClient,
-        which: &Selection,
-        actor: Actor<'_>,
-    ) -> Result<Outcome, Trouble> {
-        let seen = client.unapproved(which).await?;
-        if self.known() != Some(seen.requests()) {
-            return Ok(nothing_approved(seen.requests()));
-        }
-        Ok(match client.approve(actor, which, &seen).await? {
-            Approval::Done(done) => of_requests(done, "approved"),
-            Approval::Another(left) => nothing_approved(left),
         })
     }
 }
@@ -469,18 +462,12 @@ fn of_requests(done: Done, word: &str) -> Outcome {
     }
 }
 
-fn said_of_resume(pauses: u64, lets: Option<&Lets>) -> String {
-    match (pauses, lets) {
+fn said_of_resume(resumed: &Resumed) -> String {
+    if let Some(why) = resumed.why_nothing() {
+        return format!("Nothing to resume: {why}.");
+    }
+    match (resumed.pauses, &resumed.lets) {
         (0, Some(Lets::Goes(wave))) => format!("Let go: from wave {wave}."),
-        (0, Some(Lets::OnItsWay(wave))) => {
-            format!(
-                "Nothing to resume: wave {wave} has not ended, and nothing else holds the next one."
-            )
-        }
-        (0, Some(Lets::Done)) => "Nothing to resume: the order is done.".to_owned(),
-        (0, Some(Lets::NoOrder) | None) => {
-            "Nothing to resume: there is no pause with these words.".to_owned()
-        }
         (pauses, _) => format!("{} ended.", counted(pauses, "pause")),
     }
 }
@@ -533,8 +520,8 @@ mod tests {
     #[test]
     fn more_than_was_confirmed_is_asked_about_again() {
         let affected = Affected {
-            counts: Vec::new(),
             requests: 40,
+            ..Affected::default()
         };
         let asks = |deed, requests| ordered(deed, requests).why_ask_again(&affected).is_some();
         assert!(!asks(Deed::Cancel, "40") && !asks(Deed::Cancel, "41"));

@@ -30,6 +30,7 @@ mod waiting;
 
 pub use headline::grouped;
 pub use waiting::WaitingGroup;
+pub(super) use waiting::in_order_of_view;
 
 /// Minutes of the finer chart.
 const MINUTES: i64 = 60;
@@ -656,7 +657,7 @@ async fn batches(
     Ok(notes)
 }
 
-/// The middle of what the last jobs of a target and action took.
+/// The middle of what the newest jobs of a target and action took.
 pub(super) async fn usual_ms(
     connection: &mut SqliteConnection,
     target: &str,
@@ -718,7 +719,7 @@ async fn requests(
     Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }
 
-async fn targets(
+pub(super) async fn targets(
     connection: &mut SqliteConnection,
     holds: &[HoldRecord],
     now: UtcMillis,

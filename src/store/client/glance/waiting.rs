@@ -86,8 +86,9 @@ pub(super) async fn groups(
     Ok(groups.largest_first())
 }
 
-/// The view names the hold that lasts longest.
-fn in_order_of_view(holds: &[HoldRecord]) -> Vec<&HoldRecord> {
+/// In the order in which `power_waiting` names them: first the one that lasts longest; one without an
+/// end is before all others.
+pub(in crate::store::client) fn in_order_of_view(holds: &[HoldRecord]) -> Vec<&HoldRecord> {
     let mut ordered: Vec<&HoldRecord> = holds.iter().collect();
     ordered.sort_by(|one, other| {
         let has_end = one.until.is_some().cmp(&other.until.is_some());
