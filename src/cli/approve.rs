@@ -6,21 +6,19 @@ use std::io::IsTerminal;
 
 use serde_json::json;
 
-use super::args::{self, JsonArg, QueueArgs, ReasonArg};
+use super::args::{self, JsonArg, QueueArgs, QueuedArgs, ReasonArg};
 use super::output::{self, Table, visible};
 use super::{Context, Exit, Failure};
 use super::{ask, plan};
 use crate::model::counted;
-use crate::model::{PowerAction, RequestId};
 use crate::store::QueueClient;
-use crate::store::client::{Access, Approval, AskedFor, Selection, Unapproved};
+use crate::store::client::{Access, Approval, AskedFor, Unapproved, another_number};
 
 /// Approve queued requests, so that a guard of the config no longer holds them.
 ///
 /// Takes those that are queued and unapproved now, whether they are due or not; never those that
 /// come later.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "label", "target"]))]
 #[command(after_help = "\
 It shows what would be approved and asks for the number of those requests. Windows, budgets, pauses and waves still hold
 approved requests. Exit code 2, with nothing approved: another number, nothing to approve, or no terminal and no --yes.
@@ -30,18 +28,8 @@ Examples:
   poweryard approve --target default --action stop --yes 4120
   poweryard approve 17 18 --yes 2")]
 pub(super) struct ApproveArgs {
-    /// The requests' ids.
-    #[arg(value_name = "ID")]
-    ids: Vec<RequestId>,
-    /// All requests with exactly this label.
-    #[arg(long, short, value_name = "TEXT")]
-    label: Option<String>,
-    /// All requests of this target and --action.
-    #[arg(long, short, value_name = "NAME", requires = "action")]
-    target: Option<String>,
-    /// start, stop or reboot; with --target.
-    #[arg(long, value_name = "ACTION", value_parser = args::actions(), requires = "target")]
-    action: Option<PowerAction>,
+    #[command(flatten)]
+    which: QueuedArgs,
     /// How many requests are to be approved; for scripts, in place of the question.
     #[arg(long, value_name = "NUMBER")]
     yes: Option<u64>,
@@ -54,7 +42,7 @@ pub(super) struct ApproveArgs {
 }
 
 pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Failure> {
-    let which = selection(&args);
+    let which = args.which.selection();
     let mut client = args.queue.open(context, Access::Write).await?;
     let seen = client.unapproved(&which).await?;
     let waiting = seen.requests();
@@ -94,14 +82,6 @@ pub(super) async fn run(context: &Context, args: ApproveArgs) -> Result<Exit, Fa
     }
 }
 
-fn selection(args: &ApproveArgs) -> Selection {
-    match (&args.label, &args.target, args.action) {
-        (Some(label), ..) => Selection::of_label(label),
-        (None, Some(target), Some(action)) => Selection::of_lane(target, action),
-        _ => Selection::of_ids(args::unique(&args.ids)),
-    }
-}
-
 /// The number that is typed at the terminal.
 fn ask_number(waiting: u64) -> Result<u64, Failure> {
     if !std::io::stdin().is_terminal() {
@@ -120,9 +100,7 @@ fn ask_number(waiting: u64) -> Result<u64, Failure> {
 }
 
 fn another(number: u64, waiting: u64) -> Failure {
-    Failure::Usage(format!(
-        "the number is {number}, but {waiting} requests are waiting for approval; nothing is approved"
-    ))
+    Failure::Usage(another_number(number, waiting))
 }
 
 /// What is shown before the question.
@@ -132,11 +110,12 @@ async fn shown(
     client: &mut QueueClient,
     seen: &Unapproved,
 ) -> Result<String, Failure> {
+    let which = args.which.selection();
     let asked = AskedFor {
-        label: args.label.clone(),
-        target: args.target.clone(),
-        action: args.action,
-        ids: (!args.ids.is_empty()).then(|| args::unique(&args.ids)),
+        label: which.label,
+        target: which.target,
+        action: which.action,
+        ids: which.ids,
         is_unapproved: true,
     };
     let outlook = plan::as_approved(context, &args.queue, client, asked).await?;

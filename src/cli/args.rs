@@ -15,7 +15,7 @@ use super::{COMMON_OPTIONS, Context, Failure, output};
 use crate::model::{PowerAction, RequestId, RequestState, UtcMillis};
 use crate::settings::{QueueSettings, Settings};
 use crate::store::QueueClient;
-use crate::store::client::{Access, Actor};
+use crate::store::client::{Access, Actor, Selection};
 
 /// Which queue a command uses; by default the one of the config.
 #[derive(Debug, Default, clap::Args)]
@@ -57,6 +57,36 @@ pub(super) fn settings(context: &Context, queue: &QueueArgs) -> Option<Settings>
         return None;
     }
     Settings::load(&context.config).ok()
+}
+
+/// Which queued requests are meant.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "label", "target"]))]
+pub(super) struct QueuedArgs {
+    /// The requests' ids.
+    #[arg(value_name = "ID")]
+    ids: Vec<RequestId>,
+    /// All queued requests with exactly this label.
+    #[arg(long, short, value_name = "TEXT")]
+    label: Option<String>,
+    /// All queued requests of this target and --action.
+    #[arg(long, short, value_name = "NAME", requires = "action")]
+    target: Option<String>,
+    /// start, stop or reboot; with --target.
+    #[arg(long, value_name = "ACTION", value_parser = actions(), requires = "target")]
+    action: Option<PowerAction>,
+}
+
+impl QueuedArgs {
+    pub(super) fn selection(&self) -> Selection {
+        Selection {
+            ids: (!self.ids.is_empty()).then(|| unique(&self.ids)),
+            label: self.label.clone(),
+            target: self.target.clone(),
+            action: self.action,
+            ..Selection::default()
+        }
+    }
 }
 
 /// `--json`.
