@@ -233,7 +233,7 @@ impl Counter {
 fn with_values(part: &str, values: &[&str]) -> String {
     let mut sql = statement(part).to_owned();
     for (at, value) in values.iter().enumerate() {
-        sql = sql.replace(&format!("?{}", at + 1), value);
+        sql = sql.replace(&format!("${}", at + 1), value);
     }
     sql
 }
@@ -254,12 +254,12 @@ async fn what_a_round_reads_goes_round_as_often_however_many_wait() {
             ],
         ),
         with_values(
-            "ORDER BY priority DESC, id LIMIT 0 + ?4) r",
+            "ORDER BY priority DESC, id LIMIT 0 + $4) r",
             &["'default'", "'stop'", "0", "100", "1"],
         ),
         with_values("WITH RECURSIVE used(target, number)", &["''", "200"]),
-        with_values("LIMIT 0 + ?3)\n         UNION ALL", &[now, "''", "50"]),
-        with_values("WHERE gate = 'later' AND eligible_at <= ?1", &[now, "50"]),
+        with_values("LIMIT 0 + $3)\n         UNION ALL", &[now, "''", "50"]),
+        with_values("WHERE gate = 'later' AND eligible_at <= $1", &[now, "50"]),
     ];
     let mut counted: Vec<Vec<u64>> = Vec::new();
     for count in [150, 3000] {

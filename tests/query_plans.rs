@@ -120,7 +120,7 @@ async fn no_statement_of_the_daemon_searches_or_sorts_the_queue() {
 #[test]
 fn no_limit_is_a_bare_parameter() {
     for sql in statements() {
-        assert!(!sql.contains("LIMIT ?"), "{sql}");
+        assert!(!sql.contains("LIMIT $"), "{sql}");
     }
 }
 
@@ -129,7 +129,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
     let mut queue = Queue::new().await;
     for (part, steps) in [
         (
-            "ORDER BY priority DESC, id LIMIT 0 + ?4) r",
+            "ORDER BY priority DESC, id LIMIT 0 + $4) r",
             &[
                 "SEARCH power_requests USING INDEX power_requests_ready (target=? AND action=? AND <expr>=?)",
             ][..],
@@ -184,11 +184,11 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH r USING COVERING INDEX power_requests_after (after_id=? AND gate=?)"],
         ),
         (
-            "gate = 'retry' AND retry_at <= ?1 ORDER",
+            "gate = 'retry' AND retry_at <= $1 ORDER",
             &["SEARCH power_requests USING COVERING INDEX power_requests_retry (retry_at<?)"],
         ),
         (
-            "WHERE gate = 'later' AND eligible_at <= ?1",
+            "WHERE gate = 'later' AND eligible_at <= $1",
             &["SEARCH power_requests USING INDEX power_requests_later (eligible_at<?)"],
         ),
         (
@@ -206,7 +206,7 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             ],
         ),
         (
-            "r.wave IS NOT NULL AND r.id > ?4",
+            "r.wave IS NOT NULL AND r.id > $4",
             &["SEARCH r USING INDEX power_requests_label (label=? AND rowid>? AND rowid<?)"],
         ),
         (
@@ -263,23 +263,23 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH r USING INDEX power_requests_batch (batch_id=?)"],
         ),
         (
-            "SET seen_since = ?3",
+            "SET seen_since = $3",
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
-            "attempts = max(0, attempts + ?2)",
+            "attempts = max(0, attempts + $2)",
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
-            "json_each(?8)) AND +state",
+            "json_each($8)) AND +state",
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
-            "attempts - ?7)\n             WHERE state = 'running'",
+            "attempts - $7)\n             WHERE state = 'running'",
             &["SEARCH power_requests USING COVERING INDEX power_requests_running (batch_id=?)"],
         ),
         (
-            "json_each(?7)) AND +state",
+            "json_each($7)) AND +state",
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (

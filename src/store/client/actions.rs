@@ -124,7 +124,7 @@ pub(super) async fn note(
         )));
     }
     sqlx::query(
-        "INSERT INTO operator_actions (who, action, what, requests, reason) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO operator_actions (who, action, what, requests, reason) VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(actor.who)
     .bind(action.as_str())
@@ -217,7 +217,7 @@ pub(super) async fn cancel(
     while let Some(ids) = chunks.next().await {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         let some: Vec<i64> = sqlx::query_scalar(
-            "UPDATE power_requests SET state = 'cancelled' WHERE id IN (SELECT value FROM json_each(?)) AND state = 'queued'
+            "UPDATE power_requests SET state = 'cancelled' WHERE id IN (SELECT value FROM json_each($1)) AND state = 'queued'
              RETURNING id",
         )
         .bind(list(ids))
@@ -252,7 +252,7 @@ async fn last_first(
     Ok(sqlx::query_scalar(
         "SELECT id FROM (
              SELECT r.id, min(-r.priority) OVER server AS priority, min(r.id) OVER server AS first
-             FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
+             FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
              WINDOW server AS (PARTITION BY r.target, r.server_id))
          ORDER BY priority, first, id DESC",
     )
@@ -275,7 +275,7 @@ async fn see_again(
         return Ok(());
     }
     let states: Vec<(i64, String)> = sqlx::query_as(
-        "SELECT r.id, r.state FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
+        "SELECT r.id, r.state FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value",
     )
     .bind(list(&missed))
     .fetch_all(connection)
@@ -421,7 +421,7 @@ pub(super) async fn tried_again(
     let ids = list(again.map(|candidate| &candidate.id));
     let rows: Vec<AgainRow> = sqlx::query_as(
         "SELECT r.server_id, r.action, r.target, r.priority, CAST(r.label AS BLOB) AS label
-         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value ORDER BY r.id",
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value ORDER BY r.id",
     )
     .bind(ids)
     .fetch_all(connection)
@@ -525,8 +525,8 @@ async fn copy(
 ) -> Result<Vec<i64>, StoreError> {
     let mut new: Vec<i64> = sqlx::query_scalar(
         "INSERT INTO power_requests (server_id, action, target, priority, label, requested_by)
-         SELECT server_id, action, target, priority, label, ?2 FROM power_requests
-         WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id RETURNING id",
+         SELECT server_id, action, target, priority, label, $2 FROM power_requests
+         WHERE id IN (SELECT value FROM json_each($1)) ORDER BY id RETURNING id",
     )
     .bind(list(ids))
     .bind(requested_by)
@@ -562,7 +562,7 @@ pub(super) async fn override_windows(
     while let Some(ids) = chunks.next().await {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         let some: Vec<i64> = sqlx::query_scalar(
-            "UPDATE power_requests SET override_reason = ?2 WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued'
+            "UPDATE power_requests SET override_reason = $2 WHERE id IN (SELECT value FROM json_each($1)) AND state = 'queued'
              RETURNING id",
         )
         .bind(list(ids))

@@ -112,8 +112,8 @@ pub(super) async fn approve(
     while let Some(ids) = chunks.next().await {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         let some: Vec<i64> = sqlx::query_scalar(
-            "UPDATE power_requests SET approved_by = ?2
-             WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'queued' AND approved_by IS NULL RETURNING id",
+            "UPDATE power_requests SET approved_by = $2
+             WHERE id IN (SELECT value FROM json_each($1)) AND state = 'queued' AND approved_by IS NULL RETURNING id",
         )
         .bind(rows::list(ids))
         .bind(actor.who)

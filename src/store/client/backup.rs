@@ -103,7 +103,7 @@ async fn mark(copy: &Path, now: UtcMillis) -> Result<(), StoreError> {
         .await
         .map_err(|error| StoreError::opening(copy, error))?;
     write_guard::acquire(&mut connection).await?;
-    sqlx::query("UPDATE queue_mark SET copied_at = ?")
+    sqlx::query("UPDATE queue_mark SET copied_at = $1")
         .bind(text(now))
         .execute(&mut connection)
         .await?;

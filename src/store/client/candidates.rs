@@ -58,10 +58,10 @@ pub(super) async fn labels(
     // From each label to the next one by the index, past all requests that share it.
     Ok(sqlx::query_scalar(
         "WITH RECURSIVE labels (label) AS (
-             SELECT (SELECT min(label) FROM power_requests WHERE label >= ?1 AND label < ?2)
+             SELECT (SELECT min(label) FROM power_requests WHERE label >= $1 AND label < $2)
              UNION ALL
-             SELECT (SELECT min(r.label) FROM power_requests r WHERE r.label > l.label AND r.label < ?2)
-             FROM labels l WHERE l.label IS NOT NULL LIMIT 1 + ?3)
+             SELECT (SELECT min(r.label) FROM power_requests r WHERE r.label > l.label AND r.label < $2)
+             FROM labels l WHERE l.label IS NOT NULL LIMIT 1 + $3)
          SELECT label FROM labels WHERE label IS NOT NULL",
     )
     .bind(beginning)
@@ -86,10 +86,10 @@ pub(super) async fn server_names(
     target: Option<&str>,
     beginning: &str,
 ) -> Result<Vec<String>, StoreError> {
-    let names = "SELECT DISTINCT name FROM servers WHERE gone_at IS NULL AND name >= ?1 AND name < ?2 AND name <> ''
-         AND (target = ?3 OR ?3 IS NULL) ORDER BY name LIMIT 0 + ?4";
-    let ids = "SELECT DISTINCT server_id FROM servers WHERE server_id >= ?1 AND server_id < ?2
-         AND (target = ?3 OR ?3 IS NULL) ORDER BY server_id LIMIT 0 + ?4";
+    let names = "SELECT DISTINCT name FROM servers WHERE gone_at IS NULL AND name >= $1 AND name < $2 AND name <> ''
+         AND (target = $3 OR $3 IS NULL) ORDER BY name LIMIT 0 + $4";
+    let ids = "SELECT DISTINCT server_id FROM servers WHERE server_id >= $1 AND server_id < $2
+         AND (target = $3 OR $3 IS NULL) ORDER BY server_id LIMIT 0 + $4";
     let found = servers_of(connection, names, target, beginning).await?;
     if found.is_empty() && !beginning.is_empty() {
         return servers_of(connection, ids, target, beginning).await;
@@ -128,8 +128,8 @@ pub(super) async fn newest_requests(
                 ifnull(nullif((SELECT n.name FROM servers n WHERE n.target = r.target AND n.server_id = r.server_id), ''),
                        r.server_id) AS server
          FROM power_requests r
-         WHERE r.id > (SELECT max(id) FROM power_requests) - ?2 AND {condition} AND substr(r.id, 1, length(?1)) = ?1
-         ORDER BY r.id DESC LIMIT 0 + ?3"
+         WHERE r.id > (SELECT max(id) FROM power_requests) - $2 AND {condition} AND substr(r.id, 1, length($1)) = $1
+         ORDER BY r.id DESC LIMIT 0 + $3"
     );
     Ok(sqlx::query_as(sqlx::AssertSqlSafe(query))
         .bind(beginning)
@@ -150,8 +150,8 @@ pub(super) async fn newest_texts(
     };
     let query = format!(
         "SELECT DISTINCT {column} FROM power_requests
-         WHERE id > (SELECT max(id) FROM power_requests) - ?2 AND substr({column}, 1, length(?1)) = ?1
-         ORDER BY 1 LIMIT 0 + ?3"
+         WHERE id > (SELECT max(id) FROM power_requests) - $2 AND substr({column}, 1, length($1)) = $1
+         ORDER BY 1 LIMIT 0 + $3"
     );
     Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(query))
         .bind(beginning)

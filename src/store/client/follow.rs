@@ -46,7 +46,7 @@ pub(super) async fn open_requests(
 ) -> Result<Vec<OpenRequest>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT r.id, CASE WHEN r.state = 'running' THEN CAST(r.batch_id AS INTEGER) END AS batch_id
-         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
     )
     .bind(list(ids))
     .fetch_all(&mut *connection)
@@ -60,7 +60,7 @@ pub(super) async fn waiting_reasons(
     // As bytes: the reason of a hold may be anybody's text.
     let found: Vec<(Vec<u8>, String, String, i64)> = sqlx::query_as(
         "SELECT CAST(w.reason AS BLOB), w.target, w.action, count(*)
-         FROM json_each(?) j CROSS JOIN power_waiting w ON w.id = j.value
+         FROM json_each($1) j CROSS JOIN power_waiting w ON w.id = j.value
          GROUP BY 1, 2, 3 ORDER BY count(*) DESC, min(w.id)",
     )
     .bind(list(ids))
@@ -83,7 +83,7 @@ pub(super) async fn open_batches_among(
     ids: &[i64],
 ) -> Result<Vec<FollowedBatch>, StoreError> {
     let batches: Vec<BatchRecord> = sqlx::query_as(
-        "SELECT b.* FROM json_each(?) j CROSS JOIN batches b ON b.id = j.value WHERE b.state <> 'done' ORDER BY b.id",
+        "SELECT b.* FROM json_each($1) j CROSS JOIN batches b ON b.id = j.value WHERE b.state <> 'done' ORDER BY b.id",
     )
     .bind(list(ids))
     .fetch_all(&mut *connection)

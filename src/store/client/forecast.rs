@@ -318,7 +318,7 @@ async fn read_closely(
         .collect();
     Ok(sqlx::query_as(
         "WITH held_label(label) AS MATERIALIZED (
-             SELECT label FROM orders INDEXED BY orders_open WHERE state IS NOT 'done'
+             SELECT label FROM orders INDEXED BY orders_open WHERE state IS DISTINCT FROM 'done'
              UNION SELECT label FROM holds WHERE label IS NOT NULL AND kind = 'operator'
          ),
          several(server_id, target) AS MATERIALIZED (
@@ -333,14 +333,14 @@ async fn read_closely(
                  AND o.id < r.id AND o.finished_at IS NULL)
          ),
          protected(id) AS MATERIALIZED (
-             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+             SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r
                  ON r.in_line = 1 AND r.server_id = j.value ->> 1 AND r.target = j.value ->> 0 WHERE r.state = 'queued'
              UNION ALL
-             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
+             SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r
                  ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = j.value ->> 0 AND r.server_id = j.value ->> 1
          ),
          counted(id) AS MATERIALIZED (
-             SELECT r.id FROM json_each(?2) j CROSS JOIN power_requests r ON r.batch_id = j.value WHERE r.state = 'queued'
+             SELECT r.id FROM json_each($2) j CROSS JOIN power_requests r ON r.batch_id = j.value WHERE r.state = 'queued'
          ),
          close(id) AS MATERIALIZED (
              SELECT id FROM power_requests INDEXED BY power_requests_parked_count WHERE in_line IS NULL AND gate IS NOT NULL
@@ -348,8 +348,8 @@ async fn read_closely(
              UNION SELECT id FROM power_requests INDEXED BY power_requests_retry WHERE gate = 'retry'
              UNION SELECT id FROM power_requests INDEXED BY power_requests_expiry WHERE state = 'queued' AND expires_at IS NOT NULL
              UNION SELECT r.id FROM held_label h CROSS JOIN power_requests r ON r.label = h.label WHERE r.gate IS NOT NULL
-             UNION SELECT r.id FROM power_requests r WHERE r.label = ?3 AND r.gate IS NOT NULL
-             UNION SELECT value FROM json_each(ifnull(?4, '[]'))
+             UNION SELECT r.id FROM power_requests r WHERE r.label = $3 AND r.gate IS NOT NULL
+             UNION SELECT value FROM json_each(ifnull($4, '[]'))
              UNION SELECT id FROM shadowed UNION SELECT id FROM protected UNION SELECT id FROM counted
          )
          SELECT CAST(r.target AS BLOB) AS target, r.action,
@@ -359,9 +359,9 @@ async fn read_closely(
                     OR NOT EXISTS (SELECT 1 FROM orders w WHERE w.label = r.label) AS has_turn,
                 r.id IN (SELECT id FROM shadowed) AS is_shadowed, r.id IN (SELECT id FROM protected) AS is_protected,
                 r.id IN (SELECT id FROM counted) AS is_counted,
-                (?3 IS NULL OR r.label IS ?3) AND (?4 IS NULL OR r.id IN (SELECT value FROM json_each(?4)))
-                    AND (?5 IS NULL OR r.target = ?5) AND (?6 IS NULL OR r.action = ?6)
-                    AND (NOT ?7 OR r.approved_by IS NULL) AS is_asked,
+                ($3 IS NULL OR r.label IS NOT DISTINCT FROM $3) AND ($4 IS NULL OR r.id IN (SELECT value FROM json_each($4)))
+                    AND ($5 IS NULL OR r.target = $5) AND ($6 IS NULL OR r.action = $6)
+                    AND (NOT $7 OR r.approved_by IS NULL) AS is_asked,
                 CASE r.gate WHEN 'later' THEN substr(r.eligible_at, 1, 16) WHEN 'retry' THEN substr(r.retry_at, 1, 16) END AS due_minute,
                 substr(r.expires_at, 1, 16) AS expiry_minute,
                 CASE WHEN r.expires_at IS NULL THEN substr(ifnull(r.eligible_at, r.created_at), 1, 16) END AS since_minute,
@@ -457,7 +457,7 @@ async fn into_shares(
         .flat_map(|plain| [&plain.first_id, &plain.last_id]);
     let found: Vec<(i64, String)> = sqlx::query_as(
         "SELECT r.id, CAST(ifnull(r.eligible_at, r.created_at) AS TEXT)
-         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value",
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value",
     )
     .bind(list(ids))
     .fetch_all(connection)
@@ -559,7 +559,7 @@ async fn power_mix(
     asked: &AskedFor,
 ) -> Result<Vec<PowerMix>, StoreError> {
     let ids: Vec<i64> = sqlx::query_scalar(if asked.label.is_some() {
-        "SELECT r.id FROM power_requests r WHERE r.label = ?1 AND r.gate IS NOT NULL LIMIT 0 + ?2"
+        "SELECT r.id FROM power_requests r WHERE r.label = $1 AND r.gate IS NOT NULL LIMIT 0 + $2"
     } else {
         "SELECT id FROM (
              SELECT id FROM power_requests INDEXED BY power_requests_ready WHERE gate = 'ready'
@@ -569,7 +569,7 @@ async fn power_mix(
              SELECT id FROM power_requests INDEXED BY power_requests_retry WHERE gate = 'retry'
              UNION ALL
              SELECT id FROM power_requests INDEXED BY power_requests_parked_count WHERE in_line IS NULL AND gate IS NOT NULL)
-         WHERE ?1 IS NULL LIMIT 0 + ?2"
+         WHERE $1 IS NULL LIMIT 0 + $2"
     })
     .bind(&asked.label)
     .bind(LOOKED_UP_MAX + 1)
@@ -584,10 +584,10 @@ async fn power_mix(
                 sum(s.power NOT IN ('on', 'off') AND s.gone_at IS NULL) AS unclear,
                 sum(s.gone_at IS NOT NULL) AS gone, sum(s.server_id IS NULL) AS unknown,
                 sum(ifnull(s.locked, 0) AND s.gone_at IS NULL) AS locked
-         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
          LEFT JOIN servers s ON s.target = r.target AND s.server_id = r.server_id
-         WHERE r.state = 'queued' AND (?2 IS NULL OR r.target = ?2) AND (?3 IS NULL OR r.action = ?3)
-           AND (NOT ?4 OR r.approved_by IS NULL)
+         WHERE r.state = 'queued' AND ($2 IS NULL OR r.target = $2) AND ($3 IS NULL OR r.action = $3)
+           AND (NOT $4 OR r.approved_by IS NULL)
          GROUP BY 1, 2",
     )
     .bind(list(ids))
@@ -609,13 +609,13 @@ async fn power_mix_of(
     servers: &[String],
 ) -> Result<PowerMix, StoreError> {
     let found: MixRow = sqlx::query_as(
-        "SELECT CAST(?1 AS BLOB) AS target, ?2 AS action,
+        "SELECT CAST($1 AS BLOB) AS target, $2 AS action,
                 ifnull(sum(s.power = 'on' AND s.gone_at IS NULL), 0) AS on_count,
                 ifnull(sum(s.power = 'off' AND s.gone_at IS NULL), 0) AS off_count,
                 ifnull(sum(s.power NOT IN ('on', 'off') AND s.gone_at IS NULL), 0) AS unclear,
                 ifnull(sum(s.gone_at IS NOT NULL), 0) AS gone, ifnull(sum(s.server_id IS NULL), 0) AS unknown,
                 ifnull(sum(ifnull(s.locked, 0) AND s.gone_at IS NULL), 0) AS locked
-         FROM json_each(?3) j LEFT JOIN servers s ON s.target = ?1 AND s.server_id = j.value",
+         FROM json_each($3) j LEFT JOIN servers s ON s.target = $1 AND s.server_id = j.value",
     )
     .bind(&target.0)
     .bind(action.as_str())
@@ -633,10 +633,10 @@ async fn busy_servers(
     servers: &[String],
 ) -> Result<u64, StoreError> {
     let busy: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM json_each(?1) j
-         WHERE EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = j.value AND o.target = ?2
+        "SELECT count(*) FROM json_each($1) j
+         WHERE EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = j.value AND o.target = $2
                        AND o.finished_at IS NULL)
-            OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind' AND p.target = ?2
+            OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind' AND p.target = $2
                        AND p.server_id = j.value)",
     )
     .bind(serde_json::to_string(servers).unwrap_or_default())
@@ -653,10 +653,10 @@ async fn first_labels(
 ) -> Result<Vec<LabelCount>, StoreError> {
     let found: Vec<(Option<Vec<u8>>, i64)> = sqlx::query_as(
         "SELECT CAST(f.label AS BLOB), count(*) FROM (
-             SELECT label FROM power_requests WHERE gate = 'ready' AND target = ?1 AND action = ?2
-             AND travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL) = ?5
-             ORDER BY priority DESC, id LIMIT 0 + ?3) f
-         GROUP BY f.label ORDER BY count(*) DESC, f.label LIMIT 0 + ?4",
+             SELECT label FROM power_requests WHERE gate = 'ready' AND target = $1 AND action = $2
+             AND travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL) = $5
+             ORDER BY priority DESC, id LIMIT 0 + $3) f
+         GROUP BY f.label ORDER BY count(*) DESC, f.label LIMIT 0 + $4",
     )
     .bind(&target.0)
     .bind(action.as_str())

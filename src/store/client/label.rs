@@ -466,7 +466,7 @@ async fn pace_of(
     target: &str,
 ) -> Result<Option<Pace>, StoreError> {
     let found: Option<(i64, String)> = sqlx::query_as(
-        "SELECT CAST(pace_per_minute AS INTEGER), service FROM targets WHERE target = ?",
+        "SELECT CAST(pace_per_minute AS INTEGER), service FROM targets WHERE target = $1",
     )
     .bind(target)
     .fetch_optional(connection)
@@ -488,7 +488,7 @@ async fn calls_of(
     servers_a_call: u64,
 ) -> Result<u64, StoreError> {
     let ready: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM power_requests WHERE gate = 'ready' AND target = ? AND action = ?",
+        "SELECT count(*) FROM power_requests WHERE gate = 'ready' AND target = $1 AND action = $2",
     )
     .bind(target)
     .bind(action)

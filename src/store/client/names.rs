@@ -85,7 +85,7 @@ pub(super) async fn knows_servers(
     target: Option<&str>,
 ) -> Result<bool, StoreError> {
     Ok(
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM servers WHERE target = ?1 OR ?1 IS NULL)")
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM servers WHERE target = $1 OR $1 IS NULL)")
             .bind(target)
             .fetch_one(&mut *connection)
             .await?,
@@ -141,7 +141,7 @@ async fn matching(
     glob: &str,
 ) -> Result<Vec<ServerRecord>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT * FROM servers WHERE (target = ?1 OR ?1 IS NULL) AND gone_at IS NULL AND name GLOB ?2
+        "SELECT * FROM servers WHERE (target = $1 OR $1 IS NULL) AND gone_at IS NULL AND name GLOB $2
          ORDER BY name, server_id",
     )
     .bind(target)
@@ -156,7 +156,7 @@ pub(super) async fn hints(
     word: &str,
 ) -> Result<Hints, StoreError> {
     let gone = sqlx::query_as(
-        "SELECT * FROM servers WHERE (target = ?1 OR ?1 IS NULL) AND gone_at IS NOT NULL AND name = ?2
+        "SELECT * FROM servers WHERE (target = $1 OR $1 IS NULL) AND gone_at IS NOT NULL AND name = $2
          ORDER BY gone_at DESC LIMIT 1",
     )
     .bind(target)
@@ -164,7 +164,7 @@ pub(super) async fn hints(
     .fetch_optional(&mut *connection)
     .await?;
     let elsewhere = sqlx::query_as(
-        "SELECT * FROM servers WHERE target <> ?1 AND gone_at IS NULL AND (name = ?2 OR server_id = ?3) LIMIT 1",
+        "SELECT * FROM servers WHERE target <> $1 AND gone_at IS NULL AND (name = $2 OR server_id = $3) LIMIT 1",
     )
     .bind(target)
     .bind(word)
@@ -172,7 +172,7 @@ pub(super) async fn hints(
     .fetch_optional(&mut *connection)
     .await?;
     let names: Vec<String> = sqlx::query_scalar(
-        "SELECT DISTINCT name FROM servers WHERE (target = ?1 OR ?1 IS NULL) AND gone_at IS NULL AND name <> ''",
+        "SELECT DISTINCT name FROM servers WHERE (target = $1 OR $1 IS NULL) AND gone_at IS NULL AND name <> ''",
     )
     .bind(target)
     .fetch_all(&mut *connection)
@@ -189,7 +189,7 @@ pub(super) async fn servers(
     target: Option<&str>,
 ) -> Result<Vec<ServerRecord>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT * FROM servers WHERE target = ?1 OR ?1 IS NULL ORDER BY target, name, server_id",
+        "SELECT * FROM servers WHERE target = $1 OR $1 IS NULL ORDER BY target, name, server_id",
     )
     .bind(target)
     .fetch_all(&mut *connection)
@@ -239,7 +239,7 @@ pub(super) async fn inventory(
                 (SELECT count(*) FROM servers s WHERE s.target = t.target AND s.gone_at IS NULL) AS servers,
                 (SELECT count(*) FROM servers s WHERE s.target = t.target AND s.gone_at IS NOT NULL) AS gone,
                 t.inventory_at, t.inventory_error
-         FROM targets t WHERE t.target = ?1 OR ?1 IS NULL ORDER BY t.target",
+         FROM targets t WHERE t.target = $1 OR $1 IS NULL ORDER BY t.target",
     )
     .bind(target)
     .fetch_all(&mut *connection)
@@ -250,7 +250,7 @@ pub(super) async fn wish_for_inventory(
     connection: &mut SqliteConnection,
     target: Option<&str>,
 ) -> Result<i64, StoreError> {
-    let wished = sqlx::query("INSERT INTO inventory_syncs (target) VALUES (?)").bind(target);
+    let wished = sqlx::query("INSERT INTO inventory_syncs (target) VALUES ($1)").bind(target);
     Ok(wished.execute(&mut *connection).await?.last_insert_rowid())
 }
 
@@ -259,7 +259,7 @@ pub(super) async fn wish_end(
     id: i64,
 ) -> Result<Option<Option<String>>, StoreError> {
     let found: Option<Option<String>> = sqlx::query_scalar(
-        "SELECT error FROM inventory_syncs WHERE id = ? AND done_at IS NOT NULL",
+        "SELECT error FROM inventory_syncs WHERE id = $1 AND done_at IS NOT NULL",
     )
     .bind(id)
     .fetch_optional(&mut *connection)
@@ -271,7 +271,7 @@ pub(super) async fn withdraw_wish(
     connection: &mut SqliteConnection,
     id: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM inventory_syncs WHERE id = ? AND done_at IS NULL")
+    sqlx::query("DELETE FROM inventory_syncs WHERE id = $1 AND done_at IS NULL")
         .bind(id)
         .execute(&mut *connection)
         .await?;

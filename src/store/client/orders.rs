@@ -37,7 +37,7 @@ pub(super) async fn open_orders(
     connection: &mut SqliteConnection,
 ) -> Result<Vec<OrderRecord>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT *, wave_taken AS wave_servers FROM orders INDEXED BY orders_open WHERE state IS NOT 'done' ORDER BY id",
+        "SELECT *, wave_taken AS wave_servers FROM orders INDEXED BY orders_open WHERE state IS DISTINCT FROM 'done' ORDER BY id",
     )
     .fetch_all(&mut *connection)
     .await?)
@@ -47,7 +47,7 @@ pub(super) async fn order(
     connection: &mut SqliteConnection,
     label: &str,
 ) -> Result<Option<OrderRecord>, StoreError> {
-    let found = sqlx::query_as("SELECT *, wave_taken AS wave_servers FROM orders WHERE label = ?")
+    let found = sqlx::query_as("SELECT *, wave_taken AS wave_servers FROM orders WHERE label = $1")
         .bind(label);
     Ok(found.fetch_optional(&mut *connection).await?)
 }
@@ -59,7 +59,7 @@ pub(super) async fn let_go(
     what: LetGo,
 ) -> Result<Lets, StoreError> {
     let found: Option<(String, i64, bool)> = sqlx::query_as(
-        "SELECT ifnull(state, 'open'), ifnull(wave, 1), wave_over_at IS NOT NULL FROM orders WHERE label = ?",
+        "SELECT ifnull(state, 'open'), ifnull(wave, 1), wave_over_at IS NOT NULL FROM orders WHERE label = $1",
     )
     .bind(label)
     .fetch_optional(&mut *tx)
@@ -73,18 +73,20 @@ pub(super) async fn let_go(
     if !is_over && what == LetGo::Wave {
         return Ok(Lets::OnItsWay(wave));
     }
-    sqlx::query("UPDATE orders SET let_go = ?2 WHERE label = ?1 AND let_go IS NOT 'rest'")
-        .bind(label)
-        .bind(what.as_str())
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "UPDATE orders SET let_go = $2 WHERE label = $1 AND let_go IS DISTINCT FROM 'rest'",
+    )
+    .bind(label)
+    .bind(what.as_str())
+    .execute(&mut *tx)
+    .await?;
     Ok(Lets::Goes(wave + 1))
 }
 
 /// Writes an order, unless the same one exists already.
 pub(super) async fn insert(tx: &mut SqliteConnection, order: &NewOrder) -> Result<(), StoreError> {
     let same: Option<bool> = sqlx::query_scalar(
-        "SELECT waves = ?2 AND failures_max = ifnull(?3, '0') AND pause IS ?4 FROM orders WHERE label = ?1",
+        "SELECT waves = $2 AND failures_max = ifnull($3, '0') AND pause IS NOT DISTINCT FROM $4 FROM orders WHERE label = $1",
     )
     .bind(&order.label)
     .bind(&order.waves)
@@ -103,7 +105,7 @@ pub(super) async fn insert(tx: &mut SqliteConnection, order: &NewOrder) -> Resul
         None => {}
     }
     sqlx::query(
-        "INSERT INTO orders (label, waves, failures_max, pause, expires_at) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO orders (label, waves, failures_max, pause, expires_at) VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(&order.label)
     .bind(&order.waves)

@@ -134,7 +134,7 @@ pub(super) async fn targets(
         "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
                 (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
                                        ORDER BY b.id DESC LIMIT 6000)
-                 WHERE intent_at > ?) AS calls_last_minute, t.inventory_at, t.inventory_error, t.updated_at
+                 WHERE intent_at > $1) AS calls_last_minute, t.inventory_at, t.inventory_error, t.updated_at
          FROM targets t ORDER BY t.target",
     )
     .bind(text(now.before(Duration::from_secs(60))))

@@ -293,7 +293,7 @@ pub(super) async fn servers_called(
     word: &str,
 ) -> Result<Vec<ServerRecord>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT * FROM servers WHERE server_id = ?1 OR name = ?1 ORDER BY gone_at IS NOT NULL, target, name LIMIT 100",
+        "SELECT * FROM servers WHERE server_id = $1 OR name = $1 ORDER BY gone_at IS NOT NULL, target, name LIMIT 100",
     )
     .bind(word)
     .fetch_all(connection)
@@ -307,8 +307,8 @@ pub(super) async fn servers_like(
     limit: u32,
 ) -> Result<Vec<ServerRecord>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT * FROM servers WHERE name GLOB ?1 OR instr(lower(name), lower(?1)) > 0 OR instr(lower(server_id), lower(?1)) > 0
-         ORDER BY gone_at IS NOT NULL, target, name LIMIT 0 + ?2",
+        "SELECT * FROM servers WHERE name GLOB $1 OR instr(lower(name), lower($1)) > 0 OR instr(lower(server_id), lower($1)) > 0
+         ORDER BY gone_at IS NOT NULL, target, name LIMIT 0 + $2",
     )
     .bind(word)
     .bind(limit)
@@ -329,12 +329,12 @@ pub(super) async fn labels_like(
     }
     let found: Vec<Vec<u8>> = sqlx::query_scalar(
         "WITH RECURSIVE label(word) AS (
-             SELECT min(r.label) FROM power_requests r WHERE r.label >= ?1
+             SELECT min(r.label) FROM power_requests r WHERE r.label >= $1
              UNION ALL
              SELECT (SELECT min(r.label) FROM power_requests r WHERE r.label > label.word)
-             FROM label WHERE substr(label.word, 1, length(?1)) = ?1 LIMIT 10000)
+             FROM label WHERE substr(label.word, 1, length($1)) = $1 LIMIT 10000)
          SELECT CAST(word AS BLOB) FROM label
-         WHERE substr(word, 1, length(?1)) = ?1 AND (word GLOB ?2 OR substr(word, 1, length(?2)) = ?2) LIMIT 0 + ?3",
+         WHERE substr(word, 1, length($1)) = $1 AND (word GLOB $2 OR substr(word, 1, length($2)) = $2) LIMIT 0 + $3",
     )
     .bind(fixed)
     .bind(word)
@@ -351,7 +351,7 @@ pub(super) async fn targets_of_label(
     label: &str,
 ) -> Result<Vec<String>, StoreError> {
     let found: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT DISTINCT CAST(target AS BLOB) FROM (SELECT target FROM power_requests WHERE label = ?1 LIMIT 100000)",
+        "SELECT DISTINCT CAST(target AS BLOB) FROM (SELECT target FROM power_requests WHERE label = $1 LIMIT 100000)",
     )
     .bind(label)
     .fetch_all(connection)

@@ -94,7 +94,7 @@ pub(super) async fn pause(
     let waiting = count_queued(connection, scope).await?;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let stood: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = ? AND target IS ? AND action IS ? AND label IS ? AND until IS NULL)",
+        "SELECT EXISTS (SELECT 1 FROM holds WHERE kind = $1 AND target IS NOT DISTINCT FROM $2 AND action IS NOT DISTINCT FROM $3 AND label IS NOT DISTINCT FROM $4 AND until IS NULL)",
     )
     .bind(HoldKind::Operator.as_str())
     .bind(&scope.target)
@@ -153,7 +153,7 @@ pub(super) async fn resume(
     let waiting = count_queued(connection, scope).await?;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let removed = sqlx::query(
-        "DELETE FROM holds WHERE kind = ?1 AND target IS ?2 AND action IS ?3 AND label IS ?4",
+        "DELETE FROM holds WHERE kind = $1 AND target IS NOT DISTINCT FROM $2 AND action IS NOT DISTINCT FROM $3 AND label IS NOT DISTINCT FROM $4",
     )
     .bind(HoldKind::Operator.as_str())
     .bind(&scope.target)
@@ -196,7 +196,8 @@ pub(super) async fn resume_all(
 ) -> Result<Resumed, StoreError> {
     let waiting = count_queued(connection, &Selection::default()).await?;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let removed = sqlx::query("DELETE FROM holds WHERE kind = ?").bind(HoldKind::Operator.as_str());
+    let removed =
+        sqlx::query("DELETE FROM holds WHERE kind = $1").bind(HoldKind::Operator.as_str());
     let pauses = removed.execute(&mut *tx).await?.rows_affected();
     let requests = if pauses > 0 { waiting } else { 0 };
     note(&mut tx, actor, OperatorAction::Resume, "--all", requests).await?;

@@ -178,7 +178,7 @@ pub(super) async fn attempts(
 ) -> Result<Vec<AttemptRecord>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
-         FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id WHERE a.request_id = ? ORDER BY a.batch_id",
+         FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id WHERE a.request_id = $1 ORDER BY a.batch_id",
     )
     .bind(request)
     .fetch_all(&mut *connection)
@@ -189,7 +189,7 @@ pub(super) async fn batch(
     connection: &mut SqliteConnection,
     id: i64,
 ) -> Result<Option<BatchRecord>, StoreError> {
-    Ok(sqlx::query_as("SELECT * FROM batches WHERE id = ?")
+    Ok(sqlx::query_as("SELECT * FROM batches WHERE id = $1")
         .bind(id)
         .fetch_optional(&mut *connection)
         .await?)
@@ -201,7 +201,7 @@ pub(super) async fn waiting_reason(
 ) -> Result<Option<String>, StoreError> {
     // As bytes: the reason of a hold may be anybody's text.
     let reason: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT CAST(reason AS BLOB) FROM power_waiting WHERE id = ?")
+        sqlx::query_scalar("SELECT CAST(reason AS BLOB) FROM power_waiting WHERE id = $1")
             .bind(id)
             .fetch_optional(&mut *connection)
             .await?;
@@ -213,7 +213,7 @@ pub(super) async fn holds(
     now: UtcMillis,
 ) -> Result<Vec<HoldRecord>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT target, action, label, kind, reason, since, until FROM holds WHERE until IS NULL OR until > ? ORDER BY id",
+        "SELECT target, action, label, kind, reason, since, until FROM holds WHERE until IS NULL OR until > $1 ORDER BY id",
     )
     .bind(text(now))
     .fetch_all(&mut *connection)
@@ -247,8 +247,8 @@ pub(super) async fn labelled(
 ) -> Result<Option<Labelled>, StoreError> {
     let found: Vec<(i64, bool, bool, bool)> = sqlx::query_as(
         "SELECT r.id, r.gate IS NOT NULL, r.id = max(r.id) OVER (PARTITION BY r.target, r.server_id COLLATE NOCASE),
-                ifnull(r.finished_at < ?2, 0)
-         FROM power_requests r WHERE r.label = ?1 ORDER BY r.id",
+                ifnull(r.finished_at < $2, 0)
+         FROM power_requests r WHERE r.label = $1 ORDER BY r.id",
     )
     .bind(label)
     .bind(since)
@@ -276,7 +276,7 @@ pub(super) async fn place_in_lane(
     Ok(sqlx::query_scalar(
         "SELECT (SELECT count(*) FROM power_requests o WHERE o.gate = 'ready' AND o.target = r.target
                  AND o.action = r.action AND (o.priority, -o.id) > (r.priority, -r.id))
-         FROM power_requests r WHERE r.id = ? AND r.gate = 'ready'",
+         FROM power_requests r WHERE r.id = $1 AND r.gate = 'ready'",
     )
     .bind(id)
     .fetch_optional(&mut *connection)
@@ -288,7 +288,7 @@ pub(super) async fn unfinished(
     ids: &[i64],
 ) -> Result<Vec<i64>, StoreError> {
     Ok(sqlx::query_scalar(
-        "SELECT r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
+        "SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.gate IS NOT NULL",
     )
     .bind(list(ids))
     .fetch_all(&mut *connection)
@@ -301,7 +301,7 @@ pub(super) async fn producer_notes(
 ) -> Result<BTreeMap<i64, ProducerNote>, StoreError> {
     let found: Vec<ProducerNote> = sqlx::query_as(
         "SELECT r.id, CAST(r.label AS BLOB) AS label, CAST(r.requested_by AS BLOB) AS requested_by
-         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value",
     )
     .bind(list(ids))
     .fetch_all(&mut *connection)
@@ -315,7 +315,7 @@ pub(super) async fn outcome_counts(
 ) -> Result<Vec<OutcomeCount>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT r.state, r.evidence, r.error_code, count(*) AS count, min(r.id) AS first_id
-         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
          GROUP BY r.state, r.evidence, r.error_code ORDER BY count(*) DESC, min(r.id)",
     )
     .bind(list(ids))
@@ -328,8 +328,8 @@ pub(super) async fn read_time(
     time: &str,
 ) -> Result<Option<String>, StoreError> {
     let found: Option<Option<String>> = sqlx::query_scalar(
-        "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(?1)) WHERE ?1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
-         AND date(julianday(substr(?1, 1, 10))) = substr(?1, 1, 10)",
+        "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', julianday($1)) WHERE $1 GLOB '20[0-9][0-9]-[01][0-9]-[0-3][0-9]*'
+         AND date(julianday(substr($1, 1, 10))) = substr($1, 1, 10)",
     )
     .bind(time)
     .fetch_optional(&mut *connection)
@@ -342,7 +342,7 @@ pub(super) async fn require_ids(
     ids: &[i64],
 ) -> Result<(), StoreError> {
     let unknown: Option<i64> = sqlx::query_scalar(
-        "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = j.value) LIMIT 1",
+        "SELECT j.value FROM json_each($1) j WHERE NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = j.value) LIMIT 1",
     )
     .bind(list(ids))
     .fetch_optional(connection)

@@ -119,7 +119,7 @@ async fn keyed(
         .collect();
     let found: Vec<Keyed> = sqlx::query_as(
         "SELECT r.request_key, r.id, r.server_id, r.action, r.target
-         FROM json_each(?) j CROSS JOIN power_requests r ON r.request_key = j.value",
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.request_key = j.value",
     )
     .bind(texts(&keys))
     .fetch_all(tx)

@@ -138,7 +138,7 @@ async fn verdicts(
     label: &str,
 ) -> Result<Vec<(Step, Verdict)>, StoreError> {
     let steps: Vec<Step> = sqlx::query_as(
-        "SELECT id, target, server_id, action, state, evidence FROM power_requests WHERE label = ?
+        "SELECT id, target, server_id, action, state, evidence FROM power_requests WHERE label = $1
          ORDER BY target, server_id, id",
     )
     .bind(label)
@@ -215,7 +215,7 @@ fn is_done_reboot(step: &Step) -> bool {
 /// Those of these requests whose servers have a later one, sorted.
 async fn overtaken(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<i64>, StoreError> {
     Ok(sqlx::query_scalar(
-        "SELECT r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value
+        "SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
          WHERE EXISTS (SELECT 1 FROM power_requests l WHERE l.in_line = 1
                        AND l.server_id = r.server_id AND l.target = r.target AND l.id > r.id)
             OR EXISTS (SELECT 1 FROM power_requests l WHERE l.in_line IS NULL AND l.gate IS NOT NULL

@@ -199,7 +199,7 @@ async fn ids_by_key(
     let keys =
         serde_json::to_string(&keys).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let found: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT r.request_key, r.id FROM json_each(?) j CROSS JOIN power_requests r ON r.request_key = j.value",
+        "SELECT r.request_key, r.id FROM json_each($1) j CROSS JOIN power_requests r ON r.request_key = j.value",
     )
     .bind(keys)
     .fetch_all(tx)
@@ -236,14 +236,14 @@ async fn as_keyed_before(
     let keyed =
         serde_json::to_string(&keyed).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     let found: Vec<(i64, String)> = sqlx::query_as(
-        "SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
+        "SELECT j.value ->> 0, r.request_key FROM json_each($1) j CROSS JOIN power_requests r
              ON r.in_line IS NULL AND r.gate IS NULL AND r.server_id = j.value ->> 1
              AND r.request_key = (j.value ->> 3) || r.server_id
          UNION ALL
-         SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
+         SELECT j.value ->> 0, r.request_key FROM json_each($1) j CROSS JOIN power_requests r
              ON r.in_line = 1 AND r.server_id = j.value ->> 1 AND r.request_key = (j.value ->> 3) || r.server_id
          UNION ALL
-         SELECT j.value ->> 0, r.request_key FROM json_each(?1) j CROSS JOIN power_requests r
+         SELECT j.value ->> 0, r.request_key FROM json_each($1) j CROSS JOIN power_requests r
              ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = j.value ->> 2 AND r.server_id = j.value ->> 1
              AND r.request_key = (j.value ->> 3) || r.server_id",
     )
@@ -273,7 +273,7 @@ pub(super) async fn insert(
          SELECT j.value ->> 'server_id', j.value ->> 'action', j.value ->> 'target', j.value ->> 'priority',
                 j.value ->> 'not_before', j.value ->> 'expires_at', j.value ->> 'after_id', j.value ->> 'request_key',
                 j.value ->> 'label', j.value ->> 'requested_by', j.value ->> 'override_reason'
-         FROM json_each(?) j ORDER BY j.key RETURNING id",
+         FROM json_each($1) j ORDER BY j.key RETURNING id",
     )
     .bind(rows)
     .fetch_all(tx)
@@ -312,7 +312,7 @@ async fn repeated_key(
     request: &NewRequest,
 ) -> Result<Option<String>, StoreError> {
     let taken: Option<i64> =
-        sqlx::query_scalar("SELECT id FROM power_requests WHERE request_key = ?")
+        sqlx::query_scalar("SELECT id FROM power_requests WHERE request_key = $1")
             .bind(&request.request_key)
             .fetch_optional(tx)
             .await?;

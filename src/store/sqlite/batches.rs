@@ -75,9 +75,9 @@ pub(in crate::store) async fn due_batches(
         "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL) AS by_servers, next_look_at, action,
                 coalesce(submitted_at, intent_at) AS accepted_at, looks, doubts = 0 AND read_error IS NULL AS is_plain
          FROM batches
-         WHERE state <> 'done' AND target = CAST(?1 AS TEXT) AND id NOT IN (SELECT value FROM json_each(?2))
-           AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN ?3 WHEN state = 'submitting' THEN 1 ELSE ?4 END
-         ORDER BY next_look_at LIMIT 0 + ?5",
+         WHERE state <> 'done' AND target = CAST($1 AS TEXT) AND id NOT IN (SELECT value FROM json_each($2))
+           AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN $3 WHEN state = 'submitting' THEN 1 ELSE $4 END
+         ORDER BY next_look_at LIMIT 0 + $5",
     )
     .bind(&due.key)
     .bind(serde_json::to_string(filter.except).unwrap_or_default())
@@ -102,7 +102,7 @@ pub(in crate::store) async fn waiting_jobs(
         "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_at, intent_at) AS accepted_at, looks,
                 1 AS is_plain
          FROM batches
-         WHERE state <> 'done' AND doubts = 0 AND read_error IS NULL AND target = ?1 AND next_look_at > ?2 AND state = 'tracking' AND job_id IS NOT NULL AND action = ?3",
+         WHERE state <> 'done' AND doubts = 0 AND read_error IS NULL AND target = $1 AND next_look_at > $2 AND state = 'tracking' AND job_id IS NOT NULL AND action = $3",
     )
     .bind(&target.0)
     .bind(text(now))
@@ -118,7 +118,7 @@ pub(in crate::store) async fn move_looks(
 ) -> Result<(), StoreError> {
     let looks: Vec<(i64, String)> = looks.iter().map(|(id, at)| (id.0, text(*at))).collect();
     sqlx::query(
-        "UPDATE batches SET next_look_at = j.value ->> 1 FROM json_each(?1) j WHERE batches.id = j.value ->> 0 AND state <> 'done'",
+        "UPDATE batches SET next_look_at = j.value ->> 1 FROM json_each($1) j WHERE batches.id = j.value ->> 0 AND state <> 'done'",
     )
     .bind(serde_json::to_string(&looks).unwrap_or_default())
     .execute(tx)
@@ -183,7 +183,7 @@ pub(in crate::store) async fn spent(
 ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
     let found = sqlx::query_as(
         "SELECT id, intent_at, server_count FROM batches
-         WHERE target = ? AND action = ? AND intent_at > ?
+         WHERE target = $1 AND action = $2 AND intent_at > $3
            AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
     )
     .bind(&target.0)
@@ -203,7 +203,7 @@ pub(in crate::store) async fn unapproved_calls(
 ) -> Result<Vec<CountedCall>, StoreError> {
     let found = sqlx::query_as(
         "SELECT id, intent_at, server_count FROM batches INDEXED BY batches_unapproved
-         WHERE target = ? AND action = ? AND intent_at > ? AND approved = 0
+         WHERE target = $1 AND action = $2 AND intent_at > $3 AND approved = 0
            AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
     )
     .bind(&target.0)
@@ -225,8 +225,8 @@ async fn date_calls(
     (found, now): (Vec<CallRow>, UtcMillis),
 ) -> Result<Vec<CountedCall>, StoreError> {
     let next: Option<String> = sqlx::query_scalar(
-        "SELECT intent_at FROM batches WHERE intent_at <= ?3 AND id > (
-         SELECT max(id) FROM batches WHERE target = ?1 AND action = ?2 AND intent_at > ?3) ORDER BY id LIMIT 1",
+        "SELECT intent_at FROM batches WHERE intent_at <= $3 AND id > (
+         SELECT max(id) FROM batches WHERE target = $1 AND action = $2 AND intent_at > $3) ORDER BY id LIMIT 1",
     )
     .bind(&target.0)
     .bind(action.as_str())
@@ -256,24 +256,24 @@ pub(in crate::store) async fn move_waits(
     by_ms: i64,
 ) -> Result<(), StoreError> {
     const OTHER_TIMES: [&str; 5] = [
-        "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, ?1)
-         WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, ?1) IS NOT NULL",
-        "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, ?1)
-         WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, ?1) IS NOT NULL",
-        "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, ?1)
-         WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, ?1) IS NOT NULL",
-        "UPDATE orders SET wave_over_at = strftime('%Y-%m-%dT%H:%M:%fZ', wave_over_at, ?1)
-         WHERE state IS NOT 'done' AND strftime('%s', wave_over_at, ?1) IS NOT NULL",
-        "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, ?1)
-         WHERE strftime('%s', reads_until, ?1) IS NOT NULL",
+        "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, $1)
+         WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, $1) IS NOT NULL",
+        "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, $1)
+         WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, $1) IS NOT NULL",
+        "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, $1)
+         WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, $1) IS NOT NULL",
+        "UPDATE orders SET wave_over_at = strftime('%Y-%m-%dT%H:%M:%fZ', wave_over_at, $1)
+         WHERE state IS DISTINCT FROM 'done' AND strftime('%s', wave_over_at, $1) IS NOT NULL",
+        "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, $1)
+         WHERE strftime('%s', reads_until, $1) IS NOT NULL",
     ];
     let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
     for statement in OTHER_TIMES {
         sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
     }
     sqlx::query(
-        "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, ?1)
-         WHERE state <> 'done' AND strftime('%s', next_look_at, ?1) IS NOT NULL",
+        "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, $1)
+         WHERE state <> 'done' AND strftime('%s', next_look_at, $1) IS NOT NULL",
     )
     .bind(&by)
     .execute(&mut *tx)
@@ -312,7 +312,7 @@ pub(in crate::store) async fn look_at_once(
     target: &TargetName,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE batches SET next_look_at = ?1 WHERE state <> 'done' AND next_look_at > ?1 AND target = ?2")
+    sqlx::query("UPDATE batches SET next_look_at = $1 WHERE state <> 'done' AND next_look_at > $1 AND target = $2")
             .bind(text(now))
             .bind(&target.0)
             .execute(&mut *tx)
@@ -344,8 +344,8 @@ pub(in crate::store) async fn job_history(
     limit: usize,
 ) -> Result<Vec<Duration>, StoreError> {
     let took: Vec<i64> = sqlx::query_scalar(
-        "SELECT CAST(job_ms AS INTEGER) FROM batches WHERE target = ?1 AND action = ?2 AND job_ms IS NOT NULL
-         ORDER BY id DESC LIMIT 0 + ?3",
+        "SELECT CAST(job_ms AS INTEGER) FROM batches WHERE target = $1 AND action = $2 AND job_ms IS NOT NULL
+         ORDER BY id DESC LIMIT 0 + $3",
     )
     .bind(&target.0)
     .bind(action.as_str())
@@ -365,8 +365,8 @@ pub(in crate::store) async fn recent_calls(
     now: UtcMillis,
 ) -> Result<Vec<UtcMillis>, StoreError> {
     let calls: Vec<String> = sqlx::query_scalar(
-        "SELECT CASE state WHEN 'submitting' THEN ?3 ELSE coalesce(submitted_at, finished_at, intent_at) END
-         FROM batches WHERE target = ?1 ORDER BY id DESC LIMIT 0 + ?2",
+        "SELECT CASE state WHEN 'submitting' THEN $3 ELSE coalesce(submitted_at, finished_at, intent_at) END
+         FROM batches WHERE target = $1 ORDER BY id DESC LIMIT 0 + $2",
     )
     .bind(&target.0)
     .bind(count)
@@ -419,7 +419,7 @@ async fn batch_row(
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
                 submitted_at, looks, doubts, from_copy, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
                 CAST(error_message AS BLOB) AS error_message, CAST(read_error AS BLOB) AS read_error
-         FROM batches WHERE id = ? AND state <> 'done'",
+         FROM batches WHERE id = $1 AND state <> 'done'",
     )
     .bind(id.0)
     .fetch_optional(connection)
@@ -491,17 +491,17 @@ async fn read_members(
                 CASE WHEN r.travel_group = 0 THEN 0
                      ELSE (SELECT count(*) FROM earlier_attempts b WHERE b.request_id = r.id AND b.result = 'busy') END,
                 r.seen_since IS NOT NULL, CAST(r.baseline AS TEXT),
-                ?2 IS NOT NULL AND (EXISTS (
+                $2 IS NOT NULL AND (EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.in_line IS NULL AND e.gate IS NULL
-                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2
-                    AND e.action IN (SELECT value FROM json_each(?3))
+                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > $2
+                    AND e.action IN (SELECT value FROM json_each($3))
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))
                   OR EXISTS (
                     SELECT 1 FROM power_requests e WHERE e.in_line = 1
-                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > ?2
-                    AND e.action IN (SELECT value FROM json_each(?3))
+                    AND e.server_id = r.server_id AND e.target = r.target AND e.finished_at > $2
+                    AND e.action IN (SELECT value FROM json_each($3))
                     AND (e.state = 'unknown' OR (e.state = 'failed' AND e.evidence = 'job')))))) AS BLOB)
-         FROM power_requests r WHERE r.state = 'running' AND r.batch_id = ?1",
+         FROM power_requests r WHERE r.state = 'running' AND r.batch_id = $1",
     )
     .bind(batch.id)
     .bind(shadows_since)

@@ -309,9 +309,9 @@ async fn pick_these(
         "SELECT CAST(json_group_array(json_array(
                 r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT)
                 )) AS BLOB)
-         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
-         WHERE r.gate = 'ready' AND r.target = ?2 AND r.action = ?3
-           AND r.travel_group * 4 + (r.approved_by IS NOT NULL) * 2 + (r.override_reason IS NOT NULL) = ?4",
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
+         WHERE r.gate = 'ready' AND r.target = $2 AND r.action = $3
+           AND r.travel_group * 4 + (r.approved_by IS NOT NULL) * 2 + (r.override_reason IS NOT NULL) = $4",
     )
     .bind(list(heads.iter().map(|(request, _)| &request.0)))
     .bind(&lane.target.0)
@@ -335,9 +335,9 @@ async fn read_first(
                 r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT)
                 )) AS BLOB)
          FROM (SELECT id, server_id, attempts, eligible_at, created_at FROM power_requests
-               WHERE gate = 'ready' AND target = ?1 AND action = ?2
-                 AND travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL) = ?3
-               ORDER BY priority DESC, id LIMIT 0 + ?4) r",
+               WHERE gate = 'ready' AND target = $1 AND action = $2
+                 AND travel_group * 4 + (approved_by IS NOT NULL) * 2 + (override_reason IS NOT NULL) = $3
+               ORDER BY priority DESC, id LIMIT 0 + $4) r",
     )
     .bind(&lane.target.0)
     .bind(lane.action.as_str())
@@ -384,7 +384,7 @@ async fn find_behind(
 ) -> Result<BTreeSet<i64>, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(r.id) AS BLOB)
-         FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
          WHERE EXISTS (SELECT 1 FROM power_requests o WHERE o.in_line = 1 AND o.server_id = r.server_id
                        AND o.target = r.target AND o.id < r.id AND o.finished_at IS NULL)
             OR EXISTS (SELECT 1 FROM power_requests p WHERE p.in_line IS NULL AND p.gate = 'behind'
@@ -407,13 +407,13 @@ async fn find_held(
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(r.id) AS BLOB)
          FROM json_each(CASE WHEN EXISTS (SELECT 1 FROM orders) OR EXISTS (SELECT 1 FROM holds WHERE label IS NOT NULL)
-                        THEN ?1 ELSE '[]' END) j
+                        THEN $1 ELSE '[]' END) j
          CROSS JOIN power_requests r ON r.id = j.value
          WHERE r.label IS NOT NULL AND (
              (r.wave IS NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = r.label))
              OR EXISTS (SELECT 1 FROM holds h WHERE h.label = r.label AND h.kind = 'operator'
                         AND (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
-                        AND (h.until IS NULL OR h.until > ?2)))",
+                        AND (h.until IS NULL OR h.until > $2)))",
     )
     .bind(list(candidates.iter().map(|candidate| &candidate.id)))
     .bind(text(now))
@@ -460,7 +460,7 @@ async fn insert_batch(
     let id = sqlx::query_scalar(
         "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at, travel_group,
              approved)
-         VALUES (?, ?, ?, ?, ?, 'submitting', ?, ?, ?, ?, ?) RETURNING id",
+         VALUES ($1, $2, $3, $4, $5, 'submitting', $6, $7, $8, $9, $10) RETURNING id",
     )
     .bind(&claim.lane.target.0)
     .bind(claim.origin.service.as_str())
@@ -483,7 +483,7 @@ async fn count_busy_attempts(
     ids: &str,
 ) -> Result<BTreeMap<i64, i64>, StoreError> {
     let busy: Vec<(i64, i64)> = sqlx::query_as(
-        "SELECT a.request_id, count(*) FROM json_each(?1) j
+        "SELECT a.request_id, count(*) FROM json_each($1) j
          JOIN earlier_attempts a ON a.request_id = j.value AND a.result = 'busy' GROUP BY a.request_id",
     )
     .bind(ids)
@@ -506,8 +506,8 @@ async fn note_baselines(
         return Ok(());
     }
     sqlx::query(
-        "UPDATE power_requests SET baseline = j.value ->> 1 FROM json_each(?1) j
-         WHERE power_requests.id = j.value ->> 0 AND +batch_id = ?2",
+        "UPDATE power_requests SET baseline = j.value ->> 1 FROM json_each($1) j
+         WHERE power_requests.id = j.value ->> 0 AND +batch_id = $2",
     )
     .bind(serde_json::to_string(&known).unwrap_or_default())
     .bind(batch.0)

@@ -101,7 +101,7 @@ async fn take_mark(tx: &mut SqliteConnection) -> Result<FoundMark, StoreError> {
 }
 
 async fn write_mark(tx: &mut SqliteConnection, mark: &Mark) -> Result<(), StoreError> {
-    sqlx::query("UPDATE queue_mark SET epoch = ?1, token = ?2, writing = ?2, copied_at = NULL")
+    sqlx::query("UPDATE queue_mark SET epoch = $1, token = $2, writing = $2, copied_at = NULL")
         .bind(mark.epoch)
         .bind(&mark.token)
         .execute(tx)
@@ -196,11 +196,11 @@ pub(in crate::store) async fn fix_ids(
 }
 
 async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM sqlite_sequence WHERE name = ?")
+    sqlx::query("DELETE FROM sqlite_sequence WHERE name = $1")
         .bind(table)
         .execute(&mut *tx)
         .await?;
-    sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)")
+    sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES ($1, $2)")
         .bind(table)
         .bind(last)
         .execute(tx)
@@ -249,7 +249,7 @@ async fn hold_restored(
         .await?;
     }
     let noted = noted.unwrap_or_default();
-    sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), ?)")
+    sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), $1)")
         .bind(own.last_id)
         .execute(&mut *tx)
         .await?;

@@ -63,8 +63,8 @@ pub(in crate::store) async fn outcomes(
 ) -> Result<ExportChunk, StoreError> {
     let found: Vec<(String, i64)> = sqlx::query_as(
         "SELECT finished_at, id FROM power_requests
-         WHERE finished_at IS NOT NULL AND finished_at >= ?1 AND finished_at < ?2 AND (finished_at, id) > (?3, ?4)
-         ORDER BY finished_at, id LIMIT 0 + ?5",
+         WHERE finished_at IS NOT NULL AND finished_at >= $1 AND finished_at < $2 AND (finished_at, id) > ($3, $4)
+         ORDER BY finished_at, id LIMIT 0 + $5",
     )
     .bind(span.since.map(text).unwrap_or_default())
     .bind(text(span.until))
@@ -89,7 +89,7 @@ pub(in crate::store) async fn actions(
 ) -> Result<ExportChunk, StoreError> {
     let found: Vec<SqliteRow> = sqlx::query(
         "SELECT id, at, who, action, what, requests, reason FROM operator_actions
-         WHERE at >= ?1 AND at < ?2 AND (at, id) > (?3, ?4) ORDER BY at, id LIMIT 0 + ?5",
+         WHERE at >= $1 AND at < $2 AND (at, id) > ($3, $4) ORDER BY at, id LIMIT 0 + $5",
     )
     .bind(span.since.map(text).unwrap_or_default())
     .bind(text(span.until))
@@ -135,7 +135,7 @@ pub(in crate::store) async fn before_prune(
     let orphans = upkeep::orphans(connection, &ids).await?;
     let attempts: Vec<SqliteRow> = sqlx::query(
         "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
-         FROM json_each(?) j CROSS JOIN earlier_attempts a ON a.request_id = j.value ->> 0 AND a.batch_id = j.value ->> 1
+         FROM json_each($1) j CROSS JOIN earlier_attempts a ON a.request_id = j.value ->> 0 AND a.batch_id = j.value ->> 1
          LEFT JOIN batches b ON b.id = a.batch_id",
     )
     .bind(serde_json::to_string(&orphans).unwrap_or_default())
@@ -160,7 +160,7 @@ async fn lines_of(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Stri
     }
     let outcomes: Vec<SqliteRow> = sqlx::query(
         "SELECT o.*, (SELECT n.name FROM servers n WHERE n.target = o.target AND n.server_id = o.server_id) AS name
-         FROM json_each(?) j CROSS JOIN power_outcomes o ON o.id = j.value",
+         FROM json_each($1) j CROSS JOIN power_outcomes o ON o.id = j.value",
     )
     .bind(rows::list(ids))
     .fetch_all(&mut *connection)
@@ -168,7 +168,7 @@ async fn lines_of(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Stri
     let attempts: Vec<SqliteRow> = sqlx::query(
         "SELECT a.request_id, a.batch_id, b.job_id, a.result, a.error_code, a.error_message, a.started_at, a.finished_at
          FROM request_attempts a LEFT JOIN batches b ON b.id = a.batch_id
-         WHERE a.request_id IN (SELECT value FROM json_each(?))",
+         WHERE a.request_id IN (SELECT value FROM json_each($1))",
     )
     .bind(rows::list(ids))
     .fetch_all(connection)
@@ -255,8 +255,8 @@ pub(in crate::store) async fn write_note(
     note: &ExportNote,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO upkeep (id, export_dir, export_error, export_failed_at) VALUES (1, ?1, ?2, ?3)
-         ON CONFLICT (id) DO UPDATE SET export_dir = ?1, export_error = ?2, export_failed_at = ?3",
+        "INSERT INTO upkeep (id, export_dir, export_error, export_failed_at) VALUES (1, $1, $2, $3)
+         ON CONFLICT (id) DO UPDATE SET export_dir = $1, export_error = $2, export_failed_at = $3",
     )
     .bind(&note.dir)
     .bind(&note.error)

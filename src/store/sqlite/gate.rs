@@ -37,7 +37,7 @@ pub(super) async fn is_anything_parked(
     target: &TargetName,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND target = ?)",
+        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND target = $1)",
     )
     .bind(&target.0)
     .fetch_one(connection)
@@ -62,7 +62,7 @@ pub(super) async fn park_behind(
     }
     sqlx::query(
         "UPDATE power_requests SET gate = 'behind', in_line = NULL
-         WHERE id IN (SELECT value FROM json_each(?1)) AND gate = 'ready'",
+         WHERE id IN (SELECT value FROM json_each($1)) AND gate = 'ready'",
     )
     .bind(list(ids))
     .execute(tx)
@@ -80,7 +80,7 @@ pub(super) async fn park_held(
         return Ok(());
     }
     sqlx::query(
-        "UPDATE power_requests SET gate = 'held' WHERE id IN (SELECT value FROM json_each(?)) AND gate = 'ready'",
+        "UPDATE power_requests SET gate = 'held' WHERE id IN (SELECT value FROM json_each($1)) AND gate = 'ready'",
     )
     .bind(list(ids))
     .execute(tx)
@@ -96,9 +96,9 @@ pub(super) async fn hold_for_wave(
     order: i64,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET expires_at = ifnull(expires_at, (SELECT w.expires_at FROM orders w WHERE w.id = ?2)),
+        "UPDATE power_requests SET expires_at = ifnull(expires_at, (SELECT w.expires_at FROM orders w WHERE w.id = $2)),
              gate = CASE WHEN gate = 'ready' AND wave IS NULL THEN 'held' ELSE gate END
-         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued'
+         WHERE id IN (SELECT value FROM json_each($1)) AND +state = 'queued'
            AND (+expires_at IS NULL OR (+gate = 'ready' AND +wave IS NULL))",
     )
     .bind(ids)
@@ -116,9 +116,9 @@ pub(super) async fn let_wave_go(
     (wave, now): (i64, UtcMillis),
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
-             eligible_at = CASE gate WHEN 'held' THEN ?3 ELSE eligible_at END
-         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND +wave IS NULL",
+        "UPDATE power_requests SET wave = $2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
+             eligible_at = CASE gate WHEN 'held' THEN $3 ELSE eligible_at END
+         WHERE id IN (SELECT value FROM json_each($1)) AND +state = 'queued' AND +wave IS NULL",
     )
     .bind(ids)
     .bind(wave)
@@ -136,9 +136,9 @@ pub(super) async fn let_turns_go(
     (wave, now): (i64, UtcMillis),
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET wave = ?2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
-             eligible_at = CASE gate WHEN 'held' THEN ?3 ELSE eligible_at END
-         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND +wave IS NULL AND EXISTS (
+        "UPDATE power_requests SET wave = $2, gate = CASE gate WHEN 'held' THEN 'ready' ELSE gate END,
+             eligible_at = CASE gate WHEN 'held' THEN $3 ELSE eligible_at END
+         WHERE id IN (SELECT value FROM json_each($1)) AND +state = 'queued' AND +wave IS NULL AND EXISTS (
              SELECT 1 FROM order_servers s WHERE s.label = power_requests.label AND s.target = power_requests.target
              AND s.server_id = power_requests.server_id AND s.wave IS NOT NULL)",
     )
@@ -167,10 +167,10 @@ pub(in crate::store) async fn release_held(
                     (r.wave IS NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = r.label))
                     OR EXISTS (SELECT 1 FROM holds h WHERE h.label = r.label AND h.kind = 'operator'
                                AND (h.target IS NULL OR h.target = r.target) AND (h.action IS NULL OR h.action = r.action)
-                               AND (h.until IS NULL OR h.until > ?5)))
+                               AND (h.until IS NULL OR h.until > $5)))
          FROM power_requests r INDEXED BY power_requests_held_count
-         WHERE r.gate = 'held' AND (r.target, r.action, r.id) > (?1, ?2, ?3)
-         ORDER BY r.target, r.action, r.id LIMIT 0 + ?4",
+         WHERE r.gate = 'held' AND (r.target, r.action, r.id) > ($1, $2, $3)
+         ORDER BY r.target, r.action, r.id LIMIT 0 + $4",
     )
     .bind(target)
     .bind(action)
@@ -181,7 +181,7 @@ pub(in crate::store) async fn release_held(
     .await?;
     let free = found.iter().filter(|(.., is_held)| !is_held);
     sqlx::query(
-        "UPDATE power_requests SET gate = 'ready' WHERE id IN (SELECT value FROM json_each(?)) AND gate = 'held'",
+        "UPDATE power_requests SET gate = 'ready' WHERE id IN (SELECT value FROM json_each($1)) AND gate = 'held'",
     )
     .bind(list(free.map(|(_, _, id, _)| id)))
     .execute(tx)
@@ -194,9 +194,9 @@ pub(in crate::store) async fn release_held(
 /// Lets requests wait that are ready: a JSON list of their ids, each with a time and a reason.
 pub(super) async fn put_off(tx: &mut SqliteConnection, waits: &str) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = ?2,
+        "UPDATE power_requests SET gate = 'retry', retry_at = j.value ->> 1, error_code = $2,
              error_message = j.value ->> 2
-         FROM json_each(?1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
+         FROM json_each($1) j WHERE power_requests.id = j.value ->> 0 AND gate = 'ready'",
     )
     .bind(waits)
     .bind(OwnCode::Busy.as_str())
@@ -214,9 +214,9 @@ pub(super) async fn take(
     now: UtcMillis,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = ?2, submitted_at = ?3, retry_at = NULL,
+        "UPDATE power_requests SET state = 'running', gate = 'flight', batch_id = $2, submitted_at = $3, retry_at = NULL,
              attempts = attempts + 1
-         WHERE id IN (SELECT value FROM json_each(?1))",
+         WHERE id IN (SELECT value FROM json_each($1))",
     )
     .bind(ids)
     .bind(batch.0)
@@ -245,14 +245,14 @@ pub(super) async fn end(
 ) -> Result<(), StoreError> {
     let sql = match leaving.ids {
         None => {
-            "UPDATE power_requests SET state = ?2, evidence = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''),
-                 finished_at = ?6, gate = NULL, attempts = max(0, attempts - ?7)
-             WHERE state = 'running' AND batch_id = ?1"
+            "UPDATE power_requests SET state = $2, evidence = $3, error_code = nullif($4, ''), error_message = nullif($5, ''),
+                 finished_at = $6, gate = NULL, attempts = max(0, attempts - $7)
+             WHERE state = 'running' AND batch_id = $1"
         }
         Some(_) => {
-            "UPDATE power_requests SET state = ?2, evidence = ?3, error_code = nullif(?4, ''), error_message = nullif(?5, ''),
-                 finished_at = ?6, gate = NULL, attempts = max(0, attempts - ?7)
-             WHERE id IN (SELECT value FROM json_each(?8)) AND +state = 'running' AND +batch_id = ?1"
+            "UPDATE power_requests SET state = $2, evidence = $3, error_code = nullif($4, ''), error_message = nullif($5, ''),
+                 finished_at = $6, gate = NULL, attempts = max(0, attempts - $7)
+             WHERE id IN (SELECT value FROM json_each($8)) AND +state = 'running' AND +batch_id = $1"
         }
     };
     let query = sqlx::query(sql)
@@ -279,18 +279,18 @@ pub(super) async fn give_back(
 ) -> Result<(), StoreError> {
     let sql = match leaving.ids {
         None => {
-            "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?2,
-                 gate = CASE WHEN ?2 IS NULL THEN 'ready' ELSE 'retry' END,
-                 travel_group = ifnull(?3, travel_group), attempts = max(0, attempts - ?4),
-                 error_code = nullif(?5, ''), error_message = nullif(?6, ''), baseline = NULL, seen_since = NULL
-             WHERE state = 'running' AND batch_id = ?1"
+            "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = $2,
+                 gate = CASE WHEN $2 IS NULL THEN 'ready' ELSE 'retry' END,
+                 travel_group = ifnull($3, travel_group), attempts = max(0, attempts - $4),
+                 error_code = nullif($5, ''), error_message = nullif($6, ''), baseline = NULL, seen_since = NULL
+             WHERE state = 'running' AND batch_id = $1"
         }
         Some(_) => {
-            "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = ?2,
-                 gate = CASE WHEN ?2 IS NULL THEN 'ready' ELSE 'retry' END,
-                 travel_group = ifnull(?3, travel_group), attempts = max(0, attempts - ?4),
-                 error_code = nullif(?5, ''), error_message = nullif(?6, ''), baseline = NULL, seen_since = NULL
-             WHERE id IN (SELECT value FROM json_each(?7)) AND +state = 'running' AND +batch_id = ?1"
+            "UPDATE power_requests SET state = 'queued', submitted_at = NULL, retry_at = $2,
+                 gate = CASE WHEN $2 IS NULL THEN 'ready' ELSE 'retry' END,
+                 travel_group = ifnull($3, travel_group), attempts = max(0, attempts - $4),
+                 error_code = nullif($5, ''), error_message = nullif($6, ''), baseline = NULL, seen_since = NULL
+             WHERE id IN (SELECT value FROM json_each($7)) AND +state = 'running' AND +batch_id = $1"
         }
     };
     let query = sqlx::query(sql)
@@ -335,9 +335,9 @@ pub(super) async fn end_queued(
         return Ok(Vec::new());
     }
     let ended = sqlx::query_as(
-        "UPDATE power_requests SET state = ?2, evidence = 'none', error_code = ?3, error_message = ?4, finished_at = ?5,
+        "UPDATE power_requests SET state = $2, evidence = 'none', error_code = $3, error_message = $4, finished_at = $5,
              gate = NULL, in_line = NULL, retry_at = NULL
-         WHERE id IN (SELECT value FROM json_each(?1)) AND +state = 'queued'
+         WHERE id IN (SELECT value FROM json_each($1)) AND +state = 'queued'
          RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",
     )
     .bind(list(ids))
@@ -357,9 +357,9 @@ pub(super) async fn end_stranded(
     now: UtcMillis,
 ) -> Result<Vec<EndedRow>, StoreError> {
     let stranded = sqlx::query_as(
-        "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = ?2,
+        "UPDATE power_requests SET state = 'unknown', evidence = 'none', error_code = $2,
              error_message = 'its batch was removed from the queue by hand, so the daemon cannot ask what happened to it',
-             finished_at = ?1, gate = NULL, in_line = NULL
+             finished_at = $1, gate = NULL, in_line = NULL
          WHERE state = 'running' AND NOT EXISTS (
              SELECT 1 FROM batches b WHERE b.id = power_requests.batch_id AND b.state <> 'done')
          RETURNING id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id, action",
@@ -400,7 +400,7 @@ pub(super) async fn bring_forward_after(
     }
     sqlx::query(
         "INSERT INTO round_notes (request_id, target, server_id)
-         SELECT e.id, e.target, e.server_id FROM json_each(?1) j CROSS JOIN power_requests e ON e.id = j.value
+         SELECT e.id, e.target, e.server_id FROM json_each($1) j CROSS JOIN power_requests e ON e.id = j.value
          WHERE EXISTS (SELECT 1 FROM power_requests m WHERE m.in_line IS NULL AND m.gate = 'behind'
                        AND m.target = e.target AND m.server_id = e.server_id)
          ON CONFLICT DO NOTHING",
@@ -438,9 +438,9 @@ async fn move_forward<'a>(
                  THEN 'held'
              ELSE 'ready' END
          WHERE id IN (
-             SELECT b.id FROM json_each(?2) j CROSS JOIN power_requests b ON b.id = (
+             SELECT b.id FROM json_each($2) j CROSS JOIN power_requests b ON b.id = (
                  SELECT min(m.id) FROM power_requests m
-                 WHERE m.in_line IS NULL AND m.gate = 'behind' AND m.target = ?1 AND m.server_id = j.value)
+                 WHERE m.in_line IS NULL AND m.gate = 'behind' AND m.target = $1 AND m.server_id = j.value)
              WHERE (SELECT f.id < b.id OR f.state = 'running' FROM power_requests f
                     WHERE f.in_line = 1 AND f.server_id = b.server_id AND f.target = b.target AND f.finished_at IS NULL
                     ORDER BY f.id LIMIT 1) IS NOT 1)
@@ -461,7 +461,7 @@ async fn leave_before(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), Stor
     }
     sqlx::query(
         "UPDATE power_requests SET in_line = NULL WHERE finished_at IS NOT NULL AND id IN (
-             SELECT e.id FROM json_each(?1) j CROSS JOIN power_requests b ON b.id = j.value
+             SELECT e.id FROM json_each($1) j CROSS JOIN power_requests b ON b.id = j.value
              CROSS JOIN power_requests e ON e.in_line = 1 AND e.server_id = b.server_id AND e.target = b.target AND e.id < b.id)",
     )
     .bind(list(ids))
@@ -482,7 +482,7 @@ pub(super) async fn note_awaited(tx: &mut SqliteConnection, ids: &str) -> Result
     }
     sqlx::query(
         "INSERT INTO round_notes (request_id, target, server_id)
-         SELECT e.id, e.target, e.server_id FROM json_each(?1) j CROSS JOIN power_requests e ON e.id = j.value
+         SELECT e.id, e.target, e.server_id FROM json_each($1) j CROSS JOIN power_requests e ON e.id = j.value
          WHERE EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = j.value AND w.gate = 'after')
          ON CONFLICT DO NOTHING",
     )
@@ -503,7 +503,7 @@ pub(super) async fn end_retry_waits(
              WHEN wave IS NULL AND label IS NOT NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = power_requests.label)
                  THEN 'held'
              ELSE 'ready' END
-         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'retry' AND retry_at <= ?1 ORDER BY retry_at LIMIT 0 + ?2)",
+         WHERE id IN (SELECT id FROM power_requests WHERE gate = 'retry' AND retry_at <= $1 ORDER BY retry_at LIMIT 0 + $2)",
     )
     .bind(text(now))
     .bind(chunk)
@@ -520,8 +520,8 @@ pub(super) async fn let_out(
     chunk: i64,
 ) -> Result<u64, StoreError> {
     let due: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
-        "SELECT id, CAST(target AS BLOB), server_id FROM power_requests WHERE gate = 'later' AND eligible_at <= ?1
-         ORDER BY eligible_at LIMIT 0 + ?2",
+        "SELECT id, CAST(target AS BLOB), server_id FROM power_requests WHERE gate = 'later' AND eligible_at <= $1
+         ORDER BY eligible_at LIMIT 0 + $2",
     )
     .bind(text(now))
     .bind(chunk)
@@ -541,7 +541,7 @@ pub(super) async fn let_out(
     let all: Vec<i64> = due.iter().map(|(id, _, _)| *id).collect();
     // First all of them are behind, then the first of each server comes forward if nobody is
     // before it.
-    sqlx::query("UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each(?1)) AND gate = 'later'")
+    sqlx::query("UPDATE power_requests SET gate = 'behind' WHERE id IN (SELECT value FROM json_each($1)) AND gate = 'later'")
         .bind(list(&all))
         .execute(&mut *tx)
         .await?;
@@ -552,7 +552,7 @@ pub(super) async fn let_out(
                  THEN 'held'
              ELSE 'ready' END
          WHERE id IN (
-             SELECT b.id FROM json_each(?1) j CROSS JOIN power_requests b ON b.id = j.value
+             SELECT b.id FROM json_each($1) j CROSS JOIN power_requests b ON b.id = j.value
              WHERE (SELECT f.id < b.id OR f.state = 'running' FROM power_requests f
                     WHERE f.in_line = 1 AND f.server_id = b.server_id AND f.target = b.target AND f.finished_at IS NULL
                     ORDER BY f.id LIMIT 1) IS NOT 1
@@ -583,7 +583,7 @@ pub(super) async fn follow_notes(
 ) -> Result<Vec<(Vec<u8>, String)>, StoreError> {
     let noted: Vec<NoteRow> = sqlx::query_as(
         "SELECT request_id, CAST(target AS BLOB) AS target, CAST(server_id AS BLOB) AS server_id FROM round_notes
-         LIMIT 0 + ?1",
+         LIMIT 0 + $1",
     )
     .bind(chunk)
     .fetch_all(&mut *tx)
@@ -596,21 +596,21 @@ pub(super) async fn follow_notes(
         "UPDATE power_requests SET gate = 'later', eligible_at = max(a.finished_at, ifnull(power_requests.not_before, ''))
          FROM power_requests a
          WHERE a.id = power_requests.after_id AND a.state = 'succeeded' AND power_requests.id IN (
-             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r ON r.after_id = j.value AND r.gate = 'after' LIMIT 0 + ?2)",
+             SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r ON r.after_id = j.value AND r.gate = 'after' LIMIT 0 + $2)",
     )
     .bind(&ids)
     .bind(chunk)
     .execute(&mut *tx)
     .await?;
     let cancelled: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
-        "UPDATE power_requests SET state = 'cancelled', evidence = 'none', error_code = ?3,
+        "UPDATE power_requests SET state = 'cancelled', evidence = 'none', error_code = $3,
              error_message = 'request ' || after_id || ', which it waited for, ended as '
                  || (SELECT a.state FROM power_requests a WHERE a.id = power_requests.after_id),
-             finished_at = ?4, gate = NULL, in_line = NULL, retry_at = NULL
+             finished_at = $4, gate = NULL, in_line = NULL, retry_at = NULL
          WHERE id IN (
-             SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests a ON a.id = j.value
+             SELECT r.id FROM json_each($1) j CROSS JOIN power_requests a ON a.id = j.value
              CROSS JOIN power_requests r ON r.after_id = a.id AND r.gate = 'after'
-             WHERE a.finished_at IS NOT NULL AND a.state <> 'succeeded' LIMIT 0 + ?2)
+             WHERE a.finished_at IS NOT NULL AND a.state <> 'succeeded' LIMIT 0 + $2)
          RETURNING id, CAST(target AS BLOB), action",
     )
     .bind(&ids)
@@ -625,7 +625,7 @@ pub(super) async fn follow_notes(
         bring_forward(tx, &target, servers.iter()).await?;
     }
     sqlx::query(
-        "DELETE FROM round_notes WHERE request_id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS (
+        "DELETE FROM round_notes WHERE request_id IN (SELECT value FROM json_each($1)) AND NOT EXISTS (
              SELECT 1 FROM power_requests r CROSS JOIN power_requests a ON a.id = r.after_id
              WHERE r.after_id = round_notes.request_id AND r.gate = 'after' AND a.finished_at IS NOT NULL)",
     )
@@ -656,16 +656,16 @@ fn freed(rows: impl Iterator<Item = (Option<Vec<u8>>, Option<Vec<u8>>)>) -> Free
 /// to do.
 pub(in crate::store) async fn leave_line(tx: &mut SqliteConnection) -> Result<bool, StoreError> {
     let standing: Vec<(i64, i64)> = sqlx::query_as(
-        "SELECT r.id, l.batch_id FROM (SELECT batch_id FROM lingering_batches ORDER BY batch_id LIMIT 0 + ?1) l
+        "SELECT r.id, l.batch_id FROM (SELECT batch_id FROM lingering_batches ORDER BY batch_id LIMIT 0 + $1) l
          CROSS JOIN power_requests r ON r.batch_id = l.batch_id
-         WHERE r.finished_at IS NOT NULL AND r.in_line = 1 LIMIT 0 + ?2",
+         WHERE r.finished_at IS NOT NULL AND r.in_line = 1 LIMIT 0 + $2",
     )
     .bind(LEAVING_TOGETHER)
     .bind(LEAVING_MAX)
     .fetch_all(&mut *tx)
     .await?;
     sqlx::query(
-        "UPDATE power_requests SET in_line = NULL WHERE id IN (SELECT value FROM json_each(?1))",
+        "UPDATE power_requests SET in_line = NULL WHERE id IN (SELECT value FROM json_each($1))",
     )
     .bind(list(standing.iter().map(|(request, _)| request)))
     .execute(&mut *tx)
@@ -674,8 +674,8 @@ pub(in crate::store) async fn leave_line(tx: &mut SqliteConnection) -> Result<bo
     let is_full = standing.len() as i64 == LEAVING_MAX;
     let first_left = standing.last().filter(|_| is_full);
     let emptied = sqlx::query(
-        "DELETE FROM lingering_batches WHERE batch_id < ?2
-         AND batch_id IN (SELECT batch_id FROM lingering_batches ORDER BY batch_id LIMIT 0 + ?1)",
+        "DELETE FROM lingering_batches WHERE batch_id < $2
+         AND batch_id IN (SELECT batch_id FROM lingering_batches ORDER BY batch_id LIMIT 0 + $1)",
     )
     .bind(LEAVING_TOGETHER)
     .bind(first_left.map_or(i64::MAX, |(_, batch)| *batch))

@@ -59,25 +59,25 @@ pub(in crate::store) async fn count_due(
     let due: i64 = sqlx::query_scalar(
         "WITH RECURSIVE kinds(kind) AS (
              SELECT (SELECT r.travel_group * 4 + (r.approved_by IS NOT NULL) * 2 + (r.override_reason IS NOT NULL)
-                     FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2 ORDER BY 1 LIMIT 1)
+                     FROM power_requests r WHERE r.gate = 'ready' AND r.target = $1 AND r.action = $2 ORDER BY 1 LIMIT 1)
              UNION ALL
              SELECT (SELECT n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL)
-                     FROM power_requests n WHERE n.gate = 'ready' AND n.target = ?1 AND n.action = ?2
+                     FROM power_requests n WHERE n.gate = 'ready' AND n.target = $1 AND n.action = $2
                      AND n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL) > kinds.kind
                      ORDER BY 1 LIMIT 1)
              FROM kinds WHERE kinds.kind IS NOT NULL
          )
          SELECT count(*) FROM (
              SELECT 1 FROM kinds CROSS JOIN power_requests c INDEXED BY power_requests_ready
-                 ON c.gate = 'ready' AND c.target = ?1 AND c.action = ?2
+                 ON c.gate = 'ready' AND c.target = $1 AND c.action = $2
                  AND c.travel_group * 4 + (c.approved_by IS NOT NULL) * 2 + (c.override_reason IS NOT NULL) = kinds.kind
-             WHERE kinds.kind & 2 = 0 AND (c.batch_id IS NULL OR c.batch_id NOT IN (SELECT value FROM json_each(?3)))
+             WHERE kinds.kind & 2 = 0 AND (c.batch_id IS NULL OR c.batch_id NOT IN (SELECT value FROM json_each($3)))
              UNION ALL
              SELECT 1 FROM power_requests u INDEXED BY power_requests_unapproved
-             WHERE u.target = ?1 AND u.action = ?2 AND u.approved_by IS NULL
+             WHERE u.target = $1 AND u.action = $2 AND u.approved_by IS NULL
                AND (u.gate = 'retry' OR u.gate = 'held' OR u.gate = 'behind')
-               AND (u.batch_id IS NULL OR u.batch_id NOT IN (SELECT value FROM json_each(?3)))
-             LIMIT 0 + ?4)",
+               AND (u.batch_id IS NULL OR u.batch_id NOT IN (SELECT value FROM json_each($3)))
+             LIMIT 0 + $4)",
     )
     .bind(&wanted.target.0)
     .bind(wanted.action.as_str())
@@ -99,25 +99,25 @@ pub(in crate::store) async fn crowds(
     let found: Vec<CrowdRow> = sqlx::query_as(
         "WITH RECURSIVE kinds(kind) AS (
              SELECT (SELECT r.travel_group * 4 + (r.approved_by IS NOT NULL) * 2 + (r.override_reason IS NOT NULL)
-                     FROM power_requests r WHERE r.gate = 'ready' AND r.target = ?1 AND r.action = ?2 ORDER BY 1 LIMIT 1)
+                     FROM power_requests r WHERE r.gate = 'ready' AND r.target = $1 AND r.action = $2 ORDER BY 1 LIMIT 1)
              UNION ALL
              SELECT (SELECT n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL)
-                     FROM power_requests n WHERE n.gate = 'ready' AND n.target = ?1 AND n.action = ?2
+                     FROM power_requests n WHERE n.gate = 'ready' AND n.target = $1 AND n.action = $2
                      AND n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL) > kinds.kind
                      ORDER BY 1 LIMIT 1)
              FROM kinds WHERE kinds.kind IS NOT NULL
          )
          SELECT CAST(waiting.label AS BLOB), CAST(waiting.requested_by AS BLOB), count(*) FROM (
              SELECT c.label, c.requested_by FROM kinds CROSS JOIN power_requests c INDEXED BY power_requests_ready
-                 ON c.gate = 'ready' AND c.target = ?1 AND c.action = ?2
+                 ON c.gate = 'ready' AND c.target = $1 AND c.action = $2
                  AND c.travel_group * 4 + (c.approved_by IS NOT NULL) * 2 + (c.override_reason IS NOT NULL) = kinds.kind
-             WHERE kinds.kind & 2 = 0 AND (c.batch_id IS NULL OR c.batch_id NOT IN (SELECT value FROM json_each(?3)))
+             WHERE kinds.kind & 2 = 0 AND (c.batch_id IS NULL OR c.batch_id NOT IN (SELECT value FROM json_each($3)))
              UNION ALL
              SELECT u.label, u.requested_by FROM power_requests u INDEXED BY power_requests_unapproved
-             WHERE u.target = ?1 AND u.action = ?2 AND u.approved_by IS NULL
+             WHERE u.target = $1 AND u.action = $2 AND u.approved_by IS NULL
                AND (u.gate = 'retry' OR u.gate = 'held' OR u.gate = 'behind')
-               AND (u.batch_id IS NULL OR u.batch_id NOT IN (SELECT value FROM json_each(?3)))
-             LIMIT 0 + ?4) waiting
+               AND (u.batch_id IS NULL OR u.batch_id NOT IN (SELECT value FROM json_each($3)))
+             LIMIT 0 + $4) waiting
          GROUP BY waiting.label, waiting.requested_by ORDER BY count(*) DESC, 1, 2",
     )
     .bind(&wanted.target.0)

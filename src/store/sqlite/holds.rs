@@ -25,7 +25,7 @@ pub(in crate::store) async fn find_past_holds(
 ) -> Result<Vec<i64>, StoreError> {
     Ok(sqlx::query_scalar(
         "SELECT id FROM holds INDEXED BY holds_that_matter
-         WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= ?",
+         WHERE (kind <> 'unknown_target' OR target IS NULL) AND until <= $1",
     )
     .bind(text(now))
     .fetch_all(connection)
@@ -38,7 +38,7 @@ pub(in crate::store) async fn is_held(
     kind: HoldKind,
 ) -> Result<bool, StoreError> {
     Ok(
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE target = ? AND kind = ?)")
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM holds WHERE target = $1 AND kind = $2)")
             .bind(&target.0)
             .bind(kind.as_str())
             .fetch_one(connection)
@@ -51,7 +51,7 @@ pub(in crate::store) async fn lift_hold(
     target: &TargetName,
     kind: HoldKind,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM holds WHERE target = ? AND kind = ?")
+    sqlx::query("DELETE FROM holds WHERE target = $1 AND kind = $2")
         .bind(&target.0)
         .bind(kind.as_str())
         .execute(tx)
@@ -67,7 +67,7 @@ pub(in crate::store) async fn lift(
     kind: HoldKind,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "DELETE FROM holds WHERE ifnull(target, '') = ?1 AND ifnull(action, '') = ?2 AND ifnull(label, '') = '' AND kind = ?3",
+        "DELETE FROM holds WHERE ifnull(target, '') = $1 AND ifnull(action, '') = $2 AND ifnull(label, '') = '' AND kind = $3",
     )
     .bind(target.map_or("", |target| target.0.as_str()))
     .bind(action.map_or("", PowerAction::as_str))
@@ -108,7 +108,7 @@ pub(in crate::store) async fn forget_refused_key(
     key: &str,
     secret: &str,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM refused_keys WHERE key = ? AND secret = ?")
+    sqlx::query("DELETE FROM refused_keys WHERE key = $1 AND secret = $2")
         .bind(key)
         .bind(secret)
         .execute(&mut *tx)
@@ -121,7 +121,7 @@ pub(in crate::store) async fn not_yet_held(
     unknown: &[TargetName],
 ) -> Result<Vec<TargetName>, StoreError> {
     let new: Vec<String> = sqlx::query_scalar(
-        "SELECT j.value FROM json_each(?) j WHERE NOT EXISTS (
+        "SELECT j.value FROM json_each($1) j WHERE NOT EXISTS (
          SELECT 1 FROM holds h WHERE ifnull(h.target, '') = j.value AND ifnull(h.action, '') = ''
          AND ifnull(h.label, '') = '' AND h.kind = 'unknown_target')",
     )
@@ -138,7 +138,7 @@ pub(in crate::store) async fn hold_unknown_targets(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO holds (target, kind, reason, since)
-         SELECT j.value, 'unknown_target', 'the config has no [targets.' || j.value || ']', ?2 FROM json_each(?1) j",
+         SELECT j.value, 'unknown_target', 'the config has no [targets.' || j.value || ']', $2 FROM json_each($1) j",
     )
     .bind(names(new))
     .bind(text(now))
@@ -163,12 +163,12 @@ pub(in crate::store) async fn page_of_unknown_targets(
 ) -> Result<UnknownTargetsPage, StoreError> {
     let found: Vec<(i64, bool)> = sqlx::query_as(
         "SELECT h.id, h.kind = 'unknown_target' AND h.target IS NOT NULL
-                AND (h.target IN (SELECT value FROM json_each(?1))
+                AND (h.target IN (SELECT value FROM json_each($1))
                      OR NOT (EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'ready' AND r.target = h.target)
                              OR EXISTS (SELECT 1 FROM power_requests r WHERE r.in_line IS NULL AND r.gate IS NOT NULL
                                         AND r.target = h.target)
                              OR EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'held' AND r.target = h.target)))
-         FROM holds h WHERE h.id > ?2 ORDER BY h.id LIMIT 0 + ?3",
+         FROM holds h WHERE h.id > $2 ORDER BY h.id LIMIT 0 + $3",
     )
     .bind(names(configured))
     .bind(after)
@@ -188,7 +188,7 @@ pub(in crate::store) async fn delete_holds(
     tx: &mut SqliteConnection,
     ids: &[i64],
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each(?))")
+    sqlx::query("DELETE FROM holds WHERE id IN (SELECT value FROM json_each($1))")
         .bind(list(ids))
         .execute(tx)
         .await?;
@@ -203,10 +203,10 @@ pub(in crate::store) async fn note_target(
     sqlx::query(
         "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles,
              reads_until, updated_at, budget_ms, default_ttl_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-         ON CONFLICT (target) DO UPDATE SET service = ?2, endpoint = ?3, project_id = ?4, submits_per_minute = ?5,
-             pace_per_minute = ?6, throttles = ?7, reads_until = ?8, updated_at = ?9, budget_ms = ?10, default_ttl_ms = ?11,
-             inventory_at = CASE WHEN service = ?2 AND endpoint = ?3 AND project_id = ?4 THEN inventory_at END",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+         ON CONFLICT (target) DO UPDATE SET service = $2, endpoint = $3, project_id = $4, submits_per_minute = $5,
+             pace_per_minute = $6, throttles = $7, reads_until = $8, updated_at = $9, budget_ms = $10, default_ttl_ms = $11,
+             inventory_at = CASE WHEN service = $2 AND endpoint = $3 AND project_id = $4 THEN inventory_at END",
     )
     .bind(&status.target.0)
     .bind(status.origin.service.as_str())
@@ -230,7 +230,7 @@ pub(in crate::store) async fn noted_pace(
     origin: &Origin,
 ) -> Result<Option<NotedPace>, StoreError> {
     let sql = "SELECT CAST(pace_per_minute AS INTEGER), CAST(throttles AS INTEGER), CAST(reads_until AS BLOB)
-                   FROM targets WHERE target = ? AND service = ? AND endpoint = ? AND project_id = ?";
+                   FROM targets WHERE target = $1 AND service = $2 AND endpoint = $3 AND project_id = $4";
     let found: Option<(i64, i64, Option<Vec<u8>>)> = sqlx::query_as(sql)
         .bind(&target.0)
         .bind(origin.service.as_str())
@@ -249,7 +249,7 @@ pub(in crate::store) async fn forget_targets_except(
     tx: &mut SqliteConnection,
     names: &[TargetName],
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM targets WHERE target NOT IN (SELECT value FROM json_each(?))")
+    sqlx::query("DELETE FROM targets WHERE target NOT IN (SELECT value FROM json_each($1))")
         .bind(serde_json::to_string(names).unwrap_or_default())
         .execute(&mut *tx)
         .await?;
@@ -353,8 +353,8 @@ pub(in crate::store) async fn note_refused_key(
 ) -> Result<(), StoreError> {
     let recent: Vec<String> = refused.recent.iter().map(|at| text(*at)).collect();
     sqlx::query(
-        "INSERT INTO refused_keys (key, secret, target, refusals, until, reason, recent) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-         ON CONFLICT (key, secret) DO UPDATE SET target = ?3, refusals = ?4, until = ?5, reason = ?6, recent = ?7",
+        "INSERT INTO refused_keys (key, secret, target, refusals, until, reason, recent) VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (key, secret) DO UPDATE SET target = $3, refusals = $4, until = $5, reason = $6, recent = $7",
     )
     .bind(&refused.key)
     .bind(&refused.secret)
@@ -407,9 +407,9 @@ pub(in crate::store) async fn put_hold(
     hold: &Hold,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO holds (target, action, label, kind, reason, since, until) VALUES (?1, ?2, ?7, ?3, ?4, ?5, ?6)
-         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), ifnull(label, ''), kind) DO UPDATE SET reason = ?4, until = ?6
-         WHERE kind <> 'breaker' OR ifnull(until, '') < ?6",
+        "INSERT INTO holds (target, action, label, kind, reason, since, until) VALUES ($1, $2, $7, $3, $4, $5, $6)
+         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), ifnull(label, ''), kind) DO UPDATE SET reason = $4, until = $6
+         WHERE kind <> 'breaker' OR ifnull(until, '') < $6",
     )
     .bind(hold.target.as_ref().map(|target| &target.0))
     .bind(hold.action.map(|action| action.as_str()))

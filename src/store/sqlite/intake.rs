@@ -73,13 +73,13 @@ pub(in crate::store) async fn find_protected(
 ) -> Result<Vec<i64>, StoreError> {
     let servers = serde_json::to_string(protected).unwrap_or_default();
     Ok(sqlx::query_scalar(
-        "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
-         ON r.in_line = 1 AND r.server_id = j.value AND r.target = ?2
-         WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each(?4))
+        "SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r
+         ON r.in_line = 1 AND r.server_id = j.value AND r.target = $2
+         WHERE r.state = 'queued' AND r.action IN (SELECT value FROM json_each($4))
          UNION ALL
-         SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r
-         ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = ?2 AND r.server_id = j.value
-         WHERE r.action IN (SELECT value FROM json_each(?4)) LIMIT 0 + ?3",
+         SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r
+         ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = $2 AND r.server_id = j.value
+         WHERE r.action IN (SELECT value FROM json_each($4)) LIMIT 0 + $3",
     )
     .bind(&servers)
     .bind(&target.0)
@@ -115,9 +115,9 @@ pub(in crate::store) async fn targets_after(
     let names: Vec<Vec<u8>> = sqlx::query_scalar(
         "WITH RECURSIVE used(target, number) AS (
              SELECT (SELECT min(first.target) FROM (
-                 SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > ?1
+                 SELECT min(f.target) AS target FROM power_requests f WHERE f.gate = 'ready' AND f.target > $1
                  UNION ALL
-                 SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > ?1
+                 SELECT min(f.target) FROM power_requests f WHERE f.in_line IS NULL AND f.gate IS NOT NULL AND f.target > $1
              ) first), 1
              UNION ALL
              SELECT (SELECT min(next.target) FROM (
@@ -126,7 +126,7 @@ pub(in crate::store) async fn targets_after(
                  SELECT (SELECT min(n.target) FROM power_requests n
                          WHERE n.in_line IS NULL AND n.gate IS NOT NULL AND n.target > used.target)
              ) next), used.number + 1
-             FROM used WHERE used.target IS NOT NULL AND used.number < ?2
+             FROM used WHERE used.target IS NOT NULL AND used.number < $2
          )
          SELECT CAST(target AS BLOB) FROM used WHERE target IS NOT NULL",
     )
@@ -199,7 +199,7 @@ async fn expire(
     sqlx::query(
         "UPDATE power_requests SET expires_at = (SELECT w.expires_at FROM orders w WHERE w.label = power_requests.label)
          WHERE id IN (SELECT id FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
-                      AND ifnull(eligible_at, created_at) <= ?1 LIMIT 0 + ?2)
+                      AND ifnull(eligible_at, created_at) <= $1 LIMIT 0 + $2)
            AND EXISTS (SELECT 1 FROM orders w WHERE w.label = power_requests.label AND w.expires_at IS NOT NULL)",
     )
     .bind(ttl_edge(ttl, now))
@@ -207,11 +207,11 @@ async fn expire(
     .execute(&mut *tx)
     .await?;
     let due: Vec<i64> = sqlx::query_scalar(
-        "SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= ?1
-                         LIMIT 0 + ?3)
+        "SELECT id FROM (SELECT id FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at <= $1
+                         LIMIT 0 + $3)
          UNION ALL
          SELECT c.id FROM (SELECT id, label FROM power_requests WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL
-                           AND ifnull(eligible_at, created_at) <= ?2 LIMIT 0 + ?3) c
+                           AND ifnull(eligible_at, created_at) <= $2 LIMIT 0 + $3) c
          WHERE NOT EXISTS (SELECT 1 FROM orders w WHERE w.label = c.label AND w.expires_at IS NOT NULL)",
     )
     .bind(text(now))

@@ -3,7 +3,7 @@
 //! One writer connection, short `BEGIN IMMEDIATE` transactions that never span a network call,
 //! set-based statements driven from lists of ids.
 //!
-//! `LIMIT 0 + ?1`: SQLite (since 3.47) plans with the value of a bare parameter there, and so would
+//! `LIMIT 0 + $1`: SQLite (since 3.47) plans with the value of a bare parameter there, and so would
 //! compile the statement anew at every execution; for the search of lanes that costs more than
 //! running it.
 

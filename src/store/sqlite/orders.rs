@@ -79,7 +79,7 @@ pub(in crate::store) async fn open_orders(
                 ifnull(w.wave_taken, 0) AS wave_taken, CAST(w.wave_over_at AS TEXT) AS over_at,
                 CAST(w.let_go AS TEXT) AS let_go, ifnull(w.servers, 0) AS servers,
                 CAST(ifnull(w.created_at, '') AS TEXT) AS created_at, CAST(w.expires_at AS TEXT) AS expires_at,
-                EXISTS (SELECT 1 FROM power_requests r WHERE r.label = w.label AND r.id > ifnull(w.read_id, 0) AND r.id <= ?1)
+                EXISTS (SELECT 1 FROM power_requests r WHERE r.label = w.label AND r.id > ifnull(w.read_id, 0) AND r.id <= $1)
                     OR (ifnull(w.read_id, 0) = 0 AND EXISTS (SELECT 1 FROM order_servers s WHERE s.label = w.label)) AS is_unread,
                 EXISTS (SELECT 1 FROM power_requests r WHERE r.gate = 'held' AND r.label = w.label AND r.wave IS NULL) AS has_due,
                 EXISTS (SELECT 1 FROM power_requests r INDEXED BY power_requests_not_due WHERE r.label = w.label
@@ -95,7 +95,7 @@ pub(in crate::store) async fn open_orders(
                                    AND +a.label = r.label AND (a.wave IS NULL OR a.gate = 'after')))) AS is_on_its_way,
                 EXISTS (SELECT 1 FROM power_requests r WHERE r.label = w.label AND r.state = 'succeeded' AND r.wave = w.wave
                         AND r.id > ifnull(w.done_id, 0)) AS has_success
-         FROM orders w INDEXED BY orders_open WHERE w.state IS NOT 'done' ORDER BY w.id",
+         FROM orders w INDEXED BY orders_open WHERE w.state IS DISTINCT FROM 'done' ORDER BY w.id",
     )
     .bind(last_id)
     .fetch_all(&mut *connection)
@@ -116,8 +116,8 @@ pub(in crate::store) async fn joined_orders(
 ) -> Result<(Vec<OrderId>, Option<OrderId>), StoreError> {
     let found: Vec<(i64, bool)> = sqlx::query_as(
         "SELECT w.id, EXISTS (SELECT 1 FROM power_requests r WHERE r.label = w.label AND r.id > ifnull(w.read_id, 0)
-                              AND r.id <= ?2)
-         FROM orders w INDEXED BY orders_done WHERE w.state = 'done' AND w.id > ?1 ORDER BY w.id LIMIT 0 + ?3",
+                              AND r.id <= $2)
+         FROM orders w INDEXED BY orders_done WHERE w.state = 'done' AND w.id > $1 ORDER BY w.id LIMIT 0 + $3",
     )
     .bind(after.0)
     .bind(last_id)
@@ -139,10 +139,10 @@ pub(in crate::store) async fn read_order(
     now: UtcMillis,
 ) -> Result<bool, StoreError> {
     let reading: Option<Reading> = sqlx::query_as(
-        "SELECT w.id, w.state IS 'done' AS is_done, ifnull(w.read_id, 0) AS read_id, ifnull(w.done_id, 0) AS done_id,
+        "SELECT w.id, w.state IS NOT DISTINCT FROM 'done' AS is_done, ifnull(w.read_id, 0) AS read_id, ifnull(w.done_id, 0) AS done_id,
                 ifnull(w.wave, 1) AS wave, ifnull(w.wave_size, 0) > 0 AS is_opened,
                 EXISTS (SELECT 1 FROM order_servers s WHERE s.label = w.label) AS has_servers
-         FROM orders w WHERE w.id = ?",
+         FROM orders w WHERE w.id = $1",
     )
     .bind(id.0)
     .fetch_optional(&mut *tx)
@@ -171,7 +171,7 @@ pub(in crate::store) async fn let_servers_go(
         open_wave(tx, id, new, now).await?;
     }
     let (wave, room): (i64, i64) =
-        sqlx::query_as("SELECT wave, wave_size - wave_taken FROM orders WHERE id = ?")
+        sqlx::query_as("SELECT wave, wave_size - wave_taken FROM orders WHERE id = $1")
             .bind(id.0)
             .fetch_one(&mut *tx)
             .await?;
@@ -190,7 +190,7 @@ pub(in crate::store) async fn note_order(
     now: UtcMillis,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE orders SET state = ?2, wave_over_at = ?3 WHERE id = ?1 AND (state IS NOT ?2 OR wave_over_at IS NOT ?3)",
+        "UPDATE orders SET state = $2, wave_over_at = $3 WHERE id = $1 AND (state IS DISTINCT FROM $2 OR wave_over_at IS DISTINCT FROM $3)",
     )
     .bind(id.0)
     .bind(news.state.as_str())
@@ -210,7 +210,7 @@ pub(in crate::store) async fn end_order(
     now: UtcMillis,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE orders SET state = 'done', finished_at = ?2, done_id = read_id, let_go = NULL WHERE id = ?1",
+        "UPDATE orders SET state = 'done', finished_at = $2, done_id = read_id, let_go = NULL WHERE id = $1",
     )
     .bind(id.0)
     .bind(text(now))
@@ -273,7 +273,7 @@ async fn count_failed(
         "SELECT count(*), ifnull(sum(f.wave = w.wave), 0)
          FROM orders w CROSS JOIN power_requests f
              ON f.label = w.label AND f.state IN ('failed', 'unknown') AND f.wave IS NOT NULL
-         WHERE w.id = ?1
+         WHERE w.id = $1
            AND NOT EXISTS (SELECT 1 FROM power_requests n WHERE n.in_line = 1 AND n.server_id = f.server_id
                            AND n.target = f.target AND n.id > f.id AND +n.label = f.label
                            AND +n.state NOT IN ('cancelled', 'expired', 'rejected'))
@@ -316,7 +316,7 @@ impl Reading {
         sqlx::query(
             "UPDATE orders SET state = 'open', finished_at = NULL, wave_size = 0, wave_taken = 0, wave_over_at = NULL, let_go = NULL,
                  begun_id = NULL, read_id = 0
-             WHERE id = ?",
+             WHERE id = $1",
         )
         .bind(self.id)
         .execute(tx)
@@ -328,13 +328,13 @@ impl Reading {
         sqlx::query(
             "DELETE FROM order_servers WHERE id IN (
                  SELECT s.id FROM order_servers s
-                 WHERE s.label = (SELECT w.label FROM orders w WHERE w.id = ?1) LIMIT 0 + ?2)",
+                 WHERE s.label = (SELECT w.label FROM orders w WHERE w.id = $1) LIMIT 0 + $2)",
         )
         .bind(self.id)
         .bind(FORGET_CHUNK)
         .execute(&mut *tx)
         .await?;
-        sqlx::query("UPDATE orders SET servers = 0 WHERE id = ?")
+        sqlx::query("UPDATE orders SET servers = 0 WHERE id = $1")
             .bind(self.id)
             .execute(tx)
             .await?;
@@ -348,9 +348,9 @@ impl Reading {
         now: UtcMillis,
     ) -> Result<(), StoreError> {
         let found: Vec<(i64, bool)> = sqlx::query_as(
-            "SELECT r.id, r.wave IS NOT NULL AND r.id > ?4 FROM power_requests r
-             WHERE r.label = (SELECT w.label FROM orders w WHERE w.id = ?1) AND r.id > ?2 AND r.id <= ?3
-             ORDER BY r.id LIMIT 0 + ?5",
+            "SELECT r.id, r.wave IS NOT NULL AND r.id > $4 FROM power_requests r
+             WHERE r.label = (SELECT w.label FROM orders w WHERE w.id = $1) AND r.id > $2 AND r.id <= $3
+             ORDER BY r.id LIMIT 0 + $5",
         )
         .bind(self.id)
         .bind(self.read_id)
@@ -365,7 +365,7 @@ impl Reading {
         let ids = list(found.iter().map(|(id, _)| id));
         let new = sqlx::query(
             "INSERT INTO order_servers (label, target, server_id)
-             SELECT r.label, r.target, r.server_id FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value WHERE 1
+             SELECT r.label, r.target, r.server_id FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value WHERE 1
              ON CONFLICT DO NOTHING",
         )
         .bind(&ids)
@@ -382,7 +382,7 @@ impl Reading {
             gate::let_turns_go(tx, &ids, (self.wave, now)).await?;
         }
         gate::hold_for_wave(tx, &ids, self.id).await?;
-        sqlx::query("UPDATE orders SET read_id = ?2, servers = servers + ?3 WHERE id = ?1")
+        sqlx::query("UPDATE orders SET read_id = $2, servers = servers + $3 WHERE id = $1")
             .bind(self.id)
             .bind(last)
             .bind(stored(new))
@@ -394,8 +394,8 @@ impl Reading {
     /// These requests were let go: their servers have had their turn.
     async fn note_turns(&self, tx: &mut SqliteConnection, ids: &str) -> Result<(), StoreError> {
         sqlx::query(
-            "UPDATE order_servers SET wave = ?2 WHERE id IN (
-                 SELECT s.id FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
+            "UPDATE order_servers SET wave = $2 WHERE id IN (
+                 SELECT s.id FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
                  CROSS JOIN order_servers s ON s.label = r.label AND s.target = r.target AND s.server_id = r.server_id)",
         )
         .bind(ids)
@@ -414,9 +414,9 @@ async fn open_wave(
     now: UtcMillis,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE orders SET state = 'open', wave = ?2, wave_size = ?3, wave_taken = 0, wave_over_at = NULL,
-             let_go = nullif(let_go, 'wave'), begun_at = ifnull(begun_at, ?4), begun_id = ifnull(begun_id, read_id)
-         WHERE id = ?1",
+        "UPDATE orders SET state = 'open', wave = $2, wave_size = $3, wave_taken = 0, wave_over_at = NULL,
+             let_go = nullif(let_go, 'wave'), begun_at = ifnull(begun_at, $4), begun_id = ifnull(begun_id, read_id)
+         WHERE id = $1",
     )
     .bind(id.0)
     .bind(stored(new.wave))
@@ -440,7 +440,7 @@ async fn due_servers(
     let mut found: Vec<Server> = sqlx::query_as(
         "SELECT CAST(r.target AS TEXT), lower(CAST(r.server_id AS TEXT)) FROM orders w CROSS JOIN power_requests r
              ON r.gate = 'held' AND r.label = w.label AND r.wave IS NULL
-         WHERE w.id = ?1 AND +r.id <= w.begun_id ORDER BY r.priority DESC, r.id LIMIT 0 + ?2",
+         WHERE w.id = $1 AND +r.id <= w.begun_id ORDER BY r.priority DESC, r.id LIMIT 0 + $2",
     )
     .bind(id.0)
     .bind(most)
@@ -451,7 +451,7 @@ async fn due_servers(
         let late: Vec<Server> = sqlx::query_as(
             "SELECT CAST(r.target AS TEXT), lower(CAST(r.server_id AS TEXT)) FROM orders w CROSS JOIN power_requests r
                  ON r.gate = 'held' AND r.label = w.label AND r.wave IS NULL
-             WHERE w.id = ?1 AND +r.id > w.begun_id ORDER BY r.priority DESC, r.id LIMIT 0 + ?2",
+             WHERE w.id = $1 AND +r.id > w.begun_id ORDER BY r.priority DESC, r.id LIMIT 0 + $2",
         )
         .bind(id.0)
         .bind(room)
@@ -472,13 +472,13 @@ async fn take(
 ) -> Result<u64, StoreError> {
     let servers = serde_json::to_string(due).unwrap_or_default();
     let ids: Vec<i64> = sqlx::query_scalar(
-        "SELECT r.id FROM json_each(?2) j CROSS JOIN power_requests r
+        "SELECT r.id FROM json_each($2) j CROSS JOIN power_requests r
              ON r.in_line = 1 AND r.server_id = j.value ->> 1 AND r.target = j.value ->> 0
-         WHERE +r.label = (SELECT w.label FROM orders w WHERE w.id = ?1) AND r.finished_at IS NULL AND r.wave IS NULL
+         WHERE +r.label = (SELECT w.label FROM orders w WHERE w.id = $1) AND r.finished_at IS NULL AND r.wave IS NULL
          UNION ALL
-         SELECT r.id FROM json_each(?2) j CROSS JOIN power_requests r
+         SELECT r.id FROM json_each($2) j CROSS JOIN power_requests r
              ON r.in_line IS NULL AND r.gate IS NOT NULL AND r.target = j.value ->> 0 AND r.server_id = j.value ->> 1
-         WHERE +r.label = (SELECT w.label FROM orders w WHERE w.id = ?1) AND r.wave IS NULL",
+         WHERE +r.label = (SELECT w.label FROM orders w WHERE w.id = $1) AND r.wave IS NULL",
     )
     .bind(id.0)
     .bind(&servers)
@@ -486,7 +486,7 @@ async fn take(
     .await?;
     gate::let_wave_go(tx, &list(&ids), (wave, now)).await?;
     let before: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM json_each(?2) j CROSS JOIN order_servers s ON s.label = (SELECT w.label FROM orders w WHERE w.id = ?1)
+        "SELECT count(*) FROM json_each($2) j CROSS JOIN order_servers s ON s.label = (SELECT w.label FROM orders w WHERE w.id = $1)
              AND s.target = j.value ->> 0 AND s.server_id = j.value ->> 1 AND s.wave IS NOT NULL",
     )
     .bind(id.0)
@@ -495,9 +495,9 @@ async fn take(
     .await?;
     let taken = i64::try_from(due.len()).unwrap_or(i64::MAX) - before;
     sqlx::query(
-        "UPDATE order_servers SET wave = ?3 WHERE id IN (
-             SELECT s.id FROM json_each(?2) j CROSS JOIN order_servers s
-             ON s.label = (SELECT w.label FROM orders w WHERE w.id = ?1) AND s.target = j.value ->> 0
+        "UPDATE order_servers SET wave = $3 WHERE id IN (
+             SELECT s.id FROM json_each($2) j CROSS JOIN order_servers s
+             ON s.label = (SELECT w.label FROM orders w WHERE w.id = $1) AND s.target = j.value ->> 0
              AND s.server_id = j.value ->> 1 AND s.wave IS NULL)",
     )
     .bind(id.0)
@@ -505,7 +505,7 @@ async fn take(
     .bind(wave)
     .execute(&mut *tx)
     .await?;
-    sqlx::query("UPDATE orders SET wave_taken = wave_taken + ?2 WHERE id = ?1")
+    sqlx::query("UPDATE orders SET wave_taken = wave_taken + $2 WHERE id = $1")
         .bind(id.0)
         .bind(taken)
         .execute(tx)
@@ -520,8 +520,8 @@ async fn put_hold(
     now: UtcMillis,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO holds (label, kind, reason, since, until) SELECT label, 'wave', ?2, ?3, ?4 FROM orders WHERE id = ?1
-         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), ifnull(label, ''), kind) DO UPDATE SET reason = ?2, until = ?4",
+        "INSERT INTO holds (label, kind, reason, since, until) SELECT label, 'wave', $2, $3, $4 FROM orders WHERE id = $1
+         ON CONFLICT (ifnull(target, ''), ifnull(action, ''), ifnull(label, ''), kind) DO UPDATE SET reason = $2, until = $4",
     )
     .bind(id.0)
     .bind(reason)
@@ -534,7 +534,7 @@ async fn put_hold(
 
 async fn lift_hold(tx: &mut SqliteConnection, id: OrderId) -> Result<(), StoreError> {
     sqlx::query(
-        "DELETE FROM holds WHERE label = (SELECT label FROM orders WHERE id = ?) AND kind = 'wave'",
+        "DELETE FROM holds WHERE label = (SELECT label FROM orders WHERE id = $1) AND kind = 'wave'",
     )
     .bind(id.0)
     .execute(tx)
@@ -549,8 +549,8 @@ pub(super) async fn prune(tx: &mut SqliteConnection, cutoff: UtcMillis) -> Resul
         "DELETE FROM order_servers WHERE id IN (
              SELECT s.id FROM orders w INDEXED BY orders_done
              CROSS JOIN order_servers s ON s.label = w.label
-             WHERE w.state = 'done' AND w.finished_at < ?1
-               AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.label = w.label) LIMIT 0 + ?2)",
+             WHERE w.state = 'done' AND w.finished_at < $1
+               AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.label = w.label) LIMIT 0 + $2)",
     )
     .bind(text(cutoff))
     .bind(FORGET_CHUNK)
@@ -558,9 +558,9 @@ pub(super) async fn prune(tx: &mut SqliteConnection, cutoff: UtcMillis) -> Resul
     .await?;
     let orders = sqlx::query(
         "DELETE FROM orders WHERE id IN (
-             SELECT w.id FROM orders w INDEXED BY orders_done WHERE w.state = 'done' AND w.finished_at < ?1
+             SELECT w.id FROM orders w INDEXED BY orders_done WHERE w.state = 'done' AND w.finished_at < $1
                AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.label = w.label)
-               AND NOT EXISTS (SELECT 1 FROM order_servers s WHERE s.label = w.label) LIMIT 0 + ?2)",
+               AND NOT EXISTS (SELECT 1 FROM order_servers s WHERE s.label = w.label) LIMIT 0 + $2)",
     )
     .bind(text(cutoff))
     .bind(CHUNK)

@@ -17,7 +17,7 @@ pub(super) async fn note(
     now: UtcMillis,
 ) -> Result<(), StoreError> {
     let mut unnoted: Vec<i64> = sqlx::query_scalar(
-        "SELECT r.id FROM power_requests r WHERE r.state = 'running' AND r.batch_id = ?1 AND r.override_reason IS NOT NULL
+        "SELECT r.id FROM power_requests r WHERE r.state = 'running' AND r.batch_id = $1 AND r.override_reason IS NOT NULL
          AND NOT EXISTS (SELECT 1 FROM noted_overrides n WHERE n.request_id = r.id)",
     )
     .bind(batch.0)
@@ -39,7 +39,7 @@ pub(in crate::store) async fn note_reasons(
     let found: Vec<ReasonRow> = sqlx::query_as(
         "SELECT r.id, CAST(r.requested_by AS BLOB) AS requested_by, CAST(r.override_reason AS BLOB) AS reason,
                 CAST(r.label AS BLOB) AS label
-         FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.override_reason IS NOT NULL",
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value WHERE r.override_reason IS NOT NULL",
     )
     .bind(rows::list(requests))
     .fetch_all(&mut *tx)
@@ -54,7 +54,7 @@ pub(in crate::store) async fn note_reasons(
         let who = who.map_or_else(|| "a producer".to_owned(), rows::lossy);
         sqlx::query(
             "INSERT INTO operator_actions (at, who, action, what, requests, reason)
-             VALUES (ifnull(?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), ?, ?, ?, ?, ?)",
+             VALUES (ifnull($1, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), $2, $3, $4, $5, $6)",
         )
         .bind(at.map(text))
         .bind(who)
@@ -74,7 +74,7 @@ pub(in crate::store) async fn mark_noted(
     requests: &[i64],
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT OR IGNORE INTO noted_overrides (request_id) SELECT value FROM json_each(?)",
+        "INSERT OR IGNORE INTO noted_overrides (request_id) SELECT value FROM json_each($1)",
     )
     .bind(rows::list(requests))
     .execute(tx)

@@ -147,8 +147,8 @@ impl Record<'_> {
         sqlx::query(
             "INSERT INTO earlier_attempts (request_id, batch_id, result, error_code, error_message, started_at, finished_at, baseline,
                  seen_since)
-             SELECT r.id, r.batch_id, ?3, nullif(?4, ''), nullif(?5, ''), ifnull(r.submitted_at, ?6), ?6, r.baseline, r.seen_since
-             FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value WHERE +r.batch_id = ?2 AND +r.state = 'running'",
+             SELECT r.id, r.batch_id, $3, nullif($4, ''), nullif($5, ''), ifnull(r.submitted_at, $6), $6, r.baseline, r.seen_since
+             FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value WHERE +r.batch_id = $2 AND +r.state = 'running'",
         )
         .bind(ids)
         .bind(self.batch.id.0)
@@ -166,8 +166,8 @@ impl Record<'_> {
             return Ok(());
         }
         sqlx::query(
-            "UPDATE power_requests SET seen_since = ?3
-             WHERE id IN (SELECT value FROM json_each(?1)) AND +batch_id = ?2 AND +state = 'running' AND seen_since IS NULL",
+            "UPDATE power_requests SET seen_since = $3
+             WHERE id IN (SELECT value FROM json_each($1)) AND +batch_id = $2 AND +state = 'running' AND seen_since IS NULL",
         )
         .bind(serde_json::to_string(&self.step.seen_moving).unwrap_or_default())
         .bind(self.batch.id.0)
@@ -194,11 +194,11 @@ impl Record<'_> {
         let is_done = change.state == BatchState::Done;
         let complaint = step.complaint.as_ref();
         sqlx::query(
-            "UPDATE batches SET state = ?2, job_id = ifnull(?3, job_id), submitted_at = ifnull(?4, submitted_at), next_look_at = ?5,
-                 looks = looks + ?6, doubts = ?7, look_cause = ifnull(?8, look_cause), look_until = ifnull(?9, look_until),
-                 finished_at = ?10, error_code = ifnull(?11, error_code), error_message = ifnull(?12, error_message),
-                 job_ms = ifnull(job_ms, ?13), read_error = ?14
-             WHERE id = ?1 AND state <> 'done'",
+            "UPDATE batches SET state = $2, job_id = ifnull($3, job_id), submitted_at = ifnull($4, submitted_at), next_look_at = $5,
+                 looks = looks + $6, doubts = $7, look_cause = ifnull($8, look_cause), look_until = ifnull($9, look_until),
+                 finished_at = $10, error_code = ifnull($11, error_code), error_message = ifnull($12, error_message),
+                 job_ms = ifnull(job_ms, $13), read_error = $14
+             WHERE id = $1 AND state <> 'done'",
         )
         .bind(batch.id.0)
         .bind(change.state.as_str())
@@ -218,7 +218,7 @@ impl Record<'_> {
         .await?;
         if is_done {
             sqlx::query(
-                "INSERT INTO lingering_batches (batch_id) VALUES (?) ON CONFLICT DO NOTHING",
+                "INSERT INTO lingering_batches (batch_id) VALUES ($1) ON CONFLICT DO NOTHING",
             )
             .bind(batch.id.0)
             .execute(tx)
@@ -242,7 +242,7 @@ async fn count_attempts(
     more: i64,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE power_requests SET attempts = max(0, attempts + ?2) WHERE id IN (SELECT value FROM json_each(?1))",
+        "UPDATE power_requests SET attempts = max(0, attempts + $2) WHERE id IN (SELECT value FROM json_each($1))",
     )
     .bind(serde_json::to_string(requests).unwrap_or_default())
     .bind(more)

@@ -62,7 +62,7 @@ pub(in crate::store) async fn inventory_of(
 ) -> Result<InventoryNote, StoreError> {
     let found: Option<NoteRow> = sqlx::query_as(
         "SELECT CAST(inventory_at AS BLOB) AS read_at, CAST(inventory_error AS BLOB) AS error FROM targets
-         WHERE target = ?",
+         WHERE target = $1",
     )
     .bind(&target.0)
     .fetch_optional(&mut *connection)
@@ -95,11 +95,11 @@ pub(in crate::store) async fn note_servers(
         .collect();
     sqlx::query(
         "INSERT INTO servers (target, server_id, name, power, status, locked, seen_at)
-         SELECT ?1, j.value ->> 0, j.value ->> 1, j.value ->> 2, j.value ->> 3, j.value ->> 4, ?3 FROM json_each(?2) j WHERE 1
+         SELECT $1, j.value ->> 0, j.value ->> 1, j.value ->> 2, j.value ->> 3, j.value ->> 4, $3 FROM json_each($2) j WHERE 1
          ON CONFLICT (target, server_id) DO UPDATE SET name = excluded.name, power = excluded.power,
              status = excluded.status, locked = excluded.locked, seen_at = excluded.seen_at, gone_at = NULL
-         WHERE name IS NOT excluded.name OR power IS NOT excluded.power OR status IS NOT excluded.status
-             OR locked IS NOT excluded.locked OR gone_at IS NOT NULL OR seen_at <= ?4",
+         WHERE name IS DISTINCT FROM excluded.name OR power IS DISTINCT FROM excluded.power OR status IS DISTINCT FROM excluded.status
+             OR locked IS DISTINCT FROM excluded.locked OR gone_at IS NOT NULL OR seen_at <= $4",
     )
     .bind(&target.0)
     .bind(serde_json::to_string(&listed).unwrap_or_default())
@@ -118,8 +118,8 @@ pub(in crate::store) async fn find_gone(
     is_listed: impl Fn(&str) -> bool,
 ) -> Result<GoneChunk, StoreError> {
     let present: Vec<String> = sqlx::query_scalar(
-        "SELECT server_id FROM servers WHERE target = ?1 AND server_id > ?2 AND gone_at IS NULL AND seen_at <= ?3
-         ORDER BY server_id LIMIT ?4",
+        "SELECT server_id FROM servers WHERE target = $1 AND server_id > $2 AND gone_at IS NULL AND seen_at <= $3
+         ORDER BY server_id LIMIT $4",
     )
     .bind(&target.0)
     .bind(after)
@@ -145,9 +145,9 @@ pub(in crate::store) async fn mark_gone(
 ) -> Result<(), StoreError> {
     // Lists have shown them up to the one before, even if their rows were not written again.
     sqlx::query(
-        "UPDATE servers SET gone_at = ?3,
-             seen_at = max(seen_at, ifnull((SELECT inventory_at FROM targets WHERE target = ?1), ''))
-         WHERE target = ?1 AND server_id IN (SELECT value FROM json_each(?2))",
+        "UPDATE servers SET gone_at = $3,
+             seen_at = max(seen_at, ifnull((SELECT inventory_at FROM targets WHERE target = $1), ''))
+         WHERE target = $1 AND server_id IN (SELECT value FROM json_each($2))",
     )
     .bind(&target.0)
     .bind(serde_json::to_string(gone).unwrap_or_default())
@@ -162,7 +162,7 @@ pub(in crate::store) async fn note_inventory(
     target: &TargetName,
     note: &InventoryNote,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE targets SET inventory_at = ?2, inventory_error = ?3 WHERE target = ?1")
+    sqlx::query("UPDATE targets SET inventory_at = $2, inventory_error = $3 WHERE target = $1")
         .bind(&target.0)
         .bind(note.read_at.map(text))
         .bind(&note.error)
@@ -177,13 +177,13 @@ pub(in crate::store) async fn end_sync(
     error: Option<&str>,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE inventory_syncs SET done_at = ?2, error = ?3 WHERE id = ?1")
+    sqlx::query("UPDATE inventory_syncs SET done_at = $2, error = $3 WHERE id = $1")
         .bind(id)
         .bind(text(now))
         .bind(error)
         .execute(&mut *tx)
         .await?;
-    sqlx::query("DELETE FROM inventory_syncs WHERE done_at < ?")
+    sqlx::query("DELETE FROM inventory_syncs WHERE done_at < $1")
         .bind(text(now.before(SYNCS_KEPT_FOR)))
         .execute(&mut *tx)
         .await?;

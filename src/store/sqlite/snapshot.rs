@@ -109,10 +109,10 @@ pub(in crate::store) async fn read(
             (SELECT min(expires_at) FROM power_requests WHERE state = 'queued' AND expires_at IS NOT NULL) AS expiry,
             (SELECT min(ifnull(eligible_at, created_at)) FROM power_requests
              WHERE state = 'queued' AND gate <> 'after' AND expires_at IS NULL) AS oldest,
-            (SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + ?4)) AS lingering,
+            (SELECT count(*) FROM (SELECT 1 FROM lingering_batches LIMIT 0 + $4)) AS lingering,
             (SELECT count(*) FROM orders) AS order_count,
             (SELECT CAST(json_group_array(json_array(s.id, CAST(s.target AS TEXT))) AS BLOB)
-             FROM (SELECT id, target FROM inventory_syncs WHERE done_at IS NULL ORDER BY id LIMIT 0 + ?6) s) AS syncs,
+             FROM (SELECT id, target FROM inventory_syncs WHERE done_at IS NULL ORDER BY id LIMIT 0 + $6) s) AS syncs,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'power_requests'), 0) AS last_id,
             ifnull((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'batches'), 0) AS last_batch_id,
             (SELECT CAST(json_group_array(json_array(
@@ -125,7 +125,7 @@ pub(in crate::store) async fn read(
                         (SELECT r.travel_group * 4 + (r.approved_by IS NOT NULL) * 2 + (r.override_reason IS NOT NULL)
                          FROM power_requests r WHERE r.gate = 'ready' AND r.target = j.value ->> 0 AND r.action = j.value ->> 1
                          ORDER BY 1 LIMIT 1), 1
-                 FROM json_each(?1) j
+                 FROM json_each($1) j
                  UNION ALL
                  SELECT head.target, head.action, head.servers_max,
                         (SELECT n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL)
@@ -133,7 +133,7 @@ pub(in crate::store) async fn read(
                          AND n.travel_group * 4 + (n.approved_by IS NOT NULL) * 2 + (n.override_reason IS NOT NULL) > head.kind
                          ORDER BY 1 LIMIT 1),
                         head.number + 1
-                 FROM head WHERE head.kind IS NOT NULL AND head.number < ?2
+                 FROM head WHERE head.kind IS NOT NULL AND head.number < $2
              )
              SELECT CAST(json_group_array(json_array(
                  lane.target, lane.action, lane.kind, p.priority, p.id, lane.ready,
@@ -147,7 +147,7 @@ pub(in crate::store) async fn read(
                               min(head.servers_max, (SELECT count(*) FROM (SELECT 1 FROM power_requests c WHERE c.gate = 'ready'
                                   AND c.target = head.target AND c.action = head.action
                                   AND c.travel_group * 4 + (c.approved_by IS NOT NULL) * 2 + (c.override_reason IS NOT NULL) = head.kind
-                                  LIMIT 0 + ?5))) ELSE 1 END AS ready
+                                  LIMIT 0 + $5))) ELSE 1 END AS ready
                    FROM head WHERE head.kind IS NOT NULL) lane
              CROSS JOIN power_requests p ON p.id = (
                  SELECT f.id FROM power_requests f WHERE f.gate = 'ready' AND f.target = lane.target AND f.action = lane.action
@@ -163,7 +163,7 @@ pub(in crate::store) async fn read(
              SELECT CAST(json_group_array(json_array(hex(used.target), CAST(f.next_look_at AS TEXT))) AS BLOB)
              FROM used CROSS JOIN batches f ON f.id = (
                  SELECT d.id FROM batches d WHERE d.state <> 'done' AND d.target = used.target
-                 AND d.id NOT IN (SELECT value FROM json_each(?3)) ORDER BY d.next_look_at LIMIT 1)
+                 AND d.id NOT IN (SELECT value FROM json_each($3)) ORDER BY d.next_look_at LIMIT 1)
              WHERE used.target IS NOT NULL) AS open
          FROM queue_mark m, pragma_data_version v WHERE m.id = 1",
     )

@@ -109,12 +109,12 @@ async fn next_rows(
     let (end, id) = &so_far.cursor;
     let ended = if so_far.requests_done {
         "SELECT finished_at, id FROM batches
-         WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
-         ORDER BY finished_at, id LIMIT 0 + ?4"
+         WHERE finished_at IS NOT NULL AND finished_at < $1 AND (finished_at, id) > ($2, $3)
+         ORDER BY finished_at, id LIMIT 0 + $4"
     } else {
         "SELECT finished_at, id FROM power_requests
-         WHERE finished_at IS NOT NULL AND finished_at < ?1 AND (finished_at, id) > (?2, ?3)
-         ORDER BY finished_at, id LIMIT 0 + ?4"
+         WHERE finished_at IS NOT NULL AND finished_at < $1 AND (finished_at, id) > ($2, $3)
+         ORDER BY finished_at, id LIMIT 0 + $4"
     };
     Ok(sqlx::query_as(ended)
         .bind(text(cutoff))
@@ -140,11 +140,11 @@ pub(super) async fn deletable(
     now: UtcMillis,
 ) -> Result<Vec<i64>, StoreError> {
     Ok(sqlx::query_scalar(
-        "SELECT r.id FROM json_each(?1) j CROSS JOIN power_requests r ON r.id = j.value
+        "SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
          WHERE r.finished_at IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = r.id AND w.gate IS NOT NULL)
-            AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.label = r.label AND o.state IS NOT 'done')
-            AND NOT (r.finished_at > ?2 AND r.action IN (SELECT value FROM json_each(?3))
+            AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.label = r.label AND o.state IS DISTINCT FROM 'done')
+            AND NOT (r.finished_at > $2 AND r.action IN (SELECT value FROM json_each($3))
                      AND (r.state = 'unknown' OR (r.state = 'failed' AND r.evidence = 'job')))",
     )
     .bind(rows::list(ids))
@@ -161,21 +161,21 @@ async fn prune_requests(
 ) -> Result<u64, StoreError> {
     let deletable = rows::list(&deletable(tx, ids, now).await?);
     let deleted = sqlx::query(
-        "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each(?1)) AND finished_at IS NOT NULL",
+        "DELETE FROM power_requests WHERE id IN (SELECT value FROM json_each($1)) AND finished_at IS NOT NULL",
     )
     .bind(deletable)
     .execute(&mut *tx)
     .await?;
     let ids = rows::list(ids);
     sqlx::query(
-        "DELETE FROM earlier_attempts WHERE request_id IN (SELECT value FROM json_each(?1))
+        "DELETE FROM earlier_attempts WHERE request_id IN (SELECT value FROM json_each($1))
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = earlier_attempts.request_id)",
     )
     .bind(&ids)
     .execute(&mut *tx)
     .await?;
     sqlx::query(
-        "DELETE FROM noted_overrides WHERE request_id IN (SELECT value FROM json_each(?1))",
+        "DELETE FROM noted_overrides WHERE request_id IN (SELECT value FROM json_each($1))",
     )
     .bind(&ids)
     .execute(tx)
@@ -189,7 +189,7 @@ pub(super) async fn orphans(
     batches: &[i64],
 ) -> Result<Vec<(i64, i64)>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT a.request_id, a.batch_id FROM json_each(?) j CROSS JOIN earlier_attempts a ON a.batch_id = j.value
+        "SELECT a.request_id, a.batch_id FROM json_each($1) j CROSS JOIN earlier_attempts a ON a.batch_id = j.value
          WHERE NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.id = a.request_id)",
     )
     .bind(rows::list(batches))
@@ -205,18 +205,18 @@ async fn prune_batches(
 ) -> Result<u64, StoreError> {
     sqlx::query(
         "DELETE FROM earlier_attempts
-         WHERE (request_id, batch_id) IN (SELECT j.value ->> 0, j.value ->> 1 FROM json_each(?) j)",
+         WHERE (request_id, batch_id) IN (SELECT j.value ->> 0, j.value ->> 1 FROM json_each($1) j)",
     )
     .bind(serde_json::to_string(orphans).unwrap_or_default())
     .execute(&mut *tx)
     .await?;
     let deleted = sqlx::query(
-        "DELETE FROM batches WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'done'
+        "DELETE FROM batches WHERE id IN (SELECT value FROM json_each($1)) AND state = 'done'
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM earlier_attempts a WHERE a.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM targets t WHERE t.target = batches.target
-                            AND julianday(batches.intent_at) > julianday(?2) - t.budget_ms / 86400000.0)
-            AND julianday(coalesce(submitted_at, finished_at, intent_at)) < julianday(?2, '-2 minutes')",
+                            AND julianday(batches.intent_at) > julianday($2) - t.budget_ms / 86400000.0)
+            AND julianday(coalesce(submitted_at, finished_at, intent_at)) < julianday($2, '-2 minutes')",
     )
     .bind(rows::list(ids))
     .bind(text(now))

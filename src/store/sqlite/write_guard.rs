@@ -29,7 +29,7 @@ impl<'c> WriteGuard<'c> {
     ) -> Result<Self, StoreError> {
         let mark = store.mark();
         let taken = sqlx::query(
-            "UPDATE queue_mark SET writing = token, epoch = epoch + 1 WHERE id = 1 AND token = ? AND epoch = ?",
+            "UPDATE queue_mark SET writing = token, epoch = epoch + 1 WHERE id = 1 AND token = $1 AND epoch = $2",
         )
         .bind(&mark.token)
         .bind(mark.epoch)

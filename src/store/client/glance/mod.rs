@@ -563,15 +563,15 @@ async fn orders(
     now: UtcMillis,
 ) -> Result<Vec<OrderNote>, StoreError> {
     let mut found: Vec<OrderRecord> = sqlx::query_as(
-        "SELECT *, wave_taken AS wave_servers FROM orders INDEXED BY orders_open WHERE state IS NOT 'done'
-         ORDER BY id DESC LIMIT 0 + ?1",
+        "SELECT *, wave_taken AS wave_servers FROM orders INDEXED BY orders_open WHERE state IS DISTINCT FROM 'done'
+         ORDER BY id DESC LIMIT 0 + $1",
     )
     .bind(ORDERS_MAX as i64)
     .fetch_all(&mut *connection)
     .await?;
     let done: Vec<OrderRecord> = sqlx::query_as(
         "SELECT *, wave_taken AS wave_servers FROM (SELECT * FROM orders INDEXED BY orders_done WHERE state = 'done'
-             ORDER BY id DESC LIMIT 10) WHERE finished_at >= ?1",
+             ORDER BY id DESC LIMIT 10) WHERE finished_at >= $1",
     )
     .bind(text(now.moved(-DAY_MS)))
     .fetch_all(&mut *connection)
@@ -599,9 +599,9 @@ async fn targets_of_order(
 ) -> Result<Vec<String>, StoreError> {
     let found: Vec<Vec<u8>> = sqlx::query_scalar(
         "WITH RECURSIVE of_order(target) AS (
-             SELECT min(s.target) FROM order_servers s WHERE s.label = ?1
+             SELECT min(s.target) FROM order_servers s WHERE s.label = $1
              UNION ALL
-             SELECT (SELECT min(s.target) FROM order_servers s WHERE s.label = ?1 AND s.target > of_order.target)
+             SELECT (SELECT min(s.target) FROM order_servers s WHERE s.label = $1 AND s.target > of_order.target)
              FROM of_order WHERE of_order.target IS NOT NULL)
          SELECT CAST(target AS BLOB) FROM of_order WHERE target IS NOT NULL",
     )
@@ -617,7 +617,7 @@ async fn requests_of_order(
 ) -> Result<Vec<StateCount>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT state, count(*) AS count FROM power_requests INDEXED BY power_requests_wave
-         WHERE label = ?1 AND wave IS NOT NULL GROUP BY state",
+         WHERE label = $1 AND wave IS NOT NULL GROUP BY state",
     )
     .bind(label)
     .fetch_all(&mut *connection)
@@ -695,7 +695,7 @@ async fn messages(
         *id = end.newest_id.max(*id);
     }
     let found: Vec<(i64, Option<Vec<u8>>)> = sqlx::query_as(
-        "SELECT r.id, CAST(r.error_message AS BLOB) FROM json_each(?) j CROSS JOIN power_requests r ON r.id = j.value",
+        "SELECT r.id, CAST(r.error_message AS BLOB) FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value",
     )
     .bind(rows::list(newest.values()))
     .fetch_all(&mut *connection)

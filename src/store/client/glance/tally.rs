@@ -217,7 +217,7 @@ impl Tally {
         }
         let chunk: Option<String> = sqlx::query_scalar(
             "SELECT finished_at FROM power_requests INDEXED BY power_requests_ended
-             WHERE finished_at >= ?1 AND finished_at < ?2 ORDER BY finished_at DESC LIMIT 1 OFFSET 0 + ?3",
+             WHERE finished_at >= $1 AND finished_at < $2 ORDER BY finished_at DESC LIMIT 1 OFFSET 0 + $3",
         )
         .bind(text(UtcMillis(day_start)))
         .bind(text(UtcMillis(span.counted_from)))
@@ -259,10 +259,10 @@ impl Tally {
         grain: Grain,
     ) -> Result<BTreeMap<i64, Counts>, StoreError> {
         let found: Vec<EndedRow> = sqlx::query_as(
-            "SELECT substr(finished_at, 1, ?3) AS at, CAST(target AS BLOB) AS target, action, state,
+            "SELECT substr(finished_at, 1, $3) AS at, CAST(target AS BLOB) AS target, action, state,
                     CAST(error_code AS BLOB) AS error_code, count(*) AS count, max(id) AS newest_id
-             FROM power_requests INDEXED BY power_requests_ended WHERE finished_at >= ?1 AND finished_at < ?2
-             GROUP BY substr(finished_at, 1, ?3), target, action, state, error_code",
+             FROM power_requests INDEXED BY power_requests_ended WHERE finished_at >= $1 AND finished_at < $2
+             GROUP BY substr(finished_at, 1, $3), target, action, state, error_code",
         )
         .bind(text(UtcMillis(range.from)))
         .bind(text(UtcMillis(range.to)))
@@ -295,8 +295,8 @@ impl Tally {
     ) -> Result<(), StoreError> {
         let found: Vec<(String, i64, Vec<u8>)> = sqlx::query_as(
             "SELECT finished_at, id, CAST(target AS BLOB) FROM power_requests INDEXED BY power_requests_ended
-             WHERE finished_at >= ?1 AND finished_at < ?2 AND state IN ('failed', 'unknown', 'rejected', 'expired')
-             ORDER BY finished_at DESC LIMIT 0 + ?3",
+             WHERE finished_at >= $1 AND finished_at < $2 AND state IN ('failed', 'unknown', 'rejected', 'expired')
+             ORDER BY finished_at DESC LIMIT 0 + $3",
         )
         .bind(text(UtcMillis(range.from)))
         .bind(text(UtcMillis(range.to)))
@@ -379,7 +379,7 @@ async fn must_begin_anew(
         return Ok(false);
     }
     let beyond: Option<i64> = sqlx::query_scalar(
-        "SELECT 1 FROM power_requests INDEXED BY power_requests_ended WHERE finished_at >= ?1 LIMIT 1 OFFSET 0 + ?2",
+        "SELECT 1 FROM power_requests INDEXED BY power_requests_ended WHERE finished_at >= $1 LIMIT 1 OFFSET 0 + $2",
     )
     .bind(text(UtcMillis(span.counted_to)))
     .bind(BEHIND_ROWS)

@@ -124,7 +124,7 @@ async fn to_be_tried_again(connection: &mut SqliteConnection) -> Result<Vec<Alik
 
 async fn held(connection: &mut SqliteConnection) -> Result<Vec<Alike>, StoreError> {
     let is_beyond: Option<i64> = sqlx::query_scalar(
-        "SELECT 1 FROM power_requests INDEXED BY power_requests_held_count WHERE gate = 'held' LIMIT 1 OFFSET 0 + ?1",
+        "SELECT 1 FROM power_requests INDEXED BY power_requests_held_count WHERE gate = 'held' LIMIT 1 OFFSET 0 + $1",
     )
     .bind(HELD_ROWS_MAX)
     .fetch_optional(&mut *connection)
