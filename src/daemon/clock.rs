@@ -61,6 +61,8 @@ pub(super) struct Clocks {
     /// The first time that it showed after the last step.
     stepped_to: Option<UtcMillis>,
     stepped_at: Option<Steady>,
+    /// When this run began, as the present clock would have shown it.
+    began: Option<UtcMillis>,
     /// The time of day when the clock was last found to have been set back, or at the start.
     right_since: Option<UtcMillis>,
     /// By how much the times of batches that were open before a step are off.
@@ -98,6 +100,12 @@ impl Clocks {
         (step.saturating_abs() >= STEP_MIN_MS).then_some(step)
     }
 
+    /// The run begins; what an earlier one wrote has been looked at.
+    pub(super) fn begin(&mut self, now: Now) {
+        self.began = Some(now.utc);
+        self.seen(now);
+    }
+
     /// The clocks were looked at, and a step was acted upon.
     pub(super) fn seen(&mut self, now: Now) {
         self.right_since.get_or_insert(now.utc);
@@ -128,6 +136,7 @@ impl Clocks {
     fn note_step(&mut self, step: ClockStep) {
         let ClockStep { by_ms, at: now } = step;
         self.stepped_at = Some(now.steady);
+        self.began = self.began.map(|at| at.moved(by_ms));
         let right_since = self
             .right_since
             .filter(|_| by_ms > 0)
@@ -154,15 +163,30 @@ impl Clocks {
 
     /// A batch as it was just read from the queue, with its times as the present clock would have
     /// shown them.
-    pub(super) fn correct_loaded(&self, batch: &mut Batch) {
-        batch.intent_at = self.corrected_of(batch.id, batch.intent_at);
-        batch.submitted_at = batch.submitted_at.map(|at| self.corrected_of(batch.id, at));
+    pub(super) fn correct_loaded(&self, batch: &mut Batch, now: UtcMillis) {
+        batch.intent_at = self.corrected_of(batch.id, batch.intent_at, now);
+        batch.submitted_at = batch
+            .submitted_at
+            .map(|at| self.corrected_of(batch.id, at, now));
     }
 
     /// A time of a batch as it was just read from the queue, as the present clock would have shown
-    /// it.
-    pub(super) fn corrected_of(&self, id: BatchId, at: UtcMillis) -> UtcMillis {
-        at.moved(self.off.get(&id).copied().unwrap_or(0))
+    /// it. What would lie ahead of `now` was stamped either after a step that had not been noticed
+    /// yet, or by an earlier run, and then before this one began.
+    pub(super) fn corrected_of(&self, id: BatchId, at: UtcMillis, now: UtcMillis) -> UtcMillis {
+        let moved = at.moved(self.off.get(&id).copied().unwrap_or(0));
+        if moved <= now {
+            moved
+        } else if self.is_of_present_clock(at, now) {
+            at
+        } else {
+            self.began.unwrap_or(now).min(now)
+        }
+    }
+
+    /// True if the clock may have shown this since the last step.
+    fn is_of_present_clock(&self, at: UtcMillis, now: UtcMillis) -> bool {
+        at <= now && self.stepped_to.is_none_or(|from| from <= at)
     }
 
     /// Corrects the times of a batch whose call has ended. One that is accepted only now is stamped
@@ -181,10 +205,11 @@ impl Clocks {
     /// before or after a step, then after it. What no clock of this run can have shown was stamped by
     /// an earlier run if it lies ahead of `now`, and stays as it is otherwise.
     pub(super) fn corrected(&self, at: UtcMillis, now: UtcMillis) -> UtcMillis {
-        let is_shown_now = at <= now && self.stepped_to.is_none_or(|from| from <= at);
         let before = self.stretches.iter().filter(|stretch| stretch.showed(at));
         let moved = before.map(|stretch| at.moved(stretch.off_ms()));
-        let newest = moved.chain(is_shown_now.then_some(at)).max();
+        let newest = moved
+            .chain(self.is_of_present_clock(at, now).then_some(at))
+            .max();
         let otherwise = if at > now {
             self.right_since.unwrap_or(now)
         } else {
@@ -359,7 +384,7 @@ mod tests {
         }
         let two_hours = BEGIN.moved(2 * HOUR_MS);
         let mut loaded = batch();
-        clocks.correct_loaded(&mut loaded);
+        clocks.correct_loaded(&mut loaded, two_hours);
         assert_eq!(loaded.intent_at, two_hours);
         assert_eq!(loaded.submitted_at, Some(two_hours));
 
@@ -371,8 +396,33 @@ mod tests {
 
         let mut again = batch();
         clocks.correct_returned(&mut again, false);
-        clocks.correct_loaded(&mut again);
+        clocks.correct_loaded(&mut again, two_hours);
         assert_eq!(again, batch(), "nothing is moved twice");
+    }
+
+    #[test]
+    fn a_batch_that_an_earlier_run_dated_ahead_is_as_old_as_this_run() {
+        let mut clocks = Clocks::default();
+        clocks.begin(at(-90_000, 0));
+        let mut loaded = batch();
+        clocks.correct_loaded(&mut loaded, at(-89_990, 10).utc);
+        assert_eq!(loaded.intent_at, at(-90_000, 0).utc);
+        assert_eq!(loaded.submitted_at, Some(at(-90_000, 0).utc));
+        let set_back = step(-90_000_000, at(-179_980, 20));
+        clocks.stepped(set_back, &[BatchId(1)], &BTreeSet::new());
+        let mut loaded = batch();
+        clocks.correct_loaded(&mut loaded, at(-179_970, 30).utc);
+        assert_eq!(loaded.intent_at, at(-180_000, 0).utc);
+    }
+
+    #[test]
+    fn a_batch_that_was_stamped_before_a_step_ahead_was_noticed_is_not_dated_ahead() {
+        let mut clocks = Clocks::default();
+        clocks.begin(at(0, 0));
+        let stamped = at(3601, 1).utc;
+        clocks.stepped(step(HOUR_MS, at(3602, 2)), &[BatchId(1)], &BTreeSet::new());
+        let now = at(3603, 3).utc;
+        assert_eq!(clocks.corrected_of(BatchId(1), stamped, now), stamped);
     }
 
     #[test]

@@ -156,9 +156,8 @@ impl FollowPass<'_> {
 
     fn put_off_until(&self, due: &DueBatch) -> Option<UtcMillis> {
         let now = self.round.now.utc;
-        let is_dated_ahead = self.clocks.corrected_of(due.id, due.accepted_at) > now;
         let is_followed = due.state == BatchState::Tracking && !due.by_servers;
-        if !is_followed || !due.is_plain || is_dated_ahead {
+        if !is_followed || !due.is_plain {
             return None;
         }
         let target = self.targets.get(&due.target)?;
@@ -263,7 +262,7 @@ impl FollowPass<'_> {
     }
 
     async fn pick_up(&mut self, mut batch: Batch, origin: &Origin) -> Result<(), StoreError> {
-        self.clocks.correct_loaded(&mut batch);
+        self.clocks.correct_loaded(&mut batch, self.round.now.utc);
         let target = self.targets.get(&batch.target);
         let Some(target) = target.filter(|target| target.origin() == origin) else {
             let step = verdict::orphaned_target(&batch, self.round.now.utc);
@@ -341,7 +340,7 @@ impl FollowPass<'_> {
 
 /// The job of a batch, at `now`.
 fn open_job(due: &DueBatch, clocks: &Clocks, now: UtcMillis) -> OpenJob {
-    let accepted_at = clocks.corrected_of(due.id, due.accepted_at);
+    let accepted_at = clocks.corrected_of(due.id, due.accepted_at, now);
     OpenJob {
         id: due.id,
         age: now.since(accepted_at),

@@ -437,5 +437,6 @@ async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> 
             "this machine's clock is {ahead:?} behind the newest time in the queue; the daemon moves its own waiting times with it"
         );
     }
+    clocks.begin(now);
     Ok(clocks)
 }

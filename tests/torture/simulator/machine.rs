@@ -491,6 +491,7 @@ impl<'a> Machine<'a> {
             Ok(daemon) => {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
+                self.facts.began = self.moment().real;
                 self.facts.reloaded(&self.plan.limits());
             }
             Err(_) if self.fuse.is_blown() => {

@@ -464,7 +464,8 @@ pub(super) fn is_reason_true(facts: &Facts, id: i64, reason: &str, now: Moment) 
         return order.failures_max.is_exceeded(standing.failed(), servers);
     }
     if reason.contains("after its pause") {
-        let waited = now.real.since(standing.over_since());
+        // It counts from when a daemon sees the end.
+        let waited = now.real.since(standing.over_since().max(facts.began));
         return order
             .pause
             .is_some_and(|pause| waited < pause + facts.stepped + Duration::from_secs(1));
