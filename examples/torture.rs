@@ -95,7 +95,7 @@ fn crash_everywhere() -> ExitCode {
         }
     };
     for kind in KINDS {
-        match simulator.run_every_crash(kind) {
+        match simulator.run_every_crash(kind, |_| true) {
             Ok(points) => println!("{kind}: {} commits, {} calls", points.commits, points.calls),
             Err(failure) => {
                 println!("{}\n{failure}", failure.trace.join("\n"));

@@ -1,5 +1,5 @@
-//! The proof by simulation, in small: some seeds, and a crash at every point of one
-//! scenario of each kind. `cargo run --release --example torture` runs any number of seeds.
+//! The proof by simulation, in small: some seeds, and crashes all over one scenario of each
+//! kind. `cargo run --release --example torture` runs any number of seeds.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use simulator::{KINDS, Simulator, Summary};
 
 mod simulator;
 
-const SEEDS: u64 = 50;
+const SEEDS: u64 = 150;
 
 /// Has `work` done on every core, each with a simulator of its own and every item once.
 fn on_every_core<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
@@ -66,15 +66,14 @@ fn a_seed_replays_exactly() {
     }
 }
 
+/// All points of all kinds take minutes without optimisation: a third of each kind's here, others
+/// with each kind; `--every-crash` of the example tries them all.
 #[test]
-fn a_crash_at_every_commit_and_every_call_breaks_no_promise() {
-    // All of them take minutes without optimisation; the example runs them.
-    let kinds: Vec<&str> = KINDS
-        .into_iter()
-        .filter(|kind| ["accepted", "lost", "refused", "clouddc lost"].contains(kind))
-        .collect();
-    on_every_core(&kinds, |simulator, kind| {
-        match simulator.run_every_crash(kind) {
+fn a_crash_at_any_commit_or_call_breaks_no_promise() {
+    const EVERY: usize = 3;
+    let kinds: Vec<(usize, &str)> = KINDS.into_iter().enumerate().collect();
+    on_every_core(&kinds, |simulator, (place, kind)| {
+        match simulator.run_every_crash(kind, |point| point % EVERY == place % EVERY) {
             Ok(points) => assert!(
                 points.commits > 5 && points.calls > 3,
                 "\"{kind}\" has only {points:?}"

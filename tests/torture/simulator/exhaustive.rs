@@ -35,12 +35,16 @@ pub(crate) struct Points {
 }
 
 impl Simulator {
-    /// Runs the scenario of this kind once undisturbed, and then once for each of its points, with
-    /// a daemon that dies there.
+    /// Runs the scenario of this kind once undisturbed, and then once for each of its points that
+    /// `is_tried` takes by its place, with a daemon that dies there.
     ///
     /// # Errors
     /// The first broken promise; its `what` names the point.
-    pub(crate) fn run_every_crash(&self, kind: &str) -> Result<Points, Failure> {
+    pub(crate) fn run_every_crash(
+        &self,
+        kind: &str,
+        is_tried: impl Fn(usize) -> bool,
+    ) -> Result<Points, Failure> {
         let whole = self.run_kind(kind, None)?;
         let points = Points {
             commits: whole.commits,
@@ -48,7 +52,8 @@ impl Simulator {
         };
         let commits = (1..=points.commits).map(Point::Commit);
         let calls = (1..=points.calls).flat_map(|n| [Point::Call(n), Point::Answer(n)]);
-        for point in commits.chain(calls) {
+        let all = commits.chain(calls).enumerate();
+        for (_, point) in all.filter(|(place, _)| is_tried(*place)) {
             self.run_kind(kind, Some(point))?;
         }
         Ok(points)
