@@ -23,13 +23,13 @@ pub(crate) struct Yard {
 
 /// What a config has beside its usual lines.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct More {
+pub(crate) struct More<'a> {
     /// Targets beside `default`, named `target-1` and so on.
     pub(crate) targets: usize,
     /// How long finished requests are kept.
     pub(crate) retention: Option<&'static str>,
     /// A line for each target.
-    pub(crate) line: &'static str,
+    pub(crate) line: &'a str,
 }
 
 impl Yard {
@@ -52,7 +52,7 @@ impl Yard {
     }
 
     /// Writes the config anew, as `new` does, with more in it.
-    pub(crate) fn configure(&self, base_url: &str, first_look: Duration, more: More) {
+    pub(crate) fn configure(&self, base_url: &str, first_look: Duration, more: More<'_>) {
         let first_look = first_look.as_millis().max(1);
         let dir = self.dir.path().display();
         let retention = more.retention.unwrap_or("90d");

@@ -74,8 +74,30 @@ pub(crate) async fn measure(many: usize) {
     let what = format!("{} targets that no config has", many / 100);
     let good = rows(BESIDE, Servers::Random, "", "");
     run(&what, 0, &format!("{misspelt}; {good}"), Until::Drained).await;
+    window(many).await;
     orders_and_guards(tenth).await;
     beside_finished(many * 10).await;
+}
+
+/// A window that opens for so many requests within the next minute or two.
+async fn window(count: usize) {
+    let far = FarSide::start(AT_ONCE);
+    let yard = Yard::new(far.base_url(), AT_ONCE.job).await;
+    fill(&yard, &rows(count, Servers::Random, "", "")).await;
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let opens = now + Duration::from_secs(63);
+    let left = Duration::from_secs(63 - opens.second().unsigned_abs().into());
+    let line = format!(
+        "window = {{ stop = \"{}-24:00\" }}",
+        opens.strftime("%H:%M")
+    );
+    let more = More {
+        line: &line,
+        ..More::default()
+    };
+    yard.configure(far.base_url(), AT_ONCE.job, more);
+    let what = format!("{count} for which a window opens");
+    watch(&what, &yard, Until::Passed(left + Duration::from_secs(10))).await;
 }
 
 /// Waves and guards of so many requests, and what people do to all of them at once.

@@ -17,6 +17,9 @@ use crate::store::sqlite::rows::{list, lossy};
 
 /// Rows that one page looks at.
 const LOOKED_AT_MAX: i64 = 100_000;
+/// Of what is unfinished, rows right behind the cursor that are looked at first: in a long queue
+/// they fill a page, and in a short one they are soon looked at.
+const NEAR: i64 = 2_000;
 
 /// Where a page ended: the next one begins behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,16 +236,14 @@ pub(super) async fn page(
     limit: u32,
 ) -> Result<Page, StoreError> {
     let way = Way::of(which);
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT way.id, way.at FROM (");
-    way.push(&mut query, which, before);
-    query
-        .push(" LIMIT 0 + ")
-        .push_bind(way.looked_at_max())
-        .push(") way CROSS JOIN power_requests r ON r.id = way.id WHERE 1");
-    which.push_conditions(&mut query, &which.states);
-    query.push(" LIMIT 0 + ").push_bind(i64::from(limit) + 1);
-    let mut found: Vec<(i64, Option<String>)> =
-        query.build_query_as().fetch_all(&mut *connection).await?;
+    let mut found = Vec::new();
+    if way == Way::Open {
+        found = first_of(connection, (Way::All, NEAR), which, before, limit).await?;
+    }
+    if found.len() <= limit as usize {
+        let looked_at = (way, way.looked_at_max());
+        found = first_of(connection, looked_at, which, before, limit).await?;
+    }
     let is_full = found.len() > limit as usize;
     let next = if is_full {
         found.truncate(limit as usize);
@@ -258,6 +259,25 @@ pub(super) async fn page(
         requests: in_order(connection, &ids).await?,
         next,
     })
+}
+
+/// Ids, and times, of one more than a page may have, from so many candidates.
+async fn first_of(
+    connection: &mut SqliteConnection,
+    (way, looked_at_max): (Way, i64),
+    which: &Selection,
+    before: Option<&Cursor>,
+    limit: u32,
+) -> Result<Vec<(i64, Option<String>)>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT way.id, way.at FROM (");
+    way.push(&mut query, which, before);
+    query
+        .push(" LIMIT 0 + ")
+        .push_bind(looked_at_max)
+        .push(") way CROSS JOIN power_requests r ON r.id = way.id WHERE 1");
+    which.push_conditions(&mut query, &which.states);
+    query.push(" LIMIT 0 + ").push_bind(i64::from(limit) + 1);
+    Ok(query.build_query_as().fetch_all(connection).await?)
 }
 
 /// The last of the candidates of a page, if there may be more behind it.
