@@ -438,6 +438,8 @@ CREATE TABLE queue_mark (
     token            TEXT NOT NULL CONSTRAINT token_form CHECK (typeof(token) = 'text' AND length(token) = 32),
     writing          TEXT,
     copied_at        TEXT CONSTRAINT copied_at_form CHECK (typeof(copied_at) IN ('text', 'null')),
+    clock_at         TEXT            -- what the daemon's clock showed when it wrote last
+                     CONSTRAINT clock_at_form CHECK (typeof(clock_at) IN ('text', 'null')),
     restored_last_id INTEGER        -- ids up to this one were in the copy that was put back last
                      CONSTRAINT restored_last_id_form CHECK (typeof(restored_last_id) IN ('integer', 'null')),
     CONSTRAINT writing_is_known CHECK (writing IS NULL OR writing = token OR writing = 'insert' OR writing = 'change')
@@ -463,7 +465,7 @@ END;
 CREATE TRIGGER queue_mark_check_update BEFORE UPDATE ON queue_mark
 WHEN OLD.writing IS NULL AND ((NEW.writing IS NOT OLD.token AND NEW.writing IS NOT 'insert' AND NEW.writing IS NOT 'change') OR NEW.token IS NOT OLD.token OR NEW.id IS NOT OLD.id
      OR (NEW.epoch <> OLD.epoch AND NEW.epoch <> OLD.epoch + 1)
-     OR NEW.copied_at IS NOT OLD.copied_at OR NEW.restored_last_id IS NOT OLD.restored_last_id)
+     OR NEW.copied_at IS NOT OLD.copied_at OR NEW.clock_at IS NOT OLD.clock_at OR NEW.restored_last_id IS NOT OLD.restored_last_id)
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes queue_mark');
 END;

@@ -86,7 +86,7 @@ async fn window(count: usize) {
     fill(&yard, &rows(count, Servers::Random, "", "")).await;
     let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
     let opens = now + Duration::from_secs(63);
-    let left = Duration::from_secs(63 - opens.second().unsigned_abs().into());
+    let left = Duration::from_secs(63 - u64::from(opens.second().unsigned_abs()));
     let line = format!(
         "window = {{ stop = \"{}-24:00\" }}",
         opens.strftime("%H:%M")

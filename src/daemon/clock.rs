@@ -163,7 +163,13 @@ impl Clocks {
 
     /// A batch as it was just read from the queue, with its times as the present clock would have
     /// shown them.
-    pub(super) fn correct_loaded(&self, batch: &mut Batch, now: UtcMillis) {
+    pub(super) fn correct_loaded(&mut self, batch: &mut Batch, now: UtcMillis) {
+        // Decided once: later such a time need not lie ahead any more.
+        let intent_at = self.corrected_of(batch.id, batch.intent_at, now);
+        match intent_at.0 - batch.intent_at.0 {
+            0 => self.off.remove(&batch.id),
+            off_ms => self.off.insert(batch.id, off_ms),
+        };
         batch.intent_at = self.corrected_of(batch.id, batch.intent_at, now);
         batch.submitted_at = batch
             .submitted_at

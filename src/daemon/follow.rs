@@ -30,7 +30,7 @@ pub(super) struct FollowPass<'a> {
     pub(super) targets: &'a mut Targets,
     pub(super) holds: &'a Holds,
     pub(super) keys: &'a RefusedKeys,
-    pub(super) clocks: &'a Clocks,
+    pub(super) clocks: &'a mut Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a Ledger,
     pub(super) round: &'a mut Round,

@@ -319,7 +319,7 @@ impl Dispatcher {
             targets: &mut self.targets,
             holds: &self.holds,
             keys: &self.keys,
-            clocks: &self.clocks,
+            clocks: &mut self.clocks,
             batches: &mut self.batches,
             ledger: &self.ledger,
             round,
@@ -358,12 +358,13 @@ impl Dispatcher {
         }
         // Only now: a step whose waits could not be moved is noticed again.
         self.clocks.seen(now);
+        self.store.note_clock(now.utc);
         Ok(())
     }
 
     async fn move_times(&mut self, step: ClockStep) -> Result<(), StoreError> {
         let by_ms = step.by_ms;
-        self.store.move_waits(by_ms).await?;
+        self.store.move_waits(by_ms, step.at.utc).await?;
         let open = self.store.open_batch_ids().await?;
         self.clocks.stepped(step, &open, self.batches.in_progress());
         for target in self.targets.values_mut() {
@@ -423,12 +424,12 @@ async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> 
     let mut clocks = Clocks::default();
     clocks.seen(now);
     let ahead = store
-        .last_written_at()
+        .clock_at()
         .await?
         .map_or(Duration::ZERO, |at| at.since(now.utc));
     if ahead > AHEAD_MAX {
         let by_ms = -i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
-        store.move_waits(by_ms).await?;
+        store.move_waits(by_ms, now.utc).await?;
         let open = store.open_batch_ids().await?;
         let step = ClockStep { by_ms, at: now };
         clocks.stepped(step, &open, &BTreeSet::new());
@@ -438,5 +439,84 @@ async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> 
         );
     }
     clocks.begin(now);
+    store.note_clock(now.utc);
     Ok(clocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection, SqliteConnection};
+
+    use super::*;
+    use crate::model::Steady;
+
+    const HOUR_MS: i64 = 3_600_000;
+    const NOON: UtcMillis = UtcMillis(4_000_017_600_000);
+
+    fn at(hours: i64) -> Now {
+        Now {
+            utc: NOON.moved(hours * HOUR_MS),
+            steady: Steady(Duration::from_secs(60)),
+        }
+    }
+
+    /// A queue with a budget's hold and a refused key, both until an hour after noon, that was last
+    /// written by a clock `ahead` hours fast; with the way to ask until when they are.
+    async fn queue(ahead: i64) -> (tempfile::TempDir, Store, SqliteConnection) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        let store = Store::open(&path).await.expect("a queue");
+        let url = format!("sqlite:{}", path.display());
+        let mut connection = SqliteConnection::connect(&url).await.expect("it opens");
+        let (until, written) = (NOON.moved(HOUR_MS), at(ahead).utc);
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+            "UPDATE queue_mark SET writing = token;
+             INSERT INTO holds (target, action, kind, reason, since, until)
+                 VALUES ('default', 'stop', 'budget', 'a test', '{written}', '{until}');
+             INSERT INTO refused_keys (key, secret, target, refusals, until, reason, recent)
+                 VALUES ('k', 's', 'default', 1, '{until}', 'a test', '{written}');
+             UPDATE queue_mark SET writing = NULL, clock_at = '{written}';"
+        )))
+        .execute(&mut connection)
+        .await
+        .expect("taken");
+        (dir, store, connection)
+    }
+
+    async fn untils(connection: &mut SqliteConnection) -> Vec<String> {
+        sqlx::query_scalar("SELECT until FROM holds UNION ALL SELECT until FROM refused_keys")
+            .fetch_all(connection)
+            .await
+            .expect("readable")
+    }
+
+    #[tokio::test]
+    async fn what_waits_goes_with_a_clock_that_was_set_between_two_runs() {
+        let (_dir, store, mut connection) = queue(72).await;
+        clocks_at_start(&store, at(0)).await.expect("a start");
+        let moved = NOON.moved(HOUR_MS - 72 * HOUR_MS).to_string();
+        assert_eq!(untils(&mut connection).await, [moved.clone(), moved]);
+    }
+
+    #[tokio::test]
+    async fn what_a_running_daemon_has_moved_is_not_moved_again_at_the_next_start() {
+        let (_dir, store, mut connection) = queue(20).await;
+        // The clock is put right while the daemon runs.
+        let by_ms = -20 * HOUR_MS;
+        store.move_waits(by_ms, at(0).utc).await.expect("moved");
+        let moved = untils(&mut connection).await;
+        clocks_at_start(&store, at(1)).await.expect("a start");
+        assert_eq!(untils(&mut connection).await, moved);
+    }
+
+    #[tokio::test]
+    async fn a_step_ahead_in_one_run_is_undone_when_the_next_one_finds_the_clock_right() {
+        let (_dir, store, mut connection) = queue(0).await;
+        let before = untils(&mut connection).await;
+        let by_ms = 72 * HOUR_MS;
+        store.move_waits(by_ms, at(72).utc).await.expect("moved");
+        assert_ne!(untils(&mut connection).await, before);
+        clocks_at_start(&store, at(0)).await.expect("a start");
+        assert_eq!(untils(&mut connection).await, before);
+    }
 }

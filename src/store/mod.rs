@@ -332,13 +332,15 @@ impl Store {
         guard::crowds(&mut *self.writer().await, wanted, most).await
     }
 
-    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved: looks, second
-    /// tries, and holds that end automatically. A producer's `not_before` and an operator's pause
-    /// stay.
-    pub async fn move_waits(&self, by_ms: i64) -> Result<(), StoreError> {
+    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved, which shows `now`:
+    /// looks, second tries, and holds that end automatically. A producer's `not_before` and an
+    /// operator's pause stay.
+    pub async fn move_waits(&self, by_ms: i64, now: UtcMillis) -> Result<(), StoreError> {
         let mut writer = self.writer().await;
         let mut tx = self.begin(&mut writer).await?;
+        tx.set_clock(now);
         batches::move_waits(&mut tx, by_ms).await?;
+        holds::move_refused_keys(&mut tx, by_ms).await?;
         tx.commit().await
     }
 
@@ -347,10 +349,9 @@ impl Store {
         batches::open_batch_ids(&mut *self.writer().await).await
     }
 
-    /// The latest time that a daemon is known to have written; a clock that shows less was set back
-    /// since.
-    pub async fn last_written_at(&self) -> Result<Option<UtcMillis>, StoreError> {
-        batches::last_written_at(&mut *self.writer().await).await
+    /// What the clock showed when a daemon wrote last; one that shows less was set back since.
+    pub async fn clock_at(&self) -> Result<Option<UtcMillis>, StoreError> {
+        batches::clock_at(&mut *self.writer().await).await
     }
 
     /// Makes the next looks of a target's open batches due.
@@ -677,7 +678,8 @@ impl Store {
         is_listed: impl Fn(&str) -> bool,
     ) -> Result<GoneChunk, StoreError> {
         let mut writer = self.writer().await;
-        let chunk = servers::find_gone(&mut writer, target, after, at, is_listed).await?;
+        let chunk =
+            servers::find_gone(&mut writer, target, after, (at, self.clock()), is_listed).await?;
         if chunk.gone.is_empty() {
             return Ok(chunk);
         }

@@ -243,7 +243,8 @@ impl Stock {
             listed.insert(key);
             let stored = self.stored.get(&key);
             let is_stored = stored.is_some_and(|stored| {
-                stored.content == content_of(&server) && at.since(stored.seen_at) < SEEN_AT_AGE_MAX
+                let is_new = stored.seen_at <= at && at.since(stored.seen_at) < SEEN_AT_AGE_MAX;
+                stored.content == content_of(&server) && is_new
             });
             if !is_stored {
                 changed.push(server);

@@ -312,7 +312,11 @@ impl QueueClient {
         before: Option<&Cursor>,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        pages::page(&mut self.connection, which, before, limit).await
+        // All of it as of one moment: the cursor must not pass over rows that were not looked at.
+        let mut tx = self.connection.begin().await?;
+        let page = pages::page(&mut tx, which, before, limit).await?;
+        tx.commit().await?;
+        Ok(page)
     }
 
     /// Servers with exactly this id or name, of any target, those that are gone included.

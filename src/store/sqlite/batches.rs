@@ -290,21 +290,14 @@ pub(in crate::store) async fn open_batch_ids(
     Ok(ids.into_iter().map(BatchId).collect())
 }
 
-pub(in crate::store) async fn last_written_at(
+pub(in crate::store) async fn clock_at(
     connection: &mut SqliteConnection,
 ) -> Result<Option<UtcMillis>, StoreError> {
-    let times: Vec<Option<Vec<u8>>> = sqlx::query_scalar(
-        "SELECT CAST((SELECT intent_at FROM batches WHERE id = (SELECT max(id) FROM batches)) AS BLOB)
-         UNION ALL SELECT CAST(updated_at AS BLOB) FROM targets
-         UNION ALL SELECT CAST(since AS BLOB) FROM holds INDEXED BY holds_that_matter
-             WHERE (kind <> 'unknown_target' OR target IS NULL) AND kind IN ('breaker', 'budget', 'credentials')",
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    Ok(times
-        .into_iter()
-        .filter_map(|time| rows::readable_time(time.map(rows::lossy)))
-        .max())
+    let clock_at: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT CAST(clock_at AS BLOB) FROM queue_mark WHERE id = 1")
+            .fetch_one(&mut *connection)
+            .await?;
+    Ok(rows::readable_time(clock_at.map(rows::lossy)))
 }
 
 pub(in crate::store) async fn look_at_once(

@@ -368,6 +368,18 @@ pub(in crate::store) async fn note_refused_key(
     Ok(())
 }
 
+/// As `move_waits` moves the holds that follow from them.
+pub(in crate::store) async fn move_refused_keys(
+    connection: &mut SqliteConnection,
+    by_ms: i64,
+) -> Result<(), StoreError> {
+    for mut refused in refused_keys(connection).await? {
+        refused.move_times(by_ms);
+        note_refused_key(connection, &refused).await?;
+    }
+    Ok(())
+}
+
 /// The holds in force that may concern a configured target. Takes a connection, so that a claim looks
 /// in its own transaction.
 pub(in crate::store) async fn read(

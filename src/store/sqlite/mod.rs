@@ -126,6 +126,8 @@ pub struct Store {
 #[derive(Debug)]
 struct Own {
     mark: Mark,
+    /// What the clock showed when the daemon looked at it last.
+    clock: Option<UtcMillis>,
     identity: QueueIdentity,
     high_water: HighWater,
     /// None until an epoch has begun: a simulation has none.
@@ -179,6 +181,7 @@ impl Store {
             Err(error) => return Err(closed(writer, error).await),
         };
         let own = Own {
+            clock: None,
             mark,
             identity: QueueIdentity::new(path, file::id_of(path)?),
             high_water: HighWater::default(),
@@ -302,6 +305,15 @@ impl Store {
         self.own().mark.clone()
     }
 
+    pub(super) fn clock(&self) -> Option<UtcMillis> {
+        self.own().clock
+    }
+
+    /// The daemon has looked at its clock; what it writes from now on is stamped with it.
+    pub fn note_clock(&self, now: UtcMillis) {
+        self.own().clock = Some(now);
+    }
+
     pub(super) fn high_water(&self) -> HighWater {
         self.own().high_water
     }
@@ -334,8 +346,9 @@ impl Store {
     }
 
     /// A transaction of ours has raised the epoch, and is committed.
-    fn went_to(&self, epoch: i64) {
+    fn went_to(&self, epoch: i64, clock: Option<UtcMillis>) {
         let mut own = self.own();
+        own.clock = clock;
         own.mark.epoch = epoch;
         own.high_water.epoch = epoch;
         own.write_epoch_file(false);

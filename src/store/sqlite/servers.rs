@@ -99,7 +99,7 @@ pub(in crate::store) async fn note_servers(
          ON CONFLICT (target, server_id) DO UPDATE SET name = excluded.name, power = excluded.power,
              status = excluded.status, locked = excluded.locked, seen_at = excluded.seen_at, gone_at = NULL
          WHERE name IS DISTINCT FROM excluded.name OR power IS DISTINCT FROM excluded.power OR status IS DISTINCT FROM excluded.status
-             OR locked IS DISTINCT FROM excluded.locked OR gone_at IS NOT NULL OR seen_at <= $4",
+             OR locked IS DISTINCT FROM excluded.locked OR gone_at IS NOT NULL OR seen_at <= $4 OR seen_at > $3",
     )
     .bind(&target.0)
     .bind(serde_json::to_string(&listed).unwrap_or_default())
@@ -114,17 +114,19 @@ pub(in crate::store) async fn find_gone(
     connection: &mut SqliteConnection,
     target: &TargetName,
     after: &str,
-    at: UtcMillis,
+    (at, clock): (UtcMillis, Option<UtcMillis>),
     is_listed: impl Fn(&str) -> bool,
 ) -> Result<GoneChunk, StoreError> {
     let present: Vec<String> = sqlx::query_scalar(
-        "SELECT server_id FROM servers WHERE target = $1 AND server_id > $2 AND gone_at IS NULL AND seen_at <= $3
-         ORDER BY server_id LIMIT $4",
+        "SELECT server_id FROM servers WHERE target = $1 AND server_id > $2 AND gone_at IS NULL
+            AND (seen_at <= $3 OR seen_at > $5)
+         ORDER BY server_id LIMIT 0 + $4",
     )
     .bind(&target.0)
     .bind(after)
     .bind(text(at))
     .bind(i64::try_from(WALK_CHUNK).unwrap_or(i64::MAX))
+    .bind(clock.map(text))
     .fetch_all(&mut *connection)
     .await?;
     let next = (present.len() >= WALK_CHUNK)

@@ -9,13 +9,16 @@ use std::ops::{Deref, DerefMut};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Sqlite, Transaction};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, text};
+use crate::model::UtcMillis;
 
 /// A transaction of the daemon. Dropped, it is rolled back.
 pub(in crate::store) struct WriteGuard<'c> {
     tx: Transaction<'c, Sqlite>,
     store: &'c Store,
     epoch: i64,
+    /// What the clock shows now, once the daemon has looked at it.
+    clock: Option<UtcMillis>,
 }
 
 impl<'c> WriteGuard<'c> {
@@ -42,15 +45,26 @@ impl<'c> WriteGuard<'c> {
             tx,
             store,
             epoch: mark.epoch + 1,
+            clock: store.clock(),
         })
+    }
+
+    /// The clock was set, and what the daemon waits for is moved along in this transaction.
+    pub(in crate::store) fn set_clock(&mut self, clock: UtcMillis) {
+        self.clock = Some(clock);
     }
 
     /// Commits, and writes the new epoch to the epoch file, which need not have reached the disk
     /// yet.
     pub(in crate::store) async fn commit(mut self) -> Result<(), StoreError> {
-        release(&mut self.tx).await?;
+        sqlx::query(
+            "UPDATE queue_mark SET writing = NULL, clock_at = ifnull($1, clock_at) WHERE id = 1",
+        )
+        .bind(self.clock.map(text))
+        .execute(&mut *self.tx)
+        .await?;
         self.store.commit(self.tx).await?;
-        self.store.went_to(self.epoch);
+        self.store.went_to(self.epoch, self.clock);
         Ok(())
     }
 
