@@ -6,13 +6,13 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use simulator::{Broken, Failure, KINDS, Simulator, Summary};
+use simulator::{Broken, Failure, KINDS, Simulator, Summary, on_every_core};
 
 #[path = "../tests/torture/simulator/mod.rs"]
 mod simulator;
@@ -26,10 +26,6 @@ struct Args {
     /// The first one.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Threads; by default two for each core, since each of them waits for SQLite's own thread
-    /// much of the time.
-    #[arg(long)]
-    threads: Option<usize>,
     /// Go on after a failure, and list all of them.
     #[arg(long)]
     keep_going: bool,
@@ -38,7 +34,7 @@ struct Args {
     verbose: bool,
     /// In place of seeds: one scenario of each kind, once for each commit and each call at which
     /// its daemon can die.
-    #[arg(long, conflicts_with_all = ["seeds", "from", "threads", "keep_going", "verbose"])]
+    #[arg(long, conflicts_with_all = ["seeds", "from", "keep_going", "verbose"])]
     every_crash: bool,
 }
 
@@ -64,17 +60,10 @@ fn main() -> ExitCode {
         total: Mutex::default(),
         bar: bar(args.seeds, args.verbose),
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        let run = || run_seeds(&work, &args);
-        let threads: Vec<_> = (0..args.threads.unwrap_or(cores * 2))
-            .map(|_| scope.spawn(run))
-            .collect();
-        for thread in threads {
-            if let Ok(Err(broken)) = thread.join() {
-                println!("{broken}");
-                work.stop.store(true, Ordering::Relaxed);
-            }
+    on_every_core(|| {
+        if let Err(broken) = run_seeds(&work, &args) {
+            println!("{broken}");
+            work.stop.store(true, Ordering::Relaxed);
         }
     });
     work.bar.finish_and_clear();
@@ -87,23 +76,30 @@ fn main() -> ExitCode {
 }
 
 fn crash_everywhere() -> ExitCode {
-    let simulator = match Simulator::new() {
-        Ok(simulator) => simulator,
-        Err(broken) => {
-            println!("{broken}");
-            return ExitCode::FAILURE;
-        }
-    };
-    for kind in KINDS {
-        match simulator.run_every_crash(kind, |_| true) {
-            Ok(points) => println!("{kind}: {} commits, {} calls", points.commits, points.calls),
-            Err(failure) => {
-                println!("{}\n{failure}", failure.trace.join("\n"));
-                return ExitCode::FAILURE;
+    let (next, failures) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    on_every_core(|| {
+        while let Some(kind) = KINDS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let points = Simulator::new()
+                .map_err(|broken| broken.to_string())
+                .and_then(|simulator| {
+                    let points = simulator.run_every_crash(kind, |_| true);
+                    points.map_err(|failure| format!("{}\n{failure}", failure.trace.join("\n")))
+                });
+            match points {
+                Ok(points) => {
+                    println!("{kind}: {} commits, {} calls", points.commits, points.calls);
+                }
+                Err(why) => {
+                    println!("{why}");
+                    failures.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
+    });
+    match failures.into_inner() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
-    ExitCode::SUCCESS
 }
 
 fn run_seeds(work: &Work, args: &Args) -> Result<(), Broken> {

@@ -217,11 +217,12 @@ impl Dispatcher {
             return self.store.check_identity().await;
         }
         self.notice_clock(now).await?;
+        // While an answer waits to be stored, no new call leaves; and what it lets out must be seen
+        // below, or a later request of its server goes first.
+        self.save_answers(now.utc).await?;
         let with_room = self.submit_pass(round).targets_with_room();
         let seen = &self.look(&with_room, now).await?;
         self.store.fix_ids(seen).await?;
-        // While an answer waits to be stored, no new call leaves.
-        self.save_answers(now.utc).await?;
         self.intake
             .take_in(seen, &self.ledger, &self.clocks, round)
             .await?;

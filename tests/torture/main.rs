@@ -4,23 +4,19 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use simulator::{KINDS, Simulator, Summary};
+use simulator::{KINDS, Simulator, Summary, on_every_core};
 
 mod simulator;
 
 const SEEDS: u64 = 150;
 
-/// Has `work` done on every core, each with a simulator of its own and every item once.
-fn on_every_core<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
-    let (next, work) = (AtomicUsize::new(0), &work);
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                let simulator = Simulator::new().expect("a folder for the queue");
-                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    work(&simulator, item);
-                }
-            });
+/// Has `work` done with each item once, on all cores, each with a simulator of its own.
+fn with_each<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
+    let next = AtomicUsize::new(0);
+    on_every_core(|| {
+        let simulator = Simulator::new().expect("a folder for the queue");
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(&simulator, item);
         }
     });
 }
@@ -29,7 +25,7 @@ fn on_every_core<T: Sync>(items: &[T], work: impl Fn(&Simulator, &T) + Sync) {
 fn no_seed_breaks_a_promise() {
     let seeds: Vec<u64> = (0..SEEDS).collect();
     let total = Mutex::new(Summary::default());
-    on_every_core(&seeds, |simulator, seed| {
+    with_each(&seeds, |simulator, seed| {
         match simulator.run(*seed, false) {
             Ok(summary) => total
                 .lock()
@@ -72,7 +68,7 @@ fn a_seed_replays_exactly() {
 fn a_crash_at_any_commit_or_call_breaks_no_promise() {
     const EVERY: usize = 3;
     let kinds: Vec<(usize, &str)> = KINDS.into_iter().enumerate().collect();
-    on_every_core(&kinds, |simulator, (place, kind)| {
+    with_each(&kinds, |simulator, (place, kind)| {
         match simulator.run_every_crash(kind, |point| point % EVERY == place % EVERY) {
             Ok(points) => assert!(
                 points.commits > 5 && points.calls > 3,

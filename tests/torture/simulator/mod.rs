@@ -38,6 +38,7 @@ use tokio::runtime::Runtime;
 use poweryard::store::{Store, StoreOptions};
 
 mod audit;
+mod cores;
 mod daemon;
 mod draw;
 mod exhaustive;
@@ -53,6 +54,7 @@ mod staff;
 mod windows;
 mod wire;
 
+pub(crate) use cores::on_every_core;
 pub(crate) use exhaustive::KINDS;
 
 use machine::Machine;
