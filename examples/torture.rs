@@ -4,14 +4,16 @@
 //! Exit 1 with the seed and what it broke; `--from SEED --seeds 1 --verbose` replays it step by
 //! step.
 
+use std::error::Error;
 use std::io::IsTerminal;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
 use simulator::{Broken, Failure, KINDS, Simulator, Summary, on_every_core};
 
 #[path = "../tests/torture/simulator/mod.rs"]
@@ -32,47 +34,114 @@ struct Args {
     /// Print what happens, step by step; for a few seeds.
     #[arg(long)]
     verbose: bool,
+    /// Print the outcome for a program.
+    #[arg(long, hide = true)]
+    json: bool,
     /// In place of seeds: one scenario of each kind, once for each commit and each call at which
     /// its daemon can die.
     #[arg(long, conflicts_with_all = ["seeds", "from", "keep_going", "verbose"])]
     every_crash: bool,
 }
 
-/// What the threads share.
-struct Work {
-    next: AtomicU64,
-    end: u64,
-    stop: AtomicBool,
-    total: Mutex<(Summary, Vec<Failure>)>,
-    bar: ProgressBar,
+/// Seeds that one process runs. Two simulations in one process would wait for each other: SQLite
+/// counts its memory under a lock for all.
+const CHUNK: u64 = 100;
+
+/// What came of some seeds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Outcome {
+    total: Summary,
+    failures: Vec<Failure>,
 }
 
-fn main() -> ExitCode {
+impl Outcome {
+    fn add(&mut self, other: Self) {
+        self.total.add(&other.total);
+        self.failures.extend(other.failures);
+    }
+}
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args = Args::parse();
     if args.every_crash {
-        return crash_everywhere();
+        return Ok(crash_everywhere());
     }
     let started = Instant::now();
-    let work = Work {
-        next: AtomicU64::new(args.from),
-        end: args.from + args.seeds,
-        stop: AtomicBool::new(false),
-        total: Mutex::default(),
-        bar: bar(args.seeds, args.verbose),
+    let outcome = if args.seeds <= CHUNK || args.verbose {
+        run_seeds(&args)?
+    } else {
+        run_chunks(&args)?
     };
+    if args.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(report(outcome, started.elapsed()))
+}
+
+/// Runs processes with a chunk each, one on each core at a time.
+fn run_chunks(args: &Args) -> Result<Outcome, Box<dyn Error>> {
+    let end = args.from + args.seeds;
+    let next = AtomicU64::new(args.from);
+    let stop = AtomicBool::new(false);
+    let bar = bar(args.seeds);
+    let all: Mutex<Result<Outcome, String>> = Mutex::new(Ok(Outcome::default()));
     on_every_core(|| {
-        if let Err(broken) = run_seeds(&work, &args) {
-            println!("{broken}");
-            work.stop.store(true, Ordering::Relaxed);
+        while !stop.load(Ordering::Relaxed) {
+            let from = next.fetch_add(CHUNK, Ordering::Relaxed);
+            if from >= end {
+                break;
+            }
+            let seeds = CHUNK.min(end - from);
+            let chunk = run_chunk(from, seeds, args.keep_going);
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            match (chunk, &mut *all) {
+                (Ok(chunk), Ok(all)) => {
+                    let is_over = !chunk.failures.is_empty() && !args.keep_going;
+                    stop.fetch_or(is_over, Ordering::Relaxed);
+                    all.add(chunk);
+                }
+                (Err(error), all) => {
+                    stop.store(true, Ordering::Relaxed);
+                    *all = Err(format!("seeds from {from}: {error}"));
+                }
+                (Ok(_), Err(_)) => {}
+            }
+            bar.inc(seeds);
         }
     });
-    work.bar.finish_and_clear();
-    report(
-        work.total
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner),
-        started.elapsed(),
-    )
+    bar.finish_and_clear();
+    let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(all?)
+}
+
+fn run_chunk(from: u64, seeds: u64, keep_going: bool) -> Result<Outcome, Box<dyn Error>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--json", "--from", &from.to_string()]);
+    command.args(["--seeds", &seeds.to_string()]);
+    if keep_going {
+        command.arg("--keep-going");
+    }
+    let output = command.stderr(Stdio::inherit()).output()?;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Runs them in this process, one after another.
+fn run_seeds(args: &Args) -> Result<Outcome, Broken> {
+    let simulator = Simulator::new()?;
+    let mut outcome = Outcome::default();
+    for seed in args.from..args.from + args.seeds {
+        match simulator.run(seed, args.verbose) {
+            Ok(summary) => outcome.total.add(&summary),
+            Err(failure) => {
+                outcome.failures.push(failure);
+                if !args.keep_going {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(outcome)
 }
 
 fn crash_everywhere() -> ExitCode {
@@ -102,28 +171,11 @@ fn crash_everywhere() -> ExitCode {
     }
 }
 
-fn run_seeds(work: &Work, args: &Args) -> Result<(), Broken> {
-    let simulator = Simulator::new()?;
-    while !work.stop.load(Ordering::Relaxed) {
-        let seed = work.next.fetch_add(1, Ordering::Relaxed);
-        if seed >= work.end {
-            break;
-        }
-        let outcome = simulator.run(seed, args.verbose);
-        let mut total = work.total.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(summary) => total.0.add(&summary),
-            Err(failure) => {
-                work.stop.fetch_or(!args.keep_going, Ordering::Relaxed);
-                total.1.push(failure);
-            }
-        }
-        work.bar.inc(1);
-    }
-    Ok(())
-}
-
-fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> ExitCode {
+fn report(outcome: Outcome, took: Duration) -> ExitCode {
+    let Outcome {
+        total,
+        mut failures,
+    } = outcome;
     println!(
         "{} submit calls, {} calls, {} crashes, {} stops, {} restores, {} commits, {} steps in {:.1} s; digest {:016x}",
         total.submits,
@@ -164,9 +216,8 @@ fn report((total, mut failures): (Summary, Vec<Failure>), took: Duration) -> Exi
     }
 }
 
-fn bar(seeds: u64, verbose: bool) -> ProgressBar {
-    let shown = std::io::stderr().is_terminal() && !verbose;
-    let target = if shown {
+fn bar(seeds: u64) -> ProgressBar {
+    let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
         ProgressDrawTarget::hidden()

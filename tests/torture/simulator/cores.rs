@@ -5,7 +5,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Does `work` once on each core that this process may use, and waits.
 ///
 /// A simulation and SQLite's thread take turns thousands of times a second: on two cores each turn
-/// wakes the other core, and all takes twice as long.
+/// wakes the other core.
 pub(crate) fn on_every_core(work: impl Fn() + Sync) {
     let allowed = sched_getaffinity(None).expect("Linux tells");
     std::thread::scope(|scope| {

@@ -31,6 +31,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::runtime::Runtime;
@@ -60,7 +61,7 @@ pub(crate) use exhaustive::KINDS;
 use machine::Machine;
 
 /// A promise that does not hold, or a simulation that cannot go on; one sentence.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{0}")]
 pub(crate) struct Broken(pub(crate) String);
 
@@ -71,7 +72,7 @@ impl From<sqlx::Error> for Broken {
 }
 
 /// A run that broke a promise.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Failure {
     /// Replays it.
     pub(crate) seed: u64,
@@ -90,7 +91,7 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// What happened in a run that kept every promise.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     /// How requests ended: state and evidence, and how many.
     pub(crate) ends: std::collections::BTreeMap<String, u64>,

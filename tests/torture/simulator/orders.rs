@@ -198,11 +198,11 @@ impl<'a> Standing<'a> {
         failed.count() as u64
     }
 
-    /// When the last of the present wave ended, in true time.
+    /// When the last of the present wave that is waited for ended, in true time.
     fn over_since(&self) -> UtcMillis {
-        let ends = self
-            .present()
-            .filter(|(_, request)| request.state.is_terminal());
+        let ends = self.present().filter(|(_, request)| {
+            request.state.is_terminal() && !self.waits_for_later_wave(request)
+        });
         let last = ends.map(|(_, request)| request.since.real).max();
         last.unwrap_or(UtcMillis(0))
     }
