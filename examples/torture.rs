@@ -85,7 +85,7 @@ fn run_chunks(args: &Args) -> Result<Outcome, Box<dyn Error>> {
     let next = AtomicU64::new(args.from);
     let stop = AtomicBool::new(false);
     let bar = bar(args.seeds);
-    let all: Mutex<Result<Outcome, String>> = Mutex::new(Ok(Outcome::default()));
+    let all: Mutex<(Outcome, Option<String>)> = Mutex::default();
     on_every_core(|| {
         while !stop.load(Ordering::Relaxed) {
             let from = next.fetch_add(CHUNK, Ordering::Relaxed);
@@ -95,24 +95,29 @@ fn run_chunks(args: &Args) -> Result<Outcome, Box<dyn Error>> {
             let seeds = CHUNK.min(end - from);
             let chunk = run_chunk(from, seeds, args.keep_going);
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-            match (chunk, &mut *all) {
-                (Ok(chunk), Ok(all)) => {
+            match chunk {
+                Ok(chunk) => {
                     let is_over = !chunk.failures.is_empty() && !args.keep_going;
                     stop.fetch_or(is_over, Ordering::Relaxed);
-                    all.add(chunk);
+                    all.0.add(chunk);
                 }
-                (Err(error), all) => {
+                Err(error) => {
                     stop.store(true, Ordering::Relaxed);
-                    *all = Err(format!("seeds from {from}: {error}"));
+                    all.1 = Some(format!("seeds from {from}: {error}"));
                 }
-                (Ok(_), Err(_)) => {}
             }
             bar.inc(seeds);
         }
     });
     bar.finish_and_clear();
-    let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(all?)
+    let (outcome, error) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match error {
+        None => Ok(outcome),
+        Some(error) => {
+            report(outcome, Duration::ZERO);
+            Err(error.into())
+        }
+    }
 }
 
 fn run_chunk(from: u64, seeds: u64, keep_going: bool) -> Result<Outcome, Box<dyn Error>> {

@@ -255,7 +255,11 @@ impl Folder {
         };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = base.join(format!("poweryard-torture-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
+        // One that was killed, and had our number, may have left its own.
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => std::fs::create_dir_all(&path)?,
+        }
         Ok(Self { path })
     }
 
