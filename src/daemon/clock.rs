@@ -170,7 +170,7 @@ impl Clocks {
             0 => self.off.remove(&batch.id),
             off_ms => self.off.insert(batch.id, off_ms),
         };
-        batch.intent_at = self.corrected_of(batch.id, batch.intent_at, now);
+        batch.intent_at = intent_at;
         batch.submitted_at = batch
             .submitted_at
             .map(|at| self.corrected_of(batch.id, at, now));

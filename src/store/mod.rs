@@ -22,7 +22,7 @@ use crate::model::{
 };
 use sqlite::{
     batches, claim, epoch, export, export_file, gate, guard, holds, intake, orders, record,
-    servers, snapshot, upkeep,
+    servers, snapshot, upkeep, write_guard,
 };
 
 pub mod client;
@@ -351,7 +351,7 @@ impl Store {
 
     /// What the clock showed when a daemon wrote last; one that shows less was set back since.
     pub async fn clock_at(&self) -> Result<Option<UtcMillis>, StoreError> {
-        batches::clock_at(&mut *self.writer().await).await
+        write_guard::clock_at(&mut *self.writer().await).await
     }
 
     /// Makes the next looks of a target's open batches due.

@@ -290,16 +290,6 @@ pub(in crate::store) async fn open_batch_ids(
     Ok(ids.into_iter().map(BatchId).collect())
 }
 
-pub(in crate::store) async fn clock_at(
-    connection: &mut SqliteConnection,
-) -> Result<Option<UtcMillis>, StoreError> {
-    let clock_at: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT CAST(clock_at AS BLOB) FROM queue_mark WHERE id = 1")
-            .fetch_one(&mut *connection)
-            .await?;
-    Ok(rows::readable_time(clock_at.map(rows::lossy)))
-}
-
 pub(in crate::store) async fn look_at_once(
     tx: &mut SqliteConnection,
     target: &TargetName,

@@ -346,9 +346,8 @@ impl Store {
     }
 
     /// A transaction of ours has raised the epoch, and is committed.
-    fn went_to(&self, epoch: i64, clock: Option<UtcMillis>) {
+    fn went_to(&self, epoch: i64) {
         let mut own = self.own();
-        own.clock = clock;
         own.mark.epoch = epoch;
         own.high_water.epoch = epoch;
         own.write_epoch_file(false);
@@ -568,6 +567,7 @@ mod tests {
             .expect("the next transaction begins");
         assert_eq!(claimed.map(|batch| batch.members.len()), Some(1));
     }
+
     #[tokio::test]
     async fn a_reboot_in_doubt_shadows_one_that_was_inserted_before_it() {
         let dir = tempfile::tempdir().expect("a folder");

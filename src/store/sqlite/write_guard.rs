@@ -9,7 +9,7 @@ use std::ops::{Deref, DerefMut};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Sqlite, Transaction};
 
-use super::{Store, StoreError, text};
+use super::{Store, StoreError, rows, text};
 use crate::model::UtcMillis;
 
 /// A transaction of the daemon. Dropped, it is rolled back.
@@ -64,7 +64,7 @@ impl<'c> WriteGuard<'c> {
         .execute(&mut *self.tx)
         .await?;
         self.store.commit(self.tx).await?;
-        self.store.went_to(self.epoch, self.clock);
+        self.store.went_to(self.epoch);
         Ok(())
     }
 
@@ -86,6 +86,17 @@ impl DerefMut for WriteGuard<'_> {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         &mut self.tx
     }
+}
+
+/// What the clock showed at the last commit of a daemon.
+pub(in crate::store) async fn clock_at(
+    connection: &mut SqliteConnection,
+) -> Result<Option<UtcMillis>, StoreError> {
+    let clock_at: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT CAST(clock_at AS BLOB) FROM queue_mark WHERE id = 1")
+            .fetch_one(connection)
+            .await?;
+    Ok(rows::readable_time(clock_at.map(rows::lossy)))
 }
 
 /// Takes the guard for a command, inside its transaction. The epoch stays: a daemon that runs goes
