@@ -193,13 +193,17 @@ CREATE TABLE batches (
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
     job_ms        INTEGER,                      -- how long the job took, for later batches to learn from
     read_error    TEXT,                         -- why the last look failed; NULL once one succeeds
+    intent_steady_ms    INTEGER NOT NULL DEFAULT 0,     -- intent_at and submitted_at in milliseconds since 1970, less
+    submitted_steady_ms INTEGER,                        -- queue_mark.clock_set_ms: ages go by these
 
     CONSTRAINT batch_texts CHECK (typeof(target) = 'text' AND typeof(service) = 'text' AND typeof(endpoint) = 'text'
                                   AND typeof(project_id) = 'text' AND typeof(job_id) IN ('text', 'null')
                                   AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
                                   AND typeof(read_error) IN ('text', 'null')),
     CONSTRAINT batch_numbers CHECK (typeof(server_count) = 'integer' AND typeof(looks) = 'integer' AND typeof(doubts) = 'integer'
-                                    AND typeof(travel_group) = 'integer' AND typeof(job_ms) IN ('integer', 'null')),
+                                    AND typeof(travel_group) = 'integer' AND typeof(job_ms) IN ('integer', 'null')
+                                    AND typeof(intent_steady_ms) = 'integer'
+                                    AND typeof(submitted_steady_ms) IN ('integer', 'null')),
     CONSTRAINT batch_times CHECK (typeof(intent_at) = 'text' AND intent_at GLOB
             '20[0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].[0-9][0-9][0-9]Z'
         AND (submitted_at IS NULL OR (typeof(submitted_at) = 'text' AND submitted_at GLOB
@@ -218,9 +222,9 @@ CREATE INDEX batches_open ON batches (next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_ended ON batches (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX batches_due ON batches (target, next_look_at) WHERE state <> 'done';
 CREATE INDEX batches_pace ON batches (target, id);
-CREATE INDEX batches_spent ON batches (target, action, intent_at);
+CREATE INDEX batches_spent ON batches (target, action, intent_steady_ms);
 -- What guards count.
-CREATE INDEX batches_unapproved ON batches (target, action, intent_at) WHERE approved = 0;
+CREATE INDEX batches_unapproved ON batches (target, action, intent_steady_ms) WHERE approved = 0;
 CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT NULL;
 
 -- What a request's earlier calls came to. Of the last one the request itself tells: see the view request_attempts.
@@ -264,6 +268,7 @@ CREATE TRIGGER batches_check_update BEFORE UPDATE ON batches
 WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.state = 'done' OR NEW.id IS NOT OLD.id OR NEW.target IS NOT OLD.target
      OR NEW.service IS NOT OLD.service OR NEW.endpoint IS NOT OLD.endpoint OR NEW.project_id IS NOT OLD.project_id
      OR NEW.action IS NOT OLD.action OR NEW.intent_at IS NOT OLD.intent_at
+     OR NEW.intent_steady_ms IS NOT OLD.intent_steady_ms
      OR (NEW.state = 'submitting' AND OLD.state <> 'submitting') OR (NEW.state = 'tracking' AND OLD.state = 'looking')
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes batches, and what was sent never changes');
@@ -438,8 +443,14 @@ CREATE TABLE queue_mark (
     token            TEXT NOT NULL CONSTRAINT token_form CHECK (typeof(token) = 'text' AND length(token) = 32),
     writing          TEXT,
     copied_at        TEXT CONSTRAINT copied_at_form CHECK (typeof(copied_at) IN ('text', 'null')),
-    clock_at         TEXT            -- what the daemon's clock showed when it wrote last
+    clock_at         TEXT            -- what the machine's clock showed when the daemon wrote last,
                      CONSTRAINT clock_at_form CHECK (typeof(clock_at) IN ('text', 'null')),
+    clock_uptime_ms  INTEGER         -- for how long the machine had been up then,
+                     CONSTRAINT clock_uptime_form CHECK (typeof(clock_uptime_ms) IN ('integer', 'null')),
+    clock_boot       TEXT            -- and the id of that boot
+                     CONSTRAINT clock_boot_form CHECK (typeof(clock_boot) IN ('text', 'null')),
+    clock_set_ms     INTEGER NOT NULL DEFAULT 0      -- by how much the clock was set since the queue was made
+                     CONSTRAINT clock_set_form CHECK (typeof(clock_set_ms) = 'integer'),
     restored_last_id INTEGER        -- ids up to this one were in the copy that was put back last
                      CONSTRAINT restored_last_id_form CHECK (typeof(restored_last_id) IN ('integer', 'null')),
     CONSTRAINT writing_is_known CHECK (writing IS NULL OR writing = token OR writing = 'insert' OR writing = 'change')
@@ -465,7 +476,9 @@ END;
 CREATE TRIGGER queue_mark_check_update BEFORE UPDATE ON queue_mark
 WHEN OLD.writing IS NULL AND ((NEW.writing IS NOT OLD.token AND NEW.writing IS NOT 'insert' AND NEW.writing IS NOT 'change') OR NEW.token IS NOT OLD.token OR NEW.id IS NOT OLD.id
      OR (NEW.epoch <> OLD.epoch AND NEW.epoch <> OLD.epoch + 1)
-     OR NEW.copied_at IS NOT OLD.copied_at OR NEW.clock_at IS NOT OLD.clock_at OR NEW.restored_last_id IS NOT OLD.restored_last_id)
+     OR NEW.copied_at IS NOT OLD.copied_at OR NEW.clock_at IS NOT OLD.clock_at
+     OR NEW.clock_uptime_ms IS NOT OLD.clock_uptime_ms OR NEW.clock_boot IS NOT OLD.clock_boot
+     OR NEW.clock_set_ms IS NOT OLD.clock_set_ms OR NEW.restored_last_id IS NOT OLD.restored_last_id)
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes queue_mark');
 END;

@@ -233,8 +233,9 @@
 //! that somebody has written.
 //!
 //! **Time is an argument.** Decisions take `now`; the edges ask the clocks. If the time of day
-//! moves differently from the steady clock, somebody has set it, and the daemon moves its own
-//! waiting times with it.
+//! moves differently from the steady clock, somebody has set it. Before anything is written by it,
+//! the queue follows: the daemon's own waiting times move along, and earlier calls are read as if
+//! the present clock had dated them.
 //!
 //! **One intent a round.** The claim comes last in a round, and its call is sent at once; then it
 //! is another target's turn. Holds are looked at inside the claim's transaction. Work with many

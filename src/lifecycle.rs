@@ -158,6 +158,29 @@ impl Step {
         }
     }
 
+    /// The clock was set by so much before this could be stored: what waits moves along.
+    pub fn move_times(&mut self, by_ms: i64) {
+        match &mut self.batch {
+            BatchNext::Track { next_look_at, .. } | BatchNext::Again { next_look_at, .. } => {
+                *next_look_at = next_look_at.moved(by_ms);
+            }
+            BatchNext::Look {
+                until,
+                next_look_at,
+                ..
+            } => {
+                *until = until.moved(by_ms);
+                *next_look_at = next_look_at.moved(by_ms);
+            }
+            BatchNext::Done => {}
+        }
+        for (_, event) in &mut self.moves {
+            if let Event::Returned(back) = event {
+                back.retry_at = back.retry_at.map(|at| at.moved(by_ms));
+            }
+        }
+    }
+
     /// Nothing is left to do once these requests are moved.
     pub fn done(moves: Moves) -> Self {
         Self {
@@ -259,14 +282,17 @@ mod tests {
                 ..Outcome::unknown(OwnCode::Unproved, "")
             })
         });
-        let returned = Just(Event::Returned(Return {
-            retry_at: None,
+        prop_oneof![Just(Event::Claimed), ends, Just(returned(None))]
+    }
+
+    fn returned(retry_at: Option<UtcMillis>) -> Event {
+        Event::Returned(Return {
+            retry_at,
             group: None,
             result: AttemptResult::Busy,
             code: String::new(),
             message: String::new(),
-        }));
-        prop_oneof![Just(Event::Claimed), ends, returned]
+        })
     }
 
     proptest! {
@@ -291,6 +317,24 @@ mod tests {
                 prop_assert!(!matches!(state, RequestState::Succeeded | RequestState::Failed | RequestState::Unknown));
             }
         }
+    }
+
+    #[test]
+    fn what_waits_moves_with_a_clock_that_was_set_before_it_could_be_stored() {
+        let (at, later) = (UtcMillis(5000), UtcMillis(9000));
+        let back = |retry_at| vec![(RequestId(1), returned(retry_at))];
+        let look = |until, next_look_at| BatchNext::Look {
+            cause: LookCause::Lost,
+            until,
+            next_look_at,
+        };
+        let mut step = Step {
+            moves: back(Some(at)),
+            ..Step::only(look(at, at))
+        };
+        step.move_times(4000);
+        assert_eq!(step.batch, look(later, later));
+        assert_eq!(step.moves, back(Some(later)));
     }
 
     fn ended(state: RequestState) -> Event {

@@ -77,33 +77,6 @@ async fn a_budget_rations_servers_over_a_rolling_span_and_says_so() {
     assert_eq!(ledger.len(), 13);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_budget_is_not_shut_by_calls_that_a_clock_ahead_has_dated() {
-    let mut yard = Yard::new(QUICK).await;
-    yard.target_lines.push_str("budget = { stop = \"2/1s\" }\n");
-    let daemon = yard.start();
-    let mut producer = yard.producer().await;
-    insert_many(&mut producer, &[yard.server(1), yard.server(2)], "stop").await;
-    assert_eq!(outcomes(&mut producer).await, "2 succeeded/job");
-    daemon.stop().await;
-    let ahead = "CREATE TEMP TABLE guards AS SELECT sql FROM sqlite_master WHERE name = 'batches_check_update';
-        DROP TRIGGER batches_check_update;
-        UPDATE batches SET intent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+20 hours');";
-    sqlx::raw_sql(ahead)
-        .execute(&mut producer)
-        .await
-        .expect("as a clock ahead would have dated it");
-    let guard = text(&mut producer, "SELECT sql FROM guards").await;
-    sqlx::raw_sql(AssertSqlSafe(guard))
-        .execute(&mut producer)
-        .await
-        .expect("the guard is back");
-    insert(&mut producer, &yard.server(3), "stop").await;
-    let daemon = yard.start();
-    assert_eq!(outcomes(&mut producer).await, "3 succeeded/job");
-    daemon.stop().await;
-}
-
 /// The real program, killed when the test ends.
 struct Program(Child);
 

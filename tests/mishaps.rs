@@ -384,6 +384,46 @@ async fn nothing_leaves_by_a_clock_that_stands_in_another_century() {
     assert!(asked.trouble.is_none() && !asked.tasks.is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_while_the_clock_stands_in_another_century_is_stored() {
+    for wrong in [UtcMillis(946_684_800_000), UtcMillis(4_102_444_799_999)] {
+        let yard = Yard::new(SLOW_JOB).await;
+        let settings = yard.settings();
+        let rules = SecretRules::new(&settings.queue.database, None);
+        let clouds = daemon::connect_all(&settings, &rules).expect("secrets");
+        let store = Arc::new(
+            Store::open(&settings.queue.database)
+                .await
+                .expect("a queue"),
+        );
+        let mut producer = yard.producer().await;
+        insert(&mut producer, &yard.server(1), "reboot").await;
+        let mut dispatcher = Dispatcher::new(store, &settings, clouds, daemon::now())
+            .await
+            .expect("begun");
+        let state = "SELECT ifnull(max(state), '') FROM batches";
+        while text(&mut producer, state).await.is_empty() {
+            for task in dispatcher.round(daemon::now()).await.tasks {
+                let finished = task.run().await;
+                let now = Now {
+                    utc: wrong,
+                    ..daemon::now()
+                };
+                dispatcher.finish(finished, now).await.expect("stored");
+            }
+        }
+        assert_eq!(text(&mut producer, state).await, "tracking");
+        for _ in 0..400 {
+            round(&mut dispatcher, daemon::now()).await;
+            if text(&mut producer, state).await == "done" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(outcomes(&mut producer).await, "1 succeeded/job");
+    }
+}
+
 /// The ledgers' own guards, out of the way of a hand that means it.
 const BY_FORCE: &str = "DROP TRIGGER batches_check_delete; DROP TRIGGER batches_check_update;";
 

@@ -353,6 +353,62 @@ async fn what_was_stored_by_a_clock_that_has_been_set_back_is_due_in_time() {
     daemon.stop().await;
 }
 
+/// Two rounds, and what follows from them at once.
+async fn two_rounds(dispatcher: &mut Dispatcher, now: Now) {
+    for _ in 0..2 {
+        for task in dispatcher.round(now).await.tasks {
+            let finished = task.run().await;
+            dispatcher.finish(finished, now).await.expect("stored");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_counts_a_call_by_its_age_whatever_the_clock_is_set_to() {
+    let mut yard = Yard::new(QUICK).await;
+    yard.target_lines.push_str("budget = { stop = \"1/1h\" }\n");
+    let settings = yard.settings();
+    let begun = daemon::now();
+    let moment = |passed: u64, set_ms: i64| {
+        let now = later(begun, Duration::from_secs(passed));
+        Now {
+            utc: now.utc.moved(set_ms),
+            ..now
+        }
+    };
+    let mut first = dispatcher(&settings, begun).await;
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
+    two_rounds(&mut first, begun).await;
+    drop(first);
+    insert(&mut producer, &yard.server(2), "stop").await;
+    let two_hours = 2 * 3_600_000;
+    for (run, sets) in [
+        [0, two_hours],
+        [-two_hours, two_hours],
+        [two_hours, 0],
+        [0, -two_hours],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let passed = 100 * run as u64;
+        let mut dispatcher = dispatcher(&settings, moment(passed, sets[0])).await;
+        for (minute, set_ms) in sets.into_iter().enumerate() {
+            let now = moment(passed + 60 * minute as u64, set_ms);
+            two_rounds(&mut dispatcher, now).await;
+            assert_eq!(
+                yard.cloud.ledger().len(),
+                1,
+                "run {run}, set by {set_ms} ms"
+            );
+        }
+    }
+    let hour_over = moment(3601, -two_hours);
+    two_rounds(&mut dispatcher(&settings, hour_over).await, hour_over).await;
+    assert_eq!(yard.cloud.ledger().len(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_batch_frees_its_budget_at_once() {
     let locked = fault("locked", "servers = [3]");

@@ -283,13 +283,15 @@ async fn each_statement_uses_the_index_that_was_made_for_it() {
             &["SEARCH power_requests USING INTEGER PRIMARY KEY (rowid=?)"],
         ),
         (
-            "SELECT id, intent_at, server_count FROM batches\n",
-            &["SEARCH batches USING INDEX batches_spent (target=? AND action=? AND intent_at>?)"],
+            "server_count FROM batches\n         WHERE target = $1 AND action = $2 AND intent_steady_ms",
+            &[
+                "SEARCH batches USING INDEX batches_spent (target=? AND action=? AND intent_steady_ms>?)",
+            ],
         ),
         (
             "FROM batches INDEXED BY batches_unapproved",
             &[
-                "SEARCH batches USING INDEX batches_unapproved (target=? AND action=? AND intent_at>?)",
+                "SEARCH batches USING INDEX batches_unapproved (target=? AND action=? AND intent_steady_ms>?)",
             ],
         ),
         (

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use super::args::{self, QueueArgs, ReasonArg};
 use super::output;
 use super::{Context, Exit, Failure};
+use crate::daemon;
 use crate::model::counted;
 use crate::settings::QueueSettings;
 use crate::store::client::Access;
@@ -153,9 +154,10 @@ async fn prune(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
         output::print("queue.retention is \"forever\": nothing is deleted\n")?;
         return Ok(Exit::Done);
     };
-    let now = args::now();
-    let cutoff = now.before(age);
     let mut client = args.queue.open(context, Access::Write).await?;
+    // What is recorded is as old as the daemon would say, even if somebody has just set the clock.
+    let now = client.dated(daemon::now()).await?;
+    let cutoff = now.before(age);
     let export_to = match settings {
         Some(settings) => settings.export_before_prune,
         // Without the config, what the daemon does counts.

@@ -77,7 +77,7 @@ impl AnswerPass<'_> {
             } => {
                 self.take_listing(&target, &mut answer);
                 for batch in &mut batches {
-                    self.call_ended(batch, false);
+                    self.call_ended(batch);
                 }
                 let call = SignedCall {
                     target: &target,
@@ -220,7 +220,7 @@ impl AnswerPass<'_> {
         signed: &Signed,
     ) -> Result<(), StoreError> {
         let now = self.now.utc;
-        self.call_ended(&mut batch, answer.is_ok());
+        self.call_ended(&mut batch);
         let Some(target) = self.targets.get_mut(&batch.target) else {
             return Ok(());
         };
@@ -257,7 +257,7 @@ impl AnswerPass<'_> {
         signed: &Signed,
     ) -> Result<(), StoreError> {
         let now = self.now.utc;
-        self.call_ended(&mut batch, false);
+        self.call_ended(&mut batch);
         let Some(target) = self.targets.get_mut(&batch.target) else {
             return Ok(());
         };
@@ -355,9 +355,9 @@ impl AnswerPass<'_> {
         Some(step)
     }
 
-    fn call_ended(&mut self, batch: &mut Batch, is_accepted: bool) {
+    fn call_ended(&mut self, batch: &mut Batch) {
         self.batches.call_ended(batch.id);
-        self.clocks.correct_returned(batch, is_accepted);
+        self.clocks.correct_returned(batch);
     }
 
     fn take(&mut self, answered: Answered) {

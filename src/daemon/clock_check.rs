@@ -17,8 +17,6 @@ use crate::store::{QueueLock, StoreError};
 const EARLIEST: UtcMillis = UtcMillis(1_704_067_200_000);
 /// 2099-01-01: the queue stores times of this century only.
 const LATEST: UtcMillis = UtcMillis(4_070_908_800_000);
-/// What the schema can store: from the year 2000 to the end of 2099.
-const STORABLE: (i64, i64) = (946_684_800_000, 4_102_444_799_999);
 /// A clock may be set back by as much as this between two runs; more is a clock that has lost its
 /// time.
 const SET_BACK: Duration = Duration::from_secs(24 * 3600);
@@ -41,14 +39,9 @@ pub fn now() -> Now {
     let seconds = u64::try_from(booted.tv_sec).unwrap_or(0);
     let nanoseconds = u32::try_from(booted.tv_nsec).unwrap_or(0);
     Now {
-        utc: storable(utc),
+        utc: utc.storable(),
         steady: Steady(Duration::new(seconds, nanoseconds)),
     }
-}
-
-/// A time that the queue can store, as near as possible to `time`.
-fn storable(time: UtcMillis) -> UtcMillis {
-    UtcMillis(time.0.clamp(STORABLE.0, STORABLE.1))
 }
 
 /// Why no clock is right that says `now`, if so.
@@ -128,9 +121,9 @@ mod tests {
             UtcMillis(4_133_980_800_000),
             UtcMillis(i64::MAX),
         ] {
-            assert!(beyond(storable(wrong)).is_some(), "{wrong:?}");
+            assert!(beyond(wrong.storable()).is_some(), "{wrong:?}");
             assert!(
-                doubt(storable(wrong), None, PATIENCE).is_some(),
+                doubt(wrong.storable(), None, PATIENCE).is_some(),
                 "{wrong:?}"
             );
         }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use super::clock::Clocks;
 use super::holds::Holds;
 use super::ledger::{Answered, Ledger};
 use super::open_batches::OpenBatches;
@@ -30,7 +29,6 @@ pub(super) struct FollowPass<'a> {
     pub(super) targets: &'a mut Targets,
     pub(super) holds: &'a Holds,
     pub(super) keys: &'a RefusedKeys,
-    pub(super) clocks: &'a mut Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a Ledger,
     pub(super) round: &'a mut Round,
@@ -108,7 +106,7 @@ impl FollowPass<'_> {
             let learned = target.learned(action);
             let mut looks = Vec::new();
             for due in self.store.waiting_jobs(name, action, now).await? {
-                let job = open_job(&due, self.clocks, now);
+                let job = open_job(&due, now);
                 let planned = job.age + due.at.since(now);
                 let sooner = learned.brought_forward(job, planned).unwrap_or(planned);
                 // The limit may be lower than when it was planned.
@@ -161,7 +159,7 @@ impl FollowPass<'_> {
             return None;
         }
         let target = self.targets.get(&due.target)?;
-        let job = open_job(due, self.clocks, now);
+        let job = open_job(due, now);
         let learned = target.learned(due.action);
         let age = learned.put_off(job)?.min(target.rules().job_time_limit);
         (age > job.age).then(|| now + (age - job.age))
@@ -261,8 +259,7 @@ impl FollowPass<'_> {
         }
     }
 
-    async fn pick_up(&mut self, mut batch: Batch, origin: &Origin) -> Result<(), StoreError> {
-        self.clocks.correct_loaded(&mut batch, self.round.now.utc);
+    async fn pick_up(&mut self, batch: Batch, origin: &Origin) -> Result<(), StoreError> {
         let target = self.targets.get(&batch.target);
         let Some(target) = target.filter(|target| target.origin() == origin) else {
             let step = verdict::orphaned_target(&batch, self.round.now.utc);
@@ -339,11 +336,10 @@ impl FollowPass<'_> {
 }
 
 /// The job of a batch, at `now`.
-fn open_job(due: &DueBatch, clocks: &Clocks, now: UtcMillis) -> OpenJob {
-    let accepted_at = clocks.corrected_of(due.id, due.accepted_at, now);
+fn open_job(due: &DueBatch, now: UtcMillis) -> OpenJob {
     OpenJob {
         id: due.id,
-        age: now.since(accepted_at),
+        age: now.since(due.accepted_at),
         looks: due.looks,
     }
 }

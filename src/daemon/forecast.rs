@@ -241,10 +241,7 @@ impl Reading<'_> {
         outlook.windows = settings.windows.clone();
         for (action, budget) in &settings.budgets {
             let since = self.now.before(budget.span);
-            let calls = self
-                .client
-                .spent(&settings.name, *action, since..self.now)
-                .await?;
+            let calls = self.client.spent(&settings.name, *action, since).await?;
             let counted = Counted {
                 budget: *budget,
                 calls: not_ahead(calls, self.now),
@@ -301,10 +298,7 @@ impl Reading<'_> {
         let mut guards = Vec::new();
         for (target, action, budget) in configured {
             let since = self.now.before(budget.span);
-            let calls = self
-                .client
-                .unapproved_calls(&target, action, since..self.now)
-                .await?;
+            let calls = self.client.unapproved_calls(&target, action, since).await?;
             let times = calls.iter().map(|call| (call.at, call.servers)).collect();
             guards.push(Guarded {
                 target,
@@ -443,7 +437,7 @@ impl Reading<'_> {
                     target: TargetName(batch.target),
                     action: batch.action.parse().ok()?,
                     requests: u64::try_from(batch.requests).unwrap_or(0),
-                    since: batch.since.parse().unwrap_or(self.now),
+                    since: UtcMillis(batch.since_ms),
                 })
             })
             .collect())

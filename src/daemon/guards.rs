@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::clock::Clocks;
 use super::holds::Holds;
 use super::target::Targets;
 use super::task::Round;
@@ -57,7 +56,6 @@ impl Looked {
 pub(super) struct Surroundings<'a> {
     pub(super) store: &'a Store,
     pub(super) targets: &'a Targets,
-    pub(super) clocks: &'a Clocks,
     pub(super) holds: &'a mut Holds,
 }
 
@@ -230,27 +228,16 @@ struct Calls {
 }
 
 impl<'a> Look<'a> {
-    /// The calls that count, with their times by the present clock.
     async fn calls(&self, around: &Surroundings<'_>, round: &Round) -> Result<Calls, StoreError> {
-        let now = round.now;
-        let allowance = around.clocks.allowance(self.guard.span, now.steady);
-        let since = now.utc.before(self.guard.span + allowance);
+        let since = round.now.utc.before(self.guard.span);
         let found = around
             .store
-            .unapproved_calls(self.target, self.action, since..now.utc)
+            .unapproved_calls(self.target, self.action, since)
             .await?;
-        let mut calls = Calls {
-            times: Vec::new(),
-            batches: Vec::new(),
-        };
-        for call in found {
-            let at = around.clocks.corrected(call.at, now.utc);
-            if now.utc.since(at) < self.guard.span {
-                calls.times.push((at, call.servers));
-                calls.batches.push(call.batch.0);
-            }
-        }
-        Ok(calls)
+        Ok(Calls {
+            times: found.iter().map(|call| (call.at, call.servers)).collect(),
+            batches: found.iter().map(|call| call.batch.0).collect(),
+        })
     }
 
     fn unapproved<'b>(&self, limit: &'b GuardLimit) -> Unapproved<'b>

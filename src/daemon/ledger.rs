@@ -149,6 +149,13 @@ impl Ledger {
         self.meter().database_failed(self.unsaved.len());
     }
 
+    /// The clock was set: what follows from answers that wait to be stored moves along.
+    pub(super) fn move_times(&mut self, by_ms: i64) {
+        for answered in self.new.iter_mut().chain(&mut self.unsaved) {
+            answered.step.move_times(by_ms);
+        }
+    }
+
     /// Tries again to store the answers that could not be stored.
     ///
     /// # Errors

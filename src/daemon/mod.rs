@@ -477,7 +477,7 @@ impl Loop {
     async fn save(&mut self, stop: &Stop) -> Result<bool, StoreError> {
         systemd::extend();
         self.watchdog.feed();
-        let Err(error) = self.dispatcher.save_answers(now().utc).await else {
+        let Err(error) = self.dispatcher.save_answers(now()).await else {
             return Ok(true);
         };
         match stop.after_failed_save(self.dispatcher.unsaved_submits(), now().steady) {

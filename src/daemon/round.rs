@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::answers::AnswerPass;
-use super::clock::{ClockStep, Clocks};
+use super::clock::Clocks;
 use super::connect::Clouds;
 use super::follow::{FollowPass, Picked};
 use super::guards::{GuardWatch, Surroundings};
@@ -29,12 +29,10 @@ use super::task::{Finished, GateSaid, Round};
 use super::unknown_targets::UnknownTargets;
 use super::upkeep::Upkeep;
 use super::windows::WindowWatch;
-use crate::model::{Batch, Now, TargetName, UtcMillis, counted};
+use crate::model::{Batch, BatchId, Now, TargetName, UtcMillis, counted};
 use crate::settings::Settings;
 use crate::store::{EndedCounts, Snapshot, SnapshotQuery, Store, StoreError};
 
-/// Stamps that are ahead of the clock by more than this at a start show that it was set back.
-const AHEAD_MAX: Duration = Duration::from_secs(2);
 /// Between two chunks of ended requests that leave the lines of their servers.
 const LEAVE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -73,7 +71,7 @@ impl Dispatcher {
         now: Now,
     ) -> Result<Self, StoreError> {
         let clocks = clocks_at_start(&store, now).await?;
-        let now = now.utc;
+        let now = clocks.dated(now).utc;
         let targets = load_targets(&store, settings, &clouds, now).await?;
         let names: Vec<TargetName> = targets.keys().cloned().collect();
         store.forget_targets_except(&names).await?;
@@ -174,23 +172,26 @@ impl Dispatcher {
     /// # Errors
     /// Only those that no waiting fixes.
     pub async fn take_in(&mut self, finished: Finished, now: Now) -> Result<(), StoreError> {
-        match self.notice_clock(now).await {
-            // It is noticed again; the answer is more urgent.
-            Err(error) if error.is_passing() => {}
-            noticed => noticed?,
+        if !self.clocks.doubts(now.utc) {
+            match self.notice_clock(now).await {
+                // The queue follows the clock as soon as it can be written; the answer is more urgent.
+                Err(error) if error.is_passing() => {}
+                noticed => noticed?,
+            }
         }
+        let now = self.clocks.dated(now);
         self.answer_pass(now).take_in(finished).await
     }
 
     /// The gate has answered: the next round acts on it.
     pub fn gate_said(&mut self, said: GateSaid, now: Now) {
-        self.orders.gate_said(said, now);
+        self.orders.gate_said(said, self.clocks.dated(now));
     }
 
     /// Gives back a batch whose intent is stored and whose call was not begun, since a stop was
     /// asked for at this moment. `save_new` stores that.
     pub fn not_begun(&mut self, batch: Batch, now: Now) {
-        self.answer_pass(now).not_begun(batch);
+        self.answer_pass(self.clocks.dated(now)).not_begun(batch);
     }
 
     /// Stores what was taken in, together. An answer that cannot be stored is kept.
@@ -198,6 +199,7 @@ impl Dispatcher {
     /// # Errors
     /// Only those that no waiting fixes.
     pub async fn save_new(&mut self, now: Now) -> Result<(), StoreError> {
+        let now = self.clocks.dated(now);
         self.ledger.save_new(&self.holds, now.utc).await
     }
 
@@ -205,8 +207,9 @@ impl Dispatcher {
     ///
     /// # Errors
     /// The database still fails.
-    pub async fn save_answers(&mut self, now: UtcMillis) -> Result<(), StoreError> {
-        self.ledger.save_all(&self.holds, now).await
+    pub async fn save_answers(&mut self, now: Now) -> Result<(), StoreError> {
+        let now = self.clocks.dated(now);
+        self.ledger.save_all(&self.holds, now.utc).await
     }
 
     /// Read, plan, act, report. The claim comes last: between a stored intent and its call there is
@@ -219,7 +222,7 @@ impl Dispatcher {
         self.notice_clock(now).await?;
         // While an answer waits to be stored, no new call leaves; and what it lets out must be seen
         // below, or a later request of its server goes first.
-        self.save_answers(now.utc).await?;
+        self.save_answers(now).await?;
         let with_room = self.submit_pass(round).targets_with_room();
         let seen = &self.look(&with_room, now).await?;
         self.store.fix_ids(seen).await?;
@@ -294,7 +297,6 @@ impl Dispatcher {
         let around = Surroundings {
             store: &self.store,
             targets: &self.targets,
-            clocks: &self.clocks,
             holds: &mut self.holds,
         };
         self.guards.pass(around, seen, round).await
@@ -306,7 +308,6 @@ impl Dispatcher {
             targets: &mut self.targets,
             holds: &mut self.holds,
             guards: &self.guards,
-            clocks: &self.clocks,
             batches: &mut self.batches,
             ledger: &self.ledger,
             submits: &mut self.submits,
@@ -320,7 +321,6 @@ impl Dispatcher {
             targets: &mut self.targets,
             holds: &self.holds,
             keys: &self.keys,
-            clocks: &mut self.clocks,
             batches: &mut self.batches,
             ledger: &self.ledger,
             round,
@@ -354,34 +354,46 @@ impl Dispatcher {
     /// After somebody set the clock, what was put off until some time of the day is moved along.
     /// Otherwise a step of an hour would park it for an hour, or end it an hour early.
     async fn notice_clock(&mut self, now: Now) -> Result<(), StoreError> {
-        if let Some(by_ms) = self.clocks.step(now) {
-            self.move_times(ClockStep { by_ms, at: now }).await?;
+        let in_progress = self.batches.in_progress();
+        if let Some(by_ms) = look_at_clocks(&mut self.clocks, &self.store, in_progress, now) {
+            self.move_times(by_ms);
         }
-        // Only now: a step whose waits could not be moved is noticed again.
-        self.clocks.seen(now);
-        self.store.note_clock(now.utc);
-        Ok(())
+        self.store.follow_clock().await
     }
 
-    async fn move_times(&mut self, step: ClockStep) -> Result<(), StoreError> {
-        let by_ms = step.by_ms;
-        self.store.move_waits(by_ms, step.at.utc).await?;
-        let open = self.store.open_batch_ids().await?;
-        self.clocks.stepped(step, &open, self.batches.in_progress());
+    fn move_times(&mut self, by_ms: i64) {
+        self.ledger.move_times(by_ms);
         for target in self.targets.values_mut() {
             target.move_times(by_ms);
         }
         self.keys.move_times(by_ms);
         self.upkeep.move_times(by_ms);
         self.orders.move_times(by_ms);
+    }
+}
+
+/// Returns by how much somebody has set the time of day since the last look, if so. The store
+/// follows with the next write.
+fn look_at_clocks(
+    clocks: &mut Clocks,
+    store: &Store,
+    in_progress: &BTreeSet<BatchId>,
+    now: Now,
+) -> Option<i64> {
+    let step = clocks.step(now);
+    if let Some(by_ms) = step {
+        store.clock_was_set(by_ms, now);
+        clocks.stepped(by_ms, now.steady, in_progress);
         let way = if by_ms > 0 { "ahead" } else { "back" };
-        let size = Duration::from_millis(by_ms.unsigned_abs());
+        let size = humantime::format_duration(Duration::from_secs(by_ms.unsigned_abs() / 1000));
         warn!(
             clock.step_ms = by_ms,
-            "this machine's clock was set {way} by {size:?}; the daemon moves its own waiting times with it"
+            "this machine's clock was set {way} by {size}; the daemon moves its own waiting times with it"
         );
-        Ok(())
     }
+    clocks.seen(now);
+    store.note_clocks(now);
+    step
 }
 
 async fn load_targets(
@@ -419,28 +431,13 @@ async fn end_without_batch(store: &Store, now: UtcMillis) -> Result<EndedCounts,
     Ok(ended)
 }
 
-/// A clock that shows less than what an earlier run has written was set back since: its waits are
-/// moved along.
+/// If somebody has set the clock since an earlier run, its waits are moved along.
 async fn clocks_at_start(store: &Store, now: Now) -> Result<Clocks, StoreError> {
-    let mut clocks = Clocks::default();
-    clocks.seen(now);
-    let ahead = store
-        .clock_at()
-        .await?
-        .map_or(Duration::ZERO, |at| at.since(now.utc));
-    if ahead > AHEAD_MAX {
-        let by_ms = -i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
-        store.move_waits(by_ms, now.utc).await?;
-        let open = store.open_batch_ids().await?;
-        let step = ClockStep { by_ms, at: now };
-        clocks.stepped(step, &open, &BTreeSet::new());
-        warn!(
-            clock.step_ms = by_ms,
-            "this machine's clock is {ahead:?} behind the newest time in the queue; the daemon moves its own waiting times with it"
-        );
+    let mut clocks = Clocks::new(store.last_clocks().await?);
+    if !clocks.doubts(now.utc) {
+        look_at_clocks(&mut clocks, store, &BTreeSet::new(), now);
+        store.follow_clock().await?;
     }
-    clocks.begin(now);
-    store.note_clock(now.utc);
     Ok(clocks)
 }
 
@@ -504,9 +501,16 @@ mod tests {
         let (_dir, store, mut connection) = queue(20).await;
         // The clock is put right while the daemon runs.
         let by_ms = -20 * HOUR_MS;
-        store.move_waits(by_ms, at(0).utc).await.expect("moved");
+        store.clock_was_set(by_ms, at(0));
+        store.follow_clock().await.expect("moved");
         let moved = untils(&mut connection).await;
-        clocks_at_start(&store, at(1)).await.expect("a start");
+        let an_hour_later = Now {
+            steady: Steady(at(0).steady.0 + Duration::from_secs(3600)),
+            ..at(1)
+        };
+        clocks_at_start(&store, an_hour_later)
+            .await
+            .expect("a start");
         assert_eq!(untils(&mut connection).await, moved);
     }
 
@@ -515,7 +519,8 @@ mod tests {
         let (_dir, store, mut connection) = queue(0).await;
         let before = untils(&mut connection).await;
         let by_ms = 72 * HOUR_MS;
-        store.move_waits(by_ms, at(72).utc).await.expect("moved");
+        store.clock_was_set(by_ms, at(72));
+        store.follow_clock().await.expect("moved");
         assert_ne!(untils(&mut connection).await, before);
         clocks_at_start(&store, at(0)).await.expect("a start");
         assert_eq!(untils(&mut connection).await, before);

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::clock::Clocks;
 use super::guards::GuardWatch;
 use super::holds::Holds;
 use super::ledger::Ledger;
@@ -15,7 +14,7 @@ use super::open_batches::OpenBatches;
 use super::target::keys::{self, ANSWER_PATIENCE};
 use super::target::{Room, Targets};
 use super::task::Round;
-use crate::model::{Budget, Head, Lane, PowerAction, TargetName, UtcMillis};
+use crate::model::{Head, Lane, PowerAction, TargetName, UtcMillis};
 use crate::plan::{self, Allowance, Choice, Limits};
 use crate::store::{Claim, Snapshot, Store, StoreError, Which};
 
@@ -61,7 +60,6 @@ pub(super) struct SubmitPass<'a> {
     pub(super) targets: &'a mut Targets,
     pub(super) holds: &'a mut Holds,
     pub(super) guards: &'a GuardWatch,
-    pub(super) clocks: &'a Clocks,
     pub(super) batches: &'a mut OpenBatches,
     pub(super) ledger: &'a Ledger,
     pub(super) submits: &'a mut Submits,
@@ -265,7 +263,8 @@ impl SubmitPass<'_> {
         let Some(budget) = target.budget_of(action) else {
             return Ok(Some(most));
         };
-        let spent = self.spent(name, action, budget).await?;
+        let since = self.round.now.utc.before(budget.span);
+        let spent = self.store.spent(name, action, since).await?;
         match plan::allowance(budget, &spent, self.round.now.utc) {
             Allowance::Servers(left) => Ok(Some(left.min(most))),
             Allowance::NoneUntil(until) => {
@@ -277,23 +276,6 @@ impl SubmitPass<'_> {
                 Ok(None)
             }
         }
-    }
-
-    /// The calls in a budget's span that count, with their times by the present clock.
-    async fn spent(
-        &self,
-        name: &TargetName,
-        action: PowerAction,
-        budget: Budget,
-    ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
-        let now = self.round.now;
-        let allowance = self.clocks.allowance(budget.span, now.steady);
-        let since = now.utc.before(budget.span + allowance);
-        let mut spent = self.store.spent(name, action, since..now.utc).await?;
-        for (at, _) in &mut spent {
-            *at = self.clocks.corrected(*at, now.utc);
-        }
-        Ok(spent)
     }
 }
 

@@ -29,6 +29,11 @@ impl UtcMillis {
         Self(self.0.saturating_add(by_ms))
     }
 
+    /// The nearest time that the queue can store, from the year 2000 to the end of 2099.
+    pub fn storable(self) -> Self {
+        Self(self.0.clamp(946_684_800_000, 4_102_444_799_999))
+    }
+
     /// This moment less `span`.
     pub fn before(self, span: Duration) -> Self {
         Self(
@@ -38,13 +43,17 @@ impl UtcMillis {
     }
 }
 
-/// A point on a clock that only goes forward, counted from the start of the process. Nobody can set
-/// it, and it means nothing to another process: spans that prove something are measured on it, and
-/// it is never stored.
+/// A point on a clock that only goes forward, counted from the machine's boot. Nobody can set it, and
+/// it means nothing after the next boot: spans that prove something are measured on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Steady(pub Duration);
 
 impl Steady {
+    /// From milliseconds; below zero counts as zero.
+    pub fn from_millis(ms: i64) -> Self {
+        Self(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+    }
+
     /// How long ago `earlier` was; zero if it lies ahead.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)

@@ -10,7 +10,6 @@
 //! and closes it again: that drops SQLite's POSIX locks, and the next producer to leave would
 //! delete the live `-wal`. The one handle that the lock needs is never closed (`sqlite::file`).
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +20,8 @@ use crate::model::{
     Origin, PowerAction, RequestId, ServerId, TargetName, UtcMillis,
 };
 use sqlite::{
-    batches, claim, epoch, export, export_file, gate, guard, holds, intake, orders, record,
-    servers, snapshot, upkeep, write_guard,
+    batches, claim, clocks, epoch, export, export_file, gate, guard, holds, intake, orders, record,
+    servers, snapshot, upkeep,
 };
 
 pub mod client;
@@ -34,8 +33,8 @@ pub use error::StoreError;
 pub use sqlite::{
     Changes, Claim, CountedCall, DaemonInfo, DueFilter, DueTarget, EndedCounts, ExportChunk,
     ExportNote, ExportPlace, ExportSpan, Exported, GoneChunk, GuardLimit, Hands, HeldPlace,
-    InventoryNote, InventorySync, KnownOrder, NewWave, NotedPace, Prune, QueueLock, RefusedKey,
-    Restored, Running, SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot, SnapshotQuery, Store,
+    InventoryNote, InventorySync, KnownOrder, LastClocks, NewWave, NotedPace, Prune, QueueLock,
+    RefusedKey, Restored, Running, SEEN_AT_AGE_MAX, SERVERS_CHUNK, Snapshot, SnapshotQuery, Store,
     StoreOptions, TakenIn, TargetNews, TargetStatus, Unapproved, Which, daemon_on,
 };
 pub(crate) use sqlite::{beside, folder_of};
@@ -290,28 +289,26 @@ impl Store {
         batches::load_batch(self, &mut writer, id).await
     }
 
-    /// Calls since the beginning of `period` that may have had an effect (not those that were not
-    /// sent, or refused): when, and for how many servers. `period` ends now. A call that is dated
-    /// later, by a clock that was ahead, was made before the next one that is not; if there is
-    /// none, its date stays.
+    /// Calls after `since` that may have had an effect (not those that were not sent, or refused):
+    /// when, as the present clock would have shown it, and for how many servers.
     pub async fn spent(
         &self,
         target: &TargetName,
         action: PowerAction,
-        period: Range<UtcMillis>,
+        since: UtcMillis,
     ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
-        batches::spent(&mut *self.writer().await, target, action, period).await
+        batches::spent(&mut *self.writer().await, target, action, since).await
     }
 
-    /// Calls since `period` began that a guard counts: those that carried unapproved requests and
-    /// may have had an effect. `period` ends now; dated as `spent` dates them.
+    /// Calls after `since` that a guard counts: those that carried unapproved requests and may have
+    /// had an effect.
     pub async fn unapproved_calls(
         &self,
         target: &TargetName,
         action: PowerAction,
-        period: Range<UtcMillis>,
+        since: UtcMillis,
     ) -> Result<Vec<CountedCall>, StoreError> {
-        batches::unapproved_calls(&mut *self.writer().await, target, action, period).await
+        batches::unapproved_calls(&mut *self.writer().await, target, action, since).await
     }
 
     /// How many requests are due and unapproved, counted up to `most`.
@@ -332,26 +329,18 @@ impl Store {
         guard::crowds(&mut *self.writer().await, wanted, most).await
     }
 
-    /// Moves the times that we set ourselves by `by_ms`, as the clock was moved, which shows `now`:
-    /// looks, second tries, and holds that end automatically. A producer's `not_before` and an
-    /// operator's pause stay.
-    pub async fn move_waits(&self, by_ms: i64, now: UtcMillis) -> Result<(), StoreError> {
-        let mut writer = self.writer().await;
-        let mut tx = self.begin(&mut writer).await?;
-        tx.set_clock(now);
-        batches::move_waits(&mut tx, by_ms).await?;
-        holds::move_refused_keys(&mut tx, by_ms).await?;
-        tx.commit().await
+    /// Lets the queue follow the clock, if that is left to do.
+    pub async fn follow_clock(&self) -> Result<(), StoreError> {
+        let (_, set_ms) = self.clocks();
+        if set_ms == 0 {
+            return Ok(());
+        }
+        self.begin(&mut *self.writer().await).await?.commit().await
     }
 
-    /// The batches that are not done.
-    pub async fn open_batch_ids(&self) -> Result<Vec<BatchId>, StoreError> {
-        batches::open_batch_ids(&mut *self.writer().await).await
-    }
-
-    /// What the clock showed when a daemon wrote last; one that shows less was set back since.
-    pub async fn clock_at(&self) -> Result<Option<UtcMillis>, StoreError> {
-        write_guard::clock_at(&mut *self.writer().await).await
+    /// The clocks when a daemon wrote last; none before the first time.
+    pub async fn last_clocks(&self) -> Result<Option<LastClocks>, StoreError> {
+        clocks::last(&mut *self.writer().await, self.boot()).await
     }
 
     /// Makes the next looks of a target's open batches due.
@@ -678,8 +667,8 @@ impl Store {
         is_listed: impl Fn(&str) -> bool,
     ) -> Result<GoneChunk, StoreError> {
         let mut writer = self.writer().await;
-        let chunk =
-            servers::find_gone(&mut writer, target, after, (at, self.clock()), is_listed).await?;
+        let times = (at, self.clocks().0.map(|now| now.utc));
+        let chunk = servers::find_gone(&mut writer, target, after, times, is_listed).await?;
         if chunk.gone.is_empty() {
             return Ok(chunk);
         }

@@ -189,6 +189,7 @@ async fn where_a_batch_was_sent_and_what_it_asked_for_never_changes() {
         "project_id = 'q'",
         "action = 'start'",
         "intent_at = '2020-01-01T00:00:00.000Z'",
+        "intent_steady_ms = intent_steady_ms + 1",
     ] {
         for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
             let sql = format!("{update} batches SET {change}");
@@ -515,7 +516,7 @@ async fn a_prune_keeps_what_a_budget_still_counts() {
     assert_eq!((pruned.requests, pruned.batches), (1, 0));
     let spent = queue
         .store
-        .spent(&default, PowerAction::Stop, start.before(24 * HOUR)..start)
+        .spent(&default, PowerAction::Stop, start.before(24 * HOUR))
         .await
         .expect("readable");
     assert_eq!(spent, [(start, 1)]);

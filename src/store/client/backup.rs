@@ -11,7 +11,7 @@ use crate::model::UtcMillis;
 use crate::store::Exported;
 use crate::store::StoreError;
 use crate::store::sqlite::upkeep::{self, Prune};
-use crate::store::sqlite::{file, rows, text, write_guard};
+use crate::store::sqlite::{file, text, write_guard};
 
 pub(super) async fn backup(
     connection: &mut SqliteConnection,
@@ -69,11 +69,12 @@ pub(super) fn put_in_place(partial: &Path, to: &Path) -> std::io::Result<()> {
 pub(super) async fn last_intent(
     connection: &mut SqliteConnection,
 ) -> Result<Option<UtcMillis>, StoreError> {
-    let last: Option<String> =
-        sqlx::query_scalar("SELECT intent_at FROM batches ORDER BY id DESC LIMIT 1")
-            .fetch_optional(&mut *connection)
-            .await?;
-    Ok(rows::readable_time(last))
+    let last: Option<i64> = sqlx::query_scalar(
+        "SELECT intent_steady_ms + (SELECT clock_set_ms FROM queue_mark) FROM batches ORDER BY id DESC LIMIT 1",
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    Ok(last.map(UtcMillis))
 }
 
 pub(super) async fn prune(

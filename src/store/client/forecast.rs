@@ -3,7 +3,6 @@
 //! which more has to be known are read.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::Duration;
 
 use sqlx::FromRow;
@@ -125,7 +124,7 @@ impl QueueClient {
     pub async fn running(&mut self) -> Result<Vec<RunningBatch>, StoreError> {
         Ok(sqlx::query_as(
             "SELECT b.target, b.action, (SELECT count(*) FROM power_requests r WHERE r.state = 'running' AND r.batch_id = b.id) AS requests,
-                    coalesce(b.submitted_at, b.intent_at) AS since
+                    coalesce(b.submitted_steady_ms, b.intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) AS since_ms
              FROM batches b INDEXED BY batches_open WHERE b.state <> 'done' ORDER BY b.id",
         )
         .fetch_all(&mut self.connection)
@@ -156,24 +155,24 @@ impl QueueClient {
         Ok(known.into_iter().map(|known| known.order).collect())
     }
 
-    /// The calls of a period that budgets count, see `Store::spent`.
+    /// The calls after `since` that budgets count, see `Store::spent`.
     pub async fn spent(
         &mut self,
         target: &TargetName,
         action: PowerAction,
-        period: Range<UtcMillis>,
+        since: UtcMillis,
     ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
-        batches::spent(&mut self.connection, target, action, period).await
+        batches::spent(&mut self.connection, target, action, since).await
     }
 
-    /// The calls of a period that guards count, see `Store::unapproved_calls`.
+    /// The calls after `since` that guards count, see `Store::unapproved_calls`.
     pub async fn unapproved_calls(
         &mut self,
         target: &TargetName,
         action: PowerAction,
-        period: Range<UtcMillis>,
+        since: UtcMillis,
     ) -> Result<Vec<CountedCall>, StoreError> {
-        batches::unapproved_calls(&mut self.connection, target, action, period).await
+        batches::unapproved_calls(&mut self.connection, target, action, since).await
     }
 
     /// Whose the requests are that a guard counts, see `Store::unapproved_crowds`.

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 
-use super::sqlite::{BUSY_TIMEOUT, export, holds, schema};
+use super::sqlite::{BUSY_TIMEOUT, clocks, export, holds, schema};
 use super::{
     ExportChunk, ExportNote, ExportPlace, ExportSpan, Prune, RefusedKey, StoreError, write_export,
 };
-use crate::model::{LetGo, UtcMillis};
+use crate::model::{LetGo, Now, UtcMillis};
 use std::collections::BTreeMap;
 
 mod actions;
@@ -734,7 +734,18 @@ impl QueueClient {
         backup::backup(&mut self.connection, &self.path, to, now).await
     }
 
-    /// When the batch was made that came last. None if there is none, or its time does not read.
+    /// What the time of day would be now if nobody had set it since a daemon wrote last; what it is, if
+    /// that cannot be told.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn dated(&mut self, now: Now) -> Result<UtcMillis, StoreError> {
+        let boot = clocks::boot_id();
+        let last = clocks::last(&mut self.connection, boot.as_deref()).await?;
+        Ok(last.map_or(now.utc, |last| last.dated(now)))
+    }
+
+    /// When the batch was made that came last. None if there is none.
     ///
     /// # Errors
     /// Those of the store.

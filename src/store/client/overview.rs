@@ -11,7 +11,6 @@ use utoipa::ToSchema;
 use super::BatchRecord;
 use crate::model::UtcMillis;
 use crate::store::StoreError;
-use crate::store::sqlite::text;
 
 /// One row of `queue_overview`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema, FromRow)]
@@ -132,12 +131,12 @@ pub(super) async fn targets(
 ) -> Result<Vec<TargetNote>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
-                (SELECT count(*) FROM (SELECT intent_at FROM batches b WHERE b.target = t.target
+                (SELECT count(*) FROM (SELECT intent_steady_ms FROM batches b WHERE b.target = t.target
                                        ORDER BY b.id DESC LIMIT 6000)
-                 WHERE intent_at > $1) AS calls_last_minute, t.inventory_at, t.inventory_error, t.updated_at
+                 WHERE intent_steady_ms > $1 - (SELECT clock_set_ms FROM queue_mark)) AS calls_last_minute, t.inventory_at, t.inventory_error, t.updated_at
          FROM targets t ORDER BY t.target",
     )
-    .bind(text(now.before(Duration::from_secs(60))))
+    .bind(now.before(Duration::from_secs(60)).0)
     .fetch_all(&mut *connection)
     .await?)
 }

@@ -209,7 +209,8 @@ record! {
         action: String,
         /// Those that have not ended.
         requests: i64,
-        since: String,
+        /// Since when, in milliseconds since 1970 by the present clock.
+        since_ms: i64,
     }
 }
 

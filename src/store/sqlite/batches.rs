@@ -2,7 +2,6 @@
 //! tell.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
@@ -60,7 +59,7 @@ pub struct Hands {
 pub struct CountedCall {
     /// Its batch.
     pub batch: BatchId,
-    /// When its intent was stored.
+    /// When its intent was stored, as the present clock would have shown it.
     pub at: UtcMillis,
     /// How many servers it carried.
     pub servers: u32,
@@ -73,7 +72,7 @@ pub(in crate::store) async fn due_batches(
 ) -> Result<Vec<DueBatch>, StoreError> {
     let found: Vec<DueRow> = sqlx::query_as(
         "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL) AS by_servers, next_look_at, action,
-                coalesce(submitted_at, intent_at) AS accepted_at, looks, doubts = 0 AND read_error IS NULL AS is_plain
+                coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) AS accepted_ms, looks, doubts = 0 AND read_error IS NULL AS is_plain
          FROM batches
          WHERE state <> 'done' AND target = CAST($1 AS TEXT) AND id NOT IN (SELECT value FROM json_each($2))
            AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN $3 WHEN state = 'submitting' THEN 1 ELSE $4 END
@@ -99,7 +98,7 @@ pub(in crate::store) async fn waiting_jobs(
     now: UtcMillis,
 ) -> Result<Vec<DueBatch>, StoreError> {
     let found: Vec<DueRow> = sqlx::query_as(
-        "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_at, intent_at) AS accepted_at, looks,
+        "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) AS accepted_ms, looks,
                 1 AS is_plain
          FROM batches
          WHERE state <> 'done' AND doubts = 0 AND read_error IS NULL AND target = $1 AND next_look_at > $2 AND state = 'tracking' AND job_id IS NOT NULL AND action = $3",
@@ -134,7 +133,7 @@ struct DueRow {
     by_servers: bool,
     next_look_at: String,
     action: String,
-    accepted_at: String,
+    accepted_ms: i64,
     looks: i64,
     is_plain: bool,
 }
@@ -146,7 +145,7 @@ impl DueRow {
             target: target.clone(),
             state: rows::word(&self.state)?,
             action: rows::word(&self.action)?,
-            accepted_at: time_or_long_ago(self.accepted_at),
+            accepted_at: UtcMillis(self.accepted_ms),
             looks: u32::try_from(self.looks).unwrap_or(0),
             is_plain: self.is_plain,
             by_servers: self.by_servers,
@@ -179,115 +178,52 @@ pub(in crate::store) async fn spent(
     connection: &mut SqliteConnection,
     target: &TargetName,
     action: PowerAction,
-    period: Range<UtcMillis>,
+    since: UtcMillis,
 ) -> Result<Vec<(UtcMillis, u32)>, StoreError> {
-    let found = sqlx::query_as(
-        "SELECT id, intent_at, server_count FROM batches
-         WHERE target = $1 AND action = $2 AND intent_at > $3
+    let found: Vec<CallRow> = sqlx::query_as(
+        "SELECT id, intent_steady_ms + (SELECT clock_set_ms FROM queue_mark), server_count FROM batches
+         WHERE target = $1 AND action = $2 AND intent_steady_ms > $3 - (SELECT clock_set_ms FROM queue_mark)
            AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
     )
     .bind(&target.0)
     .bind(action.as_str())
-    .bind(text(period.start))
-    .fetch_all(&mut *connection)
+    .bind(since.0)
+    .fetch_all(connection)
     .await?;
-    let calls = date_calls(connection, target, action, (found, period.end)).await?;
-    Ok(calls.iter().map(|call| (call.at, call.servers)).collect())
+    let calls = found.into_iter().map(into_call);
+    Ok(calls.map(|call| (call.at, call.servers)).collect())
 }
 
 pub(in crate::store) async fn unapproved_calls(
     connection: &mut SqliteConnection,
     target: &TargetName,
     action: PowerAction,
-    period: Range<UtcMillis>,
+    since: UtcMillis,
 ) -> Result<Vec<CountedCall>, StoreError> {
-    let found = sqlx::query_as(
-        "SELECT id, intent_at, server_count FROM batches INDEXED BY batches_unapproved
-         WHERE target = $1 AND action = $2 AND intent_at > $3 AND approved = 0
+    let found: Vec<CallRow> = sqlx::query_as(
+        "SELECT id, intent_steady_ms + (SELECT clock_set_ms FROM queue_mark), server_count
+         FROM batches INDEXED BY batches_unapproved
+         WHERE target = $1 AND action = $2 AND approved = 0
+           AND intent_steady_ms > $3 - (SELECT clock_set_ms FROM queue_mark)
            AND (submitted_at IS NOT NULL OR look_cause = 'lost' OR state = 'submitting')",
     )
     .bind(&target.0)
     .bind(action.as_str())
-    .bind(text(period.start))
-    .fetch_all(&mut *connection)
+    .bind(since.0)
+    .fetch_all(connection)
     .await?;
-    date_calls(connection, target, action, (found, period.end)).await
+    Ok(found.into_iter().map(into_call).collect())
 }
 
-/// Id, time of the intent, servers.
-type CallRow = (i64, String, i64);
+/// Id, time of the intent in milliseconds, servers.
+type CallRow = (i64, i64, i64);
 
-/// Calls from their rows, at the time `now`. A row without a readable time is left out.
-async fn date_calls(
-    connection: &mut SqliteConnection,
-    target: &TargetName,
-    action: PowerAction,
-    (found, now): (Vec<CallRow>, UtcMillis),
-) -> Result<Vec<CountedCall>, StoreError> {
-    let next: Option<String> = sqlx::query_scalar(
-        "SELECT intent_at FROM batches WHERE intent_at <= $3 AND id > (
-         SELECT max(id) FROM batches WHERE target = $1 AND action = $2 AND intent_at > $3) ORDER BY id LIMIT 1",
-    )
-    .bind(&target.0)
-    .bind(action.as_str())
-    .bind(text(now))
-    .fetch_optional(connection)
-    .await?;
-    let next = rows::readable_time(next);
-    let mut calls = Vec::with_capacity(found.len());
-    for (id, at, servers) in found {
-        let Some(mut at) = rows::readable_time(Some(at)) else {
-            continue;
-        };
-        if at > now {
-            at = next.unwrap_or(at);
-        }
-        calls.push(CountedCall {
-            batch: BatchId(id),
-            at,
-            servers: u32::try_from(servers).unwrap_or(u32::MAX),
-        });
+fn into_call((id, at, servers): CallRow) -> CountedCall {
+    CountedCall {
+        batch: BatchId(id),
+        at: UtcMillis(at),
+        servers: u32::try_from(servers).unwrap_or(u32::MAX),
     }
-    Ok(calls)
-}
-
-pub(in crate::store) async fn move_waits(
-    tx: &mut SqliteConnection,
-    by_ms: i64,
-) -> Result<(), StoreError> {
-    const OTHER_TIMES: [&str; 5] = [
-        "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, $1)
-         WHERE state <> 'done' AND next_look_at >= '' AND strftime('%s', look_until, $1) IS NOT NULL",
-        "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, $1)
-         WHERE gate = 'retry' AND retry_at >= '' AND strftime('%s', retry_at, $1) IS NOT NULL",
-        "UPDATE holds SET until = strftime('%Y-%m-%dT%H:%M:%fZ', until, $1)
-         WHERE kind IN ('breaker', 'budget', 'credentials') AND strftime('%s', until, $1) IS NOT NULL",
-        "UPDATE orders SET wave_over_at = strftime('%Y-%m-%dT%H:%M:%fZ', wave_over_at, $1)
-         WHERE state IS DISTINCT FROM 'done' AND strftime('%s', wave_over_at, $1) IS NOT NULL",
-        "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, $1)
-         WHERE strftime('%s', reads_until, $1) IS NOT NULL",
-    ];
-    let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
-    for statement in OTHER_TIMES {
-        sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
-    }
-    sqlx::query(
-        "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, $1)
-         WHERE state <> 'done' AND strftime('%s', next_look_at, $1) IS NOT NULL",
-    )
-    .bind(&by)
-    .execute(&mut *tx)
-    .await?;
-    Ok(())
-}
-
-pub(in crate::store) async fn open_batch_ids(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<BatchId>, StoreError> {
-    let ids: Vec<i64> = sqlx::query_scalar("SELECT id FROM batches WHERE state <> 'done'")
-        .fetch_all(&mut *connection)
-        .await?;
-    Ok(ids.into_iter().map(BatchId).collect())
 }
 
 pub(in crate::store) async fn look_at_once(
@@ -347,20 +283,17 @@ pub(in crate::store) async fn recent_calls(
     count: u32,
     now: UtcMillis,
 ) -> Result<Vec<UtcMillis>, StoreError> {
-    let calls: Vec<String> = sqlx::query_scalar(
-        "SELECT CASE state WHEN 'submitting' THEN $3 ELSE coalesce(submitted_at, finished_at, intent_at) END
+    let calls: Vec<i64> = sqlx::query_scalar(
+        "SELECT CASE state WHEN 'submitting' THEN $3
+                ELSE coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) END
          FROM batches WHERE target = $1 ORDER BY id DESC LIMIT 0 + $2",
     )
     .bind(&target.0)
     .bind(count)
-    .bind(text(now))
+    .bind(now.0)
     .fetch_all(&mut *connection)
     .await?;
-    Ok(calls
-        .into_iter()
-        .rev()
-        .filter_map(|call| rows::readable_time(Some(call)))
-        .collect())
+    Ok(calls.into_iter().rev().map(UtcMillis).collect())
 }
 
 /// A time that does not read is one long ago: what it bounds is over.
@@ -381,8 +314,10 @@ struct OpenBatchRow {
     state: String,
     server_count: i64,
     job_id: Option<Vec<u8>>,
+    /// As it was dated then, like the ends that it is compared with.
     intent_at: String,
-    submitted_at: Option<String>,
+    intent_ms: i64,
+    submitted_ms: Option<i64>,
     looks: i64,
     doubts: i64,
     from_copy: i64,
@@ -400,7 +335,8 @@ async fn batch_row(
     Ok(sqlx::query_as(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
-                submitted_at, looks, doubts, from_copy, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
+                intent_steady_ms + (SELECT clock_set_ms FROM queue_mark) AS intent_ms,
+                submitted_steady_ms + (SELECT clock_set_ms FROM queue_mark) AS submitted_ms, looks, doubts, from_copy, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
                 CAST(error_message AS BLOB) AS error_message, CAST(read_error AS BLOB) AS read_error
          FROM batches WHERE id = $1 AND state <> 'done'",
     )
@@ -435,8 +371,8 @@ impl OpenBatchRow {
             action: rows::word(&self.action)?,
             state: rows::word(&self.state)?,
             job: self.job_id.map(rows::lossy).map(JobId),
-            intent_at: time_or_long_ago(self.intent_at),
-            submitted_at: rows::readable_time(self.submitted_at),
+            intent_at: UtcMillis(self.intent_ms),
+            submitted_at: self.submitted_ms.map(UtcMillis),
             looks: rows::count(self.looks),
             doubts: rows::count(self.doubts),
             from_copy: self.from_copy != 0,

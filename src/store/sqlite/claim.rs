@@ -458,9 +458,9 @@ async fn insert_batch(
     server_count: usize,
 ) -> Result<BatchId, StoreError> {
     let id = sqlx::query_scalar(
-        "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at, travel_group,
-             approved)
-         VALUES ($1, $2, $3, $4, $5, 'submitting', $6, $7, $8, $9, $10) RETURNING id",
+        "INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at,
+             intent_steady_ms, travel_group, approved)
+         VALUES ($1, $2, $3, $4, $5, 'submitting', $6, $7, $7, $8 - (SELECT clock_set_ms FROM queue_mark), $9, $10) RETURNING id",
     )
     .bind(&claim.lane.target.0)
     .bind(claim.origin.service.as_str())
@@ -469,7 +469,7 @@ async fn insert_batch(
     .bind(claim.lane.action.as_str())
     .bind(server_count as i64)
     .bind(text(claim.now))
-    .bind(text(claim.now))
+    .bind(claim.now.0)
     .bind(claim.lane.kind.group)
     .bind(claim.lane.kind.is_approved)
     .fetch_one(tx)

@@ -305,8 +305,9 @@ pub struct RefusedKey {
 impl RefusedKey {
     /// The clock was moved by this many milliseconds.
     pub fn move_times(&mut self, by_ms: i64) {
-        self.until = self.until.moved(by_ms);
-        self.recent.iter_mut().for_each(|at| *at = at.moved(by_ms));
+        let moved = |at: UtcMillis| at.moved(by_ms).storable();
+        self.until = moved(self.until);
+        self.recent.iter_mut().for_each(|at| *at = moved(*at));
     }
 }
 
@@ -368,8 +369,8 @@ pub(in crate::store) async fn note_refused_key(
     Ok(())
 }
 
-/// As `move_waits` moves the holds that follow from them.
-pub(in crate::store) async fn move_refused_keys(
+/// As `clocks::follow` moves the holds that follow from them.
+pub(super) async fn move_refused_keys(
     connection: &mut SqliteConnection,
     by_ms: i64,
 ) -> Result<(), StoreError> {

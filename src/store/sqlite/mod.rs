@@ -19,7 +19,7 @@ use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use super::StoreError;
-use crate::model::{Batch, BatchId, Member, UtcMillis};
+use crate::model::{Batch, BatchId, Member, Now, UtcMillis};
 use claimed_members::ClaimedMembers;
 use epoch_file::{EpochFile, HighWater};
 use identity::{IdentityState, QueueIdentity, StampPage};
@@ -29,6 +29,7 @@ pub(super) mod batches;
 pub(in crate::store) mod changes;
 pub(super) mod claim;
 mod claimed_members;
+pub(super) mod clocks;
 pub(super) mod epoch;
 mod epoch_file;
 pub(super) mod export;
@@ -52,6 +53,7 @@ pub(super) mod write_guard;
 pub use batches::{CountedCall, DueFilter, DueTarget, Hands};
 pub use changes::Changes;
 pub use claim::{Claim, Which};
+pub use clocks::LastClocks;
 pub use epoch::Restored;
 pub use export::{ExportChunk, ExportNote, ExportPlace, ExportSpan, Exported};
 pub use file::{DaemonInfo, QueueLock, Running, daemon_on};
@@ -118,6 +120,7 @@ impl fmt::Debug for StoreOptions {
 pub struct Store {
     writer: Mutex<SqliteConnection>,
     path: PathBuf,
+    boot: Option<String>,
     options: StoreOptions,
     own: std::sync::Mutex<Own>,
 }
@@ -126,8 +129,10 @@ pub struct Store {
 #[derive(Debug)]
 struct Own {
     mark: Mark,
-    /// What the clock showed when the daemon looked at it last.
-    clock: Option<UtcMillis>,
+    /// What the clocks showed when the daemon looked at them last.
+    clocks: Option<Now>,
+    /// By how much the time of day was set and the queue has not followed yet.
+    set_ms: i64,
     identity: QueueIdentity,
     high_water: HighWater,
     /// None until an epoch has begun: a simulation has none.
@@ -181,7 +186,8 @@ impl Store {
             Err(error) => return Err(closed(writer, error).await),
         };
         let own = Own {
-            clock: None,
+            clocks: None,
+            set_ms: 0,
             mark,
             identity: QueueIdentity::new(path, file::id_of(path)?),
             high_water: HighWater::default(),
@@ -193,6 +199,7 @@ impl Store {
         Ok(Self {
             writer: Mutex::new(writer),
             path: path.to_owned(),
+            boot: clocks::boot_id(),
             options,
             own: std::sync::Mutex::new(own),
         })
@@ -305,13 +312,28 @@ impl Store {
         self.own().mark.clone()
     }
 
-    pub(super) fn clock(&self) -> Option<UtcMillis> {
-        self.own().clock
+    /// What they showed, and by how much the queue has to follow the time of day.
+    pub(super) fn clocks(&self) -> (Option<Now>, i64) {
+        let own = self.own();
+        (own.clocks, own.set_ms)
     }
 
-    /// The daemon has looked at its clock; what it writes from now on is stamped with it.
-    pub fn note_clock(&self, now: UtcMillis) {
-        self.own().clock = Some(now);
+    /// Somebody has set the time of day, by so many milliseconds; below zero: back. What is written
+    /// from now on follows it first.
+    pub fn clock_was_set(&self, by_ms: i64, now: Now) {
+        let mut own = self.own();
+        own.clocks = Some(now);
+        own.set_ms = own.set_ms.saturating_add(by_ms);
+    }
+
+    /// The daemon has looked at its clocks; what it writes from now on is stamped with them.
+    pub fn note_clocks(&self, now: Now) {
+        self.own().clocks = Some(now);
+    }
+
+    /// The id of the machine's present boot; none if it cannot be told.
+    pub(super) fn boot(&self) -> Option<&str> {
+        self.boot.as_deref()
     }
 
     pub(super) fn high_water(&self) -> HighWater {
@@ -345,9 +367,11 @@ impl Store {
         self.own().claimed_members.take(batch)
     }
 
-    /// A transaction of ours has raised the epoch, and is committed.
-    fn went_to(&self, epoch: i64) {
+    /// A transaction of ours has raised the epoch and followed the clock by so much, and is
+    /// committed.
+    fn went_to(&self, epoch: i64, set_ms: i64) {
         let mut own = self.own();
+        own.set_ms -= set_ms;
         own.mark.epoch = epoch;
         own.high_water.epoch = epoch;
         own.write_epoch_file(false);

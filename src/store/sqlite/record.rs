@@ -194,7 +194,8 @@ impl Record<'_> {
         let is_done = change.state == BatchState::Done;
         let complaint = step.complaint.as_ref();
         sqlx::query(
-            "UPDATE batches SET state = $2, job_id = ifnull($3, job_id), submitted_at = ifnull($4, submitted_at), next_look_at = $5,
+            "UPDATE batches SET state = $2, job_id = ifnull($3, job_id), submitted_at = ifnull($4, submitted_at),
+                 submitted_steady_ms = ifnull($15 - (SELECT clock_set_ms FROM queue_mark), submitted_steady_ms), next_look_at = $5,
                  looks = looks + $6, doubts = $7, look_cause = ifnull($8, look_cause), look_until = ifnull($9, look_until),
                  finished_at = $10, error_code = ifnull($11, error_code), error_message = ifnull($12, error_message),
                  job_ms = ifnull(job_ms, $13), read_error = $14
@@ -214,6 +215,7 @@ impl Record<'_> {
         .bind(complaint.map(|complaint| complaint.message.as_str()))
         .bind(step.job_ms)
         .bind(&step.read_error)
+        .bind(change.submitted_at.map(|at| at.0))
         .execute(&mut *tx)
         .await?;
         if is_done {

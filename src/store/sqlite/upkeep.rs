@@ -215,11 +215,11 @@ async fn prune_batches(
             AND NOT EXISTS (SELECT 1 FROM power_requests r WHERE r.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM earlier_attempts a WHERE a.batch_id = batches.id)
             AND NOT EXISTS (SELECT 1 FROM targets t WHERE t.target = batches.target
-                            AND julianday(batches.intent_at) > julianday($2) - t.budget_ms / 86400000.0)
-            AND julianday(coalesce(submitted_at, finished_at, intent_at)) < julianday($2, '-2 minutes')",
+                            AND batches.intent_steady_ms > $2 - t.budget_ms - (SELECT clock_set_ms FROM queue_mark))
+            AND coalesce(submitted_steady_ms, intent_steady_ms) < $2 - 120000 - (SELECT clock_set_ms FROM queue_mark)",
     )
     .bind(rows::list(ids))
-    .bind(text(now))
+    .bind(now.0)
     .execute(tx)
     .await?;
     Ok(deleted.rows_affected())

@@ -9,20 +9,23 @@ use std::ops::{Deref, DerefMut};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Sqlite, Transaction};
 
-use super::{Store, StoreError, rows, text};
-use crate::model::UtcMillis;
+use super::{Store, StoreError, clocks};
+use crate::model::Now;
 
 /// A transaction of the daemon. Dropped, it is rolled back.
 pub(in crate::store) struct WriteGuard<'c> {
     tx: Transaction<'c, Sqlite>,
     store: &'c Store,
     epoch: i64,
-    /// What the clock shows now, once the daemon has looked at it.
-    clock: Option<UtcMillis>,
+    /// What the clocks show now, once the daemon has looked at them.
+    clocks: Option<Now>,
+    /// By how much the queue follows the time of day in this transaction.
+    set_ms: i64,
 }
 
 impl<'c> WriteGuard<'c> {
-    /// Takes the guard for the daemon of `store`.
+    /// Takes the guard for the daemon of `store`. If the time of day was set, the queue follows it
+    /// before anything is written by it.
     ///
     /// # Errors
     /// `TakenOver` if token or epoch are not those that this daemon left.
@@ -41,30 +44,28 @@ impl<'c> WriteGuard<'c> {
         if taken.rows_affected() != 1 {
             return Err(StoreError::TakenOver(store.path().to_owned()));
         }
+        let (clocks, set_ms) = store.clocks();
+        if let Some(now) = clocks.filter(|_| set_ms != 0) {
+            clocks::follow(&mut tx, set_ms, now.utc).await?;
+        }
         Ok(Self {
             tx,
             store,
             epoch: mark.epoch + 1,
-            clock: store.clock(),
+            clocks,
+            set_ms,
         })
-    }
-
-    /// The clock was set, and what the daemon waits for is moved along in this transaction.
-    pub(in crate::store) fn set_clock(&mut self, clock: UtcMillis) {
-        self.clock = Some(clock);
     }
 
     /// Commits, and writes the new epoch to the epoch file, which need not have reached the disk
     /// yet.
     pub(in crate::store) async fn commit(mut self) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE queue_mark SET writing = NULL, clock_at = ifnull($1, clock_at) WHERE id = 1",
-        )
-        .bind(self.clock.map(text))
-        .execute(&mut *self.tx)
-        .await?;
+        if let Some(now) = self.clocks {
+            clocks::stamp(&mut self.tx, now, self.store.boot()).await?;
+        }
+        release(&mut self.tx).await?;
         self.store.commit(self.tx).await?;
-        self.store.went_to(self.epoch);
+        self.store.went_to(self.epoch, self.set_ms);
         Ok(())
     }
 
@@ -86,17 +87,6 @@ impl DerefMut for WriteGuard<'_> {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         &mut self.tx
     }
-}
-
-/// What the clock showed at the last commit of a daemon.
-pub(in crate::store) async fn clock_at(
-    connection: &mut SqliteConnection,
-) -> Result<Option<UtcMillis>, StoreError> {
-    let clock_at: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT CAST(clock_at AS BLOB) FROM queue_mark WHERE id = 1")
-            .fetch_one(connection)
-            .await?;
-    Ok(rows::readable_time(clock_at.map(rows::lossy)))
 }
 
 /// Takes the guard for a command, inside its transaction. The epoch stays: a daemon that runs goes

@@ -289,12 +289,10 @@ impl Facts {
             .extend(facts.members.iter().copied().filter(of));
     }
 
-    /// Somebody set the machine's time of day: calls a minute and servers a span, which the queue
-    /// counts by it, begin anew.
+    /// Somebody set the machine's time of day.
     pub(super) fn clock_set(&mut self, by: Duration) {
         self.stepped += by;
         self.disturbed();
-        self.forget_times();
     }
 
     fn forget_times(&mut self) {

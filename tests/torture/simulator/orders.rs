@@ -318,7 +318,7 @@ fn check_opening(standing: &Standing<'_>, moved: &OrderMove, now: Moment) -> Res
         order.failures_max
     );
     let over_since = standing.over_since();
-    let waited = now.real.since(over_since) + facts.stepped;
+    let waited = now.real.since(over_since);
     hold!(
         order.pause.is_none_or(|pause| waited >= pause),
         "wave {wave} of order '{label}' opens {waited:?} after the one before; its pause is {:?}",
@@ -468,7 +468,7 @@ pub(super) fn is_reason_true(facts: &Facts, id: i64, reason: &str, now: Moment) 
         let waited = now.real.since(standing.over_since().max(facts.began));
         return order
             .pause
-            .is_some_and(|pause| waited < pause + facts.stepped + Duration::from_secs(1));
+            .is_some_and(|pause| waited < pause + Duration::from_secs(1));
     }
     reason.contains("gate") && facts.limits.gate_interval.is_some()
 }

@@ -797,7 +797,7 @@ pub(super) fn check_bounds(facts: &Facts, now: Moment) -> Result<(), Broken> {
             RequestState::Running => {
                 let flown = now.real.since(request.since.real);
                 hold!(
-                    flown < facts.limits.flight_max + facts.stepped * 2,
+                    flown < facts.limits.flight_max,
                     "request {id} is {} for {flown:?}",
                     request.state
                 );

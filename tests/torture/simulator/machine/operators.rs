@@ -200,7 +200,7 @@ pub(super) async fn go_on_stopping(machine: &mut Machine<'_>) -> Result<(), Brok
         StopStep::AwaitCalls => machine.wake_at = None,
         StopStep::End => return end_stop(machine, true).await,
         StopStep::Save => {
-            let saved = daemon.dispatcher.save_answers(moment.utc).await;
+            let saved = daemon.dispatcher.save_answers(moment).await;
             let left = daemon.dispatcher.unsaved_submits();
             let after = stop.after_failed_save(left, moment.steady);
             machine.learn().await?;
