@@ -593,13 +593,14 @@ pub(super) async fn follow_notes(
     }
     let ids = list(noted.iter().map(|note| &note.request_id));
     sqlx::query(
-        "UPDATE power_requests SET gate = 'later', eligible_at = max(a.finished_at, ifnull(power_requests.not_before, ''))
+        "UPDATE power_requests SET gate = 'later', eligible_at = max(min(a.finished_at, $3), ifnull(power_requests.not_before, ''))
          FROM power_requests a
          WHERE a.id = power_requests.after_id AND a.state = 'succeeded' AND power_requests.id IN (
              SELECT r.id FROM json_each($1) j CROSS JOIN power_requests r ON r.after_id = j.value AND r.gate = 'after' LIMIT 0 + $2)",
     )
     .bind(&ids)
     .bind(chunk)
+    .bind(text(now))
     .execute(&mut *tx)
     .await?;
     let cancelled: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
