@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use poweryard::model::UtcMillis;
-use reqwest::Client;
+use reqwest::{Client, Response, StatusCode};
 use serde_json::json;
 use sqlx::Connection;
 use tokio::task::JoinSet;
@@ -175,6 +175,20 @@ struct Answers {
     events: AtomicU64,
 }
 
+/// The request that somebody asked for is not there yet.
+fn is_early(answer: &Response) -> bool {
+    answer.status() == StatusCode::NOT_FOUND
+}
+
+impl Answers {
+    /// The first one is shown.
+    fn note_failure(&self, what: &str) {
+        if self.failed.fetch_add(1, Ordering::Relaxed) == 0 {
+            println!("  an answer that failed: {what}");
+        }
+    }
+}
+
 /// Those who look on.
 struct Crowd {
     readers: usize,
@@ -182,16 +196,17 @@ struct Crowd {
     answers: Arc<Answers>,
 }
 
-/// From the first read of the rows to the last outcome, in seconds.
+/// From the first call to the last outcome, in seconds. The crowd is there before the rows.
 async fn drain_once(far: &FarSide, servers: &[String], crowd: Option<Crowd>) -> f64 {
     let server = Server::new(far).await;
-    server.yard.insert(servers).await;
-    let daemon = server.yard.start();
+    let daemon = server.yard.start_ready();
     let is_over = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
     if let Some(crowd) = crowd {
         crowd.gather(&server.base, &is_over, &mut tasks);
     }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    server.yard.insert(servers).await;
     let mut reader = server.yard.producer().await;
     yard::wait_until_done(&mut reader).await;
     let ended = utc_now();
@@ -219,11 +234,12 @@ impl Crowd {
                 tokio::time::sleep(Duration::from_millis(5 * number as u64)).await;
                 while !is_over.load(Ordering::Relaxed) {
                     let asked = client.get(&url).bearer_auth(TOKEN).send().await;
-                    let told = match asked {
-                        Ok(answer) if answer.status().is_success() => &answers.good,
-                        _ => &answers.failed,
-                    };
-                    told.fetch_add(1, Ordering::Relaxed);
+                    match asked {
+                        Ok(answer) if answer.status().is_success() || is_early(&answer) => {
+                            answers.good.fetch_add(1, Ordering::Relaxed);
+                        }
+                        other => answers.note_failure(&format!("{url}: {other:?}")),
+                    }
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             });
