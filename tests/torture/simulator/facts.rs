@@ -550,6 +550,24 @@ impl Facts {
         self.limits.default_ttl.map(|ttl| from + ttl)
     }
 
+    /// True if it has waited for the default time, although a clock that was set back since dated
+    /// that later.
+    pub(super) fn has_really_expired(&self, request: &Request, now: Moment) -> bool {
+        let wish = &request.wish;
+        let Some(ttl) = self
+            .limits
+            .default_ttl
+            .filter(|_| wish.expires_at.is_none())
+        else {
+            return false;
+        };
+        let awaited = wish.after.and_then(|id| self.requests.get(&id));
+        let freed_at = awaited.map_or(wish.inserted_at.real, |awaited| awaited.since.real);
+        let waited = now.real.since(freed_at.max(wish.inserted_at.real));
+        let was_due = wish.not_before.is_none_or(|at| now.utc.since(at) >= ttl);
+        self.stepped > Duration::ZERO && waited >= ttl && was_due
+    }
+
     fn intent(&mut self, batch: i64, action: PowerAction) {
         let facts = BatchFacts {
             action,

@@ -198,10 +198,20 @@ impl<'a> Standing<'a> {
         failed.count() as u64
     }
 
-    /// When the last of the present wave that is waited for ended, in true time.
+    /// When the last of the present wave that is waited for ended, in true time: at the latest then
+    /// the wave was over.
     fn over_since(&self) -> UtcMillis {
+        self.last_end(|_| true)
+    }
+
+    /// When the last of them ended that was sent: the wave was not over before.
+    fn over_since_at_least(&self) -> UtcMillis {
+        self.last_end(|request| !request.calls.is_empty())
+    }
+
+    fn last_end(&self, counts: impl Fn(&Request) -> bool) -> UtcMillis {
         let ends = self.present().filter(|(_, request)| {
-            request.state.is_terminal() && !self.waits_for_later_wave(request)
+            request.state.is_terminal() && !self.waits_for_later_wave(request) && counts(request)
         });
         let last = ends.map(|(_, request)| request.since.real).max();
         last.unwrap_or(UtcMillis(0))
@@ -317,7 +327,7 @@ fn check_opening(standing: &Standing<'_>, moved: &OrderMove, now: Moment) -> Res
         "wave {wave} of order '{label}' opens, but {failed} of {servers} servers failed: more than {}",
         order.failures_max
     );
-    let over_since = standing.over_since();
+    let over_since = standing.over_since_at_least();
     let waited = now.real.since(over_since);
     hold!(
         order.pause.is_none_or(|pause| waited >= pause),

@@ -655,7 +655,8 @@ fn check_end(
             );
         }
         RequestState::Expired => {
-            let due = facts.expiry(request).is_some_and(|at| at <= now.utc);
+            let due = facts.expiry(request).is_some_and(|at| at <= now.utc)
+                || facts.has_really_expired(request, now);
             hold!(due, "request {id} expired before its time");
         }
         RequestState::Rejected => {
