@@ -824,7 +824,7 @@ async fn status_counts_what_is_unfinished_and_says_what_could_go() {
             "INSERT INTO targets (target, service, endpoint, project_id, submits_per_minute, pace_per_minute, throttles, updated_at) VALUES ('default', 'bms', 'https://example.test', 'p', 50, 25, 1, '{TIME}');
              INSERT INTO holds (target, kind, reason, since) VALUES ('default', 'breaker', 'cannot be reached', '{TIME}');
              DROP TRIGGER batches_check_update;
-             UPDATE batches SET intent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now');"
+             UPDATE batches SET intent_steady_ms = strftime('%s', 'now') * 1000;"
         ))
         .await;
     let status = queue.run(&["status", "--json"]).json();
