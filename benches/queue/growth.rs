@@ -88,7 +88,7 @@ async fn window(count: usize) {
     let opens = now + Duration::from_secs(63);
     let left = Duration::from_secs(63 - u64::from(opens.second().unsigned_abs()));
     let line = format!(
-        "window = {{ stop = \"{}-24:00\" }}",
+        "window = {{ stop = [\"{}-24:00\"] }}",
         opens.strftime("%H:%M")
     );
     let more = More {
