@@ -307,7 +307,7 @@ impl LearnedTimes {
             None if seen.is_zero() => self.times.first,
             None => seen + self.step(seen),
             // It takes longer than expected, and nobody else shows how long.
-            Some(at) if !seen.is_zero() && !is_led && seen >= self.first_look() => {
+            Some(at) if !seen.is_zero() && !is_led && at > self.first_look() => {
                 at.min(seen + self.times.interval_max)
             }
             Some(at) => at.min(self.longest_wait(seen)),

@@ -398,6 +398,17 @@ fn a_young_leader_is_looked_at_no_sooner_than_allowed() {
     assert!(learned.next_wait(job) >= TIMES.step_min());
 }
 
+/// The first look is planned a little later than the end that it is to show.
+#[test]
+fn a_job_that_has_outlasted_the_first_end_is_looked_at_again_soon_if_seen_before_the_first_look() {
+    for (history, age) in [(1915.375, 32.12), (692.066, 32.0), (692.066, 33.0)] {
+        let mut learned = learned(&[history]);
+        let job = open(1, age, 1);
+        learned.note_running(job);
+        assert!(learned.next_wait(job) <= seconds(33.0), "{history}, {age}");
+    }
+}
+
 proptest! {
     #[test]
     fn every_job_is_seen_to_end_whatever_the_others_did(
