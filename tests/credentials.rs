@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use common::{PROJECT, Yard, by_hand, insert, insert_many, outcomes, secret, text, wait_for};
-use poweryard::daemon::{self, Reload};
+use poweryard::daemon::Reload;
 use poweryard::model::PowerAction::{Start, Stop};
 use poweryard::model::Service;
-use poweryard::settings::{SecretRules, Settings};
+use poweryard::settings::Settings;
 use poweryard::sim::{Call, OnOff};
 use process::{Daemon, poweryard, until};
 use scene::{bad_signatures, fault};
@@ -557,8 +557,7 @@ async fn a_daemon_restarted_without_a_permission_asks_no_more_than_before() {
 /// Lets the daemon take up new settings and secrets; returns once it has.
 async fn take_up(reloads: &mpsc::Sender<Reload>, config: &Path, is_asked_for: bool) {
     let settings = Settings::load(config).expect("a valid config");
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
-        .expect("secrets");
+    let clouds = common::clouds(&settings);
     let (accepted, answer) = oneshot::channel();
     let reload = Reload {
         settings,

@@ -6,14 +6,12 @@ mod common;
 mod process;
 
 use std::fs;
-use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Yard, insert, insert_many, outcomes, text, wait_for};
+use common::{Yard, clouds, dispatcher, insert, insert_many, outcomes, text, wait_for};
 use poweryard::daemon::{self, DaemonError, Dispatcher, Finished};
 use poweryard::model::{Now, PowerAction, UtcMillis};
-use poweryard::settings::SecretRules;
-use poweryard::store::{Store, StoreError};
+use poweryard::store::StoreError;
 use process::Daemon;
 use sqlx::{AssertSqlSafe, Connection};
 
@@ -43,20 +41,11 @@ async fn round(dispatcher: &mut Dispatcher, now: Now) {
 async fn a_clock_that_steps_back_an_hour_delays_neither_batch_nor_row() {
     let yard = Yard::new(SLOW_JOB).await;
     let settings = yard.settings();
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
-        .expect("secrets");
-    let store = Arc::new(
-        Store::open(&settings.queue.database)
-            .await
-            .expect("a queue"),
-    );
-    let mut producer = yard.producer().await;
-    insert(&mut producer, &yard.server(1), "stop").await;
     // The daemon's clock is an hour ahead, and is then put right.
     let ahead = ahead(HOUR);
-    let mut dispatcher = Dispatcher::new(store, &settings, clouds, ahead)
-        .await
-        .expect("begun");
+    let mut dispatcher = dispatcher(&settings, ahead).await;
+    let mut producer = yard.producer().await;
+    insert(&mut producer, &yard.server(1), "stop").await;
     while text(&mut producer, "SELECT ifnull(max(state), '') FROM batches").await != "tracking" {
         round(&mut dispatcher, ahead).await;
     }
@@ -82,18 +71,9 @@ async fn a_clock_that_steps_back_an_hour_delays_neither_batch_nor_row() {
 async fn a_clock_that_steps_ahead_and_back_loses_and_repeats_nothing() {
     let yard = Yard::new(SLOW_JOB).await;
     let settings = yard.settings();
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
-        .expect("secrets");
-    let store = Arc::new(
-        Store::open(&settings.queue.database)
-            .await
-            .expect("a queue"),
-    );
+    let mut dispatcher = dispatcher(&settings, daemon::now()).await;
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "reboot").await;
-    let mut dispatcher = Dispatcher::new(store, &settings, clouds, daemon::now())
-        .await
-        .expect("begun");
     while text(&mut producer, "SELECT ifnull(max(state), '') FROM batches").await != "tracking" {
         round(&mut dispatcher, daemon::now()).await;
     }
@@ -129,8 +109,7 @@ async fn a_clock_that_steps_ahead_and_back_loses_and_repeats_nothing() {
 /// A daemon that is expected to end by itself.
 fn begin(yard: &Yard) -> std::thread::JoinHandle<Result<(), DaemonError>> {
     let settings = yard.settings();
-    let rules = SecretRules::new(&settings.queue.database, None);
-    let clouds = daemon::connect_all(&settings, &rules).expect("secrets");
+    let clouds = clouds(&settings);
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -354,18 +333,9 @@ async fn a_queue_vacuumed_by_somebody_else_is_still_the_same() {
 async fn nothing_leaves_by_a_clock_that_stands_in_another_century() {
     let yard = Yard::new(SLOW_JOB).await;
     let settings = yard.settings();
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(&settings.queue.database, None))
-        .expect("secrets");
-    let store = Arc::new(
-        Store::open(&settings.queue.database)
-            .await
-            .expect("a queue"),
-    );
+    let mut dispatcher = dispatcher(&settings, daemon::now()).await;
     let mut producer = yard.producer().await;
     insert(&mut producer, &yard.server(1), "reboot").await;
-    let mut dispatcher = Dispatcher::new(store, &settings, clouds, daemon::now())
-        .await
-        .expect("begun");
     for wrong in [UtcMillis(946_684_800_000), UtcMillis(4_102_444_799_999)] {
         let asked = dispatcher
             .round(Now {
@@ -389,18 +359,9 @@ async fn an_answer_that_comes_while_the_clock_stands_in_another_century_is_store
     for wrong in [UtcMillis(946_684_800_000), UtcMillis(4_102_444_799_999)] {
         let yard = Yard::new(SLOW_JOB).await;
         let settings = yard.settings();
-        let rules = SecretRules::new(&settings.queue.database, None);
-        let clouds = daemon::connect_all(&settings, &rules).expect("secrets");
-        let store = Arc::new(
-            Store::open(&settings.queue.database)
-                .await
-                .expect("a queue"),
-        );
+        let mut dispatcher = dispatcher(&settings, daemon::now()).await;
         let mut producer = yard.producer().await;
         insert(&mut producer, &yard.server(1), "reboot").await;
-        let mut dispatcher = Dispatcher::new(store, &settings, clouds, daemon::now())
-            .await
-            .expect("begun");
         let state = "SELECT ifnull(max(state), '') FROM batches";
         while text(&mut producer, state).await.is_empty() {
             for task in dispatcher.round(daemon::now()).await.tasks {

@@ -7,13 +7,12 @@ mod process;
 #[path = "common/scene.rs"]
 mod scene;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Yard, by_hand, insert, insert_many, outcomes, text, wait_for};
+use common::{Yard, by_hand, dispatcher, insert, insert_many, outcomes, text, wait_for};
 use poweryard::daemon::{self, Dispatcher, Finished, Round, Task};
 use poweryard::model::{CallError, Fault, Now, PowerAction};
-use poweryard::settings::{SecretRules, Settings};
+use poweryard::settings::Settings;
 use poweryard::sim::Call;
 use poweryard::store::Store;
 use scene::{Scene, fault};
@@ -31,19 +30,6 @@ fn two_targets(yard: &Yard) -> Settings {
         .replace(common::PROJECT, "0123456789abcdef0123456789abcdef");
     std::fs::write(&path, format!("{head}{other}{table}")).expect("written");
     Settings::load(&path).expect("a valid config")
-}
-
-async fn dispatcher(settings: &Settings, now: Now) -> Dispatcher {
-    let clouds = daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None))
-        .expect("secrets");
-    let store = Arc::new(
-        Store::open(&settings.queue.database)
-            .await
-            .expect("a queue"),
-    );
-    Dispatcher::new(store, settings, clouds, now)
-        .await
-        .expect("begun")
 }
 
 /// Carries out what a round asks for, but for the submit calls, which are returned.

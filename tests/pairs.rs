@@ -36,7 +36,6 @@ use std::time::{Duration, Instant, SystemTime};
 use common::{Running, Yard, outcomes, reload, text, wait_for};
 use poweryard::daemon::{self, Dispatcher, Reload};
 use poweryard::model::{OperatorAction, RequestState, UtcMillis};
-use poweryard::settings::SecretRules;
 use poweryard::store::client::{Access, Actor, Approval, Selection};
 use poweryard::store::{NewWave, QueueClient, Store, StoreOptions};
 use process::{Daemon, poweryard};
@@ -681,7 +680,7 @@ async fn work_with_a_failure(yard: &Yard, producer: &mut SqliteConnection, faili
         .begin_epoch(daemon::now().utc)
         .await
         .expect("the first one");
-    let clouds = daemon::connect_all(&settings, &SecretRules::new(path, None)).expect("secrets");
+    let clouds = common::clouds(&settings);
     let now = daemon::now();
     let begun = commits.load(Ordering::SeqCst);
     let mut dispatcher = Dispatcher::new(Arc::clone(&store), &settings, clouds, now)

@@ -18,7 +18,7 @@ use common::{Yard, outcomes, reload, text, wait_for};
 use poweryard::daemon::{self, Dispatcher};
 use poweryard::model::{Budget, PowerAction, ServerId, Service, TargetName};
 use poweryard::plan::windows::Freeze;
-use poweryard::settings::{SecretRules, Settings};
+use poweryard::settings::Settings;
 use poweryard::store::{Store, StoreOptions};
 use process::{Daemon, Dice, run};
 use scene::{Scene, fault};
@@ -845,8 +845,7 @@ impl Mortal {
         let path = &settings.queue.database;
         let store = Arc::new(Store::open_with(path, &options).await.ok()?);
         store.begin_epoch(daemon::now().utc).await.ok()?;
-        let rules = SecretRules::new(path, None);
-        let clouds = daemon::connect_all(settings, &rules).expect("secrets");
+        let clouds = common::clouds(settings);
         let dispatcher = Dispatcher::new(Arc::clone(&store), settings, clouds, daemon::now()).await;
         let dispatcher = dispatcher.ok()?;
         Some(Self { store, dispatcher })

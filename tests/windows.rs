@@ -10,17 +10,14 @@ mod scene;
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Output;
-use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Yard, insert, insert_many, reload, text};
 use jiff::{Timestamp, ToSpan};
-use poweryard::daemon::{self, Dispatcher};
+use poweryard::daemon::Dispatcher;
 use poweryard::model::PowerAction::{Start, Stop};
 use poweryard::model::{Now, PowerAction, SPLITMIX_STEP, Steady, UtcMillis, splitmix};
 use poweryard::plan::windows::WindowState;
-use poweryard::settings::SecretRules;
-use poweryard::store::Store;
 use process::poweryard;
 use scene::Scene;
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -51,14 +48,7 @@ impl Night {
             utc: at(begin),
             steady: Steady(Duration::from_secs(1)),
         };
-        let store = Store::open(&settings.queue.database)
-            .await
-            .expect("a queue");
-        let rules = SecretRules::new(&settings.queue.database, None);
-        let clouds = daemon::connect_all(&settings, &rules).expect("secrets");
-        let dispatcher = Dispatcher::new(Arc::new(store), &settings, clouds, now)
-            .await
-            .expect("begun");
+        let dispatcher = common::dispatcher(&settings, now).await;
         let producer = yard.producer().await;
         Self {
             yard,

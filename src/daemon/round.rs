@@ -382,7 +382,6 @@ fn look_at_clocks(
 ) -> Option<i64> {
     let step = clocks.step(now);
     if let Some(by_ms) = step {
-        store.clock_was_set(by_ms, now);
         clocks.stepped(by_ms, now.steady, in_progress);
         let way = if by_ms > 0 { "ahead" } else { "back" };
         let size = humantime::format_duration(Duration::from_secs(by_ms.unsigned_abs() / 1000));
@@ -392,7 +391,7 @@ fn look_at_clocks(
         );
     }
     clocks.seen(now);
-    store.note_clocks(now);
+    store.note_clocks(now, step.unwrap_or(0));
     step
 }
 
@@ -501,7 +500,7 @@ mod tests {
         let (_dir, store, mut connection) = queue(20).await;
         // The clock is put right while the daemon runs.
         let by_ms = -20 * HOUR_MS;
-        store.clock_was_set(by_ms, at(0));
+        store.note_clocks(at(0), by_ms);
         store.follow_clock().await.expect("moved");
         let moved = untils(&mut connection).await;
         let an_hour_later = Now {
@@ -519,7 +518,7 @@ mod tests {
         let (_dir, store, mut connection) = queue(0).await;
         let before = untils(&mut connection).await;
         let by_ms = 72 * HOUR_MS;
-        store.clock_was_set(by_ms, at(72));
+        store.note_clocks(at(72), by_ms);
         store.follow_clock().await.expect("moved");
         assert_ne!(untils(&mut connection).await, before);
         clocks_at_start(&store, at(0)).await.expect("a start");

@@ -6,13 +6,15 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use poweryard::daemon::{self, DaemonError, Links, Observers, Reload};
-use poweryard::model::Service;
+use poweryard::daemon::{self, DaemonError, Dispatcher, Links, Observers, Reload};
+use poweryard::model::{Now, Service};
 use poweryard::settings::{SecretRules, Settings};
 use poweryard::sim::{Scenario, SimCloud};
+use poweryard::store::Store;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use tempfile::TempDir;
@@ -164,9 +166,19 @@ impl Yard {
     }
 }
 
-fn clouds(settings: &Settings) -> daemon::Clouds {
+pub(crate) fn clouds(settings: &Settings) -> daemon::Clouds {
     daemon::connect_all(settings, &SecretRules::new(&settings.queue.database, None))
         .expect("secrets")
+}
+
+/// Begins on the queue of `settings` at this moment; the test makes the rounds.
+pub(crate) async fn dispatcher(settings: &Settings, now: Now) -> Dispatcher {
+    let store = Store::open(&settings.queue.database)
+        .await
+        .expect("a queue");
+    Dispatcher::new(Arc::new(store), settings, clouds(settings), now)
+        .await
+        .expect("begun")
 }
 
 /// Hands new settings in; true if the daemon goes on with them.

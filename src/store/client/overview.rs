@@ -133,7 +133,8 @@ pub(super) async fn targets(
         "SELECT t.target, t.service, t.endpoint, t.project_id, t.submits_per_minute, t.pace_per_minute, t.throttles,
                 (SELECT count(*) FROM (SELECT intent_steady_ms FROM batches b WHERE b.target = t.target
                                        ORDER BY b.id DESC LIMIT 6000)
-                 WHERE intent_steady_ms > $1 - (SELECT clock_set_ms FROM queue_mark)) AS calls_last_minute, t.inventory_at, t.inventory_error, t.updated_at
+                 WHERE intent_steady_ms > $1 - (SELECT clock_set_ms FROM queue_mark)) AS calls_last_minute,
+                t.inventory_at, t.inventory_error, t.updated_at
          FROM targets t ORDER BY t.target",
     )
     .bind(now.before(Duration::from_secs(60)).0)

@@ -72,7 +72,8 @@ pub(in crate::store) async fn due_batches(
 ) -> Result<Vec<DueBatch>, StoreError> {
     let found: Vec<DueRow> = sqlx::query_as(
         "SELECT id, state, state = 'looking' OR (state = 'tracking' AND job_id IS NULL) AS by_servers, next_look_at, action,
-                coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) AS accepted_ms, looks, doubts = 0 AND read_error IS NULL AS is_plain
+                coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) AS accepted_ms,
+                looks, doubts = 0 AND read_error IS NULL AS is_plain
          FROM batches
          WHERE state <> 'done' AND target = CAST($1 AS TEXT) AND id NOT IN (SELECT value FROM json_each($2))
            AND CASE WHEN state = 'tracking' AND job_id IS NOT NULL THEN $3 WHEN state = 'submitting' THEN 1 ELSE $4 END
@@ -98,8 +99,9 @@ pub(in crate::store) async fn waiting_jobs(
     now: UtcMillis,
 ) -> Result<Vec<DueBatch>, StoreError> {
     let found: Vec<DueRow> = sqlx::query_as(
-        "SELECT id, state, 0 AS by_servers, next_look_at, action, coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) AS accepted_ms, looks,
-                1 AS is_plain
+        "SELECT id, state, 0 AS by_servers, next_look_at, action,
+                coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) AS accepted_ms,
+                looks, 1 AS is_plain
          FROM batches
          WHERE state <> 'done' AND doubts = 0 AND read_error IS NULL AND target = $1 AND next_look_at > $2 AND state = 'tracking' AND job_id IS NOT NULL AND action = $3",
     )
@@ -336,7 +338,8 @@ async fn batch_row(
         "SELECT id, CAST(target AS BLOB) AS target, service, CAST(endpoint AS BLOB) AS endpoint,
                 CAST(project_id AS BLOB) AS project_id, action, state, server_count, CAST(job_id AS BLOB) AS job_id, intent_at,
                 intent_steady_ms + (SELECT clock_set_ms FROM queue_mark) AS intent_ms,
-                submitted_steady_ms + (SELECT clock_set_ms FROM queue_mark) AS submitted_ms, looks, doubts, from_copy, look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
+                submitted_steady_ms + (SELECT clock_set_ms FROM queue_mark) AS submitted_ms, looks, doubts, from_copy,
+                look_cause, look_until, CAST(error_code AS BLOB) AS error_code,
                 CAST(error_message AS BLOB) AS error_message, CAST(read_error AS BLOB) AS read_error
          FROM batches WHERE id = $1 AND state <> 'done'",
     )

@@ -43,14 +43,15 @@ pub(in crate::store) fn boot_id() -> Option<String> {
     Some(format!("{} {}", id.trim(), namespace.display()))
 }
 
-/// Part of each transaction of a daemon that has looked at its clocks.
-pub(super) async fn stamp(
+/// Gives the write guard back and stores what the clocks show: the last statement of each
+/// transaction of a daemon that has looked at them.
+pub(super) async fn release(
     tx: &mut SqliteConnection,
     now: Now,
     boot: Option<&str>,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE queue_mark SET clock_at = $1, clock_uptime_ms = $2, clock_boot = $3 WHERE id = 1",
+        "UPDATE queue_mark SET writing = NULL, clock_at = $1, clock_uptime_ms = $2, clock_boot = $3 WHERE id = 1",
     )
     .bind(text(now.utc))
     .bind(i64::try_from(now.steady.0.as_millis()).unwrap_or(i64::MAX))
@@ -69,7 +70,7 @@ pub(super) async fn follow(
     by_ms: i64,
     now: UtcMillis,
 ) -> Result<(), StoreError> {
-    const OTHER_TIMES: [&str; 5] = [
+    const TIMES: [&str; 6] = [
         "UPDATE batches SET look_until = strftime('%Y-%m-%dT%H:%M:%fZ', look_until, $1)
          WHERE state <> 'done' AND next_look_at >= '' AND strftime('%Y', look_until, $1) GLOB '20??'",
         "UPDATE power_requests SET retry_at = strftime('%Y-%m-%dT%H:%M:%fZ', retry_at, $1)
@@ -80,18 +81,13 @@ pub(super) async fn follow(
          WHERE state IS DISTINCT FROM 'done' AND strftime('%Y', wave_over_at, $1) GLOB '20??'",
         "UPDATE targets SET reads_until = strftime('%Y-%m-%dT%H:%M:%fZ', reads_until, $1)
          WHERE strftime('%Y', reads_until, $1) GLOB '20??'",
-    ];
-    let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
-    for statement in OTHER_TIMES {
-        sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
-    }
-    sqlx::query(
         "UPDATE batches SET next_look_at = strftime('%Y-%m-%dT%H:%M:%fZ', next_look_at, $1)
          WHERE state <> 'done' AND strftime('%Y', next_look_at, $1) GLOB '20??'",
-    )
-    .bind(&by)
-    .execute(&mut *tx)
-    .await?;
+    ];
+    let by = format!("{:+.3} seconds", by_ms as f64 / 1000.0);
+    for statement in TIMES {
+        sqlx::query(statement).bind(&by).execute(&mut *tx).await?;
+    }
     if by_ms < 0 {
         bring_back(tx, &by, (now, now.moved(-by_ms))).await?;
     }
@@ -157,14 +153,29 @@ mod tests {
         steady: Steady(Duration::from_millis(1234)),
     };
 
+    async fn queue_with(options: &StoreOptions) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("queue.db");
+        let store = Store::open_with(&path, options).await.expect("a queue");
+        (dir, store)
+    }
+
+    async fn queue() -> (tempfile::TempDir, Store) {
+        queue_with(&StoreOptions::default()).await
+    }
+
+    async fn sql(store: &Store, sql: String) {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(&mut *store.writer().await)
+            .await
+            .expect("taken");
+    }
+
     #[tokio::test]
     async fn the_last_clocks_are_told_and_their_uptime_only_until_the_next_boot() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&dir.path().join("queue.db"))
-            .await
-            .expect("a queue");
+        let (_dir, store) = queue().await;
         assert_eq!(store.last_clocks().await.expect("readable"), None);
-        store.clock_was_set(1, NOW);
+        store.note_clocks(NOW, 1);
         store.follow_clock().await.expect("stored");
         let mut writer = store.writer().await;
         let mut told = async |boot| last(&mut writer, boot).await.expect("readable");
@@ -183,15 +194,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_queue_follows_a_clock_once_with_the_first_write_that_succeeds() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let path = dir.path().join("queue.db");
         let is_open = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&is_open);
         let options = StoreOptions {
             allow_commit: Some(Arc::new(move || asked.load(Ordering::Relaxed))),
             ..StoreOptions::default()
         };
-        let store = Store::open_with(&path, &options).await.expect("a queue");
+        let (_dir, store) = queue_with(&options).await;
         let followed = async || -> i64 {
             sqlx::query_scalar("SELECT clock_set_ms FROM queue_mark")
                 .fetch_one(&mut *store.writer().await)
@@ -199,10 +208,10 @@ mod tests {
                 .expect("readable")
         };
         let write = async || store.forget_targets_except(&[]).await;
-        store.clock_was_set(-5000, NOW);
+        store.note_clocks(NOW, -5000);
         assert!(write().await.is_err());
         assert_eq!(followed().await, 0);
-        store.clock_was_set(2000, NOW);
+        store.note_clocks(NOW, 2000);
         is_open.store(true, Ordering::Relaxed);
         for _ in 0..2 {
             write().await.expect("stored");
@@ -213,10 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_could_go_before_the_clock_was_set_back_still_can() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&dir.path().join("queue.db"))
-            .await
-            .expect("a queue");
+        let (_dir, store) = queue().await;
         let hour_ago = text(NOW.utc.moved(-3_600_000));
         let rows = format!(
             "INSERT INTO power_requests (server_id, action, not_before) VALUES ('a', 'stop', '2098-01-01'),
@@ -228,17 +234,12 @@ mod tests {
              UPDATE queue_mark SET writing = NULL;",
             now = text(NOW.utc)
         );
-        let mut writer = store.writer().await;
-        sqlx::raw_sql(sqlx::AssertSqlSafe(rows))
-            .execute(&mut *writer)
-            .await
-            .expect("taken");
-        drop(writer);
+        sql(&store, rows).await;
         let set_back = Now {
             utc: NOW.utc.moved(-1_800_000),
             ..NOW
         };
-        store.clock_was_set(-1_800_000, set_back);
+        store.note_clocks(set_back, -1_800_000);
         store.follow_clock().await.expect("stored");
         let times: Vec<String> =
             sqlx::query_scalar("SELECT eligible_at FROM power_requests ORDER BY id")
@@ -251,10 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_time_that_would_lie_in_another_century_stays() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&dir.path().join("queue.db"))
-            .await
-            .expect("a queue");
+        let (_dir, store) = queue().await;
         let rows = format!(
             "UPDATE queue_mark SET writing = token;
              INSERT INTO batches (target, service, endpoint, project_id, action, state, server_count, intent_at, next_look_at,
@@ -265,13 +263,10 @@ mod tests {
              UPDATE queue_mark SET writing = NULL;",
             now = text(NOW.utc)
         );
-        sqlx::raw_sql(sqlx::AssertSqlSafe(rows))
-            .execute(&mut *store.writer().await)
-            .await
-            .expect("taken");
+        sql(&store, rows).await;
         let years = |years: i64| years * 365 * 86_400_000;
         for by_ms in [years(-60), years(120)] {
-            store.clock_was_set(by_ms, NOW);
+            store.note_clocks(NOW, by_ms);
             store.follow_clock().await.expect("stored");
         }
         let times: (String, String) =

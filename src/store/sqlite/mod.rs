@@ -318,17 +318,13 @@ impl Store {
         (own.clocks, own.set_ms)
     }
 
-    /// Somebody has set the time of day, by so many milliseconds; below zero: back. What is written
-    /// from now on follows it first.
-    pub fn clock_was_set(&self, by_ms: i64, now: Now) {
+    /// The daemon has looked at its clocks, and what it writes from now on is stamped with them. If
+    /// somebody has set the time of day, by so many milliseconds (below zero: back), the queue
+    /// follows that first.
+    pub fn note_clocks(&self, now: Now, set_ms: i64) {
         let mut own = self.own();
         own.clocks = Some(now);
-        own.set_ms = own.set_ms.saturating_add(by_ms);
-    }
-
-    /// The daemon has looked at its clocks; what it writes from now on is stamped with them.
-    pub fn note_clocks(&self, now: Now) {
-        self.own().clocks = Some(now);
+        own.set_ms = own.set_ms.saturating_add(set_ms);
     }
 
     /// The id of the machine's present boot; none if it cannot be told.

@@ -60,10 +60,10 @@ impl<'c> WriteGuard<'c> {
     /// Commits, and writes the new epoch to the epoch file, which need not have reached the disk
     /// yet.
     pub(in crate::store) async fn commit(mut self) -> Result<(), StoreError> {
-        if let Some(now) = self.clocks {
-            clocks::stamp(&mut self.tx, now, self.store.boot()).await?;
+        match self.clocks {
+            Some(now) => clocks::release(&mut self.tx, now, self.store.boot()).await?,
+            None => release(&mut self.tx).await?,
         }
-        release(&mut self.tx).await?;
         self.store.commit(self.tx).await?;
         self.store.went_to(self.epoch, self.set_ms);
         Ok(())
