@@ -119,6 +119,8 @@ CREATE INDEX power_requests_ready ON power_requests
 CREATE INDEX power_requests_line ON power_requests (server_id, target) WHERE in_line = 1;
 CREATE INDEX power_requests_parked ON power_requests (target, server_id, gate, id) WHERE in_line IS NULL AND gate IS NOT NULL;
 CREATE INDEX power_requests_past ON power_requests (server_id, target, finished_at) WHERE in_line IS NULL AND gate IS NULL;
+-- Whether anybody is behind another one, without a look at those that wait for their time.
+CREATE INDEX power_requests_behind ON power_requests (target) WHERE gate = 'behind';
 CREATE INDEX power_requests_parked_count ON power_requests (target, action, id) WHERE in_line IS NULL AND gate IS NOT NULL;
 -- What its label holds back, in the order of the claim: first what no wave has let go. And counted.
 CREATE INDEX power_requests_held ON power_requests (label, wave, priority DESC, id) WHERE gate = 'held';
@@ -689,7 +691,8 @@ END;
 -- For every writer: what has ended stays, a request moves only along the arrows of its life, and at most one request of
 -- a server is running. That one is the first of its line: it may run only if no earlier one is there unfinished, and
 -- while it runs, no earlier one may come into the line (power_requests_check_line). Without the write guard only a
--- producer's words may change; only then the body has more to do than to say what is wrong.
+-- producer's words may change; only then the body has more to do than to say what is wrong. The body reads the old row
+-- (o) itself: what a trigger names as OLD, SQLite reads for each row that the daemon changes too.
 CREATE TRIGGER power_requests_check_update BEFORE UPDATE ON power_requests
 WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.finished_at IS NOT NULL OR NEW.id IS NOT OLD.id
      OR (NEW.state IS NOT OLD.state AND CASE NEW.state
@@ -703,46 +706,46 @@ WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR OLD.finished_at IS
          ELSE OLD.state <> 'queued' OR NEW.state IS NULL END)
 BEGIN
     SELECT CASE
-        WHEN OLD.finished_at IS NOT NULL AND ((SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR NEW.in_line IS NOT NULL
-             OR NEW.id IS NOT OLD.id OR NEW.state IS NOT OLD.state OR NEW.gate IS NOT NULL OR NEW.evidence IS NOT OLD.evidence
-             OR NEW.error_code IS NOT OLD.error_code OR NEW.error_message IS NOT OLD.error_message
-             OR NEW.batch_id IS NOT OLD.batch_id OR NEW.attempts IS NOT OLD.attempts
-             OR NEW.submitted_at IS NOT OLD.submitted_at OR NEW.finished_at IS NOT OLD.finished_at)
+        WHEN o.finished_at IS NOT NULL AND ((SELECT writing FROM queue_mark WHERE id = 1) IS NULL OR NEW.in_line IS NOT NULL
+             OR NEW.id IS NOT o.id OR NEW.state IS NOT o.state OR NEW.gate IS NOT NULL OR NEW.evidence IS NOT o.evidence
+             OR NEW.error_code IS NOT o.error_code OR NEW.error_message IS NOT o.error_message
+             OR NEW.batch_id IS NOT o.batch_id OR NEW.attempts IS NOT o.attempts
+             OR NEW.submitted_at IS NOT o.submitted_at OR NEW.finished_at IS NOT o.finished_at)
             THEN RAISE(ABORT, 'this request has ended; what became of it never changes')
-        WHEN NEW.id IS NOT OLD.id THEN RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
-        WHEN NEW.state = 'running' AND OLD.state = 'queued' AND ((SELECT writing FROM queue_mark WHERE id = 1) IS NULL
-             OR NEW.batch_id IS NULL OR NEW.batch_id IS OLD.batch_id)
+        WHEN NEW.id IS NOT o.id THEN RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
+        WHEN NEW.state = 'running' AND o.state = 'queued' AND ((SELECT writing FROM queue_mark WHERE id = 1) IS NULL
+             OR NEW.batch_id IS NULL OR NEW.batch_id IS o.batch_id)
             THEN RAISE(ABORT, 'only the daemon submits requests')
-        WHEN NEW.state = 'running' AND OLD.state = 'queued'
+        WHEN NEW.state = 'running' AND o.state = 'queued'
             THEN RAISE(ABORT, 'another request for this server is in progress, or goes first')
-        WHEN NEW.state IS NOT OLD.state AND OLD.state IS NOT NULL AND NOT CASE NEW.state
-             WHEN 'succeeded' THEN OLD.state = 'running'
-             WHEN 'failed' THEN OLD.state = 'running'
-             WHEN 'unknown' THEN OLD.state = 'running'
-             WHEN 'queued' THEN OLD.state = 'running'
-             WHEN 'cancelled' THEN OLD.state = 'queued'
-             WHEN 'expired' THEN OLD.state = 'queued'
-             WHEN 'rejected' THEN OLD.state = 'queued'
+        WHEN NEW.state IS NOT o.state AND o.state IS NOT NULL AND NOT CASE NEW.state
+             WHEN 'succeeded' THEN o.state = 'running'
+             WHEN 'failed' THEN o.state = 'running'
+             WHEN 'unknown' THEN o.state = 'running'
+             WHEN 'queued' THEN o.state = 'running'
+             WHEN 'cancelled' THEN o.state = 'queued'
+             WHEN 'expired' THEN o.state = 'queued'
+             WHEN 'rejected' THEN o.state = 'queued'
              ELSE 0 END
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
-        WHEN OLD.finished_at IS NOT NULL THEN NULL
+        WHEN o.finished_at IS NOT NULL THEN NULL
         WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NOT NULL THEN NULL
-        WHEN NEW.action IS NOT OLD.action OR CAST(NEW.server_id AS BLOB) IS NOT CAST(OLD.server_id AS BLOB)
-             OR NEW.target IS NOT OLD.target OR NEW.after_id IS NOT OLD.after_id OR NEW.request_key IS NOT OLD.request_key
-             OR NEW.requested_by IS NOT OLD.requested_by OR NEW.created_at IS NOT OLD.created_at
+        WHEN NEW.action IS NOT o.action OR CAST(NEW.server_id AS BLOB) IS NOT CAST(o.server_id AS BLOB)
+             OR NEW.target IS NOT o.target OR NEW.after_id IS NOT o.after_id OR NEW.request_key IS NOT o.request_key
+             OR NEW.requested_by IS NOT o.requested_by OR NEW.created_at IS NOT o.created_at
             THEN RAISE(ABORT, 'what a request asks for never changes; cancel it and insert another')
-        WHEN NEW.state IS NOT OLD.state AND NEW.state IS NOT 'cancelled'
+        WHEN NEW.state IS NOT o.state AND NEW.state IS NOT 'cancelled'
             THEN RAISE(ABORT, 'a request does not move this way; a producer may only cancel what is queued')
-        WHEN NEW.gate IS NOT OLD.gate OR NEW.in_line IS NOT OLD.in_line OR NEW.eligible_at IS NOT OLD.eligible_at
-             OR NEW.batch_id IS NOT OLD.batch_id OR NEW.attempts IS NOT OLD.attempts OR NEW.retry_at IS NOT OLD.retry_at
-             OR NEW.evidence IS NOT OLD.evidence OR NEW.error_code IS NOT OLD.error_code
-             OR NEW.error_message IS NOT OLD.error_message OR NEW.submitted_at IS NOT OLD.submitted_at
-             OR NEW.finished_at IS NOT OLD.finished_at OR NEW.travel_group IS NOT OLD.travel_group
-             OR NEW.baseline IS NOT OLD.baseline OR NEW.seen_since IS NOT OLD.seen_since OR NEW.wave IS NOT OLD.wave
+        WHEN NEW.gate IS NOT o.gate OR NEW.in_line IS NOT o.in_line OR NEW.eligible_at IS NOT o.eligible_at
+             OR NEW.batch_id IS NOT o.batch_id OR NEW.attempts IS NOT o.attempts OR NEW.retry_at IS NOT o.retry_at
+             OR NEW.evidence IS NOT o.evidence OR NEW.error_code IS NOT o.error_code
+             OR NEW.error_message IS NOT o.error_message OR NEW.submitted_at IS NOT o.submitted_at
+             OR NEW.finished_at IS NOT o.finished_at OR NEW.travel_group IS NOT o.travel_group
+             OR NEW.baseline IS NOT o.baseline OR NEW.seen_since IS NOT o.seen_since OR NEW.wave IS NOT o.wave
             THEN RAISE(ABORT, 'a producer changes only priority, not_before, expires_at, label, override_reason and approved_by of a request, or cancels it while it is queued')
-        WHEN OLD.state <> 'queued' AND (NEW.priority IS NOT OLD.priority OR NEW.not_before IS NOT OLD.not_before
-             OR NEW.expires_at IS NOT OLD.expires_at OR NEW.label IS NOT OLD.label
-             OR NEW.override_reason IS NOT OLD.override_reason OR NEW.approved_by IS NOT OLD.approved_by)
+        WHEN o.state <> 'queued' AND (NEW.priority IS NOT o.priority OR NEW.not_before IS NOT o.not_before
+             OR NEW.expires_at IS NOT o.expires_at OR NEW.label IS NOT o.label
+             OR NEW.override_reason IS NOT o.override_reason OR NEW.approved_by IS NOT o.approved_by)
             THEN RAISE(ABORT, 'priority, not_before, expires_at, label, override_reason and approved_by can be changed only while a request is queued')
         WHEN typeof(NEW.priority) <> 'integer' OR NEW.priority NOT BETWEEN -100 AND 100
             THEN RAISE(ABORT, 'priority must be a whole number from -100 to 100')
@@ -754,10 +757,11 @@ BEGIN
         WHEN typeof(NEW.approved_by) NOT IN ('text', 'null') OR length(NEW.approved_by) NOT BETWEEN 1 AND 256
              OR length(CAST(NEW.approved_by AS BLOB)) > 1024
             THEN RAISE(ABORT, 'approved_by must be text of 1 to 256 characters: who approves it')
-    END;
+    END
+    FROM power_requests o WHERE o.id = OLD.id;
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
-    SELECT NULL, NEW.not_before, NEW.expires_at, NEW.expires_at IS NOT OLD.expires_at
-    WHERE NEW.not_before IS NOT OLD.not_before OR NEW.expires_at IS NOT OLD.expires_at;
+    SELECT NULL, NEW.not_before, NEW.expires_at, NEW.expires_at IS NOT o.expires_at FROM power_requests o
+    WHERE o.id = OLD.id AND (NEW.not_before IS NOT o.not_before OR NEW.expires_at IS NOT o.expires_at);
 END;
 
 CREATE TRIGGER power_requests_check_line BEFORE UPDATE OF in_line ON power_requests

@@ -171,9 +171,9 @@ pub(in crate::store) async fn claim(
     writer: &mut SqliteConnection,
     claim: &Claim<'_>,
 ) -> Result<Option<Batch>, StoreError> {
-    // Where nobody is parked, hardly anybody is behind another one: the schema refuses the claim
-    // if somebody is, and then each is looked at.
-    let looks = gate::is_anything_parked(writer, &claim.lane.target).await?;
+    // Where nobody was found behind another one, hardly anybody is: the schema refuses the claim if
+    // somebody is, and then each is looked at.
+    let looks = gate::is_anybody_behind(writer, &claim.lane.target).await?;
     match try_claim(store, writer, claim, looks).await {
         Err(StoreError::Refused(_)) if !looks => try_claim(store, writer, claim, true).await,
         tried => tried,

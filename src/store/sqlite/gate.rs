@@ -30,14 +30,14 @@ const HELD_CHUNK: i64 = 1000;
 /// Servers of one target, for the next of each to come forward.
 type Freed = BTreeMap<TargetName, Vec<ServerId>>;
 
-/// True if any request of this target is parked. Where none is, nobody has to be let out, and no
-/// index of parked rows has to be searched a thousand times.
-pub(super) async fn is_anything_parked(
+/// True if any request of this target is behind another one. Where none is, nobody has to come
+/// forward, and no index of parked rows has to be searched a thousand times.
+pub(super) async fn is_anybody_behind(
     connection: &mut SqliteConnection,
     target: &TargetName,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE in_line IS NULL AND gate IS NOT NULL AND target = $1)",
+        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'behind' AND target = $1)",
     )
     .bind(&target.0)
     .fetch_one(connection)
@@ -390,7 +390,7 @@ pub(super) async fn bring_forward_after(
     target: &TargetName,
     moved: &[&Member],
 ) -> Result<(), StoreError> {
-    if moved.is_empty() || !is_anything_parked(tx, target).await? {
+    if moved.is_empty() || !is_anybody_behind(tx, target).await? {
         return Ok(());
     }
     let (first, others) = moved.split_at(moved.len().min(FORWARD_AT_ONCE));
@@ -418,13 +418,13 @@ pub(super) async fn bring_forward<'a>(
     target: &TargetName,
     servers: impl Iterator<Item = &'a ServerId>,
 ) -> Result<(), StoreError> {
-    if is_anything_parked(tx, target).await? {
+    if is_anybody_behind(tx, target).await? {
         move_forward(tx, target, servers).await?;
     }
     Ok(())
 }
 
-/// The same, where something is parked.
+/// The same, where somebody is behind.
 async fn move_forward<'a>(
     tx: &mut SqliteConnection,
     target: &TargetName,
