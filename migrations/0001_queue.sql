@@ -639,8 +639,14 @@ BEGIN
         WHEN NEW.seen_since IS NOT NULL THEN RAISE(ABORT, 'seen_since is set by the queue; leave it out')
         WHEN NEW.wave IS NOT NULL THEN RAISE(ABORT, 'wave is set by the queue; leave it out')
     END;
+    -- Times that are written as they are stored are read here; the rest, and what is wrong, by the view.
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
-    SELECT NULL, NEW.not_before, NEW.expires_at, 1 WHERE NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL;
+    SELECT NULL, NEW.not_before, NEW.expires_at, 1
+    WHERE NOT (
+        (NEW.not_before IS NULL OR (NEW.not_before IS strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before)) AND NEW.not_before GLOB '20*'))
+        AND (NEW.expires_at IS NULL OR (
+            NEW.expires_at IS strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at)) AND NEW.expires_at GLOB '20*'
+            AND NEW.expires_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND (NEW.not_before IS NULL OR NEW.expires_at > NEW.not_before))));
     DELETE FROM repeated_key WHERE NEW.request_key IS NOT NULL;
     INSERT INTO repeated_key (request_key) SELECT request_key FROM power_requests WHERE request_key = NEW.request_key;
 END;
@@ -648,7 +654,8 @@ END;
 -- Most rows need nothing more. The others: fill in what was NULL, put the dashes of a UUID, normalise the times, find the
 -- gate. SQLite's own table of the last ids is open to anybody: behind the greatest id no other would ever come.
 CREATE TRIGGER power_requests_insert AFTER INSERT ON power_requests
-WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL OR NEW.after_id IS NOT NULL OR NEW.request_key IS NOT NULL
+WHEN NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at))
+     OR NEW.after_id IS NOT NULL OR NEW.request_key IS NOT NULL
      OR NEW.target IS NULL OR NEW.priority IS NULL OR NEW.created_at IS NULL OR NEW.state IS NULL OR NEW.attempts IS NULL
      OR NEW.gate IS NULL OR NEW.in_line IS NULL OR NEW.travel_group IS NULL
      OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*')
@@ -676,7 +683,9 @@ BEGIN
      OR NEW.gate IS NULL OR NEW.in_line IS NULL OR NEW.travel_group IS NULL
      OR (length(NEW.server_id) = 32 AND NEW.server_id NOT GLOB '*[^0-9A-Fa-f]*'));
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
-    SELECT NEW.id, NEW.not_before, NEW.expires_at, 0 WHERE NEW.not_before IS NOT NULL OR NEW.expires_at IS NOT NULL;
+    SELECT NEW.id, NEW.not_before, NEW.expires_at, 0
+    WHERE NEW.not_before IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.not_before))
+       OR NEW.expires_at IS NOT strftime('%Y-%m-%dT%H:%M:%fZ', julianday(NEW.expires_at));
     UPDATE power_requests SET gate = 'after', in_line = NULL, eligible_at = NULL
     WHERE id = NEW.id AND NEW.after_id IS NOT NULL
       AND (SELECT a.state FROM power_requests a WHERE a.id = NEW.after_id) <> 'succeeded';
@@ -772,9 +781,10 @@ BEGIN
     SELECT RAISE(ABORT, 'another request for this server is in progress, or goes first');
 END;
 
--- Stored times have one form, so that any other is a producer's.
+-- Stored times have one form, so that any other is a producer's; so is 24:00, which is 00:00 of the next day.
 CREATE TRIGGER power_requests_times AFTER UPDATE OF not_before, expires_at ON power_requests
 WHEN NEW.not_before NOT GLOB '????-??-??T??:??:??.???Z' OR NEW.expires_at NOT GLOB '????-??-??T??:??:??.???Z'
+     OR NEW.not_before GLOB '*T24:*' OR NEW.expires_at GLOB '*T24:*'
 BEGIN
     INSERT INTO written_times (request_id, not_before, expires_at, expiry_is_new)
     VALUES (NEW.id, NEW.not_before, NEW.expires_at, 0);
@@ -784,7 +794,7 @@ END;
 -- of it in the next round.
 CREATE TRIGGER power_requests_not_before AFTER UPDATE OF not_before ON power_requests
 WHEN NEW.state = 'queued' AND OLD.state = 'queued' AND NEW.not_before IS NOT OLD.not_before
-     AND (NEW.not_before IS NULL OR NEW.not_before GLOB '????-??-??T??:??:??.???Z')
+     AND (NEW.not_before IS NULL OR (NEW.not_before GLOB '????-??-??T??:??:??.???Z' AND NEW.not_before NOT GLOB '*T24:*'))
      AND (SELECT writing FROM queue_mark WHERE id = 1) IS NOT 'insert'
 BEGIN
     INSERT INTO round_notes (request_id, target, server_id) SELECT NEW.id, NEW.target, NEW.server_id
@@ -1068,6 +1078,7 @@ BEGIN
              OR (OLD.created_at IS NOT NULL AND NEW.created_at IS NOT OLD.created_at)
             THEN RAISE(ABORT, 'of an order that has not begun, only waves, failures_max, pause and expires_at can be changed')
     END;
+    INSERT INTO written_times (expires_at, expiry_is_new) SELECT NEW.expires_at, 1 WHERE NEW.expires_at IS NOT OLD.expires_at;
 END;
 
 CREATE TRIGGER orders_update AFTER UPDATE OF waves, failures_max, pause ON orders
@@ -1077,7 +1088,8 @@ BEGIN
 END;
 
 -- Stored times have one form, so that any other is a producer's.
-CREATE TRIGGER orders_times AFTER UPDATE OF expires_at ON orders WHEN NEW.expires_at NOT GLOB '????-??-??T??:??:??.???Z'
+CREATE TRIGGER orders_times AFTER UPDATE OF expires_at ON orders
+WHEN NEW.expires_at NOT GLOB '????-??-??T??:??:??.???Z' OR NEW.expires_at GLOB '*T24:*'
 BEGIN
     INSERT INTO written_times (order_label, expires_at, expiry_is_new) VALUES (NEW.label, NEW.expires_at, 1);
 END;

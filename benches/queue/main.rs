@@ -213,8 +213,26 @@ async fn insert(count: usize) {
             ),
         ),
         (
+            "the same, as it is stored",
+            rows(
+                count,
+                Servers::Random,
+                ", label, expires_at",
+                ", 'night', '2090-01-01T00:00:00.000Z'",
+            ),
+        ),
+        (
             "not due",
             rows(count, Servers::Random, ", not_before", ", '2090-01-01'"),
+        ),
+        (
+            "the same, as it is stored",
+            rows(
+                count,
+                Servers::Random,
+                ", not_before",
+                ", '2090-01-01T00:00:00.000Z'",
+            ),
         ),
         (
             "of 1000 servers",

@@ -214,6 +214,7 @@ async fn requests_that_have_the_orders_time_go_along_with_it() {
     for (time, stored) in [
         ("'2090-02-01 22:00'", "2090-02-01T22:00:00.000Z"),
         ("'2090-02-02T00:00:00.000Z'", "2090-02-02T00:00:00.000Z"),
+        ("'2090-02-02T24:00:00.000Z'", "2090-02-03T00:00:00.000Z"),
     ] {
         queue
             .sql(&format!("UPDATE orders SET expires_at = {time}"))
@@ -225,4 +226,42 @@ async fn requests_that_have_the_orders_time_go_along_with_it() {
     }
     let row = format!("SELECT expires_at FROM power_requests WHERE id = {own}");
     assert_eq!(queue.row(&row).await, "2090-03-01T00:00:00.000Z");
+}
+
+#[tokio::test]
+async fn a_changed_time_of_an_order_is_refused_like_one_that_is_inserted() {
+    let mut queue = Queue::new().await;
+    queue
+        .sql("INSERT INTO orders (label, waves, expires_at) VALUES ('x', '1', '2090-01-31')")
+        .await;
+    for (written, sentence) in [
+        ("'22:00'", "expires_at must be a UTC time"),
+        (
+            "'2090-02-31T22:00:00.000Z'",
+            "expires_at must be a UTC time",
+        ),
+        (
+            "'2090-1x-31T22:00:00.000Z'",
+            "expires_at must be a UTC time",
+        ),
+        (
+            "'2190-01-31T22:00:00.000Z'",
+            "expires_at must be a UTC time",
+        ),
+        (
+            "'2020-01-31T22:00:00.000Z'",
+            "expires_at must be later than now",
+        ),
+        ("'2020-01-31'", "expires_at must be later than now"),
+    ] {
+        for update in ["UPDATE", "UPDATE OR IGNORE", "UPDATE OR REPLACE"] {
+            let sql = format!("{update} orders SET expires_at = {written};");
+            let refused = queue.refused(&sql).await;
+            assert!(refused.starts_with(sentence), "{sql} {refused}");
+            let old = old_sqlite::run(queue.path(), &sql).expect_err("refused by 3.26");
+            assert!(old.contains(sentence), "on 3.26: {sql} {old}");
+        }
+    }
+    let row = "SELECT expires_at FROM orders";
+    assert_eq!(queue.row(row).await, "2090-01-31T00:00:00.000Z");
 }
