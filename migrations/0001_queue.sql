@@ -805,7 +805,8 @@ BEGIN
     UPDATE power_requests SET
         eligible_at = CASE gate WHEN 'after' THEN NULL
             ELSE max(created_at, ifnull(NEW.not_before, ''),
-                     ifnull((SELECT a.finished_at FROM power_requests a WHERE a.id = NEW.after_id), '')) END,
+                     ifnull((SELECT min(a.finished_at, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) FROM power_requests a
+                             WHERE a.id = NEW.after_id), '')) END,
         gate = CASE gate WHEN 'after' THEN gate ELSE 'later' END,
         in_line = NULL
     WHERE id = NEW.id;

@@ -223,6 +223,29 @@ async fn a_request_may_wait_for_another_of_the_same_server() {
 }
 
 #[tokio::test]
+async fn what_was_waited_for_has_ended_whatever_the_clock_showed_then() {
+    let mut queue = Queue::new().await;
+    let now = wall();
+    let awaited = queue.insert("x", &[]).await;
+    let batches = queue.go(now).await;
+    queue.end(&batches[0], &succeeded(), now + HOUR).await;
+    let first = queue
+        .insert("a", &[("after_id", &awaited.to_string())])
+        .await;
+    let second = queue.insert("a", &[]).await;
+    queue
+        .sql(&format!(
+            "UPDATE power_requests SET not_before = '2026-01-31' WHERE id = {first}"
+        ))
+        .await;
+    assert_eq!(ids(&queue.go(wall()).await), [first]);
+    assert_eq!(
+        queue.reason(second).await,
+        format!("behind request {first}")
+    );
+}
+
+#[tokio::test]
 async fn postponing_the_first_lets_the_next_one_go() {
     let mut queue = Queue::new().await;
     let now = wall();
