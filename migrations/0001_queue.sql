@@ -525,9 +525,10 @@ BEGIN
     SELECT RAISE(ABORT, 'only poweryard writes the list of its migrations');
 END;
 
--- A time as a producer writes it. The rule for it is here alone: the triggers of power_requests insert into this view, which
--- reads the times, and hands them on to the next one, which refuses or stores them. request_id, or order_label: the row to
--- store them in; NULL only checks. expiry_is_new: 1 if expires_at must be later than now.
+-- A time as a producer writes it. The rule for it is here: the triggers of power_requests insert into this view, which
+-- reads the times, and hands them on to the next one, which refuses or stores them. Only a new request whose times are
+-- written as they are stored, and break no rule, does without it (power_requests_check_insert). request_id, or
+-- order_label: the row to store them in; NULL only checks. expiry_is_new: 1 if expires_at must be later than now.
 CREATE VIEW written_times (request_id, order_label, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL, NULL WHERE 0;
 -- The same, read: UTC in the stored form, '' for what is no time.
 CREATE VIEW read_times (request_id, order_label, not_before, expires_at, expiry_is_new) AS SELECT NULL, NULL, NULL, NULL, NULL WHERE 0;
@@ -1088,7 +1089,7 @@ BEGIN
     INSERT INTO checked_orders (label, expires_at) VALUES (NEW.label, NULL);
 END;
 
--- Stored times have one form, so that any other is a producer's.
+-- Stored times have one form, so that any other is a producer's; so is 24:00, as above.
 CREATE TRIGGER orders_times AFTER UPDATE OF expires_at ON orders
 WHEN NEW.expires_at NOT GLOB '????-??-??T??:??:??.???Z' OR NEW.expires_at GLOB '*T24:*'
 BEGIN
