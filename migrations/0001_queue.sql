@@ -455,6 +455,8 @@ CREATE TABLE queue_mark (
                      CONSTRAINT clock_set_form CHECK (typeof(clock_set_ms) = 'integer'),
     restored_last_id INTEGER        -- ids up to this one were in the copy that was put back last
                      CONSTRAINT restored_last_id_form CHECK (typeof(restored_last_id) IN ('integer', 'null')),
+    missing_calls_ms INTEGER        -- when a copy was found that calls were missing from, by the clock without what it was set
+                     CONSTRAINT missing_calls_form CHECK (typeof(missing_calls_ms) IN ('integer', 'null')),
     CONSTRAINT writing_is_known CHECK (writing IS NULL OR writing = token OR writing = 'insert' OR writing = 'change')
 );
 
@@ -480,7 +482,8 @@ WHEN OLD.writing IS NULL AND ((NEW.writing IS NOT OLD.token AND NEW.writing IS N
      OR (NEW.epoch <> OLD.epoch AND NEW.epoch <> OLD.epoch + 1)
      OR NEW.copied_at IS NOT OLD.copied_at OR NEW.clock_at IS NOT OLD.clock_at
      OR NEW.clock_uptime_ms IS NOT OLD.clock_uptime_ms OR NEW.clock_boot IS NOT OLD.clock_boot
-     OR NEW.clock_set_ms IS NOT OLD.clock_set_ms OR NEW.restored_last_id IS NOT OLD.restored_last_id)
+     OR NEW.clock_set_ms IS NOT OLD.clock_set_ms OR NEW.restored_last_id IS NOT OLD.restored_last_id
+     OR NEW.missing_calls_ms IS NOT OLD.missing_calls_ms)
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes queue_mark');
 END;

@@ -371,7 +371,8 @@ impl Store {
     }
 
     /// When the last `count` submit calls of a target were over, in the order in which they were
-    /// made. One whose answer is not known may have arrived only just now.
+    /// made. One whose answer is not known may have arrived only just now, and so may those that an
+    /// older copy lacks have, when it was found.
     pub async fn recent_calls(
         &self,
         target: &TargetName,

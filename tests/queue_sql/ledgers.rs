@@ -639,3 +639,38 @@ async fn nothing_is_claimed_while_the_note_beside_the_queue_cannot_be_written() 
     fs::remove_dir(&note).expect("out of its way");
     assert_eq!(ids(&queue.go(wall()).await), [id]);
 }
+
+#[tokio::test]
+async fn calls_that_a_copy_lacks_count_as_made_when_it_is_found() {
+    for lacks_call in [true, false] {
+        let mut queue = Queue::new().await;
+        queue.store.begin_epoch(wall()).await.expect("begun");
+        let copy = queue.path().with_file_name("copy.db");
+        let make_copy = format!("VACUUM INTO '{}'", copy.display());
+        queue.insert("a", &[]).await;
+        if lacks_call {
+            queue.sql(&make_copy).await;
+        }
+        let batch = queue.go(wall()).await.remove(0);
+        queue.end(&batch, &failed(), wall()).await;
+        if !lacks_call {
+            queue.sql(&make_copy).await;
+        }
+        let epoch_file = queue.path().with_file_name("queue.db.epoch");
+        let beside_copy = copy.with_file_name("copy.db.epoch");
+        fs::copy(epoch_file, beside_copy).expect("the epoch file stays");
+
+        let store = Store::open(&copy).await.expect("opened");
+        let found_at = wall();
+        let restored = store.begin_epoch(found_at).await.expect("begun");
+        assert!(restored.is_some(), "it is a copy");
+        let target = TargetName("default".into());
+        let calls = store.recent_calls(&target, 3, wall()).await;
+        let calls = calls.expect("read");
+        if lacks_call {
+            assert_eq!(calls, [found_at; 3]);
+        } else {
+            assert!(matches!(calls[..], [at] if at < found_at), "{calls:?}");
+        }
+    }
+}

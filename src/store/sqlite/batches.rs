@@ -285,7 +285,7 @@ pub(in crate::store) async fn recent_calls(
     count: u32,
     now: UtcMillis,
 ) -> Result<Vec<UtcMillis>, StoreError> {
-    let calls: Vec<i64> = sqlx::query_scalar(
+    let mut calls: Vec<i64> = sqlx::query_scalar(
         "SELECT CASE state WHEN 'submitting' THEN $3
                 ELSE coalesce(submitted_steady_ms, intent_steady_ms) + (SELECT clock_set_ms FROM queue_mark) END
          FROM batches WHERE target = $1 ORDER BY id DESC LIMIT 0 + $2",
@@ -295,6 +295,17 @@ pub(in crate::store) async fn recent_calls(
     .bind(now.0)
     .fetch_all(&mut *connection)
     .await?;
+    let missing_at: Option<i64> =
+        sqlx::query_scalar("SELECT missing_calls_ms + clock_set_ms FROM queue_mark")
+            .fetch_optional(connection)
+            .await?
+            .flatten();
+    if let Some(at) = missing_at {
+        // As many as may have left.
+        calls.extend(std::iter::repeat_n(at, count as usize));
+        calls.sort_unstable_by(|one, other| other.cmp(one));
+        calls.truncate(count as usize);
+    }
     Ok(calls.into_iter().rev().map(UtcMillis).collect())
 }
 

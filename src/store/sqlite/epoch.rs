@@ -208,6 +208,15 @@ async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Resu
     Ok(())
 }
 
+/// Calls have left of which this copy has no row: how many, and for which target, nobody knows.
+async fn note_missing_calls(tx: &mut SqliteConnection, now: UtcMillis) -> Result<(), StoreError> {
+    sqlx::query("UPDATE queue_mark SET missing_calls_ms = $1 - clock_set_ms")
+        .bind(now.0)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
 /// Puts everything on hold that was unfinished in the copy, and moves its ids on.
 async fn hold_restored(
     tx: &mut SqliteConnection,
@@ -248,15 +257,19 @@ async fn hold_restored(
         )
         .await?;
     }
-    let noted = noted.unwrap_or_default();
     sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), $1)")
         .bind(own.last_id)
         .execute(&mut *tx)
         .await?;
+    // A claim is in the epoch file before its call leaves.
+    if noted.is_none_or(|noted| noted.last_batch_id > own.last_batch_id) {
+        note_missing_calls(tx, now).await?;
+    }
     // The servers' later operations are in no row: that they are idle proves nothing of these calls.
     sqlx::query("UPDATE batches SET from_copy = 1 WHERE state <> 'done'")
         .execute(&mut *tx)
         .await?;
+    let noted = noted.unwrap_or_default();
     // What a stranger set beyond all reason is fixed after this.
     for (table, last) in [
         ("power_requests", own.last_id.max(noted.last_id)),

@@ -114,6 +114,8 @@ pub(super) struct Machine<'a> {
     steps_of_clock: u64,
     secrets: Secrets,
     secrets_since: UtcMillis,
+    /// The last reload failed while the queue was locked.
+    must_reload: bool,
     /// The longest that the secrets were wrong without a break.
     wrong_for: Duration,
     /// Somebody asks the daemon to stop, at the latest after its next round.
@@ -176,6 +178,7 @@ impl<'a> Machine<'a> {
             steps_of_clock: 0,
             secrets: Secrets::Right,
             secrets_since: begin,
+            must_reload: false,
             wrong_for: Duration::ZERO,
             is_halting: false,
             acted: false,
@@ -492,6 +495,7 @@ impl<'a> Machine<'a> {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
                 self.facts.began = self.moment().real;
+                self.must_reload = false;
                 self.facts.reloaded(&self.plan.limits());
             }
             Err(_) if self.fuse.is_blown() => {
@@ -508,6 +512,9 @@ impl<'a> Machine<'a> {
 
     async fn act(&mut self) -> Result<(), Broken> {
         let now = self.now();
+        if std::mem::take(&mut self.must_reload) {
+            operators::reload(self).await?;
+        }
         if self.producers.left == 0 && self.secrets == Secrets::Wrong {
             // Somebody notices, before the producers are done.
             operators::set_secrets(self, Secrets::Right);

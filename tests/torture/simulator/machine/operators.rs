@@ -130,8 +130,9 @@ pub(super) async fn reload(machine: &mut Machine<'_>) -> Result<(), Broken> {
             machine.facts.reloaded(&machine.plan.limits());
             Ok(())
         }
-        // The old ones stay; the next start takes these.
+        // The old ones stay, until the operator, who is told, tries it again.
         Err(ReloadError::Store(error)) if error.is_passing() => {
+            machine.must_reload = true;
             machine.say(|| format!("the reload fails: {error}"));
             Ok(())
         }
