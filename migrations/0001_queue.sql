@@ -162,7 +162,7 @@ CREATE TABLE round_notes (
     server_id  TEXT COLLATE NOCASE
 );
 
--- Batches that are done and whose requests still stand in the line: they leave it in a quiet moment.
+-- Batches that are done and whose requests still stand in the line: they leave it in a quiet moment. A trigger writes it.
 CREATE TABLE lingering_batches (
     batch_id INTEGER PRIMARY KEY
 );
@@ -315,6 +315,11 @@ BEGIN
     SELECT RAISE(ABORT, 'only the daemon changes round_notes');
 END;
 
+CREATE TRIGGER batches_done AFTER UPDATE OF state ON batches WHEN NEW.state = 'done' AND OLD.state <> 'done'
+BEGIN
+    INSERT INTO lingering_batches (batch_id) VALUES (NEW.id) ON CONFLICT DO NOTHING;
+END;
+
 CREATE TRIGGER lingering_batches_check_insert BEFORE INSERT ON lingering_batches WHEN (SELECT writing FROM queue_mark WHERE id = 1) IS NULL
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes lingering_batches');
@@ -455,8 +460,10 @@ CREATE TABLE queue_mark (
                      CONSTRAINT clock_set_form CHECK (typeof(clock_set_ms) = 'integer'),
     restored_last_id INTEGER        -- ids up to this one were in the copy that was put back last
                      CONSTRAINT restored_last_id_form CHECK (typeof(restored_last_id) IN ('integer', 'null')),
-    missing_calls_ms INTEGER        -- when a copy was found that calls were missing from, by the clock without what it was set
-                     CONSTRAINT missing_calls_form CHECK (typeof(missing_calls_ms) IN ('integer', 'null')),
+    missing_calls    INTEGER        -- so many claims were missing from that copy
+                     CONSTRAINT missing_calls_form CHECK (typeof(missing_calls) IN ('integer', 'null')),
+    missing_calls_ms INTEGER        -- when that was found, by the clock without what it was set
+                     CONSTRAINT missing_calls_ms_form CHECK (typeof(missing_calls_ms) IN ('integer', 'null')),
     CONSTRAINT writing_is_known CHECK (writing IS NULL OR writing = token OR writing = 'insert' OR writing = 'change')
 );
 
@@ -483,7 +490,7 @@ WHEN OLD.writing IS NULL AND ((NEW.writing IS NOT OLD.token AND NEW.writing IS N
      OR NEW.copied_at IS NOT OLD.copied_at OR NEW.clock_at IS NOT OLD.clock_at
      OR NEW.clock_uptime_ms IS NOT OLD.clock_uptime_ms OR NEW.clock_boot IS NOT OLD.clock_boot
      OR NEW.clock_set_ms IS NOT OLD.clock_set_ms OR NEW.restored_last_id IS NOT OLD.restored_last_id
-     OR NEW.missing_calls_ms IS NOT OLD.missing_calls_ms)
+     OR NEW.missing_calls IS NOT OLD.missing_calls OR NEW.missing_calls_ms IS NOT OLD.missing_calls_ms)
 BEGIN
     SELECT RAISE(ABORT, 'only the daemon writes queue_mark');
 END;

@@ -295,14 +295,14 @@ pub(in crate::store) async fn recent_calls(
     .bind(now.0)
     .fetch_all(&mut *connection)
     .await?;
-    let missing_at: Option<i64> =
-        sqlx::query_scalar("SELECT missing_calls_ms + clock_set_ms FROM queue_mark")
-            .fetch_optional(connection)
-            .await?
-            .flatten();
-    if let Some(at) = missing_at {
-        // As many as may have left.
-        calls.extend(std::iter::repeat_n(at, count as usize));
+    let missing: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT missing_calls, missing_calls_ms + clock_set_ms FROM queue_mark WHERE missing_calls > 0",
+    )
+    .fetch_optional(connection)
+    .await?;
+    if let Some((number, at)) = missing {
+        let number = usize::try_from(number).unwrap_or(usize::MAX);
+        calls.extend(std::iter::repeat_n(at, number.min(count as usize)));
         calls.sort_unstable_by(|one, other| other.cmp(one));
         calls.truncate(count as usize);
     }

@@ -128,6 +128,28 @@ impl Candidate {
     }
 }
 
+/// The first of a lane.
+struct Candidates {
+    requests: Vec<Candidate>,
+    /// Somebody of their target was found behind another one.
+    may_be_behind: bool,
+    /// There are orders, or labels on hold.
+    may_be_held: bool,
+}
+
+impl Candidates {
+    /// One row for all of them: each row costs as much again on its way through sqlx.
+    fn read(found: (bool, bool, Vec<u8>)) -> Result<Self, StoreError> {
+        let (may_be_behind, may_be_held, requests) = found;
+        let requests: Vec<CandidateRow> = rows::json(requests)?;
+        Ok(Self {
+            requests: requests.into_iter().map(Candidate::read).collect(),
+            may_be_behind,
+            may_be_held,
+        })
+    }
+}
+
 /// What a claim takes, and how many requests it has parked.
 struct Pick {
     go: Vec<Candidate>,
@@ -142,7 +164,7 @@ pub(in crate::store) async fn heads(
     each: u32,
     now: UtcMillis,
 ) -> Result<Vec<Head>, StoreError> {
-    let mut go = read_first(writer, lane, each).await?;
+    let mut go = read_first(writer, lane, each).await?.requests;
     if !find_behind(writer, &go).await?.is_empty() || !find_held(writer, &go, now).await?.is_empty()
     {
         let mut tx = store.begin(writer).await?;
@@ -173,15 +195,14 @@ pub(in crate::store) async fn claim(
 ) -> Result<Option<Batch>, StoreError> {
     // Where nobody was found behind another one, hardly anybody is: the schema refuses the claim if
     // somebody is, and then each is looked at.
-    let looks = gate::is_anybody_behind(writer, &claim.lane.target).await?;
-    match try_claim(store, writer, claim, looks).await {
-        Err(StoreError::Refused(_)) if !looks => try_claim(store, writer, claim, true).await,
+    match try_claim(store, writer, claim, false).await {
+        Err(StoreError::Refused(_)) => try_claim(store, writer, claim, true).await,
         tried => tried,
     }
 }
 
-/// With `looks`, those who cannot go are parked, if they are many in transactions before that of the
-/// claim.
+/// Those who cannot go are parked, if they are many in transactions before that of the claim. With
+/// `looks`, each is looked at, also where nobody was found behind another one.
 async fn try_claim(
     store: &Store,
     writer: &mut SqliteConnection,
@@ -305,8 +326,10 @@ async fn pick_these(
     heads: &[(RequestId, Baseline)],
     (looks, now): (bool, UtcMillis),
 ) -> Result<Pick, StoreError> {
-    let found: Option<Vec<u8>> = sqlx::query_scalar(
-        "SELECT CAST(json_group_array(json_array(
+    let found = sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM power_requests b WHERE b.gate = 'behind' AND b.target = $2),
+                EXISTS (SELECT 1 FROM orders) OR EXISTS (SELECT 1 FROM holds WHERE label IS NOT NULL),
+                CAST(json_group_array(json_array(
                 r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT)
                 )) AS BLOB)
          FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
@@ -317,21 +340,20 @@ async fn pick_these(
     .bind(&lane.target.0)
     .bind(lane.action.as_str())
     .bind(lane.kind.number())
-    .fetch_optional(&mut *tx)
+    .fetch_one(&mut *tx)
     .await?;
-    let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
-    let candidates = found.into_iter().map(Candidate::read).collect();
-    park_others(tx, candidates, (looks, now)).await
+    park_others(tx, Candidates::read(found)?, (looks, now)).await
 }
 
-/// One row for all of them: each row costs as much again on its way through sqlx.
 async fn read_first(
     connection: &mut SqliteConnection,
     lane: &Lane,
     most: u32,
-) -> Result<Vec<Candidate>, StoreError> {
-    let found: Option<Vec<u8>> = sqlx::query_scalar(
-        "SELECT CAST(json_group_array(json_array(
+) -> Result<Candidates, StoreError> {
+    let found = sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM power_requests b WHERE b.gate = 'behind' AND b.target = $1),
+                EXISTS (SELECT 1 FROM orders) OR EXISTS (SELECT 1 FROM holds WHERE label IS NOT NULL),
+                CAST(json_group_array(json_array(
                 r.id, CAST(r.server_id AS TEXT), CAST(r.attempts AS INTEGER), CAST(ifnull(r.eligible_at, r.created_at) AS TEXT)
                 )) AS BLOB)
          FROM (SELECT id, server_id, attempts, eligible_at, created_at FROM power_requests
@@ -343,29 +365,29 @@ async fn read_first(
     .bind(lane.action.as_str())
     .bind(lane.kind.number())
     .bind(most)
-    .fetch_optional(connection)
+    .fetch_one(connection)
     .await?;
-    let found: Vec<CandidateRow> = rows::json(found.unwrap_or_default())?;
-    Ok(found.into_iter().map(Candidate::read).collect())
+    Candidates::read(found)
 }
 
-/// Parks those of `candidates` that their labels hold; and, with `looks`, those that are behind
-/// another one. Of very many only the first are parked: the others are met again.
+/// Parks those that are behind another one or held by their labels, where any may be; with `looks`,
+/// each may be behind another one. Of very many only the first are parked: the others are met again.
 async fn park_others(
     tx: &mut SqliteConnection,
-    mut candidates: Vec<Candidate>,
+    found: Candidates,
     (looks, now): (bool, UtcMillis),
 ) -> Result<Pick, StoreError> {
+    let mut candidates = found.requests;
     let mut parked = 0;
-    if looks {
+    if looks || found.may_be_behind {
         let behind = find_behind(tx, &candidates).await?;
         let first: BTreeSet<i64> = behind.iter().take(PARKED_AT_ONCE).copied().collect();
         gate::park_behind(tx, &first).await?;
         candidates.retain(|candidate| !behind.contains(&candidate.id));
         parked = first.len();
     }
-    let held = find_held(tx, &candidates, now).await?;
-    if !held.is_empty() {
+    if found.may_be_held {
+        let held = find_held(tx, &candidates, now).await?;
         let first: BTreeSet<i64> = held.iter().take(PARKED_AT_ONCE).copied().collect();
         gate::park_held(tx, &first).await?;
         candidates.retain(|candidate| !held.contains(&candidate.id));
@@ -397,8 +419,7 @@ async fn find_behind(
     Ok(behind.into_iter().collect())
 }
 
-/// The ids of those that their labels hold: a pause, or a wave that has not come. One statement of
-/// a few microseconds where no label holds anything.
+/// The ids of those that their labels hold: a pause, or a wave that has not come.
 async fn find_held(
     connection: &mut SqliteConnection,
     candidates: &[Candidate],
@@ -406,9 +427,7 @@ async fn find_held(
 ) -> Result<BTreeSet<i64>, StoreError> {
     let found: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT CAST(json_group_array(r.id) AS BLOB)
-         FROM json_each(CASE WHEN EXISTS (SELECT 1 FROM orders) OR EXISTS (SELECT 1 FROM holds WHERE label IS NOT NULL)
-                        THEN $1 ELSE '[]' END) j
-         CROSS JOIN power_requests r ON r.id = j.value
+         FROM json_each($1) j CROSS JOIN power_requests r ON r.id = j.value
          WHERE r.label IS NOT NULL AND (
              (r.wave IS NULL AND EXISTS (SELECT 1 FROM orders w WHERE w.label = r.label))
              OR EXISTS (SELECT 1 FROM holds h WHERE h.label = r.label AND h.kind = 'operator'

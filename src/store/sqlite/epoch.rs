@@ -208,12 +208,20 @@ async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Resu
     Ok(())
 }
 
-/// Calls have left of which this copy has no row: how many, and for which target, nobody knows.
-async fn note_missing_calls(tx: &mut SqliteConnection, now: UtcMillis) -> Result<(), StoreError> {
-    sqlx::query("UPDATE queue_mark SET missing_calls_ms = $1 - clock_set_ms")
-        .bind(now.0)
-        .execute(tx)
-        .await?;
+/// So many calls may have left of which this copy has no row: each claim is in the epoch file before
+/// its call leaves. For which target, nobody knows.
+async fn note_missing_calls(
+    tx: &mut SqliteConnection,
+    missing: i64,
+    now: UtcMillis,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE queue_mark SET missing_calls = max(0, $1), missing_calls_ms = $2 - clock_set_ms",
+    )
+    .bind(missing)
+    .bind(now.0)
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -261,15 +269,17 @@ async fn hold_restored(
         .bind(own.last_id)
         .execute(&mut *tx)
         .await?;
-    // A claim is in the epoch file before its call leaves.
-    if noted.is_none_or(|noted| noted.last_batch_id > own.last_batch_id) {
-        note_missing_calls(tx, now).await?;
-    }
     // The servers' later operations are in no row: that they are idle proves nothing of these calls.
     sqlx::query("UPDATE batches SET from_copy = 1 WHERE state <> 'done'")
         .execute(&mut *tx)
         .await?;
     let noted = noted.unwrap_or_default();
+    note_missing_calls(
+        tx,
+        noted.last_batch_id.saturating_sub(own.last_batch_id),
+        now,
+    )
+    .await?;
     // What a stranger set beyond all reason is fixed after this.
     for (table, last) in [
         ("power_requests", own.last_id.max(noted.last_id)),

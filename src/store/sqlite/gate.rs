@@ -30,20 +30,6 @@ const HELD_CHUNK: i64 = 1000;
 /// Servers of one target, for the next of each to come forward.
 type Freed = BTreeMap<TargetName, Vec<ServerId>>;
 
-/// True if any request of this target is behind another one. Where none is, nobody has to come
-/// forward, and no index of parked rows has to be searched a thousand times.
-pub(super) async fn is_anybody_behind(
-    connection: &mut SqliteConnection,
-    target: &TargetName,
-) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate = 'behind' AND target = $1)",
-    )
-    .bind(&target.0)
-    .fetch_one(connection)
-    .await?)
-}
-
 /// True if any request is held by its label.
 pub(in crate::store) async fn is_anything_held(
     connection: &mut SqliteConnection,
@@ -383,6 +369,29 @@ async fn after_ends(tx: &mut SqliteConnection, ended: &[EndedRow]) -> Result<(),
     Ok(())
 }
 
+/// Who may wait for requests that have ended or gone back to the queue.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub(super) struct Waiting {
+    /// Somebody waits for the end of another request.
+    pub(super) for_an_end: bool,
+    /// Somebody of the target is behind another one.
+    pub(super) behind: bool,
+}
+
+/// One look for both: mostly there is nobody.
+pub(super) async fn who_waits(
+    connection: &mut SqliteConnection,
+    target: &TargetName,
+) -> Result<Waiting, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL AND after_id IS NOT NULL) AS for_an_end,
+                EXISTS (SELECT 1 FROM power_requests WHERE gate = 'behind' AND target = $1) AS behind",
+    )
+    .bind(&target.0)
+    .fetch_one(connection)
+    .await?)
+}
+
 /// These requests of a target have ended or gone back to the queue: of each server, the first that
 /// waits behind comes forward, if there are many some in the next rounds.
 pub(super) async fn bring_forward_after(
@@ -390,9 +399,6 @@ pub(super) async fn bring_forward_after(
     target: &TargetName,
     moved: &[&Member],
 ) -> Result<(), StoreError> {
-    if moved.is_empty() || !is_anybody_behind(tx, target).await? {
-        return Ok(());
-    }
     let (first, others) = moved.split_at(moved.len().min(FORWARD_AT_ONCE));
     move_forward(tx, target, first.iter().map(|member| &member.server)).await?;
     if others.is_empty() {
@@ -418,7 +424,7 @@ pub(super) async fn bring_forward<'a>(
     target: &TargetName,
     servers: impl Iterator<Item = &'a ServerId>,
 ) -> Result<(), StoreError> {
-    if is_anybody_behind(tx, target).await? {
+    if who_waits(tx, target).await?.behind {
         move_forward(tx, target, servers).await?;
     }
     Ok(())
@@ -470,19 +476,15 @@ async fn leave_before(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), Stor
     Ok(())
 }
 
-/// These requests have ended: those that wait for one of them are told in the next round.
+/// These requests, a JSON list of ids, have ended: those that wait for one of them are told in the
+/// next round.
 pub(super) async fn note_awaited(tx: &mut SqliteConnection, ids: &str) -> Result<(), StoreError> {
-    let anybody_waits: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL AND after_id IS NOT NULL)",
-    )
-    .fetch_one(&mut *tx)
-    .await?;
-    if !anybody_waits {
-        return Ok(());
-    }
     sqlx::query(
         "INSERT INTO round_notes (request_id, target, server_id)
-         SELECT e.id, e.target, e.server_id FROM json_each($1) j CROSS JOIN power_requests e ON e.id = j.value
+         SELECT e.id, e.target, e.server_id
+         FROM json_each(CASE WHEN EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL AND after_id IS NOT NULL)
+                        THEN $1 ELSE '[]' END) j
+         CROSS JOIN power_requests e ON e.id = j.value
          WHERE EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = j.value AND w.gate = 'after')
          ON CONFLICT DO NOTHING",
     )

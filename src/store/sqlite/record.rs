@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::sqlite::SqliteConnection;
 
 use super::gate::{self, Leaving};
+use super::rows::list;
 use super::{StoreError, text};
 use crate::lifecycle::{self, BatchNext, Event, Outcome, Return, Step};
 use crate::model::{
@@ -122,7 +123,6 @@ impl Record<'_> {
                 Event::Claimed => {}
                 Event::Ended(outcome) => {
                     gate::end(tx, leaving, outcome, self.now).await?;
-                    gate::note_awaited(tx, &ids).await?;
                 }
                 Event::Returned(back) => {
                     self.keep_attempts(tx, &ids, back).await?;
@@ -130,11 +130,28 @@ impl Record<'_> {
                 }
             }
         }
-        let members = self.batch.members.iter();
-        let moved: Vec<&Member> = members
-            .filter(|member| self.moved.contains(&member.request))
-            .collect();
-        gate::bring_forward_after(tx, &self.batch.target, &moved).await
+        self.tell_who_waits(tx).await
+    }
+
+    /// Those that wait for the requests that have moved.
+    async fn tell_who_waits(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+        if self.moved.is_empty() {
+            return Ok(());
+        }
+        let waiting = gate::who_waits(tx, &self.batch.target).await?;
+        if waiting.for_an_end {
+            let moves = self.step.moves.iter();
+            let ended = moves.filter(|(_, event)| matches!(event, Event::Ended(_)));
+            gate::note_awaited(tx, &list(ended.map(|(request, _)| &request.0))).await?;
+        }
+        if waiting.behind {
+            let members = self.batch.members.iter();
+            let moved: Vec<&Member> = members
+                .filter(|member| self.moved.contains(&member.request))
+                .collect();
+            gate::bring_forward_after(tx, &self.batch.target, &moved).await?;
+        }
+        Ok(())
     }
 
     /// The ledger of the calls before the one that comes next.
@@ -216,16 +233,8 @@ impl Record<'_> {
         .bind(step.job_ms)
         .bind(&step.read_error)
         .bind(change.submitted_at.map(|at| at.0))
-        .execute(&mut *tx)
+        .execute(tx)
         .await?;
-        if is_done {
-            sqlx::query(
-                "INSERT INTO lingering_batches (batch_id) VALUES ($1) ON CONFLICT DO NOTHING",
-            )
-            .bind(batch.id.0)
-            .execute(tx)
-            .await?;
-        }
         Ok(())
     }
 
