@@ -45,7 +45,8 @@ pub(crate) const LANGUAGES: &[Language] = &[
         name: "perl",
         extension: "pl",
         run: &["perl"],
-        parse: &["perl", "-c"],
+        // Without the module: `-c` carries out what is used.
+        parse: &["perl", "-Mstrict; BEGIN { $INC{q(DBI.pm)} = 1 }", "-c"],
         library: &["perl", "-MDBD::SQLite", "-e", "1"],
     },
     Language {
