@@ -315,7 +315,8 @@ BEGIN
     SELECT RAISE(ABORT, 'only the daemon changes round_notes');
 END;
 
-CREATE TRIGGER batches_done AFTER UPDATE OF state ON batches WHEN NEW.state = 'done' AND OLD.state <> 'done'
+CREATE TRIGGER batches_done AFTER UPDATE OF state ON batches
+WHEN NEW.state = 'done' AND OLD.state <> 'done' AND (SELECT writing FROM queue_mark WHERE id = 1) IS NOT NULL
 BEGIN
     INSERT INTO lingering_batches (batch_id) VALUES (NEW.id) ON CONFLICT DO NOTHING;
 END;
