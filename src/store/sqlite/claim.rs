@@ -164,8 +164,10 @@ pub(in crate::store) async fn heads(
     each: u32,
     now: UtcMillis,
 ) -> Result<Vec<Head>, StoreError> {
-    let mut go = read_first(writer, lane, each).await?.requests;
-    if !find_behind(writer, &go).await?.is_empty() || !find_held(writer, &go, now).await?.is_empty()
+    let found = read_first(writer, lane, each).await?;
+    let mut go = found.requests;
+    if !find_behind(writer, &go).await?.is_empty()
+        || (found.may_be_held && !find_held(writer, &go, now).await?.is_empty())
     {
         let mut tx = store.begin(writer).await?;
         go = pick_first(&mut tx, lane, each, (true, now)).await?.go;

@@ -208,23 +208,6 @@ async fn set_sequence(tx: &mut SqliteConnection, table: &str, last: i64) -> Resu
     Ok(())
 }
 
-/// So many calls may have left of which this copy has no row: each claim is in the epoch file before
-/// its call leaves. For which target, nobody knows.
-async fn note_missing_calls(
-    tx: &mut SqliteConnection,
-    missing: i64,
-    now: UtcMillis,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE queue_mark SET missing_calls = max(0, $1), missing_calls_ms = $2 - clock_set_ms",
-    )
-    .bind(missing)
-    .bind(now.0)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
 /// Puts everything on hold that was unfinished in the copy, and moves its ids on.
 async fn hold_restored(
     tx: &mut SqliteConnection,
@@ -265,21 +248,23 @@ async fn hold_restored(
         )
         .await?;
     }
-    sqlx::query("UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), $1)")
-        .bind(own.last_id)
-        .execute(&mut *tx)
-        .await?;
+    let noted = noted.unwrap_or_default();
+    // Each claim is in the epoch file before its call leaves: so many may have left of which this
+    // copy has no row. For which target, nobody knows.
+    let missing = noted.last_batch_id.saturating_sub(own.last_batch_id).max(0);
+    sqlx::query(
+        "UPDATE queue_mark SET restored_last_id = max(ifnull(restored_last_id, 0), $1), missing_calls = $2,
+             missing_calls_ms = $3 - clock_set_ms",
+    )
+    .bind(own.last_id)
+    .bind(missing)
+    .bind(now.0)
+    .execute(&mut *tx)
+    .await?;
     // The servers' later operations are in no row: that they are idle proves nothing of these calls.
     sqlx::query("UPDATE batches SET from_copy = 1 WHERE state <> 'done'")
         .execute(&mut *tx)
         .await?;
-    let noted = noted.unwrap_or_default();
-    note_missing_calls(
-        tx,
-        noted.last_batch_id.saturating_sub(own.last_batch_id),
-        now,
-    )
-    .await?;
     // What a stranger set beyond all reason is fixed after this.
     for (table, last) in [
         ("power_requests", own.last_id.max(noted.last_id)),

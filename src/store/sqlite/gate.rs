@@ -481,10 +481,7 @@ async fn leave_before(tx: &mut SqliteConnection, ids: &[i64]) -> Result<(), Stor
 pub(super) async fn note_awaited(tx: &mut SqliteConnection, ids: &str) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO round_notes (request_id, target, server_id)
-         SELECT e.id, e.target, e.server_id
-         FROM json_each(CASE WHEN EXISTS (SELECT 1 FROM power_requests WHERE gate IS NOT NULL AND after_id IS NOT NULL)
-                        THEN $1 ELSE '[]' END) j
-         CROSS JOIN power_requests e ON e.id = j.value
+         SELECT e.id, e.target, e.server_id FROM json_each($1) j CROSS JOIN power_requests e ON e.id = j.value
          WHERE EXISTS (SELECT 1 FROM power_requests w WHERE w.after_id = j.value AND w.gate = 'after')
          ON CONFLICT DO NOTHING",
     )
