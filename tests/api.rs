@@ -7,9 +7,11 @@ mod process;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use common::{Yard, secret, text, wait_for};
+use futures_util::future::{Either, join_all, select};
 use process::{Daemon, PATIENCE};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
 use serde_json::{Value, json};
@@ -239,19 +241,33 @@ async fn wrong_tokens_are_answered_ever_later_and_right_ones_at_once() {
     }
     // 250, 500 and 1000 ms.
     assert!(begun.elapsed() >= Duration::from_millis(1750));
-    let begun = Instant::now();
-    let right = server.get("/metrics").bearer_auth(READER);
-    assert_eq!(status(right).await, StatusCode::OK);
-    assert!(begun.elapsed() < Duration::from_millis(1000));
+    // The next wrong one is answered after 2 s; a right one that is sent with it overtakes it.
+    let wrong = pin!(status(
+        server.get("/metrics").bearer_auth("wrong-token-0123456789")
+    ));
+    let right = pin!(status(server.get("/metrics").bearer_auth(READER)));
+    match select(wrong, right).await {
+        Either::Left(_) => panic!("the wrong token was answered first"),
+        Either::Right((answer, wrong)) => {
+            assert_eq!(answer, StatusCode::OK);
+            assert_eq!(wrong.await, StatusCode::UNAUTHORIZED);
+        }
+    }
+    // Four more are delayed, by at least 4 s each. How many are refused meanwhile depends on how
+    // fast they come; one of `slowdown`'s own tests counts them.
     let guesses = (0..12).map(|number| {
         let guess = format!("wrong-token-{number}-0123456789");
         status(server.get("/metrics").bearer_auth(guess))
     });
-    let answers = futures_util::future::join_all(guesses).await;
-    let refused = answers
-        .iter()
-        .filter(|status| **status == StatusCode::TOO_MANY_REQUESTS);
-    assert!(refused.count() >= 8, "{answers:?}");
+    let answers = join_all(guesses).await;
+    let answered = |wanted| answers.iter().filter(|answer| **answer == wanted).count();
+    let refused = answered(StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused > 0, "{answers:?}");
+    assert_eq!(
+        answered(StatusCode::UNAUTHORIZED) + refused,
+        answers.len(),
+        "{answers:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -974,7 +990,8 @@ async fn half_open_connections_do_not_keep_anybody_away() {
     }
     let begun = Instant::now();
     assert_eq!(status(server.get("/healthz")).await, StatusCode::OK);
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    // They would leave by themselves after 5 s.
+    assert!(begun.elapsed() < Duration::from_secs(4));
 }
 
 #[tokio::test(flavor = "multi_thread")]

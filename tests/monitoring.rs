@@ -580,7 +580,7 @@ async fn hundreds_of_half_open_connections_do_not_keep_health_away() {
     let answer = ask(port, "/healthz").await.expect("an answer");
     assert_eq!(answer.0, 200);
     assert!(
-        begun.elapsed() < Duration::from_secs(2),
+        begun.elapsed() < Duration::from_secs(4),
         "it waited for others to leave"
     );
 }

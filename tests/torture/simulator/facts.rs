@@ -141,8 +141,9 @@ pub(super) struct Facts {
     /// By how much the machine's time of day was set, all in all: what goes by it may last so much
     /// longer.
     pub(super) stepped: Duration,
-    /// When the newest daemon started, in true time.
-    pub(super) began: UtcMillis,
+    /// When the newest daemon started, or its rounds went well again after one that failed, in true
+    /// time: what happened before, it sees since then.
+    pub(super) sees_since: UtcMillis,
     /// An older copy was put back: nothing leaves before somebody has released what is unfinished
     /// in it.
     pub(super) awaits_release: bool,
@@ -173,7 +174,7 @@ impl Facts {
             arrivals: BTreeMap::new(),
             digest: 0xcbf2_9ce4_8422_2325,
             stepped: Duration::ZERO,
-            began: UtcMillis(0),
+            sees_since: UtcMillis(0),
             awaits_release: false,
             is_older: false,
             forgotten: BTreeSet::new(),

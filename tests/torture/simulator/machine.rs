@@ -114,6 +114,8 @@ pub(super) struct Machine<'a> {
     steps_of_clock: u64,
     secrets: Secrets,
     secrets_since: UtcMillis,
+    /// The daemon's last round failed.
+    is_in_trouble: bool,
     /// The last reload failed while the queue was locked.
     must_reload: bool,
     /// The longest that the secrets were wrong without a break.
@@ -178,6 +180,7 @@ impl<'a> Machine<'a> {
             steps_of_clock: 0,
             secrets: Secrets::Right,
             secrets_since: begin,
+            is_in_trouble: false,
             must_reload: false,
             wrong_for: Duration::ZERO,
             is_halting: false,
@@ -436,6 +439,9 @@ impl<'a> Machine<'a> {
             trouble,
             ..
         } = round;
+        if std::mem::replace(&mut self.is_in_trouble, trouble.is_some()) {
+            self.facts.sees_since = self.moment().real;
+        }
         self.wake_at = match trouble {
             None => self.wake_after(wake_at),
             Some(error) => {
@@ -494,7 +500,8 @@ impl<'a> Machine<'a> {
             Ok(daemon) => {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
-                self.facts.began = self.moment().real;
+                self.facts.sees_since = self.moment().real;
+                self.is_in_trouble = false;
                 self.must_reload = false;
                 self.facts.reloaded(&self.plan.limits());
             }

@@ -475,7 +475,7 @@ pub(super) fn is_reason_true(facts: &Facts, id: i64, reason: &str, now: Moment) 
     }
     if reason.contains("after its pause") {
         // It counts from when a daemon sees the end.
-        let waited = now.real.since(standing.over_since().max(facts.began));
+        let waited = now.real.since(standing.over_since().max(facts.sees_since));
         return order
             .pause
             .is_some_and(|pause| waited < pause + Duration::from_secs(1));
