@@ -27,6 +27,9 @@ const LOOKS: [Duration; 6] = [
     Duration::from_millis(8),
     Duration::from_millis(25),
 ];
+/// Before a look is tried again that came while the daemon used the queue. Each page that it writes
+/// makes a notification: those of this time are one.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// Between looks where the folder cannot be watched.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -93,8 +96,11 @@ async fn follow_notifications(store: &Store, notify: &Notify) -> std::io::Result
             },
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
                 // A commit that is found does not end the looks: the notification may have been about the next one.
-                looks.next();
-                look(store, &mut version, notify).await;
+                if look(store, &mut version, notify).await {
+                    looks.next();
+                } else {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
             }
         }
     }
@@ -109,12 +115,15 @@ pub(in crate::store) fn concerns(name: Option<&OsStr>, file: &OsStr) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest == "-wal" || rest == "-journal")
 }
 
-/// Notifies if another connection has committed since the last look.
-async fn look(store: &Store, version: &mut Option<i64>, notify: &Notify) {
+/// Notifies if another connection has committed since the last look. False if the daemon uses the
+/// queue at this moment.
+async fn look(store: &Store, version: &mut Option<i64>, notify: &Notify) -> bool {
     match store.data_version().await {
-        Ok(now) if *version == Some(now) => return,
-        Ok(now) => *version = Some(now),
+        Ok(None) => return false,
+        Ok(now) if *version == now => return true,
+        Ok(now) => *version = now,
         Err(error) => debug!("cannot check the queue for changes: {error}"),
     }
     notify.notify_one();
+    true
 }

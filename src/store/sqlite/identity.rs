@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use memchr::memmem;
+
 use super::file::{self, FileId};
 
 /// A checkpoint of somebody else may be writing the page that is being read.
@@ -226,13 +228,8 @@ impl StampReader {
 
 /// The highest epoch behind `key` on a page. Rests of earlier rows may stand beside the row.
 fn newest(page: &[u8], key: &[u8]) -> Option<i64> {
-    let mut newest = None;
-    for (at, bytes) in page.windows(key.len()).enumerate() {
-        if bytes == key {
-            newest = newest.max(epoch_at(page, at + key.len()));
-        }
-    }
-    newest
+    let found = memmem::find_iter(page, key);
+    found.filter_map(|at| epoch_at(page, at + key.len())).max()
 }
 
 fn epoch_at(page: &[u8], start: usize) -> Option<i64> {

@@ -404,16 +404,18 @@ impl Store {
         }
     }
 
-    /// A number that changes when another connection has committed.
+    /// A number that changes when another connection has committed. None while the daemon itself
+    /// uses the connection: its work is not to wait for this.
     ///
     /// # Errors
     /// Also `Replaced`: SQLite maps the `-shm`, so that reading one that was cut ends the process.
-    pub async fn data_version(&self) -> Result<i64, StoreError> {
-        let mut writer = self.writer().await;
+    async fn data_version(&self) -> Result<Option<i64>, StoreError> {
+        let Ok(mut writer) = self.writer.try_lock() else {
+            return Ok(None);
+        };
         self.require_same_files(&mut writer).await?;
-        Ok(sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&mut *writer)
-            .await?)
+        let version = sqlx::query_scalar("PRAGMA data_version");
+        Ok(Some(version.fetch_one(&mut *writer).await?))
     }
 
     /// Closes the file, which checkpoints the `-wal` when no producer has it open.
