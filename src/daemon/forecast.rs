@@ -75,15 +75,18 @@ pub async fn forecast(
     query: &ForecastQuery<'_>,
     now: UtcMillis,
 ) -> Result<Outlook, StoreError> {
-    let noted = client.target_limits().await?;
-    let mut reading = Reading {
-        client,
-        query,
-        noted,
-        now,
-    };
-    let question = reading.question().await?;
-    let mixes = reading.mixes().await?;
+    // A request that the daemon moves meanwhile would count twice, or not at all.
+    let read = client.as_of_one_moment(async |client| {
+        let noted = client.target_limits().await?;
+        let mut reading = Reading {
+            client,
+            query,
+            noted,
+            now,
+        };
+        Ok((reading.question().await?, reading.mixes().await?))
+    });
+    let (question, mixes) = read.await?;
     Ok(Outlook {
         as_of: now,
         forecast: forecast::forecast(&question),

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sqlx::FromRow;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, FromRow};
 
 use super::{RunningBatch, TargetLimits};
 use crate::model::{
@@ -81,11 +81,7 @@ impl QueueClient {
         rules: &ShareRules,
         now: UtcMillis,
     ) -> Result<Vec<Share>, StoreError> {
-        // All of it as of one moment: a request that the daemon parks meanwhile would count twice.
-        let mut tx = self.connection.begin().await?;
-        let shares = shares(&mut tx, asked, rules, now).await?;
-        tx.commit().await?;
-        Ok(shares)
+        shares(&mut self.connection, asked, rules, now).await
     }
 
     /// What lists have shown of the servers of the requests that are asked for.

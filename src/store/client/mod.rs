@@ -139,6 +139,23 @@ impl QueueClient {
             .await?)
     }
 
+    /// What `read` finds, all of it as of one moment: what others commit meanwhile is not seen.
+    /// `read` writes nothing and begins no transaction.
+    ///
+    /// # Errors
+    /// Those of `read`, and of the store.
+    pub async fn as_of_one_moment<T>(
+        &mut self,
+        read: impl AsyncFnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        sqlx::query("BEGIN").execute(&mut self.connection).await?;
+        let found = read(self).await;
+        let ended = sqlx::query("COMMIT").execute(&mut self.connection).await;
+        let found = found?;
+        ended?;
+        Ok(found)
+    }
+
     /// Closes the file.
     pub async fn close(self) -> Result<(), StoreError> {
         Ok(self.connection.close().await?)
