@@ -253,20 +253,28 @@ async fn wrong_tokens_are_answered_ever_later_and_right_ones_at_once() {
             assert_eq!(wrong.await, StatusCode::UNAUTHORIZED);
         }
     }
-    // Four more are delayed, by at least 4 s each. How many are refused meanwhile depends on how
-    // fast they come; one of `slowdown`'s own tests counts them.
+    // The next one is delayed by 4 s, those after it by 8 s. Four are at a time, and one more for
+    // each core that looked before another had noted its own: so however slowly they come, no more
+    // are answered than fit into the time that it took.
+    let at_once = 4 + std::thread::available_parallelism().map_or(1, usize::from);
+    let begun = Instant::now();
     let guesses = (0..12).map(|number| {
         let guess = format!("wrong-token-{number}-0123456789");
         status(server.get("/metrics").bearer_auth(guess))
     });
     let answers = join_all(guesses).await;
     let answered = |wanted| answers.iter().filter(|answer| **answer == wanted).count();
-    let refused = answered(StatusCode::TOO_MANY_REQUESTS);
+    let (wrong, refused) = (
+        answered(StatusCode::UNAUTHORIZED),
+        answered(StatusCode::TOO_MANY_REQUESTS),
+    );
     assert!(refused > 0, "{answers:?}");
-    assert_eq!(
-        answered(StatusCode::UNAUTHORIZED) + refused,
-        answers.len(),
-        "{answers:?}"
+    assert_eq!(wrong + refused, answers.len(), "{answers:?}");
+    let delayed = Duration::from_secs(8 * wrong as u64).saturating_sub(Duration::from_secs(4));
+    let took = begun.elapsed();
+    assert!(
+        delayed <= took * at_once as u32,
+        "{answers:?} within {took:?}"
     );
 }
 

@@ -114,8 +114,6 @@ pub(super) struct Machine<'a> {
     steps_of_clock: u64,
     secrets: Secrets,
     secrets_since: UtcMillis,
-    /// The daemon's last round failed.
-    is_in_trouble: bool,
     /// The last reload failed while the queue was locked.
     must_reload: bool,
     /// The longest that the secrets were wrong without a break.
@@ -180,7 +178,6 @@ impl<'a> Machine<'a> {
             steps_of_clock: 0,
             secrets: Secrets::Right,
             secrets_since: begin,
-            is_in_trouble: false,
             must_reload: false,
             wrong_for: Duration::ZERO,
             is_halting: false,
@@ -439,7 +436,8 @@ impl<'a> Machine<'a> {
             trouble,
             ..
         } = round;
-        if std::mem::replace(&mut self.is_in_trouble, trouble.is_some()) {
+        let daemon = self.daemon.as_ref();
+        if daemon.is_some_and(|daemon| daemon.policy.is_in_trouble()) {
             self.facts.sees_since = self.moment().real;
         }
         self.wake_at = match trouble {
@@ -501,7 +499,6 @@ impl<'a> Machine<'a> {
                 self.say(|| "a daemon starts".to_owned());
                 self.daemon = Some(daemon);
                 self.facts.sees_since = self.moment().real;
-                self.is_in_trouble = false;
                 self.must_reload = false;
                 self.facts.reloaded(&self.plan.limits());
             }
