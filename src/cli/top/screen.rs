@@ -65,7 +65,7 @@ mod tests {
         let size = ["new-session", "-d", "-x", "100", "-y", "50"];
         let Ok(started) = tmux(&[&["-f", "/dev/null"], &size[..], &[line.as_str()]].concat())
         else {
-            // `tests/terminal.rs` says so.
+            // `tests/integration/terminal.rs` says so.
             return;
         };
         assert!(started.status.success(), "{started:?}");
