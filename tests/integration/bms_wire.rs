@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::common::PROJECT;
 use crate::common::wire::{
-    self, Cloud, PROJECT, REFUSED, Reply, assert_as_captured, clock, fault, iam, ids, keys, ok,
-    password, refuse, shown, unused_port,
+    self, Cloud, REFUSED, Reply, assert_as_captured, clock, fault, iam, ids, keys, ok, password,
+    refuse, shown, unused_port,
 };
 use poweryard::cloud::{Bms, Clock, LIST_PAGES_MAX, PowerCloud, connect};
 use poweryard::model::{

@@ -8,8 +8,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::common::PROJECT;
 use crate::common::wire::{
-    self, Cloud, PROJECT, REFUSED, Received, Reply, assert_as_captured,
+    self, Cloud, REFUSED, Received, Reply, assert_as_captured,
     assert_as_captured_but_for_the_target, capture, clock, fault, iam, ids, keys, ok, password,
     refuse, shown, unused_port,
 };

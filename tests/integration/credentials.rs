@@ -2,13 +2,13 @@
 //! over restarts, reloads and commands, who is held for it, and how soon the same rows go through
 //! once it is mended.
 
-use crate::common::wire;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use crate::common::process::{self, Daemon, poweryard, until};
 use crate::common::scene::{bad_signatures, fault};
+use crate::common::wire;
 use crate::common::{
     self, PROJECT, Yard, by_hand, insert, insert_many, outcomes, secret, text, wait_for,
 };

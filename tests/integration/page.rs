@@ -4,14 +4,13 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::common::process::{Daemon, PATIENCE};
-use crate::common::{Yard, secret, text};
-use sqlx::AssertSqlSafe;
-use sqlx::sqlite::SqliteConnection;
-
 use crate::common::queue::{HOUR, Queue, failed, succeeded, wall};
+use crate::common::{Yard, secret, text};
 use poweryard::model::{RequestState, TargetName, UtcMillis};
 use poweryard::store::QueueClient;
 use poweryard::store::client::{Access, Allowed, Glance, Glancer, Reading, Selection};
+use sqlx::AssertSqlSafe;
+use sqlx::sqlite::SqliteConnection;
 
 async fn read(glancer: &mut Glancer, now: UtcMillis) -> Reading {
     glancer.read(now).await.expect("readable")

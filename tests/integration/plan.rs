@@ -1,7 +1,6 @@
 //! What `plan`, the questions of commands and the dry run say of the future, judged by what the
 //! daemon then does, by rows, and by what the simulated cloud was called for.
 
-use crate::common::scene;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -9,6 +8,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use crate::common::process::{poweryard, until};
+use crate::common::scene;
 use crate::common::{Yard, by_hand, insert_many, outcomes, text};
 use poweryard::daemon::{self, ForecastQuery, Outlook};
 use poweryard::model::PowerAction;

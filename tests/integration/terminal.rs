@@ -1,10 +1,10 @@
 //! What people see on a terminal, at 80×24 and at 200×50, against the simulated cloud: `top` and its
 //! keys, the live table of `wait`, lists that fit, and completions.
 
-use crate::common::process;
 use std::path::Path;
 use std::process::Command;
 
+use crate::common::process;
 use crate::common::scene::{Scene, fault};
 use crate::common::tmux::{self, Pane};
 use poweryard::model::PowerAction;

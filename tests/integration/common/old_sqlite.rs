@@ -47,7 +47,7 @@ pub(crate) fn run(db: &Path, sql: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Builds under a file lock, so that test binaries running side by side wait for one another.
+/// Builds under a file lock, so that two runs of the tests wait for one another.
 fn build() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = root.join("target/old-sqlite");

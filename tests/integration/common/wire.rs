@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::common::PROJECT;
 use poweryard::cloud::auth::{AccessKeys, Password};
 use poweryard::cloud::{Clock, Credentials, Observed};
 use poweryard::model::{CallError, Fault, ServerId, Service, Sighting, TargetName, UtcMillis};
@@ -15,8 +16,6 @@ use poweryard::settings::{AuthSettings, TargetSettings};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-
-pub(crate) const PROJECT: &str = "bbf1946d374b44a0a2a95533562ba954";
 
 // ----------------------------------------------------------------------------------------------
 // the other end
