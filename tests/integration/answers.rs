@@ -1,7 +1,6 @@
 //! Every answer that the cloud can give, and every absence of one, against the running daemon: what
 //! becomes of the rows, what the cloud carried out, and how many calls it took.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::common::process::until;
@@ -218,13 +217,7 @@ async fn mixed_batch(action: PowerAction, style: &str) {
     let scenario =
         format!("[bms]\nservers = 20\nrunning = 0.7\noperation_ms = [10, 200]\n{style}\n{faults}");
     let mut scene = Scene::new(&scenario, &[]).await;
-    let before: BTreeMap<String, OnOff> = scene
-        .yard
-        .cloud
-        .servers()
-        .iter()
-        .map(|server| (server.server_id.to_string(), server.power))
-        .collect();
+    let before = scene.yard.powers();
     let bad = [scene.yard.server(7), scene.yard.server(8)];
     scene.ask(action, 1..=20).await;
     let summary = scene.outcomes().await;

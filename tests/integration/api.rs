@@ -6,13 +6,14 @@ use std::fs;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use crate::common::process::{self, Daemon, PATIENCE};
-use crate::common::{self, Yard, secret, text, wait_for};
+use crate::common::process::{self, Daemon};
+use crate::common::wire::unused_port;
+use crate::common::{self, PATIENCE, Yard, secret, text, wait_for};
 use futures_util::future::{Either, join_all, select};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 20]\n";
 const READER: &str = "reader-token-0123456789";
@@ -34,7 +35,7 @@ impl Server {
 
     /// `more`: lines of `[listen]`, then of `[[listen.tokens]]` beside the usual ones.
     async fn start_in(yard: Yard, more: &str) -> Self {
-        let port = free_port().await;
+        let port = unused_port().await;
         let tokens = tokens(&yard);
         let lines = format!("[listen]\naddress = \"127.0.0.1:{port}\"\n{more}{tokens}");
         Self::with_lines(yard, port, &lines).await
@@ -117,14 +118,6 @@ fn client() -> Client {
         .timeout(PATIENCE)
         .build()
         .expect("a client")
-}
-
-/// A port that nobody has at this moment.
-async fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a loopback port");
-    listener.local_addr().expect("an address").port()
 }
 
 fn header(answer: &Response, name: &str) -> String {
@@ -277,7 +270,7 @@ async fn wrong_tokens_are_answered_ever_later_and_right_ones_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_tokens_everybody_may_read_and_nobody_may_do_anything() {
     let yard = Yard::new(QUICK).await;
-    let port = free_port().await;
+    let port = unused_port().await;
     let lines = format!("[listen]\naddress = \"127.0.0.1:{port}\"\n");
     let server = Server::with_lines(yard, port, &lines).await;
     for path in ["/", "/metrics"] {
@@ -307,7 +300,7 @@ impl Server {
     /// With a second target, `other`, and the narrow token.
     async fn with_two_targets() -> Self {
         let yard = Yard::new(QUICK).await;
-        let port = free_port().await;
+        let port = unused_port().await;
         let config = fs::read_to_string(yard.write_config()).expect("written");
         let (_, target) = config.split_once("[targets.default]").expect("a target");
         let other = format!("[targets.other]{target}")
@@ -1088,7 +1081,7 @@ fn trusting(certificate: &str) -> Client {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_served_and_a_new_certificate_is_taken_up_by_a_reload() {
     let yard = Yard::new(QUICK).await;
-    let port = free_port().await;
+    let port = unused_port().await;
     let first = write_certificate(&yard, 100);
     let (lines, tokens) = (tls_lines(&yard), tokens(&yard));
     let config = yard.write_config();
@@ -1175,7 +1168,7 @@ async fn without_a_good_certificate_or_token_the_daemon_does_not_start() {
     let text = fs::read_to_string(&config).expect("written");
     let lines = format!(
         "{text}[listen]\naddress = \"127.0.0.1:{}\"\n{}{}",
-        free_port().await,
+        unused_port().await,
         tls_lines(&yard),
         tokens(&yard)
     );

@@ -672,22 +672,7 @@ async fn every_submit_opens_a_connection_of_its_own_and_reads_keep_theirs() {
         stop_one(&bms).await.expect("accepted");
         bms.job(&JobId("1".to_owned())).await.expect("a report");
     }
-    let connections = |method: &str| -> Vec<usize> {
-        cloud
-            .received()
-            .iter()
-            .filter(|sent| sent.method == method)
-            .map(|sent| sent.connection)
-            .collect()
-    };
-    let (mut posts, gets) = (connections("POST"), connections("GET"));
-    posts.dedup();
-    assert_eq!(posts.len(), 3);
-    assert!(
-        gets.iter()
-            .all(|connection| *connection == gets[0] && !posts.contains(connection)),
-        "{gets:?} {posts:?}"
-    );
+    cloud.assert_three_submits_connected_anew("POST");
 }
 
 // ----------------------------------------------------------------------------------------------

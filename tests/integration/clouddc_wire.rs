@@ -672,22 +672,7 @@ async fn every_submit_opens_a_connection_of_its_own() {
         show_one(&clouddc).await.expect("seen");
         stop_one(&clouddc).await.expect("accepted");
     }
-    let connections = |method: &str| -> Vec<usize> {
-        cloud
-            .received()
-            .iter()
-            .filter(|sent| sent.method == method)
-            .map(|sent| sent.connection)
-            .collect()
-    };
-    let (mut puts, gets) = (connections("PUT"), connections("GET"));
-    puts.dedup();
-    assert_eq!(puts.len(), 3);
-    assert!(
-        gets.iter()
-            .all(|connection| *connection == gets[0] && !puts.contains(connection)),
-        "{gets:?} {puts:?}"
-    );
+    cloud.assert_three_submits_connected_anew("PUT");
 }
 
 // ----------------------------------------------------------------------------------------------

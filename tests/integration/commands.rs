@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::common::process::poweryard;
 use poweryard::model::UtcMillis;
 use poweryard::store::QueueLock;
 use serde_json::Value;
@@ -52,21 +53,6 @@ impl From<Output> for Said {
             err: text(output.stderr),
         }
     }
-}
-
-fn poweryard() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_poweryard"));
-    for name in [
-        "POWERYARD_CONFIG",
-        "RUST_LOG",
-        "SUDO_USER",
-        "LOGNAME",
-        "CREDENTIALS_DIRECTORY",
-    ] {
-        command.env_remove(name);
-    }
-    command.env("USER", "alice").stdin(Stdio::null());
-    command
 }
 
 impl Queue {

@@ -10,7 +10,7 @@ use crate::common::process::{self, Daemon, poweryard, until};
 use crate::common::scene::{bad_signatures, fault};
 use crate::common::wire;
 use crate::common::{
-    self, PROJECT, Yard, by_hand, insert, insert_many, outcomes, secret, text, wait_for,
+    self, PROJECT, UNFINISHED, Yard, by_hand, insert, insert_many, outcomes, secret, text, wait_for,
 };
 use poweryard::daemon::Reload;
 use poweryard::model::PowerAction::{Start, Stop};
@@ -27,7 +27,6 @@ const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 20]
 const RIGHT: &str = "poweryard-sim-secret-key";
 const WRONG: &str = "not-the-secret-key";
 const HELD: &str = "SELECT count(*) FROM holds WHERE kind = 'credentials' AND action IS NULL AND until IS NOT NULL";
-const UNFINISHED: &str = "SELECT count(*) FROM power_requests WHERE finished_at IS NULL";
 
 fn set_secret(yard: &Yard, content: &str) {
     secret(yard.dir.path(), "secret-key", content);

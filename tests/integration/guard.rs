@@ -2,29 +2,21 @@
 
 use std::process::Output;
 
-use crate::common::process::poweryard;
+use crate::common::process::{poweryard, said};
 use crate::common::queue::{self, Queue, origin, wall};
 use crate::common::scene::{Scene, fault};
-use crate::common::{Yard, insert, insert_many, reload};
+use crate::common::{Yard, insert, insert_many, reload, sql};
 use poweryard::model::PowerAction::{Reboot, Start, Stop};
 use poweryard::model::{Batch, Lane};
 use poweryard::settings::Settings;
 use poweryard::store::client::{Access, Actor, Approval, Selection};
 use poweryard::store::{Claim, GuardLimit, QueueClient, Which};
-use sqlx::AssertSqlSafe;
 
 const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 50]\n";
 const HELD: &str = "SELECT group_concat(action) FROM holds WHERE kind = 'approval'";
 const REASON: &str = "SELECT reason FROM holds WHERE kind = 'approval'";
 const DONE: &str = "SELECT count(*) FROM power_requests WHERE state = 'succeeded'";
 const QUEUED: &str = "SELECT count(*) FROM power_requests WHERE state = 'queued'";
-
-async fn sql(scene: &mut Scene, statement: &str) {
-    sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
-        .execute(&mut scene.producer)
-        .await
-        .expect("accepted");
-}
 
 async fn guarded(guard: &str) -> Scene {
     Scene::new(QUICK, &[&format!("guard = {{ stop = \"{guard}\" }}")]).await
@@ -44,10 +36,6 @@ async fn approve(scene: &Scene, args: &[&str]) -> Output {
         .expect("it runs")
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_rows_wait_until_exactly_those_are_approved() {
     let many = "[bms]\nservers = 10000\nrunning = 1.0\noperation_ms = [10, 50]\n";
@@ -56,7 +44,7 @@ async fn ten_thousand_rows_wait_until_exactly_those_are_approved() {
     let servers: Vec<String> = servers.into_iter().map(|server| server.0).collect();
     insert_many(&mut scene.producer, &servers, "stop").await;
     sql(
-        &mut scene,
+        &mut scene.producer,
         "UPDATE power_requests SET label = 'evac' WHERE id > 9000",
     )
     .await;
@@ -81,7 +69,7 @@ async fn ten_thousand_rows_wait_until_exactly_those_are_approved() {
     assert!(done.status.success(), "{}", said(&done));
     // Rows that come later under the same label are not approved with it.
     sql(
-        &mut scene,
+        &mut scene.producer,
         "INSERT INTO power_requests (server_id, action, label) VALUES ('late', 'stop', 'evac')",
     )
     .await;
@@ -121,7 +109,7 @@ async fn one_by_one_they_go_until_the_number_is_reached() {
         )
         .await;
     sql(
-        &mut scene,
+        &mut scene.producer,
         "UPDATE power_requests SET approved_by = 'bob' WHERE state = 'queued'",
     )
     .await;
@@ -153,15 +141,23 @@ async fn an_approval_that_is_taken_back_holds_them_again() {
     scene.ask(Stop, 1..=3).await;
     // Whatever else holds them.
     scene.wait_for(HELD, "stop").await;
-    sql(&mut scene, "UPDATE power_requests SET approved_by = 'bob'").await;
+    sql(
+        &mut scene.producer,
+        "UPDATE power_requests SET approved_by = 'bob'",
+    )
+    .await;
     scene.wait_for(HELD, "").await;
-    sql(&mut scene, "UPDATE power_requests SET approved_by = NULL").await;
+    sql(
+        &mut scene.producer,
+        "UPDATE power_requests SET approved_by = NULL",
+    )
+    .await;
     scene.wait_for(HELD, "stop").await;
     scene.command(&["resume"]).await;
     scene.a_round_passes().await;
     assert_eq!(scene.submits(), 0);
     sql(
-        &mut scene,
+        &mut scene.producer,
         "UPDATE power_requests SET state = 'cancelled' WHERE id = 1",
     )
     .await;
@@ -250,7 +246,7 @@ async fn protected_rows_do_not_count_and_a_budget_still_rations_approved_ones() 
     scene.ask(Stop, 5..=8).await;
     scene.wait_for(HELD, "stop").await;
     sql(
-        &mut scene,
+        &mut scene.producer,
         "UPDATE power_requests SET approved_by = 'bob' WHERE state = 'queued'",
     )
     .await;
@@ -319,7 +315,7 @@ async fn those_behind_another_of_their_server_are_due_too() {
 async fn what_is_not_due_yet_is_not_counted_but_can_be_approved() {
     let mut scene = guarded("1/1h").await;
     sql(
-        &mut scene,
+        &mut scene.producer,
         "INSERT INTO power_requests (server_id, action, label, not_before) VALUES
              ('a', 'stop', 'night', '2090-01-01'), ('b', 'stop', 'night', '2090-01-01')",
     )

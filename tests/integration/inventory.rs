@@ -3,7 +3,7 @@
 
 use std::process::Output;
 
-use crate::common::process::{self, run};
+use crate::common::process::{self, json, run};
 use crate::common::scene::{self, Scene, fault};
 use crate::common::{self, Yard, by_hand, text, wait_for};
 use poweryard::model::{PowerAction, ServerId, Service};
@@ -34,10 +34,6 @@ async fn said(yard: &Yard, args: &[&str]) -> Output {
 
 fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 fn id(yard: &Yard, number: usize) -> ServerId {

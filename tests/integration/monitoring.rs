@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::process::{Daemon, PATIENCE, poweryard, until};
-use crate::common::{Yard, insert, insert_many, outcomes, wait_for};
+use crate::common::process::{Daemon, poweryard, until};
+use crate::common::wire::unused_port;
+use crate::common::{PATIENCE, Yard, insert, insert_many, outcomes, wait_for};
 use poweryard::sim::Call;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,14 +20,6 @@ const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 20
 const ALERTS: &str = include_str!("../../config/alerts.yml");
 const DASHBOARD: &str = include_str!("../../config/dashboard.json");
 const PAGE: &str = include_str!("../../docs/monitor.md");
-
-/// A port that nobody has at this moment.
-async fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a loopback port");
-    listener.local_addr().expect("an address").port()
-}
 
 /// The yard's config, listening on `port`.
 fn listening(yard: &Yard, port: u16) -> PathBuf {
@@ -142,7 +135,7 @@ fn known_metrics(text: &str) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_daemon_does_can_be_read_and_promtool_has_nothing_to_say() {
-    let port = free_port().await;
+    let port = unused_port().await;
     let throttle = "[[faults]]\nkind = \"throttle\"\non = [\"submit\"]\ncalls = [1]\n";
     let yard = Yard::new(&format!("{QUICK}{throttle}")).await;
     let daemon = Daemon::start(&listening(&yard, port));
@@ -274,7 +267,7 @@ async fn what_the_daemon_does_can_be_read_and_promtool_has_nothing_to_say() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_is_counted_until_it_is_done() {
-    let port = free_port().await;
+    let port = unused_port().await;
     let yard = Yard::new(QUICK).await;
     let daemon = Daemon::start(&listening(&yard, port));
     let mut producer = yard.producer().await;
@@ -346,7 +339,7 @@ fn the_dashboard_is_json_with_a_query_in_every_panel() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_leaves_it_ready_and_is_on_the_page_with_its_reason() {
-    let port = free_port().await;
+    let port = unused_port().await;
     let yard = Yard::new(QUICK).await;
     let daemon = Daemon::start(&listening(&yard, port));
     let mut producer = yard.producer().await;
@@ -400,7 +393,7 @@ async fn a_hold_leaves_it_ready_and_is_on_the_page_with_its_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_is_held_makes_it_unready_until_it_is_over() {
-    let port = free_port().await;
+    let port = unused_port().await;
     let yard = Yard::new(&format!("{QUICK}[latency]\nsubmit_ms = [200, 200]\n")).await;
     let daemon = Daemon::start(&listening(&yard, port));
     let mut producer = yard.producer().await;
@@ -440,7 +433,7 @@ async fn a_lock_that_is_held_makes_it_unready_until_it_is_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scrapers_that_are_slow_many_or_mad_disturb_nothing() {
-    let port = free_port().await;
+    let port = unused_port().await;
     let yard = Yard::new(QUICK).await;
     let daemon = Daemon::start(&listening(&yard, port));
     let mut producer = yard.producer().await;
@@ -520,7 +513,7 @@ async fn an_address_in_use_ends_it_with_78_and_a_second_daemon_is_named_as_such(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_changes_the_address_and_keeps_the_old_one_if_it_is_taken() {
-    let (first, second) = (free_port().await, free_port().await);
+    let (first, second) = (unused_port().await, unused_port().await);
     let yard = Yard::new(QUICK).await;
     let daemon = Daemon::start(&listening(&yard, first));
     answers(first, "/readyz", 200).await;
@@ -560,7 +553,7 @@ async fn a_reload_changes_the_address_and_keeps_the_old_one_if_it_is_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_half_open_connections_do_not_keep_health_away() {
     let yard = Yard::new(QUICK).await;
-    let port = free_port().await;
+    let port = unused_port().await;
     let _daemon = Daemon::start(&listening(&yard, port));
     while ask(port, "/healthz").await.is_none() {}
     let mut half_open = Vec::new();

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use crate::common::scene::{Scene, fault};
 use crate::common::{
-    self, Yard, by_hand, dispatcher, insert, insert_many, outcomes, text, wait_for,
+    self, Yard, by_hand, dispatcher, insert, insert_many, outcomes, sql, text, wait_for,
 };
 use poweryard::daemon::{self, Dispatcher, Finished, Round, Task};
 use poweryard::model::{CallError, Fault, Now, PowerAction};
 use poweryard::settings::Settings;
 use poweryard::sim::Call;
 use poweryard::store::Store;
-use sqlx::SqliteConnection;
 
 const QUICK: &str = "[bms]\nservers = 100\nrunning = 1.0\noperation_ms = [10, 50]\n";
 
@@ -40,10 +39,6 @@ async fn carry_out(dispatcher: &mut Dispatcher, round: Round, now: Now) -> Vec<T
         dispatcher.finish(finished, now).await.expect("stored");
     }
     submits
-}
-
-async fn sql(producer: &mut SqliteConnection, sql: &'static str) {
-    sqlx::query(sql).execute(producer).await.expect("accepted");
 }
 
 fn later(now: Now, by: Duration) -> Now {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-use crate::common::process::poweryard;
+use crate::common::process::{json, poweryard};
 use crate::common::queue::{HOUR, Queue, failed, step, succeeded, wall};
 use crate::common::scene::Scene;
 use crate::common::{Yard, insert, outcomes, text, wait_for};
@@ -40,10 +40,6 @@ fn ids(output: &Output) -> Vec<i64> {
     let lines = out(output);
     let ids = lines.lines().map(|line| line.parse().expect("an id"));
     ids.collect()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 fn lines(text: &str) -> Vec<Value> {

@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::common::process::{Daemon, PATIENCE};
+use crate::common::process::Daemon;
 use crate::common::queue::{HOUR, Queue, failed, succeeded, wall};
-use crate::common::{Yard, secret, text};
+use crate::common::{PATIENCE, Yard, secret, text};
 use poweryard::model::{RequestState, TargetName, UtcMillis};
 use poweryard::store::QueueClient;
 use poweryard::store::client::{Access, Allowed, Glance, Glancer, Reading, Selection};

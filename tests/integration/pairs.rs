@@ -28,12 +28,12 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::common::process::{Daemon, poweryard};
 use crate::common::queue::{Queue, wall};
 use crate::common::scene::fault;
-use crate::common::{self, Running, Yard, outcomes, reload, text, wait_for};
+use crate::common::{self, PATIENCE, Running, Yard, outcomes, reload, sql, text, wait_for};
 use poweryard::daemon::{self, Dispatcher, Reload};
 use poweryard::model::{OperatorAction, RequestState, UtcMillis};
 use poweryard::store::client::{Access, Actor, Approval, Selection};
 use poweryard::store::{NewWave, QueueClient, Store, StoreOptions};
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::SqliteConnection;
 use tokio::sync::mpsc;
 
 const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [10, 50]\n";
@@ -135,13 +135,6 @@ impl Place {
     async fn end(self) {
         self.daemon.stop().await;
     }
-}
-
-async fn sql(producer: &mut SqliteConnection, statement: &str) {
-    sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
-        .execute(producer)
-        .await
-        .unwrap_or_else(|error| panic!("{statement}\n{error}"));
 }
 
 /// The things that hold a stop of server 2, each with a line of the config and a word of its reason.
@@ -678,7 +671,7 @@ async fn work_with_a_failure(yard: &Yard, producer: &mut SqliteConnection, faili
     let mut dispatcher = Dispatcher::new(Arc::clone(&store), &settings, clouds, now)
         .await
         .expect("nothing fails before the rounds");
-    let ends = Instant::now() + Duration::from_secs(20);
+    let ends = Instant::now() + PATIENCE;
     while text(producer, "SELECT state FROM orders").await != "done" {
         assert!(
             Instant::now() < ends,

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use crate::common::process::{poweryard, until};
+use crate::common::process::{self, poweryard, until};
 use crate::common::scene;
-use crate::common::{Yard, by_hand, insert_many, outcomes, text};
+use crate::common::{Yard, by_hand, insert_many, outcomes, sql, text};
 use poweryard::daemon::{self, ForecastQuery, Outlook};
 use poweryard::model::PowerAction;
 use poweryard::store::QueueClient;
@@ -48,9 +48,8 @@ async fn command_on_queue(yard: &Yard, args: &[&str]) -> Output {
 }
 
 fn said(output: &Output) -> String {
-    let all = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
     // Sentences are broken into lines.
+    let all = process::said(output);
     all.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -58,13 +57,6 @@ async fn plan(yard: &Yard, args: &[&str]) -> Value {
     let output = command(yard, &[&["plan", "--json"], args].concat()).await;
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
-async fn sql(producer: &mut SqliteConnection, statement: &str) {
-    sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
-        .execute(producer)
-        .await
-        .expect("accepted");
 }
 
 fn servers(yard: &Yard, count: usize) -> Vec<String> {

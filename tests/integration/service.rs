@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::common::process::{self, Daemon, Ear, poweryard, run, until};
-use crate::common::{Yard, by_hand, insert, outcomes, secret, text, wait_for};
+use crate::common::process::{Daemon, Ear, poweryard, run, until};
+use crate::common::{PATIENCE, Yard, by_hand, insert, outcomes, secret, text, wait_for};
 use poweryard::sim::Call;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -45,7 +45,7 @@ async fn end_of(mut command: Command) -> Output {
         tokio::task::spawn_blocking(move || child.wait_with_output().expect("it has ended"));
     tokio::select! {
         output = &mut end => output.expect("it ended"),
-        () = tokio::time::sleep(process::PATIENCE) => {
+        () = tokio::time::sleep(PATIENCE) => {
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
             panic!("it goes on: {}", stderr(&end.await.expect("it ended")));
         }

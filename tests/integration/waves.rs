@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::process::{Daemon, Dice, run};
 use crate::common::scene::{Scene, fault};
-use crate::common::{self, Yard, outcomes, reload, text, wait_for};
+use crate::common::{self, PATIENCE, Yard, outcomes, reload, sql, text, wait_for};
 use poweryard::daemon::{self, Dispatcher};
 use poweryard::model::{Budget, PowerAction, ServerId, Service, TargetName};
 use poweryard::plan::windows::Freeze;
@@ -34,13 +34,6 @@ async fn begin(scenario: &str, change: impl FnOnce(&Yard, &mut Settings)) -> Sce
         daemon,
         producer,
     }
-}
-
-async fn sql(producer: &mut SqliteConnection, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(producer)
-        .await
-        .unwrap_or_else(|error| panic!("{sql}\n{error}"));
 }
 
 /// The complaint about a statement that must fail.
@@ -847,7 +840,7 @@ impl Mortal {
 
     /// Works until everything has ended, or until it dies.
     async fn work(mut self, producer: &mut SqliteConnection, commits_left: &AtomicI64) {
-        let ends = Instant::now() + Duration::from_secs(30);
+        let ends = Instant::now() + PATIENCE;
         while commits_left.load(Ordering::SeqCst) >= 0 && text(producer, STATE).await != "done 3" {
             assert!(Instant::now() < ends, "{}", common::dump(producer).await);
             let round = self.dispatcher.round(daemon::now()).await;

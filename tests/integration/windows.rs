@@ -6,15 +6,15 @@ use std::fs;
 use std::process::Output;
 use std::time::Duration;
 
-use crate::common::process::poweryard;
+use crate::common::process::{poweryard, said};
 use crate::common::scene::Scene;
-use crate::common::{self, Yard, insert, insert_many, reload, text};
+use crate::common::{self, Yard, insert, insert_many, reload, sql, text};
 use jiff::{Timestamp, ToSpan};
 use poweryard::daemon::Dispatcher;
 use poweryard::model::PowerAction::{Start, Stop};
 use poweryard::model::{Now, PowerAction, SPLITMIX_STEP, Steady, UtcMillis, splitmix};
 use poweryard::plan::windows::WindowState;
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::SqliteConnection;
 
 const QUICK: &str = "[bms]\nservers = 40\nrunning = 1.0\noperation_ms = [1, 5]\n";
 const CLOSED: &str = "SELECT group_concat(action) FROM (SELECT action FROM holds WHERE kind = 'window' ORDER BY action)";
@@ -106,13 +106,6 @@ impl Night {
 
 fn at(time: &str) -> UtcMillis {
     time.parse().expect("a time")
-}
-
-async fn sql(producer: &mut SqliteConnection, statement: &str) {
-    sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
-        .execute(producer)
-        .await
-        .expect("accepted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -360,10 +353,6 @@ async fn a_reload_opens_and_closes_windows() {
     assert!(reload(&reloads, frozen).await);
     scene.wait_for(CLOSED, "reboot,stop").await;
     scene.daemon.stop().await;
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 async fn with_config(scene: &Scene, args: &[&str]) -> Output {

@@ -140,7 +140,8 @@ impl QueueClient {
     }
 
     /// What `read` finds, all of it as of one moment: what others commit meanwhile is not seen.
-    /// `read` writes nothing and begins no transaction.
+    /// `read` writes nothing and begins no transaction. A client of which this was dropped before its
+    /// end is of no more use.
     ///
     /// # Errors
     /// Those of `read`, and of the store.

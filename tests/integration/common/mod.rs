@@ -1,6 +1,7 @@
 //! What the integration tests share: a folder with a queue, a config, secrets, a simulated cloud,
 //! and the daemon.
 
+pub(crate) mod judge;
 pub(crate) mod old_sqlite;
 pub(crate) mod process;
 pub(crate) mod queue;
@@ -9,22 +10,29 @@ pub(crate) mod statements;
 pub(crate) mod tmux;
 pub(crate) mod wire;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use poweryard::daemon::{self, DaemonError, Dispatcher, Links, Observers, Reload};
 use poweryard::model::{Now, Service};
 use poweryard::settings::{SecretRules, Settings};
-use poweryard::sim::{Scenario, SimCloud};
+use poweryard::sim::{OnOff, Scenario, SimCloud};
 use poweryard::store::Store;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
+
+/// How long a condition may take to come true before a test fails, on a machine that is busy with
+/// other things too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) const UNFINISHED: &str = "SELECT count(*) FROM power_requests WHERE finished_at IS NULL";
 
 pub(crate) const PROJECT: &str = "bbf1946d374b44a0a2a95533562ba954";
 
@@ -147,7 +155,8 @@ impl Yard {
 
     /// A producer's connection: another one than the daemon's.
     pub(crate) async fn producer(&self) -> SqliteConnection {
-        for _ in 0..500 {
+        let ends = Instant::now() + PATIENCE;
+        while Instant::now() < ends {
             let options = SqliteConnectOptions::new()
                 .filename(self.database())
                 .busy_timeout(Duration::from_secs(5));
@@ -165,6 +174,15 @@ impl Yard {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("the daemon did not make its queue");
+    }
+
+    /// The power of every server by now.
+    pub(crate) fn powers(&self) -> BTreeMap<String, OnOff> {
+        self.cloud
+            .servers()
+            .into_iter()
+            .map(|server| (server.server_id.to_string(), server.power))
+            .collect()
     }
 
     pub(crate) fn server(&self, number: usize) -> String {
@@ -232,11 +250,11 @@ pub(crate) async fn insert_many(
     .expect("accepted");
 }
 
-/// The first column of the first row, once it satisfies `wanted`; else what it is after `patience`.
+/// Waits until the first column of the first row is `wanted`.
 pub(crate) async fn wait_for(connection: &mut SqliteConnection, sql: &str, wanted: &str) {
     let mut last = String::new();
-    let ends = std::time::Instant::now() + Duration::from_secs(40);
-    while std::time::Instant::now() < ends {
+    let ends = Instant::now() + PATIENCE;
+    while Instant::now() < ends {
         last = text(connection, sql).await;
         if last == wanted {
             return;
@@ -272,6 +290,14 @@ pub(crate) async fn outcomes(connection: &mut SqliteConnection) -> String {
          FROM power_requests GROUP BY state, evidence, error_code ORDER BY state, evidence, error_code)",
     )
     .await
+}
+
+/// Carries out `sql`, of any number of statements.
+pub(crate) async fn sql(connection: &mut SqliteConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(connection)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}\n{error}"));
 }
 
 pub(crate) async fn dump(connection: &mut SqliteConnection) -> String {

@@ -8,8 +8,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How long a condition may take to come true before a test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+use serde_json::Value;
+
+use super::PATIENCE;
 
 /// The program, without what the environment of the test says of it.
 pub(crate) fn poweryard() -> Command {
@@ -32,6 +33,16 @@ pub(crate) fn poweryard() -> Command {
 /// One command to its end.
 pub(crate) fn run(args: &[&str]) -> Output {
     poweryard().args(args).output().expect("it runs")
+}
+
+/// What a command printed and complained about.
+pub(crate) fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// The JSON that a command printed.
+pub(crate) fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 /// `poweryard serve`, killed when dropped.

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// How long something may take to be on the screen.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::PATIENCE;
 
 /// True if there is a tmux; otherwise says so, past the test runner, which would keep it to itself.
 pub(crate) fn is_there() -> bool {

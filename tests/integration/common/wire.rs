@@ -99,6 +99,26 @@ impl Cloud {
     pub(crate) fn received(&self) -> Vec<Received> {
         self.received.lock().expect("not poisoned").clone()
     }
+
+    /// Three submits by `method` had a connection each, and all reads another one together.
+    pub(crate) fn assert_three_submits_connected_anew(&self, method: &str) {
+        let connections = |method: &str| -> Vec<usize> {
+            self.received()
+                .iter()
+                .filter(|sent| sent.method == method)
+                .map(|sent| sent.connection)
+                .collect()
+        };
+        let (mut submits, reads) = (connections(method), connections("GET"));
+        submits.dedup();
+        assert_eq!(submits.len(), 3);
+        assert!(
+            reads
+                .iter()
+                .all(|connection| *connection == reads[0] && !submits.contains(connection)),
+            "{reads:?} {submits:?}"
+        );
+    }
 }
 
 pub(crate) async fn serve(

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use poweryard::sim::{Scenario, SimCloud};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -12,8 +13,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tempfile::TempDir;
 
 use super::page::root;
-use crate::common::PROJECT;
-use crate::common::process::{Daemon, PATIENCE, poweryard, until};
+use crate::common::process::{Daemon, poweryard, until};
+use crate::common::{PATIENCE, PROJECT};
 
 /// The cloud of the pages: the default one, but in a hurry.
 const SCENARIO: &str = "[bms]\noperation_ms = [300, 400]\n[clouddc]\noperation_ms = [300, 400]\n";
@@ -315,7 +316,8 @@ async fn connect(queue: &Path) -> SqliteConnection {
         .filename(queue)
         .busy_timeout(PATIENCE)
         .disable_statement_logging();
-    for _ in 0..500 {
+    let ends = Instant::now() + PATIENCE;
+    while Instant::now() < ends {
         if let Ok(mut connection) = options.connect().await
             && sqlx::query("SELECT 1 FROM power_requests")
                 .fetch_optional(&mut connection)
@@ -324,7 +326,7 @@ async fn connect(queue: &Path) -> SqliteConnection {
         {
             return connection;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("the daemon did not make its queue");
 }
