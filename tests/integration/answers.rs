@@ -361,7 +361,10 @@ async fn unreadable_answers_to_reads_are_asked_for_again() {
             fault(kind, "on = [\"list\"]\ncalls = [1]") + &fault("missing", "servers = [3]");
         let scenario =
             format!("[bms]\nservers = 30\nrunning = 1.0\noperation_ms = [10, 20]\n{faults}");
-        let mut scene = Scene::new(&scenario, &[]).await;
+        // Without a list each server is shown, and the look ends once an eighth of this time brings
+        // no answer.
+        let lines = ["settle_time = \"16s\"", "look_time_limit = \"1m\""];
+        let mut scene = Scene::new(&scenario, &lines).await;
         scene.ask(Stop, 1..=30).await;
         let end = scene.outcomes().await;
         scene.daemon.stop().await;
