@@ -2,9 +2,9 @@
 -- no generated columns, no unixepoch(), no JSON, and RAISE texts are literals. Rules live in BEFORE triggers, because
 -- INSERT OR IGNORE drops a row that fails a CHECK without a word but cannot ignore RAISE(ABORT); named CHECKs repeat them.
 --
--- What triggers evaluate spells lists out (a = 'x' OR a = 'y' OR ...): for IN with three values or more SQLite builds a
--- temporary b-tree each time a trigger runs, which costs more than all the rest of an insert. For the same reason a plain
--- row passes one long condition, in which the usual form of a value comes first, and the sentences come only after that.
+-- What triggers and CHECKs evaluate spells lists out (a = 'x' OR a = 'y' OR ...): for IN with three values or more SQLite
+-- builds a temporary b-tree for each row, which costs more than all the rest of an insert. For the same reason a plain row
+-- passes one long condition, in which the usual form of a value comes first, and the sentences come only after that.
 
 PRAGMA application_id = 1887007332; -- 'pyrd'
 
@@ -74,10 +74,12 @@ CREATE TABLE power_requests (
          AND evidence IS NULL AND error_code IS NULL AND error_message IS NULL AND submitted_at IS NULL
          AND finished_at IS NULL AND eligible_at IS NULL AND travel_group = 0 AND baseline IS NULL AND seen_since IS NULL
          AND wave IS NULL)
-        OR (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired', 'rejected', 'unknown')
+        OR ((state = 'running' OR state = 'succeeded' OR state = 'failed' OR state = 'queued' OR state = 'unknown'
+             OR state = 'cancelled' OR state = 'expired' OR state = 'rejected')
             AND typeof(batch_id) IN ('integer', 'null') AND typeof(attempts) IN ('integer', 'null') AND attempts >= 0
             AND typeof(travel_group) IN ('integer', 'null') AND typeof(wave) IN ('integer', 'null') AND (in_line IS NULL OR in_line = 1)
-            AND (evidence IS NULL OR evidence IN ('job', 'already', 'refused', 'observed', 'none'))
+            AND (evidence IS NULL OR evidence = 'job' OR evidence = 'observed' OR evidence = 'already' OR evidence = 'refused'
+                 OR evidence = 'none')
             AND typeof(error_code) IN ('text', 'null') AND typeof(error_message) IN ('text', 'null')
             AND typeof(baseline) IN ('text', 'null')
             AND (retry_at IS NULL OR (typeof(retry_at) = 'text' AND retry_at GLOB
@@ -173,8 +175,9 @@ CREATE TABLE batches (
     service       TEXT NOT NULL CONSTRAINT batch_service_known CHECK (service IN ('bms', 'clouddc')),
     endpoint      TEXT NOT NULL,
     project_id    TEXT NOT NULL,
-    action        TEXT NOT NULL CONSTRAINT batch_action_known CHECK (action IN ('start', 'stop', 'reboot')),
-    state         TEXT NOT NULL CONSTRAINT batch_state_known CHECK (state IN ('submitting', 'tracking', 'looking', 'done')),
+    action        TEXT NOT NULL CONSTRAINT batch_action_known CHECK (action = 'start' OR action = 'stop' OR action = 'reboot'),
+    state         TEXT NOT NULL CONSTRAINT batch_state_known CHECK (
+                      state = 'submitting' OR state = 'tracking' OR state = 'looking' OR state = 'done'),
     server_count  INTEGER NOT NULL CONSTRAINT batch_not_empty CHECK (server_count > 0),
     job_id        TEXT,
     intent_at     TEXT NOT NULL,
@@ -188,8 +191,9 @@ CREATE TABLE batches (
     -- internal
     travel_group  INTEGER NOT NULL DEFAULT 0,
     approved      INTEGER NOT NULL DEFAULT 0,   -- 1: all of its requests were approved: guards do not count it
-    look_cause    TEXT CONSTRAINT look_cause_known CHECK (look_cause IN ('refused', 'lost', 'vanished', 'time_limit', 'gap',
-                                                                        'busy')),
+    look_cause    TEXT CONSTRAINT look_cause_known CHECK (
+                      look_cause = 'refused' OR look_cause = 'lost' OR look_cause = 'vanished' OR look_cause = 'time_limit'
+                      OR look_cause = 'gap' OR look_cause = 'busy'),
     look_until    TEXT,                         -- looking ends here
     from_copy     INTEGER NOT NULL DEFAULT 0,   -- 1: it was open in an older copy that was put back
     doubts        INTEGER NOT NULL DEFAULT 0,   -- answers in a row that did not know the job, or left it unfinished
@@ -233,8 +237,9 @@ CREATE INDEX batches_history ON batches (target, action, id) WHERE job_ms IS NOT
 CREATE TABLE earlier_attempts (
     request_id    INTEGER NOT NULL,
     batch_id      INTEGER NOT NULL,
-    result        TEXT NOT NULL CONSTRAINT result_known CHECK (result IN ('succeeded', 'failed', 'already', 'busy', 'refused',
-                                                                         'not_sent', 'lost', 'unknown')),
+    result        TEXT NOT NULL CONSTRAINT result_known CHECK (
+                      result = 'succeeded' OR result = 'failed' OR result = 'already' OR result = 'busy'
+                      OR result = 'refused' OR result = 'not_sent' OR result = 'lost' OR result = 'unknown'),
     error_code    TEXT,
     error_message TEXT,
     started_at    TEXT NOT NULL,
@@ -340,10 +345,12 @@ END;
 CREATE TABLE holds (
     id     INTEGER PRIMARY KEY,
     target TEXT,
-    action TEXT CONSTRAINT hold_action_known CHECK (action IN ('start', 'stop', 'reboot')),
+    action TEXT CONSTRAINT hold_action_known CHECK (action = 'start' OR action = 'stop' OR action = 'reboot'),
     label  TEXT,
-    kind   TEXT NOT NULL CONSTRAINT hold_kind_known CHECK (kind IN ('operator', 'budget', 'credentials', 'breaker',
-                                                                    'unknown_target', 'restored', 'approval', 'window', 'wave')),
+    kind   TEXT NOT NULL CONSTRAINT hold_kind_known CHECK (
+                      kind = 'operator' OR kind = 'budget' OR kind = 'credentials' OR kind = 'breaker'
+                      OR kind = 'unknown_target' OR kind = 'restored' OR kind = 'approval' OR kind = 'window'
+                      OR kind = 'wave'),
     reason TEXT NOT NULL,
     since  TEXT NOT NULL,
     until  TEXT,
@@ -970,7 +977,7 @@ CREATE TABLE orders (
     created_at   TEXT DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
 
     -- what the daemon tells
-    state        TEXT DEFAULT 'open' CONSTRAINT order_state_known CHECK (state IN ('open', 'held', 'done')),
+    state        TEXT DEFAULT 'open' CONSTRAINT order_state_known CHECK (state = 'open' OR state = 'held' OR state = 'done'),
     wave         INTEGER DEFAULT 1 CONSTRAINT wave_positive CHECK (wave > 0),
     finished_at  TEXT,
 
@@ -1171,7 +1178,7 @@ CREATE TABLE servers (
     target    TEXT NOT NULL,
     server_id TEXT NOT NULL COLLATE NOCASE,
     name      TEXT NOT NULL,
-    power     TEXT NOT NULL CONSTRAINT server_power_known CHECK (power IN ('on', 'off', 'unclear')),
+    power     TEXT NOT NULL CONSTRAINT server_power_known CHECK (power = 'on' OR power = 'off' OR power = 'unclear'),
     status    TEXT NOT NULL,                -- the cloud's own word
     seen_at   TEXT NOT NULL,                -- when a list showed it last
     gone_at   TEXT,                         -- since when lists lack it
@@ -1211,8 +1218,9 @@ CREATE TABLE operator_actions (
     id       INTEGER PRIMARY KEY AUTOINCREMENT,
     at       TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
     who      TEXT NOT NULL,
-    action   TEXT NOT NULL CONSTRAINT operator_action_known CHECK (action IN ('cancel', 'retry', 'approve', 'pause', 'resume',
-                                                                             'release', 'override')),
+    action   TEXT NOT NULL CONSTRAINT operator_action_known CHECK (
+                      action = 'cancel' OR action = 'retry' OR action = 'approve' OR action = 'pause'
+                      OR action = 'resume' OR action = 'release' OR action = 'override'),
     what     TEXT NOT NULL,                 -- the selection as it was given
     requests INTEGER NOT NULL,              -- how many
     reason   TEXT,
