@@ -666,7 +666,7 @@ async fn batches_that_are_throttled_together_are_throttled_once() {
     let faults = fault(
         "throttle",
         "on = [\"submit\"]\ncalls = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]",
-    ) + "[latency]\nsubmit_ms = [2000, 2000]\n";
+    ) + "[latency]\nsubmit_ms = [1000, 1000]\n";
     let scenario =
         "servers = 60\nrunning = 1.0\noperation_ms = [300, 600]\nthrottle_body = \"text\"\n";
     let lines = ["batch_servers_max = 5", "submits_per_minute = 100"];
@@ -794,7 +794,7 @@ async fn what_a_server_was_before_the_call_is_known_after_a_crash_during_it() {
     let config = yard.write_config();
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=40).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(40);
     insert_many(&mut producer, &servers, "reboot").await;
     until("the call has arrived", || yard.cloud.ledger().len() == 40).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
