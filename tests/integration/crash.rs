@@ -355,7 +355,7 @@ async fn a_restart_goes_on_with_the_halves_of_a_refused_batch() {
     let config = yard.write_config();
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=16).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(16);
     common::insert_many(&mut producer, &servers, "stop").await;
     // The first look finds nothing, so the batch is split; the halves are on disk before they are
     // sent.

@@ -106,7 +106,7 @@ async fn a_secret_fixed_while_the_daemon_is_stopped_works_at_once() {
     let config = wrong_config(&yard);
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=20).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(20);
     insert_many(&mut producer, &servers, "stop").await;
     wait_for(&mut producer, HELD, "1").await;
     wait_for(
@@ -520,7 +520,7 @@ async fn a_daemon_restarted_without_a_permission_asks_no_more_than_before() {
     let config = yard.write_config();
     let daemon = Daemon::start(&config);
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=10).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(10);
     insert_many(&mut producer, &servers, "stop").await;
     wait_for(&mut producer, "SELECT action FROM holds", "stop").await;
     wait_for(

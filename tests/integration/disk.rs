@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::common::process::{Daemon, until};
-use crate::common::{Yard, insert, wait_for};
+use crate::common::{UNFINISHED, Yard, insert, wait_for};
 
 /// The texts of a new batch's row, which stand side by side in its record: its action and its
 /// state.
@@ -78,12 +78,7 @@ async fn the_intent_is_synced_before_the_first_byte_of_its_call() {
     let mut producer = yard.producer().await;
     for number in 1..=3 {
         insert(&mut producer, &yard.server(number), "reboot").await;
-        wait_for(
-            &mut producer,
-            "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
-            "0",
-        )
-        .await;
+        wait_for(&mut producer, UNFINISHED, "0").await;
     }
     assert_eq!(daemon.stop().await, Some(0));
     until("the trace is complete", || {

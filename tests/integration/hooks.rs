@@ -170,7 +170,7 @@ async fn a_hook_that_hangs_delays_neither_passes_nor_other_hook_nor_stop() {
     until("the URL was told", || receiver.received().len() == 1).await;
     until("the command hangs", || pids.exists()).await;
     let begin = Instant::now();
-    let servers: Vec<String> = (1..=10).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(10);
     insert_many(&mut producer, &servers, "reboot").await;
     outcomes(&mut producer).await;
     assert!(

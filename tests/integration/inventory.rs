@@ -5,7 +5,7 @@ use std::process::Output;
 
 use crate::common::process::{self, json, run};
 use crate::common::scene::{self, Scene, fault};
-use crate::common::{self, Yard, by_hand, text, wait_for};
+use crate::common::{self, UNFINISHED, Yard, by_hand, text, wait_for};
 use poweryard::model::{PowerAction, ServerId, Service};
 use poweryard::sim::Call;
 
@@ -151,7 +151,7 @@ async fn what_looks_have_seen_costs_no_list_of_its_own() {
     let daemon = yard.start();
     let mut producer = yard.producer().await;
     wait_for(&mut producer, READ_IN_FULL, "1").await;
-    let ids: Vec<String> = (1..=8).map(|number| yard.server(number)).collect();
+    let ids = yard.servers(8);
     common::insert_many(&mut producer, &ids, "stop").await;
     common::outcomes(&mut producer).await;
     // Its interval is an hour. The last ones to end are shown one by one, which is no list.
@@ -233,12 +233,7 @@ async fn a_list_lets_submits_go_first_and_does_not_hold_them_up() {
     common::insert_many(&mut producer, &first, "reboot").await;
     yard.set(ONCE);
     let daemon = yard.start();
-    wait_for(
-        &mut producer,
-        "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
-        "0",
-    )
-    .await;
+    wait_for(&mut producer, UNFINISHED, "0").await;
     let calls = yard.cloud.calls();
     assert_eq!(calls[0].call, Call::Submit, "{calls:?}");
     // The list is being read now, for a minute.

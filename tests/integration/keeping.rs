@@ -302,7 +302,7 @@ async fn what_ended_long_ago_goes_with_its_ledger_and_what_is_awaited_stays() {
     let yard = Yard::new(QUICK).await;
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=5).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(5);
     insert_many(&mut producer, &servers, "stop").await;
     assert_eq!(outcomes(&mut producer).await, "5 succeeded/job");
     let awaits = "INSERT INTO power_requests (server_id, action, after_id, not_before) VALUES ('x', 'start', ?, datetime('now', '+1 day'))";
@@ -339,7 +339,7 @@ async fn the_daemon_keeps_to_its_retention() {
     let mut settings = yard.settings();
     let daemon = yard.start_with(settings.clone());
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=5).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(5);
     insert_many(&mut producer, &servers, "stop").await;
     assert_eq!(outcomes(&mut producer).await, "5 succeeded/job");
     daemon.stop().await;

@@ -5,7 +5,9 @@ use std::fs;
 use std::time::Duration;
 
 use crate::common::process::Daemon;
-use crate::common::{Yard, clouds, dispatcher, insert, insert_many, outcomes, text, wait_for};
+use crate::common::{
+    UNFINISHED, Yard, clouds, dispatcher, insert, insert_many, outcomes, text, wait_for,
+};
 use poweryard::daemon::{self, DaemonError, Dispatcher, Finished};
 use poweryard::model::{Now, PowerAction, UtcMillis};
 use poweryard::store::StoreError;
@@ -48,13 +50,7 @@ async fn a_clock_that_steps_back_an_hour_delays_neither_batch_nor_row() {
     insert(&mut producer, &yard.server(2), "stop").await;
     for _ in 0..400 {
         round(&mut dispatcher, daemon::now()).await;
-        if text(
-            &mut producer,
-            "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
-        )
-        .await
-            == "0"
-        {
+        if text(&mut producer, UNFINISHED).await == "0" {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -498,7 +494,7 @@ async fn an_endless_reader_costs_only_disk_and_the_wal_is_cut_back_after_it() {
     let yard = Yard::new("[bms]\nservers = 1000\nrunning = 1.0\noperation_ms = [10, 20]\n").await;
     let daemon = yard.start();
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=1000).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(1000);
     let wal = yard.dir.path().join("queue.db-wal");
     let size = || fs::metadata(&wal).map_or(0, |meta| meta.len());
     let mut reader = yard.producer().await;

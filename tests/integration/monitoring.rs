@@ -140,7 +140,7 @@ async fn what_the_daemon_does_can_be_read_and_promtool_has_nothing_to_say() {
     let yard = Yard::new(&format!("{QUICK}{throttle}")).await;
     let daemon = Daemon::start(&listening(&yard, port));
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=40).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(40);
     insert_many(&mut producer, &servers, "reboot").await;
     insert(&mut producer, "no-such-server", "stop").await;
     for sql in [

@@ -445,7 +445,7 @@ async fn a_stop_leaves_no_intent_in_doubt() {
     for more in [10, 60, 130] {
         let daemon = yard.start();
         let mut producer = yard.producer().await;
-        let servers: Vec<String> = (1..=600).map(|number| yard.server(number)).collect();
+        let servers = yard.servers(600);
         insert_many(&mut producer, &servers, "stop").await;
         let submits = || {
             yard.cloud

@@ -124,7 +124,7 @@ async fn a_power_cycle_is_a_stop_and_a_start_that_waits_for_it() {
 async fn a_power_cycle_and_its_undo_are_carried_out() {
     let mut scene = Scene::new(QUICK, &[]).await;
     let path = scene.yard.database();
-    let servers: Vec<String> = (1..=3).map(|number| scene.yard.server(number)).collect();
+    let servers = scene.yard.servers(3);
     let mut args = vec!["enqueue", "power-cycle", "--label", "cycle"];
     args.extend(servers.iter().map(String::as_str));
     assert_eq!(ids(&run(&path, &args)).len(), 6);
@@ -604,7 +604,7 @@ async fn a_reason_given_to_many_calls_at_once_is_one_row() {
     let freeze = "window = { freeze = [\"2026-01-01..2098-12-31\"] }";
     let mut scene = Scene::new(QUICK, &[freeze, "batch_servers_max = 10"]).await;
     let path = scene.yard.database();
-    let servers: Vec<String> = (1..=30).map(|number| scene.yard.server(number)).collect();
+    let servers = scene.yard.servers(30);
     let mut args = vec!["enqueue", "stop", "--override-reason", "fire"];
     args.extend(servers.iter().map(String::as_str));
     assert_eq!(ids(&run(&path, &args)).len(), 30);

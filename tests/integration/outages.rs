@@ -93,7 +93,7 @@ async fn while_nobody_listens_each_call_risks_one_server() {
     let config = yard.write_config_for("default", &format!("http://{nobody}"));
     let daemon = yard.start_with(Settings::load(&config).expect("a valid config"));
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=500).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(500);
     insert_many(&mut producer, &servers, "reboot").await;
     wait_for(
         &mut producer,
@@ -233,7 +233,7 @@ async fn a_reload_lifts_a_breakers_hold_and_the_next_call_finds_out() {
     let yard = Yard::new(&format!("{CROWD}{busy}")).await;
     let daemon = Daemon::start(&yard.write_config());
     let mut producer = yard.producer().await;
-    let servers: Vec<String> = (1..=30).map(|number| yard.server(number)).collect();
+    let servers = yard.servers(30);
     insert_many(&mut producer, &servers, "reboot").await;
     let held =
         "SELECT kind FROM holds WHERE until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+40 minutes')";

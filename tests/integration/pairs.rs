@@ -245,7 +245,7 @@ async fn parts_of_a_refused_batch_wait_for_their_window() {
     );
     let scenario = format!("[latency]\nsubmit_ms = [600, 600]\n{QUICK}{refused}");
     let mut place = Place::new(&scenario, &[]).await;
-    let servers: Vec<String> = (1..=6).map(|number| place.yard.server(number)).collect();
+    let servers = place.yard.servers(6);
     common::insert_many(&mut place.producer, &servers, "stop").await;
     place
         .wait_for("SELECT state FROM batches", "submitting")

@@ -59,10 +59,6 @@ async fn plan(yard: &Yard, args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn servers(yard: &Yard, count: usize) -> Vec<String> {
-    (1..=count).map(|number| yard.server(number)).collect()
-}
-
 /// What the daemon's own forecast says of the queue.
 async fn outlook(yard: &Yard) -> Outlook {
     let settings = yard.settings();
@@ -120,7 +116,7 @@ fn expect_as_foretold(foretold: &[(u64, u64)], sent: &[(u64, f64)], late_max: f6
 async fn the_daemon_does_what_was_foretold_under_a_budget() {
     let lines = ["batch_servers_max = 10", "budget = { stop = \"25/3s\" }"];
     let (yard, mut producer) = quiet(&lines).await;
-    insert_many(&mut producer, &servers(&yard, 60), "stop").await;
+    insert_many(&mut producer, &yard.servers(60), "stop").await;
     let outlook = outlook(&yard).await;
     let calls = [(10, 0), (10, 0), (5, 0), (10, 3), (10, 3), (5, 3), (10, 6)];
     assert_eq!(foretold(&outlook), calls);
@@ -138,7 +134,7 @@ async fn the_daemon_does_what_was_foretold_of_waves() {
         "INSERT INTO orders (label, waves, pause) VALUES ('kernel', '1, 5%, 25%', '2s')",
     )
     .await;
-    insert_many(&mut producer, &servers(&yard, 60), "stop").await;
+    insert_many(&mut producer, &yard.servers(60), "stop").await;
     sql(&mut producer, "UPDATE power_requests SET label = 'kernel'").await;
     let outlook = outlook(&yard).await;
     let sizes: Vec<u64> = foretold(&outlook).iter().map(|call| call.0).collect();
@@ -166,7 +162,7 @@ async fn a_plan_says_what_leaves_now_and_why_not_the_rest() {
     let (mut yard, mut producer) = quiet(&lines).await;
     let first = yard.server(1);
     yard.set(&format!("protect = {{ servers = [\"{first}\"] }}"));
-    insert_many(&mut producer, &servers(&yard, 60), "stop").await;
+    insert_many(&mut producer, &yard.servers(60), "stop").await;
     sql(
         &mut producer,
         "UPDATE power_requests SET label = 'evac' WHERE id > 21;
@@ -224,7 +220,7 @@ async fn a_plan_says_what_leaves_now_and_why_not_the_rest() {
 async fn without_the_config_a_plan_goes_by_the_queue_and_says_so() {
     let lines = ["batch_servers_max = 20", "budget = { stop = \"30/1h\" }"];
     let (yard, mut producer) = quiet(&lines).await;
-    insert_many(&mut producer, &servers(&yard, 60), "stop").await;
+    insert_many(&mut producer, &yard.servers(60), "stop").await;
     let blind = command_on_queue(&yard, &["plan"]).await;
     let blind = said(&blind);
     assert!(
@@ -275,8 +271,8 @@ async fn what_is_known_of_the_servers_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_request_of_a_server_is_not_promised_for_now() {
     let (yard, mut producer) = quiet(&[]).await;
-    insert_many(&mut producer, &servers(&yard, 5), "stop").await;
-    insert_many(&mut producer, &servers(&yard, 4), "reboot").await;
+    insert_many(&mut producer, &yard.servers(5), "stop").await;
+    insert_many(&mut producer, &yard.servers(4), "reboot").await;
     let told = plan(&yard, &[]).await;
     let now: Vec<&Value> = told["actions"]
         .as_array()
@@ -293,7 +289,7 @@ async fn the_second_request_of_a_server_is_not_promised_for_now() {
 async fn enqueue_warns_of_what_a_budget_cannot_let_go_in_time() {
     let (yard, mut producer) = quiet(&["budget = { stop = \"10/1h\" }"]).await;
     let file = yard.dir.path().join("list");
-    std::fs::write(&file, servers(&yard, 60).join("\n")).expect("written");
+    std::fs::write(&file, yard.servers(60).join("\n")).expect("written");
     let file = file.display().to_string();
     let ask = [
         "enqueue",
@@ -385,7 +381,7 @@ async fn at_terminal(yard: &Yard, args: &[&str], answer: &str) -> (Option<i32>, 
 async fn above_twenty_servers_a_person_is_asked_before_anything_is_inserted() {
     let (yard, mut producer) = quiet(&["batch_servers_max = 10"]).await;
     const ROWS: &str = "SELECT count(*) FROM power_requests";
-    let many = servers(&yard, 21);
+    let many = yard.servers(21);
     let mut ask = vec!["enqueue", "stop", "--label", "evac"];
     ask.extend(many.iter().map(String::as_str));
     for answer in ["n", "", "21", "yess"] {
@@ -420,7 +416,7 @@ async fn cancel_and_retry_ask_a_person_too() {
     const STATES: &str = "SELECT group_concat(state || ' ' || n) FROM
                           (SELECT state, count(*) AS n FROM power_requests GROUP BY state ORDER BY state)";
     let (yard, mut producer) = quiet(&[]).await;
-    insert_many(&mut producer, &servers(&yard, 30), "stop").await;
+    insert_many(&mut producer, &yard.servers(30), "stop").await;
     sql(&mut producer, "UPDATE power_requests SET label = 'evac'").await;
     let cancel = ["cancel", "--label", "evac"];
     let (code, _, shown) = at_terminal(&yard, &cancel, "n").await;
@@ -450,7 +446,7 @@ async fn approve_shows_what_becomes_of_what_is_approved() {
         "budget = { stop = \"20/1h\" }",
     ];
     let (yard, mut producer) = quiet(&lines).await;
-    insert_many(&mut producer, &servers(&yard, 30), "stop").await;
+    insert_many(&mut producer, &yard.servers(30), "stop").await;
     let lane = ["approve", "--target", "default", "--action", "stop"];
     let (code, shown, _) = at_terminal(&yard, &lane, "29").await;
     assert_eq!(code, Some(2));
@@ -500,7 +496,7 @@ async fn a_dry_run_knows_windows_guards_budgets_and_waves_and_changes_nothing() 
         "window = { start = [\"00:00-00:01 UTC\"] }",
     ];
     let (yard, mut producer) = quiet(&lines).await;
-    let all = servers(&yard, 60);
+    let all = yard.servers(60);
     sql(
         &mut producer,
         "INSERT INTO orders (label, waves) VALUES ('kernel', '3, 50%')",
@@ -651,7 +647,7 @@ async fn a_forecast_reads_nothing_that_has_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cycle_is_asked_about_by_servers_and_its_starts_come_later() {
     let (yard, mut producer) = quiet(&[]).await;
-    let many = servers(&yard, 21);
+    let many = yard.servers(21);
     let mut ask = vec!["enqueue", "power-cycle", "--label", "cycle"];
     ask.extend(many.iter().map(String::as_str));
     let (code, _, shown) = at_terminal(&yard, &ask, "n").await;

@@ -11,7 +11,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::process::{Daemon, Ear, poweryard, run, until};
-use crate::common::{PATIENCE, Yard, by_hand, insert, outcomes, secret, text, wait_for};
+use crate::common::{
+    PATIENCE, UNFINISHED, Yard, by_hand, insert, outcomes, secret, text, wait_for,
+};
 use poweryard::sim::Call;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
@@ -648,12 +650,7 @@ async fn what_strangers_write_into_the_ledgers_never_stops_a_pass() {
         // What the schema refuses is as good.
         let written = by_hand(&mut producer, &format!("{sql}{only_open}")).await;
         println!("{sql}: {written:?}");
-        wait_for(
-            &mut producer,
-            "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
-            "0",
-        )
-        .await;
+        wait_for(&mut producer, UNFINISHED, "0").await;
         the_daemon_still_works(&yard, &mut producer, 20 + number, sql).await;
     }
     assert_eq!(daemon.stop().await, Some(0));

@@ -188,6 +188,12 @@ impl Yard {
     pub(crate) fn server(&self, number: usize) -> String {
         self.cloud.server_ids(self.service)[number - 1].to_string()
     }
+
+    /// The first `count` servers.
+    pub(crate) fn servers(&self, count: usize) -> Vec<String> {
+        let ids = self.cloud.server_ids(self.service);
+        ids[..count].iter().map(ToString::to_string).collect()
+    }
 }
 
 pub(crate) fn clouds(settings: &Settings) -> daemon::Clouds {
@@ -278,12 +284,7 @@ pub(crate) async fn text(connection: &mut SqliteConnection, sql: &str) -> String
 
 /// Waits until every request is terminal, and returns `state/evidence/code` with their counts.
 pub(crate) async fn outcomes(connection: &mut SqliteConnection) -> String {
-    wait_for(
-        connection,
-        "SELECT count(*) FROM power_requests WHERE finished_at IS NULL",
-        "0",
-    )
-    .await;
+    wait_for(connection, UNFINISHED, "0").await;
     text(
         connection,
         "SELECT group_concat(line, ', ') FROM (SELECT count(*) || ' ' || state || '/' || evidence || ifnull('/' || error_code, '') AS line
